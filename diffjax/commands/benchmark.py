@@ -1,0 +1,114 @@
+"""Time a config's training step and its sampler on this machine.
+
+  python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
+
+Uses random pictures, so the data set need not be there. GFLOP a step are counted in the program before it is
+optimised; the fraction of peak is given where the device's peak is known. Times vary from run to run.
+"""
+
+import json
+import resource
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+from diffjax import systems
+from diffjax.commands.flags import Arguments, Flags, define_config, read_config
+from diffjax.commands.train import compile_step
+from diffjax.generate import Generator, balanced_labels
+from diffjax.train.devices import Devices
+from diffjax.train.state import ema_variables
+from diffjax.workdir import image_spec
+
+# Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
+_PEAK = {
+    "H200": (989.0, 494.0),
+    "H100": (989.0, 494.0),
+    "A100": (312.0, 156.0),
+    "TPU v4": (275.0, None),
+    "TPU v5 lite": (197.0, None),
+    "TPU v5p": (459.0, None),
+    "TPU v6 lite": (918.0, None),
+}
+
+
+def define(flags: Flags) -> None:
+    define_config(flags)
+    absl_flags.DEFINE_integer("steps", 20, "training steps to time", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("samples", 100, "samples to draw, 0: none", lower_bound=0, flag_values=flags)
+    absl_flags.DEFINE_string("out", None, "JSON file to write the figures to", flag_values=flags)
+
+
+def run(arguments: Arguments) -> int:
+    config = read_config(arguments)
+    spec = image_spec(config)
+    system = systems.build(config, spec)
+    devices = Devices.create(**config.parallel)
+    batch_size = config.train.batch_size
+    devices.check_batch(batch_size, config.train.accumulate)
+    step, state = compile_step(config, system, devices, None)
+    generator_of_noise = np.random.default_rng(config.seed)
+    batch = devices.put_batch(
+        {
+            "image": generator_of_noise.integers(0, 256, (batch_size, spec.size, spec.size, spec.channels), np.uint8),
+            "label": balanced_labels(batch_size, spec.classes),
+            "index": np.arange(batch_size, dtype=np.int32),
+        }
+    )
+
+    began = time.perf_counter()
+    lowered = step.lower(state, batch)
+    compiled = lowered.compile()
+    figures = {"device": f"{devices.count} x {jax.local_devices()[0].device_kind}", "compile_seconds": time.perf_counter() - began}
+    seconds = []
+    for _ in range(arguments.steps + 2):  # the first two are not counted
+        began = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - began)
+    median = statistics.median(seconds[2:])
+    figures |= {"step_seconds": median, "images_per_second": batch_size / median}
+    flops = (lowered.cost_analysis() or {}).get("flops")
+    if flops:
+        figures |= {"gflop_per_step": flops / 1e9, "gflop_per_second": flops / median / 1e9}
+        peak = _peak(config.dtype)
+        if peak:
+            figures["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.count)
+    if arguments.samples:
+        figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, ema_variables(state))
+    figures["peak_memory_gib"] = _peak_memory() / 2**30
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
+    if arguments.out:
+        with open(arguments.out, "w") as file:
+            json.dump({"config": config.to_dict(), **figures}, file, indent=2)
+    return 0
+
+
+def _samples_per_second(count: int, system, spec, config, variables) -> float:
+    """With the config's own sampler, once it is compiled."""
+    generator = Generator(system, batch_size=count)
+    draw = lambda: generator(variables, range(count), {"label": balanced_labels(count, spec.classes)}, plan)  # noqa: E731
+    plan = system.plan(config.sampler)
+    draw()
+    began = time.perf_counter()
+    draw()
+    return count / (time.perf_counter() - began)
+
+
+def _peak(dtype: str) -> float | None:
+    kind = jax.local_devices()[0].device_kind
+    for name, (half, single) in _PEAK.items():
+        if name in kind:
+            return half if dtype == "bfloat16" else single
+    return None
+
+
+def _peak_memory() -> float:
+    """Bytes: the fullest device's peak, or this process's where the device keeps no count (a CPU)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

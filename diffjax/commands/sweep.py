@@ -1,0 +1,137 @@
+"""Sweep the sampler's settings on a trained run: a table, a figure, and results/sweep.json.
+
+  python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
+
+Every combination of the lists is a cell. All cells start from the same noise. One sampler compiles once, however many
+steps, etas and guidance scales there are.
+
+Columns: "FD pixels" is the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and
+comparable only at one --num); "recognised" is the share of samples that a support vector machine trained on the real
+images takes for their class; "to most steps" is the root-mean-square difference, in grey levels of 255, from the same
+samples at the most steps.
+"""
+
+import itertools
+import json
+import time
+
+import numpy as np
+from absl import flags as absl_flags
+
+from diffjax import report
+from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, eta_settings, numbers, required
+from diffjax.errors import UserError
+from diffjax.evals import frechet, pixels
+from diffjax.evals.recognition import Recogniser
+from diffjax.generate import Generator, balanced_labels
+from diffjax.workdir import Run, load, open_source
+
+_REFERENCE = 5000  # real images for the measures, the first of each split
+
+
+def define(flags: Flags) -> None:
+    define_workdir(flags)
+    define_sampling(flags)
+    absl_flags.DEFINE_integer("num", 500, "samples a cell", lower_bound=2, flag_values=flags)
+    for name, text in {
+        "steps": "numbers of steps",
+        "eta": "etas of ddim; hat stands for DDPM's larger variance",
+        "guidance": "scales s of classifier-free guidance; 1 is none",
+        "sampler": "samplers: ancestral, ddim",
+        "grid": "grids: leading, trailing, linspace, quadratic",
+    }.items():
+        absl_flags.DEFINE_list(name, [], f"{text}, separated by commas", flag_values=flags)
+
+
+def run(arguments: Arguments) -> int:
+    trained = load(required(arguments, "workdir"), arguments.checkpoint)
+    cells = _cells(arguments)
+    capacity = max(cell.get("steps", trained.config.sampler.steps) for cell in cells)
+    plan = trained.system.plan
+    plans = [plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]  # all refused before any is drawn
+    measure = Measures(trained)
+    labels = balanced_labels(arguments.num, trained.classes)
+    seeds = arguments.seed + np.arange(arguments.num)
+    generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
+
+    rows, drawn = [], []
+    for cell, cell_plan in zip(cells, plans, strict=True):
+        began = time.perf_counter()
+        images = generator(trained.variables, seeds, {"label": labels}, cell_plan, description=str(cell))
+        rows.append({**cell, **measure(images, labels), "seconds": round(time.perf_counter() - began, 3)})
+        drawn.append(images)
+    _add_distance_to_most_steps(rows, drawn)
+
+    results = {
+        "workdir": str(trained.workdir.path),
+        "checkpoint": trained.step,
+        "num": arguments.num,
+        "seed": arguments.seed,
+        "sampler": trained.config.sampler.to_dict(),
+        "reference": measure.provenance,
+        "compilations": generator.compilations,
+        "cells": rows,
+    }
+    path = trained.workdir.results / "sweep.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    figure = path.with_suffix(".png")
+    report.figure(figure, rows, [images[: report.EXAMPLES] for images in drawn])
+    print(report.table(rows))
+    print(f"{len(cells)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the sampler")
+    print(f"{path}\n{figure}")
+    return 0
+
+
+class Measures:
+    """What samples of a run are measured by: as much as its data set, where that is at hand, allows."""
+
+    def __init__(self, trained: Run):
+        try:
+            train, test = (_images(open_source(trained.config, split)) for split in (trained.config.data.split, "test"))
+        except UserError as error:
+            print(f"no measure against real images: {error}")
+            self._moments = self._recogniser = None
+            self.provenance = {"data": None}
+            return
+        self._moments = frechet.moments(pixels.features(train[0]))
+        self._recogniser = Recogniser(train, test) if trained.classes else None
+        self.provenance = {"data": trained.config.data.name, "split": trained.config.data.split, "images": len(train[0])}
+        if self._recogniser:
+            self.provenance["recogniser_held_out_accuracy"] = self._recogniser.held_out_accuracy
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        values = {}
+        if self._moments:
+            values["fd_pixels"] = frechet.frechet_distance(frechet.moments(pixels.features(images)), self._moments)
+        if self._recogniser:
+            values["recognised"] = self._recogniser.accuracy(images, labels)
+        return values
+
+
+def _cells(arguments: Arguments) -> list[dict]:
+    """Every combination of the given lists, as overrides of the sampler's settings."""
+    axes = [
+        [{"name": name} for name in arguments.sampler],
+        [{"grid": name} for name in arguments.grid],
+        [{"guidance": scale} for scale in numbers(arguments, "guidance", float)],
+        [eta_settings(text) for text in arguments.eta],
+        [{"steps": steps} for steps in numbers(arguments, "steps", int)],
+    ]
+    return [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*filter(None, axes))]
+
+
+def _images(source) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a source, uint8 [N, H, W, C], and their labels."""
+    examples = [source[i] for i in range(min(len(source), _REFERENCE))]
+    return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
+
+
+def _add_distance_to_most_steps(rows: list[dict], drawn: list[np.ndarray]) -> None:
+    def others(row):
+        return tuple((name, row.get(name)) for name in ("name", "grid", "guidance", "eta", "sigma_hat"))
+
+    longest = {others(row): images for row, images in sorted(zip(rows, drawn, strict=True), key=lambda p: p[0].get("steps", 0))}
+    for row, images in zip(rows, drawn, strict=True):
+        difference = images.astype(np.float32) - longest[others(row)].astype(np.float32)
+        row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))

@@ -1,0 +1,202 @@
+"""A tensorflow-datasets builder of captioned emoji, from four npm packages of pictures and Unicode's names.
+
+Pictures: Google's Noto (emoji-datasource-google, Apache-2.0) and Microsoft's Fluent 3D (@lobehub/fluent-emoji-3d, MIT).
+Names and keywords: the English Unicode CLDR (cldr-annotations-full and -derived-full, Unicode-3.0). They are joined
+on code points. `python -m diffjax.data.prepare emoji` runs it; it needs no TensorFlow.
+"""
+
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from PIL import Image
+
+from diffjax.data.sources import CLASSES, resize
+from diffjax.errors import UserError
+
+_GOOGLE, _FLUENT = "emoji-datasource-google", "@lobehub/fluent-emoji-3d"
+_NAMES, _DERIVED = "cldr-annotations-full", "cldr-annotations-derived-full"  # of base emoji, of variants and flags
+INSTALL = f"npm install {_GOOGLE}@16.0.0 {_FLUENT}@1.1.0 {_NAMES}@48.2.0 {_DERIVED}@48.2.0"
+STYLES = ("google", "fluent 3d")
+
+Codes = tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """One picture and what is known of it."""
+
+    path: pathlib.Path
+    key: str  # code points, "1f385-1f3fb"
+    base: str  # those of the emoji without skin tones
+    name: str
+    keywords: tuple[str, ...]
+    group: str
+    style: str
+
+    @property
+    def caption(self) -> str:
+        return f"{self.name}, {self.style} style"
+
+    @property
+    def split(self) -> str:
+        """By base emoji, one in ten to "test": both styles and all skin tones of an emoji stand in one split."""
+        return "test" if zlib.crc32(self.base.encode()) % 10 == 0 else "train"
+
+
+def entries(manual_dir: str | pathlib.Path) -> list[Entry]:
+    """Every picture that CLDR has a name for, the emoji that came first into Unicode first.
+
+    Args:
+      manual_dir: the folder where `INSTALL` was run, or the folder that holds the packages themselves.
+
+    Raises:
+      UserError: a package is missing.
+    """
+    google, fluent, names, derived = (_package(manual_dir, name) for name in (_GOOGLE, _FLUENT, _NAMES, _DERIVED))
+    annotations = {
+        _characters(emoji): annotation
+        for path, root in (
+            (names / "annotations/en/annotations.json", "annotations"),
+            (derived / "annotationsDerived/en/annotations.json", "annotationsDerived"),
+        )
+        for emoji, annotation in json.loads(path.read_text("utf-8"))[root]["annotations"].items()
+    }
+    pictures = {_codes(path.stem): path for path in sorted((fluent / "assets").glob("*.webp"))}
+    found = []
+    for emoji in json.loads((google / "emoji.json").read_text("utf-8")):
+        for variant in (emoji, *emoji.get("skin_variations", {}).values()):
+            codes = _codes(variant["unified"])
+            if codes not in annotations:
+                continue
+            paths = (google / "img/google/64" / variant["image"], pictures.get(codes))
+            for path, style in zip(paths, STYLES, strict=True):
+                if path is None or not path.exists():
+                    continue
+                annotation = annotations[codes]
+                entry = Entry(
+                    path,
+                    _text(codes),
+                    _text(_codes(emoji["unified"])),
+                    annotation["tts"][0],
+                    tuple(annotation.get("default", ())),
+                    emoji["category"],
+                    style,
+                )
+                found.append((float(variant["added_in"]), emoji["sort_order"], entry))
+    return [entry for *_, entry in sorted(found, key=lambda item: item[:2])]
+
+
+def picture(path: pathlib.Path, size: int) -> np.ndarray:
+    """RGBA, uint8 [size, size, 4], padded to a square by transparency; colours are 0 where alpha is 0."""
+    with Image.open(path) as file:
+        image = file.convert("RGBA")
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    pixels = resize(np.asarray(square), size)
+    return np.where(pixels[..., 3:] > 0, pixels, 0)
+
+
+def distinct(found: Iterable[Entry], size: int) -> Iterator[tuple[Entry, np.ndarray]]:
+    """Entries with their pictures; of equal pictures (Spain's flag is Ceuta's too) the first only."""
+    seen = set()
+    for entry in found:
+        image = picture(entry.path, size)
+        if image.tobytes() not in seen:
+            seen.add(image.tobytes())
+            yield entry, image
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder):
+    """Captioned emoji of 32 or 64 pixels, RGBA."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Run `{INSTALL}` in an empty folder and give that folder as manual_dir."
+    BUILDER_CONFIGS: ClassVar = [
+        tfds.core.BuilderConfig(name=str(size), description=f"{size} x {size} pixels") for size in (32, 64)
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = int(self.builder_config.name)
+        features = {
+            "image": tfds.features.Image(shape=(size, size, 4)),
+            "caption": tfds.features.Text(),
+            "name": tfds.features.Text(),
+            "keywords": tfds.features.Sequence(tfds.features.Text()),
+            "group": tfds.features.ClassLabel(names=CLASSES["emoji"]),
+            "style": tfds.features.ClassLabel(names=STYLES),
+            "base": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description=__doc__, features=tfds.features.FeaturesDict(features), license="Apache-2.0, MIT"
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        found = tqdm.tqdm(entries(dl_manager.manual_dir), desc="Reading pictures", unit=" pictures")
+        splits = {"train": [], "test": []}
+        for entry, image in distinct(found, int(self.builder_config.name)):
+            splits[entry.split].append((entry, image))
+        return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
+
+    def _generate_examples(self, found: Iterable[tuple[Entry, np.ndarray]]) -> Iterator[tuple[str, dict]]:
+        for entry, image in found:
+            yield (
+                f"{entry.key} {entry.style}",
+                {
+                    "image": Image.fromarray(image),
+                    "caption": entry.caption,
+                    "name": entry.name,
+                    "keywords": list(entry.keywords),
+                    "group": entry.group,
+                    "style": entry.style,
+                    "base": entry.base,
+                },
+            )
+
+
+def prepare(manual_dir: str, data_dir: str, size: int) -> tfds.core.DatasetBuilder:
+    """Prepares the data set as array_record under `data_dir`; does nothing if it is there.
+
+    Raises:
+      UserError: a package is missing.
+    """
+    for name in (_GOOGLE, _FLUENT, _NAMES, _DERIVED):
+        _package(manual_dir, name)
+    builder = Emoji(config=str(size), data_dir=data_dir)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir), file_format="array_record"
+    )
+    return builder
+
+
+def _package(manual_dir: str | pathlib.Path, name: str) -> pathlib.Path:
+    for folder in (pathlib.Path(manual_dir).expanduser() / inner / name for inner in ("", "node_modules")):
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"the npm package {name} is not in {manual_dir}: run `{INSTALL}` in a folder and give it as --manual_dir"
+    )
+
+
+def _significant(codes: Iterable[int]) -> Codes:
+    """Without the variation selector and the end of a tag sequence, which not everyone writes."""
+    return tuple(code for code in codes if code not in (0xFE0F, 0xE007F))
+
+
+def _codes(text: str) -> Codes:
+    """The code points in "1F385-1F3FB" or a file name."""
+    return _significant(int(number, 16) for number in re.findall("[0-9a-fA-F]+", text))
+
+
+def _characters(text: str) -> Codes:
+    return _significant(map(ord, text))
+
+
+def _text(codes: Codes) -> str:
+    return "-".join(f"{code:04x}" for code in codes)

@@ -1,0 +1,48 @@
+"""A level of noise, and what follows from a pair of levels. Everything here works on one example or broadcasts."""
+
+from typing import NamedTuple
+
+from jax import Array
+from jax import numpy as jnp
+from jaxtyping import Float
+
+
+class Noise(NamedTuple):
+    """The marginal q(x_t | x_0) = N(alpha x_0, sigma^2 I). A trajectory's levels are one Noise with leaves [N]."""
+
+    t: Float[Array, "..."]  # the time the network is told
+    alpha: Float[Array, "..."]
+    sigma: Float[Array, "..."]
+
+
+def perturb(x0: Array, eps: Array, noise: Noise) -> Array:
+    """Draws x_t = alpha x_0 + sigma eps: DDPM (Ho et al. 2020), eq. 4. `x0` and `eps` share any shape."""
+    return noise.alpha * x0 + noise.sigma * eps
+
+
+def log_snr(noise: Noise) -> Array:
+    """log(alpha^2 / sigma^2), the log signal-to-noise ratio (Kingma et al. 2021, eq. 3); inf at the clean level."""
+    return 2.0 * (jnp.log(noise.alpha) - jnp.log(noise.sigma))
+
+
+def transition_variance(now: Noise, next: Noise) -> Array:
+    """Variance of q(x_now | x_next) for next < now: sigma_now^2 - (alpha_now / alpha_next)^2 sigma_next^2.
+
+    Between neighbouring steps of DDPM this is beta_t; it is also the square of DDIM's sigma-hat (Song et al. 2021,
+    sec. 5). Never negative, whatever the rounding.
+    """
+    ratio = now.alpha / next.alpha
+    return jnp.maximum(now.sigma**2 - ratio**2 * next.sigma**2, 0.0)
+
+
+def posterior_variance(now: Noise, next: Noise) -> Array:
+    """Variance of q(x_next | x_now, x_0): DDPM, eq. 7's beta-tilde for any two levels. Zero when `next` is clean."""
+    return transition_variance(now, next) * (next.sigma / now.sigma) ** 2
+
+
+def posterior_mean(x0: Array, x: Array, now: Noise, next: Noise) -> Array:
+    """Mean of q(x_next | x_now = x, x_0): DDPM, eq. 7 for any two levels. Equals `x0` when `next` is clean."""
+    ratio = now.alpha / next.alpha
+    x_weight = ratio * (next.sigma / now.sigma) ** 2
+    x0_weight = next.alpha * transition_variance(now, next) / now.sigma**2
+    return x_weight * x + x0_weight * x0

@@ -1,0 +1,1 @@
+"""Measures of samples. A number from here never stands without what produced it."""

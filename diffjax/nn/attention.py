@@ -1,0 +1,133 @@
+"""Attention over the positions of a feature map: DDPM's, ADM's and GLIDE's block; latent diffusion's transformer."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from diffjax.nn.layers import Dense, GroupNorm, choose
+
+
+def implementation(name: str, dtype: DTypeLike, head_dim: int) -> str:
+    """Which of jax's attentions computes "auto" | "xla" | "cudnn".
+
+    "auto" is cuDNN's where it runs on every GPU: half precision, a head of a multiple of 8 and at most 128 channels.
+    """
+    if choose("attention", name, ("auto", "xla", "cudnn")) != "auto":
+        return name
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    fits = half and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+
+
+def attend(
+    q: Float[Array, "B T C"], k: Float[Array, "B S C"], v: Float[Array, "B S C"], heads: int, attention: str
+) -> Float[Array, "B T C"]:
+    """softmax(q k / sqrt(C / heads)) v for each of `heads` slices of the channels; the softmax is float32."""
+    if q.shape[-1] % heads:
+        raise ValueError(f"{q.shape[-1]} channels cannot be split among {heads} attention heads")
+    name = implementation(attention, q.dtype, q.shape[-1] // heads)
+    split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*split, implementation=name).reshape(q.shape)
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm(x)) over positions (DDPM, appendix B; ADM, section 3).
+
+    Keys and values of a `context` (GLIDE, section 3.1; unCLIP, section 2.1) are put before those of the positions.
+    """
+
+    heads: int = 1
+    groups: int = 32
+    epsilon: float = 1e-6
+    residual_scale: float = 1.0
+    initializer: str = "ddpm"
+    attention: str = "auto"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
+    ) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x).reshape(batch, height * width, channels)
+        qkv = Dense(3 * channels, self.initializer, fused=3, dtype=self.dtype, name="qkv")(h)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        if context is not None:
+            kv = Dense(2 * channels, self.initializer, fused=2, dtype=self.dtype, name="context_kv")(context)
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(jnp.split(kv, 2, axis=-1), (k, v), strict=True))
+        h = Dense(channels, "zero", dtype=self.dtype, name="out")(attend(q, k, v, self.heads, self.attention))
+        return (x + h.reshape(x.shape)) * self.residual_scale
+
+
+class CrossAttention(nn.Module):
+    """Attention of x to a context; only the output has a bias."""
+
+    heads: int
+    initializer: str
+    attention: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], context: Float[Array, "B S D"]) -> Float[Array, "B T C"]:
+        dense = partial(Dense, x.shape[-1], self.initializer, dtype=self.dtype)
+        q = dense(bias=False, name="q")(x)
+        k = dense(bias=False, name="k")(context)
+        v = dense(bias=False, name="v")(context)
+        return dense(name="out")(attend(q, k, v, self.heads, self.attention))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context (without one: to itself), GEGLU; each behind a layer norm."""
+
+    heads: int
+    initializer: str
+    attention: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], context: Float[Array, "B L D"] | None) -> Float[Array, "B T C"]:
+        channels = x.shape[-1]
+        norm = partial(nn.LayerNorm, 1e-5, dtype=self.dtype)
+        dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
+        attention = partial(CrossAttention, self.heads, self.initializer, self.attention, self.dtype)
+
+        h = norm(name="norm_self")(x)
+        x = x + attention(name="self")(h, h)
+        h = norm(name="norm_cross")(x)
+        x = x + attention(name="cross")(h, h if context is None else context)
+        h = dense(8 * channels, name="mlp_in")(norm(name="norm_mlp")(x))
+        h, gate = jnp.split(h, 2, axis=-1)
+        return x + dense(channels, name="mlp_out")(h * nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nn.Module):
+    """Latent diffusion's transformer over positions, `depth` blocks deep (Rombach et al. 2022, appendix E.2.1).
+
+    The projections in and out are the published 1x1 convolutions (Stable Diffusion 1) and linear layers (2): one map.
+    """
+
+    depth: int = 1
+    heads: int = 1
+    groups: int = 32
+    initializer: str = "torch"
+    attention: str = "auto"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
+    ) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)  # 1e-6 here, whatever the network's
+        h = h.reshape(batch, height * width, channels)
+        h = Dense(channels, self.initializer, dtype=self.dtype, name="in")(h)
+        for i in range(self.depth):
+            block = TransformerBlock(self.heads, self.initializer, self.attention, self.dtype, name=f"block_{i}")
+            h = block(h, context)
+        h = Dense(channels, "zero", dtype=self.dtype, name="out")(h)
+        return x + h.reshape(x.shape)

@@ -1,0 +1,54 @@
+"""The residual block of DDPM and ADM."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from diffjax.nn.layers import Conv, Dense, Dropout, GroupNorm, average_pool, nearest
+from diffjax.typing import PRNGKeys
+
+
+class ResBlock(nn.Module):
+    """Two times norm, SiLU, 3x3 convolution; the time's embedding comes in between; dropout before the second.
+
+    `resample` "down" or "up" changes the side of both branches before the first convolution (BigGAN's block; ADM,
+    section 3). The skip is a 1x1 convolution where the width changes.
+    """
+
+    features: int
+    resample: str | None = None
+    time_conditioning: str = "add"
+    dropout: float = 0.0
+    groups: int = 32
+    epsilon: float = 1e-6
+    residual_scale: float = 1.0
+    initializer: str = "ddpm"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"], dropout_keys: PRNGKeys | None = None
+    ) -> Float[Array, "B h w F"]:
+        """`emb` is the embedding after its SiLU."""
+        norm = partial(GroupNorm, self.groups, self.epsilon, self.dtype)
+        dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
+
+        h = nn.silu(norm(name="norm_0")(x))
+        if self.resample:
+            change = {"down": average_pool, "up": nearest}[self.resample]
+            h, x = change(h), change(x)
+        h = Conv(self.features, initializer=self.initializer, dtype=self.dtype, name="conv_0")(h)
+        if self.time_conditioning == "scale_shift":
+            scale, shift = jnp.split(dense(2 * self.features, name="time")(emb), 2, axis=-1)
+            h = norm(name="norm_1")(h, scale, shift)
+        else:
+            h = norm(name="norm_1")(h + dense(self.features, name="time")(emb)[:, None, None, :])
+        h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
+        h = Conv(self.features, initializer="zero", dtype=self.dtype, name="conv_1")(h)
+        if x.shape[-1] != self.features:
+            x = dense(self.features, name="skip")(x)
+        return (x + h) * self.residual_scale

@@ -1,0 +1,77 @@
+"""Tables and figures of cells: rows of settings and measures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffjax import pictures
+
+matplotlib.use("Agg")
+
+EXAMPLES = 10  # samples a cell shows
+_MEASURES = {
+    "fd_pixels": "FD pixels (lower is better)",
+    "recognised": "recognised (higher is better)",
+    "to_most_steps": "to most steps (grey levels)",
+}
+_SETTINGS = {"name": "sampler", "grid": "grid", "guidance": "guidance", "eta": "eta"}  # what tells curves apart
+_STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows in aligned columns, settings first."""
+    columns = [name for name in (*_SETTINGS, "steps", *_MEASURES, "seconds") if any(name in row for row in rows)]
+    lines = [[_SETTINGS.get(name, name) for name in columns]]
+    lines += [[_text(row, name) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def curve_label(row: dict) -> str:
+    """A row's settings other than its steps, in words."""
+    return ", ".join(f"{text} {_text(row, name)}" for name, text in _SETTINGS.items() if name in row) or "samples"
+
+
+def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> None:
+    """Measures against steps, a curve for each other setting, above samples of each cell: steps across."""
+    curves: dict[str, list[int]] = {}
+    for i, row in sorted(enumerate(rows), key=lambda pair: pair[1].get("steps", 0)):
+        curves.setdefault(curve_label(row), []).append(i)
+    measures = [name for name in _MEASURES if name in rows[0]]
+    columns = max(len(measures), len(curves))
+    across = max(map(len, curves.values()))
+    sheet = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, 3.4 + 0.55 * EXAMPLES), layout="constrained")
+    above, below = sheet.subfigures(2, 1, height_ratios=(3.2, 0.55 * EXAMPLES))
+
+    for axes, measure in zip(above.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        for (label, indices), (marker, line) in zip(curves.items(), _STYLES * len(curves), strict=False):
+            steps = [rows[i].get("steps", 0) for i in indices]
+            axes.plot(steps, [rows[i][measure] for i in indices], marker=marker, linestyle=line, label=label)
+        axes.set(xscale="log", xlabel="steps", title=_MEASURES[measure])
+        axes.grid(alpha=0.3)
+        ticks = sorted({row.get("steps", 0) for row in rows})
+        axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+
+    for axes, (label, indices) in zip(below.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        examples = np.stack([drawn[i][:EXAMPLES] for i in indices], axis=1)  # [example, steps, H, W, C]
+        picture = pictures.grid(examples.reshape(-1, *examples.shape[2:]), columns=len(indices))
+        axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
+        width = picture.shape[1] / len(indices)
+        axes.set_xticks([(j + 0.5) * width for j in range(len(indices))], [str(rows[i].get("steps", "")) for i in indices])
+        axes.set(yticks=[], title=label, xlabel="steps")
+        axes.spines[:].set_visible(False)
+    sheet.savefig(path, dpi=110)
+
+
+def _text(row: dict, name: str) -> str:
+    value = row.get(name, "")
+    if name == "eta" and row.get("sigma_hat"):
+        return "hat"
+    if name in ("recognised",):
+        return f"{value:.1%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

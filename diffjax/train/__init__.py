@@ -1,0 +1,1 @@
+"""Training: knows no system and no paper, takes an objective."""

@@ -1,0 +1,23 @@
+"""The optimiser of the line: Adam with warm-up and clipping, from plain values."""
+
+import optax
+
+from diffjax.errors import unknown
+
+
+def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from zero to `peak`, then "constant", or "cosine" down to zero at `total_steps`."""
+    decay_steps = max(total_steps - warmup_steps, 1)
+    after = {"constant": optax.constant_schedule(peak), "cosine": optax.cosine_decay_schedule(peak, decay_steps)}
+    if name not in after:
+        raise unknown("train.schedule", name, after)
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, after[name]], [warmup_steps]) if warmup_steps else after[name]
+
+
+def adam(
+    learning_rate: optax.Schedule, *, clip_norm: float, weight_decay: float, beta2: float
+) -> optax.GradientTransformation:
+    """AdamW (Adam where `weight_decay` is 0) on gradients clipped to a global norm (0: not clipped)."""
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay))

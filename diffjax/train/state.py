@@ -1,0 +1,39 @@
+"""All that training changes. With the seed it is all that continuing needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+from jax import numpy as jnp
+
+from diffjax.typing import Objective, PRNGKey, Scalar, Variables
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree of arrays; `step` counts the updates made."""
+
+    step: Scalar  # int32
+    variables: Variables
+    ema: Mapping[str, Any]  # exponential moving average of variables["params"], float32
+    optimizer: Mapping[str, optax.OptState]  # one a group of parameters
+
+
+def initial_state(
+    objective: Objective, optimizers: Mapping[str, optax.GradientTransformation], key: PRNGKey
+) -> TrainState:
+    """The state before the first step (consumes `key`)."""
+    variables = objective.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        ema=jax.tree.map(jnp.copy, variables["params"]),  # a copy: the state is donated, and no buffer twice
+        optimizer={group: opt.init(variables["params"][group]) for group, opt in optimizers.items()},
+    )
+
+
+def ema_variables(state: TrainState) -> Variables:
+    """The variables to sample with: averaged parameters, the other collections as they are."""
+    return {**state.variables, "params": state.ema}

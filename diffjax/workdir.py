@@ -1,0 +1,136 @@
+"""A run on disk: its config, its records, its checkpoints; and `load`, which opens a trained one."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax import data, systems
+from diffjax.errors import UserError
+from diffjax.train.checkpoints import Checkpoints
+from diffjax.typing import ImageSpec, System, Variables
+
+# Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
+# samples are drawn. None of them changes what a step computes.
+_MAY_CHANGE = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last",
+               "train.keep_every", "data.dir", "parallel.", "sampler.")  # fmt: skip
+
+
+class Workdir:
+    """The layout of a run's folder."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.results = self.path / "results"
+
+    def create(self) -> None:
+        """Makes the folders. Raises UserError where the path cannot be written."""
+        try:
+            for folder in (self.path, self.samples, self.results):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir={self.path} ({error.strerror}): choose another folder") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot write to --workdir={self.path} (permission denied): choose another folder")
+
+    def read_config(self) -> ConfigDict:
+        """The config the run was started with. Raises UserError where there is none."""
+        if not self.config.exists():
+            raise UserError(f"{self.path} is not a run (it has no config.json): train one with launch.py train")
+        return from_json(self.config.read_text())
+
+    def adopt(self, config: ConfigDict, *, overwrite: bool) -> None:
+        """Stores `config`. Raises UserError if the run has another one, unless only what may change differs."""
+        if self.config.exists() and not overwrite:
+            stored, asked = (flatten(from_json(to_json(c))) for c in (self.read_config(), config))
+            differing = [
+                f"{name} was {stored.get(name)!r}, now {asked.get(name)!r}"
+                for name in sorted(stored.keys() | asked.keys())
+                if stored.get(name) != asked.get(name) and not name.startswith(_MAY_CHANGE)
+            ]
+            if differing:
+                raise UserError(
+                    f"{self.path} was started with another config: {'; '.join(differing)}. Use another --workdir, "
+                    "or --overwrite to continue this one with the new config"
+                )
+        self.config.write_text(to_json(config))
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config of `to_json`: JSON's lists were tuples."""
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {name: restore(child) for name, child in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
+
+    return ConfigDict(restore(json.loads(text)))
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+    """{"train.steps": 1000, ...}: every field by its dotted name."""
+    flat = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
+    return flat
+
+
+def image_spec(config: ConfigDict) -> ImageSpec:
+    """What the system must know of the config's data set; touches no disk."""
+    return data.spec(config.data.name, config.data.image_size, **_background(config))
+
+
+def open_source(config: ConfigDict, split: str):
+    """The config's data set, one split of it. Raises UserError where it is not prepared."""
+    c = config.data
+    return data.open_source(c.name, directory=c.dir, split=split, image_size=c.image_size, **_background(config))
+
+
+def _background(config: ConfigDict) -> dict:
+    return {"background": config.data.background} if "background" in config.data else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, opened: what every verb after training needs."""
+
+    workdir: Workdir
+    config: ConfigDict
+    spec: ImageSpec
+    system: System
+    variables: Variables  # averaged parameters
+    step: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes the model is conditioned on; 0: none."""
+        return self.spec.classes if self.config.diffusion.class_conditional else 0
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Run:
+    """Opens the run at `path` with its averaged parameters of `step` (None: the last checkpoint).
+
+    Raises UserError where there is no run, or no such checkpoint.
+    """
+    workdir = Workdir(path)
+    config = workdir.read_config()
+    spec = image_spec(config)
+    system = systems.build(config, spec)
+    if not workdir.checkpoints.exists():
+        raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
+    checkpoints = Checkpoints(workdir.checkpoints)
+    template = jax.eval_shape(system.objective.init, jax.random.key(0))
+    variables = checkpoints.restore_ema(template, step)
+    step = checkpoints.latest_step() if step is None else step
+    checkpoints.close()
+    return Run(workdir, config, spec, system, variables, step)

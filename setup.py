@@ -1,0 +1,35 @@
+"""Packaging of diffjax: `pip install -e .` for use, `.[test]` to test, `.[parity]` to compare with peers."""
+
+import setuptools
+
+setuptools.setup(
+    name="diffjax",
+    version="0.1.0",
+    description="A JAX research codebase for scalable diffusion",
+    packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.90",
+        "flax>=0.12,<0.13",
+        "grain>=0.2.15",
+        "importlib_resources>=6.4",  # stock tensorflow-datasets builders import it
+        "jax>=0.9,<0.11",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=11",
+        "scikit-learn>=1.5",
+        "scipy>=1.14",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
+        "parity": ["diffusers>=0.35", "torch>=2.6", "transformers>=4.50"],
+    },
+)

@@ -1,0 +1,191 @@
+"""Scenes of shapes: what is drawn is what is said, and `check` sees any change of what is said."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffjax.data import shapes
+from diffjax.errors import UserError
+
+indices = st.integers(0, 2**40)
+splits = st.sampled_from(shapes.SPLITS)
+kinds = {"size": tuple(shapes.RADII), "colour": tuple(shapes.COLOURS), "shape": shapes.SHAPES}
+
+
+def changes(description):
+    """Every caption that differs from a description in one attribute: (attribute, caption)."""
+    for k, group in enumerate(description.groups):
+        for attribute, values in kinds.items():
+            for value in values if getattr(group, attribute) else ():
+                groups = list(description.groups)
+                groups[k] = group._replace(**{attribute: value})
+                if value != getattr(group, attribute) and len(set(groups)) == len(groups):
+                    yield attribute, description._replace(groups=tuple(groups))
+    if description.relation:
+        for relation in shapes.RELATIONS:
+            if relation != description.relation:
+                yield "relation", description._replace(relation=relation)
+    else:
+        (group,) = description.groups
+        for count in {1, 2, 3} - {group.count}:
+            yield "count", shapes.Description((group._replace(count=count),))
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_every_scene_is_read_back(size):
+    for split, i in itertools.product(shapes.SPLITS, range(600)):
+        scene = shapes.scene(split, i)
+        assert all(shapes.check(shapes.draw(scene, size), shapes.caption(scene))), (split, i)
+
+
+def test_any_change_of_the_caption_is_seen(monkeypatch):
+    tried = collections.Counter()
+    for i in range(300):
+        scene = shapes.scene("train", i)
+        image = shapes.draw(scene, 32)
+        found = shapes.find(image)
+        monkeypatch.setattr(shapes, "find", lambda _, found=found: found)  # once a picture: it is the slow part
+        for attribute, description in changes(shapes.describe(scene)):
+            check = shapes.check(image, shapes.sentence(description))
+            assert not all(check), (i, description)
+            if len(description.groups) == 1:  # with two objects, taking one for the other may explain a change
+                assert not getattr(check, attribute), (i, description)
+            tried[attribute] += 1
+        monkeypatch.undo()
+    assert sum(tried.values()) > 4000 and min(tried.values()) > 150, tried
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_found_objects_are_those_drawn(size):
+    for i in range(200):
+        scene = shapes.scene("test", i)
+        found = shapes.find(shapes.draw(scene, size))
+        assert len(found) == len(scene.objects)
+        for a in scene.objects:
+            b = min(found, key=lambda o: np.hypot(o.x - a.x, o.y - a.y))
+            assert (a.shape, a.colour, a.size) == (b.shape, b.colour, b.size)
+            np.testing.assert_allclose((a.x, a.y, a.radius), (b.x, b.y, b.radius), atol=0.25 / size)
+
+
+def test_check_survives_noise():
+    """What a model draws is not exact."""
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        scene = shapes.scene("train", i)
+        noisy = np.clip(shapes.draw(scene, 32) + rng.normal(0, 6, (32, 32, 3)), 0, 255).astype(np.uint8)
+        assert all(shapes.check(noisy, shapes.caption(scene))), i
+
+
+def test_empty_picture_shows_nothing():
+    blank = np.full((32, 32, 3), 255, np.uint8)
+    assert not any(shapes.check(blank, "a small red circle above a large blue square"))
+    assert shapes.check(blank, "two red circles") == (False, False, False, True, True)
+
+
+def test_missing_object_is_a_wrong_count_only():
+    scene = next(s for s in (shapes.scene("train", i) for i in itertools.count()) if len(s.objects) == 3)
+    two = shapes.paint(scene.objects[:2], 32)
+    assert shapes.check(two, shapes.caption(scene)) == (False, True, True, True, True)
+
+
+def test_swapped_colours_are_seen():
+    """Which thing has which colour counts, and not only that both colours occur."""
+    objects = (shapes.Object("circle", "red", 0.5, 0.25, 0.12), shapes.Object("square", "blue", 0.5, 0.7, 0.17))
+    image = shapes.paint(objects, 32)
+    assert all(shapes.check(image, "a small red circle above a large blue square"))
+    assert all(shapes.check(image, "a large blue square below a small red circle"))
+    assert not shapes.check(image, "a small blue circle above a large red square").colour
+    assert not shapes.check(image, "a small red circle below a large blue square").relation
+
+
+def test_drawing_covers_the_shape():
+    """A square's ink is its area, wherever it stands between the pixels, and its inside is its colour."""
+    for x in (0.5, 0.51, 0.5237):
+        image = shapes.paint((shapes.Object("square", "black", x, 0.5, 0.2),), 64)
+        ink = (255.0 - image[..., 0]).sum() / (255 - shapes.COLOURS["black"][0]) / 64**2
+        assert abs(ink - (2 * 0.88 * 0.2) ** 2) < 2e-3
+        assert tuple(image[32, 32]) == shapes.COLOURS["black"] and tuple(image[0, 0]) == (255, 255, 255)
+
+
+@given(splits, indices)
+@settings(max_examples=100, deadline=None)
+def test_scene_is_pure_and_well_laid_out(split, i):
+    scene = shapes.scene(split, i)
+    assert scene == shapes.scene(split, i)
+    assert 1 <= len(scene.objects) <= 3
+    for thing in scene.objects:
+        assert 0 <= min(thing.x, thing.y) - thing.radius and max(thing.x, thing.y) + thing.radius <= 1
+    for a, b in itertools.combinations(scene.objects, 2):
+        assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius + 1 / 16  # a pixel between, at 16 pixels
+    if scene.relation:
+        a, b = scene.objects
+        right, down = a.x - b.x, a.y - b.y
+        along = {"left of": -right, "right of": right, "above": -down, "below": down}[scene.relation]
+        across = abs(down) if "of" in scene.relation else abs(right)
+        assert along > 1.5 * across
+
+
+@given(splits, indices)
+@settings(max_examples=100, deadline=None)
+def test_caption_and_parse_are_inverse(split, i):
+    scene = shapes.scene(split, i)
+    assert shapes.parse(shapes.caption(scene)) == shapes.describe(scene)
+
+
+def test_parse_reads_the_words():
+    first, second = shapes.Group(1, "small", "red", "circle"), shapes.Group(1, "large", "blue", "square")
+    assert shapes.parse("a small red circle above a large blue square") == ((first, second), "above")
+    assert shapes.parse("three green triangles") == ((shapes.Group(3, None, "green", "triangle"),), None)
+    assert shapes.parse("two black crosses") == ((shapes.Group(2, None, "black", "cross"),), None)
+    assert shapes.parse("a red circle") == ((shapes.Group(1, None, "red", "circle"),), None)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", "a red dog", "two red circle", "a red circles", "two red circles above a blue square", "a red circle "],
+)
+def test_parse_refuses(caption):
+    with pytest.raises(UserError, match="cannot read the caption"):
+        shapes.parse(caption)
+
+
+def test_held_out_captions():
+    """A tenth of all that can be said is never said in train, in either direction of a relation."""
+    train = {shapes.caption(shapes.scene("train", i)) for i in range(4000)}
+    test = [shapes.caption(shapes.scene("test", i)) for i in range(1000)]
+    assert not any(shapes.held_out(shapes.parse(caption)) for caption in train)
+    assert all(shapes.held_out(shapes.parse(caption)) == (i % 2 == 0) for i, caption in enumerate(test))
+    assert not train & set(test[::2])
+    groups = [shapes.Group(1, *words) for words in itertools.product(*kinds.values())]
+    pairs = list(itertools.permutations(groups, 2))
+    above = [shapes.held_out(shapes.Description(pair, "above")) for pair in pairs]
+    assert above == [shapes.held_out(shapes.Description(pair[::-1], "below")) for pair in pairs]
+    assert 0.08 < np.mean(above) < 0.12
+    alone = [shapes.held_out(shapes.Description((group,))) for group in groups]
+    assert 0.02 < np.mean(alone) < 0.2
+
+
+def test_train_and_test_share_no_picture():
+    pictures = [{shapes.draw(shapes.scene(split, i), 16).tobytes() for i in range(1500)} for split in shapes.SPLITS]
+    assert not pictures[0] & pictures[1]
+
+
+def test_attributes_are_even():
+    """Every colour, shape and relation is met about as often as any other."""
+    scenes = [shapes.scene("train", i) for i in range(3000)]
+    for attribute, values in (("colour", kinds["colour"]), ("shape", kinds["shape"])):
+        counts = collections.Counter(getattr(s.objects[0], attribute) for s in scenes)
+        assert set(counts) == set(values)
+        assert max(counts.values()) < 1.5 * min(counts.values())
+    relations = collections.Counter(s.relation for s in scenes if s.relation)
+    assert set(relations) == set(shapes.RELATIONS) and max(relations.values()) < 1.3 * min(relations.values())
+    assert set(collections.Counter(len(s.objects) for s in scenes)) == {1, 2, 3}
+
+
+def test_unknown_split():
+    with pytest.raises(UserError, match="unknown split"):
+        shapes.scene("validation", 0)

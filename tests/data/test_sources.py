@@ -1,0 +1,198 @@
+"""Sources against the data they come from, read independently."""
+
+import re
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from diffjax import data
+from diffjax.data import prepare, sources
+from diffjax.errors import UserError
+
+
+def open_digits(split, image_size=8):
+    return data.open_source("digits", directory=None, split=split, image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "background", "channels", "classes"),
+    [
+        ("digits", "white", 1, 10),
+        ("fashion_mnist", "white", 1, 10),
+        ("cifar10", "white", 3, 10),
+        ("emoji", "white", 3, 10),
+        ("emoji", "transparent", 4, 10),
+        ("shapes", "white", 3, 5),
+    ],
+)
+def test_spec(name, background, channels, classes):
+    assert data.spec(name, 24, background) == (24, channels, classes)
+    assert len(set(data.class_names(name))) == classes
+
+
+def test_digits_are_scikit_learns():
+    bunch = load_digits()
+    expected = {
+        (np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes(), label)
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    }
+    train, test = open_digits("train"), open_digits("test")
+    assert (len(train), len(test)) == (1437, 360)
+    seen = []
+    for source in (train, test):
+        for example in source:
+            assert example["image"].shape == (8, 8, 1) and example["image"].dtype == np.uint8
+            assert example["label"].dtype == np.int32 and example["label"].shape == ()
+            seen.append((example["image"].tobytes(), int(example["label"])))
+    assert set(seen) == expected and len(seen) == 1797  # every digit once, in train or in test
+    assert max(np.max(train[i]["image"]) for i in range(100)) == 255
+
+
+def test_digits_split_is_stratified():
+    share = [np.bincount([e["label"] for e in open_digits(split)], minlength=10) for split in ("train", "test")]
+    np.testing.assert_allclose(share[1] / (share[0] + share[1]), 0.2, atol=0.006)
+
+
+def test_index_out_of_range():
+    source = open_digits("test")
+    with pytest.raises(IndexError):
+        source[360]
+    with pytest.raises(IndexError):
+        source[-1]
+
+
+def test_shrinking_is_the_mean_over_areas():
+    small, native = open_digits("test", 4), open_digits("test")
+    for i in range(20):
+        mean = native[i]["image"].astype(float).reshape(4, 2, 4, 2).mean((1, 3))
+        assert abs(small[i]["image"][..., 0] - mean).max() <= 0.5 + 1e-6
+
+
+def test_enlarging_keeps_shape_and_range():
+    assert open_digits("test", 20)[0]["image"].shape == (20, 20, 1)
+
+
+def test_resize_does_not_mix_in_invisible_colours():
+    pixels = np.zeros((8, 8, 4), np.uint8)  # invisible black beside opaque red, the edge within an area
+    pixels[:, 3:] = (200, 10, 10, 255)
+    small = sources.resize(pixels, 4)
+    np.testing.assert_array_equal(small[:, 1:, :3], np.broadcast_to([200, 10, 10], (4, 3, 3)))
+    np.testing.assert_allclose(small[0, :, 3], [0, 127.5, 255, 255], atol=0.5)
+
+
+def test_prepared_set_is_read_unchanged(cifar):
+    directory, arrays = cifar
+    for split, (images, labels) in arrays.items():
+        source = data.open_source("cifar10", directory=str(directory), split=split, image_size=32)
+        expected = sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+        for _ in range(2):  # the second time from memory
+            examples = source.__getitems__(list(range(len(source))))
+            assert sorted((e["image"].tobytes(), int(e["label"])) for e in examples) == expected
+        assert examples[0]["image"].dtype == np.uint8 and examples[0]["label"].dtype == np.int32
+
+
+def test_prepared_set_is_read_by_threads(cifar):
+    batches = [
+        data.Batches(
+            data.open_source("cifar10", directory=cifar[0], split="train", image_size=32), batch_size=7, seed=0
+        )
+        for _ in range(2)
+    ]
+    iterator = batches[0].iterate(threads=4, buffer=8)
+    for step in range(12):
+        np.testing.assert_array_equal(next(iterator)["image"], batches[1].batch(step)["image"])
+    iterator.close()
+
+
+def test_prepared_parts_and_resizing(cifar):
+    directory, _ = cifar
+    whole = data.open_source("cifar10", directory=directory, split="train", image_size=32)
+    part = data.open_source("cifar10", directory=directory, split="train[10:15]", image_size=16)
+    assert len(part) == 5
+    mean = whole[12]["image"].astype(float).reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert abs(part[2]["image"] - mean).max() <= 0.5 + 1e-6
+
+
+def test_latest_version_is_read(cifar, tmp_path):
+    directory, _ = cifar
+    for version in ("3.0.2", "3.0.10"):
+        (tmp_path / "cifar10" / version).mkdir(parents=True)
+    for path in (directory / "cifar10" / "3.0.2").iterdir():
+        target = tmp_path / "cifar10" / "3.0.10" / path.name
+        target.write_bytes(path.read_bytes().replace(b'"3.0.2"', b'"3.0.10"'))
+    (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{}")  # would fail if it were read
+    assert len(data.open_source("cifar10", directory=tmp_path, split="train", image_size=32)) == 40
+
+
+def test_shapes_source():
+    source = data.open_source("shapes", directory=None, split="train", image_size=32)
+    example = source[7]
+    assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
+    kind = data.class_names("shapes")[example["label"]]
+    assert kind in example["caption"].split(" above ")[0].split(" below ")[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: data.spec("cifar", 32), "did you mean 'cifar10'"),
+        (lambda d: data.class_names("cifar"), "did you mean 'cifar10'"),
+        (lambda d: data.spec("emoji", 32, "black"), "unknown background"),
+        (lambda d: data.spec("cifar10", 32, "transparent"), "no transparent background"),
+        (lambda d: data.spec("cifar10", 0), "not positive"),
+        (lambda d: open_digits("val"), "unknown split"),
+        (lambda d: data.open_source("shapes", directory=None, split="val", image_size=8), "unknown split"),
+        (
+            lambda d: data.open_source("cifar10", directory=None, split="train", image_size=32),
+            "no data directory .*tfds build cifar10 --file_format=array_record --data_dir=DIR",
+        ),
+        (
+            lambda d: data.open_source("fashion_mnist", directory=d, split="train", image_size=28),
+            "not prepared in .*tfds build fashion_mnist --file_format=array_record --data_dir=/",
+        ),
+        (
+            lambda d: data.open_source("emoji", directory=d, split="train", image_size=32),
+            "python -m diffjax.data.prepare emoji .*--image_size=32",
+        ),
+        (lambda d: data.open_source("cifar10", directory=d, split="val", image_size=32), "choose from test, train"),
+        (lambda d: data.open_source("cifar10", directory=d, split="train[:1x]", image_size=32), "a part such as"),
+        (lambda d: data.open_source("cifar10", directory=d, split="train[:0]", image_size=32), "it is empty"),
+    ],
+)
+def test_errors_are_one_line_that_helps(call, message, cifar):
+    with pytest.raises(UserError) as error:
+        call(cifar[0])
+    assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_wrong_format(cifar, tmp_path):
+    directory, _ = cifar
+    (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
+    for path in (directory / "cifar10" / "3.0.2").iterdir():
+        target = tmp_path / "cifar10" / "3.0.2" / path.name.replace("array_record", "tfrecord")
+        target.write_bytes(path.read_bytes().replace(b'"array_record"', b'"tfrecord"'))
+    with pytest.raises(UserError, match="not in the array_record format"):
+        data.open_source("cifar10", directory=tmp_path, split="train", image_size=32)
+
+
+def test_prepare_says_what_to_do(capsys):
+    assert prepare.main(["digits"]) == 0 and "no preparation" in capsys.readouterr().out
+    assert prepare.main(["cifar10", "--data_dir=/d"]) == 0
+    assert "tfds build cifar10 --file_format=array_record --data_dir=/d" in capsys.readouterr().out
+    assert prepare.main(["emoji", "--data_dir=/d"]) == 1 and "npm install" in capsys.readouterr().err
+    assert prepare.main(["emoji", "--manual_dir=/d"]) == 1 and "--data_dir" in capsys.readouterr().err
+    assert prepare.main(["emoji", "--data_dir=/d", "--manual_dir=/nowhere"]) == 1
+    assert "emoji-datasource-google is not in /nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "lengths"), [("cifar10", 32, (50_000, 10_000)), ("fashion_mnist", 28, (60_000, 10_000))]
+)
+def test_real_sets(real, name, size, lengths):
+    for split, length in zip(("train", "test"), lengths, strict=True):
+        source = data.open_source(name, directory=real / "tfds", split=split, image_size=size)
+        assert len(source) == length
+        examples = source.__getitems__(list(range(200)))
+        assert all(e["image"].shape == (size, size, data.spec(name, size).channels) for e in examples)
+        assert {int(e["label"]) for e in examples} == set(range(10))

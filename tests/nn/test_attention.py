@@ -1,0 +1,132 @@
+"""Attention against an explicit NumPy softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from diffjax.nn import attention
+
+
+def randomised(module, *inputs):
+    """Parameters of `module` with nothing left at zero or one."""
+    params = module.init(jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: (np.asarray(p) + 0.3 * rng.normal(size=p.shape)).astype(np.float32), params)
+
+
+def dense(p, x):
+    return x @ np.asarray(p["kernel"], np.float64) + np.asarray(p.get("bias", 0.0), np.float64)
+
+
+def normalise(p, x, axes, epsilon):
+    x = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
+    return x * p["scale"] + p["bias"]
+
+
+def group_norm_of_8(p, x, epsilon=1e-6):
+    """`x` [B, T, 8], which makes two groups of four."""
+    sides = [normalise({"scale": 1, "bias": 0}, side, (1, 2), epsilon) for side in np.split(x, 2, -1)]
+    return np.concatenate(sides, -1) * p["scale"] + p["bias"]
+
+
+def numpy_attention(q, k, v, heads):
+    outputs = []
+    for query, key, value in zip(*(np.split(x, heads, -1) for x in (q, k, v)), strict=True):
+        weights = np.exp(np.einsum("btc,bsc->bts", query, key) / np.sqrt(query.shape[-1]))
+        outputs.append(np.einsum("bts,bsc->btc", weights / weights.sum(-1, keepdims=True), value))
+    return np.concatenate(outputs, -1)
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(1).normal(size=(2, 2, 3, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def context():
+    return np.random.default_rng(2).normal(size=(2, 5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("with_context", [False, True])
+def test_attention_block(x, context, heads, with_context):
+    module = attention.AttentionBlock(heads, residual_scale=0.5)
+    context = context if with_context else None
+    params = randomised(module, x, context)
+
+    flat = x.astype(np.float64).reshape(2, 6, 8)
+    q, k, v = np.split(dense(params["qkv"], group_norm_of_8(params["norm"], flat)), 3, -1)
+    if with_context:  # GLIDE, section 3.1: keys and values of the text stand beside those of the picture
+        more_k, more_v = np.split(dense(params["context_kv"], context), 2, -1)
+        k, v = np.concatenate([more_k, k], 1), np.concatenate([more_v, v], 1)
+    expected = 0.5 * (flat + dense(params["out"], numpy_attention(q, k, v, heads))).reshape(x.shape)
+    np.testing.assert_allclose(module.apply({"params": params}, x, context), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("with_context", [False, True])
+def test_spatial_transformer(x, context, with_context):
+    module = attention.SpatialTransformer(depth=2, heads=2)
+    context = context if with_context else None
+    params = randomised(module, x, context)
+
+    def cross(p, x, context):
+        q, k, v = (dense(p[name], y) for name, y in (("q", x), ("k", context), ("v", context)))
+        return dense(p["out"], numpy_attention(q, k, v, 2))
+
+    flat = x.astype(np.float64).reshape(2, 6, 8)
+    h = dense(params["in"], group_norm_of_8(params["norm"], flat))
+    for p in (params["block_0"], params["block_1"]):
+        y = normalise(p["norm_self"], h, -1, 1e-5)
+        h = h + cross(p["self"], y, y)
+        y = normalise(p["norm_cross"], h, -1, 1e-5)
+        h = h + cross(p["cross"], y, context if with_context else y)
+        y, gate = np.split(dense(p["mlp_in"], normalise(p["norm_mlp"], h, -1, 1e-5)), 2, -1)
+        h = h + dense(p["mlp_out"], y * gate * (1 + erf(gate / np.sqrt(2))) / 2)
+    expected = (flat + dense(params["out"], h)).reshape(x.shape)
+    np.testing.assert_allclose(module.apply({"params": params}, x, context), expected, atol=1e-4, rtol=1e-4)
+    assert "bias" not in params["block_0"]["self"]["q"] and "bias" in params["block_0"]["self"]["out"]
+
+
+def test_blocks_begin_as_the_identity(x):
+    np.testing.assert_array_equal(attention.AttentionBlock().init_with_output(jax.random.key(0), x)[0], x)
+    np.testing.assert_array_equal(attention.SpatialTransformer().init_with_output(jax.random.key(0), x)[0], x)
+
+
+def test_softmax_of_half_precision_is_float32():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 8)).astype(jnp.bfloat16)
+    text = str(jax.make_jaxpr(lambda q, k, v: attention.attend(q, k, v, 2, "xla"))(q, k, v))
+    assert ":f32" in next(line for line in text.splitlines() if " exp " in line)
+    expected = numpy_attention(*(np.asarray(y, np.float64) for y in (q, k, v)), 2)
+    found = attention.attend(q, k, v, 2, "xla")
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="8 channels cannot be split among 3"):
+        attention.attend(*jnp.zeros((3, 1, 2, 8)), 3, "auto")
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype", "head_dim", "expected"),
+    [
+        ("cpu", "auto", jnp.bfloat16, 64, "xla"),
+        ("gpu", "auto", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", "auto", jnp.float16, 128, "cudnn"),
+        ("gpu", "auto", jnp.float32, 64, "xla"),
+        ("gpu", "auto", jnp.bfloat16, 160, "xla"),
+        ("gpu", "auto", jnp.bfloat16, 20, "xla"),
+        ("gpu", "xla", jnp.bfloat16, 64, "xla"),
+        ("cpu", "cudnn", jnp.float32, 20, "cudnn"),
+    ],
+)
+def test_implementation(monkeypatch, backend, name, dtype, head_dim, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert attention.implementation(name, dtype, head_dim) == expected
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="choose from auto, xla, cudnn"):
+        attention.implementation("flash", jnp.float32, 64)

@@ -1,0 +1,139 @@
+"""The U-Net's structure, gradients and precision; its numbers are compared with a peer's in test_parity_unet."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.nn.resblock import ResBlock
+from diffjax.nn.unet import ADM_DETAILS, UNet
+
+SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 700.0])
+LABEL = jnp.array([1, 0])
+EMBEDDING = jax.random.normal(jax.random.key(1), (2, 5))
+CONTEXT = jax.random.normal(jax.random.key(2), (2, 3, 6))
+EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
+KEYS = jax.random.split(jax.random.key(3), 2)
+
+
+def parameters(net, **inputs):
+    """Parameters with nothing left at zero, from shapes alone: no compilation."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), jnp.float32), shapes)
+
+
+def loss_and_gradients(net, params, **inputs):
+    return jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply({"params": p}, X, T, **inputs) ** 2)))(params)
+
+
+def modules(net, **inputs):
+    return set(jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"])
+
+
+def test_begins_at_zero():
+    y, _ = UNet(4, **SMALL).init_with_output(jax.random.key(0), X, T)
+    assert y.shape == (2, 8, 8, 4) and y.dtype == jnp.float32 and not np.asarray(y).any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, **ADM_DETAILS},
+        {"resample": "conv", "transformer_depth": 2, "heads": 4, **ADM_DETAILS},
+        {"resample": "pool", "residual_scale": 2**-0.5},
+    ],
+)
+def test_every_parameter_gets_a_gradient(options):
+    net = UNet(3, **SMALL, label_rows=2, dropout=0.1, **options)
+    params = parameters(net, **EVERYTHING)
+    _, gradients = loss_and_gradients(net, params, **EVERYTHING, dropout_keys=KEYS)
+    silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
+    assert not silent
+
+
+def test_remat_changes_no_number():
+    options = {**SMALL, "dropout": 0.3, "transformer_depth": 1}
+    params = parameters(UNet(3, **options), context=CONTEXT)
+    plain, again = (
+        loss_and_gradients(UNet(3, **options, remat=remat), params, context=CONTEXT, dropout_keys=KEYS)
+        for remat in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+
+
+def test_bfloat16_is_close_and_its_parameters_float32():
+    options = {**SMALL, "time_conditioning": "scale_shift", "resample": "residual"}
+    params = parameters(UNet(3, **options), context=CONTEXT)
+    half = UNet(3, **options, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), X, T, context=CONTEXT)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    a, b = (
+        jax.jit(lambda p, net=net: net.apply({"params": p}, X, T, context=CONTEXT))(params)
+        for net in (UNet(3, **options), half)
+    )
+    assert b.dtype == jnp.float32
+    assert np.abs(a - b).max() < 0.05 * np.abs(a).max()
+
+
+def test_an_example_depends_on_no_other():
+    net = UNet(3, **SMALL, dropout=0.5)
+    params = parameters(net)
+    apply = jax.jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
+    both = apply(X, T, KEYS)
+    np.testing.assert_allclose(apply(X[1:], T[1:], KEYS[1:]), both[1:], atol=1e-5)
+    assert np.abs(both - net.apply({"params": params}, X, T)).max() > 1e-3
+
+
+def test_attention_sits_where_ddpm_puts_it():
+    net = UNet(3, 8, (1, 2, 2), blocks=2, attention_resolutions=(4,))
+    found = {name for name in modules(net) if "attention" in name}
+    down = {f"down_1_attention_{i}" for i in range(2)}
+    assert found == down | {f"up_1_attention_{i}" for i in range(3)} | {"middle_attention"}
+
+
+def test_blocks_may_differ_by_level():
+    found = {name for name in modules(UNet(3, 8, (1, 2), blocks=(1, 3), attention_resolutions=())) if "block" in name}
+    expected = {"down_0_block_0", "up_0_block_0", "up_0_block_1", "middle_block_0", "middle_block_1"}
+    assert found == expected | {f"down_1_block_{i}" for i in range(3)} | {f"up_1_block_{i}" for i in range(4)}
+
+
+def test_residual_block_begins_as_its_scaled_skip():
+    emb = jnp.ones((2, 4))
+    y, _ = ResBlock(3, residual_scale=0.5).init_with_output(jax.random.key(0), X, emb)
+    np.testing.assert_allclose(y, X / 2, rtol=1e-6)
+    y, _ = ResBlock(3, "up").init_with_output(jax.random.key(0), X, emb)
+    np.testing.assert_array_equal(y[:, 1::2, ::2], X)
+    y, _ = ResBlock(3, "down").init_with_output(jax.random.key(0), X, emb)
+    np.testing.assert_allclose(y[:, 0, 0], X[:, :2, :2].mean((1, 2)), rtol=1e-5)
+
+
+def test_pictures_need_not_be_square():
+    net = UNet(3, **SMALL)
+    x = jnp.zeros((2, 8, 12, 3))
+    assert jax.eval_shape(net.init_with_output, jax.random.key(0), x, T)[0].shape == (2, 8, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "message"),
+    [
+        ({"time_conditioning": "film"}, {}, "choose from add, scale_shift"),
+        ({"resample": "stride"}, {}, "choose from conv, pool, residual"),
+        ({"time_embedding": "sin"}, {}, "choose from ddpm, adm"),
+        ({"downsample_padding": "valid"}, {}, "choose from asymmetric, symmetric"),
+        ({"initializer": "he"}, {}, "choose from ddpm, torch"),
+        ({"attention": "flash"}, {}, "choose from auto, xla, cudnn"),
+        ({"dropout": 1.0}, {}, "dropout is 1.0"),
+        ({"blocks": (1, 1, 1)}, {}, "3 counts for 2 levels"),
+        ({"multipliers": (1, 1, 1, 1, 1)}, {}, "halve a picture 4 times, which .8, 8. cannot be"),
+        ({"attention_resolutions": (16,)}, {}, r"\(16,\) are not all among \[8, 4\]"),
+        ({"head_channels": 5}, {}, "16 channels are not a multiple of head_channels 5"),
+        ({"heads": 3}, {}, "16 channels cannot be split among 3"),
+        ({"label_rows": 2}, {}, "label is missing"),
+        ({}, {"label": LABEL}, "label is given but label_rows is 0"),
+    ],
+)
+def test_errors_say_what_is_wrong(options, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        modules(UNet(3, **{**SMALL, **options}), **inputs)

@@ -1,0 +1,73 @@
+"""The papers' networks have the published numbers of parameters.
+
+The integers were counted, without weights, on modules of the authors' PyTorch code built with their released flags;
+DDPM's, whose code is TensorFlow, and Stable Diffusion 2's on diffusers 0.42 models with the released configs.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffjax.nn.unet import ADM_DETAILS, UNet
+
+IMPROVED = {"time_conditioning": "scale_shift", **ADM_DETAILS}
+ADM = {"resample": "residual", **IMPROVED}
+STABLE = {"channels": 320, "multipliers": (1, 2, 4, 4), "transformer_depth": 1, **ADM_DETAILS}
+
+NETWORKS = {
+    # DDPM, 35.7M and 114M (appendix B)
+    "ddpm cifar-10": (35_746_307, 32, 3, UNet(3)),
+    "ddpm lsun": (113_673_219, 256, 3, UNet(3, multipliers=(1, 1, 2, 2, 4, 4))),
+    # guided-diffusion's create_model with Improved DDPM's flags, learned sigma
+    "improved ddpm cifar-10": (52_546_438, 32, 3, UNet(6, 128, (1, 2, 2, 2), 3, (16, 8), 4, **IMPROVED)),
+    "improved ddpm imagenet-64": (121_063_942, 64, 3, UNet(6, 128, (1, 2, 3, 4), 3, (16, 8), 4, **IMPROVED)),
+    # guided-diffusion's README, class-conditional, learned sigma: 296M, 422M, 554M, 559M (ADM, appendix)
+    "adm imagenet-64": (
+        295_904_454, 64, 3, UNet(6, 192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, label_rows=1000, **ADM)
+    ),
+    "adm imagenet-128": (
+        421_529_606, 128, 3, UNet(6, 256, (1, 1, 2, 3, 4), 2, (32, 16, 8), 4, label_rows=1000, **ADM)
+    ),
+    "adm imagenet-256": (
+        553_838_086, 256, 3, UNet(6, 256, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), head_channels=64, label_rows=1000, **ADM)
+    ),
+    "adm imagenet-512": (
+        558_997_638, 512, 3,
+        UNet(6, 256, (0.5, 1, 1, 2, 2, 4, 4), 2, (32, 16, 8), head_channels=64, label_rows=1000, **ADM),
+    ),
+    # SuperResModel: the upsampled picture is three more channels
+    "adm 64 to 256": (
+        311_795_910, 256, 6, UNet(6, 192, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), 4, label_rows=1000, **ADM)
+    ),
+    # Text2ImUNet less its text transformer, embeddings and final norm: what is left takes embedding and context [512]
+    "glide": (308_728_902, 64, 3, UNet(6, 192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, **ADM)),
+    # latent-diffusion's openaimodel with models/ldm/*/config.yaml
+    "ldm-4 imagenet": (
+        400_920_579, 64, 3, UNet(3, 192, (1, 2, 3, 5), 2, (32, 16, 8), transformer_depth=1, **ADM_DETAILS)
+    ),
+    "ldm-8 churches": (294_966_916, 32, 4, UNet(4, 192, (1, 2, 2, 4, 4), 2, (32, 16, 8, 4), 8, **ADM)),
+    "ldm-8 text to image": (872_300_484, 32, 4, UNet(4, attention_resolutions=(32, 16, 8), heads=8, **STABLE)),
+    "stable diffusion 1": (859_520_964, 64, 4, UNet(4, attention_resolutions=(64, 32, 16), heads=8, **STABLE)),
+    "stable diffusion 2": (
+        865_910_724, 64, 4, UNet(4, attention_resolutions=(64, 32, 16), head_channels=64, **STABLE)
+    ),
+}  # fmt: skip
+CONTEXT_WIDTH = {
+    "glide": 512,
+    "ldm-4 imagenet": 512,
+    "ldm-8 text to image": 1280,
+    "stable diffusion 1": 768,
+    "stable diffusion 2": 1024,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_number_of_parameters(name):
+    expected, side, channels, net = NETWORKS[name]
+    inputs = {"label": jnp.zeros(1, int)} if net.label_rows else {}
+    if name in CONTEXT_WIDTH:
+        inputs["context"] = jnp.zeros((1, 77, CONTEXT_WIDTH[name]))
+    if name == "glide":
+        inputs["embedding"] = jnp.zeros((1, 512))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, channels)), jnp.zeros(1), **inputs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
