@@ -30,6 +30,6 @@ def options(function: Callable) -> set[str]:
 def check_options(choice: str, takes: Iterable[str], given: Iterable[str]) -> None:
     """Raises UserError for an option in `given` that is not among those `choice` takes."""
     takes = sorted(takes)
-    for name in given:
+    for name in sorted(given):
         if name not in takes:
             raise UserError(f"{choice} takes no {name!r}; it takes {', '.join(takes) or 'no options'}")

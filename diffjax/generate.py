@@ -1,7 +1,7 @@
 """Pictures from a system: one compiled program, fed batch after batch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,7 +9,6 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from diffjax.typing import System, Variables
 
@@ -44,17 +43,17 @@ class Generator:
         condition: Mapping[str, np.ndarray],
         plan,
         *,
-        description: str | None = None,
+        progress: Callable[[int], None] = lambda images: None,
     ) -> UInt8[np.ndarray, "N H W C"]:
-        """One image per seed; `condition` leaves are [N]. Shows a progress bar where a `description` is given."""
+        """One image per seed; `condition` leaves are [N]. `progress` is told the number of images of each batch."""
         variables = jax.device_put(variables, self._whole)
         seeds = np.asarray(seeds, np.uint32)
-        starts = range(0, len(seeds), self._batch_size)
         pictures = []
-        for start in tqdm(starts, desc=description, unit="batch", disable=description is None, leave=False):
+        for start in range(0, len(seeds), self._batch_size):
             place = np.minimum(np.arange(start, start + self._batch_size), len(seeds) - 1)  # the last batch repeats
-            batch = jax.tree.map(lambda x: np.asarray(x)[place], (seeds, dict(condition)))
+            batch = seeds[place], {name: values[place] for name, values in condition.items()}
             pictures.append(np.asarray(self._draw(variables, *jax.device_put(batch, self._split), plan)))
+            progress(min(self._batch_size, len(seeds) - start))
         return np.concatenate(pictures)[: len(seeds)]
 
 

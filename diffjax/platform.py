@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# On CPUs convolutions with their gradients run about twice as fast (see docs/performance.md). Other platforms ignore it.
+# On CPUs convolutions and their gradients run about twice as fast (docs/performance.md); others ignore it.
 _XLA_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 

@@ -62,7 +62,8 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
         picture = pictures.grid(examples.reshape(-1, *examples.shape[2:]), columns=len(indices))
         axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
         width = picture.shape[1] / len(indices)
-        axes.set_xticks([(j + 0.5) * width for j in range(len(indices))], [str(rows[i].get("steps", "")) for i in indices])
+        centres = [(j + 0.5) * width for j in range(len(indices))]
+        axes.set_xticks(centres, [str(rows[i].get("steps", "")) for i in indices])
         axes.set(yticks=[], title=label, xlabel="steps")
         axes.spines[:].set_visible(False)
     sheet.savefig(path, dpi=110)

@@ -35,9 +35,8 @@ class Workdir:
             for folder in (self.path, self.samples, self.results):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to --workdir={self.path} ({error.strerror}): choose another folder") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"cannot write to --workdir={self.path} (permission denied): choose another folder")
+            reason = error.strerror
+            raise UserError(f"cannot write to --workdir={self.path} ({reason}): choose another folder") from error
 
     def read_config(self) -> ConfigDict:
         """The config the run was started with. Raises UserError where there is none."""

@@ -1,4 +1,4 @@
-"""The verbs of launch.py, one module each: `define(flags)` declares its flags, `run(flags)` does it, returns an exit code."""
+"""The verbs of launch.py, one module each: `define(flags)` declares its flags, `run(arguments)` gives an exit code."""
 
 import logging
 import sys
@@ -32,17 +32,22 @@ def main(argv: Sequence[str]) -> int:
         return verb.run(parse(flags, argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:  # a full disk, a folder that may not be written, a file that is not there
+        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
+    return 2
 
 
 def _overview() -> str:
-    lines = [f"  {name:10} {module.__doc__.splitlines()[0]}" for name, module in VERBS.items()]
-    return "\n".join(
-        ["diffjax: scalable diffusion in JAX", "", "usage: python launch.py VERB --flag=value ...", "", "verbs:"]
-        + lines
-        + ["", "python launch.py VERB --help lists a verb's flags. Start with:"]
-        + ["  python launch.py train --config=configs/digits.py --workdir=runs/digits"]
-    )
+    verbs = "\n".join(f"  {name:10} {module.__doc__.splitlines()[0]}" for name, module in VERBS.items())
+    return f"""diffjax: scalable diffusion in JAX
+
+usage: python launch.py VERB --flag=value ...
+
+verbs:
+{verbs}
+
+python launch.py VERB --help lists a verb's flags. Start with:
+  python launch.py train --config=configs/digits.py --workdir=runs/digits"""
 
 
 def _quiet_libraries() -> None:

@@ -62,7 +62,8 @@ def run(arguments: Arguments) -> int:
     began = time.perf_counter()
     lowered = step.lower(state, batch)
     compiled = lowered.compile()
-    figures = {"device": f"{devices.count} x {jax.local_devices()[0].device_kind}", "compile_seconds": time.perf_counter() - began}
+    figures = {"device": f"{devices.count} x {jax.local_devices()[0].device_kind}"}
+    figures["compile_seconds"] = time.perf_counter() - began
     seconds = []
     for _ in range(arguments.steps + 2):  # the first two are not counted
         began = time.perf_counter()
@@ -78,7 +79,8 @@ def run(arguments: Arguments) -> int:
         if peak:
             figures["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.count)
     if arguments.samples:
-        figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, ema_variables(state))
+        variables = ema_variables(state)
+        figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, variables)
     figures["peak_memory_gib"] = _peak_memory() / 2**30
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")

@@ -39,9 +39,9 @@ def define_config(flags: Flags) -> None:
 
 def define_sampling(flags: Flags) -> None:
     """What `sample` and `sweep` share."""
-    absl_flags.DEFINE_integer("seed", 0, "sample i has the seed seed + i, whatever the batch size", flag_values=flags)
+    absl_flags.DEFINE_integer("seed", 0, "sample i has the seed SEED + i, whatever the batch size", flag_values=flags)
     absl_flags.DEFINE_integer("batch_size", 100, "samples drawn at once; does not change them", flag_values=flags)
-    absl_flags.DEFINE_integer("checkpoint", None, "step of the checkpoint to use (default: the last)", flag_values=flags)
+    absl_flags.DEFINE_integer("checkpoint", None, "step of the checkpoint (default: the last)", flag_values=flags)
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
@@ -110,10 +110,12 @@ def load_file(path: str) -> ConfigDict:
 
 def numbers(arguments: Arguments, name: str, kind: type) -> list:
     """The values of a flag that is a comma-separated list. Raises UserError."""
+    texts = getattr(arguments, name)
     try:
-        return [kind(text) for text in getattr(arguments, name)]
+        return [kind(text) for text in texts]
     except ValueError as error:
-        raise UserError(f"--{name}={','.join(getattr(arguments, name))}: expected {kind.__name__}s separated by commas") from error
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--{name}={','.join(texts)}: expected {wanted} separated by commas") from error
 
 
 def eta_settings(text: str) -> dict[str, float]:

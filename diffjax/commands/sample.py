@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
+from tqdm import tqdm
 
 from diffjax import pictures
+from diffjax.choice import choices
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, eta_settings, required
+from diffjax.diffusion import grids, samplers
 from diffjax.errors import UserError
 from diffjax.generate import Generator, balanced_labels
 from diffjax.workdir import load
@@ -24,9 +27,9 @@ def define(flags: Flags) -> None:
     define_sampling(flags)
     for name, text in {
         "out": "file to write: .png for a grid, .npz for arrays",
-        "sampler": "ancestral | ddim",
+        "sampler": " | ".join(choices(samplers)),
         "eta": "of ddim: 0 deterministic, 1 ancestral, hat for DDPM's larger variance",
-        "grid": "times to visit: leading | trailing | linspace | quadratic",
+        "grid": f"times to visit: {' | '.join(choices(grids))}",
     }.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
     absl_flags.DEFINE_integer("num", 16, "number of samples", lower_bound=1, flag_values=flags)
@@ -44,7 +47,8 @@ def run(arguments: Arguments) -> int:
     seeds = arguments.seed + np.arange(arguments.num)
     plan = trained.system.plan(trained.config.sampler, **overrides(arguments))
     generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
-    images = generator(trained.variables, seeds, {"label": labels}, plan, description="sampling")
+    with tqdm(total=arguments.num, unit="image") as bar:
+        images = generator(trained.variables, seeds, {"label": labels}, plan, progress=bar.update)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
@@ -58,10 +62,10 @@ def run(arguments: Arguments) -> int:
 
 def overrides(arguments: Arguments) -> dict:
     """The sampler settings that the flags give."""
-    given = {name: getattr(arguments, name) for name in ("steps", "guidance", "grid") if getattr(arguments, name) is not None}
-    if arguments.sampler is not None:
-        given["name"] = arguments.sampler
-    return given | (eta_settings(arguments.eta) if arguments.eta is not None else {})
+    settings = {"name": arguments.sampler} | {n: getattr(arguments, n) for n in ("steps", "guidance", "grid")}
+    if arguments.eta is not None:
+        settings |= eta_settings(arguments.eta)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _labels(arguments: Arguments, classes: int) -> np.ndarray:

@@ -17,9 +17,12 @@ import time
 
 import numpy as np
 from absl import flags as absl_flags
+from tqdm import tqdm
 
 from diffjax import report
+from diffjax.choice import choices
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, eta_settings, numbers, required
+from diffjax.diffusion import grids, samplers
 from diffjax.errors import UserError
 from diffjax.evals import frechet, pixels
 from diffjax.evals.recognition import Recogniser
@@ -37,8 +40,8 @@ def define(flags: Flags) -> None:
         "steps": "numbers of steps",
         "eta": "etas of ddim; hat stands for DDPM's larger variance",
         "guidance": "scales s of classifier-free guidance; 1 is none",
-        "sampler": "samplers: ancestral, ddim",
-        "grid": "grids: leading, trailing, linspace, quadratic",
+        "sampler": f"samplers ({', '.join(choices(samplers))})",
+        "grid": f"grids ({', '.join(choices(grids))})",
     }.items():
         absl_flags.DEFINE_list(name, [], f"{text}, separated by commas", flag_values=flags)
 
@@ -47,19 +50,20 @@ def run(arguments: Arguments) -> int:
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     cells = _cells(arguments)
     capacity = max(cell.get("steps", trained.config.sampler.steps) for cell in cells)
-    plan = trained.system.plan
-    plans = [plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]  # all refused before any is drawn
+    # Every plan first: what does not fit is refused before anything is drawn.
+    plans = [trained.system.plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]
     measure = Measures(trained)
     labels = balanced_labels(arguments.num, trained.classes)
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
 
     rows, drawn = [], []
-    for cell, cell_plan in zip(cells, plans, strict=True):
-        began = time.perf_counter()
-        images = generator(trained.variables, seeds, {"label": labels}, cell_plan, description=str(cell))
-        rows.append({**cell, **measure(images, labels), "seconds": round(time.perf_counter() - began, 3)})
-        drawn.append(images)
+    with tqdm(total=len(cells) * arguments.num, unit="image") as bar:
+        for cell, cell_plan in zip(cells, plans, strict=True):
+            began = time.perf_counter()
+            images = generator(trained.variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
+            rows.append({**cell, **measure(images, labels), "seconds": round(time.perf_counter() - began, 3)})
+            drawn.append(images)
     _add_distance_to_most_steps(rows, drawn)
 
     results = {
@@ -96,7 +100,8 @@ class Measures:
             return
         self._moments = frechet.moments(pixels.features(train[0]))
         self._recogniser = Recogniser(train, test) if trained.classes else None
-        self.provenance = {"data": trained.config.data.name, "split": trained.config.data.split, "images": len(train[0])}
+        name, split = trained.config.data.name, trained.config.data.split
+        self.provenance = {"data": name, "split": split, "images": len(train[0])}
         if self._recogniser:
             self.provenance["recogniser_held_out_accuracy"] = self._recogniser.held_out_accuracy
 
@@ -131,7 +136,8 @@ def _add_distance_to_most_steps(rows: list[dict], drawn: list[np.ndarray]) -> No
     def others(row):
         return tuple((name, row.get(name)) for name in ("name", "grid", "guidance", "eta", "sigma_hat"))
 
-    longest = {others(row): images for row, images in sorted(zip(rows, drawn, strict=True), key=lambda p: p[0].get("steps", 0))}
+    by_steps = sorted(zip(rows, drawn, strict=True), key=lambda pair: pair[0].get("steps", 0))
+    longest = {others(row): images for row, images in by_steps}
     for row, images in zip(rows, drawn, strict=True):
         difference = images.astype(np.float32) - longest[others(row)].astype(np.float32)
         row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))

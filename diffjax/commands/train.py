@@ -13,7 +13,6 @@ from absl import flags as absl_flags
 
 from diffjax import data, pictures, systems
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
-from diffjax.errors import UserError
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints
@@ -30,7 +29,7 @@ def define(flags: Flags) -> None:
     define_config(flags)
     define_workdir(flags)
     absl_flags.DEFINE_boolean(
-        "overwrite", False, "continue a run with a config that differs from the one it was started with", flag_values=flags
+        "overwrite", False, "continue a run with another config than it was started with", flag_values=flags
     )
 
 
@@ -44,9 +43,7 @@ def run(arguments: Arguments) -> int:
     source = open_source(config, config.data.split)
 
     workdir.create()
-    checkpoints = Checkpoints(
-        workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every
-    )
+    checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
     start = checkpoints.latest_step() or 0
     workdir.adopt(config, overwrite=arguments.overwrite or not start)
     if start >= config.train.steps:

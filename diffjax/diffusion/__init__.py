@@ -1,1 +1,1 @@
-"""The mathematics of diffusion: pure functions on independent axes, written for one example. Imports nothing of ours."""
+"""The mathematics of diffusion: pure functions on independent axes. Imports nothing else of ours."""

@@ -44,8 +44,8 @@ def ddim(*, eta: Array | float = 0.0, sigma_hat: Array | bool = False) -> Sample
         eps = (x - now.alpha * x0) / now.sigma
         std = eta * jnp.sqrt(posterior_variance(now, next))
         direction = jnp.sqrt(jnp.maximum(next.sigma**2 - std**2, 0.0))
-        noise_std = _unless_clean(jnp.where(jnp.asarray(sigma_hat, bool), jnp.sqrt(transition_variance(now, next)), std), next)
-        return next.alpha * x0 + direction * eps + noise_std * _normal_like(keys, x), carry
+        noise_std = jnp.where(jnp.asarray(sigma_hat, bool), jnp.sqrt(transition_variance(now, next)), std)
+        return next.alpha * x0 + direction * eps + _unless_clean(noise_std, next) * _normal_like(keys, x), carry
 
     return Sampler(lambda x: (), step)
 

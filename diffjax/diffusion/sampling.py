@@ -37,7 +37,7 @@ def sample(
 
     def body(i, state):
         x, carry = state
-        now, next = (jax.tree.map(lambda leaf: leaf[j], levels) for j in (i, i + 1))
+        now, next = jax.tree.map(lambda leaf: leaf[i], levels), jax.tree.map(lambda leaf: leaf[i + 1], levels)
         return sampler.step(jax.vmap(jax.random.fold_in, (0, None))(step_key, i), denoiser, carry, x, now, next)
 
     return lax.fori_loop(0, steps, body, (x, sampler.init(x)))[0]

@@ -44,7 +44,7 @@ class Discrete(Schedule):
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> "Discrete":
-        """Levels of the chain q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I); `betas` float64 [T] in (0, 1)."""
+        """Levels of the chain q(x_t | x_t-1) = N(sqrt(1 - beta_t) x_t-1, beta_t I), `betas` float64 [T] in (0, 1)."""
         log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
         return cls(len(betas), np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar)))
 
@@ -67,7 +67,9 @@ class Continuous(Schedule):
         return Noise(t, jnp.exp(log_alpha_bar / 2), jnp.sqrt(-jnp.expm1(log_alpha_bar)))
 
 
-def linear(timesteps: int = 1000, *, continuous: bool = False, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+def linear(
+    timesteps: int = 1000, *, continuous: bool = False, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> Schedule:
     """DDPM's linear betas (Ho et al. 2020, sec. 4), given for T = 1000 and scaled by 1000 / T elsewhere.
 
     The continuous form is the variance-preserving SDE it tends to (Song et al. 2021b, eq. 33).

@@ -6,7 +6,7 @@ from diffjax.diffusion.noise import Noise, posterior_variance, transition_varian
 
 
 def fixed_small(now: Noise, next: Noise) -> Array:
-    """That of the posterior q(x_next | x_now, x_0), right for a data set of one point: DDPM (Ho et al. 2020), sec. 3.2."""
+    """That of the posterior q(x_next | x_now, x_0), right for data of one point: DDPM (Ho et al. 2020), sec. 3.2."""
     return posterior_variance(now, next)
 
 

@@ -44,7 +44,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     time_conditioning: str = "add"  # "add" | "scale_shift" (adaptive group norm)
     resample: str = "conv"  # "conv" | "pool" (average, nearest) | "residual" (BigGAN's blocks)
-    residual_scale: float = 1.0  # ADM's rescaled residual: 2 ** -0.5
+    residual_scale: float = 1.0  # of residual and plain attention blocks; ADM's rescaled residual: 2 ** -0.5
     label_rows: int = 0  # rows of the label table, 0: no labels
     transformer_depth: int = 0  # layers of latent diffusion's spatial transformer, 0: plain attention
     norm_groups: int = 32
@@ -67,11 +67,12 @@ class UNet(nn.Module):
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images:
-        """Return float32 [B, H, W, out_channels].
+        """Return float32 [B, H, W, out_channels]; `t` is on the scale of the diffusion steps, 0 to T - 1 or between.
 
         `label` picks a row of the label table, `embedding` goes through a linear layer, both are added to the time's
         embedding (ADM; GLIDE and unCLIP). `context` is a sequence to attend to. `dropout_keys` None: no dropout.
-        Raises ValueError for an option that is none, and for a picture that cannot be halved as often as needed.
+        Raises ValueError for an unknown option, for a picture that cannot be halved as often as needed, for an
+        attention resolution that no feature map has, and for labels without a table or a table without labels.
         """
         levels = len(self.multipliers)
         blocks = (self.blocks,) * levels if isinstance(self.blocks, int) else tuple(self.blocks)

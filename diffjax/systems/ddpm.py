@@ -57,7 +57,8 @@ def build(config, spec: ImageSpec) -> System:
 
 
 def _unet(config, spec: ImageSpec, *, label_rows: int) -> UNet:
-    fields = {field.name for field in dataclasses.fields(UNet)} - {"parent", "name", "dtype", "out_channels", "label_rows"}
+    given_here = {"parent", "name", "dtype", "out_channels", "label_rows"}
+    fields = {field.name for field in dataclasses.fields(UNet)} - given_here
     for name in config.model:
         if name not in fields:
             raise unknown("field of config.model", name, fields)

@@ -1,4 +1,4 @@
-"""A diffusion process as a config chooses it: what every diffusion system of the line shares, whatever its data space."""
+"""A diffusion process as a config chooses it: what every diffusion system shares, whatever its data space."""
 
 import dataclasses
 from collections.abc import Callable

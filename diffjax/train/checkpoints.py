@@ -37,7 +37,7 @@ class Checkpoints:
         return TrainState(step=jax.device_put(np.int32(step), template.step.sharding), **parts)
 
     def restore_ema(self, template: Variables, step: int | None = None) -> Variables:
-        """What sampling needs of the state at `step`: the variables with averaged parameters, laid out as `template`."""
+        """The variables at `step` with averaged parameters, which sampling needs, laid out as `template`."""
         restored = self._restore({"variables": template, "ema": template["params"]}, self._existing(step))
         return {**restored["variables"], "params": restored["ema"]}
 
@@ -47,7 +47,8 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self._directory}: train first, or point --workdir at a trained run")
         step = steps[-1] if step is None else step
         if step not in steps:
-            raise UserError(f"no checkpoint of step {step} in {self._directory}; there are {', '.join(map(str, steps))}")
+            there = ", ".join(map(str, steps))
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; there are {there}")
         return step
 
     def _restore(self, parts: dict, step: int) -> dict:

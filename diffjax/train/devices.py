@@ -50,8 +50,8 @@ class Devices:
         """Raises UserError unless every device gets the same share of every part of the batch."""
         if accumulate < 1 or batch_size % (self.count * accumulate):
             raise UserError(
-                f"train.batch_size={batch_size} does not divide over {self.count} devices x train.accumulate={accumulate}: "
-                f"make it a multiple of {self.count * max(accumulate, 1)}"
+                f"train.batch_size={batch_size} does not divide over {self.count} devices x "
+                f"train.accumulate={accumulate}: make it a multiple of {self.count * max(accumulate, 1)}"
             )
 
     def put_batch(self, batch):
@@ -61,7 +61,7 @@ class Devices:
         return jax.device_put(batch, NamedSharding(self.mesh, _EVERYWHERE))
 
     def state_sharding(self, shapes):
-        """For each leaf: a copy everywhere or, where there is an `fsdp` axis, its largest divisible dimension spread."""
+        """For each leaf a copy everywhere or, over an `fsdp` axis, its largest divisible dimension spread."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), shapes)
 
     def _spec(self, shape: tuple[int, ...]) -> P:

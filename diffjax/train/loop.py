@@ -90,7 +90,11 @@ def _due(step: int, every: int) -> bool:
 
 def _not_finite(step: int, metrics: Mapping[str, float], last_good: int | None) -> UserError:
     found = ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
-    kept = f"the last good checkpoint is that of step {last_good}" if last_good is not None else "no checkpoint was written yet"
+    kept = (
+        "no checkpoint was written yet"
+        if last_good is None
+        else f"the last good checkpoint is that of step {last_good}"
+    )
     return UserError(
         f"step {step}: {found}; {kept}. Try a lower train.learning_rate, more train.warmup_steps, a smaller "
         "train.clip_norm, or dtype='float32'"

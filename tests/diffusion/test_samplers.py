@@ -100,7 +100,9 @@ def test_the_direction_shrinks_with_eta():
     """Else every level would be too noisy: alpha^2 var(x_0) + sigma^2 must come out at each step, here at the first."""
     schedule = schedules.cosine(1000)
     now, next = schedule(800.0), schedule(600.0)
-    x = now.alpha * MEAN + np.sqrt(now.alpha**2 * STD**2 + now.sigma**2) * jax.random.normal(jax.random.key(0), (SAMPLES,))
+    x = now.alpha * MEAN + np.sqrt(now.alpha**2 * STD**2 + now.sigma**2) * jax.random.normal(
+        jax.random.key(0), (SAMPLES,)
+    )
 
     def sampled(x, noise):  # a draw from q(x_0 | x_t) instead of its mean makes the step exact for any eta
         width = STD * noise.sigma / jnp.sqrt(noise.alpha**2 * STD**2 + noise.sigma**2)

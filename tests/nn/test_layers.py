@@ -17,7 +17,7 @@ def numpy_group_norm(x, groups, gain, bias, scale=None, shift=None, epsilon=1e-6
     return y if scale is None else y * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (64, 16), (48, 12), (144, 24), (32, 8), (7, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 12), (144, 24), (7, 1)])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_group_norm_is_numpys(channels, groups, adaptive):
     rng = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def test_group_norm_gradients_are_those_of_the_definition():
         return layers.GroupNorm().apply({"params": {"scale": gain, "bias": bias}}, x, scale, shift)
 
     every = tuple(range(5))
-    expected = jax.grad(lambda *a: (weight * definition(*a)).sum(), every)(x, gain, bias, scale, shift)
-    found = jax.grad(lambda *a: (weight * ours(*a)).sum(), every)(x, gain, bias, scale, shift)
+    expected = jax.jit(jax.grad(lambda *a: (weight * definition(*a)).sum(), every))(x, gain, bias, scale, shift)
+    found = jax.jit(jax.grad(lambda *a: (weight * ours(*a)).sum(), every))(x, gain, bias, scale, shift)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
 

@@ -1,5 +1,7 @@
 """The U-Net's structure, gradients and precision; its numbers are compared with a peer's in test_parity_unet."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,8 @@ CONTEXT = jax.random.normal(jax.random.key(2), (2, 3, 6))
 EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
 KEYS = jax.random.split(jax.random.key(3), 2)
 
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+
 
 def parameters(net, **inputs):
     """Parameters with nothing left at zero, from shapes alone: no compilation."""
@@ -25,7 +29,7 @@ def parameters(net, **inputs):
 
 
 def loss_and_gradients(net, params, **inputs):
-    return jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply({"params": p}, X, T, **inputs) ** 2)))(params)
+    return jit(jax.value_and_grad(lambda p: jnp.mean(net.apply({"params": p}, X, T, **inputs) ** 2)))(params)
 
 
 def modules(net, **inputs):
@@ -33,7 +37,8 @@ def modules(net, **inputs):
 
 
 def test_begins_at_zero():
-    y, _ = UNet(4, **SMALL).init_with_output(jax.random.key(0), X, T)
+    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=())
+    y, _ = jit(net.init_with_output)(jax.random.key(0), X, T)
     assert y.shape == (2, 8, 8, 4) and y.dtype == jnp.float32 and not np.asarray(y).any()
 
 
@@ -41,20 +46,18 @@ def test_begins_at_zero():
     "options",
     [
         {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, **ADM_DETAILS},
-        {"resample": "conv", "transformer_depth": 2, "heads": 4, **ADM_DETAILS},
-        {"resample": "pool", "residual_scale": 2**-0.5},
+        {"resample": "conv", "transformer_depth": 1, "heads": 4, "residual_scale": 0.5},
     ],
 )
 def test_every_parameter_gets_a_gradient(options):
-    net = UNet(3, **SMALL, label_rows=2, dropout=0.1, **options)
-    params = parameters(net, **EVERYTHING)
-    _, gradients = loss_and_gradients(net, params, **EVERYTHING, dropout_keys=KEYS)
+    net = UNet(3, **SMALL, label_rows=2, **options)
+    _, gradients = loss_and_gradients(net, parameters(net, **EVERYTHING), **EVERYTHING)
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
     assert not silent
 
 
 def test_remat_changes_no_number():
-    options = {**SMALL, "dropout": 0.3, "transformer_depth": 1}
+    options = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention_resolutions": (), "dropout": 0.3}
     params = parameters(UNet(3, **options), context=CONTEXT)
     plain, again = (
         loss_and_gradients(UNet(3, **options, remat=remat), params, context=CONTEXT, dropout_keys=KEYS)
@@ -64,13 +67,13 @@ def test_remat_changes_no_number():
 
 
 def test_bfloat16_is_close_and_its_parameters_float32():
-    options = {**SMALL, "time_conditioning": "scale_shift", "resample": "residual"}
+    options = {**SMALL, "multipliers": (1,), "attention_resolutions": (8,), "time_conditioning": "scale_shift"}
     params = parameters(UNet(3, **options), context=CONTEXT)
     half = UNet(3, **options, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(half.init, jax.random.key(0), X, T, context=CONTEXT)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
     a, b = (
-        jax.jit(lambda p, net=net: net.apply({"params": p}, X, T, context=CONTEXT))(params)
+        jit(lambda p, net=net: net.apply({"params": p}, X, T, context=CONTEXT))(params)
         for net in (UNet(3, **options), half)
     )
     assert b.dtype == jnp.float32
@@ -78,12 +81,12 @@ def test_bfloat16_is_close_and_its_parameters_float32():
 
 
 def test_an_example_depends_on_no_other():
-    net = UNet(3, **SMALL, dropout=0.5)
+    net = UNet(3, 8, (1,), blocks=1, attention_resolutions=(), dropout=0.5)
     params = parameters(net)
-    apply = jax.jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
+    apply = jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
     both = apply(X, T, KEYS)
     np.testing.assert_allclose(apply(X[1:], T[1:], KEYS[1:]), both[1:], atol=1e-5)
-    assert np.abs(both - net.apply({"params": params}, X, T)).max() > 1e-3
+    assert np.abs(both - apply(X, T, KEYS[::-1])).max() > 1e-3
 
 
 def test_attention_sits_where_ddpm_puts_it():

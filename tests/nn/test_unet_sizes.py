@@ -46,19 +46,12 @@ NETWORKS = {
         400_920_579, 64, 3, UNet(3, 192, (1, 2, 3, 5), 2, (32, 16, 8), transformer_depth=1, **ADM_DETAILS)
     ),
     "ldm-8 churches": (294_966_916, 32, 4, UNet(4, 192, (1, 2, 2, 4, 4), 2, (32, 16, 8, 4), 8, **ADM)),
-    "ldm-8 text to image": (872_300_484, 32, 4, UNet(4, attention_resolutions=(32, 16, 8), heads=8, **STABLE)),
     "stable diffusion 1": (859_520_964, 64, 4, UNet(4, attention_resolutions=(64, 32, 16), heads=8, **STABLE)),
     "stable diffusion 2": (
         865_910_724, 64, 4, UNet(4, attention_resolutions=(64, 32, 16), head_channels=64, **STABLE)
     ),
 }  # fmt: skip
-CONTEXT_WIDTH = {
-    "glide": 512,
-    "ldm-4 imagenet": 512,
-    "ldm-8 text to image": 1280,
-    "stable diffusion 1": 768,
-    "stable diffusion 2": 1024,
-}
+CONTEXT_WIDTH = {"glide": 512, "ldm-4 imagenet": 512, "stable diffusion 1": 768, "stable diffusion 2": 1024}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

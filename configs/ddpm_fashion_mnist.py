@@ -1,0 +1,79 @@
+"""Class-conditional diffusion on Fashion-MNIST, small enough for about an hour on two CPU cores.
+
+    pip install tensorflow && tfds build fashion_mnist --file_format=array_record --data_dir=DIR
+    python launch.py train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion_mnist --config.data.dir=DIR
+
+Time: @TIME@
+Score: @SCORE@
+Setting: as configs/digits.py. No paper of the line reports Fashion-MNIST.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order of the data and all noise
+    config.system = "ddpm"  # the module of diffjax/systems
+    config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
+
+    config.data = ConfigDict()
+    config.data.name = "fashion_mnist"  # digits | fashion_mnist | cifar10 | emoji | shapes
+    config.data.dir = ""  # where tensorflow-datasets prepared it
+    config.data.split = "train"  # 60,000 images
+    config.data.image_size = 28  # height and width; other sizes are resized
+    config.data.flip = True  # mirror half of the images; shoes and bags may point either way
+
+    config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
+    config.model.channels = 32  # at the first level
+    config.model.multipliers = (1, 2, 2)  # of the channels at each level: 28x28, 14x14, 7x7
+    config.model.blocks = 1  # residual blocks a level, one more on the way up
+    config.model.attention_resolutions = (7,)  # heights of the feature maps that attend
+    config.model.heads = 2  # of the attention
+    config.model.dropout = 0.0  # in the residual blocks
+    config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
+    config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+
+    config.diffusion = ConfigDict()
+    config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine
+    config.diffusion.schedule_options = ConfigDict()  # for instance beta_max of linear; empty: as published
+    config.diffusion.timesteps = 1000  # T
+    config.diffusion.continuous = False  # train on every real time in (0, T]
+    config.diffusion.parameterization = "v"  # eps | x0 | v
+    config.diffusion.weighting = "simple"  # unweighted error of the network's output
+    config.diffusion.times = "uniform"  # how training draws its times
+    config.diffusion.variance = "fixed_small"  # of the ancestral sampler, fixed_small | fixed_large
+    config.diffusion.class_conditional = True  # give the network the label
+    config.diffusion.label_dropout = 0.1  # share of labels withheld, for classifier-free guidance
+
+    config.train = ConfigDict()
+    config.train.steps = 3000  # updates of the weights
+    config.train.batch_size = 64  # over all devices
+    config.train.accumulate = 1  # parts the batch is worked through in, to save memory
+    config.train.learning_rate = 1e-3  # of Adam, once warm
+    config.train.schedule = "cosine"  # after the warm-up, "constant" | "cosine" (to zero at the last step)
+    config.train.warmup_steps = 100  # linear from zero
+    config.train.clip_norm = 1.0  # of the whole gradient; 0: not clipped
+    config.train.weight_decay = 0.0  # decoupled, as AdamW
+    config.train.beta2 = 0.99  # of Adam
+    config.train.ema_decay = 0.998  # of the averaged weights that samples are drawn with
+    config.train.log_every = 20  # steps between lines of metrics.jsonl
+    config.train.sample_every = 1000  # steps between sample grids, 0: only at the end
+    config.train.sample_count = 50  # images in such a grid
+    config.train.checkpoint_every = 500  # steps between checkpoints, 0: only at the end
+    config.train.keep_last = 2  # checkpoints kept
+    config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
+
+    config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise
+    config.sampler.name = "ddim"  # ancestral | ddim
+    config.sampler.steps = 50  # 1 to T
+    config.sampler.grid = "trailing"  # leading | trailing | linspace | quadratic
+    config.sampler.eta = 0.0  # of ddim: 0 deterministic, 1 ancestral
+    config.sampler.guidance = 1.5  # scale s = 1 + w of classifier-free guidance; 1: none
+    config.sampler.clip = True  # keep each estimate of the image within [-1, 1]
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)
+    config.parallel.count = 0  # devices, 0: all local ones
+    config.parallel.fsdp = 1  # devices that share one copy of the weights; only with "jit"
+    return config

@@ -1,0 +1,85 @@
+"""Bad input is one line that says what to do, exit code 2, and no traceback."""
+
+import pytest
+
+from diffjax import commands
+from tests import tiny
+
+CONFIG = str(tiny.ROOT / "configs" / "digits.py")
+TRAIN = ["train", f"--config={CONFIG}", "--workdir=WORKDIR"]
+
+CASES = {
+    "no such verb": (["trian"], "unknown verb 'trian': did you mean 'train'?"),
+    "no such flag": ([*TRAIN, "--overwrit"], "unknown flag 'overwrit': did you mean 'overwrite'?"),
+    "no workdir": (["train", f"--config={CONFIG}"], "--workdir is missing"),
+    "no config": (["train", "--workdir=WORKDIR"], "--config is missing: for instance --config=configs/digits.py"),
+    "no such config": (["train", "--config=nowhere.py", "--workdir=WORKDIR"], "cannot read --config=nowhere.py"),
+    "stray word": ([*TRAIN, "now"], "unexpected argument 'now'"),
+    "unknown field": ([*TRAIN, "--config.train.stepz=3"], "unknown config field 'train.stepz': did you mean 'train.steps'?"),
+    "unknown section": ([*TRAIN, "--config.trian.steps=3"], "did you mean 'train.steps'?"),
+    "a section": ([*TRAIN, "--config.train=3"], "--config.train is a section"),
+    "text for a number": ([*TRAIN, "--config.train.steps=many"], "train.steps is a whole number"),
+    "fraction for a whole number": ([*TRAIN, "--config.train.steps=2.5"], "train.steps is a whole number"),
+    "text for a rate": ([*TRAIN, "--config.train.learning_rate=x"], "train.learning_rate is a number"),
+    "no value": ([*TRAIN, "--config.train.steps"], "write --config.train.steps=VALUE"),
+    "text for a tuple": ([*TRAIN, "--config.model.multipliers=ab"], "a tuple, such as (1, 2)"),
+    "batch over devices": ([*TRAIN, "--config.train.batch_size=100"], "does not divide over 8 devices"),
+    "batch over parts": ([*TRAIN, "--config.train.accumulate=3"], "make it a multiple of 24"),
+    "size that cannot be halved": ([*TRAIN, "--config.data.image_size=9"], "cannot be halved 1 times"),
+    "attention at no level": ([*TRAIN, "--config.model.attention_resolutions=(5,)"], "attention_resolutions"),
+    "unknown data set": ([*TRAIN, "--config.data.name=digit"], "did you mean 'digits'?"),
+    "not prepared": ([*TRAIN, "--config.data.name=cifar10", "--config.data.dir=WORKDIR"], "tfds build cifar10"),
+    "emoji not prepared": ([*TRAIN, "--config.data.name=emoji", "--config.data.image_size=32"], "diffjax.data.prepare emoji"),
+    "unwritable workdir": (["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"], "cannot write to --workdir"),
+    "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "choose from 1 to 1000"),
+    "optimiser schedule": ([*TRAIN, "--config.train.schedule=cosin"], "did you mean 'cosine'?"),
+    "sample from nothing": (["sample", "--workdir=WORKDIR", "--out=x.png"], "is not a run"),
+    "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
+    "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
+    "no samples": (["sample", "--workdir=WORKDIR", "--out=x.png", "--num=0"], "--num=0"),
+    "override at sampling": (["sample", "--workdir=WORKDIR", "--out=x.png", "--config.seed=1"], "takes no config overrides"),
+    "sweep of nothing": (["sweep", "--workdir=WORKDIR", "--steps=5"], "is not a run"),
+    "benchmark of nothing": (["benchmark"], "--config is missing"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_one_clear_line(case, tmp_path, capsys):
+    arguments, message = CASES[case]
+    code = commands.main(["launch.py", *(a.replace("WORKDIR", str(tmp_path / "run")) for a in arguments)])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()  # nothing half made
+
+
+@pytest.mark.parametrize("argument", ["--steps=21", "--label=10", "--eta=x", "--guidance=x", "--sampler=dim", "--checkpoint=7"])
+def test_sample_and_its_run_must_fit(argument, tmp_path_factory, tmp_path, capsys):
+    workdir = tmp_path_factory.getbasetemp() / "errors"
+    if not workdir.exists():
+        config = tiny.write(tmp_path / "tiny.py", train__steps=1)
+        assert commands.main(["launch.py", "train", f"--config={config}", f"--workdir={workdir}"]) == 0
+    capsys.readouterr()
+    assert commands.main(["launch.py", "sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", argument]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_run_without_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(tiny.config().to_json())
+    for verb, flag in (("sample", "--out=x.png"), ("sweep", "--steps=2")):
+        assert commands.main(["launch.py", verb, f"--workdir={tmp_path}", flag]) == 2
+        assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [None, *commands.VERBS])
+def test_help_is_readable(verb, capsys):
+    assert commands.main(["launch.py", *([verb] if verb else []), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("usage: python launch.py") == 1
+    assert "absl" not in text
+    assert max(map(len, text.splitlines())) <= 120

@@ -1,0 +1,190 @@
+"""Every verb, as a user calls it, on a tiny config."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffjax
+from diffjax import commands
+from diffjax.workdir import Workdir
+from tests import tiny
+
+
+def launch(*arguments: str) -> int:
+    return commands.main(["launch.py", *map(str, arguments)])
+
+
+def steps(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py")
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "digits"
+    assert launch("train", f"--config={config}", f"--workdir={path}") == 0
+    return path
+
+
+def test_train_leaves_a_whole_workdir(workdir):
+    stored = json.loads((workdir / "config.json").read_text())
+    assert {"seed", "system", "data", "model", "diffusion", "train", "sampler", "parallel", "dtype"} <= stored.keys()
+    assert [line["step"] for line in steps(workdir)] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in steps(workdir))
+    assert list((workdir / "events").glob("events.out.tfevents.*"))
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    grid = Image.open(workdir / "samples" / "step_00000004.png")
+    assert grid.size == (10 * 66 + 2, 66 + 2)  # ten classes in a row, enlarged eight times
+
+
+def test_train_says_what_to_try_next(config, tmp_path, capsys):
+    launch("train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.steps=1")
+    out = capsys.readouterr().out
+    assert f"launch.py sample --workdir={tmp_path}" in out
+    assert f"launch.py sweep --workdir={tmp_path}" in out
+
+
+def test_sample_writes_a_grid(workdir, tmp_path):
+    assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/new/s.png", "--num=20") == 0
+    assert Image.open(tmp_path / "new" / "s.png").size == (10 * 66 + 2, 2 * 66 + 2)
+
+
+def arrays(workdir, path, *flags):
+    assert launch("sample", f"--workdir={workdir}", f"--out={path}", *flags) == 0
+    return np.load(path)
+
+
+def test_sample_writes_arrays(workdir, tmp_path):
+    found = arrays(workdir, tmp_path / "s.npz", "--num=12", "--seed=5", "--sampler=ancestral", "--steps=20")
+    assert found["images"].shape == (12, 8, 8, 1)
+    assert found["images"].dtype == np.uint8
+    np.testing.assert_array_equal(found["labels"], np.arange(12) % 10)
+    np.testing.assert_array_equal(found["seeds"], 5 + np.arange(12))
+
+
+def test_a_sample_is_its_seeds_whatever_the_batch(workdir, tmp_path):
+    flags = ["--label=3", "--eta=1", "--guidance=2"]
+    whole = arrays(workdir, tmp_path / "a.npz", "--num=20", *flags)["images"]
+    parts = arrays(workdir, tmp_path / "b.npz", "--num=20", "--batch_size=8", *flags)["images"]
+    later = arrays(workdir, tmp_path / "c.npz", "--num=4", "--seed=16", *flags)["images"]
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+    assert np.abs(whole[16:].astype(int) - later).max() <= 1
+
+
+def test_sweep(workdir, capsys):
+    flags = ["--steps=2,5,20", "--eta=0,1,hat", "--guidance=1,2", "--num=20"]
+    assert launch("sweep", f"--workdir={workdir}", *flags) == 0
+    results = json.loads((workdir / "results" / "sweep.json").read_text())
+    assert results["compilations"] == 1
+    assert len(results["cells"]) == 18
+    assert {(c["steps"], c["eta"], c["sigma_hat"], c["guidance"]) for c in results["cells"]} == {
+        (s, e, h, g) for s in (2, 5, 20) for e, h in ((0.0, False), (1.0, False), (1.0, True)) for g in (1.0, 2.0)
+    }
+    assert all(0 <= cell["recognised"] <= 1 and cell["fd_pixels"] > 0 for cell in results["cells"])
+    last = [cell for cell in results["cells"] if cell["steps"] == 20 and cell["eta"] == 0]
+    assert all(cell["to_most_steps"] == 0 for cell in last)
+    assert results["reference"]["recogniser_held_out_accuracy"] > 0.9
+    assert (workdir / "results" / "sweep.png").stat().st_size > 10_000
+    assert "1 compilation(s) of the sampler" in capsys.readouterr().out
+
+
+def test_sweep_over_samplers_compiles_each_once(workdir):
+    assert launch("sweep", f"--workdir={workdir}", "--sampler=ddim,ancestral", "--steps=2,4", "--grid=leading,linspace", "--num=10") == 0
+    results = json.loads((workdir / "results" / "sweep.json").read_text())
+    assert results["compilations"] == 2
+    assert len(results["cells"]) == 8
+
+
+def test_benchmark(config, tmp_path, capsys):
+    assert launch("benchmark", f"--config={config}", "--steps=3", "--samples=10", f"--out={tmp_path}/b.json") == 0
+    figures = json.loads((tmp_path / "b.json").read_text())
+    for name in ("compile_seconds", "step_seconds", "images_per_second", "gflop_per_step", "samples_per_second"):
+        assert figures[name] > 0
+    assert figures["images_per_second"] == pytest.approx(16 / figures["step_seconds"])
+    assert "step seconds" in capsys.readouterr().out
+
+
+def test_load_opens_a_run_for_library_users(workdir):
+    run = diffjax.load(workdir)
+    assert (run.step, run.classes, run.spec.size) == (4, 10, 8)
+    assert diffjax.load(workdir, step=2).step == 2
+
+
+def test_continuing_gives_the_same_run(config, tmp_path):
+    """Stopped after two steps and continued, or never stopped: the same losses to the last bit, the same samples."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    launch("train", f"--config={config}", f"--workdir={whole}")
+    launch("train", f"--config={config}", f"--workdir={halves}", "--config.train.steps=2")
+    assert launch("train", f"--workdir={halves}", "--config.train.steps=4") == 0  # the stored config, no --config
+    assert steps(halves) == steps(whole)
+    assert (halves / "samples/step_00000004.png").read_bytes() == (whole / "samples/step_00000004.png").read_bytes()
+
+
+def test_a_trained_run_is_not_trained_again(workdir, config, capsys):
+    assert launch("train", f"--config={config}", f"--workdir={workdir}") == 0
+    assert "raise --config.train.steps" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_and_named(config, tmp_path, capsys):
+    flags = ["train", f"--config={config}", f"--workdir={tmp_path}"]
+    assert launch(*flags, "--config.train.steps=2") == 0
+    changed = ["--config.train.learning_rate=0.5", "--config.seed=1", "--config.train.steps=3", "--config.train.log_every=2"]
+    assert launch(*flags, *changed) == 2
+    error = capsys.readouterr().err
+    assert "seed was 0, now 1; train.learning_rate was 0.001, now 0.5" in error
+    assert "train.steps" not in error
+    assert "log_every" not in error
+    assert launch(*flags, *changed, "--overwrite") == 0
+    assert Workdir(tmp_path).read_config().train.learning_rate == 0.5
+
+
+def process(config, path, *flags):
+    command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(path, step, running):
+    for _ in range(1200):
+        if (path / "metrics.jsonl").exists() and any(line["step"] >= step for line in steps(path)):
+            return
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_a_killed_process_continues_to_the_same_losses(config, tmp_path):
+    """SIGKILL in the middle, then the same command; against a run that is never killed, in a process of its own too."""
+    long = ["--config.train.steps=120", "--config.train.checkpoint_every=20", "--config.train.sample_count=1"]
+    running = process(config, tmp_path / "killed", *long)
+    wait_for_step(tmp_path / "killed", 50, running)
+    running.kill()
+    running.wait()
+    assert len(steps(tmp_path / "killed")) < 120
+    again, whole = process(config, tmp_path / "killed", *long), process(config, tmp_path / "whole", *long)
+    assert "continuing at step" in again.communicate()[0]
+    whole.communicate()
+    assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
+    assert [line["step"] for line in steps(tmp_path / "whole")] == list(range(1, 121))
+
+
+def test_sigterm_saves_and_says_so(config, tmp_path):
+    running = process(config, tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=0")
+    wait_for_step(tmp_path, 3, running)
+    running.send_signal(signal.SIGTERM)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "the same command continues" in output
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == [steps(tmp_path)[-1]["step"]]

@@ -1,0 +1,83 @@
+"""One device or eight, either way of running the step: the same numbers."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax import systems
+from diffjax.commands.train import compile_step
+from diffjax.errors import UserError
+from diffjax.train.devices import Devices
+from diffjax.typing import ImageSpec
+from tests import tiny
+
+STEPS = 20
+WAYS = {
+    "jit on 8": {"mode": "jit", "count": 8},
+    "pmap on 8": {"mode": "pmap", "count": 8},
+    "fsdp 4 x 2": {"mode": "jit", "count": 8, "fsdp": 2},
+    "pmap on 2, 2 parts": {"mode": "pmap", "count": 2, "accumulate": 2},
+}
+
+
+@functools.cache
+def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
+    """Of a tiny diffusion model with dropout of labels and activations, [STEPS, 2] with the gradients' norms."""
+    config = tiny.config(
+        parallel__mode=mode, parallel__count=count, parallel__fsdp=fsdp, train__accumulate=accumulate, model__dropout=0.2
+    )
+    system = systems.build(config, ImageSpec(8, 1, 10))
+    devices = Devices.create(**config.parallel)
+    step, state = compile_step(config, system, devices, None)
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(STEPS):
+        batch = {
+            "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
+            "label": rng.integers(0, 10, 16, np.int32),
+            "index": np.arange(16, dtype=np.int32),
+        }
+        state, metrics = step(state, devices.put_batch(batch))
+        rows.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    if fsdp > 1:
+        spread = [leaf for leaf in jax.tree.leaves(state) if leaf.addressable_shards[0].data.size < leaf.size]
+        assert sum(leaf.size for leaf in spread) > 0.9 * sum(leaf.size for leaf in jax.tree.leaves(state))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_the_same_losses(way):
+    np.testing.assert_allclose(losses(**WAYS[way])[:, 0], losses()[:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(losses(**WAYS[way])[:, 1], losses()[:, 1], rtol=1e-3)
+
+
+def test_a_fresh_state_is_the_same_however_it_is_spread():
+    """Initial parameters are drawn once, not once a device."""
+    drawn = []
+    for options in ({"count": 1}, {"count": 8, "fsdp": 4}):
+        config = tiny.config(**{f"parallel__{name}": value for name, value in options.items()})
+        _, state = compile_step(config, systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel), None)
+        drawn.append(jax.device_get(state.variables))
+    jax.tree.map(np.testing.assert_array_equal, *drawn)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "pnap"}, "did you mean 'pmap'"),
+        ({"count": 9}, "this machine has 8"),
+        ({"count": 8, "fsdp": 3}, "does not divide the 8 devices"),
+        ({"mode": "pmap", "fsdp": 2}, "parallel.mode='jit'"),
+    ],
+)
+def test_impossible_layouts_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Devices.create(**options)
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(12, 1), (8, 2), (16, 0)])
+def test_batches_that_do_not_divide_are_refused(size, accumulate):
+    with pytest.raises(UserError, match="make it a multiple of"):
+        Devices.create(count=8).check_batch(size, accumulate)

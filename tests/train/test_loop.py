@@ -1,0 +1,118 @@
+"""The loop: what is logged, saved and shown when, and how it ends."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.errors import UserError
+from diffjax.train import loop
+from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.metrics import MetricsLog
+from diffjax.train.state import TrainState
+
+
+def initial() -> TrainState:
+    zero = jnp.zeros(())
+    return TrainState(jnp.zeros((), jnp.int32), {"params": {"w": zero}}, {"w": zero}, {"model": {"n": zero}})
+
+
+def count(state, batch):
+    """A step that adds the batch to w and reports it."""
+    w = state.variables["params"]["w"] + batch
+    return state.replace(step=state.step + 1, variables={"params": {"w": w}}), {"loss": jnp.reciprocal(batch), "grad_norm": w}
+
+
+def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, preview=lambda step, state: None):
+    log, checkpoints = MetricsLog(path, start), Checkpoints(path / "checkpoints")
+    try:
+        return loop.run(
+            step,
+            state or initial(),
+            iter(batches),
+            start=start,
+            schedule=loop.Schedule(steps=steps, log_every=2, sample_every=3, checkpoint_every=every),
+            batch_size=1,
+            log=log,
+            checkpoints=checkpoints,
+            preview=preview,
+        )
+    finally:
+        checkpoints.close()
+        log.close()
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(path):
+    return sorted(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
+
+
+BATCHES = np.arange(1.0, 10.0, dtype=np.float32)
+
+
+def test_a_whole_run(tmp_path):
+    shown = []
+    state, stopped = run(tmp_path, BATCHES, preview=lambda step, state: shown.append((step, int(state.step))))
+    assert stopped is None
+    assert state.variables["params"]["w"] == BATCHES[:6].sum()
+    assert saved(tmp_path) == [2, 4, 6]
+    assert shown == [(3, 3), (6, 6)]
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+    # At full precision: the text read back is the float32 of the step's own loss.
+    assert [np.float32(line["loss"]) for line in lines(tmp_path)] == [np.float32(1) / b for b in BATCHES[[1, 3, 5]]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+    batches = BATCHES.copy()
+    batches[3] = bad  # step 4: its loss is nan or 1 / 0, and its parameters would be saved at once
+    with pytest.raises(UserError, match=r"step 4: .*loss = (nan|inf).*last good checkpoint is that of step 2.*learning_rate"):
+        run(tmp_path, batches)
+    assert saved(tmp_path) == [2]
+    assert [line["step"] for line in lines(tmp_path)] == [2]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
+    def step(state, batch):
+        state, metrics = count(state, batch)
+        return state, metrics | {"grad_norm": jnp.where(state.step == 6, jnp.inf, 1.0)}
+
+    with pytest.raises(UserError, match="step 6: grad_norm = inf"):
+        run(tmp_path, BATCHES, step=step)
+    assert saved(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(tmp_path, number):
+    def interrupted():
+        for i, batch in enumerate(BATCHES):
+            if i == 2:  # while step 3 is being prepared
+                os.kill(os.getpid(), number)
+            yield batch
+
+    state, stopped = run(tmp_path, interrupted(), every=0)
+    assert stopped == number
+    assert state.step == 3
+    assert saved(tmp_path) == [3]
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_continuing_drops_the_lines_of_steps_that_are_made_again(tmp_path):
+    run(tmp_path, BATCHES)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "los')  # a kill in the middle of a line
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), initial())
+    state = checkpoints.restore(template, 4)
+    checkpoints.close()
+    state, _ = run(tmp_path, BATCHES[4:], start=4, steps=8, state=state)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
+    assert state.variables["params"]["w"] == BATCHES[:8].sum()

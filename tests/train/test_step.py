@@ -1,0 +1,110 @@
+"""The training step on an objective small enough to follow by hand."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+
+from diffjax.train.state import initial_state
+from diffjax.train.step import make_step
+from diffjax.typing import Aux, Objective
+
+RATE = 0.1
+
+
+def batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(size, 3)).astype(np.float32), "index": np.arange(size, dtype=np.int32)}
+
+
+def linear(variables, batch, keys):
+    """(w . x)^2 with a little noise of each example's own key, and a running mean beside the parameters."""
+    noise = jax.vmap(jax.random.normal)(keys)
+    output = batch["x"] @ variables["params"]["model"]["w"] + 0.1 * noise
+    return output**2, Aux({"output": output}, {"statistics": {"mean": output.mean()}})
+
+
+def state_and_step(losses, params, **options):
+    optimizers = {group: optax.sgd(RATE) for group in losses}
+    objective = Objective(lambda key: {"params": params, "statistics": {"mean": jnp.zeros(())}}, losses)
+    defaults = {"key": jax.random.key(0), "ema_decay": 0.9}
+    step = make_step(objective, optimizers, **(defaults | options))
+    return initial_state(objective, optimizers, jax.random.key(1)), jax.jit(step)
+
+
+PARAMS = {"model": {"w": jnp.array([0.5, -1.0, 2.0])}}
+
+
+def test_one_step_by_hand():
+    state, step = state_and_step({"model": linear}, PARAMS)
+    data = batch()
+    new, metrics = step(state, data)
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i) for i in range(8)]
+    noise = np.array([float(jax.random.normal(key)) for key in keys])
+    w = np.array([0.5, -1.0, 2.0])
+    output = data["x"] @ w + 0.1 * noise
+    gradient = (2 * output[:, None] * data["x"]).mean(0)
+    np.testing.assert_allclose(metrics["loss"], (output**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["output"], output.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(new.variables["params"]["model"]["w"], w - RATE * gradient, rtol=1e-5)
+    np.testing.assert_allclose(new.variables["statistics"]["mean"], output.mean(), rtol=1e-4)
+    assert new.step == 1
+
+
+def test_the_average_warms_up():
+    """Decay min(0.9, (1 + s) / (10 + s)) at step s, followed in float64."""
+    state, step = state_and_step({"model": linear}, PARAMS)
+    average = np.array([0.5, -1.0, 2.0])
+    for s in range(100):
+        state, _ = step(state, batch(seed=s))
+        decay = min(0.9, (1 + s) / (10 + s))
+        average = decay * average + (1 - decay) * np.asarray(state.variables["params"]["model"]["w"], np.float64)
+    np.testing.assert_allclose(state.ema["model"]["w"], average, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_equals_the_whole_batch(parts):
+    results = []
+    for accumulate in (1, parts):
+        state, step = state_and_step({"model": linear}, PARAMS, accumulate=accumulate)
+        for s in range(3):
+            state, metrics = step(state, batch(seed=s))
+        results.append((state, metrics))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+
+
+def test_groups_take_their_gradients_at_the_old_parameters():
+    """As an adversarial pair needs: the second group's step must not see the first one's update."""
+    params = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
+
+    def product(variables, batch, keys):
+        return variables["params"]["a"] * variables["params"]["b"] * jnp.ones(len(keys)), Aux({})
+
+    def negative(variables, batch, keys):
+        return -product(variables, batch, keys)[0], Aux({})
+
+    state, step = state_and_step({"a": product, "b": negative}, params)
+    new, metrics = step(state, batch())
+    np.testing.assert_allclose(new.variables["params"]["a"], 2.0 - RATE * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(new.variables["params"]["b"], 3.0 + RATE * 2.0, rtol=1e-6)
+    assert metrics["a/loss"] == 6.0
+    assert metrics["b/loss"] == -6.0
+
+
+def test_no_two_examples_and_no_two_steps_share_randomness():
+    seen = []
+
+    def record(variables, batch, keys):
+        return jax.vmap(jax.random.uniform)(keys) * variables["params"]["model"]["w"][0], Aux({})
+
+    state, step = state_and_step({"model": record}, PARAMS)
+    for s in range(3):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(0), s), np.arange(8))
+        seen.append(np.asarray(jax.vmap(jax.random.uniform)(keys)))
+        state, metrics = step(state, batch())
+        w = 0.5 if s == 0 else w  # noqa: F821
+        np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
+        w = float(state.variables["params"]["model"]["w"][0])
+    assert len(np.unique(seen)) == 24
