@@ -30,6 +30,6 @@ setuptools.setup(
     ],
     extras_require={
         "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
-        "parity": ["diffusers>=0.35", "torch>=2.6", "transformers>=4.50"],
+        "parity": ["diffusers>=0.35", "torch==2.13.0", "transformers>=4.50"],
     },
 )

@@ -40,16 +40,18 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
     curves: dict[str, list[int]] = {}
     for i, row in sorted(enumerate(rows), key=lambda pair: pair[1].get("steps", 0)):
         curves.setdefault(curve_label(row), []).append(i)
-    measures = [name for name in _MEASURES if name in rows[0]]
-    columns = max(len(measures), len(curves))
+    measures = [name for name in _MEASURES if any(name in row for row in rows)]
+    columns = max(len(measures), len(curves), 1)
     across = max(map(len, curves.values()))
     sheet = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, 3.4 + 0.55 * EXAMPLES), layout="constrained")
     above, below = sheet.subfigures(2, 1, height_ratios=(3.2, 0.55 * EXAMPLES))
 
-    for axes, measure in zip(above.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+    panels = above.subplots(1, len(measures), squeeze=False)[0] if measures else []
+    for axes, measure in zip(panels, measures, strict=True):
         for (label, indices), (marker, line) in zip(curves.items(), _STYLES * len(curves), strict=False):
-            steps = [rows[i].get("steps", 0) for i in indices]
-            axes.plot(steps, [rows[i][measure] for i in indices], marker=marker, linestyle=line, label=label)
+            points = [(rows[i].get("steps", 0), rows[i][measure]) for i in indices if measure in rows[i]]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, label=label)
         axes.set(xscale="log", xlabel="steps", title=_MEASURES[measure])
         axes.grid(alpha=0.3)
         ticks = sorted({row.get("steps", 0) for row in rows})
@@ -73,6 +75,6 @@ def _text(row: dict, name: str) -> str:
     value = row.get(name, "")
     if name == "eta" and row.get("sigma_hat"):
         return "hat"
-    if name in ("recognised",):
+    if name == "recognised" and name in row:
         return f"{value:.1%}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -44,20 +44,21 @@ class Workdir:
             raise UserError(f"{self.path} is not a run (it has no config.json): train one with launch.py train")
         return from_json(self.config.read_text())
 
-    def adopt(self, config: ConfigDict, *, overwrite: bool) -> None:
-        """Stores `config`. Raises UserError if the run has another one, unless only what may change differs."""
-        if self.config.exists() and not overwrite:
-            stored, asked = (flatten(from_json(to_json(c))) for c in (self.read_config(), config))
-            differing = [
-                f"{name} was {stored.get(name)!r}, now {asked.get(name)!r}"
-                for name in sorted(stored.keys() | asked.keys())
-                if stored.get(name) != asked.get(name) and not name.startswith(_MAY_CHANGE)
-            ]
-            if differing:
-                raise UserError(
-                    f"{self.path} was started with another config: {'; '.join(differing)}. Use another --workdir, "
-                    "or --overwrite to continue this one with the new config"
-                )
+    def check_config(self, config: ConfigDict) -> None:
+        """Raises UserError, naming the fields, if `config` differs from the run's in more than what may change."""
+        stored, asked = (flatten(from_json(to_json(c))) for c in (self.read_config(), config))
+        differing = [
+            f"{name} was {stored.get(name)!r}, now {asked.get(name)!r}"
+            for name in sorted(stored.keys() | asked.keys())
+            if stored.get(name) != asked.get(name) and not name.startswith(_MAY_CHANGE)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} was started with another config: {'; '.join(differing)}. Use another --workdir, "
+                "or --overwrite to continue this one with the new config"
+            )
+
+    def write_config(self, config: ConfigDict) -> None:
         self.config.write_text(to_json(config))
 
 

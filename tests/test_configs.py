@@ -9,11 +9,35 @@ from diffjax.workdir import flatten, from_json, image_spec, to_json
 from tests import tiny
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
-REQUIRED = """seed system dtype data.name data.dir data.split data.image_size data.flip
-diffusion.schedule diffusion.parameterization diffusion.weighting diffusion.variance diffusion.times
-train.steps train.batch_size train.learning_rate train.warmup_steps train.clip_norm train.ema_decay
-train.log_every train.sample_every train.checkpoint_every
-sampler.name sampler.steps sampler.eta sampler.guidance parallel.mode""".split()
+REQUIRED = [
+    "seed",
+    "system",
+    "dtype",
+    "data.name",
+    "data.dir",
+    "data.split",
+    "data.image_size",
+    "data.flip",
+    "diffusion.schedule",
+    "diffusion.parameterization",
+    "diffusion.weighting",
+    "diffusion.variance",
+    "diffusion.times",
+    "train.steps",
+    "train.batch_size",
+    "train.learning_rate",
+    "train.warmup_steps",
+    "train.clip_norm",
+    "train.ema_decay",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+    "sampler.name",
+    "sampler.steps",
+    "sampler.eta",
+    "sampler.guidance",
+    "parallel.mode",
+]
 
 
 def load(name):

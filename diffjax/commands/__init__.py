@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from diffjax.commands import benchmark, sample, sweep, train
-from diffjax.commands.flags import help_text, parse
+from diffjax.commands.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, unknown
 
 VERBS = {"train": train, "sample": sample, "sweep": sweep, "benchmark": benchmark}
@@ -32,6 +32,10 @@ def main(argv: Sequence[str]) -> int:
         return verb.run(parse(flags, argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except (AttributeError, KeyError) as error:
+        if (missing := missing_field(error)) is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, a file that is not there
         print(f"error: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
     return 2

@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 
 from diffjax import systems
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
-from diffjax.commands.train import compile_step
+from diffjax.commands.train import compile_step, make_optimizers
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train.devices import Devices
 from diffjax.train.state import ema_variables
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
     devices = Devices.create(**config.parallel)
     batch_size = config.train.batch_size
     devices.check_batch(batch_size, config.train.accumulate)
-    step, state = compile_step(config, system, devices, None)
+    step, state = compile_step(config, system, make_optimizers(config, system), devices)
     generator_of_noise = np.random.default_rng(config.seed)
     batch = devices.put_batch(
         {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+import traceback
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
@@ -93,6 +94,9 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         raise UserError(f"{str(error).splitlines()[0].split(':')[0]}: {name} is {_type_name(known[name])}") from error
     except absl_flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
+    for name, value in flatten(holder.config).items():
+        if isinstance(value, tuple) and not all(isinstance(item, int | float) for item in value):
+            raise UserError(f"--config.{name}={value}: {name} is {_type_name(known[name])}")
     return holder.config
 
 
@@ -102,10 +106,20 @@ def load_file(path: str) -> ConfigDict:
     config_flags.DEFINE_config_file("config", path, flag_values=holder, sys_argv=[""])
     try:
         holder([""])
+        flatten(holder.config)  # a file that could not be loaded says so when it is used
         return holder.config
     except (OSError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
         raise UserError(f"cannot read --config={path}: {reason}") from error
+
+
+def missing_field(error: Exception) -> UserError | None:
+    """What to say of an error that ml_collections raised: code asked for a field that the config lacks."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    if "ml_collections" not in innermost.filename:
+        return None
+    field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
+    return UserError(f"the config has no field {field!r}: see configs/digits.py for a complete one")
 
 
 def numbers(arguments: Arguments, name: str, kind: type) -> list:

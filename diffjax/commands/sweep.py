@@ -5,10 +5,10 @@
 Every combination of the lists is a cell. All cells start from the same noise. One sampler compiles once, however many
 steps, etas and guidance scales there are.
 
-Columns: "FD pixels" is the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and
-comparable only at one --num); "recognised" is the share of samples that a support vector machine trained on the real
-images takes for their class; "to most steps" is the root-mean-square difference, in grey levels of 255, from the same
-samples at the most steps.
+Columns: fd_pixels is the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and
+comparable only at one --num); recognised is the share of samples that a support vector machine trained on the real
+images takes for their class; to_most_steps, of samplers without noise of their own, is the root-mean-square difference
+from the same samples at the most steps, in grey levels of 255. The first cell of a sampler includes its compilation.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import report
-from diffjax.choice import choices
+from diffjax.choice import choices, choose, options
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, eta_settings, numbers, required
 from diffjax.diffusion import grids, samplers
 from diffjax.errors import UserError
@@ -62,9 +62,10 @@ def run(arguments: Arguments) -> int:
         for cell, cell_plan in zip(cells, plans, strict=True):
             began = time.perf_counter()
             images = generator(trained.variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
-            rows.append({**cell, **measure(images, labels), "seconds": round(time.perf_counter() - began, 3)})
+            seconds = round(time.perf_counter() - began, 3)
+            rows.append({**cell, **measure(images, labels), "seconds": seconds})
             drawn.append(images)
-    _add_distance_to_most_steps(rows, drawn)
+    _add_distance_to_most_steps(trained.config.sampler, rows, drawn)
 
     results = {
         "workdir": str(trained.workdir.path),
@@ -128,16 +129,16 @@ def _cells(arguments: Arguments) -> list[dict]:
 
 def _images(source) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a source, uint8 [N, H, W, C], and their labels."""
-    examples = [source[i] for i in range(min(len(source), _REFERENCE))]
+    examples = source.__getitems__(range(min(len(source), _REFERENCE)))
     return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
 
 
-def _add_distance_to_most_steps(rows: list[dict], drawn: list[np.ndarray]) -> None:
-    def others(row):
-        return tuple((name, row.get(name)) for name in ("name", "grid", "guidance", "eta", "sigma_hat"))
-
-    by_steps = sorted(zip(rows, drawn, strict=True), key=lambda pair: pair[0].get("steps", 0))
-    longest = {others(row): images for row, images in by_steps}
-    for row, images in zip(rows, drawn, strict=True):
-        difference = images.astype(np.float32) - longest[others(row)].astype(np.float32)
-        row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))
+def _add_distance_to_most_steps(defaults, rows: list[dict], drawn: list[np.ndarray]) -> None:
+    """For samplers without noise of their own: their samples converge as steps are added (DDIM, sec. 5.2)."""
+    longest = {}
+    cells = [({**defaults, **row}, row, images) for row, images in zip(rows, drawn, strict=True)]
+    for settings, row, images in sorted(cells, key=lambda cell: -cell[0]["steps"]):
+        if "eta" in options(choose("sampler", samplers, settings["name"])) and settings["eta"] == 0:
+            others = settings["name"], settings["grid"], settings["guidance"]
+            difference = images.astype(np.float32) - longest.setdefault(others, images)
+            row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))

@@ -9,6 +9,7 @@ first; the exit code is then 128 + the signal's number.
 import functools
 
 import jax
+import optax
 from absl import flags as absl_flags
 
 from diffjax import data, pictures, systems
@@ -40,17 +41,20 @@ def run(arguments: Arguments) -> int:
     system = systems.build(config, spec)
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
+    optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
+    batches = data.Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
 
-    workdir.create()
+    workdir.create()  # what is wrong with the config has been said by now
     checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
     start = checkpoints.latest_step() or 0
-    workdir.adopt(config, overwrite=arguments.overwrite or not start)
+    if start and not arguments.overwrite:
+        workdir.check_config(config)
     if start >= config.train.steps:
         print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
         return 0
-    step, state = compile_step(config, system, devices, checkpoints if start else None)
-    batches = data.Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
+    step, state = compile_step(config, system, optimizers, devices, checkpoints if start else None)
+    workdir.write_config(config)  # only now: the checkpoint may not fit it
     log = MetricsLog(workdir.path, start)
     _announce(config, state, len(source), devices, start)
     try:
@@ -77,12 +81,22 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def compile_step(config, system: System, devices: Devices, checkpoints: Checkpoints | None) -> tuple[Step, TrainState]:
-    """The compiled training step of a config, and its first state: that of the last checkpoint, or a fresh one."""
+def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of each of the system's groups of parameters."""
     c = config.train
     rate = learning_rate_schedule(c.schedule, c.learning_rate, warmup_steps=c.warmup_steps, total_steps=c.steps)
     optimizer = adam(rate, clip_norm=c.clip_norm, weight_decay=c.weight_decay, beta2=c.beta2)
-    optimizers = {group: optimizer for group in system.objective.losses}
+    return dict.fromkeys(system.objective.losses, optimizer)
+
+
+def compile_step(
+    config,
+    system: System,
+    optimizers: dict[str, optax.GradientTransformation],
+    devices: Devices,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Step, TrainState]:
+    """The compiled training step of a config, and its first state: that of the last checkpoint, or a fresh one."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
@@ -93,7 +107,12 @@ def compile_step(config, system: System, devices: Devices, checkpoints: Checkpoi
         laid_out = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
         state = checkpoints.restore(jax.tree.map(laid_out, shapes, sharding))
     make = functools.partial(
-        make_step, system.objective, optimizers, key=step_key, ema_decay=c.ema_decay, accumulate=c.accumulate
+        make_step,
+        system.objective,
+        optimizers,
+        key=step_key,
+        ema_decay=config.train.ema_decay,
+        accumulate=config.train.accumulate,
     )
     return devices.compile(make, shapes), state
 

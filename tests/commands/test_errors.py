@@ -15,7 +15,10 @@ CASES = {
     "no config": (["train", "--workdir=WORKDIR"], "--config is missing: for instance --config=configs/digits.py"),
     "no such config": (["train", "--config=nowhere.py", "--workdir=WORKDIR"], "cannot read --config=nowhere.py"),
     "stray word": ([*TRAIN, "now"], "unexpected argument 'now'"),
-    "unknown field": ([*TRAIN, "--config.train.stepz=3"], "unknown config field 'train.stepz': did you mean 'train.steps'?"),
+    "unknown field": (
+        [*TRAIN, "--config.train.stepz=3"],
+        "unknown config field 'train.stepz': did you mean 'train.steps'?",
+    ),
     "unknown section": ([*TRAIN, "--config.trian.steps=3"], "did you mean 'train.steps'?"),
     "a section": ([*TRAIN, "--config.train=3"], "--config.train is a section"),
     "text for a number": ([*TRAIN, "--config.train.steps=many"], "train.steps is a whole number"),
@@ -29,7 +32,10 @@ CASES = {
     "attention at no level": ([*TRAIN, "--config.model.attention_resolutions=(5,)"], "attention_resolutions"),
     "unknown data set": ([*TRAIN, "--config.data.name=digit"], "did you mean 'digits'?"),
     "not prepared": ([*TRAIN, "--config.data.name=cifar10", "--config.data.dir=WORKDIR"], "tfds build cifar10"),
-    "emoji not prepared": ([*TRAIN, "--config.data.name=emoji", "--config.data.image_size=32"], "diffjax.data.prepare emoji"),
+    "emoji not prepared": (
+        [*TRAIN, "--config.data.name=emoji", "--config.data.image_size=16", "--config.model.attention_resolutions=(8,)"],
+        "diffjax.data.prepare emoji",
+    ),
     "unwritable workdir": (["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"], "cannot write to --workdir"),
     "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "choose from 1 to 1000"),
     "optimiser schedule": ([*TRAIN, "--config.train.schedule=cosin"], "did you mean 'cosine'?"),
@@ -37,7 +43,10 @@ CASES = {
     "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
     "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
     "no samples": (["sample", "--workdir=WORKDIR", "--out=x.png", "--num=0"], "--num=0"),
-    "override at sampling": (["sample", "--workdir=WORKDIR", "--out=x.png", "--config.seed=1"], "takes no config overrides"),
+    "override at sampling": (
+        ["sample", "--workdir=WORKDIR", "--out=x.png", "--config.seed=1"],
+        "takes no config overrides",
+    ),
     "sweep of nothing": (["sweep", "--workdir=WORKDIR", "--steps=5"], "is not a run"),
     "benchmark of nothing": (["benchmark"], "--config is missing"),
 }
@@ -55,7 +64,9 @@ def test_one_clear_line(case, tmp_path, capsys):
     assert not (tmp_path / "run").exists()  # nothing half made
 
 
-@pytest.mark.parametrize("argument", ["--steps=21", "--label=10", "--eta=x", "--guidance=x", "--sampler=dim", "--checkpoint=7"])
+@pytest.mark.parametrize(
+    "argument", ["--steps=21", "--label=10", "--eta=x", "--guidance=x", "--sampler=dim", "--checkpoint=7"]
+)
 def test_sample_and_its_run_must_fit(argument, tmp_path_factory, tmp_path, capsys):
     workdir = tmp_path_factory.getbasetemp() / "errors"
     if not workdir.exists():
@@ -83,3 +94,13 @@ def test_help_is_readable(verb, capsys):
     assert text.count("usage: python launch.py") == 1
     assert "absl" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_config_that_lacks_a_field(tmp_path, capsys):
+    config = tiny.config().unlock()
+    del config.diffusion["timesteps"]
+    (tmp_path / "c.py").write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    assert commands.main(["launch.py", "train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run"]) == 2
+    assert capsys.readouterr().err.startswith("error: the config has no field 'timesteps'")

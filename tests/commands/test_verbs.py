@@ -100,7 +100,17 @@ def test_sweep(workdir, capsys):
 
 
 def test_sweep_over_samplers_compiles_each_once(workdir):
-    assert launch("sweep", f"--workdir={workdir}", "--sampler=ddim,ancestral", "--steps=2,4", "--grid=leading,linspace", "--num=10") == 0
+    assert (
+        launch(
+            "sweep",
+            f"--workdir={workdir}",
+            "--sampler=ddim,ancestral",
+            "--steps=2,4",
+            "--grid=leading,linspace",
+            "--num=10",
+        )
+        == 0
+    )
     results = json.loads((workdir / "results" / "sweep.json").read_text())
     assert results["compilations"] == 2
     assert len(results["cells"]) == 8
@@ -139,7 +149,12 @@ def test_a_trained_run_is_not_trained_again(workdir, config, capsys):
 def test_another_config_is_refused_and_named(config, tmp_path, capsys):
     flags = ["train", f"--config={config}", f"--workdir={tmp_path}"]
     assert launch(*flags, "--config.train.steps=2") == 0
-    changed = ["--config.train.learning_rate=0.5", "--config.seed=1", "--config.train.steps=3", "--config.train.log_every=2"]
+    changed = [
+        "--config.train.learning_rate=0.5",
+        "--config.seed=1",
+        "--config.train.steps=3",
+        "--config.train.log_every=2",
+    ]
     assert launch(*flags, *changed) == 2
     error = capsys.readouterr().err
     assert "seed was 0, now 1; train.learning_rate was 0.001, now 0.5" in error
@@ -152,7 +167,9 @@ def test_another_config_is_refused_and_named(config, tmp_path, capsys):
 def process(config, path, *flags):
     command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for_step(path, step, running):

@@ -118,7 +118,7 @@ def test_scene_is_pure_and_well_laid_out(split, i):
     assert scene == shapes.scene(split, i)
     assert 1 <= len(scene.objects) <= 3
     for thing in scene.objects:
-        assert 0 <= min(thing.x, thing.y) - thing.radius and max(thing.x, thing.y) + thing.radius <= 1
+        assert min(thing.x, thing.y) - thing.radius >= 0 and max(thing.x, thing.y) + thing.radius <= 1
     for a, b in itertools.combinations(scene.objects, 2):
         assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius + 1 / 16  # a pixel between, at 16 pixels
     if scene.relation:

@@ -8,8 +8,8 @@ import pytest
 from jax import numpy as jnp
 
 from diffjax.choice import choices
-from diffjax.diffusion import grids, guidance, parameterizations, samplers, sampling, schedules, variance
 from diffjax.diffusion import denoiser as denoisers
+from diffjax.diffusion import grids, guidance, parameterizations, samplers, sampling, schedules, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
 
@@ -47,7 +47,7 @@ def exact_moments(name, levels, steps):
         forward = s**2 - (a / a2) ** 2 * s2**2
         small = forward * s2**2 / s**2
         eta = {"ddim 0": 0.0, "ddim 0.5": 0.5}.get(name, 1.0)
-        # x_0-hat = gain x + (1 - gain a) MEAN and eps-hat = (x - a x_0-hat) / s; x' = a2 x_0-hat + direction eps-hat + noise
+        # x_0-hat = gain x + (1 - gain a) MEAN, eps-hat = (x - a x_0-hat) / s, x' = a2 x_0-hat + direction eps-hat + ..
         direction = np.sqrt(s2**2 - eta**2 * small)
         slope = a2 * gain + direction * (1 - a * gain) / s
         offset = (1 - gain * a) * MEAN * (a2 - direction * a / s)

@@ -15,7 +15,7 @@ def process(**changes) -> Process:
 
 
 def test_the_loss_is_ddpms():
-    """Algorithm 1 of Ho et al. 2020 in NumPy: a network that knows eps but for a constant has that constant as error."""
+    """Algorithm 1 of Ho et al. 2020 in NumPy: a network that is off by a constant has its square as loss."""
     made = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
     x0 = np.random.default_rng(0).uniform(-1, 1, (64, 4, 4, 1)).astype(np.float32)
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -38,7 +38,9 @@ def test_the_loss_is_ddpms():
 @pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
 def test_the_best_network_has_the_smallest_loss(parameterization, continuous):
     """For x_0 = 0 every target is known from x_t alone, so the loss of the right network is zero."""
-    made = process(diffusion__parameterization=parameterization, diffusion__continuous=continuous, diffusion__timesteps=100)
+    made = process(
+        diffusion__parameterization=parameterization, diffusion__continuous=continuous, diffusion__timesteps=100
+    )
 
     def network(x, t):
         noise = made.schedule(t if continuous else t + 1)

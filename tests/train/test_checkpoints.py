@@ -79,7 +79,7 @@ def test_what_is_not_there(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state())
     checkpoints.close()
-    with pytest.raises(UserError, match="no checkpoint of step 4 .* there are 3"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 4 .* there are 3"):
         Checkpoints(tmp_path).restore(shapes(state()), step=4)
 
 

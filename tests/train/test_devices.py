@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax import systems
-from diffjax.commands.train import compile_step
+from diffjax.commands.train import compile_step, make_optimizers
 from diffjax.errors import UserError
 from diffjax.train.devices import Devices
 from diffjax.typing import ImageSpec
@@ -26,11 +26,15 @@ WAYS = {
 def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
     """Of a tiny diffusion model with dropout of labels and activations, [STEPS, 2] with the gradients' norms."""
     config = tiny.config(
-        parallel__mode=mode, parallel__count=count, parallel__fsdp=fsdp, train__accumulate=accumulate, model__dropout=0.2
+        parallel__mode=mode,
+        parallel__count=count,
+        parallel__fsdp=fsdp,
+        train__accumulate=accumulate,
+        model__dropout=0.2,
     )
     system = systems.build(config, ImageSpec(8, 1, 10))
     devices = Devices.create(**config.parallel)
-    step, state = compile_step(config, system, devices, None)
+    step, state = compile_step(config, system, make_optimizers(config, system), devices)
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(STEPS):
@@ -58,7 +62,8 @@ def test_a_fresh_state_is_the_same_however_it_is_spread():
     drawn = []
     for options in ({"count": 1}, {"count": 8, "fsdp": 4}):
         config = tiny.config(**{f"parallel__{name}": value for name, value in options.items()})
-        _, state = compile_step(config, systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel), None)
+        system, devices = systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel)
+        _, state = compile_step(config, system, make_optimizers(config, system), devices)
         drawn.append(jax.device_get(state.variables))
     jax.tree.map(np.testing.assert_array_equal, *drawn)
 

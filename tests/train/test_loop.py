@@ -24,7 +24,10 @@ def initial() -> TrainState:
 def count(state, batch):
     """A step that adds the batch to w and reports it."""
     w = state.variables["params"]["w"] + batch
-    return state.replace(step=state.step + 1, variables={"params": {"w": w}}), {"loss": jnp.reciprocal(batch), "grad_norm": w}
+    return state.replace(step=state.step + 1, variables={"params": {"w": w}}), {
+        "loss": jnp.reciprocal(batch),
+        "grad_norm": w,
+    }
 
 
 def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, preview=lambda step, state: None):
@@ -73,7 +76,9 @@ def test_a_whole_run(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     batches = BATCHES.copy()
     batches[3] = bad  # step 4: its loss is nan or 1 / 0, and its parameters would be saved at once
-    with pytest.raises(UserError, match=r"step 4: .*loss = (nan|inf).*last good checkpoint is that of step 2.*learning_rate"):
+    with pytest.raises(
+        UserError, match=r"step 4: .*loss = (nan|inf).*last good checkpoint is that of step 2.*learning_rate"
+    ):
         run(tmp_path, batches)
     assert saved(tmp_path) == [2]
     assert [line["step"] for line in lines(tmp_path)] == [2]
