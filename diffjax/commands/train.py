@@ -102,7 +102,9 @@ def compile_step(
     shapes = jax.eval_shape(init, init_key)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
-        state = jax.jit(init, out_shardings=sharding)(init_key)
+        # It runs once: on a CPU optimising the program would take seconds longer than it saves.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        state = jax.jit(init, out_shardings=sharding, compiler_options=options)(init_key)
     else:
         laid_out = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
         state = checkpoints.restore(jax.tree.map(laid_out, shapes, sharding))

@@ -101,11 +101,11 @@ def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
     return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
 
 
-def open_source(name: str, *, directory: str | None, split: str, image_size: int, background: str = "white") -> Source:
+def open_source(name: str, *, directory: str, split: str, image_size: int, background: str = "white") -> Source:
     """Opens a split of a data set, its images resized to [image_size, image_size] if they are not (see `resize`).
 
     Args:
-      directory: where prepared data sets lie (tensorflow-datasets' `data_dir`); digits and shapes need none.
+      directory: where prepared data sets lie (tensorflow-datasets' `data_dir`); "" for digits and shapes.
       split: "train" or "test"; of a prepared set also a part, such as "train[:1000]" or "train[90%:]".
       background: what shows through an emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
 
@@ -198,8 +198,8 @@ def _shapes(split: str, image_size: int) -> Source:
 
 def _prepared(name: str, directory: str | None, split: str, image_size: int, background: str) -> Source:
     how = f"prepare it with `{preparation(name, directory, image_size)}`"
-    if directory is None:
-        raise UserError(f"{name} is read from disk and no data directory is set: set it, and {how}")
+    if not directory:
+        raise UserError(f"{name} is read from disk and no directory is set: {how}, then set --config.data.dir")
     import tensorflow_datasets as tfds
 
     root = tfds.core.Path(directory).expanduser() / name / (str(_emoji_size(image_size)) if name == "emoji" else "")

@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 
 
 def open_digits(split, image_size=8):
-    return data.open_source("digits", directory=None, split=split, image_size=image_size)
+    return data.open_source("digits", directory="", split=split, image_size=image_size)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_latest_version_is_read(cifar, tmp_path):
 
 
 def test_shapes_source():
-    source = data.open_source("shapes", directory=None, split="train", image_size=32)
+    source = data.open_source("shapes", directory="", split="train", image_size=32)
     example = source[7]
     assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
     kind = data.class_names("shapes")[example["label"]]
@@ -142,10 +142,10 @@ def test_shapes_source():
         (lambda d: data.spec("cifar10", 32, "transparent"), "no transparent background"),
         (lambda d: data.spec("cifar10", 0), "not positive"),
         (lambda d: open_digits("val"), "unknown split"),
-        (lambda d: data.open_source("shapes", directory=None, split="val", image_size=8), "unknown split"),
+        (lambda d: data.open_source("shapes", directory="", split="val", image_size=8), "unknown split"),
         (
-            lambda d: data.open_source("cifar10", directory=None, split="train", image_size=32),
-            "no data directory .*tfds build cifar10 --file_format=array_record --data_dir=DIR",
+            lambda d: data.open_source("cifar10", directory="", split="train", image_size=32),
+            "no directory is set.*tfds build cifar10 --file_format=array_record --data_dir=DIR",
         ),
         (
             lambda d: data.open_source("fashion_mnist", directory=d, split="train", image_size=28),

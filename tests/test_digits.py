@@ -1,0 +1,20 @@
+"""The README's first figure, made again: minutes on two cores, so only with `-m slow`."""
+
+import json
+
+import pytest
+
+from diffjax import commands
+from tests import tiny
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_digits_are_recognised(tmp_path):
+    config = tiny.ROOT / "configs" / "digits.py"
+    flags = ["--config.parallel.count=1"]
+    assert commands.main(["launch.py", "train", f"--config={config}", f"--workdir={tmp_path}", *flags]) == 0
+    assert commands.main(["launch.py", "sweep", f"--workdir={tmp_path}", "--steps=50", "--num=500"]) == 0
+    results = json.loads((tmp_path / "results" / "sweep.json").read_text())
+    assert results["reference"]["recogniser_held_out_accuracy"] >= 0.97
+    assert results["cells"][0]["recognised"] >= 0.9
