@@ -33,7 +33,12 @@ CASES = {
     "unknown data set": ([*TRAIN, "--config.data.name=digit"], "did you mean 'digits'?"),
     "not prepared": ([*TRAIN, "--config.data.name=cifar10", "--config.data.dir=WORKDIR"], "tfds build cifar10"),
     "emoji not prepared": (
-        [*TRAIN, "--config.data.name=emoji", "--config.data.image_size=16", "--config.model.attention_resolutions=(8,)"],
+        [
+            *TRAIN,
+            "--config.data.name=emoji",
+            "--config.data.image_size=16",
+            "--config.model.attention_resolutions=(8,)",
+        ],
         "diffjax.data.prepare emoji",
     ),
     "unwritable workdir": (["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"], "cannot write to --workdir"),
