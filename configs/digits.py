@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     config.train.ema_decay = 0.995  # of the averaged weights that samples are drawn with
     config.train.log_every = 10  # steps between lines of metrics.jsonl
     config.train.sample_every = 500  # steps between sample grids, 0: only at the end
-    config.train.sample_count = 100  # images in such a grid
+    config.train.sample_count = 100  # images in such a grid, 0: no grids
     config.train.checkpoint_every = 500  # steps between checkpoints, 0: only at the end
     config.train.keep_last = 2  # checkpoints kept
     config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others

@@ -122,6 +122,8 @@ def compile_step(
 def _preview(config, system: System, spec, workdir: Workdir, log: MetricsLog):
     """Draws a grid with the averaged parameters; where there are classes, a column each."""
     count = config.train.sample_count
+    if not count:
+        return lambda step, state: None
     generator = Generator(system, batch_size=count)
     labels = balanced_labels(count, spec.classes)
     columns = spec.classes if 1 < spec.classes <= 20 else None
@@ -145,7 +147,8 @@ def _announce(config, state: TrainState, examples: int, devices: Devices, start:
 
 
 def _say_what_next(workdir: Workdir, config) -> None:
-    last = max(workdir.samples.glob("step_*.png"), default=None)
-    print(f"trained to step {config.train.steps}; samples in {last}\ntry next:")
+    grids = sorted(workdir.samples.glob("step_*.png"))
+    print(f"trained to step {config.train.steps}" + (f"; samples in {grids[-1]}" if grids else ""))
+    print("try next:")
     print(f"  python launch.py sample --workdir={workdir.path} --out=samples.png --num=100")
     print(f"  python launch.py sweep --workdir={workdir.path} --steps=5,10,20,50,100 --eta=0,1")

@@ -72,11 +72,7 @@ def test_one_clear_line(case, tmp_path, capsys):
 @pytest.mark.parametrize(
     "argument", ["--steps=21", "--label=10", "--eta=x", "--guidance=x", "--sampler=dim", "--checkpoint=7"]
 )
-def test_sample_and_its_run_must_fit(argument, tmp_path_factory, tmp_path, capsys):
-    workdir = tmp_path_factory.getbasetemp() / "errors"
-    if not workdir.exists():
-        config = tiny.write(tmp_path / "tiny.py", train__steps=1)
-        assert commands.main(["launch.py", "train", f"--config={config}", f"--workdir={workdir}"]) == 0
+def test_sample_and_its_run_must_fit(argument, workdir, tmp_path, capsys):
     capsys.readouterr()
     assert commands.main(["launch.py", "sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", argument]) == 2
     error = capsys.readouterr().err.splitlines()

@@ -25,18 +25,6 @@ def steps(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py")
-
-
-@pytest.fixture(scope="module")
-def workdir(config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "digits"
-    assert launch("train", f"--config={config}", f"--workdir={path}") == 0
-    return path
-
-
 def test_train_leaves_a_whole_workdir(workdir):
     stored = json.loads((workdir / "config.json").read_text())
     assert {"seed", "system", "data", "model", "diffusion", "train", "sampler", "parallel", "dtype"} <= stored.keys()

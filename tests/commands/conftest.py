@@ -1,0 +1,18 @@
+"""One tiny config and one run of it, for all the verbs."""
+
+import pytest
+
+from diffjax import commands
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def workdir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "digits"
+    assert commands.main(["launch.py", "train", f"--config={config}", f"--workdir={path}"]) == 0
+    return path
