@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.dir = ""  # where tensorflow-datasets prepared it
     config.data.split = "train"  # 50,000 images
     config.data.image_size = 32  # height and width; other sizes are resized
+    config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = True  # mirror half of the images; as the paper's
 
     config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
@@ -37,7 +38,7 @@ def get_config() -> ConfigDict:
 
     config.diffusion = ConfigDict()
     config.diffusion.schedule = "linear"  # linear | scaled_linear | cosine
-    config.diffusion.schedule_options = ConfigDict()  # for instance beta_max of linear; empty: as published
+    config.diffusion.schedule_options = ConfigDict()  # such as {"beta_max": 0.01}; empty: as published
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time in (0, T]
     config.diffusion.parameterization = "eps"  # eps | x0 | v

@@ -1,4 +1,4 @@
-"""Class-conditional diffusion on Fashion-MNIST, small enough for about an hour on two CPU cores.
+"""Class-conditional diffusion on Fashion-MNIST, small enough for half an hour on two CPU cores.
 
     pip install tensorflow && tfds build fashion_mnist --file_format=array_record --data_dir=DIR
     python launch.py train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion_mnist --config.data.dir=DIR
@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
     config.data.dir = ""  # where tensorflow-datasets prepared it
     config.data.split = "train"  # 60,000 images
     config.data.image_size = 28  # height and width; other sizes are resized
-    config.data.flip = True  # mirror half of the images; shoes and bags may point either way
+    config.data.background = "white"  # of emoji, "white" | "transparent"
+    config.data.flip = False  # mirror half of the images; here every shoe points left
 
     config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
     config.model.channels = 32  # at the first level
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
 
     config.diffusion = ConfigDict()
     config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine
-    config.diffusion.schedule_options = ConfigDict()  # for instance beta_max of linear; empty: as published
+    config.diffusion.schedule_options = ConfigDict()  # such as {"beta_max": 0.01}; empty: as published
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time in (0, T]
     config.diffusion.parameterization = "v"  # eps | x0 | v
@@ -47,7 +48,7 @@ def get_config() -> ConfigDict:
     config.diffusion.label_dropout = 0.1  # share of labels withheld, for classifier-free guidance
 
     config.train = ConfigDict()
-    config.train.steps = 3000  # updates of the weights
+    config.train.steps = 2000  # updates of the weights
     config.train.batch_size = 64  # over all devices
     config.train.accumulate = 1  # parts the batch is worked through in, to save memory
     config.train.learning_rate = 1e-3  # of Adam, once warm

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.dir = ""  # where prepared data sets lie; digits need none
     config.data.split = "train"  # 1,437 images; the other 360 are the split test
     config.data.image_size = 8  # height and width; other sizes are resized
+    config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images; a mirrored digit is no digit
 
     config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
 
     config.diffusion = ConfigDict()
     config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine
-    config.diffusion.schedule_options = ConfigDict()  # for instance beta_max of linear; empty: as published
+    config.diffusion.schedule_options = ConfigDict()  # such as {"beta_max": 0.01}; empty: as published
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time in (0, T]
     config.diffusion.parameterization = "v"  # eps | x0 | v

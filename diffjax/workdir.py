@@ -87,17 +87,13 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
 
 def image_spec(config: ConfigDict) -> ImageSpec:
     """What the system must know of the config's data set; touches no disk."""
-    return data.spec(config.data.name, config.data.image_size, **_background(config))
+    return data.spec(config.data.name, config.data.image_size, config.data.background)
 
 
 def open_source(config: ConfigDict, split: str):
     """The config's data set, one split of it. Raises UserError where it is not prepared."""
     c = config.data
-    return data.open_source(c.name, directory=c.dir, split=split, image_size=c.image_size, **_background(config))
-
-
-def _background(config: ConfigDict) -> dict:
-    return {"background": config.data.background} if "background" in config.data else {}
+    return data.open_source(c.name, directory=c.dir, split=split, image_size=c.image_size, background=c.background)
 
 
 @dataclasses.dataclass(frozen=True)

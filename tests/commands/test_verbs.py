@@ -104,6 +104,12 @@ def test_sweep_over_samplers_compiles_each_once(workdir):
     assert len(results["cells"]) == 8
 
 
+def test_another_data_set_is_one_override_away(config, tmp_path):
+    flags = ["--config.data.name=shapes", "--config.data.image_size=16", "--config.model.attention_resolutions=(8,)"]
+    assert launch("train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.steps=1", *flags) == 0
+    assert arrays(tmp_path, tmp_path / "s.npz", "--num=3", "--label=4")["images"].shape == (3, 16, 16, 3)
+
+
 def test_benchmark(config, tmp_path, capsys):
     assert launch("benchmark", f"--config={config}", "--steps=3", "--samples=10", f"--out={tmp_path}/b.json") == 0
     figures = json.loads((tmp_path / "b.json").read_text())
