@@ -14,7 +14,7 @@ setuptools.setup(
         "flax>=0.12,<0.13",
         "grain>=0.2.15",
         "importlib_resources>=6.4",  # stock tensorflow-datasets builders import it
-        "jax>=0.9,<0.11",
+        "jax>=0.10,<0.11",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
         "ml_collections>=1.1",

@@ -59,11 +59,11 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.0  # decoupled, as AdamW
     config.train.beta2 = 0.999  # of Adam
     config.train.ema_decay = 0.9999  # of the averaged weights that samples are drawn with
-    config.train.log_every = 100  # steps between lines of metrics.jsonl
+    config.train.log_every = 100  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 10_000  # steps between sample grids, 0: only at the end
     config.train.sample_count = 64  # images in such a grid, 0: no grids
     config.train.checkpoint_every = 5000  # steps between checkpoints, 0: only at the end
-    config.train.keep_last = 3  # checkpoints kept
+    config.train.keep_last = 3  # checkpoints kept, 0: all
     config.train.keep_every = 100_000  # and every checkpoint divisible by this; 0: no others
 
     config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise

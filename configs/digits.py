@@ -58,11 +58,11 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.0  # decoupled, as AdamW
     config.train.beta2 = 0.99  # of Adam
     config.train.ema_decay = 0.995  # of the averaged weights that samples are drawn with
-    config.train.log_every = 10  # steps between lines of metrics.jsonl
+    config.train.log_every = 10  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 500  # steps between sample grids, 0: only at the end
     config.train.sample_count = 100  # images in such a grid, 0: no grids
     config.train.checkpoint_every = 500  # steps between checkpoints, 0: only at the end
-    config.train.keep_last = 2  # checkpoints kept
+    config.train.keep_last = 2  # checkpoints kept, 0: all
     config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
 
     config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise

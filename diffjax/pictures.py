@@ -24,6 +24,11 @@ def grid(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None) -> UI
     return sheet
 
 
+def class_columns(classes: int, count: int) -> int | None:
+    """Columns that put a class in each, where classes take turns; None where that would not look like it."""
+    return classes if 1 < classes <= min(count, 20) else None
+
+
 def save(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
     """Writes a PNG of 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,5 +55,6 @@ class System(NamedTuple):
     """
 
     objective: Objective
+    classes: int  # that samples are conditioned on; 0: none
     plan: Callable[..., Any]  # (sampler_config, capacity=None) -> Plan
     sample: Callable[..., Images]  # (variables, keys [B], condition {name: [B, ...]}, plan) -> [-1, 1] [B, H, W, C]

@@ -107,11 +107,6 @@ class Run:
     variables: Variables  # averaged parameters
     step: int
 
-    @property
-    def classes(self) -> int:
-        """Number of classes the model is conditioned on; 0: none."""
-        return self.spec.classes if self.config.diffusion.class_conditional else 0
-
 
 def load(path: str | os.PathLike, step: int | None = None) -> Run:
     """Opens the run at `path` with its averaged parameters of `step` (None: the last checkpoint).

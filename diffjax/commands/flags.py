@@ -40,8 +40,11 @@ def define_config(flags: Flags) -> None:
 
 def define_sampling(flags: Flags) -> None:
     """What `sample` and `sweep` share."""
-    absl_flags.DEFINE_integer("seed", 0, "sample i has the seed SEED + i, whatever the batch size", flag_values=flags)
-    absl_flags.DEFINE_integer("batch_size", 100, "samples drawn at once; does not change them", flag_values=flags)
+    for name, default, low, text in (
+        ("seed", 0, 0, "sample i has the seed SEED + i, whatever the batch size"),
+        ("batch_size", 100, 1, "samples drawn at once; does not change them"),
+    ):
+        absl_flags.DEFINE_integer(name, default, text, low, 2**31 - 1, flag_values=flags)
     absl_flags.DEFINE_integer("checkpoint", None, "step of the checkpoint (default: the last)", flag_values=flags)
 
 

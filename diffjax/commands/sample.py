@@ -43,7 +43,8 @@ def run(arguments: Arguments) -> int:
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    labels = _labels(arguments, trained.classes)
+    classes = trained.system.classes
+    labels = _labels(arguments, classes)
     seeds = arguments.seed + np.arange(arguments.num)
     plan = trained.system.plan(trained.config.sampler, **overrides(arguments))
     generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
@@ -52,10 +53,10 @@ def run(arguments: Arguments) -> int:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        in_turn = arguments.label is None and 1 < trained.classes <= 20 and arguments.num >= trained.classes
-        pictures.save(out, pictures.grid(images, trained.classes if in_turn else None))
+        columns = pictures.class_columns(classes, arguments.num) if arguments.label is None else None
+        pictures.save(out, pictures.grid(images, columns))
     else:
-        np.savez(out, images=images, labels=labels if trained.classes else np.full_like(labels, -1), seeds=seeds)
+        np.savez(out, images=images, labels=labels if classes else np.full_like(labels, -1), seeds=seeds)
     print(f"{len(images)} samples of step {trained.step} in {out}")
     return 0
 

@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
     # Every plan first: what does not fit is refused before anything is drawn.
     plans = [trained.system.plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]
     measure = Measures(trained)
-    labels = balanced_labels(arguments.num, trained.classes)
+    labels = balanced_labels(arguments.num, trained.system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
 
@@ -100,7 +100,7 @@ class Measures:
             self.provenance = {"data": None}
             return
         self._moments = frechet.moments(pixels.features(train[0]))
-        self._recogniser = Recogniser(train, test) if trained.classes else None
+        self._recogniser = Recogniser(train, test) if trained.system.classes else None
         name, split = trained.config.data.name, trained.config.data.split
         self.provenance = {"data": name, "split": split, "images": len(train[0])}
         if self._recogniser:

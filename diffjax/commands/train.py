@@ -69,7 +69,7 @@ def run(arguments: Arguments) -> int:
             batch_size=config.train.batch_size,
             log=log,
             checkpoints=checkpoints,
-            preview=_preview(config, system, spec, workdir, log),
+            preview=_preview(config, system, workdir, log),
         )
     finally:
         checkpoints.close()
@@ -119,14 +119,14 @@ def compile_step(
     return devices.compile(make, shapes), state
 
 
-def _preview(config, system: System, spec, workdir: Workdir, log: MetricsLog):
+def _preview(config, system: System, workdir: Workdir, log: MetricsLog):
     """Draws a grid with the averaged parameters; where there are classes, a column each."""
     count = config.train.sample_count
     if not count:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
-    labels = balanced_labels(count, spec.classes)
-    columns = spec.classes if 1 < spec.classes <= 20 else None
+    labels = balanced_labels(count, system.classes)
+    columns = pictures.class_columns(system.classes, count)
 
     def preview(step: int, state: TrainState) -> None:
         images = generator(ema_variables(state), range(count), {"label": labels}, system.plan(config.sampler))

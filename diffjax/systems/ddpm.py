@@ -19,6 +19,8 @@ def build(config, spec: ImageSpec) -> System:
     process = Process.from_config(config.diffusion)
     if config.diffusion.class_conditional and not spec.classes:
         raise UserError("diffusion.class_conditional=True, but the data set has no labels: set it to False")
+    if not 0 <= config.diffusion.label_dropout < 1:
+        raise UserError(f"diffusion.label_dropout={config.diffusion.label_dropout}: a share from 0 up to, but not, 1")
     classes = spec.classes if config.diffusion.class_conditional else 0
     label_dropout = config.diffusion.label_dropout if classes else 0.0
     guided = label_dropout > 0  # then the label table has one more row, which says "no label"
@@ -53,7 +55,7 @@ def build(config, spec: ImageSpec) -> System:
         jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
-    return System(Objective(init, {"model": loss}), plan, sample)
+    return System(Objective(init, {"model": loss}), classes, plan, sample)
 
 
 def _unet(config, spec: ImageSpec, *, label_rows: int) -> UNet:

@@ -14,10 +14,10 @@ _PARTS = ("variables", "ema", "optimizer")  # apart, so that sampling reads no o
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep_last`, and every step divisible by `keep_every` (0: none of those)."""
+    """The checkpoints of one run: the last `keep_last` (0: all), and every step divisible by `keep_every` (0: none)."""
 
-    def __init__(self, directory: Path, *, keep_last: int | None = None, keep_every: int = 0):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
+    def __init__(self, directory: Path, *, keep_last: int = 0, keep_every: int = 0):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last or None, keep_period=keep_every or None)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_names=_PARTS)
         self._directory = directory
 

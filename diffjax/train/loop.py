@@ -61,7 +61,7 @@ def run(
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not all(map(math.isfinite, metrics.values())):
                 raise _not_finite(done, metrics, checkpoints.latest_step())
-            if done % schedule.log_every == 0 or done == schedule.steps:
+            if _due(done, schedule.log_every) or done == schedule.steps:
                 log.scalars(done, metrics)
             bar.update(1)
             rate = bar.format_dict["rate"]

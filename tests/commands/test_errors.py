@@ -48,6 +48,7 @@ CASES = {
     "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
     "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
     "no samples": (["sample", "--workdir=WORKDIR", "--out=x.png", "--num=0"], "--num=0"),
+    "negative seed": (["sample", "--workdir=WORKDIR", "--out=x.png", "--seed=-1"], "--seed=-1"),
     "override at sampling": (
         ["sample", "--workdir=WORKDIR", "--out=x.png", "--config.seed=1"],
         "takes no config overrides",

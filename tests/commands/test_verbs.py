@@ -121,7 +121,7 @@ def test_benchmark(config, tmp_path, capsys):
 
 def test_load_opens_a_run_for_library_users(workdir):
     run = diffjax.load(workdir)
-    assert (run.step, run.classes, run.spec.size) == (4, 10, 8)
+    assert (run.step, run.system.classes, run.spec.size) == (4, 10, 8)
     assert diffjax.load(workdir, step=2).step == 2
 
 

@@ -114,6 +114,7 @@ def test_an_unconditional_model_has_no_labels():
         ({"model__chanels": 8}, SPEC, "did you mean 'channels'"),
         ({"model__resample": "cnv"}, SPEC, "resample"),
         ({"model__heads": 3}, SPEC, "config.model: "),
+        ({"diffusion__label_dropout": 1.0}, SPEC, "a share from 0"),
         ({"dtype": "float16"}, SPEC, "unknown dtype 'float16'"),
         ({"system": "ddmp"}, SPEC, "did you mean 'ddpm'"),
         ({"sampler__steps": 21}, SPEC, "this model has 20 timesteps"),

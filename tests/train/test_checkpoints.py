@@ -1,7 +1,7 @@
 """Checkpoints: what goes in comes out, what is kept, and what does not fit."""
 
+import chex
 import jax
-import numpy as np
 import optax
 import pytest
 from jax import numpy as jnp
@@ -37,9 +37,9 @@ def test_round_trip(tmp_path):
     checkpoints.close()
     again = Checkpoints(tmp_path / "c")
     assert again.latest_step() == 7
-    jax.tree.map(np.testing.assert_array_equal, again.restore(shapes(saved)), saved)
+    chex.assert_trees_all_equal(again.restore(shapes(saved)), saved)
     template = jax.eval_shape(lambda: saved.variables)
-    jax.tree.map(np.testing.assert_array_equal, again.restore_ema(template), ema_variables(saved))
+    chex.assert_trees_all_equal(again.restore_ema(template), ema_variables(saved))
 
 
 def test_restores_onto_other_devices(tmp_path):
@@ -53,7 +53,7 @@ def test_restores_onto_other_devices(tmp_path):
     )
     restored = Checkpoints(tmp_path).restore(template)
     assert restored.ema["model"]["w"].addressable_shards[0].data.shape == (2, 4)
-    jax.tree.map(np.testing.assert_array_equal, restored.variables, saved.variables)
+    chex.assert_trees_all_equal(restored.variables, saved.variables)
 
 
 def test_keeps_the_last_and_every_so_many(tmp_path):
@@ -70,7 +70,7 @@ def test_a_saved_step_is_left_alone(tmp_path):
     checkpoints.save(1, state(seed=0))
     checkpoints.save(1, state(seed=1))
     checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(shapes(state())).ema, state(seed=0).ema)
+    chex.assert_trees_all_equal(Checkpoints(tmp_path).restore(shapes(state())).ema, state(seed=0).ema)
 
 
 def test_what_is_not_there(tmp_path):

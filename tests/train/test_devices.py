@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_fresh_state_is_the_same_however_it_is_spread():
         system, devices = systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel)
         _, state = compile_step(config, system, make_optimizers(config, system), devices)
         drawn.append(jax.device_get(state.variables))
-    jax.tree.map(np.testing.assert_array_equal, *drawn)
+    chex.assert_trees_all_equal(*drawn)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The training step on an objective small enough to follow by hand."""
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -72,7 +73,7 @@ def test_accumulation_equals_the_whole_batch(parts):
         for s in range(3):
             state, metrics = step(state, batch(seed=s))
         results.append((state, metrics))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
 
 
 def test_groups_take_their_gradients_at_the_old_parameters():
