@@ -42,7 +42,10 @@ class Workdir:
         """The config the run was started with. Raises UserError where there is none."""
         if not self.config.exists():
             raise UserError(f"{self.path} is not a run (it has no config.json): train one with launch.py train")
-        return from_json(self.config.read_text())
+        try:
+            return from_json(self.config.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.config} is not JSON ({error}): restore it, or choose another folder") from error
 
     def check_config(self, config: ConfigDict) -> None:
         """Raises UserError, naming the fields, if `config` differs from the run's in more than what may change."""
@@ -59,7 +62,9 @@ class Workdir:
             )
 
     def write_config(self, config: ConfigDict) -> None:
-        self.config.write_text(to_json(config))
+        whole = self.config.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
+        whole.write_text(to_json(config))
+        whole.replace(self.config)
 
 
 def to_json(config: ConfigDict) -> str:

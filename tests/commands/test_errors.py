@@ -98,6 +98,12 @@ def test_help_is_readable(verb, capsys):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_a_config_that_is_cut_short(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"seed": 0, "tra')
+    assert commands.main(["launch.py", "sample", f"--workdir={tmp_path}", "--out=x.png"]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
 def test_a_config_that_lacks_a_field(tmp_path, capsys):
     config = tiny.config().unlock()
     del config.diffusion["timesteps"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,16 @@ def test_another_config_is_refused_and_named(config, tmp_path, capsys):
     assert "log_every" not in error
     assert launch(*flags, *changed, "--overwrite") == 0
     assert Workdir(tmp_path).read_config().train.learning_rate == 0.5
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(config, tmp_path, capsys):
+    flags = ["--config.train.learning_rate=1e30", "--config.train.clip_norm=0", "--config.train.checkpoint_every=1"]
+    assert launch("train", f"--config={config}", f"--workdir={tmp_path}", *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: step \d: .* = (nan|inf).*the last good checkpoint is that of step \d", error)
+    kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(kept) < int(re.search(r"step (\d)", error).group(1))
+    assert diffjax.load(tmp_path).step == max(kept)
 
 
 def process(config, path, *flags):
