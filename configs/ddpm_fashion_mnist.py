@@ -3,8 +3,9 @@
     pip install tensorflow && tfds build fashion_mnist --file_format=array_record --data_dir=DIR
     python launch.py train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion_mnist --config.data.dir=DIR
 
-Time: @TIME@
-Score: @SCORE@
+Time: 35 min on two cores of an AMD EPYC that other jobs shared; a step takes 0.8 s when none does.
+Score: 88% of 100 samples (DDIM, 50 steps) recognised as their class by a support vector machine that recognises 86 % of
+held-out real images; fd_pixels 0.18. `launch.py sweep --steps=50 --num=100` measures both.
 Setting: as configs/digits.py. No paper of the line reports Fashion-MNIST.
 """
 
