@@ -38,7 +38,7 @@ def curve_label(row: dict) -> str:
 def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> None:
     """Measures against steps, a curve for each other setting, above samples of each cell: steps across."""
     curves: dict[str, list[int]] = {}
-    for i, row in sorted(enumerate(rows), key=lambda pair: pair[1].get("steps", 0)):
+    for i, row in sorted(enumerate(rows), key=lambda pair: pair[1]["steps"]):
         curves.setdefault(curve_label(row), []).append(i)
     measures = [name for name in _MEASURES if any(name in row for row in rows)]
     columns = max(len(measures), len(curves), 1)
@@ -49,12 +49,12 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
     panels = above.subplots(1, len(measures), squeeze=False)[0] if measures else []
     for axes, measure in zip(panels, measures, strict=True):
         for (label, indices), (marker, line) in zip(curves.items(), _STYLES * len(curves), strict=False):
-            points = [(rows[i].get("steps", 0), rows[i][measure]) for i in indices if measure in rows[i]]
+            points = [(rows[i]["steps"], rows[i][measure]) for i in indices if measure in rows[i]]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, label=label)
         axes.set(xscale="log", xlabel="steps", title=_MEASURES[measure])
         axes.grid(alpha=0.3)
-        ticks = sorted({row.get("steps", 0) for row in rows})
+        ticks = sorted({row["steps"] for row in rows})
         axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
         axes.minorticks_off()
         axes.legend(fontsize="small")
@@ -65,7 +65,7 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
         axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
         width = picture.shape[1] / len(indices)
         centres = [(j + 0.5) * width for j in range(len(indices))]
-        axes.set_xticks(centres, [str(rows[i].get("steps", "")) for i in indices])
+        axes.set_xticks(centres, [str(rows[i]["steps"]) for i in indices])
         axes.set(yticks=[], title=label, xlabel="steps")
         axes.spines[:].set_visible(False)
     sheet.savefig(path, dpi=110)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {missing}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, a file that is not there
-        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     return 2
 
 

@@ -48,8 +48,8 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    cells = _cells(arguments)
-    capacity = max(cell.get("steps", trained.config.sampler.steps) for cell in cells)
+    cells = [{"steps": trained.config.sampler.steps, **cell} for cell in _cells(arguments)]
+    capacity = max(cell["steps"] for cell in cells)
     # Every plan first: what does not fit is refused before anything is drawn.
     plans = [trained.system.plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]
     measure = Measures(trained)

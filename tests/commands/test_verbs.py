@@ -105,6 +105,12 @@ def test_sweep_over_samplers_compiles_each_once(workdir):
     assert len(results["cells"]) == 8
 
 
+def test_a_sweep_without_steps_takes_the_configs(workdir):
+    assert launch("sweep", f"--workdir={workdir}", "--guidance=1,2", "--num=10") == 0
+    cells = json.loads((workdir / "results" / "sweep.json").read_text())["cells"]
+    assert [(cell["steps"], cell["guidance"]) for cell in cells] == [(4, 1.0), (4, 2.0)]
+
+
 def test_another_data_set_is_one_override_away(config, tmp_path):
     flags = ["--config.data.name=shapes", "--config.data.image_size=16", "--config.model.attention_resolutions=(8,)"]
     assert launch("train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.steps=1", *flags) == 0
