@@ -36,15 +36,16 @@ def get_config() -> ConfigDict:
     config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
     config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
 
-    config.diffusion = ConfigDict()
-    config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine
-    config.diffusion.schedule_options = ConfigDict()  # such as {"beta_max": 0.01}; empty: as published
+    config.diffusion = ConfigDict()  # docs/diffusion.md lists every choice; options stand in brackets: min_snr(gamma=3)
+    config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine | sigmoid | edm | rectified_flow | ...
+    config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
     config.diffusion.timesteps = 1000  # T
-    config.diffusion.continuous = False  # train on every real time in (0, T]
-    config.diffusion.parameterization = "v"  # eps | x0 | v
-    config.diffusion.weighting = "simple"  # unweighted error of the network's output
-    config.diffusion.times = "uniform"  # how training draws its times
-    config.diffusion.variance = "fixed_small"  # of the ancestral sampler, fixed_small | fixed_large
+    config.diffusion.continuous = False  # train on every real time instead of T levels
+    config.diffusion.parameterization = "v"  # what the network predicts: eps | x0 | v | flow | edm | mu
+    config.diffusion.loss = "mse"  # mse | vlb | hybrid
+    config.diffusion.weighting = "simple"  # of mse: simple | snr | truncated_snr | min_snr | p2 | edm
+    config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
+    config.diffusion.variance = "fixed_small"  # of ancestral and the bound: fixed_small | fixed_large | learned_range
     config.diffusion.class_conditional = True  # give the network the label
     config.diffusion.label_dropout = 0.1  # share of labels withheld, for classifier-free guidance
 
@@ -67,12 +68,14 @@ def get_config() -> ConfigDict:
     config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
 
     config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise
-    config.sampler.name = "ddim"  # ancestral | ddim
+    config.sampler.name = "ddim"  # ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ...
     config.sampler.steps = 50  # 1 to T
-    config.sampler.grid = "trailing"  # leading | trailing | linspace | quadratic
-    config.sampler.eta = 0.0  # of ddim: 0 deterministic, 1 ancestral
+    config.sampler.grid = "trailing"  # leading | trailing | linspace | quadratic | karras | ...
     config.sampler.guidance = 1.5  # scale s = 1 + w of classifier-free guidance; 1: none
-    config.sampler.clip = True  # keep each estimate of the image within [-1, 1]
+    config.sampler.guidance_rescale = 0.0  # share of the unguided contrast that is given back
+    config.sampler.guidance_low = 0.0  # guided where sigma / alpha is above this ...
+    config.sampler.guidance_high = float("inf")  # ... and not above this
+    config.sampler.threshold = "clip"  # how each estimate of the image is kept in range: none | clip | dynamic
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffjax.errors import UserError
+
 
 def grid(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None) -> UInt8[np.ndarray, "H W C"]:
     """Images in rows of `columns` (None: about square) with a white gap; small ones enlarged to 64 pixels or so."""
@@ -27,6 +29,17 @@ def grid(images: UInt8[np.ndarray, "N H W C"], columns: int | None = None) -> UI
 def class_columns(classes: int, count: int) -> int | None:
     """Columns that put a class in each, where classes take turns; None where that would not look like it."""
     return classes if 1 < classes <= min(count, 20) else None
+
+
+def load(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """A picture file as `size` x `size` pixels of 1, 3 or 4 channels. Raises UserError where there is none."""
+    try:
+        picture = Image.open(path).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path}: {error}") from error
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture).reshape(size, size, channels)
 
 
 def save(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:

@@ -17,14 +17,15 @@ _MEASURES = {
     "recognised": "recognised (higher is better)",
     "to_most_steps": "to most steps (grey levels)",
 }
-_SETTINGS = {"name": "sampler", "grid": "grid", "guidance": "guidance", "eta": "eta"}  # what tells curves apart
+_HEADINGS = {"name": "sampler", "guidance_rescale": "rescale", "classifier_scale": "classifier", "weak_scale": "weak"}
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
 
 
 def table(rows: Sequence[dict]) -> str:
     """The rows in aligned columns, settings first."""
-    columns = [name for name in (*_SETTINGS, "steps", *_MEASURES, "seconds") if any(name in row for row in rows)]
-    lines = [[_SETTINGS.get(name, name) for name in columns]]
+    measures = [name for name in (*_MEASURES, "seconds") if any(name in row for row in rows)]
+    columns = [*_settings(rows), "steps", *measures]
+    lines = [[_HEADINGS.get(name, name) for name in columns]]
     lines += [[_text(row, name) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
@@ -32,7 +33,18 @@ def table(rows: Sequence[dict]) -> str:
 
 def curve_label(row: dict) -> str:
     """A row's settings other than its steps, in words."""
-    return ", ".join(f"{text} {_text(row, name)}" for name, text in _SETTINGS.items() if name in row) or "samples"
+    words = [f"{_HEADINGS.get(name, name)} {_text(row, name)}" for name in _settings([row])]
+    return ", ".join(words).removeprefix("sampler ") or "samples"
+
+
+def terms_figure(path: Path, terms: dict[str, Sequence[float]], title: str) -> None:
+    """The terms of the variational bound against t, on logarithmic axes: Improved DDPM, fig. 2."""
+    sheet = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = sheet.subplots()
+    axes.plot(terms["t"], np.maximum(terms["bits_per_dim"], 1e-8), ".-", markersize=3, linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim", title=title)
+    axes.grid(alpha=0.3)
+    sheet.savefig(path, dpi=110)
 
 
 def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> None:
@@ -69,6 +81,12 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
         axes.set(yticks=[], title=label, xlabel="steps")
         axes.spines[:].set_visible(False)
     sheet.savefig(path, dpi=110)
+
+
+def _settings(rows: Sequence[dict]) -> list[str]:
+    """The settings other than the steps that rows have, which tell curves apart."""
+    others = {"steps", "seconds", "sigma_hat", *_MEASURES}
+    return list(dict.fromkeys(name for row in rows for name in row if name not in others))
 
 
 def _text(row: dict, name: str) -> str:

@@ -51,10 +51,13 @@ class System(NamedTuple):
     """A system of the line, built from its config.
 
     `plan` runs on the host: it turns the config's `sampler` section (padded to `capacity` steps) into a pytree whose
-    leaves are the traced inputs of `sample`, so that plans of one sampler share one compilation.
+    leaves are the traced inputs of `sample`, so that plans of one sampler share one compilation. What a kind of system
+    does not do is None.
     """
 
     objective: Objective
-    classes: int  # that samples are conditioned on; 0: none
-    plan: Callable[..., Any]  # (sampler_config, capacity=None) -> Plan
-    sample: Callable[..., Images]  # (variables, keys [B], condition {name: [B, ...]}, plan) -> [-1, 1] [B, H, W, C]
+    classes: int  # that samples are conditioned on, or that a classifier tells apart; 0: none
+    plan: Callable[..., Any] | None = None  # (sampler_config, capacity=None, **overrides) -> Plan
+    sample: Callable[..., Images] | None = None  # (variables, keys [B], condition {name: [B, ...]}, plan) -> [-1, 1]
+    model: Callable[..., Any] | None = None  # (variables, condition) -> the diffusion model, bound to them
+    classify: Callable[..., Array] | None = None  # (variables, x [B, ...], Noise) -> logits [B, K]

@@ -19,9 +19,9 @@ REQUIRED = [
     "data.image_size",
     "data.flip",
     "diffusion.schedule",
-    "diffusion.parameterization",
-    "diffusion.weighting",
-    "diffusion.variance",
+    "diffusion.zero_terminal_snr",
+    "diffusion.timesteps",
+    "diffusion.continuous",
     "diffusion.times",
     "train.steps",
     "train.batch_size",
@@ -32,12 +32,22 @@ REQUIRED = [
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_every",
-    "sampler.name",
-    "sampler.steps",
-    "sampler.eta",
-    "sampler.guidance",
     "parallel.mode",
 ]
+REQUIRED_OF = {
+    "classifier": ["model.pool"],
+    "ddpm": [
+        "diffusion.parameterization",
+        "diffusion.loss",
+        "diffusion.weighting",
+        "diffusion.variance",
+        "sampler.name",
+        "sampler.steps",
+        "sampler.grid",
+        "sampler.guidance",
+        "sampler.threshold",
+    ],
+}
 
 
 def load(name):
@@ -47,7 +57,7 @@ def load(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_complete_and_fits(name):
     config = load(name)
-    assert set(REQUIRED) <= flatten(config).keys()
+    assert {*REQUIRED, *REQUIRED_OF[config.system]} <= flatten(config).keys()
     system = systems.build(config, image_spec(config))
     jax.eval_shape(system.objective.init, jax.random.key(0))
 

@@ -23,22 +23,24 @@ OVERRIDES = {
 }
 
 
-def config(**changes):
-    """configs/digits.py made tiny; `changes` by dotted name with __ for the dots."""
-    made = load_file(str(ROOT / "configs" / "digits.py"))
+def config(base: str = "digits", **changes):
+    """A config on digits made tiny; `changes` by dotted name with __ for the dots."""
+    made = load_file(str(ROOT / "configs" / f"{base}.py"))
     made.unlock()
     for name, value in (OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}).items():
         section, _, field = name.rpartition(".")
-        (made[section] if section else made)[field] = value
+        if not section or section in made:
+            (made[section] if section else made)[field] = value
     return made.lock()
 
 
-def write(path: Path, **changes) -> Path:
+def write(path: Path, base: str = "digits", **changes) -> Path:
     """A config file that a command line can name."""
     lines = [
         "from ml_collections import ConfigDict",
+        "inf = float('inf')",
         "def get_config():",
-        f"    return ConfigDict({config(**changes).to_dict()!r})",
+        f"    return ConfigDict({config(base, **changes).to_dict()!r})",
     ]
     path.write_text("\n".join(lines) + "\n")
     return path

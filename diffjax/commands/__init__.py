@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffjax.commands import benchmark, sample, sweep, train
+from diffjax.commands import benchmark, evaluate, sample, sweep, train
 from diffjax.commands.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, unknown
 
-VERBS = {"train": train, "sample": sample, "sweep": sweep, "benchmark": benchmark}
+VERBS = {"train": train, "sample": sample, "sweep": sweep, "evaluate": evaluate, "benchmark": benchmark}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -78,7 +78,7 @@ def run(arguments: Arguments) -> int:
         peak = _peak(config.dtype)
         if peak:
             figures["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.count)
-    if arguments.samples:
+    if arguments.samples and system.sample:
         variables = ema_variables(state)
         figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, variables)
     figures["peak_memory_gib"] = _peak_memory() / 2**30

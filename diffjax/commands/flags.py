@@ -39,7 +39,7 @@ def define_config(flags: Flags) -> None:
 
 
 def define_sampling(flags: Flags) -> None:
-    """What `sample` and `sweep` share."""
+    """What the verbs that draw from a trained run share."""
     for name, default, low, text in (
         ("seed", 0, 0, "sample i has the seed SEED + i, whatever the batch size"),
         ("batch_size", 100, 1, "samples drawn at once; does not change them"),
@@ -123,26 +123,6 @@ def missing_field(error: Exception) -> UserError | None:
         return None
     field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
     return UserError(f"the config has no field {field!r}: see configs/digits.py for a complete one")
-
-
-def numbers(arguments: Arguments, name: str, kind: type) -> list:
-    """The values of a flag that is a comma-separated list. Raises UserError."""
-    texts = getattr(arguments, name)
-    try:
-        return [kind(text) for text in texts]
-    except ValueError as error:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"--{name}={','.join(texts)}: expected {wanted} separated by commas") from error
-
-
-def eta_settings(text: str) -> dict[str, float]:
-    """--eta: a number, or "hat" for DDPM's larger variance (Song et al. 2021, sec. 5)."""
-    if text == "hat":
-        return {"eta": 1.0, "sigma_hat": True}
-    try:
-        return {"eta": float(text), "sigma_hat": False}
-    except ValueError as error:
-        raise UserError(f"--eta={text}: expected a number, or hat for the larger variance sigma-hat") from error
 
 
 def help_text(verb: str, doc: str, flags: Flags) -> str:

@@ -7,11 +7,12 @@ steps, etas and guidance scales there are.
 
 Columns: fd_pixels is the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and
 comparable only at one --num); recognised is the share of samples that a support vector machine trained on the real
-images takes for their class; to_most_steps, of samplers without noise of their own, is the root-mean-square difference
-from the same samples at the most steps, in grey levels of 255. The first cell of a sampler includes its compilation.
+images takes for their class; to_most_steps is the root-mean-square difference from the same seeds' samples at the most
+steps, in grey levels of 255: it falls to zero where a sampler has no noise of its own. An option that a sampler does
+not take, as --eta, is left out for it. The first cell of a sampler includes its compilation.
 """
 
-import itertools
+import functools
 import json
 import time
 
@@ -20,9 +21,8 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import report
-from diffjax.choice import choices, choose, options
-from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, eta_settings, numbers, required
-from diffjax.diffusion import grids, samplers
+from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.commands.settings import cells, define_settings, with_guides
 from diffjax.errors import UserError
 from diffjax.evals import frechet, pixels
 from diffjax.evals.recognition import Recogniser
@@ -36,36 +36,31 @@ def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
     absl_flags.DEFINE_integer("num", 500, "samples a cell", lower_bound=2, flag_values=flags)
-    for name, text in {
-        "steps": "numbers of steps",
-        "eta": "etas of ddim; hat stands for DDPM's larger variance",
-        "guidance": "scales s of classifier-free guidance; 1 is none",
-        "sampler": f"samplers ({', '.join(choices(samplers))})",
-        "grid": f"grids ({', '.join(choices(grids))})",
-    }.items():
-        absl_flags.DEFINE_list(name, [], f"{text}, separated by commas", flag_values=flags)
+    define_settings(flags, several=True)
 
 
 def run(arguments: Arguments) -> int:
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    cells = [{"steps": trained.config.sampler.steps, **cell} for cell in _cells(arguments)]
-    capacity = max(cell["steps"] for cell in cells)
+    system, variables = with_guides(arguments, trained)
+    swept = cells(arguments)
     # Every plan first: what does not fit is refused before anything is drawn.
-    plans = [trained.system.plan(trained.config.sampler, capacity=capacity, **cell) for cell in cells]
+    plan = functools.partial(system.plan, trained.config.sampler)
+    steps = [int(plan(**cell).steps) for cell in swept]
+    plans = [plan(capacity=max(steps), **cell) for cell in swept]
     measure = Measures(trained)
-    labels = balanced_labels(arguments.num, trained.system.classes)
+    labels = balanced_labels(arguments.num, system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
-    generator = Generator(trained.system, batch_size=min(arguments.batch_size, arguments.num))
+    generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
 
     rows, drawn = [], []
-    with tqdm(total=len(cells) * arguments.num, unit="image") as bar:
-        for cell, cell_plan in zip(cells, plans, strict=True):
+    with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
+        for cell, cell_steps, cell_plan in zip(swept, steps, plans, strict=True):
             began = time.perf_counter()
-            images = generator(trained.variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
+            images = generator(variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
             seconds = round(time.perf_counter() - began, 3)
-            rows.append({**cell, **measure(images, labels), "seconds": seconds})
+            rows.append({**cell, "steps": cell_steps, **measure(images, labels), "seconds": seconds})
             drawn.append(images)
-    _add_distance_to_most_steps(trained.config.sampler, rows, drawn)
+    _add_distance_to_most_steps(swept, rows, drawn)
 
     results = {
         "workdir": str(trained.workdir.path),
@@ -73,6 +68,7 @@ def run(arguments: Arguments) -> int:
         "num": arguments.num,
         "seed": arguments.seed,
         "sampler": trained.config.sampler.to_dict(),
+        "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
         "reference": measure.provenance,
         "compilations": generator.compilations,
         "cells": rows,
@@ -83,7 +79,7 @@ def run(arguments: Arguments) -> int:
     figure = path.with_suffix(".png")
     report.figure(figure, rows, [images[: report.EXAMPLES] for images in drawn])
     print(report.table(rows))
-    print(f"{len(cells)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the sampler")
+    print(f"{len(swept)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the sampler")
     print(f"{path}\n{figure}")
     return 0
 
@@ -115,30 +111,16 @@ class Measures:
         return values
 
 
-def _cells(arguments: Arguments) -> list[dict]:
-    """Every combination of the given lists, as overrides of the sampler's settings."""
-    axes = [
-        [{"name": name} for name in arguments.sampler],
-        [{"grid": name} for name in arguments.grid],
-        [{"guidance": scale} for scale in numbers(arguments, "guidance", float)],
-        [eta_settings(text) for text in arguments.eta],
-        [{"steps": steps} for steps in numbers(arguments, "steps", int)],
-    ]
-    return [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*filter(None, axes))]
-
-
 def _images(source) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a source, uint8 [N, H, W, C], and their labels."""
     examples = source.__getitems__(range(min(len(source), _REFERENCE)))
     return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
 
 
-def _add_distance_to_most_steps(defaults, rows: list[dict], drawn: list[np.ndarray]) -> None:
-    """For samplers without noise of their own: their samples converge as steps are added (DDIM, sec. 5.2)."""
+def _add_distance_to_most_steps(swept: list[dict], rows: list[dict], drawn: list[np.ndarray]) -> None:
+    """How far each cell's samples are from those of the same settings at the most steps (DDIM, sec. 5.2)."""
     longest = {}
-    cells = [({**defaults, **row}, row, images) for row, images in zip(rows, drawn, strict=True)]
-    for settings, row, images in sorted(cells, key=lambda cell: -cell[0]["steps"]):
-        if "eta" in options(choose("sampler", samplers, settings["name"])) and settings["eta"] == 0:
-            others = settings["name"], settings["grid"], settings["guidance"]
-            difference = images.astype(np.float32) - longest.setdefault(others, images)
-            row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))
+    for cell, row, images in sorted(zip(swept, rows, drawn, strict=True), key=lambda found: -found[1]["steps"]):
+        others = tuple((name, value) for name, value in sorted(cell.items()) if name != "steps")
+        difference = images.astype(np.float32) - longest.setdefault(others, images)
+        row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))

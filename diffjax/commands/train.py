@@ -77,7 +77,7 @@ def run(arguments: Arguments) -> int:
     if stopped:
         print(f"stopped by signal {stopped} after saving; the same command continues")
         return 128 + stopped
-    _say_what_next(workdir, config)
+    _say_what_next(workdir, config, system)
     return 0
 
 
@@ -122,7 +122,7 @@ def compile_step(
 def _preview(config, system: System, workdir: Workdir, log: MetricsLog):
     """Draws a grid with the averaged parameters; where there are classes, a column each."""
     count = config.train.sample_count
-    if not count:
+    if not count or system.sample is None:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
     labels = balanced_labels(count, system.classes)
@@ -146,9 +146,13 @@ def _announce(config, state: TrainState, examples: int, devices: Devices, start:
     )
 
 
-def _say_what_next(workdir: Workdir, config) -> None:
+def _say_what_next(workdir: Workdir, config, system: System) -> None:
     grids = sorted(workdir.samples.glob("step_*.png"))
     print(f"trained to step {config.train.steps}" + (f"; samples in {grids[-1]}" if grids else ""))
     print("try next:")
-    print(f"  python launch.py sample --workdir={workdir.path} --out=samples.png --num=100")
-    print(f"  python launch.py sweep --workdir={workdir.path} --steps=5,10,20,50,100 --eta=0,1")
+    if system.classify:
+        print(f"  python launch.py evaluate --workdir={workdir.path} --metrics=accuracy")
+        print(f"  python launch.py sweep --workdir=RUN --classifier={workdir.path} --classifier_scale=0,1,2")
+    else:
+        print(f"  python launch.py sample --workdir={workdir.path} --out=samples.png --num=100")
+        print(f"  python launch.py sweep --workdir={workdir.path} --steps=5,10,20,50,100 --eta=0,1")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.parameterizations import Coefficients
 
-Network = Callable[[Float[Array, "B ..."], Float[Array, "B"]], Float[Array, "B ..."]]  # (x, t) -> F
+Network = Callable[[Float[Array, "B ..."], Float[Array, "B"]], Float[Array, "B ..."]]  # (input, time) -> F
 Parameterization = Callable[[Noise], Coefficients]
 
 
@@ -18,28 +18,40 @@ class Denoised(NamedTuple):
     """An estimate of x_0 given x_t."""
 
     x0: Float[Array, "B ..."]
-    variance: Float[Array, "B ..."] | None = None  # learned interpolation between the fixed log-variances, if any
+    interpolation: Float[Array, "B ..."] | None = None  # for variance.learned_range, if the network says one
+    gradient: Float[Array, "B ..."] | None = None  # of a log-probability to be raised, by x_t: classifier guidance
 
 
 Denoiser = Callable[[Float[Array, "B ..."], Noise], Denoised]  # the batch stands at one level: Noise of scalars
 
 
-def from_network(network: Network, parameterization: Parameterization) -> Denoiser:
-    """The denoiser of a batched network whose output means what `parameterization` says."""
+def from_network(network: Network, parameterization: Parameterization, *, learned_variance: bool = False) -> Denoiser:
+    """The denoiser of a batched network whose output means what `parameterization` says.
+
+    With `learned_variance` the network gives twice the channels (the last axis), the second half being the
+    interpolation of the variance, -1 for small and 1 for large: Improved DDPM's code.
+    """
 
     def denoise(x, noise):
         c = parameterization(noise)
-        output = network(c.input * x, jnp.broadcast_to(noise.t, x.shape[:1]))
-        return Denoised(c.skip * x + c.out * output)
+        output = network(c.input * x, jnp.broadcast_to(c.time, x.shape[:1]))
+        output, interpolation = split_variance(output) if learned_variance else (output, None)
+        return Denoised(c.skip * x + c.out * output, interpolation)
 
     return denoise
 
 
-def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """Keeps x_0 within the range of the data: DDPM's sampler does so at each step (Ho et al. 2020, code)."""
+def split_variance(output: Float[Array, "B ... 2C"]) -> tuple[Float[Array, "B ... C"], Float[Array, "B ... C"]]:
+    """(F, interpolation in about [0, 1]) of a network that learns its variance."""
+    output, spread = jnp.split(output, 2, axis=-1)
+    return output, (spread + 1.0) / 2.0
+
+
+def thresholded(denoiser: Denoiser, threshold: Callable[[Array], Array]) -> Denoiser:
+    """Bounds each estimate of x_0: see thresholds.py."""
 
     def denoise(x, noise):
         denoised = denoiser(x, noise)
-        return denoised._replace(x0=jnp.clip(denoised.x0, low, high))
+        return denoised._replace(x0=threshold(denoised.x0))
 
     return denoise

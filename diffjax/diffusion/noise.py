@@ -10,7 +10,7 @@ from jaxtyping import Float
 class Noise(NamedTuple):
     """The marginal q(x_t | x_0) = N(alpha x_0, sigma^2 I). A trajectory's levels are one Noise with leaves [N]."""
 
-    t: Float[Array, "..."]  # the time the network is told
+    t: Float[Array, "..."]  # the paper's time: 0 is the clean image, T the last level
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
 
@@ -23,6 +23,28 @@ def perturb(x0: Array, eps: Array, noise: Noise) -> Array:
 def log_snr(noise: Noise) -> Array:
     """log(alpha^2 / sigma^2), the log signal-to-noise ratio (Kingma et al. 2021, eq. 3); inf at the clean level."""
     return 2.0 * (jnp.log(noise.alpha) - jnp.log(noise.sigma))
+
+
+def prior_std(noise: Noise) -> Array:
+    """Standard deviation that x_T starts with at the first level: that of data of unit variance there.
+
+    One for a variance-preserving process; sigma_max, up to 1 / (2 sigma_max), for an exploding one.
+    """
+    return jnp.sqrt(noise.alpha**2 + noise.sigma**2)
+
+
+def implied_eps(x: Array, x0: Array, noise: Noise) -> Array:
+    """The noise in x_t if its clean image is `x0`. Has no value at the clean level."""
+    return (x - noise.alpha * x0) / noise.sigma
+
+
+def transfer(x: Array, x0: Array, now: Noise, next: Noise) -> Array:
+    """The point at `next` with the same clean image and the same noise: DDIM (Song et al. 2021), eq. 12 at eta = 0.
+
+    It is a step of Euler's method on the probability-flow ODE d(x / alpha) = eps d(sigma / alpha) (ibid., eq. 14;
+    Karras et al. 2022, eq. 4). Equals `x0` when `next` is clean; also carries an image up to more noise.
+    """
+    return next.alpha * x0 + next.sigma * implied_eps(x, x0, now)
 
 
 def transition_variance(now: Noise, next: Noise) -> Array:
@@ -40,9 +62,13 @@ def posterior_variance(now: Noise, next: Noise) -> Array:
     return transition_variance(now, next) * (next.sigma / now.sigma) ** 2
 
 
+def posterior_weights(now: Noise, next: Noise) -> tuple[Array, Array]:
+    """The factors of x_now and x_0 in the mean of q(x_next | x_now, x_0): DDPM, eq. 7. (0, 1) when `next` is clean."""
+    ratio = now.alpha / next.alpha
+    return ratio * (next.sigma / now.sigma) ** 2, next.alpha * transition_variance(now, next) / now.sigma**2
+
+
 def posterior_mean(x0: Array, x: Array, now: Noise, next: Noise) -> Array:
     """Mean of q(x_next | x_now = x, x_0): DDPM, eq. 7 for any two levels. Equals `x0` when `next` is clean."""
-    ratio = now.alpha / next.alpha
-    x_weight = ratio * (next.sigma / now.sigma) ** 2
-    x0_weight = next.alpha * transition_variance(now, next) / now.sigma**2
+    x_weight, x0_weight = posterior_weights(now, next)
     return x_weight * x + x0_weight * x0

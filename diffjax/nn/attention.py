@@ -1,4 +1,7 @@
-"""Attention over the positions of a feature map: DDPM's, ADM's and GLIDE's block; latent diffusion's transformer."""
+"""Attention over the positions of a feature map.
+
+DDPM's, ADM's and GLIDE's block; latent diffusion's transformer; the pooling of CLIP and of ADM's classifier.
+"""
 
 from functools import partial
 
@@ -62,6 +65,29 @@ class AttentionBlock(nn.Module):
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(jnp.split(kv, 2, axis=-1), (k, v), strict=True))
         h = Dense(channels, "zero", dtype=self.dtype, name="out")(attend(q, k, v, self.heads, self.attention))
         return (x + h.reshape(x.shape)) * self.residual_scale
+
+
+class AttentionPool(nn.Module):
+    """A feature map as one vector, by attention from its mean (CLIP, section 2.4; ADM's classifier, section 4).
+
+    The mean is put before the positions as one more token, and every token is given a learned embedding of its place.
+    What the mean then gathers from all of them goes through a linear layer. The computation is float32.
+    """
+
+    features: int
+    heads: int = 1
+    initializer: str = "torch"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        batch, height, width, channels = x.shape
+        dense = partial(Dense, initializer=self.initializer)
+        x = x.astype(jnp.float32).reshape(batch, height * width, channels)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+        x = x + self.param("place", nn.initializers.normal(channels**-0.5), x.shape[1:], jnp.float32)[None, :, :]
+        q = dense(channels, name="q")(x[:, :1])  # no other token's output is asked for
+        k, v = dense(channels, name="k")(x), dense(channels, name="v")(x)
+        return dense(self.features, name="out")(attend(q, k, v, self.heads, "xla")[:, 0])
 
 
 class CrossAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM, Improved DDPM, ADM, GLIDE, unCLIP, latent and Stable Diffusion.
+"""The U-Net of DDPM, Improved DDPM, ADM, GLIDE, unCLIP, latent and Stable Diffusion, and half of it: ADM's classifier.
 
 The papers differ in few details, which are fields; their defaults are DDPM's. `ADM_DETAILS` are those that Improved
 DDPM, ADM, GLIDE, unCLIP and latent diffusion share: `UNet(..., **ADM_DETAILS)`.
@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.attention import AttentionBlock, SpatialTransformer
+from diffjax.nn.attention import AttentionBlock, AttentionPool, SpatialTransformer
 from diffjax.nn.layers import (
     Conv,
     Dense,
@@ -32,7 +32,7 @@ ADM_DETAILS = {"norm_epsilon": 1e-5, "time_embedding": "adm", "downsample_paddin
 
 
 class UNet(nn.Module):
-    """Predict a picture from a noisy one and its time."""
+    """Predict a picture, or with `pool` logits, from a noisy picture and its time."""
 
     out_channels: int
     channels: int = 128
@@ -45,6 +45,7 @@ class UNet(nn.Module):
     time_conditioning: str = "add"  # "add" | "scale_shift" (adaptive group norm)
     resample: str = "conv"  # "conv" | "pool" (average, nearest) | "residual" (BigGAN's blocks)
     residual_scale: float = 1.0  # of residual and plain attention blocks; ADM's rescaled residual: 2 ** -0.5
+    pool: str | None = None  # "attention" | "mean": no way up, but logits from the middle's features; None: a picture
     label_rows: int = 0  # rows of the label table, 0: no labels
     transformer_depth: int = 0  # layers of latent diffusion's spatial transformer, 0: plain attention
     norm_groups: int = 32
@@ -66,9 +67,10 @@ class UNet(nn.Module):
         embedding: Float[Array, "B E"] | None = None,
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
-    ) -> Images:
+    ) -> Images | Float[Array, "B O"]:
         """Return float32 [B, H, W, out_channels]; `t` is on the scale of the diffusion steps, 0 to T - 1 or between.
 
+        With `pool`, float32 [B, out_channels] from the way down and the middle alone (ADM's classifier, section 4).
         `label` picks a row of the label table, `embedding` goes through a linear layer, both are added to the time's
         embedding (ADM; GLIDE and unCLIP). `context` is a sequence to attend to. `dropout_keys` None: no dropout.
         Raises ValueError for an unknown option, for a picture that cannot be halved as often as needed, for an
@@ -131,6 +133,13 @@ class UNet(nn.Module):
         h = attend(h, "middle_attention")
         h = block(h, widths[-1], "middle_block_1")
 
+        norm_out = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_out")
+        if self.pool is not None:
+            h = nn.silu(norm_out(h))
+            if self.pool == "attention":
+                return AttentionPool(self.out_channels, self._heads(h.shape[-1]), self.initializer, name="pool")(h)
+            return Dense(self.out_channels, "zero", name="dense_out")(h.mean((1, 2)))
+
         for level in reversed(range(levels)):
             for i in range(blocks[level] + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), widths[level], f"up_{level}_block_{i}")
@@ -139,8 +148,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = change(h, "up", f"up_{level}_resample")
 
-        h = nn.silu(GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_out")(h))
-        return Conv(self.out_channels, initializer="zero", name="conv_out")(h)
+        return Conv(self.out_channels, initializer="zero", name="conv_out")(nn.silu(norm_out(h)))
 
     def _heads(self, channels):
         """The number of attention heads at a width."""
@@ -154,6 +162,8 @@ class UNet(nn.Module):
         """Raise ValueError for what would otherwise fail late or be ignored."""
         choose("time_conditioning", self.time_conditioning, ("add", "scale_shift"))
         choose("resample", self.resample, ("conv", "pool", "residual"))
+        if self.pool is not None:
+            choose("pool", self.pool, ("attention", "mean"))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
         if len(blocks) != levels:

@@ -1,10 +1,10 @@
 """One module per system of the line: `build(config, spec)` makes a System of it."""
 
 from diffjax.errors import unknown
-from diffjax.systems import ddpm
+from diffjax.systems import classifier, ddpm
 from diffjax.typing import ImageSpec, System
 
-_SYSTEMS = {"ddpm": ddpm}
+_SYSTEMS = {"classifier": classifier, "ddpm": ddpm}
 
 
 def build(config, spec: ImageSpec) -> System:

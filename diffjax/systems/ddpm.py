@@ -1,17 +1,15 @@
 """Denoising diffusion on pixels: DDPM (Ho et al. 2020) and, by its config, Improved DDPM, ADM and DDIM."""
 
-import dataclasses
 import functools
 
 import jax
 from jax import numpy as jnp
 
-from diffjax.errors import UserError, unknown
-from diffjax.nn.unet import UNet
-from diffjax.systems.process import Plan, Process
+from diffjax.errors import UserError
+from diffjax.systems.pixels import check_buildable, make_unet, to_unit_range
+from diffjax.systems.plan import Model, Plan, draw, make_plan
+from diffjax.systems.process import Process
 from diffjax.typing import Aux, ImageSpec, Labels, Objective, PRNGKeys, System
-
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build(config, spec: ImageSpec) -> System:
@@ -24,7 +22,8 @@ def build(config, spec: ImageSpec) -> System:
     classes = spec.classes if config.diffusion.class_conditional else 0
     label_dropout = config.diffusion.label_dropout if classes else 0.0
     guided = label_dropout > 0  # then the label table has one more row, which says "no label"
-    unet = _unet(config, spec, label_rows=classes + guided)
+    channels = spec.channels * (2 if process.learns_variance else 1)
+    unet = make_unet(config, spec, pool=None, out_channels=channels, label_rows=classes + guided)
     shape = (spec.size, spec.size, spec.channels)
 
     def network(variables, label, dropout_keys=None):
@@ -35,44 +34,33 @@ def build(config, spec: ImageSpec) -> System:
 
     def init(key):
         label = jnp.zeros((1,), jnp.int32) if classes else None
-        return {"params": {"model": unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)), label=label)["params"]}}
+        params = unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)), label=label)["params"]
+        memory = process.times.init(process.schedule)
+        return {"params": {"model": {**params, **process.init()}}} | ({"times": memory} if memory else {})
 
     def loss(variables, batch, keys):
         label_key, dropout_key, noise_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
-        image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        image = to_unit_range(batch["image"])
         label = _drop(label_key, batch["label"], label_dropout, null=classes) if classes else None
-        return process.loss(network(variables, label, dropout_key), image, noise_key), Aux({})
+        value, memory = process.bound(variables["params"]["model"]).train_loss(
+            network(variables, label, dropout_key), image, noise_key, variables.get("times", {})
+        )
+        return value, Aux({}, {"times": memory} if memory else {})
+
+    def model(variables, condition) -> Model:
+        label = condition["label"] if classes else None
+        bound = process.bound(variables["params"]["model"])
+        unconditional = bound.denoiser(network(variables, jnp.full_like(label, classes))) if guided else None
+        return Model(bound, bound.denoiser(network(variables, label)), unconditional, shape)
 
     def sample(variables, keys, condition, plan: Plan):
-        label = condition["label"] if classes else None
-        unconditional = network(variables, jnp.full_like(label, classes)) if guided else None
-        return process.sample(network(variables, label), unconditional, keys, plan, shape=shape)
+        return draw(model(variables, condition), keys, plan, condition)
 
     # What does not fit is refused here, before anything is trained.
-    plan = functools.partial(process.plan, guided=guided)
+    plan = functools.partial(make_plan, process, guided=guided)
     plan(config.sampler)
-    try:
-        jax.eval_shape(init, jax.random.key(0))
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
-    return System(Objective(init, {"model": loss}), classes, plan, sample)
-
-
-def _unet(config, spec: ImageSpec, *, label_rows: int) -> UNet:
-    given_here = {"parent", "name", "dtype", "out_channels", "label_rows"}
-    fields = {field.name for field in dataclasses.fields(UNet)} - given_here
-    for name in config.model:
-        if name not in fields:
-            raise unknown("field of config.model", name, fields)
-    if config.dtype not in _DTYPES:
-        raise unknown("dtype", config.dtype, _DTYPES)
-    halvings = len(config.model.multipliers) - 1
-    if spec.size % 2**halvings:
-        raise UserError(
-            f"data.image_size={spec.size} cannot be halved {halvings} times, as model.multipliers asks: "
-            f"use a multiple of {2**halvings}, or fewer multipliers"
-        )
-    return UNet(out_channels=spec.channels, label_rows=label_rows, dtype=_DTYPES[config.dtype], **config.model)
+    check_buildable(init)
+    return System(Objective(init, {"model": loss}), classes, plan, sample, model)
 
 
 def _drop(keys: PRNGKeys, labels: Labels, rate: float, *, null: int) -> Labels:

@@ -1,125 +1,152 @@
 """A diffusion process as a config chooses it: what every diffusion system shares, whatever its data space."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
-import flax.struct
 import jax
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax import numpy as jnp
 
-from diffjax.choice import check_options, choose, options
+from diffjax.choice import Choice, choose
 from diffjax.diffusion import (
     denoiser,
-    grids,
-    guidance,
+    losses,
     parameterizations,
-    samplers,
     sampling,
     schedules,
     times,
     variance,
     weighting,
 )
-from diffjax.diffusion.denoiser import Network
+from diffjax.diffusion.denoiser import Denoiser, Network
+from diffjax.diffusion.levels import Learned, Schedule
 from diffjax.diffusion.noise import Noise, perturb
 from diffjax.errors import UserError
 from diffjax.typing import PRNGKeys
 
-_SETTINGS = {"name", "steps", "grid", "guidance", "clip"}  # of every sampler; its own options stand beside them
+GIVEN = ("schedule", "steps", "variance", "weighting")  # options of choices that the process fills in
 
 
-@flax.struct.dataclass
-class Plan:
-    """How to sample: every leaf is a traced input, so plans with equal static fields and shapes share a compilation."""
+def make_schedule(config) -> Schedule:
+    """The schedule of a `diffusion` section. Raises UserError where there is no such one."""
+    if config.timesteps < 1:
+        raise UserError(f"diffusion.timesteps={config.timesteps}: a process has at least one step")
+    make = _look_up(config, "schedule", schedules, given=("continuous",)).bind(continuous=config.continuous)
+    try:
+        schedule = make(config.timesteps)
+        return schedule.with_zero_terminal_snr() if config.zero_terminal_snr else schedule
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}") from error
 
-    levels: Noise  # [capacity + 1]
-    steps: Array  # int32
-    guidance: Array  # scale s of classifier-free guidance; 1 is unguided
-    options: dict[str, Array]  # the sampler's own
-    sampler: str = flax.struct.field(pytree_node=False)
-    clip: bool = flax.struct.field(pytree_node=False)
+
+def make_times(config, schedule: Schedule) -> times.Times:
+    """How a `diffusion` section draws its times. Raises UserError where it cannot from `schedule`."""
+    drawn = _look_up(config, "times", times).bind()()
+    try:
+        drawn.init(schedule)
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}") from error
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
     """The choices of a config's `diffusion` section, looked up."""
 
-    schedule: schedules.Schedule
-    parameterization: Callable
-    weighting: Callable
-    times: Callable
-    variance: Callable
+    schedule: Schedule
+    parameterization: Choice
+    loss: Choice
+    weighting: Choice
+    times: times.Times
+    variance: Choice
 
     @classmethod
     def from_config(cls, config) -> "Process":
-        """Reads the `diffusion` section. Raises UserError for a choice that does not exist, with the nearest."""
-        schedule = choose("diffusion.schedule", schedules, config.schedule)
-        check_options(f"schedule {config.schedule!r}", options(schedule) - {"continuous"}, config.schedule_options)
-        if config.timesteps < 1:
-            raise UserError(f"diffusion.timesteps={config.timesteps}: a process has at least one step")
-        return cls(
-            schedule=schedule(config.timesteps, continuous=config.continuous, **config.schedule_options),
-            parameterization=choose("diffusion.parameterization", parameterizations, config.parameterization),
-            weighting=choose("diffusion.weighting", weighting, config.weighting),
-            times=choose("diffusion.times", times, config.times),
-            variance=choose("diffusion.variance", variance, config.variance),
-        )
+        """Reads the `diffusion` section. Raises UserError for what does not exist, with the nearest, or not fit."""
 
-    def loss(self, network: Network, x0: Array, keys: PRNGKeys) -> Array:
-        """DDPM (Ho et al. 2020), algorithm 1, for any parameterization: weight * mean |F - target|^2, [B].
+        schedule = make_schedule(config)
+        process = cls(
+            schedule=schedule,
+            parameterization=_look_up(config, "parameterization", parameterizations),
+            loss=_look_up(config, "loss", losses),
+            weighting=_look_up(config, "weighting", weighting),
+            times=make_times(config, schedule),
+            variance=_look_up(config, "variance", variance),
+        )
+        process._check(config)
+        return process
+
+    def _check(self, config) -> None:
+        """Raises UserError for choices that do not go together."""
+        parameterization, loss = self.parameterization.name, self.loss.name
+        if parameterization == "mu" and self.schedule.continuous:
+            raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
+        last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
+        if not np.all(np.isfinite(last)):
+            raise UserError(
+                f"diffusion.parameterization={parameterization} has no value at the last level, where no signal is "
+                "left (alpha = 0): choose v, x0, flow or edm, or a schedule that keeps some signal"
+            )
+        if self.learns_variance and (loss == "mse" or self.schedule.continuous):
+            raise UserError(
+                "diffusion.variance=learned_range is trained by the bound between discrete steps: set "
+                "diffusion.loss=hybrid or vlb, and continuous=False"
+            )
+        if isinstance(self.schedule, Learned) and loss != "vlb":
+            raise UserError(f"diffusion.schedule=learned is trained by the bound: set diffusion.loss=vlb, not {loss}")
+        if loss == "vlb" and _look_up(config, "times", times).name in ("log_normal", "logit_normal"):
+            raise UserError("diffusion.loss=vlb is the bound only with times=uniform or importance")
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network gives twice the channels, the second half for the variance."""
+        return self.variance.function is variance.learned_range
+
+    def init(self) -> dict[str, Any]:
+        """Initial parameters of the process itself: those of a learned schedule, else none."""
+        return {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+
+    def bound(self, params: Mapping[str, Any]) -> "Process":
+        """The process with its own among `params`."""
+        if "schedule" not in params:
+            return self
+        return dataclasses.replace(self, schedule=self.schedule.bind(params["schedule"]))
+
+    def coefficients(self, noise: Noise) -> parameterizations.Coefficients:
+        """Those of the parameterization at a level."""
+        return self.parameterization.bind(schedule=self.schedule)(noise)
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The denoiser of a network trained with `train_loss`."""
+        return denoiser.from_network(network, self.coefficients, learned_variance=self.learns_variance)
+
+    def train_loss(self, network: Network, x0: Array, keys: PRNGKeys, memory: times.State) -> tuple[Array, times.State]:
+        """Noises each example at a time of its own: DDPM (Ho et al. 2020), algorithm 1.
 
         Args:
-          network: (x [B, ...], t [B]) -> F [B, ...].
-          x0: clean examples [B, ...].
+          network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] where the variance is learned.
+          x0: clean examples [B, ..., C].
+          memory: what drawing the times remembers; `times.init(schedule)` at first.
+
+        Returns:
+          The loss [B] and the new memory.
         """
-        time_key, eps_key = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        noise = self.schedule(jax.vmap(self.times, (0, None))(time_key, self.schedule))
-        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(eps_key)
+        time_key, eps_key = sampling.split(keys)
+        t, factor = jax.vmap(self.times.draw, (0, None, None))(time_key, self.schedule, memory)
+        noise = self.schedule(t)
+        eps = sampling.noise_of(eps_key, x0.shape[1:])
         x = jax.vmap(perturb)(x0, eps, noise)
-        c = self.parameterization(noise)
-        target = jax.vmap(lambda c, x0, x: (x0 - c.skip * x) / c.out)(c, x0, x)
-        output = network(jax.vmap(jnp.multiply)(c.input, x), noise.t)
-        error = jnp.mean((output - target) ** 2, axis=range(1, x0.ndim))
-        return self.weighting(noise, c) * error
+        c = self.coefficients(noise)
+        output, interpolation = network(jax.vmap(jnp.multiply)(c.input, x), c.time), None
+        if self.learns_variance:
+            output, interpolation = denoiser.split_variance(output)
+        given = {"schedule": self.schedule, "variance": self.variance.bind(), "weighting": self.weighting.bind()}
+        loss = self.loss.bind(**given)(losses.Trial(x0, eps, x, noise, c, output, interpolation))
+        return factor * loss, self.times.update(memory, t, lax.stop_gradient(loss))
 
-    def plan(self, sampler_config, *, guided: bool, capacity: int | None = None, **overrides) -> Plan:
-        """A Plan of a config's `sampler` section with `overrides`, its levels padded to `capacity` steps.
 
-        `guided` says whether the model can be guided. Raises UserError for what does not exist or does not fit.
-        """
-        settings = {**sampler_config, **overrides}
-        make_sampler = choose("sampler", samplers, settings["name"])
-        own = options(make_sampler) - {"variance"}
-        check_options(f"sampler {settings['name']!r}", own, overrides.keys() - _SETTINGS)
-        grid = choose("sampler.grid", grids, settings["grid"])
-        steps, scale, last = int(settings["steps"]), float(settings["guidance"]), self.schedule.timesteps
-        if not 1 <= steps <= last:
-            raise UserError(f"sampler.steps={steps}: this model has {last} timesteps, so choose from 1 to {last}")
-        if scale != 1.0 and not guided:
-            raise UserError(
-                f"sampler.guidance={scale:g} needs a model trained with labels and diffusion.label_dropout > 0, "
-                "which this one was not: leave it at 1"
-            )
-        return Plan(
-            levels=sampling.lay(self.schedule, grid(steps, last), capacity),
-            steps=jnp.asarray(steps),
-            guidance=jnp.asarray(scale, jnp.float32),
-            options={name: jnp.asarray(settings[name], jnp.float32) for name in sorted(own & settings.keys())},
-            sampler=settings["name"],
-            clip=bool(settings["clip"]),
-        )
-
-    def sample(self, network: Network, unconditional: Network | None, keys: PRNGKeys, plan: Plan, *, shape) -> Array:
-        """Draws x_0 [B, *shape] as `plan` says, guided away from `unconditional` where there is one."""
-        denoise = denoiser.from_network(network, self.parameterization)
-        if unconditional is not None:
-            unconditional = denoiser.from_network(unconditional, self.parameterization)
-            denoise = guidance.classifier_free(denoise, unconditional, plan.guidance)
-        if plan.clip:
-            denoise = denoiser.clip(denoise)
-        make_sampler = choose("sampler", samplers, plan.sampler)
-        fixed = {"variance": self.variance} if "variance" in options(make_sampler) else {}
-        return sampling.sample(
-            keys, denoise, make_sampler(**fixed, **plan.options), plan.levels, plan.steps, shape=shape
-        )
+def _look_up(config, name: str, module: ModuleType, given: Sequence[str] = GIVEN) -> Choice:
+    return choose(f"diffusion.{name}", module, config[name], given=given)

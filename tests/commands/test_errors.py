@@ -42,7 +42,14 @@ CASES = {
         "diffjax.data.prepare emoji",
     ),
     "unwritable workdir": (["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"], "cannot write to --workdir"),
-    "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "choose from 1 to 1000"),
+    "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "has 1 to 1000 steps, not 2000"),
+    "eps without signal": (
+        [*TRAIN, "--config.diffusion.parameterization=eps", "--config.diffusion.zero_terminal_snr=True"],
+        "where no signal is left (alpha = 0): choose v, x0, flow or edm",
+    ),
+    "evaluate without a metric": (["evaluate", "--workdir=WORKDIR"], "--metrics is missing"),
+    "unknown metric": (["evaluate", "--workdir=WORKDIR", "--metrics=nil"], "did you mean 'nll'?"),
+    "evaluate nothing": (["evaluate", "--workdir=WORKDIR", "--metrics=nll"], "is not a run"),
     "optimiser schedule": ([*TRAIN, "--config.train.schedule=cosin"], "did you mean 'cosine'?"),
     "sample from nothing": (["sample", "--workdir=WORKDIR", "--out=x.png"], "is not a run"),
     "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
@@ -71,11 +78,30 @@ def test_one_clear_line(case, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--steps=21", "--label=10", "--eta=x", "--guidance=x", "--sampler=dim", "--checkpoint=7"]
+    "argument",
+    [
+        "--steps=21",
+        "--steps=2,3",
+        "--label=10",
+        "--eta=x",
+        "--guidance=x",
+        "--sampler=dim",
+        "--sampler=ddim(eta=x)",
+        "--checkpoint=7",
+        "--image=test:0",
+        "--image=test:1000 --strength=0.5",
+        "--image=nowhere.png --strength=0.5",
+        "--strength=0.5",
+        "--mask=left",
+        "--interpolate=3 --image=test:1",
+        "--classifier=nowhere",
+        "--weak_scale=2",
+    ],
 )
 def test_sample_and_its_run_must_fit(argument, workdir, tmp_path, capsys):
     capsys.readouterr()
-    assert commands.main(["launch.py", "sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", argument]) == 2
+    flags = [f"--workdir={workdir}", f"--out={tmp_path}/x.png", *argument.split()]
+    assert commands.main(["launch.py", "sample", *flags]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert error[0].startswith("error: ")
@@ -108,7 +134,8 @@ def test_a_config_that_lacks_a_field(tmp_path, capsys):
     config = tiny.config().unlock()
     del config.diffusion["timesteps"]
     (tmp_path / "c.py").write_text(
-        f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+        "from ml_collections import ConfigDict\ninf = float('inf')\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
     )
     assert commands.main(["launch.py", "train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run"]) == 2
     assert capsys.readouterr().err.startswith("error: the config has no field 'timesteps'")

@@ -1,5 +1,6 @@
 """Every verb, as a user calls it, on a tiny config."""
 
+import collections
 import json
 import os
 import re
@@ -88,27 +89,150 @@ def test_sweep(workdir, capsys):
     assert "1 compilation(s) of the sampler" in capsys.readouterr().out
 
 
+def cells(workdir) -> list[dict]:
+    return json.loads((workdir / "results" / "sweep.json").read_text())["cells"]
+
+
 def test_sweep_over_samplers_compiles_each_once(workdir):
-    assert (
-        launch(
-            "sweep",
-            f"--workdir={workdir}",
-            "--sampler=ddim,ancestral",
-            "--steps=2,4",
-            "--grid=leading,linspace",
-            "--num=10",
-        )
-        == 0
-    )
+    """Options that a sampler does not take are left out for it, and cells that are then the same are drawn once."""
+    flags = ["--sampler=ddim,ancestral,edm(churn=2),edm(churn=0)", "--eta=0,1", "--steps=2,4", "--grid=karras,leading"]
+    assert launch("sweep", f"--workdir={workdir}", *flags, "--num=10") == 0
+    assert json.loads((workdir / "results" / "sweep.json").read_text())["compilations"] == 3
+    counted = collections.Counter(cell["name"] for cell in cells(workdir))
+    assert counted == {"ddim": 8, "ancestral": 4, "edm(churn=2)": 4, "edm(churn=0)": 4}
+    assert all(("eta" in cell) == (cell["name"] == "ddim") for cell in cells(workdir))
+
+
+def test_sweep_over_grids_of_their_own_length(workdir):
+    assert launch("sweep", f"--workdir={workdir}", "--grid=sections(3,2),times(20,10,5)", "--num=10") == 0
+    assert [cell["steps"] for cell in cells(workdir)] == [5, 3]
+
+
+def test_sweep_over_guidance(workdir, classifier, capsys):
+    flags = ["--guidance=1,w1", "--guidance_high=1,inf", "--guidance_rescale=0.5", f"--classifier={classifier}"]
+    more = ["--classifier_scale=0,2", f"--weak={workdir}", "--threshold=clip", "--num=8", "--steps=2"]
+    assert launch("sweep", f"--workdir={workdir}", *flags, *more) == 0
     results = json.loads((workdir / "results" / "sweep.json").read_text())
-    assert results["compilations"] == 2
+    assert results["compilations"] == 1
+    assert results["guides"] == {"classifier": str(classifier), "weak": str(workdir)}
+    assert {cell["guidance"] for cell in results["cells"]} == {1.0, 2.0}
     assert len(results["cells"]) == 8
+    assert "classifier" in capsys.readouterr().out
 
 
 def test_a_sweep_without_steps_takes_the_configs(workdir):
     assert launch("sweep", f"--workdir={workdir}", "--guidance=1,2", "--num=10") == 0
     cells = json.loads((workdir / "results" / "sweep.json").read_text())["cells"]
     assert [(cell["steps"], cell["guidance"]) for cell in cells] == [(4, 1.0), (4, 2.0)]
+
+
+def test_a_classifier_guides(workdir, classifier, tmp_path):
+    flags = ["--label=3", "--num=8", "--guidance=1"]
+    plain = arrays(workdir, tmp_path / "a.npz", *flags)["images"]
+    scaled = [
+        arrays(workdir, tmp_path / "b.npz", *flags, f"--classifier={classifier}", f"--classifier_scale={scale}")[
+            "images"
+        ]
+        for scale in (0, 30)
+    ]
+    assert np.abs(plain.astype(int) - scaled[0]).max() <= 1
+    assert np.abs(plain.astype(int) - scaled[1]).max() > 5
+
+
+def test_a_classifier_guides_a_model_without_labels(classifier, tmp_path):
+    config = tiny.write(tmp_path / "c.py", diffusion__class_conditional=False, sampler__guidance=1.0)
+    launch("train", f"--config={config}", f"--workdir={tmp_path}/run", "--config.train.steps=1")
+    found = arrays(tmp_path / "run", tmp_path / "s.npz", "--num=12", f"--classifier={classifier}")
+    np.testing.assert_array_equal(found["labels"], np.arange(12) % 10)
+
+
+def test_guides_must_fit(workdir, classifier, config, tmp_path, capsys):
+    launch(
+        "train",
+        f"--config={config}",
+        f"--workdir={tmp_path}",
+        "--config.train.steps=1",
+        "--config.diffusion.timesteps=9",
+    )
+    sample = ["sample", f"--workdir={workdir}", f"--out={tmp_path}/s.png"]
+    for flag, message in (
+        (f"--weak={tmp_path}", "diffusion.timesteps=9 and the run 20"),
+        (f"--classifier={workdir}", "is a run of system=ddpm"),
+    ):
+        assert launch(*sample, flag) == 2
+        assert message in capsys.readouterr().err
+    assert launch("sample", f"--workdir={classifier}", f"--out={tmp_path}/s.png") == 2
+    assert "draws no samples" in capsys.readouterr().err
+
+
+def test_painting_in_keeps_what_is_known(workdir, tmp_path):
+    flags = ["--image=test:7", "--mask=right", "--num=3", "--repeats=2"]
+    drawn = arrays(workdir, tmp_path / "s.npz", *flags)["images"]
+    known = diffjax.data.open_source("digits", directory="", split="test", image_size=8, background="white")
+    np.testing.assert_array_equal(drawn[:, :, :4], np.tile(known.__getitems__([7])[0]["image"][:, :4], (3, 1, 1, 1)))
+    assert drawn[:, :, 4:].std(axis=0).max() > 0
+
+
+def test_an_image_file_is_edited(workdir, tmp_path):
+    Image.fromarray(np.tile(np.arange(0, 240, 30, dtype=np.uint8), (8, 1))).save(tmp_path / "i.png")
+    flags = [f"--image={tmp_path}/i.png", "--num=4", "--steps=20"]
+    near, far = (arrays(workdir, tmp_path / "s.npz", *flags, f"--strength={s}")["images"] for s in (0.05, 1.0))
+    image = np.asarray(Image.open(tmp_path / "i.png"))[None, ..., None].astype(int)
+    assert np.abs(near - image).mean() < 25 < np.abs(far - image).mean()
+
+
+def test_interpolation_begins_and_ends_with_its_ends(workdir, tmp_path):
+    seeds = arrays(workdir, tmp_path / "a.npz", "--num=3", "--label=1")["images"].astype(int)
+    rows = arrays(workdir, tmp_path / "b.npz", "--num=2", "--label=1", "--interpolate=5")["images"].astype(int)
+    assert rows.shape == (10, 8, 8, 1)
+    for row in range(2):
+        assert np.abs(rows[5 * row] - seeds[row]).max() <= 1
+        assert np.abs(rows[5 * row + 4] - seeds[row + 1]).max() <= 1
+    assert (
+        launch("sample", f"--workdir={workdir}", "--image=test:1,test:2", "--interpolate=4", f"--out={tmp_path}/s.png")
+        == 0
+    )
+    assert Image.open(tmp_path / "s.png").size == (4 * 66 + 2, 66 + 2)
+
+
+def test_evaluate_likelihood(workdir, capsys):
+    flags = ["--metrics=nll", "--num=12", "--batch_size=8", "--ode_steps=4", "--exact_trace=2"]
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    found = json.loads((workdir / "results" / "nll.json").read_text())
+    parts = sum(found[name]["mean"] for name in ("prior", "kl", "decoder"))
+    assert found["bound"]["mean"] == pytest.approx(parts)
+    assert found["terms"]["t"] == list(range(20, 0, -1))
+    assert sum(found["terms"]["bits_per_dim"]) + found["prior"]["mean"] == pytest.approx(
+        found["bound"]["mean"], rel=1e-4
+    )
+    assert all(found[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
+    assert (workdir / "results" / "nll.png").stat().st_size > 5_000
+    assert "variational bound over 20 steps" in capsys.readouterr().out
+    # Of some of the terms: an estimate of the same sum, and the largest of them, the decoder's, is always there.
+    assert launch("evaluate", f"--workdir={workdir}", *flags, "--terms=5", "--exact_trace=0") == 0
+    some = json.loads((workdir / "results" / "nll.json").read_text())
+    assert some["decoder"] == pytest.approx(found["decoder"])
+    assert len(some["terms"]["t"]) < 20
+
+
+def test_evaluate_reconstruction(workdir):
+    flags = ["--metrics=reconstruction", "--num=6", "--steps=5,20"]
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    rows = json.loads((workdir / "results" / "reconstruction.json").read_text())["rows"]
+    assert [row["steps"] for row in rows] == [5, 20]
+    assert rows[1]["mse"]["mean"] < rows[0]["mse"]["mean"]
+    assert Image.open(workdir / "results" / "reconstruction.png").size == (6 * 66 + 2, 3 * 66 + 2)
+
+
+def test_evaluate_a_classifier(classifier, workdir, capsys):
+    assert launch("evaluate", f"--workdir={classifier}", "--metrics=accuracy", "--num=50") == 0
+    rows = json.loads((classifier / "results" / "accuracy.json").read_text())["rows"]
+    assert rows[0]["t"] == 1
+    assert rows[-1]["t"] == 20
+    assert all(0 <= row["accuracy"]["mean"] <= 1 for row in rows)
+    for path, metric in ((classifier, "nll"), (workdir, "accuracy")):
+        assert launch("evaluate", f"--workdir={path}", f"--metrics={metric}") == 2
+        assert "is a run of system=" in capsys.readouterr().err
 
 
 def test_another_data_set_is_one_override_away(config, tmp_path):

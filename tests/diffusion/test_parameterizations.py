@@ -1,33 +1,160 @@
-"""Each parameterization against its definition."""
+"""Each parameterization against its definition, on every kind of schedule."""
 
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from diffjax.choice import choices
 from diffjax.diffusion import parameterizations, schedules
-from diffjax.diffusion.noise import perturb
+from diffjax.diffusion.noise import Noise
+
+DATA = 0.5  # sigma_data of EDM
+
+
+def edm_target(x0, eps, alpha, sigma, **_):
+    """Karras et al. 2022, eq. 8: (y - c_skip (y + n)) / c_out, n of standard deviation sigma / alpha."""
+    std = sigma / alpha
+    skip, out = DATA**2 / (std**2 + DATA**2), std * DATA / np.sqrt(DATA**2 + std**2)
+    return (x0 - skip * (x0 + std * eps)) / out
+
+
+def bayes_mean(x0, eps, alpha, sigma, before):
+    """Of q(x_t-1 | x_t, x_0): the product of two Gaussians in x_t-1, weighted by their precisions."""
+    x, ratio = alpha * x0 + sigma * eps, alpha / before.alpha
+    step = sigma**2 - ratio**2 * before.sigma**2
+    of_x, of_x0 = ratio**2 * before.sigma**2, step  # both precisions times the two variances
+    from_x = np.divide(x, ratio, out=np.zeros_like(x), where=ratio > 0)
+    return (of_x * from_x + of_x0 * before.alpha * x0) / (of_x + of_x0)
+
 
 # What the network is asked for, by each paper's own words.
-DEFINITIONS = {
-    "eps": lambda x0, eps, alpha, sigma: eps,
-    "x0": lambda x0, eps, alpha, sigma: x0,
-    "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+TARGETS = {
+    "eps": lambda x0, eps, alpha, sigma, **_: eps,
+    "x0": lambda x0, eps, alpha, sigma, **_: x0,
+    "v": lambda x0, eps, alpha, sigma, **_: alpha * eps - sigma * x0,
+    "flow": lambda x0, eps, alpha, sigma, **_: eps - x0,
+    "edm": edm_target,
+    "mu": bayes_mean,
 }
+SCHEDULES = {
+    **{name: make(1000) for name, make in choices(schedules).items()},
+    "zero terminal SNR": schedules.linear(1000).with_zero_terminal_snr(),
+    "continuous": schedules.cosine(1000, continuous=True),
+    "continuous exploding": schedules.edm(1000, continuous=True),
+}
+TIMES = np.array([1.0, 2.0, 10.0, 500.0, 900.0, 999.0])
+
+
+def coefficients(name, noise, schedule=None):
+    options = {"schedule": schedule} if name == "mu" else {}
+    return [np.asarray(c, np.float64) for c in choices(parameterizations)[name](noise, **options)]
+
+
+def column(noise):
+    return Noise(*(np.asarray(leaf, np.float64)[:, None] for leaf in noise))
 
 
 def test_the_table_is_complete():
-    assert set(DEFINITIONS) == set(choices(parameterizations))
+    assert set(TARGETS) == set(choices(parameterizations))
 
 
-@pytest.mark.parametrize("t", [1, 10, 500, 900, 1000])
-@pytest.mark.parametrize("name", sorted(DEFINITIONS))
-def test_target_and_estimate(name, t):
-    rng = np.random.default_rng(t)
-    x0, eps = rng.uniform(-1, 1, (4, 4)), rng.normal(size=(4, 4))
-    noise = schedules.linear(1000)(float(t))
-    x = perturb(x0, eps, noise)
-    c = choices(parameterizations)[name](noise)
-    wanted = DEFINITIONS[name](x0, eps, float(noise.alpha), float(noise.sigma))
-    np.testing.assert_allclose((x0 - c.skip * x) / c.out, wanted, atol=2e-5)  # the regression target
-    np.testing.assert_allclose(c.skip * x + c.out * wanted, x0, atol=2e-5 / float(noise.alpha))  # the way back
-    assert c.input == 1.0
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_target_and_way_back(name, schedule):
+    if name == "mu" and schedule.continuous:
+        pytest.skip("has no step before")
+    rng = np.random.default_rng(0)
+    x0, eps = rng.uniform(-1, 1, (len(TIMES), 16)), rng.normal(size=(len(TIMES), 16))
+    noise = schedule(TIMES)
+    skip, out, inner, time = coefficients(name, noise, schedule)
+    level, before = column(noise), column(schedule(TIMES - 1))
+    x = level.alpha * x0 + level.sigma * eps
+    target = TARGETS[name](x0, eps, level.alpha, level.sigma, before=before)
+    rounding = 2e-6 * (1 + np.abs(x) / level.sigma)
+    found = (x0 - skip[:, None] * x) / out[:, None]
+    assert (np.abs(found - target) < rounding * (1 + np.abs(target))).all()
+    back = skip[:, None] * x + out[:, None] * target
+    if name == "mu":  # 1 / out is the weight of x_0, which few of the steps give much of
+        rounding = 2e-5 * (1 + np.abs(x)) * np.maximum(1, np.abs(out[:, None]))
+    else:
+        rounding = 2e-6 * (1 + np.abs(x) / np.maximum(level.alpha, 1e-6))
+    assert (np.abs(back - x0) < rounding).all()
+    if name != "edm":
+        np.testing.assert_array_equal(inner, np.ones(len(TIMES)))
+        np.testing.assert_array_equal(time, TIMES - 1)
+
+
+def test_v_is_salimans_and_hos_where_variance_is_preserved():
+    """x_0 = alpha x - sigma v: app. D."""
+    noise = schedules.cosine(1000)(TIMES)
+    skip, out, _, _ = coefficients("v", noise)
+    np.testing.assert_allclose(skip, noise.alpha, rtol=1e-6)
+    np.testing.assert_allclose(out, -noise.sigma, rtol=1e-6)
+
+
+def test_flow_of_a_rectified_flow_is_its_velocity():
+    """x_0 = x_t - t v where alpha = 1 - t."""
+    noise = schedules.rectified_flow(1000)(TIMES)
+    skip, out, _, _ = coefficients("flow", noise)
+    np.testing.assert_allclose(skip, np.ones(len(TIMES)), rtol=1e-6)
+    np.testing.assert_allclose(out, -TIMES / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize("data", [0.5, 1.3])
+def test_edm_is_table_1(data):
+    sigma = np.array([0.002, 0.1, 0.5, 1.0, 7.0, 80.0])
+    noise = Noise(jnp.ones(6), jnp.ones(6), jnp.asarray(sigma, jnp.float32))
+    skip, out, inner, time = map(np.asarray, parameterizations.edm(noise, sigma_data=data))
+    np.testing.assert_allclose(skip, data**2 / (sigma**2 + data**2), rtol=1e-6)
+    np.testing.assert_allclose(out, sigma * data / np.sqrt(sigma**2 + data**2), rtol=1e-6)
+    np.testing.assert_allclose(inner, 1 / np.sqrt(sigma**2 + data**2), rtol=1e-6)
+    np.testing.assert_allclose(time, np.log(sigma) / 4, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_edm_has_unit_variances_for_gaussian_data(schedule):
+    """Karras et al. 2022, app. B.6: input and target, at any alpha."""
+    noise = schedule(TIMES)
+    skip, out, inner, time = coefficients("edm", noise)
+    alpha, sigma = (np.asarray(leaf, np.float64) for leaf in noise[1:])
+    np.testing.assert_allclose(inner**2 * (alpha**2 * DATA**2 + sigma**2), np.ones(6), rtol=1e-6)
+    target = ((1 - skip * alpha) / out * DATA) ** 2 + (skip * sigma / out) ** 2
+    np.testing.assert_allclose(target, np.ones(6), rtol=2e-4)  # 1 - skip alpha cancels near the image
+    np.testing.assert_allclose(time, np.log(sigma / alpha) / 4, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [schedules.linear(1000), schedules.scaled_linear(1000)], ids=["linear", "scaled"])
+def test_mu_is_ddpms(schedule):
+    """Eq. 7 of Ho et al. 2020 in its own letters."""
+    beta = np.linspace(1e-4, 0.02, 1000)
+    if schedule(1000.0).alpha > 0.05:
+        beta = np.linspace(8.5e-4**0.5, 0.012**0.5, 1000) ** 2
+    bar = np.cumprod(1 - beta)
+    t = np.array([2, 3, 500, 1000])
+    beta, now, before = beta[t - 1], bar[t - 1], bar[t - 2]
+    rng = np.random.default_rng(0)
+    x0, x = rng.uniform(-1, 1, 4), rng.normal(size=4)
+    mean = np.sqrt(before) * beta / (1 - now) * x0 + np.sqrt(1 - beta) * (1 - before) / (1 - now) * x
+    skip, out, _, _ = coefficients("mu", schedule(t.astype(float)), schedule)
+    np.testing.assert_allclose((x0 - skip * x) / out, mean, atol=1e-4)
+    np.testing.assert_allclose(1 / out, np.sqrt(before) * beta / (1 - now), rtol=1e-3)
+
+
+@pytest.mark.parametrize("zero", [schedules.rectified_flow(50), schedules.cosine(50).with_zero_terminal_snr()])
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_eps_alone_has_no_value_without_signal(name, zero):
+    last = zero(50.0)
+    assert last.alpha == 0
+    found = coefficients(name, last, zero)
+    assert np.isfinite(found).all() == (name != "eps")
+    if name in ("x0", "v", "edm"):  # x_t = eps says nothing of x_0; a flow's answer is relative to it
+        assert found[0] == 0
+
+
+def test_the_clean_level_has_values_where_a_sampler_asks_for_them():
+    """x0_hat = x at the clean image, for all that speak of it."""
+    clean = schedules.cosine(50)(0.0)
+    for name in ("eps", "v", "flow", "edm"):
+        skip, out, _, time = coefficients(name, clean)
+        assert (skip, out) == (1, 0)
+        assert np.isfinite(time)

@@ -1,29 +1,50 @@
-"""Samplers on data whose best denoiser is known: they must give the data back."""
+"""Samplers on data whose best denoiser is known: their order of convergence, and the data they must give back."""
 
 import functools
 
 import jax
 import numpy as np
 import pytest
+from jax import lax
 from jax import numpy as jnp
+from scipy import stats
+from scipy.integrate import solve_ivp
 
 from diffjax.choice import choices
 from diffjax.diffusion import denoiser as denoisers
-from diffjax.diffusion import grids, guidance, parameterizations, samplers, sampling, schedules, variance
+from diffjax.diffusion import grids, parameterizations, samplers, sampling, schedules, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
 
-MEAN, STD = 0.7, 0.3  # of the data, x_0 ~ N(MEAN, STD^2)
-SAMPLES = 40_000
-
+# How to make each, and the order at which it converges: in x, or in mean and variance where it adds noise.
 SAMPLERS = {
-    "ancestral, small": samplers.ancestral(variance=variance.fixed_small),
-    "ancestral, large": samplers.ancestral(variance=variance.fixed_large),
-    "ddim 0": samplers.ddim(eta=0.0),
-    "ddim 0.5": samplers.ddim(eta=0.5),
-    "ddim 1": samplers.ddim(eta=1.0),
-    "ddim hat": samplers.ddim(eta=1.0, sigma_hat=True),
+    "ancestral": (lambda schedule, steps: samplers.ancestral(), 1),
+    "ancestral, large": (lambda schedule, steps: samplers.ancestral(variance=variance.fixed_large), 1),
+    "ddim": (lambda schedule, steps: samplers.ddim(), 1),
+    "ddim 0.5": (lambda schedule, steps: samplers.ddim(eta=0.5), 1),
+    "ddim 1": (lambda schedule, steps: samplers.ddim(eta=1.0), 1),
+    "ddim hat": (lambda schedule, steps: samplers.ddim(eta=1.0, sigma_hat=True), 1),
+    "euler": (lambda schedule, steps: samplers.euler(), 1),
+    "euler_ancestral": (lambda schedule, steps: samplers.euler_ancestral(), 1),
+    "heun": (lambda schedule, steps: samplers.heun(), 2),
+    "edm": (lambda schedule, steps: samplers.edm(schedule=schedule, steps=steps, churn=2.0), 2),
+    "plms": (lambda schedule, steps: samplers.plms(), 2),  # Liu et al. 2022, property 3.3
+    "pndm": (lambda schedule, steps: samplers.pndm(schedule=schedule), 2),
+    "dpmpp_2m": (lambda schedule, steps: samplers.dpmpp_2m(), 2),
+    "dpmpp_2m_sde": (lambda schedule, steps: samplers.dpmpp_2m_sde(), 2),
+    "unipc": (lambda schedule, steps: samplers.unipc(), 3),  # its corrector adds one: Zhao et al. 2023, theorem 3.1
 }
+DETERMINISTIC = ["ddim", "euler", "heun", "plms", "pndm", "dpmpp_2m", "unipc"]
+STOCHASTIC = sorted(SAMPLERS.keys() - set(DETERMINISTIC))
+OTHER_NAMES = {"euler", "euler_ancestral", "ddim 1", "ddim hat", "ancestral, large"}  # of samplers that are there
+
+MEAN, STD = 0.7, 0.3  # of Gaussian data
+MEANS, STDS, WEIGHTS = np.array([-1.0, 0.7]), np.array([0.3, 0.4]), np.array([0.4, 0.6])  # of a mixture
+SAMPLES = 20_000
+
+
+def test_the_table_is_complete():
+    assert {name.replace(",", " ").split()[0] for name in SAMPLERS} == set(choices(samplers))
 
 
 def best(x, noise):
@@ -32,13 +53,131 @@ def best(x, noise):
     return Denoised(MEAN + gain * (x - noise.alpha * MEAN))
 
 
-def draw(sampler, levels, steps, denoiser=best, count=SAMPLES):
+def best_of_mixture(x, noise, xp=jnp):
+    """E[x_0 | x_t] of the mixture, x [...]."""
+    means, stds, weights = (v.reshape((1,) * x.ndim + (-1,)) for v in (MEANS, STDS, WEIGHTS))
+    off = x[..., None] - noise.alpha * means
+    spread = (noise.alpha * stds) ** 2 + noise.sigma**2
+    log_weight = xp.log(weights) - xp.log(spread) / 2 - off**2 / (2 * spread)
+    weight = xp.exp(log_weight - log_weight.max(-1, keepdims=True))
+    estimates = means + noise.alpha * stds**2 / spread * off
+    return (weight * estimates).sum(-1) / weight.sum(-1)
+
+
+class Angle:
+    """alpha = cos, sigma = sin of an angle that is t right angles: a schedule in float64."""
+
+    def __call__(self, t):
+        angle = jnp.asarray(t) * jnp.pi / 2
+        return Noise(jnp.asarray(t), jnp.cos(angle), jnp.sin(angle))
+
+    def time_at(self, log_snr):
+        return jnp.arctan(jnp.exp(-log_snr / 2)) * 2 / jnp.pi
+
+
+FROM, TO = 0.9, 0.1  # between them nothing is singular
+
+
+def measured_order(error, counts=(40, 80, 160)):
+    errors = np.array([error(n) for n in counts])
+    return np.log2(errors[-2] / errors[-1])
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_of_convergence_on_the_ode(name, float64):
+    """On a mixture of Gaussians, against SciPy's solution of dx / d angle = alpha eps - sigma x_0."""
+
+    def slope(angle, x):
+        noise = Noise(0.0, np.cos(angle), np.sin(angle))
+        x0 = best_of_mixture(x, noise, np)
+        return noise.alpha * (x - noise.alpha * x0) / noise.sigma - noise.sigma * x0
+
+    start = np.linspace(-2, 2, 9)
+    ends = FROM * np.pi / 2, TO * np.pi / 2
+    exact = solve_ivp(slope, ends, start, rtol=1e-11, atol=1e-12, method="DOP853").y[:, -1]
+    keys = jax.random.split(jax.random.key(0), 9)
+
+    @jax.jit
+    def solve(levels, n):
+        denoiser = lambda x, noise: Denoised(best_of_mixture(x, noise))  # noqa: E731
+        return sampling.run(keys, denoiser, SAMPLERS[name][0](Angle(), n), levels, n, start)
+
+    def error(n):
+        levels = Angle()(jnp.pad(jnp.linspace(FROM, TO, n + 1), (0, 160 - n), constant_values=TO))
+        return np.abs(solve(levels, n) - exact).max()
+
+    assert error(160) < 6e-3
+    assert measured_order(error) == pytest.approx(SAMPLERS[name][1], abs=0.2)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_order_of_convergence_in_mean_and_variance(name, float64, monkeypatch):
+    """On a Gaussian every step is affine in x and the noises: one run on a basis of them gives both moments exactly."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def affine(n):
+        levels = Angle()(jnp.linspace(FROM, TO, n + 1))
+        sampler = SAMPLERS[name][0](Angle(), n)
+        x = jnp.zeros(n + 2).at[1].set(1.0)  # nothing; x alone; the noise of each step alone
+
+        def body(i, state):
+            noise = jnp.zeros(n + 2).at[2 + i].set(1.0)
+            monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: noise)
+            return sampler.step(None, best, state[1], state[0], sampling.at(levels, i), sampling.at(levels, i + 1))
+
+        return lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
+
+    def error(n):
+        offset, by_x, *by_noise = np.asarray(affine(n))
+        start, end = (jax.tree.map(float, Angle()(t)) for t in (FROM, TO))
+        mean = (by_x - offset) * start.alpha * MEAN + offset
+        var = (by_x - offset) ** 2 * (start.alpha**2 * STD**2 + start.sigma**2) + np.sum((by_noise - offset) ** 2)
+        return max(abs(mean - end.alpha * MEAN), abs(var - end.alpha**2 * STD**2 - end.sigma**2))
+
+    assert measured_order(error) == pytest.approx(SAMPLERS[name][1], abs=0.25)
+
+
+def draw(name, schedule, grid, steps, denoiser, count=SAMPLES):
+    levels = schedule(grid(steps, schedule))
     keys = jax.random.split(jax.random.key(1), count)
-    return sampling.sample(keys, denoiser, sampler, levels, jnp.asarray(steps), shape=())
+    return np.asarray(sampling.sample(keys, denoiser, SAMPLERS[name][0](schedule, steps), levels, steps, shape=()))
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_mixture_comes_back(name):
+    """The whole distribution, at the whole way down to the clean image, by Kolmogorov and Smirnov's distance."""
+    x = draw(name, schedules.cosine(1000), grids.trailing, 200, lambda x, n: Denoised(best_of_mixture(x, n)))
+    cdf = lambda x: (WEIGHTS * stats.norm.cdf(x[:, None], MEANS, STDS)).sum(-1)  # noqa: E731
+    distance = stats.ks_1samp(x, cdf).statistic
+    own_error = 0.02 if SAMPLERS[name][1] == 1 else 0.005  # of 200 steps
+    assert distance < 1.95 / np.sqrt(SAMPLES) + own_error  # 1.95: one in a thousand
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_data_of_one_point_come_back_in_any_number_of_steps(name, float64):
+    for schedule in (schedules.linear(100), schedules.rectified_flow(100), schedules.edm(100)):
+
+        @jax.jit
+        def point(keys, levels, steps, schedule=schedule):
+            sampler = SAMPLERS[name][0](schedule, steps)
+            return sampling.sample(
+                keys, lambda x, noise: Denoised(jnp.full_like(x, 0.4)), sampler, levels, steps, shape=()
+            )
+
+        for steps in (1, 2, 7):
+            times = np.pad(grids.trailing(steps, schedule), (0, 7 - steps))
+            drawn = point(jax.random.split(jax.random.key(0), 5), schedule(times), steps)
+            np.testing.assert_allclose(drawn, 0.4, atol=1e-6)
 
 
 def exact_moments(name, levels, steps):
-    """Mean and variance of the sampler's x_0 in float64: on a Gaussian each step is affine in x."""
+    """Mean and variance of the first-order samplers' x_0 in float64, from the papers' formulas."""
     mean, var = 0.0, 1.0
     alpha, sigma = np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64)
     for i in range(steps):
@@ -46,7 +185,7 @@ def exact_moments(name, levels, steps):
         gain = a * STD**2 / (a**2 * STD**2 + s**2)
         forward = s**2 - (a / a2) ** 2 * s2**2
         small = forward * s2**2 / s**2
-        eta = {"ddim 0": 0.0, "ddim 0.5": 0.5}.get(name, 1.0)
+        eta = {"ddim": 0.0, "euler": 0.0, "ddim 0.5": 0.5}.get(name, 1.0)
         # x_0-hat = gain x + (1 - gain a) MEAN, eps-hat = (x - a x_0-hat) / s, x' = a2 x_0-hat + direction eps-hat + ..
         direction = np.sqrt(s2**2 - eta**2 * small)
         slope = a2 * gain + direction * (1 - a * gain) / s
@@ -57,30 +196,56 @@ def exact_moments(name, levels, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", sorted(name for name, (_, order) in SAMPLERS.items() if order == 1))
 def test_moments_at_few_steps(name, steps):
-    """Every sampler's own discretisation error, exactly, to Monte-Carlo error."""
-    levels = sampling.lay(schedules.cosine(1000), grids.trailing(steps, 1000))
-    x = np.asarray(draw(SAMPLERS[name], levels, steps))
-    mean, var = exact_moments(name, levels, steps)
+    """A first-order sampler's own discretisation error, exactly, to Monte-Carlo error."""
+    schedule = schedules.cosine(1000)
+    x = draw(name, schedule, grids.trailing, steps, best)
+    mean, var = exact_moments(name, schedule(grids.trailing(steps, schedule)), steps)
     np.testing.assert_allclose(x.mean(), mean, atol=5 * np.sqrt(max(var, 1e-6) / SAMPLES))
     np.testing.assert_allclose(x.var(), var, rtol=5 * np.sqrt(2 / SAMPLES), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_all_steps_give_the_data(name):
-    levels = sampling.lay(schedules.linear(1000), grids.trailing(1000, 1000))
-    x = np.asarray(draw(SAMPLERS[name], levels, 1000))
-    np.testing.assert_allclose(x.mean(), MEAN, atol=5 * STD / np.sqrt(SAMPLES) + 2e-3)
-    tolerance = 0.05 if name in ("ancestral, large", "ddim hat") else 0.03  # the larger variance ends too wide
-    np.testing.assert_allclose(x.std(), STD, rtol=tolerance)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("ddim 1", "ancestral"), ("ddim hat", "ancestral, large"), ("euler", "ddim"), ("euler_ancestral", "ancestral")],
+)
+def test_different_names_of_one_sampler(one, other):
+    schedule = schedules.linear(1000)
+    a, b = (draw(name, schedule, grids.leading, 20, best, count=100) for name in (one, other))
+    np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_ddim_with_eta_1_is_ancestral():
-    levels = sampling.lay(schedules.linear(1000), grids.leading(20, 1000))
-    for one, other in (("ddim 1", "ancestral, small"), ("ddim hat", "ancestral, large")):
-        a, b = (draw(SAMPLERS[name], levels, 20, count=100) for name in (one, other))
-        np.testing.assert_allclose(a, b, atol=2e-4)
+@pytest.mark.parametrize("schedule", sorted(choices(schedules)))
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - OTHER_NAMES))
+def test_every_schedule_parameterization_and_sampler_agree(name, schedule, float64):
+    """An exact network's output, put in any parameterization, gives the same samples."""
+    schedule = choices(schedules)[schedule](100)
+    keys = jax.random.split(jax.random.key(3), 3)
+    steps = 4
+    sampler = SAMPLERS[name][0](schedule, steps)
+    levels = schedule(grids.trailing(steps, schedule))
+    drawn = []
+    with jax.disable_jit():
+        for choice in choices(parameterizations).values():
+            given = {"schedule": schedule} if choice is parameterizations.mu else {}
+            parameterization = functools.partial(choice, **given)
+            if not np.all(np.isfinite(parameterization(sampling.at(levels, 0)))):
+                continue  # eps has no value without any signal
+
+            def denoise(x, noise, parameterization=parameterization):
+                def network(scaled, time):
+                    c = parameterization(noise)
+                    np.testing.assert_allclose(time, jnp.broadcast_to(c.time, 3))
+                    return (best(scaled / c.input, noise).x0 - c.skip * scaled / c.input) / c.out
+
+                return denoisers.from_network(network, parameterization)(x, noise)
+
+            drawn.append(sampling.sample(keys, denoise, sampler, levels, steps, shape=()))
+    assert len(drawn) >= 5
+    assert np.isfinite(drawn[0]).all()
+    for other in drawn[1:]:
+        np.testing.assert_allclose(other, drawn[0], atol=1e-5)
 
 
 def test_the_ancestral_posterior_is_ddpms():
@@ -100,9 +265,8 @@ def test_the_direction_shrinks_with_eta():
     """Else every level would be too noisy: alpha^2 var(x_0) + sigma^2 must come out at each step, here at the first."""
     schedule = schedules.cosine(1000)
     now, next = schedule(800.0), schedule(600.0)
-    x = now.alpha * MEAN + np.sqrt(now.alpha**2 * STD**2 + now.sigma**2) * jax.random.normal(
-        jax.random.key(0), (SAMPLES,)
-    )
+    width = np.sqrt(now.alpha**2 * STD**2 + now.sigma**2)
+    x = now.alpha * MEAN + width * jax.random.normal(jax.random.key(0), (SAMPLES,))
 
     def sampled(x, noise):  # a draw from q(x_0 | x_t) instead of its mean makes the step exact for any eta
         width = STD * noise.sigma / jnp.sqrt(noise.alpha**2 * STD**2 + noise.sigma**2)
@@ -114,53 +278,41 @@ def test_the_direction_shrinks_with_eta():
         np.testing.assert_allclose(np.var(np.asarray(y)), expected, rtol=5 * np.sqrt(2 / SAMPLES))
 
 
-def test_a_sweep_compiles_once():
-    """Steps, eta, sigma-hat and the guidance scale are inputs of one program, and padding changes nothing."""
+@pytest.mark.parametrize("name", ["ddim", "edm", "dpmpp_2m_sde", "unipc"])
+def test_a_sweep_compiles_once(name):
+    """Steps and options are inputs of one program, and padding changes nothing."""
     traces = 0
     schedule = schedules.linear(1000)
+    given = {"edm": {"schedule": schedule}}.get(name, {})
+    make = functools.partial(choices(samplers)[name], **given)
+    option = {"ddim": "eta", "edm": "churn", "dpmpp_2m_sde": "eta"}.get(name)
+    keys = jax.random.split(jax.random.key(1), 64)
 
     @jax.jit
-    def program(levels, steps, eta, hat, scale):
+    def program(times, steps, value):
         nonlocal traces
         traces += 1
-        guided = guidance.classifier_free(best, lambda x, noise: Denoised(best(x, noise).x0 * 0.9), scale)
-        return draw(samplers.ddim(eta=eta, sigma_hat=hat), levels, steps, guided, count=64)
+        own = ({option: value} if option else {}) | ({"steps": steps} if name == "edm" else {})
+        return sampling.sample(keys, best, make(**own), schedule(times), steps, shape=())
 
-    for steps in (5, 10, 20, 50, 100, 1000):
-        for eta, hat, scale in ((0.0, False, 1.0), (1.0, False, 2.0), (1.0, True, 1.0)):
-            grid = grids.linspace(steps, 1000)
-            padded = program(sampling.lay(schedule, grid, 1000), steps, eta, hat, scale)
-            if steps <= 20:
-                guided = guidance.classifier_free(best, lambda x, noise: Denoised(best(x, noise).x0 * 0.9), scale)
-                sampler = samplers.ddim(eta=eta, sigma_hat=hat)
-                alone = draw(sampler, sampling.lay(schedule, grid), steps, guided, count=64)
-                np.testing.assert_allclose(padded, alone, atol=1e-5)
+    for steps in (5, 20, 1000):
+        for value in (0.0, 0.7):
+            times = grids.linspace(steps, schedule)
+            padded = program(np.pad(times, (0, 1000 - steps)), steps, value)
+            if steps == 5:
+                own = ({option: value} if option else {}) | ({"steps": steps} if name == "edm" else {})
+                alone = sampling.sample(keys, best, make(**own), schedule(times), steps, shape=())
+                np.testing.assert_allclose(padded, alone, atol=1e-4)
     assert traces == 1
 
 
-def test_an_exact_network_gives_the_same_samples_in_any_parameterization():
-    schedule = schedules.linear(100)
-    levels = sampling.lay(schedule, grids.trailing(20, 100))
-
-    def network(parameterization, x, t):
-        noise = schedule(t[0] + 1.0)
-        c = parameterization(noise)
-        return (best(x, noise).x0 - c.skip * x) / c.out
-
-    drawn = []
-    for parameterization in choices(parameterizations).values():
-        denoise = denoisers.from_network(functools.partial(network, parameterization), parameterization)
-        drawn.append(draw(samplers.ddim(), levels, 20, denoise, count=200))
-    for other in drawn[1:]:
-        np.testing.assert_allclose(other, drawn[0], atol=1e-4)
-
-
 def test_samples_depend_on_their_key_alone():
-    levels = sampling.lay(schedules.linear(100), grids.trailing(10, 100))
+    schedule = schedules.linear(100)
+    levels = schedule(grids.trailing(10, schedule))
     keys = jax.random.split(jax.random.key(3), 6)
 
     def run(keys):
-        return sampling.sample(keys, best, samplers.ddim(eta=1.0), levels, jnp.asarray(10), shape=(2, 2))
+        return sampling.sample(keys, best, samplers.ddim(eta=1.0), levels, 10, shape=(2, 2))
 
     whole = run(keys)
     np.testing.assert_allclose(jnp.concatenate([run(keys[:1]), run(keys[1:])]), whole, rtol=1e-5, atol=1e-6)
@@ -168,19 +320,16 @@ def test_samples_depend_on_their_key_alone():
     assert len(np.unique(np.asarray(whole))) == whole.size
 
 
-def test_clip_bounds_the_estimate_and_nothing_else():
-    noise = Noise(*(jnp.asarray(v) for v in (0.0, 1.0, 0.5)))
-    x = jnp.array([-3.0, -0.5, 0.2, 4.0])
-    clipped = denoisers.clip(lambda x, noise: Denoised(x))(x, noise).x0
-    np.testing.assert_array_equal(clipped, np.clip(x, -1, 1))
+def test_learned_variance_reaches_the_ancestral_sampler():
+    """Interpolation 0 is the small variance and 1 the large: the same samples as with the fixed ones."""
+    schedule = schedules.linear(100)
+    levels = schedule(grids.trailing(10, schedule))
+    keys = jax.random.split(jax.random.key(3), 50)
 
+    def run(variance, share):
+        denoiser = lambda x, noise: best(x, noise)._replace(interpolation=jnp.full_like(x, share))  # noqa: E731
+        return sampling.sample(keys, denoiser, samplers.ancestral(variance=variance), levels, 10, shape=())
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
-def test_classifier_free_guidance_is_linear_in_eps_as_the_paper_has_it(scale):
-    """Ho & Salimans 2022, eq. 6, with their w = scale - 1."""
-    noise = Noise(*(jnp.asarray(v) for v in (0.0, 0.8, 0.6)))
-    x, conditional, unconditional = jnp.array([0.3, -1.2]), jnp.array([0.5, 0.1]), jnp.array([-0.4, 0.2])
-    guided = guidance.classifier_free(lambda x, n: Denoised(conditional), lambda x, n: Denoised(unconditional), scale)
-    eps = [(x - 0.8 * x0) / 0.6 for x0 in (conditional, unconditional, guided(x, noise).x0)]
-    w = scale - 1
-    np.testing.assert_allclose(eps[2], (1 + w) * eps[0] - w * eps[1], rtol=1e-5)
+    for fixed, share in ((variance.fixed_small, 0.0), (variance.fixed_large, 1.0)):
+        np.testing.assert_allclose(run(variance.learned_range, share), run(fixed, 0.5), rtol=1e-4, atol=1e-5)
+    assert np.abs(run(variance.learned_range, 0.5) - run(variance.fixed_large, 0.0)).max() > 0.01

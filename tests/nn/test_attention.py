@@ -89,6 +89,35 @@ def test_spatial_transformer(x, context, with_context):
     assert "bias" not in params["block_0"]["self"]["q"] and "bias" in params["block_0"]["self"]["out"]
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_pool(x, heads):
+    module = attention.AttentionPool(5, heads)
+    params = randomised(module, x)
+
+    flat = x.astype(np.float64).reshape(2, 6, 8)
+    tokens = np.concatenate([flat.mean(1, keepdims=True), flat], 1) + params["place"]
+    gathered = numpy_attention(*(dense(params[name], tokens) for name in "qkv"), heads)
+    found = module.apply({"params": params}, x)
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found, dense(params["out"], gathered)[:, 0], atol=2e-5)
+
+
+def test_attention_pool_is_float32_and_begins_with_places_of_norm_one():
+    x = jnp.ones((1, 8, 8, 64), jnp.bfloat16)
+    found, variables = attention.AttentionPool(5).init_with_output(jax.random.key(0), x)
+    assert found.dtype == jnp.float32
+    place = variables["params"]["place"]
+    assert place.shape == (65, 64)
+    np.testing.assert_allclose(np.linalg.norm(place, axis=1).mean(), 1, atol=0.05)
+
+
+def test_attention_pool_of_one_picture_depends_on_no_other(x):
+    module = attention.AttentionPool(5, 2)
+    params = randomised(module, x)
+    both = module.apply({"params": params}, x)
+    np.testing.assert_allclose(module.apply({"params": params}, x[1:]), both[1:], atol=1e-6)
+
+
 def test_blocks_begin_as_the_identity(x):
     np.testing.assert_array_equal(attention.AttentionBlock().init_with_output(jax.random.key(0), x)[0], x)
     np.testing.assert_array_equal(attention.SpatialTransformer().init_with_output(jax.random.key(0), x)[0], x)

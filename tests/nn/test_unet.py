@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from diffjax.nn.attention import AttentionPool
 from diffjax.nn.resblock import ResBlock
 from diffjax.nn.unet import ADM_DETAILS, UNet
 
@@ -36,10 +38,11 @@ def modules(net, **inputs):
     return set(jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"])
 
 
-def test_begins_at_zero():
-    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=())
+@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 8, 8, 4)), ("mean", (2, 4))])
+def test_begins_at_zero(pool, shape):
+    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=(), pool=pool)
     y, _ = jit(net.init_with_output)(jax.random.key(0), X, T)
-    assert y.shape == (2, 8, 8, 4) and y.dtype == jnp.float32 and not np.asarray(y).any()
+    assert y.shape == shape and y.dtype == jnp.float32 and not np.asarray(y).any()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +50,14 @@ def test_begins_at_zero():
     [
         {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, **ADM_DETAILS},
         {"resample": "conv", "transformer_depth": 1, "heads": 4, "residual_scale": 0.5},
+        {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, "pool": "attention"},
     ],
 )
 def test_every_parameter_gets_a_gradient(options):
     net = UNet(3, **SMALL, label_rows=2, **options)
     _, gradients = loss_and_gradients(net, parameters(net, **EVERYTHING), **EVERYTHING)
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
-    assert not silent
+    assert set(silent) <= {"['pool']['k']['bias']"}  # the same for every key, which the softmax does not see
 
 
 def test_remat_changes_no_number():
@@ -102,6 +106,40 @@ def test_blocks_may_differ_by_level():
     assert found == expected | {f"down_1_block_{i}" for i in range(3)} | {f"up_1_block_{i}" for i in range(4)}
 
 
+@pytest.mark.parametrize(("pool", "head"), [("attention", "pool"), ("mean", "dense_out")])
+def test_pooled_is_the_same_network_without_its_way_up(pool, head):
+    options = {**SMALL, "multipliers": (1, 1), "resample": "residual", "label_rows": 2}
+    whole, half = (
+        jax.eval_shape(UNet(7, **options, pool=pool).init, jax.random.key(0), X, T, label=LABEL)["params"]
+        for pool in (None, pool)
+    )
+    half.pop(head)
+    assert half == {name: s for name, s in whole.items() if not name.startswith("up_") and name != "conv_out"}
+
+
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_pooled_features_are_normalised_and_activated(pool):
+    net = UNet(7, 8, (1,), blocks=1, attention_resolutions=(), heads=2, pool=pool)
+    params = parameters(net)
+    capture = {"capture_intermediates": lambda module, _: module.name == "norm_out"}
+    found, state = jit(lambda p: net.apply({"params": p}, X, T, **capture))(params)
+    h = nn.silu(state["intermediates"]["norm_out"]["__call__"][0])
+    if pool == "attention":
+        expected = AttentionPool(7, heads=2).apply({"params": params["pool"]}, h)
+    else:
+        expected = h.mean((1, 2)) @ params["dense_out"]["kernel"] + params["dense_out"]["bias"][None]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_pooled_logits_of_half_precision_are_float32(pool):
+    net = UNet(7, **SMALL, pool=pool, dtype=jnp.bfloat16)
+    x = jnp.zeros((2, 8, 12, 3))
+    logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x, T)
+    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
 def test_residual_block_begins_as_its_scaled_skip():
     emb = jnp.ones((2, 4))
     y, _ = ResBlock(3, residual_scale=0.5).init_with_output(jax.random.key(0), X, emb)
@@ -123,6 +161,8 @@ def test_pictures_need_not_be_square():
     [
         ({"time_conditioning": "film"}, {}, "choose from add, scale_shift"),
         ({"resample": "stride"}, {}, "choose from conv, pool, residual"),
+        ({"pool": "adaptive"}, {}, "pool is 'adaptive': choose from attention, mean"),
+        ({"pool": "attention", "heads": 3}, {}, "16 channels cannot be split among 3"),
         ({"time_embedding": "sin"}, {}, "choose from ddpm, adm"),
         ({"downsample_padding": "valid"}, {}, "choose from asymmetric, symmetric"),
         ({"initializer": "he"}, {}, "choose from ddpm, torch"),

@@ -12,6 +12,7 @@ from diffjax.nn.unet import ADM_DETAILS, UNet
 
 IMPROVED = {"time_conditioning": "scale_shift", **ADM_DETAILS}
 ADM = {"resample": "residual", **IMPROVED}
+CLASSIFIER = {"attention_resolutions": (32, 16, 8), "head_channels": 64, "pool": "attention", **ADM}
 STABLE = {"channels": 320, "multipliers": (1, 2, 4, 4), "transformer_depth": 1, **ADM_DETAILS}
 
 NETWORKS = {
@@ -39,6 +40,12 @@ NETWORKS = {
     "adm 64 to 256": (
         311_795_910, 256, 6, UNet(6, 192, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), 4, label_rows=1000, **ADM)
     ),
+    # guided-diffusion's create_classifier with its README's flags; "mean" is its "adaptive"
+    "adm classifier 64": (65_438_568, 64, 3, UNet(1000, 128, (1, 2, 3, 4), 4, **CLASSIFIER)),
+    "adm classifier 128": (42_568_040, 128, 3, UNet(1000, 128, (1, 1, 2, 3, 4), 2, **CLASSIFIER)),
+    "adm classifier 256": (54_096_360, 256, 3, UNet(1000, 128, (1, 1, 2, 2, 4, 4), 2, **CLASSIFIER)),
+    "adm classifier 512": (54_448_360, 512, 3, UNet(1000, 128, (0.5, 1, 1, 2, 2, 4, 4), 2, **CLASSIFIER)),
+    "adm classifier 64, mean": (64_617_320, 64, 3, UNet(1000, 128, (1, 2, 3, 4), 4, **{**CLASSIFIER, "pool": "mean"})),
     # Text2ImUNet less its text transformer, embeddings and final norm: what is left takes embedding and context [512]
     "glide": (308_728_902, 64, 3, UNet(6, 192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, **ADM)),
     # latent-diffusion's openaimodel with models/ldm/*/config.yaml

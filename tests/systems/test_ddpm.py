@@ -117,7 +117,8 @@ def test_an_unconditional_model_has_no_labels():
         ({"diffusion__label_dropout": 1.0}, SPEC, "a share from 0"),
         ({"dtype": "float16"}, SPEC, "unknown dtype 'float16'"),
         ({"system": "ddmp"}, SPEC, "did you mean 'ddpm'"),
-        ({"sampler__steps": 21}, SPEC, "this model has 20 timesteps"),
+        ({"sampler__steps": 21}, SPEC, "20 timesteps has 1 to 20 steps"),
+        ({"model__pool": "mean"}, SPEC, "unknown field of config.model 'pool'"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, spec, message):

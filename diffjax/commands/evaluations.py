@@ -1,0 +1,194 @@
+"""The metrics of `launch.py evaluate`: each prints its table and returns what is to be kept of it."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from tqdm import tqdm
+
+from diffjax import pictures, report
+from diffjax.commands.flags import Arguments
+from diffjax.commands.settings import texts
+from diffjax.diffusion import likelihood, sampling, thresholds
+from diffjax.diffusion.denoiser import thresholded
+from diffjax.diffusion.noise import perturb
+from diffjax.evals.strata import draw_terms
+from diffjax.systems.pixels import to_unit_range
+from diffjax.systems.plan import Plan, encode
+from diffjax.systems.process import make_schedule
+from diffjax.workdir import Run
+
+_TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
+_EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small
+_SHOWN = 10  # images of the reconstruction's picture
+
+
+def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Bits/dim by the bound, term by term, and by the ODE."""
+    system, steps = trained.system, [int(text) for text in texts(arguments.steps)]
+    last = trained.config.diffusion.timesteps
+    bound_plan = _plan(arguments, trained, steps[0] if steps else last, "trailing")
+    ode_plan = _plan(arguments, trained, min(arguments.ode_steps, last), "log_snr")
+    count = int(bound_plan.steps)
+    drawn = min(max(2, arguments.terms) if arguments.terms else count, count)
+    rng = np.random.default_rng(arguments.seed)
+
+    @jax.jit
+    def prior(variables, label, x0, plan):
+        process = system.model(variables, {"label": label}).process
+        return jax.vmap(likelihood.prior_term, (0, None))(x0, process.schedule(plan.times[0]))
+
+    @jax.jit
+    def terms(variables, keys, label, x0, plan, which):
+        model = system.model(variables, {"label": label})
+        denoise = thresholded(model.denoiser, thresholds.clip)  # as DDPM evaluates it
+        levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
+        return likelihood.bound_terms(keys, denoise, x0, levels, which, variance=variance).T
+
+    @functools.partial(jax.jit, static_argnames="exact")
+    def ode(variables, keys, label, x0, plan, exact):
+        model = system.model(variables, {"label": label})
+        dequantize_key, probe_key = sampling.split(keys)
+        x0, levels = likelihood.dequantized(dequantize_key, x0), model.process.schedule(plan.times)
+        return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
+
+    def measure(keys, image, label):
+        x0 = to_unit_range(image)
+        which, weight = draw_terms(rng, count, drawn)
+        padded = np.resize(which, -(-drawn // _TERMS_AT_ONCE) * _TERMS_AT_ONCE).reshape(-1, _TERMS_AT_ONCE)
+        values = [terms(trained.variables, keys, label, x0, bound_plan, some) for some in padded]
+        return {
+            "prior": prior(trained.variables, label, x0, bound_plan),
+            "terms": np.concatenate(jax.device_get(values), axis=-1)[:, :drawn],
+            "which": np.tile(which, (len(x0), 1)),
+            "weight": np.tile(weight, (len(x0), 1)),
+            "ode": ode(trained.variables, keys, label, x0, ode_plan, exact=False),
+        }
+
+    def measure_exactly(keys, image, label):
+        return ode(trained.variables, keys, label, to_unit_range(image), ode_plan, exact=True)
+
+    found = _over_images(arguments, "nll", measure, images, labels)
+    few = arguments.exact_trace
+    if few is None:
+        few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
+    exact = _over_images(arguments, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
+    decoder = found["which"] == count - 1
+    weighted = found["weight"] * found["terms"]
+    columns = {
+        "prior": found["prior"],
+        "kl": np.sum(np.where(decoder, 0.0, weighted), axis=-1),
+        "decoder": np.sum(np.where(decoder, weighted, 0.0), axis=-1),
+    }
+    columns = {"bound": sum(columns.values()), **columns}
+    columns["ode_hutchinson"] = found["ode"]
+    if few:
+        columns |= {"ode_exact_trace": exact, "exact_minus_hutchinson": exact - found["ode"][:few]}
+    result = {name: _mean_and_error(values) for name, values in columns.items()}
+    explained = {
+        "bound": f"variational bound over {count} steps",
+        "prior": "  L_T, the prior's",
+        "kl": f"  L_1 to L_{count - 1}",
+        "decoder": "  L_0, the decoder's",
+        "ode_hutchinson": f"ODE, {int(ode_plan.steps)} steps, Hutchinson's trace",
+        "ode_exact_trace": f"ODE, exact trace, first {few} images",
+        "exact_minus_hutchinson": "  minus Hutchinson's on those",
+    }
+    print(f"bits/dim of {len(images)} images of {arguments.split}, checkpoint {trained.step}")
+    for name, values in result.items():
+        print(f"  {explained[name]:42} {values['mean']:8.4f} +- {values['standard_error']:.4f}")
+
+    which = found["which"].ravel()
+    seen = np.unique(which)
+    means = (np.bincount(which, found["terms"].ravel(), count) / np.maximum(np.bincount(which, minlength=count), 1))[
+        seen
+    ]
+    by_time = {"t": np.asarray(bound_plan.times)[seen].tolist(), "bits_per_dim": means.tolist()}
+    figure = trained.workdir.results / "nll.png"
+    report.terms_figure(figure, by_time, f"terms of the bound, {len(images)} images of {arguments.split}")
+    print(figure)
+    return {**result, "terms": by_time, "steps": count, "terms_drawn": drawn, "ode_steps": int(ode_plan.steps)}
+
+
+def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Error of encoding and decoding in as many steps."""
+    system, grid = trained.system, arguments.grid or trained.config.sampler.grid
+    counts = [int(text) for text in texts(arguments.steps)] or [10, 20, 50, 100]
+
+    @jax.jit
+    def there_and_back(variables, keys, label, x0, plan):
+        latent = encode(system.model(variables, {"label": label}), x0, plan)
+        return latent, system.sample(variables, keys, {"label": label, "latent": latent}, plan)
+
+    rows, shown = [], [images[:_SHOWN]]
+    for steps in counts:
+        plan = _plan(arguments, trained, steps, grid, max(counts))
+
+        def measure(keys, image, label, plan=plan):
+            x0 = to_unit_range(image)
+            latent, x = there_and_back(trained.variables, keys, label, x0, plan)
+            return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
+
+        errors, spread, back = _over_images(arguments, f"{steps} steps", measure, images, labels)
+        rows.append({"steps": int(plan.steps), "mse": _mean_and_error(errors), "latent_std": float(np.mean(spread))})
+        shown.append(np.clip(np.round((back[:_SHOWN] + 1) * 127.5), 0, 255).astype(np.uint8))
+    print(f"reconstruction of {len(images)} images of {arguments.split}, checkpoint {trained.step}, grid {grid}")
+    print(f"{'steps':>7} {'mse':>10} {'+-':>9} {'std of x_T':>11}")
+    for row in rows:
+        mse = row["mse"]
+        print(f"{row['steps']:7} {mse['mean']:10.6f} {mse['standard_error']:9.6f} {row['latent_std']:11.3f}")
+    picture = trained.workdir.results / "reconstruction.png"
+    pictures.save(picture, pictures.grid(np.concatenate(shown), columns=len(shown[0])))
+    print(f"{picture}: the images, then a row for each number of steps")
+    return {"grid": grid, "rows": rows}
+
+
+def accuracy(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+    """How often a classifier is right, from the clean end of the process to the noisy one."""
+    schedule = make_schedule(trained.config.diffusion)
+
+    @jax.jit
+    def right(variables, keys, label, x0, t):
+        noise = schedule(t)
+        x = perturb(x0, sampling.noise_of(keys, x0.shape[1:]), noise)
+        return jnp.argmax(trained.system.classify(variables, x, noise), axis=-1) == label
+
+    rows = []
+    for t in np.unique(np.round(np.linspace(schedule.first, schedule.timesteps, 9))):
+        hits = _over_images(
+            arguments,
+            f"t = {t:g}",
+            lambda keys, image, label, t=t: right(trained.variables, keys, label, to_unit_range(image), t),
+            images,
+            labels,
+        )
+        rows.append({"t": float(t), "accuracy": _mean_and_error(hits)})
+    print(f"accuracy on {len(images)} images of {arguments.split}, checkpoint {trained.step}")
+    for row in rows:
+        print(f"  t {row['t']:6g}  {row['accuracy']['mean']:6.1%} +- {row['accuracy']['standard_error']:.1%}")
+    return {"rows": rows}
+
+
+def _plan(arguments: Arguments, trained: Run, steps: int, grid: str, capacity: int | None = None) -> Plan:
+    """Without noise, guidance and thresholds: of the model as it is."""
+    settings = {"name": "ddim", "steps": steps, "grid": arguments.grid or grid, "threshold": "none"}
+    return trained.system.plan(settings, capacity=capacity)
+
+
+def _over_images(arguments: Arguments, what: str, function: Callable, images: np.ndarray, labels: np.ndarray):
+    """function(keys, images, labels) in batches of one size, its leaves [B, ...] joined; keys are the images' own."""
+    size, results = min(arguments.batch_size, len(images)), []
+    for start in tqdm(range(0, len(images), size), unit="batch", desc=what):
+        place = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats its last image
+        keys = jax.vmap(jax.random.key)(place.astype(np.uint32) + np.uint32(arguments.seed))
+        found = function(keys, images[place], labels[place])
+        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: len(images) - start], found))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """The mean over images and its standard error."""
+    values = np.asarray(values, np.float64)
+    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)))}

@@ -1,0 +1,134 @@
+"""The sampler's settings as flags: one value each for `sample`, lists for `sweep`; and the models that guide."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags as absl_flags
+
+from diffjax.choice import choices, choose, options
+from diffjax.commands.flags import Arguments, Flags
+from diffjax.diffusion import grids, samplers, thresholds
+from diffjax.errors import UserError
+from diffjax.systems.guided import guided
+from diffjax.systems.process import GIVEN
+from diffjax.typing import System, Variables
+from diffjax.workdir import Run, load
+
+
+class _Setting(NamedTuple):
+    help: str
+    parse: Callable[[str], dict]  # text -> overrides of the plan
+
+
+def _number(name: str, kind: type = float) -> Callable[[str], dict]:
+    return lambda text: {name: kind(text)}
+
+
+def _eta(text: str) -> dict:
+    return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": float(text), "sigma_hat": False}
+
+
+def _guidance(text: str) -> dict:
+    return {"guidance": 1.0 + float(text[1:]) if text.startswith("w") else float(text)}
+
+
+SETTINGS = {
+    "sampler": _Setting(f"{' | '.join(choices(samplers))}, with options as in edm(churn=40)", lambda t: {"name": t}),
+    "grid": _Setting(f"times to visit: {' | '.join(choices(grids))}, as in karras(rho=5)", lambda t: {"grid": t}),
+    "threshold": _Setting(f"range of each estimate: {' | '.join(choices(thresholds))}", lambda t: {"threshold": t}),
+    "guidance": _Setting("scale s of classifier-free guidance, 1 is none; w0.5 stands for s = 1 + 0.5", _guidance),
+    "guidance_rescale": _Setting("share of the unguided contrast to give back, 0 to 1", _number("guidance_rescale")),
+    "guidance_low": _Setting("guide where sigma / alpha is above this", _number("guidance_low")),
+    "guidance_high": _Setting("and not above this", _number("guidance_high")),
+    "classifier_scale": _Setting("of --classifier's gradient", _number("classifier_scale")),
+    "weak_scale": _Setting("of the step away from --weak, 1 is none", _number("weak_scale")),
+    "eta": _Setting("of ddim and others: 0 deterministic, 1 ancestral, hat for DDPM's larger variance", _eta),
+    "steps": _Setting("steps of the sampler", _number("steps", int)),
+}
+
+
+def define_settings(flags: Flags, *, several: bool) -> None:
+    for name, setting in SETTINGS.items():
+        text = f"{setting.help}; several, separated by commas" if several else setting.help
+        absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+    for name, text in {
+        "classifier": "run of a classifier of noised images, to guide by (configs/classifier_digits.py)",
+        "weak": "run of a weaker model of the same data, to guide away from (autoguidance)",
+    }.items():
+        absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+
+
+def cells(arguments: Arguments) -> list[dict]:
+    """Every combination of the given values, as overrides of the plan.
+
+    An option that some of several samplers do not take is left out for those, and combinations that are then the same
+    are drawn once. Raises UserError for a value that cannot be read.
+    """
+    axes = [_values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
+    found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
+    if len(texts(arguments.sampler or "")) > 1:
+        takes = {name: options(choose("sampler", samplers, name, given=GIVEN).function)
+                 for name in {cell["name"] for cell in found}}  # fmt: skip
+        every = set().union(*takes.values())
+        found = [{k: v for k, v in cell.items() if k not in every - takes[cell["name"]]} for cell in found]
+    return [cell for i, cell in enumerate(found) if cell not in found[:i]]
+
+
+def one_cell(arguments: Arguments) -> dict:
+    """The settings where each has one value. Raises UserError where one has several."""
+    for name in SETTINGS:
+        if len(texts(getattr(arguments, name) or "")) > 1:
+            raise UserError(f"--{name}={getattr(arguments, name)}: give one value here; launch.py sweep takes several")
+    return cells(arguments)[0]
+
+
+def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
+    """The system of a run and its variables, joined with those of --classifier and --weak.
+
+    Raises UserError where one of them does not fit the run.
+    """
+    if trained.system.plan is None:
+        raise UserError(f"{trained.workdir.path} is a {trained.config.system}, which draws no samples")
+    guides = {name: load(getattr(arguments, name)) for name in ("classifier", "weak") if getattr(arguments, name)}
+    for name, guide in guides.items():
+        does = guide.system.classify if name == "classifier" else guide.system.model
+        if does is None:
+            raise UserError(f"--{name}={guide.workdir.path} is a run of system={guide.config.system}: it cannot be one")
+        if guide.spec != trained.spec:
+            raise UserError(f"--{name}={guide.workdir.path} was trained on other images: {guide.spec}")
+        for field in ("schedule", "timesteps", "continuous", "zero_terminal_snr"):
+            theirs, ours = guide.config.diffusion[field], trained.config.diffusion[field]
+            if theirs != ours:
+                raise UserError(
+                    f"--{name}={guide.workdir.path} has diffusion.{field}={theirs} and the run {ours}: guidance "
+                    "needs one process"
+                )
+    for name in ("classifier", "weak"):
+        if getattr(arguments, f"{name}_scale") is not None and name not in guides:
+            raise UserError(f"--{name}_scale needs --{name}=RUN")
+    if not guides:
+        return trained.system, trained.variables
+    system = guided(trained.system, **{name: guide.system for name, guide in guides.items()})
+    return system, {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
+
+
+def _values(arguments: Arguments, name: str) -> list[dict]:
+    text = getattr(arguments, name)
+    try:
+        return [SETTINGS[name].parse(part) for part in texts(text)]
+    except ValueError as error:
+        wanted = "whole numbers" if name == "steps" else "numbers"
+        raise UserError(f"--{name}={text}: expected {wanted} separated by commas") from error
+
+
+def texts(text: str) -> list[str]:
+    """The parts between commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,167 @@
+"""How a trained diffusion model is sampled, as a config and a command line choose it."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.struct
+import numpy as np
+from jax import Array
+from jax import numpy as jnp
+
+from diffjax.choice import check_options, choose, options
+from diffjax.diffusion import grids, guidance, samplers, sampling, thresholds
+from diffjax.diffusion.denoiser import Denoiser, thresholded
+from diffjax.diffusion.noise import prior_std
+from diffjax.errors import UserError
+from diffjax.systems.process import GIVEN, Process
+from diffjax.typing import PRNGKeys
+
+_SCALES = {  # of the guidance: traced inputs
+    "guidance": 1.0,  # s = 1 + w of classifier-free guidance
+    "guidance_rescale": 0.0,
+    "guidance_low": 0.0,  # guided above this sigma / alpha ...
+    "guidance_high": float("inf"),  # ... and up to this
+    "classifier_scale": 1.0,  # of a classifier, where one is given
+    "weak_scale": 1.0,  # of autoguidance, where a weaker model is given
+}
+_DEFAULTS = {
+    "grid": "trailing",
+    "threshold": "clip",
+    "strength": 1.0,  # share of the process that an image to be edited is taken back
+    "repeats": 1,  # times that each step is taken, for in-painting
+    **_SCALES,
+}
+SETTINGS = {"name", "steps", *_DEFAULTS}
+
+
+@flax.struct.dataclass
+class Plan:
+    """How to sample: every leaf is a traced input, so plans with equal static fields and shapes share a compilation."""
+
+    times: Array  # [capacity + 1], zeros after the last
+    steps: Array  # int32
+    begin: Array  # int32: the step that an image to be edited starts at
+    repeats: Array  # int32
+    scales: dict[str, Array]
+    options: dict[str, Array]  # the sampler's own
+    sampler: str = flax.struct.field(pytree_node=False)
+    threshold: str = flax.struct.field(pytree_node=False)
+
+
+class Model(NamedTuple):
+    """A trained diffusion model, bound to its parameters and a condition."""
+
+    process: Process
+    denoiser: Denoiser
+    unconditional: Denoiser | None  # what classifier-free guidance leads away from
+    shape: tuple[int, ...]  # of one example
+
+
+def make_plan(process: Process, sampler_config, *, guided: bool, capacity: int | None = None, **overrides) -> Plan:
+    """A Plan of a config's `sampler` section with `overrides`, its times padded to `capacity` steps.
+
+    Overrides are settings, or the sampler's own options. `guided` says whether the model can be guided without a
+    classifier. Raises UserError for what does not exist or does not fit.
+    """
+    own = {name: value for name, value in overrides.items() if name not in SETTINGS}
+    settings = {**_DEFAULTS, **sampler_config, **{k: v for k, v in overrides.items() if k in SETTINGS}}
+    check_options("the config's sampler section", SETTINGS, settings)
+    sampler = choose("sampler", samplers, settings["name"], given=GIVEN)
+    check_options(f"sampler {sampler.name!r}", options(sampler.function) - set(GIVEN), own)
+    choose("threshold", thresholds, settings["threshold"])
+    if settings["guidance"] != 1.0 and not guided:
+        raise UserError(
+            f"sampler.guidance={settings['guidance']:g} needs a model trained with labels and diffusion.label_dropout "
+            "> 0, which this one was not: leave it at 1"
+        )
+    if not 0 < settings["strength"] <= 1:
+        raise UserError(f"strength={settings['strength']:g}: a share of the process, above 0 and up to 1")
+    if settings["repeats"] < 1:
+        raise UserError(f"repeats={settings['repeats']}: every step is taken at least once")
+    times = _times(process, settings)
+    steps = len(times) - 1
+    begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
+    return Plan(
+        times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
+        steps=jnp.asarray(steps),
+        begin=jnp.asarray(min(int(begin), steps - 1)),
+        repeats=jnp.asarray(int(settings["repeats"])),
+        scales=_arrays({name: settings[name] for name in _SCALES}),
+        options=_arrays({**sampler.options, **own}),
+        sampler=sampler.name,
+        threshold=settings["threshold"],
+    )
+
+
+def draw(
+    model: Model,
+    keys: PRNGKeys,
+    plan: Plan,
+    condition: Mapping[str, Array],
+    *,
+    classify: Callable | None = None,
+    weak: Denoiser | None = None,
+) -> Array:
+    """Draws x_0 [B, *shape] as `plan` says.
+
+    Args:
+      condition: leaves [B, ...]; here "image" [-1, 1] is one to be edited, or with a "mask" the one whose masked part
+        (1) is kept, "latent" the x_T to start from.
+      classify: (x, Noise) -> logits, to guide by towards condition["label"].
+      weak: a weaker model's denoiser, for autoguidance.
+    """
+    process, steps = model.process, plan.steps
+    levels = process.schedule(plan.times)
+    denoise = _guided(model, plan, condition, classify, weak)
+    make_sampler = choose("sampler", samplers, plan.sampler).bind(
+        schedule=process.schedule, steps=steps, variance=process.variance.bind()
+    )
+    sampler = make_sampler(**plan.options)
+    if "latent" in condition:
+        return sampling.run(keys, denoise, sampler, levels, steps, condition["latent"])
+    if "image" in condition and "mask" not in condition:
+        return sampling.edit(keys, denoise, sampler, levels, steps, condition["image"], begin=plan.begin)
+    return sampling.sample(keys, denoise, sampler, levels, steps, shape=model.shape, repeats=plan.repeats)
+
+
+def latents(model: Model, keys: PRNGKeys, plan: Plan) -> Array:
+    """The x_T [B, *shape] that `draw` starts from."""
+    first, _ = sampling.split(keys)
+    return prior_std(model.process.schedule(plan.times[0])) * sampling.noise_of(first, model.shape)
+
+
+def encode(model: Model, x0: Array, plan: Plan) -> Array:
+    """The latents x_T of images [B, *shape] by DDIM's steps, unguided: see sampling.encode."""
+    schedule = model.process.schedule
+    return sampling.encode(model.denoiser, x0, schedule(plan.times), plan.steps, schedule(schedule.first))
+
+
+def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, weak) -> Denoiser:
+    """Every guidance that there is, one around the other."""
+    scales, denoise = plan.scales, model.denoiser
+    if model.unconditional is not None:
+        denoise = guidance.classifier_free(
+            denoise, model.unconditional, scales["guidance"], rescale=scales["guidance_rescale"]
+        )
+    if weak is not None:
+        denoise = guidance.autoguidance(denoise, weak, scales["weak_scale"])
+    if classify is not None:
+        denoise = guidance.classifier(denoise, classify, condition["label"], scales["classifier_scale"])
+    if denoise is not model.denoiser:
+        denoise = guidance.within(denoise, model.denoiser, scales["guidance_low"], scales["guidance_high"])
+    denoise = thresholded(denoise, choose("threshold", thresholds, plan.threshold).bind())
+    if "mask" in condition:
+        denoise = guidance.inpaint(denoise, condition["image"], condition["mask"])
+    return denoise
+
+
+def _times(process: Process, settings: Mapping) -> np.ndarray:
+    grid = choose("grid", grids, settings["grid"])
+    try:
+        return grid.bind()(int(settings["steps"]), process.schedule, *grid.values)
+    except ValueError as error:
+        raise UserError(f"sampler.steps={settings['steps']}, sampler.grid={settings['grid']}: {error}") from error
+
+
+def _arrays(values: Mapping[str, float]) -> dict[str, Array]:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in sorted(values.items())}

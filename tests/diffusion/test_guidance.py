@@ -1,0 +1,337 @@
+"""Guidance against NumPy, on a mixture of Gaussians whose denoisers and classifier are known."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.diffusion import denoiser as denoisers
+from diffjax.diffusion import grids, guidance, samplers, sampling, schedules, thresholds, variance
+from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.noise import Noise
+
+WEIGHTS = np.array([0.2, 0.5, 0.3])  # of the mixture's classes
+MEANS = np.array([[-0.6, 0.4], [0.5, 0.1], [0.1, -0.7]])
+SPREAD = 0.04  # variance of each
+B = 6
+RNG = np.random.default_rng(0)
+LABEL = RNG.integers(0, 3, B)
+X = np.float32(RNG.normal(size=(B, 2)))
+LEVELS = [(0.95, 0.3122499), (0.5, 0.8660254), (1.0, 3.0), (0.05, 0.9987492)]  # (alpha, sigma)
+
+
+def noise(alpha, sigma):
+    return Noise(*(jnp.asarray(v, jnp.float32) for v in (0.0, alpha, sigma)))
+
+
+# The mixture, in JAX: E[x_0 | x_t], with its class or without, and log p(x_t, class).
+
+
+def classify(x, noise):
+    total = noise.alpha**2 * SPREAD + noise.sigma**2
+    distance = jnp.sum((x[:, None] - noise.alpha * jnp.asarray(MEANS, jnp.float32)[None]) ** 2, axis=2)
+    return jnp.log(jnp.asarray(WEIGHTS, jnp.float32))[None] - distance / (2 * total)
+
+
+def by_class(x, noise):
+    gain = noise.alpha * SPREAD / (noise.alpha**2 * SPREAD + noise.sigma**2)
+    means = jnp.asarray(MEANS, jnp.float32)[None]
+    return means + gain * (x[:, None] - noise.alpha * means)
+
+
+def conditional(x, noise):
+    return Denoised(jnp.take_along_axis(by_class(x, noise), jnp.asarray(LABEL)[:, None, None], axis=1)[:, 0])
+
+
+def unconditional(x, noise):
+    return Denoised(jnp.sum(jax.nn.softmax(classify(x, noise))[..., None] * by_class(x, noise), axis=1))
+
+
+# And in NumPy.
+
+
+def exact(x, alpha, sigma):
+    """(E[x_0 | x_t, label], E[x_0 | x_t], the gradient of log p(label | x_t)), float64."""
+    total = alpha**2 * SPREAD + sigma**2
+    offsets = x[:, None] - alpha * MEANS
+    log_p = np.log(WEIGHTS) - np.sum(offsets**2, axis=2) / (2 * total)
+    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    p = (p / p.sum(axis=1, keepdims=True))[..., None]
+    means = MEANS + alpha * SPREAD / total * offsets
+    rows = np.arange(len(x))
+    gradient = alpha / total * (MEANS[LABEL] - np.sum(p * MEANS, axis=1))
+    return means[rows, LABEL], np.sum(p * means, axis=1), gradient
+
+
+def constant(x0, **others):
+    return lambda x, noise: Denoised(jnp.asarray(x0, jnp.float32), **others)
+
+
+def named(name, x0, ran):
+    """A denoiser that says when it is run."""
+
+    def denoise(x, noise):
+        jax.debug.callback(lambda: ran.append(name))
+        return Denoised(jnp.full_like(x, x0))
+
+    return denoise
+
+
+def ran_by(make, x, noise):
+    ran = []
+    x0 = make(functools.partial(named, ran=ran))(x, noise).x0
+    jax.effects_barrier()
+    return sorted(ran), x0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
+def test_classifier_free_is_linear_in_eps_as_in_both_conventions(scale):
+    """GLIDE's s, and Ho & Salimans 2022, eq. 6, with w = s - 1."""
+    (alpha, sigma), x = LEVELS[1], np.float64(X)
+    given = RNG.normal(size=(2, B, 2))
+    guided = guidance.classifier_free(constant(given[0]), constant(given[1]), scale)(
+        jnp.asarray(X), noise(alpha, sigma)
+    )
+    of_condition, without, of_guided = ((x - alpha * x0) / sigma for x0 in (*given, np.float64(guided.x0)))
+    w = scale - 1
+    np.testing.assert_allclose(of_guided, without + scale * (of_condition - without), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_guided, (1 + w) * of_condition - w * without, rtol=1e-4, atol=1e-5)
+
+
+def test_classifier_free_runs_one_network_at_scale_1():
+    at = noise(*LEVELS[0])
+    for scale, expected, x0 in ((1.0, ["with"], 2.0), (3.0, ["with", "without"], 4.0), (0.0, ["with", "without"], 1.0)):
+        ran, guided = ran_by(lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), scale), X, at)  # noqa: B023
+        assert ran == expected
+        np.testing.assert_allclose(guided, x0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescale_gives_each_example_the_conditions_std(phi):
+    """Lin et al. 2024, eq. 15 and 16: a share phi of the result rescaled."""
+    of_condition, without = RNG.normal(size=(2, B, 3, 2)) * np.geomspace(0.1, 10, B)[:, None, None]
+    guided = guidance.classifier_free(constant(of_condition), constant(without), 5.0, rescale=phi)
+    x0 = without + 5.0 * (of_condition - without)
+    std = lambda v: v.reshape(B, -1).std(axis=1)[:, None, None]  # noqa: E731
+    expected = phi * x0 * std(of_condition) / std(x0) + (1 - phi) * x0
+    result = np.asarray(guided(jnp.zeros((B, 3, 2)), noise(*LEVELS[0])).x0)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+    if phi == 1.0:
+        np.testing.assert_allclose(std(result), std(of_condition), rtol=1e-4)
+
+
+def test_autoguidance_is_the_papers_formula():
+    """Karras et al. 2024, eq. 3: w D_1 + (1 - w) D_0."""
+    strong, weak = RNG.normal(size=(2, B, 2))
+    for w in (0.5, 1.0, 2.5):
+        guided = guidance.autoguidance(constant(strong), constant(weak), w)(jnp.asarray(X), noise(*LEVELS[0]))
+        np.testing.assert_allclose(guided.x0, w * strong + (1 - w) * weak, rtol=1e-4, atol=1e-5)
+    ran, _ = ran_by(lambda n: guidance.autoguidance(n("strong", 1.0), n("weak", 0.0), 1.0), X, noise(*LEVELS[0]))
+    assert ran == ["strong"]
+
+
+@pytest.mark.parametrize(
+    "alpha, sigma, low, high, expected",
+    [
+        (0.5, 1.0, 1.0, 3.0, "guided"),
+        (0.5, 1.0, 2.0, 3.0, "plain"),  # on the lower edge, which is not part of it
+        (0.5, 1.0, 1.0, 2.0, "guided"),  # on the upper edge, which is
+        (0.5, 1.0, 2.5, 3.0, "plain"),
+        (0.5, 1.0, 0.0, 1.5, "plain"),
+        (1.0, 80.0, 0.0, 80.0, "guided"),
+        (0.0, 1.0, 1.0, 1e30, "plain"),  # sigma / alpha is infinite
+        (0.0, 1.0, 0.0, np.inf, "guided"),
+        (0.5, 1.0, 0.0, np.inf, "guided"),
+    ],
+)
+def test_within_runs_one_network_by_the_level(alpha, sigma, low, high, expected):
+    """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]."""
+    ran, x0 = ran_by(lambda n: guidance.within(n("guided", 1.0), n("plain", -1.0), low, high), X, noise(alpha, sigma))
+    assert ran == [expected]
+    np.testing.assert_array_equal(x0, 1.0 if expected == "guided" else -1.0)
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("alpha, sigma", LEVELS)
+def test_a_classifiers_gradient_makes_the_unconditional_denoiser_conditional(alpha, sigma):
+    """Bayes' rule: at scale 1, as a shift of eps, the classifier of the mixture gives E[x_0 | x_t, label] exactly."""
+    x = alpha * MEANS[RNG.integers(0, 3, B)] + sigma * X  # not too far from the data, where all agree
+    given, without, gradient = exact(x, alpha, sigma)
+    for scale in (1.0, 2.5):
+        denoise = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)
+        denoised = denoise(jnp.asarray(x, jnp.float32), noise(alpha, sigma))
+        np.testing.assert_allclose(denoised.x0, without, atol=1e-5)
+        np.testing.assert_allclose(denoised.gradient, scale * gradient, rtol=1e-3, atol=1e-5)
+        x0 = samplers._x0(denoised, noise(alpha, sigma))
+        np.testing.assert_allclose(x0, without + scale * sigma**2 / alpha * gradient, atol=1e-4 * scale)
+        if scale == 1.0:
+            np.testing.assert_allclose(x0, given, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [variance.fixed_small, variance.fixed_large, variance.learned_range])
+def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
+    """ADM (Dhariwal & Nichol 2021), algorithm 1, in NumPy."""
+    (a, s), (a2, s2), scale = LEVELS[1], LEVELS[0], 3.0
+
+    def base(x, noise):
+        share = jnp.full_like(x, 0.25) if function is variance.learned_range else None
+        return unconditional(x, noise)._replace(interpolation=share)
+
+    denoise = guidance.classifier(base, classify, jnp.asarray(LABEL), scale)
+    keys = jax.random.split(jax.random.key(0), B)
+    y, _ = samplers.ancestral(variance=function).step(keys, denoise, (), jnp.asarray(X), noise(a, s), noise(a2, s2))
+    x = np.float64(X)
+    _, x0, gradient = exact(x, a, s)
+    large = s**2 - (a / a2 * s2) ** 2
+    small = large * s2**2 / s**2
+    names = {"fixed_small": small, "fixed_large": large, "learned_range": large**0.25 * small**0.75}
+    spread = names[function.__name__]
+    mean = a / a2 * s2**2 / s**2 * x + a2 * large / s**2 * x0 + spread * scale * gradient
+    eps = np.stack([jax.random.normal(key, (2,)) for key in keys])
+    np.testing.assert_allclose(y, mean + np.sqrt(spread) * eps, atol=1e-5)
+
+
+def test_no_signal_takes_no_shift_of_eps():
+    denoised = Denoised(jnp.ones(2), gradient=jnp.full(2, 5.0))
+    np.testing.assert_array_equal(samplers._x0(denoised, noise(0.0, 1.0)), 1.0)
+
+
+def test_clip_similaritys_gradient_is_that_of_the_cosine():
+    """By central differences in float64."""
+    matrix, embedding = RNG.normal(size=(2, 5)), RNG.normal(size=(B, 5))
+    alpha, sigma = LEVELS[0]
+
+    def encode(x, noise):
+        return jnp.tanh(x @ jnp.asarray(matrix, jnp.float32)) + noise.sigma
+
+    def cosine(x):
+        f = np.tanh(x @ matrix) + sigma
+        return np.sum(f * embedding, axis=1) / np.linalg.norm(f, axis=1) / np.linalg.norm(embedding, axis=1)
+
+    x, h = np.float64(X), 1e-5
+    expected = np.stack([(cosine(x + h * e) - cosine(x - h * e)) / (2 * h) for e in np.eye(2)], axis=1)
+    denoise = guidance.clip_similarity(unconditional, encode, jnp.asarray(embedding, jnp.float32), 7.0)
+    denoised = denoise(jnp.asarray(X), noise(alpha, sigma))
+    np.testing.assert_allclose(denoised.gradient, 7.0 * expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
+
+
+GRADIENT, SHARE = (np.float32(RNG.normal(size=(B, 2))) for _ in range(2))
+MASK = np.float32([[1.0, 0.0]])
+WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
+    "thresholded": (lambda d: denoisers.thresholded(d, thresholds.clip), GRADIENT),
+    "inpaint": (lambda d: guidance.inpaint(d, jnp.zeros((1, 2)), jnp.asarray(MASK)), GRADIENT * (1 - MASK)),
+    "classifier_free": (lambda d: guidance.classifier_free(d, constant(X), 3.0), GRADIENT),
+    "classifier_free at 1": (lambda d: guidance.classifier_free(d, constant(X), 1.0), GRADIENT),
+    "autoguidance": (lambda d: guidance.autoguidance(d, constant(X), 2.0), GRADIENT),
+    "within": (lambda d: guidance.within(d, constant(X, interpolation=jnp.asarray(SHARE)), 0.0, 9.0), GRADIENT),
+    "within, outside": (lambda d: guidance.within(d, constant(X, interpolation=SHARE), 8.0, 9.0), 0 * GRADIENT),
+    "classifier": (
+        lambda d: guidance.classifier(d, classify, jnp.asarray(LABEL), 2.0),
+        GRADIENT + 2.0 * exact(np.float64(X), *LEVELS[1])[2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPERS))
+def test_gradient_and_interpolation_survive(name):
+    wrap, expected = WRAPPERS[name]
+    inner = constant(RNG.normal(size=(B, 2)), interpolation=jnp.asarray(SHARE), gradient=jnp.asarray(GRADIENT))
+    denoised = wrap(inner)(jnp.asarray(X), noise(*LEVELS[1]))
+    np.testing.assert_allclose(denoised.gradient, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(denoised.interpolation, SHARE)
+
+
+# In-painting, and all together.
+
+SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim(), "heun": samplers.heun()}
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_inpaint_draws_the_known_region_from_the_forward_process(name):
+    """N(alpha known, sigma^2) at every level; exactly so where no signal is left at T. At last it is `known` itself."""
+    schedule, count, known = schedules.rectified_flow(1000), 20_000, 0.8
+    levels = schedule(jnp.asarray(grids.trailing(8, schedule), jnp.float32))
+
+    def free(x, noise):  # something else in the region
+        return Denoised(-0.3 * x)
+
+    @jax.jit
+    def run(keys, steps):
+        denoise = guidance.inpaint(free, jnp.full((1, 2), known), jnp.asarray(MASK))
+        return sampling.sample(keys, denoise, SAMPLERS[name], levels, steps, shape=(2,))
+
+    keys = jax.random.split(jax.random.key(1), count)
+    for steps in (3, 6):
+        x = np.asarray(run(keys, steps), np.float64)[:, 0]
+        alpha, sigma = float(levels.alpha[steps]), float(levels.sigma[steps])
+        np.testing.assert_allclose(x.mean(), alpha * known, atol=5 * sigma / np.sqrt(count))
+        np.testing.assert_allclose(x.var(), sigma**2, rtol=5 * np.sqrt(2 / count))
+        z = (x - x.mean()) / x.std()
+        np.testing.assert_allclose([np.mean(z**3), np.mean(z**4)], [0, 3], atol=5 * np.sqrt(24 / count))
+    x = np.asarray(run(keys, 8))
+    np.testing.assert_allclose(x[:, 0], known, atol=1e-6)
+    assert x[:, 1].std() > 0.01
+
+
+def test_inpaint_mixes_where_the_mask_is_soft():
+    denoise = guidance.inpaint(constant(np.full((B, 2), 0.5)), jnp.full((1, 2), -1.0), jnp.array([[0.25, 1.0]]))
+    denoised = denoise(jnp.asarray(X), noise(*LEVELS[0]))
+    np.testing.assert_allclose(denoised.x0, np.tile([[0.125, -1.0]], (B, 1)), rtol=1e-6)
+    assert denoised.gradient is None
+
+
+def test_all_of_it_together_in_one_compilation():
+    """Every scale is traced; DDIM's steps and each wrapper are made again one by one in NumPy."""
+    schedule, steps = schedules.linear(1000), 6
+    grid = grids.trailing(steps, schedule)
+    levels = schedule(jnp.asarray(grid, jnp.float32))
+    known, traces = np.float32([[0.3, 9.0]]), 0
+
+    @jax.jit
+    def run(x, guide, phi, low, high, ascend):
+        nonlocal traces
+        traces += 1
+        denoise = guidance.classifier_free(conditional, unconditional, guide, rescale=phi)
+        denoise = guidance.within(denoise, conditional, low, high)
+        denoise = guidance.classifier(denoise, classify, jnp.asarray(LABEL), ascend)
+        denoise = guidance.inpaint(denoisers.thresholded(denoise, thresholds.clip), known, jnp.asarray(MASK))
+        keys = jax.random.split(jax.random.key(0), B)
+        return sampling.run(keys, denoise, samplers.ddim(), levels, steps, x)
+
+    def by_hand(x, guide, phi, low, high, ascend):
+        alpha, sigma = (np.asarray(v, np.float64) for v in levels[1:])
+        inside = 0
+        for a, s, a2, s2 in zip(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], strict=True):
+            given, without, gradient = exact(x, a, s)
+            x0 = given
+            if low < s / a <= high:
+                inside += 1
+                x0 = without + guide * (given - without)
+                if guide != 1:
+                    x0 = x0 * (phi * given.std(axis=1) / x0.std(axis=1) + 1 - phi)[:, None]
+            x0 = MASK * known + (1 - MASK) * np.clip(x0, -1, 1)
+            x0 = x0 + s**2 / a * ascend * (1 - MASK) * gradient
+            x = a2 * x0 + s2 * (x - a * x0) / s
+        return x, inside
+
+    table = [  # scales, and in how many of the steps the guidance is within
+        ((1.0, 0.0, 0.0, np.inf, 0.0), 6),
+        ((4.0, 0.0, 0.0, np.inf, 0.0), 6),
+        ((4.0, 0.7, 0.5, 20.0, 0.0), 4),
+        ((1.0, 0.0, 0.0, np.inf, 1.0), 6),
+        ((2.5, 0.3, 1.0, 30.0, 0.8), 3),
+    ]
+    drawn = []
+    for scales, count in table:
+        expected, inside = by_hand(np.float64(X), *scales)
+        assert inside == count
+        drawn.append(np.asarray(run(jnp.asarray(X), *map(jnp.float32, scales))))
+        np.testing.assert_allclose(drawn[-1], expected, rtol=2e-3, atol=2e-4, err_msg=str(scales))
+        np.testing.assert_allclose(drawn[-1][:, 0], 0.3, atol=1e-5)
+    assert traces == 1
+    assert len({tuple(x.ravel().round(3)) for x in drawn}) == len(table)

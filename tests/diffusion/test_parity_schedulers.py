@@ -1,0 +1,368 @@
+"""Samplers, grids and tables give the numbers of diffusers' schedulers, step by step, from the same network."""
+
+import itertools
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from diffusers.guiders.guider_utils import rescale_noise_cfg  # noqa: E402
+from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler  # noqa: E402
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr  # noqa: E402
+
+from diffjax.diffusion import (  # noqa: E402
+    grids,
+    guidance,
+    parameterizations,
+    samplers,
+    sampling,
+    schedules,
+    thresholds,
+    variance,
+)
+from diffjax.diffusion.denoiser import Denoised, from_network, thresholded  # noqa: E402
+from diffjax.diffusion.levels import Schedule  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = 1e-5  # of the largest |x| at that step: ours are in float32
+STEPS, SHAPE = 10, (4, 3, 2, 2)
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+VP, LINEAR_VP, COSINE_VP = schedules.scaled_linear(), schedules.linear(), schedules.cosine()
+ZERO_SNR = VP.with_zero_terminal_snr()
+EDM = schedules.edm(continuous=True)
+
+
+class Case(NamedTuple):
+    sampler: samplers.Sampler
+    scheduler: str
+    config: dict  # of the scheduler
+    grid: Callable = grids.trailing
+    schedule: Schedule = VP
+    parameterization: Callable = parameterizations.eps
+    threshold: Callable = thresholds.none
+    calls: tuple[int, ...] = (1,) * STEPS  # how often they ask the network, step by step
+    options: dict = {}  # of their step
+    tolerance: float = TOLERANCE
+
+
+def ddpm(sampler, threshold=thresholds.none, **config):
+    """From a last time above 1, which `trailing` has, theirs adds noise of fixed_large to the image."""
+    config = {**LINEAR, "timestep_spacing": "linspace", "clip_sample": threshold is not thresholds.none, **config}
+    return Case(sampler, "DDPMScheduler", config, grids.linspace, LINEAR_VP, threshold=threshold)
+
+
+def ddim(grid=grids.trailing, eta=0.0, *, table=SCALED, **fields):
+    """Theirs takes all steps for equal, so their number must divide T."""
+    config = {**table, "timestep_spacing": grid.__name__, "clip_sample": False, **fields.pop("config", {})}
+    options = {"eta": eta, **fields.pop("options", {})}
+    return Case(samplers.ddim(eta=eta), "DDIMScheduler", config, grid, options=options, **fields)
+
+
+def solver(sampler, scheduler, *, table=SCALED, grid=grids.trailing, calls=(1,) * STEPS, config=(), **fields):
+    config = {**table, "timestep_spacing": grid.__name__, **dict(config)}
+    return Case(sampler, scheduler, config, grid, calls=calls, **fields)
+
+
+def edm(sampler, scheduler, **config):
+    return Case(sampler, scheduler, config, grids.karras, EDM, parameterizations.edm)
+
+
+def flow(shift, schedule):
+    scheduler = "FlowMatchEulerDiscreteScheduler"
+    return Case(
+        samplers.euler(), scheduler, {"shift": shift}, schedule=schedule, parameterization=parameterizations.flow
+    )
+
+
+V = {"prediction_type": "v_prediction"}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+HEUN = (2,) * (STEPS - 1) + (1,)
+PLMS, PNDM = (2,) + (1,) * (STEPS - 1), (4,) * 3 + (1,) * (STEPS - 3)
+AT_ONE = {"set_alpha_to_one": True}  # else their last step ends at time 1 and not at the image
+COSINE_V = {"table": COSINE, "schedule": COSINE_VP, "parameterization": parameterizations.v, "config": V}
+# At a terminal SNR of zero only DDIM's is compared: the others of theirs put 2^-24 for it. Heun's is not on the
+# cosine: ours starts by Euler's step where sigma / alpha > 1000.
+CASES = {
+    "ddpm small": ddpm(samplers.ancestral(variance=variance.fixed_small)),
+    "ddpm large": ddpm(samplers.ancestral(variance=variance.fixed_large), variance_type="fixed_large"),
+    "ddpm learned": ddpm(samplers.ancestral(variance=variance.learned_range), variance_type="learned_range"),
+    "ddpm clipped": ddpm(samplers.ancestral(), thresholds.clip),
+    "ddpm dynamic": ddpm(  # by default they let nothing above 1 stay, which is plain clipping
+        samplers.ancestral(), thresholds.dynamic, thresholding=True, sample_max_value=1e9
+    ),
+    "ddim leading": ddim(grids.leading),
+    "ddim trailing": ddim(grids.trailing),
+    "ddim 0.5": ddim(grids.leading, 0.5),
+    "ddim 1": ddim(grids.trailing, 1.0),
+    "ddim linear": ddim(eta=1.0, table=LINEAR, schedule=LINEAR_VP),
+    # sigma_next^2 - std^2 cancels in float32 where next to no signal is left.
+    "ddim cosine": ddim(eta=1.0, **COSINE_V),
+    "ddim v from no signal": ddim(eta=1.0, config=V, schedule=ZERO_SNR, parameterization=parameterizations.v),
+    "ddim x0": ddim(eta=0.5, config={"prediction_type": "sample"}, parameterization=parameterizations.x0),
+    "ddim clipped": ddim(
+        config={"clip_sample": True},
+        options={"use_clipped_model_output": True},  # else their x_0 and eps are not of one x_t
+        threshold=thresholds.clip,
+    ),
+    "plms": solver(
+        samplers.plms(), "PNDMScheduler", grid=grids.leading, calls=PLMS, config={**AT_ONE, "skip_prk_steps": True}
+    ),
+    "pndm": solver(samplers.pndm(schedule=VP), "PNDMScheduler", grid=grids.leading, calls=PNDM, config=AT_ONE),
+    "euler": solver(samplers.euler(), "EulerDiscreteScheduler"),
+    "euler leading": solver(samplers.euler(), "EulerDiscreteScheduler", grid=grids.leading),
+    "euler ancestral": solver(samplers.euler_ancestral(), "EulerAncestralDiscreteScheduler"),
+    "heun": solver(samplers.heun(), "HeunDiscreteScheduler", calls=HEUN),
+    "heun linear": solver(
+        samplers.heun(), "HeunDiscreteScheduler", table=LINEAR, schedule=LINEAR_VP, grid=grids.leading, calls=HEUN
+    ),
+    "2m": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler"),
+    "2m cosine": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler", **COSINE_V),
+    "2m sde": solver(samplers.dpmpp_2m_sde(), "DPMSolverMultistepScheduler", config=SDE),
+    "unipc": solver(samplers.unipc(), "UniPCMultistepScheduler"),
+    "unipc cosine": solver(samplers.unipc(), "UniPCMultistepScheduler", **COSINE_V),
+    "edm euler": edm(samplers.euler(), "EDMEulerScheduler"),
+    "edm 2m": edm(samplers.dpmpp_2m(), "EDMDPMSolverMultistepScheduler"),
+    "edm 2m sde": edm(samplers.dpmpp_2m_sde(), "EDMDPMSolverMultistepScheduler", **SDE),
+    "flow": flow(1.0, schedules.rectified_flow()),
+    "flow shifted": flow(3.0, schedules.rectified_flow(shift=3.0)),
+}
+SCALED_X = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")  # keep x / alpha
+
+
+def network(x, time, xp=np):
+    """Acts on each element alone, so layouts do not matter."""
+    return xp.tanh(0.8 * x + xp.sin(1.0 + time / 100.0))
+
+
+def spread(x, xp=np):
+    """What a network that learns its variance says of it: -1 is small, 1 is large."""
+    return xp.sin(3.0 * x)
+
+
+def learns_variance(case):
+    return case.config.get("variance_type") == "learned_range"
+
+
+def draws():
+    """x_T, but for its scale, and the noise of each step."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=SHAPE), rng.normal(size=(STEPS, *SHAPE))
+
+
+def lay(grid, schedule):
+    return jax.tree.map(np.asarray, jax.jit(schedule)(grid(STEPS, schedule)))
+
+
+def ours(monkeypatch, sampler, denoiser, levels, x, noise):
+    """x after each step."""
+    monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: keys)  # a step is handed its noise as its keys
+    step = jax.jit(lambda noise, carry, x, now, next: sampler.step(noise, denoiser, carry, x, now, next))
+    x, noise, found = np.float32(x), np.float32(noise), []
+    carry = sampler.init(x)
+    for i, eps in enumerate(noise):
+        x, carry = step(eps, carry, x, sampling.at(levels, i), sampling.at(levels, i + 1))
+        found.append(np.asarray(x))
+    return found
+
+
+def feed(monkeypatch, scheduler, noise):
+    rest = iter(torch.tensor(noise))
+    module = sys.modules[type(scheduler).__module__]
+    monkeypatch.setattr(
+        module, "randn_tensor", lambda shape, dtype=torch.float64, **_: next(rest).to(dtype), raising=False
+    )
+
+
+def theirs(monkeypatch, case, levels, x, noise):
+    scheduler = getattr(diffusers, case.scheduler)(**case.config)
+    feed(monkeypatch, scheduler, noise)
+    if hasattr(scheduler, "alphas_cumprod"):  # theirs are float32, which leaves 1 - alpha-bar few digits at time 1
+        scheduler.alphas_cumprod = torch.tensor(case.schedule.alphas[1:] ** 2)
+    if "FlowMatch" in case.scheduler:  # by default they shift the last time twice
+        times = case.grid(STEPS, case.schedule)[:-1]
+        scheduler.set_timesteps(sigmas=times / case.schedule.timesteps)
+        asked = times - 1  # ours count from zero, theirs from one and after the shift
+    else:
+        scheduler.set_timesteps(STEPS)
+        asked = scheduler.timesteps
+    alphas = np.asarray(levels.alpha, np.float64) if case.scheduler in SCALED_X else np.ones(STEPS + 1)
+    x, seen = torch.tensor(x / alphas[0]), []
+    for t, time in zip(scheduler.timesteps, asked, strict=True):
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = network(scaled.numpy(), float(time))
+        if learns_variance(case):
+            output = np.concatenate([output, spread(scaled.numpy())], axis=1)
+        x = scheduler.step(torch.tensor(output), t, x, **case.options).prev_sample
+        seen.append(x.double().numpy())
+    assert len(seen) == sum(case.calls)
+    return [seen[i] * alpha for i, alpha in zip(np.cumsum(case.calls) - 1, alphas[1:], strict=True)]
+
+
+def check(found, expected, tolerance=TOLERANCE):
+    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, expected, strict=True)]
+    assert max(errors) < tolerance, errors
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps(name, monkeypatch):
+    case, (x, noise) = CASES[name], draws()
+    levels, learned = lay(case.grid, case.schedule), learns_variance(case)
+
+    def net(x, time):
+        output = network(x, time[0], jnp)
+        return jnp.concatenate([output, spread(x, jnp)], axis=-1) if learned else output
+
+    denoiser = thresholded(from_network(net, case.parameterization, learned_variance=learned), case.threshold)
+    x = x * np.hypot(levels.alpha[0], levels.sigma[0])
+    expected = theirs(monkeypatch, case, levels, x, noise)
+    check(ours(monkeypatch, case.sampler, denoiser, levels, x, noise), expected, case.tolerance)
+
+
+# EDMEulerScheduler adds its churn after the network was asked, and then takes a step of Euler's.
+@pytest.mark.parametrize("schedule", [EDM, VP], ids=["edm", "vp"])
+@pytest.mark.parametrize("churn", [3.0, 80.0])
+def test_churn(schedule, churn, monkeypatch):
+    low, high, noise_scale = 0.05, 10.0, 1.007
+    (x, noise), levels = draws(), lay(grids.karras, schedule)
+    sampler = samplers.edm(schedule=schedule, steps=STEPS, churn=churn, noise=noise_scale, low=low, high=high)
+    denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.edm)
+
+    scheduler = KarrasVeScheduler(s_churn=churn, s_noise=noise_scale, s_min=low, s_max=high)
+    feed(monkeypatch, scheduler, noise)
+    scheduler.set_timesteps(STEPS)
+    scaling, alphas = diffusers.EDMEulerScheduler(), np.asarray(levels.alpha, np.float64)
+    sigmas = np.asarray(levels.sigma, np.float64) / alphas
+
+    def direction(x, sigma):  # minus eps, in x / alpha
+        output = network(scaling.precondition_inputs(x, sigma).numpy(), np.log(sigma) / 4)
+        return (scaling.precondition_outputs(x, torch.tensor(output), sigma) - x) / sigma
+
+    x = x * sigmas[0]
+    y, expected = torch.tensor(x), []
+    for now, next in itertools.pairwise(sigmas):
+        y, hat = scheduler.add_noise_to_input(y, now)
+        ahead = scheduler.step(direction(y, hat), hat, next, y)
+        if next > 0:
+            args = (direction(ahead.prev_sample, next), hat, next, y, ahead.prev_sample, ahead.derivative)
+            ahead = scheduler.step_correct(*args)
+        y = ahead.prev_sample
+        expected.append(y.numpy() * alphas[len(expected) + 1])
+    check(ours(monkeypatch, sampler, denoiser, levels, x * alphas[0], noise), expected)
+
+
+@pytest.mark.parametrize("grid", [grids.leading, grids.trailing])
+def test_encoding(grid):
+    """Their pipelines ask the network at the time that a step goes to; here, as the paper, where it comes from."""
+    levels, first, (x, _) = lay(grid, VP), VP(1.0), draws()
+    scheduler = diffusers.DDIMInverseScheduler(**SCALED, timestep_spacing=grid.__name__, clip_sample=False)
+    scheduler.alphas_cumprod = torch.tensor(VP.alphas[1:] ** 2)
+    scheduler.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.set_timesteps(STEPS)
+    y, expected = torch.tensor(x), []
+    for t in scheduler.timesteps:
+        time = max(float(t) - 1000 // STEPS, 0.0)
+        y = scheduler.step(torch.tensor(network(y.numpy(), time)), t, y).prev_sample
+        expected.append(y.numpy())
+
+    @jax.jit
+    def encode(x, count):
+        denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.eps)
+        last = jax.tree.map(lambda leaf: jnp.roll(leaf, count - STEPS), levels)  # the last `count` steps
+        return sampling.encode(denoiser, x, last, count, first)
+
+    check([np.asarray(encode(jnp.asarray(x, jnp.float32), i + 1)) for i in range(STEPS)], expected)
+
+
+TABLES = {"linear": (LINEAR_VP, LINEAR), "scaled linear": (VP, SCALED), "cosine": (COSINE_VP, COSINE)}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name):
+    """At T = 1000: elsewhere ours keep the process, and theirs the betas."""
+    schedule, config = TABLES[name]
+    scheduler = diffusers.DDPMScheduler(**config)
+    times = np.arange(1.0, 1001)
+    levels, bar = schedule(times), scheduler.alphas_cumprod.numpy()
+    # The absolute term is for the cosine's last: its 1 - beta = 0.001 has four digits in float32.
+    np.testing.assert_allclose(levels.alpha**2, bar, rtol=3e-6, atol=1e-12)
+    np.testing.assert_allclose(levels.sigma**2, 1 - bar, atol=1e-6)
+
+    bar = np.cumprod(1 - rescale_zero_terminal_snr(scheduler.betas.double()).numpy())
+    levels = schedule.with_zero_terminal_snr()(times)
+    np.testing.assert_allclose(levels.alpha, np.sqrt(bar), atol=2e-7)
+    np.testing.assert_allclose(levels.sigma, np.sqrt(1 - bar), atol=1e-6)
+    assert levels.alpha[-1] == bar[-1] == 0
+
+
+# Where their number of steps does not divide T, `leading` stops short of T by the remainder, and `trailing` rounds to
+# the nearest time (as Lin et al. 2024, table 2) and not up. Halves in `linspace` go to the even time counted from zero.
+@pytest.mark.parametrize("steps", [1, 4, 10, 20, 1000])
+@pytest.mark.parametrize("name", ["leading", "trailing", "linspace"])
+def test_grids(name, steps):
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=name)
+    scheduler.set_timesteps(steps)
+    expected = scheduler.timesteps.numpy() + 1
+    if (name, steps) == ("linspace", 1):
+        expected = [1000]  # theirs is 1, where there is nothing left to denoise
+    np.testing.assert_array_equal(getattr(grids, name)(steps, VP), [*expected, 0])
+
+
+# For the cosine they cut times off and do not round them, and let them repeat.
+@pytest.mark.parametrize("name", ["linear", "scaled linear"])
+@pytest.mark.parametrize("grid, option", [(grids.karras, "use_karras_sigmas"), (grids.log_snr, "use_lu_lambdas")])
+def test_grids_in_noise(grid, option, name):
+    schedule, config = TABLES[name]
+    scheduler = diffusers.DPMSolverMultistepScheduler(**config, **{option: True})
+    scheduler.set_timesteps(STEPS)
+    np.testing.assert_array_equal(grid(STEPS, schedule), [*scheduler.timesteps.numpy() + 1, 0])
+
+
+def test_real_times():
+    """Between two integers both interpolate linearly in the log-SNR."""
+    scheduler = diffusers.EulerDiscreteScheduler(**SCALED, use_karras_sigmas=True)
+    scheduler.alphas_cumprod = torch.tensor(VP.alphas[1:] ** 2)
+    scheduler.set_timesteps(STEPS)
+    times, sigmas = scheduler.timesteps.numpy() + 1, scheduler.sigmas.numpy()[:-1]
+    assert (times % 1).any()
+    levels = VP(jnp.asarray(times))
+    np.testing.assert_allclose(levels.sigma / levels.alpha, sigmas, rtol=1e-5)
+    np.testing.assert_allclose(VP.time_at(-2 * np.log(sigmas)), times, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 18])
+def test_edm_levels(steps):
+    """One rule twice: as a grid over EDM's continuous schedule, and as its discrete schedule."""
+    scheduler = diffusers.EDMEulerScheduler()
+    scheduler.set_timesteps(steps)
+    for schedule, grid in ((EDM, grids.karras), (schedules.edm(steps), grids.trailing)):
+        levels = schedule(jnp.asarray(grid(steps, schedule)))
+        np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_levels(shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    levels = schedules.rectified_flow(shift=shift)(jnp.arange(1000.0, 0.0, -1.0))
+    np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescaled_guidance(rescale):
+    """Theirs is of the network's output and ours of x_0: the same where that is the output."""
+    conditional, (unconditional, *_) = draws()
+    outputs = (np.float32(conditional), np.float32(unconditional))
+    denoisers = [lambda x, noise, x0=x0: Denoised(jnp.asarray(x0)) for x0 in outputs]
+    found = jax.jit(guidance.classifier_free(*denoisers, 7.5, rescale=rescale))(jnp.zeros(SHAPE), VP(500.0)).x0
+    plain = torch.tensor(unconditional + 7.5 * (conditional - unconditional))
+    expected = rescale_noise_cfg(plain, torch.tensor(conditional), rescale)
+    check([np.asarray(found)], [expected.numpy()])

@@ -1,0 +1,319 @@
+"""The loop's other ways: up to a latent, from an image, over again. On a Gaussian each step is affine in x, so that the
+samples' mean and covariance are known at any number of steps."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.diffusion import grids, guidance, samplers, sampling, schedules
+from diffjax.diffusion.denoiser import Denoised
+
+MEAN, COVARIANCE = np.array([0.3, -0.2]), np.array([[0.25, 0.18], [0.18, 0.16]])  # a correlation of 0.9
+COUNT = 4000
+CAPACITY = 200
+SCHEDULES = {
+    "cosine": schedules.cosine(1000),
+    "rectified_flow": schedules.rectified_flow(1000),
+    "edm": schedules.edm(1000),
+}
+SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim()}
+
+
+def lay(schedule, steps, grid=grids.trailing):
+    """Levels padded so that all steps share a program."""
+    times = np.pad(grid(steps, schedule), (0, CAPACITY - steps))
+    return schedule(jnp.asarray(times, jnp.float32))
+
+
+_SPREAD, _BASIS = np.linalg.eigh(COVARIANCE)
+_SPREAD, _BASIS = np.float32(_SPREAD), np.float32(_BASIS)
+
+
+def best(x, noise):
+    """E[x_0 | x_t] of the Gaussian."""
+    mean = jnp.asarray(MEAN, jnp.float32)[None]
+    gain = noise.alpha * _SPREAD / (noise.alpha**2 * _SPREAD + noise.sigma**2)
+    return Denoised(mean + gain[None] * ((x - noise.alpha * mean) @ _BASIS) @ _BASIS.T)
+
+
+def exact_best(a, s):
+    """E[x_0 | x_t] = matrix x_t + offset, by the normal equations."""
+    matrix = a * COVARIANCE @ np.linalg.inv(a**2 * COVARIANCE + s**2 * np.eye(2))
+    return matrix, MEAN - a * matrix @ MEAN
+
+
+def exact_moments(name, levels, steps, mean, cov, *, begin=0, repeats=1, mask=(0.0, 0.0), known=(0.0, 0.0)):
+    """Mean and covariance of x_0 from those of x at levels[begin], float64, step by step."""
+    alpha, sigma = (np.asarray(v, np.float64) for v in levels[1:])
+    mask, known = np.asarray(mask), np.asarray(known)
+    for i in range(begin, steps):
+        a, s, a2, s2 = alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]
+        matrix, offset = exact_best(a, s)
+        matrix, offset = (1 - mask)[:, None] * matrix, mask * known + (1 - mask) * offset
+        forward = s**2 - (a / a2 * s2) ** 2
+        if name == "ddim":
+            slope = a2 * matrix + s2 / s * (np.eye(2) - a * matrix)
+            shift, var = (a2 - s2 * a / s) * offset, 0.0
+        else:
+            slope = a / a2 * s2**2 / s**2 * np.eye(2) + a2 * forward / s**2 * matrix
+            shift, var = a2 * forward / s**2 * offset, forward * s2**2 / s**2
+        for r in range(repeats):
+            if r > 0:  # q(x_now | x_next)
+                mean, cov = a / a2 * mean, (a / a2) ** 2 * cov + forward * np.eye(2)
+            mean, cov = slope @ mean + shift, slope @ cov @ slope.T + var * np.eye(2)
+    return mean, cov
+
+
+def check_moments(x, mean, cov):
+    """Within five standard errors."""
+    x = np.asarray(x, np.float64)
+    deviation = x - x.mean(axis=0)
+    np.testing.assert_array_less(np.abs(x.mean(axis=0) - mean), 5 * np.sqrt(np.diag(cov) / len(x)) + 1e-4)
+    error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / len(x))
+    np.testing.assert_array_less(np.abs(deviation.T @ deviation / len(x) - cov), 5 * error + 1e-5)
+
+
+# Up to a latent, and down again.
+
+
+@functools.cache
+def there_and_back():
+    traces = []
+
+    @jax.jit
+    def run(x0, levels, steps, first):
+        traces.append(1)
+        latent = sampling.encode(best, x0, levels, steps, first)
+        keys = jax.random.split(jax.random.key(9), len(x0))
+        return latent, sampling.run(keys, best, samplers.ddim(), levels, steps, latent)
+
+    return run, traces
+
+
+def data(count, seed=0):
+    z = np.random.default_rng(seed).normal(size=(count, 2))
+    return MEAN + z @ np.linalg.cholesky(COVARIANCE).T
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_encode_takes_ddims_steps_up(name):
+    """Of one level each, in float64; the image counts as one at the first level."""
+    schedule, run = SCHEDULES[name], there_and_back()[0]
+    steps, first = 10, SCHEDULES[name](SCHEDULES[name].first)
+    levels = lay(schedule, steps)
+    latent, _ = run(jnp.asarray(data(64), jnp.float32), levels, steps, first)
+    alpha, sigma = (np.asarray(v, np.float64)[:steps][::-1] for v in levels[1:])
+    x, a, s = data(64), float(first.alpha), float(first.sigma)
+    for a2, s2 in zip(alpha, sigma, strict=True):
+        matrix, offset = exact_best(a, s)
+        x0 = x @ matrix.T + offset
+        x, a, s = a2 * x0 + s2 * (x - a * x0) / s, a2, s2
+    np.testing.assert_allclose(latent, x, rtol=1e-3, atol=1e-3 * s)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_decoding_gives_the_image_back_the_better_the_more_steps(name):
+    schedule, (run, traces) = SCHEDULES[name], there_and_back()
+    x0, first = jnp.asarray(data(64), jnp.float32), schedule(schedule.first)
+    grid = grids.karras if name == "edm" else grids.linspace
+    errors = []
+    for steps in (5, 10, 20, 50, 100, 200):
+        _, back = run(x0, lay(schedule, steps, grid), steps, first)
+        errors.append(np.sqrt(np.mean(np.square(back - x0))))
+    assert np.all(np.diff(errors) < 0)
+    assert errors[0] > 0.05 and errors[-1] < 0.02
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_latents_of_the_data_are_standard_normal(name):
+    """On an exploding schedule sigma_max times so. Along each axis of the data the flow keeps (x - mean) / std."""
+    schedule, run = SCHEDULES[name], there_and_back()[0]
+    x0 = data(64)
+    grid = grids.karras if name == "edm" else grids.linspace
+    latent, _ = run(jnp.asarray(x0, jnp.float32), lay(schedule, 200, grid), 200, schedule(schedule.first))
+    spread, basis = np.linalg.eigh(COVARIANCE)
+    z = (x0 - MEAN) @ basis / np.sqrt(spread)
+    last = schedule(1000.0)
+    std = float(np.hypot(last.alpha, last.sigma))
+    np.testing.assert_allclose(latent / std, z @ basis.T, atol=0.05)
+
+
+# Between latents.
+
+
+def test_slerp_follows_the_great_circle():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 4, 3))
+    b *= (np.linalg.norm(a, axis=(1, 2)) / np.linalg.norm(b, axis=(1, 2)))[:, None, None]
+    a, b = np.float32(a), np.float32(b)
+    norm = lambda v: np.linalg.norm(np.float64(v).reshape(5, -1), axis=1)  # noqa: E731
+    angle = lambda u, v: np.arccos(np.sum(np.float64(u) * v, axis=(1, 2)) / norm(u) / norm(v))  # noqa: E731
+    slerp = jax.jit(sampling.slerp)
+    np.testing.assert_allclose(slerp(a, b, np.zeros(5)), a, atol=1e-6)
+    np.testing.assert_allclose(slerp(a, b, np.ones(5)), b, atol=1e-6)
+    for weight in (np.full(5, 0.5), np.linspace(0.1, 0.9, 5)):  # an example its own
+        middle = slerp(a, b, weight)
+        np.testing.assert_allclose(norm(middle), norm(a), rtol=1e-5)
+        np.testing.assert_allclose(angle(a, middle), weight * angle(a, b), rtol=1e-4)
+        np.testing.assert_allclose(angle(middle, b), (1 - weight) * angle(a, b), rtol=1e-4)
+
+
+def test_slerp_of_unequal_lengths_is_the_papers_formula():
+    """DDIM, eq. 67."""
+    a, b, weight = np.array([[3.0, 0.0]]), np.array([[1.0, 1.0]]), 0.25
+    angle = np.pi / 4
+    expected = (np.sin(0.75 * angle) * a + np.sin(0.25 * angle) * b) / np.sin(angle)
+    np.testing.assert_allclose(sampling.slerp(jnp.asarray(a), jnp.asarray(b), jnp.array([weight])), expected, rtol=1e-5)
+
+
+def test_slerp_of_one_latent_with_itself_is_it():
+    a = jax.random.normal(jax.random.key(0), (5, 4, 3))
+    np.testing.assert_allclose(sampling.slerp(a, a, jnp.linspace(0.0, 1.0, 5)), a, rtol=1e-5)
+    np.testing.assert_allclose(sampling.slerp(a, a * (1 + 1e-6), jnp.full(5, 0.5)), a, rtol=1e-5)
+    gradient = jax.grad(lambda a: jnp.sum(sampling.slerp(a, a + 0.1, jnp.full(5, 0.5))))(a)
+    assert np.isfinite(gradient).all()
+
+
+# From an image.
+
+
+@functools.cache
+def edit(sampler):
+    @jax.jit
+    def run(image, levels, steps, begin):
+        keys = jax.random.split(jax.random.key(2), len(image))
+        return sampling.edit(keys, best, SAMPLERS[sampler], levels, steps, image, begin=begin)
+
+    return run
+
+
+IMAGE = np.array([0.9, 0.6])  # unlike the data
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("begin", [0, 6, 15, 19])
+def test_edit_gives_the_closed_forms_moments(begin, sampler):
+    schedule, steps = SCHEDULES["cosine"], 20
+    levels = lay(schedule, steps)
+    a, s = float(levels.alpha[begin]), float(levels.sigma[begin])
+    mean, cov = exact_moments(sampler, levels, steps, a * IMAGE, s**2 * np.eye(2), begin=begin)
+    x = edit(sampler)(jnp.tile(jnp.asarray(IMAGE, jnp.float32), (COUNT, 1)), levels, steps, begin)
+    check_moments(x, mean, cov)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_later_an_edit_begins_the_nearer_it_stays(sampler):
+    """From 0 nothing of the image is left, and many steps give the data; from the last step next to all of it."""
+    schedule = SCHEDULES["cosine"]
+    levels = lay(schedule, CAPACITY)
+    image = jnp.tile(jnp.asarray(IMAGE, jnp.float32), (COUNT, 1))
+    drawn = [np.asarray(edit(sampler)(image, levels, CAPACITY, begin)) for begin in (0, 100, 150, 199)]
+    distance = [np.sqrt(np.mean((x - IMAGE) ** 2)) for x in drawn]
+    assert np.all(np.diff(distance) < 0) and distance[-1] < 0.1
+    moments = exact_moments(sampler, levels, CAPACITY, np.zeros(2), np.eye(2))
+    np.testing.assert_allclose(moments[1], COVARIANCE, rtol=0.05)
+    check_moments(drawn[0], *moments)
+
+
+def test_run_begins_where_it_is_told():
+    """The first half and the rest are the whole, for a method without noise."""
+    levels = lay(SCHEDULES["rectified_flow"], 20)
+    keys = jax.random.split(jax.random.key(3), 64)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
+    run = jax.jit(lambda x, steps, begin: sampling.run(keys, best, samplers.ddim(), levels, steps, x, begin=begin))
+    np.testing.assert_allclose(run(run(x, 8, 0), 20, 8), run(x, 20, 0), atol=1e-5)
+    assert np.abs(run(x, 8, 0) - x).max() > 0.1
+    mean, _ = exact_moments("ddim", levels, 20, np.array([0.5, -1.0]), np.zeros((2, 2)), begin=12)
+    np.testing.assert_allclose(
+        run(jnp.tile(jnp.array([[0.5, -1.0]]), (64, 1)), 20, 12), np.tile(mean, (64, 1)), atol=1e-4
+    )
+
+
+# Over again.
+
+
+@functools.cache
+def resampled(sampler):
+    traces = []
+
+    @jax.jit
+    def run(levels, steps, repeats, mask, known):
+        traces.append(1)
+        keys = jax.random.split(jax.random.key(4), COUNT)
+        denoise = guidance.inpaint(best, known[None], mask[None])
+        return sampling.sample(keys, denoise, SAMPLERS[sampler], levels, steps, shape=(2,), repeats=repeats)
+
+    return run, traces
+
+
+FREE = (0.0, 0.0)
+KNOWN = (1.0, 0.0)  # the first coordinate, two standard deviations out, below
+
+
+def draw(sampler, levels, steps, repeats, mask=FREE, known=FREE):
+    return resampled(sampler)[0](levels, steps, repeats, jnp.asarray(mask), jnp.asarray(known))
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("schedule", ["cosine", "rectified_flow"])
+@pytest.mark.parametrize("steps, repeats", [(1, 3), (8, 1), (8, 4)])
+def test_repeats_give_the_closed_forms_moments(steps, repeats, schedule, sampler):
+    levels = lay(SCHEDULES[schedule], steps)
+    std = float(np.hypot(levels.alpha[0], levels.sigma[0]))
+    expected = exact_moments(sampler, levels, steps, np.zeros(2), std**2 * np.eye(2), repeats=repeats)
+    check_moments(draw(sampler, levels, steps, repeats), *expected)
+
+
+def test_repeats_at_many_steps_give_the_data():
+    levels = lay(SCHEDULES["rectified_flow"], CAPACITY)
+    mean, cov = exact_moments("ancestral", levels, CAPACITY, np.zeros(2), np.eye(2), repeats=3)
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(cov, COVARIANCE, rtol=0.05)
+    check_moments(draw("ancestral", levels, CAPACITY, 3), mean, cov)
+
+
+def test_repeats_bring_an_inpainted_coordinate_nearer_to_its_conditional():
+    """RePaint's point: the known coordinate tells of the other by their correlation, once they are in harmony."""
+    steps, levels = 50, lay(SCHEDULES["rectified_flow"], 50)
+    known = (MEAN[0] + 2 * np.sqrt(COVARIANCE[0, 0]), 0.0)
+    slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
+    mean, std = MEAN[1] + slope * (known[0] - MEAN[0]), np.sqrt(COVARIANCE[1, 1] - slope * COVARIANCE[0, 1])
+    off_mean, distance = [], []
+    for repeats in (1, 3, 10):
+        x = np.asarray(draw("ancestral", levels, steps, repeats, KNOWN, known))
+        given = {"repeats": repeats, "mask": KNOWN, "known": known}
+        check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **given))
+        np.testing.assert_allclose(x[:, 0], known[0], atol=1e-5)
+        off_mean.append(abs(x[:, 1].mean() - mean))
+        distance.append(np.hypot(off_mean[-1], x[:, 1].std() - std))  # Wasserstein's, of two Gaussians
+    assert off_mean[0] > off_mean[1] > off_mean[2]
+    assert distance[0] > distance[1] > distance[2]
+    assert distance[0] > 0.15 and distance[2] < 0.05
+
+
+def test_one_compilation_serves_any_repeats_steps_and_mask():
+    for sampler in SAMPLERS:
+        run, traces = resampled(sampler)
+        levels = lay(SCHEDULES["cosine"], 2)
+        drawn = [
+            run(levels, steps, repeats, jnp.asarray(FREE), jnp.asarray(FREE)) for steps, repeats in ((1, 2), (2, 1))
+        ]
+        assert np.abs(drawn[0] - drawn[1]).max() > 0.01
+        assert len(traces) == 1
+
+
+def test_repeats_draw_new_noise_for_each_example_by_its_key():
+    levels = lay(SCHEDULES["cosine"], 4)
+    keys = jax.random.split(jax.random.key(5), 6)
+
+    @jax.jit
+    def run(keys):
+        return sampling.sample(keys, best, samplers.ancestral(), levels, 4, shape=(2,), repeats=3)
+
+    whole = run(keys)
+    np.testing.assert_allclose(run(keys[::-1])[::-1], whole, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.asarray(whole))) == whole.size

@@ -1,0 +1,48 @@
+"""Thresholds of x_0 in float64 NumPy."""
+
+import numpy as np
+import pytest
+
+from diffjax.choice import choices
+from diffjax.diffusion import thresholds
+
+
+def dynamic(x0, percentile=99.5):
+    """Saharia et al. 2022, sec. 2.3, one example at a time."""
+    made = []
+    for one in x0:
+        s = max(np.percentile(np.abs(one), percentile), 1.0)
+        made.append(np.clip(one, -s, s) / s)
+    return np.stack(made)
+
+
+PAPERS = {"none": lambda x0: x0, "clip": lambda x0: np.maximum(-1, np.minimum(1, x0)), "dynamic": dynamic}
+# By example: well inside, a little outside, far outside, and far outside in few pixels.
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)) * np.array([0.1, 1.0, 5.0, 0.2])[:, None, None, None]
+IMAGES[3, 0, 0] = 9.0
+
+
+def test_the_table_is_complete():
+    assert set(PAPERS) == set(choices(thresholds))
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_threshold(name):
+    found = np.asarray(choices(thresholds)[name](IMAGES.astype(np.float32)))
+    np.testing.assert_allclose(found, PAPERS[name](IMAGES), atol=1e-5)
+    assert name == "none" or np.abs(found).max() <= 1
+
+
+@pytest.mark.parametrize("percentile", [50.0, 90.0, 100.0])
+def test_the_percentile_of_dynamic_thresholding(percentile):
+    found = thresholds.dynamic(IMAGES.astype(np.float32), percentile=percentile)
+    np.testing.assert_allclose(found, dynamic(IMAGES, percentile), atol=1e-5)
+
+
+def test_dynamic_thresholding_leaves_what_is_in_range_and_saturates_few_pixels():
+    found = np.asarray(thresholds.dynamic(IMAGES.astype(np.float32)))
+    np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)
+    assert (np.abs(found[2]) == 1).mean() < 0.02
+    assert (np.abs(np.asarray(thresholds.clip(IMAGES[2]))) == 1).mean() > 0.5
+    alone = thresholds.dynamic(IMAGES[1:2].astype(np.float32))  # an example's s is its own
+    np.testing.assert_allclose(alone[0], found[1], atol=1e-6)

@@ -1,0 +1,81 @@
+"""Each weighting against its paper's loss, which weighs the error of eps, v, x_0 or the network's own output."""
+
+import numpy as np
+import pytest
+
+from diffjax.choice import choices
+from diffjax.diffusion import parameterizations, schedules, weighting
+
+# (weighting, options, parameterization, what the paper's loss is of, its weight there).
+PAPERS = [
+    ("simple", {}, "eps", "eps", lambda a, s: np.ones_like(s)),  # Ho et al. 2020, eq. 14
+    ("simple", {}, "x0", "x0", lambda a, s: np.ones_like(s)),
+    ("simple", {}, "v", "v", lambda a, s: np.ones_like(s)),  # Salimans & Ho 2022, "SNR + 1"
+    ("simple", {}, "flow", "flow", lambda a, s: np.ones_like(s)),  # Liu et al. 2022, eq. 1
+    ("simple", {}, "edm", "x0", lambda a, s: ((s / a) ** 2 + 0.25) / (s / a * 0.5) ** 2),  # Karras et al. 2022
+    ("snr", {}, "x0", "eps", lambda a, s: np.ones_like(s)),
+    ("snr", {}, "x0", "x0", lambda a, s: a**2 / s**2),
+    ("truncated_snr", {}, "v", "x0", lambda a, s: np.where(a > s, (a / s) ** 2, 1.0)),  # Salimans & Ho 2022, sec. 4
+    ("truncated_snr", {}, "v", "eps", lambda a, s: np.where(a > s, 1.0, (s / a) ** 2)),
+    ("min_snr", {}, "eps", "eps", lambda a, s: np.minimum((a / s) ** 2, 5) / (a / s) ** 2),  # Hang et al. 2023
+    ("min_snr", {}, "v", "v", lambda a, s: np.minimum((a / s) ** 2, 5) / ((a / s) ** 2 + 1)),
+    ("min_snr", {"gamma": 1.5}, "x0", "x0", lambda a, s: np.minimum((a / s) ** 2, 1.5)),
+    ("p2", {}, "eps", "eps", lambda a, s: 1 / (1 + (a / s) ** 2)),  # Choi et al. 2022, eq. 8
+    ("p2", {"gamma": 0.5, "k": 3.0}, "x0", "eps", lambda a, s: (3 + (a / s) ** 2) ** -0.5),
+    ("edm", {}, "x0", "x0", lambda a, s: ((s / a) ** 2 + 0.25) / (s / a * 0.5) ** 2),
+    ("edm", {"sigma_data": 1.1}, "eps", "x0", lambda a, s: ((s / a) ** 2 + 1.21) / (s / a * 1.1) ** 2),
+]
+SCHEDULES = {
+    "preserving": schedules.cosine(100),
+    "exploding": schedules.edm(100),
+    "flow": schedules.rectified_flow(100),
+    "continuous": schedules.linear(100, continuous=True),
+}
+TIMES = np.array([1.0, 5.0, 20.0, 50.0, 80.0, 98.0])
+
+
+def errors(x0, x0_hat, x, alpha, sigma):
+    """Of x_0_hat, in each paper's terms."""
+
+    def read(x0):
+        eps = (x - alpha * x0) / sigma
+        return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
+
+    right, said = read(x0), read(x0_hat)
+    return {name: (right[name] - said[name]) ** 2 for name in right}
+
+
+def test_the_table_is_complete():
+    assert {row[0] for row in PAPERS} == set(choices(weighting))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+@pytest.mark.parametrize("row", PAPERS, ids=[f"{r[0]} {r[1]} {r[2]} as {r[3]}" for r in PAPERS])
+def test_the_loss_is_the_papers(row, schedule):
+    name, options, parameterization, of, weight = row
+    if name == "min_snr" and of == "v" and schedule is not SCHEDULES["preserving"]:
+        pytest.skip("the paper's v preserves variance")
+    noise = schedule(TIMES)
+    c = choices(parameterizations)[parameterization](noise)
+    found = np.asarray(choices(weighting)[name](noise, c, **options), np.float64)
+    alpha, sigma = (np.asarray(leaf, np.float64) for leaf in noise[1:])
+    x0, x0_hat, eps = np.random.default_rng(0).normal(size=(3, len(TIMES)))
+    error = errors(x0, x0_hat, alpha * x0 + sigma * eps, alpha, sigma)
+    np.testing.assert_allclose(found * error["x0"], weight(alpha, sigma) * error[of], rtol=1e-4)
+    assert found.shape == TIMES.shape
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_simple_is_the_error_of_the_networks_own_output(schedule):
+    """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
+    noise = schedule(TIMES)
+    c = parameterizations.edm(noise)
+    for made in (weighting.simple(noise, c), weighting.edm(noise, c)):
+        np.testing.assert_allclose(made * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(choices(weighting)))
+def test_the_last_level_without_signal_has_a_weight(name):
+    noise = schedules.linear(100).with_zero_terminal_snr()(100.0)
+    expected = {"simple": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4}[name]
+    np.testing.assert_allclose(choices(weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

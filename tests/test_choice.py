@@ -1,0 +1,133 @@
+"""Choices as they are written."""
+
+import types
+
+import pytest
+
+from diffjax import choice
+from diffjax.choice import choose
+from diffjax.diffusion import grids, parameterizations, weighting
+from diffjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "name", "values", "options"),
+    [
+        (weighting, "min_snr", "min_snr", (), {}),
+        (weighting, "min_snr()", "min_snr", (), {}),
+        (weighting, "  min_snr( gamma = 1.5 ) ", "min_snr", (), {"gamma": 1.5}),
+        (weighting, "p2(gamma=-0.5, k=2)", "p2", (), {"gamma": -0.5, "k": 2}),
+        (weighting, "p2(k=1e-3)", "p2", (), {"k": 0.001}),
+        (grids, "karras(rho=+5)", "karras", (), {"rho": 5}),
+        (grids, "sections(90, 60)", "sections", (90, 60), {}),
+        (grids, "times(1000, 0.5, -3)", "times", (1000, 0.5, -3), {}),
+        (grids, "sections(90,)", "sections", (90,), {}),
+    ],
+)
+def test_what_is_written_is_read(module, text, name, values, options):
+    found = choose("axis", module, text)
+    assert found == (name, getattr(module, name), values, options)
+
+
+WRITE = "write a name, or name(option=number, ...)"
+BAD = {
+    "": WRITE,
+    "   ": WRITE,
+    "min snr": WRITE,
+    "min_snr(": WRITE,
+    "min_snr)": WRITE,
+    "min_snr((": WRITE,
+    "min_snr; p2": WRITE,
+    "min_snr\np2": WRITE,
+    "min_snr, p2": WRITE,
+    "min_snr\0": WRITE,
+    "5": WRITE,
+    "'min_snr'": WRITE,
+    "weighting.min_snr": WRITE,
+    "min_snr[0]": WRITE,
+    "min_snr()(gamma=1)": WRITE,
+    "lambda: 0": WRITE,
+    "(lambda: 0)()": WRITE,
+    "__import__('os')": WRITE,
+    "__import__('os').getpid()": WRITE,
+    "__import__": "unknown axis '__import__'",
+    "_snr": "unknown axis '_snr': did you mean 'snr'?",  # what is private is no choice
+    "Array": "unknown axis 'Array'",  # nor what the module imports
+    "min_snr(gamma='3')": WRITE,
+    "min_snr(gamma=b'3')": WRITE,
+    "min_snr(gamma=None)": WRITE,
+    "min_snr(gamma=2j)": WRITE,
+    "min_snr(gamma=[1])": WRITE,
+    "min_snr(gamma=1 + 1)": WRITE,
+    "min_snr(gamma=2 ** 9)": WRITE,
+    "min_snr(gamma=nan)": WRITE,
+    "min_snr(gamma=p2(k=1))": WRITE,
+    "min_snr(gamma=__import__('os').getpid())": WRITE,
+    "min_snr(gamma:=3)": WRITE,
+    "min_snr(gamma)": WRITE,
+    "min_snr(*[1])": WRITE,
+    "min_snr(**{'gamma': 1})": WRITE,
+    "min_snr(**5, gamma=3)": "",
+    "min_snr(gamma={[]: 1})": WRITE,
+    "min_snr(gamma={{1}})": WRITE,
+    "min_snr(gamma=1, gamma=2)": "",
+    "min_snr" + "(" * 500: WRITE,
+    "-" * 20_000 + "1": "",
+    "min_snr(5)": "min_snr(option=number, ...)",
+    "min_snr(5, gamma=5)": "min_snr(option=number, ...)",
+    "min-snr": WRITE,
+    "minsnr": "unknown axis 'minsnr': did you mean 'min_snr'?",
+    "MIN_SNR": "unknown axis 'MIN_SNR'",
+    "zzz": "choose from edm, min_snr, p2, simple, snr, truncated_snr",
+    "min_snr(gama=3)": "axis 'min_snr' takes no 'gama'; it takes gamma",
+    "p2(sigma=3)": "it takes gamma, k",
+    "snr(gamma=3)": "axis 'snr' takes no 'gamma'; it takes no options",
+    "min_snr(noise=3)": "takes no 'noise'; it takes gamma",  # an argument, but not an option
+}
+
+
+@pytest.mark.parametrize("text", list(BAD), ids=lambda text: repr(text)[:40])
+def test_bad_text_is_refused_with_one_line(text):
+    with pytest.raises(UserError) as error:
+        choose("axis", weighting, text)
+    assert BAD[text] in str(error.value)
+    assert "axis" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_that_is_written_runs():
+    ran = []
+    module = types.ModuleType("module")
+    exec("def good(*, a=1): return a\ndef evil(): ran.append(1)", module.__dict__ | {"ran": ran}, module.__dict__)
+    for function in (module.good, module.evil):
+        function.__module__ = "module"
+    for text in ("evil()", "good(a=evil())", "good(evil())"):
+        try:
+            choose("axis", module, text)
+        except UserError:
+            continue
+        assert text == "evil()"
+    assert not ran
+
+
+def test_an_option_that_is_given_is_not_the_users():
+    assert choose("axis", parameterizations, "mu", given=("schedule",)).name == "mu"
+    with pytest.raises(UserError, match="takes no 'schedule'; it takes no options"):
+        choose("axis", parameterizations, "mu(schedule=1)", given=("schedule",))
+    assert choose("axis", parameterizations, "mu(schedule=1)").options == {"schedule": 1}
+
+
+def test_bind_gives_what_is_asked_for_only():
+    bound = choose("axis", parameterizations, "mu", given=("schedule",)).bind(schedule="s", variance="v")
+    assert bound.func is parameterizations.mu
+    assert bound.keywords == {"schedule": "s"}
+    bound = choose("axis", weighting, "p2(k=2.5)").bind(schedule="s", noise="n")
+    assert bound.keywords == {"k": 2.5}
+    assert bound.args == ()
+
+
+def test_choices_are_a_modules_own_public_functions():
+    assert set(choice.choices(weighting)) == {"simple", "snr", "truncated_snr", "min_snr", "p2", "edm"}
+    assert "log_snr_of" not in choice.choices(grids)  # imported
+    assert choice.options(weighting.p2) == {"gamma", "k"}
+    assert choice.options(grids.sections) == set()

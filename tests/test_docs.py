@@ -1,0 +1,54 @@
+"""What the README and docs/ show is true."""
+
+import importlib.util
+import re
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from diffjax.diffusion import grids, samplers, sampling, schedules
+from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.noise import log_snr, transfer
+from tests import tiny
+
+DOCS = tiny.ROOT / "docs"
+
+
+def test_the_sampler_that_is_added_is_dpmpp_2m():
+    scope = {"Sampler": samplers.Sampler, "jnp": jnp, "log_snr": log_snr, "transfer": transfer}
+    source = re.search(r"```python\n(.*?)```", (DOCS / "diffusion.md").read_text(), re.DOTALL).group(1)
+    assert source.count("\n") <= 20
+    exec(source, scope)
+    schedule = schedules.cosine(100)
+    levels = schedule(grids.trailing(10, schedule))
+    keys = jax.random.split(jax.random.key(0), 50)
+    drawn = [
+        sampling.sample(keys, lambda x, noise: Denoised(jnp.tanh(x)), sampler, levels, 10, shape=(2,))
+        for sampler in (scope["two_step"](), samplers.dpmpp_2m(), scope["two_step"](share=0.0))
+    ]
+    np.testing.assert_allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(drawn[0] - drawn[2]).max() > 0.01
+
+
+def test_the_table_of_combinations_is_what_the_code_says():
+    spec = importlib.util.spec_from_file_location("combinations", DOCS / "combinations.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main() == (DOCS / "combinations.md").read_text()
+
+
+def test_every_choice_is_listed():
+    from diffjax.choice import choices
+    from diffjax.diffusion import losses, parameterizations, thresholds, times, variance, weighting
+
+    text = (DOCS / "diffusion.md").read_text()
+    for module in (schedules, parameterizations, losses, weighting, times, variance, grids, samplers, thresholds):
+        for name in choices(module):
+            assert re.search(rf"`{name}[`(]", text), name
+
+
+def test_every_file_that_is_named_is_there():
+    for path in [tiny.ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("results/*.md")]:
+        for link, config in re.findall(r"\]\(([\w/.]+)\)|`(configs/\w+\.py)`", path.read_text()):
+            assert ((path.parent / link) if link else (tiny.ROOT / config)).exists(), (path, link, config)
