@@ -68,8 +68,8 @@ def cells(arguments: Arguments) -> list[dict]:
     axes = [_values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
     found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
     if len(texts(arguments.sampler or "")) > 1:
-        takes = {name: options(choose("sampler", samplers, name, given=GIVEN).function)
-                 for name in {cell["name"] for cell in found}}  # fmt: skip
+        named = {cell["name"] for cell in found}
+        takes = {name: options(choose("sampler", samplers, name, given=GIVEN).function) - set(GIVEN) for name in named}
         every = set().union(*takes.values())
         found = [{k: v for k, v in cell.items() if k not in every - takes[cell["name"]]} for cell in found]
     return [cell for i, cell in enumerate(found) if cell not in found[:i]]

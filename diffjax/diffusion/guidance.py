@@ -15,9 +15,16 @@ from jaxtyping import Float, Int
 from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
 
+ALWAYS = (0.0, float("inf"))
+
 
 def classifier_free(
-    conditional: Denoiser, unconditional: Denoiser, scale: Array | float, *, rescale: Array | float = 0.0
+    conditional: Denoiser,
+    unconditional: Denoiser,
+    scale: Array | float,
+    *,
+    rescale: Array | float = 0.0,
+    interval: tuple[Array | float, Array | float] = ALWAYS,
 ) -> Denoiser:
     """x_0 = unconditional + scale (conditional - unconditional): Ho & Salimans 2022, eq. 6.
 
@@ -25,8 +32,11 @@ def classifier_free(
     Ho & Salimans. Guiding x_0 is guiding eps: the two differ by a factor that depends on the level alone. At scale 1
     the unconditional denoiser is not run.
 
-    `rescale` phi in [0, 1] gives that much of the result the standard deviation of the conditional estimate, example
-    by example: Lin et al. 2024, eq. 15 and 16, who apply it to the network's output.
+    Args:
+      rescale: phi in [0, 1] gives that much of the result the standard deviation of the conditional estimate, example
+        by example: Lin et al. 2024, eq. 15 and 16, who apply it to the network's output.
+      interval: guides where low < sigma / alpha <= high, and is unguided at other levels: Kynkaanniemi et al. 2024,
+        eq. 6.
     """
 
     def both(x, noise):
@@ -36,28 +46,27 @@ def classifier_free(
         return with_condition._replace(x0=x0 * (rescale * spread + (1.0 - rescale)))
 
     def denoise(x, noise) -> Denoised:
-        return lax.cond(scale == 1.0, conditional, both, x, noise)
+        return lax.cond(_inside(noise, interval) & (scale != 1.0), both, conditional, x, noise)
 
     return denoise
 
 
-def autoguidance(denoiser: Denoiser, weak: Denoiser, scale: Array | float) -> Denoiser:
-    """Away from a weaker model of the same data and condition: Karras et al. 2024, eq. 3, whose w is `scale`."""
-    return classifier_free(denoiser, weak, scale)
+def autoguidance(
+    denoiser: Denoiser,
+    weak: Denoiser,
+    scale: Array | float,
+    *,
+    interval: tuple[Array | float, Array | float] = ALWAYS,
+) -> Denoiser:
+    """x_0 = weak + scale (x_0 - weak), `weak` being a weaker model of the same data: Karras et al. 2024, eq. 3.
 
+    Inside `interval`, as above. The weaker model should see the same condition.
+    """
 
-def within(guided: Denoiser, plain: Denoiser, low: Array | float, high: Array | float) -> Denoiser:
-    """`guided` where `low` < sigma / alpha <= `high`, `plain` at other levels: Kynkaanniemi et al. 2024, eq. 6."""
-
-    def denoise(x, noise) -> Denoised:
-        def unguided(x, noise):
-            denoised = plain(x, noise)
-            follows_gradient = jax.eval_shape(guided, x, noise).gradient is not None
-            return denoised._replace(gradient=jnp.zeros_like(x)) if follows_gradient else denoised
-
-        above = noise.sigma > low * noise.alpha  # multiplied out, as alpha may be zero
-        below = (noise.sigma <= high * noise.alpha) | jnp.isposinf(high)
-        return lax.cond(above & below, guided, unguided, x, noise)
+    def denoise(x, noise):
+        denoised, weaker = denoiser(x, noise), weak(x, noise)
+        active = jnp.where(_inside(noise, interval), scale, 1.0)
+        return denoised._replace(x0=weaker.x0 + active * (denoised.x0 - weaker.x0))
 
     return denoise
 
@@ -109,6 +118,12 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "B ..."], mask: Float[Array,
         return denoised._replace(x0=mask * known + (1.0 - mask) * denoised.x0, gradient=gradient)
 
     return denoise
+
+
+def _inside(noise: Noise, interval: tuple[Array | float, Array | float]) -> Array:
+    low, high = interval
+    above = noise.sigma > low * noise.alpha  # multiplied out, as alpha may be zero
+    return above & ((noise.sigma <= high * noise.alpha) | jnp.isposinf(high))
 
 
 def _ascend(denoiser: Denoiser, log_probability: Callable, scale: Array | float) -> Denoiser:

@@ -61,9 +61,9 @@ def decoder_term(x0: Float[Array, "..."], mean: Float[Array, "..."], std: Array)
     above, below = (x0 - mean + _BIN / 2) / std, (x0 - mean - _BIN / 2) / std
     # log(cdf(above) - cdf(below)), on the side of the bell where both are small and so precise.
     flip = below > 0
-    high, low = norm.logcdf(jnp.where(flip, -below, above)), norm.logcdf(jnp.where(flip, -above, below))
+    high, low = _log_cdf(jnp.where(flip, -below, above)), _log_cdf(jnp.where(flip, -above, below))
     inside = high + jnp.log(jnp.maximum(-jnp.expm1(low - high), 1e-12))
-    log_probability = jnp.where(x0 < -0.999, norm.logcdf(above), jnp.where(x0 > 0.999, norm.logcdf(-below), inside))
+    log_probability = jnp.where(x0 < -0.999, _log_cdf(above), jnp.where(x0 > 0.999, _log_cdf(-below), inside))
     return _bits(-log_probability)
 
 
@@ -150,6 +150,13 @@ def ode_bits(
 def dequantized(keys: Keys, x0: Examples) -> Examples:
     """Adds noise that is uniform over each value's bin: Theis et al. 2016, sec. 3.1."""
     return x0 + _BIN * jax.vmap(lambda key: jax.random.uniform(key, x0.shape[1:], minval=-0.5, maxval=0.5))(keys)
+
+
+def _log_cdf(x: Array) -> Array:
+    """log of the normal distribution function; far in the tail by its expansion, whose gradient is right there too."""
+    far = jnp.minimum(x, -30.0)
+    tail = -(far**2) / 2 - jnp.log(-far) - math.log(2 * math.pi) / 2 - 1 / far**2
+    return jnp.where(x < -30.0, tail, norm.logcdf(jnp.maximum(x, -30.0)))
 
 
 def _gaussian_kl(mean: Array, variance: Array, other_mean: Array, other_variance: Array) -> Array:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.likelihood import decoder_term, prior_term, step_term
-from diffjax.diffusion.noise import Noise, log_snr, perturb
+from diffjax.diffusion.noise import Noise, perturb
 from diffjax.diffusion.parameterizations import Coefficients
 
 
@@ -84,7 +84,10 @@ def _continuous_terms(trial: Trial, schedule: Schedule, variance: Callable) -> F
     def decoder(x0, eps):
         return decoder_term(x0, perturb(x0, eps, first) / first.alpha, first.sigma / first.alpha)
 
-    slope = jax.vmap(jax.grad(lambda t: log_snr(schedule(t))))(trial.noise.t)  # negative
-    weight = -slope * (schedule.timesteps - schedule.first) * (trial.noise.alpha / trial.noise.sigma) ** 2
+    def snr(t):
+        noise = schedule(t)
+        return (noise.alpha / noise.sigma) ** 2
+
+    weight = -jax.vmap(jax.grad(snr))(trial.noise.t) * (schedule.timesteps - schedule.first)
     error = mse(trial, weighting=lambda noise, coefficients: weight)
     return error / (2 * math.log(2.0)) + jax.vmap(decoder)(trial.x0, trial.eps)

@@ -6,8 +6,8 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int, Key
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, perturb, prior_std
-from diffjax.diffusion.samplers import Sampler, ddim
+from diffjax.diffusion.noise import Noise, perturb, prior_std, transfer
+from diffjax.diffusion.samplers import Sampler
 
 Keys = Key[Array, "B"]
 Examples = Float[Array, "B ..."]
@@ -91,13 +91,11 @@ def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""
     An image has no noise to estimate, so it is taken for one at `first`, the least noisy level that the network knows,
     as ADM's code does.
     """
-    one_step = ddim()
-    unused = jax.random.split(jax.random.key(0), x0.shape[0])  # eta = 0 adds no noise
 
     def body(j, x):
         i = steps - j  # from the clean level, levels[steps], to levels[0]
         now = jax.tree.map(lambda a, b: jnp.where(j == 0, a, b), first, at(levels, i))
-        return one_step.step(unused, denoiser, (), x, now, at(levels, i - 1))[0]
+        return transfer(x, denoiser(x, now).x0, now, at(levels, i - 1))
 
     return lax.fori_loop(0, steps, body, x0)
 

@@ -139,16 +139,19 @@ def encode(model: Model, x0: Array, plan: Plan) -> Array:
 def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, weak) -> Denoiser:
     """Every guidance that there is, one around the other."""
     scales, denoise = plan.scales, model.denoiser
+    interval = scales["guidance_low"], scales["guidance_high"]
     if model.unconditional is not None:
         denoise = guidance.classifier_free(
-            denoise, model.unconditional, scales["guidance"], rescale=scales["guidance_rescale"]
+            denoise,
+            model.unconditional,
+            scales["guidance"],
+            rescale=scales["guidance_rescale"],
+            interval=interval,
         )
     if weak is not None:
-        denoise = guidance.autoguidance(denoise, weak, scales["weak_scale"])
+        denoise = guidance.autoguidance(denoise, weak, scales["weak_scale"], interval=interval)
     if classify is not None:
         denoise = guidance.classifier(denoise, classify, condition["label"], scales["classifier_scale"])
-    if denoise is not model.denoiser:
-        denoise = guidance.within(denoise, model.denoiser, scales["guidance_low"], scales["guidance_high"])
     denoise = thresholded(denoise, choose("threshold", thresholds, plan.threshold).bind())
     if "mask" in condition:
         denoise = guidance.inpaint(denoise, condition["image"], condition["mask"])

@@ -128,8 +128,6 @@ def test_autoguidance_is_the_papers_formula():
     for w in (0.5, 1.0, 2.5):
         guided = guidance.autoguidance(constant(strong), constant(weak), w)(jnp.asarray(X), noise(*LEVELS[0]))
         np.testing.assert_allclose(guided.x0, w * strong + (1 - w) * weak, rtol=1e-4, atol=1e-5)
-    ran, _ = ran_by(lambda n: guidance.autoguidance(n("strong", 1.0), n("weak", 0.0), 1.0), X, noise(*LEVELS[0]))
-    assert ran == ["strong"]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +144,15 @@ def test_autoguidance_is_the_papers_formula():
         (0.5, 1.0, 0.0, np.inf, "guided"),
     ],
 )
-def test_within_runs_one_network_by_the_level(alpha, sigma, low, high, expected):
-    """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]."""
-    ran, x0 = ran_by(lambda n: guidance.within(n("guided", 1.0), n("plain", -1.0), low, high), X, noise(alpha, sigma))
-    assert ran == [expected]
-    np.testing.assert_array_equal(x0, 1.0 if expected == "guided" else -1.0)
+def test_the_interval_of_guidance(alpha, sigma, low, high, expected):
+    """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]. Elsewhere the condition's network alone is run."""
+    at, interval = noise(alpha, sigma), (low, high)
+    make = lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), 3.0, interval=interval)  # noqa: E731
+    ran, x0 = ran_by(make, X, at)
+    assert ran == (["with", "without"] if expected == "guided" else ["with"])
+    np.testing.assert_allclose(x0, 4.0 if expected == "guided" else 2.0, rtol=1e-6)
+    weak = guidance.autoguidance(constant(np.full(2, 2.0)), constant(np.ones(2)), 3.0, interval=interval)
+    np.testing.assert_allclose(weak(X, at).x0, 4.0 if expected == "guided" else 2.0, rtol=1e-6)
 
 
 # Gradients.
@@ -228,8 +230,11 @@ WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
     "classifier_free": (lambda d: guidance.classifier_free(d, constant(X), 3.0), GRADIENT),
     "classifier_free at 1": (lambda d: guidance.classifier_free(d, constant(X), 1.0), GRADIENT),
     "autoguidance": (lambda d: guidance.autoguidance(d, constant(X), 2.0), GRADIENT),
-    "within": (lambda d: guidance.within(d, constant(X, interpolation=jnp.asarray(SHARE)), 0.0, 9.0), GRADIENT),
-    "within, outside": (lambda d: guidance.within(d, constant(X, interpolation=SHARE), 8.0, 9.0), 0 * GRADIENT),
+    "classifier_free, outside": (
+        lambda d: guidance.classifier_free(d, constant(X), 3.0, interval=(8.0, 9.0)),
+        GRADIENT,
+    ),
+    "autoguidance, outside": (lambda d: guidance.autoguidance(d, constant(X), 3.0, interval=(8.0, 9.0)), GRADIENT),
     "classifier": (
         lambda d: guidance.classifier(d, classify, jnp.asarray(LABEL), 2.0),
         GRADIENT + 2.0 * exact(np.float64(X), *LEVELS[1])[2],
@@ -296,8 +301,7 @@ def test_all_of_it_together_in_one_compilation():
     def run(x, guide, phi, low, high, ascend):
         nonlocal traces
         traces += 1
-        denoise = guidance.classifier_free(conditional, unconditional, guide, rescale=phi)
-        denoise = guidance.within(denoise, conditional, low, high)
+        denoise = guidance.classifier_free(conditional, unconditional, guide, rescale=phi, interval=(low, high))
         denoise = guidance.classifier(denoise, classify, jnp.asarray(LABEL), ascend)
         denoise = guidance.inpaint(denoisers.thresholded(denoise, thresholds.clip), known, jnp.asarray(MASK))
         keys = jax.random.split(jax.random.key(0), B)

@@ -378,6 +378,17 @@ def test_the_odes_error_falls_as_the_square_of_the_steps(name):
     np.testing.assert_array_less(size[:-1] / size[1:], 5.5)
 
 
+def test_the_first_level_counts_as_x0_at_its_own_scale():
+    """Of a chain that stops half way: the density is that of x_t / alpha_t."""
+    schedule, mean = SCHEDULES["rectified_flow"][0], np.full(20, 0.2)
+    levels = lay(schedule, np.append(np.linspace(1000, 400, 101), 0.0))
+    x0 = points(mean, BASIS, SPREAD, 16)
+    ours = run(x0, levels, 101, mean, BASIS, SPREAD)
+    np.testing.assert_allclose(ours, flow_bits(x0, levels, 101, mean, BASIS, SPREAD), atol=1e-3)
+    smoothed = stats.multivariate_normal(mean, BASIS * (SPREAD + (0.4 / 0.6) ** 2) @ BASIS.T)
+    np.testing.assert_allclose(ours, bits(smoothed.logpdf(x0), 20), atol=1e-3)
+
+
 def test_hutchinsons_estimate_on_gaussians():
     """Along the axes Rademacher probes give the trace itself; on a correlated one they do on average."""
     schedule = schedules.rectified_flow(1000)
