@@ -170,8 +170,7 @@ def dpmpp_2m_sde(*, eta: Array | float = 1.0) -> Sampler:
     def step(keys, denoiser, carry, x, now, next):
         last_x0, last_h = carry
         x0, h = _x0(denoiser(x, now), now), _half_log_snr_gain(now, next)
-        ratio = jnp.where(jnp.isfinite(h), h / last_h, 0.0)  # h is infinite from alpha = 0 and to sigma = 0
-        ahead = x0 + ratio / 2 * (x0 - last_x0)
+        ahead = _extrapolated(x0, last_x0, h, last_h)
         decay = now.alpha * next.sigma / (now.sigma * next.alpha)  # exp(-h)
         mean = next.sigma / now.sigma * decay**eta * x + next.alpha * (1 - decay ** (1 + eta)) * ahead
         std = next.sigma * jnp.sqrt(1 - decay ** (2 * eta))
@@ -199,12 +198,6 @@ def unipc() -> Sampler:
         level = Noise(*jnp.asarray([0.0, 1.0, 1.0], x.dtype))
         return History(x, level, nothing, nothing, far, far)
 
-    def predict(x, x0, before, now, next, h, last_h):
-        ratio = jnp.where(jnp.isfinite(h), h / last_h, 0.0)
-        ahead = x0 + ratio / 2 * (x0 - before)
-        decay = now.alpha * next.sigma / (now.sigma * next.alpha)
-        return next.sigma / now.sigma * x + next.alpha * (1 - decay) * ahead
-
     def correct(past: History, x, x0, now):
         h = jnp.where(jnp.isfinite(past.h), past.h, 1.0)
         lost = jnp.expm1(-h)
@@ -223,7 +216,7 @@ def unipc() -> Sampler:
         x0, h = _x0(denoiser(x, now), now), _half_log_snr_gain(now, next)
         x = correct(past, x, x0, now)
         history = jax.tree.map(lambda leaf: leaf.astype(x.dtype), History(x, now, x0, past.x0, h, past.h))
-        return predict(x, x0, past.x0, now, next, h, past.h), history
+        return transfer(x, _extrapolated(x0, past.x0, h, past.h), now, next), history
 
     return Sampler(init, step)
 
@@ -289,6 +282,12 @@ def _pseudo_multistep(start: Callable, *, starting: int) -> Sampler:
 def _has_signal(noise: Noise) -> Array:
     """Whether a method of higher order can start there: sigma / alpha, its coordinate, is not next to infinite."""
     return noise.alpha > 1e-3 * noise.sigma
+
+
+def _extrapolated(x0: Array, last_x0: Array, h: Array, last_h: Array) -> Array:
+    """x_0 half a step ahead, along the last two estimates; `x0` itself from alpha = 0 and to sigma = 0."""
+    ratio = jnp.where(jnp.isfinite(h), h / last_h, 0.0)
+    return x0 + ratio / 2 * (x0 - last_x0)
 
 
 def _half_log_snr_gain(now: Noise, next: Noise) -> Array:

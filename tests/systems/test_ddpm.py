@@ -20,10 +20,10 @@ def built(seed=0, **changes):
     config = tiny.config(**changes)
     system = systems.build(config, SPEC)
     variables = jax.jit(system.objective.init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(variables)
+    leaves, tree = jax.tree.flatten(variables["params"])
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return config, system, jax.tree.unflatten(tree, noisy)
+    return config, system, {**variables, "params": jax.tree.unflatten(tree, noisy)}
 
 
 @pytest.fixture(scope="module")
