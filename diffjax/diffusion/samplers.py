@@ -222,10 +222,13 @@ def unipc() -> Sampler:
 
 
 def _x0(denoised: Denoised, noise: Noise) -> Array:
-    """x_0 with a gradient that guides let in as a shift of eps by -sigma times gradient: ADM, algorithm 2."""
+    """x_0 with a gradient that guides let in as a shift of eps by -sigma times gradient: ADM, algorithm 2.
+
+    Not from next to no signal, where the shift of x_0 has no bounds.
+    """
     if denoised.gradient is None:
         return denoised.x0
-    return denoised.x0 + jnp.where(noise.alpha > 0, noise.sigma**2 / noise.alpha, 0.0) * denoised.gradient
+    return denoised.x0 + jnp.where(_has_signal(noise), noise.sigma**2 / noise.alpha, 0.0) * denoised.gradient
 
 
 def _eps(denoiser: Denoiser, x: Array, noise: Noise) -> Array:
@@ -280,7 +283,7 @@ def _pseudo_multistep(start: Callable, *, starting: int) -> Sampler:
 
 
 def _has_signal(noise: Noise) -> Array:
-    """Whether a method of higher order can start there: sigma / alpha, its coordinate, is not next to infinite."""
+    """Whether sigma / alpha, the coordinate of the methods of higher order, is not next to infinite."""
     return noise.alpha > 1e-3 * noise.sigma
 
 

@@ -339,3 +339,30 @@ def test_all_of_it_together_in_one_compilation():
         np.testing.assert_allclose(drawn[-1][:, 0], 0.3, atol=1e-5)
     assert traces == 1
     assert len({tuple(x.ravel().round(3)) for x in drawn}) == len(table)
+
+
+@pytest.mark.parametrize("sampler", [samplers.ancestral(), samplers.ddim(), samplers.dpmpp_2m()])
+def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
+    """The whole way from next to no signal, where a small shift of eps moves x_0 without bounds."""
+    schedule = schedules.cosine(1000)
+    means, std = np.array([-0.8, 0.6]), 0.15
+
+    def shares(x, n):  # log p(class | x_t), of two equally likely Gaussians
+        spread = (n.alpha * std) ** 2 + n.sigma**2
+        return -((x[:, None] - (n.alpha * means)[None]) ** 2) / (2 * spread)
+
+    def plain(x, n):
+        gain = n.alpha * std**2 / ((n.alpha * std) ** 2 + n.sigma**2)
+        each = means[None] + gain * (x[:, None] - (n.alpha * means)[None])
+        return Denoised((jax.nn.softmax(shares(x, n)) * each).sum(-1))
+
+    def classify(x, n):  # as a trained one, a little wrong: its gradient does not vanish with the signal
+        return shares(x, n) + 0.02 * x[:, None] * jnp.array([[0.0, 1.0]])
+
+    label = jnp.ones(2000, jnp.int32)
+    denoise = guidance.classifier(plain, classify, label, 1.0)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    levels = schedule(grids.trailing(100, schedule))
+    x = np.asarray(sampling.sample(keys, denoise, sampler, levels, 100, shape=()))
+    np.testing.assert_allclose(x.mean(), means[1], atol=0.03)
+    np.testing.assert_allclose(x.std(), std, rtol=0.25)
