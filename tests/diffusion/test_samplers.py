@@ -149,7 +149,7 @@ def draw(name, schedule, grid, steps, denoiser, count=SAMPLES):
     return np.asarray(sampling.sample(keys, denoiser, SAMPLERS[name][0](schedule, steps), levels, steps, shape=()))
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - OTHER_NAMES))
 def test_a_mixture_comes_back(name):
     """The whole distribution, at the whole way down to the clean image, by Kolmogorov and Smirnov's distance."""
     x = draw(name, schedules.cosine(1000), grids.trailing, 200, lambda x, n: Denoised(best_of_mixture(x, n)))
@@ -159,7 +159,7 @@ def test_a_mixture_comes_back(name):
     assert distance < 1.95 / np.sqrt(SAMPLES) + own_error  # 1.95: one in a thousand
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - OTHER_NAMES))
 def test_data_of_one_point_come_back_in_any_number_of_steps(name, float64):
     for schedule in (schedules.linear(100), schedules.rectified_flow(100), schedules.edm(100)):
 
@@ -222,7 +222,7 @@ def test_every_schedule_parameterization_and_sampler_agree(name, schedule, float
     """An exact network's output, put in any parameterization, gives the same samples."""
     schedule = choices(schedules)[schedule](100)
     keys = jax.random.split(jax.random.key(3), 3)
-    steps = 4
+    steps = 3
     sampler = SAMPLERS[name][0](schedule, steps)
     levels = schedule(grids.trailing(steps, schedule))
     drawn = []
