@@ -9,8 +9,8 @@ from jax import numpy as jnp
 from tqdm import tqdm
 
 from diffjax import pictures, report
+from diffjax.commands import settings
 from diffjax.commands.flags import Arguments
-from diffjax.commands.settings import texts
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
 from diffjax.diffusion.noise import perturb
@@ -27,7 +27,7 @@ _SHOWN = 10  # images of the reconstruction's picture
 
 def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """Bits/dim by the bound, term by term, and by the ODE."""
-    system, steps = trained.system, [int(text) for text in texts(arguments.steps)]
+    system, steps = trained.system, _steps(arguments)
     last = trained.config.diffusion.timesteps
     bound_plan = _plan(arguments, trained, steps[0] if steps else last, "trailing")
     ode_plan = _plan(arguments, trained, min(arguments.ode_steps, last), "log_snr")
@@ -74,6 +74,7 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
     few = arguments.exact_trace
     if few is None:
         few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
+    few = max(few, 2) if few else 0  # for a standard error
     exact = _over_images(arguments, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
     decoder = found["which"] == count - 1
     weighted = found["weight"] * found["terms"]
@@ -115,7 +116,7 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
 def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """Error of encoding and decoding in as many steps."""
     system, grid = trained.system, arguments.grid or trained.config.sampler.grid
-    counts = [int(text) for text in texts(arguments.steps)] or [10, 20, 50, 100]
+    counts = _steps(arguments) or [10, 20, 50, 100]
 
     @jax.jit
     def there_and_back(variables, keys, label, x0, plan):
@@ -169,6 +170,10 @@ def accuracy(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.
     for row in rows:
         print(f"  t {row['t']:6g}  {row['accuracy']['mean']:6.1%} +- {row['accuracy']['standard_error']:.1%}")
     return {"rows": rows}
+
+
+def _steps(arguments: Arguments) -> list[int]:
+    return [value["steps"] for value in settings.values(arguments, "steps")]
 
 
 def _plan(arguments: Arguments, trained: Run, steps: int, grid: str, capacity: int | None = None) -> Plan:

@@ -65,7 +65,7 @@ def cells(arguments: Arguments) -> list[dict]:
     An option that some of several samplers do not take is left out for those, and combinations that are then the same
     are drawn once. Raises UserError for a value that cannot be read.
     """
-    axes = [_values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
+    axes = [values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
     found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
     if len(texts(arguments.sampler or "")) > 1:
         named = {cell["name"] for cell in found}
@@ -113,7 +113,8 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
     return system, {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
 
 
-def _values(arguments: Arguments, name: str) -> list[dict]:
+def values(arguments: Arguments, name: str) -> list[dict]:
+    """The overrides that each value of a setting's flag stands for. Raises UserError for one that cannot be read."""
     text = getattr(arguments, name)
     try:
         return [SETTINGS[name].parse(part) for part in texts(text)]

@@ -108,6 +108,17 @@ def test_sample_and_its_run_must_fit(argument, workdir, tmp_path, capsys):
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize("argument", ["--steps=x", "--steps=21", "--grid=karas", "--split=tset", "--num=0"])
+def test_evaluate_and_its_run_must_fit(argument, workdir, capsys):
+    capsys.readouterr()
+    assert (
+        commands.main(["launch.py", "evaluate", f"--workdir={workdir}", "--metrics=nll,reconstruction", argument]) == 2
+    )
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+
+
 def test_a_run_without_a_checkpoint(tmp_path, capsys):
     (tmp_path / "config.json").write_text(tiny.config().to_json())
     for verb, flag in (("sample", "--out=x.png"), ("sweep", "--steps=2")):
