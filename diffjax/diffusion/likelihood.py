@@ -22,7 +22,7 @@ from diffjax.diffusion.noise import (
     prior_std,
     transition_variance,
 )
-from diffjax.diffusion.sampling import Examples, Keys, at, noise_of
+from diffjax.diffusion.sampling import Examples, Keys, at, fold_in, noise_of
 
 _BIN = 2.0 / 255.0  # width of a grey level
 
@@ -82,7 +82,7 @@ def bound_terms(
 
     def term(i):
         now, next, before = at(levels, i), at(levels, i + 1), at(levels, jnp.maximum(i - 1, 0))
-        eps = noise_of(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x0.shape[1:])
+        eps = noise_of(fold_in(keys, i), x0.shape[1:])
         x = perturb(x0, eps, now)
         one = lambda denoised, x0, x: step_term(denoised, x0, x, now, next, before=before, variance=variance)  # noqa: E731
         return jax.vmap(one)(denoiser(x, now), x0, x)

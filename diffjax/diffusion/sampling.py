@@ -6,7 +6,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int, Key
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, perturb, prior_std, transfer
+from diffjax.diffusion.noise import Noise, perturb, prior_std, transfer, transition_variance
 from diffjax.diffusion.samplers import Sampler
 
 Keys = Key[Array, "B"]
@@ -60,7 +60,7 @@ def run(
 
         def again(r, state):
             y, _ = state
-            step_key, up_key = split(_fold_in(_fold_in(keys, i), r))
+            step_key, up_key = split(fold_in(fold_in(keys, i), r))
             y = lax.cond(r > 0, lambda: _up(up_key, y, next, now), lambda: y)
             return sampler.step(step_key, denoiser, carry, y, now, next)
 
@@ -123,6 +123,11 @@ def split(keys: Keys) -> tuple[Keys, Keys]:
     return tuple(jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0))
 
 
+def fold_in(keys: Keys, i: Int[Array, ""]) -> Keys:
+    """A key of each key and a number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+
 def noise_of(keys: Keys, shape: tuple[int, ...]) -> Examples:
     """N(0, I), an example of `shape` a key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
@@ -133,12 +138,6 @@ def at(levels: Noise, i: Int[Array, ""] | int) -> Noise:
     return jax.tree.map(lambda leaf: leaf[i], levels)
 
 
-def _fold_in(keys: Keys, i: Int[Array, ""]) -> Keys:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-
-
 def _up(keys: Keys, x: Examples, now: Noise, up: Noise) -> Examples:
     """A draw from q(x_up | x_now): the forward process between two levels."""
-    ratio = up.alpha / now.alpha
-    std = jnp.sqrt(jnp.maximum(up.sigma**2 - ratio**2 * now.sigma**2, 0.0))
-    return ratio * x + std * noise_of(keys, x.shape[1:])
+    return up.alpha / now.alpha * x + jnp.sqrt(transition_variance(up, now)) * noise_of(keys, x.shape[1:])

@@ -11,9 +11,9 @@ from scipy import integrate, special, stats
 from diffjax.diffusion import grids, likelihood, schedules, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise
+from tests.diffusion.closed_forms import BIN, decoder, kl
 
 GREYS = -1 + 2 * np.arange(256) / 255
-BIN = 2 / 255
 MEAN, STD = 0.1, 0.15  # of the data of the bound: so narrow that none falls in a grey level's endless outer bin
 
 SCHEDULES = {  # each with a mean of the data: not 0 where no signal is left, so that the prior still fits to 1e-3 bits
@@ -46,20 +46,6 @@ def pairs(levels, steps):
     a, s, a2, s2 = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
     forward = s**2 - (a / a2 * s2) ** 2
     return forward, forward * s2**2 / s**2, a2 * forward / s**2
-
-
-def kl(mean, var, other_mean, other_var):
-    return (np.log(other_var / var) + (var + (mean - other_mean) ** 2) / other_var - 1) / 2
-
-
-def decoder(x0, mean, std):
-    """-log2 of the Gaussian's probability of the bin, float64, outer bins open; precise in both tails."""
-    x0, mean = np.asarray(x0, np.float64), np.asarray(mean, np.float64)
-    above = np.where(x0 > 0.999, np.inf, (x0 - mean + BIN / 2) / std)
-    below = np.where(x0 < -0.999, -np.inf, (x0 - mean - BIN / 2) / std)
-    above, below = np.where(below > 0, -below, above), np.where(below > 0, -above, below)
-    high, low = stats.norm.logcdf(above), stats.norm.logcdf(below)
-    return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
 
 
 # The discretised decoder.

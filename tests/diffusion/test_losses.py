@@ -13,8 +13,8 @@ from diffjax.choice import choices
 from diffjax.diffusion import losses, parameterizations, schedules, variance, weighting
 from diffjax.diffusion.levels import Discrete
 from diffjax.diffusion.noise import Noise
+from tests.diffusion.closed_forms import decoder, kl
 
-BIN = 2 / 255
 MEAN, STD = 0.1, 0.3  # of Gaussian data
 RNG = np.random.default_rng(0)
 T = 20
@@ -66,20 +66,6 @@ def tables(schedule):
     """(alpha, sigma), float64 [T + 1] of times 0, ..., T."""
     levels = schedule(jnp.arange(schedule.timesteps + 1.0))
     return np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64)
-
-
-def kl(mean, var, other_mean, other_var):
-    return (np.log(other_var / var) + (var + (mean - other_mean) ** 2) / other_var - 1) / 2
-
-
-def decoder(x0, mean, std):
-    """-log2 of the Gaussian's mass in the bin of a grey level, float64, outer bins open."""
-    x0, mean = np.asarray(x0, np.float64), np.asarray(mean, np.float64)
-    above = np.where(x0 > 0.999, np.inf, (x0 - mean + BIN / 2) / std)
-    below = np.where(x0 < -0.999, -np.inf, (x0 - mean - BIN / 2) / std)
-    above, below = np.where(below > 0, -below, above), np.where(below > 0, -above, below)
-    high, low = stats.norm.logcdf(above), stats.norm.logcdf(below)
-    return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
 
 
 SCHEDULES = {
