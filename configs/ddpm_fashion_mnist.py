@@ -58,7 +58,8 @@ def get_config() -> ConfigDict:
     config.train.warmup_steps = 100  # linear from zero
     config.train.clip_norm = 1.0  # of the whole gradient; 0: not clipped
     config.train.weight_decay = 0.0  # decoupled, as AdamW
-    config.train.beta2 = 0.99  # of Adam
+    config.train.beta1 = 0.9  # of Adam: its mean of gradients
+    config.train.beta2 = 0.99  # of Adam: its mean of squares
     config.train.ema_decay = 0.998  # of the averaged weights that samples are drawn with
     config.train.log_every = 20  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 1000  # steps between sample grids, 0: only at the end

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, UInt8
 
+from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.typing import System, Variables
 
 
@@ -31,10 +31,15 @@ class Generator:
         def draw(variables, seeds, condition, plan):
             self.compilations += 1  # runs when traced, once a compilation
             images = system.sample(variables, jax.vmap(jax.random.key)(seeds), condition, plan)
-            return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+            return to_grey_levels(images)
+
+        def reconstruct(variables, images):
+            codec = system.codec(variables)
+            return to_grey_levels(codec.decode(codec.encode(to_unit_range(images))))
 
         whole, split = self._whole, self._split
         self._draw = jax.jit(draw, in_shardings=(whole, split, split, whole), out_shardings=split)
+        self._reconstruct = jax.jit(reconstruct, in_shardings=(whole, split), out_shardings=split)
 
     def __call__(
         self,
@@ -47,14 +52,24 @@ class Generator:
     ) -> UInt8[np.ndarray, "N H W C"]:
         """One image per seed; `condition` leaves are [N]. `progress` is told the number of images of each batch."""
         variables = jax.device_put(variables, self._whole)
-        seeds = np.asarray(seeds, np.uint32)
-        pictures = []
-        for start in range(0, len(seeds), self._batch_size):
-            place = np.minimum(np.arange(start, start + self._batch_size), len(seeds) - 1)  # the last batch repeats
-            batch = seeds[place], {name: values[place] for name, values in condition.items()}
-            pictures.append(np.asarray(self._draw(variables, *jax.device_put(batch, self._split), plan)))
-            progress(min(self._batch_size, len(seeds) - start))
-        return np.concatenate(pictures)[: len(seeds)]
+        inputs = np.asarray(seeds, np.uint32), dict(condition)
+        return self._batches(lambda batch: self._draw(variables, *batch, plan), inputs, progress)
+
+    def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
+        """What an autoencoder makes of images."""
+        variables = jax.device_put(variables, self._whole)
+        return self._batches(lambda batch: self._reconstruct(variables, batch), images)
+
+    def _batches(self, function: Callable, inputs, progress: Callable[[int], None] = lambda images: None) -> np.ndarray:
+        """function(inputs) in batches of one size; leaves of `inputs` are [N, ...]."""
+        count = len(jax.tree.leaves(inputs)[0])
+        results = []
+        for start in range(0, count, self._batch_size):
+            place = np.minimum(np.arange(start, start + self._batch_size), count - 1)  # the last batch repeats
+            batch = jax.device_put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
+            results.append(np.asarray(function(batch)))
+            progress(min(self._batch_size, count - start))
+        return np.concatenate(results)[:count]
 
 
 def balanced_labels(count: int, classes: int) -> Int[np.ndarray, "N"]:

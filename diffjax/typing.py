@@ -18,8 +18,12 @@ Images8 = UInt8[Array, "B H W C"]
 Times = Float[Array, "B"]
 Labels = Int[Array, "B"]
 
+Latents = Float[Array, "B h w c"]
+Codes = tuple[Int[Array, "B h w n"], ...]  # of each level of a codebook, coarsest first; n codes a position
+
 Batch = Mapping[str, Array]  # "image" Images8, "label" Labels, "index" Int[B]: the example's place in the global batch
-Variables = Mapping[str, Any]  # {"params": {group: tree}, and any mutable collection beside it}
+# {"params": {group: tree}, any mutable collection beside it, "frozen": {part: its variables} where a system has any}
+Variables = Mapping[str, Any]
 
 
 class ImageSpec(NamedTuple):
@@ -37,7 +41,17 @@ class Aux(NamedTuple):
     variables: Mapping[str, Any] = {}  # new values of mutable collections, averaged over the devices
 
 
-LossFn = Callable[[Variables, Batch, PRNGKeys], tuple[Float[Array, "B"], Aux]]
+class Moment(NamedTuple):
+    """What all examples of a training step have in common."""
+
+    step: Scalar  # int32: updates made so far
+    key: PRNGKey  # the step's; that of an example is folded from it
+    batch_size: int  # over all devices and parts
+    new_epoch: Array  # bool: whether the data set begins anew with this step
+    mean: Callable[[Any], Any]  # a tree of averages over the examples at hand -> over those of all devices
+
+
+LossFn = Callable[[Variables, Batch, PRNGKeys, Moment], tuple[Float[Array, "B"], Aux]]
 
 
 class Objective(NamedTuple):
@@ -45,6 +59,22 @@ class Objective(NamedTuple):
 
     init: Callable[[PRNGKey], Variables]
     losses: Mapping[str, LossFn]  # one a group of parameters, unreduced: only the training step averages
+    prepare: Callable[[Variables, Batch], Variables] | None = None  # fits a fresh run's variables to its first batch
+    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what is wrong with a step, in one line
+    note: str = ""  # what a run's log says of it at the start
+
+
+class Codec(NamedTuple):
+    """A trained autoencoder, bound to its parameters."""
+
+    encode: Callable[[Images], Latents]  # deterministic, times `scale`
+    decode: Callable[[Latents], Images]
+    shape: tuple[int, int, int]  # of a latent: h, w, c
+    scale: Scalar  # that gives the latents of the training images unit variance
+    to_codes: Callable[[Images], Codes] | None = None  # where latents are discrete
+    from_codes: Callable[[Codes], Images] | None = None
+    grids: tuple[tuple[int, int, int], ...] = ()  # h, w, n of each level of codes
+    vocabulary: int = 0  # values a code has
 
 
 class System(NamedTuple):
@@ -61,3 +91,6 @@ class System(NamedTuple):
     sample: Callable[..., Images] | None = None  # (variables, keys [B], condition {name: [B, ...]}, plan) -> [-1, 1]
     model: Callable[..., Any] | None = None  # (variables, condition) -> the diffusion model, bound to them
     classify: Callable[..., Array] | None = None  # (variables, x [B, ...], Noise) -> logits [B, K]
+    codec: Callable[[Variables], Codec] | None = None
+    likelihood: Callable[..., Mapping[str, Array]] | None = None  # (variables, keys, batch) -> {name: bits/dim [B]}
+    frozen: Mapping[str, Any] = {}  # variables of trained parts that it stands on; they are not trained further

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from diffjax import data, systems
 from diffjax.errors import UserError
+from diffjax.nn import efficientnet
 from diffjax.train.checkpoints import Checkpoints
-from diffjax.typing import ImageSpec, System, Variables
+from diffjax.typing import Codec, ImageSpec, System, Variables
 
 # Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
 # samples are drawn. None of them changes what a step computes.
@@ -109,8 +110,46 @@ class Run:
     config: ConfigDict
     spec: ImageSpec
     system: System
-    variables: Variables  # averaged parameters
+    variables: Variables  # averaged parameters, and those of the parts it stands on
     step: int
+
+    @property
+    def parameters(self) -> int:
+        """How many were trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+    @property
+    def codec(self) -> Codec:
+        """The run as a frozen autoencoder. Raises UserError where it is none."""
+        if self.system.codec is None:
+            raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no autoencoder")
+        return self.system.codec(self.variables)
+
+
+def build_system(config: ConfigDict, *, training: bool = False) -> System:
+    """The system of a config, on the trained parts that the config names; what only training needs is left out.
+
+    Raises UserError for what does not exist or does not fit.
+    """
+    spec, parts = image_spec(config), {}
+    if config.get("codec"):
+        parts["codec"] = _open_codec(config, spec)
+    if training and config.get("loss", {}).get("perceptual_file"):
+        parts["features"] = efficientnet.load(config.loss.perceptual_file)
+    return systems.build(config, spec, **parts)
+
+
+def _open_codec(config: ConfigDict, spec: ImageSpec) -> tuple[System, Variables]:
+    """The frozen autoencoder that a config names. Raises UserError where it is none, or one of other images."""
+    run = load(config.codec)
+    if run.system.codec is None:
+        raise UserError(f"codec={config.codec} is a run of system={run.config.system}, which is no autoencoder")
+    if run.spec[:2] != spec[:2]:
+        raise UserError(
+            f"codec={config.codec} was trained on {run.spec.size}x{run.spec.size} images of {run.spec.channels} "
+            f"channels, and {config.data.name} here has {spec.size}x{spec.size} of {spec.channels}: they must agree"
+        )
+    return run.system, run.variables
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Run:
@@ -121,7 +160,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     workdir = Workdir(path)
     config = workdir.read_config()
     spec = image_spec(config)
-    system = systems.build(config, spec)
+    system = build_system(config)
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
     checkpoints = Checkpoints(workdir.checkpoints)
@@ -129,4 +168,4 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     variables = checkpoints.restore_ema(template, step)
     step = checkpoints.latest_step() if step is None else step
     checkpoints.close()
-    return Run(workdir, config, spec, system, variables, step)
+    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)

@@ -1,5 +1,8 @@
 """Every config file: complete, buildable, and of the size its paper says."""
 
+import functools
+import runpy
+
 import jax
 import pytest
 
@@ -8,7 +11,16 @@ from diffjax.commands.flags import load_file
 from diffjax.workdir import flatten, from_json, image_spec, to_json
 from tests import tiny
 
-CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
+FILES = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
+
+
+def variants(name: str) -> list[str]:
+    """What a config file can be asked for: NAME, or NAME:DATA for each of its data sets."""
+    module = runpy.run_path(str(tiny.ROOT / "configs" / f"{name}.py"))
+    return [f"{name}:{variant}" for variant in module.get("DATA", module.get("LATENTS", ()))] or [name]
+
+
+CONFIGS = [config for name in FILES for config in variants(name)]
 REQUIRED = [
     "seed",
     "system",
@@ -18,11 +30,6 @@ REQUIRED = [
     "data.split",
     "data.image_size",
     "data.flip",
-    "diffusion.schedule",
-    "diffusion.zero_terminal_snr",
-    "diffusion.timesteps",
-    "diffusion.continuous",
-    "diffusion.times",
     "train.steps",
     "train.batch_size",
     "train.learning_rate",
@@ -34,9 +41,14 @@ REQUIRED = [
     "train.checkpoint_every",
     "parallel.mode",
 ]
+PROCESS = ["diffusion.schedule", "diffusion.zero_terminal_snr", "diffusion.timesteps", "diffusion.continuous"]
+AUTOENCODER = ["model.architecture", "model.latent_channels", "loss.likelihood", "loss.perceptual_file"]
 REQUIRED_OF = {
-    "classifier": ["model.pool"],
+    "classifier": [*PROCESS, "diffusion.times", "model.pool"],
+    "ddgan": [*PROCESS, "sampler.steps"],
     "ddpm": [
+        *PROCESS,
+        "diffusion.times",
         "diffusion.parameterization",
         "diffusion.loss",
         "diffusion.weighting",
@@ -47,19 +59,33 @@ REQUIRED_OF = {
         "sampler.guidance",
         "sampler.threshold",
     ],
+    "dvae": [*AUTOENCODER, "codes.size", "codes.temperature_end", "loss.kl_weight"],
+    "gan": ["model.latent", "discriminator.loss"],
+    "prior": ["codec", "model.architecture", "sampler.temperature", "sampler.top_k", "sampler.top_p"],
+    "vae": [*AUTOENCODER, "loss.beta", "loss.free_bits", "sampler.temperature"],
+    "vqvae": [*AUTOENCODER, "codes.kind", "codes.learned", "codes.commitment", "codes.restart_below"],
 }
 
 
 def load(name):
-    return load_file(str(tiny.ROOT / "configs" / f"{name}.py"))
+    path, colon, variant = name.partition(":")
+    return load_file(str(tiny.ROOT / "configs" / f"{path}.py") + colon + variant)
+
+
+@functools.cache
+def codec(spec):
+    """A trained autoencoder for the configs that need one."""
+    system = systems.build(load("vqvae"), spec)
+    return system, jax.eval_shape(lambda: {**system.objective.init(jax.random.key(0)), "frozen": {}})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_complete_and_fits(name):
     config = load(name)
     assert {*REQUIRED, *REQUIRED_OF[config.system]} <= flatten(config).keys()
-    system = systems.build(config, image_spec(config))
-    jax.eval_shape(system.objective.init, jax.random.key(0))
+    spec = image_spec(config)
+    parts = {"codec": codec(spec)} if config.system == "prior" else {}
+    jax.eval_shape(systems.build(config, spec, **parts).objective.init, jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -68,13 +94,14 @@ def test_a_config_survives_its_workdir(name):
     assert from_json(to_json(config)).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_config_says_command_time_score_and_setting(name):
     text = (tiny.ROOT / "configs" / f"{name}.py").read_text()
     header = text.split('"""')[1]
     assert f"--config=configs/{name}.py" in header
     for word in ("Time:", "Score:", "Setting:"):
         assert word in header
+    assert "MEASURE" not in header
     values = [line for line in text.splitlines() if line.strip().startswith("config.") and "ConfigDict()" not in line]
     without = [line for line in values if "#" not in line]
     assert not without, f"no comment behind {without}"

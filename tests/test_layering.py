@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "choice": set(),
     "pictures": set(),
     "platform": set(),
-    "generate": set(),
+    "generate": {"systems"},
     "report": {"pictures"},
     "workdir": EVERYTHING,
     "commands": EVERYTHING | {"workdir", "generate", "report"},

@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax import numpy as jnp
+
 from diffjax.commands.flags import load_file
+from diffjax.typing import Batch, Moment, Variables
+from diffjax.workdir import flatten
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,13 +27,33 @@ OVERRIDES = {
     "train.checkpoint_every": 2,
     "sampler.steps": 4,
 }
+AUTOENCODERS = {
+    "model.residual_channels": 8,
+    "model.blocks": 1,
+    "model.groups": 2,
+    "model.latent_channels": 4,
+    "model.z_channels": 8,
+    "codes.size": 8,
+    "adversarial.channels": 8,
+}
+PRIORS = {
+    "model.features": 8,
+    "model.layers": 2,
+    "model.width": 16,
+    "model.heads": 2,
+    "model.dropout": 0.0,
+}
+OVERRIDES_OF = {"vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "dvae": AUTOENCODERS, "prior": PRIORS}  # systems
 
 
 def config(base: str = "digits", **changes):
-    """A config on digits made tiny; `changes` by dotted name with __ for the dots."""
+    """A config on digits made tiny; `changes` by dotted name with __ for the dots, a section as a dict."""
     made = load_file(str(ROOT / "configs" / f"{base}.py"))
     made.unlock()
-    for name, value in (OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}).items():
+    overrides = OVERRIDES | OVERRIDES_OF.get(made.system, {})
+    if made.system in OVERRIDES_OF:  # their networks have not all the UNet's fields
+        overrides = {name: value for name, value in overrides.items() if name in flatten(made)}
+    for name, value in (overrides | {name.replace("__", "."): value for name, value in changes.items()}).items():
         section, _, field = name.rpartition(".")
         if not section or section in made:
             (made[section] if section else made)[field] = value
@@ -44,3 +70,23 @@ def write(path: Path, base: str = "digits", **changes) -> Path:
     ]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def moment(step: int = 0, batch_size: int = 6) -> Moment:
+    """Of a step on one device."""
+    return Moment(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), lambda tree: tree)
+
+
+def batch(size: int = 6, seed: int = 0) -> Batch:
+    """Noise for images of 8x8, each with another label."""
+    image = np.random.default_rng(seed).integers(0, 256, (size, 8, 8, 1), np.uint8)
+    return {"image": image, "label": np.arange(size, dtype=np.int32) % 10, "index": np.arange(size, dtype=np.int32)}
+
+
+def randomised(init, seed: int = 0, scale: float = 0.1) -> Variables:
+    """Fresh variables of `init`, with noise on the parameters: none is left at the zeros of initialisation."""
+    variables = jax.jit(init)(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(variables["params"])
+    rng = np.random.default_rng(seed)
+    noisy = [leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    return {**variables, "params": jax.tree.unflatten(tree, noisy)}

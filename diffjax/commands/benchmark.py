@@ -15,13 +15,12 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from diffjax import systems
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
 from diffjax.commands.train import compile_step, make_optimizers
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train.devices import Devices
 from diffjax.train.state import ema_variables
-from diffjax.workdir import image_spec
+from diffjax.workdir import build_system, image_spec
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
 _PEAK = {
@@ -34,6 +33,8 @@ _PEAK = {
     "TPU v6 lite": (918.0, None),
 }
 
+_EXAMPLES = 50_000  # of the data set that random pictures stand for
+
 
 def define(flags: Flags) -> None:
     define_config(flags)
@@ -45,11 +46,12 @@ def define(flags: Flags) -> None:
 def run(arguments: Arguments) -> int:
     config = read_config(arguments)
     spec = image_spec(config)
-    system = systems.build(config, spec)
+    system = build_system(config, training=True)
     devices = Devices.create(**config.parallel)
     batch_size = config.train.batch_size
     devices.check_batch(batch_size, config.train.accumulate)
-    step, state = compile_step(config, system, make_optimizers(config, system), devices)
+    step, state = compile_step(config, system, make_optimizers(config, system), devices, _EXAMPLES)
+    frozen = devices.put_everywhere(system.frozen)
     generator_of_noise = np.random.default_rng(config.seed)
     batch = devices.put_batch(
         {
@@ -60,14 +62,14 @@ def run(arguments: Arguments) -> int:
     )
 
     began = time.perf_counter()
-    lowered = step.lower(state, batch)
+    lowered = step.lower(state, batch, frozen)
     compiled = lowered.compile()
     figures = {"device": f"{devices.count} x {jax.local_devices()[0].device_kind}"}
     figures["compile_seconds"] = time.perf_counter() - began
     seconds = []
     for _ in range(arguments.steps + 2):  # the first two are not counted
         began = time.perf_counter()
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, frozen)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds[2:])
@@ -79,7 +81,7 @@ def run(arguments: Arguments) -> int:
         if peak:
             figures["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.count)
     if arguments.samples and system.sample:
-        variables = ema_variables(state)
+        variables = {**ema_variables(state), "frozen": system.frozen}
         figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, variables)
     figures["peak_memory_gib"] = _peak_memory() / 2**30
     for name, value in figures.items():

@@ -10,8 +10,10 @@ estimator, and exactly for the first --exact_trace images, by as many directiona
 With --terms=K, K terms of the bound are drawn a batch, more of them near the image, and weighted. A conditional model
 is told the labels.
 
-reconstruction: mean squared error a value, images in [0, 1], of encoding by DDIM and decoding in as many steps
-(Song et al. 2021, table 2).
+  Of a VAE: the ELBO and its terms, and the importance-weighted bound of --samples draws. Of a prior: of the codes.
+
+reconstruction: mean squared error a value, images in [0, 1]; of a diffusion model by encoding with DDIM and decoding in
+as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM and the use of its codes.
 
 accuracy: of a classifier of noised images, at nine times.
 
@@ -19,18 +21,22 @@ Every figure has its standard error over the images. Writes results/METRIC.json,
 """
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags as absl_flags
 
-from diffjax.choice import choices
-from diffjax.commands import evaluations
+from diffjax.commands import evaluate_autoencoder, evaluate_classifier, evaluate_diffusion
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import texts
 from diffjax.errors import UserError, unknown
 from diffjax.workdir import Run, load, open_source
 
-METRICS = choices(evaluations)
+METRICS = {  # how each is measured of systems that have this: see typing.System
+    "nll": {"model": evaluate_diffusion.nll, "likelihood": evaluate_autoencoder.nll},
+    "reconstruction": {"model": evaluate_diffusion.reconstruction, "codec": evaluate_autoencoder.reconstruction},
+    "accuracy": {"classify": evaluate_classifier.accuracy},
+}
 
 
 def define(flags: Flags) -> None:
@@ -48,6 +54,7 @@ def define(flags: Flags) -> None:
         ("ode_steps", 100, "steps of the ODE's integration"),
     ):
         absl_flags.DEFINE_integer(name, default, text, lower_bound=2, flag_values=flags)
+    absl_flags.DEFINE_integer("samples", 64, "draws of a VAE's importance-weighted bound", 1, flag_values=flags)
     absl_flags.DEFINE_integer("terms", 0, "terms of the bound computed a batch, 0: all", 0, flag_values=flags)
     absl_flags.DEFINE_integer(
         "exact_trace", None, "images whose trace is exact too (default: 8 of at most 256 values)", 0, flag_values=flags
@@ -60,13 +67,10 @@ def run(arguments: Arguments) -> int:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    for name in names:
-        needs = trained.system.classify if name == "accuracy" else trained.system.model
-        if needs is None:
-            raise UserError(f"--metrics={name}: {trained.workdir.path} is a run of system={trained.config.system}")
+    measures = {name: _measure(name, trained) for name in names}
     images, labels = _data(arguments, trained)
-    for name in names:
-        result = METRICS[name](arguments, trained, images, labels)
+    for name, measure in measures.items():
+        result = measure(arguments, trained, images, labels)
         result |= {
             "workdir": str(trained.workdir.path),
             "checkpoint": trained.step,
@@ -80,6 +84,14 @@ def run(arguments: Arguments) -> int:
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(path)
     return 0
+
+
+def _measure(name: str, trained: Run) -> Callable[..., dict]:
+    """Prints a table and returns what is to be kept of it. Raises UserError where the run has no such measure."""
+    for needed, measure in METRICS[name].items():
+        if getattr(trained.system, needed) is not None:
+            return measure
+    raise UserError(f"--metrics={name}: {trained.workdir.path} is a run of system={trained.config.system}, without one")
 
 
 def _data(arguments: Arguments, trained: Run) -> tuple[np.ndarray, np.ndarray]:

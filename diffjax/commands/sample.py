@@ -61,6 +61,8 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     system, variables = with_guides(arguments, trained)
+    if (arguments.image or arguments.interpolate) and system.model is None:
+        raise UserError(f"--image and --interpolate are of diffusion models, not of system={trained.config.system}")
     plan = system.plan(trained.config.sampler, **_overrides(arguments))
     seeds = arguments.seed + np.arange(arguments.num)
     condition = {"label": _labels(arguments, system.classes)}
@@ -93,6 +95,8 @@ def _overrides(arguments: Arguments) -> dict:
     if arguments.image and not (arguments.mask or arguments.interpolate or arguments.strength is not None):
         raise UserError("--image needs --strength (to edit it), --mask (to paint in it) or --interpolate")
     own = {name: getattr(arguments, name) for name in ("strength", "repeats")}
+    if arguments.repeats is not None and (arguments.strength is not None or arguments.interpolate):
+        raise UserError("--repeats is of samples and of --mask, not of --strength or --interpolate")
     return one_cell(arguments) | {name: value for name, value in own.items() if value is not None}
 
 

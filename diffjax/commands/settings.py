@@ -45,6 +45,10 @@ SETTINGS = {
     "weak_scale": _Setting("of the step away from --weak, 1 is none", _number("weak_scale")),
     "eta": _Setting("of ddim and others: 0 deterministic, 1 ancestral, hat for DDPM's larger variance", _eta),
     "steps": _Setting("steps of the sampler", _number("steps", int)),
+    "temperature": _Setting("of a prior's codes or a VAE's latents: below 1 likelier ones", _number("temperature")),
+    "top_k": _Setting("draw codes from the k likeliest, 0: from all", _number("top_k", int)),
+    "top_p": _Setting("draw codes from the likeliest that together have this probability", _number("top_p")),
+    "truncation": _Setting("range of a GAN's latents: lower ones are more typical", _number("truncation")),
 }
 
 
@@ -89,8 +93,13 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
     Raises UserError where one of them does not fit the run.
     """
     if trained.system.plan is None:
-        raise UserError(f"{trained.workdir.path} is a {trained.config.system}, which draws no samples")
+        raise UserError(
+            f"{trained.workdir.path} is a run of system={trained.config.system}, which draws no samples by itself"
+            + ": train a prior on its codes (configs/prior_transformer.py)" * (trained.system.codec is not None)
+        )
     guides = {name: load(getattr(arguments, name)) for name in ("classifier", "weak") if getattr(arguments, name)}
+    if guides and trained.system.model is None:
+        raise UserError(f"--{next(iter(guides))} guides diffusion models, not system={trained.config.system}")
     for name, guide in guides.items():
         does = guide.system.classify if name == "classifier" else guide.system.model
         if does is None:
@@ -119,7 +128,7 @@ def values(arguments: Arguments, name: str) -> list[dict]:
     try:
         return [SETTINGS[name].parse(part) for part in texts(text)]
     except ValueError as error:
-        wanted = "whole numbers" if name == "steps" else "numbers"
+        wanted = "whole numbers" if name in ("steps", "top_k") else "numbers"
         raise UserError(f"--{name}={text}: expected {wanted} separated by commas") from error
 
 

@@ -43,6 +43,8 @@ def run(arguments: Arguments) -> int:
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     system, variables = with_guides(arguments, trained)
     swept = cells(arguments)
+    if trained.system.model is None:
+        raise UserError(f"sweep is over the steps of diffusion models, and this is a run of {trained.config.system}")
     # Every plan first: what does not fit is refused before anything is drawn.
     plan = functools.partial(system.plan, trained.config.sampler)
     steps = [int(plan(**cell).steps) for cell in swept]

@@ -9,10 +9,11 @@ first; the exit code is then 128 + the signal's number.
 import functools
 
 import jax
+import numpy as np
 import optax
 from absl import flags as absl_flags
 
-from diffjax import data, pictures, systems
+from diffjax import data, pictures
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train import loop
@@ -22,8 +23,10 @@ from diffjax.train.metrics import MetricsLog
 from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, ema_variables, initial_state
 from diffjax.train.step import Step, make_step
-from diffjax.typing import System
-from diffjax.workdir import Workdir, image_spec, open_source
+from diffjax.typing import Batch, System
+from diffjax.workdir import Workdir, build_system, open_source
+
+_SHOWN = 10  # images of a sheet of reconstructions
 
 
 def define(flags: Flags) -> None:
@@ -37,8 +40,7 @@ def define(flags: Flags) -> None:
 def run(arguments: Arguments) -> int:
     workdir = Workdir(required(arguments, "workdir"))
     config = read_config(arguments, workdir.read_config() if workdir.config.exists() else None)
-    spec = image_spec(config)
-    system = systems.build(config, spec)
+    system = build_system(config, training=True)
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
@@ -53,13 +55,16 @@ def run(arguments: Arguments) -> int:
     if start >= config.train.steps:
         print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
         return 0
-    step, state = compile_step(config, system, optimizers, devices, checkpoints if start else None)
+    step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
+    if not start and system.objective.prepare:
+        state = prepared(system, state, batches.batch(0))
+    frozen = devices.put_everywhere(system.frozen)
     workdir.write_config(config)  # only now: the checkpoint may not fit it
     log = MetricsLog(workdir.path, start)
-    _announce(config, state, len(source), devices, start)
+    _announce(config, system, state, len(source), devices, start)
     try:
         _, stopped = loop.run(
-            step,
+            lambda state, batch: step(state, batch, frozen),
             state,
             data.prefetch(batches.iterate(start), devices.put_batch),
             start=start,
@@ -69,7 +74,8 @@ def run(arguments: Arguments) -> int:
             batch_size=config.train.batch_size,
             log=log,
             checkpoints=checkpoints,
-            preview=_preview(config, system, workdir, log),
+            preview=_preview(config, system, source, workdir, log),
+            warn=system.objective.warn,
         )
     finally:
         checkpoints.close()
@@ -82,11 +88,16 @@ def run(arguments: Arguments) -> int:
 
 
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
-    """The optimiser of each of the system's groups of parameters."""
-    c = config.train
-    rate = learning_rate_schedule(c.schedule, c.learning_rate, warmup_steps=c.warmup_steps, total_steps=c.steps)
-    optimizer = adam(rate, clip_norm=c.clip_norm, weight_decay=c.weight_decay, beta2=c.beta2)
-    return dict.fromkeys(system.objective.losses, optimizer)
+    """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
+
+    def optimizer(group: str) -> optax.GradientTransformation:
+        c = {**config.train, **config.train.get(group, {})}
+        rate = learning_rate_schedule(
+            c["schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
+        )
+        return adam(rate, **{name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")})
+
+    return {group: optimizer(group) for group in system.objective.losses}
 
 
 def compile_step(
@@ -94,9 +105,13 @@ def compile_step(
     system: System,
     optimizers: dict[str, optax.GradientTransformation],
     devices: Devices,
+    examples: int,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Step, TrainState]:
-    """The compiled training step of a config, and its first state: that of the last checkpoint, or a fresh one."""
+    """The compiled training step of a config on a data set of `examples`, and its first state.
+
+    That is the state of the last of `checkpoints`, or a fresh one.
+    """
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
@@ -114,45 +129,72 @@ def compile_step(
         optimizers,
         key=step_key,
         ema_decay=config.train.ema_decay,
+        examples=examples,
         accumulate=config.train.accumulate,
     )
     return devices.compile(make, shapes), state
 
 
-def _preview(config, system: System, workdir: Workdir, log: MetricsLog):
-    """Draws a grid with the averaged parameters; where there are classes, a column each."""
+def prepared(system: System, state: TrainState, batch: Batch) -> TrainState:
+    """A fresh state whose variables the system has fitted to its first batch."""
+    variables = dict(system.objective.prepare({**state.variables, "frozen": system.frozen}, batch))
+    del variables["frozen"]
+    fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
+    return state.replace(**jax.tree.map(lambda leaf, where: jax.device_put(np.array(leaf), where), fresh, shardings))
+
+
+def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
+    """Draws sheets with the averaged parameters: samples, a column for each class if there are classes; and, of an
+    autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
-    if not count or system.sample is None:
+    draws, reconstructs = system.sample is not None, system.codec is not None
+    if not count:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
     labels = balanced_labels(count, system.classes)
-    columns = pictures.class_columns(system.classes, count)
+    images = np.stack([example["image"] for example in source.__getitems__(range(min(count, _SHOWN, len(source))))])
 
     def preview(step: int, state: TrainState) -> None:
-        images = generator(ema_variables(state), range(count), {"label": labels}, system.plan(config.sampler))
-        sheet = pictures.grid(images, columns)
-        pictures.save(workdir.samples / f"step_{step:08d}.png", sheet)
-        log.image(step, "samples", sheet)
+        variables = {**ema_variables(state), "frozen": system.frozen}
+        sheets = {}
+        if draws:
+            drawn = generator(variables, range(count), {"label": labels}, system.plan(config.sampler))
+            sheets["step"] = pictures.grid(drawn, pictures.class_columns(system.classes, count))
+        if reconstructs:
+            rows = np.concatenate([images, generator.reconstruct(variables, images)])
+            sheets["reconstruction"] = pictures.grid(rows, len(images))
+        for name, sheet in sheets.items():
+            pictures.save(workdir.samples / f"{name}_{step:08d}.png", sheet)
+            log.image(step, "samples" if name == "step" else name, sheet)
 
     return preview
 
 
-def _announce(config, state: TrainState, examples: int, devices: Devices, start: int) -> None:
+def _announce(config, system: System, state: TrainState, examples: int, devices: Devices, start: int) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
     print(
         f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
         f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)} ({devices.mode})"
         + (f", continuing at step {start}" if start else "")
+        + (f"\n{system.objective.note}" if system.objective.note else "")
     )
 
 
 def _say_what_next(workdir: Workdir, config, system: System) -> None:
-    grids = sorted(workdir.samples.glob("step_*.png"))
-    print(f"trained to step {config.train.steps}" + (f"; samples in {grids[-1]}" if grids else ""))
+    sheets = sorted(workdir.samples.glob(f"*_{config.train.steps:08d}.png"))
+    print(f"trained to step {config.train.steps}" + "".join(f"; {sheet}" for sheet in sheets))
     print("try next:")
+    run = f"--workdir={workdir.path}"
     if system.classify:
-        print(f"  python launch.py evaluate --workdir={workdir.path} --metrics=accuracy")
+        print(f"  python launch.py evaluate {run} --metrics=accuracy")
         print(f"  python launch.py sweep --workdir=RUN --classifier={workdir.path} --classifier_scale=0,1,2")
-    else:
-        print(f"  python launch.py sample --workdir={workdir.path} --out=samples.png --num=100")
-        print(f"  python launch.py sweep --workdir={workdir.path} --steps=5,10,20,50,100 --eta=0,1")
+    if system.sample:
+        print(f"  python launch.py sample {run} --out=samples.png --num=100")
+    if system.model:
+        print(f"  python launch.py sweep {run} --steps=5,10,20,50,100 --eta=0,1")
+    if system.codec:
+        print(f"  python launch.py evaluate {run} --metrics=reconstruction")
+    if system.codec and not system.sample:
+        prior = f"--config=configs/prior_transformer.py --config.codec={workdir.path}"
+        print(f"  python launch.py train {prior} --workdir=PRIOR")

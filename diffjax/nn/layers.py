@@ -28,8 +28,8 @@ def choose(kind: str, name: str, choices: tuple[str, ...]) -> str:
     return name
 
 
-def _initializers(initializer: str, fan_in: int, fused: int):
-    """The initialisers of kernel and bias. `fused` square kernels may stand side by side in one, as in q, k, v."""
+def initializers(initializer: str, fan_in: int, fused: int):
+    """Those of a kernel and its bias. `fused` square kernels may stand side by side in one, as in q, k, v."""
     choose("initializer", initializer, ("ddpm", "torch", "zero"))
     if initializer == "ddpm":  # the factor gives fused kernels the variance that each would have alone
         return nn.initializers.variance_scaling((1 + fused) / 2, "fan_avg", "uniform"), nn.initializers.zeros
@@ -51,7 +51,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        kernel_init, bias_init = _initializers(self.initializer, x.shape[-1], self.fused)
+        kernel_init, bias_init = initializers(self.initializer, x.shape[-1], self.fused)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)  # as a matrix: faster on a CPU
         if self.bias:
@@ -60,18 +60,19 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A 3x3 convolution; `padding` "SAME" or the rows above and below, the columns left and right."""
+    """A square convolution; `padding` "SAME" or the rows above and below, the columns left and right."""
 
     features: int
     stride: int = 1
     padding: str | Sequence[tuple[int, int]] = "SAME"
     initializer: str = "ddpm"
     dtype: DTypeLike = jnp.float32
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        kernel_init, bias_init = _initializers(self.initializer, 9 * x.shape[-1], 1)
-        kernel = self.param("kernel", kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        kernel_init, bias_init = initializers(self.initializer, self.kernel**2 * x.shape[-1], 1)
+        kernel = self.param("kernel", kernel_init, (self.kernel,) * 2 + (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", bias_init, (self.features,), jnp.float32)
         x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
         layout = ("NHWC", "HWIO", "NHWC")

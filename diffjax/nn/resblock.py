@@ -13,7 +13,7 @@ from diffjax.typing import PRNGKeys
 
 
 class ResBlock(nn.Module):
-    """Two times norm, SiLU, 3x3 convolution; the time's embedding comes in between; dropout before the second.
+    """Two times norm, SiLU, 3x3 convolution; an embedding comes in between, if there is one; dropout before the second.
 
     `resample` "down" or "up" changes the side of both branches before the first convolution (BigGAN's block; ADM,
     section 3). The skip is a 1x1 convolution where the width changes.
@@ -31,9 +31,9 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"], dropout_keys: PRNGKeys | None = None
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"] | None = None, dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B h w F"]:
-        """`emb` is the embedding after its SiLU."""
+        """`emb` is the embedding, of a time or a class, after its SiLU; an autoencoder has none."""
         norm = partial(GroupNorm, self.groups, self.epsilon, self.dtype)
         dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
 
@@ -42,7 +42,9 @@ class ResBlock(nn.Module):
             change = {"down": average_pool, "up": nearest}[self.resample]
             h, x = change(h), change(x)
         h = Conv(self.features, initializer=self.initializer, dtype=self.dtype, name="conv_0")(h)
-        if self.time_conditioning == "scale_shift":
+        if emb is None:
+            h = norm(name="norm_1")(h)
+        elif self.time_conditioning == "scale_shift":
             scale, shift = jnp.split(dense(2 * self.features, name="time")(emb), 2, axis=-1)
             h = norm(name="norm_1")(h, scale, shift)
         else:

@@ -1,14 +1,26 @@
 """One module per system of the line: `build(config, spec)` makes a System of it."""
 
 from diffjax.errors import unknown
-from diffjax.systems import classifier, ddpm
+from diffjax.systems import classifier, ddgan, ddpm, dvae, gan, prior, vae, vqvae
 from diffjax.typing import ImageSpec, System
 
-_SYSTEMS = {"classifier": classifier, "ddpm": ddpm}
+_SYSTEMS = {
+    "classifier": classifier,
+    "ddgan": ddgan,
+    "ddpm": ddpm,
+    "dvae": dvae,
+    "gan": gan,
+    "prior": prior,
+    "vae": vae,
+    "vqvae": vqvae,
+}
 
 
-def build(config, spec: ImageSpec) -> System:
-    """The system that `config.system` names, for images of `spec`. Raises UserError where they do not fit."""
+def build(config, spec: ImageSpec, **parts) -> System:
+    """The system that `config.system` names, for images of `spec`, on trained `parts`: (System, Variables) each.
+
+    Raises UserError where they do not fit.
+    """
     if config.system not in _SYSTEMS:
         raise unknown("system", config.system, _SYSTEMS)
-    return _SYSTEMS[config.system].build(config, spec)
+    return _SYSTEMS[config.system].build(config, spec, **parts)

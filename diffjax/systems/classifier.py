@@ -32,7 +32,7 @@ def build(config, spec: ImageSpec) -> System:
         params = half_unet.init(key, jnp.zeros(shape), jnp.zeros((1,)))["params"]
         return {"params": {"model": params}} | ({"times": memory} if memory else {})
 
-    def loss(variables, batch, keys):
+    def loss(variables, batch, keys, moment):
         time_key, eps_key, dropout_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
         memory = variables.get("times", {})
         t, factor = jax.vmap(times.draw, (0, None, None))(time_key, schedule, memory)

@@ -38,7 +38,7 @@ def build(config, spec: ImageSpec) -> System:
         memory = process.times.init(process.schedule)
         return {"params": {"model": {**params, **process.init()}}} | ({"times": memory} if memory else {})
 
-    def loss(variables, batch, keys):
+    def loss(variables, batch, keys, moment):
         label_key, dropout_key, noise_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
         image = to_unit_range(batch["image"])
         label = _drop(label_key, batch["label"], label_dropout, null=classes) if classes else None

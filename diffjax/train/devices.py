@@ -72,14 +72,24 @@ class Devices:
         largest = max(divisible, key=lambda i: shape[i])
         return P(*(["fsdp" if i == largest else None for i in range(len(shape))]))
 
+    def put_everywhere(self, tree):
+        """A copy of host arrays on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
     def compile(self, make_step: Callable[..., Step], state_shapes) -> Step:
-        """Compiles `make_step(axis_name=...)`, the state donated. Batches are those of `put_batch`."""
+        """Compiles `make_step(axis_name=...)`, the state donated.
+
+        Batches are those of `put_batch`, frozen variables are everywhere.
+        """
         if self.mode == "pmap":
             devices = list(self.mesh.devices.flat)
-            spmd = functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0), out_axes=(None, None))
+            spmd = functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0, None), out_axes=(None, None))
             return spmd(make_step(axis_name="data"), devices=devices, donate_argnums=0)
         state, batch = self.state_sharding(state_shapes), NamedSharding(self.mesh, _EVERYWHERE)
         everywhere = NamedSharding(self.mesh, P())
         return jax.jit(
-            make_step(axis_name=None), donate_argnums=0, in_shardings=(state, batch), out_shardings=(state, everywhere)
+            make_step(axis_name=None),
+            donate_argnums=0,
+            in_shardings=(state, batch, everywhere),
+            out_shardings=(state, everywhere),
         )

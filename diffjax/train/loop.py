@@ -38,11 +38,13 @@ def run(
     log: MetricsLog,
     checkpoints: Checkpoints,
     preview: Callable[[int, TrainState], None],
+    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None,
 ) -> tuple[TrainState, int | None]:
     """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
 
     A step's metrics are read while the next one runs. A checkpoint is written only of a step whose loss and gradient
-    are known to be finite. On SIGTERM or Ctrl-C the step in hand is finished and saved.
+    are known to be finite. What `warn` finds wrong with a logged step is printed, once each. On SIGTERM or Ctrl-C the
+    step in hand is finished and saved.
 
     Returns:
       The last state, and the signal that ended the run early or None.
@@ -51,6 +53,7 @@ def run(
       UserError: a loss or gradient that is not finite; the last good checkpoint is kept.
     """
     pending: tuple[int, Mapping] | None = None
+    warned: set[str | None] = {None}
     with _StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
 
         def settle() -> None:
@@ -63,10 +66,14 @@ def run(
                 raise _not_finite(done, metrics, checkpoints.latest_step())
             if _due(done, schedule.log_every) or done == schedule.steps:
                 log.scalars(done, metrics)
+                if (warning := warn(metrics)) not in warned:
+                    warned.add(warning)
+                    bar.write(f"step {done}: {warning}")
             bar.update(1)
             rate = bar.format_dict["rate"]
             images = f"{rate * batch_size:.0f} images/s" if rate else ""
-            bar.set_postfix_str(f"loss {metrics['loss']:.4f} {images}", refresh=False)
+            losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+            bar.set_postfix_str(" ".join([*losses, images]), refresh=False)
 
         for done in range(start + 1, schedule.steps + 1):
             state, metrics = step(state, next(batches))

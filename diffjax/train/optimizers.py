@@ -16,8 +16,8 @@ def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_s
 
 
 def adam(
-    learning_rate: optax.Schedule, *, clip_norm: float, weight_decay: float, beta2: float
+    learning_rate: optax.Schedule, *, clip_norm: float, weight_decay: float, beta1: float, beta2: float
 ) -> optax.GradientTransformation:
     """AdamW (Adam where `weight_decay` is 0) on gradients clipped to a global norm (0: not clipped)."""
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay))
+    return optax.chain(clip, optax.adamw(learning_rate, b1=beta1, b2=beta2, weight_decay=weight_decay))

@@ -1,5 +1,6 @@
 """One training step for everything: gradients of each group, averaged over devices, an optax update, the EMA."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -8,10 +9,10 @@ from jax import lax
 from jax import numpy as jnp
 
 from diffjax.train.state import TrainState
-from diffjax.typing import Batch, LossFn, Objective, PRNGKey, PRNGKeys, Scalar, Variables
+from diffjax.typing import Batch, LossFn, Moment, Objective, PRNGKey, PRNGKeys, Scalar, Variables
 
 Metrics = Mapping[str, Scalar]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, Mapping[str, Variables]], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -20,6 +21,7 @@ def make_step(
     *,
     key: PRNGKey,
     ema_decay: float,
+    examples: int,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Step:
@@ -31,18 +33,26 @@ def make_step(
     Args:
       ema_decay: the average's decay once warm: at step s it is min(ema_decay, (1 + s) / (10 + s)), so that early
         averages are not the random initial weights.
+      examples: of the data set, which make an epoch.
       accumulate: number of equal parts the batch is worked through in, one after another.
       axis_name: the device axis when the step runs as an SPMD program per device (each sees its share of the batch);
         None when it sees the global batch.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch["index"])
-        results = _accumulated(objective.losses, state.variables, batch, keys, accumulate)
-        if axis_name is not None:
-            results = lax.pmean(results, axis_name)
-        grads, metrics, updated = results
+    mean = functools.partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+
+    def step(state: TrainState, batch: Batch, frozen: Mapping[str, Variables] = {}) -> tuple[TrainState, Metrics]:
+        batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
+        moment = Moment(
+            step=state.step,
+            key=jax.random.fold_in(key, state.step),
+            batch_size=batch_size,
+            new_epoch=state.step % max(1, round(examples / batch_size)) == 0,
+            mean=mean,
+        )
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(moment.key, batch["index"])
+        variables = {**state.variables, "frozen": frozen}
+        grads, metrics, updated = mean(_accumulated(objective.losses, variables, batch, keys, moment, accumulate))
 
         params, optimizer = dict(state.variables["params"]), {}
         for group, opt in optimizers.items():
@@ -60,27 +70,30 @@ def make_step(
     return step
 
 
-def _accumulated(losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, parts: int):
+def _accumulated(
+    losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, moment: Moment, parts: int
+):
     """Mean (gradients, metrics, mutable variables) over `parts` parts of the batch, one after another."""
     if parts == 1:
-        return _gradients(losses, variables, batch, keys)
+        return _gradients(losses, variables, batch, keys, moment)
     # Part i takes examples i, i + parts, ...: a batch laid out over devices stays where it is.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, _gradients(losses, variables, *part)), None
+        return jax.tree.map(jnp.add, total, _gradients(losses, variables, *part, moment)), None
 
-    shapes = jax.eval_shape(lambda part: _gradients(losses, variables, *part), jax.tree.map(lambda x: x[0], split))
+    first = jax.tree.map(lambda x: x[0], split)
+    shapes = jax.eval_shape(lambda part: _gradients(losses, variables, *part, moment), first)
     total, _ = lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), split)
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def _gradients(losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys):
+def _gradients(losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, moment: Moment):
     grads, metrics, updated = {}, {}, {}
     for group, loss_fn in losses.items():
 
         def mean_loss(params, group=group, loss_fn=loss_fn):
-            loss, aux = loss_fn({**variables, "params": {**variables["params"], group: params}}, batch, keys)
+            loss, aux = loss_fn({**variables, "params": {**variables["params"], group: params}}, batch, keys, moment)
             return loss.mean(), aux
 
         (loss, aux), grads[group] = jax.value_and_grad(mean_loss, has_aux=True)(variables["params"][group])

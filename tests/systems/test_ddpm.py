@@ -40,7 +40,7 @@ def batch(size=6):
 def test_losses_come_back_unreduced_and_by_example(trained):
     _, system, variables = trained
     keys = jax.random.split(jax.random.key(3), 6)
-    loss = jax.jit(lambda batch, keys: system.objective.losses["model"](variables, batch, keys)[0])
+    loss = jax.jit(lambda batch, keys: system.objective.losses["model"](variables, batch, keys, tiny.moment())[0])
     whole = loss(batch(), keys)
     assert whole.shape == (6,)
     assert len(np.unique(np.asarray(whole))) == 6
@@ -132,7 +132,7 @@ def test_a_papers_choices_train_and_sample(paper):
     @jax.jit
     def gradient(params):
         def mean(params):
-            loss, aux = system.objective.losses["model"]({**variables, "params": {"model": params}}, batch(), keys)
+            loss, aux = system.objective.losses["model"]({**variables, "params": {"model": params}}, batch(), keys, tiny.moment())
             return loss.mean(), aux
 
         return jax.grad(mean, has_aux=True)(params)

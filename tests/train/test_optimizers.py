@@ -30,7 +30,7 @@ def test_unknown_schedule():
 
 def test_clipped_adam_with_decay_by_hand():
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) on a gradient clipped to norm 1."""
-    optimizer = adam(lambda step: 0.01, clip_norm=1.0, weight_decay=0.1, beta2=0.99)
+    optimizer = adam(lambda step: 0.01, clip_norm=1.0, weight_decay=0.1, beta1=0.9, beta2=0.99)
     w = np.array([1.0, -2.0])
     state, m, v = optimizer.init(jnp.asarray(w)), 0.0, 0.0
     for step, gradient in enumerate(np.array([[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]]), start=1):

@@ -19,7 +19,7 @@ def batch(size=8, seed=0):
     return {"x": rng.normal(size=(size, 3)).astype(np.float32), "index": np.arange(size, dtype=np.int32)}
 
 
-def linear(variables, batch, keys):
+def linear(variables, batch, keys, moment):
     """(w . x)^2 with a little noise of each example's own key, and a running mean beside the parameters."""
     noise = jax.vmap(jax.random.normal)(keys)
     output = batch["x"] @ variables["params"]["model"]["w"] + 0.1 * noise
@@ -29,7 +29,7 @@ def linear(variables, batch, keys):
 def state_and_step(losses, params, **options):
     optimizers = {group: optax.sgd(RATE) for group in losses}
     objective = Objective(lambda key: {"params": params, "statistics": {"mean": jnp.zeros(())}}, losses)
-    defaults = {"key": jax.random.key(0), "ema_decay": 0.9}
+    defaults = {"key": jax.random.key(0), "ema_decay": 0.9, "examples": 64}
     step = make_step(objective, optimizers, **(defaults | options))
     return initial_state(objective, optimizers, jax.random.key(1)), jax.jit(step)
 
@@ -80,11 +80,11 @@ def test_groups_take_their_gradients_at_the_old_parameters():
     """As an adversarial pair needs: the second group's step must not see the first one's update."""
     params = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
 
-    def product(variables, batch, keys):
+    def product(variables, batch, keys, moment):
         return variables["params"]["a"] * variables["params"]["b"] * jnp.ones(len(keys)), Aux({})
 
-    def negative(variables, batch, keys):
-        return -product(variables, batch, keys)[0], Aux({})
+    def negative(variables, batch, keys, moment):
+        return -product(variables, batch, keys, moment)[0], Aux({})
 
     state, step = state_and_step({"a": product, "b": negative}, params)
     new, metrics = step(state, batch())
@@ -97,7 +97,7 @@ def test_groups_take_their_gradients_at_the_old_parameters():
 def test_no_two_examples_and_no_two_steps_share_randomness():
     seen = []
 
-    def record(variables, batch, keys):
+    def record(variables, batch, keys, moment):
         return jax.vmap(jax.random.uniform)(keys) * variables["params"]["model"]["w"][0], Aux({})
 
     state, step = state_and_step({"model": record}, PARAMS)

@@ -1,28 +1,24 @@
-"""The metrics of `launch.py evaluate`: each prints its table and returns what is to be kept of it."""
+"""What `launch.py evaluate` measures of diffusion models: likelihood, and reconstruction by DDIM."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax import numpy as jnp
-from tqdm import tqdm
 
 from diffjax import pictures, report
 from diffjax.commands import settings
 from diffjax.commands.flags import Arguments
+from diffjax.commands.measuring import SHOWN, mean_and_error, over_images
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
-from diffjax.diffusion.noise import perturb
 from diffjax.evals.strata import draw_terms
-from diffjax.systems.pixels import to_unit_range
+from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.systems.plan import Plan, encode
-from diffjax.systems.process import make_schedule
 from diffjax.workdir import Run
 
 _TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small
-_SHOWN = 10  # images of the reconstruction's picture
 
 
 def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
@@ -70,12 +66,12 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
     def measure_exactly(keys, image, label):
         return ode(trained.variables, keys, label, to_unit_range(image), ode_plan, exact=True)
 
-    found = _over_images(arguments, "nll", measure, images, labels)
+    found = over_images(arguments, "nll", measure, images, labels)
     few = arguments.exact_trace
     if few is None:
         few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
     few = max(few, 2) if few else 0  # for a standard error
-    exact = _over_images(arguments, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
+    exact = over_images(arguments, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
     decoder = found["which"] == count - 1
     weighted = found["weight"] * found["terms"]
     columns = {
@@ -87,7 +83,7 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
     columns["ode_hutchinson"] = found["ode"]
     if few:
         columns |= {"ode_exact_trace": exact, "exact_minus_hutchinson": exact - found["ode"][:few]}
-    result = {name: _mean_and_error(values) for name, values in columns.items()}
+    result = {name: mean_and_error(values) for name, values in columns.items()}
     explained = {
         "bound": f"variational bound over {count} steps",
         "prior": "  L_T, the prior's",
@@ -123,7 +119,7 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
         latent = encode(system.model(variables, {"label": label}), x0, plan)
         return latent, system.sample(variables, keys, {"label": label, "latent": latent}, plan)
 
-    rows, shown = [], [images[:_SHOWN]]
+    rows, shown = [], [images[:SHOWN]]
     for steps in counts:
         plan = _plan(arguments, trained, steps, grid, max(counts))
 
@@ -132,9 +128,9 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
             latent, x = there_and_back(trained.variables, keys, label, x0, plan)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
-        errors, spread, back = _over_images(arguments, f"{steps} steps", measure, images, labels)
-        rows.append({"steps": int(plan.steps), "mse": _mean_and_error(errors), "latent_std": float(np.mean(spread))})
-        shown.append(np.clip(np.round((back[:_SHOWN] + 1) * 127.5), 0, 255).astype(np.uint8))
+        errors, spread, back = over_images(arguments, f"{steps} steps", measure, images, labels)
+        rows.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(spread))})
+        shown.append(np.asarray(to_grey_levels(back[:SHOWN])))
     print(f"reconstruction of {len(images)} images of {arguments.split}, checkpoint {trained.step}, grid {grid}")
     print(f"{'steps':>7} {'mse':>10} {'+-':>9} {'std of x_T':>11}")
     for row in rows:
@@ -146,32 +142,6 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
     return {"grid": grid, "rows": rows}
 
 
-def accuracy(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
-    """How often a classifier is right, from the clean end of the process to the noisy one."""
-    schedule = make_schedule(trained.config.diffusion)
-
-    @jax.jit
-    def right(variables, keys, label, x0, t):
-        noise = schedule(t)
-        x = perturb(x0, sampling.noise_of(keys, x0.shape[1:]), noise)
-        return jnp.argmax(trained.system.classify(variables, x, noise), axis=-1) == label
-
-    rows = []
-    for t in np.unique(np.round(np.linspace(schedule.first, schedule.timesteps, 9))):
-        hits = _over_images(
-            arguments,
-            f"t = {t:g}",
-            lambda keys, image, label, t=t: right(trained.variables, keys, label, to_unit_range(image), t),
-            images,
-            labels,
-        )
-        rows.append({"t": float(t), "accuracy": _mean_and_error(hits)})
-    print(f"accuracy on {len(images)} images of {arguments.split}, checkpoint {trained.step}")
-    for row in rows:
-        print(f"  t {row['t']:6g}  {row['accuracy']['mean']:6.1%} +- {row['accuracy']['standard_error']:.1%}")
-    return {"rows": rows}
-
-
 def _steps(arguments: Arguments) -> list[int]:
     return [value["steps"] for value in settings.values(arguments, "steps")]
 
@@ -180,20 +150,3 @@ def _plan(arguments: Arguments, trained: Run, steps: int, grid: str, capacity: i
     """Without noise, guidance and thresholds: of the model as it is."""
     settings = {"name": "ddim", "steps": steps, "grid": arguments.grid or grid, "threshold": "none"}
     return trained.system.plan(settings, capacity=capacity)
-
-
-def _over_images(arguments: Arguments, what: str, function: Callable, images: np.ndarray, labels: np.ndarray):
-    """function(keys, images, labels) in batches of one size, its leaves [B, ...] joined; keys are the images' own."""
-    size, results = min(arguments.batch_size, len(images)), []
-    for start in tqdm(range(0, len(images), size), unit="batch", desc=what):
-        place = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats its last image
-        keys = jax.vmap(jax.random.key)(place.astype(np.uint32) + np.uint32(arguments.seed))
-        found = function(keys, images[place], labels[place])
-        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: len(images) - start], found))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-
-
-def _mean_and_error(values: np.ndarray) -> dict[str, float]:
-    """The mean over images and its standard error."""
-    values = np.asarray(values, np.float64)
-    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)))}

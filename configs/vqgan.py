@@ -1,0 +1,141 @@
+"""VQGAN, latent diffusion's discrete first stage: codes, and a discriminator of patches.
+
+    python launch.py train --config=configs/vqgan.py --workdir=runs/vqgan
+    python launch.py train --config=configs/vqgan.py:fashion_mnist --config.data.dir=DIR --workdir=runs/vqgan_fashion
+
+Time: MEASURE
+Score: MEASURE
+Setting: Esser et al. 2021; Rombach et al. 2022's VQ-f4 has 128 channels, multipliers 1, 2, 4, 2 blocks, 8192 codes of 3
+channels; here smaller, and the discriminator comes in early.
+"""
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import unknown
+
+DATA = {  # what differs from the digits
+    "digits": {},
+    "fashion_mnist": {
+        "data.name": "fashion_mnist",
+        "data.image_size": 28,
+        "model.channels": 32,
+        "model.multipliers": (1, 2, 2),
+        "model.latent_channels": 8,
+        "codes.size": 256,
+        "adversarial.start": 700,
+        "adversarial.layers": 2,
+        "train.steps": 1500,
+        "train.batch_size": 64,
+    },
+    "cifar10": {
+        "data.name": "cifar10",
+        "data.image_size": 32,
+        "data.flip": True,
+        "model.channels": 32,
+        "model.multipliers": (1, 2, 2),
+        "model.latent_channels": 8,
+        "codes.size": 512,
+        "adversarial.start": 5000,
+        "adversarial.layers": 2,
+        "train.steps": 20000,
+    },
+    "emoji": {
+        "data.name": "emoji",
+        "data.image_size": 32,
+        "model.channels": 32,
+        "model.multipliers": (1, 2, 2),
+        "model.latent_channels": 8,
+        "codes.size": 256,
+        "adversarial.start": 700,
+        "adversarial.layers": 2,
+        "train.steps": 4000,
+        "train.batch_size": 64,
+    },
+}
+
+
+def get_config(data: str = "digits") -> ConfigDict:
+    if data not in DATA:
+        raise unknown("data set of configs/vqgan.py", data, DATA)
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order of the data and all noise
+    config.system = "vqvae"  # the module of diffjax/systems
+    config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits | fashion_mnist | cifar10 | emoji | shapes
+    config.data.dir = ""  # where prepared data sets lie; digits need none
+    config.data.split = "train"
+    config.data.image_size = 8  # height and width; other sizes are resized
+    config.data.background = "white"  # of emoji, "white" | "transparent"
+    config.data.flip = False  # mirror half of the images
+
+    config.model = ConfigDict()  # of the encoder and the decoder
+    config.model.architecture = "ldm"  # "vqvae" | "ldm" | "dalle": diffjax/nn/autoencoders
+    config.model.channels = 16  # at the first level
+    config.model.multipliers = (1, 2)  # of the channels at each level; f = 2 ** (levels - 1)
+    config.model.blocks = 1  # residual blocks a level, one more on the way up
+    config.model.attention_resolutions = ()  # heights of the feature maps that attend; the middle always does
+    config.model.norm_groups = 8  # of group norm
+    config.model.dropout = 0.0  # in the residual blocks
+    config.model.latent_channels = 8  # of the latent
+    config.model.z_channels = 8  # between the networks and 1x1 convolutions to the latents
+
+    config.codes = ConfigDict()
+    config.codes.kind = "vq"  # "vq" | "residual" | "product" | "fsq"
+    config.codes.size = 64  # codes, of each codebook
+    config.codes.depth = 1  # codebooks, of "residual" and "product"
+    config.codes.levels = ()  # of "fsq": that of each latent channel, such as (8, 5, 5, 5)
+    config.codes.learned = "ema"  # "ema" (running means) | "gradient" (the codebook loss)
+    config.codes.decay = 0.99  # of the running means
+    config.codes.commitment = 0.25  # weight of |z - sg(e)|^2
+    config.codes.cosine = False  # compare directions only
+    config.codes.restart_below = (
+        0.03  # a code used less than this share of the mean is restarted from the batch; 0: never
+    )
+    config.codes.initial = "data"  # "normal" | "data" | "kmeans": of latents of the first batch
+
+    config.loss = ConfigDict()
+    config.loss.likelihood = "l1"  # l1 | l2(variance=0.1) | logistic | logit_laplace
+    config.loss.perceptual_file = ""  # EfficientNet-Lite0's weights; "": no perceptual loss
+    config.loss.perceptual_weight = 1.0  # of the perceptual loss
+
+    config.adversarial = ConfigDict()  # a discriminator of patches; leave the section out for none
+    config.adversarial.weight = 0.75  # of what the discriminator says
+    config.adversarial.adaptive = True  # times the ratio of the gradients at the last layer (VQGAN, eq. 7)
+    config.adversarial.start = 200  # step at which it is let in
+    config.adversarial.loss = "hinge"  # "hinge" | "logistic"
+    config.adversarial.spectral_norm = False  # divide every kernel by its largest singular value
+    config.adversarial.penalty = 0.0  # R1's gamma, of the gradient at real images; 0: none
+    config.adversarial.channels = 32  # of the first layer
+    config.adversarial.layers = 1  # of stride 2: how large a patch is
+    config.adversarial.norm = "group"  # "group" | "none"
+
+    config.train = ConfigDict()
+    config.train.steps = 600  # updates of the weights
+    config.train.batch_size = 128  # over all devices
+    config.train.accumulate = 1  # parts the batch is worked through in, to save memory
+    config.train.learning_rate = 1e-3  # of Adam, once warm
+    config.train.schedule = "cosine"  # after the warm-up, "constant" | "cosine" (to zero at the last step)
+    config.train.warmup_steps = 100  # linear from zero
+    config.train.clip_norm = 1.0  # of the whole gradient; 0: not clipped
+    config.train.weight_decay = 0.0  # decoupled, as AdamW
+    config.train.beta1 = 0.5  # of Adam: its mean of gradients
+    config.train.beta2 = 0.99  # of Adam: its mean of squares
+    config.train.discriminator = ConfigDict()  # fields of train that differ for the discriminator
+    config.train.discriminator.learning_rate = 5e-4  # of Adam, once warm
+    config.train.ema_decay = 0.995  # of the averaged weights that are kept for use
+    config.train.log_every = 10  # steps between lines of metrics.jsonl, 0: only the last
+    config.train.sample_every = 500  # steps between sheets, 0: only at the end
+    config.train.sample_count = 100  # images in a sheet, 0: no sheets
+    config.train.checkpoint_every = 500  # steps between checkpoints, 0: only at the end
+    config.train.keep_last = 2  # checkpoints kept, 0: all
+    config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)
+    config.parallel.count = 0  # devices, 0: all local ones
+    config.parallel.fsdp = 1  # devices that share one copy of the weights; only with "jit"
+
+    config.update_from_flattened_dict(DATA[data])
+    return config

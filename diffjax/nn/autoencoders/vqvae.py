@@ -1,0 +1,98 @@
+"""VQ-VAE's encoder and decoder (van den Oord et al. 2017, section 4.1), which VQ-VAE-2 stacks (Razavi et al. 2019).
+
+Widths are those of the authors' example in Sonnet: half of `channels` where the sides are halved once, else `channels`.
+Inputs may be feature maps: VQ-VAE-2's top encoder, of factor 2, sees what the bottom one, of factor 4, gives.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from diffjax.nn.autoencoders import check_sides
+from diffjax.nn.layers import Conv, Dense, initializers
+from diffjax.typing import PRNGKeys
+
+
+class TransposedConv(nn.Module):
+    """Double the sides by a 4x4 transposed convolution of stride 2."""
+
+    features: int
+    initializer: str = "torch"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+        # 2x2 inputs reach an output: that is its fan-in
+        kernel_init, bias_init = initializers(self.initializer, 4 * x.shape[-1], 1)
+        kernel = self.param("kernel", kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
+        bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        y = jax.lax.conv_transpose(
+            x.astype(self.dtype), kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y + bias[None, None, None, :]
+
+
+class _Network(nn.Module):
+    """What the encoder and the decoder share. There is no dropout: `dropout_keys` are taken and not used."""
+
+    outputs: int
+    channels: int = 128
+    factor: int = 4  # a power of two, 1 too
+    blocks: int = 2
+    residual_channels: int = 32
+    initializer: str = "torch"
+    dtype: DTypeLike = jnp.float32
+
+    def _halvings(self):
+        if self.factor < 1 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor is {self.factor}: a power of two, at least 1")
+        return self.factor.bit_length() - 1
+
+    def _layer(self, layer, *args, **options):
+        return layer(*args, initializer=self.initializer, dtype=self.dtype, **options)
+
+    def _residual_stack(self, h):
+        for i in range(self.blocks):
+            r = self._layer(Conv, self.residual_channels, name=f"block_{i}_conv_0")(nn.relu(h))
+            h = h + self._layer(Dense, self.channels, name=f"block_{i}_conv_1")(nn.relu(r))
+        return nn.relu(h)
+
+
+class Encoder(_Network):
+    """Strided convolutions, a 3x3 one, residual blocks, and the 1x1 convolution to `outputs`."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], dropout_keys: PRNGKeys | None = None) -> Float[Array, "B h w O"]:
+        """Return float32 [B, H / factor, W / factor, outputs]; pictures are in [-1, 1].
+
+        Raises ValueError for a factor that is no power of two and for sides that are no multiples of it.
+        """
+        halvings = self._halvings()
+        check_sides(x, self.factor)
+        h = x
+        for i in range(halvings):
+            width = self.channels if i else self.channels // 2
+            h = nn.relu(self._layer(Conv, width, 2, kernel=4, name=f"down_{i}")(h))
+        h = self._residual_stack(self._layer(Conv, self.channels, name="conv")(h))
+        return Dense(self.outputs, self.initializer, name="conv_out")(h)
+
+
+class Decoder(_Network):
+    """A 3x3 convolution, residual blocks, and transposed convolutions (of factor 1: a 3x3 one) to `outputs`."""
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "B h w D"], dropout_keys: PRNGKeys | None = None) -> Float[Array, "B H W O"]:
+        """Return float32 [B, h * factor, w * factor, outputs].
+
+        Raises ValueError for a factor that is no power of two.
+        """
+        halvings = self._halvings()
+        h = self._residual_stack(self._layer(Conv, self.channels, name="conv")(z))
+        for i in reversed(range(1, halvings)):
+            width = self.channels if i > 1 else self.channels // 2
+            h = nn.relu(self._layer(TransposedConv, width, name=f"up_{i}")(h))
+        last = TransposedConv if halvings else Conv
+        return last(self.outputs, initializer=self.initializer, name="conv_out")(h)

@@ -1,0 +1,21 @@
+"""How systems without a diffusion process are sampled: a few numbers, each a traced input."""
+
+from collections.abc import Mapping
+
+from jax import Array
+from jax import numpy as jnp
+
+from diffjax.choice import check_options
+
+
+def make_settings(
+    system: str, defaults: Mapping[str, float], sampler_config: Mapping, *, capacity: int | None = None, **overrides
+) -> dict[str, Array]:
+    """The settings of a config's `sampler` section with `overrides`, the rest by `defaults`; their kinds are kept.
+
+    Raises UserError for one that `system` does not take. There are no steps, so none are padded to `capacity`.
+    """
+    given = {**sampler_config, **overrides}
+    check_options(f"system={system}", defaults, given)
+    kinds = {name: jnp.int32 if isinstance(value, int) else jnp.float32 for name, value in defaults.items()}
+    return {name: jnp.asarray(given.get(name, value), kinds[name]) for name, value in defaults.items()}

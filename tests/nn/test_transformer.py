@@ -1,0 +1,269 @@
+"""The transformer: what it sees, PyTorch's with the same weights, and sampling against the whole network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from diffjax.latents.logits import draw
+from diffjax.nn.transformer import Transformer, generate
+
+WIDTH, K = 8, 5
+
+
+def small(**options):
+    return Transformer(**({"width": WIDTH, "layers": 2, "heads": 2} | options))
+
+
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Of the small network, with nothing left at zero or one."""
+    params = jax.jit(small().init)(jax.random.key(0), np.zeros((1, 2, WIDTH)))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: (np.asarray(p) + 0.3 * rng.normal(size=p.shape)).astype(np.float32), params)
+
+
+def sparse_mask(length, seed=5):
+    """Causal, with half of what is before left out."""
+    return np.tril(np.random.default_rng(seed).random((length, length)) < 0.5) | np.eye(length, dtype=bool)
+
+
+def numpy_transformer(params, x, mask, activation):
+    """Of one sequence, two heads, float64."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+
+    def dense(p, y):
+        return y @ p["kernel"] + p["bias"]
+
+    def norm(p, y):
+        return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    x = x.astype(np.float64)
+    for n in range(len(params) - 1):
+        p, heads = params[f"block_{n}"], []
+        thirds = np.split(dense(p["qkv"], norm(p["norm_attention"], x)), 3, -1)
+        for q, k, v in zip(*(np.split(y, 2, -1) for y in thirds), strict=True):
+            weights = np.where(mask, np.exp(q @ k.T / np.sqrt(q.shape[-1])), 0)
+            heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+        x = x + dense(p["out"], np.concatenate(heads, -1))
+        h = dense(p["mlp_in"], norm(p["norm_mlp"], x))
+        h = h * (0.5 * (1 + erf(h / np.sqrt(2))) if activation == "gelu" else 1 / (1 + np.exp(-1.702 * h)))
+        x = x + dense(p["mlp_out"], h)
+    return norm(params["norm_out"], x)
+
+
+@pytest.mark.parametrize(
+    "kind,activation", [("causal", "quick_gelu"), ("full", "gelu"), ("sparse", "gelu"), ("examples", "quick_gelu")]
+)
+def test_forward_pass_matches_numpy(params, kind, activation):
+    x = normal(2, 6, WIDTH)
+    mask, expected = {
+        "causal": (None, [np.tril(np.ones((6, 6), bool))] * 2),
+        "full": (np.ones((6, 6), bool), [np.ones((6, 6), bool)] * 2),
+        "sparse": (sparse_mask(6), [sparse_mask(6)] * 2),
+        "examples": (np.stack([sparse_mask(6, s) for s in (5, 6)]), [sparse_mask(6, s) for s in (5, 6)]),
+    }[kind]
+    found = jax.jit(small(activation=activation).apply)({"params": params}, x, mask)
+    for n in range(2):
+        np.testing.assert_allclose(found[n], numpy_transformer(params, x[n], expected[n], activation), atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", [None, sparse_mask(7)])
+def test_no_position_sees_a_later_one(params, mask):
+    model = small(layers=1)  # so that the mask is all that a position may see
+    x = normal(1, 7, WIDTH)
+    jacobian = jax.jit(jax.jacrev(lambda x: model.apply({"params": params}, x, mask)[0, :, 0]))(x)  # [T, 1, T, W]
+    seen = np.tril(np.ones((7, 7), bool)) if mask is None else mask
+    np.testing.assert_array_equal(np.abs(jacobian).max((1, 3)) != 0, seen)
+
+
+def test_masks_of_layers(params):
+    """Two layers of which each sees one place: the composition of the two."""
+    first, second = np.eye(5, k=-1, dtype=bool), np.eye(5, dtype=bool)
+    first[0, 0] = True
+    x = normal(1, 5, WIDTH)
+    jacobian = jax.jit(jax.jacrev(lambda x: small().apply({"params": params}, x, (first, second))[0, :, 0]))(x)
+    np.testing.assert_array_equal(np.abs(jacobian).max((1, 3)) != 0, first | np.eye(5, dtype=bool))
+    with pytest.raises(ValueError, match="3 masks were given for 2 layers"):
+        small().apply({"params": params}, x, (first, first, first))
+
+
+TABLE, PLACES = normal(K, WIDTH, seed=7), normal(12, WIDTH, seed=8)  # embed tokens and positions
+HEAD = normal(WIDTH, K, seed=9)
+
+
+def pick(keys, output, position, **options):
+    token = jax.vmap(lambda key, logits: draw(key, logits, **options))(keys, output @ HEAD)
+    x = jnp.asarray(TABLE)[token] + jnp.asarray(PLACES)[position][None, :]
+    return {"token": token, "output": output, "position": position[None]}, x
+
+
+@pytest.mark.parametrize("kind,known", [("causal", 1), ("causal", 4), ("sparse", 4), ("layers", 1), ("examples", 4)])
+def test_sampling_sees_what_the_whole_network_would(params, kind, known):
+    model, length = small(), 6
+    total = known + length - 1
+    mask = {
+        "causal": None,
+        "sparse": sparse_mask(total + 2),  # larger than needed: the rest is not looked at
+        "layers": (sparse_mask(total), None),
+        "examples": np.stack([sparse_mask(total, s) for s in (5, 6)]),
+    }[kind]
+    prefix = normal(2, known, WIDTH, seed=3)
+    keys = jax.random.split(jax.random.key(3), 2)
+    values = jax.jit(lambda params: generate(model, params, pick, keys, prefix, length, mask))(params)
+    assert values["token"].shape == (2, length)
+    assert len(np.unique(values["token"])) > 2
+    np.testing.assert_array_equal(values["position"][0], known + np.arange(length))
+
+    drawn = TABLE[values["token"][:, :-1]] + PLACES[None, known:total]
+    whole = mask[:total, :total] if kind == "sparse" else mask
+    expected = jax.jit(model.apply)({"params": params}, np.concatenate([prefix, drawn], 1), whole)
+    np.testing.assert_allclose(values["output"], expected[:, known - 1 :], atol=1e-5)
+
+
+def test_extending_in_parts_is_the_whole(params):
+    model, x = small(), normal(2, 7, WIDTH)
+    cache = model.init_cache(2, 9)
+
+    @jax.jit
+    def extend(x, cache, position):
+        full = np.ones((9, 9), bool)  # what comes later is not there to be seen
+        return model.apply({"params": params}, x, cache, position, full, method="extend")
+
+    step = jax.jit(lambda x, cache, position: model.apply({"params": params}, x, cache, position, method="step"))
+    first, cache = extend(x[:, :3], cache, 0)
+    second, cache = extend(x[:, 3:6], cache, 3)
+    last, cache = step(x[:, 6], cache, 6)
+    found = jnp.concatenate([first, second, last[:, None]], 1)
+    np.testing.assert_allclose(found, jax.jit(model.apply)({"params": params}, x), atol=1e-5)
+
+
+def test_an_example_is_drawn_from_its_own_key(params):
+    model, prefix = small(), normal(3, 2, WIDTH, seed=3)
+    keys = jax.random.split(jax.random.key(3), 3)
+    draws = jax.jit(lambda params, keys, prefix: generate(model, params, pick, keys, prefix, 8)["token"])
+    tokens = draws(params, keys, prefix)
+    turned = np.array([1, 2, 0])
+    np.testing.assert_array_equal(draws(params, keys[turned], prefix[turned]), tokens[turned])
+    same = draws(params, keys[np.zeros(3, int)], np.repeat(prefix[:1], 3, 0))
+    assert (same == same[:1]).all()
+    # Where the outputs are equal, examples and positions differ by their keys alone.
+    uniform = draws(jax.tree.map(np.zeros_like, params), keys, prefix)
+    assert len(np.unique(uniform[0])) > 1 and (uniform[0] != uniform[1]).any()
+
+
+def test_one_compilation_sweeps_temperature_top_k_and_top_p(params):
+    model, prefix = small(), normal(2, 2, WIDTH, seed=3)
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    @jax.jit
+    def sample(temperature, top_k, top_p):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return generate(model, params, lambda *given: pick(*given, **options), keys, prefix, 8)
+
+    for setting in ((1.0, 1, 1.0), (1.0, 0, 1e-6), (1e-4, 0, 1.0)):
+        values = sample(jnp.float32(setting[0]), jnp.int32(setting[1]), jnp.float32(setting[2]))
+        np.testing.assert_array_equal(values["token"], (values["output"] @ HEAD).argmax(-1))
+    values = sample(jnp.float32(3), jnp.int32(0), jnp.float32(1))
+    assert (values["token"] != (values["output"] @ HEAD).argmax(-1)).any()
+    assert sample._cache_size() == 1
+
+
+def test_initialisation():
+    params = jax.jit(small(width=128).init)(jax.random.key(0), jnp.zeros((1, 2, 128)))["params"]
+    for name, std in (("qkv", 0.02), ("mlp_in", 0.02), ("out", 0.01), ("mlp_out", 0.01)):  # 0.02 / sqrt(2 * 2)
+        for block in (params["block_0"], params["block_1"]):
+            np.testing.assert_allclose(np.std(block[name]["kernel"]), std, rtol=0.02)
+            assert not np.any(block[name]["bias"])
+
+
+def test_bfloat16(params):
+    model, x = small(dtype=jnp.bfloat16), normal(2, 6, WIDTH)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), x)))
+    found, exact = (jax.jit(m.apply)({"params": params}, x) for m in (model, small()))
+    assert found.dtype == jnp.float32 and 0 < np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+    keys = jax.random.split(jax.random.key(3), 2)
+    values = jax.jit(lambda params: generate(model, params, pick, keys, x[:, :2], 5))(params)
+    drawn = TABLE[values["token"][:, :-1]] + PLACES[None, 2:6]
+    expected = jax.jit(model.apply)({"params": params}, np.concatenate([x[:, :2], drawn], 1))[:, 1:]
+    np.testing.assert_allclose(values["output"], expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_remat_changes_no_number(params):
+    x, keys = normal(2, 6, WIDTH), jax.random.split(jax.random.key(0), 2)
+    remat, plain = (small(dropout=0.5, remat=remat) for remat in (True, False))
+    assert str(jax.make_jaxpr(remat.apply)({"params": params}, x, None, keys)).count("remat") == 2  # one a layer
+    found, expected = (jax.jit(m.apply)({"params": params}, x, None, keys) for m in (remat, plain))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    jax.eval_shape(lambda params: generate(remat, params, pick, keys, x, 2, sparse_mask(7)), params)  # samples too
+
+
+def test_dropout_of_each_branch_is_keyed_by_the_example(params):
+    model, x = small(layers=1, dropout=0.5), np.repeat(normal(1, 4, WIDTH), 3, 0)
+    keys = jax.random.split(jax.random.key(0), 2)[np.array([0, 0, 1])]
+    dropped, clean = (
+        jax.jit(lambda params, keys=k: model.apply({"params": params}, x, None, keys)) for k in (keys, None)
+    )
+    for silent in ("out", "mlp_out"):  # the other branch alone makes the difference
+        block = params["block_0"] | {silent: jax.tree.map(np.zeros_like, params["block_0"][silent])}
+        y, plain = (np.asarray(f(params | {"block_0": block})) for f in (dropped, clean))
+        np.testing.assert_array_equal(y[0], y[1])
+        assert np.abs(y[0] - y[2]).max() > 1e-3 and np.abs(y[0] - plain[0]).max() > 1e-3
+        np.testing.assert_array_equal(plain[0], plain[2])
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"activation": "relu"}, "activation is 'relu': choose from gelu, quick_gelu"),
+        ({"heads": 3}, "8 channels cannot be split among 3 attention heads"),
+        ({"width": 6}, "inputs have 8 channels: the transformer's width is 6"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"attention": "flash"}, "attention is 'flash'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(small(**options).init, jax.random.key(0), np.zeros((1, 2, WIDTH)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["causal", "full", "sparse"])
+def test_parity_with_pytorch(kind):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(
+        WIDTH, 2, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs = torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(WIDTH), enable_nested_tensor=False).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+
+    def norm(m):
+        return {"scale": m.weight.detach().numpy(), "bias": m.bias.detach().numpy()}
+
+    def dense(weight, bias):
+        return {"kernel": weight.detach().numpy().T, "bias": bias.detach().numpy()}
+
+    ours = {"norm_out": norm(theirs.norm)}
+    for n, m in enumerate(theirs.layers):
+        ours[f"block_{n}"] = {
+            "norm_attention": norm(m.norm1),
+            "qkv": dense(m.self_attn.in_proj_weight, m.self_attn.in_proj_bias),
+            "out": dense(m.self_attn.out_proj.weight, m.self_attn.out_proj.bias),
+            "norm_mlp": norm(m.norm2),
+            "mlp_in": dense(m.linear1.weight, m.linear1.bias),
+            "mlp_out": dense(m.linear2.weight, m.linear2.bias),
+        }
+    x = normal(2, 6, WIDTH)
+    mask = {"causal": None, "full": np.ones((6, 6), bool), "sparse": sparse_mask(6)}[kind]
+    seen = np.tril(np.ones((6, 6), bool)) if mask is None else mask
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x), mask=torch.tensor(~seen)).numpy()
+    np.testing.assert_allclose(jax.jit(small().apply)({"params": ours}, x, mask), expected, atol=1e-5)
