@@ -36,6 +36,7 @@ setuptools.setup(
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
         "parity": ["diffusers>=0.35", "efficientnet-lite-pytorch==0.1.0", "torch==2.13.0", "transformers>=4.50"],

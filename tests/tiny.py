@@ -1,9 +1,11 @@
 """The smallest config that still has every part: digits, a UNet of a few thousand parameters, ten timesteps."""
 
+import itertools
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from jax import numpy as jnp
 
 from diffjax.commands.flags import load_file
@@ -72,6 +74,19 @@ def write(path: Path, base: str = "digits", **changes) -> Path:
     return path
 
 
+def thinned(*axes, every: int = 4) -> list:
+    """All combinations for pytest to run, most of them marked slow.
+
+    Every `every`-th is left, along diagonals, so that each value of the axes that are long enough has its turn.
+    """
+
+    def case(chosen):
+        values, left = [value for _, value in chosen], sum(i for i, _ in chosen) % every == 0
+        return pytest.param(*values, marks=() if left else pytest.mark.slow)
+
+    return [case(chosen) for chosen in itertools.product(*map(enumerate, axes))]
+
+
 def moment(step: int = 0, batch_size: int = 6) -> Moment:
     """Of a step on one device."""
     return Moment(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), lambda tree: tree)
@@ -83,10 +98,16 @@ def batch(size: int = 6, seed: int = 0) -> Batch:
     return {"image": image, "label": np.arange(size, dtype=np.int32) % 10, "index": np.arange(size, dtype=np.int32)}
 
 
-def randomised(init, seed: int = 0, scale: float = 0.1) -> Variables:
-    """Fresh variables of `init`, with noise on the parameters: none is left at the zeros of initialisation."""
-    variables = jax.jit(init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(variables["params"])
-    rng = np.random.default_rng(seed)
-    noisy = [leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    return {**variables, "params": jax.tree.unflatten(tree, noisy)}
+def randomised(init, seed: int = 0) -> Variables:
+    """Fresh variables of `init`, but for random parameters: none is left at the zeros of initialisation.
+
+    They are NumPy's, as compiling an initialisation takes seconds.
+    """
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0))
+    others = jax.jit(lambda key: {name: tree for name, tree in init(key).items() if name != "params"})
+
+    def draw(path, leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 100
+        return jnp.asarray((path[-1].key == "scale") + rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+
+    return {**others(jax.random.key(seed)), "params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}

@@ -14,6 +14,9 @@ from diffjax.typing import Moment
 Books = Float[Array, "n K d"]
 Memory = dict[str, Array]  # "counts" and "seen" [n, K]; "sums" [n, K, d] with running means, "shift" [n, K, d] without
 
+_LEAST = 1e-12  # of a count
+_NO_EXAMPLE = 2**32 - 1  # an example's key is folded with its index, which is none so large
+
 
 def init(books: Books, *, ema: bool) -> Memory:
     """A memory in which every code of `books` is used alike."""
@@ -24,7 +27,7 @@ def init(books: Books, *, ema: bool) -> Memory:
 
 def means(memory: Memory) -> Books:
     """The running means of what each code stands for: VQ-VAE (van den Oord et al. 2017), app. A.1, eq. 8."""
-    return memory["sums"] / jnp.maximum(memory["counts"], 1e-12)[..., None]
+    return memory["sums"] / memory["counts"][..., None]
 
 
 def normalized(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -42,15 +45,16 @@ def nearest(z: Float[Array, "... d"], book: Float[Array, "K d"]) -> Int[Array, "
 def moved(memory: Memory, inputs: Float[Array, "n ... d"], codes: Int[Array, "... n"], *, decay: float) -> Memory:
     """Counts, and sums where there are any, moved towards those of the batch: VQ-VAE, app. A.1, eqs. 6 and 7.
 
-    Counts are shares of the latents.
+    Counts are shares of the latents. A code that stands for nothing keeps a count of about `_LEAST`, and so its place.
     """
     codes = _by_book(codes)
     inputs = inputs.reshape(*codes.shape, -1)
     size = memory["counts"].shape[1]
-    new = {**memory, "counts": decay * memory["counts"] + (1 - decay) * _shares(codes, size)}
+    keep = jnp.where(memory["counts"] < _LEAST, 1.0, decay)
+    new = {**memory, "counts": keep * memory["counts"] + (1 - decay) * _shares(codes, size)}
     if "sums" in memory:
         sums = jax.vmap(lambda x, code: jax.ops.segment_sum(x, code, size))(inputs, codes) / codes.shape[1]
-        new["sums"] = decay * memory["sums"] + (1 - decay) * sums
+        new["sums"] = keep[..., None] * memory["sums"] + (1 - decay) * sums
     return new
 
 
@@ -61,7 +65,7 @@ def candidates(inputs: Float[Array, "n B ... d"], size: int, index: Int[Array, "
     """
     inputs = inputs.reshape(*inputs.shape[:2], -1, inputs.shape[-1])  # [n, B, positions, d]
     books, here, positions, _ = inputs.shape
-    example_key, place_key = jax.random.split(jax.random.fold_in(moment.key, 0))
+    example_key, place_key = jax.random.split(jax.random.fold_in(moment.key, _NO_EXAMPLE))
     example = jax.random.randint(example_key, (books, size), 0, moment.batch_size)
     place = jax.random.randint(place_key, (books, size), 0, positions)
     match = example[..., None] == index[None, None, :]
@@ -120,5 +124,5 @@ def _by_book(codes: Int[Array, "... n"]) -> Int[Array, "n N"]:
 
 def _shares(codes: Int[Array, "n N"], size: int) -> Float[Array, "n K"]:
     """The share of latents that each code stands for."""
-    one = jnp.full(codes.shape[1], 1.0 / codes.shape[1])
-    return jax.vmap(lambda code: jax.ops.segment_sum(one, code, size))(codes)
+    counts = jax.vmap(lambda code: jnp.bincount(code, length=size))(codes)
+    return counts / codes.shape[1]

@@ -67,8 +67,8 @@ def logistic() -> Likelihood:
 def logit_laplace(*, epsilon: float = 0.1, least_scale: float = 0.0) -> Likelihood:
     """A Laplace distribution of the logit of (1 - 2 epsilon) x + epsilon, x in [0, 1]: Ramesh et al. 2021, app. A.3.
 
-    A density of values that lie in (epsilon, 1 - epsilon), where logits are finite. Where pictures have areas of one
-    colour it has no bound; a `least_scale` gives it one.
+    A density over (0, 1), of values that lie in (epsilon, 1 - epsilon), where logits are finite. Where pictures have
+    areas of one colour it has no bound; a `least_scale` gives it one.
     """
 
     def nll(x, output):

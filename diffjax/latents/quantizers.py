@@ -63,7 +63,7 @@ class Quantizer(abc.ABC):
     def learn(
         self, params: Params, memory: Memory, found: Quantized, index: Int[Array, "B"], moment: Moment
     ) -> tuple[Memory, dict[str, Array]]:
-        """The memory after a step, linear in averages over the batch, and metrics: perplexity, codes_used, restarts."""
+        """The memory after a step, linear in averages over the batch; perplexity, codes_used, any restarts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,11 @@ class VectorQuantizer(Quantizer):
         memory = codebook.init(books, ema=self.ema)
         return ({} if self.ema else {"books": books}), memory
 
+    def _learned(self, params: Params, memory: Memory) -> Books:
+        return codebook.means(memory) if self.ema else params["books"] + memory["shift"]
+
     def _books(self, params: Params, memory: Memory) -> Books:
-        books = codebook.means(memory) if self.ema else params["books"] + memory["shift"]
+        books = self._learned(params, memory)
         return codebook.normalized(books) if self.cosine else books
 
     def quantize(self, params, memory, z):
@@ -148,12 +151,11 @@ class VectorQuantizer(Quantizer):
         return ({} if self.ema else {"books": books}), codebook.init(books, ema=self.ema)
 
     def learn(self, params, memory, found, index, moment):
-        books = lax.stop_gradient(self._books(params, memory))
         dead = memory["counts"] < self.restart_below / self.vocabulary
         lively = codebook.moved(memory, found.inputs, found.codes, decay=self.decay)
         if self.restart_below:
             fresh = codebook.candidates(found.inputs, self.vocabulary, index, moment)
-            lively = codebook.restarted(lively, dead, fresh, books)
+            lively = codebook.restarted(lively, dead, fresh, lax.stop_gradient(self._learned(params, memory)))
         seen = codebook.seen(memory, found.codes, moment)
         restarts = dead.sum() * 1.0
         return {**lively, "seen": seen}, {**codebook.usage(moment.mean(seen)), "restarts": restarts}
@@ -184,7 +186,7 @@ class FiniteScalars(Quantizer):
         levels = np.array(self.levels, np.float32)
         reach = (levels - 1) * (1 - 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
-        shift = np.arctanh(offset / reach).astype(np.float32)
+        shift = np.tan(offset / reach).astype(np.float32)
         bounded = jnp.tanh(z + shift[None, None, None]) * reach[None, None, None] - offset[None, None, None]
         return bounded + lax.stop_gradient(jnp.round(bounded) - bounded)
 

@@ -7,7 +7,8 @@ from jax import numpy as jnp
 from diffjax.diffusion import sampling
 from diffjax.diffusion.noise import perturb
 from diffjax.errors import UserError
-from diffjax.systems.pixels import check_buildable, make_unet, to_unit_range
+from diffjax.systems.networks import check_buildable, make_unet
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.process import make_schedule, make_times
 from diffjax.typing import Aux, ImageSpec, Objective, System
 

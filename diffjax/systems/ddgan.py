@@ -15,9 +15,9 @@ from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import Noise, perturb, posterior_mean, posterior_variance, transition_variance
 from diffjax.diffusion.sampling import noise_of, split
 from diffjax.nn.gan import Mapping
-from diffjax.systems.autoencoder import make
 from diffjax.systems.gan import classes_of, make_critic, make_objective
-from diffjax.systems.pixels import check_buildable, make_unet, to_unit_range
+from diffjax.systems.networks import check_buildable, make, make_unet
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import Model, draw, make_plan
 from diffjax.systems.process import Process
 from diffjax.typing import Images, ImageSpec, PRNGKeys, System, Times

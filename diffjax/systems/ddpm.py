@@ -6,7 +6,8 @@ import jax
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.systems.pixels import check_buildable, make_unet, to_unit_range
+from diffjax.systems.networks import check_buildable, make_unet
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import Model, Plan, draw, make_plan
 from diffjax.systems.process import Process
 from diffjax.typing import Aux, ImageSpec, Labels, Objective, PRNGKeys, System

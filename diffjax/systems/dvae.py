@@ -12,24 +12,15 @@ from jaxtyping import Array, Float
 
 from diffjax.diffusion.sampling import split
 from diffjax.errors import UserError
-from diffjax.latents import codebook, gumbel
-from diffjax.systems.autoencoder import (
-    Attempt,
-    Coder,
-    Params,
-    fresh_statistics,
-    frozen_features,
-    latent_scale,
-    make_objective,
-    note,
-    statistics,
-)
-from diffjax.systems.pixels import check_buildable
+from diffjax.latents import codebook, gumbel, statistics
+from diffjax.systems.autoencoder import Attempt, make_objective
+from diffjax.systems.coder import Coder, Params
+from diffjax.systems.networks import check_buildable
 from diffjax.typing import Codec, ImageSpec, System
 
 
-def build(config, spec: ImageSpec, features: Params | None = None) -> System:
-    """The autoencoder of `config` for images of `spec`; `features` are a network's, for the perceptual loss.
+def build(config, spec: ImageSpec, **frozen: Params) -> System:
+    """The autoencoder of `config` for images of `spec`; `features` of a network are for the perceptual loss.
 
     Raises UserError for what does not exist or does not fit.
     """
@@ -50,7 +41,7 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
         return {
             "params": {"model": params},
             "codes": {"seen": jnp.zeros((1, size))},
-            "latents": fresh_statistics(),
+            "latents": statistics.init(),
         }
 
     def attempt(params, variables, batch, keys, moment):
@@ -68,12 +59,12 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
             "kl_weight": weight,
             **codebook.usage(moment.mean(seen)),
         }
-        updated = {"codes": {"seen": seen}, "latents": statistics(variables["latents"], latent, moment)}
+        updated = {"codes": {"seen": seen}, "latents": statistics.moved(variables["latents"], latent, moment)}
         output = coder.decode(params, latent, batch["image"], decoder_keys)
         return Attempt(latent, output, weight * nats / values, metrics, updated)
 
     def codec(variables) -> Codec:
-        params, scale = variables["params"]["model"], latent_scale(variables["latents"])
+        params, scale = variables["params"]["model"], statistics.scale(variables["latents"])
 
         def to_codes(x):
             return (jnp.argmax(coder.encode(params, x), axis=-1)[..., None],)
@@ -93,10 +84,8 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
         )
 
     check_buildable(init)
-    objective = make_objective(config, spec, coder, init, attempt, note=note(config))
-    return System(
-        objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen_features(features)
-    )
+    objective = make_objective(config, spec, coder, init, attempt)
+    return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)
 
 
 def annealed(step: Array, start: float, end: float, steps: int) -> Float[Array, ""]:

@@ -12,9 +12,9 @@ from jax import numpy as jnp
 from diffjax.diffusion.sampling import noise_of
 from diffjax.errors import UserError
 from diffjax.nn.gan import Discriminator, Generator
-from diffjax.systems.autoencoder import make
 from diffjax.systems.critic import Critic, Inputs
-from diffjax.systems.pixels import check_buildable, dtype_of, to_unit_range
+from diffjax.systems.networks import check_buildable, dtype_of, make
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Aux, Batch, ImageSpec, Objective, PRNGKey, PRNGKeys, System
 

@@ -23,8 +23,8 @@ from diffjax.errors import UserError, unknown
 from diffjax.latents import logits as of_logits
 from diffjax.nn import pixelcnn, transformer
 from diffjax.nn.layers import Dense
-from diffjax.systems.autoencoder import make
-from diffjax.systems.pixels import check_buildable, dtype_of, to_unit_range
+from diffjax.systems.networks import check_buildable, dtype_of, make
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Aux, Codec, Codes, ImageSpec, Labels, Objective, PRNGKey, PRNGKeys, System, Variables
 
@@ -70,7 +70,15 @@ def build(config, spec: ImageSpec, codec: tuple[System, Variables] | None = None
         codes = model.draw(variables["params"]["model"], keys, condition["label"], pick)
         return autoencoder.codec(variables["frozen"]["codec"]).from_codes(codes)
 
-    plan = functools.partial(make_settings, "prior", _SETTINGS)
+    def plan(sampler_config, **overrides):
+        made = make_settings("prior", _SETTINGS, sampler_config, **overrides)
+        if not (made["temperature"] > 0 and made["top_k"] >= 0 and 0 < made["top_p"] <= 1):
+            raise UserError(
+                f"temperature={made['temperature']:g}, top_k={made['top_k']}, top_p={made['top_p']:g}: a temperature "
+                "above 0 (top_k=1 is greedy), a top_k from 0, a top_p above 0 and up to 1"
+            )
+        return made
+
     plan(config.sampler)
     check_buildable(init)
     return System(

@@ -14,25 +14,17 @@ from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import fold_in, noise_of, split
 from diffjax.errors import UserError
-from diffjax.latents import gaussian
-from diffjax.systems.autoencoder import (
-    Attempt,
-    Coder,
-    Params,
-    fresh_statistics,
-    frozen_features,
-    latent_scale,
-    make_objective,
-    note,
-    statistics,
-)
-from diffjax.systems.pixels import check_buildable, to_unit_range
+from diffjax.latents import gaussian, statistics
+from diffjax.systems.autoencoder import Attempt, make_objective
+from diffjax.systems.coder import Coder, Params
+from diffjax.systems.networks import check_buildable
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Codec, ImageSpec, System
 
 
-def build(config, spec: ImageSpec, features: Params | None = None) -> System:
-    """The autoencoder of `config` for images of `spec`; `features` are a network's, for the perceptual loss.
+def build(config, spec: ImageSpec, **frozen: Params) -> System:
+    """The autoencoder of `config` for images of `spec`; `features` of a network are for the perceptual loss.
 
     Raises UserError for what does not exist or does not fit.
     """
@@ -46,7 +38,7 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
 
     def init(key):
         params = coder.init(key, jnp.zeros((1, *latent_shape)))
-        return {"params": {"model": params}, "latents": fresh_statistics()}
+        return {"params": {"model": params}, "latents": statistics.init()}
 
     def attempt(params, variables, batch, keys, moment):
         noise_keys, keys = split(keys)
@@ -62,10 +54,10 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
         if coder.likelihood.exact:
             nll = bits * coder.likelihood.nll(x, output)
             metrics |= {"nll": nll, "bits_per_dim": nll + kl}
-        return Attempt(z, output, cost, metrics, {"latents": statistics(variables["latents"], q.mean, moment)})
+        return Attempt(z, output, cost, metrics, {"latents": statistics.moved(variables["latents"], q.mean, moment)})
 
     def codec(variables) -> Codec:
-        params, scale = variables["params"]["model"], latent_scale(variables["latents"])
+        params, scale = variables["params"]["model"], statistics.scale(variables["latents"])
         return Codec(
             encode=lambda x: gaussian.split(coder.encode(params, x)).mean * scale,
             decode=lambda z: coder.reconstruct(params, z / scale),
@@ -98,11 +90,11 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
 
     check_buildable(init)
     return System(
-        objective=make_objective(config, spec, coder, init, attempt, note=note(config)),
+        objective=make_objective(config, spec, coder, init, attempt),
         classes=0,
         plan=functools.partial(make_settings, "vae", {"temperature": 1.0}),
         sample=sample,
         codec=codec if coder.pixelcnn is None else None,
         likelihood=likelihood if coder.likelihood.exact else None,
-        frozen=frozen_features(features),
+        frozen=frozen,
     )

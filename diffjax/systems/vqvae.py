@@ -16,28 +16,21 @@ from jaxtyping import Array
 
 from diffjax.diffusion.sampling import split
 from diffjax.errors import UserError, unknown
+from diffjax.latents import statistics
 from diffjax.latents.quantizers import FiniteScalars, Quantized, Quantizer, VectorQuantizer
 from diffjax.nn.autoencoders import vqvae
 from diffjax.nn.layers import Dense
-from diffjax.systems.autoencoder import (
-    Attempt,
-    Coder,
-    Params,
-    fresh_statistics,
-    frozen_features,
-    latent_scale,
-    make_objective,
-    note,
-    statistics,
-)
-from diffjax.systems.pixels import check_buildable, dtype_of, to_unit_range
+from diffjax.systems.autoencoder import Attempt, make_objective
+from diffjax.systems.coder import Coder, Params
+from diffjax.systems.networks import check_buildable, dtype_of
+from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Codec, ImageSpec, Latents, PRNGKey, PRNGKeys, System, Variables
 
 _FEW = 0.05  # of the codes; with fewer in use a codebook has collapsed
 
 
-def build(config, spec: ImageSpec, features: Params | None = None) -> System:
-    """The autoencoder of `config` for images of `spec`; `features` are a network's, for the perceptual loss.
+def build(config, spec: ImageSpec, **frozen: Params) -> System:
+    """The autoencoder of `config` for images of `spec`; `features` of a network are for the perceptual loss.
 
     Raises UserError for what does not exist or does not fit.
     """
@@ -50,7 +43,7 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
         fresh = {name: quantizer.init(k) for name, k in zip(names, keys, strict=True)}
         params = {**levels.init(key), "codes": {name: own for name, (own, _) in fresh.items()}}
         memory = {name: memory for name, (_, memory) in fresh.items()}
-        return {"params": {"model": params}, "codes": memory, "latents": fresh_statistics()}
+        return {"params": {"model": params}, "codes": memory, "latents": statistics.init()}
 
     def attempt(params, variables, batch, keys, moment):
         x, (encoder_keys, decoder_keys) = batch["image"], split(keys)
@@ -63,7 +56,7 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
             suffix = f"_{name}" if len(names) > 1 else ""
             metrics |= {key + suffix: value for key, value in {"commitment": one.commitment, **measured}.items()}
         encoded = z[0] if len(names) == 1 else latent
-        updated = {"codes": memory, "latents": statistics(variables["latents"], encoded, moment)}
+        updated = {"codes": memory, "latents": statistics.moved(variables["latents"], encoded, moment)}
         return Attempt(latent, coder.decode(params, latent, x, decoder_keys), cost, metrics, updated)
 
     def prepare(variables, batch):
@@ -87,7 +80,7 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
 
     def codec(variables) -> Codec:
         params, memory = variables["params"]["model"], variables["codes"]
-        scale = latent_scale(variables["latents"])
+        scale = statistics.scale(variables["latents"])
 
         def encode(x):
             """Of one level the latents before they are quantised, as latent diffusion uses them."""
@@ -122,11 +115,9 @@ def build(config, spec: ImageSpec, features: Params | None = None) -> System:
         )
 
     check_buildable(init)
-    others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn, "note": note(config)}
+    others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn}
     objective = make_objective(config, spec, coder, init, attempt, **others)
-    return System(
-        objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen_features(features)
-    )
+    return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,13 +34,14 @@ def built(base, **changes):
 def test_its_loss_is_the_cross_entropy_of_its_logits():
     system, variables = built("classifier_digits", diffusion__times="uniform")
     original = system.objective.losses["model"]
-    loss, aux = jax.jit(lambda keys: original(variables, batch(), keys, tiny.moment()))(jax.random.split(jax.random.key(2), 6))
+    keys = jax.random.split(jax.random.key(2), 6)
+    loss, aux = jax.jit(lambda keys: original(variables, batch(), keys, tiny.moment()))(keys)
     assert loss.shape == aux.metrics["accuracy"].shape == (6,)
     # At no noise to speak of the loss can be had from the image itself.
     calm = systems.build(
         tiny.config("classifier_digits", diffusion__timesteps=1, diffusion__schedule="edm(sigma_max=1e-6)"), SPEC
     )
-    loss, aux = calm.objective.losses["model"](variables, batch(), jax.random.split(jax.random.key(2), 6), tiny.moment())
+    loss, aux = calm.objective.losses["model"](variables, batch(), keys, tiny.moment())
     x = batch()["image"] / 127.5 - 1
     logits = np.asarray(
         calm.classify(variables, jnp.asarray(x, jnp.float32), Noise(*map(jnp.asarray, (1.0, 1.0, 0.0))))

@@ -132,7 +132,8 @@ def test_a_papers_choices_train_and_sample(paper):
     @jax.jit
     def gradient(params):
         def mean(params):
-            loss, aux = system.objective.losses["model"]({**variables, "params": {"model": params}}, batch(), keys, tiny.moment())
+            given = {**variables, "params": {"model": params}}
+            loss, aux = system.objective.losses["model"](given, batch(), keys, tiny.moment())
             return loss.mean(), aux
 
         return jax.grad(mean, has_aux=True)(params)

@@ -1,0 +1,51 @@
+"""Flax modules from the sections of a config."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+from jax.typing import DTypeLike
+
+from diffjax.errors import UserError, unknown
+from diffjax.nn.unet import UNet
+from diffjax.typing import ImageSpec
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make(module: type[nn.Module], section: Mapping, name: str, but: tuple[str, ...] = (), **given) -> nn.Module:
+    """The module with the fields of a config's section. Raises UserError for fields that it has not."""
+    fields = {field.name for field in dataclasses.fields(module)} - {"parent", "name", *given}
+    for field in section:
+        if field not in fields and field not in but:
+            raise unknown(f"field of config.{name}", field, fields | set(but))
+    return module(**given, **{field: value for field, value in section.items() if field in fields})
+
+
+def make_unet(config, spec: ImageSpec, **given) -> UNet:
+    """The UNet of `config.model`, whose other fields are `given`. Raises UserError for what does not fit `spec`."""
+    unet = make(UNet, config.model, "model", dtype=dtype_of(config), **given)
+    halvings = len(unet.multipliers) - 1
+    if spec.size % 2**halvings:
+        raise UserError(
+            f"data.image_size={spec.size} cannot be halved {halvings} times, as model.multipliers asks: "
+            f"use a multiple of {2**halvings}, or fewer multipliers"
+        )
+    return unet
+
+
+def dtype_of(config) -> DTypeLike:
+    """What `config.dtype` names. Raises UserError for what is none."""
+    if config.dtype not in _DTYPES:
+        raise unknown("dtype", config.dtype, _DTYPES)
+    return _DTYPES[config.dtype]
+
+
+def check_buildable(init: Callable) -> None:
+    """Raises UserError for a network that cannot be built."""
+    try:
+        jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error

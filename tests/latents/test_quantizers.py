@@ -1,0 +1,295 @@
+"""Quantisers against float64 NumPy: codes, vectors, losses, gradients, what they remember, on any number of devices."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+from jax import numpy as jnp
+
+from diffjax.latents.quantizers import FiniteScalars, VectorQuantizer
+from tests import tiny
+
+CHANNELS, SIZE, BATCH = 4, 6, 8
+KINDS = {
+    "vq": {},
+    "product": {"depth": 2, "split": True},
+    "residual": {"depth": 3},
+    "cosine": {"cosine": True},
+    "cosine product": {"depth": 2, "split": True, "cosine": True},
+}
+every_kind = pytest.mark.parametrize(
+    ("kind", "ema"),
+    [
+        *itertools.product(["vq", "residual"], [True, False]),
+        ("product", True),
+        ("cosine", True),
+        ("cosine product", False),
+    ],
+)
+
+
+def make(kind, ema, **options):
+    return VectorQuantizer(CHANNELS, SIZE, **{"depth": 1, "ema": ema, "decay": 0.8} | KINDS[kind] | options)
+
+
+def state(quantizer, dead=()):
+    """Params and memory in the midst of training: uneven counts, `dead` ones next to none, codes that were shifted."""
+    rng = np.random.default_rng(0)
+    params, memory = quantizer.init(jax.random.key(0))
+    counts = rng.uniform(0.2, 0.4, (quantizer.depth, SIZE))
+    counts[:, list(dead)] = 1e-3
+    books = rng.normal(size=(quantizer.depth, SIZE, CHANNELS // (quantizer.depth if quantizer.split else 1)))
+    followed = {"sums": books * counts[..., None]} if quantizer.ema else {"shift": books - params["books"]}
+    return params, jax.tree.map(jnp.float32, {**memory, "counts": counts, **followed})
+
+
+def latents(seed=1):
+    return np.random.default_rng(seed).normal(size=(BATCH, 2, 3, CHANNELS)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="quantizer")
+def quantized(quantizer, params, memory, z, weight):
+    """What is found, its codes' vectors, and the gradients by params and z of each term of a loss and of them all."""
+
+    def terms(params, z):
+        found = quantizer.quantize(params, memory, z)
+        decoded = (weight * found.vectors).sum(axis=(1, 2, 3))
+        whole = decoded + found.codebook + 0.25 * found.commitment
+        return jnp.stack([decoded, found.commitment, found.codebook, whole]).sum(axis=1), found
+
+    by_params, by_z = jax.jacrev(lambda *at: terms(*at)[0], (0, 1))(params, z)
+    found = terms(params, z)[1]
+    return found, quantizer.lookup(params, memory, found.codes), by_params, by_z
+
+
+@functools.partial(jax.jit, static_argnames=("quantizer", "mean"))
+def learned(quantizer, params, memory, z, index, key, mean=lambda tree: tree):
+    """Memory and metrics after a step of examples `index`, of BATCH."""
+    moment = tiny.moment(batch_size=BATCH)._replace(key=key, new_epoch=jnp.asarray(False), mean=mean)
+    return quantizer.learn(params, memory, quantizer.quantize(params, memory, z), index, moment)
+
+
+def learned_by_one(quantizer, params, memory, z, key=0):
+    return learned(quantizer, params, memory, z, jnp.arange(BATCH), jax.random.key(key))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def numpy_books(quantizer, params, memory):
+    memory = {name: np.float64(x) for name, x in memory.items()}
+    if quantizer.ema:
+        books = memory["sums"] / memory["counts"][..., None]
+    else:
+        books = np.float64(params["books"]) + memory["shift"]
+    return unit(books) if quantizer.cosine else books
+
+
+def numpy_quantize(quantizer, books, z):
+    """Vectors, codes [B, h, w, n], what each codebook was asked and what it answered [n, B, h, w, d]."""
+    parts = np.split(np.float64(z), quantizer.depth, axis=-1) if quantizer.split else [np.float64(z)]
+    parts = [unit(part) for part in parts] if quantizer.cosine else parts
+    asked, answered, codes = [], [], []
+    for i, book in enumerate(books):
+        asked.append(parts[i] if quantizer.split else parts[0] - sum(answered))
+        codes.append(((asked[-1][..., None, :] - book) ** 2).sum(-1).argmin(-1))
+        answered.append(book[codes[-1]])
+    vectors = np.concatenate(answered, -1) if quantizer.split else sum(answered)
+    return vectors, np.stack(codes, -1), np.stack(asked), np.stack(answered)
+
+
+def through_unit(gradient, x):
+    """The gradient by x of what has `gradient` by unit(x)."""
+    u = unit(x)
+    return (gradient - (gradient * u).sum(-1, keepdims=True) * u) / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@every_kind
+def test_quantize_is_numpys(kind, ema):
+    quantizer, z = make(kind, ema), latents()
+    params, memory = state(quantizer)
+    found, looked_up, _, _ = quantized(quantizer, params, memory, z, z)
+    vectors, codes, asked, answered = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_allclose(found.vectors, vectors, atol=1e-5)
+    np.testing.assert_allclose(found.inputs, asked, atol=1e-5)
+    error = ((asked - answered) ** 2).mean((0, 2, 3, 4))
+    np.testing.assert_allclose(found.commitment, error, rtol=1e-5)
+    np.testing.assert_allclose(found.codebook, error * (not ema), rtol=1e-5)
+    np.testing.assert_allclose(looked_up, vectors, atol=1e-5)
+
+
+@every_kind
+def test_gradients_are_closed_forms(kind, ema):
+    """The decoder's goes straight through to z, the commitment's to z alone, the codebook's to the books alone."""
+    quantizer, z = make(kind, ema), latents()
+    params, memory = state(quantizer)
+    weight = np.random.default_rng(2).normal(size=z.shape).astype(np.float32)
+
+    _, _, by_params, by_z = quantized(quantizer, params, memory, z, weight)
+    books = numpy_books(quantizer, params, memory)
+    _, codes, asked, answered = numpy_quantize(quantizer, books, z)
+    pull = 2 * (asked - answered) / asked[:, 0].size  # of a mean over positions, channels and codebooks
+    to_z, straight = np.concatenate(pull, -1) if quantizer.split else pull.sum(0), weight
+    to_books = np.zeros_like(books)
+    for i in range(0 if ema else quantizer.depth):
+        np.add.at(to_books[i], codes[..., i], -pull[i])
+    if quantizer.cosine:
+        split = lambda x: x.reshape(*x.shape[:-1], quantizer.depth, -1)  # noqa: E731
+        straight, to_z = (through_unit(split(g), split(z)).reshape(z.shape) for g in (weight, to_z))
+        to_books = to_books if ema else through_unit(to_books, np.float64(params["books"] + memory["shift"]))
+    zero = np.zeros_like(z)
+    for found, expected in zip(by_z, (straight, to_z, zero, straight + 0.25 * to_z), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    if not ema:
+        zero = np.zeros_like(books)
+        for found, expected in zip(by_params["books"], (zero, zero, to_books, to_books), strict=True):
+            np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@every_kind
+def test_memory_after_steps_is_numpys(kind, ema):
+    quantizer = make(kind, ema)
+    params, memory = state(quantizer)
+    books, shift = numpy_books(quantizer, params, memory), memory.get("shift")
+    counts, sums = np.float64(memory["counts"]), np.float64(memory.get("sums", 0.0))
+    seen = np.zeros((quantizer.depth, SIZE))
+    for step in range(1, 4):
+        memory, metrics = learned_by_one(quantizer, params, memory, latents(step))
+        _, codes, asked, _ = numpy_quantize(quantizer, books, latents(step))
+        one_hot = np.eye(SIZE)[np.moveaxis(codes, -1, 0).reshape(quantizer.depth, -1)]  # [n, positions, K]
+        counts, seen = 0.8 * counts + 0.2 * one_hot.mean(1), seen + one_hot.mean(1)
+        if ema:
+            asked = asked.reshape(*one_hot.shape[:2], -1)
+            sums = 0.8 * sums + 0.2 * np.einsum("ink,ind->ikd", one_hot, asked) / asked.shape[1]
+            books = sums / counts[..., None]
+            books = unit(books) if quantizer.cosine else books
+            np.testing.assert_allclose(memory["sums"], sums, atol=1e-5)
+        np.testing.assert_allclose(memory["counts"], counts, atol=1e-5)
+        np.testing.assert_allclose(memory["seen"], seen, atol=1e-5)
+        p = seen / seen.sum(-1, keepdims=True)
+        perplexity = np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1)).mean()
+        np.testing.assert_allclose(metrics["perplexity"], perplexity, rtol=1e-5)
+        np.testing.assert_allclose(metrics["codes_used"], (seen > 0).mean(), rtol=1e-6)
+        assert metrics["restarts"] == 0
+    if not ema:
+        np.testing.assert_array_equal(memory["shift"], shift)
+
+
+@every_kind
+def test_dead_codes_and_no_others_are_given_latents_of_the_batch(kind, ema):
+    quantizer, z, dead = make(kind, ema, restart_below=0.5), latents(), np.isin(np.arange(SIZE), [1, 4])
+    params, memory = state(quantizer, dead=[1, 4])
+    _, _, asked, _ = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
+    new, metrics = learned_by_one(quantizer, params, memory, z, key=7)
+    assert metrics["restarts"] == 2 * quantizer.depth
+    for book, pool in zip(numpy_books(quantizer, params, new), asked, strict=True):
+        apart = np.linalg.norm(book[dead][:, None] - pool.reshape(1, -1, pool.shape[-1]), axis=-1)
+        np.testing.assert_allclose(apart.min(1), 0, atol=1e-5)
+    np.testing.assert_allclose(new["counts"][:, dead], 1 / SIZE, rtol=1e-6)
+    lively, _ = learned_by_one(make(kind, ema), params, memory, z)
+    again, _ = learned_by_one(quantizer, params, memory, z, key=7)
+    for name in new:
+        np.testing.assert_allclose(new[name][:, ~dead], lively[name][:, ~dead], atol=1e-6)
+        np.testing.assert_array_equal(again[name], new[name])
+    followed = "sums" if ema else "shift"
+    other, _ = learned_by_one(quantizer, params, memory, z, key=8)
+    assert not np.allclose(other[followed][:, dead], new[followed][:, dead])
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_without_restarts_dead_codes_stay(ema):
+    quantizer = make("vq", ema)
+    params, memory = state(quantizer, dead=[1, 4])
+    z = np.float32(numpy_books(quantizer, params, memory)[0, np.resize([0, 2, 3, 5], (BATCH, 2, 3))])
+    new, metrics = learned_by_one(quantizer, params, memory, z)
+    assert metrics["restarts"] == 0
+    np.testing.assert_allclose(new["counts"][:, (1, 4)], 0.8 * 1e-3, rtol=1e-5)
+    books = [numpy_books(quantizer, params, each) for each in (memory, new)]
+    np.testing.assert_allclose(*books, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (4, 2)])
+@pytest.mark.parametrize(("kind", "ema"), [("residual", True), ("cosine product", False)])
+def test_memory_is_the_same_on_any_devices_in_any_parts(kind, ema, devices, parts):
+    quantizer, z = make(kind, ema, restart_below=0.5), latents()
+    params, memory = state(quantizer, dead=[0, 3, 5])
+    expected, expected_metrics = learned_by_one(quantizer, params, memory, z)
+    assert expected_metrics["restarts"] == 3 * quantizer.depth
+    mean = functools.partial(lax.pmean, axis_name="data")
+
+    def one(z, index):
+        batches = [(z[i::parts], index[i::parts]) for i in range(parts)]
+        each = [learned(quantizer, params, memory, *batch, jax.random.key(0), mean=mean) for batch in batches]
+        return mean(jax.tree.map(lambda *x: sum(x) / parts, *each))
+
+    spmd = jax.pmap(one, axis_name="data", out_axes=None, devices=jax.devices()[:devices])
+    found, metrics = spmd(z.reshape(devices, -1, *z.shape[1:]), jnp.arange(BATCH).reshape(devices, -1))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+    for name in expected_metrics if parts == 1 else ["restarts"]:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)
+
+
+every_levels = pytest.mark.parametrize("levels", [(8, 5, 4), (3, 7), (2, 3)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rounded(levels, z):
+    """What is found, its codes' vectors, all codes' vectors [K, c] and the gradient by z."""
+    quantizer = FiniteScalars(len(levels), int(np.prod(levels)), 1, levels=levels)
+    params, memory = quantizer.init(jax.random.key(0))
+    found = quantizer.quantize(params, memory, z)
+    every = jnp.arange(quantizer.vocabulary)[:, None, None, None]
+    gradient = jax.grad(lambda z: quantizer.quantize(params, memory, z).vectors.sum())(z)
+    book = quantizer.lookup(params, memory, every)[:, 0, 0]
+    return found, quantizer.lookup(params, memory, found.codes), book, gradient
+
+
+@every_levels
+def test_finite_scalars_are_the_papers(levels):
+    """Mentzer et al. 2024, app. A.1. Its tan moves even numbers of levels so that 0 nearly stays 0."""
+    numbers = np.array(levels)
+    z = np.float32(list(itertools.product(np.linspace(-4, 4, 41), repeat=len(levels))))[:, None, None]
+    found, _, _, gradient = rounded(levels, z)
+    vectors = np.asarray(found.vectors)
+    half = (numbers - 1) * (1 - 1e-3) / 2
+    offset = np.where(numbers % 2 == 1, 0, 0.5)
+    moved = z + np.tan(offset / half)
+    bounded = np.tanh(moved) * half - offset
+    clear = np.abs(np.abs(bounded - np.round(bounded)) - 0.5) > 1e-3  # of a border between levels
+    assert clear.mean() > 0.95
+    np.testing.assert_allclose(vectors[clear], (np.round(bounded) / (numbers // 2))[clear], atol=1e-6)
+    np.testing.assert_allclose(gradient, half / np.cosh(moved) ** 2 / (numbers // 2), atol=1e-3)
+    assert (np.asarray(gradient) > 0).all()
+    digits = np.round(vectors * (numbers // 2) + numbers // 2).astype(int)
+    codes = np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), levels, order="F")
+    np.testing.assert_array_equal(found.codes[..., 0], codes)
+    assert not found.commitment.any() and not found.codebook.any()
+
+
+@every_levels
+def test_finite_scalars_reach_every_code_and_come_back(levels):
+    z = np.float32(list(itertools.product(np.linspace(-4, 4, 41), repeat=len(levels))))[:, None, None]
+    found, looked_up, book, _ = rounded(levels, z)
+    count = int(np.prod(levels))
+    np.testing.assert_array_equal(np.unique(found.codes), np.arange(count))
+    np.testing.assert_allclose(looked_up, found.vectors, atol=1e-6)
+    half = np.array(levels) // 2
+    digits = np.stack(np.unravel_index(np.arange(count), levels, order="F"), -1)
+    np.testing.assert_allclose(book, (digits - half) / half, atol=1e-6)
+
+
+def test_finite_scalars_count_their_codes():
+    quantizer = FiniteScalars(2, 9, 1, levels=(3, 3))
+    z = np.zeros((BATCH, 1, 1, 2), np.float32)
+    z[:2] = 9
+    memory, metrics = learned_by_one(quantizer, *quantizer.init(jax.random.key(0)), z)
+    np.testing.assert_allclose(memory["seen"], [[0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]], rtol=1e-6)
+    p = np.array([0.75, 0.25])
+    np.testing.assert_allclose(metrics["perplexity"], np.exp(-(p * np.log(p)).sum()), rtol=1e-5)
+    np.testing.assert_allclose(metrics["codes_used"], 2 / 9, rtol=1e-6)
