@@ -18,11 +18,11 @@ DATA = {  # what differs from the digits
     "fashion_mnist": {
         "data.name": "fashion_mnist",
         "data.image_size": 28,
-        "model.channels": 32,
-        "model.multipliers": (1, 2, 2),
+        "model.multipliers": (1, 2, 4),
         "model.latent_channels": 4,
         "adversarial.start": 700,
         "adversarial.layers": 2,
+        "adversarial.channels": 16,
         "train.steps": 1500,
         "train.batch_size": 64,
     },

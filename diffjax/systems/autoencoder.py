@@ -16,7 +16,7 @@ from diffjax.nn import efficientnet, perceptual
 from diffjax.nn.discriminator import PatchDiscriminator
 from diffjax.systems.coder import Coder, Params
 from diffjax.systems.critic import Critic, started
-from diffjax.systems.networks import dtype_of, make
+from diffjax.systems.networks import check_buildable, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Aux, Images, ImageSpec, Latents, Moment, Objective, PRNGKey, PRNGKeys, Variables
 
@@ -47,7 +47,7 @@ def make_objective(
     The discriminator is VQGAN's (Esser et al. 2021, eqs. 5 to 7): hinge loss on patches, let in at `adversarial.start`;
     with `adaptive`, its weight is the ratio of both losses' gradients at the decoder's last layer. `init` gives the
     autoencoder's variables, `others` are further fields of the Objective. The perceptual loss is on the network whose
-    parameters are variables["frozen"]["features"], where they are.
+    parameters are variables["frozen"]["features"], where they are. Raises UserError for networks that do not fit.
     """
     settings = config.get("adversarial")
     if settings and coder.pixelcnn is not None:
@@ -73,6 +73,7 @@ def make_objective(
         return value + made.cost, Aux(metrics | made.metrics, made.variables)
 
     if not settings:
+        check_buildable(init)
         return Objective(init, {"model": plain}, **others)
 
     network = make(PatchDiscriminator, settings, "adversarial", but=_SETTINGS, dtype=dtype_of(config))
@@ -124,4 +125,5 @@ def make_objective(
         memory = {"spectral": memory} if memory else {}
         return started(moment, settings.start) * value, Aux(metrics, memory)
 
+    check_buildable(init_both)
     return Objective(init_both, {"model": against, "discriminator": discriminator}, **others)

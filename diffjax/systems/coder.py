@@ -48,10 +48,14 @@ class Coder:
     grid: tuple[int, int]
 
     @classmethod
-    def from_config(cls, config, spec: ImageSpec, *, encoded: int, hidden: int | None = None) -> "Coder":
-        """Of `config.model` and `config.loss`; the encoder gives `encoded` channels. Raises UserError.
+    def from_config(
+        cls, config, spec: ImageSpec, *, encoded: int, moments: int = 1, hidden: int | None = None
+    ) -> "Coder":
+        """Of `config.model` and `config.loss`. Raises UserError.
 
-        `hidden` stands for model.z_channels.
+        Args:
+          encoded: channels of what is said of a latent: all its `moments` together, of which a Gaussian has two.
+          hidden: stands for model.z_channels.
         """
         model, dtype = config.model, dtype_of(config)
         if model.architecture not in ARCHITECTURES:
@@ -65,7 +69,7 @@ class Coder:
         hidden = model.get("z_channels", 0) if hidden is None else hidden
         architecture = ARCHITECTURES[model.architecture]
         fields = {name: value for name, value in model.items() if name not in _OWN}
-        encoder, decoder = _pair(architecture, fields, hidden or encoded, decoded, dtype)
+        encoder, decoder = _pair(architecture, fields, moments * hidden or encoded, decoded, dtype)
         if spec.size % encoder.factor:
             raise UserError(
                 f"data.image_size={spec.size} is not a multiple of {encoder.factor}, by which this "

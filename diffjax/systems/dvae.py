@@ -15,7 +15,6 @@ from diffjax.errors import UserError
 from diffjax.latents import codebook, gumbel, statistics
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
-from diffjax.systems.networks import check_buildable
 from diffjax.typing import Codec, ImageSpec, System
 
 
@@ -83,7 +82,6 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             vocabulary=size,
         )
 
-    check_buildable(init)
     objective = make_objective(config, spec, coder, init, attempt)
     return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)
 

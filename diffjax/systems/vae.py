@@ -17,7 +17,6 @@ from diffjax.errors import UserError
 from diffjax.latents import gaussian, statistics
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
-from diffjax.systems.networks import check_buildable
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Codec, ImageSpec, System
@@ -29,7 +28,7 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
     Raises UserError for what does not exist or does not fit.
     """
     channels = config.model.latent_channels
-    coder = Coder.from_config(config, spec, encoded=2 * channels)
+    coder = Coder.from_config(config, spec, encoded=2 * channels, moments=2)
     if config.loss.beta < 0 or config.loss.free_bits < 0:
         raise UserError(f"loss.beta={config.loss.beta}, loss.free_bits={config.loss.free_bits}: 0 or more")
     latent_shape = (*coder.grid, channels)
@@ -88,7 +87,6 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
         nats = {"elbo": nll + kl, "nll": nll, "kl": kl, "importance_weighted": jnp.log(samples) - weights}
         return jax.tree.map(lambda value: bits * value / values, nats)
 
-    check_buildable(init)
     return System(
         objective=make_objective(config, spec, coder, init, attempt),
         classes=0,

@@ -22,7 +22,7 @@ from diffjax.nn.autoencoders import vqvae
 from diffjax.nn.layers import Dense
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
-from diffjax.systems.networks import check_buildable, dtype_of
+from diffjax.systems.networks import dtype_of
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Codec, ImageSpec, Latents, PRNGKey, PRNGKeys, System, Variables
 
@@ -114,7 +114,6 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             vocabulary=quantizer.vocabulary,
         )
 
-    check_buildable(init)
     others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn}
     objective = make_objective(config, spec, coder, init, attempt, **others)
     return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)

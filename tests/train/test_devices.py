@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax import systems
-from diffjax.commands.train import compile_step, make_optimizers
+from diffjax.commands.train import compile_step, make_optimizers, prepared
 from diffjax.errors import UserError
 from diffjax.train.devices import Devices
 from diffjax.typing import ImageSpec
@@ -35,7 +35,7 @@ def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
     )
     system = systems.build(config, ImageSpec(8, 1, 10))
     devices = Devices.create(**config.parallel)
-    step, state = compile_step(config, system, make_optimizers(config, system), devices)
+    step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=64)
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(STEPS):
@@ -44,7 +44,7 @@ def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
             "label": rng.integers(0, 10, 16, np.int32),
             "index": np.arange(16, dtype=np.int32),
         }
-        state, metrics = step(state, devices.put_batch(batch))
+        state, metrics = step(state, devices.put_batch(batch), {})
         rows.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     if fsdp > 1:
         spread = [leaf for leaf in jax.tree.leaves(state) if leaf.addressable_shards[0].data.size < leaf.size]
@@ -58,13 +58,58 @@ def test_the_same_losses(way):
     np.testing.assert_allclose(losses(**WAYS[way])[:, 1], losses()[:, 1], rtol=1e-3)
 
 
+AUTOENCODERS = {
+    "codebook with restarts": {"codes__decay": 0.5, "codes__restart_below": 0.6},
+    "discriminator": {
+        "adversarial": tiny.config("vqgan", adversarial__start=2).adversarial.to_dict(),
+        "codes__learned": "gradient",
+        "codes__restart_below": 0.6,
+        "codes__decay": 0.5,
+    },
+}
+
+
+@functools.cache
+def autoencoder(name, mode="jit", count=1):
+    """Metrics of each of a few steps, and the variables after them."""
+    config = tiny.config("vqvae", parallel__mode=mode, parallel__count=count, **AUTOENCODERS[name])
+    system, devices = systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel)
+    fresh = tiny.randomised(system.objective.init)
+    system = system._replace(objective=system.objective._replace(init=lambda key: fresh))  # compiled at once
+    step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=48)
+    state = prepared(system, state, tiny.batch(16))
+    history = []
+    for seed in range(5):
+        state, metrics = step(state, devices.put_batch(tiny.batch(16, seed)), {})
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history, jax.device_get(state.variables)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("name", sorted(AUTOENCODERS))
+def test_the_same_codebooks_and_metrics(name, mode):
+    """What a step takes from its batch is of the whole one: running means, restarts, uses, gradients' ratio."""
+    (expected, before), (found, after) = autoencoder(name), autoencoder(name, mode, 8)
+    prefix = "model/" if name == "discriminator" else ""
+    assert {"loss", "codes_used", "perplexity", "commitment"} <= {key.removeprefix(prefix) for key in expected[0]}
+    assert sum(step[f"{prefix}restarts"] for step in expected) > 0
+    assert name != "discriminator" or expected[-1]["model/adversarial_weight"] > 0
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
+    chex.assert_trees_all_close(after["codes"], before["codes"], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(after["latents"], before["latents"], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(after["params"], before["params"], atol=1e-4)
+
+
 def test_a_fresh_state_is_the_same_however_it_is_spread():
     """Initial parameters are drawn once, not once a device."""
     drawn = []
     for options in ({"count": 1}, {"count": 8, "fsdp": 4}):
         config = tiny.config(**{f"parallel__{name}": value for name, value in options.items()})
         system, devices = systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel)
-        _, state = compile_step(config, system, make_optimizers(config, system), devices)
+        _, state = compile_step(config, system, make_optimizers(config, system), devices, examples=64)
         drawn.append(jax.device_get(state.variables))
     chex.assert_trees_all_equal(*drawn)
 
