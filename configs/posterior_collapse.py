@@ -2,14 +2,15 @@
 
     python experiments/posterior_collapse.py --workdir=runs/posterior_collapse --data_dir=DIR
 
-trains both on Fashion-MNIST and draws their curves; one of them, on the digits:
+trains both on Fashion-MNIST at 14x14 and draws their curves; one of them, on the digits:
 
     python launch.py train --config=configs/posterior_collapse.py:vae --workdir=runs/collapse_vae
 
-Time: MEASURE
-Score: MEASURE
-Setting: the claim of van den Oord et al. 2017, sec. 1: discrete latents are not ignored where the decoder is powerful;
-a gated PixelCNN whose every output sees the whole image above and to the left, as far as its layers reach.
+Time: the experiment takes about 25 min on two cores of an AMD EPYC that other jobs shared.
+Score: after 800 steps of 64 images the VAE's KL is 1.4 bits an image; of VQ-VAE's codes all are in use, perplexity 20
+of 64, and its decoder needs 3.58 bits/dim where the VAE's needs 3.92 (docs/results).
+Setting: the claim of van den Oord et al. 2017, sec. 1: discrete latents are not ignored where the decoder is powerful,
+here a gated PixelCNN whose outputs see 12 pixels up and to the left.
 """
 
 from ml_collections import ConfigDict

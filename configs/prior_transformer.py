@@ -4,8 +4,8 @@
     python launch.py train --config=configs/prior_transformer.py:fashion_mnist --config.codec=runs/vqvae2_fashion \
                            --config.data.dir=DIR --workdir=runs/prior_fashion
 
-Time: MEASURE
-Score: MEASURE
+Time: 101 s on two cores of an AMD EPYC that other jobs shared.
+Score: 4.33 bits a code of configs/vqvae2.py on the 360 test digits, 6 being uniform (`evaluate --metrics=nll`).
 Setting: in the place of the PixelSNAILs of Razavi et al. 2019; the network is GPT-2's, made small.
 """
 

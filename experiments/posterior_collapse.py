@@ -23,7 +23,7 @@ import math  # noqa: E402
 from diffjax import commands, report  # noqa: E402
 
 flags.DEFINE_string("data", "fashion_mnist", "data set")
-flags.DEFINE_integer("image_size", 28, "height and width")
+flags.DEFINE_integer("image_size", 14, "height and width; Fashion-MNIST is averaged down to it")
 flags.DEFINE_string("data_dir", "", "where prepared data sets lie")
 flags.DEFINE_string("workdir", "runs/posterior_collapse", "folder of both runs and the figure")
 flags.DEFINE_integer("steps", 600, "training steps of each")

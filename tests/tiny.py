@@ -45,7 +45,15 @@ PRIORS = {
     "model.heads": 2,
     "model.dropout": 0.0,
 }
-OVERRIDES_OF = {"vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "dvae": AUTOENCODERS, "prior": PRIORS}  # systems
+GAMES = {"model.latent": 8, "discriminator.channels": 8, "mapping.latent": 8, "mapping.width": 8}
+OVERRIDES_OF = {  # systems
+    "vae": AUTOENCODERS,
+    "vqvae": AUTOENCODERS,
+    "dvae": AUTOENCODERS,
+    "prior": PRIORS,
+    "gan": GAMES,
+    "ddgan": GAMES | {"diffusion.timesteps": 4},
+}
 
 
 def config(base: str = "digits", **changes):

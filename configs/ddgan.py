@@ -1,0 +1,152 @@
+"""A denoising diffusion GAN: class-conditional diffusion in four steps.
+
+    python launch.py train --config=configs/ddgan.py --workdir=runs/ddgan
+    python launch.py train --config=configs/ddgan.py:cifar10 --config.data.dir=DIR --workdir=runs/ddgan_cifar10
+
+Time: 9 min on two cores of an AMD EPYC that other jobs shared.
+Score: 98.4% of 500 samples recognised as their class by the support vector machine of `sweep`, which recognises 99.2%
+of real ones held out; every class varies (standard deviation within it 0.130, of real digits 0.165).
+Setting: Xiao, Kreis & Vahdat (2022), made small: our UNet for NCSN++, R1 at every step and not every fifteenth, the
+class given to both networks, and but for CIFAR-10 spectral normalisation, without which a run of minutes leaves the
+discriminator at chance. The schedule is the paper's: the variance-preserving SDE, seen at T times.
+"""
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import unknown
+
+DATA = {  # what differs from the digits
+    "digits": {},
+    "fashion_mnist": {
+        "data.name": "fashion_mnist",
+        "data.image_size": 28,
+        "model.multipliers": (1, 2, 2),
+        "model.attention_resolutions": (7,),
+        "discriminator.multipliers": (1, 2, 4),
+        "train.steps": 4000,
+        "train.batch_size": 64,
+    },
+    "cifar10": {
+        "data.name": "cifar10",
+        "data.image_size": 32,
+        "data.flip": True,
+        "model.channels": 128,
+        "model.multipliers": (1, 2, 2, 2),
+        "model.blocks": 2,
+        "model.attention_resolutions": (16,),
+        "mapping.latent": 100,
+        "mapping.width": 256,
+        "discriminator.channels": 128,
+        "discriminator.multipliers": (1, 2, 4, 4),
+        "discriminator.residual_scale": 2**-0.5,
+        "discriminator.spectral_norm": False,
+        "train.steps": 400000,
+        "train.batch_size": 64,
+        "train.learning_rate": 1.6e-4,
+        "train.discriminator.learning_rate": 1.25e-4,
+        "train.beta1": 0.5,
+        "train.beta2": 0.9,
+        "train.ema_decay": 0.9999,
+        "train.sample_every": 10000,
+        "train.checkpoint_every": 10000,
+    },
+    "emoji": {
+        "data.name": "emoji",
+        "data.image_size": 32,
+        "model.channels": 64,
+        "model.multipliers": (1, 2, 2, 2),
+        "model.attention_resolutions": (8,),
+        "discriminator.channels": 64,
+        "discriminator.multipliers": (1, 2, 4, 4),
+        "train.steps": 20000,
+        "train.batch_size": 64,
+        "train.learning_rate": 2e-4,
+        "train.discriminator.learning_rate": 1e-3,
+        "train.ema_decay": 0.999,
+        "train.sample_every": 2000,
+        "train.checkpoint_every": 2000,
+    },
+}
+
+
+def get_config(data: str = "digits") -> ConfigDict:
+    if data not in DATA:
+        raise unknown("data set of configs/ddgan.py", data, DATA)
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order of the data and all noise
+    config.system = "ddgan"  # the module of diffjax/systems
+    config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits | fashion_mnist | cifar10 | emoji | shapes
+    config.data.dir = ""  # where prepared data sets lie; digits need none
+    config.data.split = "train"
+    config.data.image_size = 8  # height and width; other sizes are resized
+    config.data.background = "white"  # of emoji, "white" | "transparent"
+    config.data.flip = False  # mirror half of the images; a mirrored digit is no digit
+
+    config.model = ConfigDict()  # of the generator: fields of diffjax.nn.unet.UNet
+    config.model.channels = 32  # at the first level
+    config.model.multipliers = (1, 2)  # of the channels at each level: 8x8, 4x4
+    config.model.blocks = 1  # residual blocks a level, one more on the way up
+    config.model.attention_resolutions = (4,)  # heights of the feature maps that attend
+    config.model.heads = 1  # of the attention
+    config.model.dropout = 0.0  # in the residual blocks
+    config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
+    config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+
+    config.mapping = ConfigDict()  # fields of diffjax.nn.gan.Mapping: what the generator is told of z
+    config.mapping.latent = 64  # values of z
+    config.mapping.width = 128  # of the dense layers
+    config.mapping.layers = 3  # of them
+
+    config.discriminator = ConfigDict()  # fields of diffjax.nn.gan.Discriminator, and of its loss
+    config.discriminator.channels = 64  # at the full size
+    config.discriminator.multipliers = (1, 2)  # of the channels at each level
+    config.discriminator.residual_scale = 1.0  # of its blocks
+    config.discriminator.loss = "logistic"  # "hinge" | "logistic"
+    config.discriminator.spectral_norm = True  # every kernel's largest singular value is 1
+    config.discriminator.penalty = 0.05  # gamma of R1, on the gradient at real images; 0: none
+
+    config.diffusion = ConfigDict()
+    config.diffusion.schedule = "linear"  # linear | scaled_linear | cosine | sigmoid | edm | rectified_flow | ...
+    config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
+    config.diffusion.timesteps = 4  # T
+    config.diffusion.continuous = True  # the schedule is a function, seen at 1, ..., T; False: a table of T levels
+    config.diffusion.class_conditional = True  # give both networks the label
+
+    config.train = ConfigDict()
+    config.train.steps = 1200  # updates of the weights, of both networks
+    config.train.batch_size = 64  # over all devices
+    config.train.accumulate = 1  # parts the batch is worked through in, to save memory
+    config.train.learning_rate = 2e-4  # of Adam, once warm
+    config.train.schedule = "cosine"  # after the warm-up, "constant" | "cosine" (to zero at the last step)
+    config.train.warmup_steps = 0  # linear from zero
+    config.train.clip_norm = 0.0  # of the whole gradient; 0: not clipped
+    config.train.weight_decay = 0.0  # decoupled, as AdamW
+    config.train.beta1 = 0.0  # of Adam: its mean of gradients
+    config.train.beta2 = 0.99  # of Adam: its mean of squares
+    config.train.ema_decay = 0.995  # of the averaged weights that samples are drawn with
+    config.train.log_every = 10  # steps between lines of metrics.jsonl, 0: only the last
+    config.train.sample_every = 500  # steps between sample grids, 0: only at the end
+    config.train.sample_count = 100  # images in such a grid, 0: no grids
+    config.train.checkpoint_every = 500  # steps between checkpoints, 0: only at the end
+    config.train.keep_last = 2  # checkpoints kept, 0: all
+    config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
+
+    config.train.discriminator = ConfigDict()  # what differs for the discriminator
+    config.train.discriminator.learning_rate = 2e-3  # a faster time scale (Heusel et al. 2017)
+
+    config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise
+    config.sampler.name = "ancestral"  # the one that it is trained for
+    config.sampler.steps = 4  # 1 to T; it is trained for T
+    config.sampler.grid = "trailing"  # at steps = T every time from 1 to T
+    config.sampler.threshold = "none"  # how each estimate of the image is kept in range: none | clip | dynamic
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)
+    config.parallel.count = 0  # devices, 0: all local ones
+    config.parallel.fsdp = 1  # devices that share one copy of the weights; only with "jit"
+
+    config.update_from_flattened_dict(DATA[data])
+    return config
