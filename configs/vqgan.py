@@ -66,7 +66,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"  # digits | fashion_mnist | cifar10 | emoji | shapes
     config.data.dir = ""  # where prepared data sets lie; digits need none
-    config.data.split = "train"
+    config.data.split = "train"  # or a part of a prepared set, such as train[:1000]
     config.data.image_size = 8  # height and width; other sizes are resized
     config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images
@@ -91,9 +91,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.codes.decay = 0.99  # of the running means
     config.codes.commitment = 0.25  # weight of |z - sg(e)|^2
     config.codes.cosine = False  # compare directions only
-    config.codes.restart_below = (
-        0.03  # a code used less than this share of the mean is restarted from the batch; 0: never
-    )
+    config.codes.restart_below = 0.03  # restart codes used less than this share of the mean; 0: never
     config.codes.initial = "data"  # "normal" | "data" | "kmeans": of latents of the first batch
 
     config.loss = ConfigDict()
