@@ -9,7 +9,8 @@ of real ones held out: one seed, the best of 4 settings tried, chosen by this sc
 (standard deviation of pixels within it 0.130, of real digits 0.165). No verb measures either yet.
 Setting: Xiao, Kreis & Vahdat (2022), made small: our UNet for NCSN++, R1 at every step and not every fifteenth, the
 class given to both networks, and but for CIFAR-10 spectral normalisation: without it 93.6% and 96.0% were recognised.
-The discriminator stays near chance (loss 1.38) either way. The schedule is the paper's: the variance-preserving SDE, seen at T times.
+The discriminator stays near chance (loss 1.38) either way. The schedule is the paper's:
+the variance-preserving SDE, seen at T times.
 """
 
 from ml_collections import ConfigDict
