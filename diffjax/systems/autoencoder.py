@@ -15,13 +15,12 @@ from diffjax.latents.likelihoods import Output
 from diffjax.nn import efficientnet, perceptual
 from diffjax.nn.discriminator import PatchDiscriminator
 from diffjax.systems.coder import Coder, Params
-from diffjax.systems.critic import Critic, started
+from diffjax.systems.critic import SETTINGS, Critic, kept, own, started
 from diffjax.systems.networks import check_buildable, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Aux, Images, ImageSpec, Latents, Moment, Objective, PRNGKey, PRNGKeys, Variables
 
 _MOST_BALANCE = 1e4  # VQGAN's code
-_SETTINGS = ("weight", "start", "adaptive", "loss", "spectral_norm", "penalty")  # of `adversarial`, not its network's
 
 
 class Attempt(NamedTuple):
@@ -66,9 +65,12 @@ def make_objective(
             value, metrics = value + config.loss.perceptual_weight * distance, metrics | {"perceptual": distance}
         return value, metrics
 
+    def tried(variables, batch, keys, moment):
+        x = to_unit_range(batch["image"])
+        return x, attempt(variables["params"]["model"], variables, batch | {"image": x}, keys, moment)
+
     def plain(variables, batch, keys, moment):
-        params, x = variables["params"]["model"], to_unit_range(batch["image"])
-        made = attempt(params, variables, batch | {"image": x}, keys, moment)
+        x, made = tried(variables, batch, keys, moment)
         value, metrics = reconstruction(variables, x, made.output)
         return value + made.cost, Aux(metrics | made.metrics, made.variables)
 
@@ -76,18 +78,20 @@ def make_objective(
         check_buildable(init)
         return Objective(init, {"model": plain}, **others)
 
-    network = make(PatchDiscriminator, settings, "adversarial", but=_SETTINGS, dtype=dtype_of(config))
+    network = make(
+        PatchDiscriminator,
+        settings,
+        "adversarial",
+        but=("weight", "start", "adaptive", *SETTINGS),
+        dtype=dtype_of(config),
+    )
     critic = Critic.from_config(network, settings)
 
     def init_both(key):
-        own, other = jax.random.split(key)
-        variables = init(own)
-        judge, memory = critic.init(other, jnp.zeros((1, *coder.shape)))
-        memory = {"spectral": memory} if memory else {}
-        return {**variables, **memory, "params": {**variables["params"], "discriminator": judge}}
-
-    def judge(variables):
-        return variables["params"]["discriminator"], variables.get("spectral", {})
+        coder_key, discriminator_key = jax.random.split(key)
+        variables = init(coder_key)
+        params, memory = critic.init(discriminator_key, jnp.zeros((1, *coder.shape)))
+        return {**variables, **kept(memory), "params": {**variables["params"], "discriminator": params}}
 
     def balance(variables, made, x, moment):
         """Ratio of the norms of both costs' gradients at the last layer: VQGAN, eq. 7."""
@@ -101,16 +105,15 @@ def make_objective(
         output, pull = jax.vjp(decode, decoder["conv_out"]["kernel"])
         costs = (
             lambda output: reconstruction(variables, x, output)[0].mean(),
-            lambda output: critic.generator_loss(*judge(variables), coder.likelihood.mean(output)).mean(),
+            lambda output: critic.generator_loss(*own(variables), coder.likelihood.mean(output)).mean(),
         )
         ours, theirs = (optax.global_norm(moment.mean(pull(jax.grad(cost)(output)))) for cost in costs)
         return lax.stop_gradient(jnp.clip(ours / (theirs + 1e-4), 0.0, _MOST_BALANCE))
 
     def against(variables, batch, keys, moment):
-        params, x = variables["params"]["model"], to_unit_range(batch["image"])
-        made = attempt(params, variables, batch | {"image": x}, keys, moment)
+        x, made = tried(variables, batch, keys, moment)
         value, metrics = reconstruction(variables, x, made.output)
-        fooled = critic.generator_loss(*judge(variables), coder.likelihood.mean(made.output))
+        fooled = critic.generator_loss(*own(variables), coder.likelihood.mean(made.output))
         weight = settings.weight * started(moment, settings.start)
         if settings.adaptive:
             weight = weight * balance(variables, made, x, moment)
@@ -118,12 +121,10 @@ def make_objective(
         return value + made.cost + weight * fooled, Aux(metrics | made.metrics, made.variables)
 
     def discriminator(variables, batch, keys, moment):
-        params, x = variables["params"]["model"], to_unit_range(batch["image"])
-        made = attempt(params, variables, batch | {"image": x}, keys, moment)  # the model's own: XLA makes it once
+        x, made = tried(variables, batch, keys, moment)  # as the model's: XLA makes it once
         fake = coder.likelihood.mean(made.output)
-        value, metrics, memory = critic.train_loss(*judge(variables), (x,), (fake,))
-        memory = {"spectral": memory} if memory else {}
-        return started(moment, settings.start) * value, Aux(metrics, memory)
+        value, metrics, memory = critic.train_loss(*own(variables), (x,), (fake,))
+        return started(moment, settings.start) * value, Aux(metrics, kept(memory))
 
-    check_buildable(init_both)
+    check_buildable(init_both, "config.model or config.adversarial")
     return Objective(init_both, {"model": against, "discriminator": discriminator}, **others)

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 
 from diffjax.errors import UserError, unknown
 from diffjax.nn import spectral
-from diffjax.typing import Moment, PRNGKey
+from diffjax.typing import Moment, PRNGKey, Variables
 
 Memory = Mapping[str, Any]  # of spectral normalisation: what is known of each kernel's singular vectors
 Inputs = tuple[Array, ...]  # a picture, and what else the discriminator is shown
+SETTINGS = ("loss", "spectral_norm", "penalty")  # of its section of a config; the other fields are the network's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Critic:
 
     @classmethod
     def from_config(cls, network: nn.Module, config) -> "Critic":
-        """Of a section with the fields `loss`, `spectral_norm` and `penalty`. Raises UserError."""
+        """Of a section with the fields SETTINGS. Raises UserError."""
         if config.loss not in ("hinge", "logistic"):
             raise unknown("loss of the discriminator", config.loss, ("hinge", "logistic"))
         if config.penalty < 0:
@@ -82,6 +83,16 @@ class Critic:
             squares = jnp.sum(gradient.reshape(len(picture), -1) ** 2, axis=-1)
             loss, metrics = loss + self.penalty / 2 * squares, metrics | {"penalty": squares}
         return loss, metrics, after
+
+
+def own(variables: Variables) -> tuple[Any, Memory]:
+    """A discriminator's parameters and memory, among the variables of a system."""
+    return variables["params"]["discriminator"], variables.get("spectral", {})
+
+
+def kept(memory: Memory) -> dict[str, Memory]:
+    """A memory as a collection of variables; none where nothing is remembered."""
+    return {"spectral": memory} if memory else {}
 
 
 def started(moment: Moment, start: int) -> Float[Array, ""]:

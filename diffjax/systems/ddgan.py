@@ -15,8 +15,8 @@ from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import Noise, perturb, posterior_mean, posterior_variance, transition_variance
 from diffjax.diffusion.sampling import noise_of, split
 from diffjax.nn.gan import Mapping
-from diffjax.systems.gan import classes_of, make_critic, make_objective
-from diffjax.systems.networks import check_buildable, make, make_unet
+from diffjax.systems.gan import make_critic, make_objective
+from diffjax.systems.networks import check_buildable, classes_of, make, make_unet
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import Model, draw, make_plan
 from diffjax.systems.process import Process
@@ -79,7 +79,7 @@ def build(config, spec: ImageSpec) -> System:
     example = jnp.zeros((1, *shape))
     shown = example, jnp.zeros((1,), jnp.int32) if classes else None, example, jnp.zeros((1,))
     objective = make_objective(critic, init, play, shown)
-    check_buildable(objective.init)
+    check_buildable(objective.init, "config.model, config.mapping or config.discriminator")
     return System(objective, classes, plan, sample)
 
 

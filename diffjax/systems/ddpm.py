@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.systems.networks import check_buildable, make_unet
+from diffjax.systems.networks import check_buildable, classes_of, make_unet
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import Model, Plan, draw, make_plan
 from diffjax.systems.process import Process
@@ -16,11 +16,9 @@ from diffjax.typing import Aux, ImageSpec, Labels, Objective, PRNGKeys, System
 def build(config, spec: ImageSpec) -> System:
     """The system of `config` for images of `spec`. Raises UserError for choices that do not exist or do not fit."""
     process = Process.from_config(config.diffusion)
-    if config.diffusion.class_conditional and not spec.classes:
-        raise UserError("diffusion.class_conditional=True, but the data set has no labels: set it to False")
     if not 0 <= config.diffusion.label_dropout < 1:
         raise UserError(f"diffusion.label_dropout={config.diffusion.label_dropout}: a share from 0 up to, but not, 1")
-    classes = spec.classes if config.diffusion.class_conditional else 0
+    classes = classes_of(config, "diffusion", spec)
     label_dropout = config.diffusion.label_dropout if classes else 0.0
     guided = label_dropout > 0  # then the label table has one more row, which says "no label"
     channels = spec.channels * (2 if process.learns_variance else 1)

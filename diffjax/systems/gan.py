@@ -12,13 +12,11 @@ from jax import numpy as jnp
 from diffjax.diffusion.sampling import noise_of
 from diffjax.errors import UserError
 from diffjax.nn.gan import Discriminator, Generator
-from diffjax.systems.critic import Critic, Inputs
-from diffjax.systems.networks import check_buildable, dtype_of, make
+from diffjax.systems.critic import SETTINGS, Critic, Inputs, kept, own
+from diffjax.systems.networks import check_buildable, classes_of, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Aux, Batch, ImageSpec, Objective, PRNGKey, PRNGKeys, System
-
-_CRITIC = ("loss", "spectral_norm", "penalty")  # of config.discriminator, beside the network's
 
 
 def build(config, spec: ImageSpec) -> System:
@@ -63,7 +61,7 @@ def build(config, spec: ImageSpec) -> System:
     shown = jnp.zeros((1, spec.size, spec.size, spec.channels)), jnp.zeros((1,), jnp.int32) if classes else None
     objective = make_objective(critic, init, play, shown)
     plan(config.sampler)  # what does not fit is refused here, before anything is trained
-    check_buildable(objective.init)
+    check_buildable(objective.init, "config.model or config.discriminator")
     return System(objective, classes, plan, sample)
 
 
@@ -82,19 +80,19 @@ def make_objective(
     """
 
     def init_both(key):
-        own, other = jax.random.split(key)
-        discriminator, memory = critic.init(other, *shown)
-        params = {"generator": init(own), "discriminator": discriminator}
-        return {"params": params, **({"spectral": memory} if memory else {})}
+        generator_key, discriminator_key = jax.random.split(key)
+        discriminator, memory = critic.init(discriminator_key, *shown)
+        params = {"generator": init(generator_key), "discriminator": discriminator}
+        return {"params": params, **kept(memory)}
 
     def generator_loss(variables, batch, keys, moment):
         _, fake = play(variables["params"]["generator"], batch, keys)
-        return critic.generator_loss(*_judge(variables), *fake), Aux({})
+        return critic.generator_loss(*own(variables), *fake), Aux({})
 
     def discriminator_loss(variables, batch, keys, moment):
         real, fake = play(variables["params"]["generator"], batch, keys)  # as the generator's: XLA makes them once
-        loss, metrics, memory = critic.train_loss(*_judge(variables), real, fake)
-        return loss, Aux(metrics, {"spectral": memory} if memory else {})
+        loss, metrics, memory = critic.train_loss(*own(variables), real, fake)
+        return loss, Aux(metrics, kept(memory))
 
     return Objective(init_both, {"generator": generator_loss, "discriminator": discriminator_loss})
 
@@ -102,16 +100,5 @@ def make_objective(
 def make_critic(config, classes: int) -> Critic:
     """Of a config's section `discriminator`. Raises UserError for what does not exist or does not fit."""
     section = config.discriminator
-    network = make(Discriminator, section, "discriminator", but=_CRITIC, classes=classes, dtype=dtype_of(config))
+    network = make(Discriminator, section, "discriminator", but=SETTINGS, classes=classes, dtype=dtype_of(config))
     return Critic.from_config(network, section)
-
-
-def classes_of(config, section: str, spec: ImageSpec) -> int:
-    """The data set's classes where a config's `section` asks for them, else 0. Raises UserError where it has none."""
-    if config[section].class_conditional and not spec.classes:
-        raise UserError(f"{section}.class_conditional=True, but the data set has no labels: set it to False")
-    return spec.classes if config[section].class_conditional else 0
-
-
-def _judge(variables):
-    return variables["params"]["discriminator"], variables.get("spectral", {})

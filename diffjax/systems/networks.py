@@ -43,9 +43,16 @@ def dtype_of(config) -> DTypeLike:
     return _DTYPES[config.dtype]
 
 
-def check_buildable(init: Callable) -> None:
-    """Raises UserError for a network that cannot be built."""
+def classes_of(config, section: str, spec: ImageSpec) -> int:
+    """The data set's classes where a config's `section` asks for them, else 0. Raises UserError where it has none."""
+    if config[section].class_conditional and not spec.classes:
+        raise UserError(f"{section}.class_conditional=True, but the data set has no labels: set it to False")
+    return spec.classes if config[section].class_conditional else 0
+
+
+def check_buildable(init: Callable, where: str = "config.model") -> None:
+    """Raises UserError for networks that cannot be built, which are described `where`."""
     try:
         jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
+        raise UserError(f"{where}: {error}") from error

@@ -23,7 +23,7 @@ from diffjax.errors import UserError, unknown
 from diffjax.latents import logits as of_logits
 from diffjax.nn import pixelcnn, transformer
 from diffjax.nn.layers import Dense
-from diffjax.systems.networks import check_buildable, dtype_of, make
+from diffjax.systems.networks import check_buildable, classes_of, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Aux, Codec, Codes, ImageSpec, Labels, Objective, PRNGKey, PRNGKeys, System, Variables
@@ -41,9 +41,7 @@ def build(config, spec: ImageSpec, codec: tuple[System, Variables] | None = None
     described = _describe(autoencoder, frozen)
     if not described.grids:
         raise UserError(f"codec={config.codec} has no codes (a Gaussian latent): a prior needs vqvae or dvae")
-    if config.model.class_conditional and not spec.classes:
-        raise UserError("model.class_conditional=True, but the data set has no labels: set it to False")
-    classes = spec.classes if config.model.class_conditional else 0
+    classes = classes_of(config, "model", spec)
     if config.model.architecture not in _MODELS:
         raise unknown("model.architecture", config.model.architecture, _MODELS)
     model = _MODELS[config.model.architecture].from_config(config, described, classes)
