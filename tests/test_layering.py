@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "generate": {"systems"},
     "report": {"pictures"},
     "workdir": EVERYTHING,
-    "commands": EVERYTHING | {"workdir", "generate", "report"},
+    "training": EVERYTHING | {"workdir", "generate"},
+    "commands": EVERYTHING | {"workdir", "generate", "report", "training"},
     "__init__": {"workdir"},
 }
 

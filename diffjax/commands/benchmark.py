@@ -16,10 +16,10 @@ import numpy as np
 from absl import flags as absl_flags
 
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
-from diffjax.commands.train import compile_step, make_optimizers
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train.devices import Devices
 from diffjax.train.state import ema_variables
+from diffjax.training import compile_step, make_optimizers
 from diffjax.workdir import build_system, image_spec
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).

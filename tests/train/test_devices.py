@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from diffjax import systems
-from diffjax.commands.train import compile_step, make_optimizers, prepared
 from diffjax.errors import UserError
 from diffjax.train.devices import Devices
+from diffjax.training import compile_step, make_optimizers, prepared
 from diffjax.typing import ImageSpec
 from tests import tiny
 
