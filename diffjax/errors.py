@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input: one line that says what is wrong and what to do. `launch.py` prints it without a traceback."""
 
 
+class MissingData(UserError):
+    """A data set that is not where it was looked for."""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among `choices`: the nearest right one, and all of them where they are few."""
     choices = sorted(choices)

@@ -1,6 +1,6 @@
 """Tables and figures of cells: rows of settings and measures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,28 +12,24 @@ from diffjax import pictures
 matplotlib.use("Agg")
 
 EXAMPLES = 10  # samples a cell shows
-_MEASURES = {
-    "fd_pixels": "FD pixels (lower is better)",
-    "recognised": "recognised (higher is better)",
-    "to_most_steps": "to most steps (grey levels)",
-}
+_TO_MOST = {"to_most_steps": "to most steps"}  # in grey levels
 _HEADINGS = {"name": "sampler", "guidance_rescale": "rescale", "classifier_scale": "classifier", "weak_scale": "weak"}
-_STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
+STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
 
 
-def table(rows: Sequence[dict]) -> str:
-    """The rows in aligned columns, settings first."""
-    measures = [name for name in (*_MEASURES, "seconds") if any(name in row for row in rows)]
-    columns = [*_settings(rows), "steps", *measures]
+def table(rows: Sequence[dict], measures: Mapping[str, str]) -> str:
+    """The rows in aligned columns, settings first; `measures` are headings by the names of what was measured."""
+    shown = [name for name in (*measures, *_TO_MOST, "seconds") if any(name in row for row in rows)]
+    columns = [*_settings(rows, measures), "steps", *shown]
     lines = [[_HEADINGS.get(name, name) for name in columns]]
     lines += [[_text(row, name) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def curve_label(row: dict) -> str:
+def _curve_label(row: dict, measures: Mapping[str, str]) -> str:
     """A row's settings other than its steps, in words."""
-    words = [f"{_HEADINGS.get(name, name)} {_text(row, name)}" for name in _settings([row])]
+    words = [f"{_HEADINGS.get(name, name)} {_text(row, name)}" for name in _settings([row], measures)]
     return ", ".join(words).removeprefix("sampler ") or "samples"
 
 
@@ -64,7 +60,7 @@ def curves_figure(path: Path, panels: dict[str, dict[str, tuple[Sequence[float],
     """A panel for each title, with curves (training steps, values) by their labels."""
     sheet = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
     for axes, (title, curves) in zip(sheet.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for (label, (steps, values)), (_, line) in zip(curves.items(), _STYLES, strict=False):
+        for (label, (steps, values)), (_, line) in zip(curves.items(), STYLES, strict=False):
             axes.plot(steps, values, line, label=label)
         axes.set(xlabel="training step", title=title)
         axes.set_ylim(bottom=0)
@@ -74,24 +70,24 @@ def curves_figure(path: Path, panels: dict[str, dict[str, tuple[Sequence[float],
     sheet.savefig(path, dpi=110)
 
 
-def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> None:
-    """Measures against steps, a curve for each other setting, above samples of each cell: steps across."""
+def figure(path: Path, rows: Sequence[dict], measures: Mapping[str, str], drawn: Sequence[np.ndarray]) -> None:
+    """What was measured against steps, a curve for each other setting, above samples of each cell: steps across."""
     curves: dict[str, list[int]] = {}
     for i, row in sorted(enumerate(rows), key=lambda pair: pair[1]["steps"]):
-        curves.setdefault(curve_label(row), []).append(i)
-    measures = [name for name in _MEASURES if any(name in row for row in rows)]
-    columns = max(len(measures), len(curves), 1)
+        curves.setdefault(_curve_label(row, measures), []).append(i)
+    shown = {name: title for name, title in (measures | _TO_MOST).items() if any(name in row for row in rows)}
+    columns = max(len(shown), len(curves), 1)
     across = max(map(len, curves.values()))
     sheet = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, 3.4 + 0.55 * EXAMPLES), layout="constrained")
     above, below = sheet.subfigures(2, 1, height_ratios=(3.2, 0.55 * EXAMPLES))
 
-    panels = above.subplots(1, len(measures), squeeze=False)[0] if measures else []
-    for axes, measure in zip(panels, measures, strict=True):
-        for (label, indices), (marker, line) in zip(curves.items(), _STYLES * len(curves), strict=False):
+    panels = above.subplots(1, len(shown), squeeze=False)[0] if shown else []
+    for axes, (measure, title) in zip(panels, shown.items(), strict=True):
+        for (label, indices), (marker, line) in zip(curves.items(), STYLES * len(curves), strict=False):
             points = [(rows[i]["steps"], rows[i][measure]) for i in indices if measure in rows[i]]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, label=label)
-        axes.set(xscale="log", xlabel="steps", title=_MEASURES[measure])
+        axes.set(xscale="log", xlabel="steps", title=title)
         axes.grid(alpha=0.3)
         ticks = sorted({row["steps"] for row in rows})
         axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
@@ -110,9 +106,9 @@ def figure(path: Path, rows: Sequence[dict], drawn: Sequence[np.ndarray]) -> Non
     sheet.savefig(path, dpi=110)
 
 
-def _settings(rows: Sequence[dict]) -> list[str]:
+def _settings(rows: Sequence[dict], measures: Mapping[str, str]) -> list[str]:
     """The settings other than the steps that rows have, which tell curves apart."""
-    others = {"steps", "seconds", "sigma_hat", *_MEASURES}
+    others = {"steps", "seconds", "sigma_hat", *measures, *_TO_MOST}
     return list(dict.fromkeys(name for row in rows for name in row if name not in others))
 
 

@@ -1,12 +1,14 @@
 """A run on disk: its config, its records, its checkpoints; and `load`, which opens a trained one."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
+from absl import flags as absl_flags
+from ml_collections import ConfigDict, config_flags
 
 from diffjax import data, systems
 from diffjax.errors import UserError
@@ -29,6 +31,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.results = self.path / "results"
+        self.error = self.path / "error.txt"  # why a run that was trained with others ended
 
     def create(self) -> None:
         """Makes the folders. Raises UserError where the path cannot be written."""
@@ -83,12 +86,32 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(restore(json.loads(text)))
 
 
+def load_file(path: str) -> ConfigDict:
+    """Runs a config file's get_config(). Raises UserError where it cannot."""
+    holder = absl_flags.FlagValues()
+    config_flags.DEFINE_config_file("config", path, flag_values=holder, sys_argv=[""])
+    try:
+        holder([""])
+        flatten(holder.config)  # a file that could not be loaded says so when it is used
+        return holder.config
+    except (OSError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise UserError(f"cannot read --config={path}: {reason}") from error
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
     """{"train.steps": 1000, ...}: every field by its dotted name."""
     flat = {}
     for name, value in config.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
     return flat
+
+
+def training_key(config: ConfigDict) -> str:
+    """A hash of what determines the parameters that training comes to."""
+    free = tuple(name for name in _MAY_CHANGE if name != "train.steps")
+    fields = {name: value for name, value in flatten(from_json(to_json(config))).items() if not name.startswith(free)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def image_spec(config: ConfigDict) -> ImageSpec:

@@ -1,85 +1,85 @@
-"""The claim the line starts from: with a strong decoder a VAE ignores its latent, and VQ-VAE does not.
+"""VQ-VAE (van den Oord et al. 2017), section 1: under a strong decoder a VAE's latent is ignored, codes are not.
 
-    python experiments/posterior_collapse.py --data_dir=DIR --workdir=runs/posterior_collapse
+    python launch.py reproduce --experiment=experiments/posterior_collapse.py --workdir=runs/experiments --scale=small \
+                               --data_dir=DIR
 
-Trains configs/posterior_collapse.py with either latent, on the same data with the same decoder, and draws what each
-latent carries against the training step: the VAE's KL, the perplexity of VQ-VAE's codes, and both decoders' bits/dim.
+Same data, same encoder, same PixelCNN. A VAE's latent is used as far as its KL goes; a VQ-VAE's has no KL to fall, and
+log2(size) bits a code whether they are used or not: its perplexity says that, and what the decoder needs given either.
+The paper gives no figures. `paper` is its network on CIFAR-10, with 64 codes where it has 512.
 """
 
-import json
-import sys
-from pathlib import Path
-
-from absl import flags
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from diffjax import platform
-
-platform.configure()
-
-import math  # noqa: E402
-
-from diffjax import commands, report  # noqa: E402
-
-flags.DEFINE_string("data", "fashion_mnist", "data set")
-flags.DEFINE_integer("image_size", 14, "height and width; Fashion-MNIST is averaged down to it")
-flags.DEFINE_string("data_dir", "", "where prepared data sets lie")
-flags.DEFINE_string("workdir", "runs/posterior_collapse", "folder of both runs and the figure")
-flags.DEFINE_integer("steps", 600, "training steps of each")
+from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
 
 
-def main(argv: list[str]) -> None:
-    arguments = flags.FLAGS
-    arguments(argv)
-    root, logs = Path(arguments.workdir), {}
-    for latent in ("vae", "vqvae"):
-        fields = {
-            "data.name": arguments.data,
-            "data.image_size": arguments.image_size,
-            "data.dir": arguments.data_dir,
-            "model.factor": max(2, arguments.image_size // 7),
-            "train.steps": arguments.steps,
-            "train.sample_count": 0,
-        }
-        overrides = (f"--config.{name}={value}" for name, value in fields.items())
-        code = commands.main(
-            [
-                "launch.py",
-                "train",
-                f"--config=configs/posterior_collapse.py:{latent}",
-                f"--workdir={root / latent}",
-                *overrides,
-            ]
-        )
-        if code:
-            sys.exit(code)
-        logs[latent] = [json.loads(line) for line in (root / latent / "metrics.jsonl").read_text().splitlines()]
+def measures(num: int, draws: int) -> list[Measure]:
+    bits = {
+        "nll": "bits/dim, decoder given the latent",
+        "kl": "bits/dim, latent",
+        "elbo": "bits/dim, ELBO",
+    }
+    return [
+        *(Measure("nll", name, heading=words, settings={"num": num, "draws": draws}) for name, words in bits.items()),
+        Measure("training", "perplexity", heading="perplexity of the codes, last batch", better="higher"),
+        Measure("training", "codes_used", heading="share of the codes in use, last epoch", better="higher"),
+    ]
 
-    def curve(latent, name, factor=1.0):
-        return [row["step"] for row in logs[latent]], [factor * row[name] for row in logs[latent]]
 
-    values = arguments.image_size**2  # one channel
-    to_bits = 1 / math.log(2)
-    report.curves_figure(
-        root / "figure.png",
-        {
-            "VAE: KL (bits an image)": {"VAE": curve("vae", "kl", values)},
-            "VQ-VAE: perplexity of its codes": {"VQ-VAE": curve("vqvae", "perplexity")},
-            "decoder, given the latent (bits/dim)": {
-                "VAE": curve("vae", "nll"),
-                "VQ-VAE": curve("vqvae", "reconstruction", to_bits),
+EXPERIMENT = Experiment(
+    title="Posterior collapse",
+    source="van den Oord, Vinyals & Kavukcuoglu 2017, section 1 (no table)",
+    claim="Under an autoregressive decoder a VAE's latent is ignored, and a VQ-VAE's codes are not.",
+    axes=[
+        Axis(
+            "latent",
+            {
+                "VAE": {"config": "configs/posterior_collapse.py:vae"},
+                "VQ-VAE": {"config": "configs/posterior_collapse.py:vqvae"},
             },
-        },
-    )
-    last = {latent: rows[-1] for latent, rows in logs.items()}
-    print(f"VAE: KL {last['vae']['kl'] * values:.3f} bits an image, decoder {last['vae']['nll']:.3f} bits/dim")
-    print(
-        f"VQ-VAE: perplexity {last['vqvae']['perplexity']:.1f}, {last['vqvae']['codes_used']:.0%} of the codes in use, "
-        f"decoder {last['vqvae']['reconstruction'] * to_bits:.3f} bits/dim"
-    )
-    print(root / "figure.png")
-
-
-if __name__ == "__main__":
-    main(sys.argv)
+        )
+    ],
+    measures=measures(1000, 4),
+    orderings=[
+        Ordering("The codes tell the decoder more than the Gaussian latent", [{"latent": "VQ-VAE"}, {"latent": "VAE"}])
+    ],
+    scales={
+        "smoke": Scale(
+            "configs/posterior_collapse.py",
+            "a minute on two CPU cores",
+            fields={"train.steps": 60, "train.warmup_steps": 10, "train.sample_count": 0},
+            num=8,
+            measures=measures(100, 2),
+        ),
+        "small": Scale(
+            "configs/posterior_collapse.py",
+            "two hours on two CPU cores",
+            fields={
+                "data.name": "fashion_mnist",
+                "data.image_size": 14,
+                "train.steps": 800,
+                "train.sample_count": 0,
+            },
+            seeds=(0, 1, 2),
+            num=8,
+        ),
+        "paper": Scale(
+            "configs/posterior_collapse.py",
+            "two trainings of 250,000 steps",
+            fields={
+                "data.name": "cifar10",
+                "data.image_size": 32,
+                "model.channels": 256,
+                "model.residual_channels": 256,
+                "model.factor": 4,
+                "pixelcnn.features": 128,
+                "pixelcnn.layers": 12,
+                "train.steps": 250_000,
+                "train.batch_size": 128,
+                "train.learning_rate": 2e-4,
+                "train.schedule": "constant",
+                "train.sample_count": 0,
+            },
+            num=8,
+            measures=measures(10_000, 4),
+        ),
+    },
+)

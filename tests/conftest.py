@@ -12,5 +12,12 @@ from diffjax import platform  # noqa: E402
 platform.configure()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Statistics of real images are kept apart from the user's."""
+    os.environ["DIFFJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -8,8 +8,7 @@ import jax
 import pytest
 
 from diffjax import systems
-from diffjax.commands.flags import load_file
-from diffjax.workdir import flatten, from_json, image_spec, to_json
+from diffjax.workdir import flatten, from_json, image_spec, load_file, to_json
 from tests import tiny
 
 FILES = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))

@@ -5,11 +5,14 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from jax import numpy as jnp
 
+from diffjax import experiment, measures
 from diffjax.diffusion import grids, samplers, sampling, schedules
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import log_snr, transfer
+from diffjax.experiment import plan
 from tests import tiny
 
 DOCS = tiny.ROOT / "docs"
@@ -31,11 +34,33 @@ def test_the_sampler_that_is_added_is_dpmpp_2m():
     assert np.abs(drawn[0] - drawn[2]).max() > 0.01
 
 
-def test_the_table_of_combinations_is_what_the_code_says():
-    spec = importlib.util.spec_from_file_location("combinations", DOCS / "combinations.py")
+@pytest.mark.parametrize("page", ["combinations", "experiments"])
+def test_a_page_that_is_made_is_what_the_code_says(page):
+    spec = importlib.util.spec_from_file_location(page, DOCS / f"{page}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main() == (DOCS / "combinations.md").read_text()
+    assert module.main() == (DOCS / f"{page}.md").read_text()
+
+
+def test_the_experiment_that_is_shown_is_one():
+    source = re.search(r"```python\n(EXPERIMENT.*?)```", (DOCS / "evaluation.md").read_text(), re.DOTALL).group(1)
+    scope = {name: getattr(experiment, name) for name in experiment.__all__}
+    exec(source, scope)
+    made = scope["EXPERIMENT"]
+    assert len(plan.make_units(made, made.scales["small"], {})) == 3  # a training for each seed
+
+
+def test_every_metric_is_listed():
+    text = (DOCS / "evaluation.md").read_text()
+    for name in measures.OF_DATA | {
+        "recognised": None,
+        "cas": None,
+        "fid": None,
+        "kid": None,
+        "is": None,
+        "sfid": None,
+    }:
+        assert f"`{name}`" in text, name
 
 
 def test_every_choice_is_listed():

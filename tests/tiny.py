@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.commands.flags import load_file
 from diffjax.typing import Batch, Moment, Variables
-from diffjax.workdir import flatten
+from diffjax.workdir import flatten, load_file
 
 ROOT = Path(__file__).parent.parent
 

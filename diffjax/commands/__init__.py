@@ -7,11 +7,18 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffjax.commands import benchmark, evaluate, sample, sweep, train
+from diffjax.commands import benchmark, evaluate, reproduce, sample, sweep, train
 from diffjax.commands.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, unknown
 
-VERBS = {"train": train, "sample": sample, "sweep": sweep, "evaluate": evaluate, "benchmark": benchmark}
+VERBS = {
+    "train": train,
+    "sample": sample,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "reproduce": reproduce,
+    "benchmark": benchmark,
+}
 
 
 def main(argv: Sequence[str]) -> int:

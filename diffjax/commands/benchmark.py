@@ -1,25 +1,32 @@
 """Time a config's training step and its sampler on this machine.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
+  python launch.py benchmark --config=configs/digits.py --members=4
 
 Uses random pictures, so the data set need not be there. GFLOP a step are counted in the program before it is
-optimised; the fraction of peak is given where the device's peak is known. Times vary from run to run.
+optimised; the fraction of peak is given where the device's peak is known. --members=M times, by turns, a step of M runs
+of other seeds as one program and M steps of one run. Times vary from run to run.
 """
 
 import json
 import resource
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
+from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
 from diffjax.generate import Generator, balanced_labels
 from diffjax.train.devices import Devices
-from diffjax.train.state import ema_variables
+from diffjax.train.state import TrainState, ema_variables
+from diffjax.train.step import Step
 from diffjax.training import compile_step, make_optimizers
+from diffjax.typing import System
 from diffjax.workdir import build_system, image_spec
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
@@ -40,6 +47,7 @@ def define(flags: Flags) -> None:
     define_config(flags)
     absl_flags.DEFINE_integer("steps", 20, "training steps to time", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_integer("samples", 100, "samples to draw, 0: none", lower_bound=0, flag_values=flags)
+    absl_flags.DEFINE_integer("members", 1, "runs to train together, 1: none", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_string("out", None, "JSON file to write the figures to", flag_values=flags)
 
 
@@ -53,13 +61,12 @@ def run(arguments: Arguments) -> int:
     step, state = compile_step(config, system, make_optimizers(config, system), devices, _EXAMPLES)
     frozen = devices.put_everywhere(system.frozen)
     generator_of_noise = np.random.default_rng(config.seed)
-    batch = devices.put_batch(
-        {
-            "image": generator_of_noise.integers(0, 256, (batch_size, spec.size, spec.size, spec.channels), np.uint8),
-            "label": balanced_labels(batch_size, spec.classes),
-            "index": np.arange(batch_size, dtype=np.int32),
-        }
-    )
+    pictures = {
+        "image": generator_of_noise.integers(0, 256, (batch_size, spec.size, spec.size, spec.channels), np.uint8),
+        "label": balanced_labels(batch_size, spec.classes),
+        "index": np.arange(batch_size, dtype=np.int32),
+    }
+    batch = devices.put_batch(pictures)
 
     began = time.perf_counter()
     lowered = step.lower(state, batch, frozen)
@@ -84,6 +91,15 @@ def run(arguments: Arguments) -> int:
         variables = {**ema_variables(state), "frozen": system.frozen}
         figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, variables)
     figures["peak_memory_gib"] = _peak_memory() / 2**30
+    if arguments.members > 1:
+        configs = [ConfigDict({**config.to_dict(), "seed": seed}) for seed in range(arguments.members)]
+        ensemble.check_together(configs)
+        together, one_by_one = _by_turns(
+            arguments.steps,
+            _together(configs, system, devices, pictures, frozen),
+            _steps(len(configs), compiled, state, batch, frozen),
+        )
+        figures |= {"together_seconds": together, "one_by_one_seconds": one_by_one, "speedup": one_by_one / together}
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
     if arguments.out:
@@ -101,6 +117,37 @@ def _samples_per_second(count: int, system, spec, config, variables) -> float:
     began = time.perf_counter()
     draw()
     return count / (time.perf_counter() - began)
+
+
+def _together(configs, system: System, devices: Devices, batch, frozen) -> Callable[[], None]:
+    """What makes a step of all `configs` at once, on a batch that each sees."""
+    state = ensemble.fresh_state(configs, system, devices, [batch] * len(configs))
+    step, put = ensemble.compile_together(configs, devices, _EXAMPLES)
+    return _steps(1, step, state, put([batch] * len(configs)), frozen)
+
+
+def _steps(count: int, step: Step, state: TrainState, *inputs) -> Callable[[], None]:
+    """What makes the next `count` steps, and waits for them."""
+
+    def make():
+        nonlocal state
+        for _ in range(count):
+            state, metrics = step(state, *inputs)
+        jax.block_until_ready(metrics)
+
+    return make
+
+
+def _by_turns(rounds: int, *actions: Callable[[], None]) -> list[float]:
+    """The median seconds of each; the first two rounds are not counted."""
+    seconds = []
+    for _ in range(rounds + 2):
+        seconds.append([])
+        for action in actions:
+            began = time.perf_counter()
+            action()
+            seconds[-1].append(time.perf_counter() - began)
+    return [statistics.median(own) for own in zip(*seconds[2:], strict=True)]
 
 
 def _peak(dtype: str) -> float | None:

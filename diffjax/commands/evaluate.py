@@ -1,102 +1,170 @@
-"""Measure a trained run: the likelihood of data, reconstruction, a classifier's accuracy.
+"""Measure a trained run: its samples, its reconstructions, the likelihood of data, a classifier's accuracy.
 
+  python launch.py evaluate --workdir=runs/digits --metrics=fd_effnet_lite0,manifold_effnet_lite0 --num=5000
+  python launch.py evaluate --workdir=runs/cifar10 --metrics=fid,sfid,is,kid --inception=FILE --num=50000 --steps=50
   python launch.py evaluate --workdir=runs/digits --metrics=nll [--num=1000 --terms=100 --ode_steps=100]
   python launch.py evaluate --workdir=runs/digits --metrics=reconstruction --steps=10,20,50,100,200,500,1000
   python launch.py evaluate --workdir=runs/classifier --metrics=accuracy
+
+Of samples, drawn as the config's sampler section and the flags say, against the real images of --reference:
+  fid, kid, is, sfid, manifold_inception   in FID's Inception, whose weights --inception names
+  fd_effnet_lite0, kd_..., manifold_...    the same in EfficientNet-Lite0, with nothing to download: never called FID
+  fd_pixels, kd_pixels, manifold_pixels    on pixels averaged to 8x8, for tiny images
+  recognised, cas                          share of samples taken for their class by a classifier of real images; and
+                                           of real images, by a classifier of samples (both support vector machines)
+manifold is precision, recall, density and coverage. Frechet distances fall with --num: they come with the value
+extrapolated to infinitely many samples. An r before a name (rfd_effnet_lite0, rfid) measures an autoencoder's
+reconstructions of --split against the originals.
 
 nll, bits/dim of --split: the variational bound on the chain of --steps (default: all), with L_T, the sum of the KL
 terms and L_0, and its breakdown over t; the likelihood by the probability-flow ODE, its trace by Hutchinson's
 estimator, and exactly for the first --exact_trace images, by as many directional derivatives as an image has values.
 With --terms=K, K terms of the bound are drawn a batch, more of them near the image, and weighted. A conditional model
-is told the labels.
-
-  Of a VAE: the ELBO and its terms, and the importance-weighted bound of --samples draws. Of a prior: of the codes.
+is told the labels. Of a VAE: the ELBO and its terms, and the importance-weighted bound of --samples draws. Of a VQ-VAE:
+with codes equally likely. Of a prior: of the codes.
 
 reconstruction: mean squared error a value, images in [0, 1]; of a diffusion model by encoding with DDIM and decoding in
-as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM and the use of its codes.
+as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM, the use of its codes, and LPIPS where
+--lpips names its two files of weights.
 
 accuracy: of a classifier of noised images, at nine times.
 
-Every figure has its standard error over the images. Writes results/METRIC.json, and a figure beside it.
+Figures have standard errors. Writes results/METRIC.json with all that the figure depends on, and pictures beside it.
 """
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 from absl import flags as absl_flags
+from tqdm import tqdm
 
-from diffjax.commands import evaluate_autoencoder, evaluate_classifier, evaluate_diffusion
+from diffjax import measures, pictures
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.commands.settings import texts
-from diffjax.errors import UserError, unknown
-from diffjax.workdir import Run, load, open_source
+from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
+from diffjax.errors import UserError
+from diffjax.generate import Generator, balanced_labels
+from diffjax.measures import provenance, samples
+from diffjax.measures.samples import Measurer
+from diffjax.measures.settings import Settings
+from diffjax.workdir import Run, load
 
-METRICS = {  # how each is measured of systems that have this: see typing.System
-    "nll": {"model": evaluate_diffusion.nll, "likelihood": evaluate_autoencoder.nll},
-    "reconstruction": {"model": evaluate_diffusion.reconstruction, "codec": evaluate_autoencoder.reconstruction},
-    "accuracy": {"classify": evaluate_classifier.accuracy},
-}
+_SHOWN = 100  # images of a sheet
 
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
+    define_settings(flags, several=False)
     for name, default, text in (
-        ("metrics", None, f"{' | '.join(METRICS)}; several, separated by commas"),
-        ("split", "test", "of the data set"),
-        ("steps", "", "numbers of steps for reconstruction, one for the bound; separated by commas"),
-        ("grid", None, "times that the bound, the ODE or reconstruction visit"),
+        ("metrics", None, f"{' | '.join(measures.NAMES)}; several, separated by commas"),
+        ("split", "test", "of the data set, for metrics of data"),
+        ("reference", None, "split that samples are compared with (default: the one trained on)"),
+        ("inception", None, "file of the weights of FID's InceptionV3"),
+        ("lpips", None, "files of the weights of LPIPS, BACKBONE,LINEAR"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
-    for name, default, text in (
-        ("num", 256, "images, the first of the split"),
-        ("ode_steps", 100, "steps of the ODE's integration"),
+    for name, default, low, text in (
+        ("num", None, 2, "images, the first of the split (default 256), or samples (default 1000)"),
+        ("ode_steps", 100, 0, "steps of the ODE's integration, 0: only the bound"),
+        ("samples", 64, 1, "draws of a VAE's importance-weighted bound"),
+        ("terms", 0, 0, "terms of the bound computed a batch, 0: all"),
+        ("exact_trace", None, 0, "images whose trace is exact too (default: 8 of at most 256 values)"),
     ):
-        absl_flags.DEFINE_integer(name, default, text, lower_bound=2, flag_values=flags)
-    absl_flags.DEFINE_integer("samples", 64, "draws of a VAE's importance-weighted bound", 1, flag_values=flags)
-    absl_flags.DEFINE_integer("terms", 0, "terms of the bound computed a batch, 0: all", 0, flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "exact_trace", None, "images whose trace is exact too (default: 8 of at most 256 values)", 0, flag_values=flags
-    )
+        absl_flags.DEFINE_integer(name, default, text, lower_bound=low, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
     for name in names:
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
+        measures.check_name(name)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    measures = {name: _measure(name, trained) for name in names}
-    images, labels = _data(arguments, trained)
-    for name, measure in measures.items():
-        result = measure(arguments, trained, images, labels)
-        result |= {
-            "workdir": str(trained.workdir.path),
-            "checkpoint": trained.step,
-            "data": trained.config.data.name,
-            "split": arguments.split,
-            "images": len(images),
-            "seed": arguments.seed,
-        }
-        path = trained.workdir.results / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(path)
+    for name in names:
+        measures.check(name, trained)
+    settings = _settings(arguments)
+    trained.workdir.results.mkdir(exist_ok=True)
+    if of_data := [name for name in names if name in measures.OF_DATA]:
+        images, labels = measures.data(settings, trained)
+        for name in of_data:
+            found = measures.of_data(name, trained)(settings, trained, images, labels)
+            told = {"split": settings.split, "images": len(images), "seed": settings.seed}
+            _keep(trained, name, {**found, **provenance.of_run(trained), **told})
+    if found := [name for name in names if name in measures.OF_RECONSTRUCTIONS]:
+        _reconstructions(arguments, settings, trained, found)
+    if found := [name for name in names if name in samples.NAMES]:
+        _samples(arguments, settings, trained, found)
     return 0
 
 
-def _measure(name: str, trained: Run) -> Callable[..., dict]:
-    """Prints a table and returns what is to be kept of it. Raises UserError where the run has no such measure."""
-    for needed, measure in METRICS[name].items():
-        if getattr(trained.system, needed) is not None:
-            return measure
-    raise UserError(f"--metrics={name}: {trained.workdir.path} is a run of system={trained.config.system}, without one")
+def _settings(arguments: Arguments) -> Settings:
+    steps = tuple(value["steps"] for value in values(arguments, "steps")) if arguments.steps else ()
+    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace")
+    files = tuple(texts(arguments.lpips or ""))
+    if len(files) not in (0, 2):
+        raise UserError(f"--lpips={arguments.lpips}: name two files, BACKBONE,LINEAR")
+    given = {name: getattr(arguments, name) for name in names}
+    return Settings(**given, steps=steps, draws=arguments.samples, lpips=files)
 
 
-def _data(arguments: Arguments, trained: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of the split, uint8, and their labels."""
-    source = open_source(trained.config, arguments.split)
-    examples = source.__getitems__(range(min(len(source), arguments.num)))
-    images = np.stack([example["image"] for example in examples])
-    return images, np.array([example["label"] for example in examples], np.int32)
+def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
+    """Draws samples and compares them with real images."""
+    system, variables = with_guides(arguments, trained)
+    chosen = one_cell(arguments)
+    plan = system.plan(trained.config.sampler, **chosen)
+    measure = _measurer(arguments, trained, names, arguments.reference)
+    labels = balanced_labels(settings.count(1000), system.classes)
+    seeds = settings.seed + np.arange(len(labels))
+    generator = Generator(system, batch_size=min(settings.batch_size, len(seeds)))
+    with tqdm(total=len(seeds), unit="image") as bar:
+        images = generator(variables, seeds, {"label": labels}, plan, progress=bar.update)
+    told = {
+        "sampler": {**trained.config.sampler.to_dict(), **chosen},
+        "samples": len(images),
+        "seed": settings.seed,
+        "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
+    }
+    print(f"{len(images)} samples, seeds from {settings.seed}, checkpoint {trained.step}")
+    _compare(trained, names, measure, images, labels, told, "samples.png")
+
+
+def _reconstructions(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
+    """Compares an autoencoder's reconstructions of a split with the originals."""
+    images, labels = measures.data(settings, trained)
+    measure = _measurer(arguments, trained, [measures.OF_RECONSTRUCTIONS[name] for name in names], settings.split)
+    back = Generator(trained.system, batch_size=settings.batch_size).reconstruct(trained.variables, images)
+    print(f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}")
+    _compare(trained, names, measure, back, labels, {"reconstructions": len(images)}, "reconstructions.png")
+
+
+def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None) -> Measurer:
+    return Measurer(
+        names,
+        trained,
+        split=split,
+        inception=arguments.inception,
+        batch_size=arguments.batch_size,
+        thorough=True,
+        seed=arguments.seed,
+    )
+
+
+def _compare(trained: Run, names: list[str], measure: Measurer, images, labels, told: dict, picture: str) -> None:
+    """Prints the figures of `images`, keeps them with all they depend on, and draws some."""
+    found = measure(images, labels)
+    reference = measure.provenance
+    print(f"  against {reference['images']} images of {reference['data']}:{reference['split']}")
+    for name, (value, error) in found.items():
+        print(f"  {measure.columns[name].heading:26} {value:10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
+    kept = {name: estimate._asdict() for name, estimate in found.items()}
+    shared = {**provenance.of_run(trained), **told, "reference": reference, "warnings": measure.warnings}
+    for name in names:
+        _keep(trained, name, {"figures": kept, **shared})
+    path = trained.workdir.results / picture
+    columns = pictures.class_columns(trained.system.classes, min(_SHOWN, len(images)))
+    pictures.save(path, pictures.grid(images[:_SHOWN], columns))
+    print(path)
+
+
+def _keep(trained: Run, name: str, result: dict) -> None:
+    path = trained.workdir.results / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path)

@@ -9,7 +9,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from diffjax.errors import UserError, unknown
-from diffjax.workdir import flatten
+from diffjax.workdir import flatten, load_file
 
 Flags = absl_flags.FlagValues
 
@@ -101,19 +101,6 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         if isinstance(value, tuple) and not all(isinstance(item, int | float) for item in value):
             raise UserError(f"--config.{name}={value}: {name} is {_type_name(known[name])}")
     return holder.config
-
-
-def load_file(path: str) -> ConfigDict:
-    """Runs a config file's get_config(). Raises UserError where it cannot."""
-    holder = Flags()
-    config_flags.DEFINE_config_file("config", path, flag_values=holder, sys_argv=[""])
-    try:
-        holder([""])
-        flatten(holder.config)  # a file that could not be loaded says so when it is used
-        return holder.config
-    except (OSError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise UserError(f"cannot read --config={path}: {reason}") from error
 
 
 def missing_field(error: Exception) -> UserError | None:

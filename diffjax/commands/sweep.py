@@ -5,11 +5,12 @@
 Every combination of the lists is a cell. All cells start from the same noise. One sampler compiles once, however many
 steps, etas and guidance scales there are.
 
-Columns: fd_pixels is the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and
-comparable only at one --num); recognised is the share of samples that a support vector machine trained on the real
-images takes for their class; to_most_steps is the root-mean-square difference from the same seeds' samples at the most
-steps, in grey levels of 255: it falls to zero where a sampler has no noise of its own. An option that a sampler does
-not take, as --eta, is left out for it. The first cell of a sampler includes its compilation.
+Columns are those of --metrics (launch.py evaluate --help explains them): by default fd_pixels, the Frechet distance to
+the training images on pixels averaged to 8x8 or less (not FID, and comparable only at one --num), and recognised, the
+share of samples that a support vector machine trained on real images takes for their class. to_most_steps is the
+root-mean-square difference from the same seeds' samples at the most steps, in grey levels of 255: it falls to zero
+where a sampler has no noise of its own. An option that a sampler does not take, as --eta, is left out for it. The first
+cell of a sampler includes its compilation.
 """
 
 import functools
@@ -22,14 +23,12 @@ from tqdm import tqdm
 
 from diffjax import report
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.commands.settings import cells, define_settings, with_guides
-from diffjax.errors import UserError
-from diffjax.evals import frechet, pixels
-from diffjax.evals.recognition import Recogniser
+from diffjax.commands.settings import cells, define_settings, texts, with_guides
+from diffjax.errors import MissingData, UserError
 from diffjax.generate import Generator, balanced_labels
-from diffjax.workdir import Run, load, open_source
-
-_REFERENCE = 5000  # real images for the measures, the first of each split
+from diffjax.measures import provenance
+from diffjax.measures.samples import NAMES, Measurer
+from diffjax.workdir import Run, load
 
 
 def define(flags: Flags) -> None:
@@ -37,6 +36,11 @@ def define(flags: Flags) -> None:
     define_sampling(flags)
     absl_flags.DEFINE_integer("num", 500, "samples a cell", lower_bound=2, flag_values=flags)
     define_settings(flags, several=True)
+    for name, default, text in (
+        ("metrics", "fd_pixels,recognised", f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
+        ("inception", None, "file of the weights of FID's InceptionV3"),
+    ):
+        absl_flags.DEFINE_string(name, default, text, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
@@ -49,7 +53,7 @@ def run(arguments: Arguments) -> int:
     plan = functools.partial(system.plan, trained.config.sampler)
     steps = [int(plan(**cell).steps) for cell in swept]
     plans = [plan(capacity=max(steps), **cell) for cell in swept]
-    measure = Measures(trained)
+    measure = _measurer(arguments, trained)
     labels = balanced_labels(arguments.num, system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
@@ -60,63 +64,41 @@ def run(arguments: Arguments) -> int:
             began = time.perf_counter()
             images = generator(variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
             seconds = round(time.perf_counter() - began, 3)
-            rows.append({**cell, "steps": cell_steps, **measure(images, labels), "seconds": seconds})
+            found = measure(images, labels) if measure else {}
+            values = {name: estimate.value for name, estimate in found.items()}
+            rows.append({**cell, "steps": cell_steps, **values, "seconds": seconds})
             drawn.append(images)
     _add_distance_to_most_steps(swept, rows, drawn)
 
     results = {
-        "workdir": str(trained.workdir.path),
-        "checkpoint": trained.step,
+        **provenance.of_run(trained),
         "num": arguments.num,
         "seed": arguments.seed,
         "sampler": trained.config.sampler.to_dict(),
         "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
-        "reference": measure.provenance,
+        "reference": measure.provenance if measure else {"data": None},
         "compilations": generator.compilations,
         "cells": rows,
     }
+    columns = {name: column.title for name, column in measure.columns.items()} if measure else {}
     path = trained.workdir.results / "sweep.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     figure = path.with_suffix(".png")
-    report.figure(figure, rows, [images[: report.EXAMPLES] for images in drawn])
-    print(report.table(rows))
+    report.figure(figure, rows, columns, [images[: report.EXAMPLES] for images in drawn])
+    print(report.table(rows, columns))
     print(f"{len(swept)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the sampler")
     print(f"{path}\n{figure}")
     return 0
 
 
-class Measures:
-    """What samples of a run are measured by: as much as its data set, where that is at hand, allows."""
-
-    def __init__(self, trained: Run):
-        try:
-            train, test = (_images(open_source(trained.config, split)) for split in (trained.config.data.split, "test"))
-        except UserError as error:
-            print(f"no measure against real images: {error}")
-            self._moments = self._recogniser = None
-            self.provenance = {"data": None}
-            return
-        self._moments = frechet.moments(pixels.features(train[0]))
-        self._recogniser = Recogniser(train, test) if trained.system.classes else None
-        name, split = trained.config.data.name, trained.config.data.split
-        self.provenance = {"data": name, "split": split, "images": len(train[0])}
-        if self._recogniser:
-            self.provenance["recogniser_held_out_accuracy"] = self._recogniser.held_out_accuracy
-
-    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        values = {}
-        if self._moments:
-            values["fd_pixels"] = frechet.frechet_distance(frechet.moments(pixels.features(images)), self._moments)
-        if self._recogniser:
-            values["recognised"] = self._recogniser.accuracy(images, labels)
-        return values
-
-
-def _images(source) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of a source, uint8 [N, H, W, C], and their labels."""
-    examples = source.__getitems__(range(min(len(source), _REFERENCE)))
-    return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
+def _measurer(arguments: Arguments, trained: Run) -> Measurer | None:
+    """None, and a line that says why, where the data set is not at hand."""
+    try:
+        return Measurer(texts(arguments.metrics), trained, inception=arguments.inception)
+    except MissingData as error:
+        print(f"no measure against real images: {error}")
+        return None
 
 
 def _add_distance_to_most_steps(swept: list[dict], rows: list[dict], drawn: list[np.ndarray]) -> None:

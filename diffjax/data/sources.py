@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import shapes
-from diffjax.errors import UserError, unknown
+from diffjax.errors import MissingData, UserError, unknown
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -114,7 +114,8 @@ def open_source(name: str, *, directory: str, split: str, image_size: int, backg
       A prepared set's examples are decoded once and kept in memory (CIFAR-10 train: about 200 MB).
 
     Raises:
-      UserError: what `spec` raises; an unknown split; a set that is not prepared, with the command that prepares it.
+      UserError: what `spec` raises; an unknown split.
+      MissingData: a set that is not prepared, with the command that prepares it.
     """
     spec(name, image_size, background)
     if name == "digits":
@@ -199,13 +200,13 @@ def _shapes(split: str, image_size: int) -> Source:
 def _prepared(name: str, directory: str | None, split: str, image_size: int, background: str) -> Source:
     how = f"prepare it with `{preparation(name, directory, image_size)}`"
     if not directory:
-        raise UserError(f"{name} is read from disk and no directory is set: {how}, then set --config.data.dir")
+        raise MissingData(f"{name} is read from disk and no directory is set: {how}, then set --config.data.dir")
     import tensorflow_datasets as tfds
 
     root = tfds.core.Path(directory).expanduser() / name / (str(_emoji_size(image_size)) if name == "emoji" else "")
     versions = [path.parent for path in root.glob("[0-9]*.*.*/dataset_info.json")]
     if not versions:
-        raise UserError(f"{name} is not prepared in {directory}: {how}")
+        raise MissingData(f"{name} is not prepared in {directory}: {how}")
     builder = tfds.builder_from_directory(max(versions, key=lambda path: tfds.core.Version(path.name)))
     try:
         data = builder.as_data_source(split=split)

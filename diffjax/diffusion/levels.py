@@ -7,6 +7,7 @@ every real time in [T / 1000, T]: below that, nothing is trained or sampled.
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -55,23 +56,48 @@ class Schedule(abc.ABC):
         """
 
 
+class Tables(NamedTuple):
+    """Of T levels, float64 [T + 1], that of the clean image first; or float32 and traced."""
+
+    alpha: Array | np.ndarray
+    sigma: Array | np.ndarray
+    log_snr: Array | np.ndarray  # kept finite at both ends
+    signal: Array | np.ndarray  # alpha^2 / (alpha^2 + sigma^2)
+    precision: Array | np.ndarray  # 1 / (alpha^2 + sigma^2)
+
+    @classmethod
+    def of(cls, alphas: np.ndarray, sigmas: np.ndarray) -> "Tables":
+        with np.errstate(divide="ignore"):
+            log_snr = np.clip(2 * (np.log(alphas) - np.log(sigmas)), 2 * LEAST_LOG_SNR, -4 * LEAST_LOG_SNR)
+        power = alphas**2 + sigmas**2
+        return cls(alphas, sigmas, log_snr, alphas**2 / power, 1 / power)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Discrete(Schedule):
     """T levels from tables. A time between two integers, which a sampler may visit, is between them in log-SNR."""
 
-    alphas: np.ndarray  # float64 [T + 1], that of the clean image first
-    sigmas: np.ndarray
+    tables: Tables
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> "Discrete":
         """Levels of the chain q(x_t | x_t-1) = N(sqrt(1 - beta_t) x_t-1, beta_t I), `betas` float64 [T] in (0, 1)."""
         log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-np.minimum(betas, MAX_BETA)))])
-        return cls(len(betas), np.exp(log_alpha_bar / 2), np.sqrt(np.abs(np.expm1(log_alpha_bar))))
+        tables = Tables.of(np.exp(log_alpha_bar / 2), np.sqrt(np.abs(np.expm1(log_alpha_bar))))
+        return cls(len(betas), tables)
 
     @classmethod
     def from_levels(cls, alphas: np.ndarray, sigmas: np.ndarray) -> "Discrete":
         """The levels 1, ..., T as they are, float64 [T]."""
-        return cls(len(alphas), np.append(1.0, alphas), np.append(0.0, sigmas))
+        return cls(len(alphas), Tables.of(np.append(1.0, alphas), np.append(0.0, sigmas)))
+
+    @property
+    def alphas(self) -> np.ndarray:  # [T + 1]
+        return self.tables.alpha
+
+    @property
+    def sigmas(self) -> np.ndarray:  # [T + 1]
+        return self.tables.sigma
 
     def __call__(self, t):
         t = jnp.asarray(t, jnp.float32)
@@ -83,14 +109,12 @@ class Discrete(Schedule):
             return (1 - fraction) * self._at(table, below) + fraction * self._at(table, above)
 
         # 1 / (alpha^2 + sigma^2) is linear in alpha^2 / (alpha^2 + sigma^2) where variance is preserved or explodes.
-        power = self.alphas**2 + self.sigmas**2
-        signal = self.alphas**2 / power
-        log_snr = mix(self._log_snrs, fraction)
-        high, low = self._at(signal, below), self._at(signal, above)
+        log_snr = mix(self.tables.log_snr, fraction)
+        high, low = self._at(self.tables.signal, below), self._at(self.tables.signal, above)
         place = jnp.where(
             high > low, (high - jax.nn.sigmoid(log_snr)) / jnp.where(high > low, high - low, 1.0), fraction
         )
-        scale = 1 / jnp.sqrt(mix(1 / power, jnp.clip(place, 0.0, 1.0)))
+        scale = 1 / jnp.sqrt(mix(self.tables.precision, jnp.clip(place, 0.0, 1.0)))
         between = fraction > 0
         return Noise(
             t,
@@ -99,7 +123,7 @@ class Discrete(Schedule):
         )
 
     def time_at(self, log_snr):
-        snrs = jnp.asarray(self._log_snrs[1:], jnp.float32)
+        snrs = jnp.asarray(self.tables.log_snr[1:], jnp.float32)
         return jnp.interp(-jnp.asarray(log_snr, jnp.float32), -snrs, jnp.arange(1.0, self.timesteps + 1))
 
     def with_zero_terminal_snr(self):
@@ -108,13 +132,8 @@ class Discrete(Schedule):
         first, last = ((self.alphas[i], self.sigmas[i]) for i in (1, -1))
         return Discrete.from_levels(*_without_last_signal(self.alphas[1:], self.sigmas[1:], first, last, np))
 
-    @property
-    def _log_snrs(self) -> np.ndarray:  # float64 [T + 1], kept finite at both ends
-        with np.errstate(divide="ignore"):
-            return np.clip(2 * (np.log(self.alphas) - np.log(self.sigmas)), 2 * LEAST_LOG_SNR, -4 * LEAST_LOG_SNR)
-
     @staticmethod
-    def _at(table: np.ndarray, index: Array) -> Array:
+    def _at(table: Array | np.ndarray, index: Array) -> Array:
         return jnp.asarray(table, jnp.float32)[index]
 
 

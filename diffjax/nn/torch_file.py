@@ -45,7 +45,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows three names and refuses every other: a pickle can call whatever it can name.
+    """Knows three kinds of names and refuses every other: a pickle can call whatever it can name.
 
     Tensors come back as their description, so that the pickle has no array to reach into either.
     """
@@ -57,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):  # the first until 0.4
             return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
         if module == "torch" and name in _DTYPES:
             return name

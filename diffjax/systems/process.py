@@ -31,7 +31,9 @@ GIVEN = ("schedule", "steps", "variance", "weighting")  # options of choices tha
 
 
 def make_schedule(config) -> Schedule:
-    """The schedule of a `diffusion` section. Raises UserError where there is no such one."""
+    """The schedule of a `diffusion` section, by its name or itself. Raises UserError where there is no such one."""
+    if isinstance(config.schedule, Schedule):
+        return config.schedule
     if config.timesteps < 1:
         raise UserError(f"diffusion.timesteps={config.timesteps}: a process has at least one step")
     make = _look_up(config, "schedule", schedules, given=("continuous",)).bind(continuous=config.continuous)
@@ -85,7 +87,8 @@ class Process:
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
-        if not np.all(np.isfinite(last)):
+        traced = any(isinstance(c, jax.core.Tracer) for c in last)  # then it was checked while it was a number
+        if not traced and not np.all(np.isfinite(last)):
             raise UserError(
                 f"diffusion.parameterization={parameterization} has no value at the last level, where no signal is "
                 "left (alpha = 0): choose v, x0, flow or edm, or a schedule that keeps some signal"

@@ -29,7 +29,8 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
     """
     channels = config.model.latent_channels
     coder = Coder.from_config(config, spec, encoded=2 * channels, moments=2)
-    if config.loss.beta < 0 or config.loss.free_bits < 0:
+    known = [x for x in (config.loss.beta, config.loss.free_bits) if not isinstance(x, jax.core.Tracer)]
+    if min(known, default=0) < 0:
         raise UserError(f"loss.beta={config.loss.beta}, loss.free_bits={config.loss.free_bits}: 0 or more")
     latent_shape = (*coder.grid, channels)
     values = math.prod(coder.shape)

@@ -3,6 +3,7 @@
 import math
 
 import jax
+from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import split
 from diffjax.errors import UserError, unknown
@@ -102,9 +103,24 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             vocabulary=quantizer.vocabulary,
         )
 
+    def likelihood(variables, keys, batch, samples):
+        """The ELBO with codes equally likely, and its terms: van den Oord et al. 2017, sec. 3.2."""
+        params, x = variables["params"]["model"], to_unit_range(batch["image"])
+        _, _, latent = levels.encode(params, variables["codes"], x)
+        nll = coder.likelihood.nll(x, coder.decode(params, latent, x))
+        codes = sum(math.prod(grid) for grid in levels.grids) * quantizer.depth
+        kl = jnp.full_like(nll, codes * math.log(quantizer.vocabulary) / math.prod(coder.shape))
+        return {name: nats / math.log(2) for name, nats in {"elbo": nll + kl, "nll": nll, "kl": kl}.items()}
+
     others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn}
     objective = make_objective(config, spec, coder, init, attempt, **others)
-    return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)
+    return System(
+        objective,
+        classes=0,
+        codec=codec if coder.pixelcnn is None else None,
+        likelihood=likelihood if coder.likelihood.exact else None,
+        frozen=frozen,
+    )
 
 
 def make_quantizer(config) -> Quantizer:

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -27,6 +28,36 @@ class Schedule:
     checkpoint_every: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is kept of a run: the metrics of its steps, and its states."""
+
+    log: MetricsLog
+    checkpoints: Checkpoints
+    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
+    warned: set[str | None] = dataclasses.field(default_factory=lambda: {None})
+
+    def settle(
+        self, step: int, metrics: Mapping[str, Any], *, due: bool, say: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Takes a step's metrics, and logs them if that is due; what `warn` then finds wrong is said, once each.
+
+        Raises UserError for a loss or gradient that is not finite.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise _not_finite(step, values, self.checkpoints.latest_step())
+        if due:
+            self.log.scalars(step, values)
+            if (warning := self.warn(values)) not in self.warned:
+                self.warned.add(warning)
+                say(f"step {step}: {warning}")
+        return values
+
+    def save(self, step: int, state: TrainState) -> None:
+        self.checkpoints.save(step, state)
+
+
 def run(
     step: Step,
     state: TrainState,
@@ -40,20 +71,40 @@ def run(
     preview: Callable[[int, TrainState], None],
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None,
 ) -> tuple[TrainState, int | None]:
+    """`drive` for one run: what `warn` finds wrong with a logged step is printed, once each.
+
+    Raises UserError for a loss or gradient that is not finite; the last good checkpoint is kept.
+    """
+    record = Record(log, checkpoints, warn)
+    return drive(
+        step, state, batches, start=start, schedule=schedule, images=batch_size, record=record, preview=preview
+    )
+
+
+def drive(
+    step: Step,
+    state: TrainState,
+    batches: Iterator,
+    *,
+    start: int,
+    schedule: Schedule,
+    images: int,
+    record: Record,
+    preview: Callable[[int, TrainState], None] = lambda step, state: None,
+) -> tuple[TrainState, int | None]:
     """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
 
-    A step's metrics are read while the next one runs. A checkpoint is written only of a step whose loss and gradient
-    are known to be finite. What `warn` finds wrong with a logged step is printed, once each. On SIGTERM or Ctrl-C the
-    step in hand is finished and saved.
+    A step's metrics are read while the next one runs. A state is saved only once `record` has taken its step's metrics.
+    On SIGTERM or Ctrl-C the step in hand is finished and saved.
+
+    Args:
+      images: a step sees, over all runs.
+      record: of one run, or what stands for those of several.
 
     Returns:
       The last state, and the signal that ended the run early or None.
-
-    Raises:
-      UserError: a loss or gradient that is not finite; the last good checkpoint is kept.
     """
     pending: tuple[int, Mapping] | None = None
-    warned: set[str | None] = {None}
     with _StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
 
         def settle() -> None:
@@ -61,19 +112,13 @@ def run(
             if pending is None:
                 return
             (done, metrics), pending = pending, None
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if not all(map(math.isfinite, metrics.values())):
-                raise _not_finite(done, metrics, checkpoints.latest_step())
-            if _due(done, schedule.log_every) or done == schedule.steps:
-                log.scalars(done, metrics)
-                if (warning := warn(metrics)) not in warned:
-                    warned.add(warning)
-                    bar.write(f"step {done}: {warning}")
+            due = _due(done, schedule.log_every) or done == schedule.steps
+            metrics = record.settle(done, jax.device_get(metrics), due=due, say=bar.write)
             bar.update(1)
             rate = bar.format_dict["rate"]
-            images = f"{rate * batch_size:.0f} images/s" if rate else ""
+            speed = f"{rate * images:.0f} images/s" if rate else ""
             losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
-            bar.set_postfix_str(" ".join([*losses, images]), refresh=False)
+            bar.set_postfix_str(" ".join([*losses, speed]), refresh=False)
 
         for done in range(start + 1, schedule.steps + 1):
             state, metrics = step(state, next(batches))
@@ -82,7 +127,7 @@ def run(
             last = done == schedule.steps or stop.signal is not None
             if last or _due(done, schedule.checkpoint_every):
                 settle()
-                checkpoints.save(done, state)
+                record.save(done, state)
             if not stop.signal and (last or _due(done, schedule.sample_every)):
                 settle()
                 preview(done, state)

@@ -8,11 +8,11 @@ import pytest
 from jax import numpy as jnp
 
 from diffjax import systems
-from diffjax.commands.flags import load_file
 from diffjax.errors import UserError
 from diffjax.generate import Generator, balanced_labels
 from diffjax.nn.gan import Generator as Network
 from diffjax.typing import ImageSpec
+from diffjax.workdir import load_file
 from tests import tiny
 
 SPEC = ImageSpec(8, 1, 10)

@@ -1,4 +1,4 @@
-"""What `launch.py evaluate` measures of autoencoders and of priors over codes."""
+"""What is measured of autoencoders and of priors over codes."""
 
 import functools
 
@@ -6,25 +6,30 @@ import jax
 import numpy as np
 
 from diffjax import pictures
-from diffjax.commands.flags import Arguments
-from diffjax.commands.measuring import SHOWN, mean_and_error, over_images
+from diffjax.errors import UserError
 from diffjax.evals import similarity
 from diffjax.generate import Generator
+from diffjax.measures.settings import SHOWN, Settings, mean_and_error, over_images
+from diffjax.nn import lpips
+from diffjax.spread import Spread
 from diffjax.systems.pixels import to_unit_range
 from diffjax.workdir import Run
 
 
-def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+def reconstruction(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """How close images come back, as 8-bit pictures, and how much of the codebook that takes."""
-    generator = Generator(trained.system, batch_size=min(arguments.batch_size, len(images)))
+    generator = Generator(trained.system, batch_size=min(settings.batch_size, len(images)))
     back = generator.reconstruct(trained.variables, images)
     columns = {name: measure(images, back) for name, measure in similarity.MEASURES.items()}
     result = {name: mean_and_error(values) for name, values in columns.items()}
-    print(f"reconstruction of {len(images)} images of {arguments.split}, checkpoint {trained.step}")
+    print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}")
     for name, values in result.items():
         print(f"  {similarity.EXPLAINED[name]:34} {values['mean']:9.5f} +- {values['standard_error']:.5f}")
+    if settings.lpips:
+        result["lpips"] = mean_and_error(_lpips(settings, images, back))
+        print(f"  {'LPIPS (lower is better)':34} {result['lpips']['mean']:9.5f}")
     if trained.codec.to_codes:
-        result["codes"] = _usage(arguments, trained, images, labels)
+        result["codes"] = _usage(settings, trained, images, labels)
         for level, used in enumerate(result["codes"]):
             grid, perplexity = "x".join(map(str, used["grid"])), f"{used['perplexity']:.1f} of {used['vocabulary']}"
             print(f"  codes of level {level} ({grid}): perplexity {perplexity}, {used['used']:.1%} in use")
@@ -35,7 +40,20 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
     return result
 
 
-def _usage(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> list[dict]:
+def _lpips(settings: Settings, images: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Of each pair. Raises UserError for weights that cannot be read, or images too small for the network."""
+    params = lpips.load(*settings.lpips)
+
+    def distance(params, pair):
+        return lpips.distance(params, *map(to_unit_range, pair))
+
+    try:
+        return Spread(min(settings.batch_size, len(images))).compile(distance)(params, (images, back))
+    except ValueError as error:
+        raise UserError(f"--lpips: {error}") from error
+
+
+def _usage(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> list[dict]:
     """Of each level, the coarsest first: perplexity exp(entropy) of its codes and the share of them in use."""
 
     @jax.jit
@@ -43,7 +61,7 @@ def _usage(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.nd
         return trained.system.codec(variables).to_codes(to_unit_range(images))
 
     measure = lambda keys, image, label: to_codes(trained.variables, image)  # noqa: E731
-    levels, found = over_images(arguments, "codes", measure, images, labels), []
+    levels, found = over_images(settings, "codes", measure, images, labels), []
     for codes, grid in zip(levels, trained.codec.grids, strict=True):
         size = trained.codec.vocabulary
         share = np.stack([np.bincount(book.ravel(), minlength=size) for book in np.moveaxis(codes, -1, 0)])
@@ -60,24 +78,24 @@ def _usage(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.nd
     return found
 
 
-def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+def nll(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """Bits/dim of images by bounds, or of their codes."""
-    bits = jax.jit(functools.partial(trained.system.likelihood, samples=arguments.samples))
+    bits = jax.jit(functools.partial(trained.system.likelihood, samples=settings.draws))
 
     def measure(keys, image, label):
         return bits(trained.variables, keys, {"image": image, "label": label})
 
-    found = over_images(arguments, "nll", measure, images, labels)
+    found = over_images(settings, "nll", measure, images, labels)
     explained = {
         "elbo": "bits/dim, ELBO",
         "nll": "  of that: reconstruction",
         "kl": "  of that: KL",
-        "importance_weighted": f"bits/dim, importance-weighted, {arguments.samples} draws",
+        "importance_weighted": f"bits/dim, importance-weighted, {settings.draws} draws",
         "codes": "bits/dim of the images, in codes",
         "bits_per_code": "bits a code",
     }
     result = {name: mean_and_error(found[name]) for name in explained if name in found}
-    print(f"{len(images)} images of {arguments.split}, checkpoint {trained.step}")
+    print(f"{len(images)} images of {settings.split}, checkpoint {trained.step}")
     for name, values in result.items():
         print(f"  {explained[name]:42} {values['mean']:8.4f} +- {values['standard_error']:.4f}")
-    return result | {"samples": arguments.samples}
+    return result | {"draws": settings.draws}

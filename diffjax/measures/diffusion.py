@@ -1,4 +1,4 @@
-"""What `launch.py evaluate` measures of diffusion models: likelihood, and reconstruction by DDIM."""
+"""What is measured of diffusion models: likelihood, and reconstruction by DDIM."""
 
 import functools
 
@@ -7,12 +7,10 @@ import numpy as np
 from jax import numpy as jnp
 
 from diffjax import pictures, report
-from diffjax.commands import settings
-from diffjax.commands.flags import Arguments
-from diffjax.commands.measuring import SHOWN, mean_and_error, over_images
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
 from diffjax.evals.strata import draw_terms
+from diffjax.measures.settings import SHOWN, Settings, mean_and_error, over_images
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.systems.plan import Plan, encode
 from diffjax.workdir import Run
@@ -21,15 +19,16 @@ _TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small
 
 
-def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
-    """Bits/dim by the bound, term by term, and by the ODE."""
-    system, steps = trained.system, _steps(arguments)
+def nll(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Bits/dim by the bound, term by term, and by the ODE unless that has no steps."""
+    system, steps = trained.system, settings.steps
     last = trained.config.diffusion.timesteps
-    bound_plan = _plan(arguments, trained, steps[0] if steps else last, "trailing")
-    ode_plan = _plan(arguments, trained, min(arguments.ode_steps, last), "log_snr")
+    bound_plan = _plan(settings, trained, steps[0] if steps else last, "trailing")
+    ode_steps = min(settings.ode_steps, last)
+    ode_plan = _plan(settings, trained, ode_steps, "log_snr") if ode_steps else None
     count = int(bound_plan.steps)
-    drawn = min(max(2, arguments.terms) if arguments.terms else count, count)
-    rng = np.random.default_rng(arguments.seed)
+    drawn = min(max(2, settings.terms) if settings.terms else count, count)
+    rng = np.random.default_rng(settings.seed)
 
     @jax.jit
     def prior(variables, label, x0, plan):
@@ -55,23 +54,25 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
         which, weight = draw_terms(rng, count, drawn)
         padded = np.resize(which, -(-drawn // _TERMS_AT_ONCE) * _TERMS_AT_ONCE).reshape(-1, _TERMS_AT_ONCE)
         values = [terms(trained.variables, keys, label, x0, bound_plan, some) for some in padded]
-        return {
+        found = {
             "prior": prior(trained.variables, label, x0, bound_plan),
             "terms": np.concatenate(jax.device_get(values), axis=-1)[:, :drawn],
             "which": np.tile(which, (len(x0), 1)),
             "weight": np.tile(weight, (len(x0), 1)),
-            "ode": ode(trained.variables, keys, label, x0, ode_plan, exact=False),
         }
+        if ode_plan:
+            found["ode"] = ode(trained.variables, keys, label, x0, ode_plan, exact=False)
+        return found
 
     def measure_exactly(keys, image, label):
         return ode(trained.variables, keys, label, to_unit_range(image), ode_plan, exact=True)
 
-    found = over_images(arguments, "nll", measure, images, labels)
-    few = arguments.exact_trace
+    found = over_images(settings, "nll", measure, images, labels)
+    few = settings.exact_trace
     if few is None:
         few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
-    few = max(few, 2) if few else 0  # for a standard error
-    exact = over_images(arguments, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
+    few = max(few, 2) if few and ode_plan else 0  # for a standard error
+    exact = over_images(settings, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
     decoder = found["which"] == count - 1
     weighted = found["weight"] * found["terms"]
     columns = {
@@ -80,7 +81,8 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
         "decoder": np.sum(np.where(decoder, weighted, 0.0), axis=-1),
     }
     columns = {"bound": sum(columns.values()), **columns}
-    columns["ode_hutchinson"] = found["ode"]
+    if ode_plan:
+        columns["ode_hutchinson"] = found["ode"]
     if few:
         columns |= {"ode_exact_trace": exact, "exact_minus_hutchinson": exact - found["ode"][:few]}
     result = {name: mean_and_error(values) for name, values in columns.items()}
@@ -89,11 +91,11 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
         "prior": "  L_T, the prior's",
         "kl": f"  L_1 to L_{count - 1}",
         "decoder": "  L_0, the decoder's",
-        "ode_hutchinson": f"ODE, {int(ode_plan.steps)} steps, Hutchinson's trace",
+        "ode_hutchinson": f"ODE, {ode_steps} steps, Hutchinson's trace",
         "ode_exact_trace": f"ODE, exact trace, first {few} images",
         "exact_minus_hutchinson": "  minus Hutchinson's on those",
     }
-    print(f"bits/dim of {len(images)} images of {arguments.split}, checkpoint {trained.step}")
+    print(f"bits/dim of {len(images)} images of {settings.split}, checkpoint {trained.step}")
     for name, values in result.items():
         print(f"  {explained[name]:42} {values['mean']:8.4f} +- {values['standard_error']:.4f}")
 
@@ -104,15 +106,15 @@ def nll(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarr
     ]
     by_time = {"t": np.asarray(bound_plan.times)[seen].tolist(), "bits_per_dim": means.tolist()}
     figure = trained.workdir.results / "nll.png"
-    report.terms_figure(figure, by_time, f"terms of the bound, {len(images)} images of {arguments.split}")
+    report.terms_figure(figure, by_time, f"terms of the bound, {len(images)} images of {settings.split}")
     print(figure)
-    return {**result, "terms": by_time, "steps": count, "terms_drawn": drawn, "ode_steps": int(ode_plan.steps)}
+    return {**result, "terms": by_time, "steps": count, "terms_drawn": drawn, "ode_steps": ode_steps}
 
 
-def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+def reconstruction(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """Error of encoding and decoding in as many steps."""
-    system, grid = trained.system, arguments.grid or trained.config.sampler.grid
-    counts = _steps(arguments) or [10, 20, 50, 100]
+    system, grid = trained.system, settings.grid or trained.config.sampler.grid
+    counts = settings.steps or (10, 20, 50, 100)
 
     @jax.jit
     def there_and_back(variables, keys, label, x0, plan):
@@ -121,17 +123,17 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
 
     rows, shown = [], [images[:SHOWN]]
     for steps in counts:
-        plan = _plan(arguments, trained, steps, grid, max(counts))
+        plan = _plan(settings, trained, steps, grid, max(counts))
 
         def measure(keys, image, label, plan=plan):
             x0 = to_unit_range(image)
             latent, x = there_and_back(trained.variables, keys, label, x0, plan)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
-        errors, spread, back = over_images(arguments, f"{steps} steps", measure, images, labels)
+        errors, spread, back = over_images(settings, f"{steps} steps", measure, images, labels)
         rows.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(spread))})
         shown.append(np.asarray(to_grey_levels(back[:SHOWN])))
-    print(f"reconstruction of {len(images)} images of {arguments.split}, checkpoint {trained.step}, grid {grid}")
+    print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}, grid {grid}")
     print(f"{'steps':>7} {'mse':>10} {'+-':>9} {'std of x_T':>11}")
     for row in rows:
         mse = row["mse"]
@@ -139,14 +141,10 @@ def reconstruction(arguments: Arguments, trained: Run, images: np.ndarray, label
     picture = trained.workdir.results / "reconstruction.png"
     pictures.save(picture, pictures.grid(np.concatenate(shown), columns=len(shown[0])))
     print(f"{picture}: the images, then a row for each number of steps")
-    return {"grid": grid, "rows": rows}
+    return {"grid": grid, "rows": rows, "mse": rows[-1]["mse"]}
 
 
-def _steps(arguments: Arguments) -> list[int]:
-    return [value["steps"] for value in settings.values(arguments, "steps")]
-
-
-def _plan(arguments: Arguments, trained: Run, steps: int, grid: str, capacity: int | None = None) -> Plan:
+def _plan(settings: Settings, trained: Run, steps: int, grid: str, capacity: int | None = None) -> Plan:
     """Without noise, guidance and thresholds: of the model as it is."""
-    settings = {"name": "ddim", "steps": steps, "grid": arguments.grid or grid, "threshold": "none"}
-    return trained.system.plan(settings, capacity=capacity)
+    sampler = {"name": "ddim", "steps": steps, "grid": settings.grid or grid, "threshold": "none"}
+    return trained.system.plan(sampler, capacity=capacity)

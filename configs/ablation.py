@@ -1,0 +1,84 @@
+"""DDPM on Fashion-MNIST averaged to 14x14: what the experiments ablate where one GPU or a CPU is all there is.
+
+    python launch.py train --config=configs/ablation.py --workdir=runs/ablation --config.data.dir=DIR
+
+Time: TIME
+Score: SCORE
+Setting: as DDPM's (Ho et al. 2020): linear schedule, eps, L_simple; labels, so that guidance can be ablated too.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order of the data and all noise
+    config.system = "ddpm"  # the module of diffjax/systems
+    config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
+
+    config.data = ConfigDict()
+    config.data.name = "fashion_mnist"  # digits | fashion_mnist | cifar10 | emoji | shapes
+    config.data.dir = ""  # where tensorflow-datasets prepared it
+    config.data.split = "train"  # 60,000 images
+    config.data.image_size = 14  # height and width; the mean over areas of the original 28
+    config.data.background = "white"  # of emoji, "white" | "transparent"
+    config.data.flip = False  # mirror half of the images; here every shoe points left
+
+    config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
+    config.model.channels = 24  # at the first level
+    config.model.multipliers = (1, 2)  # of the channels at each level: 14x14, 7x7
+    config.model.blocks = 1  # residual blocks a level, one more on the way up
+    config.model.attention_resolutions = (7,)  # heights of the feature maps that attend
+    config.model.heads = 2  # of the attention
+    config.model.dropout = 0.0  # in the residual blocks
+    config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
+    config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+    config.model.residual_scale = 1.0  # of the sum of each residual block: ADM tries 1/sqrt(2)
+
+    config.diffusion = ConfigDict()  # docs/diffusion.md lists every choice; options stand in brackets: min_snr(gamma=3)
+    config.diffusion.schedule = "linear"  # linear | scaled_linear | cosine | sigmoid | edm | rectified_flow | ...
+    config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
+    config.diffusion.timesteps = 1000  # T
+    config.diffusion.continuous = False  # train on every real time instead of T levels
+    config.diffusion.parameterization = "eps"  # what the network predicts: eps | x0 | v | flow | edm | mu
+    config.diffusion.loss = "mse"  # mse | vlb | hybrid
+    config.diffusion.weighting = "simple"  # of mse: simple | snr | truncated_snr | min_snr | p2 | edm
+    config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
+    config.diffusion.variance = "fixed_small"  # of ancestral and the bound: fixed_small | fixed_large | learned_range
+    config.diffusion.class_conditional = True  # give the network the label
+    config.diffusion.label_dropout = 0.1  # share of labels withheld, for classifier-free guidance
+
+    config.train = ConfigDict()
+    config.train.steps = 1000  # updates of the weights
+    config.train.batch_size = 64  # over all devices
+    config.train.accumulate = 1  # parts the batch is worked through in, to save memory
+    config.train.learning_rate = 1e-3  # of Adam, once warm
+    config.train.schedule = "cosine"  # after the warm-up, "constant" | "cosine" (to zero at the last step)
+    config.train.warmup_steps = 100  # linear from zero
+    config.train.clip_norm = 1.0  # of the whole gradient; 0: not clipped
+    config.train.weight_decay = 0.0  # decoupled, as AdamW
+    config.train.beta1 = 0.9  # of Adam: its mean of gradients
+    config.train.beta2 = 0.99  # of Adam: its mean of squares
+    config.train.ema_decay = 0.998  # of the averaged weights that samples are drawn with
+    config.train.log_every = 20  # steps between lines of metrics.jsonl, 0: only the last
+    config.train.sample_every = 0  # steps between sample grids, 0: only at the end
+    config.train.sample_count = 0  # images in such a grid, 0: no grids
+    config.train.checkpoint_every = 250  # steps between checkpoints, 0: only at the end
+    config.train.keep_last = 1  # checkpoints kept, 0: all
+    config.train.keep_every = 0  # and every checkpoint divisible by this; 0: no others
+
+    config.sampler = ConfigDict()  # what sample and sweep do unless told otherwise
+    config.sampler.name = "ddim"  # ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ...
+    config.sampler.steps = 50  # 1 to T
+    config.sampler.grid = "trailing"  # leading | trailing | linspace | quadratic | karras | ...
+    config.sampler.guidance = 1.0  # scale s = 1 + w of classifier-free guidance; 1: none
+    config.sampler.guidance_rescale = 0.0  # share of the unguided contrast that is given back
+    config.sampler.guidance_low = 0.0  # guided where sigma / alpha is above this ...
+    config.sampler.guidance_high = float("inf")  # ... and not above this
+    config.sampler.threshold = "clip"  # how each estimate of the image is kept in range: none | clip | dynamic
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)
+    config.parallel.count = 0  # devices, 0: all local ones
+    config.parallel.fsdp = 1  # devices that share one copy of the weights; only with "jit"
+    return config

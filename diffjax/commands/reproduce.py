@@ -1,0 +1,98 @@
+"""Run a published experiment: a grid of trainings and samplings, and a report beside the paper's figures.
+
+  python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=smoke
+  python launch.py reproduce ... --scale=small --data_dir=DIR
+  python launch.py reproduce ... --scale=paper --executor=slurm --slurm=partition=gpu,gpus_per_node=1,timeout_min=600
+
+smoke runs in minutes on two cores and shows that everything works; small fits one GPU for an hour or a CPU overnight;
+paper is the paper's own setting on its own data. The same command again goes on where it was stopped: what is trained
+is not trained again, what is measured is not measured again, and experiments in one --workdir share what they have in
+common. A cell that fails is recorded with its error, and the others go on; --retry tries those again.
+
+Writes WORKDIR/EXPERIMENT_SCALE/report.md, report.html (one file, pictures inside) and results.json; logs are in
+WORKDIR/logs.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from diffjax.commands.flags import Arguments, Flags, define_workdir, required
+from diffjax.commands.settings import texts
+from diffjax.errors import UserError, unknown
+from diffjax.experiment import execute, report, spec
+from diffjax.experiment.cells import collect
+from diffjax.experiment.outcome import Outcome
+from diffjax.experiment.plan import measures_of, scale_of
+
+_EXECUTORS = ("local", "slurm")
+
+
+def define(flags: Flags) -> None:
+    define_workdir(flags)
+    for name, default, text in (
+        ("experiment", None, "file of the experiment, such as experiments/ddim_table1.py"),
+        ("scale", "smoke", "smoke | small | paper"),
+        ("data_dir", None, "where prepared data sets lie (data.dir of the configs)"),
+        ("inception", None, "file of the weights of FID's InceptionV3"),
+        ("executor", "local", "local: one after another on this machine; slurm: a job for each training"),
+        ("slurm", "", "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600"),
+    ):
+        absl_flags.DEFINE_string(name, default, text, flag_values=flags)
+    absl_flags.DEFINE_integer("batch_size", 100, "samples drawn at once; does not change them", 1, flag_values=flags)
+    absl_flags.DEFINE_boolean("retry", False, "try cells that failed again", flag_values=flags)
+    absl_flags.DEFINE_boolean("report_only", False, "write the report of what is measured so far", flag_values=flags)
+
+
+def run(arguments: Arguments) -> int:
+    path, root = required(arguments, "experiment"), required(arguments, "workdir")
+    if arguments.executor not in _EXECUTORS:
+        raise unknown("executor", arguments.executor, _EXECUTORS)
+    experiment = spec.load(path)
+    scale = scale_of(experiment, arguments.scale)
+    overrides = {"data.dir": arguments.data_dir} if arguments.data_dir else {}
+    job = execute.Job(path, arguments.scale, root, tuple(overrides.items()), arguments.inception, arguments.batch_size)
+    units, _ = job.units()
+    cells = [cell for unit in units for cell in unit.cells]
+    if not arguments.report_only:
+        execute.check_data(units)
+        if arguments.retry:
+            for cell in cells:
+                if "error" in (job.store.result(cell.key) or {}):
+                    job.store.forget(cell)
+        print(f"{experiment.title}: {len(cells)} cells on {sum(len(u.trainings) for u in units)} trained models")
+        if arguments.executor == "local":
+            execute.local(job, units)
+        else:
+            execute.slurm(job, units, _parameters(arguments.slurm))
+    measures = measures_of(experiment, scale)
+    outcome = Outcome(experiment, measures, cells, collect(job.store, cells, measures))
+    command = f"python launch.py reproduce --experiment={path} --workdir=W --scale={arguments.scale}"
+    command += " --data_dir=DIR" * bool(arguments.data_dir)
+    written = report.write(
+        Path(root) / f"{Path(path).stem}_{arguments.scale}",
+        outcome,
+        arguments.scale,
+        scale,
+        job.store,
+        command,
+    )
+    for labels, error in outcome.errors.items():
+        print(f"failed: {labels}: {error}")
+    for ordering in experiment.orderings:
+        print(f"{ordering.says}: {outcome.verdict(ordering).text.replace('**', '')}")
+    print(
+        f"{outcome.done} of {len(cells)} cells, {len(outcome.errors)} failed\n{written}\n{written.with_suffix('.html')}"
+    )
+    return 0
+
+
+def _parameters(text: str) -> dict:
+    """partition=gpu,timeout_min=600 as submitit takes them. Raises UserError."""
+    found = {}
+    for part in texts(text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--slurm={text}: write NAME=VALUE,NAME=VALUE")
+        found[name] = int(value) if value.isdigit() else value
+    return found

@@ -1,0 +1,336 @@
+"""Runs that differ in numbers alone, trained together as one vmapped program: seeds, rates, weights, noise schedules.
+
+Each is a member and has a folder of its own, where it leaves what `training.train` would have left.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from diffjax import data
+from diffjax.data.pipeline import HostBatch
+from diffjax.diffusion.levels import Discrete
+from diffjax.errors import UserError
+from diffjax.systems.process import make_schedule
+from diffjax.train import loop
+from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.devices import Devices
+from diffjax.train.metrics import MetricsLog
+from diffjax.train.state import TrainState, initial_state
+from diffjax.train.step import Step, make_step
+from diffjax.training import make_optimizers, prepared
+from diffjax.typing import Batch, PRNGKey, System
+from diffjax.workdir import Workdir, build_system, flatten, open_source
+
+_RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
+_SCHEDULE = "diffusion.schedule"
+# Axes of the state: the number of updates is one for all members, so that what it decides is decided once.
+_AXES = TrainState(step=None, variables=0, ema=0, optimizer=0)
+
+
+class Stopped(Exception):
+    """A signal ended the training once all members were saved; the same call goes on."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal} after saving; the same call continues")
+        self.signal = signal
+
+
+def differing_fields(configs: Sequence[ConfigDict]) -> list[str]:
+    """The dotted names of the fields in which configs differ."""
+    first, *others = map(flatten, configs)
+    names = sorted(set(first).union(*others))
+    return [name for name in names if any(first.get(name) != other.get(name) for other in others)]
+
+
+def can_train_together(configs: Sequence[ConfigDict]) -> bool:
+    """Whether `train_together` takes them; if not, they are to be trained one by one."""
+    try:
+        check_together(configs)
+    except UserError:
+        return False
+    return True
+
+
+def check_together(configs: Sequence[ConfigDict]) -> None:
+    """Raises UserError, naming a field, for configs that cannot be trained together."""
+    for name in differing_fields(configs):
+        if not _may_differ(name, configs):
+            raise UserError(
+                f"runs that differ in {name} are trained one by one; together those that differ in the seed, "
+                f"{', '.join(f'train.{rate}' for rate in _RATES)}, weights of the loss, or discrete schedules"
+            )
+    parallel = configs[0].parallel
+    if parallel.mode != "jit" or parallel.fsdp > 1:
+        raise UserError("runs are trained together with parallel.mode='jit' and parallel.fsdp=1 only")
+
+
+def _may_differ(name: str, configs: Sequence[ConfigDict]) -> bool:
+    if name == _SCHEDULE:
+        return all(isinstance(make_schedule(config.diffusion), Discrete) for config in configs)
+    section, field = name.split(".")[0], name.split(".")[-1]
+    enters = section == "loss" or (section == "train" and field in _RATES)
+    return name == "seed" or (enters and all(isinstance(flatten(config).get(name), float) for config in configs))
+
+
+def train_together(configs: Sequence[ConfigDict], workdirs: Sequence[Workdir]) -> list[str | None]:
+    """Trains each config in its folder, or goes on from the last step that all unfinished ones have saved.
+
+    A member leaves what `training.train` would have left, up to rounding, but no sheets of samples. One whose loss or
+    gradient is not finite is dropped: its last good checkpoint is kept, error.txt in its folder says why, and the
+    others go on.
+
+    Returns:
+      For each member None, or its error in one line.
+
+    Raises:
+      UserError: what `check_together` raises, and what `training.train` does but for a loss that is not finite.
+      Stopped: on SIGTERM or Ctrl-C, once all members are saved.
+    """
+    check_together(configs)
+    members = [_Member(*one) for one in zip(configs, workdirs, strict=True)]
+    if len({workdir.path.resolve() for workdir in workdirs}) < len(members):
+        raise UserError("runs that are trained together need a folder each")
+    for member in members:
+        system = build_system(member.config, training=True)  # what does not fit is said here
+        if any(member.saved) or member.failure.exists():
+            member.workdir.check_config(member.config)
+    unfinished = [member for member in members if not (member.finished or member.error)]
+    if unfinished:
+        _train(unfinished, system)
+    return [member.error for member in members]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    config: ConfigDict
+    workdir: Workdir
+
+    @property
+    def saved(self) -> set[int]:
+        """The steps that it can go on from."""
+        return {0} | {int(path.name) for path in self.workdir.checkpoints.glob("*") if path.name.isdigit()}
+
+    @property
+    def finished(self) -> bool:
+        return max(self.saved) >= self.config.train.steps
+
+    @property
+    def failure(self) -> Path:
+        """Where it is written why the member was dropped, as the others are not to wait for it again after a kill."""
+        return self.workdir.path / "error.txt"
+
+    @property
+    def error(self) -> str | None:
+        return self.failure.read_text() if self.failure.exists() and not self.finished else None
+
+
+def _train(members: Sequence[_Member], system: System) -> None:
+    """Trains members none of which is finished. `system` is that of any, for what all have in common."""
+    configs, workdirs = [member.config for member in members], [member.workdir for member in members]
+    config = configs[0]  # likewise
+    devices = Devices.create(**config.parallel)
+    devices.check_batch(config.train.batch_size, config.train.accumulate)
+    source = open_source(config, config.data.split)
+    streams = [
+        data.Batches(source, batch_size=config.train.batch_size, seed=seed, flip=config.data.flip)
+        for seed in distinct_seeds(configs)
+    ]
+    ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
+    for workdir in workdirs:
+        workdir.create()
+    start = max(set.intersection(*(member.saved for member in members)))
+    # Two at least: until all members have written their next checkpoint, they need the one before.
+    keep_last = config.train.keep_last and max(2, config.train.keep_last)
+    with contextlib.ExitStack() as stack:
+
+        def closed_after(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        checkpoints = [
+            closed_after(Checkpoints(workdir.checkpoints, keep_last=keep_last, keep_every=config.train.keep_every))
+            for workdir in workdirs
+        ]
+        if start:
+            state = restored_state(configs, system, devices, checkpoints, start)
+        else:
+            state = fresh_state(configs, system, devices, [stream.batch(0) for stream in streams])
+        step, put = compile_together(configs, devices, len(source))
+        frozen = devices.put_everywhere(system.frozen)
+        for member in members:
+            member.workdir.write_config(member.config)  # only now: the checkpoint may not fit it
+        logs = [closed_after(MetricsLog(workdir.path, start)) for workdir in workdirs]
+        records = [loop.Record(*one, system.objective.warn) for one in zip(logs, checkpoints, strict=True)]
+        print(
+            f"{len(members)} runs of {config.system} on {config.data.name} together, {len(source):,} examples, "
+            f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)}"
+            + (f", continuing at step {start}" if start else "")
+        )
+        with contextlib.suppress(_NoneLeft):
+            _, stopped = loop.drive(
+                lambda state, batch: step(state, batch, frozen),
+                state,
+                data.prefetch(zip(*(stream.iterate(start, **ahead) for stream in streams), strict=True), put),
+                start=start,
+                schedule=loop.Schedule(
+                    **{name: config.train[name] for name in ("steps", "log_every", "checkpoint_every")}, sample_every=0
+                ),
+                images=len(members) * config.train.batch_size,
+                record=_Records(zip(members, records, strict=True)),
+            )
+            if stopped:
+                raise Stopped(stopped)
+
+
+class _NoneLeft(Exception):
+    """Every member was dropped."""
+
+
+class _Records:
+    """The records of all members, as the one that the loop keeps."""
+
+    def __init__(self, members: Iterable[tuple[_Member, loop.Record]]):
+        self._running = dict(enumerate(members))  # by place in the stack, which one that is dropped leaves empty
+
+    def settle(
+        self, step: int, metrics: Mapping[str, Any], *, due: bool, say: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Takes the metrics of each, and drops those of which one is not finite. Returns the means over the others."""
+        found = []
+        for place, (member, record) in list(self._running.items()):
+            own = {name: values[place] for name, values in metrics.items()}
+            tell = lambda text, path=member.workdir.path: say(f"{path}: {text}")  # noqa: E731
+            try:
+                found.append(record.settle(step, own, due=due, say=tell))
+            except UserError as error:
+                tell(str(error))
+                member.failure.write_text(str(error))
+                del self._running[place]
+        if not found:
+            raise _NoneLeft
+        return {name: sum(own[name] for own in found) / len(found) for name in metrics}
+
+    def save(self, step: int, state: TrainState) -> None:
+        stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer")}
+        for place, (_, record) in self._running.items():
+            record.save(step, state.replace(**_at(stacked, place)))
+
+
+def distinct_seeds(configs: Sequence[ConfigDict]) -> list[int]:
+    """The members' seeds; where all are equal that one alone: batches and noise are then the same for all."""
+    seeds = [config.seed for config in configs]
+    return seeds if len(set(seeds)) > 1 else seeds[:1]
+
+
+def fresh_state(
+    configs: Sequence[ConfigDict], system: System, devices: Devices, batches: Sequence[HostBatch]
+) -> TrainState:
+    """The members' first states, stacked. `system` is any one's, `batches` the first of each of `distinct_seeds`."""
+    # As in `training.compile_step`: on a CPU optimising a program that runs M times takes longer than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(_init(configs[0], system), out_shardings=NamedSharding(devices.mesh, P()), compiler_options=options)
+    states = [init(_keys(config)[0]) for config in configs]
+    if system.objective.prepare:
+        each = list(batches) * (len(configs) // len(batches))
+        states = [prepared(system, *own) for own in zip(states, each, strict=True)]
+    return _stacked(states, devices)
+
+
+def restored_state(
+    configs: Sequence[ConfigDict], system: System, devices: Devices, checkpoints: Sequence[Checkpoints], step: int
+) -> TrainState:
+    """The members' states at `step` of their checkpoints, stacked."""
+    shapes, where = jax.eval_shape(_init(configs[0], system), jax.random.key(0)), NamedSharding(devices.mesh, P())
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
+    return _stacked([saved.restore(template, step) for saved in checkpoints], devices)
+
+
+def compile_together(
+    configs: Sequence[ConfigDict], devices: Devices, examples: int
+) -> tuple[Step, Callable[[Sequence[HostBatch]], Batch]]:
+    """The compiled step of all members on a data set of `examples`, and what puts their batches on the devices.
+
+    The step is that of one run, with metrics [M] and a state whose leaves, but for `step`, are [M, ...]. Batches are
+    one for each of `distinct_seeds`.
+    """
+    numbers = {name: _numbers(name, configs) for name in differing_fields(configs) if name != "seed"}
+    keys = [_keys(config)[1] for config in configs]
+
+    def member(key, numbers, state, batch, frozen):
+        config = _with_numbers(configs[0], numbers)
+        with jax.ensure_compile_time_eval():  # to build is to check numbers, and these are no part of the program
+            system = build_system(config, training=True)
+        step = make_step(
+            system.objective,
+            make_optimizers(config, system),
+            key=key,
+            ema_decay=config.train.ema_decay,
+            examples=examples,
+            accumulate=config.train.accumulate,
+        )
+        return step(state, batch, frozen)
+
+    alike = len(distinct_seeds(configs)) == 1
+    own, key = (None, keys[0]) if alike else (0, jnp.stack(keys))
+    together = jax.vmap(member, in_axes=(own, 0, _AXES, own, None), out_axes=(_AXES, 0), axis_size=len(configs))
+    whole, axes = NamedSharding(devices.mesh, P()), devices.mesh.axis_names
+    split = NamedSharding(devices.mesh, P(axes) if alike else P(None, axes))
+    compiled = jax.jit(
+        together, donate_argnums=2, in_shardings=(whole, whole, whole, split, whole), out_shardings=whole
+    )
+
+    def put(batches):
+        batch = batches[0] if alike else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        return jax.device_put(batch, split)
+
+    return functools.partial(compiled, key, devices.put_everywhere(numbers)), put
+
+
+def _init(config: ConfigDict, system: System) -> Callable[[PRNGKey], TrainState]:
+    return functools.partial(initial_state, system.objective, make_optimizers(config, system))
+
+
+def _stacked(states: Sequence[TrainState], devices: Devices) -> TrainState:
+    """Laid out as `_AXES`."""
+    state = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states))
+    return devices.put_everywhere(state.replace(step=state.step[0]))
+
+
+@jax.jit
+def _at(tree, place):
+    return jax.tree.map(lambda leaf: leaf[place], tree)
+
+
+def _keys(config: ConfigDict) -> tuple[PRNGKey, PRNGKey]:
+    """Of the initial state and of the steps, as in `training.compile_step`."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _numbers(name: str, configs: Sequence[ConfigDict]):
+    """What members have in a field, float32 [M]; of a schedule its tables, [M, T + 1] each."""
+    if name == _SCHEDULE:
+        tables = [make_schedule(config.diffusion).tables for config in configs]
+        return jax.tree.map(lambda *own: np.stack(own).astype(np.float32), *tables)
+    return np.array([flatten(config)[name] for config in configs], np.float32)
+
+
+def _with_numbers(config: ConfigDict, numbers: Mapping[str, Any]) -> ConfigDict:
+    """`config` with what one member has in some fields, which may be traced."""
+    made = ConfigDict(config.to_dict())
+    values = dict(numbers)
+    if _SCHEDULE in values:
+        values[_SCHEDULE] = Discrete(config.diffusion.timesteps, values[_SCHEDULE])
+        made.sampler = {"name": "ddim", "steps": 1}  # training draws no samples, and other grids ask for levels
+    with made.ignore_type():
+        made.update_from_flattened_dict(values)
+    return made

@@ -1,0 +1,271 @@
+"""The work of an experiment: training what is not trained, measuring what is not measured, and keeping both.
+
+Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run; cells/CELL.json has a cell's
+figures with all they depend on, or the error it ended with; cells/CELL.npz its first samples. Files are whole or
+absent.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import ensemble, measures
+from diffjax.errors import UserError
+from diffjax.experiment.plan import Cell, Unit
+from diffjax.experiment.spec import Measure
+from diffjax.generate import Generator, balanced_labels
+from diffjax.measures import provenance, samples
+from diffjax.measures.samples import Measurer
+from diffjax.measures.settings import Settings
+from diffjax.systems.guided import guided
+from diffjax.training import train
+from diffjax.workdir import Run, Workdir, load
+
+KEPT = 100  # samples of a cell that are kept as they are
+
+
+class Store:
+    """Where an experiment's runs and cells lie."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, training: str) -> Workdir:
+        return Workdir(self.root / "runs" / training)
+
+    @contextlib.contextmanager
+    def lock(self, training: str) -> Iterator[None]:
+        """Held while a run is trained: of two jobs that need it the second one waits and finds it done."""
+        folder = self.root / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{training}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def result(self, cell: str) -> dict[str, Any] | None:
+        """What is known of a cell, if it is done."""
+        path = self.root / "cells" / f"{cell}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def images(self, cell: str) -> np.ndarray | None:
+        """The cell's first samples, uint8 [N, H, W, C], if it has any."""
+        path = self.root / "cells" / f"{cell}.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            return stored["images"]
+
+    def keep(self, cell: str, result: Mapping[str, Any], images: np.ndarray | None = None) -> None:
+        """The result comes last: a cell that has one is whole."""
+        folder = self.root / "cells"
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = folder / f".{cell}.{os.getpid()}.npz"
+        if images is not None:
+            np.savez_compressed(whole, images=images[:KEPT])
+            whole.replace(folder / f"{cell}.npz")
+        whole.write_text(json.dumps(result, indent=2) + "\n")
+        whole.replace(folder / f"{cell}.json")
+
+    def forget(self, cell: Cell) -> None:
+        """As if the cell had not been tried."""
+        (self.root / "cells" / f"{cell.key}.json").unlink(missing_ok=True)
+        self.run(cell.training).error.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all units of an experiment have in common.
+
+    Attributes:
+      inception: file of the weights of FID's network.
+    """
+
+    measures: tuple[Measure, ...]
+    num: int
+    inception: str | None = None
+    batch_size: int = 100
+
+
+def work_on(store: Store, unit: Unit, work: Work) -> None:
+    """Does what is left of a unit. What fails is recorded with its error; the rest goes on.
+
+    Raises:
+      KeyboardInterrupt: stopped by a signal; everything so far is kept.
+    """
+    left = [cell for cell in unit.cells if store.result(cell.key) is None]
+    needed = {key for cell in left for key in (cell.training, cell.classifier)}
+    guides = {cell.classifier for cell in left}
+    wanted = {key: config for key, config in unit.trainings.items() if key in needed}
+    errors = _train(store, {key: config for key, config in wanted.items() if key in guides})
+    errors |= _train(store, {key: config for key, config in wanted.items() if key not in guides})
+    for training, classifier in dict.fromkeys((cell.training, cell.classifier) for cell in left):
+        own = [cell for cell in left if (cell.training, cell.classifier) == (training, classifier)]
+        if error := errors.get(training) or errors.get(classifier):
+            for cell in own:
+                _fail(store, cell, error)
+            continue
+        try:
+            guide = load(store.run(classifier).path) if classifier else None
+            measure = _CellMeasures(load(store.run(training).path), guide, work, own)
+        except Exception as error:
+            for cell in own:
+                _fail(store, cell, error)
+            continue
+        for cell in own:
+            try:
+                measure(store, cell)
+            except Exception as error:
+                _fail(store, cell, error)
+
+
+def _train(store: Store, wanted: Mapping[str, ConfigDict]) -> dict[str, Exception | str]:
+    """Trains the configs, as one program where they differ in numbers alone; gives the errors of those that failed."""
+    configs, errors = list(wanted.values()), {}
+    if len(configs) > 1 and ensemble.can_train_together(configs):
+        with contextlib.ExitStack() as locks:
+            for training in sorted(wanted):
+                locks.enter_context(store.lock(training))
+            try:
+                found = ensemble.train_together(configs, [store.run(training) for training in wanted])
+            except ensemble.Stopped as stopped:
+                raise KeyboardInterrupt from stopped
+            except Exception as error:
+                found = [error] * len(configs)
+        return {training: error for training, error in zip(wanted, found, strict=True) if error}
+    for training, config in wanted.items():
+        try:
+            with store.lock(training):
+                _, stopped = train(config, store.run(training))
+        except Exception as error:
+            errors[training] = error
+            continue
+        if stopped:
+            raise KeyboardInterrupt
+    return errors
+
+
+def _fail(store: Store, cell: Cell, error: Exception | str) -> None:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    text = said[0] if isinstance(error, UserError | str) else f"{type(error).__name__}: {said[0]}"
+    print(f"{cell.labels}: {text}")
+    store.keep(cell.key, {"error": text, "training": cell.training})
+
+
+class _CellMeasures:
+    """Measures the cells of one trained run: what they share is computed once."""
+
+    def __init__(self, trained: Run, guide: Run | None, work: Work, cells: list[Cell]):
+        self._trained, self._work, self._seen = trained, work, {}
+        self._system, self._variables = trained.system, trained.variables
+        if guide:
+            self._system = guided(trained.system, classifier=guide.system)
+            self._variables = {"model": trained.variables, "classifier": guide.variables}
+        of_samples = [m.metric for m in work.measures if m.metric in samples.NAMES]
+        self._draws = trained.system.sample is not None
+        for measure in work.measures:
+            if measure.metric in measures.NAMES:
+                measures.check(measure.metric, trained)
+        given = {"inception": work.inception, "batch_size": work.batch_size}
+        self._measurer = Measurer(of_samples, trained, **given) if of_samples else None
+        again = [
+            measures.OF_RECONSTRUCTIONS[m.metric] for m in work.measures if m.metric in measures.OF_RECONSTRUCTIONS
+        ]
+        self._again = Measurer(again, trained, split="test", **given) if again else None
+        self._generator = Generator(self._system, batch_size=min(work.batch_size, work.num))
+        if self._draws:
+            steps = [getattr(trained.system.plan(cell.config.sampler), "steps", 0) for cell in cells]
+            self._capacity = max(map(int, steps))
+
+    def __call__(self, store: Store, cell: Cell) -> None:
+        trained, began = self._trained, time.perf_counter()
+        figures, told, images = {}, {}, None
+        if self._draws:
+            plan = trained.system.plan(cell.config.sampler, capacity=self._capacity)
+            labels = balanced_labels(self._work.num, self._system.classes)
+            images = self._generator(self._variables, range(self._work.num), {"label": labels}, plan)
+            told |= {"sampler": cell.config.sampler.to_dict(), "samples": self._work.num}
+            if self._measurer:
+                found = self._measurer(images, labels)
+                figures |= {name: estimate._asdict() for name, estimate in found.items()}
+                told["reference"] = self._measurer.provenance
+        for measure in self._work.measures:
+            if measure.metric in measures.OF_DATA:
+                found = _figure(self._of_data(cell, measure), measure.figure)
+            elif measure.metric == "training":
+                found = _figure(_last_logged(trained), measure.figure)
+            else:
+                continue
+            if found is not None:
+                figures[measure.name] = found
+        if self._again:
+            originals, labels = self._data(Settings(num=self._work.num))
+            images = self._generator.reconstruct(trained.variables, originals)
+            found = self._again(images, labels)
+            figures |= {f"r{name}": estimate._asdict() for name, estimate in found.items()}
+            told["reference"] = self._again.provenance
+        depends = {**provenance.of_run(trained), **told, "seed": int(cell.labels["seed"])}
+        seconds = round(time.perf_counter() - began, 2)
+        result = {"figures": figures, "provenance": depends, "training": cell.training, "seconds": seconds}
+        store.keep(cell.key, result, images)
+
+    def _of_data(self, cell: Cell, measure: Measure) -> dict[str, Any]:
+        """The figures of a metric of data, computed once."""
+        given = dict(measure.settings)
+        if measure.metric == "reconstruction" and self._trained.system.model:
+            given = {"steps": (cell.config.sampler.steps,), "grid": cell.config.sampler.grid, **given}
+        settings = Settings(**given)
+        key = measure.metric, settings
+        if key not in self._seen:
+            found = measures.of_data(measure.metric, self._trained)
+            self._seen[key] = found(settings, self._trained, *self._data(settings))
+        return self._seen[key]
+
+    def _data(self, settings: Settings):
+        key = settings.split, settings.num
+        if key not in self._seen:
+            self._seen[key] = measures.data(settings, self._trained)
+        return self._seen[key]
+
+
+def _figure(found: Any, path: str) -> dict[str, float | None] | None:
+    """That of a dotted path; None where there is none, as of the codes of a VAE."""
+    try:
+        for part in path.split("."):
+            found = found[int(part)] if isinstance(found, list) else found[part]
+    except (KeyError, IndexError):
+        return None
+    if not isinstance(found, Mapping):
+        return {"value": float(found), "standard_error": None}
+    return {"value": found["mean"], "standard_error": found["standard_error"]}
+
+
+def _last_logged(trained: Run) -> dict[str, float]:
+    return json.loads((trained.workdir.path / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def collect(store: Store, cells: Sequence[Cell], wanted: Sequence[Measure]) -> dict[str, dict[str, Any] | None]:
+    """What is known of each cell, by its key, with the figures that need other cells' samples: to_most_steps."""
+    results = {cell.key: store.result(cell.key) for cell in cells}
+    if any(measure.metric == "to_most_steps" for measure in wanted):
+        longest: dict[tuple, np.ndarray] = {}
+        for cell in sorted(cells, key=lambda cell: -cell.config.sampler.steps):
+            images, result = store.images(cell.key), results[cell.key]
+            if images is None or result is None or "figures" not in result:
+                continue
+            sampler = {name: value for name, value in cell.config.sampler.items() if name != "steps"}
+            others = cell.training, json.dumps(sampler, sort_keys=True)
+            difference = images.astype(np.float32) - longest.setdefault(others, images)
+            result["figures"]["to_most_steps"] = {
+                "value": float(np.sqrt(np.mean(difference**2))),
+                "standard_error": None,
+            }
+    return results

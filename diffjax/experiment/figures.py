@@ -1,0 +1,81 @@
+"""An experiment's pictures: curves of its figures, and samples of its cells."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffjax import pictures
+from diffjax.experiment.cells import Store
+from diffjax.experiment.outcome import Outcome
+from diffjax.experiment.spec import SEED
+from diffjax.report import STYLES
+
+_SHOWN = 8  # samples of a cell, in two rows
+_WIDE = 20.0  # ratio of values from which on their axis is logarithmic
+
+
+def curves(path: Path, outcome: Outcome) -> bool:
+    """Each measure against the axis across, on a logarithmic one where its labels are numbers above zero.
+
+    Whether there was anything to draw.
+    """
+    columns = outcome.columns
+    if len(columns) < 2:
+        return False
+    try:
+        places = [float(column) for column in columns]
+        logarithmic = min(places) > 0
+    except ValueError:
+        places, logarithmic = list(range(len(columns))), False
+    sheet = Figure(figsize=(4.6 * len(outcome.measures), 4.2), layout="constrained")
+    panels = sheet.subplots(1, len(outcome.measures), squeeze=False)[0]
+    for axes, measure in zip(panels, outcome.measures, strict=True):
+        drawn = []
+        for i, (name, cells) in enumerate(outcome.lines()):
+            found = [outcome.figure(measure, labels) for labels in cells]
+            means, bars = [figure.mean for figure in found], np.nan_to_num([figure.deviation for figure in found])
+            marker, line = STYLES[i % len(STYLES)]
+            axes.errorbar(places, means, bars, marker=marker, linestyle=line, capsize=3, label=name)
+            drawn += [mean for mean in means if np.isfinite(mean)]
+        if logarithmic:
+            axes.set_xscale("log")
+        if drawn and 0 < _WIDE * min(drawn) < max(drawn):
+            axes.set_yscale("log")
+        axes.set_xticks(places, columns)
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes.set_xlabel(outcome.experiment.across)
+        axes.set_title(measure.title, fontsize="medium")
+        axes.grid(alpha=0.3)
+        if outcome.rows:
+            axes.legend(fontsize="small", title=", ".join(outcome.rows))
+    sheet.savefig(path, dpi=90)
+    return True
+
+
+def samples(path: Path, outcome: Outcome, store: Store) -> bool:
+    """The first samples of every cell of the first seed. Whether there were any."""
+    seed = outcome.axes[SEED][0]
+    lines = {
+        name: [store.images(outcome.cell({**labels, SEED: seed}).key) for labels in cells]
+        for name, cells in outcome.lines()
+    }
+    if all(images is None for line in lines.values() for images in line):
+        return False
+    columns = outcome.columns
+    sheet = Figure(figsize=(1.2 + 1.7 * len(columns), 0.3 + 0.95 * len(lines)), layout="constrained")
+    grid = sheet.subplots(len(lines), len(columns), squeeze=False)
+    for i, (name, line) in enumerate(lines.items()):
+        for j, images in enumerate(line):
+            axes = grid[i, j]
+            if images is not None:
+                picture = pictures.grid(images[:_SHOWN], _SHOWN // 2)
+                axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if i == 0 and columns[j]:
+                axes.set_title(f"{outcome.experiment.across} {columns[j]}" if j == 0 else columns[j], fontsize="small")
+            if j == 0:
+                axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="small")
+    sheet.savefig(path, dpi=90)
+    return True

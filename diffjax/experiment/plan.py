@@ -1,0 +1,104 @@
+"""The cells of an experiment at a scale, and which of them share a training."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, unknown
+from diffjax.experiment.spec import SEED, Experiment, Fields, Labels, Measure, Scale
+from diffjax.workdir import flatten, load_file, training_key
+
+
+class Cell(NamedTuple):
+    """A point of the grid."""
+
+    labels: Labels  # of every axis, the seed's last
+    config: ConfigDict
+    training: str  # the key of what it is measured on
+    key: str  # of all that determines its figures
+    classifier: str = ""  # the key of the one that guides its samples, if one does
+
+
+class Unit(NamedTuple):
+    """Cells that are worked on as one: they share a training, or are trained together."""
+
+    trainings: Mapping[str, ConfigDict]  # by key
+    cells: Sequence[Cell]
+
+
+def scale_of(experiment: Experiment, name: str) -> Scale:
+    """Raises UserError for one that the experiment does not have."""
+    if name not in experiment.scales:
+        raise unknown("scale", name, experiment.scales)
+    return experiment.scales[name]
+
+
+def measures_of(experiment: Experiment, scale: Scale) -> Sequence[Measure]:
+    return scale.measures or experiment.measures
+
+
+def make_units(experiment: Experiment, scale: Scale, overrides: Fields) -> list[Unit]:
+    """Every cell, in units. `overrides` are config fields of the machine, such as data.dir.
+
+    Raises UserError for fields that the config does not have.
+    """
+    axes = [{label: axis.values[label] for label in scale.axes.get(axis.name, axis.values)} for axis in experiment.axes]
+    names = [axis.name for axis in experiment.axes]
+    asked = [(m.metric, m.figure, dict(m.settings)) for m in measures_of(experiment, scale)]
+    measured = json.dumps(asked, sort_keys=True)
+    cells, trainings, groups = [], {}, {}
+    for *chosen, seed in itertools.product(*axes, scale.seeds):
+        labels = dict(zip(names, chosen, strict=True)) | {SEED: str(seed)}
+        changes = [axis[label] for axis, label in zip(axes, chosen, strict=True)]
+        config = _configured(scale, changes, {"seed": seed, **overrides})
+        training = training_key(config)
+        sampler = json.dumps(config.get("sampler", ConfigDict()).to_dict(), sort_keys=True)
+        classifier = ""
+        if scale.classifier:
+            file, changed = scale.classifier
+            guide = with_fields(load_file(file), {**changed, "seed": seed, **overrides})
+            classifier = training_key(guide)
+            trainings[classifier] = guide
+        depends = f"{training} {classifier} {sampler} {measured} {scale.num}"
+        cell = Cell(labels, config, training, hashlib.sha256(depends.encode()).hexdigest()[:16], classifier)
+        cells.append(cell)
+        trainings[training] = config
+        apart = tuple(label for axis, label in labels.items() if axis not in experiment.together)
+        groups.setdefault(training, apart)
+    units: dict = {}
+    for cell in cells:  # those of one group are one unit where they are trained together, else those of one training
+        units.setdefault(groups[cell.training] if experiment.together else cell.training, []).append(cell)
+    needed = [{key for cell in unit for key in (cell.classifier, cell.training) if key} for unit in units.values()]
+    return [
+        Unit({key: trainings[key] for key in trainings if key in keys}, unit)
+        for keys, unit in zip(needed, units.values(), strict=True)
+    ]
+
+
+def _configured(scale: Scale, changes: Sequence[Fields | Callable], last: Fields) -> ConfigDict:
+    """The scale's config with what each label changes, and then the fields `last`."""
+    file, fields = scale.config, dict(scale.fields)
+    for change in changes:
+        own = dict(change(with_fields(load_file(file), fields)) if callable(change) else change)
+        file = own.pop("config", file)
+        fields |= own
+    return with_fields(load_file(file), {**fields, **last})
+
+
+def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
+    """A copy with other values. Raises UserError for a field that it does not have, or of another kind."""
+    made = ConfigDict(config.copy_and_resolve_references()).unlock()
+    known = flatten(made)
+    for name, value in fields.items():
+        section, _, field = name.rpartition(".")
+        if name not in known and section != "sampler":  # whose settings are checked when it is planned
+            raise unknown("config field", name, known)
+        try:
+            (made[section] if section else made)[field] = value
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+    return made.lock()

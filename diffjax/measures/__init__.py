@@ -1,0 +1,54 @@
+"""What is measured of a trained run: of its likelihood, its reconstructions, and its samples."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from diffjax.errors import UserError, unknown
+from diffjax.measures import autoencoder, classifier, diffusion, samples
+from diffjax.measures.settings import Settings
+from diffjax.workdir import Run, open_source
+
+# How each is measured of systems that have this: see typing.System. (settings, run, images, labels) -> figures
+OF_DATA = {
+    "nll": {"model": diffusion.nll, "likelihood": autoencoder.nll},
+    "reconstruction": {"model": diffusion.reconstruction, "codec": autoencoder.reconstruction},
+    "accuracy": {"classify": classifier.accuracy},
+}
+OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in samples.COMPARISONS.items() if name != "is"}
+NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *samples.NAMES)
+
+
+def of_data(name: str, trained: Run) -> Callable[..., dict]:
+    """How a metric of OF_DATA is measured of a run. Raises UserError where the run has no such measure."""
+    for needed, measure in OF_DATA[name].items():
+        if getattr(trained.system, needed) is not None:
+            return measure
+    raise _without(name, trained)
+
+
+def data(settings: Settings, trained: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of the split, uint8, and their labels."""
+    source = open_source(trained.config, settings.split)
+    examples = source.__getitems__(range(min(len(source), settings.count(256))))
+    return np.stack([example["image"] for example in examples]), np.array([e["label"] for e in examples], np.int32)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a metric that does not exist."""
+    if name not in NAMES:
+        raise unknown("metric", name, NAMES)
+
+
+def check(name: str, trained: Run) -> None:
+    """Raises UserError for a metric that the run does not have."""
+    if name in OF_DATA:
+        of_data(name, trained)
+    elif (trained.system.codec if name in OF_RECONSTRUCTIONS else trained.system.sample) is None:
+        raise _without(name, trained)
+
+
+def _without(name: str, trained: Run) -> UserError:
+    return UserError(
+        f"--metrics={name}: {trained.workdir.path} is a run of system={trained.config.system}, without one"
+    )

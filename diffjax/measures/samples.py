@@ -1,0 +1,240 @@
+"""What is measured of samples against real images.
+
+A metric's name says whose features it compares: `fid` and `kid` are of FID's Inception alone; `fd_effnet_lite0` and
+`fd_pixels` are the same distance between other features, and their values are not comparable with it.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from diffjax.errors import unknown
+from diffjax.evals import features, frechet, inception_score, kernel, moments, neighbours, reference, resampling
+from diffjax.evals.recognition import Recogniser
+from diffjax.evals.reference import Reference
+from diffjax.evals.resampling import Estimate
+from diffjax.spread import Spread
+from diffjax.workdir import Run, open_source
+
+_AT_ONCE = 1000  # real images that are worked on together
+_RECOGNISED_BY = 5000  # real images that the recogniser is fitted to, the first of the split
+_REPEATS = 20  # of the bootstrap
+_SPLITS = 10  # of the Inception score
+
+Values = dict[str, Estimate]
+
+
+class Column(NamedTuple):
+    """Of a table of figures."""
+
+    heading: str
+    better: str  # "lower" | "higher"
+
+    @property
+    def title(self) -> str:
+        return f"{self.heading} ({self.better} is better)"
+
+
+class Compared(NamedTuple):
+    """What a metric is told."""
+
+    features: Mapping[str, np.ndarray]  # of the samples, float32 [N, D] each
+    reference: Reference
+    distance: Callable[[moments.Moments], float]  # the Frechet distance to the reference's pooled features
+    thorough: bool  # error bars by bootstrap, and FID at infinity: minutes
+    seed: int
+
+
+class Metric(NamedTuple):
+    """A way to compare features."""
+
+    network: str
+    columns: Mapping[str, Column]
+    measure: Callable[[Compared], Values]
+
+
+def _frechet(name: str, heading: str, network: str) -> Metric:
+    def measure(c: Compared) -> Values:
+        pooled = c.features["pooled"]
+        value = c.distance(moments.of(pooled))
+        if not c.thorough:
+            return {name: Estimate(value, None)}
+        spread = resampling.bootstrap(
+            lambda some: c.distance(moments.of(some)), (pooled,), repeats=_REPEATS, seed=c.seed
+        )
+        limit = frechet.at_infinity(pooled, c.distance, seed=c.seed)
+        return {name: Estimate(value, spread), f"{name}_infinity": Estimate(limit.value, limit.standard_error)}
+
+    columns = {name: Column(heading, "lower"), f"{name}_infinity": Column(f"{heading} infinity", "lower")}
+    return Metric(network, columns, measure)
+
+
+def _spatial_frechet() -> Metric:
+    def measure(c: Compared) -> Values:
+        found = moments.of(c.features["spatial"])
+        return {"sfid": Estimate(frechet.frechet_distance(found, c.reference.moments["spatial"]), None)}
+
+    return Metric("inception", {"sfid": Column("sFID", "lower")}, measure)
+
+
+def _kernel(name: str, heading: str, network: str) -> Metric:
+    def measure(c: Compared) -> Values:
+        return {name: kernel.kernel_distance(c.features["pooled"], c.reference.features, seed=c.seed)}
+
+    return Metric(network, {name: Column(heading, "lower")}, measure)
+
+
+def _inception_score() -> Metric:
+    def measure(c: Compared) -> Values:
+        mean, deviation = inception_score.inception_score(c.features["logits"], splits=_SPLITS)
+        return {"is": Estimate(mean, deviation / np.sqrt(_SPLITS))}
+
+    return Metric("inception", {"is": Column("IS", "higher")}, measure)
+
+
+def _manifold(network: str) -> Metric:
+    columns = {f"{name}_{network}": Column(name, "higher") for name in ("precision", "recall", "density", "coverage")}
+
+    def measure(c: Compared) -> Values:
+        real, fake = c.reference.features, c.features["pooled"]
+        few = min(len(real), len(fake))  # of as many, or the two nearest-neighbour radii would differ in meaning
+        nearest = {k: neighbours.manifold(real[:few], fake[:few], k=k) for k in (3, 5)}
+        values = nearest[3].precision, nearest[3].recall, nearest[5].density, nearest[5].coverage
+        return {name: Estimate(float(value), None) for name, value in zip(columns, values, strict=True)}
+
+    return Metric(network, columns, measure)
+
+
+COMPARISONS = {
+    "fid": _frechet("fid", "FID", "inception"),
+    "sfid": _spatial_frechet(),
+    "kid": _kernel("kid", "KID", "inception"),
+    "is": _inception_score(),
+    "manifold_inception": _manifold("inception"),
+    "fd_effnet_lite0": _frechet("fd_effnet_lite0", "FD-EffNetLite0", "effnet_lite0"),
+    "kd_effnet_lite0": _kernel("kd_effnet_lite0", "KD-EffNetLite0", "effnet_lite0"),
+    "manifold_effnet_lite0": _manifold("effnet_lite0"),
+    "fd_pixels": _frechet("fd_pixels", "FD-pixels", "pixels"),
+    "kd_pixels": _kernel("kd_pixels", "KD-pixels", "pixels"),
+    "manifold_pixels": _manifold("pixels"),
+}
+BY_CLASS = {  # of samples that have a label
+    "recognised": Column("recognised", "higher"),
+    "cas": Column("CAS", "higher"),
+}
+NAMES = (*COMPARISONS, *BY_CLASS)
+COLUMNS = {name: column for metric in COMPARISONS.values() for name, column in metric.columns.items()} | BY_CLASS
+
+
+class Measurer:
+    """Compares samples of a run with real images of its data set.
+
+    Attributes:
+      provenance: all that the figures depend on beside the samples.
+      warnings: what a reader of the figures should know.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        trained: Run,
+        *,
+        split: str | None = None,
+        inception: str | None = None,
+        batch_size: int = 100,
+        thorough: bool = False,
+        seed: int = 0,
+    ):
+        """Computes the reference's statistics, or reads them where they were computed before.
+
+        Args:
+          names: of NAMES.
+          split: of the data set; None: what the run was trained on.
+          inception: file of its weights.
+          thorough: error bars and FID at infinity.
+
+        Raises:
+          UserError: an unknown name, missing weights or data.
+        """
+        for name in names:
+            if name not in NAMES:
+                raise unknown("metric", name, NAMES)
+        self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
+        self._by_class = [name for name in names if name in BY_CLASS and trained.system.classes]
+        self._thorough, self._seed, self.warnings = thorough, seed, []
+        networks = {metric.network for metric in self._metrics.values()}
+        loaded = {name: features.load(name, weights=inception) for name in sorted(networks)}
+        source = open_source(trained.config, split or trained.config.data.split)
+        images = _images(source, 256)
+        self.provenance: dict[str, Any] = {
+            "data": trained.config.data.name,
+            "split": split or trained.config.data.split,
+            "images": len(source),
+            "pixels": f"{'x'.join(map(str, images.shape[1:]))}, 8 bits",
+            "fingerprint": reference.fingerprint(images),
+        }
+        self._extract, self._references, self._distances = {}, {}, {}
+        for name, network in loaded.items():
+            extract = functools.partial(Spread(batch_size).compile(network.extract), network.params)
+            key = self.provenance | {"network": name, **network.provenance}
+            self._extract[name] = extract
+            self._references[name] = reference.load_or_make(key, extract, _batches(source))
+            self._distances[name] = frechet.distance_to(self._references[name].moments["pooled"])
+        self.provenance["networks"] = {name: dict(network.provenance) for name, network in loaded.items()}
+        if self._by_class:
+            train, test = (_labelled(open_source(trained.config, s)) for s in (self.provenance["split"], "test"))
+            self._test, self._recogniser = test, Recogniser(train, test)
+            self.provenance["recogniser_held_out_accuracy"] = self._recogniser.held_out_accuracy
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Of the figures that a call may give."""
+        found = {name: column for metric in self._metrics.values() for name, column in metric.columns.items()}
+        return found | {name: BY_CLASS[name] for name in self._by_class}
+
+    def __call__(self, images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, "N"]) -> Values:
+        """The figures of samples, and of their labels where they have any."""
+        extracted = {name: extract(images) for name, extract in self._extract.items()}
+        values: Values = {}
+        for name, metric in self._metrics.items():
+            found, real = extracted[metric.network], self._references[metric.network]
+            self._warn_of_few(name, found["pooled"])
+            compared = Compared(found, real, self._distances[metric.network], self._thorough, self._seed)
+            values |= metric.measure(compared)
+        if "recognised" in self._by_class:
+            share = self._recogniser.accuracy(images, labels)
+            values["recognised"] = Estimate(share, float(np.sqrt(share * (1 - share) / len(images))))
+        if "cas" in self._by_class:
+            share = Recogniser((images, labels), self._test).held_out_accuracy
+            values["cas"] = Estimate(share, float(np.sqrt(share * (1 - share) / len(self._test[0]))))
+        return values
+
+    def _warn_of_few(self, name: str, pooled: np.ndarray) -> None:
+        count, dimensions = pooled.shape
+        text = (
+            f"{name}: {count} samples of {dimensions} features. Their covariance is singular, and the distance is "
+            "biased upward by much: compare it at this number of samples only"
+        )
+        if count <= dimensions and name.startswith(("fid", "fd_")) and text not in self.warnings:
+            self.warnings.append(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+
+def _images(source, count: int) -> UInt8[np.ndarray, "N H W C"]:
+    """The first of a source."""
+    return np.stack([example["image"] for example in source.__getitems__(range(min(len(source), count)))])
+
+
+def _labelled(source) -> tuple[np.ndarray, np.ndarray]:
+    examples = source.__getitems__(range(min(len(source), _RECOGNISED_BY)))
+    return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
+
+
+def _batches(source) -> Iterator[UInt8[np.ndarray, "N H W C"]]:
+    for start in range(0, len(source), _AT_ONCE):
+        examples = source.__getitems__(range(start, min(start + _AT_ONCE, len(source))))
+        yield np.stack([example["image"] for example in examples])

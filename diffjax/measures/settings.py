@@ -1,0 +1,48 @@
+"""How a run is measured, and what the measures share."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+SHOWN = 10  # images of a picture of reconstructions
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of all measures; each takes those it has a use for."""
+
+    seed: int = 0  # image or sample i has the key of seed + i
+    batch_size: int = 100
+    split: str = "test"  # of the data set, that is measured on
+    num: int | None = None  # images of the split, or samples; None: as many as suits the measure
+    steps: tuple[int, ...] = ()  # of reconstruction by a diffusion model; the first one's, of the bound
+    grid: str | None = None  # of times that the bound, the ODE or reconstruction visit
+    terms: int = 0  # of the bound computed a batch; 0: all
+    ode_steps: int = 100  # 0: no likelihood by the ODE
+    exact_trace: int | None = None  # images whose trace is exact too; None: 8 of at most 256 values
+    draws: int = 64  # of a VAE's importance-weighted bound
+    lpips: tuple[str, ...] = ()  # files of its weights, of the backbone and of the linear layers; (): not measured
+
+    def count(self, default: int) -> int:
+        """How many images or samples."""
+        return default if self.num is None else self.num
+
+
+def over_images(settings: Settings, what: str, function: Callable, images: np.ndarray, labels: np.ndarray):
+    """function(keys, images, labels) in batches of one size, its leaves [B, ...] joined; keys are the images' own."""
+    size, results = min(settings.batch_size, len(images)), []
+    for start in tqdm(range(0, len(images), size), unit="batch", desc=what):
+        place = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats its last image
+        keys = jax.vmap(jax.random.key)(place.astype(np.uint32) + np.uint32(settings.seed))
+        found = function(keys, images[place], labels[place])
+        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: len(images) - start], found))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """The mean over images and its standard error."""
+    values = np.asarray(values, np.float64)
+    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)))}

@@ -1,0 +1,75 @@
+"""DDIM (Song et al. 2021), table 1: the quality of samples in few steps, by how much noise each step adds.
+
+    python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=smoke
+    python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=small \
+                               --data_dir=DIR
+"""
+
+from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+
+NOISE = {
+    "0": {"sampler.name": "ddim(eta=0)"},
+    "0.2": {"sampler.name": "ddim(eta=0.2)"},
+    "0.5": {"sampler.name": "ddim(eta=0.5)"},
+    "1": {"sampler.name": "ddim(eta=1)"},
+    "hat": {"sampler.name": "ddim(eta=1, sigma_hat=True)"},  # the larger variance, DDPM's
+}
+CIFAR10 = {
+    "0": (13.36, 6.84, 4.67, 4.16, 4.04),
+    "0.2": (14.04, 7.11, 4.77, 4.25, 4.09),
+    "0.5": (16.66, 8.35, 5.25, 4.46, 4.29),
+    "1": (41.07, 18.36, 8.01, 5.78, 4.73),
+    "hat": (367.43, 133.37, 32.72, 9.99, 3.17),
+}
+COUNTS = (10, 20, 50, 100, 1000)
+
+EXPERIMENT = Experiment(
+    title="DDIM, table 1: samples in few steps",
+    source="Song, Meng & Ermon 2021, table 1",
+    claim="Without noise of its own, a sampler needs ten times fewer steps; DDPM's larger variance needs them all.",
+    axes=(Axis("eta", NOISE), steps(*COUNTS)),
+    across="steps",
+    measures=(Measure("fd_effnet_lite0"), Measure("fd_pixels")),
+    papers=[
+        Paper(
+            "FID, CIFAR-10, 50,000 samples",
+            {(eta, str(n)): value for eta, row in CIFAR10.items() for n, value in zip(COUNTS, row, strict=True)},
+        )
+    ],
+    orderings=(
+        Ordering(
+            "In 10 to 50 steps less noise is better: eta 0, then 0.5, then 1, then the larger variance",
+            [{"eta": eta} for eta in ("0", "0.5", "1", "hat")],
+            where={"steps": ("10", "20", "50")},
+        ),
+        Ordering(
+            "The larger variance gains the most from steps: it improves from 10 to 20 to 50 to 100",
+            [{"steps": count} for count in ("100", "50", "20", "10")],
+            where={"eta": ("hat",)},
+        ),
+    ),
+    scales={
+        "smoke": Scale(
+            "configs/digits.py",
+            "a minute or two on two CPU cores",
+            fields={"train.steps": 100, "train.sample_count": 0, "sampler.guidance": 1.0},
+            axes={"eta": ("0", "1", "hat"), "steps": ("10", "20")},
+            num=200,
+            measures=(Measure("fd_pixels"),),
+        ),
+        "small": Scale(
+            "configs/ablation.py",
+            "an hour on two CPU cores",
+            axes={"steps": ("10", "20", "50", "100")},
+            seeds=(0, 1, 2),
+            num=500,
+        ),
+        "paper": Scale(
+            "configs/ddpm_cifar10.py",
+            "days on eight GPUs",
+            fields={"sampler.grid": "quadratic"},
+            num=50_000,
+            measures=(Measure("fid"),),
+        ),
+    },
+)

@@ -1,0 +1,74 @@
+"""Improved DDPM (Nichol & Dhariwal 2021), figure 8: samples against steps, with fixed and with learned variance.
+
+    python launch.py reproduce --experiment=experiments/iddpm_steps.py --workdir=runs/experiments --scale=small \
+                               --data_dir=DIR
+
+The paper gives a figure and no numbers. Models are those of table 2, which are not trained again in the same folder.
+"""
+
+from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale, steps
+
+HYBRID = {"diffusion.schedule": "cosine", "diffusion.loss": "hybrid", "diffusion.variance": "learned_range"}
+MODEL = {
+    "learned variance (L_hybrid)": {"sampler.name": "ancestral", **HYBRID},
+    "DDIM (L_hybrid)": {"sampler.name": "ddim(eta=0)", **HYBRID},
+    "smaller fixed variance (L_simple)": {"sampler.name": "ddim(eta=1)", "diffusion.schedule": "cosine"},
+    "larger fixed variance (L_simple)": {
+        "sampler.name": "ddim(eta=1, sigma_hat=True)",
+        "diffusion.schedule": "cosine",
+    },
+}
+LEARNED, DDIM, SMALLER, LARGER = ([{"model": name}] for name in MODEL)
+
+EXPERIMENT = Experiment(
+    title="Improved DDPM, figure 8: a sweep of the steps",
+    source="Nichol & Dhariwal 2021, figure 8 (a figure, no table)",
+    claim="With a learned variance 100 of 4000 steps are nearly as good as all; a fixed one needs many more.",
+    axes=[Axis("model", MODEL), steps(10, 25, 50, 100, 200, 400, 1000, 4000)],
+    across="steps",
+    measures=[Measure("fd_effnet_lite0"), Measure("fd_pixels")],
+    orderings=[
+        Ordering(
+            "In 25 to 100 steps the learned variance is better than the larger fixed one",
+            [*LEARNED, *LARGER],
+            where={"steps": ("25", "50", "100")},
+        ),
+        Ordering(
+            "and than the smaller fixed one",
+            [*LEARNED, *SMALLER],
+            where={"steps": ("25", "50", "100")},
+        ),
+        Ordering("DDIM is better than the learned variance in 10 steps", [*DDIM, *LEARNED], where={"steps": ("10",)}),
+    ],
+    scales={
+        "smoke": Scale(
+            "configs/digits.py",
+            "three minutes on two CPU cores",
+            fields={
+                "diffusion.timesteps": 4000,
+                "diffusion.parameterization": "eps",
+                "train.steps": 40,
+                "train.sample_count": 0,
+                "sampler.guidance": 1.0,
+            },
+            axes={"steps": ("10", "25")},
+            num=100,
+            measures=[Measure("fd_pixels")],
+        ),
+        "small": Scale(
+            "configs/ablation.py",
+            "an hour on two CPU cores, less where table 2 was made in the same folder",
+            fields={"diffusion.timesteps": 4000},
+            axes={"steps": ("10", "25", "50", "100")},
+            seeds=(0, 1, 2),
+            num=500,
+        ),
+        "paper": Scale(
+            "configs/ddpm_cifar10.py",
+            "two trainings of 500,000 steps",
+            fields={"diffusion.timesteps": 4000, "train.steps": 500_000, "train.learning_rate": 1e-4},
+            num=50_000,
+            measures=[Measure("fid")],
+        ),
+    },
+)
