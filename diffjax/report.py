@@ -43,33 +43,6 @@ def terms_figure(path: Path, terms: dict[str, Sequence[float]], title: str) -> N
     sheet.savefig(path, dpi=110)
 
 
-def rows_figure(path: Path, rows: dict[str, Sequence[np.ndarray]]) -> None:
-    """Rows of images, each with its name on the left; an image of one row stands over those of the next."""
-    across = max(map(len, rows.values()))
-    sheet = Figure(figsize=(1.4 + 0.62 * across, 0.66 * len(rows)), layout="constrained")
-    for axes, (label, images) in zip(sheet.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
-        picture = pictures.grid(np.stack(list(images)), columns=len(images))
-        axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
-        axes.spines[:].set_visible(False)
-    sheet.savefig(path, dpi=110)
-
-
-def curves_figure(path: Path, panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]) -> None:
-    """A panel for each title, with curves (training steps, values) by their labels."""
-    sheet = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
-    for axes, (title, curves) in zip(sheet.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for (label, (steps, values)), (_, line) in zip(curves.items(), STYLES, strict=False):
-            axes.plot(steps, values, line, label=label)
-        axes.set(xlabel="training step", title=title)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if len(curves) > 1:
-            axes.legend(fontsize="small")
-    sheet.savefig(path, dpi=110)
-
-
 def figure(path: Path, rows: Sequence[dict], measures: Mapping[str, str], drawn: Sequence[np.ndarray]) -> None:
     """What was measured against steps, a curve for each other setting, above samples of each cell: steps across."""
     curves: dict[str, list[int]] = {}

@@ -12,7 +12,6 @@ MODEL = {
 }
 SCALES = ("0", "1", "10")
 FID = {"unconditional": (26.21, 33.03, 12.00), "conditional": (10.94, 4.59, 9.11)}
-GUIDE = {"diffusion.schedule": "linear"}  # the process of the models it guides
 TO_FASHION = {"data.name": "fashion_mnist", "data.image_size": 14, "model.attention_resolutions": (7,)}
 
 EXPERIMENT = Experiment(
@@ -60,7 +59,6 @@ EXPERIMENT = Experiment(
             "configs/digits.py",
             "three minutes on two CPU cores",
             fields={
-                "diffusion.schedule": "linear",
                 "train.steps": 60,
                 "train.sample_count": 0,
                 "sampler.name": "ancestral",
@@ -69,7 +67,7 @@ EXPERIMENT = Experiment(
             },
             num=100,
             measures=[Measure("fd_pixels"), Measure("recognised")],
-            classifier=("configs/classifier_digits.py", {**GUIDE, "train.steps": 60}),
+            classifier=("configs/classifier_digits.py", {"train.steps": 60}),
         ),
         "small": Scale(
             "configs/ablation.py",
@@ -77,7 +75,7 @@ EXPERIMENT = Experiment(
             fields={"sampler.name": "ancestral", "sampler.steps": 50},
             seeds=(0, 1, 2),
             num=500,
-            classifier=("configs/classifier_digits.py", {**GUIDE, **TO_FASHION, "train.batch_size": 64}),
+            classifier=("configs/classifier_digits.py", {**TO_FASHION, "train.batch_size": 64}),
         ),
         "paper": Scale(
             "configs/ablation.py",
@@ -102,7 +100,6 @@ EXPERIMENT = Experiment(
             classifier=(
                 "configs/classifier_digits.py",
                 {
-                    **GUIDE,
                     "data.name": "cifar10",
                     "data.image_size": 32,
                     "data.flip": True,

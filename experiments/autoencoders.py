@@ -33,7 +33,7 @@ def measures(distance: str, num: int) -> list[Measure]:
     }
     return [
         *(Measure("reconstruction", name, *words, settings={"num": num}) for name, words in figures.items()),
-        Measure(distance, heading=f"{distance}, of reconstructions"),
+        Measure(distance),
     ]
 
 
@@ -46,8 +46,8 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": Scale(
             "configs/vae.py",
-            "two minutes on two CPU cores",
-            fields={"train.steps": 40, "train.sample_count": 0},
+            "three minutes on two CPU cores",
+            fields={"train.steps": 100, "train.warmup_steps": 10, "train.sample_count": 0},
             num=100,
             measures=measures("rfd_pixels", 100),
         ),

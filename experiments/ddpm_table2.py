@@ -71,7 +71,14 @@ EXPERIMENT = Experiment(
         "small": Scale(
             "configs/ablation.py",
             "an hour on two CPU cores",
-            fields={"sampler.name": "ancestral", "sampler.steps": 100},
+            fields={
+                "data.image_size": 8,
+                "model.attention_resolutions": (4,),
+                "diffusion.schedule": "linear",
+                "train.steps": 1500,
+                "sampler.name": "ancestral",
+                "sampler.steps": 100,
+            },
             seeds=(0, 1, 2),
             num=500,
         ),

@@ -44,7 +44,7 @@ def table(rows: dict[str, tuple[float, ...]]) -> dict[tuple[str, str], float]:
 
 def measures(distance: str, num: int) -> list[Measure]:
     return [
-        Measure(distance, heading=f"{distance}, of reconstructions"),
+        Measure(distance),
         Measure("reconstruction", "mse", heading="MSE of reconstructions", settings={"num": num}),
         Measure("reconstruction", "ssim", "SSIM of reconstructions", "higher", settings={"num": num}),
     ]
@@ -76,11 +76,12 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": Scale(
             "configs/kl.py",
-            "two minutes on two CPU cores",
+            "three minutes on two CPU cores",
             fields={
                 "model.channels": 8,
                 "adversarial.start": 20,
-                "train.steps": 40,
+                "train.steps": 60,
+                "train.warmup_steps": 10,
                 "train.sample_count": 0,
             },
             axes={"f": ("4", "8")},

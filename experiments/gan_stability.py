@@ -4,11 +4,13 @@
                                --data_dir=DIR
 
 No paper has this table. Both have labels and as many seeds; learning rates are multiples of each config's own, of the
-discriminator's too. A run fails that stops with an error, or whose FD-pixels is above 1: one and the same mean picture
-would come to 4.7 for digits, 3.6 for Fashion-MNIST and 9.7 for CIFAR-10.
+discriminator's too. A run fails that stops with an error, or whose FD-pixels is above 2: the mean picture, again and
+again, would come to 4.7 of digits, 3.6 of Fashion-MNIST and 9.7 of CIFAR-10.
 """
 
 from diffjax.experiment import Axis, Experiment, Measure, Scale
+
+RATE = "learning rate / its own"
 
 
 def diffusion(config):
@@ -35,17 +37,17 @@ EXPERIMENT = Experiment(
     claim="GANs collapse where their settings are not chosen with care; diffusion models have a stationary objective.",
     axes=[
         Axis("system", {"diffusion": diffusion, "GAN": gan}),
-        Axis("learning rate", {f"{factor:g}": rate(factor) for factor in (0.25, 1, 4, 16)}),
+        Axis(RATE, {f"{factor:g}": rate(factor) for factor in (0.25, 1, 4, 16)}),
     ],
-    across="learning rate",
+    across=RATE,
     measures=[Measure("fd_pixels"), Measure("recognised"), Measure("fd_effnet_lite0")],
-    fails_above=1.0,
+    fails_above=2.0,
     scales={
         "smoke": Scale(
             "configs/digits.py",
             "three minutes on two CPU cores",
-            fields={"train.steps": 100, "train.sample_count": 0},
-            axes={"learning rate": ("1", "16")},
+            fields={"train.steps": 250, "train.batch_size": 64, "train.sample_count": 0},
+            axes={RATE: ("1", "16")},
             num=100,
             measures=[Measure("fd_pixels"), Measure("recognised")],
         ),

@@ -58,7 +58,13 @@ EXPERIMENT = Experiment(
         "small": Scale(
             "configs/ablation.py",
             "an hour on two CPU cores, less where table 2 was made in the same folder",
-            fields={"diffusion.timesteps": 4000},
+            fields={
+                "data.image_size": 8,
+                "model.attention_resolutions": (4,),
+                "diffusion.timesteps": 4000,
+                "diffusion.parameterization": "eps",
+                "train.steps": 1500,
+            },
             axes={"steps": ("10", "25", "50", "100")},
             seeds=(0, 1, 2),
             num=500,

@@ -82,7 +82,15 @@ EXPERIMENT = Experiment(
         "small": Scale(
             "configs/ablation.py",
             "an hour and a half on two CPU cores",
-            fields={"sampler.name": "ancestral", "sampler.steps": 100},
+            fields={
+                "data.image_size": 8,
+                "model.attention_resolutions": (4,),
+                "diffusion.schedule": "linear",
+                "diffusion.parameterization": "eps",
+                "train.steps": 1500,
+                "sampler.name": "ancestral",
+                "sampler.steps": 100,
+            },
             seeds=(0, 1, 2),
             num=500,
         ),

@@ -51,6 +51,12 @@ EXPERIMENT = Experiment(
         "small": Scale(
             "configs/ablation.py",
             "an hour on two CPU cores, less where table 2 was made in the same folder",
+            fields={
+                "data.image_size": 8,
+                "model.attention_resolutions": (4,),
+                "diffusion.parameterization": "eps",
+                "train.steps": 1500,
+            },
             seeds=(0, 1, 2),
             num=10,
         ),

@@ -110,7 +110,7 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     system, variables = with_guides(arguments, trained)
     chosen = one_cell(arguments)
     plan = system.plan(trained.config.sampler, **chosen)
-    measure = _measurer(arguments, trained, names, arguments.reference)
+    measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
     labels = balanced_labels(settings.count(1000), system.classes)
     seeds = settings.seed + np.arange(len(labels))
     generator = Generator(system, batch_size=min(settings.batch_size, len(seeds)))
@@ -129,17 +129,18 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
 def _reconstructions(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
     """Compares an autoencoder's reconstructions of a split with the originals."""
     images, labels = measures.data(settings, trained)
-    measure = _measurer(arguments, trained, [measures.OF_RECONSTRUCTIONS[name] for name in names], settings.split)
+    measure = _measurer(arguments, trained, [measures.OF_RECONSTRUCTIONS[name] for name in names], settings.split, 0)
     back = Generator(trained.system, batch_size=settings.batch_size).reconstruct(trained.variables, images)
     print(f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}")
     _compare(trained, names, measure, back, labels, {"reconstructions": len(images)}, "reconstructions.png")
 
 
-def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None) -> Measurer:
+def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None, classes: int) -> Measurer:
     return Measurer(
         names,
         trained,
         split=split,
+        classes=classes,
         inception=arguments.inception,
         batch_size=arguments.batch_size,
         thorough=True,

@@ -34,6 +34,7 @@ def define(flags: Flags) -> None:
         ("experiment", None, "file of the experiment, such as experiments/ddim_table1.py"),
         ("scale", "smoke", "smoke | small | paper"),
         ("data_dir", None, "where prepared data sets lie (data.dir of the configs)"),
+        ("together", None, "axes whose cells are trained as one program, such as seed (default: as the file says)"),
         ("inception", None, "file of the weights of FID's InceptionV3"),
         ("executor", "local", "local: one after another on this machine; slurm: a job for each training"),
         ("slurm", "", "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600"),
@@ -51,7 +52,15 @@ def run(arguments: Arguments) -> int:
     experiment = spec.load(path)
     scale = scale_of(experiment, arguments.scale)
     overrides = {"data.dir": arguments.data_dir} if arguments.data_dir else {}
-    job = execute.Job(path, arguments.scale, root, tuple(overrides.items()), arguments.inception, arguments.batch_size)
+    job = execute.Job(
+        path,
+        arguments.scale,
+        root,
+        overrides=tuple(overrides.items()),
+        inception=arguments.inception,
+        batch_size=arguments.batch_size,
+        together=None if arguments.together is None else tuple(texts(arguments.together)),
+    )
     units, _ = job.units()
     cells = [cell for unit in units for cell in unit.cells]
     if not arguments.report_only:

@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
     plan = functools.partial(system.plan, trained.config.sampler)
     steps = [int(plan(**cell).steps) for cell in swept]
     plans = [plan(capacity=max(steps), **cell) for cell in swept]
-    measure = _measurer(arguments, trained)
+    measure = _measurer(arguments, trained, system.classes)
     labels = balanced_labels(arguments.num, system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
@@ -92,10 +92,10 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _measurer(arguments: Arguments, trained: Run) -> Measurer | None:
+def _measurer(arguments: Arguments, trained: Run, classes: int) -> Measurer | None:
     """None, and a line that says why, where the data set is not at hand."""
     try:
-        return Measurer(texts(arguments.metrics), trained, inception=arguments.inception)
+        return Measurer(texts(arguments.metrics), trained, classes=classes, inception=arguments.inception)
     except MissingData as error:
         print(f"no measure against real images: {error}")
         return None

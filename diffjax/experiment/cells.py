@@ -1,18 +1,10 @@
-"""The work of an experiment: training what is not trained, measuring what is not measured, and keeping both.
-
-Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run; cells/CELL.json has a cell's
-figures with all they depend on, or the error it ended with; cells/CELL.npz its first samples. Files are whole or
-absent.
-"""
+"""The work of an experiment: training what is not trained, measuring what is not measured, and keeping both."""
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,65 +12,17 @@ from ml_collections import ConfigDict
 
 from diffjax import ensemble, measures
 from diffjax.errors import UserError
+from diffjax.experiment.figures import SHOWN
 from diffjax.experiment.plan import Cell, Unit
 from diffjax.experiment.spec import Measure
+from diffjax.experiment.store import Store
 from diffjax.generate import Generator, balanced_labels
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Settings
 from diffjax.systems.guided import guided
 from diffjax.training import train
-from diffjax.workdir import Run, Workdir, load
-
-KEPT = 100  # samples of a cell that are kept as they are
-
-
-class Store:
-    """Where an experiment's runs and cells lie."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def run(self, training: str) -> Workdir:
-        return Workdir(self.root / "runs" / training)
-
-    @contextlib.contextmanager
-    def lock(self, training: str) -> Iterator[None]:
-        """Held while a run is trained: of two jobs that need it the second one waits and finds it done."""
-        folder = self.root / "runs"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{training}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def result(self, cell: str) -> dict[str, Any] | None:
-        """What is known of a cell, if it is done."""
-        path = self.root / "cells" / f"{cell}.json"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def images(self, cell: str) -> np.ndarray | None:
-        """The cell's first samples, uint8 [N, H, W, C], if it has any."""
-        path = self.root / "cells" / f"{cell}.npz"
-        if not path.exists():
-            return None
-        with np.load(path) as stored:
-            return stored["images"]
-
-    def keep(self, cell: str, result: Mapping[str, Any], images: np.ndarray | None = None) -> None:
-        """The result comes last: a cell that has one is whole."""
-        folder = self.root / "cells"
-        folder.mkdir(parents=True, exist_ok=True)
-        whole = folder / f".{cell}.{os.getpid()}.npz"
-        if images is not None:
-            np.savez_compressed(whole, images=images[:KEPT])
-            whole.replace(folder / f"{cell}.npz")
-        whole.write_text(json.dumps(result, indent=2) + "\n")
-        whole.replace(folder / f"{cell}.json")
-
-    def forget(self, cell: Cell) -> None:
-        """As if the cell had not been tried."""
-        (self.root / "cells" / f"{cell.key}.json").unlink(missing_ok=True)
-        self.run(cell.training).error.unlink(missing_ok=True)
+from diffjax.workdir import Run, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +119,7 @@ class _CellMeasures:
             if measure.metric in measures.NAMES:
                 measures.check(measure.metric, trained)
         given = {"inception": work.inception, "batch_size": work.batch_size}
-        self._measurer = Measurer(of_samples, trained, **given) if of_samples else None
+        self._measurer = Measurer(of_samples, trained, classes=self._system.classes, **given) if of_samples else None
         again = [
             measures.OF_RECONSTRUCTIONS[m.metric] for m in work.measures if m.metric in measures.OF_RECONSTRUCTIONS
         ]
@@ -192,11 +136,11 @@ class _CellMeasures:
             plan = trained.system.plan(cell.config.sampler, capacity=self._capacity)
             labels = balanced_labels(self._work.num, self._system.classes)
             images = self._generator(self._variables, range(self._work.num), {"label": labels}, plan)
-            told |= {"sampler": cell.config.sampler.to_dict(), "samples": self._work.num}
+            told["sampler"] = cell.config.sampler.to_dict()
             if self._measurer:
                 found = self._measurer(images, labels)
                 figures |= {name: estimate._asdict() for name, estimate in found.items()}
-                told["reference"] = self._measurer.provenance
+                told |= {"samples": self._work.num, "reference": self._measurer.provenance}
         for measure in self._work.measures:
             if measure.metric in measures.OF_DATA:
                 found = _figure(self._of_data(cell, measure), measure.figure)
@@ -208,10 +152,11 @@ class _CellMeasures:
                 figures[measure.name] = found
         if self._again:
             originals, labels = self._data(Settings(num=self._work.num))
-            images = self._generator.reconstruct(trained.variables, originals)
-            found = self._again(images, labels)
+            back = self._generator.reconstruct(trained.variables, originals)
+            found = self._again(back, labels)
+            images = np.concatenate([originals[: SHOWN // 2], back[: SHOWN // 2]])
             figures |= {f"r{name}": estimate._asdict() for name, estimate in found.items()}
-            told["reference"] = self._again.provenance
+            told |= {"reconstructions": len(back), "reference": self._again.provenance}
         depends = {**provenance.of_run(trained), **told, "seed": int(cell.labels["seed"])}
         seconds = round(time.perf_counter() - began, 2)
         result = {"figures": figures, "provenance": depends, "training": cell.training, "seconds": seconds}

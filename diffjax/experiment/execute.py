@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from diffjax.errors import UserError
 from diffjax.experiment import spec
-from diffjax.experiment.cells import Store, Work, work_on
+from diffjax.experiment.cells import Work, work_on
 from diffjax.experiment.plan import Unit, make_units, measures_of, scale_of
+from diffjax.experiment.store import Store
 from diffjax.workdir import open_source
 
 _POLL = 1.0  # seconds
@@ -34,12 +35,13 @@ class Job:
     overrides: tuple[tuple[str, Any], ...]  # config fields of the machine
     inception: str | None = None
     batch_size: int = 100
+    together: tuple[str, ...] | None = None  # None: as the experiment says
 
     def units(self) -> tuple[list[Unit], Work]:
         experiment = spec.load(self.path)
         scale = scale_of(experiment, self.scale)
         work = Work(tuple(measures_of(experiment, scale)), scale.num, self.inception, self.batch_size)
-        return make_units(experiment, scale, dict(self.overrides)), work
+        return make_units(experiment, scale, dict(self.overrides), self.together), work
 
     @property
     def store(self) -> Store:

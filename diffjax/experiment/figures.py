@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from diffjax import pictures
-from diffjax.experiment.cells import Store
 from diffjax.experiment.outcome import Outcome
 from diffjax.experiment.spec import SEED
+from diffjax.experiment.store import Store
 from diffjax.report import STYLES
 
-_SHOWN = 8  # samples of a cell, in two rows
+SHOWN = 8  # samples of a cell, in two rows
 _WIDE = 20.0  # ratio of values from which on their axis is logarithmic
 
 
@@ -60,16 +60,19 @@ def samples(path: Path, outcome: Outcome, store: Store) -> bool:
         name: [store.images(outcome.cell({**labels, SEED: seed}).key) for labels in cells]
         for name, cells in outcome.lines()
     }
-    if all(images is None for line in lines.values() for images in line):
+    lines = {name: line for name, line in lines.items() if any(images is not None for images in line)}
+    if not lines:
         return False
-    columns = outcome.columns
-    sheet = Figure(figsize=(1.2 + 1.7 * len(columns), 0.3 + 0.95 * len(lines)), layout="constrained")
+    columns, margin = outcome.columns, 0.2 + 0.075 * max(map(len, lines))  # inches, for the names
+    width = margin + 1.7 * len(columns)
+    sheet = Figure(figsize=(width, 0.3 + 0.95 * len(lines)))
     grid = sheet.subplots(len(lines), len(columns), squeeze=False)
+    sheet.subplots_adjust(left=margin / width, right=0.99, top=1 - 0.25 / sheet.get_figheight(), bottom=0.01)
     for i, (name, line) in enumerate(lines.items()):
         for j, images in enumerate(line):
             axes = grid[i, j]
             if images is not None:
-                picture = pictures.grid(images[:_SHOWN], _SHOWN // 2)
+                picture = pictures.grid(images[:SHOWN], SHOWN // 2)
                 axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

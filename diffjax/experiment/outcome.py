@@ -35,6 +35,7 @@ class Verdict(NamedTuple):
       held: of those, in which the means over seeds are in its order.
       chains: seeds of all settings; `agreed`: those in its order, each by itself.
       weakest: the least difference of neighbouring means, and its standard error over the seeds (NaN of one seed).
+      left_out: labels of its order that were not run.
     """
 
     settings: int
@@ -42,6 +43,7 @@ class Verdict(NamedTuple):
     chains: int
     agreed: int
     weakest: tuple[float, float]
+    left_out: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
@@ -57,6 +59,8 @@ class Verdict(NamedTuple):
         if not self.settings:
             return self.word
         words = [f"**{self.word}**"]
+        if self.left_out:
+            words.append(f"without {', '.join(self.left_out)},")
         if self.settings > 1:
             words.append(f"in {self.held} of {self.settings} settings")
         difference, error = self.weakest
@@ -151,10 +155,11 @@ class Outcome:
         free = [axis for axis in self.axes if axis not in named and axis != SEED]
         sign = 1.0 if measure.direction == "lower" else -1.0
         order = [s for s in ordering.order if all(label in self.axes[axis] for axis, label in s.items())]
+        left_out = tuple(in_words(s) for s in ordering.order if s not in order)
         settings = held = chains = agreed = 0
         weakest = (float("inf"), float("nan"))
         if len(order) < 2:
-            return Verdict(0, 0, 0, 0, weakest)
+            return Verdict(0, 0, 0, 0, weakest, left_out)
         for others in self.settings(free, ordering.where):
             table = [
                 [self._value(measure, self.cell({**others, **s, SEED: seed})) for seed in self.axes[SEED]]
@@ -170,7 +175,7 @@ class Outcome:
             weakest = min(weakest, (float(means[least]), float(error)), key=lambda pair: pair[0])
             settings, held = settings + 1, held + bool(np.all(means > 0))
             chains, agreed = chains + len(steps), agreed + int(np.all(steps > 0, axis=1).sum())
-        return Verdict(settings, held, chains, agreed, weakest)
+        return Verdict(settings, held, chains, agreed, weakest, left_out)
 
     def failures(self, measure: Measure, labels: Labels, above: float) -> Figure:
         """The share of seeds that ended with an error, or whose figure is beyond `above`."""

@@ -41,11 +41,22 @@ def measures_of(experiment: Experiment, scale: Scale) -> Sequence[Measure]:
     return scale.measures or experiment.measures
 
 
-def make_units(experiment: Experiment, scale: Scale, overrides: Fields) -> list[Unit]:
-    """Every cell, in units. `overrides` are config fields of the machine, such as data.dir.
+def make_units(
+    experiment: Experiment, scale: Scale, overrides: Fields, together: Sequence[str] | None = None
+) -> list[Unit]:
+    """Every cell, in units.
 
-    Raises UserError for fields that the config does not have.
+    Args:
+      overrides: config fields of the machine, such as data.dir.
+      together: axes whose cells are trained as one program; None: as the experiment says.
+
+    Raises:
+      UserError: fields that the config does not have, axes that are none.
     """
+    together = experiment.together if together is None else together
+    for axis in together:
+        if axis not in (known := [*(axis.name for axis in experiment.axes), SEED]):
+            raise unknown("axis to train together", axis, known)
     axes = [{label: axis.values[label] for label in scale.axes.get(axis.name, axis.values)} for axis in experiment.axes]
     names = [axis.name for axis in experiment.axes]
     asked = [(m.metric, m.figure, dict(m.settings)) for m in measures_of(experiment, scale)]
@@ -67,11 +78,11 @@ def make_units(experiment: Experiment, scale: Scale, overrides: Fields) -> list[
         cell = Cell(labels, config, training, hashlib.sha256(depends.encode()).hexdigest()[:16], classifier)
         cells.append(cell)
         trainings[training] = config
-        apart = tuple(label for axis, label in labels.items() if axis not in experiment.together)
+        apart = tuple(label for axis, label in labels.items() if axis not in together)
         groups.setdefault(training, apart)
     units: dict = {}
     for cell in cells:  # those of one group are one unit where they are trained together, else those of one training
-        units.setdefault(groups[cell.training] if experiment.together else cell.training, []).append(cell)
+        units.setdefault(groups[cell.training] if together else cell.training, []).append(cell)
     needed = [{key for cell in unit for key in (cell.classifier, cell.training) if key} for unit in units.values()]
     return [
         Unit({key: trainings[key] for key in trainings if key in keys}, unit)

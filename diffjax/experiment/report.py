@@ -10,9 +10,9 @@ from typing import Any
 import markdown
 
 from diffjax.experiment import figures
-from diffjax.experiment.cells import Store
 from diffjax.experiment.outcome import Figure, Outcome
 from diffjax.experiment.spec import SEED, Measure, Paper, Scale
+from diffjax.experiment.store import Store
 from diffjax.measures import provenance
 
 _CSS = (
@@ -55,9 +55,14 @@ def write(
         lines += _failures(outcome, experiment.fails_above)
     lines += [f"![{name}]({name}.png)" for name, there in drawn.items() if there]
     if drawn["samples"]:
+        back = any("reconstructions" in provenance for provenance in outcome.provenances)
         lines.append(
-            f"The first samples of each cell, of the model trained with seed {outcome.axes[SEED][0]}; all cells start "
-            "from the same noise."
+            (
+                "Test images over their reconstructions"
+                if back
+                else "The first samples of each cell, from the same noise"
+            )
+            + f"; of the models trained with seed {outcome.axes[SEED][0]}."
         )
     if outcome.errors:
         lines += ["## Cells that failed", _table(["cell", "error"], [list(pair) for pair in outcome.errors.items()])]
@@ -89,12 +94,14 @@ def _comparability(outcome: Outcome) -> str:
 def _figures_table(outcome: Outcome, measure: Measure) -> str:
     experiment = outcome.experiment
     paper = _paper(outcome, measure).values
-    headings = [", ".join(outcome.rows), *(column or "ours" for column in outcome.columns)]
+    headings = [", ".join(outcome.rows) or experiment.across, *(column or "ours" for column in outcome.columns)]
     headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns if paper]
     lines = []
     for name, cells in outcome.lines():
         reported = [paper.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in cells if paper]
-        lines.append([name, *(_entry(outcome.figure(measure, labels)) for labels in cells), *map(_number, reported)])
+        lines.append(
+            [name or "ours", *(_entry(outcome.figure(measure, labels)) for labels in cells), *map(_number, reported)]
+        )
     return _table(headings, lines)
 
 
@@ -108,7 +115,7 @@ def _paper(outcome: Outcome, measure: Measure) -> Paper:
 def _failures(outcome: Outcome, above: float) -> list[str]:
     measure = outcome.measures[0]
     shares = [
-        [name, *(_share(outcome.failures(measure, labels, above)) for labels in cells)]
+        [name or "share", *(_share(outcome.failures(measure, labels, above)) for labels in cells)]
         for name, cells in outcome.lines()
     ]
     beyond = "above" if measure.direction == "lower" else "below"

@@ -47,7 +47,7 @@ class Measure:
       figure: which of the metric's figures, where it has several: "bound" of nll. Of a run that has no such figure
         it is left out.
       heading: in tables; "" for the metric's own.
-      better: "lower" | "higher".
+      better: "lower" | "higher" | "neither", of what only describes; "" for the metric's own.
       settings: of diffjax.measures.settings.Settings.
     """
 
@@ -71,14 +71,16 @@ class Measure:
 
     @property
     def direction(self) -> str:
-        """Which is better, "lower" or "higher"."""
+        """Which is better, "lower", "higher" or "neither"."""
         return self.better or (self._column.better if self._column else "lower")
 
     @property
     def title(self) -> str:
         """The heading, with what is better."""
         own = self._column.heading if self._column else self.name
-        return f"{self.heading or own} ({self.direction} is better)"
+        own += ", of reconstructions" * (self.metric in measures.OF_RECONSTRUCTIONS)
+        suffix = "" if self.direction == "neither" else f" ({self.direction} is better)"
+        return (self.heading or own) + suffix
 
     @property
     def _column(self) -> samples.Column | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from tqdm import tqdm
 
 from diffjax.errors import unknown
 from diffjax.evals import features, frechet, inception_score, kernel, moments, neighbours, reference, resampling
@@ -144,6 +145,7 @@ class Measurer:
         trained: Run,
         *,
         split: str | None = None,
+        classes: int | None = None,
         inception: str | None = None,
         batch_size: int = 100,
         thorough: bool = False,
@@ -154,6 +156,7 @@ class Measurer:
         Args:
           names: of NAMES.
           split: of the data set; None: what the run was trained on.
+          classes: that samples are drawn of, 0: none; None: those of the run, which nothing else guides.
           inception: file of its weights.
           thorough: error bars and FID at infinity.
 
@@ -164,7 +167,8 @@ class Measurer:
             if name not in NAMES:
                 raise unknown("metric", name, NAMES)
         self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
-        self._by_class = [name for name in names if name in BY_CLASS and trained.system.classes]
+        classes = trained.system.classes if classes is None else classes
+        self._by_class = [name for name in names if name in BY_CLASS and classes]
         self._thorough, self._seed, self.warnings = thorough, seed, []
         networks = {metric.network for metric in self._metrics.values()}
         loaded = {name: features.load(name, weights=inception) for name in sorted(networks)}
@@ -235,6 +239,6 @@ def _labelled(source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(source) -> Iterator[UInt8[np.ndarray, "N H W C"]]:
-    for start in range(0, len(source), _AT_ONCE):
+    for start in tqdm(range(0, len(source), _AT_ONCE), unit="batch", desc="statistics of real images"):
         examples = source.__getitems__(range(start, min(start + _AT_ONCE, len(source))))
         yield np.stack([example["image"] for example in examples])

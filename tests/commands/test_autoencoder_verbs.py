@@ -57,6 +57,16 @@ def test_an_autoencoder(name, trained, capsys):
     assert "perceptual loss" in capsys.readouterr().out or name != "vae"
 
 
+def test_reconstructions_are_compared_with_the_originals(trained):
+    workdir = trained("vqvae")
+    flags = ["--metrics=rfd_pixels,rmanifold_pixels", "--num=40"]
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    found = result(workdir, "rfd_pixels")
+    assert found["figures"]["fd_pixels"]["value"] > 0
+    assert found["reconstructions"] == 40 and found["reference"]["split"] == "test"
+    assert 0 <= result(workdir, "rmanifold_pixels")["figures"]["recall_pixels"]["value"] <= 1
+
+
 @pytest.mark.parametrize("name", ["vae", *PRIORS])
 def test_samples(name, trained, tmp_path):
     flags = ["--num=4", "--temperature=0.5"] + ["--top_k=3", "--top_p=0.9"] * (name in PRIORS)

@@ -119,6 +119,27 @@ def test_evaluate_and_its_run_must_fit(argument, workdir, capsys):
     assert error[0].startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("verb", "flags", "message"),
+    [
+        ("evaluate", ["--metrics=fid"], "download https://"),
+        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "cannot read nowhere.pth"),
+        ("evaluate", ["--metrics=fd_pixels", "--steps=2,3"], "give one value here"),
+        ("evaluate", ["--metrics=fd_pixels", "--reference=tset"], "tset"),
+        ("evaluate", ["--metrics=rfd_pixels"], "is a run of system=ddpm, without one"),
+        ("evaluate", ["--metrics=reconstruction", "--lpips=one.pth"], "name two files, BACKBONE,LINEAR"),
+        ("sweep", ["--metrics=fd_pixel", "--steps=2"], "did you mean 'fd_pixels'?"),
+        ("sweep", ["--metrics=kid", "--steps=2"], "give --inception=FILE"),
+    ],
+)
+def test_a_measure_and_its_run_must_fit(verb, flags, message, workdir, capsys):
+    capsys.readouterr()
+    assert commands.main(["launch.py", verb, f"--workdir={workdir}", *flags]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert message in error[0]
+
+
 def test_a_run_without_a_checkpoint(tmp_path, capsys):
     (tmp_path / "config.json").write_text(tiny.config().to_json())
     for verb, flag in (("sample", "--out=x.png"), ("sweep", "--steps=2")):

@@ -224,6 +224,22 @@ def test_evaluate_reconstruction(workdir):
     assert Image.open(workdir / "results" / "reconstruction.png").size == (6 * 66 + 2, 3 * 66 + 2)
 
 
+def test_evaluate_samples(workdir, capsys):
+    flags = ["--metrics=fd_pixels,recognised", "--num=40", "--steps=3", "--sampler=ddim(eta=0.5)"]
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    said = capsys.readouterr()
+    assert "against 1437 images of digits:train" in said.out
+    assert "40 samples of 64 features" in said.err
+    found = json.loads((workdir / "results" / "fd_pixels.json").read_text())
+    assert found["figures"]["fd_pixels"]["value"] > found["figures"]["fd_pixels_infinity"]["value"]
+    assert found["figures"]["fd_pixels"]["standard_error"] > 0
+    assert found["sampler"]["steps"] == 3 and found["sampler"]["name"] == "ddim(eta=0.5)"
+    assert (found["samples"], found["checkpoint"], found["seed"], found["ema_decay"]) == (40, 4, 0, 0.995)
+    assert found["reference"]["images"] == 1437 and found["versions"]["jax"]
+    assert (workdir / "results" / "recognised.json").exists()
+    assert Image.open(workdir / "results" / "samples.png").size == (10 * 66 + 2, 4 * 66 + 2)
+
+
 def test_evaluate_a_classifier(classifier, workdir, capsys):
     assert launch("evaluate", f"--workdir={classifier}", "--metrics=accuracy", "--num=50") == 0
     rows = json.loads((classifier / "results" / "accuracy.json").read_text())["rows"]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from diffjax.experiment import Axis, Measure, cells, steps
-from diffjax.experiment.cells import Store, Work, collect, work_on
+from diffjax.experiment.cells import Work, collect, work_on
 from diffjax.experiment.plan import make_units
+from diffjax.experiment.store import Store
 
 
 def do(experiment, root):
@@ -60,7 +61,7 @@ def test_every_cell_has_its_figures_and_what_they_depend_on(make, done):
     most, fewer = (
         [found[c.key]["figures"]["to_most_steps"]["value"] for c in every if c.labels["steps"] == n] for n in "42"
     )
-    assert most == [0, 0] and min(fewer) > 0
+    assert not any(most) and min(fewer) > 0
     assert every[0].labels["steps"] == "2" and values(found)[every[0].key]["reconstruction.mse"] > 0
 
 

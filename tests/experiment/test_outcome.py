@@ -5,9 +5,9 @@ import math
 import pytest
 
 from diffjax.experiment import Axis, Measure, Ordering, Paper, report, steps
-from diffjax.experiment.cells import Store
 from diffjax.experiment.outcome import Outcome
 from diffjax.experiment.plan import make_units
+from diffjax.experiment.store import Store
 
 RATES = ("low", "high")
 

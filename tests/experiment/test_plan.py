@@ -64,6 +64,15 @@ def test_axes_that_train_together_are_one_unit(make):
     assert [(len(unit.trainings), len(unit.cells)) for unit in found] == [(2, 4), (2, 4)]
 
 
+def test_the_machine_may_say_what_trains_together(make):
+    experiment = make({"seeds": (0, 1)}, together=("rate",))
+    scale = experiment.scales["smoke"]
+    assert len(plan.make_units(experiment, scale, {}, together=())) == 4
+    assert len(plan.make_units(experiment, scale, {}, together=("seed",))) == 2
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        plan.make_units(experiment, scale, {}, together=("seeds",))
+
+
 def test_a_classifier_is_trained_once_a_seed(make, config):
     given = {"seeds": (0, 1), "classifier": ("configs/classifier_digits.py", {"train.steps": 2})}
     found = units(make(given))

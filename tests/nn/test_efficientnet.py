@@ -40,10 +40,14 @@ def name(module, attribute):
     return f"c{module}\n{attribute}\n".encode()
 
 
-def tensor(key, storage, offset, shape, strides):
+def tensor(key, storage, offset, shape, strides, old=False):
+    """As PyTorch writes it, or (`old`) wrote it before 0.4."""
     kind = name("torch", KINDS[storage.dtype.name])
     pid = b"(" + plain("storage") + kind + plain(key) + plain("cpu") + plain(storage.size)
-    rest = plain(offset) + plain(shape) + plain(strides) + plain(False) + name("collections", "OrderedDict") + b")R"
+    rest = plain(offset) + plain(shape) + plain(strides)
+    if old:
+        return name("torch._utils", "_rebuild_tensor") + b"(" + pid + b"tQ" + rest + b"tR"
+    rest += plain(False) + name("collections", "OrderedDict") + b")R"
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + pid + b"tQ" + rest + b"tR"
 
 
@@ -100,6 +104,14 @@ def test_views_of_storages_are_read(tmp_path, write):
         np.testing.assert_array_equal(found[key], value)
     found["whole"][:] = 0
     np.testing.assert_array_equal(found["transposed"], expected["transposed"])
+
+
+@WRITERS
+def test_an_old_file_is_read(tmp_path, write):
+    """VGG16's of torchvision is of 2017."""
+    a = np.arange(6, dtype=np.float32)
+    write(tmp_path / "file", dictionary({"a": tensor("0", a, 0, (2, 3), (3, 1), old=True)}), {"0": a})
+    np.testing.assert_array_equal(torch_file.read(tmp_path / "file")["a"], a.reshape(2, 3))
 
 
 def test_a_big_endian_file_is_read(tmp_path):

@@ -1,13 +1,7 @@
-"""Runs that differ in numbers alone, trained together as one vmapped program: seeds, rates, weights, noise schedules.
+"""The program of several members: which may share one, their states, and their step."""
 
-Each is a member and has a folder of its own, where it leaves what `training.train` would have left.
-"""
-
-import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,33 +11,22 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from diffjax import data
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
 from diffjax.systems.process import make_schedule
-from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
-from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.training import make_optimizers, prepared
 from diffjax.typing import Batch, PRNGKey, System
-from diffjax.workdir import Workdir, build_system, flatten, open_source
+from diffjax.workdir import build_system, flatten
 
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
 _SCHEDULE = "diffusion.schedule"
 # Axes of the state: the number of updates is one for all members, so that what it decides is decided once.
 _AXES = TrainState(step=None, variables=0, ema=0, optimizer=0)
-
-
-class Stopped(Exception):
-    """A signal ended the training once all members were saved; the same call goes on."""
-
-    def __init__(self, signal: int):
-        super().__init__(f"stopped by signal {signal} after saving; the same call continues")
-        self.signal = signal
 
 
 def differing_fields(configs: Sequence[ConfigDict]) -> list[str]:
@@ -81,149 +64,6 @@ def _may_differ(name: str, configs: Sequence[ConfigDict]) -> bool:
     section, field = name.split(".")[0], name.split(".")[-1]
     enters = section == "loss" or (section == "train" and field in _RATES)
     return name == "seed" or (enters and all(isinstance(flatten(config).get(name), float) for config in configs))
-
-
-def train_together(configs: Sequence[ConfigDict], workdirs: Sequence[Workdir]) -> list[str | None]:
-    """Trains each config in its folder, or goes on from the last step that all unfinished ones have saved.
-
-    A member leaves what `training.train` would have left, up to rounding, but no sheets of samples. One whose loss or
-    gradient is not finite is dropped: its last good checkpoint is kept, error.txt in its folder says why, and the
-    others go on.
-
-    Returns:
-      For each member None, or its error in one line.
-
-    Raises:
-      UserError: what `check_together` raises, and what `training.train` does but for a loss that is not finite.
-      Stopped: on SIGTERM or Ctrl-C, once all members are saved.
-    """
-    check_together(configs)
-    members = [_Member(*one) for one in zip(configs, workdirs, strict=True)]
-    if len({workdir.path.resolve() for workdir in workdirs}) < len(members):
-        raise UserError("runs that are trained together need a folder each")
-    for member in members:
-        system = build_system(member.config, training=True)  # what does not fit is said here
-        if any(member.saved) or member.failure.exists():
-            member.workdir.check_config(member.config)
-    unfinished = [member for member in members if not (member.finished or member.error)]
-    if unfinished:
-        _train(unfinished, system)
-    return [member.error for member in members]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    config: ConfigDict
-    workdir: Workdir
-
-    @property
-    def saved(self) -> set[int]:
-        """The steps that it can go on from."""
-        return {0} | {int(path.name) for path in self.workdir.checkpoints.glob("*") if path.name.isdigit()}
-
-    @property
-    def finished(self) -> bool:
-        return max(self.saved) >= self.config.train.steps
-
-    @property
-    def failure(self) -> Path:
-        """Where it is written why the member was dropped, as the others are not to wait for it again after a kill."""
-        return self.workdir.path / "error.txt"
-
-    @property
-    def error(self) -> str | None:
-        return self.failure.read_text() if self.failure.exists() and not self.finished else None
-
-
-def _train(members: Sequence[_Member], system: System) -> None:
-    """Trains members none of which is finished. `system` is that of any, for what all have in common."""
-    configs, workdirs = [member.config for member in members], [member.workdir for member in members]
-    config = configs[0]  # likewise
-    devices = Devices.create(**config.parallel)
-    devices.check_batch(config.train.batch_size, config.train.accumulate)
-    source = open_source(config, config.data.split)
-    streams = [
-        data.Batches(source, batch_size=config.train.batch_size, seed=seed, flip=config.data.flip)
-        for seed in distinct_seeds(configs)
-    ]
-    ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
-    for workdir in workdirs:
-        workdir.create()
-    start = max(set.intersection(*(member.saved for member in members)))
-    # Two at least: until all members have written their next checkpoint, they need the one before.
-    keep_last = config.train.keep_last and max(2, config.train.keep_last)
-    with contextlib.ExitStack() as stack:
-
-        def closed_after(thing):
-            return stack.enter_context(contextlib.closing(thing))
-
-        checkpoints = [
-            closed_after(Checkpoints(workdir.checkpoints, keep_last=keep_last, keep_every=config.train.keep_every))
-            for workdir in workdirs
-        ]
-        if start:
-            state = restored_state(configs, system, devices, checkpoints, start)
-        else:
-            state = fresh_state(configs, system, devices, [stream.batch(0) for stream in streams])
-        step, put = compile_together(configs, devices, len(source))
-        frozen = devices.put_everywhere(system.frozen)
-        for member in members:
-            member.workdir.write_config(member.config)  # only now: the checkpoint may not fit it
-        logs = [closed_after(MetricsLog(workdir.path, start)) for workdir in workdirs]
-        records = [loop.Record(*one, system.objective.warn) for one in zip(logs, checkpoints, strict=True)]
-        print(
-            f"{len(members)} runs of {config.system} on {config.data.name} together, {len(source):,} examples, "
-            f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)}"
-            + (f", continuing at step {start}" if start else "")
-        )
-        with contextlib.suppress(_NoneLeft):
-            _, stopped = loop.drive(
-                lambda state, batch: step(state, batch, frozen),
-                state,
-                data.prefetch(zip(*(stream.iterate(start, **ahead) for stream in streams), strict=True), put),
-                start=start,
-                schedule=loop.Schedule(
-                    **{name: config.train[name] for name in ("steps", "log_every", "checkpoint_every")}, sample_every=0
-                ),
-                images=len(members) * config.train.batch_size,
-                record=_Records(zip(members, records, strict=True)),
-            )
-            if stopped:
-                raise Stopped(stopped)
-
-
-class _NoneLeft(Exception):
-    """Every member was dropped."""
-
-
-class _Records:
-    """The records of all members, as the one that the loop keeps."""
-
-    def __init__(self, members: Iterable[tuple[_Member, loop.Record]]):
-        self._running = dict(enumerate(members))  # by place in the stack, which one that is dropped leaves empty
-
-    def settle(
-        self, step: int, metrics: Mapping[str, Any], *, due: bool, say: Callable[[str], None]
-    ) -> dict[str, float]:
-        """Takes the metrics of each, and drops those of which one is not finite. Returns the means over the others."""
-        found = []
-        for place, (member, record) in list(self._running.items()):
-            own = {name: values[place] for name, values in metrics.items()}
-            tell = lambda text, path=member.workdir.path: say(f"{path}: {text}")  # noqa: E731
-            try:
-                found.append(record.settle(step, own, due=due, say=tell))
-            except UserError as error:
-                tell(str(error))
-                member.failure.write_text(str(error))
-                del self._running[place]
-        if not found:
-            raise _NoneLeft
-        return {name: sum(own[name] for own in found) / len(found) for name in metrics}
-
-    def save(self, step: int, state: TrainState) -> None:
-        stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer")}
-        for place, (_, record) in self._running.items():
-            record.save(step, state.replace(**_at(stacked, place)))
 
 
 def distinct_seeds(configs: Sequence[ConfigDict]) -> list[int]:
@@ -304,11 +144,6 @@ def _stacked(states: Sequence[TrainState], devices: Devices) -> TrainState:
     """Laid out as `_AXES`."""
     state = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states))
     return devices.put_everywhere(state.replace(step=state.step[0]))
-
-
-@jax.jit
-def _at(tree, place):
-    return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
 def _keys(config: ConfigDict) -> tuple[PRNGKey, PRNGKey]:
