@@ -70,10 +70,14 @@ def run(arguments: Arguments) -> int:
                 if "error" in (job.store.result(cell.key) or {}):
                     job.store.forget(cell)
         print(f"{experiment.title}: {len(cells)} cells on {sum(len(u.trainings) for u in units)} trained models")
-        if arguments.executor == "local":
-            execute.local(job, units)
-        else:
-            execute.slurm(job, units, _parameters(arguments.slurm))
+        try:
+            if arguments.executor == "local":
+                execute.local(job, units)
+            else:
+                execute.slurm(job, units, _parameters(arguments.slurm))
+        except KeyboardInterrupt:
+            print("stopped; the same command continues")
+            return 130
     measures = measures_of(experiment, scale)
     outcome = Outcome(experiment, measures, cells, collect(job.store, cells, measures))
     command = f"python launch.py reproduce --experiment={path} --workdir=W --scale={arguments.scale}"

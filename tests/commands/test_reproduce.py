@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,35 @@ def test_a_killed_experiment_continues_to_the_same_table(experiment, tmp_path):
     report = (whole / "tiny_smoke" / "report.md").read_text()
     assert "| huge | failed | failed | failed |" in report
     assert "grad_norm" in report or "loss = nan" in report
+
+
+def children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.timeout(900)
+def test_a_process_that_is_killed_is_recorded_and_the_others_go_on(experiment, tmp_path):
+    """As the kernel does where memory runs out: SIGKILL for the worker, not for the experiment."""
+    command = [sys.executable, "launch.py", "reproduce", f"--experiment={experiment}", f"--workdir={tmp_path}"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    process = subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("logs/*.log")):  # the first unit has begun
+        assert process.poll() is None
+        time.sleep(0.02)
+    for child in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    results = json.loads((tmp_path / "tiny_smoke" / "results.json").read_text())
+    assert [error for labels, error in results["errors"].items() if "low" in labels] == 3 * [
+        "the process was killed, most likely for want of memory: use a smaller train.batch_size or --batch_size"
+    ]
+    assert all(
+        "nan" in error or "grad_norm" in error for labels, error in results["errors"].items() if "huge" in labels
+    )
+    assert "6 of 6 cells, 6 failed" in said
 
 
 @pytest.mark.parametrize(
