@@ -155,9 +155,10 @@ def _compare(trained: Run, names: list[str], measure: Measurer, images, labels, 
     print(f"  against {reference['images']} images of {reference['data']}:{reference['split']}")
     for name, (value, error) in found.items():
         print(f"  {measure.columns[name].heading:26} {value:10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
-    kept = {name: estimate._asdict() for name, estimate in found.items()}
     shared = {**provenance.of_run(trained), **told, "reference": reference, "warnings": measure.warnings}
     for name in names:
+        own = samples.columns_of(measures.OF_RECONSTRUCTIONS.get(name, name))
+        kept = {column: found[column]._asdict() for column in own if column in found}
         _keep(trained, name, {"figures": kept, **shared})
     path = trained.workdir.results / picture
     columns = pictures.class_columns(trained.system.classes, min(_SHOWN, len(images)))

@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> int:
     for ordering in experiment.orderings:
         print(f"{ordering.says}: {outcome.verdict(ordering).text.replace('**', '')}")
     print(
-        f"{outcome.done} of {len(cells)} cells, {len(outcome.errors)} failed\n{written}\n{written.with_suffix('.html')}"
+        f"{outcome.done} of {outcome.total} cells, {len(outcome.errors)} failed\n{written}\n{written.with_suffix('.html')}"
     )
     return 0
 

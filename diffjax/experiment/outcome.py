@@ -58,15 +58,13 @@ class Verdict(NamedTuple):
         """The verdict, and how sure it is."""
         if not self.settings:
             return self.word
-        words = [f"**{self.word}**"]
-        if self.left_out:
-            words.append(f"without {', '.join(self.left_out)},")
-        if self.settings > 1:
-            words.append(f"in {self.held} of {self.settings} settings")
         difference, error = self.weakest
-        words.append(f"({self.agreed} of {self.chains} seeds agree; smallest step {difference:.3g}")
-        words[-1] += f" ± {error:.2g})" if np.isfinite(error) else ", of one seed: no error)"
-        return " ".join(words)
+        details = [f"without {', '.join(self.left_out)}"] if self.left_out else []
+        if self.settings > 1:
+            details.append(f"in order in {self.held} of {self.settings} settings")
+        details.append(f"{self.agreed} of {self.chains} seeds agree")
+        details.append(f"smallest step {difference:.3g} ± {error:.2g}" if np.isfinite(error) else "one seed, no error")
+        return f"**{self.word}** ({'; '.join(details)})"
 
 
 class Outcome:
@@ -90,6 +88,11 @@ class Outcome:
         self._by_labels = {tuple(cell.labels.values()): cell for cell in cells}
 
     @property
+    def total(self) -> int:
+        """Cells, done or not."""
+        return len(self._cells)
+
+    @property
     def done(self) -> int:
         return sum(self._results[cell.key] is not None for cell in self._cells)
 
@@ -103,10 +106,6 @@ class Outcome:
     def provenances(self) -> list[Mapping[str, Any]]:
         found = (self._results[cell.key] or {} for cell in self._cells)
         return [result["provenance"] for result in found if "provenance" in result]
-
-    @property
-    def seconds(self) -> float:
-        return sum((self._results[cell.key] or {}).get("seconds", 0.0) for cell in self._cells)
 
     @property
     def rows(self) -> list[str]:

@@ -39,7 +39,7 @@ def write(
         f"# {experiment.title}",
         f"{experiment.source}. {experiment.claim}",
         f"Scale `{scale_name}`: `{scale.config}`, {_fields(scale)}{len(scale.seeds)} seed(s), {scale.num} samples a "
-        f"cell; {scale.takes}. {outcome.done} of {len(outcome.provenances) + len(outcome.errors)} cells measured.",
+        f"cell; {scale.takes}. {outcome.done} of {outcome.total} cells done.",
         "\n".join(["    " + command]),
     ]
     if experiment.orderings:

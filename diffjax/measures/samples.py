@@ -128,7 +128,14 @@ BY_CLASS = {  # of samples that have a label
     "cas": Column("CAS", "higher"),
 }
 NAMES = (*COMPARISONS, *BY_CLASS)
-COLUMNS = {name: column for metric in COMPARISONS.values() for name, column in metric.columns.items()} | BY_CLASS
+
+
+def columns_of(name: str) -> Mapping[str, Column]:
+    """The figures that a metric of NAMES may give."""
+    return COMPARISONS[name].columns if name in COMPARISONS else {name: BY_CLASS[name]}
+
+
+COLUMNS = {column: about for name in NAMES for column, about in columns_of(name).items()}
 
 
 class Measurer:
@@ -197,8 +204,7 @@ class Measurer:
     @property
     def columns(self) -> dict[str, Column]:
         """Of the figures that a call may give."""
-        found = {name: column for metric in self._metrics.values() for name, column in metric.columns.items()}
-        return found | {name: BY_CLASS[name] for name in self._by_class}
+        return {column: about for n in (*self._metrics, *self._by_class) for column, about in columns_of(n).items()}
 
     def __call__(self, images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, "N"]) -> Values:
         """The figures of samples, and of their labels where they have any."""

@@ -111,7 +111,7 @@ def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
     text = path.read_text()
     assert "| low | 9 ± 1.414 (1 failed) | 7 ± 1 | 3.5 | – |" in text  # ours, then the paper's
     assert "The paper's: elsewhere." in text
-    assert "| more is better | **holds** in 2 of 2 settings (5 of 5 seeds agree; smallest step 2" in text
+    assert "| more is better | **holds** (in order in 2 of 2 settings; 5 of 5 seeds agree; smallest step 2" in text
     assert "loss = nan \\| inf" in text
     assert "| low | 2 of 3 | 0 of 3 |" in text
     assert "    the command" in text
