@@ -94,9 +94,8 @@ def run(arguments: Arguments) -> int:
         print(f"failed: {labels}: {error}")
     for ordering in experiment.orderings:
         print(f"{ordering.says}: {outcome.verdict(ordering).text.replace('**', '')}")
-    print(
-        f"{outcome.done} of {outcome.total} cells, {len(outcome.errors)} failed\n{written}\n{written.with_suffix('.html')}"
-    )
+    print(f"{outcome.done} of {outcome.total} cells, {len(outcome.errors)} failed")
+    print(f"{written}\n{written.with_suffix('.html')}")
     return 0
 
 
