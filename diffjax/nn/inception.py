@@ -17,8 +17,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float, UInt8
 
-from diffjax.errors import UserError
-from diffjax.nn import torch_file
+from diffjax.nn.weights import Weights
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -145,24 +144,11 @@ def load(path: str | Path) -> Params:
     Raises:
       UserError: the file cannot be read, or its tensors are not exactly those of the network.
     """
-    try:
-        tensors = torch_file.read(path)
-    except UserError as error:
-        raise UserError(f"{error}; FID's InceptionV3 is at {WEIGHTS_URL}") from error
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        tensor = tensors.pop(name, None)
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else f"of shape {tensor.shape}, not {shape}"
-            raise UserError(f"{path} is not FID's InceptionV3: {name} is {found}; it is at {WEIGHTS_URL}")
-        return tensor.astype(np.float64)
+    weights = Weights(path, "FID's InceptionV3", source=f"it is at {WEIGHTS_URL}")
 
     def folded(name: str, conv: _Conv, inputs: int) -> dict[str, np.ndarray]:
-        """A convolution [O, I, h, w] and the batch norm after it, as one convolution [h, w, I, O]."""
-        gain = take(f"{name}.bn.weight", conv.width) / np.sqrt(take(f"{name}.bn.running_var", conv.width) + _EPSILON)
-        kernel = take(f"{name}.conv.weight", conv.width, inputs, *conv.kernel).transpose(2, 3, 1, 0) * gain
-        bias = take(f"{name}.bn.bias", conv.width) - take(f"{name}.bn.running_mean", conv.width) * gain
-        return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+        shape = conv.width, inputs, *conv.kernel
+        return weights.conv(f"{name}.conv", f"{name}.bn", *shape, epsilon=_EPSILON)
 
     params, width = {}, 3
     for block, branches in _BLOCKS.items():
@@ -176,11 +162,9 @@ def load(path: str | Path) -> Params:
                     inside = sum(conv.width for conv in convs)
             widths.append(inside)
         width = sum(widths)
-    params["fc"] = {"kernel": take("fc.weight", _CLASSES, width).T.astype(np.float32)}
-    take("fc.bias", _CLASSES)  # not used
-    unknown = sorted(name for name in tensors if not name.endswith("num_batches_tracked"))
-    if unknown:
-        raise UserError(f"{path} is not FID's InceptionV3, which has no {unknown[0]}; it is at {WEIGHTS_URL}")
+    params["fc"] = {"kernel": weights.take("fc.weight", _CLASSES, width).T.astype(np.float32)}
+    weights.take("fc.bias", _CLASSES)  # not used
+    weights.done(but=["num_batches_tracked"])
     return params
 
 

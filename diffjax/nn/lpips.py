@@ -14,7 +14,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from diffjax.errors import UserError
-from diffjax.nn import perceptual, torch_file
+from diffjax.nn import perceptual
+from diffjax.nn.weights import Weights
 from diffjax.typing import Images
 
 # Where the files are: torchvision's of the network, and that of the channels' weights.
@@ -70,25 +71,28 @@ def load(backbone_path: str | Path, linear_path: str | Path) -> Params:
     Raises:
       UserError: a file cannot be read, or its tensors are not those of such a network; it says where to get the file.
     """
-    found = _read(backbone_path, " or ".join(backbone for backbone, _ in WEIGHTS.values()))
-    found = {key: tensor for key, tensor in found.items() if not key.startswith("classifier.")}
-    shapes = {name: _shapes(stages) for name, stages in _NETWORKS.items()}
+    sources = " or ".join(backbone for backbone, _ in WEIGHTS.values())
+    weights = Weights(backbone_path, sources, source=f"LPIPS needs {sources}")
     first = "features.0.weight"
-    name = next((name for name in shapes if first in found and found[first].shape == shapes[name][first]), None)
+    shapes = {name: (stages[0].width, 3, stages[0].kernel, stages[0].kernel) for name, stages in _NETWORKS.items()}
+    name = next((name for name, shape in shapes.items() if weights.shape(first) == shape), None)
     if name is None:
         raise UserError(f"{backbone_path} is neither torchvision's AlexNet nor its VGG16: it has another {first}")
-    backbone, linear = WEIGHTS[name]
-    _check(backbone_path, found, shapes[name], backbone)
-    convs = [
-        {"kernel": found[f"features.{i}.weight"].transpose(2, 3, 1, 0), "bias": found[f"features.{i}.bias"]}
-        for stage in _NETWORKS[name]
-        for i in stage.convs
-    ]
+    weights.network, stages = WEIGHTS[name][0], _NETWORKS[name]
+    convs, inputs = [], 3
+    for stage in stages:
+        for i in stage.convs:
+            kernel = weights.take(f"features.{i}.weight", stage.width, inputs, stage.kernel, stage.kernel)
+            bias = weights.take(f"features.{i}.bias", stage.width)
+            convs.append({"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias})
+            inputs = stage.width
+    weights.done(but=["classifier."])
 
-    shapes = {f"lin{i}.model.1.weight": (1, stage.width, 1, 1) for i, stage in enumerate(_NETWORKS[name])}
-    found = _read(linear_path, linear)
-    _check(linear_path, found, shapes, linear)
-    params = {name: convs, "weights": [found[key].transpose(0, 2, 3, 1) for key in shapes]}
+    linear = WEIGHTS[name][1]
+    weights = Weights(linear_path, linear, source=f"LPIPS needs {linear}")
+    rows = [weights.take(f"lin{i}.model.1.weight", 1, stage.width, 1, 1) for i, stage in enumerate(stages)]
+    weights.done()
+    params = {name: convs, "weights": [row.transpose(0, 2, 3, 1) for row in rows]}
     return jax.tree.map(lambda tensor: tensor.astype(np.float32), params)
 
 
@@ -103,35 +107,6 @@ def distance(params: Params, a: Images, b: Images) -> Float[Array, "B"]:
     (name,) = params.keys() & _NETWORKS.keys()
     features = partial(_features, _NETWORKS[name], params[name])
     return perceptual.distance(features, a, b, weights=params["weights"], smallest=1)
-
-
-def _read(path: str | Path, source: str) -> dict[str, np.ndarray]:
-    try:
-        return torch_file.read(path)
-    except UserError as error:
-        raise UserError(f"{error}; LPIPS needs {source}") from error
-
-
-def _check(path: str | Path, found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple], source: str) -> None:
-    """Raises UserError where the tensors of a file are not exactly those expected."""
-    for key, shape in shapes.items():
-        if key not in found or found[key].shape != shape:
-            problem = f"of shape {found[key].shape}, not {shape}" if key in found else "missing"
-            raise UserError(f"{path} is not {source}: {key} is {problem}")
-    unknown = sorted(found.keys() - shapes.keys())
-    if unknown:
-        raise UserError(f"{path} is not {source}, which has no {unknown[0]}")
-
-
-def _shapes(stages: tuple[_Stage, ...]) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of torchvision's `features`."""
-    shapes, inputs = {}, 3
-    for stage in stages:
-        for i in stage.convs:
-            shapes[f"features.{i}.weight"] = (stage.width, inputs, stage.kernel, stage.kernel)
-            shapes[f"features.{i}.bias"] = (stage.width,)
-            inputs = stage.width
-    return shapes
 
 
 def _least_side(stages: tuple[_Stage, ...]) -> int:
