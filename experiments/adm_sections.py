@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "half an hour on two CPU cores, less where DDIM's table 1 was made in the same folder",
             fields={"sampler.name": "ancestral", "sampler.steps": 50},
             axes={"steps": ("uniform", "the same shares of 50", "reversed")},

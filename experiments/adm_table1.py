@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
     ],
     scales={
         "smoke": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "three minutes on two CPU cores",
             fields={
                 "data.name": "digits",
@@ -61,13 +61,13 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "two hours on two CPU cores",
             seeds=(0, 1, 2),
             num=500,
         ),
         "paper": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "seven trainings of 700,000 steps",
             fields={
                 "data.name": "cifar10",

@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
             classifier=("configs/classifier_digits.py", {"train.steps": 60}),
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores",
             fields={"sampler.name": "ancestral", "sampler.steps": 50},
             seeds=(0, 1, 2),
@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
             classifier=("configs/classifier_digits.py", {**TO_FASHION, "train.batch_size": 64}),
         ),
         "paper": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "two trainings and a classifier; ours of CIFAR-10, as we have no ImageNet",
             fields={
                 "data.name": "cifar10",

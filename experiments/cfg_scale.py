@@ -57,7 +57,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels"), Measure("recognised")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores, less where DDIM's table 1 was made in the same folder",
             fields={"sampler.name": "ancestral"},
             axes={"steps": ("25", "50"), "w": ("0", "0.3", "1", "4")},

@@ -36,7 +36,7 @@ EXPERIMENT = Experiment(
             axes={"steps": ("5", "10", "20")},
             num=20,
         ),
-        "small": Scale("configs/ablation.py", "half an hour on two CPU cores", seeds=(0, 1, 2), num=100),
+        "small": Scale("configs/ddpm_fashion_mnist.py:14", "half an hour on two CPU cores", seeds=(0, 1, 2), num=100),
         "paper": Scale("configs/ddpm_cifar10.py", "a training of 800,000 steps", num=100),
     },
 )

@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
             measures=(Measure("fd_pixels"),),
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores",
             axes={"steps": ("10", "20", "50", "100")},
             seeds=(0, 1, 2),

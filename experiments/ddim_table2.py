@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
             num=10,
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "half an hour on two CPU cores, less where table 1 was made in the same folder",
             axes={"steps": ("10", "20", "50", "100", "200")},
             seeds=(0, 1, 2),

@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels"), Measure("recognised")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores",
             fields={
                 "data.image_size": 8,

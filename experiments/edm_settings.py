@@ -85,7 +85,7 @@ EXPERIMENT = Experiment(
     ],
     scales={
         "smoke": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "two minutes on two CPU cores",
             fields={
                 **VP,
@@ -103,7 +103,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "a night on two CPU cores",
             fields={
                 **VP,
@@ -118,7 +118,7 @@ EXPERIMENT = Experiment(
             num=500,
         ),
         "paper": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "five trainings of 200 million images",
             fields={
                 **VP,

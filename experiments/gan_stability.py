@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels"), Measure("recognised")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "a night on two CPU cores, less where DDIM's table 1 was made in the same folder",
             fields={"data.name": "fashion_mnist", "data.image_size": 14, "train.sample_count": 0},
             seeds=(0, 1, 2),

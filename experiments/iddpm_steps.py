@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores, less where table 2 was made in the same folder",
             fields={
                 "data.image_size": 8,

@@ -80,7 +80,7 @@ EXPERIMENT = Experiment(
             ],
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour and a half on two CPU cores",
             fields={
                 "data.image_size": 8,

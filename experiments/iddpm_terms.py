@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
             measures=parts(num=20, terms=20),
         ),
         "small": Scale(
-            "configs/ablation.py",
+            "configs/ddpm_fashion_mnist.py:14",
             "an hour on two CPU cores, less where table 2 was made in the same folder",
             fields={
                 "data.image_size": 8,

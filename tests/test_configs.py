@@ -17,7 +17,10 @@ FILES = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
 def variants(name: str) -> list[str]:
     """What a config file can be asked for: NAME, or NAME:DATA for each of its data sets."""
     module = runpy.run_path(str(tiny.ROOT / "configs" / f"{name}.py"))
-    return [f"{name}:{variant}" for variant in module.get("DATA", module.get("LATENTS", ()))] or [name]
+    return [
+        f"{name}:{variant}"
+        for variant in next((module[kind] for kind in ("DATA", "LATENTS", "SIZES") if kind in module), ())
+    ] or [name]
 
 
 CONFIGS = [config for name in FILES for config in variants(name)]
