@@ -131,7 +131,7 @@ class _CellMeasures:
 
     def __call__(self, store: Store, cell: Cell) -> None:
         trained, began = self._trained, time.perf_counter()
-        figures, told, images = {}, {}, None
+        figures, told, images = {}, {"classifier": cell.classifier} if cell.classifier else {}, None
         if self._draws:
             plan = trained.system.plan(cell.config.sampler, capacity=self._capacity)
             labels = balanced_labels(self._work.num, self._system.classes)

@@ -9,7 +9,7 @@ from typing import Any
 from diffjax.workdir import Run, to_json
 
 _PACKAGES = ("diffjax", "jax", "flax", "numpy")
-_MAY_DIFFER = ("workdir", "system", "config", "checkpoint", "sampler", "seed")  # what a table compares
+_MAY_DIFFER = ("workdir", "system", "classifier", "config", "checkpoint", "sampler", "seed")  # what a table compares
 
 
 def of_run(trained: Run) -> dict[str, Any]:
