@@ -67,7 +67,8 @@ def samples(path: Path, outcome: Outcome, store: Store) -> bool:
     width = margin + 1.7 * len(columns)
     sheet = Figure(figsize=(width, 0.3 + 0.95 * len(lines)))
     grid = sheet.subplots(len(lines), len(columns), squeeze=False)
-    sheet.subplots_adjust(left=margin / width, right=0.99, top=1 - 0.25 / sheet.get_figheight(), bottom=0.01)
+    top = 1 - 0.25 / sheet.get_figheight()
+    sheet.subplots_adjust(left=margin / width, right=0.99, top=top, bottom=0.01, hspace=0.06, wspace=0.06)
     for i, (name, line) in enumerate(lines.items()):
         for j, images in enumerate(line):
             axes = grid[i, j]
