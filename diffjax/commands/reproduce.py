@@ -61,10 +61,10 @@ def run(arguments: Arguments) -> int:
         batch_size=arguments.batch_size,
         together=None if arguments.together is None else tuple(texts(arguments.together)),
     )
-    units, _ = job.units()
+    units, work = job.units()
     cells = [cell for unit in units for cell in unit.cells]
     if not arguments.report_only:
-        execute.check_data(units)
+        execute.check(units, work)
         if arguments.retry:
             for cell in cells:
                 if "error" in (job.store.result(cell.key) or {}):

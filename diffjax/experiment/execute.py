@@ -14,11 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from diffjax import measures
 from diffjax.errors import UserError
+from diffjax.evals import features
 from diffjax.experiment import spec
 from diffjax.experiment.cells import Work, work_on
 from diffjax.experiment.plan import Unit, make_units, measures_of, scale_of
 from diffjax.experiment.store import Store
+from diffjax.measures.samples import COMPARISONS
 from diffjax.workdir import open_source
 
 _POLL = 1.0  # seconds
@@ -57,8 +60,11 @@ def do(job: Job, number: int) -> None:
         work_on(job.store, units[number], work)
 
 
-def check_data(units: Sequence[Unit]) -> None:
-    """Raises UserError where a data set is not there, before anything is trained."""
+def check(units: Sequence[Unit], work: Work) -> None:
+    """Raises UserError where a data set or a network's weights are not there, before anything is trained."""
+    metrics = (measures.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in work.measures)
+    for network in {COMPARISONS[name].network for name in metrics if name in COMPARISONS}:
+        features.load(network, weights=work.inception)
     seen = set()
     for unit in units:
         for config in unit.trainings.values():

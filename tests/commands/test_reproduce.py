@@ -22,7 +22,8 @@ EXPERIMENT = Experiment(
     measures=[Measure("fd_pixels")],
     orderings=[Ordering("more steps are better", [{{"steps": "4"}}, {{"steps": "2"}}])],
     scales={{"smoke": Scale({config!r}, "seconds", num=12),
-            "paper": Scale("configs/ddpm_cifar10.py", "days", num=12)}},
+            "paper": Scale("configs/ddpm_cifar10.py", "days", num=12),
+            "fid": Scale({config!r}, "seconds", num=12, measures=[Measure("fid")])}},
 )
 """
 
@@ -105,10 +106,12 @@ def test_a_process_that_is_killed_is_recorded_and_the_others_go_on(experiment, t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--scale=large"], "unknown scale 'large': choose from paper, smoke"),
+        (["--scale=large"], "unknown scale 'large': choose from fid, paper, smoke"),
         (["--executor=cloud"], "choose from local, slurm"),
         (["--executor=slurm", "--slurm=gpu"], "write NAME=VALUE"),
         (["--scale=paper"], "cifar10 is read from disk and no directory is set"),
+        (["--scale=fid"], "give --inception=FILE"),
+        (["--scale=fid", "--inception=/nowhere.pth"], "cannot read /nowhere.pth"),
         (["--scale=paper", "--data_dir=/nowhere"], "cifar10 is not prepared in /nowhere"),
     ],
 )
