@@ -157,6 +157,8 @@ class _CellMeasures:
             images = np.concatenate([originals[: SHOWN // 2], back[: SHOWN // 2]])
             figures |= {f"r{name}": estimate._asdict() for name, estimate in found.items()}
             told |= {"reconstructions": len(back), "reference": self._again.provenance}
+        if settings := {m.name: dict(m.settings) for m in self._work.measures if m.settings}:
+            told["settings"] = settings
         depends = {**provenance.of_run(trained), **told, "seed": int(cell.labels["seed"])}
         seconds = round(time.perf_counter() - began, 2)
         result = {"figures": figures, "provenance": depends, "training": cell.training, "seconds": seconds}
