@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from diffjax import pictures
@@ -12,7 +13,7 @@ from diffjax.experiment.store import Store
 from diffjax.report import STYLES
 
 SHOWN = 8  # samples of a cell, in two rows
-_WIDE = 20.0  # ratio of values from which on their axis is logarithmic
+_WIDE = 3.0  # ratio of values from which on their axis is logarithmic
 
 
 def curves(path: Path, outcome: Outcome) -> bool:
@@ -42,6 +43,9 @@ def curves(path: Path, outcome: Outcome) -> bool:
             axes.set_xscale("log")
         if drawn and 0 < _WIDE * min(drawn) < max(drawn):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xticks(places, columns)
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.set_xlabel(outcome.experiment.across)
