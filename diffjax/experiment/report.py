@@ -48,9 +48,7 @@ def write(
     lines.append("## Figures")
     lines.append(_comparability(outcome))
     for measure in outcome.measures:
-        paper = _paper(outcome, measure)
-        beside = [f"The paper's: {paper.setting}."] if paper.values else []
-        lines += [f"### {measure.title}", *beside, _figures_table(outcome, measure)]
+        lines += [f"### {measure.title}", *_figures_table(outcome, measure)]
     if experiment.fails_above is not None:
         lines += _failures(outcome, experiment.fails_above)
     lines += [f"![{name}]({name}.png)" for name, there in drawn.items() if there]
@@ -91,18 +89,21 @@ def _comparability(outcome: Outcome) -> str:
     return " ".join(words)
 
 
-def _figures_table(outcome: Outcome, measure: Measure) -> str:
+def _figures_table(outcome: Outcome, measure: Measure) -> list[str]:
+    """Our figures, beside the paper's where it has any of these cells."""
     experiment = outcome.experiment
-    paper = _paper(outcome, measure).values
+    paper = _paper(outcome, measure)
     headings = [", ".join(outcome.rows) or experiment.across, *(column or "ours" for column in outcome.columns)]
-    headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns if paper]
-    lines = []
+    ours, reported = [], []
     for name, cells in outcome.lines():
-        reported = [paper.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in cells if paper]
-        lines.append(
-            [name or "ours", *(_entry(outcome.figure(measure, labels)) for labels in cells), *map(_number, reported)]
-        )
-    return _table(headings, lines)
+        ours.append([name or "ours", *(_entry(outcome.figure(measure, labels)) for labels in cells)])
+        reported.append([paper.values.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in cells])
+    if all(value is None for line in reported for value in line):
+        without = [f"The paper ({paper.setting}) has no figure of these cells."] if paper.values else []
+        return [*without, _table(headings, ours)]
+    headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns]
+    lines = [[*line, *map(_number, values)] for line, values in zip(ours, reported, strict=True)]
+    return [f"The paper's: {paper.setting}.", _table(headings, lines)]
 
 
 def _paper(outcome: Outcome, measure: Measure) -> Paper:

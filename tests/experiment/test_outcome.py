@@ -16,10 +16,10 @@ RATES = ("low", "high")
 def outcome(make):
     """The outcome of values by (rate, steps, seed): None is not done, text an error."""
 
-    def made(values, better="lower", **fields):
+    def made(values, better="lower", labels=None, **fields):
         seeds = sorted({key[2] for key in values})
         measure = Measure("fd_pixels", better=better)
-        experiment = make({"seeds": seeds}, measures=[measure], **fields)
+        experiment = make({"seeds": seeds, "axes": labels or {}}, measures=[measure], **fields)
         cells = [cell for unit in make_units(experiment, experiment.scales["smoke"], {}) for cell in unit.cells]
 
         def result(cell):
@@ -118,6 +118,13 @@ def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
     page = path.with_suffix(".html").read_text()
     assert page.count("<table>") == text.count("| --- |\n") and 'src="data:image/png;base64,' in page
     assert 'src="curves' not in page
+
+
+def test_no_columns_of_the_paper_where_it_has_no_figure_of_these_cells(outcome, tmp_path):
+    found = outcome(table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})])
+    scale = found.experiment.scales["smoke"]
+    text = report.write(tmp_path / "r", found, "smoke", scale, Store(tmp_path), "the command").read_text()
+    assert "The paper (elsewhere) has no figure of these cells." in text and "paper: " not in text
 
 
 def test_figures_that_are_not_comparable_are_said(outcome, tmp_path):
