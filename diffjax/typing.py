@@ -1,7 +1,7 @@
 """Array aliases with their shapes, and the few types that one room hands another.
 
-Shapes: B batch, H height, W width, C channels. Images are uint8 [0, 255] until they are on the device and
-float32 [-1, 1] from then on.
+Shapes: B batch, H height, W width, C channels, L tokens of a text, D values of an embedding. Images are uint8 [0, 255]
+until they are on the device and float32 [-1, 1] from then on.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,16 @@ Images = Float[Array, "B H W C"]
 Images8 = UInt8[Array, "B H W C"]
 Times = Float[Array, "B"]
 Labels = Int[Array, "B"]
+Tokens = Int[Array, "B L"]  # a text as `data/tokenizer.py` writes it: start, pieces, end, and NO_TOKEN from there on
+NO_TOKEN = -1
+Embeddings = Float[Array, "B D"]
 
 Latents = Float[Array, "B h w c"]
 Codes = tuple[Int[Array, "B h w n"], ...]  # of each level of a codebook, coarsest first; n codes a position
 
-Batch = Mapping[str, Array]  # "image" Images8, "label" Labels, "index" Int[B]: the example's place in the global batch
+# "image" Images8, "label" Labels, "tokens" Tokens where the system reads text, and "index" Int[B]: the example's place
+# in the global batch
+Batch = Mapping[str, Array]
 # {"params": {group: tree}, any mutable collection beside it, "frozen": {part: its variables} where a system has any}
 Variables = Mapping[str, Any]
 
@@ -49,6 +54,7 @@ class Moment(NamedTuple):
     batch_size: int  # over all devices and parts
     new_epoch: Array  # bool: whether the data set begins anew with this step
     mean: Callable[[Any], Any]  # a tree of averages over the examples at hand -> over those of all devices
+    gather: Callable[[Any], Any]  # a tree of [B, ...] of the examples at hand -> of those of all devices, in order
 
 
 LossFn = Callable[[Variables, Batch, PRNGKeys, Moment], tuple[Float[Array, "B"], Aux]]
@@ -77,6 +83,24 @@ class Codec(NamedTuple):
     vocabulary: int = 0  # values a code has
 
 
+class TextSpec(NamedTuple):
+    """What a system that reads text asks of its tokens."""
+
+    length: int  # of every text: longer ones are cut, shorter ones padded
+    vocabulary: int  # tokens are below it
+
+
+class Clip(NamedTuple):
+    """A trained CLIP, bound to its parameters."""
+
+    embed_images: Callable[[Images], Embeddings]  # of unit length, as the next
+    embed_texts: Callable[[Tokens], Embeddings]
+    text_states: Callable[[Tokens], Float[Array, "B L W"]]  # of every token, behind the text encoder's last norm
+    scale: Scalar  # of the logits, which are it times the embeddings' dot product
+    dimensions: int  # of an embedding
+    text: TextSpec
+
+
 class System(NamedTuple):
     """A system of the line, built from its config.
 
@@ -92,5 +116,7 @@ class System(NamedTuple):
     model: Callable[..., Any] | None = None  # (variables, condition) -> the diffusion model, bound to them
     classify: Callable[..., Array] | None = None  # (variables, x [B, ...], Noise) -> logits [B, K]
     codec: Callable[[Variables], Codec] | None = None
+    clip: Callable[[Variables], Clip] | None = None
+    text: TextSpec | None = None  # where it reads text: batches and conditions have "tokens"
     likelihood: Callable[..., Mapping[str, Array]] | None = None  # (variables, keys, batch) -> {name: bits/dim [B]}
     frozen: Mapping[str, Any] = {}  # variables of trained parts that it stands on; they are not trained further

@@ -40,6 +40,7 @@ def make_step(
     """
 
     mean = functools.partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+    gather = functools.partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else lambda tree: tree
 
     def step(state: TrainState, batch: Batch, frozen: Mapping[str, Variables] = {}) -> tuple[TrainState, Metrics]:
         batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
@@ -49,6 +50,7 @@ def make_step(
             batch_size=batch_size,
             new_epoch=state.step % max(1, round(examples / batch_size)) == 0,
             mean=mean,
+            gather=gather,
         )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(moment.key, batch["index"])
         variables = {**state.variables, "frozen": frozen}
