@@ -4,11 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 
 class Estimate(NamedTuple):
     value: float
     standard_error: float | None  # None: not estimated
+
+
+def share(right: Bool[np.ndarray, "N"]) -> Estimate:
+    """How many of N independent tries are right; the error is the binomial distribution's."""
+    value = float(np.mean(right))
+    return Estimate(value, float(np.sqrt(value * (1 - value) / len(right))))
 
 
 def bootstrap(statistic: Callable[..., float], arrays: Sequence[np.ndarray], *, repeats: int, seed: int) -> float:
