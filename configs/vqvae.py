@@ -37,6 +37,18 @@ DATA = {  # what differs from the digits
         "codes.size": 512,
         "train.steps": 20000,
     },
+    "shapes": {
+        "data.name": "shapes",
+        "data.image_size": 32,
+        "model.channels": 64,
+        "model.residual_channels": 32,
+        "model.factor": 4,
+        "model.latent_channels": 32,
+        "codes.size": 512,
+        "loss.likelihood": "l2(variance=0.05)",
+        "train.steps": 4000,
+        "train.batch_size": 64,
+    },
     "emoji": {
         "data.name": "emoji",
         "data.image_size": 32,
