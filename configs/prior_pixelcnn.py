@@ -65,7 +65,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.model.layers = 6  # gated layers
     config.model.kernel = 3  # side of the windows they see
     config.model.dropout = 0.1  # in each layer
-    config.model.class_conditional = True  # give the network the label
+    config.model.condition = "label"  # "none" | "label" | "text" | "clip", what it is told of an image
+    config.model.condition_dropout = 0.0  # share of them withheld, for classifier-free guidance
 
     config.train = ConfigDict()
     config.train.steps = 600  # updates of the weights
@@ -90,6 +91,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.sampler.temperature = 1.0  # of the codes that are drawn
     config.sampler.top_k = 0  # only the k most likely codes; 0: all
     config.sampler.top_p = 1.0  # only the most likely ones that together have this probability; 1: all
+    config.sampler.guidance = 1.0  # scale of classifier-free guidance on logits; 1: none
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)

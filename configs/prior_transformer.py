@@ -66,7 +66,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.model.layers = 3  # of attention and perceptron
     config.model.heads = 4  # of the attention
     config.model.dropout = 0.1  # of what each branch adds
-    config.model.class_conditional = True  # give the network the label
+    config.model.condition = "label"  # "none" | "label" | "text" | "clip", what it is told of an image
+    config.model.condition_dropout = 0.0  # share of them withheld, for classifier-free guidance
 
     config.train = ConfigDict()
     config.train.steps = 600  # updates of the weights
@@ -91,6 +92,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.sampler.temperature = 1.0  # of the codes that are drawn
     config.sampler.top_k = 0  # only the k most likely codes; 0: all
     config.sampler.top_p = 1.0  # only the most likely ones that together have this probability; 1: all
+    config.sampler.guidance = 1.0  # scale of classifier-free guidance on logits; 1: none
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from diffjax.spread import Spread
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
@@ -44,14 +44,9 @@ class Generator:
         *,
         progress: Callable[[int], None] = lambda images: None,
     ) -> UInt8[np.ndarray, "N H W C"]:
-        """One image per seed; `condition` leaves are [N]. `progress` is told the number of images of each batch."""
+        """One image per seed; `condition` leaves are [N, ...]. `progress` is told of each batch's images."""
         return self._draw((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)), progress)
 
     def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
         """What an autoencoder makes of images."""
         return self._reconstruct(variables, images)
-
-
-def balanced_labels(count: int, classes: int) -> Int[np.ndarray, "N"]:
-    """0, 1, ..., classes - 1, 0, 1, ...: every class equally often."""
-    return np.arange(count, dtype=np.int32) % max(classes, 1)

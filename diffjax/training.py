@@ -1,6 +1,8 @@
 """Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
 
 import functools
+import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,7 +10,12 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax import data, pictures
-from diffjax.generate import Generator, balanced_labels
+from diffjax.config import part_config, part_names, referred_run
+from diffjax.data import tokenizer
+from diffjax.data.sources import Source
+from diffjax.errors import UserError
+from diffjax.generate import Generator
+from diffjax.prompts import captions_of, prompts
 from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
@@ -17,31 +24,41 @@ from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, ema_variables, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.typing import Batch, System
-from diffjax.workdir import Workdir, build_system, open_source
+from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
 _SHOWN = 10  # images of a sheet of reconstructions
+_ALIKE = 8  # images of each caption of a sheet of samples
+_CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
 
-def train(config: ConfigDict, workdir: Workdir, *, overwrite: bool = False) -> tuple[System, int | None]:
-    """Trains the system of a config in a folder, or goes on from its last checkpoint.
+def train(config: ConfigDict, workdir: Workdir, *, overwrite: bool = False) -> tuple[System | None, int | None]:
+    """Trains the system of a config in a folder, or goes on from its last checkpoint; its parts first, in theirs.
 
     Args:
       overwrite: continue a run that was started with another config.
 
     Returns:
-      The system, and the signal that ended the run early or None.
+      The system (None: a signal came before its turn), and the signal that ended the run early or None.
 
     Raises:
       UserError: what does not exist, does not fit or is not there; a loss that is not finite.
     """
-    system = build_system(config, training=True)
+    blueprint(config)  # what does not fit is said before any part is trained
+    for number, name in enumerate(names := part_names(config), 1):
+        print(f"part {number} of {len(names)}: {name}")
+        _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite)
+        if stopped:
+            return None, stopped
+    system = build_system(config, workdir.path, training=True)
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
-    batches = data.Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
-
     workdir.create()  # what is wrong with the config has been said by now
+    source = with_tokens(config, system, source, [workdir])
+    batches = data.Batches(
+        source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
+    )
     checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
     try:
         start = checkpoints.latest_step() or 0
@@ -128,6 +145,43 @@ def compile_step(
     return devices.compile(make, shapes), state
 
 
+def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workdir]) -> Source:
+    """A source whose examples have tokens, where the system reads text; its tokenizer is kept in each workdir.
+
+    That is the tokenizer kept there, that of the CLIP it stands on, that of a file, or one trained on the captions.
+    """
+    if system.text is None:
+        return source
+    if "caption" not in source[0]:
+        raise UserError(
+            f"{config.data.name} has no captions, and system={config.system} reads them: choose shapes or emoji"
+        )
+    captions, limit = captions_of(source, _CAPTIONS), system.text
+    if workdirs[0].tokenizer.exists():
+        own = tokenizer.load(workdirs[0].tokenizer)
+    elif config.get("clip"):
+        own = tokenizer_of(referred_run(config, "clip", workdirs[0].path))
+    elif config.text.tokenizer:
+        own = tokenizer.load(config.text.tokenizer)
+    else:
+        own = tokenizer.train(captions, limit.vocabulary)
+    if own.vocabulary > limit.vocabulary:
+        raise UserError(
+            f"text.tokenizer={config.text.tokenizer} has {own.vocabulary} tokens, and text.vocabulary is "
+            f"{limit.vocabulary}: raise it to that"
+        )
+    if cut := sum(count > 0 for count in own.overlong(captions, limit.length)):
+        print(f"{cut} of the first {len(captions)} captions are longer than text.length={limit.length} tokens: cut")
+    for workdir in workdirs:
+        own.save(workdir.tokenizer)
+    return data.tokenized(source, lambda texts: own.encode(texts, limit.length))
+
+
+def keys_of(system: System) -> tuple[str, ...]:
+    """What of an example the system is trained on."""
+    return ("image", "label", "tokens") if system.text else ("image", "label")
+
+
 def prepared(system: System, state: TrainState, batch: Batch) -> TrainState:
     """A fresh state whose variables the system has fitted to its first batch."""
     variables = dict(system.objective.prepare({**state.variables, "frozen": system.frozen}, batch))
@@ -138,22 +192,27 @@ def prepared(system: System, state: TrainState, batch: Batch) -> TrainState:
 
 
 def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
-    """Draws sheets with the averaged parameters: samples, a column for each class if there are classes; and, of an
-    autoencoder, training images over their reconstructions."""
+    """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
+    are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
     draws, reconstructs = system.sample is not None, system.codec is not None
     if not count:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
-    labels = balanced_labels(count, system.classes)
+    if system.text:
+        captions = captions_of(source, math.ceil(count / _ALIKE))
+        asked = prompts(system, count, tokenizer.load(workdir.tokenizer), [c for c in captions for _ in range(_ALIKE)])
+        layout = {"columns": _ALIKE, "titles": captions}
+    else:
+        asked, layout = prompts(system, count), {"columns": pictures.class_columns(system.classes, count)}
     images = np.stack([example["image"] for example in source.__getitems__(range(min(count, _SHOWN, len(source))))])
 
     def preview(step: int, state: TrainState) -> None:
         variables = {**ema_variables(state), "frozen": system.frozen}
         sheets = {}
         if draws:
-            drawn = generator(variables, range(count), {"label": labels}, system.plan(config.sampler))
-            sheets["step"] = pictures.grid(drawn, pictures.class_columns(system.classes, count))
+            drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
+            sheets["step"] = pictures.grid(drawn, **layout)
         if reconstructs:
             rows = np.concatenate([images, generator.reconstruct(variables, images)])
             sheets["reconstruction"] = pictures.grid(rows, len(images))

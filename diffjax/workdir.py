@@ -1,25 +1,23 @@
 """A run on disk: its config, its records, its checkpoints; and `load`, which opens a trained one."""
 
 import dataclasses
-import hashlib
+import functools
 import json
 import os
 from pathlib import Path
 
 import jax
-from absl import flags as absl_flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from diffjax import data, systems
+from diffjax.config import determining, from_json, part_config, referred_run, to_json
+from diffjax.data import tokenizer
+from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
-from diffjax.nn import efficientnet
+from diffjax.nn import clip_file, efficientnet
+from diffjax.systems import clip as clip_system
 from diffjax.train.checkpoints import Checkpoints
-from diffjax.typing import Codec, ImageSpec, System, Variables
-
-# Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
-# samples are drawn. None of them changes what a step computes.
-_MAY_CHANGE = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last",
-               "train.keep_every", "data.dir", "parallel.", "sampler.")  # fmt: skip
+from diffjax.typing import Clip, Codec, ImageSpec, System, Variables
 
 
 class Workdir:
@@ -31,6 +29,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.results = self.path / "results"
+        self.tokenizer = self.path / "tokenizer.json"  # of a run that reads text
         self.error = self.path / "error.txt"  # why a run that was trained with others ended
 
     def create(self) -> None:
@@ -53,11 +52,11 @@ class Workdir:
 
     def check_config(self, config: ConfigDict) -> None:
         """Raises UserError, naming the fields, if `config` differs from the run's in more than what may change."""
-        stored, asked = (flatten(from_json(to_json(c))) for c in (self.read_config(), config))
+        stored, asked = determining(self.read_config()), determining(config)
         differing = [
             f"{name} was {stored.get(name)!r}, now {asked.get(name)!r}"
             for name in sorted(stored.keys() | asked.keys())
-            if stored.get(name) != asked.get(name) and not name.startswith(_MAY_CHANGE)
+            if stored.get(name) != asked.get(name)
         ]
         if differing:
             raise UserError(
@@ -69,49 +68,6 @@ class Workdir:
         whole = self.config.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
         whole.write_text(to_json(config))
         whole.replace(self.config)
-
-
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def from_json(text: str) -> ConfigDict:
-    """The config of `to_json`: JSON's lists were tuples."""
-
-    def restore(value):
-        if isinstance(value, dict):
-            return {name: restore(child) for name, child in value.items()}
-        return tuple(map(restore, value)) if isinstance(value, list) else value
-
-    return ConfigDict(restore(json.loads(text)))
-
-
-def load_file(path: str) -> ConfigDict:
-    """Runs a config file's get_config(). Raises UserError where it cannot."""
-    holder = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", path, flag_values=holder, sys_argv=[""])
-    try:
-        holder([""])
-        flatten(holder.config)  # a file that could not be loaded says so when it is used
-        return holder.config
-    except (OSError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise UserError(f"cannot read --config={path}: {reason}") from error
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """{"train.steps": 1000, ...}: every field by its dotted name."""
-    flat = {}
-    for name, value in config.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
-    return flat
-
-
-def training_key(config: ConfigDict) -> str:
-    """A hash of what determines the parameters that training comes to."""
-    free = tuple(name for name in _MAY_CHANGE if name != "train.steps")
-    fields = {name: value for name, value in flatten(from_json(to_json(config))).items() if not name.startswith(free)}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def image_spec(config: ConfigDict) -> ImageSpec:
@@ -148,31 +104,91 @@ class Run:
             raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no autoencoder")
         return self.system.codec(self.variables)
 
+    @property
+    def clip(self) -> Clip:
+        """The run as a frozen CLIP. Raises UserError where it is none."""
+        if self.system.clip is None:
+            raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no CLIP")
+        return self.system.clip(self.variables)
 
-def build_system(config: ConfigDict, *, training: bool = False) -> System:
-    """The system of a config, on the trained parts that the config names; what only training needs is left out.
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of the text that the run reads; None where it reads none."""
+        return tokenizer_of(self.workdir.path) if self.system.text else None
 
-    Raises UserError for what does not exist or does not fit.
+
+def build_system(config: ConfigDict, home: Path | None = None, *, training: bool = False) -> System:
+    """The system of a config, on the trained parts that it names; what only training needs is left out.
+
+    `home` is the run's folder, which references to parts are seen from. Raises UserError for what does not exist or
+    does not fit.
     """
     spec, parts = image_spec(config), {}
-    if config.get("codec"):
-        parts["codec"] = _open_codec(config, spec)
+    for name, open_part in _OPEN.items():
+        if config.get(name):
+            parts[name] = open_part(referred_run(config, name, home), spec)
     if training and config.get("loss", {}).get("perceptual_file"):
         parts["features"] = efficientnet.load(config.loss.perceptual_file)
     return systems.build(config, spec, **parts)
 
 
-def _open_codec(config: ConfigDict, spec: ImageSpec) -> tuple[System, Variables]:
-    """The frozen autoencoder that a config names. Raises UserError where it is none, or one of other images."""
-    run = load(config.codec)
+def blueprint(config: ConfigDict, beside: ConfigDict | None = None) -> System:
+    """The system of a config before its parts are trained: their variables are shapes, and nothing is computed.
+
+    Raises UserError for what does not exist or does not fit; what is said of runs on disk, `build_system` finds.
+    """
+    spec, parts = image_spec(config), {}
+    for name in _OPEN:
+        value = config.get(name, "")
+        if value.startswith("@"):
+            around = config if value[1:] in config.get("parts", {}) else beside
+            if around is None or value[1:] not in around.get("parts", {}):
+                raise UserError(f"{name}={value}: the config has no part {value[1:]}")
+            system = blueprint(part_config(around, value[1:]), around)
+            shapes = jax.eval_shape(system.objective.init, jax.random.key(0))
+            parts[name] = system, {**shapes, "frozen": system.frozen}
+        elif value:
+            parts[name] = _OPEN[name](Path(value), spec)
+    return systems.build(config, spec, **parts)
+
+
+def _open_codec(path: Path, spec: ImageSpec) -> tuple[System, Variables]:
+    """A frozen autoencoder. Raises UserError where it is none, or one of other images."""
+    run = load(path)
     if run.system.codec is None:
-        raise UserError(f"codec={config.codec} is a run of system={run.config.system}, which is no autoencoder")
-    if run.spec[:2] != spec[:2]:
-        raise UserError(
-            f"codec={config.codec} was trained on {run.spec.size}x{run.spec.size} images of {run.spec.channels} "
-            f"channels, and {config.data.name} here has {spec.size}x{spec.size} of {spec.channels}: they must agree"
-        )
+        raise UserError(f"codec={path} is a run of system={run.config.system}, which is no autoencoder")
+    _check_images(f"codec={path}", run.spec, spec)
     return run.system, run.variables
+
+
+def open_clip(path: str | os.PathLike, spec: ImageSpec) -> tuple[System, Variables]:
+    """A frozen CLIP for images of `spec`: a run, or a folder of published weights, which takes images of any size.
+
+    Raises UserError where it is neither, or a run of other images.
+    """
+    if clip_file.is_published(path):
+        return clip_system.published(path)
+    run = load(path)
+    if run.system.clip is None:
+        raise UserError(f"clip={path} is a run of system={run.config.system}, which is no CLIP")
+    _check_images(f"clip={path}", run.spec, spec)
+    return run.system, run.variables
+
+
+def tokenizer_of(path: str | os.PathLike) -> Tokenizer:
+    """That of a run, or of a folder of published weights. Raises UserError where there is none."""
+    return tokenizer.load(path if clip_file.is_published(path) else Workdir(path).tokenizer)
+
+
+def _check_images(what: str, theirs: ImageSpec, ours: ImageSpec) -> None:
+    if theirs[:2] != ours[:2]:
+        raise UserError(
+            f"{what} was trained on {theirs.size}x{theirs.size} images of {theirs.channels} channels, and these are "
+            f"{ours.size}x{ours.size} of {ours.channels}: they must agree"
+        )
+
+
+_OPEN = {"codec": _open_codec, "clip": open_clip}  # by the field of a config that names the run
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Run:
@@ -183,7 +199,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     workdir = Workdir(path)
     config = workdir.read_config()
     spec = image_spec(config)
-    system = build_system(config)
+    system = build_system(config, workdir.path)
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
     checkpoints = Checkpoints(workdir.checkpoints)

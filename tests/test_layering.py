@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
 ANYONE = {"typing", "errors"}
-EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures"}
+EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures", "config"}
 MAY_IMPORT = {
     "diffusion": set(),
     "latents": set(),
@@ -19,17 +19,22 @@ MAY_IMPORT = {
     "typing": set(),
     "errors": set(),
     "choice": set(),
+    "config": set(),
     "pictures": set(),
     "platform": set(),
     "generate": {"systems", "spread"},
     "spread": set(),
-    "measures": EVERYTHING | {"workdir", "generate", "report", "spread"},
+    "prompts": {"data", "workdir"},
+    "judge": EVERYTHING | {"workdir", "generate", "prompts", "spread"},
+    "measures": EVERYTHING | {"workdir", "generate", "report", "spread", "judge"},
     "report": {"pictures"},
-    "experiment": EVERYTHING | {"workdir", "generate", "report", "spread", "training", "ensemble", "measures"},
+    "experiment": EVERYTHING
+    | {"workdir", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
     "workdir": EVERYTHING,
-    "training": EVERYTHING | {"workdir", "generate"},
+    "training": EVERYTHING | {"workdir", "generate", "prompts"},
     "ensemble": EVERYTHING | {"workdir", "training"},
-    "commands": EVERYTHING | {"workdir", "generate", "report", "training", "ensemble", "measures", "experiment"},
+    "commands": EVERYTHING
+    | {"workdir", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts", "judge"},
     "__init__": {"workdir"},
 }
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.typing import Batch, Moment, Variables
-from diffjax.workdir import flatten, load_file
+from diffjax.config import flatten, load_file
+from diffjax.typing import NO_TOKEN, Batch, Moment, Variables
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +50,17 @@ OVERRIDES_OF = {  # systems
     "vqvae": AUTOENCODERS,
     "dvae": AUTOENCODERS,
     "prior": PRIORS,
+    "clip": {
+        "model.dimensions": 12,
+        "image_encoder.width": 16,
+        "image_encoder.layers": 2,
+        "image_encoder.heads": 2,
+        "text_encoder.width": 16,
+        "text_encoder.layers": 2,
+        "text_encoder.heads": 2,
+        "text.vocabulary": 300,
+        "text.length": 6,
+    },
     "gan": GAMES,
     "ddgan": GAMES | {"diffusion.timesteps": 4},
 }
@@ -96,13 +107,18 @@ def thinned(*axes, every: int = 4) -> list:
 
 def moment(step: int = 0, batch_size: int = 6) -> Moment:
     """Of a step on one device."""
-    return Moment(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), lambda tree: tree)
+    same = lambda tree: tree  # noqa: E731
+    return Moment(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), same, same)
 
 
 def batch(size: int = 6, seed: int = 0) -> Batch:
-    """Noise for images of 8x8, each with another label."""
+    """Noise for images of 8x8, each with another label and another text of six tokens."""
     image = np.random.default_rng(seed).integers(0, 256, (size, 8, 8, 1), np.uint8)
-    return {"image": image, "label": np.arange(size, dtype=np.int32) % 10, "index": np.arange(size, dtype=np.int32)}
+    place = np.arange(size, dtype=np.int32)
+    tokens = np.random.default_rng(seed + 1).integers(2, 300, (size, 6)).astype(np.int32)
+    tokens[:, 0], end = 0, 1 + place[:, None] % 5  # texts of every length, one of nothing but its start and end
+    tokens = np.where(np.arange(6) > end, NO_TOKEN, np.where(np.arange(6) == end, 1, tokens)).astype(np.int32)
+    return {"image": image, "label": place % 10, "index": place, "tokens": tokens}
 
 
 def randomised(init, seed: int = 0) -> Variables:
@@ -118,3 +134,13 @@ def randomised(init, seed: int = 0) -> Variables:
         return jnp.asarray((path[-1].key == "scale") + rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
     return {**others(jax.random.key(seed)), "params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
+
+
+def write_dalle(folder: Path, **changes) -> Path:
+    """The file of a DALL-E of shapes whose parts lie beside it: codec.py, a VQ-VAE, and clip.py."""
+    shapes = {"data__name": "shapes", "data__image_size": 8, "parallel__count": 1}
+    text = {"tokenizer": "", "vocabulary": 300, "length": 12}
+    write(folder / "codec.py", "vqvae", **shapes)
+    write(folder / "clip.py", "clip_shapes", text=text, **shapes)
+    given = {"parts": {"codec": "codec.py", "clip": "clip.py"}, "text": text, "train__sample_count": 4}
+    return write(folder / "dalle.py", "dalle_shapes", **given, **shapes, **changes)

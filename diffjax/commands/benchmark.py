@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
-from diffjax.generate import Generator, balanced_labels
+from diffjax.generate import Generator
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, ema_variables
 from diffjax.train.step import Step
@@ -63,9 +63,9 @@ def run(arguments: Arguments) -> int:
     generator_of_noise = np.random.default_rng(config.seed)
     pictures = {
         "image": generator_of_noise.integers(0, 256, (batch_size, spec.size, spec.size, spec.channels), np.uint8),
-        "label": balanced_labels(batch_size, spec.classes),
+        "label": np.arange(batch_size, dtype=np.int32) % max(spec.classes, 1),
         "index": np.arange(batch_size, dtype=np.int32),
-    }
+    } | ({"tokens": _tokens(batch_size, system)} if system.text else {})
     batch = devices.put_batch(pictures)
 
     began = time.perf_counter()
@@ -111,12 +111,19 @@ def run(arguments: Arguments) -> int:
 def _samples_per_second(count: int, system, spec, config, variables) -> float:
     """With the config's own sampler, once it is compiled."""
     generator = Generator(system, batch_size=count)
-    draw = lambda: generator(variables, range(count), {"label": balanced_labels(count, spec.classes)}, plan)  # noqa: E731
+    condition = {"label": np.arange(count, dtype=np.int32) % max(spec.classes, 1)}
+    condition |= {"tokens": _tokens(count, system)} if system.text else {}
+    draw = lambda: generator(variables, range(count), condition, plan)  # noqa: E731
     plan = system.plan(config.sampler)
     draw()
     began = time.perf_counter()
     draw()
     return count / (time.perf_counter() - began)
+
+
+def _tokens(count: int, system: System) -> np.ndarray:
+    """Of texts as long as they may be, of any tokens."""
+    return np.random.default_rng(0).integers(0, system.text.vocabulary, (count, system.text.length), np.int32)
 
 
 def _together(configs, system: System, devices: Devices, batch, frozen) -> Callable[[], None]:

@@ -12,6 +12,9 @@ Of samples, drawn as the config's sampler section and the flags say, against the
   fd_pixels, kd_pixels, manifold_pixels    on pixels averaged to 8x8, for tiny images
   recognised, cas                          share of samples taken for their class by a classifier of real images; and
                                            of real images, by a classifier of samples (both support vector machines)
+  clip_score, r_precision, cmmd            in --clip: 100 times the cosine of picture and caption; share of pictures
+                                           nearer to their caption than to 99 others; distance to the real images
+  captions                                 share of pictures of shapes that show what the caption says, read back
 manifold is precision, recall, density and coverage. Frechet distances fall with --num: they come with the value
 extrapolated to infinitely many samples. An r before a name (rfd_effnet_lite0, rfid) measures an autoencoder's
 reconstructions of --split against the originals.
@@ -27,6 +30,9 @@ reconstruction: mean squared error a value, images in [0, 1]; of a diffusion mod
 as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM, the use of its codes, and LPIPS where
 --lpips names its two files of weights.
 
+retrieval, zero_shot: of a CLIP, recall@1, 5 and 10 among --num pictures and captions of --split; share of pictures
+nearest to the sentence that --template makes of their class's name.
+
 accuracy: of a classifier of noised images, at nine times.
 
 Figures have standard errors. Writes results/METRIC.json with all that the figure depends on, and pictures beside it.
@@ -38,11 +44,11 @@ import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax import measures, pictures
+from diffjax import measures, pictures, prompts
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
-from diffjax.generate import Generator, balanced_labels
+from diffjax.generate import Generator
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Settings
@@ -59,6 +65,8 @@ def define(flags: Flags) -> None:
         ("metrics", None, f"{' | '.join(measures.NAMES)}; several, separated by commas"),
         ("split", "test", "of the data set, for metrics of data"),
         ("reference", None, "split that samples are compared with (default: the one trained on)"),
+        ("clip", None, "run or folder of a CLIP (default: the one trained with the run)"),
+        ("template", "a {}", "sentence of a class's name, for zero_shot"),
         ("inception", None, "file of the weights of FID's InceptionV3"),
         ("lpips", None, "files of the weights of LPIPS, BACKBONE,LINEAR"),
     ):
@@ -83,10 +91,10 @@ def run(arguments: Arguments) -> int:
     settings = _settings(arguments)
     trained.workdir.results.mkdir(exist_ok=True)
     if of_data := [name for name in names if name in measures.OF_DATA]:
-        images, labels = measures.data(settings, trained)
+        examples = measures.examples(settings, trained)
         for name in of_data:
-            found = measures.of_data(name, trained)(settings, trained, images, labels)
-            told = {"split": settings.split, "images": len(images), "seed": settings.seed}
+            found = measures.of_data(name, trained)(settings, trained, examples)
+            told = {"split": settings.split, "images": len(examples.images), "seed": settings.seed}
             _keep(trained, name, {**found, **provenance.of_run(trained), **told})
     if found := [name for name in names if name in measures.OF_RECONSTRUCTIONS]:
         _reconstructions(arguments, settings, trained, found)
@@ -97,7 +105,7 @@ def run(arguments: Arguments) -> int:
 
 def _settings(arguments: Arguments) -> Settings:
     steps = tuple(value["steps"] for value in values(arguments, "steps")) if arguments.steps else ()
-    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace")
+    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template")
     files = tuple(texts(arguments.lpips or ""))
     if len(files) not in (0, 2):
         raise UserError(f"--lpips={arguments.lpips}: name two files, BACKBONE,LINEAR")
@@ -111,28 +119,30 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     chosen = one_cell(arguments)
     plan = system.plan(trained.config.sampler, **chosen)
     measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
-    labels = balanced_labels(settings.count(1000), system.classes)
-    seeds = settings.seed + np.arange(len(labels))
+    asked = prompts.of_run(trained, settings.count(1000), split=settings.split, classes=system.classes)
+    seeds = settings.seed + np.arange(settings.count(1000))
     generator = Generator(system, batch_size=min(settings.batch_size, len(seeds)))
     with tqdm(total=len(seeds), unit="image") as bar:
-        images = generator(variables, seeds, {"label": labels}, plan, progress=bar.update)
+        images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
     told = {
         "sampler": {**trained.config.sampler.to_dict(), **chosen},
         "samples": len(images),
         "seed": settings.seed,
         "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
     }
+    if asked.captions:
+        told["prompts"] = f"{len(set(asked.captions))} captions of {settings.split}"
     print(f"{len(images)} samples, seeds from {settings.seed}, checkpoint {trained.step}")
-    _compare(trained, names, measure, images, labels, told, "samples.png")
+    _compare(trained, names, measure, (images, asked.condition["label"], asked.captions), told, "samples.png")
 
 
 def _reconstructions(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
     """Compares an autoencoder's reconstructions of a split with the originals."""
-    images, labels = measures.data(settings, trained)
+    examples = measures.examples(settings, trained)
     measure = _measurer(arguments, trained, [measures.OF_RECONSTRUCTIONS[name] for name in names], settings.split, 0)
-    back = Generator(trained.system, batch_size=settings.batch_size).reconstruct(trained.variables, images)
-    print(f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}")
-    _compare(trained, names, measure, back, labels, {"reconstructions": len(images)}, "reconstructions.png")
+    back = Generator(trained.system, batch_size=settings.batch_size).reconstruct(trained.variables, examples.images)
+    print(f"{len(back)} reconstructions of {settings.split}, checkpoint {trained.step}")
+    _compare(trained, names, measure, (back, examples.labels), {"reconstructions": len(back)}, "reconstructions.png")
 
 
 def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None, classes: int) -> Measurer:
@@ -142,15 +152,16 @@ def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str |
         split=split,
         classes=classes,
         inception=arguments.inception,
+        clip=arguments.clip,
         batch_size=arguments.batch_size,
         thorough=True,
         seed=arguments.seed,
     )
 
 
-def _compare(trained: Run, names: list[str], measure: Measurer, images, labels, told: dict, picture: str) -> None:
-    """Prints the figures of `images`, keeps them with all they depend on, and draws some."""
-    found = measure(images, labels)
+def _compare(trained: Run, names: list[str], measure: Measurer, drawn: tuple, told: dict, picture: str) -> None:
+    """Prints the figures of what was drawn, keeps them with all they depend on, and draws some."""
+    images, found = drawn[0], measure(*drawn)
     reference = measure.provenance
     print(f"  against {reference['images']} images of {reference['data']}:{reference['split']}")
     for name, (value, error) in found.items():

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from diffjax.config import flatten, load_file
 from diffjax.errors import UserError, unknown
-from diffjax.workdir import flatten, load_file
 
 Flags = absl_flags.FlagValues
 
@@ -98,7 +98,8 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     except absl_flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
     for name, value in flatten(holder.config).items():
-        if isinstance(value, tuple) and not all(isinstance(item, int | float) for item in value):
+        kind = str if isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str) else int | float
+        if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
             raise UserError(f"--config.{name}={value}: {name} is {_type_name(known[name])}")
     return holder.config
 

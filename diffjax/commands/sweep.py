@@ -21,11 +21,11 @@ import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax import report
+from diffjax import prompts, report
 from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import cells, define_settings, texts, with_guides
 from diffjax.errors import MissingData, UserError
-from diffjax.generate import Generator, balanced_labels
+from diffjax.generate import Generator
 from diffjax.measures import provenance
 from diffjax.measures.samples import NAMES, Measurer
 from diffjax.workdir import Run, load
@@ -38,6 +38,7 @@ def define(flags: Flags) -> None:
     define_settings(flags, several=True)
     for name, default, text in (
         ("metrics", "fd_pixels,recognised", f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
+        ("clip", None, "run or folder of a CLIP, for the metrics that need one"),
         ("inception", None, "file of the weights of FID's InceptionV3"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
@@ -54,7 +55,7 @@ def run(arguments: Arguments) -> int:
     steps = [int(plan(**cell).steps) for cell in swept]
     plans = [plan(capacity=max(steps), **cell) for cell in swept]
     measure = _measurer(arguments, trained, system.classes)
-    labels = balanced_labels(arguments.num, system.classes)
+    asked = prompts.of_run(trained, arguments.num, classes=system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
 
@@ -62,9 +63,9 @@ def run(arguments: Arguments) -> int:
     with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
         for cell, cell_steps, cell_plan in zip(swept, steps, plans, strict=True):
             began = time.perf_counter()
-            images = generator(variables, seeds, {"label": labels}, cell_plan, progress=bar.update)
+            images = generator(variables, seeds, asked.condition, cell_plan, progress=bar.update)
             seconds = round(time.perf_counter() - began, 3)
-            found = measure(images, labels) if measure else {}
+            found = measure(images, asked.condition["label"], asked.captions) if measure else {}
             values = {name: estimate.value for name, estimate in found.items()}
             rows.append({**cell, "steps": cell_steps, **values, "seconds": seconds})
             drawn.append(images)
@@ -95,7 +96,9 @@ def run(arguments: Arguments) -> int:
 def _measurer(arguments: Arguments, trained: Run, classes: int) -> Measurer | None:
     """None, and a line that says why, where the data set is not at hand."""
     try:
-        return Measurer(texts(arguments.metrics), trained, classes=classes, inception=arguments.inception)
+        return Measurer(
+            texts(arguments.metrics), trained, classes=classes, inception=arguments.inception, clip=arguments.clip
+        )
     except MissingData as error:
         print(f"no measure against real images: {error}")
         return None

@@ -41,8 +41,12 @@ def _say_what_next(workdir: Workdir, config, system: System) -> None:
     if system.classify:
         print(f"  python launch.py evaluate {run} --metrics=accuracy")
         print(f"  python launch.py sweep --workdir=RUN --classifier={workdir.path} --classifier_scale=0,1,2")
-    if system.sample:
+    if system.sample and system.text:
+        print(f'  python launch.py sample {run} --prompt="..." --num=16 --out=samples.png')
+    elif system.sample:
         print(f"  python launch.py sample {run} --out=samples.png --num=100")
+    if system.clip:
+        print(f"  python launch.py evaluate {run} --metrics=retrieval,zero_shot --num=1000")
     if system.model:
         print(f"  python launch.py sweep {run} --steps=5,10,20,50,100 --eta=0,1")
     if system.codec:

@@ -125,6 +125,17 @@ def open_source(name: str, *, directory: str, split: str, image_size: int, backg
     return _prepared(name, directory, split, image_size, background)
 
 
+def tokenized(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:
+    """A source whose examples also have "tokens" int32 [L], which `encode` makes of many captions at once."""
+
+    def read(indices: Sequence[int]) -> list[Example]:
+        examples = source.read(indices)
+        tokens = encode([example["caption"] for example in examples])
+        return [{**example, "tokens": own} for example, own in zip(examples, tokens, strict=True)]
+
+    return Source(source.length, read)
+
+
 def preparation(name: str, directory: str | None, image_size: int = 64) -> str | None:
     """The command that prepares a data set, None where nothing is needed."""
     directory = directory or "DIR"

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from diffjax.config import flatten
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
@@ -21,7 +22,7 @@ from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.training import make_optimizers, prepared
 from diffjax.typing import Batch, PRNGKey, System
-from diffjax.workdir import build_system, flatten
+from diffjax.workdir import build_system
 
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
 _SCHEDULE = "diffusion.schedule"

@@ -16,6 +16,7 @@ from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
+from diffjax.training import keys_of, with_tokens
 from diffjax.typing import System
 from diffjax.workdir import Workdir, build_system, open_source
 
@@ -83,13 +84,12 @@ def _train(members: Sequence[_Member], system: System) -> None:
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     source = open_source(config, config.data.split)
-    streams = [
-        data.Batches(source, batch_size=config.train.batch_size, seed=seed, flip=config.data.flip)
-        for seed in distinct_seeds(configs)
-    ]
-    ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
     for workdir in workdirs:
         workdir.create()
+    source = with_tokens(config, system, source, workdirs)
+    given = {"batch_size": config.train.batch_size, "flip": config.data.flip, "keys": keys_of(system)}
+    streams = [data.Batches(source, seed=seed, **given) for seed in distinct_seeds(configs)]
+    ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
     start = max(set.intersection(*(member.saved for member in members)))
     # Two at least: until all members have written their next checkpoint, they need the one before.
     keep_last = config.train.keep_last and max(2, config.train.keep_last)

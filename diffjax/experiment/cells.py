@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import ensemble, measures
+from diffjax import ensemble, measures, prompts
 from diffjax.errors import UserError
 from diffjax.experiment.figures import SHOWN
 from diffjax.experiment.plan import Cell, Unit
 from diffjax.experiment.spec import Measure
 from diffjax.experiment.store import Store
-from diffjax.generate import Generator, balanced_labels
+from diffjax.generate import Generator
+from diffjax.judge import Judge, best_of, judge_of
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
-from diffjax.measures.settings import Settings
+from diffjax.measures.settings import Examples, Settings
 from diffjax.systems.guided import guided
 from diffjax.training import train
 from diffjax.workdir import Run, load
@@ -134,11 +135,13 @@ class _CellMeasures:
         figures, told, images = {}, {"classifier": cell.classifier} if cell.classifier else {}, None
         if self._draws:
             plan = trained.system.plan(cell.config.sampler, capacity=self._capacity)
-            labels = balanced_labels(self._work.num, self._system.classes)
-            images = self._generator(self._variables, range(self._work.num), {"label": labels}, plan)
+            asked = prompts.of_run(trained, self._work.num, classes=self._system.classes)
+            candidates = cell.config.get("rerank", {}).get("best_of", 1)
+            judge = self._judge() if candidates > 1 else None
+            images, _ = best_of(self._generator, self._variables, asked, plan, judge, candidates=candidates)
             told["sampler"] = cell.config.sampler.to_dict()
             if self._measurer:
-                found = self._measurer(images, labels)
+                found = self._measurer(images, asked.condition["label"], asked.captions)
                 figures |= {name: estimate._asdict() for name, estimate in found.items()}
                 told |= {"samples": self._work.num, "reference": self._measurer.provenance}
         for measure in self._work.measures:
@@ -151,9 +154,9 @@ class _CellMeasures:
             if found is not None:
                 figures[measure.name] = found
         if self._again:
-            originals, labels = self._data(Settings(num=self._work.num))
-            back = self._generator.reconstruct(trained.variables, originals)
-            found = self._again(back, labels)
+            examples = self._examples(Settings(num=self._work.num))
+            originals, back = examples.images, self._generator.reconstruct(trained.variables, examples.images)
+            found = self._again(back, examples.labels)
             images = np.concatenate([originals[: SHOWN // 2], back[: SHOWN // 2]])
             figures |= {f"r{name}": estimate._asdict() for name, estimate in found.items()}
             told |= {"reconstructions": len(back), "reference": self._again.provenance}
@@ -164,6 +167,12 @@ class _CellMeasures:
         result = {"figures": figures, "provenance": depends, "training": cell.training, "seconds": seconds}
         store.keep(cell.key, result, images)
 
+    def _judge(self) -> Judge:
+        """Of the run's own CLIP."""
+        if "judge" not in self._seen:
+            self._seen["judge"] = judge_of(self._trained, batch_size=self._work.batch_size)
+        return self._seen["judge"]
+
     def _of_data(self, cell: Cell, measure: Measure) -> dict[str, Any]:
         """The figures of a metric of data, computed once."""
         given = dict(measure.settings)
@@ -173,13 +182,13 @@ class _CellMeasures:
         key = measure.metric, settings
         if key not in self._seen:
             found = measures.of_data(measure.metric, self._trained)
-            self._seen[key] = found(settings, self._trained, *self._data(settings))
+            self._seen[key] = found(settings, self._trained, self._examples(settings))
         return self._seen[key]
 
-    def _data(self, settings: Settings):
+    def _examples(self, settings: Settings) -> Examples:
         key = settings.split, settings.num
         if key not in self._seen:
-            self._seen[key] = measures.data(settings, self._trained)
+            self._seen[key] = measures.examples(settings, self._trained)
         return self._seen[key]
 
 

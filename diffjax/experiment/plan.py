@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from diffjax.config import flatten, load_file, training_key
 from diffjax.errors import UserError, unknown
 from diffjax.experiment.spec import SEED, Experiment, Fields, Labels, Measure, Scale
-from diffjax.workdir import flatten, load_file, training_key
 
 
 class Cell(NamedTuple):
@@ -67,7 +67,8 @@ def make_units(
         changes = [axis[label] for axis, label in zip(axes, chosen, strict=True)]
         config = _configured(scale, changes, {"seed": seed, **overrides})
         training = training_key(config)
-        sampler = json.dumps(config.get("sampler", ConfigDict()).to_dict(), sort_keys=True)
+        drawn = [config.get(name, ConfigDict()).to_dict() for name in ("sampler", "rerank")]
+        sampler = json.dumps(drawn[0], sort_keys=True) + (json.dumps(drawn[1]) if drawn[1] else "")
         classifier = ""
         if scale.classifier:
             file, changed = scale.classifier

@@ -5,15 +5,17 @@ from collections.abc import Callable
 import numpy as np
 
 from diffjax.errors import UserError, unknown
-from diffjax.measures import autoencoder, classifier, diffusion, samples
-from diffjax.measures.settings import Settings
+from diffjax.measures import alignment, autoencoder, classifier, diffusion, samples
+from diffjax.measures.settings import Examples, Settings
 from diffjax.workdir import Run, open_source
 
-# How each is measured of systems that have this: see typing.System. (settings, run, images, labels) -> figures
+# How each is measured of systems that have this: see typing.System. (settings, run, examples) -> figures
 OF_DATA = {
     "nll": {"model": diffusion.nll, "likelihood": autoencoder.nll},
     "reconstruction": {"model": diffusion.reconstruction, "codec": autoencoder.reconstruction},
     "accuracy": {"classify": classifier.accuracy},
+    "retrieval": {"clip": alignment.retrieval},
+    "zero_shot": {"clip": alignment.zero_shot},
 }
 OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in samples.COMPARISONS.items() if name != "is"}
 NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *samples.NAMES)
@@ -27,11 +29,15 @@ def of_data(name: str, trained: Run) -> Callable[..., dict]:
     raise _without(name, trained)
 
 
-def data(settings: Settings, trained: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of the split, uint8, and their labels."""
+def examples(settings: Settings, trained: Run) -> Examples:
+    """The first of the split."""
     source = open_source(trained.config, settings.split)
-    examples = source.__getitems__(range(min(len(source), settings.count(256))))
-    return np.stack([example["image"] for example in examples]), np.array([e["label"] for e in examples], np.int32)
+    found = source.__getitems__(range(min(len(source), settings.count(256))))
+    captions = [example["caption"] for example in found] if "caption" in found[0] else None
+    batch = {"image": np.stack([e["image"] for e in found]), "label": np.array([e["label"] for e in found], np.int32)}
+    if text := trained.system.text:
+        batch["tokens"] = trained.tokenizer.encode(captions, text.length)
+    return Examples(batch, captions)
 
 
 def check_name(name: str) -> None:

@@ -10,7 +10,7 @@ from diffjax import pictures, report
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
 from diffjax.evals.strata import draw_terms
-from diffjax.measures.settings import SHOWN, Settings, mean_and_error, over_images
+from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.systems.plan import Plan, encode
 from diffjax.workdir import Run
@@ -19,9 +19,9 @@ _TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small
 
 
-def nll(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
     """Bits/dim by the bound, term by term, and by the ODE unless that has no steps."""
-    system, steps = trained.system, settings.steps
+    images, system, steps = examples.images, trained.system, settings.steps
     last = trained.config.diffusion.timesteps
     bound_plan = _plan(settings, trained, steps[0] if steps else last, "trailing")
     ode_steps = min(settings.ode_steps, last)
@@ -31,48 +31,48 @@ def nll(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray
     rng = np.random.default_rng(settings.seed)
 
     @jax.jit
-    def prior(variables, label, x0, plan):
-        process = system.model(variables, {"label": label}).process
+    def prior(variables, condition, x0, plan):
+        process = system.model(variables, condition).process
         return jax.vmap(likelihood.prior_term, (0, None))(x0, process.schedule(plan.times[0]))
 
     @jax.jit
-    def terms(variables, keys, label, x0, plan, which):
-        model = system.model(variables, {"label": label})
+    def terms(variables, keys, condition, x0, plan, which):
+        model = system.model(variables, condition)
         denoise = thresholded(model.denoiser, thresholds.clip)  # as DDPM evaluates it
         levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
         return likelihood.bound_terms(keys, denoise, x0, levels, which, variance=variance).T
 
     @functools.partial(jax.jit, static_argnames="exact")
-    def ode(variables, keys, label, x0, plan, exact):
-        model = system.model(variables, {"label": label})
+    def ode(variables, keys, condition, x0, plan, exact):
+        model = system.model(variables, condition)
         dequantize_key, probe_key = sampling.split(keys)
         x0, levels = likelihood.dequantized(dequantize_key, x0), model.process.schedule(plan.times)
         return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
 
-    def measure(keys, image, label):
-        x0 = to_unit_range(image)
+    def measure(keys, condition):
+        x0 = to_unit_range(condition["image"])
         which, weight = draw_terms(rng, count, drawn)
         padded = np.resize(which, -(-drawn // _TERMS_AT_ONCE) * _TERMS_AT_ONCE).reshape(-1, _TERMS_AT_ONCE)
-        values = [terms(trained.variables, keys, label, x0, bound_plan, some) for some in padded]
+        values = [terms(trained.variables, keys, condition, x0, bound_plan, some) for some in padded]
         found = {
-            "prior": prior(trained.variables, label, x0, bound_plan),
+            "prior": prior(trained.variables, condition, x0, bound_plan),
             "terms": np.concatenate(jax.device_get(values), axis=-1)[:, :drawn],
             "which": np.tile(which, (len(x0), 1)),
             "weight": np.tile(weight, (len(x0), 1)),
         }
         if ode_plan:
-            found["ode"] = ode(trained.variables, keys, label, x0, ode_plan, exact=False)
+            found["ode"] = ode(trained.variables, keys, condition, x0, ode_plan, exact=False)
         return found
 
-    def measure_exactly(keys, image, label):
-        return ode(trained.variables, keys, label, to_unit_range(image), ode_plan, exact=True)
+    def measure_exactly(keys, condition):
+        return ode(trained.variables, keys, condition, to_unit_range(condition["image"]), ode_plan, exact=True)
 
-    found = over_images(settings, "nll", measure, images, labels)
+    found = over(settings, "nll", measure, examples)
     few = settings.exact_trace
     if few is None:
         few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
     few = max(few, 2) if few and ode_plan else 0  # for a standard error
-    exact = over_images(settings, "exact trace", measure_exactly, images[:few], labels[:few]) if few else None
+    exact = over(settings, "exact trace", measure_exactly, examples.first(few)) if few else None
     decoder = found["which"] == count - 1
     weighted = found["weight"] * found["terms"]
     columns = {
@@ -111,26 +111,27 @@ def nll(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray
     return {**result, "terms": by_time, "steps": count, "terms_drawn": drawn, "ode_steps": ode_steps}
 
 
-def reconstruction(settings: Settings, trained: Run, images: np.ndarray, labels: np.ndarray) -> dict:
+def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:
     """Error of encoding and decoding in as many steps."""
-    system, grid = trained.system, settings.grid or trained.config.sampler.grid
+    images, system, grid = examples.images, trained.system, settings.grid or trained.config.sampler.grid
     counts = settings.steps or (10, 20, 50, 100)
 
     @jax.jit
-    def there_and_back(variables, keys, label, x0, plan):
-        latent = encode(system.model(variables, {"label": label}), x0, plan)
-        return latent, system.sample(variables, keys, {"label": label, "latent": latent}, plan)
+    def there_and_back(variables, keys, condition, x0, plan):
+        latent = encode(system.model(variables, condition), x0, plan)
+        return latent, system.sample(variables, keys, {**condition, "latent": latent}, plan)
 
     rows, shown = [], [images[:SHOWN]]
     for steps in counts:
         plan = _plan(settings, trained, steps, grid, max(counts))
 
-        def measure(keys, image, label, plan=plan):
-            x0 = to_unit_range(image)
-            latent, x = there_and_back(trained.variables, keys, label, x0, plan)
+        def measure(keys, condition, plan=plan):
+            condition = dict(condition)
+            x0 = to_unit_range(condition.pop("image"))  # in a condition it would be one to edit
+            latent, x = there_and_back(trained.variables, keys, condition, x0, plan)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
-        errors, spread, back = over_images(settings, f"{steps} steps", measure, images, labels)
+        errors, spread, back = over(settings, f"{steps} steps", measure, examples)
         rows.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(spread))})
         shown.append(np.asarray(to_grey_levels(back[:SHOWN])))
     print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}, grid {grid}")

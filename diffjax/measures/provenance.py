@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from diffjax.workdir import Run, to_json
+from diffjax.config import to_json
+from diffjax.workdir import Run
 
 _PACKAGES = ("diffjax", "jax", "flax", "numpy")
 _MAY_DIFFER = ("workdir", "system", "classifier", "config", "checkpoint", "sampler", "seed")  # what a table compares

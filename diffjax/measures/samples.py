@@ -7,6 +7,7 @@ A metric's name says whose features it compares: `fid` and `kid` are of FID's In
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,13 @@ from diffjax.evals import features, frechet, inception_score, kernel, moments, n
 from diffjax.evals.recognition import Recogniser
 from diffjax.evals.reference import Reference
 from diffjax.evals.resampling import Estimate
+from diffjax.judge import judge_of
+from diffjax.measures import alignment
 from diffjax.spread import Spread
 from diffjax.workdir import Run, open_source
 
 _AT_ONCE = 1000  # real images that are worked on together
+_MOST = 100_000  # real images of a reference, the first of the split: shapes have no end
 _RECOGNISED_BY = 5000  # real images that the recogniser is fitted to, the first of the split
 _REPEATS = 20  # of the bootstrap
 _SPLITS = 10  # of the Inception score
@@ -110,6 +114,16 @@ def _manifold(network: str) -> Metric:
     return Metric(network, columns, measure)
 
 
+def _cmmd() -> Metric:
+    def measure(c: Compared) -> Values:
+        features, real = c.features["pooled"], c.reference.features
+        return {
+            "cmmd": Estimate(1000 * kernel.squared_mmd(features, real, kernel.gaussian(10.0), unbiased=False), None)
+        }
+
+    return Metric("clip", {"cmmd": Column("CMMD", "lower")}, measure)
+
+
 COMPARISONS = {
     "fid": _frechet("fid", "FID", "inception"),
     "sfid": _spatial_frechet(),
@@ -122,17 +136,28 @@ COMPARISONS = {
     "fd_pixels": _frechet("fd_pixels", "FD-pixels", "pixels"),
     "kd_pixels": _kernel("kd_pixels", "KD-pixels", "pixels"),
     "manifold_pixels": _manifold("pixels"),
+    "cmmd": _cmmd(),
 }
 BY_CLASS = {  # of samples that have a label
     "recognised": Column("recognised", "higher"),
     "cas": Column("CAS", "higher"),
 }
-NAMES = (*COMPARISONS, *BY_CLASS)
+BY_CLIP = {  # of samples that have a caption, as the next
+    "clip_score": Column("CLIP score", "higher"),
+    "r_precision": Column("R-precision", "higher"),
+}
+BY_READING = {
+    name: Column("captions shown" if name == "captions" else f"of that: {name.removeprefix('caption_')}", "higher")
+    for name in alignment.PARTS
+}
+NAMES = (*COMPARISONS, *BY_CLASS, *BY_CLIP, "captions")
 
 
 def columns_of(name: str) -> Mapping[str, Column]:
     """The figures that a metric of NAMES may give."""
-    return COMPARISONS[name].columns if name in COMPARISONS else {name: BY_CLASS[name]}
+    if name in COMPARISONS:
+        return COMPARISONS[name].columns
+    return BY_READING if name == "captions" else {name: (BY_CLASS | BY_CLIP)[name]}
 
 
 COLUMNS = {column: about for name in NAMES for column, about in columns_of(name).items()}
@@ -154,6 +179,7 @@ class Measurer:
         split: str | None = None,
         classes: int | None = None,
         inception: str | None = None,
+        clip: str | Path | None = None,
         batch_size: int = 100,
         thorough: bool = False,
         seed: int = 0,
@@ -165,6 +191,7 @@ class Measurer:
           split: of the data set; None: what the run was trained on.
           classes: that samples are drawn of, 0: none; None: those of the run, which nothing else guides.
           inception: file of its weights.
+          clip: run or folder of a CLIP; None: the one that was trained with the run.
           thorough: error bars and FID at infinity.
 
         Raises:
@@ -176,15 +203,24 @@ class Measurer:
         self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
         classes = trained.system.classes if classes is None else classes
         self._by_class = [name for name in names if name in BY_CLASS and classes]
+        self._by_caption = [name for name in names if name in (*BY_CLIP, "captions") and trained.system.text]
+        if "captions" in self._by_caption:
+            alignment.check_readable(trained)
         self._thorough, self._seed, self.warnings = thorough, seed, []
         networks = {metric.network for metric in self._metrics.values()}
-        loaded = {name: features.load(name, weights=inception) for name in sorted(networks)}
+        self._judge = None
+        if "clip" in networks or set(self._by_caption) & set(BY_CLIP):
+            self._judge = judge_of(trained, clip, batch_size)
+        loaded = {
+            name: self._judge.network() if name == "clip" else features.load(name, weights=inception)
+            for name in sorted(networks)
+        }
         source = open_source(trained.config, split or trained.config.data.split)
         images = _images(source, 256)
         self.provenance: dict[str, Any] = {
             "data": trained.config.data.name,
             "split": split or trained.config.data.split,
-            "images": len(source),
+            "images": min(len(source), _MOST),
             "pixels": f"{'x'.join(map(str, images.shape[1:]))}, 8 bits",
             "fingerprint": reference.fingerprint(images),
         }
@@ -195,6 +231,8 @@ class Measurer:
             self._extract[name] = extract
             self._references[name] = reference.load_or_make(key, extract, _batches(source))
             self._distances[name] = frechet.distance_to(self._references[name].moments["pooled"])
+        if self._judge and "clip" not in networks:
+            self.provenance["judge"] = self._judge.provenance
         self.provenance["networks"] = {name: dict(network.provenance) for name, network in loaded.items()}
         if self._by_class:
             train, test = (_labelled(open_source(trained.config, s)) for s in (self.provenance["split"], "test"))
@@ -204,10 +242,19 @@ class Measurer:
     @property
     def columns(self) -> dict[str, Column]:
         """Of the figures that a call may give."""
-        return {column: about for n in (*self._metrics, *self._by_class) for column, about in columns_of(n).items()}
+        return {
+            column: about
+            for n in (*self._metrics, *self._by_class, *self._by_caption)
+            for column, about in columns_of(n).items()
+        }
 
-    def __call__(self, images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, "N"]) -> Values:
-        """The figures of samples, and of their labels where they have any."""
+    def __call__(
+        self,
+        images: UInt8[np.ndarray, "N H W C"],
+        labels: Int[np.ndarray, "N"],
+        captions: Sequence[str] | None = None,
+    ) -> Values:
+        """The figures of samples, and of their labels and captions where they have any."""
         extracted = {name: extract(images) for name, extract in self._extract.items()}
         values: Values = {}
         for name, metric in self._metrics.items():
@@ -221,6 +268,11 @@ class Measurer:
         if "cas" in self._by_class:
             share = Recogniser((images, labels), self._test).held_out_accuracy
             values["cas"] = Estimate(share, float(np.sqrt(share * (1 - share) / len(self._test[0]))))
+        if wanted := set(self._by_caption) & set(BY_CLIP):
+            found = alignment.by_clip(self._judge, images, captions, seed=self._seed)
+            values |= {name: found[name] for name in BY_CLIP if name in wanted}
+        if "captions" in self._by_caption:
+            values |= alignment.by_reading(images, captions)
         return values
 
     def _warn_of_few(self, name: str, pooled: np.ndarray) -> None:
@@ -245,6 +297,7 @@ def _labelled(source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(source) -> Iterator[UInt8[np.ndarray, "N H W C"]]:
-    for start in tqdm(range(0, len(source), _AT_ONCE), unit="batch", desc="statistics of real images"):
-        examples = source.__getitems__(range(start, min(start + _AT_ONCE, len(source))))
+    count = min(len(source), _MOST)
+    for start in tqdm(range(0, count, _AT_ONCE), unit="batch", desc="statistics of real images"):
+        examples = source.__getitems__(range(start, min(start + _AT_ONCE, count)))
         yield np.stack([example["image"] for example in examples])

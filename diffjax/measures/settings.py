@@ -1,10 +1,12 @@
 """How a run is measured, and what the measures share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 SHOWN = 10  # images of a picture of reconstructions
@@ -23,6 +25,7 @@ class Settings:
     terms: int = 0  # of the bound computed a batch; 0: all
     ode_steps: int = 100  # 0: no likelihood by the ODE
     exact_trace: int | None = None  # images whose trace is exact too; None: 8 of at most 256 values
+    template: str = "a {}"  # of the sentences that zero-shot classification makes of classes' names
     draws: int = 64  # of a VAE's importance-weighted bound
     lpips: tuple[str, ...] = ()  # files of its weights, of the backbone and of the linear layers; (): not measured
 
@@ -31,14 +34,34 @@ class Settings:
         return default if self.num is None else self.num
 
 
-def over_images(settings: Settings, what: str, function: Callable, images: np.ndarray, labels: np.ndarray):
-    """function(keys, images, labels) in batches of one size, its leaves [B, ...] joined; keys are the images' own."""
-    size, results = min(settings.batch_size, len(images)), []
-    for start in tqdm(range(0, len(images), size), unit="batch", desc=what):
-        place = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch repeats its last image
+class Examples(NamedTuple):
+    """Of a data set's split, N of them."""
+
+    batch: Mapping[str, np.ndarray]  # "image" uint8 [N, H, W, C], "label" int32 [N], "tokens" where a run reads text
+    captions: list[str] | None = None  # where the data set has them
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "N H W C"]:
+        return self.batch["image"]
+
+    @property
+    def labels(self) -> Int[np.ndarray, "N"]:
+        return self.batch["label"]
+
+    def first(self, count: int) -> "Examples":
+        batch = {name: values[:count] for name, values in self.batch.items()}
+        return Examples(batch, self.captions and self.captions[:count])
+
+
+def over(settings: Settings, what: str, function: Callable, examples: Examples):
+    """function(keys, batch) in batches of one size, its leaves [B, ...] joined; keys are the examples' own."""
+    count, results = len(examples.images), []
+    size = min(settings.batch_size, count)
+    for start in tqdm(range(0, count, size), unit="batch", desc=what):
+        place = np.minimum(np.arange(start, start + size), count - 1)  # the last batch repeats its last image
         keys = jax.vmap(jax.random.key)(place.astype(np.uint32) + np.uint32(settings.seed))
-        found = function(keys, images[place], labels[place])
-        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: len(images) - start], found))
+        found = function(keys, {name: values[place] for name, values in examples.batch.items()})
+        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], found))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

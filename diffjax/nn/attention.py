@@ -8,9 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffjax.nn.layers import Dense, GroupNorm, choose
 
@@ -28,14 +29,40 @@ def implementation(name: str, dtype: DTypeLike, head_dim: int) -> str:
 
 
 def attend(
-    q: Float[Array, "B T C"], k: Float[Array, "B S C"], v: Float[Array, "B S C"], heads: int, attention: str
+    q: Float[Array, "B T C"],
+    k: Float[Array, "B S C"],
+    v: Float[Array, "B S C"],
+    heads: int,
+    attention: str,
+    mask: Bool[Array, "T S"] | Bool[Array, "B T S"] | None = None,
+    *,
+    causal: bool = False,
 ) -> Float[Array, "B T C"]:
-    """softmax(q k / sqrt(C / heads)) v for each of `heads` slices of the channels; the softmax is float32."""
+    """softmax(q k / sqrt(C / heads)) v for each of `heads` slices of the channels; the softmax is float32.
+
+    A query (row) attends to the keys (columns) where a `mask` is True; `causal`: to those up to its own position.
+    """
     if q.shape[-1] % heads:
         raise ValueError(f"{q.shape[-1]} channels cannot be split among {heads} attention heads")
-    name = implementation(attention, q.dtype, q.shape[-1] // heads)
+    # "auto" is XLA's where a mask is given: cuDNN takes one as a bias, of which it computes a gradient
+    name = "xla" if mask is not None and attention == "auto" else attention
+    name = implementation(name, q.dtype, q.shape[-1] // heads)
     split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-    return jax.nn.dot_product_attention(*split, implementation=name).reshape(q.shape)
+    mask = mask if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
+    y = jax.nn.dot_product_attention(*split, mask=mask, is_causal=causal, implementation=name)
+    return y.reshape(q.shape)
+
+
+def places(module: nn.Module, count: int, width: int, std: float) -> Float[Array, "count width"]:
+    """The parameter "place" of a module: a learned embedding for each of `count` positions, float32.
+
+    Raises ValueError where the parameters have another number of them.
+    """
+    try:
+        return module.param("place", nn.initializers.normal(std), (count, width), jnp.float32)
+    except ScopeParamShapeError as error:
+        found = module.get_variable("params", "place").shape
+        raise ValueError(f"places {found} are learned, and the inputs ask for {(count, width)}") from error
 
 
 class AttentionBlock(nn.Module):
@@ -84,7 +111,7 @@ class AttentionPool(nn.Module):
         dense = partial(Dense, initializer=self.initializer)
         x = x.astype(jnp.float32).reshape(batch, height * width, channels)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
-        x = x + self.param("place", nn.initializers.normal(channels**-0.5), x.shape[1:], jnp.float32)[None, :, :]
+        x = x + places(self, x.shape[1], channels, channels**-0.5)[None, :, :]
         q = dense(channels, name="q")(x[:, :1])  # no other token's output is asked for
         k, v = dense(channels, name="k")(x), dense(channels, name="v")(x)
         return dense(self.features, name="out")(attend(q, k, v, self.heads, "xla")[:, 0])

@@ -1,6 +1,6 @@
 """A transformer over a sequence, as GPT-2's (Radford et al. 2019), and sampling from it with cached keys and values.
 
-Other masks and activations make it CLIP's text encoder, DALL-E's decoder and the network of unCLIP's priors. Tokens'
+Other masks and activations make it CLIP's encoders, DALL-E's decoder and the network of unCLIP's priors. Tokens'
 embeddings, those of their places, and the last linear layer are the caller's.
 """
 
@@ -16,15 +16,16 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from diffjax.nn.attention import implementation
+from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dropout, choose
 from diffjax.typing import PRNGKeys
 
-Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | None  # True: row may attend to column; None: to itself and before
+# True: row may attend to column; "causal": to itself and those before; "all": to every one
+Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | str
 Masks = Mask | Sequence[Mask]  # a sequence has one a layer
 Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values of each layer
 
-_ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
+ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
 
 
 class Block(nn.Module):
@@ -36,46 +37,44 @@ class Block(nn.Module):
     activation: str
     dropout: float
     attention: str
+    initializer: str
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B T W"],
-        mask: Mask | Bool[Array, "B T S"],
+        causal: bool,
+        mask: Bool[Array, "T S"] | Bool[Array, "B T S"] | None,
         dropout_keys: PRNGKeys | None = None,
         cache: tuple[Float[Array, "B S W"], Float[Array, "B S W"]] | None = None,
         position: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T W"], tuple[Float[Array, "B S W"], Float[Array, "B S W"]]]:
         """Attend among `x`, or with a `cache` to its S positions after `x` has been put at `position` and on.
 
+        A position attends to what `mask` lets it, and if `causal` to none after it.
         Return the output, and the keys and values that were attended to.
         """
         width = x.shape[-1]
+        into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
         norm = partial(nn.LayerNorm, 1e-5, dtype=self.dtype)
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
-        residual = partial(dense, width, kernel_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.layers)))
 
-        q, k, v = jnp.split(dense(3 * width, name="qkv")(norm(name="norm_attention")(x)), 3, axis=-1)
+        def dense(features: int, std: float, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
+
+        residual = partial(dense, width, into / math.sqrt(2 * self.layers))
+
+        q, k, v = jnp.split(dense(3 * width, into, "qkv")(norm(name="norm_attention")(x)), 3, axis=-1)
         if cache is not None:
             k, v = (
                 lax.dynamic_update_slice(old, new, (0, position, 0)) for old, new in zip(cache, (k, v), strict=True)
             )
-        h = residual(name="out")(self._attend(q, k, v, mask))
+        h = residual("out")(attend(q, k, v, self.heads, self.attention, mask, causal=causal))
         x = x + Dropout(self.dropout, name="dropout_attention")(h, dropout_keys)
 
-        h = dense(int(self.mlp_ratio * width), name="mlp_in")(norm(name="norm_mlp")(x))
-        h = residual(name="mlp_out")(_ACTIVATIONS[self.activation](h))
+        h = dense(round(self.mlp_ratio * width), inside, "mlp_in")(norm(name="norm_mlp")(x))
+        h = residual("mlp_out")(ACTIVATIONS[self.activation](h))
         return x + Dropout(self.dropout, name="dropout_mlp")(h, dropout_keys), (k, v)
-
-    def _attend(self, q, k, v, mask):
-        # "auto" is XLA's where a mask is given: cuDNN takes one as a bias, of which it computes a gradient
-        name = "xla" if mask is not None and self.attention == "auto" else self.attention
-        name = implementation(name, self.dtype, q.shape[-1] // self.heads)
-        split = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
-        mask = mask if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
-        y = jax.nn.dot_product_attention(*split, mask=mask, is_causal=mask is None, implementation=name)
-        return y.reshape(q.shape)
 
 
 class Transformer(nn.Module):
@@ -89,31 +88,36 @@ class Transformer(nn.Module):
     dropout: float = 0.0  # of what each branch adds
     remat: bool = False  # compute each block again in the backward pass instead of keeping it
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
+    initializer: str = "gpt2"  # "gpt2" | "clip": normal weights, GPT-2's deviations or those of CLIP's code
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics, softmax and output are float32
 
     def setup(self):
-        choose("activation", self.activation, tuple(_ACTIVATIONS))
+        choose("activation", self.activation, tuple(ACTIVATIONS))
+        choose("initializer", self.initializer, ("gpt2", "clip"))
         if self.width % self.heads:
             raise ValueError(f"{self.width} channels cannot be split among {self.heads} attention heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
-        block = partial(nn.remat(Block) if self.remat else Block, self.layers, self.heads, self.mlp_ratio)
-        details = (self.activation, self.dropout, self.attention, self.dtype)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
+        block = partial(kind, self.layers, self.heads, self.mlp_ratio, self.activation)
+        details = (self.dropout, self.attention, self.initializer, self.dtype)
         self.block = [block(*details) for _ in range(self.layers)]
         self.norm_out = nn.LayerNorm(1e-5, dtype=jnp.float32)
 
     def __call__(
-        self, x: Float[Array, "B T W"], mask: Masks = None, dropout_keys: PRNGKeys | None = None
+        self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B T W"]:
         """Return float32 features of embedded inputs. `dropout_keys` None: no dropout.
 
-        `mask` tells which positions (columns) each position (row) may attend to, at least one; None: itself and those
-        before it. A sequence of masks has one for each layer. Raises ValueError for an unknown option, for a width that
-        the heads do not divide or the inputs do not have, and for masks that are not as many as the layers.
+        `mask` tells which positions (columns) each position (row) may attend to, at least one; "causal": itself and
+        those before it; "all": every one. A sequence of masks has one for each layer. Raises ValueError for an unknown
+        option, for a width that the heads do not divide or the inputs do not have, and for masks that are not as many
+        as the layers.
         """
         x, masks = self._prepared(x, mask)
         for block, own in zip(self.block, masks, strict=True):
-            x, _ = block(x, own, dropout_keys)
+            named = isinstance(own, str)
+            x, _ = block(x, named and own == "causal", None if named else own, dropout_keys)
         return self.norm_out(x)
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -122,27 +126,30 @@ class Transformer(nn.Module):
         return ((zeros, zeros),) * self.layers
 
     def extend(
-        self, x: Float[Array, "B N W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = None
+        self, x: Float[Array, "B N W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
     ) -> tuple[Float[Array, "B N W"], Cache]:
         """What `__call__` gives for inputs at `position` and on, the cache holding all before; and the cache with them.
 
-        A `mask` is that of the whole sequence, and lets no position attend to a later one: it could not here.
+        A `mask` is that of the whole sequence, and lets no position attend to a later one: it could not here, so that
+        "all" raises ValueError.
         """
         length = cache[0][0].shape[1]
         rows, columns = position + jnp.arange(x.shape[1]), jnp.arange(length)
         causal = (columns[None, :] <= rows[:, None])[None]
         (x, masks), new = self._prepared(x, mask), []
+        if any(isinstance(own, str) and own == "all" for own in masks):
+            raise ValueError("mask is 'all': with a cache no position can attend to a later one")
         for block, own, old in zip(self.block, masks, cache, strict=True):
             seen = causal
-            if own is not None:
+            if not isinstance(own, str):
                 own = own.reshape(-1, *own.shape[-2:])
                 seen = causal & lax.dynamic_slice_in_dim(own, position, x.shape[1], 1)[:, :, :length]
-            x, pair = block(x, seen, None, old, position)
+            x, pair = block(x, False, seen, None, old, position)
             new.append(pair)
         return self.norm_out(x), tuple(new)
 
     def step(
-        self, x: Float[Array, "B W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = None
+        self, x: Float[Array, "B W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
     ) -> tuple[Float[Array, "B W"], Cache]:
         """`extend` by one position."""
         y, cache = self.extend(x[:, None], cache, position, mask)
@@ -155,6 +162,9 @@ class Transformer(nn.Module):
         masks = tuple(mask) if isinstance(mask, (tuple, list)) else (mask,) * self.layers
         if len(masks) != self.layers:
             raise ValueError(f"{len(masks)} masks were given for {self.layers} layers")
+        for own in masks:
+            if own is None or isinstance(own, str):
+                choose("mask", own, ("causal", "all"))
         return x.astype(self.dtype), masks
 
 
@@ -165,7 +175,7 @@ def generate(
     keys: PRNGKeys,
     prefix: Float[Array, "B P W"],
     length: int,
-    mask: Masks = None,
+    mask: Masks = "causal",
 ) -> Any:
     """Draw `length` tokens after a prefix; return the values that `pick` gave, [B, length, ...] each.
 

@@ -1,9 +1,10 @@
-"""The weights of a published network, taken one by one from its PyTorch checkpoint."""
+"""The weights of a published network, taken one by one from its PyTorch checkpoint or safetensors file."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 from diffjax.errors import UserError
 from diffjax.nn import torch_file
@@ -20,7 +21,7 @@ class Weights:
         """Reads the file. Raises UserError where it cannot; it says the `source`, where the file can be got."""
         self.network, self._path, self._source = network, path, f"; {source}" if source else ""
         try:
-            self._left = torch_file.read(path)
+            self._left = _read_safetensors(path) if Path(path).suffix == ".safetensors" else torch_file.read(path)
         except UserError as error:
             raise UserError(f"{error}{self._source}") from error
 
@@ -50,3 +51,14 @@ class Weights:
         )
         if unknown:
             raise UserError(f"{self._path} is not {self.network}, which has no {unknown[0]}{self._source}")
+
+
+def _read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name. Raises UserError where there is no such file or it is none."""
+    try:
+        with open(path, "rb"):  # the library's own errors do not tell why a file cannot be opened
+            return safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # the header may name types that NumPy has not
+        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from error

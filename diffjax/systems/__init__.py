@@ -1,11 +1,12 @@
 """One module per system of the line: `build(config, spec)` makes a System of it."""
 
 from diffjax.errors import unknown
-from diffjax.systems import classifier, ddgan, ddpm, dvae, gan, prior, vae, vqvae
+from diffjax.systems import classifier, clip, ddgan, ddpm, dvae, gan, prior, vae, vqvae
 from diffjax.typing import ImageSpec, System
 
 _SYSTEMS = {
     "classifier": classifier,
+    "clip": clip,
     "ddgan": ddgan,
     "ddpm": ddpm,
     "dvae": dvae,

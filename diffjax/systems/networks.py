@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from diffjax.errors import UserError, unknown
 from diffjax.nn.unet import UNet
-from diffjax.typing import ImageSpec
+from diffjax.typing import ImageSpec, TextSpec
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -48,6 +48,18 @@ def classes_of(config, section: str, spec: ImageSpec) -> int:
     if config[section].class_conditional and not spec.classes:
         raise UserError(f"{section}.class_conditional=True, but the data set has no labels: set it to False")
     return spec.classes if config[section].class_conditional else 0
+
+
+def text_of(config) -> TextSpec:
+    """What `config.text` asks of tokens. Raises UserError where there is no such section, or it asks for too little."""
+    if "text" not in config:
+        raise UserError("the config has no section text (tokenizer, vocabulary, length): see configs/clip_shapes.py")
+    if config.text.length < 3 or config.text.vocabulary < 258:
+        raise UserError(
+            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: at least 3 tokens, of which "
+            "two are the start and the end, and a vocabulary of at least those two and 256 bytes"
+        )
+    return TextSpec(config.text.length, config.text.vocabulary)
 
 
 def check_buildable(init: Callable, where: str = "config.model") -> None:

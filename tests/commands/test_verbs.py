@@ -2,12 +2,8 @@
 
 import collections
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,14 +13,11 @@ import diffjax
 from diffjax import commands
 from diffjax.workdir import Workdir
 from tests import tiny
+from tests.running import process, steps, wait_for_step
 
 
 def launch(*arguments: str) -> int:
     return commands.main(["launch.py", *map(str, arguments)])
-
-
-def steps(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_train_leaves_a_whole_workdir(workdir):
@@ -313,23 +306,6 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(config
     kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert max(kept) < int(re.search(r"step (\d)", error).group(1))
     assert diffjax.load(tmp_path).step == max(kept)
-
-
-def process(config, path, *flags):
-    command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(
-        command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for_step(path, step, running):
-    for _ in range(1200):
-        if (path / "metrics.jsonl").exists() and any(line["step"] >= step for line in steps(path)):
-            return
-        assert running.poll() is None, running.communicate()[0]
-        time.sleep(0.1)
-    raise TimeoutError
 
 
 def test_a_killed_process_continues_to_the_same_losses(config, tmp_path):

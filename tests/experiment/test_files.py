@@ -6,7 +6,7 @@ import pytest
 
 from diffjax.experiment import Axis, plan, spec
 from diffjax.experiment.cells import _figure
-from diffjax.workdir import build_system
+from diffjax.workdir import blueprint
 from tests import tiny
 
 FILES = sorted((tiny.ROOT / "experiments").glob("*.py"))
@@ -58,15 +58,15 @@ def test_smoke_is_small_and_builds(path):
     found = trainings(path, "smoke")
     assert len(found) <= MOST_IN_SMOKE
     for config in found.values():
-        assert config.data.name == "digits", "smoke needs no data"
-        build_system(config)  # which traces its networks
+        assert config.data.name in ("digits", "shapes"), "smoke needs no data"
+        blueprint(config)  # which traces its networks
 
 
 @each_file
 def test_the_other_scales_build(path):
     for scale in ("small", "paper"):
         *_, last = trainings(path, scale).values()
-        build_system(last)
+        blueprint(last)
 
 
 @each_file

@@ -58,27 +58,35 @@ def numpy_transformer(params, x, mask, activation):
 
 
 @pytest.mark.parametrize(
-    "kind,activation", [("causal", "quick_gelu"), ("full", "gelu"), ("sparse", "gelu"), ("examples", "quick_gelu")]
+    "kind,activation",
+    [
+        ("causal", "quick_gelu"),
+        ("all", "quick_gelu"),
+        ("full", "gelu"),
+        ("sparse", "gelu"),
+        ("examples", "quick_gelu"),
+    ],
 )
 def test_forward_pass_matches_numpy(params, kind, activation):
     x = normal(2, 6, WIDTH)
     mask, expected = {
-        "causal": (None, [np.tril(np.ones((6, 6), bool))] * 2),
+        "causal": ("causal", [np.tril(np.ones((6, 6), bool))] * 2),
+        "all": ("all", [np.ones((6, 6), bool)] * 2),
         "full": (np.ones((6, 6), bool), [np.ones((6, 6), bool)] * 2),
         "sparse": (sparse_mask(6), [sparse_mask(6)] * 2),
         "examples": (np.stack([sparse_mask(6, s) for s in (5, 6)]), [sparse_mask(6, s) for s in (5, 6)]),
     }[kind]
-    found = jax.jit(small(activation=activation).apply)({"params": params}, x, mask)
+    found = jax.jit(lambda x: small(activation=activation).apply({"params": params}, x, mask))(x)
     for n in range(2):
         np.testing.assert_allclose(found[n], numpy_transformer(params, x[n], expected[n], activation), atol=2e-5)
 
 
-@pytest.mark.parametrize("mask", [None, sparse_mask(7)])
+@pytest.mark.parametrize("mask", ["causal", sparse_mask(7)], ids=["causal", "sparse"])
 def test_no_position_sees_a_later_one(params, mask):
     model = small(layers=1)  # so that the mask is all that a position may see
     x = normal(1, 7, WIDTH)
     jacobian = jax.jit(jax.jacrev(lambda x: model.apply({"params": params}, x, mask)[0, :, 0]))(x)  # [T, 1, T, W]
-    seen = np.tril(np.ones((7, 7), bool)) if mask is None else mask
+    seen = np.tril(np.ones((7, 7), bool)) if isinstance(mask, str) else mask
     np.testing.assert_array_equal(np.abs(jacobian).max((1, 3)) != 0, seen)
 
 
@@ -89,8 +97,33 @@ def test_masks_of_layers(params):
     x = normal(1, 5, WIDTH)
     jacobian = jax.jit(jax.jacrev(lambda x: small().apply({"params": params}, x, (first, second))[0, :, 0]))(x)
     np.testing.assert_array_equal(np.abs(jacobian).max((1, 3)) != 0, first | np.eye(5, dtype=bool))
+    jacobian = jax.jit(jax.jacrev(lambda x: small().apply({"params": params}, x, (first, "causal"))[0, :, 0]))(x)
+    seen = np.tril(np.ones((5, 5), bool)).astype(int) @ (first | np.eye(5, dtype=bool)) > 0
+    np.testing.assert_array_equal(np.abs(jacobian).max((1, 3)) != 0, seen)
     with pytest.raises(ValueError, match="3 masks were given for 2 layers"):
         small().apply({"params": params}, x, (first, first, first))
+
+
+def test_a_named_mask_makes_no_array_and_may_be_rematerialised(params):
+    x = normal(2, 6, WIDTH)
+    for name, seen in (("causal", np.tril(np.ones((6, 6), bool))), ("all", np.ones((6, 6), bool))):
+        remat = jax.jit(small(remat=True).apply, static_argnums=2)({"params": params}, x, name)
+        expected = jax.jit(small().apply)({"params": params}, x, seen)
+        np.testing.assert_allclose(remat, expected, atol=1e-5)
+    assert "bool" not in str(jax.make_jaxpr(lambda x: small().apply({"params": params}, x, "all"))(x))
+
+
+@pytest.mark.parametrize("mask", ["before", None])
+def test_an_unknown_mask_is_refused(params, mask):
+    with pytest.raises(ValueError, match="choose from causal, all"):
+        small().apply({"params": params}, normal(1, 3, WIDTH), mask)
+
+
+@pytest.mark.parametrize("mask", ["all", ("causal", "all")])
+def test_a_cache_has_nothing_later_to_see(params, mask):
+    model = small()
+    with pytest.raises(ValueError, match="mask is 'all': with a cache"):
+        model.apply({"params": params}, normal(1, WIDTH), model.init_cache(1, 3), 0, mask, method="step")
 
 
 TABLE, PLACES = normal(K, WIDTH, seed=7), normal(12, WIDTH, seed=8)  # embed tokens and positions
@@ -108,9 +141,9 @@ def test_sampling_sees_what_the_whole_network_would(params, kind, known):
     model, length = small(), 6
     total = known + length - 1
     mask = {
-        "causal": None,
+        "causal": "causal",
         "sparse": sparse_mask(total + 2),  # larger than needed: the rest is not looked at
-        "layers": (sparse_mask(total), None),
+        "layers": (sparse_mask(total), "causal"),
         "examples": np.stack([sparse_mask(total, s) for s in (5, 6)]),
     }[kind]
     prefix = normal(2, known, WIDTH, seed=3)
@@ -122,7 +155,7 @@ def test_sampling_sees_what_the_whole_network_would(params, kind, known):
 
     drawn = TABLE[values["token"][:, :-1]] + PLACES[None, known:total]
     whole = mask[:total, :total] if kind == "sparse" else mask
-    expected = jax.jit(model.apply)({"params": params}, np.concatenate([prefix, drawn], 1), whole)
+    expected = jax.jit(lambda x: model.apply({"params": params}, x, whole))(np.concatenate([prefix, drawn], 1))
     np.testing.assert_allclose(values["output"], expected[:, known - 1 :], atol=1e-5)
 
 
@@ -182,6 +215,13 @@ def test_initialisation():
             assert not np.any(block[name]["bias"])
 
 
+def test_initialisation_as_in_clip():
+    params = jax.jit(small(width=128, initializer="clip").init)(jax.random.key(0), jnp.zeros((1, 2, 128)))["params"]
+    width = 128**-0.5
+    for name, std in (("qkv", width), ("mlp_in", width / 2**0.5), ("out", width / 2), ("mlp_out", width / 2)):
+        np.testing.assert_allclose(np.std(params["block_1"][name]["kernel"]), std, rtol=0.02)
+
+
 def test_bfloat16(params):
     model, x = small(dtype=jnp.bfloat16), normal(2, 6, WIDTH)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), x)))
@@ -197,8 +237,8 @@ def test_bfloat16(params):
 def test_remat_changes_no_number(params):
     x, keys = normal(2, 6, WIDTH), jax.random.split(jax.random.key(0), 2)
     remat, plain = (small(dropout=0.5, remat=remat) for remat in (True, False))
-    assert str(jax.make_jaxpr(remat.apply)({"params": params}, x, None, keys)).count("remat") == 2  # one a layer
-    found, expected = (jax.jit(m.apply)({"params": params}, x, None, keys) for m in (remat, plain))
+    assert str(jax.make_jaxpr(remat.apply)({"params": params}, x, dropout_keys=keys)).count("remat") == 2  # one a layer
+    found, expected = (jax.jit(m.apply)({"params": params}, x, dropout_keys=keys) for m in (remat, plain))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     jax.eval_shape(lambda params: generate(remat, params, pick, keys, x, 2, sparse_mask(7)), params)  # samples too
 
@@ -207,7 +247,7 @@ def test_dropout_of_each_branch_is_keyed_by_the_example(params):
     model, x = small(layers=1, dropout=0.5), np.repeat(normal(1, 4, WIDTH), 3, 0)
     keys = jax.random.split(jax.random.key(0), 2)[np.array([0, 0, 1])]
     dropped, clean = (
-        jax.jit(lambda params, keys=k: model.apply({"params": params}, x, None, keys)) for k in (keys, None)
+        jax.jit(lambda params, keys=k: model.apply({"params": params}, x, dropout_keys=keys)) for k in (keys, None)
     )
     for silent in ("out", "mlp_out"):  # the other branch alone makes the difference
         block = params["block_0"] | {silent: jax.tree.map(np.zeros_like, params["block_0"][silent])}
@@ -221,6 +261,7 @@ def test_dropout_of_each_branch_is_keyed_by_the_example(params):
     "options,message",
     [
         ({"activation": "relu"}, "activation is 'relu': choose from gelu, quick_gelu"),
+        ({"initializer": "torch"}, "initializer is 'torch': choose from gpt2, clip"),
         ({"heads": 3}, "8 channels cannot be split among 3 attention heads"),
         ({"width": 6}, "inputs have 8 channels: the transformer's width is 6"),
         ({"dropout": -0.1}, "dropout is -0.1"),
@@ -233,7 +274,7 @@ def test_bad_options(options, message):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["causal", "full", "sparse"])
+@pytest.mark.parametrize("kind", ["causal", "all", "sparse"])
 def test_parity_with_pytorch(kind):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -262,8 +303,9 @@ def test_parity_with_pytorch(kind):
             "mlp_out": dense(m.linear2.weight, m.linear2.bias),
         }
     x = normal(2, 6, WIDTH)
-    mask = {"causal": None, "full": np.ones((6, 6), bool), "sparse": sparse_mask(6)}[kind]
-    seen = np.tril(np.ones((6, 6), bool)) if mask is None else mask
+    seen = {"causal": np.tril(np.ones((6, 6), bool)), "all": np.ones((6, 6), bool), "sparse": sparse_mask(6)}[kind]
+    mask = seen if kind == "sparse" else kind
     with torch.no_grad():
         expected = theirs(torch.tensor(x), mask=torch.tensor(~seen)).numpy()
-    np.testing.assert_allclose(jax.jit(small().apply)({"params": ours}, x, mask), expected, atol=1e-5)
+    found = jax.jit(lambda x: small().apply({"params": ours}, x, mask))(x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -12,11 +12,12 @@ import diffjax
 from diffjax import commands, systems
 from diffjax.errors import UserError
 from diffjax.generate import Generator
+from diffjax.systems.code_models import PixelCNNPrior, TransformerPrior
+from diffjax.systems.conditions import Caption, Label, Nothing
 from diffjax.systems.pixels import to_unit_range
-from diffjax.systems.prior import PixelCNNPrior, TransformerPrior
 from diffjax.train.state import initial_state
 from diffjax.train.step import make_step
-from diffjax.typing import ImageSpec
+from diffjax.typing import ImageSpec, TextSpec
 from tests import tiny
 
 SPEC = ImageSpec(8, 1, 10)
@@ -33,23 +34,44 @@ def codec_of(base, **changes):
     return system, variables
 
 
-PRIORS = {"pixelcnn": ("vqvae", PixelCNNPrior), "transformer": ("vqvae2", TransformerPrior)}
+TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
+READS = {"text": TEXT, "model__condition": "text", "model__condition_dropout": 0.2, "loss": {"text_weight": 1 / 8}}
+SPARSE = {"model__layers": 4, "model__masks": ("row", "column"), "model__last_mask": "convolution"}
+# codec, model, config file, changes, condition; DALL-E's network has DALL-E's masks
+PRIORS = {
+    "pixelcnn": ("vqvae", PixelCNNPrior, "prior_pixelcnn", {"model__condition_dropout": 0.2}, Label(10)),
+    "transformer": ("vqvae2", TransformerPrior, "prior_transformer", {}, Label(10)),
+    "dalle": ("vqvae", TransformerPrior, "prior_transformer", READS | SPARSE, Caption(TextSpec(6, 300))),
+}
+BY_LABEL = ["pixelcnn", "transformer"]
 
 
 @functools.cache
 def built(name, **changes):
     """(config, system, variables, the model of the codes)."""
-    base, model = PRIORS[name]
-    config = tiny.config(f"prior_{name}", **changes)
+    base, model, file, own, condition = PRIORS[name]
+    config = tiny.config(file, **own | changes)
     autoencoder, frozen = codec_of(base)
     system = systems.build(config, SPEC, codec=(autoencoder, frozen))
     variables = {**tiny.randomised(system.objective.init), "frozen": system.frozen}
-    return config, system, variables, model.from_config(config, autoencoder.codec(frozen), 10)
+    if name == "dalle":
+        variables["params"]["model"]["condition"]["token"] *= 20  # so that words count for something
+    return config, system, variables, model.from_config(config, autoencoder.codec(frozen), condition)
 
 
 def codes_of(name):
     autoencoder, frozen = codec_of(PRIORS[name][0])
     return jax.jit(lambda x: autoencoder.codec(frozen).to_codes(x))(to_unit_range(BATCH["image"]))
+
+
+def values_of(name):
+    """What the prior is told."""
+    return BATCH["tokens" if name == "dalle" else "label"]
+
+
+def others_than(values):
+    """Of the same form, and different everywhere that counts."""
+    return np.where(values > 1, values - 1, values) if values.ndim > 1 else (values + 1) % 10
 
 
 def flat(codes):
@@ -74,55 +96,63 @@ def test_an_untrained_prior_finds_all_codes_equally_likely(name):
     fresh = jax.jit(system.objective.init)(jax.random.key(0))
     loss, aux = loss_of(name)({**variables, **fresh})
     np.testing.assert_allclose(aux.metrics["bits_per_code"], np.log2(8), rtol=1e-6)
-    np.testing.assert_allclose(loss, np.log(8), rtol=1e-6)
-    count = {"pixelcnn": 16, "transformer": 4 + 16}[name]
+    nats = np.log(8) if name != "dalle" else 7 / 8 * np.log(8) + 1 / 8 * np.log(300 + 6)
+    np.testing.assert_allclose(loss, nats, rtol=1e-6)
+    count = {"pixelcnn": 16, "transformer": 4 + 16, "dalle": 16}[name]
     np.testing.assert_allclose(aux.metrics["bits_per_dim"], 3 * count / 64, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
 def test_the_likelihood_is_the_loss(name):
-    _, system, variables, model = built(name)
-    loss, aux = loss_of(name)(variables)
+    _, system, variables, model = built(name, model__condition_dropout=0.0)
+    keys = jax.random.split(jax.random.key(3), 6)
+    loss, aux = jax.jit(lambda v: system.objective.losses["model"](v, BATCH, keys, tiny.moment()))(variables)
     bits = jax.jit(system.likelihood, static_argnums=3)(variables, jax.random.split(jax.random.key(9), 6), BATCH, 1)
-    np.testing.assert_allclose(bits["bits_per_code"], loss / LN2, rtol=1e-5)
-    np.testing.assert_allclose(aux.metrics["bits_per_code"], loss / LN2, rtol=1e-5)
+    nats = jax.jit(model.nll)(variables["params"]["model"], codes_of(name), values_of(name), None)
+    codes = nats["codes"].mean(axis=-1)
+    np.testing.assert_allclose(bits["bits_per_code"], codes / LN2, rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["bits_per_code"], codes / LN2, rtol=1e-5)
     np.testing.assert_allclose(bits["codes"], aux.metrics["bits_per_dim"], rtol=1e-5)
-    nats = jax.jit(model.nll)(variables["params"]["model"], codes_of(name), BATCH["label"], None)
-    np.testing.assert_allclose(loss, nats.mean(axis=-1), rtol=1e-5)
-    assert np.abs(loss - np.log(8)).min() > 1e-3
+    expected = codes
+    if name == "dalle":  # each kind by its mean
+        assert nats["text"].shape == (6, 5)
+        np.testing.assert_allclose(bits["bits_per_token"], nats["text"].mean(axis=-1) / LN2, rtol=1e-5)
+        expected = 7 / 8 * codes + 1 / 8 * nats["text"].mean(axis=-1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert np.abs(codes - np.log(8)).max() > 1e-2
 
 
 @functools.cache
 def scored(name):
-    """-log p of every code, [B, N]: (codes [B, N], labels) -> nats."""
+    """-log p of every code, [B, N]: (codes [B, N], what the prior is told) -> nats."""
     _, _, variables, model = built(name)
-    run = jax.jit(lambda codes, label: model.nll(variables["params"]["model"], codes, label, None))
-    return lambda codes, label: np.asarray(run(unflat(codes, model.grids), jnp.asarray(label)))
+    run = jax.jit(lambda codes, values: model.nll(variables["params"]["model"], codes, values, None)["codes"])
+    return lambda codes, values: np.asarray(run(unflat(codes, model.grids), jnp.asarray(values)))
 
 
-def by_alternatives(name, codes, label):
+def by_alternatives(name, codes, values):
     """log p of every value a code may have, given those before it: [B, N, K], by scoring all of them."""
     batch, count = codes.shape
     every = np.broadcast_to(codes[:, None, None], (batch, count, 8, count)).copy()
     place = np.arange(count)
     every[:, place, :, place] = np.arange(8)
-    nats = scored(name)(every.reshape(-1, count), np.repeat(label, count * 8)).reshape(batch, count, 8, count)
+    nats = scored(name)(every.reshape(-1, count), np.repeat(values, count * 8, axis=0)).reshape(batch, count, 8, count)
     return -nats[:, place, :, place].transpose(1, 0, 2)
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
 def test_each_code_is_a_distribution_given_those_before(name):
-    log_p = by_alternatives(name, flat(codes_of(name))[:2], BATCH["label"][:2])
+    log_p = by_alternatives(name, flat(codes_of(name))[:2], values_of(name)[:2])
     np.testing.assert_allclose(np.exp(log_p).sum(axis=-1), 1.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
-def test_no_code_sees_its_future_and_all_hear_the_label(name):
-    codes, label = flat(codes_of(name))[:1], BATCH["label"][:1]
+def test_no_code_sees_its_future_and_all_hear_the_condition(name):
+    codes, values = flat(codes_of(name))[:1], values_of(name)[3:4]
     count = codes.shape[1]
     changed = np.repeat(codes, count, axis=0)
     changed[np.arange(count), np.arange(count)] = (changed[np.arange(count), np.arange(count)] + 3) % 8
-    before, after = scored(name)(codes, label), scored(name)(changed, np.repeat(label, count))
+    before, after = scored(name)(codes, values), scored(name)(changed, np.repeat(values, count, axis=0))
     moved = np.abs(after - before) > 1e-6  # [code that was changed, code that is scored]
     assert not moved[np.tril_indices(count, -1)].any()
     assert moved[np.arange(count), np.arange(count)].all()
@@ -130,7 +160,7 @@ def test_no_code_sees_its_future_and_all_hear_the_label(name):
     assert moved[later].all() if name == "transformer" else moved[np.arange(count - 1), np.arange(1, count)].any()
     for code in range(1, count):
         assert moved[:code, code].any(), code  # each sees some before it
-    other = scored(name)(codes, label + 1)
+    other = scored(name)(codes, others_than(values))
     assert (np.abs(other - before) > 1e-6).all()
 
 
@@ -138,15 +168,18 @@ def test_no_code_sees_its_future_and_all_hear_the_label(name):
 def test_codes_are_drawn_with_the_probabilities_they_are_scored_with(name):
     """Again by each code's key, and by the greatest probability, from what teacher forcing says of the result."""
     _, _, variables, model = built(name)
-    keys, label = jax.random.split(jax.random.key(0), 2), jnp.array([3, 7])
+    keys, values = jax.random.split(jax.random.key(0), 2), jnp.asarray(values_of(name)[3:5])
+    none = jnp.zeros((2, 0), jnp.int32)
     categorical = jax.vmap(jax.random.categorical)
     greedy = lambda keys, logits: jnp.argmax(logits, axis=-1)  # noqa: E731
     for pick in (categorical, greedy):
-        drawn = jax.jit(functools.partial(model.draw, pick=pick))(variables["params"]["model"], keys, label)
+        drawn = jax.jit(functools.partial(model.draw, pick=pick))(
+            variables["params"]["model"], keys, values, known=none
+        )
         assert tuple(level.shape[1:] for level in drawn) == model.grids
         codes = flat(drawn)
-        log_p = by_alternatives(name, codes, np.asarray(label))
-        first = {"pixelcnn": 0, "transformer": 1}[name]  # the label's start has position 0
+        log_p = by_alternatives(name, codes, np.asarray(values))
+        first = {"pixelcnn": 0, "transformer": 1, "dalle": 6}[name]  # where the codes begin
         for place in range(codes.shape[1]):
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys, place + first)
             np.testing.assert_array_equal(pick(folded, jnp.asarray(log_p[:, place])), codes[:, place])
@@ -155,7 +188,7 @@ def test_codes_are_drawn_with_the_probabilities_they_are_scored_with(name):
             assert (codes[0] != codes[1]).any()
 
 
-@pytest.mark.parametrize("name", sorted(PRIORS))
+@pytest.mark.parametrize("name", BY_LABEL)
 def test_a_sample_depends_on_its_seed_alone(name):
     config, system, variables, _ = built(name)
     of_three = {"label": np.full(8, 3, np.int32)}
@@ -171,6 +204,82 @@ def test_a_sample_depends_on_its_seed_alone(name):
         sure = by_8(variables, range(8), of_three, system.plan(config.sampler, **setting))
         np.testing.assert_array_equal(sure, greedy)
     assert by_8.compilations == 1
+
+
+def test_a_text_decides_what_is_drawn_and_a_seed_the_rest():
+    config, system, variables, _ = built("dalle")
+    by_6, by_4 = (Generator(system, batch_size=size) for size in (6, 4))
+    condition = {name: BATCH[name] for name in ("label", "tokens")}
+    plan = system.plan(config.sampler)
+    whole, parts = (generator(variables, range(6), condition, plan).astype(int) for generator in (by_6, by_4))
+    assert np.abs(whole - parts).max() <= 1
+    others = by_6(variables, range(6), {**condition, "tokens": others_than(BATCH["tokens"])}, plan)
+    assert (whole[1:] != others[1:]).any(axis=(1, 2, 3)).sum() >= 4
+    greedy = system.plan(config.sampler, top_k=1)
+    same = {"label": condition["label"], "tokens": np.tile(BATCH["tokens"][3:4], (6, 1))}
+    drawn = by_6(variables, range(6), same, greedy)
+    assert (drawn == drawn[:1]).all()
+    assert by_6.compilations == 1
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+def test_guidance_leads_from_the_withheld_condition_to_the_given_one(name):
+    """At scale 1 the pictures of no guidance, at 0 those of the condition withheld: drawn by the same keys."""
+    config, system, variables, model = built(name)
+    draw = jax.jit(lambda values, plan: system.sample(variables, KEYS, {**BATCH, FIELD[name]: values}, plan))
+    values = jnp.asarray(values_of(name))
+    withheld = model.condition.withheld(values)
+    plain = draw(values, system.plan(config.sampler))
+    near_one, zero, two = (draw(values, system.plan(config.sampler, guidance=scale)) for scale in (1 + 1e-6, 0.0, 2.0))
+    np.testing.assert_allclose(near_one, plain, atol=1e-5)
+    np.testing.assert_allclose(zero, draw(withheld, system.plan(config.sampler)), atol=1e-5)
+    assert np.abs(two - plain).max() > 0.1 and np.abs(zero - plain).max() > 0.1
+
+
+KEYS, FIELD = jax.random.split(jax.random.key(5), 6), {"pixelcnn": "label", "dalle": "tokens"}
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_picture_is_completed_from_its_first_rows(name, guidance):
+    config, system, variables, _ = built(name)
+    given = {**BATCH, "image": to_unit_range(BATCH["image"])}
+    plan = system.plan(config.sampler, kept=0.5, guidance=guidance)
+    autoencoder, frozen = codec_of(PRIORS[name][0])
+    seen = []
+    spied = autoencoder._replace(
+        codec=lambda v: (c := autoencoder.codec(v))._replace(from_codes=lambda x: seen.append(x) or c.from_codes(x))
+    )
+    own = systems.build(config, SPEC, codec=(spied, frozen))
+    own.sample(variables, KEYS, given, plan)
+    ((codes,),) = seen
+    np.testing.assert_array_equal(codes[:, :2], codes_of(name)[0][:, :2])
+    assert (codes[:, 2:] != codes_of(name)[0][:, 2:]).any()
+    assert codes.shape == (6, 4, 4, 1)
+
+
+def test_a_withheld_text_is_really_absent():
+    """No gradient comes from the words, and one does from the start."""
+    _, _, variables, model = built("dalle")
+    params, values = variables["params"]["model"], jnp.asarray(BATCH["tokens"])
+    codes = codes_of("dalle")
+
+    def score(table):
+        told = {**params, "condition": {**params["condition"], "token": table}}
+        return model.nll(told, codes, model.condition.withheld(values), None)["codes"].sum()
+
+    moved = np.abs(jax.grad(score)(params["condition"]["token"])).max(axis=1) > 0
+    words = np.unique(values[values > 0])
+    assert moved[0] and moved[301:306].all()  # the start, and no token at the places behind it
+    assert not moved[words].any()
+
+
+def test_each_place_has_a_padding_of_its_own():
+    condition = Caption(TextSpec(6, 300))
+    targets = np.asarray(condition.targets(jnp.asarray(BATCH["tokens"])))
+    padded = BATCH["tokens"] < 0
+    assert padded.any() and (targets[~padded] == BATCH["tokens"][~padded]).all()
+    np.testing.assert_array_equal(targets[padded], np.broadcast_to(300 + np.arange(6), targets.shape)[padded])
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
@@ -194,17 +303,18 @@ def test_the_autoencoder_is_frozen(name):
     assert abs(others["loss"] - metrics["loss"]) > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(PRIORS))
+@pytest.mark.parametrize("name", BY_LABEL)
 def test_a_prior_without_labels_hears_none(name):
-    base, model = PRIORS[name]
-    config = tiny.config(f"prior_{name}", model__class_conditional=False)
+    base, model, file, _, _ = PRIORS[name]
+    config = tiny.config(file, model__condition="none")
     system = systems.build(config, SPEC, codec=codec_of(base))
     assert system.classes == 0
     params = tiny.randomised(system.objective.init)["params"]["model"]
     codec = codec_of(base)[0].codec(codec_of(base)[1])
-    nll = jax.jit(functools.partial(model.from_config(config, codec, 0).nll, params, dropout_keys=None))
+    nll = jax.jit(functools.partial(model.from_config(config, codec, Nothing()).nll, params, dropout_keys=None))
     codes = codes_of(name)
-    np.testing.assert_array_equal(nll(codes, BATCH["label"]), nll(codes, 0 * BATCH["label"]))
+    found = nll(codes, Nothing().of(BATCH, None)), nll(codes, Nothing().withheld(0 * BATCH["label"]))
+    np.testing.assert_array_equal(*(nats["codes"] for nats in found))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +328,20 @@ def test_a_prior_without_labels_hears_none(name):
         ("transformer", "vqvae2", {"model__head": 2}, "did you mean 'heads'"),
         ("pixelcnn", "vqvae", {"model__kernel": 4}, "odd"),
         ("pixelcnn", "vqvae", {"sampler": {"topk": 3}}, "takes no 'topk'"),
+        ("pixelcnn", "vqvae", {"model__condition": "labels"}, "did you mean 'label'"),
+        ("pixelcnn", "vqvae", READS, "reads no captions word by word"),
+        ("pixelcnn", "vqvae", {"model__condition": "clip"}, "--config.clip=WORKDIR"),
+        ("pixelcnn", "vqvae", {"model__condition": "none", "model__condition_dropout": 0.1}, "set it to 0"),
+        ("pixelcnn", "vqvae", {"model__condition_dropout": 1.0}, "a share from 0 up to"),
+        ("pixelcnn", "vqvae", {"sampler": {"guidance": 2.0}}, "condition_dropout > 0"),
+        ("pixelcnn", "vqvae", {"sampler": {"kept": 0.9}}, "its first 1 to 3 of 4 rows"),
+        ("transformer", "vqvae2", {"sampler": {"kept": 0.5}}, "of one level"),
+        ("transformer", "vqvae2", {"model__condition": "text"}, "no section text"),
+        ("transformer", "vqvae2", READS | {"text": TEXT | {"vocabulary": 200}}, "256 bytes"),
+        ("transformer", "vqvae2", READS | {"loss": {"text_weight": 1.0}}, "a share from 0 up to"),
+        ("transformer", "vqvae2", {"model__masks": ("row",)}, "leave them ()"),
+        ("transformer", "vqvae", {"model__masks": ("rows",)}, "choose from full, row"),
+        ("transformer", "vqvae", {"model__masks": ("row",), "model__mask_kernel": 4}, "odd"),
         ("pixelcnn", None, {}, "--config.codec=WORKDIR"),
     ],
 )
@@ -230,7 +354,7 @@ def test_what_does_not_fit_is_refused(name, base, changes, message):
 
 
 def test_labels_that_are_not_there_are_refused():
-    with pytest.raises(UserError, match="set it to False"):
+    with pytest.raises(UserError, match="choose none"):
         systems.build(tiny.config("prior_pixelcnn"), ImageSpec(8, 1, 0), codec=codec_of("vqvae"))
 
 
@@ -279,7 +403,7 @@ ERRORS = {
     "codec of other images": (
         "prior",
         ["--config.data.image_size=16"],
-        "was trained on 8x8 images of 1 channels, and digits here has 16x16 of 1: they must agree",
+        "was trained on 8x8 images of 1 channels, and these are 16x16 of 1: they must agree",
     ),
     "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
     "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),

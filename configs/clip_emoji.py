@@ -1,0 +1,27 @@
+"""CLIP on emoji of both styles: configs/clip_shapes.py, but for what is below.
+
+    python launch.py train --config=configs/clip_emoji.py --config.data.dir=DIR --workdir=runs/clip_emoji
+
+The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
+
+Time: TIME
+Score: SCORE
+Setting: Radford et al. 2021: ViT or ResNet, batch 32,768, AdamW with weight decay 0.2, 32 epochs of 400M
+pairs; here smaller.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffjax.config import load_file
+
+
+def get_config() -> ConfigDict:
+    config = load_file(f"{Path(__file__).parent}/clip_shapes.py")
+    config.data.name = "emoji"  # both styles, and all skin tones
+    config.data.image_size = 64  # as Google's are drawn
+    config.text.vocabulary = 2048  # of 3,500 names of emoji
+    config.text.length = 26  # the longest names, with start and end
+    config.train.steps = 2000  # 40 epochs
+    return config

@@ -1,0 +1,103 @@
+"""A CLIP as a judge of pictures and captions: for measures, and to keep the best of many samples."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from diffjax.config import to_json
+from diffjax.errors import UserError
+from diffjax.evals.features import Network
+from diffjax.generate import Generator
+from diffjax.nn import clip_file
+from diffjax.prompts import Prompts
+from diffjax.spread import Spread
+from diffjax.systems.pixels import to_unit_range
+from diffjax.typing import ImageSpec, Variables
+from diffjax.workdir import Run, Workdir, open_clip, tokenizer_of
+
+
+class Judge:
+    """A CLIP that says which pictures and captions belong together.
+
+    Attributes:
+      provenance: what its figures depend on.
+    """
+
+    def __init__(self, path: str | Path, spec: ImageSpec, batch_size: int = 100):
+        """Opens the run, or folder of published weights, at `path`. Raises UserError where it is no CLIP."""
+        system, self._variables = open_clip(path, spec)
+        self._tokenizer, self._text = tokenizer_of(path), system.text
+        self.provenance = _provenance(path)
+        spread = Spread(batch_size)
+
+        def embed(variables, images):
+            return system.clip(variables).embed_images(to_unit_range(images))
+
+        self._embed, self._pictures = embed, spread.compile(embed)
+        self._texts = spread.compile(lambda variables, tokens: system.clip(variables).embed_texts(tokens))
+
+    def pictures(self, images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
+        """Embeddings of unit length, as the next."""
+        return self._pictures(self._variables, images)
+
+    def texts(self, captions: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        return self._texts(self._variables, self._tokenizer.encode(captions, self._text.length))
+
+    def network(self) -> Network:
+        """Its pictures as features that sets of samples are compared in."""
+
+        extract = lambda variables, images: {"pooled": self._embed(variables, images)}  # noqa: E731
+        return Network("clip", self._variables, extract, self.provenance)
+
+
+def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Judge:
+    """The CLIP at `path`, or else the one that was trained with a run as a part of it. Raises UserError for neither."""
+    if not path and "clip" not in trained.config.get("parts", {}):
+        raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
+    return Judge(path or trained.workdir.path / "clip", trained.spec, batch_size)
+
+
+def best_of(
+    generator: Generator,
+    variables: Variables,
+    asked: Prompts,
+    plan,
+    judge: Judge | None,
+    *,
+    candidates: int = 1,
+    keep: int = 1,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, "N*keep"]]:
+    """The best `keep` of as many `candidates` for each of N prompts, by `judge` (DALL-E, section 2.6), the best first.
+
+    Candidate j of prompt i has the seed `seed` + j N + i, so that more candidates are the same and others. Without a
+    choice to make there is no judge.
+
+    Returns:
+      Pictures, those of the first prompt first, and their seeds.
+    """
+    count = len(asked.condition["label"])
+    seeds = seed + np.arange(candidates * count)
+    condition = {name: np.tile(v, (candidates, *[1] * (v.ndim - 1))) for name, v in asked.condition.items()}
+    images = generator(variables, seeds, condition, plan, progress=progress)
+    images, seeds = (x.reshape(candidates, count, *x.shape[1:]).swapaxes(0, 1) for x in (images, seeds))
+    if candidates > keep:
+        embedded = judge.pictures(images.reshape(-1, *images.shape[2:])).reshape(count, candidates, -1)
+        scores = np.einsum("nkd,nd->nk", embedded, judge.texts(asked.captions))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+        images, seeds = (x[np.arange(count)[:, None], order] for x in (images, seeds))
+    return images.reshape(-1, *images.shape[2:]), seeds.reshape(-1)
+
+
+def _provenance(path: str | Path) -> dict[str, Any]:
+    if clip_file.is_published(path):
+        return {"clip": clip_file.fingerprint(path)}
+    workdir = Workdir(path)
+    config = hashlib.sha256(to_json(workdir.read_config()).encode()).hexdigest()[:16]
+    return {"clip": config, "clip_checkpoint": max(map(int, os.listdir(workdir.checkpoints)))}

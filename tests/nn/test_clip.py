@@ -1,0 +1,404 @@
+"""CLIP's encoders part by part and counted, and its loss by brute force, whole and in parts."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.nn import clip
+from diffjax.nn.transformer import Transformer
+from diffjax.typing import NO_TOKEN
+
+SIZES = {"width": 8, "layers": 2, "heads": 2, "dimensions": 6}
+
+
+def vit(**options):
+    return clip.VisionTransformer(**({"patch": 4} | SIZES | options))
+
+
+def resnet(**options):
+    return clip.ModifiedResNet(**({"layers": (2, 1, 1, 1), "width": 4, "heads": 2, "dimensions": 6} | options))
+
+
+def text(**options):
+    return clip.TextTransformer(**({"vocabulary": 20} | SIZES | options))
+
+
+def alone(tree):
+    return tree
+
+
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def uniform(*shape, seed=1):
+    return np.random.default_rng(seed).uniform(-1, 1, size=shape).astype(np.float32)
+
+
+def randomised(module, *inputs):
+    """Variables with nothing left at zero or one."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+
+    def draw(path, leaf):
+        name, fan_in = path[-1].key, math.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+        centre = float(name in ("scale", "var"))
+        noise = rng.uniform(-0.5, 0.5, leaf.shape) if name == "var" else rng.normal(size=leaf.shape)
+        return (centre + noise / math.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+# --- images ---
+
+
+def test_a_vit_reads_a_class_token_before_patches_row_by_row():
+    x = uniform(2, 8, 12, 3)
+    variables = randomised(vit(), x)
+    params = variables["params"]
+
+    rows = x.astype(np.float64).reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 48)
+    tokens = rows @ params["patch"]["kernel"].reshape(48, 8)
+    tokens = np.concatenate([np.tile(params["class"], (2, 1, 1)), tokens], axis=1) + params["place"]
+    tokens -= tokens.mean(axis=-1, keepdims=True)
+    tokens /= np.sqrt(tokens.var(axis=-1, keepdims=True) + 1e-5)
+    tokens = tokens * params["norm_in"]["scale"] + params["norm_in"]["bias"]
+    transformer = Transformer(8, 2, 2, activation="quick_gelu")
+    h = transformer.apply({"params": params["transformer"]}, tokens.astype(np.float32), "all")
+    found = jax.jit(vit().apply)(variables, x)
+    np.testing.assert_allclose(found, h[:, 0] @ params["out"]["kernel"], atol=1e-5)
+    np.testing.assert_array_equal(found, jax.jit(partial(vit().apply, mean=alone))(variables, x))
+
+
+@pytest.mark.parametrize("encoder,size", [(vit, 8), (resnet, 32)])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pixels_are_normalised_by_their_mean_and_deviation(encoder, size, channels):
+    x = uniform(2, size, size, channels)
+    variables = randomised(encoder(), x)
+    mean, std = np.linspace(0.3, 0.6, channels), np.linspace(0.2, 0.4, channels)
+    found = jax.jit(encoder(pixel_mean=tuple(mean), pixel_std=tuple(std)).apply)(variables, x)
+    by_hand = ((x + 1) / 2 - mean) / std
+    expected = jax.jit(encoder().apply)(variables, by_hand.astype(np.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found.shape == (2, 6) and found.dtype == jnp.float32
+    with pytest.raises(ValueError, match=f"images of {channels} channels, pixel_mean of 2 and pixel_std of 1"):
+        encoder(pixel_mean=(0.5, 0.5)).apply(variables, x)
+
+
+@pytest.mark.parametrize(
+    "encoder,small,large,message",
+    [
+        (vit, np.zeros((1, 8, 8, 3)), np.zeros((1, 12, 8, 3)), r"places \(5, 8\) are learned.*\(7, 8\)"),
+        (resnet, np.zeros((1, 32, 32, 3)), np.zeros((1, 32, 64, 3)), r"places \(2, 128\) are learned.*\(3, 128\)"),
+        (text, np.zeros((1, 5), int), np.zeros((1, 6), int), r"places \(5, 8\) are learned.*\(6, 8\)"),
+    ],
+)
+def test_inputs_of_another_size_than_the_parameters_are_refused(encoder, small, large, message):
+    variables = randomised(encoder(), small)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(encoder().apply, variables, large)
+
+
+@pytest.mark.parametrize(
+    "module,shape,message",
+    [
+        (vit(), (1, 8, 10, 3), "images of 8x10 cannot be cut into patches of 4x4"),
+        (resnet(), (1, 32, 48, 3), "images of 32x48 cannot be halved 5 times: use a multiple of 32"),
+        (resnet(heads=3), (1, 32, 32, 3), "128 channels cannot be split among 3 attention heads"),
+        (vit(heads=3), (1, 8, 8, 3), "8 channels cannot be split among 3 attention heads"),
+        (vit(activation="relu"), (1, 8, 8, 3), "activation is 'relu'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(module, shape, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), np.zeros(shape))
+
+
+def test_a_resnet_halves_by_averages():
+    """Only the first convolution has a stride: it is followed by a pool, and so is every other halving."""
+    x = uniform(1, 64, 64, 3)
+    module = resnet()
+    variables = randomised(module, x)
+    first, *others = [
+        equation.params
+        for equation in jax.make_jaxpr(module.apply)(variables, x).eqns
+        if equation.primitive.name == "conv_general_dilated"
+    ]
+    assert first["window_strides"] == (2, 2) and first["padding"] == ((1, 1), (1, 1))
+    assert {conv["window_strides"] for conv in others} == {(1, 1)}
+    _, seen = module.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    shapes = {name: found["__call__"][0].shape for name, found in seen["intermediates"].items() if name != "__call__"}
+    assert shapes["conv_0"] == shapes["conv_1"] == (1, 32, 32, 2) and shapes["conv_2"] == (1, 32, 32, 4)
+    blocks = {name: shape for name, shape in shapes.items() if name.startswith("stage")}
+    assert blocks == {
+        "stage_0_block_0": (1, 16, 16, 16),
+        "stage_0_block_1": (1, 16, 16, 16),
+        "stage_1_block_0": (1, 8, 8, 32),
+        "stage_2_block_0": (1, 4, 4, 64),
+        "stage_3_block_0": (1, 2, 2, 128),
+    }
+    skips = {name for name, block in variables["params"].items() if "conv_skip" in block}
+    assert skips == blocks.keys() - {"stage_0_block_1"}
+
+
+def test_a_block_that_halves_against_numpy():
+    """Its branch is silenced by its last norm: what is left is the average of each square, then a 1x1 convolution."""
+    x = normal(2, 4, 6, 3)
+    block = clip.Bottleneck(2, True, clip.BatchNorm, jnp.float32)
+    variables = randomised(block, x)
+    params, statistics = variables["params"], variables["batch_stats"]
+    params["norm_2"] = jax.tree.map(np.zeros_like, params["norm_2"])
+    pooled = x.astype(np.float64).reshape(2, 2, 2, 3, 2, 3).mean((2, 4)) @ params["conv_skip"]["kernel"][0, 0]
+    norm, seen = params["norm_skip"], statistics["norm_skip"]
+    expected = (pooled - seen["mean"]) / np.sqrt(seen["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(block.apply(variables, x), np.maximum(expected, 0), atol=1e-5)
+
+
+def test_a_resnet_trains_by_the_batch_and_is_evaluated_by_what_it_remembers():
+    x = uniform(4, 32, 32, 3)
+    module = resnet()
+    variables = randomised(module, x)
+    evaluate = jax.jit(module.apply)
+    np.testing.assert_allclose(evaluate(variables, x)[:1], evaluate(variables, x[:1]), atol=1e-5)
+
+    # So many examples that the variance which is remembered is the batch's own: n / (n - 1) is 1.
+    train = jax.jit(partial(module.apply, mean=alone, examples=10**9, mutable=["batch_stats"]))
+    _, after = train(variables, x)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, after["batch_stats"], variables["batch_stats"])
+    assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 2 * (3 + 5 * 3 + 4)
+    for _ in range(200):
+        found, after = train({"params": variables["params"], **after}, x)
+    np.testing.assert_allclose(evaluate({"params": variables["params"], **after}, x), found, atol=1e-4)
+
+
+# --- texts ---
+
+
+TOKENS = np.array(
+    [[1, 5, 3, 2, NO_TOKEN, NO_TOKEN], [1, 2, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN], [1, 7, 8, 9, 4, 2]], np.int32
+)
+LAST = np.array([3, 1, 5])
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return randomised(text(), TOKENS)
+
+
+def test_a_text_is_read_at_its_last_token(reader):
+    states, pooled = jax.jit(text().apply)(reader, TOKENS)
+    assert states.shape == (3, 6, 8) and states.dtype == pooled.dtype == jnp.float32
+    assert np.all(np.isfinite(states))
+    expected = np.asarray(states)[np.arange(3), LAST] @ reader["params"]["out"]["kernel"]
+    np.testing.assert_allclose(pooled, expected, atol=1e-6)
+
+
+def test_no_token_sees_a_later_one(reader):
+    """By the gradient of what stands for the places, which each place's token is added to."""
+    params = reader["params"]
+
+    def read(place):
+        return text().apply({"params": params | {"place": place}}, TOKENS)
+
+    of_states, of_pooled = jax.jit(jax.jacrev(lambda place: jax.tree.map(lambda y: y.sum(-1), read(place))))(
+        params["place"]
+    )
+    np.testing.assert_array_equal(np.abs(of_states).max((0, -1)) != 0, np.tril(np.ones((6, 6), bool)))
+    np.testing.assert_array_equal(np.abs(of_pooled).max(-1) != 0, np.arange(6) <= LAST[:, None])
+
+
+def test_behind_the_end_any_token_could_stand(reader):
+    first, _ = text().apply(reader, TOKENS)
+    other, _ = text().apply(reader, np.where(TOKENS == NO_TOKEN, 17, TOKENS))
+    there = TOKENS != NO_TOKEN
+    np.testing.assert_array_equal(np.asarray(first)[there], np.asarray(other)[there])
+
+
+# --- both ---
+
+ENCODERS = {"vit": (vit, uniform(2, 8, 8, 3)), "resnet": (resnet, uniform(2, 32, 32, 3)), "text": (text, TOKENS)}
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_remat_changes_no_number(name):
+    encoder, x = ENCODERS[name]
+    variables, training = randomised(encoder(), x), {} if name == "text" else {"mean": alone}
+
+    def loss(params, module):
+        y, after = module.apply({**variables, "params": params}, x, **training, mutable=["batch_stats"])
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(y)), after
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(partial(loss, module=encoder(remat=remat)), has_aux=True))(variables["params"])
+        for remat in (True, False)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
+    traced = str(jax.make_jaxpr(partial(loss, module=encoder(remat=True)))(variables["params"]))
+    assert traced.count("remat") == (5 if name == "resnet" else 2)  # one a block
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_bfloat16(name):
+    encoder, x = ENCODERS[name]
+    variables = randomised(encoder(), x)
+    half = encoder(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    found, exact = (jax.tree.leaves(jax.jit(module.apply)(variables, x)) for module in (half, encoder()))
+    for y, z in zip(found, exact, strict=True):
+        assert y.dtype == jnp.float32 and 0 < np.abs(y - z).max() < 0.05 * np.abs(z).max()
+
+
+def test_initialisation():
+    """The deviations of OpenAI's code."""
+    params = jax.jit(vit(width=64, patch=8).init)(jax.random.key(0), np.zeros((1, 64, 64, 3)))["params"]
+    for leaf in (params["place"], params["class"], params["out"]["kernel"]):
+        np.testing.assert_allclose(np.std(leaf), 1 / 8, rtol=0.3)
+    limit = 1 / math.sqrt(8 * 8 * 3)
+    assert 0.98 * limit < np.abs(params["patch"]["kernel"]).max() <= limit
+    params = jax.jit(text(width=64, vocabulary=200).init)(jax.random.key(0), np.zeros((1, 40), int))["params"]
+    for leaf, std in ((params["token"]["embedding"], 0.02), (params["place"], 0.01), (params["out"]["kernel"], 1 / 8)):
+        np.testing.assert_allclose(np.std(leaf), std, rtol=0.1)
+    np.testing.assert_allclose(np.std(params["transformer"]["block_0"]["out"]["kernel"]), 1 / 16, rtol=0.05)
+    params = jax.jit(resnet().init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    for name, block in params.items():
+        if name.startswith("stage"):
+            assert not np.any(block["norm_2"]["scale"]) and np.all(block["norm_1"]["scale"] == 1)
+
+
+@pytest.mark.parametrize(
+    "encoder,dimensions,total",
+    [
+        (clip.VisionTransformer(patch=32, width=768, layers=12, heads=12, dimensions=512), 512, 151_277_313),
+        (clip.ModifiedResNet(layers=(3, 4, 6, 3), heads=32, dimensions=1024), 1024, 102_007_137),
+    ],
+    ids=["ViT-B/32", "RN50"],
+)
+def test_published_sizes(encoder, dimensions, total):
+    reader = clip.TextTransformer(vocabulary=49408, width=512, layers=12, heads=8, dimensions=dimensions)
+    image = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    words = jax.eval_shape(reader.init, jax.random.key(0), jnp.zeros((1, 77), jnp.int32))["params"]
+    assert count(image) + count(words) + 1 == total  # and the scale of the logits
+
+
+# --- the loss ---
+
+
+def units(n, dimensions, seed):
+    x = normal(n, dimensions, seed=seed).astype(np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def brute_force(images, texts, scale):
+    """Of each pair and both ways, in loops and float64."""
+    losses = []
+    for i in range(len(images)):
+        by_image = [scale * sum(a * b for a, b in zip(images[i], t, strict=True)) for t in texts]
+        by_text = [scale * sum(a * b for a, b in zip(texts[i], x, strict=True)) for x in images]
+        ways = (by_image, by_text)
+        losses.append(sum(math.log(sum(math.exp(z - way[i]) for z in way)) for way in ways) / 2)
+    return losses
+
+
+@pytest.mark.parametrize("scale", [1 / 0.07, 100.0])
+def test_the_loss_by_brute_force(scale):
+    images, texts = units(7, 5, 1), units(7, 5, 2)
+    place = np.array([2, 0, 5])
+    found, right = jax.jit(clip.contrast)(images[place], texts[place], images, texts, place, scale)
+    np.testing.assert_allclose(found, np.array(brute_force(images, texts, scale))[place], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(right, (images @ texts.T).argmax(axis=1)[place] == place)
+    assert found.dtype == right.dtype == jnp.float32
+
+
+def test_the_loss_of_pairs_that_are_told_apart_and_of_those_that_are_not():
+    same, place = np.eye(4, dtype=np.float32), np.arange(4)
+    found, right = clip.contrast(same, same, same, same, place, 1e4)  # exp would overflow
+    np.testing.assert_array_equal(found, 0)
+    assert np.all(right == 1)
+    found, right = clip.contrast(same, same[::-1], same, same[::-1], place, 1e4)
+    np.testing.assert_allclose(found, 1e4)
+    assert not np.any(right)
+    one = np.ones((4, 1), np.float32)
+    np.testing.assert_allclose(clip.contrast(one, one, one, one, place, 50.0)[0], math.log(4), rtol=1e-5)
+
+
+def towers(params, x):
+    """Two linear maps onto the sphere."""
+    found = [jnp.tanh(x @ params[name]) for name in ("image", "text")]
+    return [y / jnp.linalg.norm(y, axis=1, keepdims=True) for y in found]
+
+
+def test_parts_of_a_batch_learn_what_the_whole_does():
+    params = {"image": normal(5, 4), "text": normal(5, 4, seed=2), "log_scale": jnp.float32(2)}
+    x, place = normal(8, 5, seed=3), np.arange(8)
+
+    def loss(params, rows):
+        """Of some of the pairs, each against all."""
+        everyone, own = towers(params, x), towers(params, jnp.asarray(x)[rows])
+        return clip.contrast(*own, *everyone, rows, jnp.exp(params["log_scale"]))[0].mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    whole = gradient(params, place)
+    parts = [gradient(params, rows) for rows in np.split(place, 4)]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), mean, whole)
+
+    def on_device(params, x, place):
+        def loss(params):
+            own = towers(params, x)
+            everyone = jax.lax.all_gather(own, "data", tiled=True)
+            return clip.contrast(*own, *everyone, place, jnp.exp(params["log_scale"]))[0].mean()
+
+        return jax.lax.pmean(jax.grad(loss)(params), "data")
+
+    split = (x.reshape(4, 2, 5), place.reshape(4, 2))
+    devices = jax.pmap(on_device, "data", in_axes=(None, 0, 0), out_axes=None)(params, *split)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), devices, whole)
+
+
+@pytest.mark.parametrize(
+    "log_scale,cotangent,passed",
+    [
+        (2.0, -1.0, True),
+        (2.0, 1.0, True),
+        (math.log(100) + 1e-3, 1.0, True),  # descent lowers it
+        (math.log(100) + 1e-3, -1.0, False),
+        (6.0, -1.0, False),
+        (6.0, 1.0, True),
+    ],
+)
+def test_the_scale_is_limited(log_scale, cotangent, passed):
+    found, back = jax.vjp(clip.limited, jnp.float32(log_scale))
+    np.testing.assert_allclose(jnp.exp(found), min(math.exp(log_scale), 100), rtol=1e-5)
+    assert back(jnp.float32(cotangent)) == ((cotangent,) if passed else (0,))
+
+
+def test_the_scale_stays_at_its_limit_and_leaves_it_again():
+    log_scale, slope = jnp.float32(math.log(100) - 0.05), jax.grad(lambda x, sign: sign * clip.limited(x))
+    for _ in range(10):
+        log_scale -= 0.1 * slope(log_scale, -1.0)
+    assert math.log(100) <= log_scale < math.log(100) + 0.1
+    for _ in range(3):
+        log_scale -= 0.1 * slope(log_scale, 1.0)
+    assert log_scale < math.log(100) - 0.1
+
+
+def test_devices_judge_the_scale_by_the_gradient_of_all():
+    """That of all is 3 x 1 - 5 x 1, which would raise it: that a part of them would lower it counts for nothing."""
+    signs = np.array([1, 1, 1, -1, -1, -1, -1, -1], np.float32)
+
+    def gradient(x, sign):
+        mean = partial(jax.lax.pmean, axis_name="data")
+        return jax.grad(lambda x: sign * clip.limited(x, mean))(x)
+
+    over = jax.pmap(gradient, "data", in_axes=(None, 0))
+    np.testing.assert_array_equal(over(jnp.float32(5), signs), 0)
+    np.testing.assert_array_equal(over(jnp.float32(5), -signs), -signs)

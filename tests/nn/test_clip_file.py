@@ -1,0 +1,103 @@
+"""A published CLIP's folder: what is read of it, and what is said of one that is not as it should be."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.nn import clip_file
+from tests.published import CONFIG, TEXT, VISION, tensors, write
+
+
+def test_what_is_read(tmp_path):
+    found = clip_file.load(write(tmp_path))
+    image, text = found.image_encoder, found.text_encoder
+    assert (found.image_size, found.text_length, image.dimensions, text.dimensions) == (8, 5, 6, 6)
+    assert (image.patch, image.width, image.layers, image.heads, image.activation) == (4, 12, 1, 3, "gelu")
+    assert (text.vocabulary, text.width, text.layers, text.heads, text.activation) == (20, 8, 2, 2, "quick_gelu")
+    assert (image.mlp_ratio, text.mlp_ratio) == (4, 2.5)
+    assert image.pixel_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert image.pixel_std == (0.26862954, 0.26130258, 0.27577711)
+
+    params = found.variables["params"]["model"]
+    assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    assert params["log_scale"].shape == ()
+    inputs = {"image": np.zeros((1, 8, 8, 3)), "text": np.zeros((1, 5), int)}
+    for name, encoder in (("image", image), ("text", text)):
+        asked = jax.eval_shape(encoder.init, jax.random.key(0), inputs[name])["params"]
+        jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), params[name], asked)
+
+    given, block = tensors(), params["text"]["transformer"]["block_1"]
+    name = "text_model.encoder.layers.1.self_attn.k_proj"
+    np.testing.assert_array_equal(block["qkv"]["kernel"][:, 8:16], given[f"{name}.weight"].T)
+    np.testing.assert_array_equal(block["qkv"]["bias"][8:16], given[f"{name}.bias"])
+    patch = given["vision_model.embeddings.patch_embedding.weight"]
+    np.testing.assert_array_equal(params["image"]["patch"]["kernel"][1, 2, 0, 7], patch[7, 0, 1, 2])
+
+
+def test_what_a_config_leaves_out_is_openais(tmp_path):
+    """The shapes of ViT-B/32 are asked for, and are not those of the file."""
+    with pytest.raises(UserError, match=r"patch_embedding.weight is of shape \(12, 3, 4, 4\), not \(768, 3, 32, 32\)"):
+        clip_file.load(write(tmp_path, {"model_type": "clip"}))
+
+
+def test_of_old_the_options_stood_twice(tmp_path):
+    old = CONFIG | {"text_config": TEXT | {"hidden_size": 9}, "text_config_dict": TEXT, "vision_config_dict": None}
+    places = {"text_model.embeddings.position_ids": np.arange(5)[None]}
+    found = clip_file.load(write(tmp_path, old, tensors() | places))
+    assert found.text_encoder.width == 8
+
+
+def test_how_pixels_are_normalised_may_stand_beside_it(tmp_path):
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": 8}
+    found = clip_file.load(write(tmp_path, preprocessor_config=pixels))
+    assert found.image_encoder.pixel_mean == (0.5, 0.4, 0.3) and found.image_encoder.pixel_std == (0.2, 0.2, 0.1)
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    found = clip_file.load(write(tmp_path, weights={name: x.astype(np.float16) for name, x in tensors().items()}))
+    leaf = found.variables["params"]["model"]["text"]["place"]
+    exact = tensors()["text_model.embeddings.position_embedding.weight"]
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, exact.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    "config,message",
+    [
+        ({"model_type": "siglip"}, "is not a CLIP: config.json says model_type 'siglip'"),
+        ({}, "is not a CLIP"),
+        ([], "has no fields"),
+        (CONFIG | {"text_config": 3}, "text_config has no fields"),
+        (CONFIG | {"text_config": TEXT | {"hidden_act": "relu"}}, "text_config.hidden_act is 'relu': only gelu, quick"),
+        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": 1e-6}}, "text_config.layer_norm_eps is 1e-06"),
+        (CONFIG | {"vision_config": VISION | {"patch_size": 0}}, "vision_config.patch_size is 0: a whole number"),
+        (CONFIG | {"vision_config": VISION | {"num_attention_heads": 5}}, "5 heads do not divide"),
+        (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 3}}, "layers.2.* is missing"),
+        (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 1}}, "has no text_model.encoder.layers.1."),
+        (CONFIG | {"projection_dim": 7}, r"is of shape \(6, 12\), not \(7, 12\)"),
+        (CONFIG | {"vision_config": VISION | {"image_size": 12}}, r"is of shape \(5, 12\), not \(10, 12\)"),
+    ],
+)
+def test_what_is_no_clip_is_refused(tmp_path, config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        clip_file.load(write(tmp_path, config))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("pixels", [{"image_mean": None}, {"image_std": [1, 1]}, {"image_std": [1, 1, "1"]}])
+def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
+    with pytest.raises(UserError, match="a number for each of 3 channels"):
+        clip_file.load(write(tmp_path, preprocessor_config=pixels))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_that_are_missing_or_damaged(tmp_path, name):
+    file = write(tmp_path) / name
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(UserError, match=f"{name} is not .*") as caught:
+        clip_file.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
+        clip_file.load(tmp_path)

@@ -1,0 +1,30 @@
+"""Training in a process of its own, to be stopped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from tests import tiny
+
+
+def steps(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def process(config, path, *flags):
+    command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(
+        command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(path, step, running):
+    for _ in range(1200):
+        if (path / "metrics.jsonl").exists() and any(line["step"] >= step for line in steps(path)):
+            return
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.1)
+    raise TimeoutError
