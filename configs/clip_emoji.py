@@ -23,5 +23,5 @@ def get_config() -> ConfigDict:
     config.data.image_size = 64  # as Google's are drawn
     config.text.vocabulary = 2048  # of 3,500 names of emoji
     config.text.length = 26  # the longest names, with start and end
-    config.train.steps = 2000  # 40 epochs
+    config.train.steps = 1200  # 24 epochs
     return config
