@@ -53,8 +53,9 @@ def test_prompts_of_a_file_are_a_row_each(dalle, tmp_path):
     found = arrays(dalle, tmp_path / "a.npz", *flags)
     assert list(found["captions"]) == [RED] * 3 + [BLUE] * 3
     assert launch("sample", f"--workdir={dalle}", f"--out={tmp_path}/a.png", *flags) == 0
-    width, height = Image.open(tmp_path / "a.png").size
-    assert (width - 2) * 2 == (height - 2) * 3
+    cell, gap, title = 64, 2, 16  # a caption stands above each row
+    size = (3 * (cell + gap) + gap, 2 * (title + cell + gap) + gap)
+    assert Image.open(tmp_path / "a.png").size == size
 
 
 def test_of_many_the_nearest_to_the_caption_are_kept(dalle, tmp_path):
