@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     codec.model.factor = 8  # 8x8 codes
     codec.codes.size = 1024  # a code says more than at f = 4
     codec.loss.likelihood = "l2(variance=0.05)"  # likeness counts for more than commitment
+    codec.train.steps = 1500  # 15 epochs
 
     config = load_file(f"{HERE}/dalle_shapes.py")
     config.data.name = "emoji"  # both styles, and all skin tones
@@ -36,6 +37,6 @@ def get_config() -> ConfigDict:
     config.model.width = 192  # of the features
     config.model.heads = 6  # of the attention
     config.model.dropout = 0.1  # 6,376 pictures are soon learnt by heart
-    config.train.steps = 2000  # 20 epochs
+    config.train.steps = 1200  # 12 epochs
     config.train.learning_rate = 6e-4  # of Adam, once warm
     return config
