@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-# On CPUs convolutions and their gradients run about twice as fast (docs/performance.md); others ignore it.
-_XLA_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+# None of it: on CPUs networks train faster than by XLA's own choice of what to give to that library, and giving it more
+# (LIBRARY_FUSION_TYPE_DOT) makes some products wrong (docs/performance.md). Others ignore it.
+_XLA_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def configure() -> None:
