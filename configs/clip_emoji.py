@@ -5,8 +5,8 @@
 The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
 
 Time: 22 min on two cores of an AMD EPYC that other jobs shared.
-Score: among the 765 test pictures, each of a caption of its own that training never says, recall@1 is 37.8 % from picture
-to caption and 36.6 % back; chance is 0.1 % (`launch.py evaluate --metrics=retrieval --num=765`).
+Score: among the 765 test pictures, each of a caption of its own that training never says, recall@1 is 37.8 % from
+picture to caption and 36.6 % back; chance is 0.1 % (`launch.py evaluate --metrics=retrieval --num=765`).
 Setting: Radford et al. 2021: ViT or ResNet, batch 32,768, AdamW with weight decay 0.2, 32 epochs of 400M
 pairs; here smaller.
 """

@@ -3,8 +3,8 @@
     python launch.py train --config=configs/clip_shapes.py --workdir=runs/clip_shapes
 
 Time: 15 min on two cores of an AMD EPYC that other jobs shared.
-Score: among 1,000 test pictures of 428 captions, none of which training says, recall@1 is 90.5 % from picture to caption
-and 92.0 % back; chance is 1.7 % (`launch.py evaluate --metrics=retrieval --num=1000`).
+Score: among 1,000 test pictures of 428 captions, none of which training says, recall@1 is 90.5 % from picture to
+caption and 92.0 % back; chance is 1.7 % (`launch.py evaluate --metrics=retrieval --num=1000`).
 Setting: Radford et al. 2021: ViT or ResNet, batch 32,768, AdamW with weight decay 0.2, 32 epochs of 400M
 pairs; here smaller.
 """

@@ -7,8 +7,8 @@ The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
 
 Time: an hour and a half on two cores of an AMD EPYC that other jobs shared: 35 min the autoencoder, 22 CLIP, 37 the
 transformer.
-Score: silhouettes and colours, no details: among 100 captions CLIP finds that of a sample first in 6 % (10 % at guidance 2;
-chance 1 %). docs/results shows some. More steps than two cores have time for would help all three.
+Score: silhouettes and colours, no details: among 100 captions CLIP finds that of a sample first in 6 % (10 % at
+guidance 2; chance 1 %). docs/results shows some. More steps than two cores have time for would help all three.
 Setting: Ramesh et al. 2021: 64 layers of 62 heads of 64, 32x32 codes of 8192, captions of 256 of 16,384 tokens, batch
 1024, 430,000 steps; here smaller.
 """
