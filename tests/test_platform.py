@@ -14,7 +14,7 @@ def test_flags_and_cache_are_set(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     platform.configure()
-    assert platform.os.environ["XLA_FLAGS"] == f"{FLAG}="
+    assert platform.os.environ["XLA_FLAGS"] == f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
     assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
 
 

@@ -87,7 +87,7 @@ def test_likelihoods(name, trained, capsys):
         assert found["bits_per_code"]["mean"] == pytest.approx(3, abs=0.2)  # hardly trained: of 8 codes
 
 
-@pytest.mark.parametrize("name", ["gan", "ddgan"])
+@pytest.mark.parametrize("name", ["gan", pytest.param("ddgan", marks=pytest.mark.slow)])
 def test_games(name, trained, tmp_path):
     assert launch("sample", f"--workdir={trained(name)}", f"--out={tmp_path}/s.npz", "--num=4", "--label=2") == 0
     assert np.load(tmp_path / "s.npz")["images"].shape == (4, 8, 8, 1)

@@ -41,6 +41,7 @@ def experiment(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_experiment_continues_to_the_same_table(experiment, tmp_path):
     """SIGKILL as soon as the first cell is there; nothing is left running, and the rest is done by the same command."""

@@ -244,6 +244,7 @@ def test_evaluate_a_classifier(classifier, workdir, capsys):
         assert "is a run of system=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_data_set_is_one_override_away(config, tmp_path):
     flags = ["--config.data.name=shapes", "--config.data.image_size=16", "--config.model.attention_resolutions=(8,)"]
     assert launch("train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.steps=1", *flags) == 0

@@ -19,6 +19,7 @@ ENCODERS = {
     "vit": {},
     "resnet": {"image_encoder": {"architecture": "resnet", "layers": (1, 1, 1, 1), "width": 4, "heads": 2}},
 }
+OTHERS = [("vit", "pmap"), ("resnet", "jit")]  # as the two that run by default, the other way round
 
 
 @functools.cache
@@ -53,8 +54,10 @@ def test_the_loss_is_the_mean_of_both_cross_entropies():
     assert float(aux.metrics["accuracy"].mean()) == pytest.approx((logits.argmax(axis=1) == np.arange(16)).mean())
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("vit", "jit"), ("resnet", "pmap"), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
 def test_eight_devices_learn_what_one_does(name, mode):
     """Of pictures and texts on other devices, whose gradients come back, and of statistics over all."""
     config, spec, system, variables = built(name)

@@ -52,7 +52,12 @@ def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
+_OTHERS_COVER = ("jit on 8", "pmap on 8")  # those with shards, and with parts of the batch
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in _OTHERS_COVER)) for way in sorted(WAYS)]
+)
 def test_the_same_losses(way):
     np.testing.assert_allclose(losses(**WAYS[way])[:, 0], losses()[:, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(losses(**WAYS[way])[:, 1], losses()[:, 1], rtol=1e-3)
