@@ -61,6 +61,7 @@ def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
     assert diffjax.load(copy).step == 4
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
     run = folder / "stopped"
     running = process(folder / "dalle.py", run, "--config.parts.codec.train.steps=100000")
@@ -82,6 +83,7 @@ def test_a_run_may_be_moved(folder):
     assert diffjax.load(moved).workdir.path == moved
 
 
+@pytest.mark.slow
 def test_a_part_may_be_a_run_that_there_is(folder):
     """Then it is not trained."""
     codec = folder / "run" / "codec"

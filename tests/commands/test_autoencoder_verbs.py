@@ -10,7 +10,8 @@ import diffjax
 from diffjax import commands
 from tests import tiny
 
-AUTOENCODERS = ["vae", "vqvae", "vqvae2", "dvae", "vqgan", pytest.param("kl", marks=pytest.mark.slow)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vqgan", "kl")]
+AUTOENCODERS = ["vae", "vqvae", "vqvae2", "dvae", *SLOW]
 PRIORS = {"prior_pixelcnn": "vqvae", "prior_transformer": "vqvae2"}
 
 

@@ -129,6 +129,7 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slurm_is_submitit(experiment, tmp_path, monkeypatch):
     """Jobs of submitit's own local executor stand for Slurm's."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")

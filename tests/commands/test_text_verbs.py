@@ -185,7 +185,7 @@ def test_a_published_clip_judges(dalle, published_clip, tmp_path):
     assert judge["clip"].startswith("sha256:")
 
 
-@pytest.mark.parametrize("source", ["part", "published"])
+@pytest.mark.parametrize("source", ["part", pytest.param("published", marks=pytest.mark.slow)])
 def test_a_frozen_clip_conditions(dalle, published_clip, tmp_path, source):
     """A caption is what it embeds it as."""
     clip = "@clip" if source == "part" else str(published_clip)

@@ -86,6 +86,7 @@ def cells(workdir) -> list[dict]:
     return json.loads((workdir / "results" / "sweep.json").read_text())["cells"]
 
 
+@pytest.mark.slow
 def test_sweep_over_samplers_compiles_each_once(workdir):
     """Options that a sampler does not take are left out for it, and cells that are then the same are drawn once."""
     flags = ["--sampler=ddim,ancestral,edm(churn=2),edm(churn=0)", "--eta=0,1", "--steps=2,4", "--grid=karras,leading"]
@@ -132,6 +133,7 @@ def test_a_classifier_guides(workdir, classifier, tmp_path):
     assert np.abs(plain.astype(int) - scaled[1]).max() > 5
 
 
+@pytest.mark.slow
 def test_a_classifier_guides_a_model_without_labels(classifier, tmp_path):
     config = tiny.write(tmp_path / "c.py", diffusion__class_conditional=False, sampler__guidance=1.0)
     launch("train", f"--config={config}", f"--workdir={tmp_path}/run", "--config.train.steps=1")
@@ -139,6 +141,7 @@ def test_a_classifier_guides_a_model_without_labels(classifier, tmp_path):
     np.testing.assert_array_equal(found["labels"], np.arange(12) % 10)
 
 
+@pytest.mark.slow
 def test_guides_must_fit(workdir, classifier, config, tmp_path, capsys):
     launch(
         "train",
@@ -174,6 +177,7 @@ def test_an_image_file_is_edited(workdir, tmp_path):
     assert np.abs(near - image).mean() < 25 < np.abs(far - image).mean()
 
 
+@pytest.mark.slow
 def test_interpolation_begins_and_ends_with_its_ends(workdir, tmp_path):
     seeds = arrays(workdir, tmp_path / "a.npz", "--num=3", "--label=1")["images"].astype(int)
     rows = arrays(workdir, tmp_path / "b.npz", "--num=2", "--label=1", "--interpolate=5")["images"].astype(int)
@@ -188,6 +192,7 @@ def test_interpolation_begins_and_ends_with_its_ends(workdir, tmp_path):
     assert Image.open(tmp_path / "s.png").size == (4 * 66 + 2, 66 + 2)
 
 
+@pytest.mark.slow
 def test_evaluate_likelihood(workdir, capsys):
     flags = ["--metrics=nll", "--num=12", "--batch_size=8", "--ode_steps=4", "--exact_trace=2"]
     assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
@@ -309,6 +314,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(config
     assert diffjax.load(tmp_path).step == max(kept)
 
 
+@pytest.mark.slow
 def test_a_killed_process_continues_to_the_same_losses(config, tmp_path):
     """SIGKILL in the middle, then the same command; against a run that is never killed, in a process of its own too."""
     long = ["--config.train.steps=120", "--config.train.checkpoint_every=20", "--config.train.sample_count=1"]

@@ -91,7 +91,7 @@ def test_gradients_are_finite_where_images_are_equal_or_features_zero():
     assert not any(map_.any() for map_ in both(zero))
     for pair in ((a, a), (zero, zero), (zero, a), (a, zero)):
         assert all(np.isfinite(g).all() for g in gradient(*pair))
-    assert not np.any(gradient(a, a)[0])
+    np.testing.assert_allclose(gradient(a, a)[0], 0, atol=1e-4 * np.abs(gradient(a, b)[0]).max())
     assert distance(a - gradient(a, b)[0], b) < distance(a, b)
 
 
@@ -116,5 +116,5 @@ def test_noise_and_blur_are_seen_by_the_published_network():
     worse = [disc + s * noise for s in (0, 0.05, 0.2, 0.6)] + [blurred(disc, n) for n in (0, 1, 3, 9)]
     worse = np.stack(worse)[..., None].astype(np.float32)
     found = np.asarray(measure(np.stack([worse[0]] * 8), worse))
-    assert found[0] == 0 and found[4] == 0
+    np.testing.assert_allclose(found[[0, 4]], 0, atol=1e-9)
     assert np.all(np.diff(found[:4]) > 0) and np.all(np.diff(found[4:]) > 0) and np.all(found < 20)

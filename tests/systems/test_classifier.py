@@ -84,6 +84,7 @@ def test_a_classifier_shifts_eps_by_sigma_times_its_gradient():
     np.testing.assert_allclose((moved - plain)[:, 1:], 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_autoguidance_by_itself_changes_nothing():
     system, variables = built("digits", sampler__guidance=1.0)
     plan = system.plan(tiny.config().sampler, guidance=1.0, weak_scale=3.0)

@@ -52,7 +52,7 @@ def losses(mode="jit", count=1, fsdp=1, accumulate=1) -> np.ndarray:
     return np.array(rows)
 
 
-_OTHERS_COVER = ("jit on 8", "pmap on 8")  # those with shards, and with parts of the batch
+_OTHERS_COVER = ("jit on 8", "pmap on 8")  # by shards, and by parts of the batch
 
 
 @pytest.mark.parametrize(
