@@ -38,6 +38,16 @@ DATA = {  # what differs from the digits
         "adversarial.layers": 2,
         "train.steps": 20000,
     },
+    "shapes": {
+        "data.name": "shapes",
+        "data.image_size": 32,
+        "model.multipliers": (1, 2, 4),
+        "adversarial.start": 1500,
+        "adversarial.layers": 2,
+        "adversarial.channels": 16,
+        "train.steps": 2500,
+        "train.batch_size": 48,
+    },
     "emoji": {
         "data.name": "emoji",
         "data.image_size": 32,

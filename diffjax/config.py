@@ -68,7 +68,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
 def training_key(config: ConfigDict) -> str:
     """A hash of what determines the parameters that training comes to."""
     parts = {f"parts.{name}": training_key(part_config(config, name)) for name in part_names(config)}
-    fields = {**determining(config), "train.steps": config.train.steps, **parts}
+    fields = {**determining(config), "train.steps": config.get("train", {}).get("steps", 0), **parts}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffjax.data.sources import Example
 from diffjax.data.tokenizer import Tokenizer
+from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import System
 from diffjax.workdir import Run, open_source
 
@@ -13,7 +15,8 @@ from diffjax.workdir import Run, open_source
 class Prompts(NamedTuple):
     """Of N samples."""
 
-    condition: dict[str, np.ndarray]  # "label" [N]; "tokens" [N, L] where the system reads text
+    # "label" [N]; "tokens" [N, L] where the system reads text; "original" [N, H, W, C], [-1, 1], of stages of a chain
+    condition: dict[str, np.ndarray]
     captions: list[str] | None  # what the tokens say
 
 
@@ -26,8 +29,28 @@ def prompts(system: System, count: int, tokenizer: Tokenizer | None = None, capt
     return Prompts({"label": labels, "tokens": tokenizer.encode(said, system.text.length)}, said)
 
 
+def of_examples(system: System, examples: Sequence[Example], tokenizer: Tokenizer | None = None) -> Prompts:
+    """What a stage draws again of examples: their labels, captions and pictures."""
+    condition = {
+        "label": np.array([example["label"] for example in examples], np.int32),
+        "original": np.asarray(to_unit_range(np.stack([example["image"] for example in examples]))),
+    }
+    captions = None
+    if system.text:
+        captions = [example["caption"] for example in examples]
+        condition["tokens"] = tokenizer.encode(captions, system.text.length)
+    return Prompts(condition, captions)
+
+
 def of_run(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:
-    """For samples of a run: classes in turn (of another number where something guides it), captions of a split."""
+    """For samples of a run: classes in turn (of another number where something guides it), captions of a split.
+
+    Of a stage that is told more, the first examples of the split.
+    """
+    if trained.system.takes:
+        source = open_source(trained.config, split)
+        few = source.__getitems__(range(min(count, len(source))))
+        return of_examples(trained.system, [few[i % len(few)] for i in range(count)], trained.tokenizer)
     captions = captions_of(open_source(trained.config, split), count) if trained.system.text else ()
     system = trained.system if classes is None else trained.system._replace(classes=classes)
     return prompts(system, count, trained.tokenizer, captions)

@@ -15,7 +15,7 @@ from diffjax.data import tokenizer
 from diffjax.data.sources import Source
 from diffjax.errors import UserError
 from diffjax.generate import Generator
-from diffjax.prompts import captions_of, prompts
+from diffjax.prompts import captions_of, of_examples, prompts
 from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
@@ -31,11 +31,14 @@ _ALIKE = 8  # images of each caption of a sheet of samples
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
 
-def train(config: ConfigDict, workdir: Workdir, *, overwrite: bool = False) -> tuple[System | None, int | None]:
+def train(
+    config: ConfigDict, workdir: Workdir, *, overwrite: bool = False, beside: ConfigDict | None = None
+) -> tuple[System | None, int | None]:
     """Trains the system of a config in a folder, or goes on from its last checkpoint; its parts first, in theirs.
 
     Args:
       overwrite: continue a run that was started with another config.
+      beside: the config that this one is a part of.
 
     Returns:
       The system (None: a signal came before its turn), and the signal that ended the run early or None.
@@ -43,13 +46,16 @@ def train(config: ConfigDict, workdir: Workdir, *, overwrite: bool = False) -> t
     Raises:
       UserError: what does not exist, does not fit or is not there; a loss that is not finite.
     """
-    blueprint(config)  # what does not fit is said before any part is trained
+    blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
-        _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite)
+        _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite, beside=config)
         if stopped:
             return None, stopped
     system = build_system(config, workdir.path, training=True)
+    if system.stages:
+        _join(config, system, workdir, overwrite=overwrite)
+        return system, None
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
@@ -95,6 +101,18 @@ def train(config: ConfigDict, workdir: Workdir, *, overwrite: bool = False) -> t
     finally:
         checkpoints.close()
     return system, stopped
+
+
+def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
+    """Makes a run of a chain of trained stages, which has nothing of its own to train."""
+    workdir.create()
+    if workdir.config.exists() and not overwrite:
+        workdir.check_config(config)
+    if system.text:
+        runs = [referred_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
+        tokenizer_of(next(run for run in runs if Workdir(run).tokenizer.exists())).save(workdir.tokenizer)
+    workdir.write_config(config)
+    print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
 
 
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
@@ -196,10 +214,14 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
     are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
     draws, reconstructs = system.sample is not None, system.codec is not None
-    if not count:
+    if not count or system.embeds:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
-    if system.text:
+    if system.takes:
+        examples = source.__getitems__(range(min(count, len(source))))
+        asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
+        count, layout = len(examples), {"columns": _ALIKE}
+    elif system.text:
         captions = captions_of(source, math.ceil(count / _ALIKE))
         asked = prompts(system, count, tokenizer.load(workdir.tokenizer), [c for c in captions for _ in range(_ALIKE)])
         layout = {"columns": _ALIKE, "titles": captions}

@@ -81,6 +81,8 @@ class Codec(NamedTuple):
     from_codes: Callable[[Codes], Images] | None = None
     grids: tuple[tuple[int, int, int], ...] = ()  # h, w, n of each level of codes
     vocabulary: int = 0  # values a code has
+    # of embeddings: how well those of pictures agree with those of texts, as the share of pairs that agree less
+    agreement: Callable[[Embeddings, Embeddings], Float[Array, "B"]] | None = None
 
 
 class TextSpec(NamedTuple):
@@ -98,7 +100,18 @@ class Clip(NamedTuple):
     text_states: Callable[[Tokens], Float[Array, "B L W"]]  # of every token, behind the text encoder's last norm
     scale: Scalar  # of the logits, which are it times the embeddings' dot product
     dimensions: int  # of an embedding
+    width: int  # of a state
     text: TextSpec
+    embed_noised: Callable[..., Embeddings] | None = None  # (x, Noise): of noised ones, where trained so
+
+
+class Manipulations(NamedTuple):
+    """What unCLIP does to pictures through their CLIP embeddings, of unit length: Ramesh et al. 2022, section 3."""
+
+    embed: Callable[[Variables, Images], Embeddings]
+    embed_texts: Callable[[Variables, Tokens], Embeddings]
+    invert: Callable[..., Array]  # (variables, images, {"image_embedding": ...}, plan) -> x_T of the decoder, by DDIM
+    project: Callable[..., Embeddings] | None  # (variables, embeddings, k) -> on their first k principal components
 
 
 class System(NamedTuple):
@@ -120,3 +133,10 @@ class System(NamedTuple):
     text: TextSpec | None = None  # where it reads text: batches and conditions have "tokens"
     likelihood: Callable[..., Mapping[str, Array]] | None = None  # (variables, keys, batch) -> {name: bits/dim [B]}
     frozen: Mapping[str, Any] = {}  # variables of trained parts that it stands on; they are not trained further
+    # What a stage of a chain takes beside what is asked for: the values of an "image_embedding", the side of a
+    # "smaller_image". Conditions have them, or "original", the picture [-1, 1] that they are made of.
+    takes: Mapping[str, int] = {}
+    gives: int = 0  # side of the pictures, or values of the embeddings, that it draws
+    embeds: bool = False  # whether those are embeddings [B, D], which nobody can look at
+    stages: tuple[str, ...] = ()  # of a chain, whose settings are named STAGE:SETTING; it trains nothing itself
+    manipulate: Manipulations | None = None

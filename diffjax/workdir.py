@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -127,13 +129,16 @@ def build_system(config: ConfigDict, home: Path | None = None, *, training: bool
     for name, open_part in _OPEN.items():
         if config.get(name):
             parts[name] = open_part(referred_run(config, name, home), spec)
+    check_tokenizers({name: referred_run(config, name, home) for name, part in parts.items() if part[0].text})
     if training and config.get("loss", {}).get("perceptual_file"):
         parts["features"] = efficientnet.load(config.loss.perceptual_file)
     return systems.build(config, spec, **parts)
 
 
-def blueprint(config: ConfigDict, beside: ConfigDict | None = None) -> System:
+def blueprint(config: ConfigDict, beside: ConfigDict | None = None, home: Path | None = None) -> System:
     """The system of a config before its parts are trained: their variables are shapes, and nothing is computed.
+
+    What is no part of the config is one of `beside`, of which it is itself a part, or lies beside its folder `home`.
 
     Raises UserError for what does not exist or does not fit; what is said of runs on disk, `build_system` finds.
     """
@@ -142,11 +147,15 @@ def blueprint(config: ConfigDict, beside: ConfigDict | None = None) -> System:
         value = config.get(name, "")
         if value.startswith("@"):
             around = config if value[1:] in config.get("parts", {}) else beside
+            if around is None and home and (there := referred_run(config, name, home)).exists():
+                parts[name] = _OPEN[name](there, spec)
+                continue
             if around is None or value[1:] not in around.get("parts", {}):
                 raise UserError(f"{name}={value}: the config has no part {value[1:]}")
-            system = blueprint(part_config(around, value[1:]), around)
+            part = part_config(around, value[1:])
+            system = blueprint(part, around)
             shapes = jax.eval_shape(system.objective.init, jax.random.key(0))
-            parts[name] = system, {**shapes, "frozen": system.frozen}
+            parts[name] = _with_settings(system, part), {**shapes, "frozen": system.frozen}
         elif value:
             parts[name] = _OPEN[name](Path(value), spec)
     return systems.build(config, spec, **parts)
@@ -175,6 +184,28 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> tuple[System, Variabl
     return run.system, run.variables
 
 
+def _open_stage(path: Path, spec: ImageSpec) -> tuple[System, Variables]:
+    """A stage of a chain, which may be of other images. Raises UserError where there is none."""
+    run = load(path)
+    return _with_settings(run.system, run.config), run.variables
+
+
+def _with_settings(system: System, config: ConfigDict) -> System:
+    """A system whose samples are drawn as its own config says, but for overrides."""
+    return system._replace(plan=functools.partial(system.plan, config.sampler)) if system.plan else system
+
+
+def check_tokenizers(paths: Mapping[str, Path]) -> None:
+    """Raises UserError where runs that stand on one another read different tokens."""
+    read = {name: tokenizer_of(path) for name, path in paths.items()}
+    for name, other in itertools.pairwise(read):
+        if read[name].bpe.to_str() != read[other].bpe.to_str():
+            raise UserError(
+                f"{name}={paths[name]} and {other}={paths[other]} read text by different tokenizers, of "
+                f"{read[name].vocabulary} and {read[other].vocabulary} tokens: train both with one"
+            )
+
+
 def tokenizer_of(path: str | os.PathLike) -> Tokenizer:
     """That of a run, or of a folder of published weights. Raises UserError where there is none."""
     return tokenizer.load(path if clip_file.is_published(path) else Workdir(path).tokenizer)
@@ -188,7 +219,8 @@ def _check_images(what: str, theirs: ImageSpec, ours: ImageSpec) -> None:
         )
 
 
-_OPEN = {"codec": _open_codec, "clip": open_clip}  # by the field of a config that names the run
+_STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "noised_clip")
+_OPEN = {"codec": _open_codec, "clip": open_clip} | dict.fromkeys(_STAGES, _open_stage)  # by a config's field
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Run:
@@ -200,6 +232,8 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     config = workdir.read_config()
     spec = image_spec(config)
     system = build_system(config, workdir.path)
+    if not system.objective.losses:  # a chain of trained stages
+        return Run(workdir, config, spec, system, {"params": {}, "frozen": system.frozen}, 0)
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
     checkpoints = Checkpoints(workdir.checkpoints)

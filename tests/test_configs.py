@@ -47,6 +47,7 @@ REQUIRED = [
 ]
 PROCESS = ["diffusion.schedule", "diffusion.zero_terminal_snr", "diffusion.timesteps", "diffusion.continuous"]
 AUTOENCODER = ["model.architecture", "model.latent_channels", "loss.likelihood", "loss.perceptual_file"]
+CHAINS = ("glide", "unclip")
 REQUIRED_OF = {
     "classifier": [*PROCESS, "diffusion.times", "model.pool"],
     "clip": ["image_encoder.architecture", "model.dimensions", "text.tokenizer", "text.vocabulary", "text.length"],
@@ -94,9 +95,12 @@ def codec(spec):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_complete_and_fits(name):
     config = load(name)
-    assert {*REQUIRED, *REQUIRED_OF[config.system]} <= flatten(config).keys()
+    required = [field for field in REQUIRED if config.system not in CHAINS or not field.startswith("train.")]
+    assert {*required, *REQUIRED_OF.get(config.system, ())} <= flatten(config).keys()
     if config.get("parts"):
         system = blueprint(config)
+    elif any(str(value).startswith("@") for value in config.values()):
+        system = blueprint(config, load("unclip_emoji" if name.endswith(":emoji") else "unclip_shapes"))
     else:
         spec = image_spec(config)
         system = systems.build(config, spec, **({"codec": codec(spec)} if config.system == "prior" else {}))

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "platform": set(),
     "generate": {"systems", "spread"},
     "spread": set(),
-    "prompts": {"data", "workdir"},
+    "prompts": {"data", "systems", "workdir"},
     "judge": EVERYTHING | {"workdir", "generate", "prompts", "spread"},
     "measures": EVERYTHING | {"workdir", "generate", "report", "spread", "judge"},
     "report": {"pictures"},

@@ -1,6 +1,7 @@
 """The smallest config that still has every part: digits, a UNet of a few thousand parameters, ten timesteps."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -61,6 +62,10 @@ OVERRIDES_OF = {  # systems
         "text.vocabulary": 300,
         "text.length": 6,
     },
+    "glide": {},
+    "unclip": {},
+    "unclip_prior": {},
+    "pca": {},
     "gan": GAMES,
     "ddgan": GAMES | {"diffusion.timesteps": 4},
 }
@@ -144,3 +149,50 @@ def write_dalle(folder: Path, **changes) -> Path:
     write(folder / "clip.py", "clip_shapes", text=text, **shapes)
     given = {"parts": {"codec": "codec.py", "clip": "clip.py"}, "text": text, "train__sample_count": 4}
     return write(folder / "dalle.py", "dalle_shapes", **given, **shapes, **changes)
+
+
+SHAPES = {"data__name": "shapes", "data__image_size": 16, "parallel__count": 1}
+TEXT = {"tokenizer": "", "vocabulary": 300, "length": 12}
+_FAST = {"train__steps": 2, "train__batch_size": 8, "train__sample_count": 4, "train__log_every": 1}
+_UNET = {
+    "model__channels": 8,
+    "model__norm_groups": 4,
+    "model__multipliers": (1, 2),
+    "diffusion__timesteps": 20,
+    "sampler__steps": 2,
+}
+_READER = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
+
+
+def stage(name: str, **changes):
+    """The config of a stage of a chain of 16x16 scenes of shapes, tiny: its first picture is 8x8."""
+    given = dict(SHAPES | _FAST)
+    if name == "clip" or name == "noised_clip":
+        given |= {"text": TEXT, "train__sample_count": 0}
+        if name == "noised_clip":
+            given |= {"diffusion__timesteps": 20}
+        return config("clip_shapes" if name == "clip" else name, **given | changes)
+    if name == "pca":
+        given |= {"model__components": 4, "model__bins": 8, "text": TEXT}
+    elif name == "prior":
+        given |= {"model__width": 16, "model__layers": 1, "model__heads": 2, "diffusion__timesteps": 20}
+        given |= {"sampler__steps": 2}
+    elif name == "ar_prior":
+        given |= {"model__layers": 1}
+    elif name == "upsampler":
+        given |= _UNET | {"diffusion__crop": 8, "model__attention_resolutions": ()}
+    else:
+        given |= _UNET | {"model__attention_resolutions": (4,), "model__head_channels": 8}
+        given |= {"conditions__caption": _READER}
+        given |= {"text": TEXT} if name != "decoder" else {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
+    file = {"base": "glide_base", "prior": "unclip_prior", "ar_prior": "unclip_ar_prior", "decoder": "unclip_decoder"}
+    return config(file.get(name, name), **given | changes)
+
+
+def write_chain(folder: Path, name: str, parts: Sequence[str], **changes) -> Path:
+    """The file of a chain, `configs/NAME_shapes.py`, of tiny `parts`; stages that are no parts are left out."""
+    made = load_file(str(ROOT / "configs" / f"{name}_shapes.py"))
+    stages = [field for field, value in made.items() if value == f"@{field}"]
+    given = {field: f"@{field}" if field in parts else "" for field in stages}
+    given |= {"parts": {part: stage(part).to_dict() for part in parts}, "sampler": {}} | SHAPES
+    return write(folder / f"{name}.py", f"{name}_shapes", **given | changes)

@@ -48,6 +48,10 @@ SETTINGS = {
     "temperature": _Setting("of a prior's codes or a VAE's latents: below 1 likelier ones", _number("temperature")),
     "top_k": _Setting("draw codes from the k likeliest, 0: from all", _number("top_k", int)),
     "top_p": _Setting("draw codes from the likeliest that together have this probability", _number("top_p")),
+    "prior": _Setting("of unCLIP: diffusion | ar | none, the caption's own embedding", lambda t: {"prior": t}),
+    "candidates": _Setting("embeddings that unCLIP's prior draws, to take the best", _number("candidates", int)),
+    "clip_scale": _Setting("of the gradient of GLIDE's CLIP of noised pictures", _number("clip_scale")),
+    "augmentation": _Setting("level that an upsampler's smaller picture is degraded to", _number("augmentation")),
     "truncation": _Setting("range of a GAN's latents: lower ones are more typical", _number("truncation")),
 }
 
@@ -80,11 +84,16 @@ def cells(arguments: Arguments) -> list[dict]:
 
 
 def one_cell(arguments: Arguments) -> dict:
-    """The settings where each has one value. Raises UserError where one has several."""
+    """The settings where each has one value, or one for each stage. Raises UserError where one has several."""
+    found = {}
     for name in SETTINGS:
-        if len(texts(getattr(arguments, name) or "")) > 1:
-            raise UserError(f"--{name}={getattr(arguments, name)}: give one value here; launch.py sweep takes several")
-    return cells(arguments)[0]
+        text = getattr(arguments, name) or ""
+        given = values(arguments, name) if text else []
+        keys = [key for value in given for key in value]
+        if len(set(keys)) < len(keys):
+            raise UserError(f"--{name}={text}: give one value here; launch.py sweep takes several")
+        found |= {key: value for one in given for key, value in one.items()}
+    return found
 
 
 def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
@@ -123,12 +132,20 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
 
 
 def values(arguments: Arguments, name: str) -> list[dict]:
-    """The overrides that each value of a setting's flag stands for. Raises UserError for one that cannot be read."""
+    """The overrides that each value of a setting's flag stands for; of a stage of a chain it is written STAGE:VALUE.
+
+    Raises UserError for one that cannot be read.
+    """
     text = getattr(arguments, name)
+
+    def parse(part: str) -> dict:
+        stage, colon, value = part.rpartition(":")
+        return {f"{stage}{colon}{key}": setting for key, setting in SETTINGS[name].parse(value).items()}
+
     try:
-        return [SETTINGS[name].parse(part) for part in texts(text)]
+        return [parse(part) for part in texts(text)]
     except ValueError as error:
-        wanted = "whole numbers" if name in ("steps", "top_k") else "numbers"
+        wanted = "whole numbers" if name in ("steps", "top_k", "candidates") else "numbers"
         raise UserError(f"--{name}={text}: expected {wanted} separated by commas") from error
 
 

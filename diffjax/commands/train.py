@@ -34,23 +34,28 @@ def run(arguments: Arguments) -> int:
 
 
 def _say_what_next(workdir: Workdir, config, system: System) -> None:
-    sheets = sorted(workdir.samples.glob(f"*_{config.train.steps:08d}.png"))
-    print(f"trained to step {config.train.steps}" + "".join(f"; {sheet}" for sheet in sheets))
+    if not system.stages:
+        sheets = sorted(workdir.samples.glob(f"*_{config.train.steps:08d}.png"))
+        print(f"trained to step {config.train.steps}" + "".join(f"; {sheet}" for sheet in sheets))
     print("try next:")
     run = f"--workdir={workdir.path}"
     if system.classify:
         print(f"  python launch.py evaluate {run} --metrics=accuracy")
         print(f"  python launch.py sweep --workdir=RUN --classifier={workdir.path} --classifier_scale=0,1,2")
-    if system.sample and system.text:
+    if system.embeds:
+        print(f"  python launch.py sample --workdir={workdir.path.parent}, once the whole chain is trained")
+    elif system.takes:
+        print(f"  python launch.py sample {run} --image=test:0 --num=8 --out=samples.png")
+    elif system.sample and system.text:
         print(f'  python launch.py sample {run} --prompt="..." --num=16 --out=samples.png')
     elif system.sample:
         print(f"  python launch.py sample {run} --out=samples.png --num=100")
     if system.clip:
         print(f"  python launch.py evaluate {run} --metrics=retrieval,zero_shot --num=1000")
-    if system.model:
+    if system.model and not system.embeds:
         print(f"  python launch.py sweep {run} --steps=5,10,20,50,100 --eta=0,1")
-    if system.codec:
+    if system.codec and not system.embeds:
         print(f"  python launch.py evaluate {run} --metrics=reconstruction")
-    if system.codec and not system.sample:
+    if system.codec and not (system.sample or system.embeds):
         prior = f"--config=configs/prior_transformer.py --config.codec={workdir.path}"
         print(f"  python launch.py train {prior} --workdir=PRIOR")

@@ -7,6 +7,7 @@ import numpy as np
 from diffjax.errors import UserError, unknown
 from diffjax.measures import alignment, autoencoder, classifier, diffusion, samples
 from diffjax.measures.settings import Examples, Settings
+from diffjax.systems.pixels import to_unit_range
 from diffjax.workdir import Run, open_source
 
 # How each is measured of systems that have this: see typing.System. (settings, run, examples) -> figures
@@ -35,6 +36,8 @@ def examples(settings: Settings, trained: Run) -> Examples:
     found = source.__getitems__(range(min(len(source), settings.count(256))))
     captions = [example["caption"] for example in found] if "caption" in found[0] else None
     batch = {"image": np.stack([e["image"] for e in found]), "label": np.array([e["label"] for e in found], np.int32)}
+    if trained.system.takes:
+        batch["original"] = np.asarray(to_unit_range(batch["image"]))
     if text := trained.system.text:
         batch["tokens"] = trained.tokenizer.encode(captions, text.length)
     return Examples(batch, captions)
@@ -52,6 +55,11 @@ def check(name: str, trained: Run) -> None:
         of_data(name, trained)
     elif (trained.system.codec if name in OF_RECONSTRUCTIONS else trained.system.sample) is None:
         raise _without(name, trained)
+    if trained.system.embeds:
+        raise UserError(
+            f"--metrics={name}: {trained.workdir.path} is of embeddings, which are measured by the pictures of the "
+            "whole chain"
+        )
 
 
 def _without(name: str, trained: Run) -> UserError:

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from diffjax import pictures, report
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
+from diffjax.errors import UserError
 from diffjax.evals.strata import draw_terms
 from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
@@ -22,6 +23,8 @@ _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, o
 def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
     """Bits/dim by the bound, term by term, and by the ODE unless that has no steps."""
     images, system, steps = examples.images, trained.system, settings.steps
+    if trained.config.system == "latent":
+        raise UserError("--metrics=nll: the likelihood of latents is not that of pictures")
     last = trained.config.diffusion.timesteps
     bound_plan = _plan(settings, trained, steps[0] if steps else last, "trailing")
     ode_steps = min(settings.ode_steps, last)
@@ -32,21 +35,22 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
 
     @jax.jit
     def prior(variables, condition, x0, plan):
-        process = system.model(variables, condition).process
-        return jax.vmap(likelihood.prior_term, (0, None))(x0, process.schedule(plan.times[0]))
+        model = system.model(variables, condition)
+        return jax.vmap(likelihood.prior_term, (0, None))(model.encode(x0), model.process.schedule(plan.times[0]))
 
     @jax.jit
     def terms(variables, keys, condition, x0, plan, which):
         model = system.model(variables, condition)
         denoise = thresholded(model.denoiser, thresholds.clip)  # as DDPM evaluates it
         levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
-        return likelihood.bound_terms(keys, denoise, x0, levels, which, variance=variance).T
+        return likelihood.bound_terms(keys, denoise, model.encode(x0), levels, which, variance=variance).T
 
     @functools.partial(jax.jit, static_argnames="exact")
     def ode(variables, keys, condition, x0, plan, exact):
         model = system.model(variables, condition)
         dequantize_key, probe_key = sampling.split(keys)
-        x0, levels = likelihood.dequantized(dequantize_key, x0), model.process.schedule(plan.times)
+        x0 = likelihood.dequantized(dequantize_key, model.encode(x0))
+        levels = model.process.schedule(plan.times)
         return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
 
     def measure(keys, condition):

@@ -20,7 +20,7 @@ def of_run(trained: Run) -> dict[str, Any]:
         "system": trained.config.system,
         "config": hashlib.sha256(to_json(trained.config).encode()).hexdigest()[:16],
         "checkpoint": trained.step,
-        "ema_decay": trained.config.train.ema_decay,
+        "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # none of a chain
         "data": trained.config.data.name,
         "versions": {name: version(name) for name in _PACKAGES},
     }

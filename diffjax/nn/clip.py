@@ -21,7 +21,7 @@ from diffjax.nn.attention import AttentionPool, places
 from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import average_pool
 from diffjax.nn.transformer import Transformer
-from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Tokens
+from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
 Mean = Callable[[Any], Any]  # averages over the examples at hand -> over those of all devices (typing.Moment)
 
@@ -30,7 +30,10 @@ _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # withi
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer (Dosovitskiy et al. 2021) with one more norm before it, read at its class token."""
+    """A vision transformer (Dosovitskiy et al. 2021) with one more norm before it, read at its class token.
+
+    One that is told the time has a class token for each: so GLIDE's noised CLIP has in its code (Nichol et al. 2021).
+    """
 
     patch: int  # side of the square of pixels that a token is made of
     width: int
@@ -41,16 +44,23 @@ class VisionTransformer(nn.Module):
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
     pixel_mean: Sequence[float] = (0.5,)  # what pixels in [0, 1] are normalised by, a number for each channel or for
     pixel_std: Sequence[float] = (0.5,)  # all; 0.5 and 0.5 leave those in [-1, 1] as they are
+    timesteps: int = 0  # that it is told apart, 0, 1, ... where images are noised; 0: it is told none
     remat: bool = False  # compute each block again in the backward pass instead of keeping it
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # of the transformer's computation
 
     @nn.compact
-    def __call__(self, images: Images, mean: Mean | None = None, examples: int | None = None) -> Embeddings:
+    def __call__(
+        self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
+    ) -> Embeddings:
         """Return float32 embeddings; `images` in [-1, 1]. `mean` and `examples` are for encoders with batch norms.
 
-        Raises ValueError for sides that the patch does not divide and images of another size than the parameters'.
+        `t` is the time of each image, counted from zero, of which the nearest of the timesteps is told. Raises
+        ValueError for sides that the patch does not divide, images of another size than the parameters', and a time
+        where there are no timesteps or none where there are.
         """
+        if (t is None) != (self.timesteps == 0):
+            raise ValueError(f"timesteps is {self.timesteps}: an image encoder is told the time where it has any, only")
         batch, height, width, _ = images.shape
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}")
@@ -58,8 +68,13 @@ class VisionTransformer(nn.Module):
         x = _normalised(images, self.pixel_mean, self.pixel_std)
         side, options = (self.patch, self.patch), {"use_bias": False, "kernel_init": _UNIFORM, "dtype": self.dtype}
         x = nn.Conv(self.width, side, side, "VALID", **options, name="patch")(x).reshape(batch, -1, self.width)
-        token = self.param("class", normal(std), (self.width,), jnp.float32).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
+        if t is None:
+            token = self.param("class", normal(std), (self.width,), jnp.float32)[None]
+        else:
+            nearest = jnp.clip(jnp.round(t), 0, self.timesteps - 1).astype(jnp.int32)
+            token = self.param("time", normal(std), (self.timesteps, self.width), jnp.float32)[nearest]
+        token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
+        x = jnp.concatenate([token, x], axis=1)
         x = x + places(self, x.shape[1], self.width, std).astype(self.dtype)[None]
         x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
         x = _transformer(self)(x, "all")[:, 0]
@@ -103,7 +118,9 @@ class ModifiedResNet(nn.Module):
     dtype: DTypeLike = jnp.float32  # of the convolutions; norms' statistics and the attention are float32
 
     @nn.compact
-    def __call__(self, images: Images, mean: Mean | None = None, examples: int | None = None) -> Embeddings:
+    def __call__(
+        self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
+    ) -> Embeddings:
         """Return float32 embeddings; `images` in [-1, 1].
 
         In training batch norms normalise by the statistics of all devices, whose averages `mean` gives, and keep them
@@ -111,8 +128,10 @@ class ModifiedResNet(nn.Module):
         hand). Without `mean` they normalise by what they kept.
 
         Raises ValueError for sides that cannot be halved as often as is asked, for channels that the heads do not
-        divide, and for images of another size than the parameters'.
+        divide, for images of another size than the parameters', and for a time.
         """
+        if t is not None:
+            raise ValueError("a ResNet is told no time: take a vision transformer for noised images")
         halvings = len(self.layers) + 1
         if any(side % 2**halvings for side in images.shape[1:3]):
             raise ValueError(

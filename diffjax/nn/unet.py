@@ -38,7 +38,7 @@ class UNet(nn.Module):
     channels: int = 128
     multipliers: Sequence[float] = (1, 2, 2, 2)  # width of each level, in units of `channels`
     blocks: int | Sequence[int] = 2  # residual blocks a level, or one count each; one more on the way up
-    attention_resolutions: Sequence[int] = (16,)  # heights of the feature maps that attend; the middle always does
+    attention_resolutions: Sequence[int] = (16,)  # heights of the feature maps that attend; and the middle
     heads: int = 1
     head_channels: int | None = None  # overrides `heads`
     dropout: float = 0.0
@@ -48,6 +48,7 @@ class UNet(nn.Module):
     pool: str | None = None  # "attention" | "mean": no way up, but logits from the middle's features; None: a picture
     label_rows: int = 0  # rows of the label table, 0: no labels
     transformer_depth: int = 0  # layers of latent diffusion's spatial transformer, 0: plain attention
+    middle_attention: bool = True  # unCLIP's upsamplers have none
     norm_groups: int = 32
     norm_epsilon: float = 1e-6  # DDPM; ADM 1e-5
     time_embedding: str = "ddpm"  # "ddpm" | "adm": see timestep_embedding
@@ -130,7 +131,8 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = block(h, widths[-1], "middle_block_0")
-        h = attend(h, "middle_attention")
+        if self.middle_attention:
+            h = attend(h, "middle_attention")
         h = block(h, widths[-1], "middle_block_1")
 
         norm_out = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_out")

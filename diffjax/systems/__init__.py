@@ -1,7 +1,22 @@
 """One module per system of the line: `build(config, spec)` makes a System of it."""
 
 from diffjax.errors import unknown
-from diffjax.systems import classifier, clip, ddgan, ddpm, dvae, gan, prior, vae, vqvae
+from diffjax.systems import (
+    classifier,
+    clip,
+    ddgan,
+    ddpm,
+    dvae,
+    gan,
+    glide,
+    latent,
+    pca,
+    prior,
+    unclip,
+    unclip_prior,
+    vae,
+    vqvae,
+)
 from diffjax.typing import ImageSpec, System
 
 _SYSTEMS = {
@@ -11,7 +26,12 @@ _SYSTEMS = {
     "ddpm": ddpm,
     "dvae": dvae,
     "gan": gan,
+    "glide": glide,
+    "latent": latent,
+    "pca": pca,
     "prior": prior,
+    "unclip": unclip,
+    "unclip_prior": unclip_prior,
     "vae": vae,
     "vqvae": vqvae,
 }

@@ -1,17 +1,26 @@
-"""CLIP: pictures and captions embedded so that those that belong together are near (Radford et al. 2021)."""
+"""CLIP: pictures and captions embedded so that those that belong together are near (Radford et al. 2021).
 
+With a section `diffusion` it is GLIDE's noised CLIP (Nichol et al. 2021, sec. 3.4), to guide a diffusion model by.
+"""
+
+import dataclasses
 import math
 from pathlib import Path
 
 import jax
 from jax import numpy as jnp
 
+from diffjax.diffusion import sampling
+from diffjax.diffusion.levels import Schedule
+from diffjax.diffusion.noise import perturb
+from diffjax.diffusion.times import Times
 from diffjax.errors import UserError, unknown
 from diffjax.nn import clip as networks
 from diffjax.nn import clip_file
 from diffjax.nn.perceptual import as_rgb
 from diffjax.systems.networks import check_buildable, dtype_of, make, text_of
-from diffjax.systems.pixels import to_unit_range
+from diffjax.systems.pixels import smaller, to_unit_range
+from diffjax.systems.process import make_schedule, make_times
 from diffjax.typing import Aux, Clip, ImageSpec, Objective, System, TextSpec, Variables
 
 _ENCODERS = {"vit": networks.VisionTransformer, "resnet": networks.ModifiedResNet}
@@ -27,12 +36,16 @@ def build(config, spec: ImageSpec) -> System:
     architecture, text = config.image_encoder.architecture, text_of(config)
     if architecture not in _ENCODERS:
         raise unknown("image_encoder.architecture", architecture, _ENCODERS)
+    noising = _Noising.from_config(config.diffusion, spec) if "diffusion" in config else None
     given = {"dimensions": config.model.dimensions, "dtype": dtype_of(config)}
-    image_encoder = make(_ENCODERS[architecture], config.image_encoder, "image_encoder", but=("architecture",), **given)
+    told = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
+    image_encoder = make(
+        _ENCODERS[architecture], config.image_encoder, "image_encoder", but=("architecture",), **given, **told
+    )
     text_encoder = make(
         networks.TextTransformer, config.text_encoder, "text_encoder", vocabulary=text.vocabulary, **given
     )
-    return _system(image_encoder, text_encoder, text, spec)
+    return _system(image_encoder, text_encoder, text, spec, noising=noising)
 
 
 def published(path: str | Path) -> tuple[System, Variables]:
@@ -43,26 +56,62 @@ def published(path: str | Path) -> tuple[System, Variables]:
     return system, {**found.variables, "frozen": {}}
 
 
-def _system(image_encoder, text_encoder, text: TextSpec, spec: ImageSpec, *, resizes: bool = False) -> System:
+@dataclasses.dataclass(frozen=True)
+class _Noising:
+    """What training does to its images, as a config's `diffusion` section chooses it."""
+
+    schedule: Schedule
+    times: Times
+    downsample: int  # what the sides of images are divided by before
+
+    @classmethod
+    def from_config(cls, config, spec: ImageSpec) -> "_Noising":
+        """Raises UserError for choices that do not exist or do not fit."""
+        schedule, downsample = make_schedule(config), config.get("downsample", 1)
+        if downsample < 1 or spec.size % downsample:
+            raise UserError(f"diffusion.downsample={downsample} does not divide data.image_size={spec.size}")
+        return cls(schedule, make_times(config, schedule), downsample)
+
+    def __call__(self, images, keys, memory):
+        """Images made smaller, each noised at a time of its own; those times; and the factors on the losses."""
+        time_key, eps_key = sampling.split(keys)
+        t, factor = jax.vmap(self.times.draw, (0, None, None))(time_key, self.schedule, memory)
+        x0 = smaller(images, self.downsample)
+        return jax.vmap(perturb)(x0, sampling.noise_of(eps_key, x0.shape[1:]), self.schedule(t)), t, factor
+
+
+def _system(
+    image_encoder,
+    text_encoder,
+    text: TextSpec,
+    spec: ImageSpec,
+    *,
+    resizes: bool = False,
+    noising: _Noising | None = None,
+) -> System:
     """Of its two encoders; `resizes` to its own size whatever images it is given."""
 
     def init(key):
         image_key, text_key = jax.random.split(key)
-        image = image_encoder.init(image_key, jnp.zeros((1, spec.size, spec.size, spec.channels)))
+        size, told = (spec.size // noising.downsample, jnp.zeros(1)) if noising else (spec.size, None)
+        image = image_encoder.init(image_key, jnp.zeros((1, size, size, spec.channels)), t=told)
+        memory = noising.times.init(noising.schedule) if noising else {}
         params = {
             "image": image.pop("params"),
             "text": text_encoder.init(text_key, jnp.zeros((1, text.length), jnp.int32))["params"],
             "log_scale": jnp.asarray(math.log(1 / 0.07)),  # section 2.5
         }
+        image |= {"times": memory} if memory else {}
         return {"params": {"model": params}, **image}  # and the statistics of batch norms, where there are any
 
     def collections(variables) -> dict:
-        return {name: tree for name, tree in variables.items() if name not in ("params", "frozen")}
+        return {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
 
-    def embed_images(variables, images, mean=None, examples=None):
-        """And what the norms remember, where `mean` is given: then it is training."""
+    def embed_images(variables, images, t=None, mean=None, examples=None):
+        """And what the norms remember, where `mean` is given: then it is training. `t` where images are noised."""
         own = {"params": variables["params"]["model"]["image"], **collections(variables)}
-        found, remembered = image_encoder.apply(own, images, mean, examples, mutable=list(collections(variables)))
+        told = None if t is None else t - 1.0  # counted from zero, as the diffusion models are told
+        found, remembered = image_encoder.apply(own, images, mean, examples, told, mutable=list(collections(variables)))
         return _unit(found), remembered
 
     def embed_texts(variables, tokens):
@@ -72,19 +121,29 @@ def _system(image_encoder, text_encoder, text: TextSpec, spec: ImageSpec, *, res
         return jnp.exp(networks.limited(variables["params"]["model"]["log_scale"], mean))
 
     def loss(variables, batch, keys, moment):
-        images, remembered = embed_images(variables, to_unit_range(batch["image"]), moment.mean, moment.batch_size)
+        images, memory, t, factor = to_unit_range(batch["image"]), variables.get("times", {}), None, 1.0
+        if noising:
+            images, t, factor = noising(images, keys, memory)
+        images, remembered = embed_images(variables, images, t, moment.mean, moment.batch_size)
         texts, scale = embed_texts(variables, batch["tokens"]), scale_of(variables, moment.mean)
         everyone = moment.gather((images, texts))
         value, right = networks.contrast(images, texts, *everyone, batch["index"], scale)
         metrics = {"accuracy": right, "scale": jnp.broadcast_to(scale, value.shape)}
-        return value, Aux(metrics, jax.lax.stop_gradient(remembered))
+        if memory:
+            remembered = {**remembered, "times": noising.times.update(memory, t, value)}
+        return factor * value, Aux(metrics, jax.lax.stop_gradient(remembered))
 
     def clip(variables) -> Clip:
         def embed(images):
             if resizes:
                 shape = (len(images), spec.size, spec.size, 3)
                 images = jax.image.resize(as_rgb(images, smallest=1), shape, "cubic", antialias=True).clip(-1, 1)
+            if noising:  # the first level, of the least noise, is that of clean ones
+                return embed_images(variables, smaller(images, noising.downsample), jnp.ones(len(images)))[0]
             return embed_images(variables, images)[0]
+
+        def embed_noised(x, noise):
+            return embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
 
         return Clip(
             embed_images=embed,
@@ -92,7 +151,9 @@ def _system(image_encoder, text_encoder, text: TextSpec, spec: ImageSpec, *, res
             text_states=lambda tokens: text_encoder.apply({"params": variables["params"]["model"]["text"]}, tokens)[0],
             scale=scale_of(variables),
             dimensions=image_encoder.dimensions,
+            width=text_encoder.width,
             text=text,
+            embed_noised=embed_noised if noising else None,
         )
 
     check_buildable(init, "config.image_encoder, config.text_encoder")

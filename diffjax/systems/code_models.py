@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from diffjax.errors import UserError
 from diffjax.nn import masks, pixelcnn, transformer
 from diffjax.nn.layers import Dense
-from diffjax.systems.conditions import Caption, Condition
 from diffjax.systems.networks import dtype_of, make
+from diffjax.systems.prefixes import Caption, Prefix
 from diffjax.typing import Codec, Codes, PRNGKey, PRNGKeys
 
 Params = dict[str, Any]
@@ -39,13 +39,13 @@ class CodeModel(abc.ABC):
     """
 
     network: nn.Module
-    condition: Condition
+    condition: Prefix
     grids: tuple[tuple[int, int, int], ...]
     size: int
 
     @classmethod
     @abc.abstractmethod
-    def from_config(cls, config, codec: Codec, condition: Condition) -> "CodeModel":
+    def from_config(cls, config, codec: Codec, condition: Prefix) -> "CodeModel":
         """Of `config.model`. Raises UserError."""
 
     @abc.abstractmethod

@@ -1,67 +1,24 @@
-"""Denoising diffusion on pixels: DDPM (Ho et al. 2020) and, by its config, Improved DDPM, ADM and DDIM."""
+"""Denoising diffusion on pixels: DDPM (Ho et al. 2020) and, by its config, all that followed it.
 
-import functools
+Improved DDPM, ADM and DDIM; told a caption the base of GLIDE, told a CLIP embedding unCLIP's decoder, told a smaller
+picture an upsampler, told a picture with a part erased a model for in-painting: see conditions.py.
+"""
 
-import jax
-from jax import numpy as jnp
-
-from diffjax.errors import UserError
-from diffjax.systems.networks import check_buildable, classes_of, make_unet
-from diffjax.systems.pixels import to_unit_range
-from diffjax.systems.plan import Model, Plan, draw, make_plan
+from diffjax.systems import spaces
+from diffjax.systems.conditions import make_conditions
+from diffjax.systems.denoising import make_system
+from diffjax.systems.networks import make_denoiser
+from diffjax.systems.parts import described
 from diffjax.systems.process import Process
-from diffjax.typing import Aux, ImageSpec, Labels, Objective, PRNGKeys, System
+from diffjax.typing import ImageSpec, System, Variables
 
 
-def build(config, spec: ImageSpec) -> System:
+def build(config, spec: ImageSpec, clip: tuple[System, Variables] | None = None) -> System:
     """The system of `config` for images of `spec`. Raises UserError for choices that do not exist or do not fit."""
     process = Process.from_config(config.diffusion)
-    if not 0 <= config.diffusion.label_dropout < 1:
-        raise UserError(f"diffusion.label_dropout={config.diffusion.label_dropout}: a share from 0 up to, but not, 1")
-    classes = classes_of(config, "diffusion", spec)
-    label_dropout = config.diffusion.label_dropout if classes else 0.0
-    guided = label_dropout > 0  # then the label table has one more row, which says "no label"
-    channels = spec.channels * (2 if process.learns_variance else 1)
-    unet = make_unet(config, spec, pool=None, out_channels=channels, label_rows=classes + guided)
-    shape = (spec.size, spec.size, spec.channels)
-
-    def network(variables, label, dropout_keys=None):
-        def apply(x, t):
-            return unet.apply({"params": variables["params"]["model"]}, x, t, label=label, dropout_keys=dropout_keys)
-
-        return apply
-
-    def init(key):
-        label = jnp.zeros((1,), jnp.int32) if classes else None
-        params = unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,)), label=label)["params"]
-        memory = process.times.init(process.schedule)
-        return {"params": {"model": {**params, **process.init()}}} | ({"times": memory} if memory else {})
-
-    def loss(variables, batch, keys, moment):
-        label_key, dropout_key, noise_key = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
-        image = to_unit_range(batch["image"])
-        label = _drop(label_key, batch["label"], label_dropout, null=classes) if classes else None
-        value, memory = process.bound(variables["params"]["model"]).train_loss(
-            network(variables, label, dropout_key), image, noise_key, variables.get("times", {})
-        )
-        return value, Aux({}, {"times": memory} if memory else {})
-
-    def model(variables, condition) -> Model:
-        label = condition["label"] if classes else None
-        bound = process.bound(variables["params"]["model"])
-        unconditional = bound.denoiser(network(variables, jnp.full_like(label, classes))) if guided else None
-        return Model(bound, bound.denoiser(network(variables, label)), unconditional, shape)
-
-    def sample(variables, keys, condition, plan: Plan):
-        return draw(model(variables, condition), keys, plan, condition)
-
-    # What does not fit is refused here, before anything is trained.
-    plan = functools.partial(make_plan, process, guided=guided)
-    plan(config.sampler)
-    check_buildable(init)
-    return System(Objective(init, {"model": loss}), classes, plan, sample, model)
-
-
-def _drop(keys: PRNGKeys, labels: Labels, rate: float, *, null: int) -> Labels:
-    """Each label becomes `null` with probability `rate`: Ho & Salimans 2022, algorithm 1."""
-    return jnp.where(jax.vmap(jax.random.bernoulli, (0, None))(keys, rate), null, labels)
+    space = spaces.pixels(spec, config.diffusion.get("downsample", 1))
+    conditions = make_conditions(config, spec, space, clip and described(clip[0].clip, clip[1]))
+    network = make_denoiser(
+        config, spec, space.shape, label_rows=conditions.label_rows, learns_variance=process.learns_variance
+    )
+    return make_system(config, spec, process, space, conditions, network, {"clip": clip} if clip else {})

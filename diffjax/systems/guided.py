@@ -6,13 +6,20 @@ from diffjax.systems.plan import draw
 from diffjax.typing import System
 
 
-def guided(system: System, *, classifier: System | None = None, weak: System | None = None) -> System:
-    """`system`, sampled with a classifier's gradient or away from a weaker model, or both: see diffusion/guidance.py.
+def guided(
+    system: System, *, classifier: System | None = None, weak: System | None = None, noised_clip: System | None = None
+) -> System:
+    """`system`, sampled with the gradient of a classifier or a CLIP of noised images, or away from a weaker model.
 
-    Its variables are {"model": those of `system`, "classifier": ..., "weak": ...}. All were trained on one schedule.
+    Or all of them: see diffusion/guidance.py. Its variables are {"model": those of `system`, "classifier": ...,
+    "weak": ..., "noised_clip": ...}. All were trained on one schedule.
     """
 
     def sample(variables, keys, condition, plan):
+        similar = None
+        if noised_clip:
+            clip = noised_clip.clip(variables["noised_clip"])
+            similar = clip.embed_noised, clip.embed_texts(condition["tokens"])
         return draw(
             system.model(variables["model"], condition),
             keys,
@@ -20,6 +27,7 @@ def guided(system: System, *, classifier: System | None = None, weak: System | N
             condition,
             classify=functools.partial(classifier.classify, variables["classifier"]) if classifier else None,
             weak=weak.model(variables["weak"], condition).denoiser if weak else None,
+            similar=similar,
         )
 
     return system._replace(sample=sample, classes=max(system.classes, classifier.classes if classifier else 0))

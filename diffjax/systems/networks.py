@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from diffjax.errors import UserError, unknown
+from diffjax.nn.dit import DiT
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, TextSpec
 
@@ -24,16 +25,34 @@ def make(module: type[nn.Module], section: Mapping, name: str, but: tuple[str, .
     return module(**given, **{field: value for field, value in section.items() if field in fields})
 
 
-def make_unet(config, spec: ImageSpec, **given) -> UNet:
-    """The UNet of `config.model`, whose other fields are `given`. Raises UserError for what does not fit `spec`."""
-    unet = make(UNet, config.model, "model", dtype=dtype_of(config), **given)
+def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet:
+    """The UNet of `config.model`, whose other fields are `given`, for pictures of a `side` (None: the data's).
+
+    Raises UserError for what does not fit.
+    """
+    unet = make(UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
     halvings = len(unet.multipliers) - 1
-    if spec.size % 2**halvings:
+    if (side or spec.size) % 2**halvings:
+        diffused = f", diffused as {side}x{side}," if side not in (None, spec.size) else ""
         raise UserError(
-            f"data.image_size={spec.size} cannot be halved {halvings} times, as model.multipliers asks: "
+            f"data.image_size={spec.size}{diffused} cannot be halved {halvings} times, as model.multipliers asks: "
             f"use a multiple of {2**halvings}, or fewer multipliers"
         )
     return unet
+
+
+def make_denoiser(config, spec: ImageSpec, shape: tuple[int, int, int], *, label_rows: int, learns_variance: bool):
+    """The network that `config.model.architecture` names ("unet" | "dit") for examples of `shape`.
+
+    Raises UserError for what does not exist or does not fit.
+    """
+    architecture = config.model.get("architecture", "unet")
+    if architecture not in ("unet", "dit"):
+        raise unknown("model.architecture", architecture, ("unet", "dit"))
+    given = {"out_channels": shape[-1] * (2 if learns_variance else 1), "label_rows": label_rows}
+    if architecture == "dit":
+        return make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
+    return make_unet(config, spec, shape[0], pool=None, **given)
 
 
 def dtype_of(config) -> DTypeLike:

@@ -14,7 +14,8 @@ from diffjax.diffusion.denoiser import Denoiser, thresholded
 from diffjax.diffusion.noise import prior_std
 from diffjax.errors import UserError
 from diffjax.systems.process import GIVEN, Process
-from diffjax.typing import PRNGKeys
+from diffjax.systems.spaces import kept_in
+from diffjax.typing import Embeddings, Images, PRNGKeys
 
 _SCALES = {  # of the guidance: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance
@@ -23,6 +24,8 @@ _SCALES = {  # of the guidance: traced inputs
     "guidance_high": float("inf"),  # ... and up to this
     "classifier_scale": 1.0,  # of a classifier, where one is given
     "weak_scale": 1.0,  # of autoguidance, where a weaker model is given
+    "clip_scale": 0.0,  # of a CLIP of noised images, where one is given
+    "augmentation": 0.0,  # level that a smaller image to be enlarged is degraded to
 }
 _DEFAULTS = {
     "grid": "trailing",
@@ -54,14 +57,19 @@ class Model(NamedTuple):
     process: Process
     denoiser: Denoiser
     unconditional: Denoiser | None  # what classifier-free guidance leads away from
-    shape: tuple[int, ...]  # of one example
+    shape: tuple[int, ...]  # of one example of what is diffused
+    encode: Callable[[Images], Array]  # pictures to that
+    decode: Callable[[Array], Array]  # and back
+    pixels: bool  # whether it is pixels
 
 
-def make_plan(process: Process, sampler_config, *, guided: bool, capacity: int | None = None, **overrides) -> Plan:
+def make_plan(
+    process: Process, sampler_config, *, guided: bool, pixels: bool = True, capacity: int | None = None, **overrides
+) -> Plan:
     """A Plan of a config's `sampler` section with `overrides`, its times padded to `capacity` steps.
 
     Overrides are settings, or the sampler's own options. `guided` says whether the model can be guided without a
-    classifier. Raises UserError for what does not exist or does not fit.
+    classifier, `pixels` whether it diffuses pixels. Raises UserError for what does not exist or does not fit.
     """
     own = {name: value for name, value in overrides.items() if name not in SETTINGS}
     settings = {**_DEFAULTS, **sampler_config, **{k: v for k, v in overrides.items() if k in SETTINGS}}
@@ -71,9 +79,16 @@ def make_plan(process: Process, sampler_config, *, guided: bool, capacity: int |
     choose("threshold", thresholds, settings["threshold"])
     if settings["guidance"] != 1.0 and not guided:
         raise UserError(
-            f"sampler.guidance={settings['guidance']:g} needs a model trained with labels and diffusion.label_dropout "
-            "> 0, which this one was not: leave it at 1"
+            f"sampler.guidance={settings['guidance']:g} needs a model trained with diffusion.label_dropout > 0, or "
+            "another condition's dropout, which this one was not: leave it at 1"
         )
+    if settings["threshold"] != "none" and not pixels:
+        raise UserError(
+            f"sampler.threshold={settings['threshold']} keeps pixels in their range, and latents and embeddings have "
+            "none: set it to none"
+        )
+    if not 0 <= settings["augmentation"] <= 1:
+        raise UserError(f"augmentation={settings['augmentation']:g}: a level from 0 to 1")
     if not 0 < settings["strength"] <= 1:
         raise UserError(f"strength={settings['strength']:g}: a share of the process, above 0 and up to 1")
     if settings["repeats"] < 1:
@@ -101,27 +116,35 @@ def draw(
     *,
     classify: Callable | None = None,
     weak: Denoiser | None = None,
+    similar: tuple[Callable, Embeddings] | None = None,
 ) -> Array:
-    """Draws x_0 [B, *shape] as `plan` says.
+    """Draws pictures [-1, 1], or whatever else the model decodes to, as `plan` says.
 
     Args:
       condition: leaves [B, ...]; here "image" [-1, 1] is one to be edited, or with a "mask" the one whose masked part
         (1) is kept, "latent" the x_T to start from.
       classify: (x, Noise) -> logits, to guide by towards condition["label"].
       weak: a weaker model's denoiser, for autoguidance.
+      similar: (x, Noise) -> embeddings by a CLIP, and the embeddings of captions to guide towards.
     """
     process, steps = model.process, plan.steps
     levels = process.schedule(plan.times)
-    denoise = _guided(model, plan, condition, classify, weak)
+    if "image" in condition:
+        condition = {**condition, "image": model.encode(condition["image"])}
+    if "mask" in condition:
+        condition = {**condition, "mask": kept_in(condition["mask"][..., :1], model.shape[0])}
+    denoise = _guided(model, plan, condition, classify, weak, similar)
     make_sampler = choose("sampler", samplers, plan.sampler).bind(
         schedule=process.schedule, steps=steps, variance=process.variance.bind()
     )
     sampler = make_sampler(**plan.options)
     if "latent" in condition:
-        return sampling.run(keys, denoise, sampler, levels, steps, condition["latent"])
-    if "image" in condition and "mask" not in condition:
-        return sampling.edit(keys, denoise, sampler, levels, steps, condition["image"], begin=plan.begin)
-    return sampling.sample(keys, denoise, sampler, levels, steps, shape=model.shape, repeats=plan.repeats)
+        x = sampling.run(keys, denoise, sampler, levels, steps, condition["latent"])
+    elif "image" in condition and "mask" not in condition:
+        x = sampling.edit(keys, denoise, sampler, levels, steps, condition["image"], begin=plan.begin)
+    else:
+        x = sampling.sample(keys, denoise, sampler, levels, steps, shape=model.shape, repeats=plan.repeats)
+    return model.decode(x)
 
 
 def latents(model: Model, keys: PRNGKeys, plan: Plan) -> Array:
@@ -130,13 +153,13 @@ def latents(model: Model, keys: PRNGKeys, plan: Plan) -> Array:
     return prior_std(model.process.schedule(plan.times[0])) * sampling.noise_of(first, model.shape)
 
 
-def encode(model: Model, x0: Array, plan: Plan) -> Array:
-    """The latents x_T of images [B, *shape] by DDIM's steps, unguided: see sampling.encode."""
-    schedule = model.process.schedule
+def encode(model: Model, images: Images, plan: Plan) -> Array:
+    """The latents x_T of images by DDIM's steps, unguided: see sampling.encode."""
+    schedule, x0 = model.process.schedule, model.encode(images)
     return sampling.encode(model.denoiser, x0, schedule(plan.times), plan.steps, schedule(schedule.first))
 
 
-def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, weak) -> Denoiser:
+def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, weak, similar) -> Denoiser:
     """Every guidance that there is, one around the other."""
     scales, denoise = plan.scales, model.denoiser
     interval = scales["guidance_low"], scales["guidance_high"]
@@ -152,6 +175,8 @@ def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, 
         denoise = guidance.autoguidance(denoise, weak, scales["weak_scale"], interval=interval)
     if classify is not None:
         denoise = guidance.classifier(denoise, classify, condition["label"], scales["classifier_scale"])
+    if similar is not None:
+        denoise = guidance.clip_similarity(denoise, *similar, scales["clip_scale"])
     denoise = thresholded(denoise, choose("threshold", thresholds, plan.threshold).bind())
     if "mask" in condition:
         denoise = guidance.inpaint(denoise, condition["image"], condition["mask"])

@@ -78,6 +78,31 @@ def test_a_vit_reads_a_class_token_before_patches_row_by_row():
     np.testing.assert_array_equal(found, jax.jit(partial(vit().apply, mean=alone))(variables, x))
 
 
+def test_a_vit_that_is_told_the_time_has_a_class_token_for_each():
+    x, t = uniform(4, 8, 8, 3), np.array([0.0, 3.0, 2.6, 9.0], np.float32)
+    module = vit(timesteps=5)
+    params = randomised(module, x, None, None, t)["params"]
+    found = jax.jit(module.apply)({"params": params}, x, t=t)
+    table = params.pop("time")
+    assert table.shape == (5, 8)
+    for i, row in enumerate((0, 3, 3, 4)):  # the nearest that there is
+        alone = jax.jit(vit().apply)({"params": {**params, "class": table[row]}}, x[i : i + 1])
+        np.testing.assert_allclose(found[i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module,t,message",
+    [
+        (vit(), np.zeros(1), "timesteps is 0"),
+        (vit(timesteps=5), None, "timesteps is 5"),
+        (resnet(), np.zeros(1), "a ResNet is told no time"),
+    ],
+)
+def test_a_time_is_told_to_encoders_that_know_any(module, t, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(module.init, t=t), jax.random.key(0), np.zeros((1, 32, 32, 3)))
+
+
 @pytest.mark.parametrize("encoder,size", [(vit, 8), (resnet, 32)])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_pixels_are_normalised_by_their_mean_and_deviation(encoder, size, channels):

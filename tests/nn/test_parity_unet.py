@@ -58,7 +58,8 @@ def cross(m):
 
 def attention(m):
     if not hasattr(m, "transformer_blocks"):
-        return {"norm": norm(m.group_norm), "qkv": dense(m.to_q, m.to_k, m.to_v), "out": dense(m.to_out[0])}
+        params = {"norm": norm(m.group_norm), "qkv": dense(m.to_q, m.to_k, m.to_v), "out": dense(m.to_out[0])}
+        return params | ({"context_kv": dense(m.add_k_proj, m.add_v_proj)} if m.added_kv_proj_dim else {})
     blocks = {
         f"block_{i}": {
             "norm_self": norm(b.norm1),
@@ -83,8 +84,10 @@ def parameters(model):
         "norm_out": norm(model.conv_norm_out),
         "conv_out": conv(model.conv_out),
     }
-    if model.class_embedding is not None:
+    if isinstance(model.class_embedding, torch.nn.Embedding):
         params["label"] = {"embedding": array(model.class_embedding.weight)}
+    elif model.class_embedding is not None:
+        params["embedding"] = dense(model.class_embedding)
     levels = {f"down_{i}": block for i, block in enumerate(model.down_blocks)} | {"middle": model.mid_block}
     levels |= {f"up_{i}": block for i, block in enumerate(reversed(model.up_blocks))}
     for level, block in levels.items():
@@ -148,6 +151,35 @@ def test_adm():
     )
     label = np.array([4, 1])
     check(net, randomise(model), {"label": label}, {"class_labels": torch.tensor(label)})
+
+
+def test_unclip():
+    """Karlo's decoder: attention to a context and to all positions at once, and an embedding that joins the time's."""
+    model = diffusers.UNet2DConditionModel(
+        **THEIRS,
+        **ADM,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        resnet_time_scale_shift="scale_shift",
+        attention_head_dim=16,
+        cross_attention_dim=24,
+        class_embed_type="simple_projection",  # Karlo's linear layer is outside, its type "identity"
+        projection_class_embeddings_input_dim=12,
+    )
+    net = UNet(
+        3,
+        **OURS,
+        **ADM_DETAILS,
+        attention_resolutions=(8, 4),
+        head_channels=16,
+        time_conditioning="scale_shift",
+        resample="residual",
+    )
+    rng = np.random.default_rng(1)
+    context, embedding = rng.normal(size=(2, 7, 24)).astype(np.float32), rng.normal(size=(2, 12)).astype(np.float32)
+    theirs = {"encoder_hidden_states": torch.tensor(context), "class_labels": torch.tensor(embedding)}
+    check(net, randomise(model), {"context": context, "embedding": embedding}, theirs)
 
 
 @pytest.mark.parametrize("linear", [False, True])  # Stable Diffusion 1 and 2

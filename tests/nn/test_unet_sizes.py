@@ -1,17 +1,20 @@
 """The papers' networks have the published numbers of parameters.
 
 The integers were counted, without weights, on modules of the authors' PyTorch code built with their released flags;
-DDPM's, whose code is TensorFlow, and Stable Diffusion 2's on diffusers 0.42 models with the released configs.
+DDPM's, whose code is TensorFlow, Stable Diffusion 2's and Karlo's, which is unCLIP's architecture, on diffusers 0.42
+models with the released configs. What was never released is compared with the rounded numbers of its paper.
 """
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.nn.unet import ADM_DETAILS, UNet
 
 IMPROVED = {"time_conditioning": "scale_shift", **ADM_DETAILS}
 ADM = {"resample": "residual", **IMPROVED}
+NONE = {"middle_attention": False, **ADM}  # upsamplers that do not attend at all
 CLASSIFIER = {"attention_resolutions": (32, 16, 8), "head_channels": 64, "pool": "attention", **ADM}
 STABLE = {"channels": 320, "multipliers": (1, 2, 4, 4), "transformer_depth": 1, **ADM_DETAILS}
 
@@ -48,6 +51,16 @@ NETWORKS = {
     "adm classifier 64, mean": (64_617_320, 64, 3, UNet(1000, 128, (1, 2, 3, 4), 4, **{**CLASSIFIER, "pool": "mean"})),
     # Text2ImUNet less its text transformer, embeddings and final norm: what is left takes embedding and context [512]
     "glide": (308_728_902, 64, 3, UNet(6, 192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, **ADM)),
+    # SuperResText2ImUNet, likewise
+    "glide 64 to 256": (
+        322_059_462, 256, 6, UNet(6, 192, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), head_channels=64, **ADM)
+    ),
+    # UNet2DConditionModel, to which what it is told beside the context comes as an embedding: it has no layer for that
+    "karlo": (885_439_686, 64, 3, UNet(6, 320, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, **ADM)),
+    # UNet2DModel, of which the first steps and the last have one each
+    "karlo 64 to 256": (
+        691_579_523, 256, 6, UNet(3, 320, (1, 2, 3, 4), 3, (), **{**NONE, "time_conditioning": "add"})
+    ),
     # latent-diffusion's openaimodel with models/ldm/*/config.yaml
     "ldm-4 imagenet": (
         400_920_579, 64, 3, UNet(3, 192, (1, 2, 3, 5), 2, (32, 16, 8), transformer_depth=1, **ADM_DETAILS)
@@ -58,16 +71,57 @@ NETWORKS = {
         865_910_724, 64, 4, UNet(4, attention_resolutions=(64, 32, 16), head_channels=64, **STABLE)
     ),
 }  # fmt: skip
-CONTEXT_WIDTH = {"glide": 512, "ldm-4 imagenet": 512, "stable diffusion 1": 768, "stable diffusion 2": 1024}
+PAPERS = {
+    # In millions. GLIDE's visual part (section 4), which is unCLIP's decoder too
+    "glide, 2.3B": (2_300, 64, 3, UNet(6, 512, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, **ADM)),
+    # unCLIP, table 3
+    "unclip 64 to 256": (700, 256, 6, UNet(3, 320, (1, 2, 3, 4), 3, (), **NONE)),
+    "unclip 256 to 1024": (300, 1024, 6, UNet(3, 192, (1, 1, 2, 2, 4, 4), 2, (), **NONE)),
+}
+
+EMBEDDING_WIDTH = {"glide": 512, "glide 64 to 256": 512, "glide, 2.3B": 2048}
+CONTEXT_WIDTH = {
+    **EMBEDDING_WIDTH,
+    "karlo": 1536,
+    "ldm-4 imagenet": 512,
+    "stable diffusion 1": 768,
+    "stable diffusion 2": 1024,
+}
+
+
+def size(name, side, channels, net):
+    """Number of parameters."""
+    inputs = {"label": jnp.zeros(1, int)} if net.label_rows else {}
+    if name in CONTEXT_WIDTH:
+        inputs["context"] = jnp.zeros((1, 77, CONTEXT_WIDTH[name]))
+    if name in EMBEDDING_WIDTH:
+        inputs["embedding"] = jnp.zeros((1, EMBEDDING_WIDTH[name]))
+    x = jnp.zeros((1, side, side, channels))
+    params = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(1), **inputs)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_number_of_parameters(name):
-    expected, side, channels, net = NETWORKS[name]
-    inputs = {"label": jnp.zeros(1, int)} if net.label_rows else {}
-    if name in CONTEXT_WIDTH:
-        inputs["context"] = jnp.zeros((1, 77, CONTEXT_WIDTH[name]))
-    if name == "glide":
-        inputs["embedding"] = jnp.zeros((1, 512))
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, channels)), jnp.zeros(1), **inputs)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+    expected, *network = NETWORKS[name]
+    assert size(name, *network) == expected
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_number_of_parameters_in_papers(name):
+    """Ours have 2.24 billion, 730 and 282 million."""
+    millions, *network = PAPERS[name]
+    assert size(name, *network) == pytest.approx(1e6 * millions, rel=0.07)
+
+
+def test_number_of_parameters_of_text_transformers():
+    """They and the U-Nets are the whole of GLIDE: of captions of 128 tokens, of which 50,257 are known."""
+
+    def text(*fields):
+        shapes = jax.eval_shape(CaptionEncoder(50257, *fields).init, jax.random.key(0), jnp.zeros((1, 128), int))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    released = text(512, 16, 8)
+    assert NETWORKS["glide"][0] + released == 385_030_726
+    assert NETWORKS["glide 64 to 256"][0] + released == 398_361_286
+    assert 2.24e9 + text(2048, 24, 32) == pytest.approx(3.5e9, rel=0.02)  # as the paper says it

@@ -1,0 +1,43 @@
+"""The text transformer of GLIDE and latent diffusion, which is trained with the denoiser that reads it."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from diffjax.nn.attention import places
+from diffjax.nn.transformer import Transformer
+from diffjax.typing import NO_TOKEN, Tokens
+
+
+class CaptionEncoder(nn.Module):
+    """A transformer over a caption, all of whose tokens see one another (GLIDE: Nichol et al. 2021, section 3.1).
+
+    Where there is no token a learned vector stands, one for each place, as in GLIDE's code: a caption of no tokens at
+    all says nothing.
+    """
+
+    vocabulary: int  # tokens are below it
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4
+    activation: str = "gelu"  # "gelu" | "quick_gelu"
+    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    attention: str = "auto"  # "auto" | "xla" | "cudnn"
+    dtype: DTypeLike = jnp.float32  # of the transformer's computation
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Float[jnp.ndarray, "B L W"]:
+        """Return float32 states of all places, behind the last norm.
+
+        Raises ValueError for captions of another length than the parameters'.
+        """
+        length, normal = tokens.shape[1], nn.initializers.normal
+        embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal(0.02), name="token")
+        padding = self.param("padding", normal(0.02), (length, self.width), jnp.float32)
+        x = embed(jnp.maximum(tokens, 0)) + places(self, length, self.width, 0.01)[None]
+        x = jnp.where((tokens == NO_TOKEN)[..., None], padding[None], x)
+        names = ("width", "layers", "heads", "mlp_ratio", "activation", "remat", "attention", "dtype")
+        fields = {name: getattr(self, name) for name in names}
+        return Transformer(**fields, initializer="clip", name="transformer")(x, "all")

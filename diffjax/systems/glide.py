@@ -1,0 +1,50 @@
+"""GLIDE (Nichol et al. 2021): a model that reads the caption, and one that enlarges its pictures.
+
+The stages are systems of their own (ddpm); a CLIP of noised images may guide the first in the place of classifier-free
+guidance (section 2.4). A single stage with an `upsampler` that reads no text is a cascade (Ho et al. 2021b).
+"""
+
+from diffjax.diffusion import sampling
+from diffjax.systems import chain
+from diffjax.systems.chain import ChainPlan, Part
+from diffjax.systems.guided import guided
+from diffjax.typing import ImageSpec, System
+
+
+def build(
+    config,
+    spec: ImageSpec,
+    base: Part | None = None,
+    upsampler: Part | None = None,
+    upsampler_2: Part | None = None,
+    noised_clip: Part | None = None,
+) -> System:
+    """The chain of trained stages. Raises UserError where one is missing or they do not fit."""
+    if base is None:
+        raise chain.missing("glide", "base")
+    parts = {"base": base, "upsampler": upsampler, "upsampler_2": upsampler_2, "noised_clip": noised_clip}
+    systems = {name: part[0] for name, part in parts.items() if part}
+    upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
+    chain.check_fit(base[0].gives, upsamplers)
+    by_clip = guided(base[0], noised_clip=noised_clip[0]) if noised_clip else None
+    make = chain.make_planner({name: s for name, s in systems.items() if name != "noised_clip"}, "base")
+
+    def plan(sampler_config, capacity=None, **overrides) -> ChainPlan:
+        """Whether CLIP guides is no traced input, as its gradient costs more than the rest."""
+        made = make(sampler_config, capacity, **overrides)
+        clip_scale = float(made.stages["base"].scales["clip_scale"])
+        if clip_scale and by_clip is None:
+            raise chain.missing("glide, guided by clip_scale,", "noised_clip")
+        return made.replace(choices=(("by_clip", bool(clip_scale)),))
+
+    def sample(variables, keys, condition, plan: ChainPlan):
+        frozen, first = variables["frozen"], sampling.fold_in(keys, 2**16)
+        if plan["by_clip"]:
+            own = {"model": frozen["base"], "noised_clip": frozen["noised_clip"]}
+            image = by_clip.sample(own, first, condition, plan.stages["base"])
+        else:
+            image = base[0].sample(frozen["base"], first, condition, plan.stages["base"])
+        return chain.enlarge(upsamplers, variables, keys, chain.without_edits(condition), image, plan)
+
+    gives = upsamplers[-1][1].gives if upsamplers else base[0].gives
+    return chain.make_chain(parts, plan, sample, chain.text_of(systems), gives=gives)

@@ -1,0 +1,25 @@
+"""unCLIP's diffusion prior: from a caption to the CLIP embedding of a picture (Ramesh et al. 2022, section 2.2)."""
+
+from diffjax.errors import UserError
+from diffjax.nn.prior_transformer import PriorTransformer
+from diffjax.systems import spaces
+from diffjax.systems.conditions import ClipText, make_conditions
+from diffjax.systems.denoising import make_system
+from diffjax.systems.networks import dtype_of, make
+from diffjax.systems.parts import described
+from diffjax.systems.process import Process
+from diffjax.typing import ImageSpec, System, Variables
+
+
+def build(config, spec: ImageSpec, clip: tuple[System, Variables] | None = None) -> System:
+    """The prior of `config` over the embeddings of `clip`. Raises UserError for what does not exist or does not fit."""
+    if clip is None:
+        raise UserError("system=unclip_prior is over the embeddings of a trained CLIP: set --config.clip=WORKDIR")
+    process = Process.from_config(config.diffusion)
+    known = described(clip[0].clip, clip[1])
+    space = spaces.embeddings(clip[0], known.dimensions, config.diffusion.embedding_scale)
+    conditions = make_conditions(config, spec, space, known, masked=True)
+    if any(not isinstance(one, ClipText) for one in conditions.each.values()):
+        raise UserError("system=unclip_prior is told a caption as CLIP reads it: conditions has clip_text alone")
+    network = make(PriorTransformer, config.model, "model", dtype=dtype_of(config))
+    return make_system(config, spec, process, space, conditions, network, {"clip": clip})
