@@ -38,9 +38,10 @@ def get_config() -> ConfigDict:
     config.upsampler_2 = ""  # and one behind it
     config.noised_clip = "@noised_clip"  # "": none
 
-    config.sampler = ConfigDict()  # what sample does unless told otherwise, by stage
-    config.sampler.base = ConfigDict({"steps": 50, "guidance": 2.0})  # in the place of those of the stage's config
-    config.sampler.upsampler = ConfigDict({"steps": 15})  # in the place of those of the stage's config
+    config.sampler = ConfigDict()  # what sample does unless told otherwise
+    config.sampler.stages = ConfigDict()  # settings of each in the place of those of its own config
+    config.sampler.stages.base = ConfigDict({"steps": 50, "guidance": 2.0})  # of the first picture
+    config.sampler.stages.upsampler = ConfigDict({"steps": 15})  # of the larger one
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)

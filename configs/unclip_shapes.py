@@ -44,13 +44,13 @@ def get_config() -> ConfigDict:
     config.upsampler = "@upsampler"  # "": none
     config.upsampler_2 = ""  # and one behind it
 
-    config.sampler = (
-        ConfigDict()
-    )  # what sample does unless told otherwise; stages' settings: config.sampler.decoder.steps
+    config.sampler = ConfigDict()  # what sample does unless told otherwise
     config.sampler.prior = "diffusion"  # "diffusion" | "ar" | "none", the caption's own embedding
     config.sampler.candidates = 2  # embeddings that the prior draws, of which the nearest to the caption's is taken
-    config.sampler.decoder = ConfigDict({"steps": 50, "guidance": 2.0})  # in the place of those of the stage's config
-    config.sampler.upsampler = ConfigDict({"steps": 15})  # in the place of those of the stage's config
+    config.sampler.stages = ConfigDict()  # settings of each in the place of those of its own config
+    config.sampler.stages.prior = ConfigDict({"steps": 64})  # of the embedding
+    config.sampler.stages.decoder = ConfigDict({"steps": 50, "guidance": 2.0})  # of the first picture
+    config.sampler.stages.upsampler = ConfigDict({"steps": 15})  # of the larger one
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)

@@ -98,7 +98,25 @@ def part_config(config: ConfigDict, name: str) -> ConfigDict:
     """The config of a part; where data and devices are is the same for all."""
     part = ConfigDict(config.parts[name].copy_and_resolve_references()).unlock()
     part.data.dir, part.parallel = config.data.dir, config.parallel
+    for field, value in part.items():  # what stands in the place of a part beside it does so for all
+        if isinstance(value, str) and value.startswith("@") and value[1:] not in part.get("parts", {}):
+            stands_in = config.get(value[1:]) or "@"
+            part[field] = value if stands_in.startswith("@") else stands_in
     return part.lock()
+
+
+def part_alone(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of a part as a run of its own: what it refers to beside it is among its own parts."""
+    part, needed = part_config(config, name), {}
+    left = _referred(part) - part.get("parts", {}).keys()
+    while left:
+        other = left.pop()
+        needed[other] = part_config(config, other)
+        left |= _referred(needed[other]) - needed.keys()
+    if needed:
+        with part.unlocked():
+            part.parts = ConfigDict({**part.get("parts", {}), **needed})
+    return part
 
 
 def referred_run(config: ConfigDict, field: str, home: Path | None) -> Path:

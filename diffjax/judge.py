@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from diffjax.config import to_json
+from diffjax.config import referred_run, to_json
 from diffjax.errors import UserError
 from diffjax.evals.features import Network
 from diffjax.generate import Generator
@@ -56,7 +56,9 @@ class Judge:
 
 
 def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Judge:
-    """The CLIP at `path`, or else the one that was trained with a run as a part of it. Raises UserError for neither."""
+    """The CLIP at `path`, or else the one that a run stands on or was trained with. Raises UserError for none."""
+    if not path and trained.config.get("clip"):
+        path = referred_run(trained.config, "clip", trained.workdir.path)
     if not path and "clip" not in trained.config.get("parts", {}):
         raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
     return Judge(path or trained.workdir.path / "clip", trained.spec, batch_size)

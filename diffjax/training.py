@@ -49,6 +49,8 @@ def train(
     blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
+        if (workdir.path / name).is_symlink():  # to a run that is trained
+            continue
         _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite, beside=config)
         if stopped:
             return None, stopped

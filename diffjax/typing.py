@@ -136,7 +136,8 @@ class System(NamedTuple):
     # What a stage of a chain takes beside what is asked for: the values of an "image_embedding", the side of a
     # "smaller_image". Conditions have them, or "original", the picture [-1, 1] that they are made of.
     takes: Mapping[str, int] = {}
-    gives: int = 0  # side of the pictures, or values of the embeddings, that it draws
+    gives: int = 0  # side of the pictures, or values of the embeddings, that it draws, or guides the drawing of
+    schedule: Callable[..., Any] | None = None  # of its noise
     embeds: bool = False  # whether those are embeddings [B, D], which nobody can look at
     stages: tuple[str, ...] = ()  # of a chain, whose settings are named STAGE:SETTING; it trains nothing itself
     manipulate: Manipulations | None = None

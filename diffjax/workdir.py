@@ -128,6 +128,11 @@ def build_system(config: ConfigDict, home: Path | None = None, *, training: bool
     spec, parts = image_spec(config), {}
     for name, open_part in _OPEN.items():
         if config.get(name):
+            if config[name].startswith("@") and home and not Workdir(referred_run(config, name, home)).config.exists():
+                raise UserError(
+                    f"{referred_run(config, name, home)}, the {name} of {home}, is not trained yet: "
+                    f"`python launch.py train --workdir={home}` goes on with it"
+                )
             parts[name] = open_part(referred_run(config, name, home), spec)
     check_tokenizers({name: referred_run(config, name, home) for name, part in parts.items() if part[0].text})
     if training and config.get("loss", {}).get("perceptual_file"):
@@ -153,6 +158,7 @@ def blueprint(config: ConfigDict, beside: ConfigDict | None = None, home: Path |
             if around is None or value[1:] not in around.get("parts", {}):
                 raise UserError(f"{name}={value}: the config has no part {value[1:]}")
             part = part_config(around, value[1:])
+            _check_images(f"{name}={value}", image_spec(part), spec)
             system = blueprint(part, around)
             shapes = jax.eval_shape(system.objective.init, jax.random.key(0))
             parts[name] = _with_settings(system, part), {**shapes, "frozen": system.frozen}
@@ -185,8 +191,9 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> tuple[System, Variabl
 
 
 def _open_stage(path: Path, spec: ImageSpec) -> tuple[System, Variables]:
-    """A stage of a chain, which may be of other images. Raises UserError where there is none."""
+    """A stage of a chain. Raises UserError where there is none, or one of other images."""
     run = load(path)
+    _check_images(f"the stage {path}", run.spec, spec)
     return _with_settings(run.system, run.config), run.variables
 
 
@@ -214,7 +221,7 @@ def tokenizer_of(path: str | os.PathLike) -> Tokenizer:
 def _check_images(what: str, theirs: ImageSpec, ours: ImageSpec) -> None:
     if theirs[:2] != ours[:2]:
         raise UserError(
-            f"{what} was trained on {theirs.size}x{theirs.size} images of {theirs.channels} channels, and these are "
+            f"{what} is of {theirs.size}x{theirs.size} images of {theirs.channels} channels, and these are "
             f"{ours.size}x{ours.size} of {ours.channels}: they must agree"
         )
 

@@ -100,7 +100,8 @@ def main() -> str:
             "# What combines with what",
             "Made by `python docs/combinations.py > docs/combinations.md`, which asks the code; a test compares.\n"
             '"discrete" and "continuous" are the kinds of schedule that a combination is for; what is refused is\n'
-            "refused when the config is read, with the reason.",
+            "refused when the config is read, with the reason. What is diffused, what a network is told of it and\n"
+            "which network it is combine too: [text_to_image.md](text_to_image.md).",
             "## Schedule and parameterization",
             table(names["schedules"], names["parameterizations"],
                   lambda s, p: both_kinds(schedule=s, parameterization=p)),
@@ -117,7 +118,8 @@ def main() -> str:
                   if "weighting" in options(choices(losses)[loss]) else "not used"),
             "## Samplers",
             "Every sampler runs on every schedule and parameterization, on every grid, with every guidance and\n"
-            "threshold; `tests/diffusion/test_samplers.py` measures their orders and runs the triples.",
+            "threshold (of latents and embeddings, which have no range, `none`); `tests/diffusion/test_samplers.py`\n"
+            "measures their orders and runs the triples.",
             table(names["samplers"], ["evaluations in 4 steps", "adds noise", "options"], sampler_row),
         ]
     ) + "\n"  # fmt: skip

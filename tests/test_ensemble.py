@@ -156,6 +156,12 @@ def test_other_layouts_are_refused(parallel, tmp_path):
         train_together(members, workdirs(tmp_path))
 
 
+def test_runs_that_stand_on_parts_are_refused(tmp_path):
+    members = [tiny.config("dalle_shapes", train__learning_rate=rate) for rate in (1e-3, 2e-3)]
+    with pytest.raises(UserError, match="parts are trained one by one"):
+        train_together(members, workdirs(tmp_path))
+
+
 def test_one_folder_for_two_is_refused(tmp_path):
     with pytest.raises(UserError, match="a folder each"):
         train_together(configs("vae"), [Workdir(tmp_path)] * 2)

@@ -114,6 +114,14 @@ def test_parts_come_after_what_they_stand_on():
         config.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
 
 
+def test_a_part_alone_has_what_it_stands_on():
+    chain = config.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+    alone = config.part_alone(chain, "ar_prior")
+    assert config.part_names(alone) == ["clip", "pca"]
+    assert "parts" not in config.part_alone(chain, "upsampler")
+    assert config.part_names(config.part_alone(alone, "pca")) == ["clip"]
+
+
 def test_a_reference_without_its_part_is_refused():
     with pytest.raises(UserError, match="no part codec"):
         blueprint(tiny.config("dalle_shapes", parts={}, **SHAPES))

@@ -184,7 +184,10 @@ def stage(name: str, **changes):
     else:
         given |= _UNET | {"model__attention_resolutions": (4,), "model__head_channels": 8}
         given |= {"conditions__caption": _READER}
-        given |= {"text": TEXT} if name != "decoder" else {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
+        if name == "decoder":
+            given |= {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
+        else:
+            given |= {"text": TEXT}
     file = {"base": "glide_base", "prior": "unclip_prior", "ar_prior": "unclip_ar_prior", "decoder": "unclip_decoder"}
     return config(file.get(name, name), **given | changes)
 

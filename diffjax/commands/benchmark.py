@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
+from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, ema_variables
@@ -53,6 +54,8 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     config = read_config(arguments)
+    if "train" not in config:
+        raise UserError(f"--config={arguments.config} is a chain, which trains nothing itself: time one of its stages")
     spec = image_spec(config)
     system = build_system(config, training=True)
     devices = Devices.create(**config.parallel)
@@ -113,6 +116,8 @@ def _samples_per_second(count: int, system, spec, config, variables) -> float:
     generator = Generator(system, batch_size=count)
     condition = {"label": np.arange(count, dtype=np.int32) % max(spec.classes, 1)}
     condition |= {"tokens": _tokens(count, system)} if system.text else {}
+    if system.takes:
+        condition["original"] = np.zeros((count, spec.size, spec.size, spec.channels), np.float32)
     draw = lambda: generator(variables, range(count), condition, plan)  # noqa: E731
     plan = system.plan(config.sampler)
     draw()

@@ -80,6 +80,8 @@ def edited(arguments: Arguments, trained: Run, asked: Prompts) -> Prompts:
         return asked
     count = len(asked.condition["label"])
     given = {"image": picture(image, trained)}
+    if trained.system.takes:  # what the stage is told of the picture is made of it too
+        given["original"] = given["image"]
     if arguments.mask:
         given["mask"] = 1.0 - _mask(arguments.mask, trained.spec)
     edits = {name: np.repeat(value[None], count, axis=0) for name, value in given.items()}
@@ -145,16 +147,20 @@ def manipulated(arguments: Arguments, trained: Run, plan) -> Sheet:
     embeddings = z.repeat(arguments.num, 0)  # variations: figure 3
     x = _inverted(tools, variables, images, z, plan).repeat(arguments.num, 0) if arguments.invert else None
     seeds = arguments.seed + np.arange(arguments.num)
-    return Sheet(_asked(embeddings, x), seeds, None)
+    asked = _asked(embeddings, x)
+    if arguments.prompt:
+        tokens = trained.tokenizer.encode([arguments.prompt] * arguments.num, trained.system.text.length)
+        asked.condition["tokens"] = tokens
+    return Sheet(asked, seeds, None)
 
 
 def again(arguments: Arguments, trained: Run) -> Sheet:
     """A picture drawn again by one stage of a chain, with the --prompt where it reads text and one is given."""
     image = np.repeat(picture(arguments.image, trained)[None], arguments.num, axis=0)
     condition, captions = {"label": np.zeros(arguments.num, np.int32), "original": image}, None
-    if text := trained.system.text:
-        captions = [arguments.prompt or ""] * arguments.num
-        condition["tokens"] = trained.tokenizer.encode(captions, text.length)
+    if trained.system.text and arguments.prompt:
+        captions = [arguments.prompt] * arguments.num
+        condition["tokens"] = trained.tokenizer.encode(captions, trained.system.text.length)
     return Sheet(Prompts(condition, captions), arguments.seed + np.arange(arguments.num), None)
 
 

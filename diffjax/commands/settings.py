@@ -75,7 +75,7 @@ def cells(arguments: Arguments) -> list[dict]:
     """
     axes = [values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
     found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
-    if len(texts(arguments.sampler or "")) > 1:
+    if len(texts(arguments.sampler or "")) > 1 and all("name" in cell for cell in found):
         named = {cell["name"] for cell in found}
         takes = {name: options(choose("sampler", samplers, name, given=GIVEN).function) - set(GIVEN) for name in named}
         every = set().union(*takes.values())
@@ -125,6 +125,8 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
     for name in ("classifier", "weak"):
         if getattr(arguments, f"{name}_scale") is not None and name not in guides:
             raise UserError(f"--{name}_scale needs --{name}=RUN")
+    if arguments.clip_scale is not None and trained.config.system != "glide":
+        raise UserError(f"--clip_scale is of a chain with a noised_clip, system=glide, not of {trained.config.system}")
     if not guides:
         return trained.system, trained.variables
     system = guided(trained.system, **{name: guide.system for name, guide in guides.items()})

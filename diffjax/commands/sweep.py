@@ -48,7 +48,7 @@ def run(arguments: Arguments) -> int:
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     system, variables = with_guides(arguments, trained)
     swept = cells(arguments)
-    if trained.system.model is None:
+    if trained.system.model is None and not trained.system.stages:
         raise UserError(f"sweep is over the steps of diffusion models, and this is a run of {trained.config.system}")
     # Every plan first: what does not fit is refused before anything is drawn.
     plan = functools.partial(system.plan, trained.config.sampler)
@@ -108,6 +108,6 @@ def _add_distance_to_most_steps(swept: list[dict], rows: list[dict], drawn: list
     """How far each cell's samples are from those of the same settings at the most steps (DDIM, sec. 5.2)."""
     longest = {}
     for cell, row, images in sorted(zip(swept, rows, drawn, strict=True), key=lambda found: -found[1]["steps"]):
-        others = tuple((name, value) for name, value in sorted(cell.items()) if name != "steps")
+        others = tuple((n, value) for n, value in sorted(cell.items()) if n.rpartition(":")[2] != "steps")
         difference = images.astype(np.float32) - longest.setdefault(others, images)
         row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))

@@ -54,6 +54,8 @@ def check_together(configs: Sequence[ConfigDict]) -> None:
                 f"runs that differ in {name} are trained one by one; together those that differ in the seed, "
                 f"{', '.join(f'train.{rate}' for rate in _RATES)}, weights of the loss, or discrete schedules"
             )
+    if any(config.get("parts") for config in configs):
+        raise UserError("runs that stand on parts are trained one by one")
     parallel = configs[0].parallel
     if parallel.mode != "jit" or parallel.fsdp > 1:
         raise UserError("runs are trained together with parallel.mode='jit' and parallel.fsdp=1 only")

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import ensemble, measures, prompts
+from diffjax.config import part_alone, part_names, training_key
 from diffjax.errors import UserError
 from diffjax.experiment.figures import SHOWN
 from diffjax.experiment.plan import Cell, Unit
@@ -23,7 +24,7 @@ from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Examples, Settings
 from diffjax.systems.guided import guided
 from diffjax.training import train
-from diffjax.workdir import Run, load
+from diffjax.workdir import Run, blueprint, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def work_on(store: Store, unit: Unit, work: Work) -> None:
     Raises:
       KeyboardInterrupt: stopped by a signal; everything so far is kept.
     """
-    left = [cell for cell in unit.cells if store.result(cell.key) is None]
+    left = list({cell.key: cell for cell in unit.cells if store.result(cell.key) is None}.values())
     needed = {key for cell in left for key in (cell.training, cell.classifier)}
     guides = {cell.classifier for cell in left}
     wanted = {key: config for key, config in unit.trainings.items() if key in needed}
@@ -88,14 +89,26 @@ def _train(store: Store, wanted: Mapping[str, ConfigDict]) -> dict[str, Exceptio
         return {training: error for training, error in zip(wanted, found, strict=True) if error}
     for training, config in wanted.items():
         try:
-            with store.lock(training):
-                _, stopped = train(config, store.run(training))
+            _train_one(store, config)
         except Exception as error:
             errors[training] = error
-            continue
-        if stopped:
-            raise KeyboardInterrupt
     return errors
+
+
+def _train_one(store: Store, config: ConfigDict) -> None:
+    """Trains a config; before it its parts, which are runs of their own, shared by all that stand on them."""
+    training = training_key(config)
+    left = [name for name in part_names(config) if not store.has_part(training, name)]
+    if left:
+        blueprint(config)  # what does not fit is said before any part is trained
+    for name in left:
+        part = part_alone(config, name)
+        _train_one(store, part)
+        store.link_part(training, name, training_key(part))
+    with store.lock(training):
+        _, stopped = train(config, store.run(training))
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def _fail(store: Store, cell: Cell, error: Exception | str) -> None:

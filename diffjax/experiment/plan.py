@@ -1,5 +1,7 @@
 """The cells of an experiment at a scale, and which of them share a training."""
 
+import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -61,18 +63,19 @@ def make_units(
     names = [axis.name for axis in experiment.axes]
     asked = [(m.metric, m.figure, dict(m.settings)) for m in measures_of(experiment, scale)]
     measured = json.dumps(asked, sort_keys=True)
+    base = functools.cache(load_file)
     cells, trainings, groups = [], {}, {}
     for *chosen, seed in itertools.product(*axes, scale.seeds):
         labels = dict(zip(names, chosen, strict=True)) | {SEED: str(seed)}
         changes = [axis[label] for axis, label in zip(axes, chosen, strict=True)]
-        config = _configured(scale, changes, {"seed": seed, **overrides})
+        config = _configured(base, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
         training = training_key(config)
         drawn = [config.get(name, ConfigDict()).to_dict() for name in ("sampler", "rerank")]
         sampler = json.dumps(drawn[0], sort_keys=True) + (json.dumps(drawn[1]) if drawn[1] else "")
         classifier = ""
         if scale.classifier:
             file, changed = scale.classifier
-            guide = with_fields(load_file(file), {**changed, "seed": seed, **overrides})
+            guide = with_fields(base(file), {**changed, "seed": seed, **overrides})
             classifier = training_key(guide)
             trainings[classifier] = guide
         depends = f"{training} {classifier} {sampler} {measured} {scale.num}"
@@ -91,26 +94,48 @@ def make_units(
     ]
 
 
-def _configured(scale: Scale, changes: Sequence[Fields | Callable], last: Fields) -> ConfigDict:
-    """The scale's config with what each label changes, and then the fields `last`."""
+def _configured(
+    base: Callable[[str], ConfigDict], scale: Scale, changes: Sequence[Fields | Callable], last: Fields
+) -> ConfigDict:
+    """The scale's config with what each label changes, and then the fields `last`; `base` loads files."""
     file, fields = scale.config, dict(scale.fields)
     for change in changes:
-        own = dict(change(with_fields(load_file(file), fields)) if callable(change) else change)
+        own = dict(change(with_fields(base(file), fields)) if callable(change) else change)
         file = own.pop("config", file)
         fields |= own
-    return with_fields(load_file(file), {**fields, **last})
+    return _with_stages(with_fields(base(file), {**fields, **last}))
 
 
 def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
     """A copy with other values. Raises UserError for a field that it does not have, or of another kind."""
     made = ConfigDict(config.copy_and_resolve_references()).unlock()
     known = flatten(made)
-    for name, value in fields.items():
-        section, _, field = name.rpartition(".")
-        if name not in known and section != "sampler":  # whose settings are checked when it is planned
-            raise unknown("config field", name, known)
-        try:
-            (made[section] if section else made)[field] = value
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+    for pattern, value in fields.items():
+        for name in fnmatch.filter(known, pattern) if "*" in pattern else [pattern]:
+            if name not in known and not name.startswith("sampler."):  # whose settings are checked when it is planned
+                raise unknown("config field", name, known)
+            try:
+                _set(made, name, value)
+            except (TypeError, KeyError) as error:
+                raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
+    return made.lock()
+
+
+def _set(config: ConfigDict, name: str, value) -> None:
+    """A field by its dotted name, in sections of a section that are made where there are none."""
+    section, _, field = name.rpartition(".")
+    if "." in section and config.get(section) is None:
+        _set(config, section, ConfigDict())
+    (config[section] if section else config)[field] = value
+
+
+def _with_stages(config: ConfigDict) -> ConfigDict:
+    """A chain that says all settings of its stages itself: the runs of stages are shared, and say what others said."""
+    if "stages" not in config.get("sampler", {}):
+        return config
+    made = ConfigDict(config.copy_and_resolve_references()).unlock()
+    for field, value in config.items():
+        part = config.get("parts", {}).get(value[1:], {}) if isinstance(value, str) and value.startswith("@") else {}
+        if "sampler" in part:
+            made.sampler.stages[field] = {**part.sampler, **made.sampler.stages.get(field, {})}
     return made.lock()

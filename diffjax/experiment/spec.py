@@ -12,7 +12,7 @@ from diffjax import measures
 from diffjax.errors import UserError, unknown
 from diffjax.measures import samples
 
-Fields = Mapping[str, Any]  # of a config, by dotted name
+Fields = Mapping[str, Any]  # of a config, by dotted name, or by a pattern: "*train.steps" are those of all parts too
 Labels = Mapping[str, str]  # of axes
 SEED = "seed"  # the axis that every experiment has
 

@@ -1,8 +1,8 @@
 """Where an experiment's runs and cells lie.
 
-Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run; cells/CELL.json has a cell's
-figures with all they depend on, or the error it ended with; cells/CELL.npz its first samples. Files are whole or
-absent.
+Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run, its parts links to others;
+cells/CELL.json has a cell's figures with all they depend on, or the error it ended with; cells/CELL.npz its first
+samples. Files are whole or absent.
 """
 
 import contextlib
@@ -38,6 +38,17 @@ class Store:
         with (folder / f"{training}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def has_part(self, training: str, name: str) -> bool:
+        """Whether a run has a part where it looks for it."""
+        return (self.run(training).path / name).exists()
+
+    def link_part(self, training: str, name: str, part: str) -> None:
+        """Lays the run `part` where another one looks for its part `name`."""
+        home = self.run(training).path
+        home.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another job was quicker
+            (home / name).symlink_to(os.path.join(os.pardir, part))
 
     def result(self, cell: str) -> dict[str, Any] | None:
         """What is known of a cell, if it is done."""

@@ -35,8 +35,8 @@ class CaptionEncoder(nn.Module):
         """
         length, normal = tokens.shape[1], nn.initializers.normal
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal(0.02), name="token")
-        padding = self.param("padding", normal(0.02), (length, self.width), jnp.float32)
         x = embed(jnp.maximum(tokens, 0)) + places(self, length, self.width, 0.01)[None]
+        padding = self.param("padding", normal(0.02), (length, self.width), jnp.float32)
         x = jnp.where((tokens == NO_TOKEN)[..., None], padding[None], x)
         names = ("width", "layers", "heads", "mlp_ratio", "activation", "remat", "attention", "dtype")
         fields = {name: getattr(self, name) for name in names}

@@ -1,7 +1,7 @@
 """Systems whose samples go from stage to stage: each is a trained system, and all are drawn by one compiled program.
 
-A chain trains nothing itself. Its config names its stages, and settings of a stage's sampler by its name; settings
-without a stage's name are of the one that draws the picture.
+A chain trains nothing itself. Its config names its stages; in `sampler.stages` it has settings of each by its name, in
+the place of those of the stage's own config. Overrides without a stage's name are of the one that draws the picture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +50,9 @@ def make_planner(
     """
 
     def plan(sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides) -> ChainPlan:
-        sections = {name: dict(section) for name, section in sampler_config.items() if hasattr(section, "items")}
-        chosen = {**choices, **{name: value for name, value in sampler_config.items() if name not in sections}}
+        own = dict(sampler_config)
+        sections = {name: dict(section) for name, section in own.pop("stages", {}).items()}
+        chosen = {**choices, **own}
         for name, value in overrides.items():
             stage, colon, setting = name.rpartition(":")
             if not colon and name in choices:
@@ -63,7 +64,11 @@ def make_planner(
                 raise unknown("stage", name, stages)
         for name in chosen:
             if name not in choices:
-                raise unknown("field of config.sampler", name, (*choices, *stages))
+                raise unknown("field of config.sampler", name, (*choices, "stages"))
+        for name in overrides:
+            stage = name.rpartition(":")[0]
+            if stage in stages and skip(stage, chosen):
+                raise UserError(f"{name} is a setting of a stage that takes no part: see --prior")
         plans = {
             name: stage.plan(capacity=capacity, **sections.get(name, {}))
             for name, stage in stages.items()
@@ -111,10 +116,11 @@ def text_of(stages: Mapping[str, System]) -> TextSpec | None:
     return next(iter(specs.values()), None)
 
 
-def missing(system: str, name: str) -> UserError:
-    """The error for a stage that is not there."""
+def missing(system: str, name: str, config: str) -> UserError:
+    """The error for a stage that is not there, which the file `config` trains."""
     return UserError(
-        f"system={system} needs a stage {name}: set --config.{name}=WORKDIR to a trained one, or name it in parts"
+        f"system={system} needs a stage {name}: `python launch.py train --config=configs/{config}.py --workdir=RUN` "
+        f"trains one, --config.{name}=RUN names it; or name it in parts"
     )
 
 
@@ -124,7 +130,7 @@ def make_chain(
     """The system of trained parts, which has no parameters but theirs, variables["frozen"] by name."""
     return System(
         Objective(lambda key: {"params": {}}, {}),
-        0,
+        fields.pop("classes", 0),
         plan,
         sample,
         text=text,

@@ -157,7 +157,8 @@ def _system(
         )
 
     check_buildable(init, "config.image_encoder, config.text_encoder")
-    return System(Objective(init, {"model": loss}), 0, clip=clip, text=text)
+    told = {"gives": spec.size // noising.downsample, "schedule": noising.schedule} if noising else {}
+    return System(Objective(init, {"model": loss}), 0, clip=clip, text=text, **told)
 
 
 def _unit(x):

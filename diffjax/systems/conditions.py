@@ -75,7 +75,6 @@ class Condition(abc.ABC):
     """One kind of condition."""
 
     dropout: float = 0.0  # share of examples that it is withheld from in training
-    needs_keys = False
 
     def init(self, key: PRNGKey) -> Params:
         """Fresh parameters."""
@@ -143,7 +142,7 @@ class LabelToken(Condition):
 class Caption(Condition):
     """Read by a transformer that is trained with the denoiser, its last place an embedding too (GLIDE, section 3.1).
 
-    One that is withheld is without any token.
+    One that is withheld is without any token, as is that of a sample that is asked for without a caption.
     """
 
     text: TextSpec
@@ -154,7 +153,8 @@ class Caption(Condition):
         return self.encoder.init(key, jnp.zeros((1, self.text.length), jnp.int32))["params"]
 
     def of(self, given):
-        return given.asked["tokens"]
+        without = jnp.full((len(given.keys), self.text.length), NO_TOKEN)
+        return given.asked.get("tokens", without)
 
     def withheld(self, values, where):
         return jnp.where(where[:, None], NO_TOKEN, values)
@@ -180,6 +180,8 @@ class ClipText(Condition):
     masked: bool = False  # whether the network is told which tokens there are
 
     def of(self, given):
+        if "tokens" not in given.asked:
+            raise UserError("this stage reads captions by a CLIP: give --prompt beside the image")
         return given.asked["tokens"]
 
     def withheld(self, values, where):
@@ -249,7 +251,6 @@ class SmallerImage(Condition):
     side: int
     space_side: int
     degrade: Callable  # of systems/degradations.py
-    needs_keys = True
 
     _FREQUENCIES = 32
 
@@ -278,7 +279,7 @@ class ErasedImage(Condition):
     """
 
     shape: tuple[int, ...]  # of what is diffused
-    needs_keys = True
+    everything: float = 0.25  # share of examples of which all is erased
 
     def of(self, given):
         asked, count = given.asked, len(given.keys)
@@ -286,7 +287,8 @@ class ErasedImage(Condition):
             picture, kept = asked["image"], asked["mask"][..., :1]
         elif "original" in asked:
             picture = asked["original"]
-            kept = 1.0 - jax.vmap(lambda key: erasing.random_mask(key, picture.shape[1]))(given.keys)
+            erase = functools.partial(erasing.random_mask, side=picture.shape[1], everything=self.everything)
+            kept = 1.0 - jax.vmap(erase)(given.keys)
         else:
             return {"image": jnp.zeros((count, *self.shape)), "erased": jnp.ones((count, *self.shape[:2], 1))}
         return {"image": given.encode(picture * kept), "erased": 1.0 - kept_in(kept, self.shape[0])}
@@ -312,10 +314,6 @@ class Conditions:
         """As typing.System."""
         found = {"image_embedding": lambda one: one.dimensions, "smaller_image": lambda one: one.side}
         return {name: size(self.each[name]) for name, size in found.items() if name in self.each}
-
-    @property
-    def needs_keys(self) -> bool:
-        return any(one.needs_keys for one in self.each.values())
 
     @property
     def label_rows(self) -> int:
@@ -377,7 +375,7 @@ def make_conditions(
         "label_token": lambda **fields: LabelToken(_some_classes(spec), **fields),
         "caption": functools.partial(_caption, config, clip),
         "clip_text": lambda **fields: ClipText(masked=masked, **fields),
-        "image_embedding": lambda **fields: ImageEmbedding(clip.dimensions, **fields),
+        "image_embedding": functools.partial(_image_embedding, clip),
         "smaller_image": functools.partial(_smaller_image, spec, space),
         "erased_image": lambda **fields: ErasedImage(space.shape, **fields),
     }
@@ -410,6 +408,16 @@ def _caption(config, clip: Clip | None, dropout: float = 0.0, **fields) -> Capti
     text = clip.text if clip else text_of(config)
     given = {"vocabulary": text.vocabulary, "dtype": dtype_of(config)}
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **given), dropout)
+
+
+def _image_embedding(clip: Clip, **fields) -> ImageEmbedding:
+    made = ImageEmbedding(clip.dimensions, **fields)
+    if made.tokens < 0 or (made.tokens and made.width < 1):
+        raise UserError(
+            f"conditions.image_embedding.tokens={made.tokens}, conditions.image_embedding.width={made.width}: tokens "
+            "to attend to have the width of all context, at least 1; 0 tokens: none"
+        )
+    return made
 
 
 def _smaller_image(spec: ImageSpec, space: Space, factor: int, degradation: str) -> SmallerImage:

@@ -114,13 +114,11 @@ def make_system(
         )
 
     def sample(variables, keys, condition, plan: Plan):
-        told_keys = None
-        if conditions.needs_keys:
-            told_keys, keys = sampling.split(keys)
+        told_keys = sampling.fold_in(keys, 2**31 - 1)  # no step is folded in as that
         return draw(model(variables, condition, told_keys, plan.scales["augmentation"]), keys, plan, condition)
 
     # What does not fit is refused here, before anything is trained.
-    plan = functools.partial(make_plan, process, guided=conditions.guided, pixels=space.pixels)
+    plan = functools.partial(make_plan, process, guided=conditions.guided, pixels=space.pixels, takes=conditions.takes)
     plan(config.sampler)
     check_buildable(init)
     return System(
@@ -132,6 +130,7 @@ def make_system(
         text=text,
         frozen=frozen,
         takes=conditions.takes,
+        schedule=process.schedule,
         gives=space.shape[0] if space.pixels or embeds else spec.size,
         embeds=embeds,
     )
@@ -148,11 +147,17 @@ def _cropped(keys: PRNGKeys, side: int, x: Float[Array, "B H W C"]) -> Float[Arr
 
 
 def _check_crop(crop: int, side: int, network: nn.Module) -> None:
-    """Raises UserError for crops that are none, or of a network that sees a whole picture."""
+    """Raises UserError for crops that are none, or not of the network's, or of one that sees a whole picture."""
     if not 0 < crop <= side:
         raise UserError(f"diffusion.crop={crop}: the side of a square of pictures of {side}x{side}, or 0 for none")
     if not isinstance(network, UNet) or network.attention_resolutions or network.middle_attention:
         raise UserError(
             "diffusion.crop trains on parts of pictures, which only a network without attention enlarges to whole ones "
             "(unCLIP, section 2.3): set model.attention_resolutions=() and model.middle_attention=False"
+        )
+    halvings = len(network.multipliers) - 1
+    if crop % 2**halvings:
+        raise UserError(
+            f"diffusion.crop={crop} cannot be halved {halvings} times, as model.multipliers asks: use a multiple of "
+            f"{2**halvings}, or fewer multipliers"
         )

@@ -10,17 +10,18 @@ from diffjax.typing import PRNGKey
 _STROKES, _PIECES = 4, 6  # most strokes, and straight pieces of each
 
 
-def random_mask(key: PRNGKey, side: int) -> Float[Array, "side side 1"]:
-    """1 where a picture is erased: in a rectangle, under brush strokes, in a half, everywhere. Never empty.
+def random_mask(key: PRNGKey, side: int, *, everything: float = 0.25) -> Float[Array, "side side 1"]:
+    """1 where a picture is erased: everywhere in a share of the cases, else in a rectangle, strokes or a half.
 
     GLIDE erases "random regions" (Nichol et al. 2021, sec. 4.3) and does not say which. All is erased in a quarter of
     the cases, as for Stable Diffusion's in-painting model (its card); rectangles and strokes are as likely as one
-    another, after LaMa's box and wide masks (Suvorov et al. 2022, sec. 2.3). Halves, a quarter for each kind, and all
-    sizes are our choice. On average half of the picture is erased.
+    another, after LaMa's box and wide masks (Suvorov et al. 2022, sec. 2.3). Halves, as likely, and all sizes are our
+    choice. On average half of the picture is erased. Never empty.
     """
-    kind_key, key = jax.random.split(key)
-    kinds = [lambda key, kind=kind: kind(key, side) for kind in (_rectangle, _strokes, _half, _everything)]
+    all_key, kind_key, key = jax.random.split(key, 3)
+    kinds = [lambda key, kind=kind: kind(key, side) for kind in (_rectangle, _strokes, _half)]
     erased = lax.switch(jax.random.randint(kind_key, (), 0, len(kinds)), kinds, key)
+    erased = erased | jax.random.bernoulli(all_key, everything)
     return erased[..., None].astype(jnp.float32)
 
 
@@ -62,10 +63,6 @@ def _half(key: PRNGKey, side: int) -> Bool[Array, "side side"]:
     half = jnp.where(flipped, _centres(side) >= 0.5, _centres(side) <= 0.5)
     half = jnp.broadcast_to(half[None, :], (side, side))
     return jnp.where(lying, half.T, half)
-
-
-def _everything(key: PRNGKey, side: int) -> Bool[Array, "side side"]:
-    return jnp.ones((side, side), bool)
 
 
 def _reflected(place: Array) -> Array:

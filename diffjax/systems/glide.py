@@ -4,7 +4,10 @@ The stages are systems of their own (ddpm); a CLIP of noised images may guide th
 guidance (section 2.4). A single stage with an `upsampler` that reads no text is a cascade (Ho et al. 2021b).
 """
 
+import numpy as np
+
 from diffjax.diffusion import sampling
+from diffjax.errors import UserError
 from diffjax.systems import chain
 from diffjax.systems.chain import ChainPlan, Part
 from diffjax.systems.guided import guided
@@ -21,11 +24,13 @@ def build(
 ) -> System:
     """The chain of trained stages. Raises UserError where one is missing or they do not fit."""
     if base is None:
-        raise chain.missing("glide", "base")
+        raise chain.missing("glide", "base", "glide_base")
     parts = {"base": base, "upsampler": upsampler, "upsampler_2": upsampler_2, "noised_clip": noised_clip}
     systems = {name: part[0] for name, part in parts.items() if part}
     upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
     chain.check_fit(base[0].gives, upsamplers)
+    if noised_clip:
+        _check_guide(base[0], noised_clip[0])
     by_clip = guided(base[0], noised_clip=noised_clip[0]) if noised_clip else None
     make = chain.make_planner({name: s for name, s in systems.items() if name != "noised_clip"}, "base")
 
@@ -34,7 +39,7 @@ def build(
         made = make(sampler_config, capacity, **overrides)
         clip_scale = float(made.stages["base"].scales["clip_scale"])
         if clip_scale and by_clip is None:
-            raise chain.missing("glide, guided by clip_scale,", "noised_clip")
+            raise chain.missing("glide, guided by clip_scale,", "noised_clip", "noised_clip")
         return made.replace(choices=(("by_clip", bool(clip_scale)),))
 
     def sample(variables, keys, condition, plan: ChainPlan):
@@ -47,4 +52,15 @@ def build(
         return chain.enlarge(upsamplers, variables, keys, chain.without_edits(condition), image, plan)
 
     gives = upsamplers[-1][1].gives if upsamplers else base[0].gives
-    return chain.make_chain(parts, plan, sample, chain.text_of(systems), gives=gives)
+    return chain.make_chain(parts, plan, sample, chain.text_of(systems), gives=gives, classes=base[0].classes)
+
+
+def _check_guide(base: System, clip: System) -> None:
+    """Raises UserError for a CLIP of pictures that are not noised as those of `base`, or not of their size."""
+    if clip.schedule is None:
+        raise UserError("noised_clip knows no noised pictures: train one with configs/noised_clip.py")
+    if clip.gives != base.gives:
+        raise UserError(f"noised_clip is of {clip.gives}x{clip.gives}, and base draws {base.gives}x{base.gives}")
+    theirs, ours = ([one.schedule(t) for t in np.linspace(1, one.schedule.timesteps, 5)] for one in (clip, base))
+    if not np.allclose(theirs, ours):
+        raise UserError("noised_clip and base were trained on different schedules: guidance needs one process")

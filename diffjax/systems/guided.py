@@ -2,6 +2,7 @@
 
 import functools
 
+from diffjax.diffusion import sampling
 from diffjax.systems.plan import draw
 from diffjax.typing import System
 
@@ -16,17 +17,18 @@ def guided(
     """
 
     def sample(variables, keys, condition, plan):
-        similar = None
+        similar, told_keys = None, sampling.fold_in(keys, 2**31 - 1)  # no step is folded in as that
         if noised_clip:
             clip = noised_clip.clip(variables["noised_clip"])
             similar = clip.embed_noised, clip.embed_texts(condition["tokens"])
+        level = plan.scales["augmentation"]
         return draw(
-            system.model(variables["model"], condition),
+            system.model(variables["model"], condition, told_keys, level),
             keys,
             plan,
             condition,
             classify=functools.partial(classifier.classify, variables["classifier"]) if classifier else None,
-            weak=weak.model(variables["weak"], condition).denoiser if weak else None,
+            weak=weak.model(variables["weak"], condition, told_keys, level).denoiser if weak else None,
             similar=similar,
         )
 

@@ -1,6 +1,6 @@
 """How a trained diffusion model is sampled, as a config and a command line choose it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import flax.struct
@@ -64,12 +64,20 @@ class Model(NamedTuple):
 
 
 def make_plan(
-    process: Process, sampler_config, *, guided: bool, pixels: bool = True, capacity: int | None = None, **overrides
+    process: Process,
+    sampler_config,
+    *,
+    guided: bool,
+    pixels: bool = True,
+    takes: Collection[str] = (),
+    capacity: int | None = None,
+    **overrides,
 ) -> Plan:
     """A Plan of a config's `sampler` section with `overrides`, its times padded to `capacity` steps.
 
     Overrides are settings, or the sampler's own options. `guided` says whether the model can be guided without a
-    classifier, `pixels` whether it diffuses pixels. Raises UserError for what does not exist or does not fit.
+    classifier, `pixels` whether it diffuses pixels, `takes` what it is made of (typing.System). Raises UserError for
+    what does not exist or does not fit.
     """
     own = {name: value for name, value in overrides.items() if name not in SETTINGS}
     settings = {**_DEFAULTS, **sampler_config, **{k: v for k, v in overrides.items() if k in SETTINGS}}
@@ -89,6 +97,10 @@ def make_plan(
         )
     if not 0 <= settings["augmentation"] <= 1:
         raise UserError(f"augmentation={settings['augmentation']:g}: a level from 0 to 1")
+    if settings["augmentation"] and "smaller_image" not in takes:
+        raise UserError(
+            f"augmentation={settings['augmentation']:g} is of the smaller picture of an upsampler, which this is not"
+        )
     if not 0 < settings["strength"] <= 1:
         raise UserError(f"strength={settings['strength']:g}: a share of the process, above 0 and up to 1")
     if settings["repeats"] < 1:

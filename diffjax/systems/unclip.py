@@ -4,7 +4,6 @@ And upsamplers. Two priors are known, one autoregressive over the codes of the e
 of diffusion; without any, the caption's own embedding is decoded (section 5.1).
 """
 
-import jax
 from jax import numpy as jnp
 
 from diffjax.diffusion import sampling
@@ -13,7 +12,7 @@ from diffjax.systems import chain, pca
 from diffjax.systems.chain import ChainPlan, Part
 from diffjax.systems.parts import described
 from diffjax.systems.plan import encode
-from diffjax.typing import NO_TOKEN, ImageSpec, Manipulations, System
+from diffjax.typing import ImageSpec, Manipulations, System
 
 _PRIORS = {"diffusion": "prior", "ar": "ar_prior", "none": None}  # the stage of each
 # candidates: embeddings that the prior draws, of which the one nearest to the caption's is taken (section 2.2)
@@ -32,9 +31,9 @@ def build(
     upsampler_2: Part | None = None,
 ) -> System:
     """The chain of trained stages. Raises UserError where one is missing or they do not fit."""
-    for name, part in (("clip", clip), ("decoder", decoder)):
+    for name, part, file in (("clip", clip, "clip_shapes"), ("decoder", decoder, "unclip_decoder")):
         if part is None:
-            raise chain.missing("unclip", name)
+            raise chain.missing("unclip", name, file)
     parts = {"clip": clip, "decoder": decoder, "prior": prior, "ar_prior": ar_prior, "pca": pca}
     parts |= {"upsampler": upsampler, "upsampler_2": upsampler_2}
     systems = {name: part[0] for name, part in parts.items() if part}
@@ -53,7 +52,7 @@ def build(
         if chosen not in _PRIORS:
             raise unknown("prior", chosen, _PRIORS)
         if _PRIORS[chosen] not in (None, *stages):
-            raise chain.missing(f"unclip with prior={chosen}", _PRIORS[chosen])
+            raise chain.missing(f"unclip with prior={chosen}", _PRIORS[chosen], f"unclip_{_PRIORS[chosen]}")
         made = make(sampler_config, capacity, **overrides)
         if made["candidates"] < 1:
             raise UserError(f"candidates={made['candidates']}: the prior draws at least one embedding")
@@ -83,24 +82,15 @@ def build(
         best = jnp.argmax(jnp.einsum("bkd,bd->bk", drawn, towards), axis=1)
         return jnp.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
 
-    def with_tokens(condition):
-        """A condition that says nothing where it has no caption."""
-        if text is None or "tokens" in condition:
-            return condition
-        count = len(jax.tree.leaves(condition)[0])
-        return {**condition, "tokens": jnp.full((count, text.length), NO_TOKEN)}
-
     def sample(variables, keys, condition, plan: ChainPlan):
         prior_keys, decoder_keys = sampling.split(sampling.fold_in(keys, 2**16))
-        asked = with_tokens(condition)
-        told = chain.only(asked, "tokens", "latent", "image", "mask")
-        told["image_embedding"] = embedding(variables, prior_keys, asked, plan)
+        told = chain.only(condition, "tokens", "latent", "image", "mask")
+        told["image_embedding"] = embedding(variables, prior_keys, condition, plan)
         image = decoder[0].sample(variables["frozen"]["decoder"], decoder_keys, told, plan.stages["decoder"])
-        return chain.enlarge(upsamplers, variables, keys, chain.without_edits(asked), image, plan)
+        return chain.enlarge(upsamplers, variables, keys, chain.without_edits(condition), image, plan)
 
     def invert(variables, images, condition, plan: ChainPlan):
-        told = with_tokens(condition)
-        return encode(decoder[0].model(variables["frozen"]["decoder"], told), images, plan.stages["decoder"])
+        return encode(decoder[0].model(variables["frozen"]["decoder"], condition), images, plan.stages["decoder"])
 
     manipulate = Manipulations(
         embed=lambda variables, images: clip_of(variables).embed_images(images),

@@ -16,6 +16,8 @@ def build(config, spec: ImageSpec, clip: tuple[System, Variables] | None = None)
     if clip is None:
         raise UserError("system=unclip_prior is over the embeddings of a trained CLIP: set --config.clip=WORKDIR")
     process = Process.from_config(config.diffusion)
+    if process.learns_variance:
+        raise UserError("system=unclip_prior learns no variance: set diffusion.variance to fixed_small or fixed_large")
     known = described(clip[0].clip, clip[1])
     space = spaces.embeddings(clip[0], known.dimensions, config.diffusion.embedding_scale)
     conditions = make_conditions(config, spec, space, known, masked=True)

@@ -1,9 +1,13 @@
 """The verbs on chains: a tiny unCLIP and a tiny GLIDE of shapes with all their parts."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from diffjax import commands
+from diffjax.data import shapes, tokenizer
 from tests import tiny
 
 RED, BLUE = "a small red circle", "a large blue square"
@@ -48,7 +52,122 @@ UNCLIP = {
 }
 
 
-@pytest.mark.parametrize("case", UNCLIP)
+FAST = ("diffusion", "text diff")
+
+
+@pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in UNCLIP])
 def test_all_that_unclip_draws(unclip, tmp_path, case):
     found = arrays(unclip, tmp_path / "a.npz", "--num=4", *UNCLIP[case])
     assert found["images"].shape == (4, 16, 16, 3)
+
+
+@pytest.mark.slow
+def test_what_is_inverted_is_drawn_again(unclip, tmp_path):
+    """By the steps it was inverted in: nearer to the picture than a variation, and the nearer the more steps."""
+    picture = shapes.draw(shapes.scene("test", 0), 16).astype(float)
+
+    def error(*flags):
+        images = arrays(unclip, tmp_path / "a.npz", "--image=test:0", "--num=2", "--guidance=1", *flags)["images"]
+        return np.abs(images - picture).mean()
+
+    assert error("--invert", "--eta=0", "--steps=20") < error("--steps=20")
+
+
+def test_a_picture_of_every_prompt_stands_in_its_row(unclip, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{RED}\n{BLUE}\n")
+    flags = [f"--prompts={tmp_path}/prompts.txt", "--num=2", "--prior=none"]
+    found = arrays(unclip, tmp_path / "a.npz", *flags)
+    assert list(found["captions"]) == [RED, RED, BLUE, BLUE]
+    assert not np.array_equal(found["images"][0], found["images"][1])
+
+
+@pytest.mark.slow
+def test_glide_draws_paints_and_is_guided_by_clip(glide, tmp_path):
+    plain = arrays(glide, tmp_path / "a.npz", f"--prompt={RED}", "--num=2", "--guidance=1")["images"]
+    by_clip = arrays(glide, tmp_path / "b.npz", f"--prompt={RED}", "--num=2", "--guidance=1", "--clip_scale=100")
+    assert plain.shape == (2, 16, 16, 3)
+    assert not np.array_equal(plain, by_clip["images"])
+    painted = arrays(glide, tmp_path / "c.npz", f"--prompt={RED}", "--num=2", "--image=test:0", "--mask=left")["images"]
+    picture = shapes.draw(shapes.scene("test", 0), 16)
+    np.testing.assert_array_equal(painted[:, :, 8:], np.stack([picture, picture])[:, :, 8:])
+
+
+@pytest.mark.slow
+def test_a_chain_is_measured_and_swept(unclip, capsys):
+    assert launch("evaluate", f"--workdir={unclip}", "--metrics=captions", "--num=8", "--prior=none") == 0
+    assert json.loads((unclip / "results" / "captions.json").read_text())["samples"] == 8
+    flags = ["--steps=decoder:1,decoder:3", "--num=8", "--metrics=captions", "--prior=none"]
+    assert launch("sweep", f"--workdir={unclip}", *flags) == 0
+    assert "1 compilation(s)" in capsys.readouterr().out
+    cells = json.loads((unclip / "results" / "sweep.json").read_text())["cells"]
+    assert [cell["decoder:steps"] for cell in cells] == [1, 3]
+
+
+@pytest.mark.slow
+def test_a_stage_draws_a_picture_again(unclip, tmp_path):
+    for stage, side in (("decoder", 8), ("upsampler", 16)):
+        found = arrays(unclip / stage, tmp_path / "a.npz", "--image=test:0", "--num=2")
+        assert found["images"].shape == (2, side, side, 3)
+
+
+def test_a_chain_continues_where_it_was_and_is_not_trained_again(unclip, tmp_path, capsys):
+    config = unclip.parent / "unclip.py"
+    assert launch("train", f"--config={config}", f"--workdir={unclip}") == 0
+    assert capsys.readouterr().out.count("is trained to step 2") == 6
+
+
+BAD = {
+    "nothing asked": ([], "give one of --prompt=TEXT"),
+    "an unknown stage": ([f"--prompt={RED}", "--steps=decodr:3"], "unknown stage 'decodr'"),
+    "an unknown prior": ([f"--prompt={RED}", "--prior=gan"], "unknown prior 'gan'"),
+    "a setting twice": ([f"--prompt={RED}", "--steps=decoder:3,decoder:4"], "give one value here"),
+    "a stage that takes no part": ([f"--prompt={RED}", "--prior=ar", "--steps=prior:3"], "takes no part"),
+    "no smaller picture": ([f"--prompt={RED}", "--augmentation=0.5"], "of the smaller picture of an upsampler"),
+    "CLIP guidance": ([f"--prompt={RED}", "--clip_scale=3"], "of a chain with a noised_clip"),
+    "too many steps": ([f"--prompt={RED}", "--steps=prior:99"], "1 to 20 steps"),
+    "components of nothing": (["--components=1,2"], "--components needs the --image"),
+    "too many components": (["--image=test:0", "--components=1,13"], "from 1 to the 12 values"),
+    "components in words": (["--image=test:0", "--components=all"], "expected whole numbers"),
+    "a base of no prompt": (["--image=test:0", f"--base_prompt={RED}"], "needs --prompt"),
+    "no difference": (
+        ["--image=test:0", f"--base_prompt={RED}", f"--prompt={RED}", "--interpolate=2"], "say the same",
+    ),
+    "between seeds": (["--interpolate=4", f"--prompt={RED}"], "needs --image"),
+    "one picture of two": (["--interpolate=4", "--image=test:0"], "goes between two images"),
+    "a label": ([f"--prompt={RED}", "--label=1"], "of runs that read no text"),
+    "many of a picture": (["--image=test:0", "--best_of=4"], "of prompts, not of an --image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(unclip, tmp_path, capsys, case):
+    flags, message = BAD[case]
+    assert launch("sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["prior", "ar_prior", "pca"])
+def test_embeddings_are_not_drawn(unclip, tmp_path, capsys, stage):
+    assert launch("sample", f"--workdir={unclip / stage}", f"--out={tmp_path}/a.png", f"--prompt={RED}") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_stage_that_is_not_trained_names_the_command(unclip, tmp_path, capsys):
+    shutil.copytree(unclip, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "decoder")
+    assert launch("sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/a.png", f"--prompt={RED}") == 2
+    assert f"`python launch.py train --workdir={tmp_path}/run` goes on with it" in capsys.readouterr().err
+
+
+def test_stages_of_other_words_are_refused(unclip, tmp_path, capsys):
+    shutil.copytree(unclip, tmp_path / "run")
+    tokenizer.train(["quite other words"], 260).save(tmp_path / "run" / "decoder" / "tokenizer.json")
+    assert launch("sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/a.png", f"--prompt={RED}") == 2
+    error = capsys.readouterr().err
+    assert "different tokenizers" in error and "260" in error
+
+
+def test_a_chain_is_not_timed(unclip, capsys):
+    assert launch("benchmark", f"--config={unclip.parent}/unclip.py") == 2
+    assert "trains nothing itself" in capsys.readouterr().err

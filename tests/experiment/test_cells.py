@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from diffjax.experiment import Axis, Measure, cells, steps
+from diffjax.config import load_file, training_key
+from diffjax.experiment import Axis, Measure, Scale, cells, steps
 from diffjax.experiment.cells import Work, collect, work_on
-from diffjax.experiment.plan import make_units
+from diffjax.experiment.plan import make_units, with_fields
 from diffjax.experiment.store import Store
+from diffjax.workdir import Workdir
+from tests import tiny
 
 
 def do(experiment, root):
@@ -106,3 +109,57 @@ def test_results_are_whole_or_absent(tmp_path):
     store.keep("a", {"figures": {}}, np.zeros((200, 2, 2, 1), np.uint8))
     assert store.result("a") == {"figures": {}} and store.images("a").shape == (100, 2, 2, 1)
     assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == ["a.json", "a.npz"]
+
+
+def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
+    """Without training: what is trained, where, and what lies there by then."""
+    trained = []
+
+    def train(config, workdir):
+        if not workdir.config.exists():
+            trained.append(config.system)
+        assert all((workdir.path / name / "config.json").exists() for name in config.get("parts", {}))
+        workdir.create()
+        workdir.write_config(config)
+        return None, None
+
+    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(cells, "blueprint", lambda config: None)
+    store, chain = Store(tmp_path), load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+
+    def newly(**fields):
+        changed = with_fields(chain, {name.replace("__", "."): value for name, value in fields.items()})
+        trained.clear()
+        cells._train_one(store, changed)
+        return store.run(training_key(changed)).path, sorted(trained)
+
+    run, found = newly()
+    assert found == ["clip", "ddpm", "ddpm", "pca", "prior", "unclip", "unclip_prior"]
+    assert len({(run / path).resolve() for path in ("clip", "decoder/clip", "ar_prior/clip", "ar_prior/pca/clip")}) == 1
+    assert sorted(Workdir(run / "ar_prior").read_config().parts) == ["clip", "pca"]
+    other, found = newly(parts__decoder__train__steps=7)
+    assert found == ["ddpm", "unclip"]
+    assert (other / "prior").resolve() == (run / "prior").resolve()
+    _, found = newly(parts__clip__seed=5)
+    assert found == ["clip", "ddpm", "pca", "prior", "unclip", "unclip_prior"], "all but the upsampler stand on it"
+    tmp_path.rename(tmp_path.parent / "elsewhere")
+    assert (tmp_path.parent / "elsewhere" / "runs" / run.name / "ar_prior" / "pca" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_cells_of_a_chain_of_shared_parts(make, tmp_path):
+    sampler = {"prior": "diffusion", "candidates": 1, "stages": {}}
+    config = tiny.write_chain(tmp_path, "unclip", ("clip", "prior", "decoder", "upsampler"), sampler=sampler)
+    axes = [
+        Axis("prior", {name: {"sampler.prior": name} for name in ("none", "diffusion")}),
+        Axis("steps", {n: {"sampler.stages.prior.steps": int(n), "sampler.stages.decoder.steps": 2} for n in "15"}),
+    ]
+    given = {"axes": axes, "measures": [Measure("clip_score")], "papers": (), "orderings": ()}
+    store, every, found = do(make(scales={"smoke": Scale(str(config), "seconds", num=12)}, **given), tmp_path / "w")
+    assert not [result["error"] for result in found.values() if "error" in result]
+    assert len(list((tmp_path / "w" / "runs").glob("*/config.json"))) == 5  # the chain and its parts
+    images = [store.images(cell.key) for cell in every]
+    np.testing.assert_array_equal(images[0], images[1])  # without a prior its steps are nobody's
+    assert np.any(images[2] != images[3])
+    assert found[every[2].key]["provenance"]["sampler"]["stages"]["decoder"]["name"] == "ddim"  # of its own config

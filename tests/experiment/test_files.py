@@ -27,11 +27,21 @@ def load(path):
 
 
 @functools.cache
+def units(path, scale):
+    experiment = load(path)
+    return plan.make_units(experiment, experiment.scales[scale], {"data.dir": "anywhere"})
+
+
 def trainings(path, scale):
     """By key, the configs that a scale trains."""
-    experiment = load(path)
-    units = plan.make_units(experiment, experiment.scales[scale], {"data.dir": "anywhere"})
-    return {key: config for unit in units for key, config in unit.trainings.items()}
+    return {key: config for unit in units(path, scale) for key, config in unit.trainings.items()}
+
+
+def check(path, scale, key):
+    """Builds one of them, which traces its networks, and plans how its cells are sampled."""
+    system = blueprint(trainings(path, scale)[key])
+    for cell in (cell for unit in units(path, scale) for cell in unit.cells if cell.training == key and system.sample):
+        system.plan(cell.config.sampler)
 
 
 def columns(experiment, *scales):
@@ -57,16 +67,16 @@ def test_every_scale_fits_its_configs(path, scale):
 def test_smoke_is_small_and_builds(path):
     found = trainings(path, "smoke")
     assert len(found) <= MOST_IN_SMOKE
-    for config in found.values():
+    for key, config in found.items():
         assert config.data.name in ("digits", "shapes"), "smoke needs no data"
-        blueprint(config)  # which traces its networks
+        check(path, "smoke", key)
 
 
 @each_file
 def test_the_other_scales_build(path):
     for scale in ("small", "paper"):
-        *_, last = trainings(path, scale).values()
-        blueprint(last)
+        *_, last = trainings(path, scale)
+        check(path, scale, last)
 
 
 @each_file

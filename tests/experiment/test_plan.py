@@ -2,8 +2,10 @@
 
 import pytest
 
+from diffjax.config import load_file
 from diffjax.errors import UserError
 from diffjax.experiment import Axis, Measure, Ordering, Scale, plan, spec, steps
+from tests import tiny
 
 
 def units(experiment, **overrides):
@@ -114,6 +116,33 @@ def test_fields_that_do_not_fit_are_refused(make, changes, message):
 def test_what_an_experiment_names_must_be_there(make, changes):
     with pytest.raises(UserError, match="unknown"):
         make(**changes)
+
+
+def chain(**fields):
+    return plan.with_fields(load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py")), fields)
+
+
+def test_a_pattern_sets_all_fields_that_match():
+    made = chain(**{"*train.steps": 3, "parts.*.model.width": 8, "sampler.stages.ar_prior.top_k": 5})
+    assert {part.train.steps for part in made.parts.values()} == {3}
+    assert (made.parts.prior.model.width, made.parts.clip.text_encoder.width) == (8, 128)
+    assert made.sampler.stages.ar_prior.top_k == 5
+    with pytest.raises(UserError, match="did you mean"):
+        chain(**{"parts.prior.model.widht": 8})
+
+
+def test_a_chain_says_the_settings_of_its_stages_and_a_seed_is_of_all_parts(make):
+    config = str(tiny.ROOT / "configs" / "unclip_shapes.py")
+    axes = [Axis("rate", {"low": {"sampler.stages.prior.steps": 7}, "high": {"parts.prior.sampler.guidance": 3.0}})]
+    given = {"axes": axes, "across": "", "papers": (), "orderings": ()}
+    experiment = make(scales={"smoke": Scale(config, "seconds", seeds=(0, 3))}, **given)
+    cells = [cell for unit in units(experiment) for cell in unit.cells]
+    assert len({cell.key for cell in cells}) == 4 and len({cell.training for cell in cells}) == 2
+    by = {tuple(cell.labels.values()): cell.config for cell in cells}
+    assert by["low", "0"].sampler.stages.prior.to_dict() | {"guidance": 3.0} == (
+        by["high", "0"].sampler.stages.prior.to_dict() | {"steps": 7}
+    )
+    assert {part.seed for part in by["low", "3"].parts.values()} == {3}
 
 
 def test_unknown_metrics_are_refused():

@@ -13,8 +13,8 @@ from diffjax import commands, systems
 from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.systems.code_models import PixelCNNPrior, TransformerPrior
-from diffjax.systems.prefixes import Caption, Label, Nothing
 from diffjax.systems.pixels import to_unit_range
+from diffjax.systems.prefixes import Caption, Label, Nothing
 from diffjax.train.state import initial_state
 from diffjax.train.step import make_step
 from diffjax.typing import ImageSpec, TextSpec
