@@ -110,7 +110,6 @@ def make_system(
             space.shape,
             functools.partial(space.encode, variables),
             functools.partial(space.decode, variables),
-            space.pixels,
         )
 
     def sample(variables, keys, condition, plan: Plan):

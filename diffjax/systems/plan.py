@@ -58,9 +58,8 @@ class Model(NamedTuple):
     denoiser: Denoiser
     unconditional: Denoiser | None  # what classifier-free guidance leads away from
     shape: tuple[int, ...]  # of one example of what is diffused
-    encode: Callable[[Images], Array]  # pictures to that
-    decode: Callable[[Array], Array]  # and back
-    pixels: bool  # whether it is pixels
+    encode: Callable[[Images], Array] = lambda images: images  # pictures to that
+    decode: Callable[[Array], Array] = lambda x: x  # and back
 
 
 def make_plan(

@@ -125,7 +125,7 @@ def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cells, "train", train)
     monkeypatch.setattr(cells, "blueprint", lambda config: None)
-    store, chain = Store(tmp_path), load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+    store, chain = Store(tmp_path / "w"), load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
 
     def newly(**fields):
         changed = with_fields(chain, {name.replace("__", "."): value for name, value in fields.items()})
@@ -142,24 +142,24 @@ def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
     assert (other / "prior").resolve() == (run / "prior").resolve()
     _, found = newly(parts__clip__seed=5)
     assert found == ["clip", "ddpm", "pca", "prior", "unclip", "unclip_prior"], "all but the upsampler stand on it"
-    tmp_path.rename(tmp_path.parent / "elsewhere")
-    assert (tmp_path.parent / "elsewhere" / "runs" / run.name / "ar_prior" / "pca" / "config.json").exists()
+    store.root.rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "runs" / run.name / "ar_prior" / "pca" / "config.json").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_cells_of_a_chain_of_shared_parts(make, tmp_path):
     sampler = {"prior": "diffusion", "candidates": 1, "stages": {}}
     config = tiny.write_chain(tmp_path, "unclip", ("clip", "prior", "decoder", "upsampler"), sampler=sampler)
     axes = [
         Axis("prior", {name: {"sampler.prior": name} for name in ("none", "diffusion")}),
-        Axis("steps", {n: {"sampler.stages.prior.steps": int(n), "sampler.stages.decoder.steps": 2} for n in "15"}),
+        Axis("steps", {n: {"sampler.stages.decoder.steps": int(n)} for n in "15"}),
     ]
     given = {"axes": axes, "measures": [Measure("clip_score")], "papers": (), "orderings": ()}
     store, every, found = do(make(scales={"smoke": Scale(str(config), "seconds", num=12)}, **given), tmp_path / "w")
     assert not [result["error"] for result in found.values() if "error" in result]
     assert len(list((tmp_path / "w" / "runs").glob("*/config.json"))) == 5  # the chain and its parts
-    images = [store.images(cell.key) for cell in every]
-    np.testing.assert_array_equal(images[0], images[1])  # without a prior its steps are nobody's
-    assert np.any(images[2] != images[3])
-    assert found[every[2].key]["provenance"]["sampler"]["stages"]["decoder"]["name"] == "ddim"  # of its own config
+    for few, many in (every[:2], every[2:]):
+        assert np.any(store.images(few.key) != store.images(many.key))
+        stages = found[few.key]["provenance"]["sampler"]["stages"]
+        assert (stages["decoder"]["steps"], stages["decoder"]["name"], stages["prior"]["steps"]) == (1, "ddim", 2)

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.generate import Generator
-from diffjax.systems import ddpm
+from diffjax.systems.conditions import Conditions, Label
 from diffjax.typing import ImageSpec
 from tests import tiny
 
@@ -50,7 +50,8 @@ def test_losses_come_back_unreduced_and_by_example(trained):
 
 def test_labels_are_dropped_at_their_rate():
     labels = jnp.arange(20_000) % 10
-    dropped = np.asarray(ddpm._drop(jax.random.split(jax.random.key(0), 20_000), labels, 0.1, null=10))
+    told = Conditions({"label": Label(10, 0.1)})
+    dropped = np.asarray(told.dropped({"label": labels}, jax.random.split(jax.random.key(0), 20_000))["label"])
     null = dropped == 10
     np.testing.assert_allclose(null.mean(), 0.1, atol=5 * np.sqrt(0.09 / 20_000))
     np.testing.assert_array_equal(dropped[~null], np.asarray(labels)[~null])

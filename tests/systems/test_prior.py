@@ -14,7 +14,7 @@ from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.systems.code_models import PixelCNNPrior, TransformerPrior
 from diffjax.systems.pixels import to_unit_range
-from diffjax.systems.prefixes import Caption, Label, Nothing
+from diffjax.systems.prefixes import Caption, Label, Nothing, Told
 from diffjax.train.state import initial_state
 from diffjax.train.step import make_step
 from diffjax.typing import ImageSpec, TextSpec
@@ -313,7 +313,7 @@ def test_a_prior_without_labels_hears_none(name):
     codec = codec_of(base)[0].codec(codec_of(base)[1])
     nll = jax.jit(functools.partial(model.from_config(config, codec, Nothing()).nll, params, dropout_keys=None))
     codes = codes_of(name)
-    found = nll(codes, Nothing().of(BATCH, None)), nll(codes, Nothing().withheld(0 * BATCH["label"]))
+    found = nll(codes, Nothing().of(Told(BATCH, None, codec, None))), nll(codes, Nothing().withheld(0 * BATCH["label"]))
     np.testing.assert_array_equal(*(nats["codes"] for nats in found))
 
 
@@ -403,7 +403,7 @@ ERRORS = {
     "codec of other images": (
         "prior",
         ["--config.data.image_size=16"],
-        "was trained on 8x8 images of 1 channels, and these are 16x16 of 1: they must agree",
+        "is of 8x8 images of 1 channels, and these are 16x16 of 1: they must agree",
     ),
     "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
     "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
