@@ -61,18 +61,6 @@ def test_all_that_unclip_draws(unclip, tmp_path, case):
     assert found["images"].shape == (4, 16, 16, 3)
 
 
-@pytest.mark.slow
-def test_what_is_inverted_is_drawn_again(unclip, tmp_path):
-    """By the steps it was inverted in: nearer to the picture than a variation, and the nearer the more steps."""
-    picture = shapes.draw(shapes.scene("test", 0), 16).astype(float)
-
-    def error(*flags):
-        images = arrays(unclip, tmp_path / "a.npz", "--image=test:0", "--num=2", "--guidance=1", *flags)["images"]
-        return np.abs(images - picture).mean()
-
-    assert error("--invert", "--eta=0", "--steps=20") < error("--steps=20")
-
-
 def test_a_picture_of_every_prompt_stands_in_its_row(unclip, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{RED}\n{BLUE}\n")
     flags = [f"--prompts={tmp_path}/prompts.txt", "--num=2", "--prior=none"]
