@@ -71,7 +71,7 @@ OVERRIDES_OF = {  # systems
 }
 
 
-def config(base: str = "digits", **changes):
+def config(base: str = "digits", /, **changes):
     """A config on digits made tiny; `changes` by dotted name with __ for the dots, a section as a dict."""
     made = load_file(str(ROOT / "configs" / f"{base}.py"))
     made.unlock()
@@ -85,7 +85,7 @@ def config(base: str = "digits", **changes):
     return made.lock()
 
 
-def write(path: Path, base: str = "digits", **changes) -> Path:
+def write(path: Path, base: str = "digits", /, **changes) -> Path:
     """A config file that a command line can name."""
     lines = [
         "from ml_collections import ConfigDict",
