@@ -6,18 +6,8 @@ The paper's are 64 of the diffusion prior, 250 of the decoder, 27 and 15 of the 
 All cells are of one trained chain.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Scale
 
-TINY = {
-    "*train.steps": 20,
-    "*train.sample_count": 0,
-    "*model.channels": 16,
-    "*model.width": 32,
-    "*model.layers": 1,
-    "*encoder.width": 32,
-    "*conditions.caption.width": 32,
-    "*conditions.image_embedding.width": 32,
-}
 COUNTS = {"prior": (4, 16, 64), "decoder": (5, 15, 50, 250), "upsampler": (2, 5, 15, 27)}
 
 

@@ -7,18 +7,8 @@
 diffusion prior draws. The paper's figures are the best over guidance scales; ours have the configs' scale of 2.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
-TINY = {
-    "*train.steps": 20,
-    "*train.sample_count": 0,
-    "*model.channels": 16,
-    "*model.width": 32,
-    "*model.layers": 1,
-    "*encoder.width": 32,
-    "*conditions.caption.width": 32,
-    "*conditions.image_embedding.width": 32,
-}
 TOLD = {
     "caption": lambda config: {"config": f"configs/glide_{config.data.name}.py"},
     "text embedding": lambda config: {"config": f"configs/unclip_text_decoder.py:{config.data.name}"},

@@ -7,18 +7,8 @@ people found unCLIP's pictures more diverse in 62.6 (autoregressive prior) and 7
 nearer to the caption in 41.1 and 45.3 % (table 1).
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
-TINY = {
-    "*train.steps": 20,
-    "*train.sample_count": 0,
-    "*model.channels": 16,
-    "*model.width": 32,
-    "*model.layers": 1,
-    "*encoder.width": 32,
-    "*conditions.caption.width": 32,
-    "*conditions.image_embedding.width": 32,
-}
 MODEL = {
     "GLIDE": lambda config: {"config": f"configs/glide_{config.data.name}.py"},
     "unCLIP, autoregressive prior": {"sampler.prior": "ar"},

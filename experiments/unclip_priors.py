@@ -8,18 +8,8 @@ draws the nearest to the caption's is taken: the paper's diffusion prior draws t
 does not say. The CLIP score is of the CLIP whose embeddings are drawn.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
-TINY = {
-    "*train.steps": 20,
-    "*train.sample_count": 0,
-    "*model.channels": 16,
-    "*model.width": 32,
-    "*model.layers": 1,
-    "*encoder.width": 32,
-    "*conditions.caption.width": 32,
-    "*conditions.image_embedding.width": 32,
-}
 PRIOR = {"none": "none", "autoregressive": "ar", "diffusion": "diffusion"}
 
 

@@ -3,6 +3,6 @@
 An experiment's file is a value: `EXPERIMENT = Experiment(...)`. `launch.py reproduce` runs it.
 """
 
-from diffjax.experiment.spec import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.experiment.spec import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale, steps
 
-__all__ = ["Axis", "Experiment", "Measure", "Ordering", "Paper", "Scale", "steps"]
+__all__ = ["TINY", "Axis", "Experiment", "Measure", "Ordering", "Paper", "Scale", "steps"]

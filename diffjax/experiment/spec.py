@@ -15,6 +15,17 @@ from diffjax.measures import samples
 Fields = Mapping[str, Any]  # of a config, by dotted name, or by a pattern: "*train.steps" are those of all parts too
 Labels = Mapping[str, str]  # of axes
 SEED = "seed"  # the axis that every experiment has
+# What makes all networks of a chain small, and their trainings short, to see an experiment run
+TINY: Fields = {
+    "*train.steps": 20,
+    "*train.sample_count": 0,
+    "*model.channels": 16,
+    "*model.width": 32,
+    "*model.layers": 1,
+    "*encoder.width": 32,
+    "*conditions.caption.width": 32,
+    "*conditions.image_embedding.width": 32,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,12 @@ def enlarge(
     return image
 
 
-def check_fit(drawn: int, upsamplers: Enlarged) -> None:
-    """Raises UserError where an upsampler takes another size than is drawn before it."""
+def upsamplers_of(systems: Mapping[str, System], drawn: int) -> tuple[Enlarged, int]:
+    """The upsamplers among stages, behind one that draws a side of `drawn`; and the side that the last gives.
+
+    Raises UserError where one takes another size than is drawn before it.
+    """
+    upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
     for name, stage in upsamplers:
         takes = stage.takes.get("smaller_image")
         if takes is None:
@@ -105,6 +109,7 @@ def check_fit(drawn: int, upsamplers: Enlarged) -> None:
                 f"{name} enlarges pictures of {takes}x{takes}, and before it {drawn}x{drawn} are drawn: they must agree"
             )
         drawn = stage.gives
+    return upsamplers, drawn
 
 
 def text_of(stages: Mapping[str, System]) -> TextSpec | None:
@@ -125,12 +130,17 @@ def missing(system: str, name: str, config: str) -> UserError:
 
 
 def make_chain(
-    parts: Mapping[str, Part | None], plan: Callable, sample: Callable, text: TextSpec | None, **fields
+    parts: Mapping[str, Part | None],
+    plan: Callable,
+    sample: Callable,
+    text: TextSpec | None,
+    classes: int = 0,
+    **fields,
 ) -> System:
     """The system of trained parts, which has no parameters but theirs, variables["frozen"] by name."""
     return System(
         Objective(lambda key: {"params": {}}, {}),
-        fields.pop("classes", 0),
+        classes,
         plan,
         sample,
         text=text,

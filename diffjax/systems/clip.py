@@ -18,9 +18,11 @@ from diffjax.errors import UserError, unknown
 from diffjax.nn import clip as networks
 from diffjax.nn import clip_file
 from diffjax.nn.perceptual import as_rgb
+from diffjax.systems import spaces
 from diffjax.systems.networks import check_buildable, dtype_of, make, text_of
-from diffjax.systems.pixels import smaller, to_unit_range
+from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.process import make_schedule, make_times
+from diffjax.systems.spaces import Space
 from diffjax.typing import Aux, Clip, ImageSpec, Objective, System, TextSpec, Variables
 
 _ENCODERS = {"vit": networks.VisionTransformer, "resnet": networks.ModifiedResNet}
@@ -62,21 +64,28 @@ class _Noising:
 
     schedule: Schedule
     times: Times
-    downsample: int  # what the sides of images are divided by before
+    space: Space  # of pixels, averaged down
 
     @classmethod
     def from_config(cls, config, spec: ImageSpec) -> "_Noising":
         """Raises UserError for choices that do not exist or do not fit."""
-        schedule, downsample = make_schedule(config), config.get("downsample", 1)
-        if downsample < 1 or spec.size % downsample:
-            raise UserError(f"diffusion.downsample={downsample} does not divide data.image_size={spec.size}")
-        return cls(schedule, make_times(config, schedule), downsample)
+        schedule = make_schedule(config)
+        return cls(schedule, make_times(config, schedule), spaces.pixels(spec, config.get("downsample", 1)))
+
+    @property
+    def side(self) -> int:
+        """Of the images that are noised."""
+        return self.space.shape[0]
+
+    def smaller(self, images):
+        """As they are before they are noised."""
+        return self.space.encode({}, images)
 
     def __call__(self, images, keys, memory):
         """Images made smaller, each noised at a time of its own; those times; and the factors on the losses."""
         time_key, eps_key = sampling.split(keys)
         t, factor = jax.vmap(self.times.draw, (0, None, None))(time_key, self.schedule, memory)
-        x0 = smaller(images, self.downsample)
+        x0 = self.smaller(images)
         return jax.vmap(perturb)(x0, sampling.noise_of(eps_key, x0.shape[1:]), self.schedule(t)), t, factor
 
 
@@ -93,7 +102,7 @@ def _system(
 
     def init(key):
         image_key, text_key = jax.random.split(key)
-        size, told = (spec.size // noising.downsample, jnp.zeros(1)) if noising else (spec.size, None)
+        size, told = (noising.side, jnp.zeros(1)) if noising else (spec.size, None)
         image = image_encoder.init(image_key, jnp.zeros((1, size, size, spec.channels)), t=told)
         memory = noising.times.init(noising.schedule) if noising else {}
         params = {
@@ -139,7 +148,7 @@ def _system(
                 shape = (len(images), spec.size, spec.size, 3)
                 images = jax.image.resize(as_rgb(images, smallest=1), shape, "cubic", antialias=True).clip(-1, 1)
             if noising:  # the first level, of the least noise, is that of clean ones
-                return embed_images(variables, smaller(images, noising.downsample), jnp.ones(len(images)))[0]
+                return embed_images(variables, noising.smaller(images), jnp.ones(len(images)))[0]
             return embed_images(variables, images)[0]
 
         def embed_noised(x, noise):
@@ -157,7 +166,7 @@ def _system(
         )
 
     check_buildable(init, "config.image_encoder, config.text_encoder")
-    told = {"gives": spec.size // noising.downsample, "schedule": noising.schedule} if noising else {}
+    told = {"gives": noising.side, "schedule": noising.schedule} if noising else {}
     return System(Objective(init, {"model": loss}), 0, clip=clip, text=text, **told)
 
 

@@ -22,7 +22,8 @@ from diffjax.errors import UserError, unknown
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.nn.layers import Dense, timestep_embedding
 from diffjax.systems import degradations, erasing
-from diffjax.systems.networks import classes_of, dtype_of, make, text_of
+from diffjax.systems.embeddings import unit_variance
+from diffjax.systems.networks import checked_share, classes_of, dtype_of, make, text_of
 from diffjax.systems.pixels import smaller
 from diffjax.systems.resizing import larger
 from diffjax.systems.spaces import Space, kept_in
@@ -370,7 +371,7 @@ def make_conditions(
     """
     each, sections = {}, dict(config.get("conditions", {}))
     if "class_conditional" in config.diffusion and (classes := classes_of(config, "diffusion", spec)):
-        each["label"] = Label(classes, _share("diffusion.label_dropout", config.diffusion.label_dropout))
+        each["label"] = Label(classes, checked_share("diffusion.label_dropout", config.diffusion.label_dropout))
     makers = {
         "label_token": lambda **fields: LabelToken(_some_classes(spec), **fields),
         "caption": functools.partial(_caption, config, clip),
@@ -385,7 +386,7 @@ def make_conditions(
         if name in ("clip_text", "image_embedding") and clip is None:
             raise UserError(f"conditions.{name} is of a trained CLIP: set --config.clip=WORKDIR")
         if "dropout" in section:
-            _share(f"conditions.{name}.dropout", section.dropout)
+            checked_share(f"conditions.{name}.dropout", section.dropout)
         try:
             each[name] = makers[name](**section)
         except TypeError as error:
@@ -397,11 +398,6 @@ def make_conditions(
     reads = {"caption", "clip_text"} & each.keys()
     text = None if not reads else text_of(config) if clip is None else clip.text
     return Conditions(each, text)
-
-
-def unit_variance(embedding: Embeddings) -> Embeddings:
-    """Of unit length on the whole; of unit variance each value, as a layer expects its inputs."""
-    return embedding * embedding.shape[-1] ** 0.5
 
 
 def _caption(config, clip: Clip | None, dropout: float = 0.0, **fields) -> Caption:
@@ -435,12 +431,6 @@ def _some_classes(spec: ImageSpec) -> int:
     if not spec.classes:
         raise UserError("conditions.label_token, but the data set has no labels: leave it out")
     return spec.classes
-
-
-def _share(name: str, rate: float) -> float:
-    if not 0 <= rate < 1:
-        raise UserError(f"{name}={rate}: a share from 0 up to, but not, 1")
-    return rate
 
 
 def _original(asked: Mapping[str, Array]) -> Images:

@@ -27,8 +27,7 @@ def build(
         raise chain.missing("glide", "base", "glide_base")
     parts = {"base": base, "upsampler": upsampler, "upsampler_2": upsampler_2, "noised_clip": noised_clip}
     systems = {name: part[0] for name, part in parts.items() if part}
-    upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
-    chain.check_fit(base[0].gives, upsamplers)
+    upsamplers, gives = chain.upsamplers_of(systems, base[0].gives)
     if noised_clip:
         _check_guide(base[0], noised_clip[0])
     by_clip = guided(base[0], noised_clip=noised_clip[0]) if noised_clip else None
@@ -51,7 +50,6 @@ def build(
             image = base[0].sample(frozen["base"], first, condition, plan.stages["base"])
         return chain.enlarge(upsamplers, variables, keys, chain.without_edits(condition), image, plan)
 
-    gives = upsamplers[-1][1].gives if upsamplers else base[0].gives
     return chain.make_chain(parts, plan, sample, chain.text_of(systems), gives=gives, classes=base[0].classes)
 
 

@@ -81,6 +81,13 @@ def text_of(config) -> TextSpec:
     return TextSpec(config.text.length, config.text.vocabulary)
 
 
+def checked_share(name: str, rate: float) -> float:
+    """`rate`. Raises UserError where the field `name` has one that is no share of the examples, or all of them."""
+    if not 0 <= rate < 1:
+        raise UserError(f"{name}={rate}: a share from 0 up to, but not, 1")
+    return rate
+
+
 def check_buildable(init: Callable, where: str = "config.model") -> None:
     """Raises UserError for networks that cannot be built, which are described `where`."""
     try:

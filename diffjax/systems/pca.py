@@ -13,6 +13,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from diffjax.errors import UserError
+from diffjax.systems.embeddings import unit_length
 from diffjax.systems.parts import described
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Aux, Codec, Embeddings, ImageSpec, Objective, System, Variables
@@ -78,7 +79,7 @@ def build(config, spec: ImageSpec, clip: tuple[System, Variables] | None = None)
 
         def from_codes(codes):
             z = ((codes[0][:, :, 0, 0] + 0.5) / bins * 2.0 - 1.0) * _REACH * seen["std"][None, :kept]
-            return _unit(z @ seen["basis"][:kept] + seen["mean"][None, :])
+            return unit_length(z @ seen["basis"][:kept] + seen["mean"][None, :])
 
         return Codec(
             encode=encode,
@@ -112,7 +113,7 @@ def projected(seen: Statistics, embeddings: Embeddings, count: Array | int) -> E
     """What of embeddings is in their first `count` principal components, of unit length; `count` may be traced."""
     z = components(seen, embeddings)
     z = jnp.where(jnp.arange(z.shape[1])[None, :] < count, z, 0.0)
-    return _unit(z @ seen["basis"] + seen["mean"][None, :])
+    return unit_length(z @ seen["basis"] + seen["mean"][None, :])
 
 
 def agreement(seen: Statistics, images: Embeddings, texts: Embeddings) -> Float[Array, "B"]:
@@ -120,7 +121,3 @@ def agreement(seen: Statistics, images: Embeddings, texts: Embeddings) -> Float[
     mean, square = seen["agreement"]
     std = jnp.sqrt(jnp.maximum(square - mean**2, 1e-12))
     return norm.cdf((jnp.sum(images * texts, axis=-1) - mean) / std)
-
-
-def _unit(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)

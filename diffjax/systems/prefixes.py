@@ -13,6 +13,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffjax.systems.embeddings import unit_variance
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import NO_TOKEN, Clip, Codec, Embeddings, Labels, PRNGKey, PRNGKeys, TextSpec, Tokens
 
@@ -144,9 +145,7 @@ class Embedding(Prefix):
         return told.clip.embed_texts(told.batch["tokens"])
 
     def embed(self, params, values: Embeddings):
-        # of unit length on the whole; of unit variance each, as a layer expects its inputs
-        scaled = values * self.dimensions**0.5
-        return (scaled @ params["kernel"] + params["bias"][None, :])[:, None]
+        return (unit_variance(values) @ params["kernel"] + params["bias"][None, :])[:, None]
 
     def withheld(self, values):
         return jnp.zeros_like(values)
@@ -192,10 +191,9 @@ class ClipCaption(Prefix):
         return {"states": told.clip.text_states(tokens), "embedding": embedding, "level": level, "there": there}
 
     def embed(self, params, values):
-        scaled = values["embedding"] * self.dimensions**0.5
         parts = [
             values["states"] @ params["states"],
-            (scaled @ params["embedding"])[:, None],
+            (unit_variance(values["embedding"]) @ params["embedding"])[:, None],
             params["level"][values["level"]][:, None],
         ]
         x = jnp.where(values["there"][..., None], jnp.concatenate(parts, axis=1), params["null"][None])

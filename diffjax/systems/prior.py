@@ -18,7 +18,7 @@ from diffjax.diffusion import sampling
 from diffjax.errors import UserError, unknown
 from diffjax.latents import logits as of_logits
 from diffjax.systems.code_models import MODELS, Pick
-from diffjax.systems.networks import check_buildable, text_of
+from diffjax.systems.networks import check_buildable, checked_share, text_of
 from diffjax.systems.parts import described
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.prefixes import Caption, ClipCaption, Embedding, Label, Nothing, Prefix, Told, Values
@@ -62,7 +62,7 @@ def build(
     if config.model.architecture not in MODELS:
         raise unknown("model.architecture", config.model.architecture, MODELS)
     model = MODELS[config.model.architecture].from_config(config, about, told)
-    dropout = _share(config, "condition_dropout")
+    dropout = checked_share("model.condition_dropout", config.model.condition_dropout)
     text_weight = config.get("loss", {}).get("text_weight", 0.0)
     if not 0 <= text_weight < 1:
         raise UserError(f"loss.text_weight={text_weight:g}: a share from 0 up to, but not, 1; the codes have the rest")
@@ -193,10 +193,3 @@ def _guided(pick: Pick, scale: Array) -> Pick:
         return jnp.concatenate([drawn, drawn])
 
     return both
-
-
-def _share(config, name: str) -> float:
-    share = config.model[name]
-    if not 0 <= share < 1:
-        raise UserError(f"model.{name}={share}: a share from 0 up to, but not, 1")
-    return share

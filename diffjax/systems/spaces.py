@@ -8,6 +8,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.errors import UserError
+from diffjax.systems.embeddings import unit_length
 from diffjax.systems.parts import described
 from diffjax.systems.pixels import smaller
 from diffjax.typing import Images, ImageSpec, System, Variables
@@ -63,10 +64,7 @@ def embeddings(clip: System, dimensions: int, scale: float) -> Space:
     def encode(variables, images):
         return scale * lax.stop_gradient(clip.clip(variables["frozen"]["clip"]).embed_images(images))
 
-    def decode(variables, x):
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
-
-    return Space((dimensions,), encode, decode)
+    return Space((dimensions,), encode, lambda variables, x: unit_length(x))
 
 
 def kept_in(kept: Float[Array, "B H W 1"], side: int) -> Float[Array, "B h w 1"]:

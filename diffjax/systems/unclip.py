@@ -37,8 +37,7 @@ def build(
     parts = {"clip": clip, "decoder": decoder, "prior": prior, "ar_prior": ar_prior, "pca": pca}
     parts |= {"upsampler": upsampler, "upsampler_2": upsampler_2}
     systems = {name: part[0] for name, part in parts.items() if part}
-    upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
-    chain.check_fit(decoder[0].gives, upsamplers)
+    upsamplers, gives = chain.upsamplers_of(systems, decoder[0].gives)
     about = described(clip[0].clip, clip[1])
     _check_embeddings(systems, about.dimensions)
     text = chain.text_of(systems)
@@ -98,7 +97,6 @@ def build(
         invert=invert,
         project=_project if pca else None,
     )
-    gives = upsamplers[-1][1].gives if upsamplers else decoder[0].gives
     return chain.make_chain(parts, plan, sample, text, gives=gives, manipulate=manipulate)
 
 
