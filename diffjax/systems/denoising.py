@@ -12,13 +12,26 @@ from jaxtyping import Array, Float
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError
 from diffjax.nn.unet import UNet
-from diffjax.systems.conditions import Conditions, Given
-from diffjax.systems.networks import check_buildable
+from diffjax.systems.conditioning import Conditions, make_conditions
+from diffjax.systems.conditions import Given
+from diffjax.systems.networks import check_buildable, make_denoiser
+from diffjax.systems.parts import described
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import Model, Plan, draw, make_plan
 from diffjax.systems.process import Process
 from diffjax.systems.spaces import Space
 from diffjax.typing import Aux, ImageSpec, Objective, PRNGKeys, System, Variables
+
+
+def make_picture_system(config, spec: ImageSpec, space: Space, parts: Mapping[str, tuple[System, Variables]]) -> System:
+    """`make_system` of pictures, or of what a codec makes of them, by the network of `config.model`."""
+    process = Process.from_config(config.diffusion)
+    clip = described(parts["clip"][0].clip, parts["clip"][1]) if "clip" in parts else None
+    conditions = make_conditions(config, spec, space, clip)
+    network = make_denoiser(
+        config, spec, space.shape, label_rows=conditions.label_rows, learns_variance=process.learns_variance
+    )
+    return make_system(config, spec, process, space, conditions, network, parts)
 
 
 def make_system(

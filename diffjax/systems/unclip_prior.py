@@ -3,7 +3,8 @@
 from diffjax.errors import UserError
 from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.systems import spaces
-from diffjax.systems.conditions import ClipText, make_conditions
+from diffjax.systems.conditioning import make_conditions
+from diffjax.systems.conditions import ClipText
 from diffjax.systems.denoising import make_system
 from diffjax.systems.networks import dtype_of, make
 from diffjax.systems.parts import described

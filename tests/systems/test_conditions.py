@@ -11,7 +11,8 @@ from jax import numpy as jnp
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.systems import spaces
-from diffjax.systems.conditions import Given, make_conditions
+from diffjax.systems.conditioning import make_conditions
+from diffjax.systems.conditions import Given
 from diffjax.systems.parts import described
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny

@@ -8,7 +8,8 @@ from jax import numpy as jnp
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.generate import Generator
-from diffjax.systems.conditions import Conditions, Label
+from diffjax.systems.conditioning import Conditions
+from diffjax.systems.conditions import Label
 from diffjax.typing import ImageSpec
 from tests import tiny
 

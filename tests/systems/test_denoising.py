@@ -14,7 +14,7 @@ from diffjax.diffusion import sampling
 from diffjax.errors import UserError
 from diffjax.nn.unet import UNet
 from diffjax.systems import spaces
-from diffjax.systems.conditions import make_conditions
+from diffjax.systems.conditioning import make_conditions
 from diffjax.systems.denoising import _cropped, make_system
 from diffjax.systems.guided import guided
 from diffjax.systems.process import Process
