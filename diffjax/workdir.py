@@ -128,12 +128,13 @@ def build_system(config: ConfigDict, home: Path | None = None, *, training: bool
     spec, parts = image_spec(config), {}
     for name, open_part in _OPEN.items():
         if config.get(name):
-            if config[name].startswith("@") and home and not Workdir(referred_run(config, name, home)).config.exists():
+            there = referred_run(config, name, home)
+            if config[name].startswith("@") and not Workdir(there).config.exists():
                 raise UserError(
-                    f"{referred_run(config, name, home)}, the {name} of {home}, is not trained yet: "
-                    f"`python launch.py train --workdir={home}` goes on with it"
+                    f"{there}, the {name} of {home}, is not trained yet: "
+                    f"`python launch.py train --workdir={there.parent}` goes on with it"
                 )
-            parts[name] = open_part(referred_run(config, name, home), spec)
+            parts[name] = open_part(there, spec)
     check_tokenizers({name: referred_run(config, name, home) for name, part in parts.items() if part[0].text})
     if training and config.get("loss", {}).get("perceptual_file"):
         parts["features"] = efficientnet.load(config.loss.perceptual_file)
@@ -204,6 +205,8 @@ def _with_settings(system: System, config: ConfigDict) -> System:
 
 def check_tokenizers(paths: Mapping[str, Path]) -> None:
     """Raises UserError where runs that stand on one another read different tokens."""
+    if len(paths) < 2:
+        return  # nothing to compare, and a file less to read
     read = {name: tokenizer_of(path) for name, path in paths.items()}
     for name, other in itertools.pairwise(read):
         if read[name].bpe.to_str() != read[other].bpe.to_str():

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.attention import places
-from diffjax.nn.transformer import Transformer
+from diffjax.nn.transformer import of_fields
 from diffjax.typing import NO_TOKEN, Tokens
 
 
@@ -38,6 +38,4 @@ class CaptionEncoder(nn.Module):
         x = embed(jnp.maximum(tokens, 0)) + places(self, length, self.width, 0.01)[None]
         padding = self.param("padding", normal(0.02), (length, self.width), jnp.float32)
         x = jnp.where((tokens == NO_TOKEN)[..., None], padding[None], x)
-        names = ("width", "layers", "heads", "mlp_ratio", "activation", "remat", "attention", "dtype")
-        fields = {name: getattr(self, name) for name in names}
-        return Transformer(**fields, initializer="clip", name="transformer")(x, "all")
+        return of_fields(self)(x, "all")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from diffjax.nn.attention import AttentionPool, places
 from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import average_pool
-from diffjax.nn.transformer import Transformer
+from diffjax.nn.transformer import of_fields
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
 Mean = Callable[[Any], Any]  # averages over the examples at hand -> over those of all devices (typing.Moment)
@@ -77,7 +77,7 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([token, x], axis=1)
         x = x + places(self, x.shape[1], self.width, std).astype(self.dtype)[None]
         x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
-        x = _transformer(self)(x, "all")[:, 0]
+        x = of_fields(self)(x, "all")[:, 0]
         return nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(std), name="out")(x)
 
 
@@ -178,7 +178,7 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, embedding_init=normal(0.02), name="token")
         x = embed(jnp.maximum(tokens, 0))  # as which token NO_TOKEN is read, no token before it can see
         x = x + places(self, length, self.width, 0.01).astype(self.dtype)[None]
-        states = _transformer(self)(x, "causal")
+        states = of_fields(self)(x, "causal")
         last = jnp.where(tokens != NO_TOKEN, jnp.arange(length)[None, :], 0).max(axis=1)
         read = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
         out = nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(self.width**-0.5), name="out")
@@ -198,13 +198,6 @@ def _conv(features: int, kernel: int, *, stride: int = 1, dtype: DTypeLike, name
     padding = kernel // 2  # on all sides, which "SAME" is not at stride 2
     options = {"use_bias": False, "kernel_init": _UNIFORM, "dtype": dtype, "name": name}
     return nn.Conv(features, (kernel, kernel), stride, padding, **options)
-
-
-def _transformer(encoder: VisionTransformer | TextTransformer) -> Transformer:
-    """Of the encoder's fields. OpenAI's code initialises that of texts so, and Hugging Face's both."""
-    names = ("width", "layers", "heads", "mlp_ratio", "activation", "remat", "attention", "dtype")
-    fields = {name: getattr(encoder, name) for name in names}
-    return Transformer(**fields, initializer="clip", name="transformer")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dense, Dropout, timestep_embedding
+from diffjax.nn.layers import Dense, Dropout, check_dropout, check_label, timestep_embedding
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 FREQUENCIES = 256  # of the time's embedding: sines and cosines together
@@ -168,7 +168,5 @@ class DiT(nn.Module):
             raise ValueError(f"{self.width} channels cannot be split among {self.heads} attention heads")
         if self.width % 4 or self.width < 8:
             raise ValueError(f"width is {self.width}: sines and cosines of two places need a multiple of 4, at least 8")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
-        if (label is not None) != (self.label_rows > 0):
-            raise ValueError(f"label is {'missing' if label is None else 'given'} but label_rows is {self.label_rows}")
+        check_dropout(self.dropout)
+        check_label(label, self.label_rows)

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.typing import PRNGKeys, Times
+from diffjax.typing import Labels, PRNGKeys, Times
 
 
 def choose(kind: str, name: str, choices: tuple[str, ...]) -> str:
@@ -26,6 +26,18 @@ def choose(kind: str, name: str, choices: tuple[str, ...]) -> str:
     if name not in choices:
         raise ValueError(f"{kind} is {name!r}: choose from {', '.join(choices)}")
     return name
+
+
+def check_dropout(rate: float) -> None:
+    """Raise ValueError for a rate that is none."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout is {rate}: a rate from 0 up to, but not, 1")
+
+
+def check_label(label: Labels | None, rows: int) -> None:
+    """Raise ValueError for labels without a table, and for a table without labels."""
+    if (label is not None) != (rows > 0):
+        raise ValueError(f"label is {'missing' if label is None else 'given'} but label_rows is {rows}")
 
 
 def initializers(initializer: str, fan_in: int, fused: int):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from diffjax.nn.attention import places
 from diffjax.nn.layers import Dense, timestep_embedding
-from diffjax.nn.transformer import Transformer
+from diffjax.nn.transformer import of_fields
 from diffjax.typing import Embeddings, PRNGKeys, Times
 
 
@@ -66,10 +66,7 @@ class PriorTransformer(nn.Module):
         h = jnp.concatenate(sequence, axis=1)
         h = h + places(self, h.shape[1], self.width, 0.01).astype(self.dtype)[None]
 
-        names = ("width", "layers", "heads", "mlp_ratio", "activation", "dropout", "remat", "attention", "dtype")
-        fields = {name: getattr(self, name) for name in names}
-        transformer = Transformer(**fields, initializer="clip", name="transformer")
-        h = transformer(h, _mask(context_mask, h.shape[1]), dropout_keys)[:, -1]
+        h = of_fields(self)(h, _mask(context_mask, h.shape[1]), dropout_keys)[:, -1]
         return Dense(x.shape[-1], "zero", name="out")(h)
 
 

@@ -4,6 +4,7 @@ Other masks and activations make it CLIP's encoders, DALL-E's decoder and the ne
 embeddings, those of their places, and the last linear layer are the caller's.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dropout, choose
+from diffjax.nn.layers import Dropout, check_dropout, choose
 from diffjax.typing import PRNGKeys
 
 # True: row may attend to column; "causal": to itself and those before; "all": to every one
@@ -96,8 +97,7 @@ class Transformer(nn.Module):
         choose("initializer", self.initializer, ("gpt2", "clip"))
         if self.width % self.heads:
             raise ValueError(f"{self.width} channels cannot be split among {self.heads} attention heads")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
+        check_dropout(self.dropout)
         kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
         block = partial(kind, self.layers, self.heads, self.mlp_ratio, self.activation)
         details = (self.dropout, self.attention, self.initializer, self.dtype)
@@ -166,6 +166,16 @@ class Transformer(nn.Module):
             if own is None or isinstance(own, str):
                 choose("mask", own, ("causal", "all"))
         return x.astype(self.dtype), masks
+
+
+def of_fields(module: nn.Module) -> Transformer:
+    """The submodule "transformer" of a module, by the fields that both have.
+
+    OpenAI's code draws the weights of CLIP's text encoder as this does, and Hugging Face's those of both encoders.
+    """
+    names = {field.name for field in dataclasses.fields(Transformer)} & {f.name for f in dataclasses.fields(module)}
+    fields = {name: getattr(module, name) for name in names - {"parent", "name"}}
+    return Transformer(**fields, initializer="clip", name="transformer")
 
 
 def generate(

@@ -21,6 +21,8 @@ from diffjax.nn.layers import (
     GroupNorm,
     Upsample,
     average_pool,
+    check_dropout,
+    check_label,
     choose,
     nearest,
     timestep_embedding,
@@ -166,8 +168,7 @@ class UNet(nn.Module):
         choose("resample", self.resample, ("conv", "pool", "residual"))
         if self.pool is not None:
             choose("pool", self.pool, ("attention", "mean"))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
+        check_dropout(self.dropout)
         if len(blocks) != levels:
             raise ValueError(f"blocks has {len(blocks)} counts for {levels} levels")
         if x.shape[1] % 2 ** (levels - 1) or x.shape[2] % 2 ** (levels - 1):
@@ -175,5 +176,4 @@ class UNet(nn.Module):
         sides = [x.shape[1] >> level for level in range(levels)]
         if set(self.attention_resolutions) - set(sides):
             raise ValueError(f"attention_resolutions {tuple(self.attention_resolutions)} are not all among {sides}")
-        if (label is not None) != (self.label_rows > 0):
-            raise ValueError(f"label is {'missing' if label is None else 'given'} but label_rows is {self.label_rows}")
+        check_label(label, self.label_rows)
