@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from diffjax.nn.layers import Dense, Dropout
+from diffjax.nn.layers import Dense, Dropout, check_dropout
 from diffjax.typing import PRNGKeys
 
 Place = tuple[Int[Array, ""], Int[Array, ""]]  # row, column
@@ -84,8 +84,7 @@ class PixelCNN(nn.Module):
     def setup(self):
         if self.kernel % 2 == 0 or self.kernel < 3:
             raise ValueError(f"kernel is {self.kernel}: an odd number from 3")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
+        check_dropout(self.dropout)
         layer = partial(GatedLayer, self.features, self.kernel, dropout=self.dropout, dtype=self.dtype)
         self.layer = [layer(first=n == 0) for n in range(self.layers)]
         self.head = Dense(self.features, dtype=self.dtype)
