@@ -150,9 +150,10 @@ def test_each_code_is_a_distribution_given_those_before(name):
 def test_no_code_sees_its_future_and_all_hear_the_condition(name):
     codes, values = flat(codes_of(name))[:1], values_of(name)[3:4]
     count = codes.shape[1]
-    changed = np.repeat(codes, count, axis=0)
+    codes, values = np.repeat(codes, count, axis=0), np.repeat(values, count, axis=0)  # rows round as in one program
+    changed = codes.copy()
     changed[np.arange(count), np.arange(count)] = (changed[np.arange(count), np.arange(count)] + 3) % 8
-    before, after = scored(name)(codes, values), scored(name)(changed, np.repeat(values, count, axis=0))
+    before, after = scored(name)(codes, values), scored(name)(changed, values)
     moved = np.abs(after - before) > 1e-6  # [code that was changed, code that is scored]
     assert not moved[np.tril_indices(count, -1)].any()
     assert moved[np.arange(count), np.arange(count)].all()
