@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
     config.parts = ConfigDict()  # trained first, into folders of the workdir: files of configs beside this one
     config.parts.codec = "vqvae.py:shapes"  # of pictures into codes; DALL-E's is a dVAE
-    config.parts.clip = "clip_shapes.py"  # for --best_of and the measures of samples
+    config.parts.clip = "clip_shapes.py"  # that ranks the samples and measures them
     config.codec = "@codec"  # the autoencoder whose codes these are: a part, or the workdir of one that is trained
     config.clip = ""  # whose embeddings of captions it is told, where model.condition is "clip": "@clip", or a workdir
 
@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     config.sampler.guidance = 1.0  # scale of classifier-free guidance on logits; 1: none
 
     config.rerank = ConfigDict()
+    config.rerank.clip = "@clip"  # the one that ranks and measures: a part, or the workdir of one; "": none
     config.rerank.best_of = 1  # pictures that are drawn for each caption, of which CLIP picks the best
 
     config.parallel = ConfigDict()

@@ -5,7 +5,7 @@
 
 The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
 
-Time: not trained to its end; for one GPU.
+Time: not trained to its end, which is for one GPU; docs/results has what four minutes of an H100 give.
 Score: not measured.
 Setting: as configs/glide_shapes.py.
 """

@@ -34,7 +34,6 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config = load_file(f"{HERE}/glide_{data}.py")
     with config.unlocked():
         config.noised_clip = ""  # none to guide by
-        del config.parts.noised_clip
         config.parts.base = base  # embedding to picture
         config.parts.clip = load_file(f"{HERE}/clip_{data}.py")  # that embeds captions
     return config

@@ -79,18 +79,17 @@ def determining(config: ConfigDict) -> dict:
 
 
 def part_names(config: ConfigDict) -> list[str]:
-    """The parts to train, each behind those that it refers to: all but one in whose place a field names another run.
+    """The parts to train, each behind those that it refers to: those that fields refer to, themselves or by others.
 
-    Raises UserError where they refer to one another.
+    So none in whose place a field names another run, or nothing. Raises UserError where they refer to one another.
     """
-    replaced = {name for name in config.get("parts", {}) if (config.get(name) or "@")[0] != "@"}
-    left, ordered = {name: part for name, part in config.get("parts", {}).items() if name not in replaced}, []
+    left, ordered = _needed(config, _referred(config)), []
     while left:
-        ready = [name for name, part in left.items() if not left.keys() & _referred(part)]
+        ready = [name for name, others in left.items() if not left.keys() & others]
         if not ready:
             raise UserError(f"the parts {', '.join(left)} stand on one another: one has to be trained first")
         ordered += sorted(ready)
-        left = {name: part for name, part in left.items() if name not in ready}
+        left = {name: others for name, others in left.items() if name not in ready}
     return ordered
 
 
@@ -107,22 +106,17 @@ def part_config(config: ConfigDict, name: str) -> ConfigDict:
 
 def part_alone(config: ConfigDict, name: str) -> ConfigDict:
     """The config of a part as a run of its own: what it refers to beside it is among its own parts."""
-    part, needed = part_config(config, name), {}
-    left = _referred(part) - part.get("parts", {}).keys()
-    while left:
-        other = left.pop()
-        needed[other] = part_config(config, other)
-        left |= _referred(needed[other]) - needed.keys()
-    if needed:
+    part = part_config(config, name)
+    if beside := {other: part_config(config, other) for other in _needed(config, _beside(part))}:
         with part.unlocked():
-            part.parts = ConfigDict({**part.get("parts", {}), **needed})
+            part.parts = ConfigDict({**part.get("parts", {}), **beside})
     return part
 
 
 def referred_run(config: ConfigDict, field: str, home: Path | None) -> Path:
     """The folder of the run that a field names: `@name` is a part of the config, or one beside it, as seen from the
     workdir `home`."""
-    value = config[field]
+    value = flatten(config)[field]
     if not value.startswith("@"):
         return Path(value)
     if home is None:
@@ -133,4 +127,25 @@ def referred_run(config: ConfigDict, field: str, home: Path | None) -> Path:
 
 
 def _referred(config: ConfigDict) -> set[str]:
-    return {value[1:] for value in config.values() if isinstance(value, str) and value.startswith("@")}
+    """The parts that fields refer to, other than those of parts."""
+    return {
+        value[1:]
+        for field, value in flatten(config).items()
+        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts.")
+    }
+
+
+def _beside(part: ConfigDict) -> set[str]:
+    """The parts beside it that a part refers to."""
+    return _referred(part) - set(part.get("parts", {}))
+
+
+def _needed(config: ConfigDict, names: set[str]) -> dict[str, set[str]]:
+    """Of the parts that are named, and of all that they stand on: which ones each refers to."""
+    parts, needed = set(config.get("parts", {})), {}
+    left = names & parts
+    while left:
+        name = left.pop()
+        needed[name] = _beside(part_config(config, name)) & parts
+        left |= needed[name] - needed.keys()
+    return dict(sorted(needed.items()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from diffjax.config import referred_run, to_json
+from diffjax.config import flatten, referred_run, to_json
 from diffjax.errors import UserError
 from diffjax.evals.features import Network
 from diffjax.generate import Generator
@@ -56,12 +56,14 @@ class Judge:
 
 
 def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Judge:
-    """The CLIP at `path`, or else the one that a run stands on or was trained with. Raises UserError for none."""
-    if not path and trained.config.get("clip"):
-        path = referred_run(trained.config, "clip", trained.workdir.path)
-    if not path and "clip" not in trained.config.get("parts", {}):
-        raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
-    return Judge(path or trained.workdir.path / "clip", trained.spec, batch_size)
+    """The CLIP at `path`, or else the one that a run names. Raises UserError for none."""
+    if not path:
+        fields = flatten(trained.config)
+        field = next((name for name in ("clip", "rerank.clip") if fields.get(name)), None)
+        if not field:
+            raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
+        path = referred_run(trained.config, field, trained.workdir.path)
+    return Judge(path, trained.spec, batch_size)
 
 
 def best_of(

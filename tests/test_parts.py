@@ -105,11 +105,15 @@ def test_a_part_that_changed_is_refused(folder, capsys):
 
 
 def made(**parts):
-    return ConfigDict({"codec": "@codec", "parts": parts})
+    where = {"data": {"dir": ""}, "parallel": {}}
+    return ConfigDict(
+        {"codec": "@a", "clip": "", **where, "parts": {name: part | where for name, part in parts.items()}}
+    )
 
 
-def test_parts_come_after_what_they_stand_on():
-    assert config.part_names(made(a={"codec": "@c"}, b={"codec": ""}, c={"codec": "@b"})) == ["b", "c", "a"]
+def test_parts_come_after_what_they_stand_on_and_only_those_that_are_referred_to():
+    parts = {"a": {"codec": "@c"}, "b": {"codec": ""}, "c": {"codec": "@b"}, "clip": {}}
+    assert config.part_names(made(**parts)) == ["b", "c", "a"]
     with pytest.raises(UserError, match="stand on one another"):
         config.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
 
