@@ -74,7 +74,12 @@ EXPERIMENT = Experiment(
             num=20,
             measures=[Measure("captions"), Measure("fd_pixels")],
         ),
-        "small": Scale("configs/unclip_shapes.py", "a night on two CPU cores, where nothing is trained yet", num=500),
+        "small": Scale(
+            "configs/unclip_shapes.py",
+            "an hour on two CPU cores, where both chains are trained",
+            axes={"scale": ("1", "1.5", "3", "4")},
+            num=200,
+        ),
         "paper": Scale(
             "configs/unclip_emoji.py",
             "two days on one GPU; the paper's steps, on data of ours",
