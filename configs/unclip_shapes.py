@@ -7,7 +7,7 @@
 Trains every part into a folder of the workdir: CLIP, the principal components of its embeddings, both priors, the
 decoder, the upsampler.
 
-Time: 78 min on two cores of an AMD EPYC that other jobs shared: CLIP 9, decoder 41, priors 6 and 13, upsampler 8.
+Time: 78 min on two cores of an AMD EPYC that other jobs shared, 41 of them the decoder's.
 Score: captions shown 14.2 +- 1.6 % with the diffusion prior (`launch.py evaluate --metrics=captions --num=500`).
 Setting: Ramesh et al. 2022: the configs of the parts say it.
 """
