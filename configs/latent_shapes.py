@@ -46,7 +46,7 @@ def get_config(kind: str = "f4") -> ConfigDict:
         config.model.transformer_depth = 1  # layers of latent diffusion's transformer at each attention
         if kind == "clip":
             del config.text  # as the CLIP reads it
-            config.parts.clip = load_file(f"{HERE}/clip_shapes.py")
+            config.parts.clip = load_file(f"{HERE}/clip_shapes.py")  # trained first too
             config.clip = "@clip"  # that reads the captions: a part, or the workdir of one that is trained
             config.conditions = ConfigDict()
             config.conditions.clip_text = ConfigDict()

@@ -20,7 +20,7 @@ def variants(name: str) -> list[str]:
     module = runpy.run_path(str(tiny.ROOT / "configs" / f"{name}.py"))
     return [
         f"{name}:{variant}"
-        for variant in next((module[kind] for kind in ("DATA", "LATENTS", "SIZES") if kind in module), ())
+        for variant in next((module[kind] for kind in ("DATA", "KINDS", "SIZES") if kind in module), ())
     ] or [name]
 
 
