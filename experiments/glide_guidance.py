@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
             num=20,
             measures=[Measure("captions"), Measure("fd_pixels")],
         ),
-        "small": Scale("configs/glide_shapes.py", "an hour on two CPU cores, where the chain is trained", num=200),
+        "small": Scale("configs/glide_shapes.py", "ten minutes on two CPU cores, where the chain is trained", num=200),
         "paper": Scale(
             "configs/glide_emoji.py",
             "a day on one GPU; on data of ours",

@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             "configs/unclip_shapes.py",
-            "an hour on two CPU cores, where both chains are trained",
+            "ten minutes on two CPU cores, where both chains are trained",
             axes={"scale": ("1", "1.5", "3", "4")},
             num=200,
         ),

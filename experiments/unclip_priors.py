@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
             num=20,
             measures=[Measure("captions"), Measure("clip_score"), Measure("fd_pixels")],
         ),
-        "small": Scale("configs/unclip_shapes.py", "an hour on two CPU cores, where the chain is trained", num=200),
+        "small": Scale("configs/unclip_shapes.py", "ten minutes on two CPU cores, where the chain is trained", num=200),
         "paper": Scale(
             "configs/unclip_emoji.py",
             "a day on one GPU; the paper's steps and guidance, on data of ours",
