@@ -59,10 +59,10 @@ def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100
     """The CLIP at `path`, or else the one that a run names. Raises UserError for none."""
     if not path:
         fields = flatten(trained.config)
-        field = next((name for name in ("clip", "rerank.clip") if fields.get(name)), None)
-        if not field:
+        named = [field for field in ("clip", "rerank.clip") if fields.get(field)]
+        if not named:
             raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
-        path = referred_run(trained.config, field, trained.workdir.path)
+        path = referred_run(trained.config, named[0], trained.workdir.path)
     return Judge(path, trained.spec, batch_size)
 
 
