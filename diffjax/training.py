@@ -1,5 +1,6 @@
 """Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from diffjax.data.sources import Source
 from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
-from diffjax.train import loop
+from diffjax.train import hosts, loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
-from diffjax.train.metrics import MetricsLog
+from diffjax.train.metrics import MetricsLog, NoLog
 from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, ema_variables, initial_state
 from diffjax.train.step import Step, make_step
@@ -63,10 +64,12 @@ def train(
     optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
     workdir.create()  # what is wrong with the config has been said by now
-    source = with_tokens(config, system, source, [workdir])
+    with hosts.first_before_others("tokenizer"):
+        source = with_tokens(config, system, source, [workdir])
     batches = data.Batches(
         source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
     )
+    share = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
     try:
         start = checkpoints.latest_step() or 0
@@ -78,16 +81,19 @@ def train(
         restored = checkpoints if start else None
         step, state = compile_step(config, system, optimizers, devices, len(source), restored)
         if not start and system.objective.prepare:
-            state = prepared(system, state, batches.batch(0))
+            state = prepared(system, state, batches.batch(0), devices)
         frozen = devices.put_everywhere(system.frozen)
-        workdir.write_config(config)  # only now: the checkpoint may not fit it
-        log = MetricsLog(workdir.path, start)
+        with hosts.first_before_others("config"):
+            if hosts.first():
+                workdir.write_config(config)  # only now: the checkpoint may not fit it
+            hosts.check_shared(workdir.config)
+        log = MetricsLog(workdir.path, start) if hosts.first() else NoLog()
         _announce(config, system, state, len(source), devices, start)
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
-                data.prefetch(batches.iterate(start), devices.put_batch),
+                data.prefetch(share.iterate(start), devices.put_batch),
                 start=start,
                 schedule=loop.Schedule(
                     **{name: config.train[name] for name in ("steps", "log_every", "sample_every", "checkpoint_every")}
@@ -95,7 +101,7 @@ def train(
                 batch_size=config.train.batch_size,
                 log=log,
                 checkpoints=checkpoints,
-                preview=_preview(config, system, source, workdir, log),
+                preview=_preview(config, system, source, workdir, log, devices),
                 warn=system.objective.warn,
             )
         finally:
@@ -110,6 +116,8 @@ def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
     workdir.create()
     if workdir.config.exists() and not overwrite:
         workdir.check_config(config)
+    if not hosts.first():
+        return
     if system.text:
         runs = [referred_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
         tokenizer_of(next(run for run in runs if Workdir(run).tokenizer.exists())).save(workdir.tokenizer)
@@ -192,7 +200,7 @@ def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workd
         )
     if cut := sum(count > 0 for count in own.overlong(captions, limit.length)):
         print(f"{cut} of the first {len(captions)} captions are longer than text.length={limit.length} tokens: cut")
-    for workdir in workdirs:
+    for workdir in workdirs if hosts.first() else ():
         own.save(workdir.tokenizer)
     return data.tokenized(source, lambda texts: own.encode(texts, limit.length))
 
@@ -202,23 +210,25 @@ def keys_of(system: System) -> tuple[str, ...]:
     return ("image", "label", "tokens") if system.text else ("image", "label")
 
 
-def prepared(system: System, state: TrainState, batch: Batch) -> TrainState:
-    """A fresh state whose variables the system has fitted to its first batch."""
-    variables = dict(system.objective.prepare({**state.variables, "frozen": system.frozen}, batch))
+def prepared(system: System, state: TrainState, batch: Batch, devices: Devices | None = None) -> TrainState:
+    """A fresh state whose variables the system has fitted to its first batch, the whole of it."""
+    own = devices.on_host(state.variables) if devices else state.variables
+    variables = dict(system.objective.prepare({**own, "frozen": system.frozen}, batch))
     del variables["frozen"]
     fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
     shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
-    return state.replace(**jax.tree.map(lambda leaf, where: jax.device_put(np.array(leaf), where), fresh, shardings))
+    return state.replace(**jax.tree.map(lambda leaf, where: hosts.put(np.array(leaf), where), fresh, shardings))
 
 
-def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
+def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog | NoLog, devices: Devices):
     """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
     are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
     draws, reconstructs = system.sample is not None, system.codec is not None
     if not count or system.embeds:
         return lambda step, state: None
-    generator = Generator(system, batch_size=count)
+    everywhere = None if hosts.alone() else list(devices.mesh.devices.flat)  # all draw: each has a part of the state
+    generator = Generator(system, batch_size=count, devices=everywhere)
     if system.takes:
         examples = source.__getitems__(range(min(count, len(source))))
         asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
@@ -241,7 +251,8 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
             rows = np.concatenate([images, generator.reconstruct(variables, images)])
             sheets["reconstruction"] = pictures.grid(rows, len(images))
         for name, sheet in sheets.items():
-            pictures.save(workdir.samples / f"{name}_{step:08d}.png", sheet)
+            if hosts.first():
+                pictures.save(workdir.samples / f"{name}_{step:08d}.png", sheet)
             log.image(step, "samples" if name == "step" else name, sheet)
 
     return preview
@@ -252,6 +263,7 @@ def _announce(config, system: System, state: TrainState, examples: int, devices:
     print(
         f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
         f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)} ({devices.mode})"
+        + ("" if hosts.alone() else f" of {jax.process_count()} processes")
         + (f", continuing at step {start}" if start else "")
         + (f"\n{system.objective.note}" if system.objective.note else "")
     )
