@@ -150,7 +150,7 @@ def compile_step(
 
     That is the state of the last of `checkpoints`, or a fresh one.
     """
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    init_key, _ = _keys(config)
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
     sharding = devices.state_sharding(shapes)
@@ -159,18 +159,43 @@ def compile_step(
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(init, out_shardings=sharding, compiler_options=options)(init_key)
     else:
-        laid_out = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-        state = checkpoints.restore(jax.tree.map(laid_out, shapes, sharding))
+        state = checkpoints.restore(_laid_out(shapes, sharding))
+    return _jitted(config, system, optimizers, devices, examples, shapes), state
+
+
+def lower_step(config, system: System, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:
+    """The training step of a config, lowered for `devices` of which none need be there: nothing is computed.
+
+    Leaves of `batch`, a global one, and of `system.frozen` may be jax.ShapeDtypeStruct.
+    """
+    optimizers = make_optimizers(config, system)
+    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), _keys(config)[0])
+    frozen = jax.eval_shape(lambda tree: tree, system.frozen)
+    return _jitted(config, system, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
+
+
+def _keys(config):
+    """Of the initial state, and of the steps."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _laid_out(shapes, sharding):
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
+    )
+
+
+def _jitted(config, system: System, optimizers, devices: Devices, examples: int, shapes) -> Step:
     make = functools.partial(
         make_step,
         system.objective,
         optimizers,
-        key=step_key,
+        key=_keys(config)[1],
         ema_decay=config.train.ema_decay,
         examples=examples,
         accumulate=config.train.accumulate,
     )
-    return devices.compile(make, shapes), state
+    return devices.compile(make, shapes)
 
 
 def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workdir]) -> Source:

@@ -30,7 +30,11 @@ def _computations(hlo: str) -> tuple[dict[str, list[re.Match]], str]:
     """The instructions of each computation, and the name of the one that is run."""
     computations, entry, current = {}, "", None
     for line in hlo.splitlines():
-        if line.endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.-]+) ", line)) and " = " not in line.split("(")[0]:
+        if (
+            line.endswith("{")
+            and (head := re.match(r"(ENTRY )?%?([\w.-]+) ", line))
+            and " = " not in line.split("(")[0]
+        ):
             current = computations.setdefault(head.group(2), [])
             entry = head.group(2) if head.group(1) else entry
         elif current is not None and (instruction := _INSTRUCTION.match(line)):

@@ -79,6 +79,14 @@ class Devices:
             return jax.device_put(batch, sharding)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
+    def shaped(self, batch):
+        """The shapes of a whole batch, as `compile`d steps take them."""
+        if self.mode == "jit":
+            return batch
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.count, x.shape[0] // self.count, *x.shape[1:]), x.dtype), batch
+        )
+
     @property
     def _local_mesh(self) -> Mesh:
         return self.mesh if hosts.alone() else self.mesh.local_mesh
