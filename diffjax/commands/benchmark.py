@@ -140,7 +140,9 @@ def _communication(config, counts: Sequence[str], out: str | None) -> int:
             "index": ((size,), np.int32),
         } | ({"tokens": ((size, system.text.length), np.int32)} if system.text else {})
         batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-        compiled = lower_step(config, system, devices, devices.shaped(batch), _EXAMPLES).compile()
+        compiled = lower_step(config, system, devices, devices.shaped(batch), _EXAMPLES).compile(
+            {"xla_backend_optimization_level": 0}  # of what comes after the collectives are placed
+        )
         memory = compiled.memory_analysis()
         rows.append(
             {"devices": count, "batch": size, **communication.bytes_by_kind(compiled.as_text())}
@@ -152,10 +154,8 @@ def _communication(config, counts: Sequence[str], out: str | None) -> int:
     names = list(dict.fromkeys(name for row in rows for name in row))
     print(" ".join(f"{name:>18}" for name in names))
     for row in rows:
-        shown = [
-            row.get(name, 0) if name in ("devices", "batch") else f"{row.get(name, 0) / 1e6:,.3f}" for name in names
-        ]
-        print(" ".join(f"{value:>18}" for value in shown))
+        counts = [row[name] for name in names[:2]]
+        print(" ".join(f"{value:>18}" for value in counts + [f"{row.get(name, 0) / 1e6:,.3f}" for name in names[2:]]))
     if out:
         Path(out).write_text(json.dumps({"config": config.to_dict(), "parameters": parameters, "rows": rows}, indent=2))
     return 0

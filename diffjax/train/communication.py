@@ -8,6 +8,7 @@ from collections.abc import Mapping
 _BITS = {"pred": 8, "token": 0, "bf16": 16}  # others end in theirs: f32, s8, u4
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)=")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -17,8 +18,8 @@ def bytes_by_kind(hlo: str) -> Mapping[str, int]:
     """Bytes that each kind of collective of a compiled program (`compiled.as_text()`) works on, in one run of it.
 
     Those of the whole array that a group of devices has in common: what is reduced, or gathered, or about to be
-    scattered. A ring moves (n - 1) / n of them from each of n devices to the next, and of an all-reduce twice that. What
-    stands in a loop counts as often as the loop is known to run. A kind that does not occur is not there.
+    scattered. A ring moves (n - 1) / n of them from each of n devices to the next, and of an all-reduce twice that.
+    What stands in a loop counts as often as the loop is known to run. A kind that does not occur is not there.
     """
     computations, entry = _computations(hlo)
     total = collections.Counter()
@@ -30,11 +31,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[re.Match]], str]:
     """The instructions of each computation, and the name of the one that is run."""
     computations, entry, current = {}, "", None
     for line in hlo.splitlines():
-        if (
-            line.endswith("{")
-            and (head := re.match(r"(ENTRY )?%?([\w.-]+) ", line))
-            and " = " not in line.split("(")[0]
-        ):
+        if line.endswith("{") and (head := _HEAD.match(line)):
             current = computations.setdefault(head.group(2), [])
             entry = head.group(2) if head.group(1) else entry
         elif current is not None and (instruction := _INSTRUCTION.match(line)):
