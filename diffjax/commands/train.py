@@ -34,9 +34,9 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     workdir = Workdir(required(arguments, "workdir"))
+    config = read_config(arguments, workdir.read_config() if workdir.config.exists() else None)
     hosts.connect(arguments.coordinator, arguments.processes, arguments.process, wait=arguments.wait)
     with hosts.together():
-        config = read_config(arguments, workdir.read_config() if workdir.config.exists() else None)
         system, stopped = train(config, workdir, overwrite=arguments.overwrite)
     if stopped:
         print(f"stopped by signal {stopped} after saving; the same command continues")

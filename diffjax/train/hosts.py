@@ -7,6 +7,7 @@ is computed on global arrays: steps, previews, checkpoints.
 import contextlib
 import glob
 import importlib.util
+import logging
 import os
 import socket
 import subprocess
@@ -95,6 +96,7 @@ def connect(coordinator: str | None, processes: int | None, process: int | None,
     if given and given[2] > 0:
         _await_coordinator(given[0], wait)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the training loop
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # where one is gone, Orbax tells it at length, too
     _shorten_fatal_log()
     address, count, place = given or (None, None, None)
     try:
@@ -157,15 +159,15 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if alone():
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
             time.sleep(_VERDICT)  # most likely another one is gone: then jax ends this process, and says so
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | OSError):
             print(f"error: {error}", file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stderr.flush()
         time.sleep(_LINGER)
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(2 if isinstance(error, UserError | OSError) else 1)
 
 
 def barrier(name: str) -> None:
