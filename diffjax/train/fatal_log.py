@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-_FATAL = "Terminating process because the JAX distributed service detected fatal errors"
+FATAL = "Terminating process because the JAX distributed service detected fatal errors"
 _DETAIL = re.compile(r"^[IWEF]\d{4} .*coordination_service(_agent)?\.cc")  # the same, told before
 
 
@@ -15,7 +15,7 @@ def in_one_line(lines: Iterable[str]) -> Iterator[str]:
     """The lines as they come; from the one on which says that jax ends the process, one line instead of them."""
     lines, passing = iter(lines), True
     for line in lines:
-        if _FATAL in line:
+        if FATAL in line:
             yield f"error: {_reason(line + ''.join(lines))}\n"
             return
         passing = not _DETAIL.match(line) and (passing or bool(re.match(r"[IWEF]\d{4} |error: ", line)))

@@ -209,7 +209,7 @@ def test_slurm_is_detected_in_a_step_of_several_tasks(environment):
     assert not hosts.detected()
 
 
-_FATAL = "F1127 12:06:38.8 27433 client.h:80] Terminating process because the JAX distributed service detected fatal errors. "
+_FATAL = "F1127 12:06:38.8 27433 client.h:80] " + fatal_log.FATAL + ". See the other task logs. "
 LOGS = {  # as jax 0.10 writes them
     "process 1 stopped": [
         "E1127 12:06:38.8 27422 coordination_service.cc:1549] Use error polling to propagate: unhealthy:\n",
