@@ -7,6 +7,7 @@ is computed on global arrays: steps, previews, checkpoints.
 import contextlib
 import glob
 import importlib.util
+import itertools
 import logging
 import os
 import socket
@@ -19,15 +20,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.errors import UserError
 
-HEARTBEAT = 60  # seconds without a sign of life after which a process counts as gone
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as gone
 _VARIABLES = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
-_VERDICT = 10.0  # seconds that jax has to find out of whom a failed exchange tells
+_PATIENCE = 3600  # seconds for which others wait for what the first prepares, such as a data set
+_barriers = itertools.count()
 _LINGER = 2.0  # seconds for which a process that failed stays, so that others can say of what they fail themselves
 
 
@@ -159,8 +161,8 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if alone():
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
-            time.sleep(_VERDICT)  # most likely another one is gone: then jax ends this process, and says so
+        if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and "RESOURCE_EXHAUSTED" not in str(error):
+            time.sleep(HEARTBEAT + 5)  # most likely another one is gone: then jax ends this process, and says so
         if isinstance(error, UserError | OSError):
             print(f"error: {error}", file=sys.stderr)
         elif not isinstance(error, SystemExit):
@@ -173,7 +175,7 @@ def together() -> Iterator[None]:
 def barrier(name: str) -> None:
     """Returns once all processes are here."""
     if not alone():
-        multihost_utils.sync_global_devices(name)
+        ocp.multihost.get_barrier_sync_fn()(key=f"{name}_{next(_barriers)}", timeout_ms=_PATIENCE * 1000)
 
 
 @contextlib.contextmanager
