@@ -119,7 +119,7 @@ def get_config(data: str = "digits") -> ConfigDict:
 
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"  # "jit" (global arrays) | "pmap" (one SPMD program per device)
-    config.parallel.count = 0  # devices, 0: all local ones
+    config.parallel.count = 0  # devices of all processes together, 0: every one
     config.parallel.fsdp = 1  # devices that share one copy of the weights; only with "jit"
 
     config.update_from_flattened_dict(DATA[data])

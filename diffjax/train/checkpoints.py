@@ -37,7 +37,12 @@ class Checkpoints:
         return TrainState(step=jax.device_put(np.int32(step), template.step.sharding), **parts)
 
     def restore_ema(self, template: Variables, step: int | None = None) -> Variables:
-        """The variables at `step` with averaged parameters, which sampling needs, laid out as `template`."""
+        """The variables at `step` with averaged parameters, which sampling needs, with the shapes of `template`.
+
+        On one device of this process, on whichever they were trained.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
         restored = self._restore({"variables": template, "ema": template["params"]}, self._existing(step))
         return {**restored["variables"], "params": restored["ema"]}
 

@@ -63,6 +63,17 @@ def test_batch_is_pure_and_typed(step, seed):
     np.testing.assert_array_equal(batch["index"], np.arange(8))
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+def test_shares_are_the_parts_of_the_batch(processes):
+    """Each process reads its own examples alone, and all together the batch, over the ends of epochs."""
+    arguments = {"batch_size": 12, "seed": 3, "flip": True}
+    for step in range(3):
+        whole = data.Batches(Numbered(17), **arguments).batch(step)
+        parts = [data.Batches(Numbered(17), share=(i, processes), **arguments).batch(step) for i in range(processes)]
+        assert all(len(part["index"]) == 12 // processes for part in parts)
+        same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+
+
 def test_epochs_and_seeds_differ_in_order():
     orders = [
         tuple(data.Batches(Numbered(100), batch_size=100, seed=seed).batch(step)["label"])
