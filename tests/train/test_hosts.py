@@ -73,7 +73,7 @@ def test_two_processes_train_as_one(tmp_path):
 def test_previews_and_text_on_every_way_of_running(tmp_path, flags):
     """All take part in previews; the tokenizer, which the first trains, is there for all."""
     changes = {"data__name": "shapes", "data__image_size": 8, "text": tiny.TEXT, "conditions__caption": tiny._READER}
-    changes |= {"data__flip": False, "train__sample_every": 2, "train__sample_count": 8}
+    changes |= {"model__head_channels": 8, "train__sample_every": 2, "train__sample_count": 8}
     config = tiny.write(tmp_path / "config.py", "glide_base", **changes)
     one = start(config, tmp_path / "one", 1)
     two = start(config, tmp_path / "two", 2, *(f"--config.parallel.{flag}" for flag in flags))
