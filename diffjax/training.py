@@ -1,7 +1,9 @@
 """Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
 
+import contextlib
 import functools
 import math
+import shutil
 from collections.abc import Sequence
 
 import jax
@@ -46,10 +48,12 @@ def train(
     Raises:
       UserError: what does not exist, does not fit or is not there; a loss that is not finite.
     """
+    if workdir.weights.exists():
+        raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
     blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
-        if (workdir.path / name).is_symlink():  # to a run that is trained
+        if (workdir.path / name).is_symlink() or Workdir(workdir.path / name).weights.exists():  # it is trained
             continue
         _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite, beside=config)
         if stopped:
@@ -62,47 +66,60 @@ def train(
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
-    workdir.create()  # what is wrong with the config has been said by now
+    with workdir.locked():  # what is wrong with the config has been said by now
+        return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
+
+
+def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):
+    """Trains what is not a chain. Returns the signal that ended it early or None."""
     source = with_tokens(config, system, source, [workdir])
     batches = data.Batches(
         source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
     )
-    checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
-    try:
+    with contextlib.ExitStack() as stack:
+
+        def closed_after(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        keep = {name: config.train[name] for name in ("keep_last", "keep_every")}
+        checkpoints = closed_after(Checkpoints(workdir.checkpoints, **keep))
         start = checkpoints.latest_step() or 0
         if start and not overwrite:
             workdir.check_config(config)
         if start >= config.train.steps:
             print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
-            return system, None
-        restored = checkpoints if start else None
-        step, state = compile_step(config, system, optimizers, devices, len(source), restored)
+            return None
+        step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
         if not start and system.objective.prepare:
             state = prepared(system, state, batches.batch(0))
         frozen = devices.put_everywhere(system.frozen)
         workdir.write_config(config)  # only now: the checkpoint may not fit it
-        log = MetricsLog(workdir.path, start)
+        log = closed_after(MetricsLog(workdir.path, start))
         _announce(config, system, state, len(source), devices, start)
+        intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
                 data.prefetch(batches.iterate(start), devices.put_batch),
                 start=start,
-                schedule=loop.Schedule(
-                    **{name: config.train[name] for name in ("steps", "log_every", "sample_every", "checkpoint_every")}
-                ),
-                batch_size=config.train.batch_size,
-                log=log,
-                checkpoints=checkpoints,
+                schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
+                images=config.train.batch_size,
+                record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
                 preview=_preview(config, system, source, workdir, log),
-                warn=system.objective.warn,
             )
-        finally:
-            log.close()
-    finally:
-        checkpoints.close()
-    return system, stopped
+        except loop.NotFinite as error:
+            raise UserError(f"{error}. {_dumped(workdir, batches, error)}") from error
+    return stopped
+
+
+def _dumped(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
+    """Keeps what the step that failed was given, and says where."""
+    shutil.rmtree(workdir.failed, ignore_errors=True)
+    with contextlib.closing(Checkpoints(workdir.failed)) as failed:
+        failed.save(error.step - 1, error.state)
+    np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
+    return f"See `python launch.py replay --workdir={workdir.path}`"
 
 
 def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
@@ -161,6 +178,7 @@ def compile_step(
         ema_decay=config.train.ema_decay,
         examples=examples,
         accumulate=config.train.accumulate,
+        skip_limit=config.train.get("skip_limit", 0),
     )
     return devices.compile(make, shapes), state
 
