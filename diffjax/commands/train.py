@@ -6,9 +6,12 @@ Running the same command again continues from the last checkpoint, so does --wor
 first; the exit code is then 128 + the signal's number.
 """
 
+import os
+
 from absl import flags as absl_flags
 
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
+from diffjax.train.loop import has_left_work
 from diffjax.training import train
 from diffjax.typing import System
 from diffjax.workdir import Workdir
@@ -27,7 +30,9 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments, workdir.read_config() if workdir.config.exists() else None)
     system, stopped = train(config, workdir, overwrite=arguments.overwrite)
     if stopped:
-        print(f"stopped by signal {stopped} after saving; the same command continues")
+        print(f"stopped by signal {stopped}; the same command continues", flush=True)
+        if has_left_work():
+            os._exit(128 + stopped)
         return 128 + stopped
     _say_what_next(workdir, config, system)
     return 0

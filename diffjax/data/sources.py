@@ -143,16 +143,15 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
     def one(i: int) -> Example:
         for j in range(i, i + source.length):
             j %= source.length
-            try:
-                if j not in corrupt:
+            if j not in corrupt:
+                try:
                     return source.read([j])[0]
-            except Exception as error:  # of whatever decodes it
-                corrupt[j] = f"example {j} of {what} cannot be read ({_first_line(error)})"
-                if not skip:
-                    raise UserError(
-                        f"{corrupt[j]}: mend the data set, or pass over it with data.corrupt='skip'"
-                    ) from None
-                print(f"{corrupt[j]}: skipped", file=sys.stderr)
+                except Exception as error:  # of whatever decodes it
+                    corrupt[j] = f"example {j} of {what} cannot be read ({_first_line(error)})"
+                    if skip:
+                        print(f"{corrupt[j]}: skipped", file=sys.stderr)
+            if not skip:
+                raise UserError(f"{corrupt[j]}: mend the data set, or pass over it with data.corrupt='skip'")
         raise UserError(f"none of the {source.length} examples of {what} can be read: prepare the data set again")
 
     def read(indices: Sequence[int]) -> list[Example]:

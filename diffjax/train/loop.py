@@ -25,6 +25,7 @@ T = TypeVar("T")
 TIMES = ("seconds_per_step", "data_wait")  # of the metrics, what is of the machine: the latter as a share of the time
 _SPIKE = 6.0  # standard deviations of a loss that are said
 _ATTENTION = 0.2  # seconds
+_ATTENDED = "attended"  # the name of threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,11 @@ class _Speed:
         return {"seconds_per_step": passed / max(self.steps, 1), "data_wait": self._waited / max(passed, 1e-9)}
 
 
+def has_left_work() -> bool:
+    """Whether a compilation or a preview is still going on that a signal has left: Python cannot exit in good order."""
+    return any(thread.name == _ATTENDED for thread in threading.enumerate())
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -239,7 +245,7 @@ class _StopSignal(contextlib.AbstractContextManager):
             except BaseException as error:
                 done.put((None, error))
 
-        threading.Thread(target=put, daemon=True).start()
+        threading.Thread(target=put, name=_ATTENDED, daemon=True).start()
         while self.signal is None:
             with contextlib.suppress(queue.Empty):
                 result, error = done.get(timeout=_ATTENTION)
