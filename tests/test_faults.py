@@ -169,6 +169,7 @@ def test_a_signal_while_it_compiles(config, tmp_path):
     for line in training.stdout:
         if "parameters" in line:
             break
+    time.sleep(1)  # it compiles for longer
     training.send_signal(signal.SIGTERM)
     said = training.communicate(timeout=200)[0]
     assert training.returncode == 128 + signal.SIGTERM, said

@@ -11,7 +11,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from diffjax.train.loop import TIMES
 from tests import running, tiny
 
 KILLS = 20
@@ -45,8 +44,8 @@ def test_a_run_killed_ends_as_one_that_was_not(kind, kills, tmp_path):
     for _ in range(kills):
         killed(config, broken, rng)
     finished(config, broken)
-    assert metrics(broken) == metrics(whole)
-    assert [line["step"] for line in metrics(whole)] == list(range(1, STEPS + 1))
+    assert running.steps(broken) == running.steps(whole)
+    assert [line["step"] for line in running.steps(whole)] == list(range(1, STEPS + 1))
     assert arrays(broken) == arrays(whole)
     assert sheets(broken) == sheets(whole)
 
@@ -68,7 +67,7 @@ def finished(config, path):
 
 def killed(config, path, rng):
     """Starts the run and kills it: mostly soon after it has logged a step of its own, else as it starts."""
-    begun = len(metrics(path)) if (path / "metrics.jsonl").exists() else 0
+    begun = len(running.steps(path)) if (path / "metrics.jsonl").exists() else 0
     run = running.process(config, path)
     if rng.random() < 0.2:
         time.sleep(rng.uniform(1, 8))
@@ -77,10 +76,6 @@ def killed(config, path, rng):
         time.sleep(rng.uniform(0, 0.3))
     run.kill()
     run.communicate()
-
-
-def metrics(path):
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in running.steps(path)]
 
 
 def arrays(path):

@@ -27,6 +27,7 @@ OVERRIDES = {
     "train.sample_every": 0,
     "train.sample_count": 10,
     "train.checkpoint_every": 2,
+    "train.skip_limit": 0,
     "sampler.steps": 4,
 }
 AUTOENCODERS = {
