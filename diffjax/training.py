@@ -5,6 +5,7 @@ import functools
 import math
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -86,7 +87,8 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
         start = checkpoints.latest_step() or 0
         if start and not overwrite:
             workdir.check_config(config)
-        if start >= config.train.steps:
+        lacks_sheets = _lacks_sheets(config, system, workdir, start)
+        if start >= config.train.steps and not lacks_sheets:
             print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
             return None
         step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
@@ -107,6 +109,7 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
                 images=config.train.batch_size,
                 record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
                 preview=_preview(config, system, source, workdir, log),
+                preview_first=lacks_sheets,
             )
         except loop.NotFinite as error:
             raise UserError(f"{error}. {_dumped(workdir, batches, error)}") from error
@@ -233,7 +236,6 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
     """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
     are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
-    draws, reconstructs = system.sample is not None, system.codec is not None
     if not count or system.embeds:
         return lambda step, state: None
     generator = Generator(system, batch_size=count)
@@ -251,18 +253,34 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
 
     def preview(step: int, state: TrainState) -> None:
         variables = {**ema_variables(state), "frozen": system.frozen}
-        sheets = {}
-        if draws:
-            drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
-            sheets["step"] = pictures.grid(drawn, **layout)
-        if reconstructs:
-            rows = np.concatenate([images, generator.reconstruct(variables, images)])
-            sheets["reconstruction"] = pictures.grid(rows, len(images))
-        for name, sheet in sheets.items():
-            pictures.save(workdir.samples / f"{name}_{step:08d}.png", sheet)
+        for name in _sheets(system):
+            if name == "step":
+                drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
+                sheet = pictures.grid(drawn, **layout)
+            else:
+                rows = np.concatenate([images, generator.reconstruct(variables, images)])
+                sheet = pictures.grid(rows, len(images))
+            pictures.save(_sheet(workdir, name, step), sheet)
             log.image(step, "samples" if name == "step" else name, sheet)
 
     return preview
+
+
+def _sheets(system: System) -> list[str]:
+    """What a system's sheets show, by the names of their files."""
+    return [name for name, can in {"step": system.sample, "reconstruction": system.codec}.items() if can]
+
+
+def _sheet(workdir: Workdir, name: str, step: int) -> Path:
+    return workdir.samples / f"{name}_{step:08d}.png"
+
+
+def _lacks_sheets(config, system: System, workdir: Workdir, step: int) -> bool:
+    """Whether the run ended after `step` was saved and before its sheets, if it has any, were drawn."""
+    c = config.train
+    due = step > 0 and (step == c.steps or (c.sample_every > 0 and step % c.sample_every == 0))
+    drawn = c.sample_count > 0 and not system.embeds
+    return due and drawn and not all(_sheet(workdir, name, step).exists() for name in _sheets(system))
 
 
 def _announce(config, system: System, state: TrainState, examples: int, devices: Devices, start: int) -> None:

@@ -163,6 +163,17 @@ def test_a_disk_that_is_full_for_a_while(config, run, small_disk):
     assert (path / "checkpoints" / "100" / "manifest.json").exists()
 
 
+def test_a_sheet_that_a_kill_prevented_is_drawn(tmp_path):
+    config = tiny.write(tmp_path / "tiny.py", **SETTINGS | {"train__sample_count": 4, "train__steps": 2})
+    path = tmp_path / "run"
+    assert launch("train", f"--config={config}", f"--workdir={path}") == 0
+    sheet = path / "samples" / "step_00000002.png"
+    drawn = sheet.read_bytes()
+    sheet.unlink()
+    assert launch("train", f"--workdir={path}") == 0
+    assert sheet.read_bytes() == drawn
+
+
 def test_a_signal_while_it_compiles(config, tmp_path):
     """Nothing is lost, and the exit code is the documented one."""
     training = running.process(config, tmp_path / "run", "--config.model.channels=64")

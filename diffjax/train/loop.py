@@ -100,6 +100,7 @@ def run(
     images: int,
     record: Record,
     preview: Callable[[int, TrainState], None] = lambda step, state: None,
+    preview_first: bool = False,
 ) -> tuple[TrainState, int | None]:
     """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
 
@@ -109,6 +110,8 @@ def run(
     Args:
       images: a step sees, over all runs.
       record: of one run, or what stands for those of several.
+      preview: draws sheets with the state of a step.
+      preview_first: begin with those of `start`, as the run ended between its save and them.
 
     Returns:
       The last state, and the signal that ended the run early or None.
@@ -139,6 +142,8 @@ def run(
             losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
             bar.set_postfix_str(" ".join([*losses, shown]), refresh=False)
 
+        if preview_first:
+            stop.attend(_show, preview, start, state, bar.write)
         for done in range(start + 1, schedule.steps + 1):
             with speed.waiting():
                 batch = next(batches)
