@@ -12,7 +12,7 @@ from diffjax.typing import System, Variables
 
 
 class Generator:
-    """Draws any number of samples of a system in batches of one size, spread over the local devices.
+    """Draws any number of samples of a system in batches of one size, spread over devices, the local ones by default.
 
     Sample i depends on `seeds[i]`, its condition and the plan alone, whatever batch it falls into.
 
@@ -20,8 +20,8 @@ class Generator:
       compilations: how often the sampling program was traced and compiled so far.
     """
 
-    def __init__(self, system: System, *, batch_size: int):
-        spread = Spread(batch_size)
+    def __init__(self, system: System, *, batch_size: int, devices: Sequence[jax.Device] | None = None):
+        spread = Spread(batch_size, devices)
         self.compilations = 0
 
         def draw(shared, batch):

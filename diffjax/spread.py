@@ -1,7 +1,7 @@
-"""A function of any number of examples, fed batch after batch and spread over the local devices."""
+"""A function of any number of examples, fed batch after batch and spread over devices."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from diffjax.train.hosts import put
+
 
 class Spread:
-    """Batches of one size over the local devices; the size is rounded up to what they divide."""
+    """Batches of one size over devices, the local ones by default; the size is rounded up to what they divide.
 
-    def __init__(self, batch_size: int):
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    Where they are those of several processes, all call what is compiled, with the same inputs, and all get its result.
+    """
+
+    def __init__(self, batch_size: int, devices: Sequence[jax.Device] | None = None):
+        mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
         self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
         self._whole, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
@@ -24,14 +29,15 @@ class Spread:
         What comes back is called as `(shared, inputs, progress=...)`: `shared` goes to every device, leaves of `inputs`
         are [N, ...], and so are those of the result, NumPy. `progress` is told the number of examples of each batch.
         """
-        compiled = jax.jit(function, in_shardings=(self._whole, self._split), out_shardings=self._split)
+        out = self._split if self._split.is_fully_addressable else self._whole
+        compiled = jax.jit(function, in_shardings=(self._whole, self._split), out_shardings=out)
 
         def run(shared, inputs, progress: Callable[[int], None] = lambda examples: None):
-            shared = jax.device_put(shared, self._whole)
+            shared = put(shared, self._whole)
             count, results = len(jax.tree.leaves(inputs)[0]), []
             for start in range(0, count, self.batch_size):
                 place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
-                batch = jax.device_put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
+                batch = put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
                 results.append(jax.device_get(compiled(shared, batch)))
                 progress(min(self.batch_size, count - start))
             return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

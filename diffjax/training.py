@@ -1,6 +1,7 @@
 """Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import shutil
@@ -19,10 +20,10 @@ from diffjax.data.sources import Source
 from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
-from diffjax.train import loop
+from diffjax.train import hosts, loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
-from diffjax.train.metrics import MetricsLog
+from diffjax.train.metrics import MetricsLog, NoLog
 from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, ema_variables, initial_state
 from diffjax.train.step import Step, make_step
@@ -67,16 +68,18 @@ def train(
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
-    with workdir.locked():  # what is wrong with the config has been said by now
+    with workdir.locked() if hosts.first() else contextlib.nullcontext():  # what is wrong has been said by now
         return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
 
 
 def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):
     """Trains what is not a chain. Returns the signal that ended it early or None."""
-    source = with_tokens(config, system, source, [workdir])
+    with hosts.first_before_others("tokenizer"):
+        source = with_tokens(config, system, source, [workdir])
     batches = data.Batches(
         source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
     )
+    share = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
 
         def closed_after(thing):
@@ -93,22 +96,25 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
             return None
         step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
         if not start and system.objective.prepare:
-            state = prepared(system, state, batches.batch(0))
+            state = prepared(system, state, batches.batch(0), devices)
         frozen = devices.put_everywhere(system.frozen)
-        workdir.write_config(config)  # only now: the checkpoint may not fit it
-        log = closed_after(MetricsLog(workdir.path, start))
+        with hosts.first_before_others("config"):
+            if hosts.first():
+                workdir.write_config(config)  # only now: the checkpoint may not fit it
+            hosts.check_shared(workdir.config)
+        log = closed_after(MetricsLog(workdir.path, start) if hosts.first() else NoLog())
         _announce(config, system, state, len(source), devices, start)
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
-                data.prefetch(batches.iterate(start), devices.put_batch),
+                data.prefetch(share.iterate(start), devices.put_batch),
                 start=start,
                 schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
                 images=config.train.batch_size,
                 record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
-                preview=_preview(config, system, source, workdir, log),
+                preview=_preview(config, system, source, workdir, log, devices),
                 preview_first=lacks_sheets,
             )
         except loop.NotFinite as error:
@@ -118,10 +124,13 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
 
 def _dumped(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
     """Keeps what the step that failed was given, and says where."""
-    shutil.rmtree(workdir.failed, ignore_errors=True)
+    if hosts.first():
+        shutil.rmtree(workdir.failed, ignore_errors=True)
+    hosts.barrier("failed")
     with contextlib.closing(Checkpoints(workdir.failed)) as failed:
         failed.save(error.step - 1, error.state)
-    np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
+    if hosts.first():
+        np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
     return f"See `python launch.py replay --workdir={workdir.path}`"
 
 
@@ -130,6 +139,8 @@ def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
     workdir.create()
     if workdir.config.exists() and not overwrite:
         workdir.check_config(config)
+    if not hosts.first():
+        return
     if system.text:
         runs = [referred_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
         tokenizer_of(next(run for run in runs if Workdir(run).tokenizer.exists())).save(workdir.tokenizer)
@@ -162,7 +173,7 @@ def compile_step(
 
     That is the state of the last of `checkpoints`, or a fresh one.
     """
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    init_key, _ = _keys(config)
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
     sharding = devices.state_sharding(shapes)
@@ -171,19 +182,44 @@ def compile_step(
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(init, out_shardings=sharding, compiler_options=options)(init_key)
     else:
-        laid_out = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-        state = checkpoints.restore(jax.tree.map(laid_out, shapes, sharding))
+        state = checkpoints.restore(_laid_out(shapes, sharding))
+    return _jitted(config, system, optimizers, devices, examples, shapes), state
+
+
+def lower_step(config, system: System, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:
+    """The training step of a config, lowered for `devices` of which none need be there: nothing is computed.
+
+    Leaves of `batch`, a global one, and of `system.frozen` may be jax.ShapeDtypeStruct.
+    """
+    optimizers = make_optimizers(config, system)
+    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), _keys(config)[0])
+    frozen = jax.eval_shape(lambda tree: tree, system.frozen)
+    return _jitted(config, system, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
+
+
+def _keys(config):
+    """Of the initial state, and of the steps."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _laid_out(shapes, sharding):
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
+    )
+
+
+def _jitted(config, system: System, optimizers, devices: Devices, examples: int, shapes) -> Step:
     make = functools.partial(
         make_step,
         system.objective,
         optimizers,
-        key=step_key,
+        key=_keys(config)[1],
         ema_decay=config.train.ema_decay,
         examples=examples,
         accumulate=config.train.accumulate,
         skip_limit=config.train.get("skip_limit", 0),
     )
-    return devices.compile(make, shapes), state
+    return devices.compile(make, shapes)
 
 
 def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workdir]) -> Source:
@@ -213,7 +249,7 @@ def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workd
         )
     if cut := sum(count > 0 for count in own.overlong(captions, limit.length)):
         print(f"{cut} of the first {len(captions)} captions are longer than text.length={limit.length} tokens: cut")
-    for workdir in workdirs:
+    for workdir in workdirs if hosts.first() else ():
         own.save(workdir.tokenizer)
     return data.tokenized(source, lambda texts: own.encode(texts, limit.length))
 
@@ -223,22 +259,24 @@ def keys_of(system: System) -> tuple[str, ...]:
     return ("image", "label", "tokens") if system.text else ("image", "label")
 
 
-def prepared(system: System, state: TrainState, batch: Batch) -> TrainState:
-    """A fresh state whose variables the system has fitted to its first batch."""
-    variables = dict(system.objective.prepare({**state.variables, "frozen": system.frozen}, batch))
+def prepared(system: System, state: TrainState, batch: Batch, devices: Devices | None = None) -> TrainState:
+    """A fresh state whose variables the system has fitted to its first batch, the whole of it."""
+    own = devices.on_host(state.variables) if devices else state.variables
+    variables = dict(system.objective.prepare({**own, "frozen": system.frozen}, batch))
     del variables["frozen"]
     fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
     shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
-    return state.replace(**jax.tree.map(lambda leaf, where: jax.device_put(np.array(leaf), where), fresh, shardings))
+    return state.replace(**jax.tree.map(lambda leaf, where: hosts.put(np.array(leaf), where), fresh, shardings))
 
 
-def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
+def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog | NoLog, devices: Devices):
     """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
     are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
     if not count or system.embeds:
         return lambda step, state: None
-    generator = Generator(system, batch_size=count)
+    everywhere = None if hosts.alone() else list(devices.mesh.devices.flat)  # all draw: each has a part of the state
+    generator = Generator(system, batch_size=count, devices=everywhere)
     if system.takes:
         examples = source.__getitems__(range(min(count, len(source))))
         asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
@@ -260,7 +298,8 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog):
             else:
                 rows = np.concatenate([images, generator.reconstruct(variables, images)])
                 sheet = pictures.grid(rows, len(images))
-            pictures.save(_sheet(workdir, name, step), sheet)
+            if hosts.first():
+                pictures.save(_sheet(workdir, name, step), sheet)
             log.image(step, "samples" if name == "step" else name, sheet)
 
     return preview
@@ -288,6 +327,7 @@ def _announce(config, system: System, state: TrainState, examples: int, devices:
     print(
         f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
         f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)} ({devices.mode})"
+        + ("" if hosts.alone() else f" of {jax.process_count()} processes")
         + (f", continuing at step {start}" if start else "")
         + (f"\n{system.objective.note}" if system.objective.note else "")
     )

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "pictures": set(),
     "platform": set(),
     "generate": {"systems", "spread"},
-    "spread": set(),
+    "spread": {"train"},
     "prompts": {"data", "systems", "workdir"},
     "judge": EVERYTHING | {"workdir", "generate", "prompts", "spread"},
     "measures": EVERYTHING | {"workdir", "generate", "report", "spread", "judge"},

@@ -2,17 +2,22 @@
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --members=4
+  python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
 
 Uses random pictures, so the data set need not be there. GFLOP a step are counted in the program before it is
 optimised; the fraction of peak is given where the device's peak is known. --members=M times, by turns, a step of M runs
-of other seeds as one program and M steps of one run. Times vary from run to run.
+of other seeds as one program and M steps of one run. Times vary from run to run. --communication compiles the step for
+so many devices, none of which need be there, and prints what they tell one another in a step, and what each holds.
 """
 
+import contextlib
 import json
+import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,12 +28,13 @@ from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
 from diffjax.errors import UserError
 from diffjax.generate import Generator
+from diffjax.train import communication
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, ema_variables
 from diffjax.train.step import Step
-from diffjax.training import compile_step, make_optimizers
+from diffjax.training import compile_step, lower_step, make_optimizers
 from diffjax.typing import System
-from diffjax.workdir import build_system, image_spec
+from diffjax.workdir import blueprint, build_system, image_spec
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
 _PEAK = {
@@ -49,6 +55,7 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer("steps", 20, "training steps to time", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_integer("samples", 100, "samples to draw, 0: none", lower_bound=0, flag_values=flags)
     absl_flags.DEFINE_integer("members", 1, "runs to train together, 1: none", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_list("communication", None, "numbers of devices to compile a step for", flag_values=flags)
     absl_flags.DEFINE_string("out", None, "JSON file to write the figures to", flag_values=flags)
 
 
@@ -56,6 +63,8 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments)
     if "train" not in config:
         raise UserError(f"--config={arguments.config} is a chain, which trains nothing itself: time one of its stages")
+    if arguments.communication:
+        return _communication(config, arguments.communication, arguments.out)
     spec = image_spec(config)
     system = build_system(config, training=True)
     devices = Devices.create(**config.parallel)
@@ -108,6 +117,47 @@ def run(arguments: Arguments) -> int:
     if arguments.out:
         with open(arguments.out, "w") as file:
             json.dump({"config": config.to_dict(), **figures}, file, indent=2)
+    return 0
+
+
+def _communication(config, counts: Sequence[str], out: str | None) -> int:
+    """Prints, for each number of simulated devices, what a step of the config makes them tell one another."""
+    if not all(count.isdigit() and int(count) for count in counts):
+        raise UserError(f"--communication={','.join(counts)}: numbers of devices, such as 8,64,256")
+    numbers = [int(count) for count in counts]
+    with contextlib.suppress(RuntimeError):  # devices are there already
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(numbers))
+    spec, system = image_spec(config), blueprint(config)
+    rows = []
+    for count in numbers:
+        devices = Devices.create(**{**config.parallel, "count": count})
+        each = count * config.train.accumulate
+        size = math.ceil(config.train.batch_size / each) * each
+        shapes = {
+            "image": ((size, spec.size, spec.size, spec.channels), np.uint8),
+            "label": ((size,), np.int32),
+            "index": ((size,), np.int32),
+        } | ({"tokens": ((size, system.text.length), np.int32)} if system.text else {})
+        batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+        compiled = lower_step(config, system, devices, devices.shaped(batch), _EXAMPLES).compile(
+            {"xla_backend_optimization_level": 0}  # of what comes after the collectives are placed
+        )
+        memory = compiled.memory_analysis()
+        rows.append(
+            {"devices": count, "batch": size, **communication.bytes_by_kind(compiled.as_text())}
+            | {"state and batch": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+        )
+    state = jax.eval_shape(system.objective.init, jax.random.key(0))["params"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state))
+    print(f"{parameters:,} parameters, {4 * parameters / 1e6:,.3f} MB as float32; MB in a step:")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(" ".join(f"{name:>18}" for name in names))
+    for row in rows:
+        counts = [row[name] for name in names[:2]]
+        print(" ".join(f"{value:>18}" for value in counts + [f"{row.get(name, 0) / 1e6:,.3f}" for name in names[2:]]))
+    if out:
+        Path(out).write_text(json.dumps({"config": config.to_dict(), "parameters": parameters, "rows": rows}, indent=2))
     return 0
 
 

@@ -4,6 +4,9 @@
 
 Running the same command again continues from the last checkpoint, so does --workdir alone. SIGTERM and Ctrl-C save
 first; the exit code is then 128 + the signal's number.
+
+Several processes train one run where each is told --coordinator=HOST:PORT --processes=N --process=I, or Slurm or a
+TPU slice says so: docs/scaling.md.
 """
 
 import os
@@ -11,6 +14,7 @@ import os
 from absl import flags as absl_flags
 
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
+from diffjax.train import hosts
 from diffjax.train.loop import has_left_work
 from diffjax.training import train
 from diffjax.typing import System
@@ -20,6 +24,12 @@ from diffjax.workdir import Workdir
 def define(flags: Flags) -> None:
     define_config(flags)
     define_workdir(flags)
+    absl_flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS)", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("processes", None, "that train the run (or JAX_NUM_PROCESSES)", flag_values=flags)
+    absl_flags.DEFINE_integer("process", None, "which this is, from 0 (or JAX_PROCESS_ID)", flag_values=flags)
+    absl_flags.DEFINE_integer("wait", 300, "seconds for the other processes to come", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_boolean(
         "overwrite", False, "continue a run with another config than it was started with", flag_values=flags
     )
@@ -28,7 +38,9 @@ def define(flags: Flags) -> None:
 def run(arguments: Arguments) -> int:
     workdir = Workdir(required(arguments, "workdir"))
     config = read_config(arguments, workdir.read_config() if workdir.config.exists() else None)
-    system, stopped = train(config, workdir, overwrite=arguments.overwrite)
+    hosts.connect(arguments.coordinator, arguments.processes, arguments.process, wait=arguments.wait)
+    with hosts.together():
+        system, stopped = train(config, workdir, overwrite=arguments.overwrite)
     if stopped:
         print(f"stopped by signal {stopped}; the same command continues", flush=True)
         if has_left_work():

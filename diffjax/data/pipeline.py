@@ -58,12 +58,15 @@ class Batches:
     seed: int
     flip: bool = False  # mirror left and right with probability 1/2
     keys: tuple[str, ...] = ("image", "label")
+    share: tuple[int, int] = (0, 1)  # this process and how many there are: which part of each batch is read
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch size {self.batch_size} is not positive: use at least 1")
         if self.seed < 0:
             raise UserError(f"seed {self.seed} is negative: use 0 or more")
+        if self.batch_size % self.share[1]:
+            raise UserError(f"batch size {self.batch_size} does not divide over {self.share[1]} processes")
         if len(self.source) == 0:
             raise UserError("the data source has no examples: choose a split that is not empty")
         has = self.source[0].keys()
@@ -74,12 +77,16 @@ class Batches:
         """Batch number `step` >= 0.
 
         Returns:
+          This process's share of it, B / processes examples, the first process's first:
           "image" uint8 [B, H, W, C], "label" int32 [B], or whichever keys were asked for, each contiguous (text as a
-          NumPy array of str); and "index" int32 [B], 0 ... B - 1.
+          NumPy array of str); and "index" int32 [B], the places in the whole batch.
         """
         length = len(self.source)
-        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), length)
-        indices, flipped = np.empty_like(places), np.empty(self.batch_size, bool)
+        process, processes = self.share
+        size = self.batch_size // processes
+        index = np.arange(process * size, (process + 1) * size)
+        epochs, places = np.divmod(step * self.batch_size + index, length)
+        indices, flipped = np.empty_like(places), np.empty(size, bool)
         for epoch in range(epochs[0], epochs[-1] + 1):
             here = epochs == epoch
             order, mirrored = _epoch(self.seed, epoch, length)
@@ -88,7 +95,7 @@ class Batches:
         batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         if self.flip:
             batch["image"][flipped] = batch["image"][flipped, :, ::-1]
-        return batch | {"index": np.arange(self.batch_size, dtype=np.int32)}
+        return batch | {"index": index.astype(np.int32)}
 
     def iterate(self, start_step: int = 0, *, threads: int = 4, buffer: int = 16) -> Iterator[HostBatch]:
         """batch(start_step), batch(start_step + 1), ... without end, made by `threads` threads.

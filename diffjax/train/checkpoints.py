@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffjax.errors import UserError
+from diffjax.train import hosts
 from diffjax.train.state import TrainState
 from diffjax.typing import Variables
 
@@ -156,9 +157,11 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Makes room for a step that is made again."""
-        aside = self._directory / f"{step}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._directory / str(step)).rename(aside)
+        if hosts.first():
+            aside = self._directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+        hosts.barrier("set aside")
         self._manager.reload()
 
 

@@ -1,5 +1,7 @@
 """Where arrays live: one mesh with the axes `data` and `fsdp`, and the two ways to run the training step over it.
 
+Where there are several processes (`hosts`), the mesh is over the devices of all, and arrays are global.
+
 "pmap" runs the step as one SPMD program per device, with its collectives written out. "jit" runs it on global arrays
 and lets XLA place the collectives; there the parameters may also be spread over the `fsdp` axis. Both give the same
 numbers.
@@ -15,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.errors import UserError, unknown
+from diffjax.train import hosts
 from diffjax.train.step import Step
 
 _EVERYWHERE = P(("data", "fsdp"))  # a batch is split over both axes
@@ -29,18 +32,29 @@ class Devices:
 
     @classmethod
     def create(cls, *, mode: str = "jit", count: int = 0, fsdp: int = 1) -> "Devices":
-        """`count` local devices (0: all of them), `fsdp` of them to each copy of the parameters."""
-        local = jax.local_devices()
-        count = count or len(local)
+        """`count` devices (0: all of them), as many of each process, `fsdp` of them to each copy of the parameters."""
+        everywhere, processes = jax.devices(), jax.process_count()
+        count = count or len(everywhere)
         if mode not in ("jit", "pmap"):
             raise unknown("parallel.mode", mode, ("jit", "pmap"))
-        if count > len(local):
-            raise UserError(f"parallel.devices={count}, but this machine has {len(local)}: lower it, or 0 for all")
+        if count > len(everywhere):
+            have = f"these {processes} processes have" if processes > 1 else "this machine has"
+            raise UserError(f"parallel.count={count}, but {have} {len(everywhere)}: lower it, or 0 for all")
+        if count % processes:
+            raise UserError(
+                f"parallel.count={count} is of all {processes} processes together: make it a multiple of that"
+            )
         if fsdp < 1 or count % fsdp:
             raise UserError(f"parallel.fsdp={fsdp} does not divide the {count} devices")
         if mode == "pmap" and fsdp > 1:
             raise UserError("parallel.fsdp > 1 spreads the parameters, which needs parallel.mode='jit'")
-        return cls(Mesh(np.array(local[:count]).reshape(-1, fsdp), ("data", "fsdp")), mode)
+        own = {i: [device for device in everywhere if device.process_index == i] for i in range(processes)}
+        if any(len(devices) < count // processes for devices in own.values()):
+            raise UserError(f"parallel.count={count}: some process has fewer than {count // processes} devices")
+        # One process's devices are neighbours: its share of a batch is one piece, and copies of the parameters stay
+        # within it where `fsdp` allows.
+        chosen = [device for i in range(processes) for device in own[i][: count // processes]]
+        return cls(Mesh(np.array(chosen).reshape(-1, fsdp), ("data", "fsdp")), mode)
 
     @property
     def count(self) -> int:
@@ -55,10 +69,27 @@ class Devices:
             )
 
     def put_batch(self, batch):
-        """Host arrays [B, ...] to the devices, split over the batch."""
+        """This process's share of a batch, host arrays [B / processes, ...], to the devices, split over the batch."""
         if self.mode == "pmap":
-            batch = jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch)
-        return jax.device_put(batch, NamedSharding(self.mesh, _EVERYWHERE))
+            mesh = self._local_mesh
+            batch = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+            return jax.device_put(batch, NamedSharding(mesh, _EVERYWHERE))
+        sharding = NamedSharding(self.mesh, _EVERYWHERE)
+        if hosts.alone():
+            return jax.device_put(batch, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def shaped(self, batch):
+        """The shapes of a whole batch, as `compile`d steps take them."""
+        if self.mode == "jit":
+            return batch
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.count, x.shape[0] // self.count, *x.shape[1:]), x.dtype), batch
+        )
+
+    @property
+    def _local_mesh(self) -> Mesh:
+        return self.mesh if hosts.alone() else self.mesh.local_mesh
 
     def state_sharding(self, shapes):
         """For each leaf a copy everywhere or, over an `fsdp` axis, its largest divisible dimension spread."""
@@ -73,8 +104,15 @@ class Devices:
         return P(*(["fsdp" if i == largest else None for i in range(len(shape))]))
 
     def put_everywhere(self, tree):
-        """A copy of host arrays on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        """A copy of host arrays, the same in every process, on every device."""
+        return hosts.put(tree, NamedSharding(self.mesh, P()))
+
+    def on_host(self, tree):
+        """The whole of arrays of the mesh in every process's memory; all of them call it."""
+        if hosts.alone():
+            return tree
+        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self.mesh, P()))(tree)
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)), whole)
 
     def compile(self, make_step: Callable[..., Step], state_shapes) -> Step:
         """Compiles `make_step(axis_name=...)`, the state donated.
@@ -84,7 +122,8 @@ class Devices:
         if self.mode == "pmap":
             devices = list(self.mesh.devices.flat)
             spmd = functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0, None), out_axes=(None, None))
-            return spmd(make_step(axis_name="data"), devices=devices, donate_argnums=0)
+            step = spmd(make_step(axis_name="data"), devices=devices, donate_argnums=0)
+            return step if hosts.alone() else self._on_global_arrays(step)
         state, batch = self.state_sharding(state_shapes), NamedSharding(self.mesh, _EVERYWHERE)
         everywhere = NamedSharding(self.mesh, P())
         return jax.jit(
@@ -93,3 +132,18 @@ class Devices:
             in_shardings=(state, batch, everywhere),
             out_shardings=(state, everywhere),
         )
+
+    def _on_global_arrays(self, step: Step) -> Step:
+        """A step of pmap, which knows this process's copies of the state, for those of all processes."""
+        here, everywhere = NamedSharding(self._local_mesh, P()), NamedSharding(self.mesh, P())
+
+        def seen_from(sharding, tree):
+            pieces = lambda leaf: [shard.data for shard in leaf.addressable_shards]  # noqa: E731
+            return jax.tree.map(
+                lambda leaf: jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces(leaf)), tree
+            )
+
+        def run(state, batch, frozen):
+            return seen_from(everywhere, step(seen_from(here, state), batch, seen_from(here, frozen)))
+
+        return run

@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from diffjax.errors import UserError
+from diffjax.train import hosts
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
@@ -156,6 +157,7 @@ def run(
                 state, metrics = step(state, batch)
             speed.steps += 1
             settle()
+            stop.agree()
             pending = done, metrics
             last = done == schedule.steps
             if last or _due(done, schedule.checkpoint_every):
@@ -234,11 +236,18 @@ def _not_finite(step: int, in_a_row: int, metrics: Mapping[str, float], last_goo
 
 def _progress_bar(start: int, stop: int) -> tqdm:
     interactive = sys.stderr.isatty()
-    return tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True, mininterval=0.5 if interactive else 10)
+    often = 0.5 if interactive else 10
+    return tqdm(
+        disable=not hosts.first(), total=stop, initial=start, unit="step", dynamic_ncols=True, mininterval=often
+    )
 
 
 class _StopSignal(contextlib.AbstractContextManager):
-    """Notes the first SIGTERM or SIGINT and lets the loop end by itself; a second one acts as ever."""
+    """Notes the first SIGTERM or SIGINT and lets the loop end by itself; a second one acts as ever.
+
+    Where there are several processes, `signal` is what they have agreed on: each says at every step what came to it,
+    and hears at the next, together with all, what came to any.
+    """
 
     def attend(self, work: Callable[..., T], *given) -> T | None:
         """work(*given), or None as soon as there is a signal: in a thread, as no signal reaches Python within XLA."""
@@ -262,14 +271,26 @@ class _StopSignal(contextlib.AbstractContextManager):
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self.signal: int | None = None
+        self._own: int | None = None
+        self._agreed: int | None = None
+        self._heard = None
+        self._ask = None if hosts.alone() else hosts.make_agreement()
+
+    @property
+    def signal(self) -> int | None:
+        return self._agreed if self._ask else self._own
+
+    def agree(self) -> None:
+        if self._ask:
+            self._agreed = int(self._heard) or None if self._heard is not None else None
+            self._heard = self._ask(self._own or 0)
 
     def __enter__(self):
         self._former = {s: signal.signal(s, self._note) for s in self._SIGNALS}
         return self
 
     def _note(self, number, frame):
-        self.signal = number
+        self._own = number
         self._restore()
 
     def _restore(self):

@@ -69,6 +69,16 @@ class MetricsLog:
         return shutil.disk_usage(self._directory).free > _SPACE
 
 
+class NoLog:
+    """That of a process that writes nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]

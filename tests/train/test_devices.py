@@ -10,11 +10,13 @@ import pytest
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.train.devices import Devices
-from diffjax.training import compile_step, make_optimizers, prepared
+from diffjax.training import compile_step, lower_step, make_optimizers, prepared
 from diffjax.typing import ImageSpec
 from tests import tiny
 
 STEPS = 20
+SPEC = ImageSpec(8, 1, 10)
+KEY = jax.random.key(0)
 WAYS = {
     "jit on 8": {"mode": "jit", "count": 8},
     "pmap on 8": {"mode": "pmap", "count": 8},
@@ -106,6 +108,64 @@ def test_the_same_codebooks_and_metrics(name, mode):
     chex.assert_trees_all_close(after["codes"], before["codes"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(after["latents"], before["latents"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(after["params"], before["params"], atol=1e-4)
+
+
+def prior_with_codec():
+    """A prior over the codes of an untrained autoencoder."""
+    codec = systems.build(tiny.config("vqvae"), SPEC)
+    frozen = {**tiny.randomised(codec.objective.init), "frozen": {}}
+    return tiny.config("prior_transformer"), {"codec": (codec, frozen)}
+
+
+KINDS = {  # config and the parts it stands on; diffusion is above, with dropout
+    "codes": lambda: (tiny.config("vqvae", **AUTOENCODERS["codebook with restarts"]), {}),
+    "two groups": lambda: (tiny.config("gan"), {}),
+    "clip": lambda: (tiny.config("clip_shapes"), {}),
+    "autoregressive": prior_with_codec,
+}
+
+
+@functools.cache
+def losses_of(kind, mode="jit", count=1, fsdp=1):
+    """Losses of each group over STEPS steps."""
+    config, parts = KINDS[kind]()
+    system, devices = systems.build(config, SPEC, **parts), Devices.create(mode=mode, count=count, fsdp=fsdp)
+    fresh = {name: tree for name, tree in tiny.randomised(system.objective.init).items() if name != "frozen"}
+    system = system._replace(objective=system.objective._replace(init=lambda key: fresh))  # compiled at once
+    step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=48)
+    if system.objective.prepare:
+        state = prepared(system, state, tiny.batch(16))
+    frozen, rows = devices.put_everywhere(system.frozen), []
+    for seed in range(STEPS):
+        state, metrics = step(state, devices.put_batch(tiny.batch(16, seed)), frozen)
+        rows.append([float(value) for name, value in metrics.items() if name.split("/")[-1] == "loss"])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"), tiny.thinned(sorted(KINDS), ("fsdp 4 x 2", "jit on 8", "pmap on 8"), every=len(KINDS) * 3)
+)
+def test_every_kind_of_system_has_the_same_losses(kind, way):
+    found, expected = losses_of(kind, **WAYS[way]), losses_of(kind)
+    assert expected.shape == (STEPS, 2 if kind == "two groups" else 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_holds_its_share_of_the_state():
+    """Parameters, optimiser and average over four devices: a quarter each, by the compiled program's own count."""
+    config = tiny.config("vae", model__residual_channels=32)
+    system = systems.build(config, SPEC)
+    shapes = jax.eval_shape(lambda: tiny.batch(16))
+    held = {}
+    for fsdp in (1, 4):
+        devices = Devices.create(count=4, fsdp=fsdp)
+        held[fsdp] = lower_step(config, system, devices, shapes, 64).compile().memory_analysis()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(system.objective.init, KEY)["params"]))
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / 4
+    four = 4 * 4 * parameters  # parameters, two moments, average
+    assert held[1].argument_size_in_bytes == pytest.approx(four + batch, rel=0.01)
+    assert held[4].argument_size_in_bytes == pytest.approx(four / 4 + batch, rel=0.1)  # what does not divide is whole
+    assert held[4].output_size_in_bytes == pytest.approx(held[1].output_size_in_bytes / 4, rel=0.1)
 
 
 def test_a_fresh_state_is_the_same_however_it_is_spread():
