@@ -15,7 +15,7 @@ from diffjax import data, pictures
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
-from diffjax.errors import UserError
+from diffjax.errors import UserError, number, whole
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
 from diffjax.train import loop
@@ -50,6 +50,7 @@ def train(
     """
     if workdir.weights.exists():
         raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
+    check(config)
     blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
@@ -68,6 +69,19 @@ def train(
     source = open_source(config, config.data.split)
     with workdir.locked():  # what is wrong with the config has been said by now
         return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for counts of a config, or of its parts, that count nothing."""
+    whole("seed", config.seed, low=0)
+    counts = ("log_every", "sample_every", "sample_count", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
+    if "train" in config:
+        whole("train.steps", config.train.steps)
+        for name in counts:
+            whole(f"train.{name}", config.train.get(name, 0), low=0)
+        number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
+    for name in part_names(config):
+        check(part_config(config, name))
 
 
 def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, unknown, whole
 from diffjax.train.step import Step
 
 _EVERYWHERE = P(("data", "fsdp"))  # a batch is split over both axes
@@ -31,11 +31,11 @@ class Devices:
     def create(cls, *, mode: str = "jit", count: int = 0, fsdp: int = 1) -> "Devices":
         """`count` local devices (0: all of them), `fsdp` of them to each copy of the parameters."""
         local = jax.local_devices()
-        count = count or len(local)
+        count = whole("parallel.count", count, low=0) or len(local)
         if mode not in ("jit", "pmap"):
             raise unknown("parallel.mode", mode, ("jit", "pmap"))
         if count > len(local):
-            raise UserError(f"parallel.devices={count}, but this machine has {len(local)}: lower it, or 0 for all")
+            raise UserError(f"parallel.count={count}, but this machine has {len(local)}: lower it, or 0 for all")
         if fsdp < 1 or count % fsdp:
             raise UserError(f"parallel.fsdp={fsdp} does not divide the {count} devices")
         if mode == "pmap" and fsdp > 1:
@@ -48,6 +48,7 @@ class Devices:
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
         """Raises UserError unless every device gets the same share of every part of the batch."""
+        whole("train.batch_size", batch_size)
         if accumulate < 1 or batch_size % (self.count * accumulate):
             raise UserError(
                 f"train.batch_size={batch_size} does not divide over {self.count} devices x "
