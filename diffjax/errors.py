@@ -1,10 +1,12 @@
 """The one exception that is the user's to mend."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _FEW = 16
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
 class UserError(Exception):
@@ -25,7 +27,20 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
 
 
-def number(name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_at: str = "") -> float:
+@contextlib.contextmanager
+def enough_memory(told: str) -> Iterator[None]:
+    """Raises UserError, with what the user is `told` to change, where a device or this machine is out of memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # JAX's errors are RuntimeErrors; a CPU's says INTERNAL
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise UserError(f"out of memory: {told}") from error
+
+
+def checked_number(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_at: str = ""
+) -> float:
     """`value`. Raises UserError, which names the field, unless it is a finite number from `low` to `high`.
 
     Those are among what is allowed but for the ends that `open_at` names: "low", "high" or "both". What is no Python
@@ -42,7 +57,7 @@ def number(name: str, value: float, low: float = -math.inf, high: float = math.i
     raise UserError(f"{name}={value:g}: a finite number{start}{' and' * bool(start and end and open_at)}{end}")
 
 
-def whole(name: str, value: int, low: int = 1, high: int = 2**31 - 1) -> int:
+def checked_whole(name: str, value: int, low: int = 1, high: int = 2**31 - 1) -> int:
     """`value`. Raises UserError, which names the field, unless it is a whole number from `low` to `high`.
 
     What is no Python number is taken as it is.

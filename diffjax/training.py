@@ -15,7 +15,7 @@ from diffjax import data, pictures
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
-from diffjax.errors import UserError, number, whole
+from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
 from diffjax.train import loop
@@ -29,6 +29,7 @@ from diffjax.typing import Batch, System
 from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
 _SHOWN = 10  # images of a sheet of reconstructions
+_MOST_SHOWN = 10_000  # images of a sheet of samples
 _ALIKE = 8  # images of each caption of a sheet of samples
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
@@ -73,13 +74,14 @@ def train(
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for counts of a config, or of its parts, that count nothing."""
-    whole("seed", config.seed, low=0)
-    counts = ("log_every", "sample_every", "sample_count", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
+    checked_whole("seed", config.seed, low=0)
+    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
     if "train" in config:
-        whole("train.steps", config.train.steps)
+        checked_whole("train.steps", config.train.steps)
         for name in counts:
-            whole(f"train.{name}", config.train.get(name, 0), low=0)
-        number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
+            checked_whole(f"train.{name}", config.train.get(name, 0), low=0)
+        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=_MOST_SHOWN)
+        checked_number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
     for name in part_names(config):
         check(part_config(config, name))
 
@@ -91,6 +93,7 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
         source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
     )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(enough_memory(memory_advice(config, devices)))
 
         def closed_after(thing):
             return stack.enter_context(contextlib.closing(thing))
@@ -148,6 +151,16 @@ def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
     print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
 
 
+def memory_advice(config, devices: Devices) -> str:
+    """What makes a training step smaller."""
+    c = config.train
+    return (
+        f"a step has train.batch_size={c.batch_size} in train.accumulate={c.accumulate} parts and "
+        f"parallel.fsdp={config.parallel.fsdp} on {devices.count} devices: lower train.batch_size, raise "
+        "train.accumulate, or raise parallel.fsdp where there are more devices"
+    )
+
+
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
     """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
 
@@ -176,6 +189,7 @@ def compile_step(
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
+    devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
         # It runs once: on a CPU optimising the program would take seconds longer than it saves.

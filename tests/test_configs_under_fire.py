@@ -299,7 +299,7 @@ def _names(line: str, flags) -> bool:
     if "Try a lower train.learning_rate" in line:
         return True
     parts = [flag.removeprefix("--config.").split("=", 1) for flag in flags]
-    return any(name.rpartition(".")[2] in line or len(value) > 2 and value in line for name, value in parts)
+    return any(name.rpartition(".")[2] in line or (len(value) > 2 and value in line) for name, value in parts)
 
 
 def fire(kind: str, count: int, **settings) -> collections.Counter:

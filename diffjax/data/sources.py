@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import shapes
-from diffjax.errors import MissingData, UserError, unknown, whole
+from diffjax.errors import MissingData, UserError, checked_whole, unknown
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -100,7 +100,7 @@ def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
         raise unknown("background", background, _BACKGROUNDS)
     if background == "transparent" and name != "emoji":
         raise UserError(f"{name} has no transparent background: use background 'white', or the data set emoji")
-    whole("data.image_size", image_size, high=_LARGEST)
+    checked_whole("data.image_size", image_size, high=_LARGEST)
     return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
 
 

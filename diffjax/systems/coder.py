@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.choice import choose
-from diffjax.errors import UserError, unknown, whole
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.latents import likelihoods
 from diffjax.latents.likelihoods import Likelihood, Output
 from diffjax.nn.autoencoders import dalle, ldm, vqvae
@@ -69,7 +69,7 @@ class Coder:
         if config.get("pixelcnn"):
             pixelcnn = make(PixelCNN, config.pixelcnn, "pixelcnn", outputs=decoded, dtype=dtype)
             decoded = pixelcnn.features
-        hidden = whole("model.z_channels", model.get("z_channels", 0), low=0) if hidden is None else hidden
+        hidden = checked_whole("model.z_channels", model.get("z_channels", 0), low=0) if hidden is None else hidden
         architecture = ARCHITECTURES[model.architecture]
         fields = {name: value for name, value in model.items() if name not in _OWN}
         encoder, decoder = _pair(architecture, fields, moments * hidden or encoded, decoded, dtype)

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.diffusion.sampling import split
-from diffjax.errors import number, whole
+from diffjax.errors import checked_number, checked_whole
 from diffjax.latents import codebook, gumbel, statistics
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
@@ -24,14 +24,14 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
     Raises UserError for what does not exist or does not fit.
     """
     c, loss, size = config.codes, config.loss, config.codes.size
-    whole("codes.size", size, low=2)
-    whole("model.latent_channels", config.model.latent_channels)
+    checked_whole("codes.size", size, low=2)
+    checked_whole("model.latent_channels", config.model.latent_channels)
     for name in ("temperature", "temperature_end"):
-        number(f"codes.{name}", c[name], low=0, open_at="low")
+        checked_number(f"codes.{name}", c[name], low=0, open_at="low")
     for name in ("kl_weight", "kl_weight_start"):
-        number(f"loss.{name}", loss[name], low=0)
-    whole("codes.temperature_steps", c.temperature_steps, low=0)
-    whole("loss.kl_steps", loss.kl_steps, low=0)
+        checked_number(f"loss.{name}", loss[name], low=0)
+    checked_whole("codes.temperature_steps", c.temperature_steps, low=0)
+    checked_whole("loss.kl_steps", loss.kl_steps, low=0)
     coder = Coder.from_config(config, spec, encoded=size)
     values, bits = math.prod(coder.shape), 1.0 / math.log(2.0)
 

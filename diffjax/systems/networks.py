@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
-from diffjax.errors import UserError, number, unknown, whole
+from diffjax.errors import UserError, checked_number, checked_whole, unknown
 from diffjax.nn.dit import DiT
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, TextSpec
@@ -43,11 +43,11 @@ def _check_size(name: str, value, default) -> None:
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return
     elif isinstance(value, int):
-        whole(name, value, low=0 if default == 0 else 1)
+        checked_whole(name, value, low=0 if default == 0 else 1)
     elif default == 0:
-        number(name, value, low=0)
+        checked_number(name, value, low=0)
     else:
-        number(name, value, low=0, open_at="low")
+        checked_number(name, value, low=0, open_at="low")
 
 
 def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet:

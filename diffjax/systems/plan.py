@@ -14,7 +14,7 @@ from diffjax.choice import check_options, choose, options
 from diffjax.diffusion import grids, guidance, samplers, sampling, thresholds
 from diffjax.diffusion.denoiser import Denoiser, thresholded
 from diffjax.diffusion.noise import prior_std
-from diffjax.errors import UserError, number, whole
+from diffjax.errors import UserError, checked_number, checked_whole
 from diffjax.systems.process import GIVEN, Process
 from diffjax.systems.spaces import kept_in
 from diffjax.typing import Embeddings, Images, PRNGKeys
@@ -88,13 +88,13 @@ def make_plan(
     _check_threshold(settings["threshold"])
     for name in _SCALES:
         if not (settings[name] == math.inf and name == "guidance_high"):
-            number(f"sampler.{name}", settings[name])
-    number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
+            checked_number(f"sampler.{name}", settings[name])
+    checked_number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
     for name, value in {**sampler.options, **own}.items():
         if not (value == math.inf and name == "high"):
-            number(f"{name} of sampler {sampler.name}, {name}", value, low=0)
+            checked_number(f"{name} of sampler {sampler.name}, {name}", value, low=0)
     for name in ("steps", "repeats"):
-        whole(f"sampler.{name}", settings[name])
+        checked_whole(f"sampler.{name}", settings[name])
     if settings["guidance"] != 1.0 and not guided:
         raise UserError(
             f"sampler.guidance={settings['guidance']:g} needs a model trained with diffusion.label_dropout > 0, or "

@@ -24,7 +24,7 @@ from diffjax.diffusion import (
 from diffjax.diffusion.denoiser import Denoiser, Network
 from diffjax.diffusion.levels import Learned, Schedule
 from diffjax.diffusion.noise import Noise, perturb
-from diffjax.errors import UserError, number, whole
+from diffjax.errors import UserError, checked_number, checked_whole
 from diffjax.typing import PRNGKeys
 
 _MOST_STEPS = 1_000_000  # of a process, whose levels are tables
@@ -35,7 +35,7 @@ def make_schedule(config) -> Schedule:
     """The schedule of a `diffusion` section, by its name or itself. Raises UserError where there is no such one."""
     if isinstance(config.schedule, Schedule):
         return config.schedule
-    whole("diffusion.timesteps", config.timesteps, high=_MOST_STEPS)
+    checked_whole("diffusion.timesteps", config.timesteps, high=_MOST_STEPS)
     make = _look_up(config, "schedule", schedules, given=("continuous",)).bind(continuous=config.continuous)
     try:
         with np.errstate(all="ignore"):  # what comes of bad options is found below
@@ -92,7 +92,7 @@ class Process:
             raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
         for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
             for option, value in choice.options.items():
-                number(f"diffusion.{name}={choice.name}({option}={value:g}), {option}", value, low=0)
+                checked_number(f"diffusion.{name}={choice.name}({option}={value:g}), {option}", value, low=0)
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
         traced = any(isinstance(c, jax.core.Tracer) for c in last)  # then it was checked while it was a number
         if not traced and not np.all(np.isfinite(last)):

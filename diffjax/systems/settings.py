@@ -6,7 +6,7 @@ from jax import Array
 from jax import numpy as jnp
 
 from diffjax.choice import check_options
-from diffjax.errors import number, whole
+from diffjax.errors import checked_number, checked_whole
 
 
 def make_settings(
@@ -21,8 +21,8 @@ def make_settings(
     check_options(f"system={system}", defaults, given)
     for name, value in given.items():
         if isinstance(defaults[name], int):
-            whole(f"sampler.{name}", value, low=0)
-        elif not value == defaults[name]:  # which may be infinite
-            number(f"sampler.{name}", value)
+            checked_whole(f"sampler.{name}", value, low=0)
+        elif value != defaults[name]:  # which may be infinite
+            checked_number(f"sampler.{name}", value)
     kinds = {name: jnp.int32 if isinstance(value, int) else jnp.float32 for name, value in defaults.items()}
     return {name: jnp.asarray(given.get(name, value), kinds[name]) for name, value in defaults.items()}

@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import split
-from diffjax.errors import UserError, unknown, whole
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.latents import statistics
 from diffjax.latents.quantizers import FiniteScalars, Quantizer, VectorQuantizer
 from diffjax.systems.autoencoder import Attempt, make_objective
@@ -134,7 +134,7 @@ def make_quantizer(config) -> Quantizer:
     ):
         if value not in known:
             raise unknown(f"codes.{name}", value, known)
-    whole("model.latent_channels", channels)
+    checked_whole("model.latent_channels", channels)
     if c.kind == "fsq":
         if len(c.levels) != channels or min(c.levels, default=0) < 2:
             raise UserError(
@@ -142,8 +142,8 @@ def make_quantizer(config) -> Quantizer:
                 "each at least 2"
             )
         return FiniteScalars(channels, math.prod(c.levels), 1, levels=tuple(c.levels))
-    whole("codes.size", c.size, low=2)
-    whole("codes.depth", c.depth)
+    checked_whole("codes.size", c.size, low=2)
+    checked_whole("codes.depth", c.depth)
     depth = 1 if c.kind == "vq" else c.depth
     if not 0 <= c.decay < 1 or not 0 <= c.restart_below <= 1 or not 0 <= c.commitment < math.inf:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import optax
 
-from diffjax.errors import number, unknown, whole
+from diffjax.errors import checked_number, checked_whole, unknown
 
 
 def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -10,8 +10,8 @@ def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_s
 
     Raises UserError for another name, and for numbers below zero or not finite.
     """
-    number("train.learning_rate", peak, low=0)
-    whole("train.warmup_steps", warmup_steps, low=0)
+    checked_number("train.learning_rate", peak, low=0)
+    checked_whole("train.warmup_steps", warmup_steps, low=0)
     decay_steps = max(total_steps - warmup_steps, 1)
     after = {"constant": optax.constant_schedule(peak), "cosine": optax.cosine_decay_schedule(peak, decay_steps)}
     if name not in after:
@@ -27,9 +27,9 @@ def adam(
 
     Raises UserError for what is negative or not finite, and for means that forget nothing.
     """
-    number("train.clip_norm", clip_norm, low=0)
-    number("train.weight_decay", weight_decay, low=0)
+    checked_number("train.clip_norm", clip_norm, low=0)
+    checked_number("train.weight_decay", weight_decay, low=0)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        number(f"train.{name}", beta, low=0, high=1, open_at="high")
+        checked_number(f"train.{name}", beta, low=0, high=1, open_at="high")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clip, optax.adamw(learning_rate, b1=beta1, b2=beta2, weight_decay=weight_decay))
