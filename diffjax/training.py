@@ -17,7 +17,7 @@ from diffjax import data, pictures
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
 from diffjax.train import hosts, loop
@@ -31,6 +31,7 @@ from diffjax.typing import Batch, System
 from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
 _SHOWN = 10  # images of a sheet of reconstructions
+_MOST_SHOWN = 10_000  # images of a sheet of samples
 _ALIKE = 8  # images of each caption of a sheet of samples
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
@@ -52,6 +53,7 @@ def train(
     """
     if workdir.weights.exists():
         raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
+    check(config)
     blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
@@ -72,6 +74,20 @@ def train(
         return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UserError for counts of a config, or of its parts, that count nothing."""
+    checked_whole("seed", config.seed, low=0)
+    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
+    if "train" in config:
+        checked_whole("train.steps", config.train.steps)
+        for name in counts:
+            checked_whole(f"train.{name}", config.train.get(name, 0), low=0)
+        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=_MOST_SHOWN)
+        checked_number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
+    for name in part_names(config):
+        check(part_config(config, name))
+
+
 def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):
     """Trains what is not a chain. Returns the signal that ended it early or None."""
     with hosts.first_before_others("tokenizer"):
@@ -81,6 +97,7 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
     )
     share = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(enough_memory(memory_advice(config, devices)))
 
         def closed_after(thing):
             return stack.enter_context(contextlib.closing(thing))
@@ -148,6 +165,16 @@ def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
     print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
 
 
+def memory_advice(config, devices: Devices) -> str:
+    """What makes a training step smaller."""
+    c = config.train
+    return (
+        f"a step has train.batch_size={c.batch_size} in train.accumulate={c.accumulate} parts and "
+        f"parallel.fsdp={config.parallel.fsdp} on {devices.count} devices: lower train.batch_size, raise "
+        "train.accumulate, or raise parallel.fsdp where there are more devices"
+    )
+
+
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
     """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
 
@@ -176,6 +203,7 @@ def compile_step(
     init_key, _ = _keys(config)
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
+    devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
         # It runs once: on a CPU optimising the program would take seconds longer than it saves.

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import shapes
-from diffjax.errors import MissingData, UserError, unknown
+from diffjax.errors import MissingData, UserError, checked_whole, unknown
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -55,6 +55,7 @@ CLASSES = {
 _CHANNELS = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "emoji": 3, "shapes": 3}
 _BACKGROUNDS = ("white", "transparent")
 _CORRUPT = ("raise", "skip")
+_LARGEST = 8192  # side of a picture
 _SHAPES_LENGTH = {"train": 1_000_000, "test": 10_000}  # scenes called an epoch; there are more
 
 
@@ -99,8 +100,7 @@ def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
         raise unknown("background", background, _BACKGROUNDS)
     if background == "transparent" and name != "emoji":
         raise UserError(f"{name} has no transparent background: use background 'white', or the data set emoji")
-    if image_size < 1:
-        raise UserError(f"image size {image_size} is not positive: use a size such as 32")
+    checked_whole("data.image_size", image_size, high=_LARGEST)
     return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
 
 
