@@ -44,6 +44,7 @@ def get_config(size: str = "28") -> ConfigDict:
     config.data.image_size = 28  # height and width; other sizes are resized
     config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images; here every shoe points left
+    config.data.corrupt = "raise"  # what an example that cannot be read does: "raise" | "skip"
 
     config.model = ConfigDict()  # fields of diffjax.nn.unet.UNet
     config.model.channels = 32  # at the first level
@@ -81,6 +82,7 @@ def get_config(size: str = "28") -> ConfigDict:
     config.train.beta1 = 0.9  # of Adam: its mean of gradients
     config.train.beta2 = 0.99  # of Adam: its mean of squares
     config.train.ema_decay = 0.998  # of the averaged weights that samples are drawn with
+    config.train.skip_limit = 10  # steps in a row that are skipped as their gradient is not finite; more stop the run
     config.train.log_every = 20  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 1000  # steps between sample grids, 0: only at the end
     config.train.sample_count = 50  # images in such a grid, 0: no grids

@@ -76,6 +76,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.data.image_size = 8  # height and width; other sizes are resized
     config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images; a mirrored digit is no digit
+    config.data.corrupt = "raise"  # what an example that cannot be read does: "raise" | "skip"
 
     config.model = ConfigDict()  # fields of diffjax.nn.gan.Generator
     config.model.class_conditional = True  # give both networks the label
@@ -104,6 +105,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.train.beta1 = 0.0  # of Adam: its mean of gradients
     config.train.beta2 = 0.99  # of Adam: its mean of squares
     config.train.ema_decay = 0.995  # of the averaged weights that samples are drawn with
+    config.train.skip_limit = 10  # steps in a row that are skipped as their gradient is not finite; more stop the run
     config.train.log_every = 10  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 500  # steps between sample grids, 0: only at the end
     config.train.sample_count = 100  # images in such a grid, 0: no grids

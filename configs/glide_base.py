@@ -48,6 +48,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.data.image_size = 32  # height and width; other sizes are resized
     config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images: left would be right
+    config.data.corrupt = "raise"  # what an example that cannot be read does: "raise" | "skip"
 
     config.text = ConfigDict()
     config.text.tokenizer = ""  # file of a vocabulary, such as CLIP's; "": one is trained on the captions
@@ -98,6 +99,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.train.beta1 = 0.9  # of Adam: its mean of gradients
     config.train.beta2 = 0.99  # of Adam: its mean of squares
     config.train.ema_decay = 0.999  # of the averaged weights that samples are drawn with
+    config.train.skip_limit = 10  # steps in a row that are skipped as their gradient is not finite; more stop the run
     config.train.log_every = 20  # steps between lines of metrics.jsonl, 0: only the last
     config.train.sample_every = 2000  # steps between sheets, 0: only at the end
     config.train.sample_count = 64  # images in a sheet, 0: no sheets

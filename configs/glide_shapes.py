@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 32  # height and width; other sizes are resized
     config.data.background = "white"  # of emoji, "white" | "transparent"
     config.data.flip = False  # mirror half of the images: left would be right
+    config.data.corrupt = "raise"  # what an example that cannot be read does: "raise" | "skip"
 
     config.parts = ConfigDict()  # trained first, into folders of the workdir: files of configs beside this one
     config.parts.base = "glide_base.py"  # caption to picture

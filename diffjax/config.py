@@ -18,7 +18,8 @@ from diffjax.errors import UserError
 # Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
 # samples are drawn. None of them changes what a step computes.
 _MAY_CHANGE = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last",
-               "train.keep_every", "data.dir", "parallel.", "sampler.", "rerank.")  # fmt: skip
+               "train.keep_every", "train.skip_limit", "data.dir", "data.corrupt", "parallel.", "sampler.",
+               "rerank.")  # fmt: skip
 
 
 def load_file(path: str) -> ConfigDict:

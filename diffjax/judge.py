@@ -1,7 +1,6 @@
 """A CLIP as a judge of pictures and captions: for measures, and to keep the best of many samples."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,4 +103,4 @@ def _provenance(path: str | Path) -> dict[str, Any]:
         return {"clip": clip_file.fingerprint(path)}
     workdir = Workdir(path)
     config = hashlib.sha256(to_json(workdir.read_config()).encode()).hexdigest()[:16]
-    return {"clip": config, "clip_checkpoint": max(map(int, os.listdir(workdir.checkpoints)))}
+    return {"clip": config, "clip_checkpoint": workdir.last_step()}

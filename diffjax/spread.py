@@ -9,7 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from diffjax.errors import enough_memory
 from diffjax.train.hosts import put
+
+
+def memory_advice(batch_size: int) -> str:
+    """What makes a batch of anything but training smaller."""
+    return f"a batch has {batch_size}: lower --batch_size, or train.sample_count where training draws a sheet"
 
 
 class Spread:
@@ -36,9 +42,10 @@ class Spread:
             shared = put(shared, self._whole)
             count, results = len(jax.tree.leaves(inputs)[0]), []
             for start in range(0, count, self.batch_size):
-                place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
-                batch = put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
-                results.append(jax.device_get(compiled(shared, batch)))
+                with enough_memory(memory_advice(self.batch_size)):
+                    place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
+                    batch = put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
+                    results.append(jax.device_get(compiled(shared, batch)))
                 progress(min(self.batch_size, count - start))
             return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 

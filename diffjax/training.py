@@ -1,9 +1,12 @@
 """Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
 
+import contextlib
 import dataclasses
 import functools
 import math
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +17,7 @@ from diffjax import data, pictures
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
 from diffjax.generate import Generator
 from diffjax.prompts import captions_of, of_examples, prompts
 from diffjax.train import hosts, loop
@@ -28,6 +31,7 @@ from diffjax.typing import Batch, System
 from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
 _SHOWN = 10  # images of a sheet of reconstructions
+_MOST_SHOWN = 10_000  # images of a sheet of samples
 _ALIKE = 8  # images of each caption of a sheet of samples
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
@@ -47,10 +51,13 @@ def train(
     Raises:
       UserError: what does not exist, does not fit or is not there; a loss that is not finite.
     """
+    if workdir.weights.exists():
+        raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
+    check(config)
     blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
     for number, name in enumerate(names := part_names(config), 1):
         print(f"part {number} of {len(names)}: {name}")
-        if (workdir.path / name).is_symlink():  # to a run that is trained
+        if (workdir.path / name).is_symlink() or Workdir(workdir.path / name).weights.exists():  # it is trained
             continue
         _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite, beside=config)
         if stopped:
@@ -63,23 +70,48 @@ def train(
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     optimizers = make_optimizers(config, system)
     source = open_source(config, config.data.split)
-    workdir.create()  # what is wrong with the config has been said by now
+    with workdir.locked() if hosts.first() else contextlib.nullcontext():  # what is wrong has been said by now
+        return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for counts of a config, or of its parts, that count nothing."""
+    checked_whole("seed", config.seed, low=0)
+    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
+    if "train" in config:
+        checked_whole("train.steps", config.train.steps)
+        for name in counts:
+            checked_whole(f"train.{name}", config.train.get(name, 0), low=0)
+        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=_MOST_SHOWN)
+        checked_number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
+    for name in part_names(config):
+        check(part_config(config, name))
+
+
+def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):
+    """Trains what is not a chain. Returns the signal that ended it early or None."""
     with hosts.first_before_others("tokenizer"):
         source = with_tokens(config, system, source, [workdir])
     batches = data.Batches(
         source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
     )
     share = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
-    checkpoints = Checkpoints(workdir.checkpoints, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(enough_memory(memory_advice(config, devices)))
+
+        def closed_after(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        keep = {name: config.train[name] for name in ("keep_last", "keep_every")}
+        checkpoints = closed_after(Checkpoints(workdir.checkpoints, **keep))
         start = checkpoints.latest_step() or 0
         if start and not overwrite:
             workdir.check_config(config)
-        if start >= config.train.steps:
+        lacks_sheets = _lacks_sheets(config, system, workdir, start)
+        if start >= config.train.steps and not lacks_sheets:
             print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
-            return system, None
-        restored = checkpoints if start else None
-        step, state = compile_step(config, system, optimizers, devices, len(source), restored)
+            return None
+        step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
         if not start and system.objective.prepare:
             state = prepared(system, state, batches.batch(0), devices)
         frozen = devices.put_everywhere(system.frozen)
@@ -87,28 +119,36 @@ def train(
             if hosts.first():
                 workdir.write_config(config)  # only now: the checkpoint may not fit it
             hosts.check_shared(workdir.config)
-        log = MetricsLog(workdir.path, start) if hosts.first() else NoLog()
+        log = closed_after(MetricsLog(workdir.path, start) if hosts.first() else NoLog())
         _announce(config, system, state, len(source), devices, start)
+        intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
                 data.prefetch(share.iterate(start), devices.put_batch),
                 start=start,
-                schedule=loop.Schedule(
-                    **{name: config.train[name] for name in ("steps", "log_every", "sample_every", "checkpoint_every")}
-                ),
-                batch_size=config.train.batch_size,
-                log=log,
-                checkpoints=checkpoints,
+                schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
+                images=config.train.batch_size,
+                record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
                 preview=_preview(config, system, source, workdir, log, devices),
-                warn=system.objective.warn,
+                preview_first=lacks_sheets,
             )
-        finally:
-            log.close()
-    finally:
-        checkpoints.close()
-    return system, stopped
+        except loop.NotFinite as error:
+            raise UserError(f"{error}. {_dumped(workdir, batches, error)}") from error
+    return stopped
+
+
+def _dumped(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
+    """Keeps what the step that failed was given, and says where."""
+    if hosts.first():
+        shutil.rmtree(workdir.failed, ignore_errors=True)
+    hosts.barrier("failed")
+    with contextlib.closing(Checkpoints(workdir.failed)) as failed:
+        failed.save(error.step - 1, error.state)
+    if hosts.first():
+        np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
+    return f"See `python launch.py replay --workdir={workdir.path}`"
 
 
 def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
@@ -123,6 +163,16 @@ def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
         tokenizer_of(next(run for run in runs if Workdir(run).tokenizer.exists())).save(workdir.tokenizer)
     workdir.write_config(config)
     print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
+
+
+def memory_advice(config, devices: Devices) -> str:
+    """What makes a training step smaller."""
+    c = config.train
+    return (
+        f"a step has train.batch_size={c.batch_size} in train.accumulate={c.accumulate} parts and "
+        f"parallel.fsdp={config.parallel.fsdp} on {devices.count} devices: lower train.batch_size, raise "
+        "train.accumulate, or raise parallel.fsdp where there are more devices"
+    )
 
 
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
@@ -153,6 +203,7 @@ def compile_step(
     init_key, _ = _keys(config)
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
+    devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
         # It runs once: on a CPU optimising the program would take seconds longer than it saves.
@@ -194,6 +245,7 @@ def _jitted(config, system: System, optimizers, devices: Devices, examples: int,
         ema_decay=config.train.ema_decay,
         examples=examples,
         accumulate=config.train.accumulate,
+        skip_limit=config.train.get("skip_limit", 0),
     )
     return devices.compile(make, shapes)
 
@@ -249,7 +301,6 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog |
     """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
     are any; and, of an autoencoder, training images over their reconstructions."""
     count = config.train.sample_count
-    draws, reconstructs = system.sample is not None, system.codec is not None
     if not count or system.embeds:
         return lambda step, state: None
     everywhere = None if hosts.alone() else list(devices.mesh.devices.flat)  # all draw: each has a part of the state
@@ -268,19 +319,35 @@ def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog |
 
     def preview(step: int, state: TrainState) -> None:
         variables = {**ema_variables(state), "frozen": system.frozen}
-        sheets = {}
-        if draws:
-            drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
-            sheets["step"] = pictures.grid(drawn, **layout)
-        if reconstructs:
-            rows = np.concatenate([images, generator.reconstruct(variables, images)])
-            sheets["reconstruction"] = pictures.grid(rows, len(images))
-        for name, sheet in sheets.items():
+        for name in _sheets(system):
+            if name == "step":
+                drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
+                sheet = pictures.grid(drawn, **layout)
+            else:
+                rows = np.concatenate([images, generator.reconstruct(variables, images)])
+                sheet = pictures.grid(rows, len(images))
             if hosts.first():
-                pictures.save(workdir.samples / f"{name}_{step:08d}.png", sheet)
+                pictures.save(_sheet(workdir, name, step), sheet)
             log.image(step, "samples" if name == "step" else name, sheet)
 
     return preview
+
+
+def _sheets(system: System) -> list[str]:
+    """What a system's sheets show, by the names of their files."""
+    return [name for name, can in {"step": system.sample, "reconstruction": system.codec}.items() if can]
+
+
+def _sheet(workdir: Workdir, name: str, step: int) -> Path:
+    return workdir.samples / f"{name}_{step:08d}.png"
+
+
+def _lacks_sheets(config, system: System, workdir: Workdir, step: int) -> bool:
+    """Whether the run ended after `step` was saved and before its sheets, if it has any, were drawn."""
+    c = config.train
+    due = step > 0 and (step == c.steps or (c.sample_every > 0 and step % c.sample_every == 0))
+    drawn = c.sample_count > 0 and not system.embeds
+    return due and drawn and not all(_sheet(workdir, name, step).exists() for name in _sheets(system))
 
 
 def _announce(config, system: System, state: TrainState, examples: int, devices: Devices, start: int) -> None:

@@ -1,10 +1,13 @@
 """A run on disk: its config, its records, its checkpoints; and `load`, which opens a trained one."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import itertools
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.nn import clip_file, efficientnet
 from diffjax.systems import clip as clip_system
+from diffjax.train import weights
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.typing import Clip, Codec, ImageSpec, System, Variables
 
@@ -33,6 +37,8 @@ class Workdir:
         self.results = self.path / "results"
         self.tokenizer = self.path / "tokenizer.json"  # of a run that reads text
         self.error = self.path / "error.txt"  # why a run that was trained with others ended
+        self.weights = self.path / "weights.safetensors"  # of an exported run, in the place of checkpoints
+        self.failed = self.path / "failed"  # what a step that was not finite was given
 
     def create(self) -> None:
         """Makes the folders. Raises UserError where the path cannot be written."""
@@ -42,6 +48,36 @@ class Workdir:
         except OSError as error:
             reason = error.strerror
             raise UserError(f"cannot write to --workdir={self.path} ({reason}): choose another folder") from error
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Makes the folders, and keeps other processes from training in them; the lock ends with the process.
+
+        Raises UserError where another process trains there.
+        """
+        self.create()
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is being trained by {file.read() or 'another process'}: wait for it, stop it, or "
+                    "choose another --workdir"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def last_step(self) -> int | None:
+        """Of the last checkpoint that is whole, or of exported weights; None where there is neither."""
+        if self.weights.exists():
+            return weights.step_of(self.weights)
+        if not self.checkpoints.exists():
+            return None
+        with contextlib.closing(Checkpoints(self.checkpoints)) as checkpoints:
+            return checkpoints.latest_step()
 
     def read_config(self) -> ConfigDict:
         """The config the run was started with. Raises UserError where there is none."""
@@ -80,7 +116,14 @@ def image_spec(config: ConfigDict) -> ImageSpec:
 def open_source(config: ConfigDict, split: str):
     """The config's data set, one split of it. Raises UserError where it is not prepared."""
     c = config.data
-    return data.open_source(c.name, directory=c.dir, split=split, image_size=c.image_size, background=c.background)
+    return data.open_source(
+        c.name,
+        directory=c.dir,
+        split=split,
+        image_size=c.image_size,
+        background=c.background,
+        corrupt=c.get("corrupt", "raise"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,11 +287,16 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     system = build_system(config, workdir.path)
     if not system.objective.losses:  # a chain of trained stages
         return Run(workdir, config, spec, system, {"params": {}, "frozen": system.frozen}, 0)
+    template = jax.eval_shape(system.objective.init, jax.random.key(0))
+    if workdir.weights.exists():
+        variables, exported = weights.load(workdir.weights, template), weights.step_of(workdir.weights)
+        if step not in (None, exported):
+            raise UserError(f"{path} is exported from step {exported}, and has no other: leave out --checkpoint")
+        return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, exported)
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
     checkpoints = Checkpoints(workdir.checkpoints)
-    template = jax.eval_shape(system.objective.init, jax.random.key(0))
-    variables = checkpoints.restore_ema(template, step)
     step = checkpoints.latest_step() if step is None else step
+    variables = checkpoints.restore_ema(template, step)
     checkpoints.close()
     return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)

@@ -16,7 +16,7 @@ from diffjax.errors import UserError
 from diffjax.train.loop import Record
 from diffjax.training import train
 from diffjax.workdir import Workdir
-from tests import tiny
+from tests import running, tiny
 
 DIFFUSION = {"parallel__count": 1, "model__multipliers": (1,), "model__attention_resolutions": ()}
 CODES = {"parallel__count": 1, "codes__initial": "data"}  # fitted to each member's own first batch
@@ -55,17 +55,13 @@ def group(tmp_path_factory):
     return get
 
 
-def metrics(path) -> list[dict]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
 def saved(path) -> list[int]:
     return sorted(int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdigit())
 
 
 def assert_same_run(found, expected):
     assert json.loads((found / "config.json").read_text()) == json.loads((expected / "config.json").read_text())
-    for row, other in zip(metrics(found), metrics(expected), strict=True):
+    for row, other in zip(running.steps(found), running.steps(expected), strict=True):
         assert row.keys() == other.keys()
         for name, value in other.items():
             np.testing.assert_allclose(row[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -89,7 +85,7 @@ def test_a_member_that_diverges_is_dropped(group):
     assert errors[:2] == [None, None]
     assert errors[2].startswith("step 3: ") and "the last good checkpoint is that of step 2" in errors[2]
     assert [saved(path / str(member)) for member in range(3)] == [[2, 4], [2, 4], [2]]
-    assert [row["step"] for row in metrics(path / "2")] == [1, 2]
+    assert [row["step"] for row in running.steps(path / "2")] == [1, 2]
 
 
 def test_what_is_finished_or_dropped_is_left_alone(group, monkeypatch):
@@ -99,7 +95,7 @@ def test_what_is_finished_or_dropped_is_left_alone(group, monkeypatch):
 
 
 def test_stopped_killed_and_continued(group, tmp_path, monkeypatch):
-    """A signal lets the step in hand be saved; then a kill comes before the second member's is written."""
+    """A signal lets the step in hand be saved; then it is as if a kill came before the second member's was written."""
     settle = Record.settle
 
     def interrupt(self, step, *given, **options):
@@ -112,8 +108,8 @@ def test_stopped_killed_and_continued(group, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(ensemble.Stopped, match="stopped by signal 15"):
         patched.setattr(Record, "settle", interrupt)
         train_together(configs("vae"), workdirs(tmp_path))
-    assert [saved(tmp_path / member) for member in "01"] == [[2, 3], [2, 3]]
-    shutil.rmtree(tmp_path / "1" / "checkpoints" / "3")
+    assert [saved(tmp_path / member) for member in "01"] == [[2], [2]]
+    shutil.rmtree(tmp_path / "1" / "checkpoints" / "2")
     assert train_together(configs("vae"), workdirs(tmp_path)) == [None, None]
     for member in "01":
         assert_same_run(tmp_path / member, group("vae")[0] / member)

@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "workdir": EVERYTHING,
     "training": EVERYTHING | {"workdir", "generate", "prompts"},
     "ensemble": EVERYTHING | {"workdir", "training"},
+    "replay": EVERYTHING | {"workdir", "training"},
     "commands": EVERYTHING
-    | {"workdir", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts", "judge"},
+    | {"workdir", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts", "judge", "replay"},
     "__init__": {"workdir"},
 }
 

@@ -27,6 +27,7 @@ OVERRIDES = {
     "train.sample_every": 0,
     "train.sample_count": 10,
     "train.checkpoint_every": 2,
+    "train.skip_limit": 0,
     "sampler.steps": 4,
 }
 AUTOENCODERS = {
@@ -188,7 +189,13 @@ def stage(name: str, **changes):
             given |= {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
         else:
             given |= {"text": TEXT}
-    file = {"base": "glide_base", "prior": "unclip_prior", "ar_prior": "unclip_ar_prior", "decoder": "unclip_decoder"}
+    file = {
+        "base": "glide_base",
+        "inpainting": "glide_inpainting",
+        "prior": "unclip_prior",
+        "ar_prior": "unclip_ar_prior",
+        "decoder": "unclip_decoder",
+    }
     return config(file.get(name, name), **given | changes)
 
 

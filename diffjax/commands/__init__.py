@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffjax.commands import benchmark, evaluate, reproduce, sample, sweep, train
+from diffjax.commands import benchmark, evaluate, export, replay, reproduce, sample, sweep, train
 from diffjax.commands.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, unknown
 
@@ -18,6 +18,8 @@ VERBS = {
     "evaluate": evaluate,
     "reproduce": reproduce,
     "benchmark": benchmark,
+    "export": export,
+    "replay": replay,
 }
 
 

@@ -26,14 +26,14 @@ from ml_collections import ConfigDict
 
 from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
-from diffjax.errors import UserError
+from diffjax.errors import UserError, enough_memory
 from diffjax.generate import Generator
 from diffjax.train import communication
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, ema_variables
 from diffjax.train.step import Step
-from diffjax.training import compile_step, lower_step, make_optimizers
-from diffjax.typing import System
+from diffjax.training import compile_step, lower_step, make_optimizers, memory_advice
+from diffjax.typing import ImageSpec, System
 from diffjax.workdir import blueprint, build_system, image_spec
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
@@ -68,8 +68,14 @@ def run(arguments: Arguments) -> int:
     spec = image_spec(config)
     system = build_system(config, training=True)
     devices = Devices.create(**config.parallel)
+    devices.check_batch(config.train.batch_size, config.train.accumulate)
+    with enough_memory(memory_advice(config, devices)):
+        return _timed(arguments, config, spec, system, devices)
+
+
+def _timed(arguments: Arguments, config, spec: ImageSpec, system: System, devices: Devices) -> int:
+    """Prints the figures, and writes them."""
     batch_size = config.train.batch_size
-    devices.check_batch(batch_size, config.train.accumulate)
     step, state = compile_step(config, system, make_optimizers(config, system), devices, _EXAMPLES)
     frozen = devices.put_everywhere(system.frozen)
     generator_of_noise = np.random.default_rng(config.seed)

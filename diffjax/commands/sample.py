@@ -62,7 +62,7 @@ def define(flags: Flags) -> None:
     }.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
     for name, default, text in (
-        ("num", 16, "number of samples, or of rows with --interpolate"),
+        ("num", 16, "number of samples, or of rows with --interpolate (between two images there is one)"),
         ("best_of", None, "samples drawn for each prompt, of which the best --num are kept"),
         ("interpolate", None, "pictures a row"),
         ("repeats", None, "times that each step is taken, with noise added back in between"),

@@ -9,10 +9,13 @@ Several processes train one run where each is told --coordinator=HOST:PORT --pro
 TPU slice says so: docs/scaling.md.
 """
 
+import os
+
 from absl import flags as absl_flags
 
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.train import hosts
+from diffjax.train.loop import has_left_work
 from diffjax.training import train
 from diffjax.typing import System
 from diffjax.workdir import Workdir
@@ -39,7 +42,9 @@ def run(arguments: Arguments) -> int:
     with hosts.together():
         system, stopped = train(config, workdir, overwrite=arguments.overwrite)
     if stopped:
-        print(f"stopped by signal {stopped} after saving; the same command continues")
+        print(f"stopped by signal {stopped}; the same command continues", flush=True)
+        if has_left_work():
+            os._exit(128 + stopped)
         return 128 + stopped
     _say_what_next(workdir, config, system)
     return 0

@@ -8,7 +8,9 @@
 | shapes | any | 3 | 5 | `diffjax.data.shapes`, drawn on the fly |
 """
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import shapes
-from diffjax.errors import MissingData, UserError, unknown
+from diffjax.errors import MissingData, UserError, checked_whole, unknown
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -52,6 +54,8 @@ CLASSES = {
 }
 _CHANNELS = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "emoji": 3, "shapes": 3}
 _BACKGROUNDS = ("white", "transparent")
+_CORRUPT = ("raise", "skip")
+_LARGEST = 8192  # side of a picture
 _SHAPES_LENGTH = {"train": 1_000_000, "test": 10_000}  # scenes called an epoch; there are more
 
 
@@ -96,33 +100,71 @@ def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
         raise unknown("background", background, _BACKGROUNDS)
     if background == "transparent" and name != "emoji":
         raise UserError(f"{name} has no transparent background: use background 'white', or the data set emoji")
-    if image_size < 1:
-        raise UserError(f"image size {image_size} is not positive: use a size such as 32")
+    checked_whole("data.image_size", image_size, high=_LARGEST)
     return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
 
 
-def open_source(name: str, *, directory: str, split: str, image_size: int, background: str = "white") -> Source:
+def open_source(
+    name: str, *, directory: str, split: str, image_size: int, background: str = "white", corrupt: str = "raise"
+) -> Source:
     """Opens a split of a data set, its images resized to [image_size, image_size] if they are not (see `resize`).
 
     Args:
       directory: where prepared data sets lie (tensorflow-datasets' `data_dir`); "" for digits and shapes.
       split: "train" or "test"; of a prepared set also a part, such as "train[:1000]" or "train[90%:]".
       background: what shows through an emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
+      corrupt: what to do about an example that cannot be read: "raise", or "skip", which names it on standard error
+        and gives the next one in its place.
 
     Returns:
       A `Source` of {"image": uint8 [H, W, C], "label": int32 []}, and "caption": str for emoji and shapes.
       A prepared set's examples are decoded once and kept in memory (CIFAR-10 train: about 200 MB).
 
     Raises:
-      UserError: what `spec` raises; an unknown split.
+      UserError: what `spec` raises; an unknown split or `corrupt`; later, when it is read, an example that cannot be.
       MissingData: a set that is not prepared, with the command that prepares it.
     """
     spec(name, image_size, background)
+    if corrupt not in _CORRUPT:
+        raise unknown("data.corrupt", corrupt, _CORRUPT)
     if name == "digits":
-        return _digits(split, image_size)
-    if name == "shapes":
-        return _shapes(split, image_size)
-    return _prepared(name, directory, split, image_size, background)
+        source = _digits(split, image_size)
+    elif name == "shapes":
+        source = _shapes(split, image_size)
+    else:
+        source = _prepared(name, directory, split, image_size, background)
+    return guarded(source, f"{name} {split}", skip=corrupt == "skip")
+
+
+def guarded(source: Source, what: str, *, skip: bool) -> Source:
+    """A source that names the example that cannot be read: in a UserError, or on standard error to give the next."""
+    corrupt: dict[int, str] = {}
+
+    def one(i: int) -> Example:
+        for j in range(i, i + source.length):
+            j %= source.length
+            if j not in corrupt:
+                try:
+                    return source.read([j])[0]
+                except Exception as error:  # of whatever decodes it
+                    corrupt[j] = f"example {j} of {what} cannot be read ({_first_line(error)})"
+                    if skip:
+                        print(f"{corrupt[j]}: skipped", file=sys.stderr)
+            if not skip:
+                raise UserError(f"{corrupt[j]}: mend the data set, or pass over it with data.corrupt='skip'")
+        raise UserError(f"none of the {source.length} examples of {what} can be read: prepare the data set again")
+
+    def read(indices: Sequence[int]) -> list[Example]:
+        if not corrupt:
+            with contextlib.suppress(Exception):
+                return source.read(indices)
+        return [one(i) for i in indices]
+
+    return Source(source.length, read)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def tokenized(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:

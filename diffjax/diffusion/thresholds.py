@@ -19,7 +19,10 @@ def dynamic(x0: Float[Array, "B ..."], *, percentile: float = 99.5) -> Float[Arr
     """To [-s, s], then divided by s: dynamic thresholding, Imagen (Saharia et al. 2022), sec. 2.3.
 
     s is the `percentile` (0 to 100) of an example's |x_0|, and at least 1: high guidance saturates fewer pixels.
+    Raises ValueError for another percentile.
     """
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile is {percentile:g}: from 0 to 100")
     size = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x0.ndim)), keepdims=True)
     size = jnp.maximum(size, 1.0)
     return jnp.clip(x0, -size, size) / size

@@ -36,6 +36,7 @@ def uniform() -> Times:
 
 def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Times:
     """log(sigma / alpha) ~ N(mean, std^2): EDM (Karras et al. 2022), table 1. What is beyond an end stands there."""
+    _check_std(std)
 
     def draw(key, schedule):
         log_sigma = mean + std * jax.random.normal(key)
@@ -46,6 +47,7 @@ def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Times:
 
 def logit_normal(*, mean: float = 0.0, std: float = 1.0) -> Times:
     """logit(t / T) ~ N(mean, std^2): Esser et al. 2024, eq. 19, for rectified flows."""
+    _check_std(std)
 
     def draw(key, schedule):
         return _settle(schedule.timesteps * jax.nn.sigmoid(mean + std * jax.random.normal(key)), schedule)
@@ -60,6 +62,12 @@ def importance(*, horizon: float = 1000.0, uniform_share: float = 0.001) -> Time
     sums over the batch are the same on any number of devices. About 10 T / batch size steps are the paper's memory; for
     as long, times are uniform. `uniform_share` of the draws stay uniform, so that no t is forgotten.
     """
+
+    if not (1 <= horizon < float("inf") and 0 <= uniform_share <= 1):
+        raise ValueError(
+            f"the times importance(horizon={horizon:g}, uniform_share={uniform_share:g}) need a horizon from 1 step "
+            "and a share from 0 to 1"
+        )
 
     def init(schedule):
         if schedule.continuous:
@@ -86,6 +94,11 @@ def importance(*, horizon: float = 1000.0, uniform_share: float = 0.001) -> Time
         }
 
     return Times(init, draw, update)
+
+
+def _check_std(std: float) -> None:
+    if not 0 < std < float("inf"):
+        raise ValueError(f"the times have std={std:g}: a finite number above 0")
 
 
 def _without_memory(draw: Callable) -> Times:

@@ -27,7 +27,7 @@ from diffjax.workdir import build_system
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
 _SCHEDULE = "diffusion.schedule"
 # Axes of the state: the number of updates is one for all members, so that what it decides is decided once.
-_AXES = TrainState(step=None, variables=0, ema=0, optimizer=0)
+_AXES = TrainState(step=None, variables=0, ema=0, optimizer=0, health=0)
 
 
 def differing_fields(configs: Sequence[ConfigDict]) -> list[str]:
@@ -120,6 +120,7 @@ def compile_together(
             ema_decay=config.train.ema_decay,
             examples=examples,
             accumulate=config.train.accumulate,
+            skip_limit=config.train.get("skip_limit", 0),
         )
         return step(state, batch, frozen)
 

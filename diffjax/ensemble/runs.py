@@ -12,7 +12,7 @@ from diffjax import data
 from diffjax.ensemble.program import check_together, compile_together, distinct_seeds, fresh_state, restored_state
 from diffjax.errors import UserError
 from diffjax.train import loop
-from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.checkpoints import Checkpoints, damage
 from diffjax.train.devices import Devices
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
@@ -65,7 +65,8 @@ class _Member:
     @property
     def saved(self) -> set[int]:
         """The steps that it can go on from."""
-        return {0} | {int(path.name) for path in self.workdir.checkpoints.glob("*") if path.name.isdigit()}
+        steps = [path for path in self.workdir.checkpoints.glob("*") if path.name.isdigit()]
+        return {0} | {int(path.name) for path in steps if damage(path) is None}
 
     @property
     def finished(self) -> bool:
@@ -84,16 +85,16 @@ def _train(members: Sequence[_Member], system: System) -> None:
     devices = Devices.create(**config.parallel)
     devices.check_batch(config.train.batch_size, config.train.accumulate)
     source = open_source(config, config.data.split)
-    for workdir in workdirs:
-        workdir.create()
-    source = with_tokens(config, system, source, workdirs)
-    given = {"batch_size": config.train.batch_size, "flip": config.data.flip, "keys": keys_of(system)}
-    streams = [data.Batches(source, seed=seed, **given) for seed in distinct_seeds(configs)]
-    ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
-    start = max(set.intersection(*(member.saved for member in members)))
-    # Two at least: until all members have written their next checkpoint, they need the one before.
-    keep_last = config.train.keep_last and max(2, config.train.keep_last)
     with contextlib.ExitStack() as stack:
+        for workdir in workdirs:
+            stack.enter_context(workdir.locked())
+        source = with_tokens(config, system, source, workdirs)
+        given = {"batch_size": config.train.batch_size, "flip": config.data.flip, "keys": keys_of(system)}
+        streams = [data.Batches(source, seed=seed, **given) for seed in distinct_seeds(configs)]
+        ahead = {"threads": max(1, 4 // len(streams)), "buffer": max(2, 16 // len(streams))}  # as for one run, in all
+        start = max(set.intersection(*(member.saved for member in members)))
+        # Two at least: until all members have written their next checkpoint, they need the one before.
+        keep_last = config.train.keep_last and max(2, config.train.keep_last)
 
         def closed_after(thing):
             return stack.enter_context(contextlib.closing(thing))
@@ -111,14 +112,15 @@ def _train(members: Sequence[_Member], system: System) -> None:
         for member in members:
             member.workdir.write_config(member.config)  # only now: the checkpoint may not fit it
         logs = [closed_after(MetricsLog(workdir.path, start)) for workdir in workdirs]
-        records = [loop.Record(*one, system.objective.warn) for one in zip(logs, checkpoints, strict=True)]
+        limit = config.train.get("skip_limit", 0)
+        records = [loop.Record(*one, system.objective.warn, limit) for one in zip(logs, checkpoints, strict=True)]
         print(
             f"{len(members)} runs of {config.system} on {config.data.name} together, {len(source):,} examples, "
             f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)}"
             + (f", continuing at step {start}" if start else "")
         )
         with contextlib.suppress(_NoneLeft):
-            _, stopped = loop.drive(
+            _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
                 data.prefetch(zip(*(stream.iterate(start, **ahead) for stream in streams), strict=True), put),
@@ -144,25 +146,31 @@ class _Records:
         self._running = dict(enumerate(members))  # by place in the stack, which one that is dropped leaves empty
 
     def settle(
-        self, step: int, metrics: Mapping[str, Any], *, due: bool, say: Callable[[str], None]
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        *,
+        due: bool,
+        say: Callable[[str], None],
+        speed: Mapping[str, float],
     ) -> dict[str, float]:
-        """Takes the metrics of each, and drops those of which one is not finite. Returns the means over the others."""
+        """Takes the metrics of each, and drops those past their limit. Returns the means over the others."""
         found = []
         for place, (member, record) in list(self._running.items()):
             own = {name: values[place] for name, values in metrics.items()}
             tell = lambda text, path=member.workdir.path: say(f"{path}: {text}")  # noqa: E731
             try:
-                found.append(record.settle(step, own, due=due, say=tell))
-            except UserError as error:
+                found.append(record.settle(step, own, due=due, say=tell, speed=speed))
+            except loop.NotFinite as error:
                 tell(str(error))
                 member.workdir.error.write_text(str(error))
                 del self._running[place]
         if not found:
             raise _NoneLeft
-        return {name: sum(own[name] for own in found) / len(found) for name in metrics}
+        return {name: sum(own[name] for own in found) / len(found) for name in found[0]}
 
     def save(self, step: int, state: TrainState) -> None:
-        stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer")}
+        stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer", "health")}
         for place, (_, record) in self._running.items():
             record.save(step, state.replace(**_at(stacked, place)))
 

@@ -32,7 +32,12 @@ def l1() -> Likelihood:
 
 
 def l2(*, variance: float = 1.0) -> Likelihood:
-    """(x - mean)^2 / variance. VQ-VAE's code divides by the variance of the data. No probability."""
+    """(x - mean)^2 / variance. VQ-VAE's code divides by the variance of the data. No probability.
+
+    Raises ValueError unless `variance` is finite and above 0.
+    """
+    if not 0 < variance < float("inf"):
+        raise ValueError(f"variance is {variance:g}: a finite number above 0")
     return _error(lambda difference: difference**2 / variance)
 
 
@@ -68,8 +73,13 @@ def logit_laplace(*, epsilon: float = 0.1, least_scale: float = 0.0) -> Likeliho
     """A Laplace distribution of the logit of (1 - 2 epsilon) x + epsilon, x in [0, 1]: Ramesh et al. 2021, app. A.3.
 
     A density over (0, 1), of values that lie in (epsilon, 1 - epsilon), where logits are finite. Where pictures have
-    areas of one colour it has no bound; a `least_scale` gives it one.
+    areas of one colour it has no bound; a `least_scale` gives it one. Raises ValueError unless 0 < epsilon < 1/2 and
+    the least scale is 0 or more.
     """
+    if not (0 < epsilon < 0.5 and 0 <= least_scale < float("inf")):
+        raise ValueError(
+            f"epsilon is {epsilon:g}, least_scale {least_scale:g}: above 0 and below 0.5, and a finite number from 0"
+        )
 
     def nll(x, output):
         location, scale = output[..., 0], jnp.exp(output[..., 1]) + least_scale

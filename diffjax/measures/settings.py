@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
+from diffjax.errors import enough_memory
+from diffjax.spread import memory_advice
+
 SHOWN = 10  # images of a picture of reconstructions
 
 
@@ -60,8 +63,9 @@ def over(settings: Settings, what: str, function: Callable, examples: Examples):
     for start in tqdm(range(0, count, size), unit="batch", desc=what):
         place = np.minimum(np.arange(start, start + size), count - 1)  # the last batch repeats its last image
         keys = jax.vmap(jax.random.key)(place.astype(np.uint32) + np.uint32(settings.seed))
-        found = function(keys, {name: values[place] for name, values in examples.batch.items()})
-        results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], found))
+        with enough_memory(memory_advice(size)):
+            found = function(keys, {name: values[place] for name, values in examples.batch.items()})
+            results.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], found))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

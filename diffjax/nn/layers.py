@@ -112,7 +112,8 @@ class GroupNorm(nn.Module):
         shift: Float[Array, "B C"] | None = None,
     ) -> Float[Array, "B *space C"]:
         batch, channels = x.shape[0], x.shape[-1]
-        groups = max(g for g in range(1, self.groups + 1) if channels % g == 0 and (g == 1 or channels >= 4 * g))
+        most = max(1, min(self.groups, channels // 4))
+        groups = max(g for g in range(1, most + 1) if channels % g == 0)
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
         space = tuple(range(1, x.ndim - 1))

@@ -10,7 +10,7 @@ from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number, checked_whole
 from diffjax.latents.likelihoods import Output
 from diffjax.nn import efficientnet, perceptual
 from diffjax.nn.discriminator import PatchDiscriminator
@@ -51,6 +51,7 @@ def make_objective(
     settings = config.get("adversarial")
     if settings and coder.pixelcnn is not None:
         raise UserError("an autoregressive decoder (section pixelcnn) has no one picture to judge: drop adversarial")
+    checked_number("loss.perceptual_weight", config.loss.perceptual_weight, low=0)
     if config.loss.perceptual_file:
         others["note"] = f"perceptual loss on the features of {config.loss.perceptual_file}"
     else:
@@ -86,6 +87,8 @@ def make_objective(
         dtype=dtype_of(config),
     )
     critic = Critic.from_config(network, settings)
+    checked_number("adversarial.weight", settings.weight, low=0)
+    checked_whole("adversarial.start", settings.start, low=0)
 
     def init_both(key):
         coder_key, discriminator_key = jax.random.split(key)

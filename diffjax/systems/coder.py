@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.choice import choose
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.latents import likelihoods
 from diffjax.latents.likelihoods import Likelihood, Output
 from diffjax.nn.autoencoders import dalle, ldm, vqvae
@@ -60,13 +60,16 @@ class Coder:
         model, dtype = config.model, dtype_of(config)
         if model.architecture not in ARCHITECTURES:
             raise unknown("model.architecture", model.architecture, ARCHITECTURES)
-        likelihood = choose("loss.likelihood", likelihoods, config.loss.likelihood).bind()()
+        try:
+            likelihood = choose("loss.likelihood", likelihoods, config.loss.likelihood).bind()()
+        except ValueError as error:
+            raise UserError(f"loss.likelihood={config.loss.likelihood}: {error}") from error
         pixelcnn = None
         decoded = spec.channels * likelihood.parameters
         if config.get("pixelcnn"):
             pixelcnn = make(PixelCNN, config.pixelcnn, "pixelcnn", outputs=decoded, dtype=dtype)
             decoded = pixelcnn.features
-        hidden = model.get("z_channels", 0) if hidden is None else hidden
+        hidden = checked_whole("model.z_channels", model.get("z_channels", 0), low=0) if hidden is None else hidden
         architecture = ARCHITECTURES[model.architecture]
         fields = {name: value for name, value in model.items() if name not in _OWN}
         encoder, decoder = _pair(architecture, fields, moments * hidden or encoded, decoded, dtype)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax.errors import UserError, unknown
+from diffjax.errors import checked_number, unknown
 from diffjax.nn import spectral
 from diffjax.typing import Moment, PRNGKey, Variables
 
@@ -39,8 +39,7 @@ class Critic:
         """Of a section with the fields SETTINGS. Raises UserError."""
         if config.loss not in ("hinge", "logistic"):
             raise unknown("loss of the discriminator", config.loss, ("hinge", "logistic"))
-        if config.penalty < 0:
-            raise UserError(f"penalty={config.penalty} of the discriminator's gradient: 0 or more")
+        checked_number("penalty of the discriminator's gradient, penalty", config.penalty, low=0)
         return cls(network, config.loss, config.spectral_norm, config.penalty)
 
     def init(self, key: PRNGKey, *inputs: Array) -> tuple[Any, Memory]:

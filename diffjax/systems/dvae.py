@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.diffusion.sampling import split
-from diffjax.errors import UserError
+from diffjax.errors import checked_number, checked_whole
 from diffjax.latents import codebook, gumbel, statistics
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
@@ -24,11 +24,14 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
     Raises UserError for what does not exist or does not fit.
     """
     c, loss, size = config.codes, config.loss, config.codes.size
-    if size < 2 or c.temperature <= 0 or c.temperature_end <= 0:
-        raise UserError(
-            f"codes.size={size}, codes.temperature={c.temperature}, codes.temperature_end={c.temperature_end}: "
-            "2 codes or more, and temperatures above 0"
-        )
+    checked_whole("codes.size", size, low=2)
+    checked_whole("model.latent_channels", config.model.latent_channels)
+    for name in ("temperature", "temperature_end"):
+        checked_number(f"codes.{name}", c[name], low=0, open_at="low")
+    for name in ("kl_weight", "kl_weight_start"):
+        checked_number(f"loss.{name}", loss[name], low=0)
+    checked_whole("codes.temperature_steps", c.temperature_steps, low=0)
+    checked_whole("loss.kl_steps", loss.kl_steps, low=0)
     coder = Coder.from_config(config, spec, encoded=size)
     values, bits = math.prod(coder.shape), 1.0 / math.log(2.0)
 

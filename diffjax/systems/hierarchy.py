@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_whole
 from diffjax.latents.quantizers import Quantized, Quantizer
 from diffjax.nn.autoencoders import vqvae
 from diffjax.nn.layers import Dense
@@ -47,7 +47,9 @@ class Levels:
         if not factors:
             coder = Coder.from_config(config, spec, encoded=quantizer.channels)
             return cls(coder, (), (), (None,), (coder.grid,), quantizer, ("level_0",))
-        width = model.get("z_channels", 0)
+        for factor in factors:
+            checked_whole("model.coarser_factors", factor)
+        width = checked_whole("model.z_channels", model.get("z_channels", 0), low=0)
         if not width:
             raise UserError("model.coarser_factors needs model.z_channels, the width of the features between levels")
         coder = Coder.from_config(config, spec, encoded=width, hidden=0)

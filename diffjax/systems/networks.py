@@ -8,21 +8,46 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_number, checked_whole, unknown
 from diffjax.nn.dit import DiT
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, TextSpec
 
+_MOST_TOKENS, _MOST_WORDS = 100_000, 10_000_000
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def make(module: type[nn.Module], section: Mapping, name: str, but: tuple[str, ...] = (), **given) -> nn.Module:
-    """The module with the fields of a config's section. Raises UserError for fields that it has not."""
-    fields = {field.name for field in dataclasses.fields(module)} - {"parent", "name", *given}
+    """The module with the fields of a config's section.
+
+    Raises UserError for fields that it has not, and for numbers that size nothing: see `_check_size`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(module)}
+    fields = {field: about for field, about in fields.items() if field not in ("parent", "name", *given)}
     for field in section:
         if field not in fields and field not in but:
-            raise unknown(f"field of config.{name}", field, fields | set(but))
-    return module(**given, **{field: value for field, value in section.items() if field in fields})
+            raise unknown(f"field of config.{name}", field, {*fields, *but})
+    chosen = {field: value for field, value in section.items() if field in fields}
+    for field, value in chosen.items():
+        _check_size(f"{name}.{field}", value, fields[field].default)
+    return module(**given, **chosen)
+
+
+def _check_size(name: str, value, default) -> None:
+    """Raises UserError for a number that is not positive, or 0 where that is the default, and stands for none."""
+    if isinstance(value, list | tuple):
+        if not value and name.endswith("multipliers"):
+            raise UserError(f"{name}=(): one number for each level, at least one")
+        for one in value:
+            _check_size(name, one, 1)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    elif isinstance(value, int):
+        checked_whole(name, value, low=0 if default == 0 else 1)
+    elif default == 0:
+        checked_number(name, value, low=0)
+    else:
+        checked_number(name, value, low=0, open_at="low")
 
 
 def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet:
@@ -32,6 +57,10 @@ def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet
     """
     unet = make(UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
     halvings = len(unet.multipliers) - 1
+    if min(map(int, (unet.channels * m for m in unet.multipliers))) < 1:
+        raise UserError(
+            f"model.channels={unet.channels}, model.multipliers={unet.multipliers}: a level has no channels"
+        )
     if (side or spec.size) % 2**halvings:
         diffused = f", diffused as {side}x{side}," if side not in (None, spec.size) else ""
         raise UserError(
@@ -73,10 +102,11 @@ def text_of(config) -> TextSpec:
     """What `config.text` asks of tokens. Raises UserError where there is no such section, or it asks for too little."""
     if "text" not in config:
         raise UserError("the config has no section text (tokenizer, vocabulary, length): see configs/clip_shapes.py")
-    if config.text.length < 3 or config.text.vocabulary < 258:
+    if not 3 <= config.text.length <= _MOST_TOKENS or not 258 <= config.text.vocabulary <= _MOST_WORDS:
         raise UserError(
-            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: at least 3 tokens, of which "
-            "two are the start and the end, and a vocabulary of at least those two and 256 bytes"
+            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: from 3 to {_MOST_TOKENS:,} "
+            f"tokens, of which two are the start and the end, and a vocabulary of those two, 256 bytes and more, up to "
+            f"{_MOST_WORDS:,}"
         )
     return TextSpec(config.text.length, config.text.vocabulary)
 

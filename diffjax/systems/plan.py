@@ -1,9 +1,11 @@
 """How a trained diffusion model is sampled, as a config and a command line choose it."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import flax.struct
+import jax
 import numpy as np
 from jax import Array
 from jax import numpy as jnp
@@ -12,7 +14,7 @@ from diffjax.choice import check_options, choose, options
 from diffjax.diffusion import grids, guidance, samplers, sampling, thresholds
 from diffjax.diffusion.denoiser import Denoiser, thresholded
 from diffjax.diffusion.noise import prior_std
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number, checked_whole
 from diffjax.systems.process import GIVEN, Process
 from diffjax.systems.spaces import kept_in
 from diffjax.typing import Embeddings, Images, PRNGKeys
@@ -83,7 +85,16 @@ def make_plan(
     check_options("the config's sampler section", SETTINGS, settings)
     sampler = choose("sampler", samplers, settings["name"], given=GIVEN)
     check_options(f"sampler {sampler.name!r}", options(sampler.function) - set(GIVEN), own)
-    choose("threshold", thresholds, settings["threshold"])
+    _check_threshold(settings["threshold"])
+    for name in _SCALES:
+        if not (settings[name] == math.inf and name == "guidance_high"):
+            checked_number(f"sampler.{name}", settings[name])
+    checked_number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
+    for name, value in {**sampler.options, **own}.items():
+        if not (value == math.inf and name == "high"):
+            checked_number(f"{name} of sampler {sampler.name}, {name}", value, low=0)
+    for name in ("steps", "repeats"):
+        checked_whole(f"sampler.{name}", settings[name])
     if settings["guidance"] != 1.0 and not guided:
         raise UserError(
             f"sampler.guidance={settings['guidance']:g} needs a model trained with diffusion.label_dropout > 0, or "
@@ -102,8 +113,6 @@ def make_plan(
         )
     if not 0 < settings["strength"] <= 1:
         raise UserError(f"strength={settings['strength']:g}: a share of the process, above 0 and up to 1")
-    if settings["repeats"] < 1:
-        raise UserError(f"repeats={settings['repeats']}: every step is taken at least once")
     times = _times(process, settings)
     steps = len(times) - 1
     begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
@@ -194,11 +203,20 @@ def _guided(model: Model, plan: Plan, condition: Mapping[str, Array], classify, 
     return denoise
 
 
+def _check_threshold(text: str) -> None:
+    """Raises UserError for one that does not exist, or with options out of range."""
+    threshold = choose("sampler.threshold", thresholds, text)
+    try:
+        jax.eval_shape(threshold.bind(), jnp.zeros((1, 1)))
+    except ValueError as error:
+        raise UserError(f"sampler.threshold={text}: {error}") from error
+
+
 def _times(process: Process, settings: Mapping) -> np.ndarray:
     grid = choose("grid", grids, settings["grid"])
     try:
         return grid.bind()(int(settings["steps"]), process.schedule, *grid.values)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         raise UserError(f"sampler.steps={settings['steps']}, sampler.grid={settings['grid']}: {error}") from error
 
 

@@ -24,9 +24,10 @@ from diffjax.diffusion import (
 from diffjax.diffusion.denoiser import Denoiser, Network
 from diffjax.diffusion.levels import Learned, Schedule
 from diffjax.diffusion.noise import Noise, perturb
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number, checked_whole
 from diffjax.typing import PRNGKeys
 
+_MOST_STEPS = 1_000_000  # of a process, whose levels are tables
 GIVEN = ("schedule", "steps", "variance", "weighting")  # options of choices that the process fills in
 
 
@@ -34,20 +35,23 @@ def make_schedule(config) -> Schedule:
     """The schedule of a `diffusion` section, by its name or itself. Raises UserError where there is no such one."""
     if isinstance(config.schedule, Schedule):
         return config.schedule
-    if config.timesteps < 1:
-        raise UserError(f"diffusion.timesteps={config.timesteps}: a process has at least one step")
+    checked_whole("diffusion.timesteps", config.timesteps, high=_MOST_STEPS)
     make = _look_up(config, "schedule", schedules, given=("continuous",)).bind(continuous=config.continuous)
     try:
-        schedule = make(config.timesteps)
-        return schedule.with_zero_terminal_snr() if config.zero_terminal_snr else schedule
-    except ValueError as error:
-        raise UserError(f"diffusion: {error}") from error
+        with np.errstate(all="ignore"):  # what comes of bad options is found below
+            schedule = make(config.timesteps)
+            schedule = schedule.with_zero_terminal_snr() if config.zero_terminal_snr else schedule
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"diffusion.schedule={config.schedule}: {error}") from error
+    _check_levels(config.schedule, schedule)
+    return schedule
 
 
 def make_times(config, schedule: Schedule) -> times.Times:
     """How a `diffusion` section draws its times. Raises UserError where it cannot from `schedule`."""
-    drawn = _look_up(config, "times", times).bind()()
+    chosen = _look_up(config, "times", times)
     try:
+        drawn = chosen.bind()()
         drawn.init(schedule)
     except ValueError as error:
         raise UserError(f"diffusion: {error}") from error
@@ -86,12 +90,21 @@ class Process:
         parameterization, loss = self.parameterization.name, self.loss.name
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
+        for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
+            for option, value in choice.options.items():
+                checked_number(f"diffusion.{name}={choice.name}({option}={value:g}), {option}", value, low=0)
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
         traced = any(isinstance(c, jax.core.Tracer) for c in last)  # then it was checked while it was a number
         if not traced and not np.all(np.isfinite(last)):
             raise UserError(
                 f"diffusion.parameterization={parameterization} has no value at the last level, where no signal is "
                 "left (alpha = 0): choose v, x0, flow or edm, or a schedule that keeps some signal"
+            )
+        weights = None if traced else self._weights()
+        if weights is not None and not np.all(np.isfinite(weights) & (weights >= 0)):
+            raise UserError(
+                f"diffusion.weighting={config.weighting} is negative or not finite at some level of noise: use the "
+                "options of docs/diffusion.md, positive numbers"
             )
         if self.learns_variance and (loss == "mse" or self.schedule.continuous):
             raise UserError(
@@ -111,6 +124,14 @@ class Process:
     def init(self) -> dict[str, Any]:
         """Initial parameters of the process itself: those of a learned schedule, else none."""
         return {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+
+    def _weights(self) -> np.ndarray:
+        """At some levels."""
+        noise = self.schedule(_some_times(self.schedule))
+        try:
+            return np.asarray(self.weighting.bind()(noise, self.coefficients(noise)))
+        except ZeroDivisionError:
+            return np.full(1, np.inf)
 
     def bound(self, params: Mapping[str, Any]) -> "Process":
         """The process with its own among `params`."""
@@ -149,6 +170,25 @@ class Process:
         given = {"schedule": self.schedule, "variance": self.variance.bind(), "weighting": self.weighting.bind()}
         loss = self.loss.bind(**given)(losses.Trial(x0, eps, x, noise, c, output, interpolation))
         return factor * loss, self.times.update(memory, t, lax.stop_gradient(loss))
+
+
+def _check_levels(name: str, schedule: Schedule) -> None:
+    """Raises UserError for a schedule whose noise is not finite, not positive or does not rise."""
+    alpha, sigma = (np.asarray(part) for part in schedule(_some_times(schedule))[1:])
+    sound = np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma > 0)
+    ratio = alpha / np.where(sound, sigma, 1.0)
+    falling = ratio[1:] <= ratio[:-1] * (1 + 1e-4)
+    if not (sound.all() and falling.all()):
+        raise UserError(
+            f"diffusion.schedule={name} is no process: its noise is not finite, not positive or does not rise with "
+            "time; use the options of docs/diffusion.md within their papers' ranges"
+        )
+
+
+def _some_times(schedule: Schedule) -> np.ndarray:
+    """The first and the last of a schedule, and some in between."""
+    found = np.linspace(schedule.first, schedule.timesteps, 17)
+    return (found if schedule.continuous else np.unique(np.round(found))).astype(np.float32)
 
 
 def _look_up(config, name: str, module: ModuleType, given: Sequence[str] = GIVEN) -> Choice:

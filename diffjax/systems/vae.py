@@ -13,7 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import fold_in, noise_of, split
-from diffjax.errors import UserError
+from diffjax.errors import checked_number, checked_whole
 from diffjax.latents import gaussian, statistics
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Coder, Params
@@ -27,11 +27,10 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
 
     Raises UserError for what does not exist or does not fit.
     """
-    channels = config.model.latent_channels
+    channels = checked_whole("model.latent_channels", config.model.latent_channels)
     coder = Coder.from_config(config, spec, encoded=2 * channels, moments=2)
-    known = [x for x in (config.loss.beta, config.loss.free_bits) if not isinstance(x, jax.core.Tracer)]
-    if min(known, default=0) < 0:
-        raise UserError(f"loss.beta={config.loss.beta}, loss.free_bits={config.loss.free_bits}: 0 or more")
+    for name in ("beta", "free_bits"):
+        checked_number(f"loss.{name}", config.loss[name], low=0)
     latent_shape = (*coder.grid, channels)
     values = math.prod(coder.shape)
     bits = 1.0 / math.log(2.0)

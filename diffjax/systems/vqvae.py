@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import split
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.latents import statistics
 from diffjax.latents.quantizers import FiniteScalars, Quantizer, VectorQuantizer
 from diffjax.systems.autoencoder import Attempt, make_objective
@@ -134,6 +134,7 @@ def make_quantizer(config) -> Quantizer:
     ):
         if value not in known:
             raise unknown(f"codes.{name}", value, known)
+    checked_whole("model.latent_channels", channels)
     if c.kind == "fsq":
         if len(c.levels) != channels or min(c.levels, default=0) < 2:
             raise UserError(
@@ -141,12 +142,13 @@ def make_quantizer(config) -> Quantizer:
                 "each at least 2"
             )
         return FiniteScalars(channels, math.prod(c.levels), 1, levels=tuple(c.levels))
+    checked_whole("codes.size", c.size, low=2)
+    checked_whole("codes.depth", c.depth)
     depth = 1 if c.kind == "vq" else c.depth
-    if c.size < 2 or depth < 1 or not 0 <= c.decay < 1 or not 0 <= c.restart_below <= 1 or c.commitment < 0:
+    if not 0 <= c.decay < 1 or not 0 <= c.restart_below <= 1 or not 0 <= c.commitment < math.inf:
         raise UserError(
-            f"codes.size={c.size}, depth={c.depth}, decay={c.decay}, restart_below={c.restart_below}, "
-            f"commitment={c.commitment}: at least 2 codes, a depth of 1, a decay from 0 up to, but not, 1, restarts "
-            "below a share of 0 to 1, and no negative weight"
+            f"codes.decay={c.decay}, restart_below={c.restart_below}, commitment={c.commitment}: a decay from 0 up to, "
+            "but not, 1, restarts below a share of 0 to 1, and a finite weight from 0"
         )
     if c.kind == "product" and channels % depth:
         raise UserError(f"codes.kind=product: depth={depth} does not divide model.latent_channels={channels}")

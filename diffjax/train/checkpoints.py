@@ -1,5 +1,14 @@
-"""Checkpoints through Orbax: written in the background, atomically, each with all that continuing needs."""
+"""Checkpoints through Orbax: written in the background, atomically, each with all that continuing needs.
 
+Beside what Orbax writes lies a manifest, the SHA-256 of every file, which is part of the same atomic write: a file
+that was cut, flipped or lost later is found, and the checkpoint before it is used.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -7,33 +16,72 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffjax.errors import UserError
+from diffjax.train import hosts
 from diffjax.train.state import TrainState
 from diffjax.typing import Variables
 
-_PARTS = ("variables", "ema", "optimizer")  # apart, so that sampling reads no optimiser state
+FORMAT = 2  # 1 had neither manifest nor health, and is read; a later one is refused
+_PARTS = ("variables", "ema", "optimizer", "health")  # apart, so that sampling reads no optimiser state
+_MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep_last` (0: all), and every step divisible by `keep_every` (0: none)."""
+    """The checkpoints of one run: the last `keep_last` (0: all), and every step divisible by `keep_every` (0: none).
+
+    Of the checkpoints found, damaged ones are passed over, and named on standard error.
+    """
 
     def __init__(self, directory: Path, *, keep_last: int = 0, keep_every: int = 0):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last or None, keep_period=keep_every or None)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_names=_PARTS)
-        self._directory = directory
+        self._directory = directory.absolute()
+        self._keep = {"max_to_keep": keep_last or None, "keep_period": keep_every or None}
+        self._manager = self._opened()
+        self._saving: int | None = None  # the step that is being written
+        self._failure: str | None = None  # why the last one could not be
+        self._found: dict[int, str | None] = {}  # what is wrong with each that was looked at
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """The last step whose checkpoint is whole, None where there is no checkpoint at all.
+
+        Raises UserError where there are some, and all are damaged.
+        """
+        self._settle()  # what is being written counts too
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            if self._damage(step) is None:
+                return step
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged: put back a copy of one, or remove the folder to "
+                "begin anew"
+            )
+        return None
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copies `state` off the device, then writes in the background. A step that is already saved is left alone."""
-        if step not in self._manager.all_steps():
-            parts = {name: ocp.args.StandardSave(getattr(state, name)) for name in _PARTS}
+        """Copies `state` off the device, then writes in the background. A step that is already saved is left alone.
+
+        A write that fails, as on a full disk, is said on standard error, and the checkpoints before it stay.
+        """
+        self._settle()
+        if (self._directory / str(step)).exists():
+            if self._damage(step) is None:
+                return
+            self._set_aside(step)
+        self._saving, self._failure = step, None
+        self._found.pop(step, None)
+        parts = {name: ocp.args.StandardSave(getattr(state, name)) for name in _PARTS}
+        try:
             self._manager.save(step, args=ocp.args.Composite(**parts))
+        except Exception as error:  # of the file system or of any library below
+            self._failed(error)
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
-        """The state at `step` (None: the last), laid out as `template`, whose leaves are jax.ShapeDtypeStruct."""
+        """The state at `step` (None: the last whole one), laid out as `template`, of jax.ShapeDtypeStruct."""
         step = self._existing(step)
-        parts = self._restore({name: getattr(template, name) for name in _PARTS}, step)
+        names = [name for name in _PARTS if (self._directory / str(step) / name).exists()]
+        parts = self._restore({name: getattr(template, name) for name in names}, step)
+        if "health" not in parts:  # format 1
+            fresh = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)  # noqa: E731
+            parts["health"] = jax.tree.map(fresh, template.health)
         return TrainState(step=jax.device_put(np.int32(step), template.step.sharding), **parts)
 
     def restore_ema(self, template: Variables, step: int | None = None) -> Variables:
@@ -46,15 +94,31 @@ class Checkpoints:
         restored = self._restore({"variables": template, "ema": template["params"]}, self._existing(step))
         return {**restored["variables"], "params": restored["ema"]}
 
+    def close(self) -> None:
+        """Waits for what is being written. Raises UserError where that, the last one, could not be."""
+        self._settle()
+        self._manager.close()
+        if self._failure:
+            raise UserError(f"{self._failure}: make room, and run the same command again")
+
     def _existing(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise UserError(f"no checkpoint in {self._directory}: train first, or point --workdir at a trained run")
-        step = steps[-1] if step is None else step
+        step = self.latest_step() if step is None else step
         if step not in steps:
             there = ", ".join(map(str, steps))
             raise UserError(f"no checkpoint of step {step} in {self._directory}; there are {there}")
+        if damage := self._damage(step):
+            raise UserError(f"checkpoint {step} in {self._directory} is damaged ({damage}): choose another step")
         return step
+
+    def _damage(self, step: int) -> str | None:
+        if step not in self._found:
+            self._found[step] = found = damage(self._directory / str(step))
+            if found:
+                print(f"checkpoint {step} in {self._directory} is damaged and passed over: {found}", file=sys.stderr)
+        return self._found[step]
 
     def _restore(self, parts: dict, step: int) -> dict:
         args = {name: ocp.args.StandardRestore(template) for name, template in parts.items()}
@@ -67,7 +131,85 @@ class Checkpoints:
                 "use the config it was trained with, or another --workdir"
             ) from error
 
-    def close(self) -> None:
+    def _opened(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            **self._keep, async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest)
+        )
+        return ocp.CheckpointManager(self._directory, options=options, item_names=_PARTS)
+
+    def _write_manifest(self) -> None:
+        """Orbax calls it when all is written, before the folder is given its name."""
+        (folder,) = self._unfinished(self._saving)
+        (folder / _MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": _digests(folder)}, indent=1))
+
+    def _unfinished(self, step: int) -> list[Path]:
+        return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+
+    def _settle(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
+        print(f"{self._failure}: training goes on, the checkpoints before it are kept", file=sys.stderr)
+        for folder in self._unfinished(self._saving):
+            shutil.rmtree(folder, ignore_errors=True)  # what it takes of a disk that may be full
+        self._manager = self._opened()  # the old one remembers the step as saved
+
+    def _set_aside(self, step: int) -> None:
+        """Makes room for a step that is made again."""
+        if hosts.first():
+            aside = self._directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+        hosts.barrier("set aside")
+        self._manager.reload()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, None where nothing is.
+
+    One of format 1, which has no manifest, is taken as it is. Raises UserError for one of a later format.
+    """
+    try:
+        manifest = json.loads((checkpoint / _MANIFEST).read_text())
+        written, expected = manifest["format"], manifest["sha256"]
+    except FileNotFoundError:
+        whole = all((checkpoint / name / "_METADATA").exists() for name in ("variables", "ema", "optimizer"))
+        return None if whole and not (checkpoint / "health").exists() else f"{_MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"{_MANIFEST} cannot be read ({type(error).__name__})"
+    if written > FORMAT:
+        raise UserError(
+            f"{checkpoint} is a checkpoint of format {written}, and this version reads up to {FORMAT}: use a newer one"
+        )
+    try:
+        there = _digests(checkpoint)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    if lost := sorted(expected.keys() - there.keys()):
+        return f"{lost[0]} is missing" + _others(lost)
+    if changed := sorted(name for name in expected if there[name] != expected[name]):
+        return f"{changed[0]} is not as it was written" + _others(changed)
+    return None
+
+
+def _others(names: list[str]) -> str:
+    return f", and {len(names) - 1} other files" if len(names) > 1 else ""
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file of the parts, by its path; those beside them Orbax writes last of all."""
+    files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing lets other threads run
+        digests = pool.map(_sha256, files)
+        return {path.relative_to(checkpoint).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,8 @@ numbers.
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.train import hosts
 from diffjax.train.step import Step
 
@@ -34,7 +36,7 @@ class Devices:
     def create(cls, *, mode: str = "jit", count: int = 0, fsdp: int = 1) -> "Devices":
         """`count` devices (0: all of them), as many of each process, `fsdp` of them to each copy of the parameters."""
         everywhere, processes = jax.devices(), jax.process_count()
-        count = count or len(everywhere)
+        count = checked_whole("parallel.count", count, low=0) or len(everywhere)
         if mode not in ("jit", "pmap"):
             raise unknown("parallel.mode", mode, ("jit", "pmap"))
         if count > len(everywhere):
@@ -62,11 +64,31 @@ class Devices:
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
         """Raises UserError unless every device gets the same share of every part of the batch."""
+        checked_whole("train.batch_size", batch_size)
         if accumulate < 1 or batch_size % (self.count * accumulate):
             raise UserError(
                 f"train.batch_size={batch_size} does not divide over {self.count} devices x "
                 f"train.accumulate={accumulate}: make it a multiple of {self.count * max(accumulate, 1)}"
             )
+
+    def check_state(self, shapes) -> None:
+        """Raises UserError for a training state, of which these are the shapes, that is larger than the memory."""
+        shares = jax.tree.map(
+            lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+            shapes,
+            self.state_sharding(shapes),
+        )
+        needed, there = sum(jax.tree.leaves(shares)), self._memory()
+        if needed > there:
+            raise UserError(
+                f"the training state alone takes {needed / 2**30:,.0f} GiB on a device that has {there / 2**30:,.0f}: "
+                "make the networks smaller (channels, width, layers), or spread it over more devices by parallel.fsdp"
+            )
+
+    def _memory(self) -> float:
+        """Bytes of a device; CPUs share their machine's."""
+        stats = self.mesh.devices.flat[0].memory_stats() or {}
+        return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.count)
 
     def put_batch(self, batch):
         """This process's share of a batch, host arrays [B / processes, ...], to the devices, split over the batch."""

@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 import math
+import queue
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -17,6 +21,12 @@ from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
 from diffjax.train.step import Step
+
+T = TypeVar("T")
+TIMES = ("seconds_per_step", "data_wait")  # of the metrics, what is of the machine: the latter as a share of the time
+_SPIKE = 6.0  # standard deviations of a loss that are said
+_ATTENTION = 0.2  # seconds
+_ATTENDED = "attended"  # the name of threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +39,15 @@ class Schedule:
     checkpoint_every: int
 
 
+class NotFinite(UserError):
+    """Too many steps in a row whose gradient or metrics are not finite."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step  # the first of them
+        self.state: TrainState | None = None  # before that step, but for its counts
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """What is kept of a run: the metrics of its steps, and its states."""
@@ -36,23 +55,36 @@ class Record:
     log: MetricsLog
     checkpoints: Checkpoints
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
+    skip_limit: int = 0  # as the step's
     warned: set[str | None] = dataclasses.field(default_factory=lambda: {None})
 
     def settle(
-        self, step: int, metrics: Mapping[str, Any], *, due: bool, say: Callable[[str], None]
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        *,
+        due: bool,
+        say: Callable[[str], None],
+        speed: Mapping[str, float] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """Takes a step's metrics, and logs them if that is due; what `warn` then finds wrong is said, once each.
+        """Takes a step's metrics, and logs them if that is due, or the step was skipped, or its loss is far off.
 
-        Raises UserError for a loss or gradient that is not finite.
+        What `warn` then finds wrong is said, once each. Raises NotFinite past the limit of steps skipped in a row.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, values.values())):
-            raise _not_finite(step, values, self.checkpoints.latest_step())
-        if due:
-            self.log.scalars(step, values)
-            if (warning := self.warn(values)) not in self.warned:
-                self.warned.add(warning)
-                say(f"step {step}: {warning}")
+        in_a_row = int(values.pop("skipped_in_a_row", 0))
+        if in_a_row > self.skip_limit:
+            raise _not_finite(step, in_a_row, values, self.checkpoints.latest_step())
+        if in_a_row:
+            say(f"step {step} is skipped: {_bad(values)}")
+        elif spike := values.get("loss_deviation", 0.0) > _SPIKE:
+            say(f"step {step}: the loss is {values['loss_deviation']:.0f} standard deviations above those before it")
+        if due or in_a_row or spike:
+            self.log.scalars(step, {**values, **speed})
+            for warning in (self.warn(values), _slow_input(speed)):
+                if warning not in self.warned:
+                    self.warned.add(warning)
+                    say(f"step {step}: {warning}")
         return values
 
     def save(self, step: int, state: TrainState) -> None:
@@ -66,47 +98,31 @@ def run(
     *,
     start: int,
     schedule: Schedule,
-    batch_size: int,
-    log: MetricsLog,
-    checkpoints: Checkpoints,
-    preview: Callable[[int, TrainState], None],
-    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None,
-) -> tuple[TrainState, int | None]:
-    """`drive` for one run: what `warn` finds wrong with a logged step is printed, once each.
-
-    Raises UserError for a loss or gradient that is not finite; the last good checkpoint is kept.
-    """
-    record = Record(log, checkpoints, warn)
-    return drive(
-        step, state, batches, start=start, schedule=schedule, images=batch_size, record=record, preview=preview
-    )
-
-
-def drive(
-    step: Step,
-    state: TrainState,
-    batches: Iterator,
-    *,
-    start: int,
-    schedule: Schedule,
     images: int,
     record: Record,
     preview: Callable[[int, TrainState], None] = lambda step, state: None,
+    preview_first: bool = False,
 ) -> tuple[TrainState, int | None]:
     """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
 
     A step's metrics are read while the next one runs. A state is saved only once `record` has taken its step's metrics.
-    On SIGTERM or Ctrl-C the step in hand is finished and saved.
+    On SIGTERM or Ctrl-C the step in hand is finished and saved; a compilation or a preview in hand is left.
 
     Args:
       images: a step sees, over all runs.
       record: of one run, or what stands for those of several.
+      preview: draws sheets with the state of a step.
+      preview_first: begin with those of `start`, as the run ended between its save and them.
 
     Returns:
       The last state, and the signal that ended the run early or None.
+
+    Raises:
+      NotFinite: more steps than `record` allows in a row whose gradient or metrics are not finite.
     """
     pending: tuple[int, Mapping] | None = None
     with _StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
+        speed = _Speed()
 
         def settle() -> None:
             nonlocal pending
@@ -114,44 +130,107 @@ def drive(
                 return
             (done, metrics), pending = pending, None
             due = _due(done, schedule.log_every) or done == schedule.steps
-            metrics = record.settle(done, jax.device_get(metrics), due=due, say=bar.write)
+            try:
+                metrics = record.settle(done, jax.device_get(metrics), due=due, say=bar.write, speed=speed.metrics())
+            except NotFinite as error:
+                error.state = state
+                raise
+            if due:
+                speed.restart()
             bar.update(1)
             rate = bar.format_dict["rate"]
-            speed = f"{rate * images:.0f} images/s" if rate else ""
+            shown = f"{rate * images:.0f} images/s" if rate else ""
             losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
-            bar.set_postfix_str(" ".join([*losses, speed]), refresh=False)
+            bar.set_postfix_str(" ".join([*losses, shown]), refresh=False)
 
+        if preview_first:
+            stop.attend(_show, preview, start, state, bar.write)
         for done in range(start + 1, schedule.steps + 1):
-            state, metrics = step(state, next(batches))
+            with speed.waiting():
+                batch = next(batches)
+            if done == start + 1:
+                compiled = stop.attend(step, state, batch)
+                if compiled is None:
+                    break
+                state, metrics = compiled
+            else:
+                state, metrics = step(state, batch)
+            speed.steps += 1
             settle()
             stop.agree()
             pending = done, metrics
-            last = done == schedule.steps or stop.signal is not None
+            last = done == schedule.steps
             if last or _due(done, schedule.checkpoint_every):
                 settle()
                 record.save(done, state)
             if not stop.signal and (last or _due(done, schedule.sample_every)):
                 settle()
-                preview(done, state)
-            if last:
+                stop.attend(_show, preview, done, state, bar.write)
+            if stop.signal:
+                settle()
+                record.save(done, state)  # if it is not yet
                 break
     return state, stop.signal
+
+
+class _Speed:
+    """What a step takes, and how much of it is spent waiting for data."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self._waited, self._since = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        before = time.monotonic()
+        yield
+        self._waited += time.monotonic() - before
+
+    def metrics(self) -> dict[str, float]:
+        """By the names in TIMES."""
+        passed = time.monotonic() - self._since
+        return {"seconds_per_step": passed / max(self.steps, 1), "data_wait": self._waited / max(passed, 1e-9)}
+
+
+def has_left_work() -> bool:
+    """Whether a compilation or a preview is still going on that a signal has left: Python cannot exit in good order."""
+    return any(thread.name == _ATTENDED for thread in threading.enumerate())
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _not_finite(step: int, metrics: Mapping[str, float], last_good: int | None) -> UserError:
-    found = ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
+def _show(preview: Callable[[int, TrainState], None], step: int, state: TrainState, say: Callable[[str], None]) -> None:
+    try:
+        preview(step, state)
+    except OSError as error:  # of a full disk, which is to end no run
+        say(f"step {step}: no sheet is written ({error.strerror})")
+
+
+def _slow_input(speed: Mapping[str, float]) -> str | None:
+    if speed.get("data_wait", 0.0) > 0.5:
+        return "training waits for data more than half of the time (data_wait in metrics.jsonl)"
+    return None
+
+
+def _bad(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
+
+
+def _not_finite(step: int, in_a_row: int, metrics: Mapping[str, float], last_good: int | None) -> NotFinite:
     kept = (
         "no checkpoint was written yet"
         if last_good is None
         else f"the last good checkpoint is that of step {last_good}"
     )
-    return UserError(
-        f"step {step}: {found}; {kept}. Try a lower train.learning_rate, more train.warmup_steps, a smaller "
-        "train.clip_norm, or dtype='float32'"
+    before = f", as in the {in_a_row - 1} steps before" if in_a_row > 1 else ""
+    return NotFinite(
+        f"step {step}: {_bad(metrics)}{before}; {kept}. Try a lower train.learning_rate, more train.warmup_steps, a "
+        "smaller train.clip_norm, or dtype='float32'",
+        step - in_a_row + 1,
     )
 
 
@@ -169,6 +248,25 @@ class _StopSignal(contextlib.AbstractContextManager):
     Where there are several processes, `signal` is what they have agreed on: each says at every step what came to it,
     and hears at the next, together with all, what came to any.
     """
+
+    def attend(self, work: Callable[..., T], *given) -> T | None:
+        """work(*given), or None as soon as there is a signal: in a thread, as no signal reaches Python within XLA."""
+        done: queue.SimpleQueue = queue.SimpleQueue()
+
+        def put():
+            try:
+                done.put((work(*given), None))
+            except BaseException as error:
+                done.put((None, error))
+
+        threading.Thread(target=put, name=_ATTENDED, daemon=True).start()
+        while self.signal is None:
+            with contextlib.suppress(queue.Empty):
+                result, error = done.get(timeout=_ATTENTION)
+                if error is not None:
+                    raise error
+                return result
+        return None
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -8,17 +8,19 @@ import jax
 import optax
 from jax import numpy as jnp
 
+from diffjax.train.health import Health, initial_health
 from diffjax.typing import Objective, PRNGKey, Scalar, Variables
 
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree of arrays; `step` counts the updates made."""
+    """A pytree of arrays; `step` counts the steps made, those that were skipped too."""
 
     step: Scalar  # int32
     variables: Variables
     ema: Mapping[str, Any]  # exponential moving average of variables["params"], float32
     optimizer: Mapping[str, optax.OptState]  # one a group of parameters
+    health: Health
 
 
 def initial_state(
@@ -31,6 +33,7 @@ def initial_state(
         variables=variables,
         ema=jax.tree.map(jnp.copy, variables["params"]),  # a copy: the state is donated, and no buffer twice
         optimizer={group: opt.init(variables["params"][group]) for group, opt in optimizers.items()},
+        health=initial_health(optimizers),
     )
 
 

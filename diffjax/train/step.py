@@ -8,6 +8,7 @@ import optax
 from jax import lax
 from jax import numpy as jnp
 
+from diffjax.train import health
 from diffjax.train.state import TrainState
 from diffjax.typing import Batch, LossFn, Moment, Objective, PRNGKey, PRNGKeys, Scalar, Variables
 
@@ -23,6 +24,7 @@ def make_step(
     ema_decay: float,
     examples: int,
     accumulate: int = 1,
+    skip_limit: int = 0,
     axis_name: str | None = None,
 ) -> Step:
     """Builds the step as a pure function.
@@ -30,46 +32,69 @@ def make_step(
     Every group's gradient is taken at the old parameters. An example's randomness comes from (key, step, its index in
     the global batch), so the result depends neither on the number of devices nor on `accumulate`.
 
+    A step whose gradient or metrics are not finite changes nothing but the counts in `TrainState.health`. Past
+    `skip_limit` of them in a row no step changes anything any more, so that the state before the first stays at hand.
+    To the metrics of the losses are added "grad_norm", "skipped" (steps so far), "skipped_in_a_row", and
+    "loss_deviation", in standard deviations of the losses of the last 100 steps.
+
     Args:
       ema_decay: the average's decay once warm: at step s it is min(ema_decay, (1 + s) / (10 + s)), so that early
         averages are not the random initial weights.
       examples: of the data set, which make an epoch.
       accumulate: number of equal parts the batch is worked through in, one after another.
+      skip_limit: steps in a row that may be skipped.
       axis_name: the device axis when the step runs as an SPMD program per device (each sees its share of the batch);
         None when it sees the global batch.
     """
 
     mean = functools.partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     gather = functools.partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else lambda tree: tree
+    prefix = functools.partial(_prefix, objective.losses)
 
     def step(state: TrainState, batch: Batch, frozen: Mapping[str, Variables] = {}) -> tuple[TrainState, Metrics]:
         batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
-        moment = Moment(
-            step=state.step,
-            key=jax.random.fold_in(key, state.step),
-            batch_size=batch_size,
-            new_epoch=state.step % max(1, round(examples / batch_size)) == 0,
-            mean=mean,
-            gather=gather,
-        )
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(moment.key, batch["index"])
+        moment = moment_of(state.step, key, batch_size, examples)._replace(mean=mean, gather=gather)
+        keys = keys_of(moment, batch)
         variables = {**state.variables, "frozen": frozen}
         grads, metrics, updated = mean(_accumulated(objective.losses, variables, batch, keys, moment, accumulate))
+
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
 
         params, optimizer = dict(state.variables["params"]), {}
         for group, opt in optimizers.items():
             updates, optimizer[group] = opt.update(grads[group], state.optimizer[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        new = TrainState(
-            step=state.step + 1,
+        losses = {group: metrics[f"{prefix(group)}loss"] for group in optimizers}
+        new = state.replace(
             variables={**state.variables, **updated, "params": params},
             ema=optax.incremental_update(params, state.ema, 1.0 - decay),
             optimizer=optimizer,
+            health=health.after_sound(state.health, losses),
         )
-        return new, {**metrics, "grad_norm": optax.global_norm(grads)}
+        old = state.replace(health=health.after_skipped(state.health))
+        sound = health.is_finite(metrics) & (state.health.in_a_row <= skip_limit)
+        new = jax.tree.map(functools.partial(jnp.where, sound), new, old).replace(step=state.step + 1)
+        return new, {
+            **metrics,
+            "skipped": new.health.skipped,
+            "skipped_in_a_row": new.health.in_a_row,
+            "loss_deviation": health.deviation(state.health, losses),
+        }
 
     return step
+
+
+def moment_of(step: Scalar, key: PRNGKey, batch_size: int, examples: int) -> Moment:
+    """What all examples of a step have in common, where one device sees them all."""
+    new_epoch = step % max(1, round(examples / batch_size)) == 0
+    same = lambda tree: tree  # noqa: E731
+    return Moment(step, jax.random.fold_in(key, step), batch_size, new_epoch, same, same)
+
+
+def keys_of(moment: Moment, batch: Batch) -> PRNGKeys:
+    """[B], of each example's own randomness."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(moment.key, batch["index"])
 
 
 def _accumulated(
@@ -99,7 +124,13 @@ def _gradients(losses: Mapping[str, LossFn], variables: Variables, batch: Batch,
             return loss.mean(), aux
 
         (loss, aux), grads[group] = jax.value_and_grad(mean_loss, has_aux=True)(variables["params"][group])
-        prefix = f"{group}/" if len(losses) > 1 else ""
-        metrics |= {prefix + name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()}
+        metrics |= {
+            _prefix(losses, group) + name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()
+        }
         updated |= aux.variables
     return grads, metrics, updated
+
+
+def _prefix(losses: Mapping[str, LossFn], group: str) -> str:
+    """Of the names of a group's metrics."""
+    return f"{group}/" if len(losses) > 1 else ""

@@ -1,6 +1,7 @@
 """Sources against the data they come from, read independently."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,66 @@ def test_real_sets(real, name, size, lengths):
         examples = source.__getitems__(list(range(200)))
         assert all(e["image"].shape == (size, size, data.spec(name, size).channels) for e in examples)
         assert {int(e["label"]) for e in examples} == set(range(10))
+
+
+@pytest.fixture
+def flipped(cifar, tmp_path):
+    """A copy of the prepared set, one byte of which is another: the folder, and which training example it harmed."""
+    directory, _ = cifar
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    records = next(copy.rglob("*train.array_record*"))
+    content = bytearray(records.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    records.write_bytes(content)
+    return copy
+
+
+def opened(directory, corrupt):
+    return sources.open_source("cifar10", directory=str(directory), split="train", image_size=32, corrupt=corrupt)
+
+
+def harmed(source):
+    """The indices that cannot be read."""
+    bad = []
+    for i in range(len(source)):
+        try:
+            source[i]
+        except UserError as error:
+            assert f"example {i} of cifar10 train cannot be read" in str(error)
+            bad.append(i)
+    return bad
+
+
+def test_an_example_that_cannot_be_read_is_named(flipped):
+    source = opened(flipped, "raise")
+    assert len(harmed(source)) == 1
+    with pytest.raises(UserError, match=r"data\.corrupt='skip'"):
+        source.__getitems__(range(len(source)))
+
+
+def test_an_example_that_cannot_be_read_is_skipped(flipped, capsys):
+    (bad,) = harmed(opened(flipped, "raise"))
+    source = opened(flipped, "skip")
+    images = [example["image"] for example in source.__getitems__(range(len(source)))]
+    whole = [example["image"] for example in source.__getitems__(range(len(source)))]
+    assert capsys.readouterr().err.count(f"example {bad} of cifar10 train cannot be read") == 1
+    assert np.array_equal(images[bad], images[(bad + 1) % 40])
+    assert np.array_equal(images, whole)
+
+
+def test_where_none_can_be_read_skipping_ends():
+    def read(indices):
+        raise OSError("gone")
+
+    with pytest.raises(UserError, match="none of the 3 examples"):
+        sources.guarded(sources.Source(3, read), "nothing", skip=True)[0]
+    with pytest.raises(UserError, match=r"unknown data\.corrupt"):
+        opened("", "ignore")
+
+
+def test_batches_say_which_example_cannot_be_read(flipped):
+    """Though they are read by other threads."""
+    stream = data.Batches(opened(flipped, "raise"), batch_size=8, seed=0).iterate()
+    with pytest.raises(UserError, match=r"example \d+ of cifar10 train cannot be read"):
+        for _ in range(6):
+            next(stream)

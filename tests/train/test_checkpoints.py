@@ -1,5 +1,9 @@
 """Checkpoints: what goes in comes out, what is kept, and what does not fit."""
 
+import contextlib
+import shutil
+import subprocess
+
 import chex
 import jax
 import optax
@@ -8,7 +12,7 @@ from jax import numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from diffjax.errors import UserError
-from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.checkpoints import FORMAT, Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.state import ema_variables, initial_state
 from diffjax.typing import Objective
@@ -89,3 +93,121 @@ def test_another_model_is_refused(tmp_path):
     checkpoints.close()
     with pytest.raises(UserError, match="does not fit this config's model"):
         Checkpoints(tmp_path).restore(shapes(state(width=16)))
+
+
+def three(path):
+    """Checkpoints of steps 1, 2 and 3, whose seeds they are."""
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(seed=step))
+    return path
+
+
+def files(path):
+    """Of what is restored of a checkpoint; those beside them Orbax keeps for itself."""
+    return sorted(file for file in path.glob("*/**/*") if file.is_file())
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+DAMAGES = {"cut": cut, "flipped": flip, "emptied": empty, "removed": lambda file: file.unlink()}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_whatever_file_is_damaged_is_named_and_the_checkpoint_before_is_used(damaged, tmp_path, capsys):
+    whole = three(tmp_path / "whole")
+    for number, file in enumerate(files(whole / "3")):
+        copy = tmp_path / str(number)
+        shutil.copytree(whole, copy)
+        there = copy / file.relative_to(whole)
+        DAMAGES[damaged](there)
+        with contextlib.closing(Checkpoints(copy)) as checkpoints:
+            assert checkpoints.latest_step() == 2, there
+            chex.assert_trees_all_equal(checkpoints.restore(shapes(state())).ema, state(seed=2).ema)
+            said = capsys.readouterr().err
+            assert "checkpoint 3 in" in said and there.relative_to(copy / "3").as_posix() in said
+            with pytest.raises(UserError, match=r"checkpoint 3 in .* is damaged"):
+                checkpoints.restore(shapes(state()), step=3)
+
+
+def test_a_checkpoint_half_deleted(tmp_path):
+    path = three(tmp_path)
+    for name in ("manifest.json", "variables", "health"):
+        gone = path / "3" / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        with contextlib.closing(Checkpoints(path)) as checkpoints:
+            assert checkpoints.latest_step() == 2
+
+
+def test_a_damaged_checkpoint_is_made_again(tmp_path):
+    path = three(tmp_path)
+    flip(files(path / "3")[0])
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        checkpoints.save(3, state(seed=5))
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        chex.assert_trees_all_equal(checkpoints.restore(shapes(state())).ema, state(seed=5).ema)
+    assert (path / "3.damaged").exists()
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    path = three(tmp_path)
+    for step in "123":
+        flip(files(path / step)[0])
+    with contextlib.closing(Checkpoints(path)) as checkpoints, pytest.raises(UserError, match="every checkpoint in"):
+        checkpoints.latest_step()
+
+
+def test_format_1_is_read_and_a_later_one_refused(tmp_path):
+    """Format 1 had no manifest and no health."""
+    path = three(tmp_path)
+    (path / "3" / "manifest.json").unlink()
+    shutil.rmtree(path / "3" / "health")
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        restored = checkpoints.restore(shapes(state()))
+        chex.assert_trees_all_equal(restored.ema, state(seed=3).ema)
+        assert restored.health.skipped == 0
+    manifest = path / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    with contextlib.closing(Checkpoints(path)) as checkpoints, pytest.raises(UserError, match="of format 3"):
+        checkpoints.restore(shapes(state()), step=2)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_fails_the_save_and_nothing_else(small_disk, capsys):
+    random = lambda seed: state(width=100_000, seed=seed)  # noqa: E731, 3 MB, but for zeros
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    checkpoints.save(1, state(seed=1))
+    checkpoints.save(2, random(2))
+    checkpoints.save(3, state(seed=3))  # there is room again for a smaller one
+    assert "step 2 could not be saved" in capsys.readouterr().err
+    assert checkpoints.latest_step() == 3
+    checkpoints.save(4, random(4))
+    with pytest.raises(UserError, match=r"step 4 could not be saved .* make room, and run the same command again"):
+        checkpoints.close()
+    assert sorted(path.name for path in (small_disk / "checkpoints").iterdir()) == ["1", "3"]
+    with contextlib.closing(Checkpoints(small_disk / "checkpoints")) as again:
+        chex.assert_trees_all_equal(again.restore(shapes(state())).ema, state(seed=3).ema)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -12,25 +13,27 @@ from jax import numpy as jnp
 from diffjax.errors import UserError
 from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.health import after_skipped, after_sound, initial_health
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
 
 
 def initial() -> TrainState:
     zero = jnp.zeros(())
-    return TrainState(jnp.zeros((), jnp.int32), {"params": {"w": zero}}, {"w": zero}, {"model": {"n": zero}})
+    given = {"variables": {"params": {"w": zero}}, "ema": {"w": zero}, "optimizer": {"model": {"n": zero}}}
+    return TrainState(step=jnp.zeros((), jnp.int32), **given, health=initial_health(["model"]))
 
 
 def count(state, batch):
     """A step that adds the batch to w and reports it."""
-    w = state.variables["params"]["w"] + batch
-    return state.replace(step=state.step + 1, variables={"params": {"w": w}}), {
-        "loss": jnp.reciprocal(batch),
-        "grad_norm": w,
-    }
+    w, loss = state.variables["params"]["w"], jnp.reciprocal(batch)
+    health = after_sound(state.health, {"model": loss}) if jnp.isfinite(loss) else after_skipped(state.health)
+    w = w + batch if jnp.isfinite(loss) else w
+    metrics = {"loss": loss, "grad_norm": w, "skipped": health.skipped, "skipped_in_a_row": health.in_a_row}
+    return state.replace(step=state.step + 1, variables={"params": {"w": w}}, health=health), metrics
 
 
-def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, preview=lambda step, state: None):
+def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, limit=0, preview=lambda step, state: None):
     log, checkpoints = MetricsLog(path, start), Checkpoints(path / "checkpoints")
     try:
         return loop.run(
@@ -39,9 +42,8 @@ def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, pre
             iter(batches),
             start=start,
             schedule=loop.Schedule(steps=steps, log_every=2, sample_every=3, checkpoint_every=every),
-            batch_size=1,
-            log=log,
-            checkpoints=checkpoints,
+            images=1,
+            record=loop.Record(log, checkpoints, skip_limit=limit),
             preview=preview,
         )
     finally:
@@ -84,14 +86,67 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     assert [line["step"] for line in lines(tmp_path)] == [2]
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
+def test_steps_that_are_skipped_are_logged_and_counted(tmp_path):
+    batches = BATCHES.copy()
+    batches[[2, 4]] = np.nan
+    state, stopped = run(tmp_path, batches, limit=1)
+    assert stopped is None
+    assert state.variables["params"]["w"] == np.delete(BATCHES[:6], [2, 4]).sum()
+    assert {line["step"]: line["skipped"] for line in lines(tmp_path)} == {2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
+    assert {line["step"]: line["loss"] for line in lines(tmp_path)}[3] is None  # as JSON knows no NaN
+
+
+def test_too_many_in_a_row_stop_the_run(tmp_path):
+    batches = BATCHES.copy()
+    batches[2:5] = np.nan
+    with pytest.raises(loop.NotFinite, match=r"step 5: .* 2 steps before; .* is that of step 4") as raised:
+        run(tmp_path, batches, limit=2, every=1)
+    assert raised.value.step == 3
+    assert raised.value.state.variables["params"]["w"] == BATCHES[:2].sum()
+
+
+def test_a_spike_is_logged(tmp_path):
     def step(state, batch):
         state, metrics = count(state, batch)
-        return state, metrics | {"grad_norm": jnp.where(state.step == 6, jnp.inf, 1.0)}
+        return state, metrics | {"loss_deviation": jnp.where(state.step == 3, 7.0, 0.0)}
 
-    with pytest.raises(UserError, match="step 6: grad_norm = inf"):
-        run(tmp_path, BATCHES, step=step)
-    assert saved(tmp_path) == [2, 4]
+    run(tmp_path, BATCHES, step=step)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 3, 4, 6]
+
+
+def test_time_spent_waiting_for_data_is_told(tmp_path, capsys):
+    def slow():
+        for batch in BATCHES:
+            time.sleep(0.3)
+            yield batch
+
+    run(tmp_path, slow())
+    assert max(line["data_wait"] for line in lines(tmp_path)) > 0.5
+    assert "waits for data" in capsys.readouterr().out
+
+
+def test_a_preview_is_left_at_a_signal(tmp_path):
+    """It is not waited for, and the state is saved."""
+
+    def preview(step, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = time.monotonic()
+    _, stopped = run(tmp_path, BATCHES, every=0, preview=preview)
+    assert stopped == signal.SIGTERM
+    assert saved(tmp_path) == [3]
+    assert time.monotonic() - before < 30
+
+
+def test_a_compilation_is_left_at_a_signal(tmp_path):
+    def step(state, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    _, stopped = run(tmp_path, BATCHES, step=step)
+    assert stopped == signal.SIGTERM
+    assert saved(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -109,3 +109,40 @@ def test_no_two_examples_and_no_two_steps_share_randomness():
         np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
         w = float(state.variables["params"]["model"]["w"][0])
     assert len(np.unique(seen)) == 24
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_counts(bad):
+    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    state, _ = step(state, batch(seed=1))
+    wild = batch(seed=2)
+    wild["x"][3, 1] = bad
+    after, metrics = step(state, wild)
+    assert after.step == 2 and metrics["skipped"] == metrics["skipped_in_a_row"] == 1
+    same = lambda s: (s.variables, s.ema, s.optimizer, s.health.mean, s.health.variance)  # noqa: E731
+    chex.assert_trees_all_equal(same(after), same(state))
+    sound, metrics = step(after, batch(seed=3))
+    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 0
+    without, _ = step(state.replace(step=after.step), batch(seed=3))
+    chex.assert_trees_all_equal(same(sound), same(without))
+
+
+def test_past_the_limit_no_step_changes_anything():
+    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    wild = batch() | {"x": np.full((8, 3), np.nan, np.float32)}
+    for _ in range(2):
+        state, metrics = step(state, wild)
+    assert metrics["skipped_in_a_row"] == 2
+    after, metrics = step(state, batch())
+    assert metrics["skipped_in_a_row"] == 3
+    chex.assert_trees_all_equal(after.variables, state.variables)
+
+
+def test_one_group_that_is_not_finite_holds_back_the_other():
+    def other(variables, batch, keys, moment):
+        return jnp.full(8, jnp.inf) * variables["params"]["other"]["w"].sum(), Aux({}, {})
+
+    state, step = state_and_step({"model": linear, "other": other}, PARAMS | {"other": {"w": jnp.ones(2)}})
+    after, metrics = step(state, batch())
+    assert metrics["skipped"] == 1 and jnp.isfinite(metrics["model/loss"])
+    chex.assert_trees_all_equal(after.variables, state.variables)

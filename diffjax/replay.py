@@ -1,0 +1,72 @@
+"""The step that ended a run, once more: which of its numbers are not finite."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from diffjax.errors import UserError
+from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.devices import Devices
+from diffjax.train.step import keys_of, moment_of
+from diffjax.training import compile_step, make_optimizers
+from diffjax.workdir import Workdir, build_system
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What a step gave. Names of numbers are paths such as "model/Dense_0/kernel"."""
+
+    step: int
+    losses: Mapping[str, np.ndarray]  # [B] float32, of each example by the group of parameters
+    gradients: Sequence[str]  # those that are not finite
+    parameters: Sequence[str]  # likewise
+
+
+def replay(workdir: Workdir) -> Replay:
+    """Computes the losses and gradients of the step that ended a run, on one device.
+
+    Raises UserError where no step did.
+    """
+    if not workdir.failed.exists():
+        raise UserError(f"no step of {workdir.path} has failed: there is no {workdir.failed}")
+    config = workdir.read_config()
+    system = build_system(config, workdir.path, training=True)
+    devices = Devices.create(count=1)
+    with contextlib.closing(Checkpoints(workdir.failed)) as failed:
+        _, state = compile_step(config, system, make_optimizers(config, system), devices, 1, failed)
+    with np.load(workdir.failed / "batch.npz") as stored:
+        batch = dict(stored)
+    key = jax.random.split(jax.random.key(config.seed))[1]
+    moment = moment_of(state.step, key, len(batch["index"]), 1)
+    variables = {**state.variables, "frozen": system.frozen}
+    keys = keys_of(moment, batch)
+
+    def each(group):
+        def mean_loss(params):
+            own = {**variables, "params": {**variables["params"], group: params}}
+            losses, _ = system.objective.losses[group](own, batch, keys, moment)
+            return losses.mean(), losses
+
+        return jax.grad(mean_loss, has_aux=True)(variables["params"][group])
+
+    gradients, losses = {}, {}
+    for group in system.objective.losses:
+        gradients[group], losses[group] = jax.jit(each, static_argnums=0)(group)
+    return Replay(
+        step=int(state.step) + 1,
+        losses=jax.device_get(losses),
+        gradients=_not_finite(gradients),
+        parameters=_not_finite(variables["params"]),
+    )
+
+
+def _not_finite(tree) -> list[str]:
+    return [
+        "/".join(str(getattr(entry, "key", entry)) for entry in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not jnp.isfinite(leaf).all()
+    ]

@@ -1,0 +1,57 @@
+"""A run as its weights alone, in one safetensors file: smaller, and read by other libraries too."""
+
+import contextlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from diffjax.errors import UserError
+from diffjax.typing import Variables
+
+
+def save(path: Path, variables: Variables, step: int) -> None:
+    """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of."""
+    tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    whole = path.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
+    safetensors.numpy.save_file(tensors, whole, metadata={"step": str(step), "format": "np"})
+    whole.replace(path)
+
+
+def load(path: Path, template: Variables) -> Variables:
+    """The variables of a file, as `template` of jax.ShapeDtypeStruct has them.
+
+    Raises UserError where it is no such file, or one of another model.
+    """
+    with _opened(path) as file:
+        names, expected = set(file.keys()), jax.tree_util.tree_leaves_with_path(template)
+        if differing := sorted(names ^ {_name(keys) for keys, _ in expected}):
+            raise UserError(f"{path} does not fit its config's model: {differing[0]} is in one of them only")
+        tree = jax.tree_util.tree_map_with_path(lambda keys, leaf: file.get_tensor(_name(keys)), template)
+    for (keys, leaf), tensor in zip(expected, jax.tree.leaves(tree), strict=True):
+        if leaf.shape != tensor.shape:
+            raise UserError(
+                f"{path} does not fit its config's model: {_name(keys)} is {tensor.shape} and not {leaf.shape}"
+            )
+    return tree
+
+
+def step_of(path: Path) -> int:
+    """The step that a file's variables are of. Raises UserError where it is no such file."""
+    with _opened(path) as file:
+        return int((file.metadata() or {}).get("step", 0))
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}): export it again") from error
+
+
+def _name(keys) -> str:
+    return "/".join(str(entry.key) for entry in keys)
