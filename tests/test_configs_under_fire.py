@@ -282,7 +282,8 @@ def outcome(kind: str, flags) -> Outcome:
         shutil.rmtree(run.parent)
     lines = [line for line in re.split(r"[\r\n]+", err.getvalue()) if line.strip() and "step/s]" not in line]
     if code == 0:
-        silent = [m for m in made if not all(v is not None and math.isfinite(v) for v in m.values()) and " is skipped" not in out.getvalue()]
+        said = " is skipped" in out.getvalue()
+        silent = [m for m in made if not all(v is not None and math.isfinite(v) for v in m.values()) and not said]
         return Outcome("bug", f"not finite: {silent}") if silent else Outcome("trained", out.getvalue())
     if code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
         return Outcome("bug", f"code {code}: {lines}")
