@@ -78,6 +78,10 @@ def run(arguments: Arguments) -> int:
     out = Path(required(arguments, "out"))
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out={out} ({error.strerror}): choose another place") from error
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     system, variables = with_guides(arguments, trained)
     if system.embeds:
@@ -111,7 +115,6 @@ def run(arguments: Arguments) -> int:
             given = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
             images, seeds = best_of(generator, variables, asked, plan, judge, **given)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         titles = asked.captions if asked.captions and columns and not arguments.interpolate else ()
         pictures.save(out, pictures.grid(images, columns, titles))

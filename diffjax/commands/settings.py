@@ -144,6 +144,8 @@ def values(arguments: Arguments, name: str) -> list[dict]:
         stage, colon, value = part.rpartition(":")
         return {f"{stage}{colon}{key}": setting for key, setting in SETTINGS[name].parse(value).items()}
 
+    if not texts(text):
+        raise UserError(f"--{name} is empty: give a value, or leave the flag out")
     try:
         return [parse(part) for part in texts(text)]
     except ValueError as error:

@@ -59,17 +59,23 @@ def run(arguments: Arguments) -> int:
     seeds = arguments.seed + np.arange(arguments.num)
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
 
-    rows, drawn = [], []
+    rows, shown = [None] * len(swept), [None] * len(swept)
+    longest = (
+        None,
+        None,
+    )  # the settings but for the steps, and the samples: of one cell at a time, however many there are
     with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
-        for cell, cell_steps, cell_plan in zip(swept, steps, plans, strict=True):
+        for i in _by_settings(swept, steps):
             began = time.perf_counter()
-            images = generator(variables, seeds, asked.condition, cell_plan, progress=bar.update)
+            images = generator(variables, seeds, asked.condition, plans[i], progress=bar.update)
             seconds = round(time.perf_counter() - began, 3)
             found = measure(images, asked.condition["label"], asked.captions) if measure else {}
             values = {name: estimate.value for name, estimate in found.items()}
-            rows.append({**cell, "steps": cell_steps, **values, "seconds": seconds})
-            drawn.append(images)
-    _add_distance_to_most_steps(swept, rows, drawn)
+            if longest[0] != _but_steps(swept[i]):
+                longest = _but_steps(swept[i]), images
+            rows[i] = {**swept[i], "steps": steps[i], **values, "seconds": seconds}
+            rows[i]["to_most_steps"] = _distance(images, longest[1])
+            shown[i] = images[: report.EXAMPLES].copy()
 
     results = {
         **provenance.of_run(trained),
@@ -86,7 +92,7 @@ def run(arguments: Arguments) -> int:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     figure = path.with_suffix(".png")
-    report.figure(figure, rows, columns, [images[: report.EXAMPLES] for images in drawn])
+    report.figure(figure, rows, columns, shown)
     print(report.table(rows, columns))
     print(f"{len(swept)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the sampler")
     print(f"{path}\n{figure}")
@@ -104,10 +110,17 @@ def _measurer(arguments: Arguments, trained: Run, classes: int) -> Measurer | No
         return None
 
 
-def _add_distance_to_most_steps(swept: list[dict], rows: list[dict], drawn: list[np.ndarray]) -> None:
-    """How far each cell's samples are from those of the same settings at the most steps (DDIM, sec. 5.2)."""
-    longest = {}
-    for cell, row, images in sorted(zip(swept, rows, drawn, strict=True), key=lambda found: -found[1]["steps"]):
-        others = tuple((n, value) for n, value in sorted(cell.items()) if n.rpartition(":")[2] != "steps")
-        difference = images.astype(np.float32) - longest.setdefault(others, images)
-        row["to_most_steps"] = float(np.sqrt(np.mean(difference**2)))
+def _but_steps(cell: dict) -> list[tuple]:
+    """A cell's settings but for its steps, those of stages too."""
+    return [(name, value) for name, value in sorted(cell.items()) if name.rpartition(":")[2] != "steps"]
+
+
+def _by_settings(swept: list[dict], steps: list[int]) -> list[int]:
+    """The places of cells, those that differ in steps alone together, the most steps first."""
+    groups = [_but_steps(cell) for cell in swept]
+    return sorted(range(len(swept)), key=lambda i: (groups.index(groups[i]), -steps[i]))
+
+
+def _distance(images: np.ndarray, longest: np.ndarray) -> float:
+    """How far samples are from those of the same settings at the most steps (DDIM, sec. 5.2)."""
+    return float(np.sqrt(np.mean((images.astype(np.float32) - longest) ** 2)))

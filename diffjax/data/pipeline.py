@@ -7,6 +7,7 @@ its pipeline, about 50 us an element, is then paid once a batch.
 import collections
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -49,7 +50,8 @@ class Batches:
     and p and not on the batch size.
 
     Raises:
-      UserError: an empty source, a key its examples lack, a batch size below 1 or a seed below 0.
+      UserError: an empty source, a key its examples lack, a batch size below 1 or larger than this machine's memory, a
+        seed below 0.
     """
 
     source: RandomAccess
@@ -69,7 +71,13 @@ class Batches:
             raise UserError(f"batch size {self.batch_size} does not divide over {self.share[1]} processes")
         if len(self.source) == 0:
             raise UserError("the data source has no examples: choose a split that is not empty")
-        has = self.source[0].keys()
+        has = self.source[0]
+        bytes_each = sum(np.asarray(has[key]).nbytes for key in self.keys if key in has)
+        if self.batch_size * bytes_each > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise UserError(
+                f"train.batch_size={self.batch_size}: examples of {bytes_each} bytes, and this machine has "
+                f"{memory / 2**30:,.0f} GiB: lower it"
+            )
         if missing := [key for key in self.keys if key not in has]:
             raise UserError(f"the data set has no {', '.join(missing)}: its examples hold {', '.join(has)}")
 

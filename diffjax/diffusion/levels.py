@@ -81,7 +81,12 @@ class Discrete(Schedule):
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> "Discrete":
-        """Levels of the chain q(x_t | x_t-1) = N(sqrt(1 - beta_t) x_t-1, beta_t I), `betas` float64 [T] in (0, 1)."""
+        """Levels of the chain q(x_t | x_t-1) = N(sqrt(1 - beta_t) x_t-1, beta_t I), `betas` float64 [T] above 0.
+
+        Raises ValueError for others.
+        """
+        if not (betas > 0).all():
+            raise ValueError(f"a step adds noise of variance {np.min(betas):g}: all are above 0")
         log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-np.minimum(betas, MAX_BETA)))])
         tables = Tables.of(np.exp(log_alpha_bar / 2), np.sqrt(np.abs(np.expm1(log_alpha_bar))))
         return cls(len(betas), tables)

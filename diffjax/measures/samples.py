@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from diffjax.errors import unknown
+from diffjax.errors import UserError, unknown
 from diffjax.evals import features, frechet, inception_score, kernel, moments, neighbours, reference, resampling
 from diffjax.evals.recognition import Recogniser
 from diffjax.evals.reference import Reference
@@ -261,7 +261,10 @@ class Measurer:
             found, real = extracted[metric.network], self._references[metric.network]
             self._warn_of_few(name, found["pooled"])
             compared = Compared(found, real, self._distances[metric.network], self._thorough, self._seed)
-            values |= metric.measure(compared)
+            try:
+                values |= metric.measure(compared)
+            except ValueError as error:  # of too few
+                raise UserError(f"{name} of {len(images)} samples: {error}: raise --num") from error
         if "recognised" in self._by_class:
             share = self._recogniser.accuracy(images, labels)
             values["recognised"] = Estimate(share, float(np.sqrt(share * (1 - share) / len(images))))

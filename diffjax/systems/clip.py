@@ -14,7 +14,7 @@ from diffjax.diffusion import sampling
 from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import perturb
 from diffjax.diffusion.times import Times
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.nn import clip as networks
 from diffjax.nn import clip_file
 from diffjax.nn.perceptual import as_rgb
@@ -39,7 +39,7 @@ def build(config, spec: ImageSpec) -> System:
     if architecture not in _ENCODERS:
         raise unknown("image_encoder.architecture", architecture, _ENCODERS)
     noising = _Noising.from_config(config.diffusion, spec) if "diffusion" in config else None
-    given = {"dimensions": config.model.dimensions, "dtype": dtype_of(config)}
+    given = {"dimensions": checked_whole("model.dimensions", config.model.dimensions), "dtype": dtype_of(config)}
     told = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
     image_encoder = make(
         _ENCODERS[architecture], config.image_encoder, "image_encoder", but=("architecture",), **given, **told

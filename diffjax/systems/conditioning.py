@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from diffjax.choice import choose
 from diffjax.diffusion import sampling
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_number, checked_whole, unknown
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.systems import degradations
 from diffjax.systems.conditions import (
@@ -29,6 +29,9 @@ from diffjax.systems.conditions import (
 from diffjax.systems.networks import checked_share, classes_of, dtype_of, make, text_of
 from diffjax.systems.spaces import Space
 from diffjax.typing import Clip, ImageSpec, PRNGKey, PRNGKeys, TextSpec
+
+
+_MOST_TOKENS = 100_000  # that an embedding is attended to as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ def make_conditions(
         "clip_text": lambda **fields: ClipText(masked=masked, **fields),
         "image_embedding": functools.partial(_image_embedding, clip),
         "smaller_image": functools.partial(_smaller_image, spec, space),
-        "erased_image": lambda **fields: ErasedImage(space.shape, **fields),
+        "erased_image": functools.partial(_erased_image, space),
     }
     for name, section in sections.items():
         if name not in makers:
@@ -141,7 +144,8 @@ def _caption(config, clip: Clip | None, dropout: float = 0.0, **fields) -> Capti
 
 def _image_embedding(clip: Clip, **fields) -> ImageEmbedding:
     made = ImageEmbedding(clip.dimensions, **fields)
-    if made.tokens < 0 or (made.tokens and made.width < 1):
+    checked_whole("conditions.image_embedding.tokens", made.tokens, low=0, high=_MOST_TOKENS)
+    if made.tokens and made.width < 1:
         raise UserError(
             f"conditions.image_embedding.tokens={made.tokens}, conditions.image_embedding.width={made.width}: tokens "
             "to attend to have the width of all context, at least 1; 0 tokens: none"
@@ -158,6 +162,12 @@ def _smaller_image(spec: ImageSpec, space: Space, factor: int, degradation: str)
             f"of {spec.size}x{spec.size}: choose a factor from 2 that does"
         )
     return SmallerImage(size // factor, size, degrade)
+
+
+def _erased_image(space: Space, **fields) -> ErasedImage:
+    made = ErasedImage(space.shape, **fields)
+    checked_number("conditions.erased_image.everything", made.everything, low=0, high=1)
+    return made
 
 
 def _some_classes(spec: ImageSpec) -> int:

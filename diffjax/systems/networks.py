@@ -1,6 +1,7 @@
 """Flax modules from the sections of a config."""
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,6 +15,7 @@ from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, TextSpec
 
 _MOST_TOKENS, _MOST_WORDS = 100_000, 10_000_000
+_MOST = 1e6  # of a ratio
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -29,25 +31,30 @@ def make(module: type[nn.Module], section: Mapping, name: str, but: tuple[str, .
             raise unknown(f"field of config.{name}", field, {*fields, *but})
     chosen = {field: value for field, value in section.items() if field in fields}
     for field, value in chosen.items():
-        _check_size(f"{name}.{field}", value, fields[field].default)
+        _check_size(f"{name}.{field}", value, fields[field].default, whole=int in typing.get_args(fields[field].type))
     return module(**given, **chosen)
 
 
-def _check_size(name: str, value, default) -> None:
-    """Raises UserError for a number that is not positive, or 0 where that is the default, and stands for none."""
+def _check_size(name: str, value, default, *, whole: bool) -> None:
+    """Raises UserError for a number that is not positive, or 0 where that is the default, and stands for none.
+
+    Those of a sequence are all positive, and `whole` where the field says so.
+    """
     if isinstance(value, list | tuple):
         if not value and name.endswith("multipliers"):
             raise UserError(f"{name}=(): one number for each level, at least one")
         for one in value:
-            _check_size(name, one, 1)
+            if whole:
+                checked_whole(name, one)
+            _check_size(name, one, 1, whole=whole)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return
     elif isinstance(value, int):
         checked_whole(name, value, low=0 if default == 0 else 1)
     elif default == 0:
-        checked_number(name, value, low=0)
+        checked_number(name, value, low=0, high=_MOST)
     else:
-        checked_number(name, value, low=0, open_at="low")
+        checked_number(name, value, low=0, high=_MOST, open_at="low")
 
 
 def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet:

@@ -215,8 +215,12 @@ def _check_threshold(text: str) -> None:
 def _times(process: Process, settings: Mapping) -> np.ndarray:
     grid = choose("grid", grids, settings["grid"])
     try:
-        return grid.bind()(int(settings["steps"]), process.schedule, *grid.values)
-    except (ValueError, MemoryError) as error:
+        with np.errstate(all="ignore"):
+            times = grid.bind()(int(settings["steps"]), process.schedule, *grid.values)
+        if not (np.isfinite(times).all() and (np.diff(times) < 0).all()):
+            raise ValueError("its times do not fall: use other options")
+        return times
+    except (ValueError, ArithmeticError, MemoryError) as error:
         raise UserError(f"sampler.steps={settings['steps']}, sampler.grid={settings['grid']}: {error}") from error
 
 

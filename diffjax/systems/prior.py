@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from diffjax.diffusion import sampling
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 from diffjax.latents import logits as of_logits
 from diffjax.systems.code_models import MODELS, Pick
 from diffjax.systems.networks import check_buildable, checked_share, text_of
@@ -66,6 +66,7 @@ def build(
     text_weight = config.get("loss", {}).get("text_weight", 0.0)
     if not 0 <= text_weight < 1:
         raise UserError(f"loss.text_weight={text_weight:g}: a share from 0 up to, but not, 1; the codes have the rest")
+    checked_whole("rerank.best_of", config.get("rerank", {}).get("best_of", 1))
     values_of_image = math.prod(about.shape) if autoencoder.embeds else spec.size**2 * spec.channels
     bits = 1 / math.log(2)
 

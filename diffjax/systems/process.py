@@ -92,7 +92,7 @@ class Process:
             raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
         for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
             for option, value in choice.options.items():
-                checked_number(f"diffusion.{name}={choice.name}({option}={value:g}), {option}", value, low=0)
+                checked_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, open_at="low")
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
         traced = any(isinstance(c, jax.core.Tracer) for c in last)  # then it was checked while it was a number
         if not traced and not np.all(np.isfinite(last)):
@@ -103,8 +103,8 @@ class Process:
         weights = None if traced else self._weights()
         if weights is not None and not np.all(np.isfinite(weights) & (weights >= 0)):
             raise UserError(
-                f"diffusion.weighting={config.weighting} is negative or not finite at some level of noise: use the "
-                "options of docs/diffusion.md, positive numbers"
+                f"diffusion.weighting={config.weighting} is negative or not finite at some level of "
+                f"diffusion.schedule={config.schedule}: use options within their papers' ranges (docs/diffusion.md)"
             )
         if self.learns_variance and (loss == "mse" or self.schedule.continuous):
             raise UserError(

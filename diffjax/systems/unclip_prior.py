@@ -1,6 +1,6 @@
 """unCLIP's diffusion prior: from a caption to the CLIP embedding of a picture (Ramesh et al. 2022, section 2.2)."""
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, checked_number
 from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.systems import spaces
 from diffjax.systems.conditioning import make_conditions
@@ -20,7 +20,8 @@ def build(config, spec: ImageSpec, clip: tuple[System, Variables] | None = None)
     if process.learns_variance:
         raise UserError("system=unclip_prior learns no variance: set diffusion.variance to fixed_small or fixed_large")
     known = described(clip[0].clip, clip[1])
-    space = spaces.embeddings(clip[0], known.dimensions, config.diffusion.embedding_scale)
+    scale = checked_number("diffusion.embedding_scale", config.diffusion.embedding_scale, low=0, open_at="low")
+    space = spaces.embeddings(clip[0], known.dimensions, scale)
     conditions = make_conditions(config, spec, space, known, masked=True)
     if any(not isinstance(one, ClipText) for one in conditions.each.values()):
         raise UserError("system=unclip_prior is told a caption as CLIP reads it: conditions has clip_text alone")

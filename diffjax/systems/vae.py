@@ -5,7 +5,6 @@ channel, not counted below `loss.free_bits` (Kingma et al. 2016). Latent diffusi
 and a discriminator.
 """
 
-import functools
 import math
 
 import jax
@@ -87,10 +86,17 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
         nats = {"elbo": nll + kl, "nll": nll, "kl": kl, "importance_weighted": jnp.log(samples) - weights}
         return jax.tree.map(lambda value: bits * value / values, nats)
 
+    def plan(sampler_config, **overrides):
+        made = make_settings("vae", {"temperature": 1.0}, sampler_config, **overrides)
+        checked_number("sampler.temperature", float(made["temperature"]), low=0)
+        return made
+
+    if "sampler" in config:
+        plan(config.sampler)  # what does not fit is refused here, before anything is trained
     return System(
         objective=make_objective(config, spec, coder, init, attempt),
         classes=0,
-        plan=functools.partial(make_settings, "vae", {"temperature": 1.0}),
+        plan=plan,
         sample=sample,
         codec=codec if coder.pixelcnn is None else None,
         likelihood=likelihood if coder.likelihood.exact else None,

@@ -136,6 +136,8 @@ def make_quantizer(config) -> Quantizer:
             raise unknown(f"codes.{name}", value, known)
     checked_whole("model.latent_channels", channels)
     if c.kind == "fsq":
+        for level in c.levels:
+            checked_whole("codes.levels", level, low=2)
         if len(c.levels) != channels or min(c.levels, default=0) < 2:
             raise UserError(
                 f"codes.levels={tuple(c.levels)}: fsq needs as many numbers as model.latent_channels={channels}, "

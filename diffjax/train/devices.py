@@ -67,7 +67,7 @@ class Devices:
         checked_whole("train.batch_size", batch_size)
         if accumulate < 1 or batch_size % (self.count * accumulate):
             raise UserError(
-                f"train.batch_size={batch_size} does not divide over {self.count} devices x "
+                f"train.batch_size={batch_size} does not divide over {self.count} devices (parallel.count) x "
                 f"train.accumulate={accumulate}: make it a multiple of {self.count * max(accumulate, 1)}"
             )
 

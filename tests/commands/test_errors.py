@@ -26,7 +26,10 @@ CASES = {
     "text for a rate": ([*TRAIN, "--config.train.learning_rate=x"], "train.learning_rate is a number"),
     "no value": ([*TRAIN, "--config.train.steps"], "write --config.train.steps=VALUE"),
     "text for a tuple": ([*TRAIN, "--config.model.multipliers=ab"], "a tuple, such as (1, 2)"),
-    "batch over devices": ([*TRAIN, "--config.train.batch_size=100"], "does not divide over 8 devices"),
+    "batch over devices": (
+        [*TRAIN, "--config.train.batch_size=100"],
+        "does not divide over 8 devices (parallel.count) x",
+    ),
     "batch over parts": ([*TRAIN, "--config.train.accumulate=3"], "make it a multiple of 24"),
     "size that cannot be halved": ([*TRAIN, "--config.data.image_size=9"], "cannot be halved 1 times"),
     "attention at no level": ([*TRAIN, "--config.model.attention_resolutions=(5,)"], "attention_resolutions"),
