@@ -153,6 +153,8 @@ class Checkpoints:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
+        if not hosts.alone():
+            raise error  # one process cannot go on by itself
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
         print(f"{self._failure}: training goes on, the checkpoints before it are kept", file=sys.stderr)

@@ -87,8 +87,9 @@ class Devices:
 
     def _memory(self) -> float:
         """Bytes of a device; CPUs share their machine's."""
-        stats = self.mesh.devices.flat[0].memory_stats() or {}
-        return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.count)
+        own = self._local_mesh.devices.flat
+        stats = own[0].memory_stats() or {}
+        return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(own))
 
     def put_batch(self, batch):
         """This process's share of a batch, host arrays [B / processes, ...], to the devices, split over the batch."""

@@ -18,17 +18,31 @@ from tests import running, tiny
 QUIET = {"train__sample_every": 0, "train__sample_count": 0}
 
 
-def start(config, path, processes, *flags, devices=4, address=None, numbers=None):
-    """Processes that train one run in `path`, with `devices` virtual ones together; of them those of `numbers`."""
+def start(config, path, processes, *flags, devices=4, address=None, numbers=None, slurm=False):
+    """Processes that train one run in `path`, with `devices` virtual ones together; of them those of `numbers`.
+
+    They are told of one another by flags, or as by Slurm.
+    """
     address = address or f"127.0.0.1:{free_port()}"
     flags_of_xla = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     environment = os.environ | {"XLA_FLAGS": flags_of_xla, "JAX_NUM_CPU_DEVICES": str(devices // processes)}
     command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    told = [
-        [f"--coordinator={address}", f"--processes={processes}", f"--process={i}"] for i in numbers or range(processes)
-    ]
-    return [subprocess.Popen(command + own * (processes > 1), cwd=tiny.ROOT, env=environment, **pipes) for own in told]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes)}
+    started = []
+    for i in numbers or range(processes):
+        told = [f"--coordinator={address}", f"--processes={processes}", f"--process={i}"]
+        task = job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+        started.append(
+            subprocess.Popen(
+                command + told * (processes > 1 and not slurm),
+                cwd=tiny.ROOT,
+                env=environment | task if slurm else environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
 
 
 def free_port() -> int:
@@ -66,6 +80,14 @@ def test_two_processes_train_as_one(tmp_path):
     assert len(losses(tmp_path / "two")) == 3
     assert "4 cpu devices (jit) of 2 processes" in printed[1]
     assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # what is said is said once
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_need_not_be_told(tmp_path):
+    config = tiny.write(tmp_path / "config.py", "vae", **QUIET)
+    printed, codes = finish(start(config, tmp_path / "run", 2, slurm=True))
+    assert codes == [0, 0], printed
+    assert "of 2 processes" in printed[0]
 
 
 @pytest.mark.slow
