@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.model.multipliers = (1, 2, 2)  # of the channels at each level
     config.model.attention_resolutions = (16, 8)  # heights of the feature maps that attend
     config.model.dropout = 0.1  # 6,376 pictures are soon learnt by heart
+    config.diffusion.times = "uniform"  # its captions say of no two things where they are
     config.train.steps = 60_000  # updates of the weights
     config.train.learning_rate = 2e-4  # of Adam, once warm
     return config

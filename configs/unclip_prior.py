@@ -37,6 +37,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
         del config.diffusion.downsample, config.diffusion.crop
         config.diffusion.embedding_scale = 11.3  # of embeddings of unit length: sqrt(128) gives values of unit variance
     config.system = "unclip_prior"  # the module of diffjax/systems
+    config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
     config.diffusion.parameterization = "x0"  # what the network predicts
     config.train.steps = 4000  # updates of the weights
     config.train.weight_decay = 0.06  # decoupled, as AdamW

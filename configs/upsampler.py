@@ -34,6 +34,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.model.multipliers = (1, 2)  # of the channels at each level
     config.model.attention_resolutions = ()  # nothing attends
     config.diffusion.downsample = 1  # it draws pictures of the data's size
+    config.diffusion.times = "uniform"  # where everything is it is told
     config.diffusion.crop = config.data.image_size // 2  # a quarter of the picture
     config.train.steps = 2500 if data == "shapes" else 20_000  # updates of the weights
     config.train.sample_every = 0  # steps between sheets, 0: only at the end

@@ -84,6 +84,19 @@ def test_all_places_see_one_another():
     assert seen.shape == (L, L) and (seen > 1e-6).all()
 
 
+def test_fresh_states_tell_which_word_stands_where():
+    """Most of their variance is between places, and they change where two words are exchanged and hardly elsewhere.
+
+    "A left of B" and "B left of A" have the same words: what is to be learned of them begins here.
+    """
+    net = CaptionEncoder(vocabulary=100, width=64, layers=3, heads=4)
+    tokens = jnp.stack([jnp.arange(12), jnp.arange(12).at[jnp.array([2, 8])].set(jnp.array([8, 2]))])
+    states, exchanged = jax.jit(lambda key: net.init_with_output(key, tokens)[0])(jax.random.key(0))
+    moved = jnp.mean((exchanged - states) ** 2, axis=1)
+    assert jnp.mean(jnp.var(states, axis=0)) > 0.7  # of 1
+    assert moved[jnp.array([2, 8])].min() > 0.5 > 5 * jnp.median(moved)
+
+
 def test_a_state_depends_on_no_other_caption():
     np.testing.assert_allclose(states_of(PARAMS, TOKENS[::-1])[::-1], states_of(PARAMS, TOKENS), atol=1e-6)
 
