@@ -30,7 +30,6 @@ from diffjax.systems.networks import checked_share, classes_of, dtype_of, make, 
 from diffjax.systems.spaces import Space
 from diffjax.typing import Clip, ImageSpec, PRNGKey, PRNGKeys, TextSpec
 
-
 _MOST_TOKENS = 100_000  # that an embedding is attended to as
 
 
