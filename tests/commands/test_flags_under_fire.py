@@ -93,6 +93,9 @@ def judged(verb: str, given: list[str], workdir, folder) -> None:
         ("evaluate", "--metrics=nll --steps=0"),
         ("evaluate", "--metrics="),
         ("evaluate", "--split="),
+        ("evaluate", "--metrics=manifold_pixels,kd_pixels"),
+        ("evaluate", "--metrics=cas,recognised"),
+        ("sample", "--guidance=1e30"),
         ("evaluate", "--reference=nowhere"),
     ],
 )
