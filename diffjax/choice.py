@@ -47,7 +47,8 @@ def choose(kind: str, module: ModuleType, text: str, *, given: Iterable[str] = (
         own = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # whatever a text can do
         raise wrong from error
-    numbers = all(isinstance(value, int | float) for value in (*values, *own.values()))
+    given_values = (*values, *own.values())
+    numbers = all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) for value in given_values)
     twice = len(own) < len(call.keywords)
     if not isinstance(call.func, ast.Name) or None in own or twice or not numbers:
         raise wrong

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to mend, and what raises it: unknown names, numbers out of range, no memory."""
 
 import contextlib
 import difflib
@@ -43,17 +43,17 @@ def checked_number(
 ) -> float:
     """`value`. Raises UserError, which names the field, unless it is a finite number from `low` to `high`.
 
-    Those are among what is allowed but for the ends that `open_at` names: "low", "high" or "both". What is no Python
-    number, as a traced one, is taken as it is.
+    Those are among what is allowed but for the one that `open_at` names, "low" or "high". What is no Python number, as
+    a traced one, is taken as it is.
     """
     if not isinstance(value, int | float):
         return value
-    above = value > low if open_at in ("low", "both") else value >= low
-    below = value < high if open_at in ("high", "both") else value <= high
+    above = value > low if open_at == "low" else value >= low
+    below = value < high if open_at == "high" else value <= high
     if above and below and math.isfinite(value):
         return value
-    start = "" if low == -math.inf else f" above {low:g}" if open_at in ("low", "both") else f" from {low:g}"
-    end = "" if high == math.inf else f" below {high:g}" if open_at in ("high", "both") else f" to {high:g}"
+    start = "" if low == -math.inf else f" above {low:g}" if open_at == "low" else f" from {low:g}"
+    end = "" if high == math.inf else f" below {high:g}" if open_at == "high" else f" to {high:g}"
     raise UserError(f"{name}={value:g}: a finite number{start}{' and' * bool(start and end and open_at)}{end}")
 
 

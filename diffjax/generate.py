@@ -1,9 +1,11 @@
 """Pictures from a system: one compiled program, fed batch after batch."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 from jaxtyping import UInt8
 
 from diffjax.spread import Spread
@@ -27,7 +29,8 @@ class Generator:
         def draw(shared, batch):
             self.compilations += 1  # runs when traced, once a compilation
             (variables, plan), (seeds, condition) = shared, batch
-            return to_grey_levels(system.sample(variables, jax.vmap(jax.random.key)(seeds), condition, plan))
+            drawn = system.sample(variables, jax.vmap(jax.random.key)(seeds), condition, plan)
+            return to_grey_levels(drawn), jnp.isfinite(drawn).reshape(len(drawn), -1).all(axis=1)
 
         def reconstruct(variables, images):
             codec = system.codec(variables)
@@ -44,8 +47,18 @@ class Generator:
         *,
         progress: Callable[[int], None] = lambda images: None,
     ) -> UInt8[np.ndarray, "N H W C"]:
-        """One image per seed; `condition` leaves are [N, ...]. `progress` is told of each batch's images."""
-        return self._draw((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)), progress)
+        """One image per seed; `condition` leaves are [N, ...]. `progress` is told of each batch's images.
+
+        Says on standard error how many have values that are no finite numbers, and so are no pictures.
+        """
+        images, finite = self._draw((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)), progress)
+        if not finite.all():
+            print(
+                f"warning: {np.sum(~finite)} of {len(finite)} samples are not finite: lower the guidance, take more "
+                "steps or another sampler, or train at a lower train.learning_rate",
+                file=sys.stderr,
+            )
+        return images
 
     def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
         """What an autoencoder makes of images."""

@@ -268,7 +268,7 @@ def _check_images(what: str, theirs: ImageSpec, ours: ImageSpec) -> None:
     if theirs[:2] != ours[:2]:
         raise UserError(
             f"{what} is of {theirs.size}x{theirs.size} images of {theirs.channels} channels, and these are "
-            f"{ours.size}x{ours.size} of {ours.channels}: they must agree"
+            f"{ours.size}x{ours.size} of {ours.channels} (data.name, data.image_size): they must agree"
         )
 
 

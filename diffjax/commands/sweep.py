@@ -60,10 +60,9 @@ def run(arguments: Arguments) -> int:
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
 
     rows, shown = [None] * len(swept), [None] * len(swept)
-    longest = (
-        None,
-        None,
-    )  # the settings but for the steps, and the samples: of one cell at a time, however many there are
+    settings = longest = (
+        None  # of the cell with the most steps: its samples alone are kept, however many cells there are
+    )
     with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
         for i in _by_settings(swept, steps):
             began = time.perf_counter()
@@ -71,10 +70,10 @@ def run(arguments: Arguments) -> int:
             seconds = round(time.perf_counter() - began, 3)
             found = measure(images, asked.condition["label"], asked.captions) if measure else {}
             values = {name: estimate.value for name, estimate in found.items()}
-            if longest[0] != _but_steps(swept[i]):
-                longest = _but_steps(swept[i]), images
+            if settings != _but_steps(swept[i]):
+                settings, longest = _but_steps(swept[i]), images
             rows[i] = {**swept[i], "steps": steps[i], **values, "seconds": seconds}
-            rows[i]["to_most_steps"] = _distance(images, longest[1])
+            rows[i]["to_most_steps"] = _distance(images, longest)
             shown[i] = images[: report.EXAMPLES].copy()
 
     results = {

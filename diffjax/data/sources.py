@@ -85,7 +85,7 @@ def class_names(name: str) -> tuple[str, ...]:
       UserError: an unknown data set.
     """
     if name not in CLASSES:
-        raise unknown("data set", name, CLASSES)
+        raise unknown("data set, data.name", name, CLASSES)
     return CLASSES[name]
 
 

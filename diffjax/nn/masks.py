@@ -31,7 +31,7 @@ def sparse(
         raise ValueError(f"a kernel of {kernel}: an odd number is needed")
     place = np.arange(height * width)
     back = place[:, None] - place[None, :]  # how far each token is before another
-    half = kernel // 2
+    half = min(kernel // 2, height * width)  # a wider window sees no more
     window = [row * width + column for row in range(half + 1) for column in range(-half, half + 1)]
     seen = {
         "full": back >= 0,

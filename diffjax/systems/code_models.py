@@ -140,7 +140,7 @@ class TransformerPrior(CodeModel):
             for name in names:
                 masks.sparse(name, prefix=1, height=1, width=1, kernel=kernel)
         except ValueError as error:
-            raise UserError(f"config.model.masks: {error}") from error
+            raise UserError(f"model.masks, model.last_mask, model.mask_kernel={kernel}: {error}") from error
         sparse = tuple(names) if set(names) != {"full"} else ()
         return cls(network, condition, codec.grids, codec.vocabulary, sparse, kernel)
 

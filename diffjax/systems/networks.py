@@ -44,9 +44,7 @@ def _check_size(name: str, value, default, *, whole: bool) -> None:
         if not value and name.endswith("multipliers"):
             raise UserError(f"{name}=(): one number for each level, at least one")
         for one in value:
-            if whole:
-                checked_whole(name, one)
-            _check_size(name, one, 1, whole=whole)
+            _check_size(name, checked_whole(name, one) if whole else one, 1, whole=whole)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return
     elif isinstance(value, int):

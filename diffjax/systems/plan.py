@@ -92,7 +92,7 @@ def make_plan(
     checked_number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
     for name, value in {**sampler.options, **own}.items():
         if not (value == math.inf and name == "high"):
-            checked_number(f"{name} of sampler {sampler.name}, {name}", value, low=0)
+            checked_number(f"sampler.name={sampler.name}, {name}", value, low=0)
     for name in ("steps", "repeats"):
         checked_whole(f"sampler.{name}", settings[name])
     if settings["guidance"] != 1.0 and not guided:

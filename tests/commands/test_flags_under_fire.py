@@ -42,7 +42,7 @@ def flags(verb: str) -> st.SearchStrategy[list[str]]:
 BASES = {
     "sample": ["--out=OUT/x.png", "--num=2", "--batch_size=2"],
     "sweep": ["--num=2", "--batch_size=2", "--steps=2", "--metrics=fd_pixels"],
-    "evaluate": ["--num=2", "--batch_size=2", "--steps=2", "--metrics=fd_pixels"],
+    "evaluate": ["--num=8", "--batch_size=2", "--steps=2", "--metrics=fd_pixels"],
 }
 
 
@@ -89,10 +89,14 @@ def judged(verb: str, given: list[str], workdir, folder) -> None:
         ("sweep", "--num=0"),
         ("sweep", "--metrics="),
         ("evaluate", "--num=1"),
+        ("evaluate", "--num=2"),
         ("evaluate", "--metrics=nll --terms=-1"),
         ("evaluate", "--metrics=nll --steps=0"),
         ("evaluate", "--metrics="),
         ("evaluate", "--split="),
+        ("evaluate", "--metrics=manifold_pixels,kd_pixels"),
+        ("evaluate", "--metrics=cas,recognised"),
+        ("sample", "--guidance=1e30"),
         ("evaluate", "--reference=nowhere"),
     ],
 )

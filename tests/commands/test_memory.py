@@ -44,13 +44,13 @@ def run(workdir):
 def test_many_cells_through_one_generator(run):
     """A copy of the run's variables left at each call would be more than the bound."""
     generator, label = Generator(run.system, batch_size=8), {"label": np.zeros(16, np.int32)}
-    measure = Measurer(["fd_pixels", "recognised"], run)
+    measure = Measurer(["fd_pixels"], run)
 
     def draw(i):
         plan = run.system.plan(run.config.sampler, guidance=1.0 + i / 100, steps=1 + i % 4, capacity=4)
         measure(generator(run.variables, range(16), label, plan), label["label"])
 
-    stays_flat(draw, warm=3, rounds=60)
+    stays_flat(draw, warm=3, rounds=24)
     assert generator.compilations == 1
 
 
