@@ -146,7 +146,7 @@ class Devices:
             devices = list(self.mesh.devices.flat)
             spmd = functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0, None), out_axes=(None, None))
             step = spmd(make_step(axis_name="data"), devices=devices, donate_argnums=0)
-            return step if hosts.alone() else self._on_global_arrays(_begun_together(step))
+            return step if hosts.alone() else self._on_global_arrays(step)
         state, batch = self.state_sharding(state_shapes), NamedSharding(self.mesh, _EVERYWHERE)
         everywhere = NamedSharding(self.mesh, P())
         step = jax.jit(
@@ -174,7 +174,10 @@ class Devices:
 
 
 def _begun_together(step: Step) -> Step:
-    """A step that no process begins before all have compiled it: exchanges wait but half a minute for one another."""
+    """A step that no process begins before all have compiled it: exchanges wait but half a minute for one another.
+
+    Not of pmap, whose compiled programs take no arguments of several processes (jax 0.10).
+    """
     compiled = None
 
     def run(*given):
