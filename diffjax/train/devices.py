@@ -149,12 +149,13 @@ class Devices:
             return step if hosts.alone() else self._on_global_arrays(step)
         state, batch = self.state_sharding(state_shapes), NamedSharding(self.mesh, _EVERYWHERE)
         everywhere = NamedSharding(self.mesh, P())
-        return jax.jit(
+        step = jax.jit(
             make_step(axis_name=None),
             donate_argnums=0,
             in_shardings=(state, batch, everywhere),
             out_shardings=(state, everywhere),
         )
+        return step if hosts.alone() else _begun_together(step)
 
     def _on_global_arrays(self, step: Step) -> Step:
         """A step of pmap, which knows this process's copies of the state, for those of all processes."""
@@ -170,3 +171,20 @@ class Devices:
             return seen_from(everywhere, step(seen_from(here, state), batch, seen_from(here, frozen)))
 
         return run
+
+
+def _begun_together(step: Step) -> Step:
+    """A step that no process begins before all have compiled it: exchanges wait but half a minute for one another.
+
+    Not of pmap, whose compiled programs take no arguments of several processes (jax 0.10).
+    """
+    compiled = None
+
+    def run(*given):
+        nonlocal compiled
+        if compiled is None:
+            compiled = step.lower(*given).compile()
+            hosts.barrier("compiled")
+        return compiled(*given)
+
+    return run

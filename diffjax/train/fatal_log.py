@@ -25,10 +25,10 @@ def in_one_line(lines: Iterable[str]) -> Iterator[str]:
 
 def _reason(log: str) -> str:
     restart = "start all of them again: they continue at the last checkpoint"
-    if "unhealthy" in log or ("heartbeat" in log and "/job" in log):
-        gone = re.findall(r"^(?:/job:\w+/replica:\d+/task:)?(\d+)$", log, re.MULTILINE)
+    if "unhealthy" in log:
+        gone = re.findall(r"^(\d+)$", log, re.MULTILINE)
         return f"process {', '.join(gone) or 'another'} stopped or does not answer; {restart}"
-    if "Failed to send RPC" in log:
+    if "Failed to send RPC" in log or ("DEADLINE_EXCEEDED" in log and "RegisterTask" not in log):
         return f"process 0, the coordinator, stopped or does not answer; {restart}"
     if "RegisterTask" in log:
         if "DEADLINE_EXCEEDED" in log:
@@ -44,7 +44,7 @@ def _reason(log: str) -> str:
 
 if __name__ == "__main__":
     for line in in_one_line(sys.stdin):
-        sys.stderr.write(line)
+        sys.stderr.write("\n" * line.startswith("error: ") + line)  # a progress bar may stand in its line
         sys.stderr.flush()
     for _ in sys.stdin:  # read to its end, so that nobody writes to a closed pipe
         pass

@@ -248,6 +248,7 @@ LOGS = {  # as jax 0.10 writes them
         _FATAL + "absl::Status: UNAVAILABLE: Failed to send RPC to coordination service.\n",
         "*** Check failure stack trace: ***\n",
     ],
+    "process 0, the coordinator, stopped or does not answer": [_FATAL + "absl::Status: DEADLINE_EXCEEDED: Deadline\n"],
     "not all processes came in time": [
         _FATAL + "absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded\n",
         "\n",
