@@ -109,9 +109,9 @@ def text_of(config) -> TextSpec:
         raise UserError("the config has no section text (tokenizer, vocabulary, length): see configs/clip_shapes.py")
     if not 3 <= config.text.length <= _MOST_TOKENS or not 258 <= config.text.vocabulary <= _MOST_WORDS:
         raise UserError(
-            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: from 3 to {_MOST_TOKENS:,} "
-            f"tokens, of which two are the start and the end, and a vocabulary of those two, 256 bytes and more, up to "
-            f"{_MOST_WORDS:,}"
+            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: at least 3 tokens, of which "
+            "two are the start and the end, and a vocabulary of at least those two and 256 bytes; at most "
+            f"{_MOST_TOKENS:,} and {_MOST_WORDS:,}"
         )
     return TextSpec(config.text.length, config.text.vocabulary)
 

@@ -141,7 +141,7 @@ def test_shapes_source():
         (lambda d: data.class_names("cifar"), "did you mean 'cifar10'"),
         (lambda d: data.spec("emoji", 32, "black"), "unknown background"),
         (lambda d: data.spec("cifar10", 32, "transparent"), "no transparent background"),
-        (lambda d: data.spec("cifar10", 0), "not positive"),
+        (lambda d: data.spec("cifar10", 0), "data.image_size=0: a whole number from 1"),
         (lambda d: open_digits("val"), "unknown split"),
         (lambda d: data.open_source("shapes", directory="", split="val", image_size=8), "unknown split"),
         (

@@ -135,7 +135,7 @@ def test_it_is_let_in_at_its_start():
 
 @pytest.mark.parametrize(
     ("loss", "penalty", "message"),
-    [("hing", 0.0, "did you mean 'hinge'"), ("hinge", -1.0, "penalty=-1.0 of the discriminator's gradient: 0 or more")],
+    [("hing", 0.0, "did you mean 'hinge'"), ("hinge", -1.0, "penalty=-1: a finite number from 0")],
 )
 def test_what_does_not_exist_is_refused(loss, penalty, message):
     with pytest.raises(UserError, match=message):

@@ -141,9 +141,9 @@ def test_latents_have_unit_variance(made):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codes__size": 1}, "2 codes or more"),
-        ({"codes__temperature_end": 0.0}, "temperatures above 0"),
-        ({"codes__temperature": -1.0}, "codes.temperature=-1.0"),
+        ({"codes__size": 1}, "codes.size=1: a whole number from 2"),
+        ({"codes__temperature_end": 0.0}, "codes.temperature_end=0: a finite number above 0"),
+        ({"codes__temperature": -1.0}, "codes.temperature=-1: a finite number above 0"),
         ({"model__channels": 6}, "a multiple of 4"),
         ({"model__groups": 5}, "data.image_size=8 is not a multiple of 16"),
         ({"model__grops": 2}, "did you mean 'groups'"),

@@ -129,7 +129,7 @@ def test_strength_picks_the_first_step_of_an_edited_image():
         ({"variance": "fixedsmall"}, "did you mean 'fixed_small'"),
         ({"times": "uniforn"}, "did you mean 'uniform'"),
         ({"loss": "mes"}, "did you mean 'mse'"),
-        ({"timesteps": 0}, "at least one step"),
+        ({"timesteps": 0}, "diffusion.timesteps=0: a whole number from 1"),
         ({"schedule": "cosine(beta_max=0.1)"}, "diffusion.schedule 'cosine' takes no 'beta_max'; it takes offset"),
         ({"weighting": "min_snr(5)"}, "min_snr.option=number"),
         ({"schedule": "rectified_flow", "parameterization": "eps"}, "no signal is left"),
@@ -152,7 +152,7 @@ def test_bad_choices_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"steps": 0}, "from 1 to 20|1 to 20 steps"),
+        ({"steps": 0}, "sampler.steps=0: a whole number from 1"),
         ({"steps": 21}, "20 timesteps has 1 to 20 steps, not 21"),
         ({"name": "dim"}, "did you mean 'ddim'"),
         ({"grid": "trialing"}, "did you mean 'trailing'"),
@@ -164,7 +164,7 @@ def test_bad_choices_are_refused(changes, message):
         ({"name": "edm(schedule=1)"}, "takes no 'schedule'"),
         ({"guidance": 2.0}, "leave it at 1"),
         ({"strength": 0.0}, "above 0"),
-        ({"repeats": 0}, "at least once"),
+        ({"repeats": 0}, "sampler.repeats=0: a whole number from 1"),
     ],
 )
 def test_bad_plans_are_refused(overrides, message):

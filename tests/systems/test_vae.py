@@ -263,8 +263,8 @@ def test_an_autoregressive_decoder_is_no_codec(autoregressive):
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
     [
-        ({"loss__beta": -1.0}, SPEC, "loss.beta=-1.0"),
-        ({"loss__free_bits": -1.0}, SPEC, "0 or more"),
+        ({"loss__beta": -1.0}, SPEC, "loss.beta=-1: a finite number from 0"),
+        ({"loss__free_bits": -1.0}, SPEC, "loss.free_bits=-1: a finite number from 0"),
         ({"loss__likelihood": "logistc"}, SPEC, "did you mean 'logistic'"),
         ({"model__architecture": "vqvea"}, SPEC, "did you mean 'vqvae'"),
         ({"model__factor": 4}, ImageSpec(10, 1, 0), "data.image_size=10 is not a multiple of 4"),
