@@ -73,6 +73,8 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**parts))
         except Exception as error:  # of the file system or of any library below
             self._failed(error)
+        if not hosts.alone():
+            self._settle()  # Orbax's threads meet over the devices, and may do so in another order than the next step
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (None: the last whole one), laid out as `template`, of jax.ShapeDtypeStruct."""
