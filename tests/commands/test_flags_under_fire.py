@@ -120,6 +120,7 @@ def fired(verb: str, count: int, workdir, folder) -> None:
     case()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", BASES)
 def test_a_few_flags_are_obeyed_or_refused(verb, workdir, tmp_path):
     fired(verb, FEW, workdir, tmp_path)
