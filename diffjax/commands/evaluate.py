@@ -45,7 +45,7 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import measures, pictures, prompts
-from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
 from diffjax.generate import Generator
@@ -78,7 +78,7 @@ def define(flags: Flags) -> None:
         ("terms", 0, 0, "terms of the bound computed a batch, 0: all"),
         ("exact_trace", None, 0, "images whose trace is exact too (default: 8 of at most 256 values)"),
     ):
-        absl_flags.DEFINE_integer(name, default, text, lower_bound=low, flag_values=flags)
+        absl_flags.DEFINE_integer(name, default, text, low, MOST, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:

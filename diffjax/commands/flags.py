@@ -12,6 +12,7 @@ from diffjax.config import flatten, load_file
 from diffjax.errors import UserError, unknown
 
 Flags = absl_flags.FlagValues
+MOST = 10_000_000  # samples, or what else is counted, that a verb takes at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from diffjax import pictures
 from diffjax.commands import edits
-from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import define_settings, one_cell, with_guides
 from diffjax.errors import UserError
 from diffjax.generate import Generator
@@ -67,7 +67,7 @@ def define(flags: Flags) -> None:
         ("interpolate", None, "pictures a row"),
         ("repeats", None, "times that each step is taken, with noise added back in between"),
     ):
-        absl_flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=flags)
+        absl_flags.DEFINE_integer(name, default, text, 1, MOST, flag_values=flags)
     absl_flags.DEFINE_boolean("invert", False, "start from the latent of --image by DDIM", flag_values=flags)
     absl_flags.DEFINE_integer("label", None, "class of every sample, counted from 0", flag_values=flags)
     absl_flags.DEFINE_float("kept", None, "share of --initial_image, from the top, that stays (0.5)", flag_values=flags)

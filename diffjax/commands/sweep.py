@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import prompts, report
-from diffjax.commands.flags import Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import cells, define_settings, texts, with_guides
 from diffjax.errors import MissingData, UserError
 from diffjax.generate import Generator
@@ -34,7 +34,7 @@ from diffjax.workdir import Run, load
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    absl_flags.DEFINE_integer("num", 500, "samples a cell", lower_bound=2, flag_values=flags)
+    absl_flags.DEFINE_integer("num", 500, "samples a cell", 2, MOST, flag_values=flags)
     define_settings(flags, several=True)
     for name, default, text in (
         ("metrics", "fd_pixels,recognised", f"of samples: {' | '.join(NAMES)}; several, separated by commas"),

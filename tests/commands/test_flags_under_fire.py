@@ -74,6 +74,7 @@ def judged(verb: str, given: list[str], workdir, folder) -> None:
         ("sample", "--steps=0"),
         ("sample", "--steps=99999999999999999999"),
         ("sample", "--num=0"),
+        ("sample", "--num=99999999999999999999"),
         ("sample", "--label=10"),
         ("sample", "--label=-1"),
         ("sample", "--grid=nonsense"),
