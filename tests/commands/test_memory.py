@@ -61,6 +61,7 @@ def test_many_batches_of_a_measure(run):
     stays_flat(lambda i: over(Settings(batch_size=8), "doubling", double, examples), warm=3, rounds=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sweep", "evaluate"])
 def test_a_verb_leaves_no_arrays_behind(verb, workdir):
     flags = {
