@@ -129,8 +129,8 @@ def test_two_at_once_and_after_a_kill(config, tmp_path, capsys):
     assert f"is being trained by process {first.pid} on" in capsys.readouterr().err
     first.kill()
     first.wait()
-    last = max(int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdigit())
-    assert launch("train", f"--workdir={path}", f"--config.train.steps={last + 1}") == 0
+    saved = [int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdigit()]
+    assert launch("train", f"--workdir={path}", f"--config.train.steps={max(saved, default=0) + 1}") == 0
 
 
 @pytest.fixture

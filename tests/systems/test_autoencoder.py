@@ -251,7 +251,7 @@ def test_the_published_first_stages_have_their_size(name):
     [
         ("vqgan", {"adversarial__los": "hinge"}, "did you mean 'loss'"),
         ("vqgan", {"adversarial__loss": "hing"}, "did you mean 'hinge'"),
-        ("vqgan", {"adversarial__penalty": -1.0}, "0 or more"),
+        ("vqgan", {"adversarial__penalty": -1.0}, "a finite number from 0"),
         ("vqgan", {"adversarial__layers": 3}, "need sides of 24"),
         ("vqgan", {"adversarial__norm": "grup"}, "grup"),
         ("vqgan", {"pixelcnn": {"features": 8}}, "drop adversarial"),

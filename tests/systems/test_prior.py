@@ -404,7 +404,7 @@ ERRORS = {
     "codec of other images": (
         "prior",
         ["--config.data.image_size=16"],
-        "is of 8x8 images of 1 channels, and these are 16x16 of 1: they must agree",
+        "is of 8x8 images of 1 channels, and these are 16x16 of 1 (data.name, data.image_size): they must agree",
     ),
     "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
     "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
