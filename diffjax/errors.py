@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import os
 from collections.abc import Iterable, Iterator
 
 _FEW = 16
@@ -25,6 +26,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     if len(choices) <= _FEW or not near:
         hints.append(f"choose from {', '.join(choices)}")
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager

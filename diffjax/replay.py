@@ -12,7 +12,8 @@ from diffjax.errors import UserError
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.step import keys_of, moment_of
-from diffjax.training import compile_step, make_optimizers
+from diffjax.train.weights import name_of
+from diffjax.training import compile_step, keys_of_run, make_optimizers
 from diffjax.workdir import Workdir, build_system
 
 
@@ -40,7 +41,7 @@ def replay(workdir: Workdir) -> Replay:
         _, state = compile_step(config, system, make_optimizers(config, system), devices, 1, failed)
     with np.load(workdir.failed / "batch.npz") as stored:
         batch = dict(stored)
-    key = jax.random.split(jax.random.key(config.seed))[1]
+    key = keys_of_run(config)[1]
     moment = moment_of(state.step, key, len(batch["index"]), 1)
     variables = {**state.variables, "frozen": system.frozen}
     keys = keys_of(moment, batch)
@@ -65,8 +66,4 @@ def replay(workdir: Workdir) -> Replay:
 
 
 def _not_finite(tree) -> list[str]:
-    return [
-        "/".join(str(getattr(entry, "key", entry)) for entry in path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if not jnp.isfinite(leaf).all()
-    ]
+    return [name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if not jnp.isfinite(leaf).all()]

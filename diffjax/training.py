@@ -27,7 +27,7 @@ from diffjax.train.metrics import MetricsLog, NoLog
 from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, ema_variables, initial_state
 from diffjax.train.step import Step, make_step
-from diffjax.typing import Batch, System
+from diffjax.typing import Batch, PRNGKey, System
 from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
 _SHOWN = 10  # images of a sheet of reconstructions
@@ -200,7 +200,7 @@ def compile_step(
 
     That is the state of the last of `checkpoints`, or a fresh one.
     """
-    init_key, _ = _keys(config)
+    init_key, _ = keys_of_run(config)
     init = functools.partial(initial_state, system.objective, optimizers)
     shapes = jax.eval_shape(init, init_key)
     devices.check_state(shapes)
@@ -220,12 +220,12 @@ def lower_step(config, system: System, devices: Devices, batch: Batch, examples:
     Leaves of `batch`, a global one, and of `system.frozen` may be jax.ShapeDtypeStruct.
     """
     optimizers = make_optimizers(config, system)
-    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), _keys(config)[0])
+    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), keys_of_run(config)[0])
     frozen = jax.eval_shape(lambda tree: tree, system.frozen)
     return _jitted(config, system, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
 
 
-def _keys(config):
+def keys_of_run(config) -> tuple[PRNGKey, PRNGKey]:
     """Of the initial state, and of the steps."""
     return jax.random.split(jax.random.key(config.seed))
 
@@ -241,7 +241,7 @@ def _jitted(config, system: System, optimizers, devices: Devices, examples: int,
         make_step,
         system.objective,
         optimizers,
-        key=_keys(config)[1],
+        key=keys_of_run(config)[1],
         ema_decay=config.train.ema_decay,
         examples=examples,
         accumulate=config.train.accumulate,

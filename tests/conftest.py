@@ -1,6 +1,7 @@
 """Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks refused."""
 
 import os
+import subprocess
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # The tests' programs are small and run for a moment: nearly all of the time is the compiler's, which is
@@ -24,3 +25,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def cache(tmp_path_factory):
     """Statistics of real images are kept apart from the user's."""
     os.environ["DIFFJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def small_disk(request, tmp_path):
+    """A file system of so many MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
@@ -133,18 +132,7 @@ def test_two_at_once_and_after_a_kill(config, tmp_path, capsys):
     assert launch("train", f"--workdir={path}", f"--config.train.steps={max(saved, default=0) + 1}") == 0
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [16], indirect=True)
 def test_a_disk_that_is_full_for_a_while(config, run, small_disk):
     path = small_disk / "run"
     training = running.process(config, path, "--config.train.steps=100", "--config.train.keep_last=1")

@@ -60,9 +60,7 @@ def run(arguments: Arguments) -> int:
     generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
 
     rows, shown = [None] * len(swept), [None] * len(swept)
-    settings = longest = (
-        None  # of the cell with the most steps: its samples alone are kept, however many cells there are
-    )
+    settings = longest = None  # of the cell with the most steps, whose samples alone are kept
     with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
         for i in _by_settings(swept, steps):
             began = time.perf_counter()

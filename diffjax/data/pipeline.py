@@ -7,14 +7,13 @@ its pipeline, about 50 us an element, is then paid once a batch.
 import collections
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, machine_memory
 
 T = TypeVar("T")
 HostBatch = dict[str, np.ndarray]
@@ -73,7 +72,7 @@ class Batches:
             raise UserError("the data source has no examples: choose a split that is not empty")
         has = self.source[0]
         bytes_each = sum(np.asarray(has[key]).nbytes for key in self.keys if key in has)
-        if self.batch_size * bytes_each > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        if self.batch_size * bytes_each > (memory := machine_memory()):
             raise UserError(
                 f"train.batch_size={self.batch_size}: examples of {bytes_each} bytes, and this machine has "
                 f"{memory / 2**30:,.0f} GiB: lower it"

@@ -20,7 +20,7 @@ from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
-from diffjax.training import make_optimizers, prepared
+from diffjax.training import keys_of_run, make_optimizers, prepared
 from diffjax.typing import Batch, PRNGKey, System
 from diffjax.workdir import build_system
 
@@ -82,7 +82,7 @@ def fresh_state(
     # As in `training.compile_step`: on a CPU optimising a program that runs M times takes longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(_init(configs[0], system), out_shardings=NamedSharding(devices.mesh, P()), compiler_options=options)
-    states = [init(_keys(config)[0]) for config in configs]
+    states = [init(keys_of_run(config)[0]) for config in configs]
     if system.objective.prepare:
         each = list(batches) * (len(configs) // len(batches))
         states = [prepared(system, *own) for own in zip(states, each, strict=True)]
@@ -107,7 +107,7 @@ def compile_together(
     one for each of `distinct_seeds`.
     """
     numbers = {name: _numbers(name, configs) for name in differing_fields(configs) if name != "seed"}
-    keys = [_keys(config)[1] for config in configs]
+    keys = [keys_of_run(config)[1] for config in configs]
 
     def member(key, numbers, state, batch, frozen):
         config = _with_numbers(configs[0], numbers)
@@ -148,11 +148,6 @@ def _stacked(states: Sequence[TrainState], devices: Devices) -> TrainState:
     """Laid out as `_AXES`."""
     state = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states))
     return devices.put_everywhere(state.replace(step=state.step[0]))
-
-
-def _keys(config: ConfigDict) -> tuple[PRNGKey, PRNGKey]:
-    """Of the initial state and of the steps, as in `training.compile_step`."""
-    return jax.random.split(jax.random.key(config.seed))
 
 
 def _numbers(name: str, configs: Sequence[ConfigDict]):

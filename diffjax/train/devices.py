@@ -10,7 +10,6 @@ numbers.
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffjax.errors import UserError, checked_whole, unknown
+from diffjax.errors import UserError, checked_whole, machine_memory, unknown
 from diffjax.train import hosts
 from diffjax.train.step import Step
 
@@ -89,7 +88,7 @@ class Devices:
         """Bytes of a device; CPUs share their machine's."""
         own = self._local_mesh.devices.flat
         stats = own[0].memory_stats() or {}
-        return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(own))
+        return stats.get("bytes_limit", machine_memory() / len(own))
 
     def put_batch(self, batch):
         """This process's share of a batch, host arrays [B / processes, ...], to the devices, split over the batch."""

@@ -14,7 +14,7 @@ from diffjax.typing import Variables
 
 def save(path: Path, variables: Variables, step: int) -> None:
     """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of."""
-    tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    tensors = {name_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
     whole = path.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
     safetensors.numpy.save_file(tensors, whole, metadata={"step": str(step), "format": "np"})
     whole.replace(path)
@@ -27,13 +27,13 @@ def load(path: Path, template: Variables) -> Variables:
     """
     with _opened(path) as file:
         names, expected = set(file.keys()), jax.tree_util.tree_leaves_with_path(template)
-        if differing := sorted(names ^ {_name(keys) for keys, _ in expected}):
+        if differing := sorted(names ^ {name_of(keys) for keys, _ in expected}):
             raise UserError(f"{path} does not fit its config's model: {differing[0]} is in one of them only")
-        tree = jax.tree_util.tree_map_with_path(lambda keys, leaf: file.get_tensor(_name(keys)), template)
+        tree = jax.tree_util.tree_map_with_path(lambda keys, leaf: file.get_tensor(name_of(keys)), template)
     for (keys, leaf), tensor in zip(expected, jax.tree.leaves(tree), strict=True):
         if leaf.shape != tensor.shape:
             raise UserError(
-                f"{path} does not fit its config's model: {_name(keys)} is {tensor.shape} and not {leaf.shape}"
+                f"{path} does not fit its config's model: {name_of(keys)} is {tensor.shape} and not {leaf.shape}"
             )
     return tree
 
@@ -53,5 +53,6 @@ def _opened(path: Path):
         raise UserError(f"{path} cannot be read ({error}): export it again") from error
 
 
-def _name(keys) -> str:
+def name_of(keys) -> str:
+    """Of a leaf of nested dictionaries, by its path."""
     return "/".join(str(entry.key) for entry in keys)

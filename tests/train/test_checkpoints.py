@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 
 import chex
 import jax
@@ -185,18 +184,7 @@ def test_format_1_is_read_and_a_later_one_refused(tmp_path):
         checkpoints.restore(shapes(state()), step=2)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [2], indirect=True)
 def test_a_full_disk_fails_the_save_and_nothing_else(small_disk, capsys):
     random = lambda seed: state(width=100_000, seed=seed)  # noqa: E731, 3 MB, but for zeros
     checkpoints = Checkpoints(small_disk / "checkpoints")
