@@ -135,12 +135,12 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
                 preview_first=lacks_sheets,
             )
         except loop.NotFinite as error:
-            raise UserError(f"{error}. {_dumped(workdir, batches, error)}") from error
+            raise UserError(keep_failed(workdir, batches, error)) from error
     return stopped
 
 
-def _dumped(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
-    """Keeps what the step that failed was given, and says where."""
+def keep_failed(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
+    """Keeps what the step that failed was given; returns the error with what looks at it."""
     if hosts.first():
         shutil.rmtree(workdir.failed, ignore_errors=True)
     hosts.barrier("failed")
@@ -148,7 +148,7 @@ def _dumped(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> s
         failed.save(error.step - 1, error.state)
     if hosts.first():
         np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
-    return f"See `python launch.py replay --workdir={workdir.path}`"
+    return f"{error}. See `python launch.py replay --workdir={workdir.path}`"
 
 
 def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:

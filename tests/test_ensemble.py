@@ -13,6 +13,7 @@ import diffjax
 from diffjax import commands, ensemble
 from diffjax.ensemble import can_train_together, differing_fields, train_together
 from diffjax.errors import UserError
+from diffjax.replay import replay
 from diffjax.train.loop import Record
 from diffjax.training import train
 from diffjax.workdir import Workdir
@@ -86,6 +87,8 @@ def test_a_member_that_diverges_is_dropped(group):
     assert errors[2].startswith("step 3: ") and "the last good checkpoint is that of step 2" in errors[2]
     assert [saved(path / str(member)) for member in range(3)] == [[2, 4], [2, 4], [2]]
     assert [row["step"] for row in running.steps(path / "2")] == [1, 2]
+    replayed = replay(Workdir(path / "2"))
+    assert replayed.step == 3 and (replayed.gradients or not np.isfinite(replayed.losses["model"]).all())
 
 
 def test_what_is_finished_or_dropped_is_left_alone(group, monkeypatch):

@@ -16,7 +16,7 @@ from diffjax.train.checkpoints import Checkpoints, damage
 from diffjax.train.devices import Devices
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
-from diffjax.training import keys_of, with_tokens
+from diffjax.training import keep_failed, keys_of, with_tokens
 from diffjax.typing import System
 from diffjax.workdir import Workdir, build_system, open_source
 
@@ -33,8 +33,8 @@ def train_together(configs: Sequence[ConfigDict], workdirs: Sequence[Workdir]) -
     """Trains each config in its folder, or goes on from the last step that all unfinished ones have saved.
 
     A member leaves what `training.train` would have left, up to rounding, but no sheets of samples. One whose loss or
-    gradient is not finite is dropped: its last good checkpoint is kept, error.txt in its folder says why, and the
-    others go on.
+    gradient is not finite is dropped: its last good checkpoint and what the step was given are kept, error.txt in its
+    folder says why, and the others go on.
 
     Returns:
       For each member None, or its error in one line.
@@ -119,6 +119,7 @@ def _train(members: Sequence[_Member], system: System) -> None:
             f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)}"
             + (f", continuing at step {start}" if start else "")
         )
+        batches = streams * (len(members) // len(streams))
         with contextlib.suppress(_NoneLeft):
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
@@ -129,7 +130,7 @@ def _train(members: Sequence[_Member], system: System) -> None:
                     **{name: config.train[name] for name in ("steps", "log_every", "checkpoint_every")}, sample_every=0
                 ),
                 images=len(members) * config.train.batch_size,
-                record=_Records(zip(members, records, strict=True)),
+                record=_Records(zip(members, batches, records, strict=True)),
             )
             if stopped:
                 raise Stopped(stopped)
@@ -142,13 +143,14 @@ class _NoneLeft(Exception):
 class _Records:
     """The records of all members, as the one that the loop keeps."""
 
-    def __init__(self, members: Iterable[tuple[_Member, loop.Record]]):
+    def __init__(self, members: Iterable[tuple[_Member, data.Batches, loop.Record]]):
         self._running = dict(enumerate(members))  # by place in the stack, which one that is dropped leaves empty
 
     def settle(
         self,
         step: int,
         metrics: Mapping[str, Any],
+        state: Callable[[], TrainState],
         *,
         due: bool,
         say: Callable[[str], None],
@@ -156,23 +158,30 @@ class _Records:
     ) -> dict[str, float]:
         """Takes the metrics of each, and drops those past their limit. Returns the means over the others."""
         found = []
-        for place, (member, record) in list(self._running.items()):
+        for place, (member, batches, record) in list(self._running.items()):
             own = {name: values[place] for name, values in metrics.items()}
+            own_state = lambda place=place: _member(state(), place)  # noqa: E731
             tell = lambda text, path=member.workdir.path: say(f"{path}: {text}")  # noqa: E731
             try:
-                found.append(record.settle(step, own, due=due, say=tell, speed=speed))
+                found.append(record.settle(step, own, own_state, due=due, say=tell, speed=speed))
             except loop.NotFinite as error:
-                tell(str(error))
-                member.workdir.error.write_text(str(error))
+                told = keep_failed(member.workdir, batches, error)
+                tell(told)
+                member.workdir.error.write_text(told)
                 del self._running[place]
         if not found:
             raise _NoneLeft
         return {name: sum(own[name] for own in found) / len(found) for name in found[0]}
 
     def save(self, step: int, state: TrainState) -> None:
-        stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer", "health")}
-        for place, (_, record) in self._running.items():
-            record.save(step, state.replace(**_at(stacked, place)))
+        for place, (_, _, record) in self._running.items():
+            record.save(step, _member(state, place))
+
+
+def _member(state: TrainState, place: int) -> TrainState:
+    """Of a stack of states one member's."""
+    stacked = {name: getattr(state, name) for name in ("variables", "ema", "optimizer", "health")}
+    return state.replace(**_at(stacked, place))
 
 
 @jax.jit

@@ -42,10 +42,10 @@ class Schedule:
 class NotFinite(UserError):
     """Too many steps in a row whose gradient or metrics are not finite."""
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, step: int, state: TrainState):
         super().__init__(message)
         self.step = step  # the first of them
-        self.state: TrainState | None = None  # before that step, but for its counts
+        self.state = state  # before that step, but for its counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Record:
         self,
         step: int,
         metrics: Mapping[str, Any],
+        state: Callable[[], TrainState],
         *,
         due: bool,
         say: Callable[[str], None],
@@ -69,12 +70,13 @@ class Record:
     ) -> dict[str, float]:
         """Takes a step's metrics, and logs them if that is due, or the step was skipped, or its loss is far off.
 
-        What `warn` then finds wrong is said, once each. Raises NotFinite past the limit of steps skipped in a row.
+        What `warn` then finds wrong is said, once each. Raises NotFinite past the limit of steps skipped in a row, with
+        `state`, which no later step has changed.
         """
         values = {name: float(value) for name, value in metrics.items()}
         in_a_row = int(values.pop("skipped_in_a_row", 0))
         if in_a_row > self.skip_limit:
-            raise _not_finite(step, in_a_row, values, self.checkpoints.latest_step())
+            raise _not_finite(step, in_a_row, values, state(), self.checkpoints.latest_step())
         if in_a_row:
             say(f"step {step} is skipped: {_bad(values)}")
         elif spike := values.get("loss_deviation", 0.0) > _SPIKE:
@@ -130,11 +132,8 @@ def run(
                 return
             (done, metrics), pending = pending, None
             due = _due(done, schedule.log_every) or done == schedule.steps
-            try:
-                metrics = record.settle(done, jax.device_get(metrics), due=due, say=bar.write, speed=speed.metrics())
-            except NotFinite as error:
-                error.state = state
-                raise
+            metrics = jax.device_get(metrics)
+            metrics = record.settle(done, metrics, lambda: state, due=due, say=bar.write, speed=speed.metrics())
             if due:
                 speed.restart()
             bar.update(1)
@@ -220,7 +219,9 @@ def _bad(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
 
 
-def _not_finite(step: int, in_a_row: int, metrics: Mapping[str, float], last_good: int | None) -> NotFinite:
+def _not_finite(
+    step: int, in_a_row: int, metrics: Mapping[str, float], state: TrainState, last_good: int | None
+) -> NotFinite:
     kept = (
         "no checkpoint was written yet"
         if last_good is None
@@ -231,6 +232,7 @@ def _not_finite(step: int, in_a_row: int, metrics: Mapping[str, float], last_goo
         f"step {step}: {_bad(metrics)}{before}; {kept}. Try a lower train.learning_rate, more train.warmup_steps, a "
         "smaller train.clip_norm, or dtype='float32'",
         step - in_a_row + 1,
+        state,
     )
 
 
