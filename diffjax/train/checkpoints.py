@@ -23,6 +23,7 @@ from diffjax.typing import Variables
 FORMAT = 2  # 1 had neither manifest nor health, and is read; a later one is refused
 _PARTS = ("variables", "ema", "optimizer", "health")  # apart, so that sampling reads no optimiser state
 _MANIFEST = "manifest.json"
+_DESCRIBED = 2**20  # bytes at most of what describes a state
 
 
 class Checkpoints:
@@ -59,7 +60,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Copies `state` off the device, then writes in the background. A step that is already saved is left alone.
 
-        A write that fails, as on a full disk, is said on standard error, and the checkpoints before it stay.
+        A write that fails, as on a full disk, is said on standard error, and the checkpoints before it stay. Several
+        processes cannot go on from one that fails half-way: they do not begin it where the disk lacks room.
         """
         self._settle()
         if (self._directory / str(step)).exists():
@@ -69,6 +71,9 @@ class Checkpoints:
         self._saving, self._failure = step, None
         self._found.pop(step, None)
         parts = {name: ocp.args.StandardSave(getattr(state, name)) for name in _PARTS}
+        if not hosts.alone() and hosts.any_says(self._lacks_room(state)):
+            self._give_up("no space left on device")
+            return
         try:
             self._manager.save(step, args=ocp.args.Composite(**parts))
         except Exception as error:  # of the file system or of any library below
@@ -157,12 +162,19 @@ class Checkpoints:
     def _failed(self, error: Exception) -> None:
         if not hosts.alone():
             raise error  # one process cannot go on by itself
-        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
-        self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
-        print(f"{self._failure}: training goes on, the checkpoints before it are kept", file=sys.stderr)
+        self._give_up(str(error.__cause__ or error).strip().splitlines()[0][:200])
         for folder in self._unfinished(self._saving):
             shutil.rmtree(folder, ignore_errors=True)  # what it takes of a disk that may be full
         self._manager = self._opened()  # the old one remembers the step as saved
+
+    def _give_up(self, reason: str) -> None:
+        self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
+        if hosts.first():
+            print(f"{self._failure}: training goes on, the checkpoints before it are kept", file=sys.stderr)
+
+    def _lacks_room(self, state: TrainState) -> bool:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves([getattr(state, name) for name in _PARTS]))
+        return shutil.disk_usage(self._directory).free < needed + _DESCRIBED
 
     def _set_aside(self, step: int) -> None:
         """Makes room for a step that is made again."""

@@ -214,6 +214,11 @@ def put(tree, sharding: NamedSharding):
     return jax.tree.map(global_array, tree)
 
 
+def any_says(flag: bool) -> bool:
+    """Whether it is true of any process; all ask together."""
+    return bool(make_agreement()(int(flag)))
+
+
 def make_agreement() -> Callable[[int], jax.Array]:
     """A function that is told this process's number and gives, once it is computed, the largest of all."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))

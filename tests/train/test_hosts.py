@@ -164,6 +164,22 @@ def test_one_that_fails_ends_the_other(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("small_disk", [16], indirect=True)
+def test_a_disk_without_room_fails_the_save_alone(tmp_path, small_disk):
+    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=30, model__channels=64)
+    ballast, path = small_disk / "ballast", small_disk / "run"
+    ballast.write_bytes(bytes(16 * 2**20 - 500 * 2**10))  # no room for a state, but for what is logged
+    pair = start(config, path, 2)
+    running.wait_for_step(path, 5, pair[0])
+    ballast.unlink()
+    printed, codes = finish(pair)
+    assert codes == [0, 0], printed
+    assert "step 2 could not be saved" in printed[0] and "could not be saved" not in printed[1]
+    assert (path / "checkpoints" / "30" / "manifest.json").exists()
+    assert losses(path)[:, 0].tolist() == list(range(1, 31))
+
+
+@pytest.mark.slow
 def test_processes_that_do_not_come_are_said(tmp_path):
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET)
     began = time.monotonic()
