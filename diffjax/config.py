@@ -116,10 +116,12 @@ def part_alone(config: ConfigDict, name: str) -> ConfigDict:
 
 def referred_run(config: ConfigDict, field: str, home: Path | None) -> Path:
     """The folder of the run that a field names: `@name` is a part of the config, or one beside it, as seen from the
-    workdir `home`."""
+    workdir `home`. Raises UserError for what names none."""
     value = flatten(config)[field]
     if not value.startswith("@"):
         return Path(value)
+    if value == "@":
+        raise UserError(f"{field}=@ names no part: write its name behind it, or the folder of a run")
     if home is None:
         raise UserError(
             f"{field}={value} is trained with the run: name the folder of one that is, --config.{field}=RUN"

@@ -180,7 +180,10 @@ def build_system(config: ConfigDict, home: Path | None = None, *, training: bool
             parts[name] = open_part(there, spec)
     check_tokenizers({name: referred_run(config, name, home) for name, part in parts.items() if part[0].text})
     if training and config.get("loss", {}).get("perceptual_file"):
-        parts["features"] = efficientnet.load(config.loss.perceptual_file)
+        try:
+            parts["features"] = efficientnet.load(config.loss.perceptual_file)
+        except UserError as error:
+            raise UserError(f"loss.perceptual_file: {error}") from error
     return systems.build(config, spec, **parts)
 
 

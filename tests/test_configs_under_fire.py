@@ -280,10 +280,11 @@ def outcome(kind: str, flags) -> Outcome:
     finally:
         made = _steps(run)
         shutil.rmtree(run.parent)
-    lines = [line for line in re.split(r"[\r\n]+", err.getvalue()) if line.strip() and "step/s]" not in line]
+    said = [line for line in re.split(r"[\r\n]+", err.getvalue()) if line.strip()]
+    lines = [line for line in said if not re.search("step/s|s/step", line)]
     if code == 0:
-        said = " is skipped" in out.getvalue()
-        silent = [m for m in made if not all(v is not None and math.isfinite(v) for v in m.values()) and not said]
+        skipped = " is skipped" in out.getvalue()
+        silent = [m for m in made if not all(v is not None and math.isfinite(v) for v in m.values()) and not skipped]
         return Outcome("bug", f"not finite: {silent}") if silent else Outcome("trained", out.getvalue())
     if code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
         return Outcome("bug", f"code {code}: {lines}")
@@ -388,6 +389,7 @@ REFUSED = {
     "vae": (
         "model.channels=1",
         "model.factor=0",
+        "model.factor=16",
         "model.latent_channels=0",
         "loss.beta=nan",
         "loss.likelihood=l2(variance=0)",
@@ -396,13 +398,25 @@ REFUSED = {
         "sampler.temperature=nan",
     ),
     "vqvae": ("codes.commitment=nan", "codes.kind=fsq codes.levels=(2.5,3,3,3)"),
-    "vqvae2": ("model.coarser_factors=(0,)",),
-    "vqgan": ("adversarial.channels=0", "adversarial.weight=nan", "model.multipliers=(1.5,)", "model.multipliers=()"),
+    "vqvae2": ("model.coarser_factors=(0,)", "loss.perceptual_file=@"),
+    "vqgan": (
+        "adversarial.channels=0",
+        "adversarial.weight=nan",
+        "model.multipliers=(1.5,)",
+        "model.multipliers=()",
+        "data.image_size=3",
+    ),
     "dvae": ("model.groups=0", "codes.temperature=nan", "loss.kl_weight=nan", "loss.kl_steps=-1"),
     "collapse": ("pixelcnn.features=0",),
-    "gan": ("model.latent=0", "discriminator.penalty=nan", "train.discriminator.learning_rate=nan"),
+    "gan": (
+        "model.latent=0",
+        "discriminator.penalty=nan",
+        "train.discriminator.learning_rate=nan",
+        "train.discriminator.learning_rate=1e30",
+    ),
     "ddgan": ("mapping.layers=0", "mapping.latent=-1"),
-    "clip": ("model.dimensions=0", "text.length=1000000"),
+    "clip": ("model.dimensions=0", "text.length=1000000", "data.image_size=7"),
+    "upsampler": ("data.image_size=7",),
     "inpainting": ("conditions.erased_image.everything=2",),
 }
 

@@ -126,9 +126,11 @@ def test_a_part_alone_has_what_it_stands_on():
     assert config.part_names(config.part_alone(alone, "pca")) == ["clip"]
 
 
-def test_a_reference_without_its_part_is_refused():
+def test_a_reference_without_its_part_is_refused(tmp_path):
     with pytest.raises(UserError, match="no part codec"):
         blueprint(tiny.config("dalle_shapes", parts={}, **SHAPES))
+    with pytest.raises(UserError, match="codec=@ names no part"):
+        blueprint(tiny.config("dalle_shapes", codec="@", **SHAPES), home=tmp_path)
 
 
 def test_what_a_part_is_trained_to_counts_for_what_the_run_comes_to():

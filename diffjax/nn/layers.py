@@ -158,7 +158,7 @@ def timestep_embedding(t: Times, dim: int, *, convention: str = "ddpm") -> Float
     """
     choose("embedding convention", convention, ("ddpm", "adm"))
     if dim % 2 or dim < 4:
-        raise ValueError(f"a time embedding has an even number of channels, at least 4, not {dim}")
+        raise ValueError(f"a time embedding has an even width (number of channels), at least 4, not {dim}")
     half = dim // 2
     steps = half - 1 if convention == "ddpm" else half
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / steps)

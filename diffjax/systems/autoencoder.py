@@ -129,5 +129,5 @@ def make_objective(
         value, metrics, memory = critic.train_loss(*own(variables), (x,), (fake,))
         return started(moment, settings.start) * value, Aux(metrics, kept(memory))
 
-    check_buildable(init_both, "config.model or config.adversarial")
+    check_buildable(init_both, "config.model, config.adversarial or config.data.image_size")
     return Objective(init_both, {"model": against, "discriminator": discriminator}, **others)

@@ -165,7 +165,7 @@ def _system(
             embed_noised=embed_noised if noising else None,
         )
 
-    check_buildable(init, "config.image_encoder, config.text_encoder")
+    check_buildable(init, "config.image_encoder, config.text_encoder or config.data.image_size")
     told = {"gives": noising.side, "schedule": noising.schedule} if noising else {}
     return System(Objective(init, {"model": loss}), 0, clip=clip, text=text, **told)
 

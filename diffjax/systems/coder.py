@@ -76,7 +76,8 @@ class Coder:
         if spec.size % encoder.factor:
             raise UserError(
                 f"data.image_size={spec.size} is not a multiple of {encoder.factor}, by which this "
-                f"{model.architecture} encoder divides it: use another size, or an encoder with fewer halvings"
+                f"{model.architecture} encoder divides it: use another size, or fewer halvings (model.factor, "
+                "model.multipliers)"
             )
         side = spec.size // encoder.factor
         return cls(

@@ -157,8 +157,8 @@ def _smaller_image(spec: ImageSpec, space: Space, factor: int, degradation: str)
     size = space.shape[0]
     if factor < 2 or size % factor or spec.size % (size // factor):
         raise UserError(
-            f"conditions.smaller_image.factor={factor} does not divide the {size}x{size} that are diffused of pictures "
-            f"of {spec.size}x{spec.size}: choose a factor from 2 that does"
+            f"conditions.smaller_image.factor={factor} does not divide the {size}x{size} that are diffused of "
+            f"data.image_size={spec.size}: choose a factor from 2 that does"
         )
     return SmallerImage(size // factor, size, degrade)
 

@@ -79,7 +79,7 @@ def build(config, spec: ImageSpec) -> System:
     example = jnp.zeros((1, *shape))
     shown = example, jnp.zeros((1,), jnp.int32) if classes else None, example, jnp.zeros((1,))
     objective = make_objective(critic, init, play, shown)
-    check_buildable(objective.init, "config.model, config.mapping or config.discriminator")
+    check_buildable(objective.init, "config.model, config.mapping, config.discriminator or config.data.image_size")
     return System(objective, classes, plan, sample)
 
 

@@ -61,7 +61,7 @@ def build(config, spec: ImageSpec) -> System:
     shown = jnp.zeros((1, spec.size, spec.size, spec.channels)), jnp.zeros((1,), jnp.int32) if classes else None
     objective = make_objective(critic, init, play, shown)
     plan(config.sampler)  # what does not fit is refused here, before anything is trained
-    check_buildable(objective.init, "config.model or config.discriminator")
+    check_buildable(objective.init, "config.model, config.discriminator or config.data.image_size")
     return System(objective, classes, plan, sample)
 
 

@@ -157,7 +157,7 @@ def test_bfloat16_is_close_and_its_parameters_float32(params):
     [
         ({"activation": "relu"}, {}, "activation is 'relu': choose from gelu, quick_gelu"),
         ({"heads": 3}, {}, "8 channels cannot be split among 3 attention heads"),
-        ({"width": 7, "heads": 1}, {}, "an even number of channels, at least 4, not 7"),
+        ({"width": 7, "heads": 1}, {}, r"an even width \(number of channels\), at least 4, not 7"),
         ({"dropout": 1.0}, {}, "dropout is 1.0"),
         ({"attention": "flash"}, {}, "attention is 'flash'"),
         ({}, {"context_mask": MASK}, r"context_mask is of \(3, 4\), for no context"),
