@@ -86,11 +86,11 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.diffusion.parameterization = "v"  # what the network predicts: eps | x0 | v | flow | edm | mu
     config.diffusion.loss = "mse"  # mse | vlb | hybrid
     config.diffusion.weighting = "simple"  # of mse: simple | snr | truncated_snr | min_snr | p2 | edm
-    config.diffusion.times = "logit_normal(mean=1.5,std=1.5)"  # uniform | log_normal | logit_normal | importance
+    config.diffusion.times = "logit_normal(mean=1,std=2)"  # uniform | log_normal | logit_normal | importance
     config.diffusion.variance = "fixed_small"  # of ancestral and the bound: fixed_small | fixed_large | learned_range
 
     config.train = ConfigDict()
-    config.train.steps = 5000  # updates of the weights
+    config.train.steps = 6000  # updates of the weights
     config.train.batch_size = 48  # over all devices
     config.train.accumulate = 1  # parts the batch is worked through in, to save memory
     config.train.learning_rate = 1e-3  # of Adam, once warm

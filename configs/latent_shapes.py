@@ -58,5 +58,7 @@ def get_config(kind: str = "f4") -> ConfigDict:
     config.model.channels = 64  # at the first level
     config.model.multipliers = (1, 2) if side > 4 else (2,)  # of the channels at each level
     config.model.attention_resolutions = tuple(s for s in (side, side // 2) if 4 <= s <= 8)  # heights that attend
+    config.diffusion.times = "logit_normal(mean=1.5,std=1.5)"  # less at little noise: details are the autoencoder's
+    config.train.steps = 5000  # updates of the weights
     config.sampler.threshold = "none"  # latents have no range
     return config

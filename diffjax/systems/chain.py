@@ -35,7 +35,7 @@ class ChainPlan:
 
 
 def make_planner(
-    stages: Mapping[str, System],
+    parts: Mapping[str, Part | None],
     main: str,
     choices: Mapping[str, Any] = {},
     skip: Callable[[str, Mapping[str, Any]], bool] = lambda name, chosen: False,
@@ -43,15 +43,19 @@ def make_planner(
     """The `plan` of a chain.
 
     Args:
-      stages: by name; overrides of one's settings are named `stage:setting`.
+      parts: the stages by name; None: left out, and so are a config's settings of it. Overrides are named
+        `stage:setting`.
       main: whose settings are those without a name.
       choices: the chain's own settings, which are no traced inputs, and what they are unless told otherwise.
       skip: (name of a stage, the choices) -> whether it takes no part.
     """
 
+    stages = {name: part[0] for name, part in parts.items() if part}
+
     def plan(sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides) -> ChainPlan:
         own = dict(sampler_config)
-        sections = {name: dict(section) for name, section in own.pop("stages", {}).items()}
+        told = own.pop("stages", {})
+        sections = {name: dict(section) for name, section in told.items() if name in stages or name not in parts}
         chosen = {**choices, **own}
         for name, value in overrides.items():
             stage, colon, setting = name.rpartition(":")

@@ -31,7 +31,7 @@ def build(
     if noised_clip:
         _check_guide(base[0], noised_clip[0])
     by_clip = guided(base[0], noised_clip=noised_clip[0]) if noised_clip else None
-    make = chain.make_planner({name: s for name, s in systems.items() if name != "noised_clip"}, "base")
+    make = chain.make_planner({name: part for name, part in parts.items() if name != "noised_clip"}, "base")
 
     def plan(sampler_config, capacity=None, **overrides) -> ChainPlan:
         """Whether CLIP guides is no traced input, as its gradient costs more than the rest."""

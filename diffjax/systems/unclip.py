@@ -41,16 +41,18 @@ def build(
     about = described(clip[0].clip, clip[1])
     _check_embeddings(systems, about.dimensions)
     text = chain.text_of(systems)
-    stages = {name: stage for name, stage in systems.items() if name not in ("clip", "pca")}
     make = chain.make_planner(
-        stages, "decoder", _CHOICES, lambda name, chosen: name in _PRIORS.values() and name != _PRIORS[chosen["prior"]]
+        {name: part for name, part in parts.items() if name not in ("clip", "pca")},
+        "decoder",
+        _CHOICES,
+        lambda name, chosen: name in _PRIORS.values() and name != _PRIORS[chosen["prior"]],
     )
 
     def plan(sampler_config, capacity=None, **overrides) -> ChainPlan:
         chosen = overrides.get("prior", sampler_config.get("prior", _CHOICES["prior"]))
         if chosen not in _PRIORS:
             raise unknown("prior", chosen, _PRIORS)
-        if _PRIORS[chosen] not in (None, *stages):
+        if _PRIORS[chosen] not in (None, *systems):
             raise chain.missing(f"unclip with prior={chosen}", _PRIORS[chosen], f"unclip_{_PRIORS[chosen]}")
         made = make(sampler_config, capacity, **overrides)
         if made["candidates"] < 1:

@@ -97,6 +97,7 @@ def judged(verb: str, given: list[str], workdir, folder) -> None:
         ("evaluate", "--split="),
         ("evaluate", "--metrics=manifold_pixels,kd_pixels"),
         ("evaluate", "--metrics=cas,recognised"),
+        ("evaluate", "--metrics=captions"),
         ("sample", "--guidance=1e30"),
         ("evaluate", "--reference=nowhere"),
     ],

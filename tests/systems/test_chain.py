@@ -127,6 +127,14 @@ def test_a_config_may_change_the_settings_of_stages(unclip):
     assert (int(plan.stages["decoder"].steps), float(plan.stages["decoder"].options["eta"])) == (3, 1.0)
 
 
+def test_a_config_may_have_settings_of_a_stage_that_is_left_out():
+    system, _ = built("unclip", UNCLIP, prior=None, ar_prior=None)
+    settings = {"prior": "none", "stages": {"prior": {"steps": 64}, "decoder": {"steps": 3}}}
+    assert set(system.plan(settings).stages) == {"decoder", "upsampler"}
+    with pytest.raises(UserError, match="unknown stage 'prior'"):
+        system.plan(settings, **{"prior:steps": 3})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
