@@ -3,8 +3,9 @@
     python launch.py train --config=configs/glide_base.py --workdir=runs/glide_base
 
 Of scenes of shapes 16x16, `:emoji` behind the file's name 32x32 of emoji. configs/glide_shapes.py and
-configs/glide_emoji.py train it with its upsampler. Of shapes most training is at times when noise hides where the
-objects are: only there a caption's "left of" is of use, and at uniform times it is not learned (docs/results).
+configs/glide_emoji.py train it with its upsampler. Of shapes half of the training is at times when noise hides where
+the objects are: only there a caption's "left of" is of use, and at uniform times it is not learned; with still less at
+little noise shapes are not (docs/results).
 
 Time: configs/glide_shapes.py.
 Score: configs/glide_shapes.py.
