@@ -132,7 +132,7 @@ def make_system(
     # What does not fit is refused here, before anything is trained.
     plan = functools.partial(make_plan, process, guided=conditions.guided, pixels=space.pixels, takes=conditions.takes)
     plan(config.sampler)
-    check_buildable(init, "config.model or config.data.image_size" if space.pixels else "config.model")
+    check_buildable(init)
     return System(
         Objective(init, {"model": loss}),
         conditions.classes,

@@ -85,7 +85,13 @@ def make_denoiser(config, spec: ImageSpec, shape: tuple[int, int, int], *, label
         raise unknown("model.architecture", architecture, ("unet", "dit"))
     given = {"out_channels": shape[-1] * (2 if learns_variance else 1), "label_rows": label_rows}
     if architecture == "dit":
-        return make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
+        dit = make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
+        if shape[0] % dit.patch:
+            raise UserError(
+                f"data.image_size={spec.size}, diffused as {shape[0]}x{shape[0]}, cannot be cut into patches of "
+                f"model.patch={dit.patch}: use a multiple of it"
+            )
+        return dit
     return make_unet(config, spec, shape[0], pool=None, **given)
 
 

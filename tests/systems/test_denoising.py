@@ -243,7 +243,7 @@ def unet(**fields):
         (conditioned.config("caption", diffusion__downsample=3), "diffusion.downsample=3 does not divide"),
         (
             conditioned.config("caption", diffusion__downsample=2, model=DIT | {"patch": 8}),
-            "config.model: pictures of 4x4",
+            "data.image_size=8, diffused as 4x4, cannot be cut into patches of model.patch=8",
         ),
         (conditioned.latent("caption"), "latents of a trained autoencoder: set --config.codec=WORKDIR"),
         (conditioned.prior(), "embeddings of a trained CLIP: set --config.clip=WORKDIR"),
