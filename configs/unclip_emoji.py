@@ -5,7 +5,7 @@
 
 The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
 
-Time: not trained to its end; for one GPU.
+Time: not trained to its end, which is for one GPU; docs/results has what an hour of two cores gives.
 Score: not measured.
 Setting: as configs/unclip_shapes.py.
 """
