@@ -118,11 +118,11 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     system, variables = with_guides(arguments, trained)
     chosen = one_cell(arguments)
     plan = system.plan(trained.config.sampler, **chosen)
+    needs = (("classes", samples.BY_CLASS, system.classes), ("captions", samples.BY_CAPTION, system.text))
+    for what, metrics, told in needs:  # before the statistics of real images, which take long
+        if not told and (lacking := [name for name in names if name in metrics]):
+            raise UserError(f"--metrics={lacking[0]} is of samples that are told {what}, and those of this run are not")
     measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
-    for name in names:
-        if not samples.columns_of(name).keys() & measure.columns.keys():
-            what = "classes" if name in samples.BY_CLASS else "captions"
-            raise UserError(f"--metrics={name} is of samples that are told {what}, and those of this run are not")
     asked = prompts.of_run(trained, settings.count(1000), split=settings.split, classes=system.classes)
     seeds = settings.seed + np.arange(settings.count(1000))
     generator = Generator(system, batch_size=min(settings.batch_size, len(seeds)))

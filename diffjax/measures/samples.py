@@ -150,7 +150,8 @@ BY_READING = {
     name: Column("captions shown" if name == "captions" else f"of that: {name.removeprefix('caption_')}", "higher")
     for name in alignment.PARTS
 }
-NAMES = (*COMPARISONS, *BY_CLASS, *BY_CLIP, "captions")
+BY_CAPTION = (*BY_CLIP, "captions")
+NAMES = (*COMPARISONS, *BY_CLASS, *BY_CAPTION)
 
 
 def columns_of(name: str) -> Mapping[str, Column]:
@@ -203,7 +204,7 @@ class Measurer:
         self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
         classes = trained.system.classes if classes is None else classes
         self._by_class = [name for name in names if name in BY_CLASS and classes]
-        self._by_caption = [name for name in names if name in (*BY_CLIP, "captions") and trained.system.text]
+        self._by_caption = [name for name in names if name in BY_CAPTION and trained.system.text]
         if "captions" in self._by_caption:
             alignment.check_readable(trained)
         self._thorough, self._seed, self.warnings = thorough, seed, []

@@ -5,6 +5,7 @@ is computed on global arrays: steps, previews, checkpoints.
 """
 
 import contextlib
+import functools
 import glob
 import importlib.util
 import itertools
@@ -219,6 +220,7 @@ def any_says(flag: bool) -> bool:
     return bool(make_agreement()(int(flag)))
 
 
+@functools.cache
 def make_agreement() -> Callable[[int], jax.Array]:
     """A function that is told this process's number and gives, once it is computed, the largest of all."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
