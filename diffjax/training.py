@@ -3,36 +3,30 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffjax import data, pictures
+from diffjax import data, sheets
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
 from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
-from diffjax.generate import Generator
-from diffjax.prompts import captions_of, of_examples, prompts
+from diffjax.prompts import captions_of
 from diffjax.train import hosts, loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.metrics import MetricsLog, NoLog
 from diffjax.train.optimizers import adam, learning_rate_schedule
-from diffjax.train.state import TrainState, ema_variables, initial_state
+from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.typing import Batch, PRNGKey, System
 from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
 
-_SHOWN = 10  # images of a sheet of reconstructions
-_MOST_SHOWN = 10_000  # images of a sheet of samples
-_ALIKE = 8  # images of each caption of a sheet of samples
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
 
@@ -82,7 +76,7 @@ def check(config: ConfigDict) -> None:
         checked_whole("train.steps", config.train.steps)
         for name in counts:
             checked_whole(f"train.{name}", config.train.get(name, 0), low=0)
-        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=_MOST_SHOWN)
+        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=sheets.MOST)
         checked_number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
     for name in part_names(config):
         check(part_config(config, name))
@@ -107,7 +101,7 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
         start = checkpoints.latest_step() or 0
         if start and not overwrite:
             workdir.check_config(config)
-        lacks_sheets = _lacks_sheets(config, system, workdir, start)
+        lacks_sheets = sheets.are_lacking(config, system, workdir, start)
         if start >= config.train.steps and not lacks_sheets:
             print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
             return None
@@ -131,7 +125,7 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
                 schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
                 images=config.train.batch_size,
                 record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
-                preview=_preview(config, system, source, workdir, log, devices),
+                preview=sheets.make_preview(config, system, source, workdir, log, devices),
                 preview_first=lacks_sheets,
             )
         except loop.NotFinite as error:
@@ -295,59 +289,6 @@ def prepared(system: System, state: TrainState, batch: Batch, devices: Devices |
     fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
     shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
     return state.replace(**jax.tree.map(lambda leaf, where: hosts.put(np.array(leaf), where), fresh, shardings))
-
-
-def _preview(config, system: System, source, workdir: Workdir, log: MetricsLog | NoLog, devices: Devices):
-    """Draws sheets with the averaged parameters: samples, a column for each class or a row for each caption, if there
-    are any; and, of an autoencoder, training images over their reconstructions."""
-    count = config.train.sample_count
-    if not count or system.embeds:
-        return lambda step, state: None
-    everywhere = None if hosts.alone() else list(devices.mesh.devices.flat)  # all draw: each has a part of the state
-    generator = Generator(system, batch_size=count, devices=everywhere)
-    if system.takes:
-        examples = source.__getitems__(range(min(count, len(source))))
-        asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
-        count, layout = len(examples), {"columns": _ALIKE}
-    elif system.text:
-        captions = captions_of(source, math.ceil(count / _ALIKE))
-        asked = prompts(system, count, tokenizer.load(workdir.tokenizer), [c for c in captions for _ in range(_ALIKE)])
-        layout = {"columns": _ALIKE, "titles": captions}
-    else:
-        asked, layout = prompts(system, count), {"columns": pictures.class_columns(system.classes, count)}
-    images = np.stack([example["image"] for example in source.__getitems__(range(min(count, _SHOWN, len(source))))])
-
-    def preview(step: int, state: TrainState) -> None:
-        variables = {**ema_variables(state), "frozen": system.frozen}
-        for name in _sheets(system):
-            if name == "step":
-                drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
-                sheet = pictures.grid(drawn, **layout)
-            else:
-                rows = np.concatenate([images, generator.reconstruct(variables, images)])
-                sheet = pictures.grid(rows, len(images))
-            if hosts.first():
-                pictures.save(_sheet(workdir, name, step), sheet)
-            log.image(step, "samples" if name == "step" else name, sheet)
-
-    return preview
-
-
-def _sheets(system: System) -> list[str]:
-    """What a system's sheets show, by the names of their files."""
-    return [name for name, can in {"step": system.sample, "reconstruction": system.codec}.items() if can]
-
-
-def _sheet(workdir: Workdir, name: str, step: int) -> Path:
-    return workdir.samples / f"{name}_{step:08d}.png"
-
-
-def _lacks_sheets(config, system: System, workdir: Workdir, step: int) -> bool:
-    """Whether the run ended after `step` was saved and before its sheets, if it has any, were drawn."""
-    c = config.train
-    due = step > 0 and (step == c.steps or (c.sample_every > 0 and step % c.sample_every == 0))
-    drawn = c.sample_count > 0 and not system.embeds
-    return due and drawn and not all(_sheet(workdir, name, step).exists() for name in _sheets(system))
 
 
 def _announce(config, system: System, state: TrainState, examples: int, devices: Devices, start: int) -> None:

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "experiment": EVERYTHING
     | {"workdir", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
     "workdir": EVERYTHING,
-    "training": EVERYTHING | {"workdir", "generate", "prompts"},
+    "sheets": EVERYTHING | {"workdir", "generate", "prompts"},
+    "training": EVERYTHING | {"workdir", "prompts", "sheets"},
     "ensemble": EVERYTHING | {"workdir", "training"},
     "replay": EVERYTHING | {"workdir", "training"},
     "commands": EVERYTHING

@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from diffjax.commands.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.train import hosts
-from diffjax.train.loop import has_left_work
+from diffjax.train.stop_signal import has_left_work
 from diffjax.training import train
 from diffjax.typing import System
 from diffjax.workdir import Workdir

@@ -1,16 +1,13 @@
-"""The loop around the step: what is saved, shown and stopped, and when."""
+"""The loop around the step: what is saved and shown, and when."""
 
 import contextlib
 import dataclasses
 import math
-import queue
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -21,12 +18,10 @@ from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
 from diffjax.train.step import Step
+from diffjax.train.stop_signal import StopSignal
 
-T = TypeVar("T")
 TIMES = ("seconds_per_step", "data_wait")  # of the metrics, what is of the machine: the latter as a share of the time
 _SPIKE = 6.0  # standard deviations of a loss that are said
-_ATTENTION = 0.2  # seconds
-_ATTENDED = "attended"  # the name of threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +118,7 @@ def run(
       NotFinite: more steps than `record` allows in a row whose gradient or metrics are not finite.
     """
     pending: tuple[int, Mapping] | None = None
-    with _StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
+    with StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
         speed = _Speed()
 
         def settle() -> None:
@@ -193,11 +188,6 @@ class _Speed:
         return {"seconds_per_step": passed / max(self.steps, 1), "data_wait": self._waited / max(passed, 1e-9)}
 
 
-def has_left_work() -> bool:
-    """Whether a compilation or a preview is still going on that a signal has left: Python cannot exit in good order."""
-    return any(thread.name == _ATTENDED for thread in threading.enumerate())
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -242,62 +232,3 @@ def _progress_bar(start: int, stop: int) -> tqdm:
     return tqdm(
         disable=not hosts.first(), total=stop, initial=start, unit="step", dynamic_ncols=True, mininterval=often
     )
-
-
-class _StopSignal(contextlib.AbstractContextManager):
-    """Notes the first SIGTERM or SIGINT and lets the loop end by itself; a second one acts as ever.
-
-    Where there are several processes, `signal` is what they have agreed on: each says at every step what came to it,
-    and hears at the next, together with all, what came to any.
-    """
-
-    def attend(self, work: Callable[..., T], *given) -> T | None:
-        """work(*given), or None as soon as there is a signal: in a thread, as no signal reaches Python within XLA."""
-        done: queue.SimpleQueue = queue.SimpleQueue()
-
-        def put():
-            try:
-                done.put((work(*given), None))
-            except BaseException as error:
-                done.put((None, error))
-
-        threading.Thread(target=put, name=_ATTENDED, daemon=True).start()
-        while self.signal is None:
-            with contextlib.suppress(queue.Empty):
-                result, error = done.get(timeout=_ATTENTION)
-                if error is not None:
-                    raise error
-                return result
-        return None
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self._own: int | None = None
-        self._agreed: int | None = None
-        self._heard = None
-        self._ask = None if hosts.alone() else hosts.make_agreement()
-
-    @property
-    def signal(self) -> int | None:
-        return self._agreed if self._ask else self._own
-
-    def agree(self) -> None:
-        if self._ask:
-            self._agreed = int(self._heard) or None if self._heard is not None else None
-            self._heard = self._ask(self._own or 0)
-
-    def __enter__(self):
-        self._former = {s: signal.signal(s, self._note) for s in self._SIGNALS}
-        return self
-
-    def _note(self, number, frame):
-        self._own = number
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *exception):
-        self._restore()
