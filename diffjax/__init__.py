@@ -4,7 +4,7 @@
 def __getattr__(name: str):
     # Late, so that launch.py can set XLA's flags before jax is imported.
     if name == "load":
-        from diffjax.workdir import load
+        from diffjax.run import load
 
         return load
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

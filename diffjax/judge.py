@@ -14,10 +14,11 @@ from diffjax.evals.features import Network
 from diffjax.generate import Generator
 from diffjax.nn import clip_file
 from diffjax.prompts import Prompts
+from diffjax.run import Run, open_clip, tokenizer_of
 from diffjax.spread import Spread
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import ImageSpec, Variables
-from diffjax.workdir import Run, Workdir, open_clip, tokenizer_of
+from diffjax.workdir import Workdir
 
 
 class Judge:

@@ -7,9 +7,9 @@ import numpy as np
 
 from diffjax.data.sources import Example
 from diffjax.data.tokenizer import Tokenizer
+from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import System
-from diffjax.workdir import Run, open_source
 
 
 class Prompts(NamedTuple):

@@ -17,6 +17,7 @@ from diffjax.data import tokenizer
 from diffjax.data.sources import Source
 from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
 from diffjax.prompts import captions_of
+from diffjax.run import blueprint, build_system, open_source, tokenizer_of
 from diffjax.train import hosts, loop
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
@@ -25,7 +26,7 @@ from diffjax.train.optimizers import adam, learning_rate_schedule
 from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.typing import Batch, PRNGKey, System
-from diffjax.workdir import Workdir, blueprint, build_system, open_source, tokenizer_of
+from diffjax.workdir import Workdir
 
 _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 

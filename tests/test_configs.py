@@ -9,7 +9,7 @@ import pytest
 
 from diffjax import systems
 from diffjax.config import flatten, from_json, load_file, to_json
-from diffjax.workdir import blueprint, image_spec
+from diffjax.run import blueprint, image_spec
 from tests import tiny
 
 FILES = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))

@@ -24,20 +24,22 @@ MAY_IMPORT = {
     "platform": set(),
     "generate": {"systems", "spread"},
     "spread": {"train"},
-    "prompts": {"data", "systems", "workdir"},
-    "judge": EVERYTHING | {"workdir", "generate", "prompts", "spread"},
-    "measures": EVERYTHING | {"workdir", "generate", "report", "spread", "judge"},
+    "prompts": {"data", "systems", "run"},
+    "judge": EVERYTHING | {"workdir", "run", "generate", "prompts", "spread"},
+    "measures": EVERYTHING | {"run", "generate", "report", "spread", "judge"},
     "report": {"pictures"},
     "experiment": EVERYTHING
-    | {"workdir", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
-    "workdir": EVERYTHING,
+    | {"workdir", "run", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
+    "workdir": {"train", "config"},
+    "run": EVERYTHING | {"workdir"},
     "sheets": EVERYTHING | {"workdir", "generate", "prompts"},
-    "training": EVERYTHING | {"workdir", "prompts", "sheets"},
-    "ensemble": EVERYTHING | {"workdir", "training"},
-    "replay": EVERYTHING | {"workdir", "training"},
+    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets"},
+    "ensemble": EVERYTHING | {"workdir", "run", "training"},
+    "replay": EVERYTHING | {"workdir", "run", "training"},
     "commands": EVERYTHING
-    | {"workdir", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts", "judge", "replay"},
-    "__init__": {"workdir"},
+    | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}
+    | {"judge", "replay"},
+    "__init__": {"run"},
 }
 
 

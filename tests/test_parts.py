@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import diffjax
 from diffjax import commands, config
 from diffjax.errors import UserError
-from diffjax.workdir import blueprint
+from diffjax.run import blueprint
 from tests import tiny
 from tests.running import process, steps, wait_for_step
 

@@ -14,10 +14,10 @@ from diffjax.commands.flags import Arguments
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError
 from diffjax.prompts import Prompts
+from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import encode, latents
 from diffjax.typing import Embeddings, ImageSpec, Manipulations
-from diffjax.workdir import Run, open_source
 
 _FARTHEST = 0.5  # part of the way from a picture's embedding to a text's that text diffs go: unCLIP, section 3.3
 

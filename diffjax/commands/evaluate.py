@@ -52,7 +52,7 @@ from diffjax.generate import Generator
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Settings
-from diffjax.workdir import Run, load
+from diffjax.run import Run, load
 
 _SHOWN = 100  # images of a sheet
 

@@ -15,8 +15,9 @@ from absl import flags as absl_flags
 from diffjax.commands.flags import Arguments, Flags, define_workdir, required
 from diffjax.config import part_names
 from diffjax.errors import UserError
+from diffjax.run import load
 from diffjax.train import weights
-from diffjax.workdir import Workdir, load
+from diffjax.workdir import Workdir
 
 
 def define(flags: Flags) -> None:

@@ -41,8 +41,8 @@ from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.judge import best_of, judge_of
 from diffjax.prompts import Prompts, prompts
+from diffjax.run import Run, load
 from diffjax.typing import System
-from diffjax.workdir import Run, load
 
 
 def define(flags: Flags) -> None:

@@ -10,10 +10,10 @@ from diffjax.choice import choices, choose, options
 from diffjax.commands.flags import Arguments, Flags
 from diffjax.diffusion import grids, samplers, thresholds
 from diffjax.errors import UserError
+from diffjax.run import Run, load
 from diffjax.systems.guided import guided
 from diffjax.systems.process import GIVEN
 from diffjax.typing import System, Variables
-from diffjax.workdir import Run, load
 
 
 class _Setting(NamedTuple):

@@ -28,7 +28,7 @@ from diffjax.errors import MissingData, UserError
 from diffjax.generate import Generator
 from diffjax.measures import provenance
 from diffjax.measures.samples import NAMES, Measurer
-from diffjax.workdir import Run, load
+from diffjax.run import Run, load
 
 
 def define(flags: Flags) -> None:

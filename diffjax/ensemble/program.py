@@ -15,6 +15,7 @@ from diffjax.config import flatten
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
+from diffjax.run import build_system
 from diffjax.systems.process import make_schedule
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
@@ -22,7 +23,6 @@ from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
 from diffjax.training import keys_of_run, make_optimizers, prepared
 from diffjax.typing import Batch, PRNGKey, System
-from diffjax.workdir import build_system
 
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
 _SCHEDULE = "diffusion.schedule"

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffjax import data
 from diffjax.ensemble.program import check_together, compile_together, distinct_seeds, fresh_state, restored_state
 from diffjax.errors import UserError
+from diffjax.run import build_system, open_source
 from diffjax.train import loop
 from diffjax.train.checkpoints import Checkpoints, damage
 from diffjax.train.devices import Devices
@@ -18,7 +19,7 @@ from diffjax.train.metrics import MetricsLog
 from diffjax.train.state import TrainState
 from diffjax.training import keep_failed, keys_of, with_tokens
 from diffjax.typing import System
-from diffjax.workdir import Workdir, build_system, open_source
+from diffjax.workdir import Workdir
 
 
 class Stopped(Exception):

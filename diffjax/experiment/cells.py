@@ -22,9 +22,9 @@ from diffjax.judge import Judge, best_of, judge_of
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Examples, Settings
+from diffjax.run import Run, blueprint, load
 from diffjax.systems.guided import guided
 from diffjax.training import train
-from diffjax.workdir import Run, blueprint, load
 
 
 @dataclasses.dataclass(frozen=True)

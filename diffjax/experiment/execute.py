@@ -22,7 +22,7 @@ from diffjax.experiment.cells import Work, work_on
 from diffjax.experiment.plan import Unit, make_units, measures_of, scale_of
 from diffjax.experiment.store import Store
 from diffjax.measures.samples import COMPARISONS
-from diffjax.workdir import open_source
+from diffjax.run import open_source
 
 _POLL = 1.0  # seconds
 _KILLED = "the process was killed, most likely for want of memory: use a smaller train.batch_size or --batch_size"

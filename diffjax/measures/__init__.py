@@ -7,8 +7,8 @@ import numpy as np
 from diffjax.errors import UserError, unknown
 from diffjax.measures import alignment, autoencoder, classifier, diffusion, samples
 from diffjax.measures.settings import Examples, Settings
+from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
-from diffjax.workdir import Run, open_source
 
 # How each is measured of systems that have this: see typing.System. (settings, run, examples) -> figures
 OF_DATA = {

@@ -12,7 +12,7 @@ from diffjax.evals import alignment
 from diffjax.evals.resampling import Estimate, share
 from diffjax.judge import Judge
 from diffjax.measures.settings import Examples, Settings, mean_and_error
-from diffjax.workdir import Run
+from diffjax.run import Run
 
 PARTS = ("captions", *(f"caption_{part}" for part in shapes.Check._fields))  # of a caption, the first for all at once
 _CANDIDATES = 100  # captions that one is told from

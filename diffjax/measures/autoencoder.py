@@ -11,9 +11,9 @@ from diffjax.evals import similarity
 from diffjax.generate import Generator
 from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
 from diffjax.nn import lpips
+from diffjax.run import Run
 from diffjax.spread import Spread
 from diffjax.systems.pixels import to_unit_range
-from diffjax.workdir import Run
 
 
 def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:

@@ -7,9 +7,9 @@ from jax import numpy as jnp
 from diffjax.diffusion import sampling
 from diffjax.diffusion.noise import perturb
 from diffjax.measures.settings import Examples, Settings, mean_and_error, over
+from diffjax.run import Run
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.process import make_schedule
-from diffjax.workdir import Run
 
 
 def accuracy(settings: Settings, trained: Run, examples: Examples) -> dict:

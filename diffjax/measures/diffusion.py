@@ -12,9 +12,9 @@ from diffjax.diffusion.denoiser import thresholded
 from diffjax.errors import UserError
 from diffjax.evals.strata import draw_terms
 from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
+from diffjax.run import Run
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.systems.plan import Plan, encode
-from diffjax.workdir import Run
 
 _TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small

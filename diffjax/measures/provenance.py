@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from diffjax.config import to_json
-from diffjax.workdir import Run
+from diffjax.run import Run
 
 _PACKAGES = ("diffjax", "jax", "flax", "numpy")
 _MAY_DIFFER = ("workdir", "system", "classifier", "config", "checkpoint", "sampler", "seed")  # what a table compares

@@ -21,8 +21,8 @@ from diffjax.evals.reference import Reference
 from diffjax.evals.resampling import Estimate
 from diffjax.judge import judge_of
 from diffjax.measures import alignment
+from diffjax.run import Run, open_source
 from diffjax.spread import Spread
-from diffjax.workdir import Run, open_source
 
 _AT_ONCE = 1000  # real images that are worked on together
 _MOST = 100_000  # real images of a reference, the first of the split: shapes have no end

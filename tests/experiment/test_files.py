@@ -6,7 +6,7 @@ import pytest
 
 from diffjax.experiment import Axis, plan, spec
 from diffjax.experiment.cells import _figure
-from diffjax.workdir import blueprint
+from diffjax.run import blueprint
 from tests import tiny
 
 FILES = sorted((tiny.ROOT / "experiments").glob("*.py"))

@@ -9,7 +9,7 @@ from diffjax.errors import UserError
 from diffjax.evals import features, frechet, moments, pixels, reference
 from diffjax.measures import provenance, samples
 from diffjax.measures.samples import Measurer
-from diffjax.workdir import open_source
+from diffjax.run import open_source
 from tests import tiny
 
 

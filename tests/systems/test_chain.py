@@ -10,8 +10,8 @@ from diffjax import systems
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError
 from diffjax.generate import Generator
+from diffjax.run import image_spec
 from diffjax.systems import chain
-from diffjax.workdir import image_spec
 from tests import tiny
 
 UNCLIP = ("clip", "pca", "prior", "ar_prior", "decoder", "upsampler")
