@@ -12,6 +12,7 @@ import diffjax
 from diffjax import commands, systems
 from diffjax.errors import UserError
 from diffjax.generate import Generator
+from diffjax.run import open_source
 from diffjax.systems.code_models import PixelCNNPrior, TransformerPrior
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.prefixes import Caption, Label, Nothing, Told
@@ -379,7 +380,7 @@ def train(folder, name, *others, workdir=None):
 
 def test_runs_of_an_autoencoder_and_its_prior_open(runs):
     run, prior = diffjax.load(runs / "vqvae"), diffjax.load(runs / "prior")
-    x = to_unit_range(diffjax.workdir.open_source(run.config, "test")[0]["image"][None])
+    x = to_unit_range(open_source(run.config, "test")[0]["image"][None])
     codes = run.codec.to_codes(x)
     assert codes[0].shape == (1, 4, 4, 1)
     np.testing.assert_allclose(run.codec.decode(run.codec.encode(x)), run.codec.from_codes(codes), atol=1e-5)
