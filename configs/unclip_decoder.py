@@ -29,6 +29,4 @@ def get_config(data: str = "shapes") -> ConfigDict:
         config.conditions.image_embedding.width = 128  # of those tokens: that of the caption's
         config.conditions.image_embedding.dropout = 0.1  # share of embeddings withheld
         config.conditions.caption.dropout = 0.5  # share of captions withheld
-    config.diffusion.times = "uniform"  # an embedding says more of a picture than where its objects are
-    config.train.steps = 5000 if data == "shapes" else 60_000  # updates of the weights
     return config

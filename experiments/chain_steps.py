@@ -43,7 +43,7 @@ EXPERIMENT = Experiment(
             "configs/unclip_shapes.py",
             "a night on two CPU cores, where nothing is trained yet",
             axes={"decoder": ("5", "15", "50"), "upsampler": ("2", "5", "15")},
-            num=500,
+            num=200,
         ),
         "paper": Scale(
             "configs/unclip_emoji.py",

@@ -10,7 +10,7 @@ diffusion prior draws. The paper's figures are the best over guidance scales; ou
 from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
 TOLD = {
-    "caption": lambda config: {"config": f"configs/glide_{config.data.name}.py"},
+    "caption": lambda config: {"config": f"configs/glide_{config.data.name}.py", "noised_clip": ""},
     "text embedding": lambda config: {"config": f"configs/unclip_text_decoder.py:{config.data.name}"},
     "text embedding, zero-shot": {"sampler.prior": "none"},
     "image embedding": {"sampler.prior": "diffusion"},

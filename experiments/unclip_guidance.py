@@ -10,7 +10,7 @@ nearer to the caption in 41.1 and 45.3 % (table 1).
 from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
 MODEL = {
-    "GLIDE": lambda config: {"config": f"configs/glide_{config.data.name}.py"},
+    "GLIDE": lambda config: {"config": f"configs/glide_{config.data.name}.py", "noised_clip": ""},
     "unCLIP, autoregressive prior": {"sampler.prior": "ar"},
     "unCLIP, diffusion prior": {"sampler.prior": "diffusion"},
 }

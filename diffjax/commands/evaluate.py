@@ -30,8 +30,9 @@ reconstruction: mean squared error a value, images in [0, 1]; of a diffusion mod
 as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM, the use of its codes, and LPIPS where
 --lpips names its two files of weights.
 
-retrieval, zero_shot: of a CLIP, recall@1, 5 and 10 among --num pictures and captions of --split; share of pictures
-nearest to the sentence that --template makes of their class's name.
+retrieval, zero_shot, composition: of a CLIP, recall@1, 5 and 10 among --num pictures and captions of --split; share of
+pictures nearest to the sentence that --template makes of their class's name; share of pictures of shapes nearer to
+their caption than to all with a wrong colour, shape, size, order of two objects or binding of what they are to them.
 
 accuracy: of a classifier of noised images, at nine times.
 

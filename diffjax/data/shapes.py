@@ -21,6 +21,7 @@ SPLITS = ("train", "test")
 COUNTS = {"a": 1, "two": 2, "three": 3}
 # From the second object to the first: the axis (x, y) and the sign. Opposites say the same thing the other way round.
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+_NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(RADII)}  # what a group is said to be
 _OPPOSITES = {"right of": "left of", "below": "above"}
 _BORDER, _GAP = 0.03, 0.08  # least distance to the picture's edge and between two boxes: a pixel at 16 x 16
 
@@ -106,6 +107,32 @@ def parse(caption: str) -> Description:
         f"cannot read the caption {caption!r}: write it like 'a small red circle above a large blue square' "
         f"or 'three green triangles', with colours {', '.join(COLOURS)} and shapes {', '.join(SHAPES)}"
     )
+
+
+def contradictions(description: Description) -> dict[str, list[Description]]:
+    """Descriptions that no picture of the given one shows, by what of it they have wrong.
+
+    "colour", "shape" and "size" of one group; "order", where the two of a relation have changed places; "binding",
+    where they have exchanged one of colour, shape and size, and so are not the same two.
+    """
+    groups = description.groups
+    wrong = {kind: [] for kind in (*_NAMES, "order", "binding")}
+    for part, names in _NAMES.items():
+        for k, group in enumerate(groups):
+            for name in set(names) - {getattr(group, part)} if getattr(group, part) else ():
+                wrong[part].append((*groups[:k], group._replace(**{part: name}), *groups[k + 1 :]))
+    if description.relation:
+        turned = groups[::-1]
+        wrong["order"].append(turned)
+        for part in _NAMES:
+            pairs = zip(groups, turned, strict=True)
+            exchanged = tuple(group._replace(**{part: getattr(other, part)}) for group, other in pairs)
+            if exchanged not in (groups, turned):
+                wrong["binding"].append(exchanged)
+    return {
+        kind: [description._replace(groups=each) for each in found if len(set(each)) == len(each)]
+        for kind, found in wrong.items()
+    }
 
 
 def held_out(description: Description) -> bool:

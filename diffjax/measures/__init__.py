@@ -17,6 +17,7 @@ OF_DATA = {
     "accuracy": {"classify": classifier.accuracy},
     "retrieval": {"clip": alignment.retrieval},
     "zero_shot": {"clip": alignment.zero_shot},
+    "composition": {"clip": alignment.composition},
 }
 OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in samples.COMPARISONS.items() if name != "is"}
 NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *samples.NAMES)

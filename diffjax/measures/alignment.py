@@ -43,12 +43,10 @@ def by_reading(images: UInt8[np.ndarray, "N H W C"], captions: Sequence[str]) ->
     return {name: share(right) for name, right in zip(PARTS, columns, strict=True) if len(right)}
 
 
-def check_readable(trained: Run) -> None:
-    """Raises UserError where pictures cannot be read back."""
+def check_shapes(name: str, trained: Run) -> None:
+    """Raises UserError where captions are not those of shapes, which alone can be read."""
     if trained.config.data.name != "shapes":
-        raise UserError(
-            f"--metrics=captions reads pictures of shapes back, and this run is of {trained.config.data.name}"
-        )
+        raise UserError(f"--metrics={name} reads captions of shapes, and this run is of {trained.config.data.name}")
 
 
 def retrieval(settings: Settings, trained: Run, examples: Examples) -> dict:
@@ -74,6 +72,33 @@ def retrieval(settings: Settings, trained: Run, examples: Examples) -> dict:
                 f"(chance {chance:.1%})"
             )
     return result | {"captions": len(set(kinds))}
+
+
+def composition(settings: Settings, trained: Run, examples: Examples) -> dict:
+    """How often a CLIP prefers a picture's caption to all that have one thing of it wrong (shapes.contradictions).
+
+    As Yuksekgonul et al. 2023 ask whether CLIP reads captions as bags of words. A tie is counted against the caption.
+    """
+    check_shapes("composition", trained)
+    judge = Judge(trained.workdir.path, trained.spec, settings.batch_size)
+    wrong = [shapes.contradictions(shapes.parse(caption)) for caption in examples.captions]
+    said = {shapes.sentence(each): None for kinds in wrong for found in kinds.values() for each in found}
+    captions = list(said | dict.fromkeys(examples.captions))
+    places = {caption: place for place, caption in enumerate(captions)}
+    images, texts = judge.pictures(examples.images), judge.texts(captions)
+    print(f"{len(images)} pictures of {settings.split} and captions with one thing wrong, step {trained.step}")
+    result = {}
+    for kind in wrong[0]:
+        right, chance = [], []
+        for image, caption, kinds in zip(images, examples.captions, wrong, strict=True):
+            if kinds[kind]:
+                others = texts[[places[shapes.sentence(each)] for each in kinds[kind]]] @ image
+                right.append(texts[places[caption]] @ image > others.max())
+                chance.append(1 / (1 + len(others)))
+        if right:
+            result[kind] = {**mean_and_error(np.array(right)), "chance": float(np.mean(chance)), "pictures": len(right)}
+            print("  {0:8} {mean:6.1%} +- {standard_error:.1%} (chance {chance:.1%})".format(kind, **result[kind]))
+    return result
 
 
 def zero_shot(settings: Settings, trained: Run, examples: Examples) -> dict:

@@ -206,7 +206,7 @@ class Measurer:
         self._by_class = [name for name in names if name in BY_CLASS and classes]
         self._by_caption = [name for name in names if name in BY_CAPTION and trained.system.text]
         if "captions" in self._by_caption:
-            alignment.check_readable(trained)
+            alignment.check_shapes("captions", trained)
         self._thorough, self._seed, self.warnings = thorough, seed, []
         networks = {metric.network for metric in self._metrics.values()}
         self._judge = None

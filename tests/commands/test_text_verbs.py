@@ -165,6 +165,13 @@ def test_retrieval_of_a_clip(dalle, capsys):
     assert found["captions"] <= 40
 
 
+def test_composition_of_a_clip(dalle, capsys):
+    assert launch("evaluate", f"--workdir={dalle}/clip", "--metrics=composition", "--num=40") == 0
+    found = result(dalle / "clip", "composition")
+    assert {"colour", "shape", "size", "order", "binding"} <= found.keys() and found["order"]["chance"] == 0.5
+    assert "order" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def published_clip(tmp_path_factory):
     folder = published.write(

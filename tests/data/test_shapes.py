@@ -59,6 +59,30 @@ def test_any_change_of_the_caption_is_seen(monkeypatch):
     assert sum(tried.values()) > 4000 and min(tried.values()) > 150, tried
 
 
+def test_pictures_contradict_what_is_said_to_be_wrong():
+    tried = collections.Counter()
+    for i in range(150):
+        scene = shapes.scene("train", i)
+        image, own = shapes.draw(scene, 32), shapes.describe(scene)
+        for kind, found in shapes.contradictions(own).items():
+            assert own not in found and len(set(found)) == len(found)
+            for description in found:
+                assert shapes.parse(shapes.sentence(description)) == description
+                assert not all(shapes.check(image, shapes.sentence(description))), (i, kind, description)
+            tried[kind] += len(found)
+    assert min(tried.values()) > 40, tried
+
+
+def test_what_is_wrong_is_what_it_is_called():
+    wrong = shapes.contradictions(shapes.parse("a small red circle above a small blue square"))
+    assert wrong["order"] == [shapes.parse("a small blue square above a small red circle")]
+    bound = {"a small blue circle above a small red square", "a small red square above a small blue circle"}
+    assert {shapes.sentence(each) for each in wrong["binding"]} == bound
+    assert [len(wrong[part]) for part in ("colour", "shape", "size")] == [14, 8, 2]
+    alike = shapes.contradictions(shapes.parse("two red circles"))
+    assert (alike["order"], alike["binding"], alike["size"]) == ([], [], [])
+
+
 @pytest.mark.parametrize("size", [16, 32])
 def test_found_objects_are_those_drawn(size):
     for i in range(200):

@@ -1,6 +1,7 @@
 """Pictures against their captions: scenes read back, and a judge that knows."""
 
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from diffjax.data import shapes
 from diffjax.errors import UserError
 from diffjax.measures import alignment
+from diffjax.measures.settings import Settings
+from diffjax.workdir import Workdir
 from tests import tiny
 
 
@@ -84,7 +87,37 @@ def test_a_clip_tells_right_from_wrong():
     assert (half["clip_score"].value, half["r_precision"].value) == (50, 0.5)
 
 
+class Unordered:
+    """A judge for whom captions of the same objects are one vector, and picture i is caption i's."""
+
+    def __init__(self, captions):
+        self._captions = captions
+
+    def texts(self, captions):
+        said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
+        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def pictures(self, images):
+        return self.texts([self._captions[i] for i in images[:, 0, 0, 0]])
+
+
+def test_composition_finds_out_who_ignores_order(monkeypatch):
+    captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
+    trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
+    monkeypatch.setattr(alignment, "Judge", lambda *given: Unordered(captions))
+    examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
+    found = alignment.composition(Settings(), trained, examples)
+    assert {kind: figure["mean"] for kind, figure in found.items()} == {
+        **dict.fromkeys(("colour", "shape", "size", "binding"), 1.0),
+        "order": 0.0,
+    }
+    counts = {kind: figure["pictures"] for kind, figure in found.items()}
+    assert counts == {"colour": 5, "shape": 5, "size": 3, "order": 2, "binding": 2}
+    assert found["order"]["chance"] == 0.5 and found["binding"]["chance"] == 0.25
+
+
 def test_only_pictures_of_shapes_are_read():
     trained = types.SimpleNamespace(config=tiny.config("dalle_shapes", data__name="emoji"))
     with pytest.raises(UserError, match="this run is of emoji"):
-        alignment.check_readable(trained)
+        alignment.check_shapes("captions", trained)
