@@ -25,4 +25,6 @@ def get_config() -> ConfigDict:
     config.text.vocabulary = 2048  # of 3,500 names of emoji
     config.text.length = 26  # the longest names, with start and end
     config.train.steps = 1200  # 24 epochs
+    config.train.batch_size = 128  # over all devices
+    config.train.learning_rate = 5e-4  # of Adam, once warm
     return config

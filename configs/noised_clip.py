@@ -31,4 +31,6 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.diffusion.downsample = 2  # what sides are divided by before it: 16x16, as the model draws them
     config.image_encoder.patch = 4  # side of a patch
     config.train.steps = 1500  # updates of the weights
+    config.train.batch_size = 128  # over all devices
+    config.train.learning_rate = 5e-4  # of Adam, once warm
     return config.lock()
