@@ -41,7 +41,7 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             "configs/unclip_shapes.py",
-            "a night on two CPU cores, where nothing is trained yet",
+            "ten minutes on two CPU cores, where the chain is trained",
             axes={"decoder": ("5", "15", "50"), "upsampler": ("2", "5", "15")},
             num=200,
         ),

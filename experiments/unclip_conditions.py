@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
             num=20,
             measures=[Measure("captions"), Measure("fd_pixels")],
         ),
-        "small": Scale("configs/unclip_shapes.py", "a night on two CPU cores, where nothing is trained yet", num=500),
+        "small": Scale("configs/unclip_shapes.py", "ten minutes on two CPU cores, where all is trained", num=500),
         "paper": Scale(
             "configs/unclip_emoji.py",
             "a day on one GPU; on data of ours",
