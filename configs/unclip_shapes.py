@@ -8,8 +8,8 @@ Trains every part into a folder of the workdir: CLIP, the principal components o
 decoder, the upsampler.
 
 Time: 72 min on two cores of an AMD EPYC: CLIP 22, decoder 30, priors 4 and 8, upsampler 8 beside other jobs.
-Score: captions shown 19.8 +- 1.8 % with the diffusion prior (`launch.py evaluate --metrics=captions --num=500`), relations
-67 %; docs/results says what is lost where.
+Score: captions shown 19.8 +- 1.8 % with the diffusion prior (`launch.py evaluate --metrics=captions --num=500`),
+relations 67 %; docs/results says what is lost where.
 Setting: Ramesh et al. 2022: the configs of the parts say it.
 """
 

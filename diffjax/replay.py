@@ -9,12 +9,12 @@ import numpy as np
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.program import compile_step, keys_of_run, make_optimizers
 from diffjax.run import build_system
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.step import keys_of, moment_of
 from diffjax.train.weights import name_of
-from diffjax.training import compile_step, keys_of_run, make_optimizers
 from diffjax.workdir import Workdir
 
 

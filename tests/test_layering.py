@@ -32,13 +32,14 @@ MAY_IMPORT = {
     | {"workdir", "run", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
     "workdir": {"train", "config"},
     "run": EVERYTHING | {"workdir"},
+    "program": {"train"},
     "sheets": EVERYTHING | {"workdir", "generate", "prompts"},
-    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets"},
-    "ensemble": EVERYTHING | {"workdir", "run", "training"},
-    "replay": EVERYTHING | {"workdir", "run", "training"},
+    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets", "program"},
+    "ensemble": EVERYTHING | {"workdir", "run", "training", "program"},
+    "replay": EVERYTHING | {"workdir", "run", "program"},
     "commands": EVERYTHING
     | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}
-    | {"judge", "replay"},
+    | {"judge", "replay", "program"},
     "__init__": {"run"},
 }
 

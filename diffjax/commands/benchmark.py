@@ -28,12 +28,12 @@ from diffjax import ensemble
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
 from diffjax.errors import UserError, enough_memory
 from diffjax.generate import Generator
+from diffjax.program import compile_step, lower_step, make_optimizers, memory_advice
 from diffjax.run import blueprint, build_system, image_spec
 from diffjax.train import communication
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, ema_variables
 from diffjax.train.step import Step
-from diffjax.training import compile_step, lower_step, make_optimizers, memory_advice
 from diffjax.typing import ImageSpec, System
 
 # Dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16, float32 (TF32 on NVIDIA's tensor cores).

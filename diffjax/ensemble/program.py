@@ -15,13 +15,13 @@ from diffjax.config import flatten
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
+from diffjax.program import keys_of_run, make_optimizers, prepared
 from diffjax.run import build_system
 from diffjax.systems.process import make_schedule
 from diffjax.train.checkpoints import Checkpoints
 from diffjax.train.devices import Devices
 from diffjax.train.state import TrainState, initial_state
 from diffjax.train.step import Step, make_step
-from diffjax.training import keys_of_run, make_optimizers, prepared
 from diffjax.typing import Batch, PRNGKey, System
 
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group
@@ -79,7 +79,7 @@ def fresh_state(
     configs: Sequence[ConfigDict], system: System, devices: Devices, batches: Sequence[HostBatch]
 ) -> TrainState:
     """The members' first states, stacked. `system` is any one's, `batches` the first of each of `distinct_seeds`."""
-    # As in `training.compile_step`: on a CPU optimising a program that runs M times takes longer than it saves.
+    # As in `diffjax.program.compile_step`: on a CPU optimising a program that runs M times takes longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(_init(configs[0], system), out_shardings=NamedSharding(devices.mesh, P()), compiler_options=options)
     states = [init(keys_of_run(config)[0]) for config in configs]

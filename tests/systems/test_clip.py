@@ -15,9 +15,9 @@ from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import perturb
 from diffjax.errors import UserError
 from diffjax.nn import clip as networks
+from diffjax.program import compile_step, make_optimizers
 from diffjax.systems.pixels import smaller, to_unit_range
 from diffjax.train.devices import Devices
-from diffjax.training import compile_step, make_optimizers
 from diffjax.typing import ImageSpec
 from tests import tiny
 

@@ -13,13 +13,13 @@ from diffjax import systems
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError
 from diffjax.nn.unet import UNet
+from diffjax.program import compile_step, make_optimizers
 from diffjax.systems import spaces
 from diffjax.systems.conditioning import make_conditions
 from diffjax.systems.denoising import _cropped, make_system
 from diffjax.systems.guided import guided
 from diffjax.systems.process import Process
 from diffjax.train.devices import Devices
-from diffjax.training import compile_step, make_optimizers
 from tests import conditioned, tiny
 from tests.conditioned import CODEC, DIT, SPEC, clip, keys
 

@@ -12,12 +12,12 @@ from jax import lax
 from diffjax import systems
 from diffjax.errors import UserError
 from diffjax.latents import codebook
+from diffjax.program import prepared
 from diffjax.systems.hierarchy import Levels
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.vqvae import make_quantizer
 from diffjax.train.state import initial_state
 from diffjax.train.step import make_step
-from diffjax.training import prepared
 from diffjax.typing import ImageSpec
 from tests import tiny
 

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from diffjax import commands, systems
+from diffjax.program import lower_step
 from diffjax.train.communication import bytes_by_kind
 from diffjax.train.devices import Devices
-from diffjax.training import lower_step
 from diffjax.typing import ImageSpec
 from tests import tiny
 

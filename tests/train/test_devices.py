@@ -9,8 +9,8 @@ import pytest
 
 from diffjax import systems
 from diffjax.errors import UserError
+from diffjax.program import compile_step, lower_step, make_optimizers, prepared
 from diffjax.train.devices import Devices
-from diffjax.training import compile_step, lower_step, make_optimizers, prepared
 from diffjax.typing import ImageSpec
 from tests import tiny
 

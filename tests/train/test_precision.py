@@ -6,8 +6,8 @@ import pytest
 from jax import numpy as jnp
 
 from diffjax import systems
+from diffjax.program import compile_step, make_optimizers, prepared
 from diffjax.train.devices import Devices
-from diffjax.training import compile_step, make_optimizers, prepared
 from diffjax.typing import ImageSpec
 from tests import tiny
 

@@ -1,0 +1,110 @@
+"""The training step of a config, compiled for devices; and the state that it begins with."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from diffjax.train import hosts
+from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.devices import Devices
+from diffjax.train.optimizers import adam, learning_rate_schedule
+from diffjax.train.state import TrainState, initial_state
+from diffjax.train.step import Step, make_step
+from diffjax.typing import Batch, PRNGKey, System
+
+
+def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
+
+    def optimizer(group: str) -> optax.GradientTransformation:
+        c = {**config.train, **config.train.get(group, {})}
+        rate = learning_rate_schedule(
+            c["schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
+        )
+        return adam(rate, **{name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")})
+
+    return {group: optimizer(group) for group in system.objective.losses}
+
+
+def compile_step(
+    config,
+    system: System,
+    optimizers: dict[str, optax.GradientTransformation],
+    devices: Devices,
+    examples: int,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Step, TrainState]:
+    """The compiled training step of a config on a data set of `examples`, and its first state.
+
+    That is the state of the last of `checkpoints`, or a fresh one.
+    """
+    init_key, _ = keys_of_run(config)
+    init = functools.partial(initial_state, system.objective, optimizers)
+    shapes = jax.eval_shape(init, init_key)
+    devices.check_state(shapes)
+    sharding = devices.state_sharding(shapes)
+    if checkpoints is None:
+        # It runs once: on a CPU optimising the program would take seconds longer than it saves.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        state = jax.jit(init, out_shardings=sharding, compiler_options=options)(init_key)
+    else:
+        state = checkpoints.restore(_laid_out(shapes, sharding))
+    return _jitted(config, system, optimizers, devices, examples, shapes), state
+
+
+def lower_step(config, system: System, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:
+    """The training step of a config, lowered for `devices` of which none need be there: nothing is computed.
+
+    Leaves of `batch`, a global one, and of `system.frozen` may be jax.ShapeDtypeStruct.
+    """
+    optimizers = make_optimizers(config, system)
+    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), keys_of_run(config)[0])
+    frozen = jax.eval_shape(lambda tree: tree, system.frozen)
+    return _jitted(config, system, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
+
+
+def keys_of_run(config) -> tuple[PRNGKey, PRNGKey]:
+    """Of the initial state, and of the steps."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _laid_out(shapes, sharding):
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
+    )
+
+
+def _jitted(config, system: System, optimizers, devices: Devices, examples: int, shapes) -> Step:
+    make = functools.partial(
+        make_step,
+        system.objective,
+        optimizers,
+        key=keys_of_run(config)[1],
+        ema_decay=config.train.ema_decay,
+        examples=examples,
+        accumulate=config.train.accumulate,
+        skip_limit=config.train.get("skip_limit", 0),
+    )
+    return devices.compile(make, shapes)
+
+
+def prepared(system: System, state: TrainState, batch: Batch, devices: Devices | None = None) -> TrainState:
+    """A fresh state whose variables the system has fitted to its first batch, the whole of it."""
+    own = devices.on_host(state.variables) if devices else state.variables
+    variables = dict(system.objective.prepare({**own, "frozen": system.frozen}, batch))
+    del variables["frozen"]
+    fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
+    return state.replace(**jax.tree.map(lambda leaf, where: hosts.put(np.array(leaf), where), fresh, shardings))
+
+
+def memory_advice(config, devices: Devices) -> str:
+    """What makes a training step smaller."""
+    c = config.train
+    return (
+        f"a step has train.batch_size={c.batch_size} in train.accumulate={c.accumulate} parts and "
+        f"parallel.fsdp={config.parallel.fsdp} on {devices.count} devices: lower train.batch_size, raise "
+        "train.accumulate, or raise parallel.fsdp where there are more devices"
+    )
