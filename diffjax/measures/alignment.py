@@ -95,7 +95,7 @@ def composition(settings: Settings, trained: Run, examples: Examples) -> dict:
                 others = texts[[places[shapes.sentence(each)] for each in kinds[kind]]] @ image
                 right.append(texts[places[caption]] @ image > others.max())
                 chance.append(1 / (1 + len(others)))
-        if right:
+        if len(right) > 1:  # else it has no error
             result[kind] = {**mean_and_error(np.array(right)), "chance": float(np.mean(chance)), "pictures": len(right)}
             print("  {0:8} {mean:6.1%} +- {standard_error:.1%} (chance {chance:.1%})".format(kind, **result[kind]))
     return result
