@@ -116,7 +116,7 @@ def test_composition_finds_out_who_ignores_order(monkeypatch):
     assert counts == {"colour": 5, "shape": 5, "size": 3, "order": 2, "binding": 2}
     assert found["order"]["chance"] == 0.5 and found["binding"]["chance"] == 0.25
     one = types.SimpleNamespace(images=marked([0, 1, 2]), captions=captions[:3])
-    assert alignment.composition(Settings(), trained, one).keys() == {"colour", "shape", "size"}  # the rest has no error
+    assert alignment.composition(Settings(), trained, one).keys() == {"colour", "shape", "size"}
 
 
 def test_only_pictures_of_shapes_are_read():
