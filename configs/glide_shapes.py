@@ -7,7 +7,7 @@
 Trains every part into a folder of the workdir: the first stage, which reads the caption, the upsampler, and a CLIP of
 noised pictures to guide by in the place of classifier-free guidance (--guidance=1 --clip_scale=5).
 
-Time: 76 min on two cores of an AMD EPYC that other jobs shared: first stage 37, noised CLIP 31, upsampler 8.
+Time: 50 min on two cores of an AMD EPYC: noised CLIP 5; first stage 37 and upsampler 8 beside other jobs.
 Score: captions shown 70.4 +- 2.0 % (`launch.py evaluate --metrics=captions --num=500`), relations 90 %; docs/results
 has others, and what training times do.
 Setting: Nichol et al. 2021: the configs of the parts say it.
