@@ -32,7 +32,8 @@ as many steps (Song et al. 2021, table 2). Of an autoencoder also PSNR, SSIM, th
 
 retrieval, zero_shot, composition: of a CLIP, recall@1, 5 and 10 among --num pictures and captions of --split; share of
 pictures nearest to the sentence that --template makes of their class's name; share of pictures of shapes nearer to
-their caption than to all with a wrong colour, shape, size, order of two objects or binding of what they are to them.
+their caption than to all with a wrong colour, shape, size, order of two objects, or binding (one of the first three
+exchanged between them).
 
 accuracy: of a classifier of noised images, at nine times.
 

@@ -81,9 +81,8 @@ def composition(settings: Settings, trained: Run, examples: Examples) -> dict:
     """
     check_shapes("composition", trained)
     judge = Judge(trained.workdir.path, trained.spec, settings.batch_size)
-    wrong = [shapes.contradictions(shapes.parse(caption)) for caption in examples.captions]
-    said = {shapes.sentence(each): None for kinds in wrong for found in kinds.values() for each in found}
-    captions = list(said | dict.fromkeys(examples.captions))
+    wrong = [_wrong_captions(caption) for caption in examples.captions]
+    captions = sorted(set(examples.captions).union(*(found for kinds in wrong for found in kinds.values())))
     places = {caption: place for place, caption in enumerate(captions)}
     images, texts = judge.pictures(examples.images), judge.texts(captions)
     print(f"{len(images)} pictures of {settings.split} and captions with one thing wrong, step {trained.step}")
@@ -92,13 +91,18 @@ def composition(settings: Settings, trained: Run, examples: Examples) -> dict:
         right, chance = [], []
         for image, caption, kinds in zip(images, examples.captions, wrong, strict=True):
             if kinds[kind]:
-                others = texts[[places[shapes.sentence(each)] for each in kinds[kind]]] @ image
+                others = texts[[places[other] for other in kinds[kind]]] @ image
                 right.append(texts[places[caption]] @ image > others.max())
                 chance.append(1 / (1 + len(others)))
         if len(right) > 1:  # else it has no error
             result[kind] = {**mean_and_error(np.array(right)), "chance": float(np.mean(chance)), "pictures": len(right)}
             print("  {0:8} {mean:6.1%} +- {standard_error:.1%} (chance {chance:.1%})".format(kind, **result[kind]))
     return result
+
+
+def _wrong_captions(caption: str) -> dict[str, list[str]]:
+    wrong = shapes.contradictions(shapes.parse(caption))
+    return {kind: [shapes.sentence(each) for each in found] for kind, found in wrong.items()}
 
 
 def zero_shot(settings: Settings, trained: Run, examples: Examples) -> dict:
