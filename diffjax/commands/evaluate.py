@@ -51,7 +51,7 @@ from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, defi
 from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
 from diffjax.generate import Generator
-from diffjax.measures import provenance, samples
+from diffjax.measures import metrics, provenance
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Settings
 from diffjax.run import Run, load
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> int:
             _keep(trained, name, {**found, **provenance.of_run(trained), **told})
     if found := [name for name in names if name in measures.OF_RECONSTRUCTIONS]:
         _reconstructions(arguments, settings, trained, found)
-    if found := [name for name in names if name in samples.NAMES]:
+    if found := [name for name in names if name in metrics.NAMES]:
         _samples(arguments, settings, trained, found)
     return 0
 
@@ -120,9 +120,9 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     system, variables = with_guides(arguments, trained)
     chosen = one_cell(arguments)
     plan = system.plan(trained.config.sampler, **chosen)
-    needs = (("classes", samples.BY_CLASS, system.classes), ("captions", samples.BY_CAPTION, system.text))
-    for what, metrics, told in needs:  # before the statistics of real images, which take long
-        if not told and (lacking := [name for name in names if name in metrics]):
+    needs = (("classes", metrics.BY_CLASS, system.classes), ("captions", metrics.BY_CAPTION, system.text))
+    for what, kind, told in needs:  # before the statistics of real images, which take long
+        if not told and (lacking := [name for name in names if name in kind]):
             raise UserError(f"--metrics={lacking[0]} is of samples that are told {what}, and those of this run are not")
     measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
     asked = prompts.of_run(trained, settings.count(1000), split=settings.split, classes=system.classes)
@@ -174,7 +174,7 @@ def _compare(trained: Run, names: list[str], measure: Measurer, drawn: tuple, to
         print(f"  {measure.columns[name].heading:26} {value:10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
     shared = {**provenance.of_run(trained), **told, "reference": reference, "warnings": measure.warnings}
     for name in names:
-        own = samples.columns_of(measures.OF_RECONSTRUCTIONS.get(name, name))
+        own = metrics.columns_of(measures.OF_RECONSTRUCTIONS.get(name, name))
         kept = {column: found[column]._asdict() for column in own if column in found}
         _keep(trained, name, {"figures": kept, **shared})
     path = trained.workdir.results / picture

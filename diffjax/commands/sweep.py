@@ -27,7 +27,8 @@ from diffjax.commands.settings import cells, define_settings, texts, with_guides
 from diffjax.errors import MissingData, UserError
 from diffjax.generate import Generator
 from diffjax.measures import provenance
-from diffjax.measures.samples import NAMES, Measurer
+from diffjax.measures.metrics import NAMES
+from diffjax.measures.samples import Measurer
 from diffjax.run import Run, load
 
 

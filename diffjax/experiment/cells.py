@@ -19,7 +19,7 @@ from diffjax.experiment.spec import Measure
 from diffjax.experiment.store import Store
 from diffjax.generate import Generator
 from diffjax.judge import Judge, best_of, judge_of
-from diffjax.measures import provenance, samples
+from diffjax.measures import metrics, provenance
 from diffjax.measures.samples import Measurer
 from diffjax.measures.settings import Examples, Settings
 from diffjax.run import Run, blueprint, load
@@ -127,7 +127,7 @@ class _CellMeasures:
         if guide:
             self._system = guided(trained.system, classifier=guide.system)
             self._variables = {"model": trained.variables, "classifier": guide.variables}
-        of_samples = [m.metric for m in work.measures if m.metric in samples.NAMES]
+        of_samples = [m.metric for m in work.measures if m.metric in metrics.NAMES]
         self._draws = trained.system.sample is not None
         for measure in work.measures:
             if measure.metric in measures.NAMES:

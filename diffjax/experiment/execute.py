@@ -21,7 +21,7 @@ from diffjax.experiment import spec
 from diffjax.experiment.cells import Work, work_on
 from diffjax.experiment.plan import Unit, make_units, measures_of, scale_of
 from diffjax.experiment.store import Store
-from diffjax.measures.samples import COMPARISONS
+from diffjax.measures.metrics import COMPARISONS
 from diffjax.run import open_source
 
 _POLL = 1.0  # seconds

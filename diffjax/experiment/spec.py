@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffjax import measures
 from diffjax.errors import UserError, unknown
-from diffjax.measures import samples
+from diffjax.measures import metrics
 
 Fields = Mapping[str, Any]  # of a config, by dotted name, or by a pattern: "*train.steps" are those of all parts too
 Labels = Mapping[str, str]  # of axes
@@ -76,7 +76,7 @@ class Measure:
     @property
     def name(self) -> str:
         """That its figures are kept by."""
-        if self.metric in samples.NAMES:
+        if self.metric in metrics.NAMES:
             return self.figure or self.metric
         return f"{self.metric}.{self.figure}" if self.figure else self.metric
 
@@ -94,8 +94,8 @@ class Measure:
         return (self.heading or own) + suffix
 
     @property
-    def _column(self) -> samples.Column | None:
-        return samples.COLUMNS.get(measures.OF_RECONSTRUCTIONS.get(self.metric, self.name))
+    def _column(self) -> metrics.Column | None:
+        return metrics.COLUMNS.get(measures.OF_RECONSTRUCTIONS.get(self.metric, self.name))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffjax.errors import UserError, unknown
-from diffjax.measures import alignment, autoencoder, classifier, diffusion, samples
+from diffjax.measures import alignment, autoencoder, classifier, diffusion, metrics
 from diffjax.measures.settings import Examples, Settings
 from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
@@ -19,8 +19,8 @@ OF_DATA = {
     "zero_shot": {"clip": alignment.zero_shot},
     "composition": {"clip": alignment.composition},
 }
-OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in samples.COMPARISONS.items() if name != "is"}
-NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *samples.NAMES)
+OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in metrics.COMPARISONS.items() if name != "is"}
+NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *metrics.NAMES)
 
 
 def of_data(name: str, trained: Run) -> Callable[..., dict]:

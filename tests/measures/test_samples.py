@@ -7,7 +7,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.evals import features, frechet, moments, pixels, reference
-from diffjax.measures import provenance, samples
+from diffjax.measures import metrics, provenance, samples
 from diffjax.measures.samples import Measurer
 from diffjax.run import open_source
 from tests import tiny
@@ -118,11 +118,11 @@ def test_unknown_metrics_name_the_nearest(trained):
 
 
 def test_every_metric_has_columns_and_none_but_inceptions_is_called_fid():
-    for name, metric in samples.COMPARISONS.items():
+    for name, metric in metrics.COMPARISONS.items():
         headings = [column.heading for column in metric.columns.values()]
         assert headings
         assert any(h.startswith("FID") for h in headings) == (name == "fid")
-    assert samples.COLUMNS["fd_effnet_lite0"].heading == "FD-EffNetLite0"
+    assert metrics.COLUMNS["fd_effnet_lite0"].heading == "FD-EffNetLite0"
 
 
 def test_what_makes_figures_incomparable():
