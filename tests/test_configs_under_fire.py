@@ -29,6 +29,7 @@ from diffjax.diffusion import variance as variances
 from diffjax.latents import likelihoods
 from diffjax.systems import degradations
 from tests import tiny
+from tests.firing import cases
 
 FEW, MANY = 16, 1_000  # cases of the default suite and with -m slow, over all kinds together
 MEMORY = 12 * 2**30  # bytes that a process may hold: what would take all of the machine's is refused by the system
@@ -308,14 +309,7 @@ def fire(kind: str, count: int) -> collections.Counter:
     """Tries `count` overrides; what went wrong is told all at once."""
     found, bugs, seen = collections.Counter(), [], set()
 
-    @hypothesis.settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    @cases(count)
     @hypothesis.given(overrides(kind))
     def case(flags):
         hypothesis.assume(not seen.issuperset(flags))  # something is new each time

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from diffjax import commands
 from diffjax.commands.settings import SETTINGS
+from tests.firing import cases
 from tests.test_configs_under_fire import named
 
 NUMBERS = ("0", "1", "-1", "2", "0.5", "1e30", "nan", "inf", "-inf", "", "x", "1,2", "99999999999999999999")
@@ -107,14 +108,7 @@ def test_what_a_verb_refuses(verb, given, workdir, tmp_path):
 
 
 def fired(verb: str, count: int, workdir, folder) -> None:
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        derandomize=True,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    @cases(count)
     @hypothesis.given(flags(verb))
     def case(given):
         judged(verb, given, workdir, folder)
