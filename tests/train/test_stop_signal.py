@@ -1,0 +1,68 @@
+"""A run's signals by themselves: noted once, heard within work that never looks."""
+
+import signal
+import threading
+
+import pytest
+
+from diffjax.train.stop_signal import StopSignal, has_left_work
+
+
+@pytest.fixture
+def handler():
+    """Of this test: the numbers of the signals that came through."""
+    came = []
+    former = {
+        number: signal.signal(number, lambda n, frame: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    yield came
+    for number, before in former.items():
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_is_noted_and_the_second_acts(number, handler):
+    with StopSignal() as stop:
+        assert stop.signal is None
+        signal.raise_signal(number)
+        assert stop.signal == number and handler == []
+        signal.raise_signal(number)
+        assert handler == [number]
+
+
+def test_none_is_noted_once_it_is_left(handler):
+    with StopSignal() as stop:
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.signal is None and handler == [signal.SIGTERM]
+
+
+def test_work_gives_what_it_made_or_raised(handler):
+    with StopSignal() as stop:
+        assert stop.attend(lambda a, b: a + b, 2, 3) == 5
+        with pytest.raises(ZeroDivisionError):
+            stop.attend(lambda: 1 / 0)
+    assert not has_left_work()
+
+
+def test_a_signal_leaves_work_that_goes_on(handler):
+    began, may_end = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        may_end.wait(60)
+
+    def interrupt():
+        began.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with StopSignal() as stop:
+        assert stop.attend(work) is None
+        assert stop.signal == signal.SIGTERM and has_left_work()
+        assert stop.attend(lambda: 1) is None  # nor is anything begun to be waited for
+    may_end.set()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.name == "attended":
+            thread.join(60)
+    assert not has_left_work()
