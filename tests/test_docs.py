@@ -77,3 +77,17 @@ def test_every_file_that_is_named_is_there():
     for path in [tiny.ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("results/*.md")]:
         for link, config in re.findall(r"\]\(([\w/.]+)\)|`(configs/\w+\.py)`", path.read_text()):
             assert ((path.parent / link) if link else (tiny.ROOT / config)).exists(), (path, link, config)
+
+
+def test_every_name_of_the_architecture_is_there():
+    """Files, `module.function` and `Class.attribute`; a section of configs is none of these."""
+    text = (DOCS / "architecture.md").read_text()
+    sources = {path: path.read_text() for path in (tiny.ROOT / "diffjax").rglob("*.py")}
+    for file in re.findall(r"`([a-z_/]+\.py)`", text):
+        assert (tiny.ROOT / file).exists() or any(f"/{path}".endswith(f"/{file}") for path in map(str, sources)), file
+    for owner, name in re.findall(r"`(\w+)\.(\w+)`", text):
+        inside = [
+            source for path, source in sources.items() if path.stem == owner or re.search(rf"class {owner}\b", source)
+        ]
+        if name != "py" and owner not in {"train", "model", "sampler"} and inside:
+            assert any(re.search(rf"\b{name}\b", source) for source in inside), f"{owner}.{name}"
