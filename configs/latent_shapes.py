@@ -9,7 +9,7 @@ before they are quantised, `:f2` and `:f8` others of a Gaussian; with `:clip` a 
 Stable Diffusion.
 
 Time: 47 min on two cores of an AMD EPYC, 14 of them the autoencoder's.
-Score: captions shown 65.6 +- 2.1 % (`launch.py evaluate --metrics=captions --num=500`); at uniform times, with the text
+Score: captions shown 64.6 +- 2.1 % (`launch.py evaluate --metrics=captions --num=500`); at uniform times, with the text
 transformer's old initial values, 36.6 +- 2.2 %, and with `:clip` 33.8 +- 2.1 %, which was not trained again.
 Setting: Rombach et al. 2022: f = 8, 32x32 latents, 320 channels, multipliers 1, 2, 4, 4, a text transformer of 32
 layers of 1280, later a frozen CLIP of 768 (Stable Diffusion: conditions.clip_text); here smaller.
