@@ -59,9 +59,9 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             "configs/latent_shapes.py",
-            "a night on two CPU cores",
-            fields={"train.steps": 2500},
-            num=500,
+            "two hours on two CPU cores",
+            fields={"train.steps": 1000},
+            num=200,
         ),
         "paper": Scale(
             "configs/latent_emoji.py",
