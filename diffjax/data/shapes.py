@@ -209,7 +209,8 @@ def _arrange(rng: np.random.Generator, description: Description) -> Scene:
 def check(image: np.ndarray, caption: str) -> Check:
     """Whether a picture, uint8 [S, S, 3] with S >= 16, shows what a caption says, part by part.
 
-    Of two objects in a relation, the one that agrees with most of the first phrase is taken for the first.
+    Objects are paired with what is said of them so that the most parts hold, the relation among these. So the relation
+    says little of a picture whose objects cannot be told apart by their colour, shape and size.
 
     Raises:
       UserError: the caption is not one of this data set's.
