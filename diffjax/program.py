@@ -1,6 +1,7 @@
 """The training step of a config, compiled for devices; and the state that it begins with."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -46,12 +47,16 @@ def compile_step(
     devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
-        # It runs once: on a CPU optimising the program would take seconds longer than it saves.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(init, out_shardings=sharding, compiler_options=options)(init_key)
+        state = compile_init(init, sharding)(init_key)
     else:
         state = checkpoints.restore(_laid_out(shapes, sharding))
     return _jitted(config, system, optimizers, devices, examples, shapes), state
+
+
+def compile_init(init: Callable[[PRNGKey], TrainState], sharding) -> Callable[[PRNGKey], TrainState]:
+    """Compiled for the few times that it runs: on a CPU optimising it would take seconds longer than it saves."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=sharding, compiler_options=options)
 
 
 def lower_step(config, system: System, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:

@@ -15,7 +15,7 @@ from diffjax.config import flatten
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
-from diffjax.program import keys_of_run, make_optimizers, prepared
+from diffjax.program import compile_init, keys_of_run, make_optimizers, prepared
 from diffjax.run import build_system
 from diffjax.systems.process import make_schedule
 from diffjax.train.checkpoints import Checkpoints
@@ -79,9 +79,7 @@ def fresh_state(
     configs: Sequence[ConfigDict], system: System, devices: Devices, batches: Sequence[HostBatch]
 ) -> TrainState:
     """The members' first states, stacked. `system` is any one's, `batches` the first of each of `distinct_seeds`."""
-    # As in `diffjax.program.compile_step`: on a CPU optimising a program that runs M times takes longer than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(_init(configs[0], system), out_shardings=NamedSharding(devices.mesh, P()), compiler_options=options)
+    init = compile_init(_init(configs[0], system), NamedSharding(devices.mesh, P()))
     states = [init(keys_of_run(config)[0]) for config in configs]
     if system.objective.prepare:
         each = list(batches) * (len(configs) // len(batches))

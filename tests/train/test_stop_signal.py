@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from diffjax.train import stop_signal
 from diffjax.train.stop_signal import StopSignal, has_left_work
 
 
@@ -60,9 +61,9 @@ def test_a_signal_leaves_work_that_goes_on(handler):
     with StopSignal() as stop:
         assert stop.attend(work) is None
         assert stop.signal == signal.SIGTERM and has_left_work()
-        assert stop.attend(lambda: 1) is None  # nor is anything begun to be waited for
+        assert stop.attend(lambda: 1) is None  # nothing is waited for any more
     may_end.set()
     for thread in threading.enumerate():
-        if thread is not threading.main_thread() and thread.name == "attended":
+        if thread.name == stop_signal._ATTENDED:
             thread.join(60)
     assert not has_left_work()
