@@ -5,14 +5,13 @@ workdir. A file names one by the file of its config, which lies beside it. A fie
 refers to a part by `@name`.
 """
 
-import hashlib
-import json
 import os
 from pathlib import Path
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from diffjax import io
 from diffjax.errors import UserError
 
 # Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
@@ -44,7 +43,7 @@ def load_file(path: str) -> ConfigDict:
 
 
 def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    return io.to_json(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
@@ -55,7 +54,7 @@ def from_json(text: str) -> ConfigDict:
             return {name: restore(child) for name, child in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    return ConfigDict(restore(json.loads(text)))
+    return ConfigDict(restore(io.from_json(text)))
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
@@ -70,7 +69,7 @@ def training_key(config: ConfigDict) -> str:
     """A hash of what determines the parameters that training comes to."""
     parts = {f"parts.{name}": training_key(part_config(config, name)) for name in part_names(config)}
     fields = {**determining(config), "train.steps": config.get("train", {}).get("steps", 0), **parts}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    return io.short_hash(io.to_json(fields, sort_keys=True))
 
 
 def determining(config: ConfigDict) -> dict:

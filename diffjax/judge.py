@@ -1,6 +1,5 @@
 """A CLIP as a judge of pictures and captions: for measures, and to keep the best of many samples."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from diffjax import io
 from diffjax.config import flatten, referred_run, to_json
 from diffjax.errors import UserError
 from diffjax.evals.features import Network
@@ -103,5 +103,5 @@ def _provenance(path: str | Path) -> dict[str, Any]:
     if clip_file.is_published(path):
         return {"clip": clip_file.fingerprint(path)}
     workdir = Workdir(path)
-    config = hashlib.sha256(to_json(workdir.read_config()).encode()).hexdigest()[:16]
+    config = io.short_hash(to_json(workdir.read_config()))
     return {"clip": config, "clip_checkpoint": workdir.last_step()}

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from diffjax import io
 from diffjax.errors import UserError
 
 _TITLE = 16  # height of a row's title
@@ -64,6 +65,5 @@ def load(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "H W C
 def save(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
     """Writes a PNG of 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".new")  # then renamed: a kill leaves no part of one
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(whole, format="PNG")
-    whole.replace(path)
+    with io.atomic_path(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="PNG")

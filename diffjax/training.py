@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import data, sheets
+from diffjax import data, io, sheets
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
@@ -139,7 +139,8 @@ def keep_failed(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) 
     with contextlib.closing(Checkpoints(workdir.failed)) as failed:
         failed.save(error.step - 1, error.state)
     if hosts.first():
-        np.savez(workdir.failed / "batch.npz", **batches.batch(error.step - 1))
+        with io.atomic_path(workdir.failed / "batch.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, **batches.batch(error.step - 1))
     return f"{error}. See `python launch.py replay --workdir={workdir.path}`"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffjax import io
 from diffjax.config import determining, from_json, to_json
 from diffjax.errors import UserError
 from diffjax.train import weights
@@ -92,6 +93,4 @@ class Workdir:
             )
 
     def write_config(self, config: ConfigDict) -> None:
-        whole = self.config.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
-        whole.write_text(to_json(config))
-        whole.replace(self.config)
+        io.write_text(self.config, to_json(config))

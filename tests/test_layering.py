@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-ANYONE = {"typing", "errors"}
+ANYONE = {"typing", "errors", "io"}
 EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures", "config"}
 MAY_IMPORT = {
     "diffusion": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "evals": {"diffusion", "nn"},
     "typing": set(),
     "errors": set(),
+    "io": set(),
     "choice": set(),
     "config": set(),
     "pictures": set(),

@@ -11,20 +11,18 @@ so many devices, none of which need be there, and prints what they tell one anot
 """
 
 import contextlib
-import json
 import math
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from diffjax import ensemble
+from diffjax import ensemble, io
 from diffjax.commands.flags import Arguments, Flags, define_config, read_config
 from diffjax.errors import UserError, enough_memory
 from diffjax.generate import Generator
@@ -121,8 +119,7 @@ def _timed(arguments: Arguments, config, spec: ImageSpec, system: System, device
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
     if arguments.out:
-        with open(arguments.out, "w") as file:
-            json.dump({"config": config.to_dict(), **figures}, file, indent=2)
+        io.write_json(arguments.out, {"config": config.to_dict(), **figures})
     return 0
 
 
@@ -163,7 +160,7 @@ def _communication(config, counts: Sequence[str], out: str | None) -> int:
         counts = [row[name] for name in names[:2]]
         print(" ".join(f"{value:>18}" for value in counts + [f"{row.get(name, 0) / 1e6:,.3f}" for name in names[2:]]))
     if out:
-        Path(out).write_text(json.dumps({"config": config.to_dict(), "parameters": parameters, "rows": rows}, indent=2))
+        io.write_json(out, {"config": config.to_dict(), "parameters": parameters, "rows": rows})
     return 0
 
 

@@ -40,13 +40,12 @@ accuracy: of a classifier of noised images, at nine times.
 Figures have standard errors. Writes results/METRIC.json with all that the figure depends on, and pictures beside it.
 """
 
-import json
 
 import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax import measures, pictures, prompts
+from diffjax import io, measures, pictures, prompts
 from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
@@ -185,5 +184,5 @@ def _compare(trained: Run, names: list[str], measure: Measurer, drawn: tuple, to
 
 def _keep(trained: Run, name: str, result: dict) -> None:
     path = trained.workdir.results / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    io.write_json(path, result)
     print(path)

@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax import pictures
+from diffjax import io, pictures
 from diffjax.commands import edits
 from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import define_settings, one_cell, with_guides
@@ -121,7 +121,8 @@ def run(arguments: Arguments) -> int:
     else:
         labels = asked.condition["label"] if system.classes else np.full(len(seeds), -1, np.int32)
         said = {"captions": np.repeat(asked.captions, keep)} if asked.captions else {}
-        np.savez(out, images=images, labels=labels, seeds=seeds, **said)
+        with io.atomic_path(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, images=images, labels=labels, seeds=seeds, **said)
     print(f"{len(images)} samples" + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 

@@ -14,14 +14,13 @@ cell of a sampler includes its compilation.
 """
 
 import functools
-import json
 import time
 
 import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax import prompts, report
+from diffjax import io, prompts, report
 from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.commands.settings import cells, define_settings, texts, with_guides
 from diffjax.errors import MissingData, UserError
@@ -88,7 +87,7 @@ def run(arguments: Arguments) -> int:
     columns = {name: column.title for name, column in measure.columns.items()} if measure else {}
     path = trained.workdir.results / "sweep.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    io.write_json(path, results)
     figure = path.with_suffix(".png")
     report.figure(figure, rows, columns, shown)
     print(report.table(rows, columns))

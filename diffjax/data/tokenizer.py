@@ -23,6 +23,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from diffjax import io
 from diffjax.errors import UserError
 from diffjax.typing import NO_TOKEN
 
@@ -77,10 +78,8 @@ class Tokenizer:
         return self.bpe.decode([i for i in ids if i not in (self.start, self.end, NO_TOKEN)]).strip(" ")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a tokenizer.json for `load`. It is there whole or not at all."""
-        whole = Path(f"{path}.{os.getpid()}")
-        whole.write_text(self.bpe.to_str(), encoding="utf-8")
-        whole.replace(path)
+        """Writes a tokenizer.json for `load`. The write is atomic."""
+        io.write_text(path, self.bpe.to_str())
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         texts = [_clean(text) for text in texts]

@@ -10,7 +10,6 @@ Distances in the features of one are never comparable with those in another's: e
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from diffjax import io
 from diffjax.errors import UserError
 from diffjax.evals import pixels
 from diffjax.nn import efficientnet, inception, perceptual
@@ -68,4 +68,4 @@ def _inception(params, images):
 
 @functools.cache
 def _hash(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return "sha256:" + io.file_hash(path)[:16]

@@ -1,6 +1,5 @@
 """Statistics of real images, computed once and kept on disk."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from diffjax import io
 from diffjax.evals import moments
 from diffjax.evals.features import Features
 from diffjax.evals.moments import Moments
@@ -33,8 +33,7 @@ def folder() -> Path:
 
 def fingerprint(images: UInt8[np.ndarray, "N H W C"]) -> str:
     """Of pixels, so that a lossy copy of a data set is not taken for the original."""
-    digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return f"sha256:{io.short_hash(np.ascontiguousarray(images).tobytes())}"
 
 
 def load_or_make(
@@ -47,7 +46,7 @@ def load_or_make(
       extract: features, on the host.
     """
     key = json.dumps({"format": _FORMAT, **provenance}, sort_keys=True)
-    path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    path = folder() / f"{io.short_hash(key)}.npz"
     if path.exists():
         with np.load(path) as stored:
             if str(stored["key"]) == key:
@@ -65,7 +64,6 @@ def load_or_make(
     made = Reference(found, np.concatenate(kept)[:KEPT])
     arrays = {f"moments/{k}/{f}": getattr(m, f) for k, m in found.items() for f in Moments._fields}
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(f".{os.getpid()}.npz")  # then renamed: two processes may make the same one
-    np.savez(whole, key=key, features=made.features, **arrays)
-    whole.replace(path)
+    with io.atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, key=key, features=made.features, **arrays)
     return made

@@ -2,7 +2,6 @@
 
 import fnmatch
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from diffjax import io
 from diffjax.config import flatten, load_file, training_key
 from diffjax.errors import UserError, unknown
 from diffjax.experiment.spec import SEED, Experiment, Fields, Labels, Measure, Scale
@@ -79,7 +79,7 @@ def make_units(
             classifier = training_key(guide)
             trainings[classifier] = guide
         depends = f"{training} {classifier} {sampler} {measured} {scale.num}"
-        cell = Cell(labels, config, training, hashlib.sha256(depends.encode()).hexdigest()[:16], classifier)
+        cell = Cell(labels, config, training, io.short_hash(depends), classifier)
         cells.append(cell)
         trainings[training] = config
         apart = tuple(label for axis, label in labels.items() if axis not in together)

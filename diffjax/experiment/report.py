@@ -1,7 +1,6 @@
 """An experiment's report: Markdown, and the same as one page of HTML with its pictures inside."""
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import markdown
 
+from diffjax import io
 from diffjax.experiment import figures
 from diffjax.experiment.outcome import Figure, Outcome
 from diffjax.experiment.spec import SEED, Measure, Paper, Scale
@@ -66,12 +66,12 @@ def write(
         lines += ["## Cells that failed", _table(["cell", "error"], [list(pair) for pair in outcome.errors.items()])]
     lines += [
         "## What the figures depend on",
-        "```json\n" + json.dumps(_shared(outcome.provenances), indent=2) + "\n```",
+        "```json\n" + io.to_json(_shared(outcome.provenances), indent=2) + "\n```",
     ]
     text = "\n\n".join(lines) + "\n"
-    (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(_html(experiment.title, text, folder))
-    (folder / "results.json").write_text(json.dumps(_results(outcome, scale_name, scale, command), indent=2) + "\n")
+    io.write_text(folder / "report.md", text)
+    io.write_text(folder / "report.html", _html(experiment.title, text, folder))
+    io.write_json(folder / "results.json", _results(outcome, scale_name, scale, command))
     return folder / "report.md"
 
 

@@ -7,7 +7,6 @@ samples. Files are whole or absent.
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from diffjax import io
 from diffjax.experiment.plan import Cell
 from diffjax.workdir import Workdir
 
@@ -53,7 +53,7 @@ class Store:
     def result(self, cell: str) -> dict[str, Any] | None:
         """What is known of a cell, if it is done."""
         path = self.root / "cells" / f"{cell}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return io.read_json(path, "delete it to measure the cell again") if path.exists() else None
 
     def images(self, cell: str) -> np.ndarray | None:
         """The cell's first samples, uint8 [N, H, W, C], if it has any."""
@@ -67,12 +67,10 @@ class Store:
         """The result comes last: a cell that has one is whole."""
         folder = self.root / "cells"
         folder.mkdir(parents=True, exist_ok=True)
-        whole = folder / f".{cell}.{os.getpid()}.npz"
         if images is not None:
-            np.savez_compressed(whole, images=images[:KEPT])
-            whole.replace(folder / f"{cell}.npz")
-        whole.write_text(json.dumps(result, indent=2) + "\n")
-        whole.replace(folder / f"{cell}.json")
+            with io.atomic_path(folder / f"{cell}.npz") as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, images=images[:KEPT])
+        io.write_json(folder / f"{cell}.json", result)
 
     def forget(self, cell: Cell) -> None:
         """As if the cell had not been tried."""

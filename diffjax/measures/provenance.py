@@ -1,11 +1,11 @@
 """What a figure depends on, kept beside it."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from diffjax import io
 from diffjax.config import to_json
 from diffjax.run import Run
 
@@ -18,7 +18,7 @@ def of_run(trained: Run) -> dict[str, Any]:
     return {
         "workdir": str(trained.workdir.path),
         "system": trained.config.system,
-        "config": hashlib.sha256(to_json(trained.config).encode()).hexdigest()[:16],
+        "config": io.short_hash(to_json(trained.config)),
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # none of a chain
         "data": trained.config.data.name,

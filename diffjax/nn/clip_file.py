@@ -4,7 +4,6 @@ A preprocessor_config.json, where there is one, tells how pixels are normalised.
 the place of model.safetensors. The token that ends a text needs no telling: encoders read the last one.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffjax import io
 from diffjax.errors import UserError
 from diffjax.nn.clip import TextTransformer, VisionTransformer
 from diffjax.nn.transformer import ACTIVATIONS
@@ -62,7 +62,7 @@ def is_published(path: str | Path) -> bool:
 
 def fingerprint(path: str | Path) -> str:
     """Of the weights in a folder."""
-    return "sha256:" + hashlib.sha256(_weights(Path(path)).read_bytes()).hexdigest()[:16]
+    return "sha256:" + io.file_hash(_weights(Path(path)))[:16]
 
 
 def load(path: str | Path) -> Published:

@@ -5,7 +5,6 @@ that was cut, flipped or lost later is found, and the checkpoint before it is us
 """
 
 import concurrent.futures
-import hashlib
 import json
 import shutil
 import sys
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from diffjax import io
 from diffjax.errors import UserError
 from diffjax.train import hosts
 from diffjax.train.state import TrainState
@@ -222,10 +222,5 @@ def _digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of each file of the parts, by its path; those beside them Orbax writes last of all."""
     files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing lets other threads run
-        digests = pool.map(_sha256, files)
+        digests = pool.map(io.file_hash, files)
         return {path.relative_to(checkpoint).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

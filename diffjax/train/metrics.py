@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from diffjax import io
+
 _SPACE = 2**24  # bytes free below which no event is written: a full disk ends the writer's thread, and then blocks
 
 
@@ -26,9 +28,7 @@ class MetricsLog:
         path = directory / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            whole = path.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
-            whole.write_text("".join(line + "\n" for line in lines))
-            whole.replace(path)
+            io.write_text(path, "".join(line + "\n" for line in lines))
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
         self._events = SummaryWriter(str(directory / "events"), purge_step=start + 1 if start else None)

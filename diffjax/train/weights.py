@@ -8,6 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from diffjax import io
 from diffjax.errors import UserError
 from diffjax.typing import Variables
 
@@ -15,9 +16,8 @@ from diffjax.typing import Variables
 def save(path: Path, variables: Variables, step: int) -> None:
     """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of."""
     tensors = {name_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-    whole = path.with_suffix(".new")  # then renamed: a kill leaves the old one or the new one
-    safetensors.numpy.save_file(tensors, whole, metadata={"step": str(step), "format": "np"})
-    whole.replace(path)
+    with io.atomic_path(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata={"step": str(step), "format": "np"})
 
 
 def load(path: Path, template: Variables) -> Variables:

@@ -1,0 +1,115 @@
+"""Files that are whole or absent, strict JSON, and short hashes."""
+
+import contextlib
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffjax.errors import UserError
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces `path` if the block succeeds and is deleted if it fails.
+
+    A reader sees the old file or the new one, never a part. The temporary name is hidden and random, so it is no
+    user's file. A symbolic link at `path` is replaced, not followed.
+
+    Raises:
+      OSError: the file cannot be written; it names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Writes a JSON file atomically, in the form of `to_json`."""
+    write_text(path, to_json(value, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Returns strict JSON, which every parser reads.
+
+    JSON has no non-finite numbers: they become the strings "NaN", "Infinity" and "-Infinity", as in the JSON mapping
+    of Protocol Buffers, and `from_json` turns them back into numbers.
+    """
+    return json.dumps(_encode(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Returns the value of `to_json`. Raises ValueError where the text is not strict JSON in UTF-8."""
+
+    def reject(constant: str):
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return _decode(json.loads(text, parse_constant=reject))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: str | Path, advice: str) -> Any:
+    """Returns the value of a JSON file.
+
+    Args:
+      path: file to read.
+      advice: what the user should do if the file is damaged, for the error message.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: the file is not strict JSON; the message names it and ends with `advice`.
+    """
+    try:
+        return from_json(Path(path).read_bytes())
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def short_hash(data: str | bytes) -> str:
+    """Returns the first 16 hexadecimal digits of the SHA-256 of `data`."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits, in constant memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _encode(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _decode(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_decode(child) for child in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
