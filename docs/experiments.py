@@ -21,8 +21,9 @@ Made by `python docs/experiments.py > docs/experiments.md`; a test compares. Eac
 is the paper's own setting. Experiments in one workdir share what they train. [evaluation.md](evaluation.md) says what a
 file holds, how cells are kept and what a verdict means.
 
-Our outcomes are of small models trained for minutes: they say whether an order shows already there, not what a paper's
-value is.
+Our outcomes are of small models trained for minutes: they show whether an order appears already there, not the paper's
+values. A claim holds, or does not hold, only beyond its uncertainty; otherwise it is undecided. With one seed the
+uncertainty covers the samples only, not another training.
 """
 
 
@@ -42,12 +43,13 @@ def main() -> str:
 
 
 def _outcome(folder: Path) -> tuple[str, str]:
-    """What a report came to, and a link to it."""
-    results = json.loads((folder / "results.json").read_text())
-    words = [f"{ordering['says']}: {ordering['verdict']}" for ordering in results["orderings"]]
-    said = "; ".join(words) or "no order is claimed"
-    where = f"`{results['scale']}`, {results['seeds']} seed(s)"
-    return f"{where}: {said}", f"[{results['scale']}](reports/{folder.name}/report.md)"
+    """Returns a report's verdicts and a link to it."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    words = [f"{ordering['claim']}: {ordering['verdict']}" for ordering in results["orderings"]]
+    verdicts = "; ".join(words) or "no order is claimed"
+    count = len(results["seeds"])
+    where = f"`{results['scale']}`, {count} seed{'s' * (count > 1)}"
+    return f"{where}: {verdicts}", f"[{results['scale']}](reports/{folder.name}/report.md)"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ paper is the paper's own setting on its own data. The same command again goes on
 is not trained again, what is measured is not measured again, and experiments in one --workdir share what they have in
 common. A cell that fails is recorded with its error, and the others go on; --retry tries those again.
 
-Writes WORKDIR/EXPERIMENT_SCALE/report.md, report.html (one file, pictures inside) and results.json; logs are in
-WORKDIR/logs.
+Writes WORKDIR/EXPERIMENT_SCALE/results.json, report.md and report.html (one file, pictures inside); logs are in
+WORKDIR/logs. --results=DIR/results.json writes the report of finished results again, in DIR, without any cells: after
+a change of the experiment's claims, or with a newer version of the statistical test.
 """
 
 from pathlib import Path
@@ -20,10 +21,10 @@ from absl import flags as absl_flags
 from diffjax.commands.flags import Arguments, Flags, define_workdir, required
 from diffjax.commands.settings import texts
 from diffjax.errors import UserError, unknown
-from diffjax.experiment import execute, report, spec
+from diffjax.experiment import execute, report, spec, verdicts
 from diffjax.experiment.cells import collect
 from diffjax.experiment.outcome import Outcome
-from diffjax.experiment.plan import measures_of, scale_of
+from diffjax.experiment.plan import make_units, measures_of, scale_of
 
 _EXECUTORS = ("local", "slurm")
 
@@ -35,6 +36,7 @@ def define(flags: Flags) -> None:
         ("scale", "smoke", "smoke | small | paper"),
         ("data_dir", None, "where prepared data sets lie (data.dir of the configs)"),
         ("together", None, "axes whose cells are trained as one program, such as seed (default: as the file says)"),
+        ("results", None, "results.json whose report is to be written again, without a --workdir"),
         ("inception", None, "file of the weights of FID's InceptionV3"),
         ("executor", "local", "local: one after another on this machine; slurm: a job for each training"),
         ("slurm", "", "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600"),
@@ -46,7 +48,10 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    path, root = required(arguments, "experiment"), required(arguments, "workdir")
+    path = required(arguments, "experiment")
+    if arguments.results:
+        return _rewrite(path, arguments.scale, Path(arguments.results))
+    root = required(arguments, "workdir")
     if arguments.executor not in _EXECUTORS:
         raise unknown("executor", arguments.executor, _EXECUTORS)
     experiment = spec.load(path)
@@ -90,13 +95,27 @@ def run(arguments: Arguments) -> int:
         job.store,
         command,
     )
+    _print(outcome, written)
+    return 0
+
+
+def _rewrite(path: str, scale_name: str, results: Path) -> int:
+    """Writes the report of a results.json again."""
+    experiment = spec.load(path)
+    scale = scale_of(experiment, scale_name)
+    cells = [cell for unit in make_units(experiment, scale, {}) for cell in unit.cells]
+    outcome, command = report.read(results, experiment, cells, measures_of(experiment, scale))
+    _print(outcome, report.write(results.parent, outcome, scale_name, scale, None, command))
+    return 0
+
+
+def _print(outcome: Outcome, written: Path) -> None:
     for labels, error in outcome.errors.items():
         print(f"failed: {labels}: {error}")
-    for ordering in experiment.orderings:
-        print(f"{ordering.says}: {outcome.verdict(ordering).text.replace('**', '')}")
+    for ordering in outcome.experiment.orderings:
+        print(f"{ordering.says}: {verdicts.describe(outcome.verdict(ordering)).replace('**', '')}")
     print(f"{outcome.done} of {outcome.total} cells, {len(outcome.errors)} failed")
     print(f"{written}\n{written.with_suffix('.html')}")
-    return 0
 
 
 def _parameters(text: str) -> dict:

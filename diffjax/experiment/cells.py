@@ -157,6 +157,7 @@ class _CellMeasures:
                 found = self._measurer(images, asked.condition["label"], asked.captions)
                 figures |= {name: estimate._asdict() for name, estimate in found.items()}
                 told |= {"samples": self._work.num, "reference": self._measurer.provenance}
+                told |= {"warnings": list(self._measurer.warnings)}
         for measure in self._work.measures:
             if measure.metric in measures.OF_DATA:
                 found = _figure(self._of_data(cell, measure), measure.figure)
@@ -222,17 +223,24 @@ def _last_logged(trained: Run) -> dict[str, float]:
 
 
 def collect(store: Store, cells: Sequence[Cell], wanted: Sequence[Measure]) -> dict[str, dict[str, Any] | None]:
-    """What is known of each cell, by its key, with the figures that need other cells' samples: to_most_steps."""
+    """Returns what is known of each cell, by its key, with the figures that need other cells' samples.
+
+    That is to_most_steps. The cell of the most steps is the reference of the others: it has no such figure, as its
+    difference from itself is 0 by construction.
+    """
     results = {cell.key: store.result(cell.key) for cell in cells}
     if any(measure.metric == "to_most_steps" for measure in wanted):
-        longest: dict[tuple, np.ndarray] = {}
+        references: dict[tuple, np.ndarray] = {}
         for cell in sorted(cells, key=lambda cell: -cell.config.sampler.steps):
             images, result = store.images(cell.key), results[cell.key]
             if images is None or result is None or "figures" not in result:
                 continue
             sampler = {name: value for name, value in cell.config.sampler.items() if name != "steps"}
-            others = cell.training, json.dumps(sampler, sort_keys=True)
-            difference = images.astype(np.float32) - longest.setdefault(others, images)
+            group = cell.training, json.dumps(sampler, sort_keys=True)
+            if group not in references:
+                references[group] = images
+                continue
+            difference = images.astype(np.float32) - references[group]
             result["figures"]["to_most_steps"] = {
                 "value": float(np.sqrt(np.mean(difference**2))),
                 "standard_error": None,

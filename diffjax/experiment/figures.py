@@ -35,7 +35,7 @@ def curves(path: Path, outcome: Outcome) -> bool:
         drawn = []
         for i, (name, cells) in enumerate(outcome.lines()):
             found = [outcome.figure(measure, labels) for labels in cells]
-            means, bars = [figure.mean for figure in found], np.nan_to_num([figure.deviation for figure in found])
+            means, bars = [figure.mean for figure in found], np.nan_to_num([figure.error for figure in found])
             marker, line = STYLES[i % len(STYLES)]
             axes.errorbar(places, means, bars, marker=marker, linestyle=line, capsize=3, label=name)
             drawn += [mean for mean in means if np.isfinite(mean)]

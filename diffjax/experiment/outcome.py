@@ -1,70 +1,53 @@
-"""What an experiment comes to: figures over seeds, and whether the claimed orderings hold."""
+"""Figures of an experiment over its seeds, and verdicts on the orderings that it claims."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffjax.evals import resampling
+from diffjax.experiment import verdicts
 from diffjax.experiment.plan import Cell
 from diffjax.experiment.spec import SEED, Experiment, Labels, Measure, Ordering
+from diffjax.experiment.verdicts import Difference, Verdict
+
+# Shares of all samples: where the sampling error was not stored, it follows from the share and the number of samples.
+_SHARES = ("recognised", "captions", "caption_count", "caption_colour", "caption_shape")
 
 
 class Figure(NamedTuple):
-    """One entry of a table, over the seeds."""
+    """One entry of a table, over the seeds.
 
-    values: tuple[float, ...]  # of the seeds that gave one
-    failed: int  # seeds that ended with an error
-    pending: int  # and that are not done
+    Attributes:
+      values: one per seed; None: the seed failed or is not done.
+      errors: the sampling error of each value, of the samples within a seed; None: not known.
+      failed: seeds that ended with an error.
+      pending: seeds that are not done.
+    """
+
+    values: tuple[float | None, ...]
+    errors: tuple[float | None, ...]
+    failed: int = 0
+    pending: int = 0
+
+    @property
+    def known(self) -> list[float]:
+        """The values that there are."""
+        return [value for value in self.values if value is not None]
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.values)) if self.values else float("nan")
+        return float(np.mean(self.known)) if self.known else float("nan")
 
     @property
-    def deviation(self) -> float:
-        """Standard deviation over the seeds; NaN of fewer than two."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
-
-
-class Verdict(NamedTuple):
-    """Whether an ordering holds here.
-
-    Attributes:
-      settings: of the axes that the ordering leaves free, in which it was tested.
-      held: of those, in which the means over seeds are in its order.
-      chains: seeds of all settings; `agreed`: those in its order, each by itself.
-      weakest: the least difference of neighbouring means, and its standard error over the seeds (NaN of one seed).
-      left_out: labels of its order that were not run.
-    """
-
-    settings: int
-    held: int
-    chains: int
-    agreed: int
-    weakest: tuple[float, float]
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def word(self) -> str:
-        if not self.settings:
-            return "not measured"
-        if self.held < self.settings:
-            return "holds in part" if self.held else "does not hold"
-        return "holds"
-
-    @property
-    def text(self) -> str:
-        """The verdict, and how sure it is."""
-        if not self.settings:
-            return self.word
-        difference, error = self.weakest
-        details = [f"without {', '.join(self.left_out)}"] if self.left_out else []
-        if self.settings > 1:
-            details.append(f"in order in {self.held} of {self.settings} settings")
-        details.append(f"{self.agreed} of {self.chains} seeds agree")
-        details.append(f"smallest step {difference:.3g} ± {error:.2g}" if np.isfinite(error) else "one seed, no error")
-        return f"**{self.word}** ({'; '.join(details)})"
+    def error(self) -> float:
+        """Standard deviation over the seeds; of one seed the sampling error; NaN: not known."""
+        if len(self.known) > 1:
+            return float(np.std(self.known, ddof=1))
+        known = [error for error in self.errors if error is not None]
+        return known[0] if len(self.known) == len(known) == 1 else float("nan")
 
 
 class Outcome:
@@ -108,6 +91,11 @@ class Outcome:
         return [result["provenance"] for result in found if "provenance" in result]
 
     @property
+    def warnings(self) -> list[str]:
+        """Warnings of the cells' measurements, each once."""
+        return list(dict.fromkeys(text for provenance in self.provenances for text in provenance.get("warnings", ())))
+
+    @property
     def rows(self) -> list[str]:
         """The axes whose labels name the lines of a table."""
         return [axis for axis in self.axes if axis not in (self.experiment.across, SEED)]
@@ -128,16 +116,28 @@ class Outcome:
         return self._by_labels[tuple(labels[axis] for axis in self.axes)]
 
     def figure(self, measure: Measure, labels: Labels) -> Figure:
-        """The figure of a measure over the seeds."""
+        """Returns the figure of a measure over the seeds."""
         cells = [self.cell({**labels, SEED: seed}) for seed in self.axes[SEED]]
-        found = [self._value(measure, cell) for cell in cells]
+        found = [self._estimate(measure, cell) for cell in cells]
         results = [self._results[cell.key] for cell in cells]
-        failed = sum("error" in (result or {}) for result in results)
-        return Figure(tuple(v for v in found if v is not None), failed, sum(result is None for result in results))
+        return Figure(
+            values=tuple(value for value, _ in found),
+            errors=tuple(error for _, error in found),
+            failed=sum("error" in (result or {}) for result in results),
+            pending=sum(result is None for result in results),
+        )
 
-    def _value(self, measure: Measure, cell: Cell) -> float | None:
-        figures = (self._results[cell.key] or {}).get("figures", {})
-        return figures[measure.name]["value"] if measure.name in figures else None
+    def _estimate(self, measure: Measure, cell: Cell) -> tuple[float | None, float | None]:
+        """Returns the value of a cell, None where there is none, and its sampling error, None where it is not known."""
+        result = self._results[cell.key] or {}
+        figure = result.get("figures", {}).get(measure.name, {})
+        value, error = figure.get("value"), figure.get("standard_error")
+        if value is None or not np.isfinite(value):
+            return None, None
+        samples = result.get("provenance", {}).get("samples")
+        if error is None and measure.name in _SHARES and samples and 0 <= value <= 1:
+            error = resampling.share(np.arange(samples) < round(value * samples)).standard_error
+        return value, error
 
     def settings(self, axes: Sequence[str], where: Mapping[str, Sequence[str]] = {}) -> Iterator[Labels]:
         """Every combination of the labels of `axes`, of those that `where` leaves."""
@@ -146,42 +146,37 @@ class Outcome:
             yield dict(zip(axes, labels, strict=True))
 
     def verdict(self, ordering: Ordering) -> Verdict:
-        """Whether the ordering holds in its column."""
+        """Returns whether the ordering holds in its column."""
         measure = next((m for m in self.measures if ordering.measure in ("", m.name)), None)
-        if measure is None:
-            return Verdict(0, 0, 0, 0, (float("inf"), float("nan")))
-        named = {axis for settings in ordering.order for axis in settings}
-        free = [axis for axis in self.axes if axis not in named and axis != SEED]
-        sign = 1.0 if measure.direction == "lower" else -1.0
         order = [s for s in ordering.order if all(label in self.axes[axis] for axis, label in s.items())]
         left_out = tuple(in_words(s) for s in ordering.order if s not in order)
-        settings = held = chains = agreed = 0
-        weakest = (float("inf"), float("nan"))
-        if len(order) < 2:
-            return Verdict(0, 0, 0, 0, weakest, left_out)
-        for others in self.settings(free, ordering.where):
-            table = [
-                [self._value(measure, self.cell({**others, **s, SEED: seed})) for seed in self.axes[SEED]]
-                for s in order
-            ]
-            whole = [column for column in zip(*table, strict=True) if None not in column]  # of each seed
-            if not whole:
-                continue
-            steps = sign * np.diff(np.asarray(whole, np.float64), axis=1)  # [seed, step], positive as claimed
-            means = steps.mean(axis=0)
-            least = int(np.argmin(means))
-            error = steps[:, least].std(ddof=1) / np.sqrt(len(steps)) if len(steps) > 1 else float("nan")
-            weakest = min(weakest, (float(means[least]), float(error)), key=lambda pair: pair[0])
-            settings, held = settings + 1, held + bool(np.all(means > 0))
-            chains, agreed = chains + len(steps), agreed + int(np.all(steps > 0, axis=1).sum())
-        return Verdict(settings, held, chains, agreed, weakest, left_out)
+        if measure is None or len(order) < 2:
+            return Verdict(left_out=left_out)
+        named = {axis for settings in ordering.order for axis in settings}
+        free = [axis for axis in self.axes if axis not in named and axis != SEED]
+        found = [
+            [self._difference(measure, {**others, **better}, {**others, **worse}) for better, worse in pairwise(order)]
+            for others in self.settings(free, ordering.where)
+        ]
+        return verdicts.combine([steps for steps in found if None not in steps], left_out)
+
+    def _difference(self, measure: Measure, better: Labels, worse: Labels) -> Difference | None:
+        """Returns the difference of two cells over the seeds that have both; None where there is no such seed."""
+        sign = -1.0 if measure.direction == "lower" else 1.0
+        left, right = self.figure(measure, better), self.figure(measure, worse)
+        pairs = zip(left.values, right.values, left.errors, right.errors, strict=True)
+        both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+        if not both:
+            return None
+        errors = [None if a is None or b is None else (a, b) for _, _, a, b in both]
+        return verdicts.difference([sign * pair[0] for pair in both], [sign * pair[1] for pair in both], errors)
 
     def failures(self, measure: Measure, labels: Labels, above: float) -> Figure:
         """The share of seeds that ended with an error, or whose figure is beyond `above`."""
         figure = self.figure(measure, labels)
         sign = 1.0 if measure.direction == "lower" else -1.0
-        beyond = [float(sign * value > sign * above) for value in figure.values]
-        return Figure((*beyond, *[1.0] * figure.failed), 0, figure.pending)
+        shares = [float(sign * value > sign * above) for value in figure.known] + [1.0] * figure.failed
+        return Figure(tuple(shares), (None,) * len(shares), pending=figure.pending)
 
 
 def in_words(labels: Labels) -> str:

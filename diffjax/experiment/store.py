@@ -8,6 +8,9 @@ samples. Files are whole or absent.
 import contextlib
 import fcntl
 import os
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diffjax import io
+from diffjax.errors import UserError
 from diffjax.experiment.plan import Cell
 from diffjax.workdir import Workdir
 
@@ -51,17 +55,32 @@ class Store:
             (home / name).symlink_to(os.path.join(os.pardir, part))
 
     def result(self, cell: str) -> dict[str, Any] | None:
-        """What is known of a cell, if it is done."""
+        """Returns what is known of a cell, None if it is not done; a damaged file is deleted, to be measured again."""
         path = self.root / "cells" / f"{cell}.json"
-        return io.read_json(path, "delete it to measure the cell again") if path.exists() else None
+        try:
+            result = io.read_json(path, "the cell is measured again")
+            if not _is_result(result):
+                raise UserError(f"{path} does not hold a cell's result: the cell is measured again")
+            return result
+        except FileNotFoundError:
+            return None
+        except UserError as error:
+            print(error, file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return None
 
     def images(self, cell: str) -> np.ndarray | None:
-        """The cell's first samples, uint8 [N, H, W, C], if it has any."""
+        """Returns the cell's first samples, uint8 [N, H, W, C]; None if it has none or their file is damaged."""
         path = self.root / "cells" / f"{cell}.npz"
-        if not path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                images = stored["images"]
+        except FileNotFoundError:
             return None
-        with np.load(path) as stored:
-            return stored["images"]
+        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            print(f"{path} is damaged ({error}): the cell's samples are not shown", file=sys.stderr)
+            return None
+        return images if images.dtype == np.uint8 and images.ndim == 4 else None
 
     def keep(self, cell: str, result: Mapping[str, Any], images: np.ndarray | None = None) -> None:
         """The result comes last: a cell that has one is whole."""
@@ -76,3 +95,19 @@ class Store:
         """As if the cell had not been tried."""
         (self.root / "cells" / f"{cell.key}.json").unlink(missing_ok=True)
         self.run(cell.training).error.unlink(missing_ok=True)
+
+
+def _is_result(found: Any) -> bool:
+    """Whether a value of JSON has the types of a cell's result."""
+    if not isinstance(found, dict) or not isinstance(found.get("error", ""), str):
+        return False
+    figures, known = found.get("figures", {}), found.get("provenance", {})
+    return (
+        ("error" in found or "figures" in found)
+        and isinstance(known, dict)
+        and isinstance(figures, dict)
+        and all(
+            isinstance(figure, dict) and set(map(type, figure.values())) <= {int, float, type(None)}
+            for figure in figures.values()
+        )
+    )

@@ -56,15 +56,14 @@ def test_every_cell_has_its_figures_and_what_they_depend_on(make, done):
     assert len(list((root / "runs").glob("*/config.json"))) == 1
     for cell in every:
         result = found[cell.key]
-        assert set(result["figures"]) == {m.name for m in MEASURES}
+        reference = {"to_most_steps"} if cell.labels["steps"] == "4" else set()  # which is itself at the most steps
+        assert set(result["figures"]) == {m.name for m in MEASURES} - reference
         provenance = result["provenance"]
         assert provenance["samples"] == 12 and provenance["reference"]["split"] == "train"
         assert provenance["sampler"]["steps"] == int(cell.labels["steps"])
         assert store.images(cell.key).shape == (12, 8, 8, 1)
-    most, fewer = (
-        [found[c.key]["figures"]["to_most_steps"]["value"] for c in every if c.labels["steps"] == n] for n in "42"
-    )
-    assert not any(most) and min(fewer) > 0
+        assert provenance["date"] and provenance["device"] and provenance["versions"]["jax"]
+    assert all(found[c.key]["figures"]["to_most_steps"]["value"] > 0 for c in every if c.labels["steps"] == "2")
     assert every[0].labels["steps"] == "2" and values(found)[every[0].key]["reconstruction.mse"] > 0
 
 
