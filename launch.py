@@ -1,11 +1,6 @@
 """The command line of diffjax: `python launch.py --help`."""
 
-import sys
-
-from diffjax import platform
+from diffjax.__main__ import main
 
 if __name__ == "__main__":
-    platform.configure()  # before anything imports jax
-    from diffjax.commands import main
-
-    sys.exit(main(sys.argv))
+    main()

@@ -1,12 +1,23 @@
 """Packaging of diffjax: `pip install -e .` for use, `.[test]` to test, `.[parity]` to compare with peers."""
 
+import re
+from pathlib import Path
+
 import setuptools
+
+ROOT = Path(__file__).parent
 
 setuptools.setup(
     name="diffjax",
-    version="0.1.0",
+    # Read as text: importing the package would need its dependencies.
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "diffjax" / "__init__.py").read_text())[1],
     description="A JAX research codebase for scalable diffusion",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
     packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
+    package_data={"diffjax": ["py.typed"]},
+    entry_points={"console_scripts": ["diffjax = diffjax.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
