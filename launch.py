@@ -2,10 +2,7 @@
 
 import sys
 
-from diffjax import platform
+from diffjax.commands import main
 
 if __name__ == "__main__":
-    platform.configure()  # before anything imports jax
-    from diffjax.commands import main
-
     sys.exit(main(sys.argv))

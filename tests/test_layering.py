@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "replay": EVERYTHING | {"workdir", "run", "program"},
     "commands": EVERYTHING
     | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}
-    | {"judge", "replay", "program"},
+    | {"judge", "replay", "program", "platform"},
     "__init__": {"run"},
 }
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from diffjax.choice import choices, choose, options
-from diffjax.commands.flags import Arguments, Flags
+from diffjax.commands.flags import Arguments, Flags, entries, number, texts
 from diffjax.diffusion import grids, samplers, thresholds
 from diffjax.errors import UserError
 from diffjax.run import Run, load
@@ -22,15 +22,15 @@ class _Setting(NamedTuple):
 
 
 def _number(name: str, kind: type = float) -> Callable[[str], dict]:
-    return lambda text: {name: kind(text)}
+    return lambda text: {name: number(text, kind)}
 
 
 def _eta(text: str) -> dict:
-    return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": float(text), "sigma_hat": False}
+    return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": number(text), "sigma_hat": False}
 
 
 def _guidance(text: str) -> dict:
-    return {"guidance": 1.0 + float(text[1:]) if text.startswith("w") else float(text)}
+    return {"guidance": 1.0 + number(text[1:]) if text.startswith("w") else number(text)}
 
 
 SETTINGS = {
@@ -144,22 +144,8 @@ def values(arguments: Arguments, name: str) -> list[dict]:
         stage, colon, value = part.rpartition(":")
         return {f"{stage}{colon}{key}": setting for key, setting in SETTINGS[name].parse(value).items()}
 
-    if not texts(text):
-        raise UserError(f"--{name} is empty: give a value, or leave the flag out")
     try:
-        return [parse(part) for part in texts(text)]
+        return [parse(part) for part in entries(name, text)]
     except ValueError as error:
         wanted = "whole numbers" if name in ("steps", "top_k", "candidates") else "numbers"
         raise UserError(f"--{name}={text}: expected {wanted} separated by commas") from error
-
-
-def texts(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]

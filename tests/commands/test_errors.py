@@ -3,6 +3,7 @@
 import pytest
 
 from diffjax import commands
+from diffjax.config import to_json
 from tests import tiny
 
 CONFIG = str(tiny.ROOT / "configs" / "digits.py")
@@ -144,7 +145,7 @@ def test_a_measure_and_its_run_must_fit(verb, flags, message, workdir, capsys):
 
 
 def test_a_run_without_a_checkpoint(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(tiny.config().to_json())
+    (tmp_path / "config.json").write_text(to_json(tiny.config()))
     for verb, flag in (("sample", "--out=x.png"), ("sweep", "--steps=2")):
         assert commands.main(["launch.py", verb, f"--workdir={tmp_path}", flag]) == 2
         assert "has no checkpoint yet" in capsys.readouterr().err
