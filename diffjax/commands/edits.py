@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from diffjax import pictures
 from diffjax.commands.flags import Arguments
+from diffjax.commands.settings import one_cell
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
 from diffjax.prompts import Prompts, note_cut
@@ -52,7 +53,6 @@ def check(arguments: Arguments, trained: Run) -> None:
     """Raises UserError for flags that do not go together, or not with the run."""
     system = trained.system
     chain = bool(system.stages)
-    manipulates, redraws = system.manipulate is not None, bool(system.takes)
     if (arguments.image or arguments.interpolate) and system.model is None and not chain:
         raise UserError(f"--image and --interpolate are of diffusion models, not of system={trained.config.system}")
     if arguments.initial_image and trained.config.system != "prior":
@@ -77,7 +77,7 @@ def check(arguments: Arguments, trained: Run) -> None:
         raise UserError("--base_prompt, what the --image shows, needs --prompt, what it is to show, and --interpolate")
     if chain and arguments.interpolate and not (system.manipulate and arguments.image):
         raise UserError("of a chain --interpolate goes between pictures: it is unclip's, and needs --image")
-    varies = manipulates or redraws
+    varies = system.manipulate is not None or bool(system.takes)
     if arguments.image and not (arguments.mask or arguments.interpolate or arguments.strength is not None or varies):
         raise UserError("--image needs --strength (to edit it), --mask (to paint in it) or --interpolate")
     if system.takes and not arguments.image:
@@ -88,6 +88,10 @@ def check(arguments: Arguments, trained: Run) -> None:
         raise UserError(f"--best_of={arguments.best_of}: is not supported with --interpolate; leave one of both out")
     if arguments.clip and not arguments.best_of:
         raise UserError(f"--clip={arguments.clip}: ranks the samples of --best_of; pass --best_of=N too")
+    if arguments.mask or arguments.strength is not None:
+        for name in ("components", "base_prompt", "invert"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} has no effect with --mask or --strength: leave it out")
     if varied(arguments, trained):
         _check_redrawn(arguments, trained)
 
@@ -97,7 +101,12 @@ def _check_redrawn(arguments: Arguments, trained: Run) -> None:
     of_prompts = ["best_of", "prompts", "clip"] + ["prior", "candidates"] * (trained.system.manipulate is not None)
     for name in of_prompts:
         if getattr(arguments, name):
-            raise UserError(f"--{name} is of prompts, not of an --image that is drawn again: leave it out")
+            raise UserError(f"--{name}: is not supported with an --image that is drawn again; leave it out")
+    for setting in one_cell(arguments) if trained.system.manipulate else ():
+        if setting.startswith(("prior:", "ar_prior:")):
+            raise UserError(f"{setting}: has no effect, as --image takes the place of a prior; leave it out")
+    if arguments.interpolate and not trained.system.manipulate:
+        raise UserError("--interpolate: is not supported for a stage that draws an --image again; leave it out")
     if arguments.label is not None and not trained.system.classes:
         raise UserError(f"--label={arguments.label}: {trained.workdir.path} was trained without labels; leave it out")
     # What decides how the picture is drawn again, and what then has no effect.
@@ -153,8 +162,8 @@ def between_latents(arguments: Arguments, trained: Run, plan, asked: Prompts) ->
         _check_rows(arguments, len(asked.captions))
     own = np.minimum(np.arange(len(seeds)), len(asked.condition["label"]) - 1)  # a prompt is that of every row
     if arguments.image:
-        _note_num(arguments, "there is one row between two images")
         pair = _pair(arguments, trained)
+        _note_num(arguments, "there is one row between two images")
         found = np.asarray(encoded(trained.variables, pair, at(own[[0, 0]]), plan))
         start, end, seeds, own = found[:1], found[1:], seeds[:1], own[:1]
     else:
@@ -170,8 +179,6 @@ def between_latents(arguments: Arguments, trained: Run, plan, asked: Prompts) ->
 def manipulated(arguments: Arguments, trained: Run, plan) -> Sheet:
     """unCLIP's manipulations of --image (Ramesh et al. 2022, section 3), a row of pictures."""
     tools, variables = trained.system.manipulate, trained.variables
-    if arguments.interpolate or arguments.components:
-        _note_num(arguments, "one row is drawn")
     if texts := [text for text in (arguments.prompt, arguments.base_prompt) if text]:
         note_cut(trained.tokenizer, trained.system.text.length, texts)
     if arguments.interpolate and not arguments.base_prompt:  # from one picture to another: figure 4
@@ -283,6 +290,7 @@ def _inverted(tools: Manipulations, variables, images, embeddings: Embeddings, p
 
 def _row(arguments: Arguments, embeddings: Embeddings, x: np.ndarray | None) -> Sheet:
     """All from one seed."""
+    _note_num(arguments, "one row is drawn")
     return Sheet(_asked(embeddings, x), np.full(len(embeddings), arguments.seed), len(embeddings))
 
 

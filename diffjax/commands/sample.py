@@ -90,7 +90,6 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"{trained.workdir.path} draws embeddings, which nobody can look at: sample the whole chain")
     edits.check(arguments, trained)
     plan = system.plan(trained.config.sampler, **_overrides(arguments))
-    _note_rounding(arguments, plan)
     keep, candidates, judge = 1, 1, None
     if edits.varied(arguments, trained):
         draw = edits.manipulated(arguments, trained, plan) if system.manipulate else edits.again(arguments, trained)
@@ -111,6 +110,7 @@ def run(arguments: Arguments) -> int:
             keep = candidates = 1
         else:
             asked = edits.edited(arguments, trained, asked)
+    _note_rounding(arguments, plan)
     total = candidates * len(asked.condition["label"])
     generator = Generator(system, batch_size=batch_size(arguments, total))
     with tqdm(total=total, unit="image") as bar:

@@ -120,7 +120,7 @@ def batch_size(arguments: Arguments, total: int) -> int:
     size, devices = min(arguments.batch_size, total), jax.local_device_count()
     if "batch_size" in arguments.given:
         if size < arguments.batch_size:
-            note(f"--batch_size={arguments.batch_size}: there are {total} samples, which are drawn in one batch")
+            note(f"--batch_size={arguments.batch_size}: the samples, {total}, are drawn in one batch")
         elif size % devices:
             whole = math.ceil(size / devices) * devices
             note(f"--batch_size={size}: rounded up to {whole}, as a batch is divided over {devices} devices")
@@ -139,6 +139,8 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
             f"{trained.workdir.path} is a run of system={trained.config.system}, which draws no samples by itself"
             + ": train a prior on its codes (configs/prior_transformer.py)" * (trained.system.codec is not None)
         )
+    if arguments.sampler and trained.system.model is None and not trained.system.stages:
+        raise UserError(f"--sampler={arguments.sampler}: is only supported for diffusion, not {trained.config.system}")
     guides = {name: load(getattr(arguments, name)) for name in ("classifier", "weak") if getattr(arguments, name)}
     if guides and trained.system.model is None:
         raise UserError(f"--{next(iter(guides))} guides diffusion models, not system={trained.config.system}")

@@ -123,7 +123,22 @@ BAD = {
     "between seeds": (["--interpolate=4", f"--prompt={RED}"], "needs --image"),
     "one picture of two": (["--interpolate=4", "--image=test:0"], "goes between two images"),
     "a label": ([f"--prompt={RED}", "--label=1"], "of runs that read no text"),
-    "many of a picture": (["--image=test:0", "--best_of=4"], "of prompts, not of an --image"),
+    "many of a picture": (["--image=test:0", "--best_of=4"], "not supported with an --image that is drawn again"),
+    "a checkpoint": ([f"--prompt={RED}", "--checkpoint=2"], "is a chain, which has no checkpoints"),
+    "a prior of a picture": (["--image=test:0", "--prior=ar"], "--prior: is not supported with an --image"),
+    "steps of a prior of a picture": (["--image=test:0", "--steps=prior:3"], "prior:steps: has no effect"),
+    "a label of a picture": (["--image=test:0", "--label=1"], "was trained without labels"),
+    "a prompt between pictures": (
+        ["--image=test:0,test:1", "--interpolate=2", f"--prompt={RED}"], "--prompt has no effect with --interpolate",
+    ),
+    "inverted components": (["--image=test:0", "--components=1", "--invert"], "--invert has no effect"),
+    "inverted and repeated": (["--image=test:0", "--invert", "--repeats=2"], "--repeats has no effect"),
+    "painted components": (
+        ["--image=test:0", "--mask=left", f"--prompt={RED}", "--components=1"], "has no effect with --mask",
+    ),
+    "best of a row": (
+        ["--image=test:0,test:1", "--interpolate=2", "--best_of=3"], "--best_of=3: is not supported with --interpolate",
+    ),
 }  # fmt: skip
 
 
