@@ -1,8 +1,6 @@
 """The command line of diffjax: `python launch.py --help`."""
 
-import sys
-
-from diffjax.commands import main
+from diffjax.commands import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start()

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from absl import flags as absl_flags
 
@@ -23,6 +23,14 @@ from diffjax.errors import UserError, one_line, printable, unknown
 
 VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "export", "replay")
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM, or start processes that do
+
+
+def start() -> NoReturn:
+    """Runs the command line of this process, and exits with the code of `main`."""
+    code = main(sys.argv)
+    if code > 128:  # after a signal within a compilation Python's own end is a segmentation fault
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,10 +47,8 @@ def main(argv: Sequence[str]) -> int:
             code = _launch(argv)
             sys.stdout.flush()
             return code
-        except _Terminated:
-            return _stopped("SIGTERM", 128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            return _stopped("Ctrl-C", 128 + signal.SIGINT)
+        except KeyboardInterrupt as error:
+            return _stopped(error.args[0] if error.args else signal.SIGINT)
         except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, a missing file
             message = str(error)
         except (AttributeError, KeyError, RuntimeError, AssertionError) as error:
@@ -76,19 +82,15 @@ def _launch(argv: Sequence[str]) -> int:
         return verb.run(parse(flags, argv[1:]))
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
 @contextlib.contextmanager
 def _stoppable(verb: str) -> Iterator[None]:
-    """Makes SIGTERM raise, as Ctrl-C does, so that no temporary file is left."""
+    """Makes SIGTERM raise KeyboardInterrupt(number), so that temporary files are deleted as after Ctrl-C."""
     if verb in _STOP_THEMSELVES or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number, frame):
-        raise _Terminated
+        raise KeyboardInterrupt(number)
 
     former = signal.signal(signal.SIGTERM, stop)
     try:
@@ -97,9 +99,12 @@ def _stoppable(verb: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def _stopped(how: str, code: int) -> int:
+def _stopped(number: int) -> int:
+    how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     print(f"stopped by {how}: files that were finished are kept, and no file is left in part", file=sys.stderr)
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return 128 + number
 
 
 def _missing_device(error: Exception) -> UserError | None:

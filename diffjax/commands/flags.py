@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from diffjax.config import flatten, load_file
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, checked_whole, unknown
 
 Flags = absl_flags.FlagValues
 MOST = 10_000_000  # samples, or what else is counted, that a verb takes at once
@@ -256,6 +256,8 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         raise UserError(f"{str(error).splitlines()[0].split(':')[0]}: {name} is {_type_name(known[name])}") from error
     except absl_flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
+    if isinstance(seed := holder.config.get("seed", 0), int):
+        checked_whole("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():
         kind = str if isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str) else int | float
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):

@@ -78,7 +78,11 @@ def cells(arguments: Arguments) -> list[dict]:
     An option that some of several samplers do not take is left out for those, and combinations that are then the same
     are drawn once. Raises UserError for a value that cannot be read.
     """
-    axes = [values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
+    given = {name: values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    for name, axis in given.items():
+        if any(value in axis[:i] for i, value in enumerate(axis)):
+            note(f"--{name}={getattr(arguments, name)}: a value is listed twice, and drawn once")
+    axes = given.values()
     found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
     for cell in found:
         _check_set_once(cell)

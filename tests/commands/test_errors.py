@@ -86,6 +86,8 @@ CASES = {
     "a flag for a verb": (["--workdir=WORKDIR"], "--workdir=WORKDIR: the verb comes first"),
     "a field twice": ([*TRAIN, "--config.seed=1", "--config.seed=2"], "--config.seed=2: the field is given twice"),
     "Arabic digits for a field": ([*TRAIN, "--config.train.steps=\u0663"], "train.steps is a whole number"),
+    "a seed that repeats another": ([*TRAIN, "--config.seed=4294967296"], "--config.seed=4294967296: a whole number"),
+    "a negative seed of a run": ([*TRAIN, "--config.seed=-1"], "--config.seed=-1: a whole number from 0"),
     "a rate that overflows": ([*TRAIN, "--config.train.learning_rate=1e400"], "train.learning_rate is a number"),
     "a field of spaces": ([*TRAIN, "--config.train.steps= "], "train.steps is a whole number"),
     "benchmark to a picture": (["benchmark", f"--config={CONFIG}", "--out=x.png"], "--out=x.png: the name must end in"),
@@ -365,6 +367,12 @@ def test_a_bad_file_or_label_is_refused_before_the_run_is_opened(given, workdir,
     assert error.startswith("error: ") and error.count("\n") == 1
     assert OPENED[given].replace("TMP", str(tmp_path)) in error
     assert sorted(tmp_path.iterdir()) == before  # no folder of --out is left
+
+
+def test_a_value_that_is_listed_twice_is_noted(capsys):
+    arguments = parsed("sweep", "--steps=5,7,5", "--eta=0")
+    assert [cell["steps"] for cell in settings.cells(arguments)] == [5, 7]
+    assert capsys.readouterr().err == "note: --steps=5,7,5: a value is listed twice, and drawn once\n"
 
 
 def test_an_option_is_set_in_one_place(workdir, tmp_path, capsys):
