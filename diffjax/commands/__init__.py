@@ -6,6 +6,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -121,11 +122,11 @@ class _Output(io.TextIOBase):
 
     Args:
       stream: standard output or standard error.
-      plain: whether to escape what is not printable; not for progress bars, which move the cursor.
+      moves: regular expression of the control sequences that are not escaped: those of progress bars.
     """
 
-    def __init__(self, stream: TextIO, plain: bool):
-        self._stream, self._plain = stream, plain
+    def __init__(self, stream: TextIO, moves: str = r"\n"):
+        self._stream, self._moves = stream, re.compile(f"({moves})")
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -141,7 +142,8 @@ class _Output(io.TextIOBase):
         return self._stream.isatty()
 
     def write(self, text: str) -> int:
-        shown = printable(text) if self._plain else text
+        parts = self._moves.split(text)
+        shown = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
         self._unless_closed(self._stream.write, shown.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
@@ -164,7 +166,7 @@ def _output() -> Iterator[None]:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    out, err = _Output(sys.stdout, plain=True), _Output(sys.stderr, plain=False)
+    out, err = _Output(sys.stdout), _Output(sys.stderr, moves=r"\n|\r|\x1b\[A")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 

@@ -6,8 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax import commands
+from diffjax.commands import edits, flags, sample
 from diffjax.data import shapes, tokenizer
+from diffjax.errors import UserError
 from tests import tiny
 
 RED, BLUE = "a small red circle", "a large blue square"
@@ -125,6 +128,18 @@ BAD = {
     "a label": ([f"--prompt={RED}", "--label=1"], "of runs that read no text"),
     "many of a picture": (["--image=test:0", "--best_of=4"], "not supported with an --image that is drawn again"),
     "a checkpoint": ([f"--prompt={RED}", "--checkpoint=2"], "is a chain, which has no checkpoints"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(unclip, tmp_path, capsys, case):
+    flags, message = BAD[case]
+    assert launch("sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+WITHOUT_EFFECT = {
     "a prior of a picture": (["--image=test:0", "--prior=ar"], "--prior: is not supported with an --image"),
     "steps of a prior of a picture": (["--image=test:0", "--steps=prior:3"], "prior:steps: has no effect"),
     "a label of a picture": (["--image=test:0", "--label=1"], "was trained without labels"),
@@ -142,12 +157,19 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_clear_line(unclip, tmp_path, capsys, case):
-    flags, message = BAD[case]
-    assert launch("sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+@pytest.fixture(scope="module")
+def opened(unclip):
+    return diffjax.load(unclip)
+
+
+@pytest.mark.parametrize("case", WITHOUT_EFFECT)
+def test_a_flag_without_effect_is_refused(opened, case):
+    argv, message = WITHOUT_EFFECT[case]
+    declared = flags.Flags()
+    sample.define(declared)
+    with pytest.raises(UserError) as refused:
+        edits.check(flags.parse(declared, ["sample", *argv]), opened)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("stage", ["prior", "ar_prior", "pca"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax import commands
-from diffjax.commands import flags, sample, settings
+from diffjax import commands, data
+from diffjax.commands import edits, flags, sample, settings
 from diffjax.config import to_json
 from diffjax.errors import UserError, printable
 from diffjax.generate import Generator
@@ -329,6 +329,25 @@ def test_what_sample_rounds_is_noted(given, undrawn, workdir, tmp_path, capsys):
     assert notes == ([f"note: {message}"] if message else [])
 
 
+def test_no_file_beside_the_output_is_touched(undrawn, workdir, tmp_path):
+    names = ["a.new", "a.tmp", "a.png.new", "a.png.tmp", "a.npz.npz", ".a.png.tmp", "a"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    for out in ("a.png", "a.npz"):
+        assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/{out}", "--num=2") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "a.png", "a.npz"}
+    assert all((tmp_path / name).read_text() == name for name in names)
+
+
+def test_a_class_conditional_stage_has_the_label_of_its_picture(workdir):
+    run = diffjax.load(workdir)
+    digits = data.open_source("digits", directory="", split="test", image_size=8, background="white")
+    assert edits._label(parsed("sample", "--image=test:3"), run) == digits.__getitems__([3])[0]["label"]
+    assert edits._label(parsed("sample", "--image=test:3", "--label=4"), run) == 4
+    with pytest.raises(UserError, match="--label is missing"):
+        edits._label(parsed("sample", "--image=x.png"), run)
+
+
 def test_seeds_beyond_32_bits_would_repeat_others(workdir):
     run = diffjax.load(workdir)
     draw = Generator(run.system, batch_size=8)
@@ -467,6 +486,15 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path, capsys, monkeypatch):
         print("grün \x1b[31m\nred")
     stream.flush()
     assert stream.buffer.getvalue() == b"gr\\xfcn \\x1b[31m\nred\n"
+
+
+def test_only_a_progress_bar_moves_the_cursor(capsys):
+    with commands._output():
+        print("\r50%\n\x1b[A\x1b[2Jred", file=sys.stderr)
+        print("\r50%\n\x1b[A\x1b[2Jred")
+    said = capsys.readouterr()
+    assert said.err == "\r50%\n\x1b[A\\x1b[2Jred\n"
+    assert said.out == "\\r50%\n\\x1b[A\\x1b[2Jred\n"
 
 
 def test_a_first_answer_does_not_wait_for_jax():
