@@ -1,6 +1,6 @@
 """The command line of diffjax: `python launch.py --help`."""
 
-from diffjax.__main__ import main
+from diffjax.commands import start
 
 if __name__ == "__main__":
-    main()
+    start()

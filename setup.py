@@ -17,7 +17,7 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
     package_data={"diffjax": ["py.typed"]},
-    entry_points={"console_scripts": ["diffjax = diffjax.__main__:main"]},
+    entry_points={"console_scripts": ["diffjax = diffjax.commands:start"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -1,21 +1,50 @@
-"""The one exception that is the user's to mend, and what raises it: unknown names, numbers out of range, no memory."""
+"""UserError, and what raises it: unknown names, numbers out of range, too little memory. Notes and printable text."""
 
 import contextlib
 import difflib
 import math
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 
 _FEW = 16
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
+_LONGEST, _END = 2_000, 500  # characters of a message, and of its end where its middle is left out
+_LINE_BREAKS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong and what to do. `launch.py` prints it without a traceback."""
+    """Bad input, in one line that names the problem and the remedy. `launch.py` prints it without a traceback.
+
+    The message is passed through `one_line`, as it may quote a file or another library's error.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(str(message)))
 
 
 class MissingData(UserError):
     """A data set that is not where it was looked for."""
+
+
+def printable(text: str) -> str:
+    """Returns `text` with each character that is not printable escaped, as `repr` writes it; newlines stay.
+
+    So no text of a file, such as a caption or a file name, controls the terminal.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """Returns `text` as one printable line of at most 2,000 characters; what is left out of the middle is marked."""
+    text = printable(_LINE_BREAKS.sub(" ", text.strip()))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
+
+
+def note(message: str) -> None:
+    """Prints a line on standard error: an input was rounded, cut or replaced, or has no effect."""
+    print(f"note: {one_line(message)}", file=sys.stderr)
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:

@@ -8,6 +8,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import UInt8
 
+from diffjax.errors import UserError
 from diffjax.spread import Spread
 from diffjax.systems.pixels import to_grey_levels, to_unit_range
 from diffjax.typing import System, Variables
@@ -50,8 +51,14 @@ class Generator:
         """One image per seed; `condition` leaves are [N, ...]. `progress` is told of each batch's images.
 
         Says on standard error how many have values that are no finite numbers, and so are no pictures.
+
+        Raises:
+          UserError: a seed is not from 0 to 2**32 - 1: those beyond would repeat others.
         """
-        images, finite = self._draw((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)), progress)
+        seeds = np.asarray(seeds)
+        if len(seeds) and not (seeds.min() >= 0 and seeds.max() < 2**32):
+            raise UserError(f"--seed={seeds[0]}: seeds go up to {seeds.max()}, and must be below 2**32; lower the seed")
+        images, finite = self._draw((variables, plan), (seeds.astype(np.uint32), dict(condition)), progress)
         if not finite.all():
             print(
                 f"warning: {np.sum(~finite)} of {len(finite)} samples are not finite: lower the guidance, take more "

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,18 @@ def file_hash(path: str | Path) -> str:
     """Returns the SHA-256 of a file as 64 hexadecimal digits, in constant memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Returns diffjax's folder in the user's cache folder, $XDG_CACHE_HOME or ~/.cache; it may not exist.
+
+    An XDG_CACHE_HOME that is empty or relative counts as unset, as the XDG base directory specification requires.
+
+    Raises:
+      RuntimeError: the user has no home directory.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "diffjax"
 
 
 def _encode(value: Any) -> Any:

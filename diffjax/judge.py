@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.evals.features import Network
 from diffjax.generate import Generator
 from diffjax.nn import clip_file
-from diffjax.prompts import Prompts
+from diffjax.prompts import Prompts, note_cut
 from diffjax.run import Run, open_clip, tokenizer_of
 from diffjax.spread import Spread
 from diffjax.systems.pixels import to_unit_range
@@ -47,6 +47,10 @@ class Judge:
 
     def texts(self, captions: Sequence[str]) -> Float[np.ndarray, "N D"]:
         return self._texts(self._variables, self._tokenizer.encode(captions, self._text.length))
+
+    def note_cut(self, captions: Sequence[str]) -> None:
+        """Prints a note for each caption that is longer than the CLIP reads."""
+        note_cut(self._tokenizer, self._text.length, captions, "the CLIP that ranks")
 
     def network(self) -> Network:
         """Its pictures as features that sets of samples are compared in."""

@@ -1,15 +1,23 @@
 """What samples are asked to show: labels, and captions where a system reads text."""
 
+import codecs
+import re
+import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from diffjax.data.sources import Example
 from diffjax.data.tokenizer import Tokenizer
+from diffjax.errors import UserError, note
 from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import System
+
+_MOST_NOTES = 5  # prompts that are named for being cut
+_OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
 
 
 class Prompts(NamedTuple):
@@ -65,3 +73,54 @@ def captions_of(source, count: int) -> list[str]:
             if len(found) == count:
                 return list(found)
     return list(found)
+
+
+def read_file(path: str | Path) -> list[str]:
+    """Returns the prompts of a UTF-8 file, one a line as an editor shows them, without blank lines and outer spaces.
+
+    A byte order mark is skipped. Lines end in LF, CR LF or CR, and in nothing else that Unicode calls a line break.
+
+    Raises:
+      UserError: the file cannot be read, is not UTF-8 text, has a control character, or has blank lines only.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read --prompts={path}: {error.strerror}") from error
+    if content.startswith(_OTHER_ENCODINGS):
+        raise UserError(f"--prompts={path}: the file is UTF-16 or UTF-32; save it as UTF-8")
+    found = []
+    for number, line in enumerate(re.split(rb"\r\n|\n|\r", content.removeprefix(codecs.BOM_UTF8)), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            wrong = f"line {number} is not UTF-8 (byte {line[error.start]:#04x} at {error.start})"
+            raise UserError(f"--prompts={path}: {wrong}; save the file as UTF-8") from error
+        check_text(f"--prompts={path}: line {number}", text)
+        if text:
+            found.append(text)
+    if not found:
+        raise UserError(f"--prompts={path}: every line is blank; write one prompt a line")
+    return found
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises UserError where `text`, which `name` names, has a control character other than a tab or a line break."""
+    for character in text:
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise UserError(f"{name} has the control character {character!r}; save it as plain UTF-8 text")
+
+
+def note_cut(tokenizer: Tokenizer, length: int, texts: Sequence[str], reader: str = "the model") -> None:
+    """Prints a note for each text that has more tokens than `length`, of which two mark the start and the end.
+
+    Args:
+      reader: what reads the texts, for the note.
+    """
+    cut = [(i, count) for i, count in enumerate(tokenizer.overlong(texts, length), 1) if count]
+    for i, count in cut[:_MOST_NOTES]:
+        start = texts[i - 1] if len(texts[i - 1]) <= 60 else f"{texts[i - 1][:60]}..."
+        read = length - 2
+        note(f"prompt {i}, {start!r}: the last {count} of its {read + count} tokens are cut; {reader} reads {read}")
+    if len(cut) > _MOST_NOTES:
+        note(f"{len(cut) - _MOST_NOTES} more prompts are cut to the {length - 2} tokens that {reader} reads")

@@ -204,6 +204,8 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
     spec = image_spec(config)
     system = build_system(config, workdir.path)
     if not system.objective.losses:  # a chain of trained stages
+        if step is not None:
+            raise UserError(f"--checkpoint={step}: {path} is a chain, which has no checkpoints; leave it out")
         return Run(workdir, config, spec, system, {"params": {}, "frozen": system.frozen}, 0)
     template = jax.eval_shape(system.objective.init, jax.random.key(0))
     if workdir.weights.exists():

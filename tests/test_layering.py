@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "replay": EVERYTHING | {"workdir", "run", "program"},
     "commands": EVERYTHING
     | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}
-    | {"judge", "replay", "program"},
+    | {"judge", "replay", "program", "platform"},
     "__init__": {"run"},
+    "__main__": {"commands"},
 }
 
 

@@ -2,9 +2,11 @@
 
 import jax
 import numpy as np
+import pytest
 from jax import numpy as jnp
 
 from diffjax import platform
+from diffjax.evals import reference
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -18,12 +20,42 @@ def test_flags_and_cache_are_set(monkeypatch, tmp_path):
     assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
 
 
-def test_the_users_settings_win(monkeypatch):
+def test_the_users_settings_win(monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "elsewhere"))
     platform.configure()
     assert platform.os.environ["XLA_FLAGS"] == f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE"
-    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_a_cache_home_that_is_no_absolute_path_counts_as_unset(value, monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    platform.configure()
+    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/diffjax/xla")
+    monkeypatch.delenv("DIFFJAX_CACHE")
+    assert reference.folder() == tmp_path / ".cache/diffjax/references"
+
+
+@pytest.mark.parametrize("variable", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
+def test_without_a_cache_a_note_says_so(variable, monkeypatch, capsys):
+    """Also without a home: a user whom the system does not know has none."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "/proc/none")
+    platform.configure()
+    assert "JAX_COMPILATION_CACHE_DIR" not in platform.os.environ
+    line = capsys.readouterr().err
+    assert line.startswith("note: compiled programs are not cached") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["", "gs://bucket/cache"])
+def test_a_cache_that_is_off_or_far_is_left_alone(value, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
+    platform.configure()
+    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == value
 
 
 def test_a_product_with_one_number_everywhere_is_right():

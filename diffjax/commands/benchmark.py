@@ -16,6 +16,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,8 +24,8 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from diffjax import ensemble, io
-from diffjax.commands.flags import Arguments, Flags, define_config, read_config
-from diffjax.errors import UserError, enough_memory
+from diffjax.commands.flags import Arguments, Flags, check_writable, define_config, number, read_config
+from diffjax.errors import UserError, checked_whole, enough_memory, note
 from diffjax.generate import Generator
 from diffjax.program import compile_step, lower_step, make_optimizers, memory_advice
 from diffjax.run import blueprint, build_system, image_spec
@@ -58,6 +59,15 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
+    if arguments.out:
+        out = Path(arguments.out)
+        if out.suffix != ".json":
+            raise UserError(f"--out={out}: the name must end in .json")
+        check_writable("out", out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("steps", "samples", "members"):
+        if arguments.communication and name in arguments.given:
+            raise UserError(f"--{name} has no effect with --communication, which runs nothing: leave one of both out")
     config = read_config(arguments)
     if "train" not in config:
         raise UserError(f"--config={arguments.config} is a chain, which trains nothing itself: time one of its stages")
@@ -103,6 +113,8 @@ def _timed(arguments: Arguments, config, spec: ImageSpec, system: System, device
         peak = _peak(config.dtype)
         if peak:
             figures["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.count)
+    if "samples" in arguments.given and not system.sample:
+        note(f"--samples={arguments.samples}: has no effect, as system={config.system} draws no samples")
     if arguments.samples and system.sample:
         variables = {**ema_variables(state), "frozen": system.frozen}
         figures["samples_per_second"] = _samples_per_second(arguments.samples, system, spec, config, variables)
@@ -125,9 +137,10 @@ def _timed(arguments: Arguments, config, spec: ImageSpec, system: System, device
 
 def _communication(config, counts: Sequence[str], out: str | None) -> int:
     """Prints, for each number of simulated devices, what a step of the config makes them tell one another."""
-    if not all(count.isdigit() and int(count) for count in counts):
-        raise UserError(f"--communication={','.join(counts)}: numbers of devices, such as 8,64,256")
-    numbers = [int(count) for count in counts]
+    try:
+        numbers = [checked_whole("communication", number(count, int)) for count in counts]
+    except (ValueError, UserError) as error:
+        raise UserError(f"--communication={','.join(counts)}: numbers of devices, such as 8,64,256") from error
     with contextlib.suppress(RuntimeError):  # devices are there already
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", max(numbers))

@@ -3,6 +3,8 @@
 Each becomes the condition of samples: the latents they start from, the embedding that is decoded, the picture itself.
 """
 
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,14 +13,17 @@ from jaxtyping import Float
 
 from diffjax import pictures
 from diffjax.commands.flags import Arguments
+from diffjax.commands.settings import one_cell
 from diffjax.diffusion import sampling
-from diffjax.errors import UserError
-from diffjax.prompts import Prompts
+from diffjax.errors import UserError, note
+from diffjax.prompts import Prompts, note_cut
 from diffjax.run import Run, open_source
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.plan import encode, latents
 from diffjax.typing import Embeddings, ImageSpec, Manipulations
 
+_REGIONS = ("left", "right", "top", "bottom", "center")  # masks that have a name
+_INDEX = re.compile("[^:]+:[0-9]+")  # an image of the data set, as test:7
 _FARTHEST = 0.5  # part of the way from a picture's embedding to a text's that text diffs go: unCLIP, section 3.3
 
 
@@ -28,6 +33,20 @@ class Sheet(NamedTuple):
     asked: Prompts
     seeds: np.ndarray
     columns: int | None
+
+
+def check_files(arguments: Arguments) -> None:
+    """Raises UserError where an image or a mask of the command line is no file, before the run is opened."""
+    for name in ("image", "initial_image", "mask"):
+        text = getattr(arguments, name)
+        pair = name == "image" and arguments.interpolate and not arguments.base_prompt
+        for part in [] if text is None else text.split(",") if pair else [text]:
+            if part in _REGIONS if name == "mask" else _INDEX.fullmatch(part):
+                continue
+            if not Path(part).is_file():
+                problem = "is a folder" if Path(part).is_dir() else "there is no such file"
+                others = ", ".join(_REGIONS) if name == "mask" else "SPLIT:INDEX of the data set, as test:7"
+                raise UserError(f"--{name}={part}: {problem}; name an image file, or {others}")
 
 
 def check(arguments: Arguments, trained: Run) -> None:
@@ -65,6 +84,42 @@ def check(arguments: Arguments, trained: Run) -> None:
         raise UserError(
             f"{trained.workdir.path} is a stage, and draws a picture again: give --image=FILE, or sample the chain"
         )
+    if arguments.interpolate and arguments.best_of:
+        raise UserError(f"--best_of={arguments.best_of}: is not supported with --interpolate; leave one of both out")
+    if arguments.clip and not arguments.best_of:
+        raise UserError(f"--clip={arguments.clip}: ranks the samples of --best_of; pass --best_of=N too")
+    if arguments.mask or arguments.strength is not None:
+        for name in ("components", "base_prompt", "invert"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} has no effect with --mask or --strength: leave it out")
+    if varied(arguments, trained):
+        _check_redrawn(arguments, trained)
+
+
+def _check_redrawn(arguments: Arguments, trained: Run) -> None:
+    """Raises UserError for flags that have no effect where --image takes the place of a prompt."""
+    of_prompts = ["best_of", "prompts", "clip"] + ["prior", "candidates"] * (trained.system.manipulate is not None)
+    for name in of_prompts:
+        if getattr(arguments, name):
+            raise UserError(f"--{name}: is not supported with an --image that is drawn again; leave it out")
+    for setting in one_cell(arguments) if trained.system.manipulate else ():
+        if setting.startswith(("prior:", "ar_prior:")):
+            raise UserError(f"{setting}: has no effect, as --image takes the place of a prior; leave it out")
+    if arguments.interpolate and not trained.system.manipulate:
+        raise UserError("--interpolate: is not supported for a stage that draws an --image again; leave it out")
+    if arguments.label is not None and not trained.system.classes:
+        raise UserError(f"--label={arguments.label}: {trained.workdir.path} was trained without labels; leave it out")
+    # What decides how the picture is drawn again, and what then has no effect.
+    ways = {
+        "components": ("base_prompt", "interpolate", "invert", "prompt"),
+        "base_prompt": ("invert", "repeats"),
+        "interpolate": ("invert", "repeats") + ("prompt",) * (not arguments.base_prompt),
+        "invert": ("repeats",),
+    }
+    for way, others in ways.items():
+        for name in others:
+            if getattr(arguments, way) and getattr(arguments, name):
+                raise UserError(f"--{name} has no effect with --{way}: leave one of both out")
 
 
 def varied(arguments: Arguments, trained: Run) -> bool:
@@ -103,9 +158,12 @@ def between_latents(arguments: Arguments, trained: Run, plan, asked: Prompts) ->
     def at(places):
         return {name: values[places] for name, values in asked.condition.items()}
 
+    if asked.captions:
+        _check_rows(arguments, len(asked.captions))
     own = np.minimum(np.arange(len(seeds)), len(asked.condition["label"]) - 1)  # a prompt is that of every row
     if arguments.image:
         pair = _pair(arguments, trained)
+        _note_num(arguments, "there is one row between two images")
         found = np.asarray(encoded(trained.variables, pair, at(own[[0, 0]]), plan))
         start, end, seeds, own = found[:1], found[1:], seeds[:1], own[:1]
     else:
@@ -121,6 +179,8 @@ def between_latents(arguments: Arguments, trained: Run, plan, asked: Prompts) ->
 def manipulated(arguments: Arguments, trained: Run, plan) -> Sheet:
     """unCLIP's manipulations of --image (Ramesh et al. 2022, section 3), a row of pictures."""
     tools, variables = trained.system.manipulate, trained.variables
+    if texts := [text for text in (arguments.prompt, arguments.base_prompt) if text]:
+        note_cut(trained.tokenizer, trained.system.text.length, texts)
     if arguments.interpolate and not arguments.base_prompt:  # from one picture to another: figure 4
         images = _pair(arguments, trained)
         z = np.asarray(tools.embed(variables, images))
@@ -157,17 +217,58 @@ def manipulated(arguments: Arguments, trained: Run, plan) -> Sheet:
 def again(arguments: Arguments, trained: Run) -> Sheet:
     """A picture drawn again by one stage of a chain, with the --prompt where it reads text and one is given."""
     image = np.repeat(picture(arguments.image, trained)[None], arguments.num, axis=0)
-    condition, captions = {"label": np.zeros(arguments.num, np.int32), "original": image}, None
+    labels = np.full(arguments.num, _label(arguments, trained), np.int32)
+    condition, captions = {"label": labels, "original": image}, None
+    if arguments.prompt and not trained.system.text:
+        raise UserError(f"--prompt: {trained.workdir.path} does not read text; leave it out")
     if trained.system.text and arguments.prompt:
+        note_cut(trained.tokenizer, trained.system.text.length, [arguments.prompt])
         captions = [arguments.prompt] * arguments.num
         condition["tokens"] = trained.tokenizer.encode(captions, trained.system.text.length)
     return Sheet(Prompts(condition, captions), arguments.seed + np.arange(arguments.num), None)
 
 
+def _label(arguments: Arguments, trained: Run) -> int:
+    """Returns the class that a picture is drawn again with: --label, or that of the image of the data set.
+
+    Raises UserError where neither is known, and for a class that the run does not have.
+    """
+    if not trained.system.classes:
+        return 0
+    if arguments.label is not None:
+        check_label(arguments.label, trained.system.classes)
+        return arguments.label
+    if not _INDEX.fullmatch(arguments.image):
+        raise UserError("--label is missing: the run is conditioned on labels, and an image file has none")
+    split, _, index = arguments.image.rpartition(":")
+    return int(open_source(trained.config, split).__getitems__([int(index)])[0]["label"])
+
+
+def check_label(label: int, classes: int) -> None:
+    """Raises UserError for a label that a run of so many classes does not have."""
+    if not 0 <= label < classes:
+        limit = f"has the classes 0 to {classes - 1}" if classes else "was trained without labels"
+        raise UserError(f"--label={label}: this run {limit}")
+
+
+def _note_num(arguments: Arguments, why: str) -> None:
+    if "num" in arguments.given:
+        note(f"--num={arguments.num}: has no effect, as {why}")
+
+
+def _check_rows(arguments: Arguments, prompts: int) -> None:
+    """Refuses prompts without a row of their own, and prints a note where the last one has several."""
+    rows = 1 if arguments.image else arguments.num
+    if prompts > rows:
+        raise UserError(f"--prompts={arguments.prompts}: {prompts} prompts for {rows} rows; pass --num={prompts}")
+    if 1 < prompts < rows:
+        note(f"--num={rows}: there are {prompts} prompts, and the last is that of the {rows - prompts} rows left")
+
+
 def picture(text: str, trained: Run) -> Float[np.ndarray, "H W C"]:
     """The picture of a file or of the run's data set, [-1, 1]."""
-    split, colon, index = text.rpartition(":")
-    if colon and index.isdigit():
+    split, _, index = text.rpartition(":")
+    if _INDEX.fullmatch(text):
         source = open_source(trained.config, split)
         if int(index) >= len(source):
             raise UserError(f"--image={text}: {split} has {len(source)} images")
@@ -189,6 +290,7 @@ def _inverted(tools: Manipulations, variables, images, embeddings: Embeddings, p
 
 def _row(arguments: Arguments, embeddings: Embeddings, x: np.ndarray | None) -> Sheet:
     """All from one seed."""
+    _note_num(arguments, "one row is drawn")
     return Sheet(_asked(embeddings, x), np.full(len(embeddings), arguments.seed), len(embeddings))
 
 

@@ -46,8 +46,8 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import io, measures, pictures, prompts
-from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.commands.settings import define_settings, one_cell, texts, values, with_guides
+from diffjax.commands.flags import MOST, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.commands.settings import batch_size, define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
 from diffjax.generate import Generator
 from diffjax.measures import metrics, provenance
@@ -90,6 +90,8 @@ def run(arguments: Arguments) -> int:
     for name in names:
         measures.check(name, trained)
     settings = _settings(arguments)
+    for name in names:
+        check_writable("workdir", trained.workdir.results / f"{name}.json")
     trained.workdir.results.mkdir(exist_ok=True)
     if of_data := [name for name in names if name in measures.OF_DATA]:
         examples = measures.examples(settings, trained)
@@ -126,7 +128,7 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
     asked = prompts.of_run(trained, settings.count(1000), split=settings.split, classes=system.classes)
     seeds = settings.seed + np.arange(settings.count(1000))
-    generator = Generator(system, batch_size=min(settings.batch_size, len(seeds)))
+    generator = Generator(system, batch_size=batch_size(arguments, len(seeds)))
     with tqdm(total=len(seeds), unit="image") as bar:
         images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
     told = {

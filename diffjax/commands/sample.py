@@ -35,14 +35,19 @@ from tqdm import tqdm
 
 from diffjax import io, pictures
 from diffjax.commands import edits
-from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.commands.settings import define_settings, one_cell, with_guides
-from diffjax.errors import UserError
+from diffjax.commands.flags import MOST, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.commands.settings import batch_size, define_settings, one_cell, with_guides
+from diffjax.errors import UserError, note, one_line
 from diffjax.generate import Generator
 from diffjax.judge import best_of, judge_of
-from diffjax.prompts import Prompts, prompts
-from diffjax.run import Run, load
+from diffjax.nn import clip_file
+from diffjax.prompts import Prompts, check_text, note_cut, prompts, read_file
+from diffjax.run import Run, image_spec, load
+from diffjax.systems.chain import ChainPlan
 from diffjax.typing import System
+from diffjax.workdir import Workdir
+
+_LONGEST_TITLE = 100  # characters
 
 
 def define(flags: Flags) -> None:
@@ -69,7 +74,7 @@ def define(flags: Flags) -> None:
     ):
         absl_flags.DEFINE_integer(name, default, text, 1, MOST, flag_values=flags)
     absl_flags.DEFINE_boolean("invert", False, "start from the latent of --image by DDIM", flag_values=flags)
-    absl_flags.DEFINE_integer("label", None, "class of every sample, counted from 0", flag_values=flags)
+    absl_flags.DEFINE_integer("label", None, "class of every sample, counted from 0", 0, flag_values=flags)
     absl_flags.DEFINE_float("kept", None, "share of --initial_image, from the top, that stays (0.5)", flag_values=flags)
     absl_flags.DEFINE_float("strength", None, "share of the process that --image is taken back", flag_values=flags)
 
@@ -78,10 +83,7 @@ def run(arguments: Arguments) -> int:
     out = Path(required(arguments, "out"))
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --out={out} ({error.strerror}): choose another place") from error
+    said = _check_files(arguments, out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
     system, variables = with_guides(arguments, trained)
     if system.embeds:
@@ -90,24 +92,27 @@ def run(arguments: Arguments) -> int:
     plan = system.plan(trained.config.sampler, **_overrides(arguments))
     keep, candidates, judge = 1, 1, None
     if edits.varied(arguments, trained):
-        if arguments.best_of or arguments.prompts:
-            raise UserError("--best_of and --prompts are of prompts, not of an --image that is drawn again")
         draw = edits.manipulated(arguments, trained, plan) if system.manipulate else edits.again(arguments, trained)
         asked, seeds, columns = draw
     else:
-        asked, keep = _asked(arguments, trained, system)
+        asked, keep = _asked(arguments, trained, system, said)
         candidates = arguments.best_of or keep
         if candidates < keep:
             raise UserError(f"--best_of={candidates} is fewer than the {keep} that --num keeps")
+        if arguments.best_of == keep:
+            note(f"--best_of={keep}: has no effect, as --num keeps as many")
         judge = judge_of(trained, arguments.clip, arguments.batch_size) if candidates > keep else None
+        if judge:
+            judge.note_cut(said)
         columns, seeds = _columns(arguments, system, len(asked.condition["label"]), keep), None
         if arguments.interpolate:
             asked, seeds, columns = edits.between_latents(arguments, trained, plan, asked)
             keep = candidates = 1
         else:
             asked = edits.edited(arguments, trained, asked)
+    _note_rounding(arguments, plan)
     total = candidates * len(asked.condition["label"])
-    generator = Generator(system, batch_size=min(arguments.batch_size, total))
+    generator = Generator(system, batch_size=batch_size(arguments, total))
     with tqdm(total=total, unit="image") as bar:
         if seeds is not None:
             images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
@@ -115,19 +120,44 @@ def run(arguments: Arguments) -> int:
             given = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
             images, seeds = best_of(generator, variables, asked, plan, judge, **given)
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        titles = asked.captions if asked.captions and columns and not arguments.interpolate else ()
-        pictures.save(out, pictures.grid(images, columns, titles))
+        titles = map(_title, asked.captions) if asked.captions and columns and not arguments.interpolate else ()
+        pictures.save(out, pictures.grid(images, columns, tuple(titles)))
     else:
         labels = asked.condition["label"] if system.classes else np.full(len(seeds), -1, np.int32)
-        said = {"captions": np.repeat(asked.captions, keep)} if asked.captions else {}
+        captions = {"captions": np.repeat(asked.captions, keep)} if asked.captions else {}
         with io.atomic_path(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=images, labels=labels, seeds=seeds, **said)
+            np.savez(file, images=images, labels=labels, seeds=seeds, **captions)
     print(f"{len(images)} samples" + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 
 
-def _asked(arguments: Arguments, trained: Run, system: System) -> tuple[Prompts, int]:
+def _check_files(arguments: Arguments, out: Path) -> list[str] | None:
+    """Returns the prompts, None without any, once all files that the command line names are known to be usable.
+
+    That is before the run is opened, which may take long. Raises UserError for one that is not.
+    """
+    config = Workdir(required(arguments, "workdir")).read_config()
+    if arguments.label is not None and (classes := image_spec(config).classes):
+        edits.check_label(arguments.label, classes)
+    for name in ("classifier", "weak", "clip"):
+        path = getattr(arguments, name)
+        if path and not (name == "clip" and clip_file.is_published(path)):
+            Workdir(path).read_config()
+    edits.check_files(arguments)
+    check_writable("out", out)
+    if arguments.prompt and arguments.prompts:
+        raise UserError("--prompt and --prompts are both given: give one of --prompt=TEXT and --prompts=FILE")
+    for name in ("prompt", "base_prompt"):
+        if getattr(arguments, name):
+            check_text(f"--{name}", getattr(arguments, name))
+    if arguments.prompt:
+        return [arguments.prompt]
+    return read_file(arguments.prompts) if arguments.prompts else None
+
+
+def _asked(arguments: Arguments, trained: Run, system: System, said: list[str] | None) -> tuple[Prompts, int]:
     """What is asked for, and how many pictures of each: --num of each prompt, or of all classes together."""
     if not system.text:
         for name in ("prompt", "prompts", "best_of", "clip"):
@@ -136,32 +166,28 @@ def _asked(arguments: Arguments, trained: Run, system: System) -> tuple[Prompts,
         return Prompts({"label": _labels(arguments, system.classes)}, None), 1
     if arguments.label is not None:
         raise UserError("--label is of runs that read no text: give --prompt")
-    said = _read_prompts(arguments)
-    for text, cut in zip(said, trained.tokenizer.overlong(said, system.text.length), strict=True):
-        if cut:
-            print(
-                f"the last {cut} tokens of {text[:60]!r}... are not read: {system.text.length} are, with start and end"
-            )
+    if not said:
+        raise UserError("this run is text-conditioned: give one of --prompt=TEXT and --prompts=FILE")
+    note_cut(trained.tokenizer, system.text.length, said)
     return prompts(system, len(said), trained.tokenizer, said), arguments.num
 
 
-def _read_prompts(arguments: Arguments) -> list[str]:
-    """Of --prompt or --prompts. Raises UserError for neither, both, and what cannot be read."""
-    if (arguments.prompt is None) == (arguments.prompts is None):
-        raise UserError("this run draws what it is told: give one of --prompt=TEXT and --prompts=FILE")
-    if arguments.prompt is not None:
-        said = [arguments.prompt]
-    else:
-        try:
-            said = [line.strip() for line in Path(arguments.prompts).read_text("utf-8").splitlines()]
-        except OSError as error:
-            raise UserError(f"cannot read --prompts={arguments.prompts}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"--prompts={arguments.prompts} is not UTF-8: save it as that") from error
-        said = [line for line in said if line]
-    if not any(text.strip() for text in said):
-        raise UserError("the prompt is empty: say what the pictures should show")
-    return said
+def _title(caption: str) -> str:
+    """Returns a caption as the title of a row: one printable line that is no wider than a page."""
+    line = one_line(caption)
+    return line if len(line) <= _LONGEST_TITLE else f"{line[: _LONGEST_TITLE - 3]}..."
+
+
+def _note_rounding(arguments: Arguments, plan) -> None:
+    """Prints a note where --strength is rounded to steps, and where --kept is to rows of codes."""
+    first = plan.stages[plan.main] if isinstance(plan, ChainPlan) else plan
+    if arguments.strength is not None:
+        steps = int(first.steps)
+        taken = steps - int(first.begin)
+        if abs(taken - arguments.strength * steps) > 1e-6:
+            note(f"--strength={arguments.strength:g}: rounded to whole steps, the last {taken} of {steps}")
+    if arguments.initial_image:
+        note(f"--initial_image={arguments.initial_image}: its first {first.rows} rows of codes stay")
 
 
 def _columns(arguments: Arguments, system: System, count: int, keep: int) -> int | None:
@@ -184,7 +210,5 @@ def _overrides(arguments: Arguments) -> dict:
 def _labels(arguments: Arguments, classes: int) -> np.ndarray:
     if arguments.label is None:
         return np.arange(arguments.num, dtype=np.int32) % max(classes, 1)
-    if not 0 <= arguments.label < classes:
-        limit = f"has the classes 0 to {classes - 1}" if classes else "was trained without labels"
-        raise UserError(f"--label={arguments.label}: this run {limit}")
+    edits.check_label(arguments.label, classes)
     return np.full(arguments.num, arguments.label, np.int32)

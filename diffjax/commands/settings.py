@@ -1,17 +1,22 @@
 """The sampler's settings as flags: one value each for `sample`, lists for `sweep`; and the models that guide."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 from absl import flags as absl_flags
 
 from diffjax.choice import choices, choose, options
-from diffjax.commands.flags import Arguments, Flags
+from diffjax.commands.flags import Arguments, Flags, entries, number, texts
 from diffjax.diffusion import grids, samplers, thresholds
-from diffjax.errors import UserError
+from diffjax.errors import UserError, note
 from diffjax.run import Run, load
+from diffjax.systems.chain import ChainPlan
 from diffjax.systems.guided import guided
+from diffjax.systems.plan import Plan
+from diffjax.systems.prior import Drawing
 from diffjax.systems.process import GIVEN
 from diffjax.typing import System, Variables
 
@@ -22,15 +27,15 @@ class _Setting(NamedTuple):
 
 
 def _number(name: str, kind: type = float) -> Callable[[str], dict]:
-    return lambda text: {name: kind(text)}
+    return lambda text: {name: number(text, kind)}
 
 
 def _eta(text: str) -> dict:
-    return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": float(text), "sigma_hat": False}
+    return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": number(text), "sigma_hat": False}
 
 
 def _guidance(text: str) -> dict:
-    return {"guidance": 1.0 + float(text[1:]) if text.startswith("w") else float(text)}
+    return {"guidance": 1.0 + number(text[1:]) if text.startswith("w") else number(text)}
 
 
 SETTINGS = {
@@ -73,8 +78,14 @@ def cells(arguments: Arguments) -> list[dict]:
     An option that some of several samplers do not take is left out for those, and combinations that are then the same
     are drawn once. Raises UserError for a value that cannot be read.
     """
-    axes = [values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None]
+    given = {name: values(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    for name, axis in given.items():
+        if any(value in axis[:i] for i, value in enumerate(axis)):
+            note(f"--{name}={getattr(arguments, name)}: a value is listed twice, and drawn once")
+    axes = given.values()
     found = [dict(itertools.chain(*map(dict.items, cell))) for cell in itertools.product(*axes)]
+    for cell in found:
+        _check_set_once(cell)
     if len(texts(arguments.sampler or "")) > 1 and all("name" in cell for cell in found):
         named = {cell["name"] for cell in found}
         takes = {name: options(choose("sampler", samplers, name, given=GIVEN).function) - set(GIVEN) for name in named}
@@ -93,11 +104,37 @@ def one_cell(arguments: Arguments) -> dict:
         if len(set(keys)) < len(keys):
             raise UserError(f"--{name}={text}: give one value here; launch.py sweep takes several")
         found |= {key: value for one in given for key, value in one.items()}
+    _check_set_once(found)
     return found
+
+
+def _check_set_once(cell: dict) -> None:
+    """Raises UserError where a flag sets an option that the value of --sampler sets too, as in ddim(eta=0.5)."""
+    for name, value in cell.items():
+        stage, colon, setting = name.rpartition(":")
+        if setting != "name":
+            continue
+        for option in choose("sampler", samplers, value, given=GIVEN).options:
+            if f"{stage}{colon}{option}" in cell:
+                raise UserError(f"--sampler={value}: {option} is also set by its own flag; set it in one place")
+
+
+def batch_size(arguments: Arguments, total: int) -> int:
+    """Returns how many of `total` samples are drawn at once; a note says where that is not the given --batch_size."""
+    size, devices = min(arguments.batch_size, total), jax.local_device_count()
+    if "batch_size" in arguments.given:
+        if size < arguments.batch_size:
+            note(f"--batch_size={arguments.batch_size}: the samples, {total}, are drawn in one batch")
+        elif size % devices:
+            whole = math.ceil(size / devices) * devices
+            note(f"--batch_size={size}: rounded up to {whole}, as a batch is divided over {devices} devices")
+    return size
 
 
 def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
     """The system of a run and its variables, joined with those of --classifier and --weak.
+
+    The system's `plan` prints a note for each setting of the command line that has no effect, or not the one asked for.
 
     Raises UserError where one of them does not fit the run.
     """
@@ -106,10 +143,17 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
             f"{trained.workdir.path} is a run of system={trained.config.system}, which draws no samples by itself"
             + ": train a prior on its codes (configs/prior_transformer.py)" * (trained.system.codec is not None)
         )
+    if arguments.sampler and trained.system.model is None and not trained.system.stages:
+        raise UserError(f"--sampler={arguments.sampler}: is only supported for diffusion, not {trained.config.system}")
     guides = {name: load(getattr(arguments, name)) for name in ("classifier", "weak") if getattr(arguments, name)}
     if guides and trained.system.model is None:
         raise UserError(f"--{next(iter(guides))} guides diffusion models, not system={trained.config.system}")
     for name, guide in guides.items():
+        if name == "classifier" and trained.system.text:
+            raise UserError(
+                f"--classifier={guide.workdir.path}: a classifier guides to labels, and {trained.workdir.path} is "
+                "conditioned on text; leave it out"
+            )
         does = guide.system.classify if name == "classifier" else guide.system.model
         if does is None:
             raise UserError(f"--{name}={guide.workdir.path} is a run of system={guide.config.system}: it cannot be one")
@@ -128,9 +172,62 @@ def with_guides(arguments: Arguments, trained: Run) -> tuple[System, Variables]:
     if arguments.clip_scale is not None and trained.config.system != "glide":
         raise UserError(f"--clip_scale is of a chain with a noised_clip, system=glide, not of {trained.config.system}")
     if not guides:
-        return trained.system, trained.variables
+        return _noting(trained.system, arguments), trained.variables
     system = guided(trained.system, **{name: guide.system for name, guide in guides.items()})
-    return system, {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
+    variables = {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
+    return _noting(system, arguments), variables
+
+
+def _noting(system: System, arguments: Arguments) -> System:
+    """Returns `system` with a `plan` that prints each of `_without_effect` once."""
+    printed = set()
+
+    def plan(sampler_config, capacity=None, **overrides):
+        made = system.plan(sampler_config, capacity=capacity, **overrides)
+        for message in _without_effect(made, overrides, weak=bool(arguments.weak)):
+            if message not in printed:
+                printed.add(message)
+                note(message)
+        return made
+
+    return system._replace(plan=plan)
+
+
+def _without_effect(made, overrides: dict, *, weak: bool) -> Iterator[str]:
+    """Yields a line for each of `overrides`, settings of a command line, that a plan replaces or does not use."""
+    chain = isinstance(made, ChainPlan)
+    for stage, plan in (made.stages if chain else {"": made}).items():
+        own = f"{stage}:" if chain else ""
+        given = {name.removeprefix(own): value for name, value in overrides.items() if name.startswith(own)}
+        if chain and stage == made.main:
+            given |= {name: value for name, value in overrides.items() if ":" not in name}
+        of = f" of {stage}" * bool(stage)
+        if isinstance(plan, Plan):
+            yield from _unused_by_diffusion(plan, given, of, weak)
+        elif isinstance(plan, Drawing) and plan.settings["top_k"] == 1:
+            for name in {"temperature", "top_p"} & given.keys():
+                yield f"--{name}={given[name]:g}{of}: has no effect at top_k=1, which takes the likeliest code"
+    if chain and dict(made.choices).get("prior") == "none" and "candidates" in overrides:
+        yield f"--candidates={overrides['candidates']}: has no effect at prior=none, which draws no embedding"
+
+
+def _unused_by_diffusion(plan: Plan, given: dict, of: str, weak: bool) -> Iterator[str]:
+    """Yields the lines of `_without_effect` for one diffusion model, whose settings on the command line are `given`."""
+    scales = {name: float(value) for name, value in plan.scales.items()}
+    if given.get("steps", plan.steps) != plan.steps:
+        yield f"--steps={given['steps']}{of}: replaced by {int(plan.steps)}, the steps of the grid"
+    if weak and scales["weak_scale"] == 1.0:
+        yield "--weak: has no effect at weak_scale=1; set --weak_scale"
+    interval = {"guidance_low", "guidance_high"} & given.keys()
+    without = scales["guidance"] == 1.0
+    if without and "guidance_rescale" in given:
+        yield f"--guidance_rescale={given['guidance_rescale']:g}{of}: has no effect at guidance=1"
+    if without and not (weak and scales["weak_scale"] != 1.0):
+        for name in sorted(interval):
+            yield f"--{name}={given[name]:g}{of}: has no effect at guidance=1"
+    elif interval and scales["guidance_low"] >= scales["guidance_high"]:
+        low, high = scales["guidance_low"], scales["guidance_high"]
+        yield f"--guidance_low={low:g}, --guidance_high={high:g}{of}: no level is between them, so nothing is guided"
 
 
 def values(arguments: Arguments, name: str) -> list[dict]:
@@ -144,22 +241,8 @@ def values(arguments: Arguments, name: str) -> list[dict]:
         stage, colon, value = part.rpartition(":")
         return {f"{stage}{colon}{key}": setting for key, setting in SETTINGS[name].parse(value).items()}
 
-    if not texts(text):
-        raise UserError(f"--{name} is empty: give a value, or leave the flag out")
     try:
-        return [parse(part) for part in texts(text)]
+        return [parse(part) for part in entries(name, text)]
     except ValueError as error:
         wanted = "whole numbers" if name in ("steps", "top_k", "candidates") else "numbers"
         raise UserError(f"--{name}={text}: expected {wanted} separated by commas") from error
-
-
-def texts(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]

@@ -21,8 +21,8 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax import io, prompts, report
-from diffjax.commands.flags import MOST, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.commands.settings import cells, define_settings, texts, with_guides
+from diffjax.commands.flags import MOST, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.commands.settings import batch_size, cells, define_settings, texts, with_guides
 from diffjax.errors import MissingData, UserError
 from diffjax.generate import Generator
 from diffjax.measures import provenance
@@ -50,6 +50,7 @@ def run(arguments: Arguments) -> int:
     swept = cells(arguments)
     if trained.system.model is None and not trained.system.stages:
         raise UserError(f"sweep is over the steps of diffusion models, and this is a run of {trained.config.system}")
+    check_writable("workdir", trained.workdir.results / "sweep.json")
     # Every plan first: what does not fit is refused before anything is drawn.
     plan = functools.partial(system.plan, trained.config.sampler)
     steps = [int(plan(**cell).steps) for cell in swept]
@@ -57,7 +58,7 @@ def run(arguments: Arguments) -> int:
     measure = _measurer(arguments, trained, system.classes)
     asked = prompts.of_run(trained, arguments.num, classes=system.classes)
     seeds = arguments.seed + np.arange(arguments.num)
-    generator = Generator(system, batch_size=min(arguments.batch_size, arguments.num))
+    generator = Generator(system, batch_size=batch_size(arguments, arguments.num))
 
     rows, shown = [None] * len(swept), [None] * len(swept)
     settings = longest = None  # of the cell with the most steps, whose samples alone are kept

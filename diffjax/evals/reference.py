@@ -27,8 +27,7 @@ class Reference(NamedTuple):
 
 def folder() -> Path:
     """Where references are kept: $DIFFJAX_CACHE, or diffjax in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffjax"
-    return Path(os.environ.get("DIFFJAX_CACHE", cache)) / "references"
+    return Path(os.environ.get("DIFFJAX_CACHE") or io.cache_folder()) / "references"
 
 
 def fingerprint(images: UInt8[np.ndarray, "N H W C"]) -> str:

@@ -24,6 +24,7 @@ class ChainPlan:
 
     stages: dict[str, Any]
     choices: tuple = flax.struct.field(pytree_node=False)  # (name, value) each
+    main: str = flax.struct.field(pytree_node=False)  # stage whose settings are those without a stage's name
 
     @property
     def steps(self) -> int:
@@ -78,7 +79,7 @@ def make_planner(
             for name, stage in stages.items()
             if not skip(name, chosen)
         }
-        return ChainPlan(plans, tuple(sorted(chosen.items())))
+        return ChainPlan(plans, tuple(sorted(chosen.items())), main)
 
     return plan
 

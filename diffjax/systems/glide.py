@@ -36,6 +36,10 @@ def build(
     def plan(sampler_config, capacity=None, **overrides) -> ChainPlan:
         """Whether CLIP guides is no traced input, as its gradient costs more than the rest."""
         made = make(sampler_config, capacity, **overrides)
+        for name, stage in made.stages.items():
+            if name != "base" and stage.scales["clip_scale"] != 0:
+                scale = float(stage.scales["clip_scale"])
+                raise UserError(f"clip_scale={name}:{scale:g}: noised_clip only guides base; leave out {name}:")
         clip_scale = float(made.stages["base"].scales["clip_scale"])
         if clip_scale and by_clip is None:
             raise chain.missing("glide, guided by clip_scale,", "noised_clip", "noised_clip")

@@ -6,8 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax import commands
+from diffjax.commands import edits, flags, sample
 from diffjax.data import shapes, tokenizer
+from diffjax.errors import UserError
 from tests import tiny
 
 RED, BLUE = "a small red circle", "a large blue square"
@@ -123,7 +126,8 @@ BAD = {
     "between seeds": (["--interpolate=4", f"--prompt={RED}"], "needs --image"),
     "one picture of two": (["--interpolate=4", "--image=test:0"], "goes between two images"),
     "a label": ([f"--prompt={RED}", "--label=1"], "of runs that read no text"),
-    "many of a picture": (["--image=test:0", "--best_of=4"], "of prompts, not of an --image"),
+    "many of a picture": (["--image=test:0", "--best_of=4"], "not supported with an --image that is drawn again"),
+    "a checkpoint": ([f"--prompt={RED}", "--checkpoint=2"], "is a chain, which has no checkpoints"),
 }  # fmt: skip
 
 
@@ -133,6 +137,39 @@ def test_bad_input_is_one_clear_line(unclip, tmp_path, capsys, case):
     assert launch("sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+WITHOUT_EFFECT = {
+    "a prior of a picture": (["--image=test:0", "--prior=ar"], "--prior: is not supported with an --image"),
+    "steps of a prior of a picture": (["--image=test:0", "--steps=prior:3"], "prior:steps: has no effect"),
+    "a label of a picture": (["--image=test:0", "--label=1"], "was trained without labels"),
+    "a prompt between pictures": (
+        ["--image=test:0,test:1", "--interpolate=2", f"--prompt={RED}"], "--prompt has no effect with --interpolate",
+    ),
+    "inverted components": (["--image=test:0", "--components=1", "--invert"], "--invert has no effect"),
+    "inverted and repeated": (["--image=test:0", "--invert", "--repeats=2"], "--repeats has no effect"),
+    "painted components": (
+        ["--image=test:0", "--mask=left", f"--prompt={RED}", "--components=1"], "has no effect with --mask",
+    ),
+    "best of a row": (
+        ["--image=test:0,test:1", "--interpolate=2", "--best_of=3"], "--best_of=3: is not supported with --interpolate",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opened(unclip):
+    return diffjax.load(unclip)
+
+
+@pytest.mark.parametrize("case", WITHOUT_EFFECT)
+def test_a_flag_without_effect_is_refused(opened, case):
+    argv, message = WITHOUT_EFFECT[case]
+    declared = flags.Flags()
+    sample.define(declared)
+    with pytest.raises(UserError) as refused:
+        edits.check(flags.parse(declared, ["sample", *argv]), opened)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("stage", ["prior", "ar_prior", "pca"])

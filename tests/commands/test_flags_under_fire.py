@@ -54,7 +54,7 @@ def judged(verb: str, given: list[str], workdir, folder) -> None:
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         code = commands.main(argv)
-    bars = ("image/s]", "batch/s]", "s/image]", "s/batch]", "warning: ")
+    bars = ("image/s]", "batch/s]", "s/image]", "s/batch]", "warning: ", "note: ")
     lines = [line for line in re.split(r"[\r\n]+", err.getvalue()) if line.strip() and not any(b in line for b in bars)]
     if code:
         assert code == 2, given

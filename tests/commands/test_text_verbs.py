@@ -1,14 +1,17 @@
 """The verbs on runs that read captions: a tiny DALL-E of shapes with its codec and its CLIP."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import diffjax
-from diffjax import commands
+from diffjax import commands, prompts
+from diffjax.commands import sample
 from diffjax.data import shapes, tokenizer
+from diffjax.errors import UserError
 from diffjax.judge import judge_of
 from diffjax.measures import samples
 from tests import published, tiny
@@ -96,20 +99,26 @@ def test_how_codes_are_drawn_is_a_flag(dalle, tmp_path, flags):
 def test_a_prompt_that_is_too_long_is_read_in_part_and_said(dalle, tmp_path, capsys):
     long = "a small red circle " * 500
     found = arrays(dalle, tmp_path / "a.npz", f"--prompt={long}", "--num=2")
-    said = capsys.readouterr().out
-    assert "tokens of" in said and "are not read: 12 are" in said
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "note: prompt 1, 'a small red circle" in notes[0] and "the model reads 10" in notes[0]
+    cut, total = map(int, re.search(r"the last (\d+) of its (\d+) tokens are cut", notes[0]).groups())
+    assert total - cut == 10 and total >= 2000
     assert len(found["images"]) == 2
-    assert len([line for line in said.splitlines() if "not read" in line]) == 1
 
 
 BAD = {
     "nothing asked": ([], "give one of --prompt=TEXT and --prompts=FILE"),
     "both": ([f"--prompt={RED}", "--prompts=x.txt"], "give one of --prompt=TEXT"),
-    "empty": (["--prompt=  "], "the prompt is empty"),
+    "empty": (["--prompt=  "], "--prompt=  : the value is empty"),
     "no file": (["--prompts=TMP/none.txt"], "cannot read --prompts="),
     "a folder": (["--prompts=TMP"], "cannot read --prompts="),
-    "not UTF-8": (["--prompts=TMP/latin.txt"], "is not UTF-8"),
-    "a file of nothing": (["--prompts=TMP/empty.txt"], "the prompt is empty"),
+    "not UTF-8": (["--prompts=TMP/latin.txt"], "line 1 is not UTF-8"),
+    "a file of nothing": (["--prompts=TMP/empty.txt"], "every line is blank"),
+    "a control character": (["--prompt=a\x1b[31mred"], r"has the control character '\x1b'"),
+    "a judge of nothing": ([f"--prompt={RED}", "--clip=DALLE/clip"], "ranks the samples of --best_of"),
+    "a classifier": ([f"--prompt={RED}", "--classifier=DALLE"], "--classifier guides diffusion models"),
+    "a sampler": ([f"--prompt={RED}", "--sampler=ddim"], "--sampler=ddim: is only supported for diffusion"),
     "fewer than kept": ([f"--prompt={RED}", "--num=4", "--best_of=2"], "--best_of=2 is fewer than the 4"),
     "no CLIP": ([f"--prompt={RED}", "--num=1", "--best_of=2", "--clip=TMP"], "is not a run"),
     "not a CLIP": ([f"--prompt={RED}", "--num=1", "--best_of=2", "--clip=DALLE/codec"], "which is no CLIP"),
@@ -133,10 +142,68 @@ def test_bad_input_is_one_clear_line(dalle, tmp_path, capsys, case):
     assert not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("flag", ["--prompt=x", "--best_of=4", "--clip=y"])
+@pytest.mark.parametrize("flag", ["--prompt=x", "--best_of=4"])
 def test_a_run_without_text_takes_no_prompt(workdir, tmp_path, capsys, flag):
     assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/a.png", flag) == 2
     assert "is of runs that read text" in capsys.readouterr().err
+
+
+PROMPTS = {
+    "marked": b"\xef\xbb\xbfred\nblue\n",
+    "CR LF": b"red\r\n\r\nblue\r\n",
+    "CR": b"red\rblue",
+    "tab": b"\tred\t\n blue ",
+    "no last break": b"red\n\nblue",
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompts_are_the_lines_that_an_editor_shows(case, tmp_path):
+    (tmp_path / "p.txt").write_bytes(PROMPTS[case])
+    assert prompts.read_file(tmp_path / "p.txt") == ["red", "blue"]
+
+
+def test_only_line_breaks_divide_prompts(tmp_path):
+    """Not what else Unicode breaks lines at, as the line separator and the next line do."""
+    (tmp_path / "p.txt").write_text("a\u2028b\nc\u2029d ü \N{CAT FACE}\n", encoding="utf-8")
+    assert prompts.read_file(tmp_path / "p.txt") == ["a\u2028b", "c\u2029d ü \N{CAT FACE}"]
+
+
+BAD_PROMPTS = {
+    "UTF-16": ("red\n".encode("utf-16"), "the file is UTF-16 or UTF-32; save it as UTF-8"),
+    "UTF-16 without a mark": ("red\n".encode("utf-16-le"), r"line 1 has the control character '\x00'"),
+    "UTF-32": ("red\n".encode("utf-32"), "the file is UTF-16 or UTF-32"),
+    "Latin-1": ("red\nblue\ngrün\n".encode("latin-1"), "line 3 is not UTF-8 (byte 0xfc at 2)"),
+    "cut UTF-8": (b"red\n\xc3", "line 2 is not UTF-8"),
+    "an escape": (b"red\n\x1b[2Jblue", r"line 2 has the control character '\x1b'"),
+    "blank lines": (b"\n \n\t\r\n", "every line is blank"),
+    "nothing": (b"", "every line is blank"),
+    "a mark alone": (b"\xef\xbb\xbf", "every line is blank"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROMPTS)
+def test_a_bad_prompts_file_is_named_with_its_line(case, tmp_path):
+    content, message = BAD_PROMPTS[case]
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        prompts.read_file(tmp_path / "p.txt")
+    assert message in str(refused.value) and str(tmp_path / "p.txt") in str(refused.value)
+
+
+def test_the_prompts_that_are_cut_are_named(capsys):
+    known = tokenizer.train([RED, BLUE], 300)
+    texts = ["red", RED * 2000] + ["blue circle " * 9] * 6
+    prompts.note_cut(known, 6, texts)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines[:5]] == [f"note: prompt {i}" for i in range(2, 7)]
+    assert lines[5:] == ["note: 2 more prompts are cut to the 4 tokens that the model reads"]
+    assert max(map(len, lines)) < 200
+
+
+def test_the_title_of_a_long_caption_is_short():
+    assert sample._title("x" * 10_000) == "x" * 97 + "..."
+    assert sample._title("red\n\x1b[2Jblue") == r"red \x1b[2Jblue"
 
 
 def test_a_diffusion_model_completes_nothing(workdir, tmp_path, capsys):
