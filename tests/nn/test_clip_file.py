@@ -63,6 +63,26 @@ def test_half_precision_is_read_as_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x.astype(np.int8), "text_projection.weight is of type int8"),
+        (lambda x: np.where(x == x.max(), np.nan, x), "text_projection.weight has values that are not finite"),
+        (lambda x: np.where(x == x.max(), np.inf, x), "text_projection.weight has values that are not finite"),
+    ],
+)
+def test_weights_that_are_no_finite_floating_point_are_refused(tmp_path, change, message):
+    changed = {"text_projection.weight": change(tensors()["text_projection.weight"])}
+    with pytest.raises(UserError, match=message):
+        clip_file.load(write(tmp_path, weights=tensors() | changed))
+
+
+def test_names_of_tensors_are_text(tmp_path):
+    with pytest.raises(UserError, match="name is not text") as error:
+        clip_file.load(write(tmp_path, weights=tensors() | {"a\x1b[2J\nb": np.zeros(1, np.float32)}))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
     "config,message",
     [
         ({"model_type": "siglip"}, "is not a CLIP: config.json says model_type 'siglip'"),

@@ -1,5 +1,6 @@
 """PyTorch's files read without it, and EfficientNet-Lite0 against NumPy, PyTorch and three photographs."""
 
+import hashlib
 import io
 import pickle
 import struct
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from diffjax.errors import UserError
 from diffjax.nn import efficientnet, torch_file
+from diffjax.nn.weights import Weights
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage", "bool": "BoolStorage"}
 # Repeats, kernel, stride, expansion, width in and out, as in Google's efficientnet_lite_builder.py.
@@ -341,6 +343,20 @@ def test_any_pickle_is_refused_or_tensors(tmp_path_factory, body):
         torch_file.read(path)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_the_checksum_in_a_file_s_name_is_verified(tmp_path):
+    """PyTorch's published files end in the first digits of their SHA-256; the plain format has no checksum within."""
+    write_plain(tmp_path / "net.pth", dictionary({"a": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
+    content = (tmp_path / "net.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()
+    for name in (f"net-{digits[:8]}.pth", f"net-2015-12-05-{digits}.pth", "net-owt.pth", "net-12345.pth"):
+        (tmp_path / name).write_bytes(content)
+        assert Weights(tmp_path / name, "a network").take("a", 1) == 1
+    harmed = tmp_path / f"net-{digits[:8]}.pth"
+    harmed.write_bytes(content[:-1] + b"@")
+    with pytest.raises(UserError, match=rf"{harmed} is damaged: its SHA-256 .* {digits[:8]}, .*; it is at a place"):
+        Weights(harmed, "a network", source="it is at a place")
 
 
 @pytest.mark.parity
