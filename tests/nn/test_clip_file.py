@@ -166,7 +166,7 @@ def test_settings_at_any_depth_are_one_line(tmp_path):
     for depth in range(100, 1100, 50):
         nested = b'{"model_type": ' + b"[" * depth + b"]" * depth + b"}"
         (write(tmp_path) / "config.json").write_bytes(nested)
-        with pytest.raises(UserError, match="config.json"):
+        with pytest.raises(UserError, match=r"config\.json"):
             clip_file.load(tmp_path)
 
 
