@@ -1,17 +1,20 @@
-"""Files that are whole or absent, strict JSON, and short hashes."""
+"""Files that are whole or absent, bounded reads, strict JSON, and short hashes."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from diffjax.errors import UserError
 
+MAX_JSON = 2**24  # bytes of a JSON file; a parsed value can take 30 times as many
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -38,6 +41,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file to read bytes. A pipe or a device, which may never end, raises OSError."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return open(path, "rb")
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+      OSError: the file cannot be read.
+      UserError: the file has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"{path}: larger than {limit:,} bytes, the limit for such a file; use another file")
+    return content
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Returns text from a file on one line: non-printable characters are escaped, and the rest is cut at `limit`."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:
@@ -60,12 +91,24 @@ def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -
 
 def from_json(text: str | bytes) -> Any:
     """Returns the value of `to_json`. Raises ValueError where the text is not strict JSON in UTF-8."""
+    try:
+        return _decode(parse_json(text))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of strict JSON that another program wrote: strings stay strings.
+
+    Raises:
+      ValueError: the text is not strict JSON in UTF-8, or it is nested more deeply than Python's recursion limit.
+    """
 
     def reject(constant: str):
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return _decode(json.loads(text, parse_constant=reject))
+        return json.loads(text, parse_constant=reject)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -79,10 +122,10 @@ def read_json(path: str | Path, advice: str) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: the file is not strict JSON; the message names it and ends with `advice`.
+      UserError: the file is not strict JSON, or larger than MAX_JSON; the message names it and ends with `advice`.
     """
     try:
-        return from_json(Path(path).read_bytes())
+        return from_json(read_bytes(path, MAX_JSON))
     except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
 

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from diffjax import io
-from diffjax.errors import UserError
 
 _TITLE = 16  # height of a row's title
 
@@ -49,17 +48,6 @@ def _font():
 def class_columns(classes: int, count: int) -> int | None:
     """Columns that put a class in each, where classes take turns; None where that would not look like it."""
     return classes if 1 < classes <= min(count, 20) else None
-
-
-def load(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """A picture file as `size` x `size` pixels of 1, 3 or 4 channels. Raises UserError where there is none."""
-    try:
-        picture = Image.open(path).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error}") from error
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(size, size, channels)
 
 
 def save(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:

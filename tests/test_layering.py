@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-ANYONE = {"typing", "errors", "io", "numbers"}
+ANYONE = {"typing", "errors", "io", "numbers", "__version__"}
 EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures", "config"}
 MAY_IMPORT = {
     "diffusion": set(),

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from diffjax import pictures
 from diffjax.commands.flags import Arguments
 from diffjax.commands.settings import one_cell
+from diffjax.data import image_files
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
 from diffjax.prompts import Prompts, note_cut
@@ -273,7 +273,7 @@ def picture(text: str, trained: Run) -> Float[np.ndarray, "H W C"]:
         if int(index) >= len(source):
             raise UserError(f"--image={text}: {split} has {len(source)} images")
         return np.asarray(to_unit_range(source.__getitems__([int(index)])[0]["image"]))
-    return np.asarray(to_unit_range(pictures.load(text, trained.spec.size, trained.spec.channels)))
+    return np.asarray(to_unit_range(image_files.load(text, trained.spec.size, trained.spec.channels)))
 
 
 def _pair(arguments: Arguments, trained: Run) -> Float[np.ndarray, "2 H W C"]:
@@ -325,9 +325,9 @@ def _mask(text: str, spec: ImageSpec) -> Float[np.ndarray, "H W C"]:
         "bottom": np.s_[half:],
         "center": np.s_[quarter:-quarter, quarter:-quarter],
     }
-    mask = np.zeros((spec.size, spec.size, 1), np.float32)
     if text in regions:
-        mask[regions[text]] = 1.0
+        mask = np.zeros((spec.size, spec.size), bool)
+        mask[regions[text]] = True
     else:
-        mask = pictures.load(text, spec.size, 1).astype(np.float32) / 255.0
-    return np.repeat(np.round(mask), spec.channels, axis=-1)
+        mask = image_files.load_mask(text, spec.size)
+    return np.repeat(mask[..., None].astype(np.float32), spec.channels, axis=-1)

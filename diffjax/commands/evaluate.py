@@ -40,7 +40,6 @@ accuracy: of a classifier of noised images, at nine times.
 Figures have standard errors. Writes results/METRIC.json with all that the figure depends on, and pictures beside it.
 """
 
-
 import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm

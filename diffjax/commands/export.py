@@ -7,7 +7,11 @@ that samples are drawn with, and what else the system keeps, such as a codebook.
 it. The optimiser's state is left out, so training does not go on from it.
 """
 
+import contextlib
+import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -27,21 +31,54 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    source, out = Path(required(arguments, "workdir")), Workdir(required(arguments, "out"))
-    if out.path.exists() and any(out.path.iterdir()):
-        raise UserError(f"--out={out.path} is not empty: choose a new folder")
-    _export(source, out, arguments.checkpoint)
-    print(f"exported to {out.path}; try next:\n  python launch.py sample --workdir={out.path} --out=samples.png")
+    source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
+    with _new_folder(out) as folder:
+        _export(source, Workdir(folder), arguments.checkpoint)
+    print(f"exported to {out}; try next:\n  python launch.py sample --workdir={out} --out=samples.png")
     return 0
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `out`, which takes its place if the block succeeds and is deleted if it fails.
+
+    Raises:
+      UserError: `out` is not an empty folder or a path where one can be made, or the disk is full.
+    """
+    target = Path(os.path.realpath(out))  # an empty folder behind a symbolic link is filled, and the link is kept
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"--out={out} is not empty: choose a new folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        if error.filename and not Path(error.filename).is_relative_to(target.parent):
+            raise  # reading the run failed
+        reason = error.strerror or error
+        raise UserError(f"--out={out}: cannot be written ({reason}); free space or choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _export(source: Path, out: Workdir, step: int | None) -> None:
     run = load(source, step)
     out.create()
     for name in part_names(run.config):
+        if not name.isidentifier():  # "..", or a path, would be written outside the folder
+            raise UserError(f"parts.{name} of {source}: the name of a part must be an identifier; rename it")
         _export(source / name, Workdir(out.path / name), None)
     if run.system.text:
-        shutil.copyfile(run.workdir.tokenizer, out.tokenizer)
+        _copy_within(run.workdir.tokenizer, out.tokenizer)
     if run.system.objective.losses:  # a chain has no weights of its own
         weights.save(out.weights, {name: tree for name, tree in run.variables.items() if name != "frozen"}, run.step)
     out.write_config(run.config)
+
+
+def _copy_within(file: Path, target: Path) -> None:
+    """Copies a file of a run. Raises UserError for a symbolic link that leads out of the run."""
+    if not file.resolve().is_relative_to(file.parent.resolve()):
+        raise UserError(f"{file} is a symbolic link out of its run; replace it by a copy of its target")
+    shutil.copyfile(file, target)

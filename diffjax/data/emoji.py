@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
-from diffjax.data.sources import CLASSES, resize
+from diffjax.data import image_files
+from diffjax.data.sources import CLASSES
 from diffjax.errors import UserError
 
 _GOOGLE, _FLUENT = "emoji-datasource-google", "@lobehub/fluent-emoji-3d"
@@ -94,12 +95,11 @@ def entries(manual_dir: str | pathlib.Path) -> list[Entry]:
 
 def picture(path: pathlib.Path, size: int) -> np.ndarray:
     """RGBA, uint8 [size, size, 4], padded to a square by transparency; colours are 0 where alpha is 0."""
-    with Image.open(path) as file:
-        image = file.convert("RGBA")
+    image = Image.fromarray(image_files.read(path))
     side = max(image.size)
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    pixels = resize(np.asarray(square), size)
+    pixels = image_files.resize(np.asarray(square), size)
     return np.where(pixels[..., 3:] > 0, pixels, 0)
 
 

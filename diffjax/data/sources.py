@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from diffjax.data import shapes
+from diffjax.data.image_files import on_white, resize
 from diffjax.errors import MissingData, UserError, checked_whole, unknown
 from diffjax.typing import ImageSpec
 
@@ -189,32 +189,6 @@ def preparation(name: str, directory: str | None, image_size: int = 64) -> str |
     return f"pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={directory}"
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A square image, uint8 [S, S, C], at another size: the mean over areas to shrink, bicubic to enlarge.
-
-    Computed in floating point and rounded once. Colours are weighted by alpha (C = 4), so that no edge takes the
-    colour of what is invisible, and are 0 where alpha is. An image of that size already is given back as it is.
-    """
-    if image.shape[0] == size:
-        return image
-    kernel = Image.Resampling.BOX if size < image.shape[0] else Image.Resampling.BICUBIC
-    values = image.astype(np.float32)
-    if image.shape[-1] == 4:
-        values[..., :3] *= values[..., 3:] / 255
-    channels = [Image.fromarray(channel).resize((size, size), kernel) for channel in np.moveaxis(values, -1, 0)]
-    values = np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0, 255)
-    if image.shape[-1] == 4:
-        alpha = values[..., 3:]
-        values[..., :3] *= np.where(alpha < 0.5, 0, 255 / np.maximum(alpha, 0.5))
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
-def _on_white(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 4] composited onto white: uint8 [H, W, 3]."""
-    alpha = image[..., 3:] / 255
-    return np.round(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
 def _emoji_size(image_size: int) -> int:
     """The prepared size that is read for `image_size`."""
     return 32 if image_size <= 32 else 64
@@ -274,7 +248,7 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
     def decode(record: Example) -> Example:
         image = resize(record["image"], image_size)
         if name == "emoji" and background == "white":
-            image = _on_white(image)
+            image = on_white(image)
         example = {"image": image, "label": np.int32(record["label" if "label" in record else "group"])}
         if "caption" in record:
             example["caption"] = record["caption"].decode()

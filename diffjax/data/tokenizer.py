@@ -8,14 +8,17 @@ code, but for letters and numerals that are newer than the Unicode `tokenizers` 
 its version of `regex`.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import html
+import io as bytes_io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import ftfy
 import numpy as np
@@ -29,6 +32,9 @@ from diffjax.typing import NO_TOKEN
 
 # Threads of its own gain nothing beside those that read batches, and older versions complain of them after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+T = TypeVar("T")
+MAX_BYTES = 2**24  # of a tokenizer's file, and of what a gzip file unpacks to; CLIP's have 4 MB at most
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each, in the order of CLIP's ids
@@ -116,31 +122,60 @@ def train(captions: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """A tokenizer from a tokenizer.json, CLIP's published vocabulary, or the folder of a CLIP from Hugging Face.
+    """Returns the tokenizer of a tokenizer.json, of CLIP's published vocabulary, or of a CLIP's Hugging Face folder.
 
     Raises:
-      UserError: no such file, or none of these.
+      UserError: a file is missing, cannot be read, is damaged or of another kind, or has more than MAX_BYTES, as it is
+        or unpacked; the message names it.
     """
     path = Path(path)
-    if path.is_dir() and (path / "tokenizer.json").exists():
-        path /= "tokenizer.json"
-    try:
-        if path.is_dir():
-            vocab = json.loads((path / "vocab.json").read_bytes())
-            merges = _merges((path / "merges.txt").read_bytes(), len(vocab) - 2 * len(_BYTES) - 2)
-            return _build(vocab, merges, _SUFFIX)
-        content = path.read_bytes()
+    if not path.is_dir():
+        return _from_file(path)
+    if (path / "tokenizer.json").exists():
+        return _from_file(path / "tokenizer.json")
+    vocab = _read(path / "vocab.json", io.parse_json)
+    with _named(path / "vocab.json"):
+        count = len(vocab.keys()) - 2 * len(_BYTES) - 2
+    merges = _read(path / "merges.txt", lambda content: _merges(content, count))
+    with _named(path):
+        return _build(vocab, merges, _SUFFIX)
+
+
+def _from_file(path: Path) -> Tokenizer:
+    def parse(content: bytes) -> Tokenizer:
         if content.startswith(b"\x1f\x8b"):  # gzip
-            merges = _merges(gzip.decompress(content), _MERGES)
+            with gzip.GzipFile(fileobj=bytes_io.BytesIO(content)) as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+            merges = _merges(content, _MERGES)
             words = [*_BYTES, *(byte + _SUFFIX for byte in _BYTES), *map("".join, merges), _START, _END]
             return _build({word: i for i, word in enumerate(words)}, merges, _SUFFIX)
-        model = json.loads(content)["model"]
+        model = io.parse_json(content)["model"]
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # strings, of old
         return _build(model["vocab"], merges, model["end_of_word_suffix"] or "")
+
+    return _read(path, parse)
+
+
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
+    """Returns what `parse` makes of a file. Raises UserError, which names it, if it is missing or damaged."""
+    with _named(path):
+        return parse(io.read_bytes(path, MAX_BYTES))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what reading a missing or damaged file raises into a UserError that names it."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise UserError(f"there is no {error.filename}: {_ACCEPTED}") from error
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no tokenizer, or is damaged: {_ACCEPTED}") from error
+        raise UserError(f"there is no {path}: {_ACCEPTED}") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = io.printable(str(error), 100) or type(error).__name__
+        raise UserError(f"{path} is no tokenizer, or is damaged ({reason}): {_ACCEPTED}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {_ACCEPTED}") from error
 
 
 def _clean(text: str) -> str:
@@ -159,7 +194,7 @@ def _room(length: int) -> int:
 
 def _merges(content: bytes, count: int) -> list[list[str]]:
     """The first pairs of a file with one a line, behind a line that says its version."""
-    merges = [line.split() for line in content.decode().split("\n")[1 : count + 1]]
+    merges = [line.split() for line in content.decode("utf-8-sig").split("\n")[1 : max(count, 0) + 1]]
     if len(merges) != count:
         raise ValueError("the file is cut")
     return merges
@@ -170,7 +205,12 @@ def _build(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], suffix: st
     merges = [(first, second) for first, second in merges]
     needed = {_START, _END, *_BYTES, *(byte + suffix for byte in _BYTES)}
     needed.update(word for first, second in merges for word in (first, second, first + second))
-    if not needed <= vocab.keys() or {*vocab.values()} != {*range(len(vocab))}:
+    ids = vocab.values()
+    if (
+        not all(type(i) is int and 0 <= i < len(vocab) for i in ids)
+        or len({*ids}) < len(vocab)
+        or needed - vocab.keys()
+    ):
         raise ValueError("the vocabulary has gaps")
     bpe = tokenizers.Tokenizer(models.BPE(vocab, merges, end_of_word_suffix=suffix))
     if suffix:

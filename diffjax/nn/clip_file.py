@@ -4,7 +4,7 @@ A preprocessor_config.json, where there is one, tells how pixels are normalised.
 the place of model.safetensors. The token that ends a text needs no telling: encoders read the last one.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +53,12 @@ class Published(NamedTuple):
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a folder has the config.json of a published model, and not that of a run."""
+    """Returns whether a folder has the config.json of a published model, and not that of a run."""
     try:
-        return "model_type" in json.loads((Path(path) / "config.json").read_bytes())
-    except (OSError, ValueError):
+        found = io.parse_json(io.read_bytes(Path(path) / "config.json", io.MAX_JSON))
+    except (OSError, ValueError, UserError):
         return False
+    return isinstance(found, dict) and "model_type" in found
 
 
 def fingerprint(path: str | Path) -> str:
@@ -75,9 +76,9 @@ def load(path: str | Path) -> Published:
     folder = Path(path)
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "clip":
-        raise UserError(f"{folder} is not a CLIP: config.json says model_type {config.get('model_type')!r}")
+        raise UserError(f"{folder} is not a CLIP: config.json says model_type {_shown(config.get('model_type'))}")
     text, vision = _section(folder, config, "text_config", _TEXT), _section(folder, config, "vision_config", _VISION)
-    dimensions = config.get("projection_dim", 512)
+    dimensions = _count(folder, "projection_dim", config.get("projection_dim", 512))
     pixel_mean, pixel_std = _pixels(folder, vision["num_channels"])
 
     weights = Weights(_weights(folder), "the CLIP of its config.json")
@@ -107,14 +108,28 @@ def _weights(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = io.parse_json(io.read_bytes(path, io.MAX_JSON))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {io.printable(str(error))}; download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a CLIP's: it has no fields")
     return found
+
+
+def _shown(value: Any) -> str:
+    """Returns a value of a JSON file for an error message: short, and on one line."""
+    try:
+        return io.printable(io.to_json(value), 80)
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _count(folder: Path, name: str, value: Any) -> int:
+    if type(value) is not int or not 0 < value < 2**31:
+        raise UserError(f"{folder}/config.json: {name} is {_shown(value)}: a whole number above 0 is needed")
+    return value
 
 
 def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,15 +139,12 @@ def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mappi
         raise UserError(f"{folder}/config.json: {name} has no fields")
     options = {key: found.get(key, value) for key, value in standard.items()}
     for key, value in options.items():
-        if isinstance(standard[key], int) and not (isinstance(value, int) and value > 0):
-            raise UserError(f"{folder}/config.json: {name}.{key} is {value!r}: a whole number above 0 is needed")
-    if options["hidden_act"] not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(f"{folder}/config.json: {name}.hidden_act is {options['hidden_act']!r}: only {known} are known")
-    if options["layer_norm_eps"] != 1e-5:
-        raise UserError(
-            f"{folder}/config.json: {name}.layer_norm_eps is {options['layer_norm_eps']}: only 1e-5 is known"
-        )
+        if isinstance(standard[key], int):
+            _count(folder, f"{name}.{key}", value)
+    for key, known in (("hidden_act", list(ACTIVATIONS)), ("layer_norm_eps", [1e-5])):
+        if options[key] not in known:
+            names = " and ".join(map(str, known))
+            raise UserError(f"{folder}/config.json: {name}.{key} is {_shown(options[key])}: known are {names}")
     if options["hidden_size"] % options["num_attention_heads"]:
         raise UserError(
             f"{folder}/config.json: {name} has {options['hidden_size']} channels, which its "
@@ -145,15 +157,18 @@ def _pixels(folder: Path, channels: int) -> list[tuple[float, ...]]:
     """The mean and the deviation of pixels in [0, 1]."""
     path = folder / "preprocessor_config.json"
     found = _PIXELS | (_read_json(path) if path.exists() else {})
-    for name in _PIXELS:
+    for name, least in (("image_mean", -math.inf), ("image_std", 0)):
         values = found[name]
-        if not (isinstance(values, list | tuple) and len(values) == channels and all(map(_is_number, values))):
-            raise UserError(f"{path}: {name} is {values!r}: a number for each of {channels} channels is needed")
+        if not (
+            isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, least) for v in values)
+        ):
+            kind = "a number" if name == "image_mean" else "a number above 0"
+            raise UserError(f"{path}: {name} is {_shown(values)}: {kind} for each of {channels} channels is needed")
     return [tuple(found[name]) for name in _PIXELS]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _is_number(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < 1e30
 
 
 def _transformer_fields(options: Mapping[str, Any]) -> dict[str, Any]:

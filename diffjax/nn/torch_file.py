@@ -2,11 +2,16 @@
 
 A checkpoint is a pickle that describes the tensors, and the storages (flat runs of numbers) that they are views of.
 `torch.save` has put both into a zip archive since PyTorch 1.6, and one after the other into a plain file before.
+
+The pickle is interpreted here, opcode by opcode, into dictionaries, lists, scalars and descriptions of tensors: nothing
+is imported or called. Time and memory are linear in the size of the file, whatever it says.
 """
 
+import io as bytes_io
+import math
 import pickle
+import pickletools
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from diffjax import io
 from diffjax.errors import UserError
 
 _DTYPES = {
@@ -29,12 +35,26 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _PLAIN_MAGIC, _PLAIN_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_REUSE = 8  # times that tensors may repeat the bytes of the file, as tied weights do
+_NAME_SHARE = 16  # characters of all names per byte of the pickle
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),
+    *("SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+    "BINBYTES8",
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Storage(NamedTuple):
     kind: str  # a key of _DTYPES
     key: str
     size: int  # in elements
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(_DTYPES[self.kind]).itemsize
 
 
 class _Tensor(NamedTuple):
@@ -43,106 +63,270 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(_DTYPES[self.storage.kind]).itemsize
 
-class _Unpickler(pickle.Unpickler):
-    """Knows three kinds of names and refuses every other: a pickle can call whatever it can name.
 
-    Tensors come back as their description, so that the pickle has no array to reach into either.
-    """
+class _Name(NamedTuple):
+    """What the pickle could import. It is compared with the names that are known, and never looked up."""
 
-    def __init__(self, file: BinaryIO):
-        super().__init__(file)
+    module: str
+    attribute: str
+
+
+_ORDERED = _Name("collections", "OrderedDict")
+_REBUILD = (_Name("torch._utils", "_rebuild_tensor"), _Name("torch._utils", "_rebuild_tensor_v2"))  # of 0.3; now
+_MARK = _Name("", "")
+
+
+class _Pickle:
+    """Interprets one pickle after another from a file of `limit` bytes."""
+
+    def __init__(self, file: BinaryIO, limit: int):
+        self._file, self._limit = file, limit
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):  # the first until 0.4
-            return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
-        if module == "torch" and name in _DTYPES:
-            return name
-        raise pickle.UnpicklingError(f"it calls for {f'{module}.{name}'!r}, and only plain tensors are read")
+    # --- the file that pickletools reads from: it asks for as many bytes as the pickle says ---
 
-    def persistent_load(self, pid: tuple) -> _Storage:
-        if pid[0] != "storage" or any(pid[5:]):  # a sixth item would make it a view of another storage
-            raise pickle.UnpicklingError("it refers to something that is not a storage")
-        storage = _Storage(*pid[1:3], pid[4])
-        return self.storages.setdefault(storage.key, storage)
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._limit))
+
+    def readline(self) -> bytes:
+        return self._file.readline()
+
+    def load(self) -> Any:
+        """Returns the next value: dictionaries, lists, tuples, scalars, names, storages and tensors.
+
+        Raises:
+          UnpicklingError: an opcode or a name that plain tensors do not need, or operands that do not fit.
+        """
+        stack, memo, copied = [], {}, 0
+        for opcode, argument, _ in pickletools.genops(self):
+            name = opcode.name
+            if name in _LITERALS:
+                stack.append(argument)
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                stack.append(_EMPTY[name]())
+            elif name in ("BINGET", "LONG_BINGET", "GET"):
+                stack.append(memo[argument])
+            elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                memo[argument] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name == "MARK":
+                stack.append(_MARK)
+            elif name == "TUPLE":
+                stack.append(tuple(_since_mark(stack)))
+            elif name in _TUPLES:
+                items = [stack.pop() for _ in range(_TUPLES[name])]
+                stack.append(tuple(reversed(items)))
+            elif name == "LIST":
+                stack.append(_since_mark(stack))
+            elif name == "DICT":
+                items = _since_mark(stack)
+                stack.append({})
+                _set_items(stack, items)
+            elif name in ("SETITEM", "SETITEMS"):
+                items = _since_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                _set_items(stack, items)
+            elif name in ("APPEND", "APPENDS"):
+                items = _since_mark(stack) if name == "APPENDS" else [stack.pop()]
+                _expect(stack[-1], list).extend(items)
+            elif name in ("GLOBAL", "STACK_GLOBAL"):
+                names = argument.split(" ", 1) if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
+                stack.append(_known(_Name(*(_expect(part, str) for part in names))))
+            elif name == "BINPERSID":
+                storage = _storage(stack.pop())
+                if self.storages.setdefault(storage.key, storage) != storage:
+                    raise pickle.UnpicklingError(f"storage {storage.key!r} is of two types or lengths")
+                stack.append(storage)
+            elif name == "REDUCE":
+                arguments, function = _expect(stack.pop(), tuple), stack.pop()
+                copied += len(arguments[0]) if function == _ORDERED and arguments else 0
+                if copied > self._limit:
+                    raise pickle.UnpicklingError("it copies one list again and again")
+                stack.append(_rebuilt(function, arguments))
+            elif name == "BUILD":  # attributes of a dictionary, such as the versions of modules
+                stack.pop()
+                _expect(stack[-1], dict)
+            elif name == "STOP":
+                return stack.pop()
+            elif name not in ("PROTO", "FRAME"):
+                raise pickle.UnpicklingError(f"it has the opcode {name}, and only plain tensors are read")
+        raise pickle.UnpicklingError("it has no end")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by name; those of a dictionary inside it as "dictionary.name".
+    """Returns the tensors of a checkpoint by name; those of a dictionary inside it as "dictionary.name".
 
     What is not a tensor is left out. The arrays are contiguous, their own, and of the tensors' types (bfloat16: that
-    of ml_dtypes).
+    of ml_dtypes). A zip archive has checksums, which are verified; the plain format has none.
 
     Raises:
-      UserError: no such file, not a checkpoint, no tensors in it, or an object that could run code.
+      UserError: no such file, not a checkpoint, no tensors in it, an object that could run code, a tensor larger than
+        its storage, or contents that expand beyond the size of the file.
     """
     try:
-        with open(path, "rb") as file:
-            found, storages = (_read_zip if file.peek(4)[:4] == b"PK\x03\x04" else _read_plain)(file)
-        tensors = {name: _array(tensor, storages) for name, tensor in _named(found)}
+        with io.open_regular(path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            tensors, storages = (_read_zip if file.peek(4)[:4] == b"PK\x03\x04" else _read_plain)(file, size)
+        if sum(tensor.nbytes for tensor in tensors.values()) > _REUSE * size:
+            raise ValueError(f"its tensors repeat their storages more than {_REUSE} times")
+        arrays = {name: _array(tensor, storages) for name, tensor in tensors.items()}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no pickle can raise nearly anything
-        raise UserError(f"{path} is not a PyTorch checkpoint that can be read: {error}") from error
-    if not tensors:
+        reason = io.printable(str(error)) or type(error).__name__
+        raise UserError(f"{path} is not a PyTorch checkpoint that can be read: {reason}") from error
+    if not arrays:
         raise UserError(f"{path} has no named tensors")
-    return tensors
+    return arrays
 
 
-def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """What was saved, and the storages by key."""
+def _read_zip(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+    """Returns the tensors by name and the storages by key."""
     with zipfile.ZipFile(file) as archive:
+
+        def content(name: str) -> bytes:
+            entry = archive.getinfo(name)
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise ValueError(f"its entry {name!r} is compressed, or longer than the file")
+            return archive.read(entry)
+
         names = archive.namelist()
         pickled = next((name for name in names if name.split("/")[-1] == "data.pkl"), "data.pkl")
         root = pickled.removesuffix("data.pkl")
-        with archive.open(pickled) as description:
-            unpickler = _Unpickler(description)
-            found = unpickler.load()
-        big_endian = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
+        description = content(pickled)
+        interpreted = _Pickle(bytes_io.BytesIO(description), len(description))
+        tensors = dict(_named(interpreted.load(), len(description)))
+        if sum(storage.nbytes for storage in interpreted.storages.values()) > size:
+            raise ValueError("its storages are longer than the file")
+        big_endian = f"{root}byteorder" in names and content(f"{root}byteorder") == b"big"
         order = ">" if big_endian else "<"
-        return found, {
-            key: _numbers(archive.read(f"{root}data/{key}"), storage, order)
-            for key, storage in unpickler.storages.items()
+        return tensors, {
+            key: _numbers(content(f"{root}data/{key}"), storage, order) for key, storage in interpreted.storages.items()
         }
 
 
-def _read_plain(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """What was saved, and the storages by key: five pickles, then each storage's length and numbers."""
-    if (_Unpickler(file).load(), _Unpickler(file).load()) != (_PLAIN_MAGIC, _PLAIN_VERSION):
+def _read_plain(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
+    """Returns the tensors by name and the storages by key: five pickles, then each storage's length and numbers."""
+    interpreted = _Pickle(file, size)
+    if (interpreted.load(), interpreted.load()) != (_PLAIN_MAGIC, _PLAIN_VERSION):
         raise pickle.UnpicklingError("it does not begin as one")
-    _Unpickler(file).load()  # the machine it was written on; the numbers are little endian always
-    unpickler = _Unpickler(file)
-    found = unpickler.load()
+    interpreted.load()  # the machine it was written on; the numbers are little endian always
+    start = file.tell()
+    described = interpreted.load()
+    tensors = dict(_named(described, file.tell() - start))
     storages = {}
-    for key in _Unpickler(file).load():
-        storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), "little") != storage.size:
+    for key in _expect(interpreted.load(), list):
+        storage = interpreted.storages[key]
+        if int.from_bytes(file.read(8), "little") != storage.size or storage.nbytes > size:
             raise ValueError(f"storage {key} is not of the length described")
-        storages[key] = _numbers(file.read(storage.size * np.dtype(_DTYPES[storage.kind]).itemsize), storage, "<")
-    return found, storages
+        storages[key] = _numbers(file.read(storage.nbytes), storage, "<")
+    return tensors, storages
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or value is _MARK:
+        raise pickle.UnpicklingError(f"it has a {type(value).__name__} in the place of a {kind.__name__}")
+    return value
+
+
+def _since_mark(stack: list) -> list:
+    """Removes the values above the last mark, and the mark, and returns the values."""
+    items = []
+    while (value := stack.pop()) is not _MARK:
+        items.append(value)
+    return items[::-1]
+
+
+def _set_items(stack: list, items: list) -> None:
+    """Sets keys and values, one after the other, in the dictionary on the stack; keys become text."""
+    target = _expect(stack[-1], dict)
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str | int | float | None):  # hashing and comparing those takes a bounded time
+            raise pickle.UnpicklingError("it has a key that is neither text nor a number")
+        target[f"{key}"] = value
+
+
+def _known(name: _Name) -> _Name | str:
+    """Returns a name that plain tensors need; a type of storage as its name alone."""
+    if name == _ORDERED or name in _REBUILD:
+        return name
+    if name.module == "torch" and name.attribute in _DTYPES:
+        return name.attribute
+    raise pickle.UnpicklingError(f"it calls for {f'{name.module}.{name.attribute}'!r}, and only plain tensors are read")
+
+
+def _rebuilt(function: Any, arguments: tuple) -> Any:
+    if function == _ORDERED:
+        stack = [{}]
+        for pair in _expect(arguments[0], list) if arguments else ():  # Python 2 wrote the pairs as an argument
+            key, value = pair
+            _set_items(stack, [key, value])
+        return stack[0]
+    if function not in _REBUILD:
+        raise pickle.UnpicklingError("it calls for something that is not a function")
+    storage, offset, shape, strides = arguments[:4]
+    _expect(storage, _Storage)
+    for numbers in (shape, strides, (offset,)):
+        if len(_expect(numbers, tuple)) > 64 or not all(_is_count(number) for number in numbers):
+            raise pickle.UnpicklingError("it has a tensor whose shape, strides or offset are not counts")
+    if len(shape) != len(strides):
+        raise pickle.UnpicklingError("it has a tensor of as many strides as it has not sides")
+    if math.prod(shape) > storage.size:
+        raise pickle.UnpicklingError(f"it has a tensor of shape {shape}, larger than its storage of {storage.size}")
+    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= storage.size:
+        raise pickle.UnpicklingError(f"it has a tensor that leaves its storage of {storage.size}")
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _storage(pid: Any) -> _Storage:
+    """Returns the storage of a persistent id: ("storage", type, key, device, size) and None or nothing."""
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or any(pid[5:]):
+        raise pickle.UnpicklingError("it refers to something that is not a storage")  # or a view of one, which is old
+    if pid[1] not in list(_DTYPES) or not isinstance(pid[2], str) or not _is_count(pid[4]):
+        raise pickle.UnpicklingError("it has a storage without a type, a key or a length")
+    return _Storage(pid[1], pid[2], pid[4])
 
 
 def _numbers(data: bytes, storage: _Storage, order: str) -> np.ndarray:
-    numbers = np.frombuffer(data, np.dtype(_DTYPES[storage.kind]).newbyteorder(order))
-    if len(numbers) != storage.size:
+    if len(data) != storage.nbytes:
         raise ValueError(f"storage {storage.key} is not of the length described")
-    return numbers
+    return np.frombuffer(data, np.dtype(_DTYPES[storage.kind]).newbyteorder(order))
 
 
-def _named(found: Any, prefix: str = "") -> Iterator[tuple[str, _Tensor]]:
-    if isinstance(found, Mapping):
-        for name, value in found.items():
-            if isinstance(value, _Tensor):
-                yield f"{prefix}{name}", value
-            else:
-                yield from _named(value, f"{prefix}{name}.")
+def _named(found: Any, size: int) -> Iterator[tuple[str, _Tensor]]:
+    """Yields the tensors of nested dictionaries by their path, in the order of the file.
+
+    A dictionary may be in several places, but references to references multiply without end: so the characters of all
+    paths are limited by the `size` of the pickle.
+    """
+    left, stack = _NAME_SHARE * size, [("", found)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, _Tensor):
+            if not path.isprintable():
+                raise ValueError(f"a tensor's name is not text: {path!r}")
+            yield path, value
+        elif isinstance(value, Mapping):
+            left -= len(value) * (len(path) + 2)
+            if left < 0 or (left := left - sum(map(len, value))) < 0:
+                raise ValueError("its references multiply beyond the size of the file")
+            stack += [(f"{path}.{key}" if path else key, child) for key, child in reversed(value.items())]
 
 
 def _array(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The view of its storage that a tensor is, copied. NumPy refuses one that would leave the storage."""
+    """Returns the view of its storage that a tensor is, copied."""
     numbers = storages[tensor.storage.key]
     size = numbers.itemsize
     strides = tuple(size * stride for stride in tensor.strides)

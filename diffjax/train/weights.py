@@ -1,58 +1,123 @@
-"""A run as its weights alone, in one safetensors file: smaller, and read by other libraries too."""
+"""A run as its weights alone, in one safetensors file: smaller, and read by other libraries too.
+
+The file's metadata has "step", "format" ("np") and "sha256": the SHA-256 of the step and of the tensors' names, types,
+shapes and bytes, see `checksum`. The same variables give the same file, byte for byte.
+"""
 
 import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from diffjax import io
 from diffjax.errors import UserError
 from diffjax.typing import Variables
 
+_TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
+
 
 def save(path: Path, variables: Variables, step: int) -> None:
-    """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of."""
-    tensors = {name_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-    with io.atomic_path(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"step": str(step), "format": "np"})
+    """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of.
+
+    The write is atomic. `safetensors.numpy` is not used: it writes a transposed array's bytes in the order of memory,
+    and metadata in random order.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    tensors = {name_of(keys): np.asarray(leaf, order="C") for keys, leaf in leaves}
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # larger types first: all are aligned
+    header = {"__metadata__": {"format": "np", "sha256": checksum(tensors, step), "step": str(step)}}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        kind = _TYPES[tensors[name].dtype.name]
+        header[name] = {"dtype": kind, "shape": tensors[name].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with io.atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(tensors[name].tobytes())
 
 
 def load(path: Path, template: Variables) -> Variables:
-    """The variables of a file, as `template` of jax.ShapeDtypeStruct has them.
+    """Returns the variables of a file, with the structure, shapes and types of `template` (jax.ShapeDtypeStruct).
 
-    Raises UserError where it is no such file, or one of another model.
+    A file without a checksum, which older versions wrote, is accepted; one line is printed.
+
+    Raises:
+      UserError: the file cannot be read, is of another model, or its contents do not have its checksum.
     """
+    expected = {name_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(template)}
     with _opened(path) as file:
-        names, expected = set(file.keys()), jax.tree_util.tree_leaves_with_path(template)
-        if differing := sorted(names ^ {name_of(keys) for keys, _ in expected}):
-            raise UserError(f"{path} does not fit its config's model: {differing[0]} is in one of them only")
-        tree = jax.tree_util.tree_map_with_path(lambda keys, leaf: file.get_tensor(name_of(keys)), template)
-    for (keys, leaf), tensor in zip(expected, jax.tree.leaves(tree), strict=True):
-        if leaf.shape != tensor.shape:
-            raise UserError(
-                f"{path} does not fit its config's model: {name_of(keys)} is {tensor.shape} and not {leaf.shape}"
-            )
-    return tree
+        if differing := sorted(set(file.keys()) ^ expected.keys()):
+            name = io.printable(differing[0])
+            raise UserError(f"{path} does not fit its config's model: {name} is in one of them only")
+        tensors = {name: file.get_tensor(name) for name in expected}
+        metadata = file.metadata() or {}
+    for name, leaf in expected.items():
+        for found, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
+            if found != wanted:
+                raise UserError(f"{path} does not fit its config's model: {name} is {found} and not {wanted}")
+    if "sha256" not in metadata:
+        print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
+    elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
+        raise UserError(f"{path} is damaged: its contents do not have its checksum; export it again")
+    return jax.tree_util.tree_map_with_path(lambda keys, _: tensors[name_of(keys)], template)
 
 
 def step_of(path: Path) -> int:
-    """The step that a file's variables are of. Raises UserError where it is no such file."""
+    """Returns the step that a file's variables are of. Raises UserError if the file is damaged."""
     with _opened(path) as file:
-        return int((file.metadata() or {}).get("step", 0))
+        return _step(path, file.metadata() or {})
+
+
+def checksum(tensors: Mapping[str, np.ndarray], step: int) -> str:
+    """Returns 64 hexadecimal digits: the SHA-256 of a description of the tensors and their bytes, sorted by name.
+
+    The description is JSON, {"step": step, "tensors": [[name, type, shape], ...]} without spaces. The bytes of each
+    tensor are little endian and in row-major order.
+    """
+    names = sorted(tensors)
+    described = [[name, tensors[name].dtype.name, tensors[name].shape] for name in names]
+    digest = hashlib.sha256(json.dumps({"step": step, "tensors": described}, separators=(",", ":")).encode())
+    for name in names:
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _step(path: Path, metadata: Mapping[str, str]) -> int:
+    text = metadata.get("step", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise UserError(f"{path} is damaged: its step is {io.printable(repr(text))}, not a number; export it again")
+    return int(text)
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[safetensors.safe_open]:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with io.open_regular(path), safetensors.safe_open(path, framework="numpy") as file:
             yield file
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}): export it again") from error
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # the header may name types and shapes that NumPy does not have
+        raise UserError(f"{path} cannot be read ({io.printable(str(error))}): export it again") from error
 
 
 def name_of(keys) -> str:
-    """Of a leaf of nested dictionaries, by its path."""
+    """Returns the name of a leaf of nested dictionaries, its path."""
     return "/".join(str(entry.key) for entry in keys)

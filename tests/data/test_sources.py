@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from diffjax import data
-from diffjax.data import prepare, sources
+from diffjax.data import image_files, prepare, sources
 from diffjax.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_enlarging_keeps_shape_and_range():
 def test_resize_does_not_mix_in_invisible_colours():
     pixels = np.zeros((8, 8, 4), np.uint8)  # invisible black beside opaque red, the edge within an area
     pixels[:, 3:] = (200, 10, 10, 255)
-    small = sources.resize(pixels, 4)
+    small = image_files.resize(pixels, 4)
     np.testing.assert_array_equal(small[:, 1:, :3], np.broadcast_to([200, 10, 10], (4, 3, 3)))
     np.testing.assert_allclose(small[0, :, 3], [0, 127.5, 255, 255], atol=0.5)
 

@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
+import tracemalloc
 import unicodedata
 
 import ftfy
@@ -404,6 +406,10 @@ def test_other_people_s_tokenizer_json(small, tmp_path):
 def damaged(small, tmp_path):
     """Writes files and folders that are no tokenizer: their names."""
     model = json.loads(tokenizer.load(small).bpe.to_str())["model"]
+
+    def changed(**fields):
+        return json.dumps({"model": {**model, **fields}}).encode()
+
     whole = gzip.compress(("\n".join(["#version", *["a b"] * 50_000])).encode())
     vocab, merges = (small / "vocab.json").read_bytes(), (small / "merges.txt").read_bytes()
     a_gap = {word: i + (i > 600) for word, i in model["vocab"].items()}
@@ -424,6 +430,23 @@ def damaged(small, tmp_path):
         "truncated.gz": whole[: len(whole) // 2],
         "flipped.gz": whole[:30] + bytes([whole[30] ^ 255]) + whole[31:],
         "header.gz": whole[:5],
+        "deep.json": b"[" * 200_000,
+        "deep model.json": b'{"model": ' * 200_000,
+        "latin.json": json.dumps({"model": model}, ensure_ascii=False).encode("latin-1", "replace"),
+        "nan.json": b'{"model": {"vocab": {"a": NaN}, "merges": []}}',
+        "number.json": b"7",
+        "null.json": b'{"model": null}',
+        "vocab list.json": changed(vocab=[*model["vocab"]]),
+        "ids.json": changed(vocab={word: [0] for word in model["vocab"]}),
+        "words of ids.json": changed(vocab={word: str(i) for word, i in model["vocab"].items()}),
+        "true.json": changed(vocab={word: i == 1 or i for word, i in model["vocab"].items()}),
+        "merges.json": changed(merges=3),
+        "merges of merges.json": changed(merges=[[["a"], ["b"]]]),
+        "merges of numbers.json": changed(merges=[[1, 2]]),
+        "suffixes.json": changed(end_of_word_suffix=["</w>"]),
+        "surrogate.json": changed(merges=[["\ud800", "a"]]),
+        "controls.json": changed(merges=[["\x1b[2J\n", "a"]]),
+        "collisions.json": changed(vocab={f"{i}": i * (2**61 - 1) for i in range(200_000)}),  # of hashes
         "short.gz": gzip.compress(gzip.decompress(whole)[:1000]),
         "picture.gz": gzip.compress(bytes(range(256)) * 9),
         "cut/vocab.json": vocab,
@@ -432,6 +455,8 @@ def damaged(small, tmp_path):
         "lists/merges.txt": merges,
         "other/vocab.json": json.dumps({word: i for i, word in enumerate(alphabet().values())}).encode(),
         "other/merges.txt": merges,
+        "binary/vocab.json": vocab,
+        "binary/merges.txt": b"\xff\xfe" + merges,
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -444,8 +469,70 @@ def test_damaged_files_are_refused(small, tmp_path):
         with pytest.raises(UserError) as refused:
             tokenizer.load(tmp_path / name)
         message = str(refused.value)
-        assert message.startswith(f"{tmp_path / name} is no tokenizer, or is damaged: give a tokenizer.json"), name
-        assert FILE in message and "\n" not in message
+        assert re.match(
+            rf"{re.escape(str(tmp_path / name))}\S* is no tokenizer, or is damaged \(.*\): give a tokenizer.json",
+            message,
+        ), name
+        assert FILE in message and message.isprintable() and len(message) < 500
+
+
+def test_the_damaged_file_of_a_folder_is_named(small, tmp_path):
+    damaged(small, tmp_path)
+    for name, file in (("cut", "merges.txt"), ("lists", "vocab.json"), ("binary", "merges.txt")):
+        with pytest.raises(UserError, match=f"{tmp_path / name / file} is no tokenizer"):
+            tokenizer.load(tmp_path / name)
+
+
+def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path):
+    with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
+        for _ in range(128):
+            file.write(bytes(2**20))
+    assert (tmp_path / "bomb.gz").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="unpacks to more than 16,777,216 bytes"):
+            tokenizer.load(tmp_path / "bomb.gz")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["huge.json", "huge.txt"])
+def test_huge_files_are_refused(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(2**36)  # 64 GiB, of which nothing is on the disk
+    with pytest.raises(UserError, match=f"{name}: larger than 16,777,216 bytes"):
+        tokenizer.load(tmp_path / name)
+
+
+def test_a_byte_order_mark_and_line_ends_of_another_system_are_read(small, tmp_path):
+    own = tokenizer.load(small)
+    for name in ("vocab.json", "merges.txt"):
+        content = (small / name).read_bytes()
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert same(tokenizer.load(tmp_path), own)
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + own.bpe.to_str().encode())
+    assert same(tokenizer.load(tmp_path / "a.json"), own)
+
+
+@pytest.fixture(scope="module")
+def bare():
+    return tokenizer.train(["a cat"] * 9, 262).bpe.to_str().encode()
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_changed_bytes_are_refused_or_a_tokenizer(bare, tmp_path_factory, data):
+    content, path = bytearray(bare), tmp_path_factory.getbasetemp() / "changed.json"
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'{}[]",:0'))
+    path.write_bytes(content)
+    try:
+        found = tokenizer.load(path)
+    except UserError as error:
+        assert str(error).isprintable() and str(path) in str(error)
+    else:
+        assert found.encode(["a cat"], 8).shape == (1, 8)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -63,18 +63,50 @@ def test_half_precision_is_read_as_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x.astype(np.int8), "text_projection.weight is of type int8"),
+        (lambda x: np.where(x == x.max(), np.nan, x), "text_projection.weight has values that are not finite"),
+        (lambda x: np.where(x == x.max(), np.inf, x), "text_projection.weight has values that are not finite"),
+    ],
+)
+def test_weights_that_are_no_finite_floating_point_are_refused(tmp_path, change, message):
+    changed = {"text_projection.weight": change(tensors()["text_projection.weight"])}
+    with pytest.raises(UserError, match=message):
+        clip_file.load(write(tmp_path, weights=tensors() | changed))
+
+
+def test_names_of_tensors_are_text(tmp_path):
+    with pytest.raises(UserError, match="name is not text") as error:
+        clip_file.load(write(tmp_path, weights=tensors() | {"a\x1b[2J\nb": np.zeros(1, np.float32)}))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
     "config,message",
     [
-        ({"model_type": "siglip"}, "is not a CLIP: config.json says model_type 'siglip'"),
+        ({"model_type": "siglip"}, 'is not a CLIP: config.json says model_type "siglip"'),
         ({}, "is not a CLIP"),
         ([], "has no fields"),
         (CONFIG | {"text_config": 3}, "text_config has no fields"),
-        (CONFIG | {"text_config": TEXT | {"hidden_act": "relu"}}, "text_config.hidden_act is 'relu': only gelu, quick"),
+        (
+            CONFIG | {"text_config": TEXT | {"hidden_act": "relu"}},
+            r'text_config.hidden_act is "relu": known are gelu and quick',
+        ),
         (CONFIG | {"text_config": TEXT | {"layer_norm_eps": 1e-6}}, "text_config.layer_norm_eps is 1e-06"),
         (CONFIG | {"vision_config": VISION | {"patch_size": 0}}, "vision_config.patch_size is 0: a whole number"),
         (CONFIG | {"vision_config": VISION | {"num_attention_heads": 5}}, "5 heads do not divide"),
         (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 3}}, "layers.2.* is missing"),
         (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 1}}, "has no text_model.encoder.layers.1."),
+        ({"model_type": ["clip"] * 9999}, "is not a CLIP"),
+        (CONFIG | {"projection_dim": 6.0}, "projection_dim is 6.0: a whole number above 0"),
+        (CONFIG | {"projection_dim": "6"}, 'projection_dim is "6": a whole number above 0'),
+        (CONFIG | {"projection_dim": None}, "projection_dim is null: a whole number above 0"),
+        (CONFIG | {"text_config": TEXT | {"hidden_size": True}}, "text_config.hidden_size is true: a whole number"),
+        (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 10**400}}, "num_hidden_layers is 1000.*: a whole"),
+        (CONFIG | {"text_config": TEXT | {"hidden_act": ["gelu"]}}, "hidden_act is .* known are"),
+        (CONFIG | {"text_config": TEXT | {"hidden_act": {"a": "\x1b[2J\n"}}}, "hidden_act is .* known are"),
+        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": "x" * 9999}}, "layer_norm_eps is .* known are 1e-05"),
         (CONFIG | {"projection_dim": 7}, r"is of shape \(6, 12\), not \(7, 12\)"),
         (CONFIG | {"vision_config": VISION | {"image_size": 12}}, r"is of shape \(5, 12\), not \(10, 12\)"),
     ],
@@ -82,12 +114,27 @@ def test_half_precision_is_read_as_float32(tmp_path):
 def test_what_is_no_clip_is_refused(tmp_path, config, message):
     with pytest.raises(UserError, match=message) as caught:
         clip_file.load(write(tmp_path, config))
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert str(caught.value).isprintable() and str(tmp_path) in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("pixels", [{"image_mean": None}, {"image_std": [1, 1]}, {"image_std": [1, 1, "1"]}])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        {"image_mean": None},
+        {"image_mean": "abc"},
+        {"image_mean": {"a": 1, "b": 2, "c": 3}},
+        {"image_mean": [0.5, 0.5, True]},
+        {"image_mean": [0.5, 0.5, 10**400]},
+        {"image_std": [1, 1]},
+        {"image_std": [1, 1, "1"]},
+        {"image_std": [1, 1, 0]},
+        {"image_std": [1, 1, -0.5]},
+    ],
+)
 def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
-    with pytest.raises(UserError, match="a number for each of 3 channels"):
+    with pytest.raises(
+        UserError, match=r"preprocessor_config.json: image_.* a number( above 0)? for each of 3 channels"
+    ):
         clip_file.load(write(tmp_path, preprocessor_config=pixels))
 
 
@@ -101,3 +148,31 @@ def test_files_that_are_missing_or_damaged(tmp_path, name):
     file.unlink()
     with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
         clip_file.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"7", b"[]", b'"model_type"', b"null", b"[" * 200_000, b"\xff\xfe", b'{"image_std": [NaN, 1, 1]}']
+)
+def test_settings_that_are_not_what_they_should_be_are_one_line(tmp_path, name, content):
+    (write(tmp_path) / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        clip_file.load(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+    assert clip_file.is_published(tmp_path) == (name != "config.json")
+
+
+def test_settings_at_any_depth_are_one_line(tmp_path):
+    for depth in range(100, 1100, 50):
+        nested = b'{"model_type": ' + b"[" * depth + b"]" * depth + b"}"
+        (write(tmp_path) / "config.json").write_bytes(nested)
+        with pytest.raises(UserError, match=r"config\.json"):
+            clip_file.load(tmp_path)
+
+
+def test_huge_settings_are_refused(tmp_path):
+    with open(write(tmp_path) / "config.json", "r+b") as file:
+        file.truncate(2**36)
+    with pytest.raises(UserError, match=r"config.json: larger than 16,777,216 bytes"):
+        clip_file.load(tmp_path)
+    assert not clip_file.is_published(tmp_path)

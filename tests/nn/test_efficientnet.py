@@ -1,7 +1,11 @@
 """PyTorch's files read without it, and EfficientNet-Lite0 against NumPy, PyTorch and three photographs."""
 
+import hashlib
 import io
 import pickle
+import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -9,9 +13,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffjax.errors import UserError
 from diffjax.nn import efficientnet, torch_file
+from diffjax.nn.weights import Weights
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage", "bool": "BoolStorage"}
 # Repeats, kernel, stride, expansion, width in and out, as in Google's efficientnet_lite_builder.py.
@@ -86,14 +93,14 @@ def test_views_of_storages_are_read(tmp_path, write):
     c = np.array([1.5, -2], ml_dtypes.bfloat16)
     inner = dictionary({"shifted": tensor("0", a, 5, (2, 3), (7, 2)), "scalar": tensor("1", b, 1, (), ())})
     body = {"whole": tensor("0", a, 0, (2, 3, 4), (12, 4, 1)), "transposed": tensor("0", a, 0, (4, 6), (1, 4))}
-    body |= {"broadcast": tensor("2", c, 0, (3, 2), (0, 1)), "none": tensor("2", c, 2, (0,), (1,))}
+    body |= {"broadcast": tensor("0", a, 1, (3, 2), (0, 1)), "none": tensor("2", c, 2, (0,), (1,))}
     body |= {"inner": inner, "epoch": plain(3)}
     write(tmp_path / "file", dictionary(body), {"0": a, "1": b, "2": c})
     found = torch_file.read(tmp_path / "file")
     expected = {
         "whole": a.reshape(2, 3, 4),
         "transposed": a.reshape(6, 4).T,
-        "broadcast": np.stack([c] * 3),
+        "broadcast": np.stack([a[1:3]] * 3),
         "none": c[:0],
         "inner.shifted": np.array([[5, 7, 9], [12, 14, 16]], np.float32),
         "inner.scalar": np.array(8),
@@ -166,6 +173,190 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             torch_file.read(path)
+
+
+def read_within(path, mebibytes=64, seconds=20):
+    """Reads a file in a process of its own: the error's message. Memory and time beyond what the file needs fail."""
+    code = (
+        "import resource, sys; from diffjax.nn import torch_file; from diffjax.errors import UserError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: torch_file.read(sys.argv[1]); print('read')\n"
+        "except UserError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=seconds
+    )
+    message, kibibytes = done.stdout.splitlines()
+    assert int(kibibytes) < mebibytes * 1024, f"{kibibytes} KiB for a file of {path.stat().st_size} bytes"
+    return message
+
+
+def get(index):
+    return b"j" + (1000 + index).to_bytes(4, "little")
+
+
+def put(index):  # `plain` has places of its own
+    return b"r" + (1000 + index).to_bytes(4, "little")
+
+
+ONE = np.ones(1, np.float32)
+BOMBS = {
+    "stride 0": dictionary({"w": tensor("0", ONE, 0, (32768, 65536), (0, 0))}),
+    "doubled": b"".join(  # each dictionary holds the one before it twice
+        [dictionary({"leaf": tensor("0", ONE, 0, (1,), (1,))}), put(0)]
+        + [b"}(" + plain("a") + get(i) + plain("b") + get(i) + b"u" + put(i + 1) for i in range(60)]
+    ),
+    "doubled keys": b"}" + b")" + put(0) + b"".join(get(i) * 2 + b"\x86" + put(i + 1) for i in range(60)) + b"Ns",
+    "doubled name": b")" + put(0) + b"".join(get(i) * 2 + b"\x86" + put(i + 1) for i in range(60)) + b"N\x93",
+    "memo": b"}r\xff\xff\xff\x3f",  # pickle makes a table of two thousand million entries
+    "bytes": b"\x8e" + (2**40).to_bytes(8, "little"),
+    "text": b"X\xff\xff\xff\xff",
+    "long names": b"}(" + plain("n" * 100_000) + b"}(" + b"".join(
+        plain(f"{i}") + b"}(" + plain("m" * 10_000) + tensor("0", ONE, 0, (1,), (1,)) + b"u" for i in range(1000)
+    ) + b"uu",
+    "copies": b"]" + put(0) + b"(" + b"NN\x86" * 10_000 + b"e"
+    + b"".join(name("collections", "OrderedDict") + get(0) + b"\x85R" for _ in range(10_000)),
+    "many names of one tensor": b"}("
+    + plain("first") + tensor("0", np.ones(200_000, np.float32), 0, (200_000,), (1,)) + put(0)
+    + b"".join(plain(f"{i}") + get(0) for i in range(1000)) + b"u",
+}  # fmt: skip
+
+
+@WRITERS
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_are_refused_in_bounded_memory_and_time(tmp_path, write, kind):
+    storage = np.ones(200_000 if kind.startswith("many") else 1, np.float32)
+    write(tmp_path / "bomb", BOMBS[kind], {"0": storage})
+    assert (tmp_path / "bomb").stat().st_size < 15_000_000
+    message = read_within(tmp_path / "bomb", mebibytes=128)
+    assert message.startswith(f"{tmp_path / 'bomb'} ")
+    assert "is not a PyTorch checkpoint that can be read: " in message or kind == "memo"  # which is harmless here
+
+
+@WRITERS
+def test_deep_nesting_is_no_recursion(tmp_path, write):
+    """Neither Python's stack nor C's: 200,000 dictionaries and tuples in one another."""
+    a, depth = np.arange(3, dtype=np.float32), 200_000
+    body = dictionary({"a": tensor("0", a, 0, (3,), (1,)), "deep": b")" + b"\x85" * depth})
+    write(tmp_path / "file", body, {"0": a})
+    np.testing.assert_array_equal(torch_file.read(tmp_path / "file")["a"], a)
+    nested = b"}" + (plain("") + b"}") * depth + b"s" * depth
+    write(tmp_path / "file", nested, {"0": a})
+    with pytest.raises(UserError):
+        torch_file.read(tmp_path / "file")
+
+
+@WRITERS
+def test_a_dictionary_in_two_places_has_two_names(tmp_path, write):
+    a = np.arange(3, dtype=np.float32)
+    model = dictionary({"a": tensor("0", a, 0, (3,), (1,))}) + put(0)
+    write(tmp_path / "file", b"}(" + plain("model") + model + plain("ema") + get(0) + b"u", {"0": a})
+    found = torch_file.read(tmp_path / "file")
+    assert list(found) == ["model.a", "ema.a"]
+    found["model.a"][:] = 0
+    np.testing.assert_array_equal(found["ema.a"], a)
+
+
+@WRITERS
+def test_an_ordered_dictionary_with_attributes_is_read(tmp_path, write):
+    """As state_dict() returns one; Python 2 wrote its pairs as an argument."""
+    a = np.arange(3, dtype=np.float32)
+    values = {"a": tensor("0", a, 0, (3,), (1,))}
+    attributes = dictionary({"_metadata": plain({"version": 1})})
+    new = name("collections", "OrderedDict") + b")R" + dictionary(values)[1:] + attributes + b"b"
+    old = name("collections", "OrderedDict") + b"](" + plain("a") + values["a"] + b"la\x85R"
+    for body in (new, old):
+        write(tmp_path / "file", body, {"0": a})
+        found = torch_file.read(tmp_path / "file")
+        assert found.keys() == {"a"}
+        np.testing.assert_array_equal(found["a"], a)
+
+
+def test_a_zip_whose_entries_expand_or_lie_is_refused(tmp_path):
+    body = dictionary({"w": tensor("0", np.zeros(2**26, np.float32), 0, (2**26,), (1,))})
+    with zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".", zipfile.ZIP_STORED)
+        archive.writestr("archive/data/0", bytes(2**28))  # 270 kB packed
+    assert "longer than the file" in read_within(tmp_path / "packed")
+    write_zip(tmp_path / "lying", body, {"0": np.zeros(4, np.float32)})
+    content = (tmp_path / "lying").read_bytes()
+    sizes = struct.pack("<II", 16, 16)  # packed and not, in the entry's header and in the directory
+    (tmp_path / "lying").write_bytes(content.replace(sizes, struct.pack("<II", 16, 2**28)))
+    assert "longer than the file" in read_within(tmp_path / "lying")
+
+
+@pytest.mark.parametrize("storage", [("FloatStorage", "0", -1), ("FloatStorage", "0", True), ("Storage", "0", 1)])
+def test_a_storage_that_is_none_is_refused(tmp_path, storage):
+    kind, key, size = storage
+    pid = b"(" + plain("storage") + plain(kind) + plain(key) + plain("cpu") + plain(size) + b"tQ"
+    write_plain(tmp_path / "file", dictionary({"a": pid}), {"0": ONE})
+    with pytest.raises(UserError, match="without a type, a key or a length"):
+        torch_file.read(tmp_path / "file")
+
+
+@WRITERS
+def test_names_of_tensors_are_text(tmp_path, write):
+    write(tmp_path / "file", dictionary({"a\x1b[2J\nb": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
+    with pytest.raises(UserError, match="name is not text") as error:
+        torch_file.read(tmp_path / "file")
+    assert str(error.value).isprintable()
+
+
+def fuzzed(write, folder):
+    """A small file, and what is in it."""
+    a, b = np.arange(6, dtype=np.float32), np.array([7, 8], np.int64)
+    inner = dictionary({"b": tensor("1", b, 0, (2,), (1,)), "epoch": plain(3)})
+    write(folder / "whole", dictionary({"a": tensor("0", a, 0, (3, 2), (1, 3)), "in": inner}), {"0": a, "1": b})
+    return (folder / "whole").read_bytes(), {"a": a.reshape(2, 3).T, "in.b": b}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_plain])
+@given(data=st.data())
+@settings(max_examples=400, deadline=2000)
+def test_changed_bytes_are_refused_or_harmless(write, tmp_path_factory, data):
+    """Whatever changes, no other exception. The plain format has no checksum, so its numbers may be others."""
+    folder = tmp_path_factory.getbasetemp()
+    content, expected = fuzzed(write, folder)
+    content = bytearray(content)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b"}](.)NRQ\x93\x85"))
+    (folder / "changed").write_bytes(content[: data.draw(st.integers(0, 2 * len(content)))])
+    try:
+        found = torch_file.read(folder / "changed")
+    except UserError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)
+        return
+    assert all(isinstance(value, np.ndarray) for value in found.values())
+    if write is write_zip:
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value, strict=True)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=2000)
+def test_any_pickle_is_refused_or_tensors(tmp_path_factory, body):
+    path = tmp_path_factory.getbasetemp() / "any"
+    write_zip(path, body, {})
+    try:
+        torch_file.read(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_the_checksum_in_a_file_s_name_is_verified(tmp_path):
+    """PyTorch's published files end in the first digits of their SHA-256; the plain format has no checksum within."""
+    write_plain(tmp_path / "net.pth", dictionary({"a": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
+    content = (tmp_path / "net.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()
+    for name in (f"net-{digits[:8]}.pth", f"net-2015-12-05-{digits}.pth", "net-owt.pth", "net-12345.pth"):
+        (tmp_path / name).write_bytes(content)
+        assert Weights(tmp_path / name, "a network").take("a", 1) == 1
+    harmed = tmp_path / f"net-{digits[:8]}.pth"
+    harmed.write_bytes(content[:-1] + b"@")
+    with pytest.raises(UserError, match=rf"{harmed} is damaged: its SHA-256 .* {digits[:8]}, .*; it is at a place"):
+        Weights(harmed, "a network", source="it is at a place")
 
 
 @pytest.mark.parity
