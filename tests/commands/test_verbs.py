@@ -300,7 +300,7 @@ def test_another_config_is_refused_and_named(config, tmp_path, capsys):
     assert "seed was 0, now 1; train.learning_rate was 0.001, now 0.5" in error
     assert "train.steps" not in error
     assert "log_every" not in error
-    assert launch(*flags, *changed, "--overwrite") == 0
+    assert launch(*flags, *changed, "--allow_config_change") == 0
     assert Workdir(tmp_path).read_config().train.learning_rate == 0.5
 
 
