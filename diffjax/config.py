@@ -6,6 +6,7 @@ refers to a part by `@name`.
 """
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -201,11 +202,18 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str | bytes) -> ConfigDict:
     """Returns the config of `to_json`, in which JSON's lists are tuples again.
 
+    Infinity and NaN are read as well, which strict JSON lacks: runs of earlier versions have them.
+
     Raises:
-      ValueError: the text is not strict JSON.
+      ValueError: the text is not JSON.
       UserError: it is not a config: names of parts, types of fields.
     """
-    value = io.from_json(text)
+    try:
+        value = io.from_json(text)
+    except ValueError as error:
+        if "is not JSON" not in str(error):
+            raise
+        value = json.loads(text)
     if not isinstance(value, dict):
         raise UserError(f"not a config: it must be an object of fields, not {type(value).__name__}")
 
