@@ -50,6 +50,7 @@ def of_run(trained: Run) -> dict[str, Any]:
         "workdir": str(trained.workdir.path),
         "system": trained.config.system,
         "config": io.short_hash(to_json(trained.config)),
+        "config_changes": trained.config_changes,
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a chain has no training of its own
         "data": trained.config.data.name,
