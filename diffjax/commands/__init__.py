@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -23,6 +24,7 @@ from diffjax.commands.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, one_line, printable, unknown
 
 VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "export", "replay")
+_CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that is gone
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM, or start processes that do
 
 
@@ -159,7 +161,7 @@ class _Output(io.TextIOBase):
             act(*given)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if not isinstance(error, BrokenPipeError):  # the results are in files, so a reader that left is no error
+            if error.errno not in _CLOSED:  # results are in files, so a reader that left is no error
                 raise
 
 

@@ -12,14 +12,9 @@ Several processes train one run where each is told --coordinator=HOST:PORT --pro
 TPU slice says so: docs/scaling.md.
 """
 
-import contextlib
-import errno
 import logging
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from typing import Any
 
 from absl import flags as absl_flags
 
@@ -50,11 +45,6 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    with _output_may_close():
-        return _run(arguments)
-
-
-def _run(arguments: Arguments) -> int:
     workdir = Workdir(required(arguments, "workdir"))
     begun = workdir.config.exists() or steps_in(workdir.checkpoints)
     config = read_config(arguments, workdir.read_config() if begun else None)
@@ -102,47 +92,3 @@ def _say_what_next(workdir: Workdir, config, system: System) -> None:
     if system.codec and not (system.sample or system.embeds):
         prior = f"--config=configs/prior_transformer.py --config.codec={workdir.path}"
         print(f"  python launch.py train {prior} --workdir=PRIOR")
-
-
-@contextlib.contextmanager
-def _output_may_close() -> Iterator[None]:
-    """Keeps training when standard output or error closes, as in `train | head` or after a lost terminal."""
-    own = {name: _Output(getattr(sys, name) or open(os.devnull, "w")) for name in ("stdout", "stderr")}  # noqa: SIM115
-    former = {name: getattr(sys, name) for name in own}
-    for name, stream in own.items():
-        setattr(sys, name, stream)
-    try:
-        yield
-    finally:
-        for name, stream in own.items():
-            stream.flush()
-            if getattr(sys, name) is stream:  # else another process of the run has replaced it
-                setattr(sys, name, former[name])
-
-
-class _Output:
-    """A text stream whose writes do not fail."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._surviving():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._surviving():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # it stays closed: what is buffered goes nowhere
-                with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError, ValueError):
-                    os.dup2(nowhere.fileno(), self._stream.fileno())
