@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0  # in the residual blocks
     config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
     config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+    config.model.norm_groups = 32  # groups of group norm
+    config.model.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
 
     config.diffusion = ConfigDict()  # what noises the images: as in the diffusion model that is to be guided
     config.diffusion.schedule = "cosine"  # see docs/diffusion.md

@@ -97,6 +97,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.model.dropout = 0.0  # in the residual blocks
     config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
     config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+    config.model.norm_groups = 32  # groups of group norm
+    config.model.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
 
     config.mapping = ConfigDict()  # fields of diffjax.nn.gan.Mapping: what the generator is told of z
     config.mapping.latent = 64  # values of z

@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0  # in the residual blocks
     config.model.time_conditioning = "scale_shift"  # "add" | "scale_shift" (adaptive group norm)
     config.model.resample = "conv"  # "conv" | "pool" | "residual" (BigGAN)
+    config.model.norm_groups = 32  # groups of group norm
+    config.model.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
 
     config.diffusion = ConfigDict()  # docs/diffusion.md lists every choice; options stand in brackets: min_snr(gamma=3)
     config.diffusion.schedule = "cosine"  # linear | scaled_linear | cosine | sigmoid | edm | rectified_flow | ...

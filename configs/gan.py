@@ -83,7 +83,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.model.latent = 64  # values of z
     config.model.channels = 32  # at the full size
     config.model.multipliers = (1, 2)  # of the channels at each level: 8x8, 4x4
-    config.model.norm_groups = 32  # of the group norm, or fewer where a group would have under four channels
+    config.model.norm_groups = 32  # groups of group norm
+    config.model.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
 
     config.discriminator = ConfigDict()  # fields of diffjax.nn.gan.Discriminator, and of its loss
     config.discriminator.channels = 64  # at the full size

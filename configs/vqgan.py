@@ -78,7 +78,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.model.multipliers = (1, 2)  # of the channels at each level; f = 2 ** (levels - 1)
     config.model.blocks = 1  # residual blocks a level, one more on the way up
     config.model.attention_resolutions = ()  # heights of the feature maps that attend; the middle always does
-    config.model.norm_groups = 8  # of group norm
+    config.model.norm_groups = 8  # groups of group norm
+    config.model.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
     config.model.dropout = 0.0  # in the residual blocks
     config.model.latent_channels = 8  # of the latent
     config.model.z_channels = 8  # between the networks and 1x1 convolutions to the latents
@@ -110,6 +111,8 @@ def get_config(data: str = "digits") -> ConfigDict:
     config.adversarial.channels = 32  # of the first layer
     config.adversarial.layers = 1  # of stride 2: how large a patch is
     config.adversarial.norm = "group"  # "group" | "none"
+    config.adversarial.norm_groups = 32  # groups of group norm
+    config.adversarial.norm_min_channels = 4  # least channels of a group; 0: exactly norm_groups
 
     config.train = ConfigDict()
     config.train.steps = 600  # updates of the weights

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 OVERRIDES = {
     "model.channels": 8,
     "model.norm_groups": 4,
+    "model.norm_min_channels": 4,  # so 2 groups at the first level
     "model.multipliers": (1, 2),
     "model.attention_resolutions": (4,),
     "diffusion.timesteps": 20,
@@ -158,6 +159,7 @@ _FAST = {"train__steps": 2, "train__batch_size": 8, "train__sample_count": 4, "t
 _UNET = {
     "model__channels": 8,
     "model__norm_groups": 4,
+    "model__norm_min_channels": 4,
     "model__multipliers": (1, 2),
     "diffusion__timesteps": 20,
     "sampler__steps": 2,

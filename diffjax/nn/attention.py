@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
-from diffjax.nn.layers import Dense, GroupNorm, choose
+from diffjax.nn.layers import Dense, GroupNorm, LayerNorm, choose
 
 
 def implementation(name: str, dtype: DTypeLike, head_dim: int) -> str:
@@ -78,13 +78,15 @@ class AttentionBlock(nn.Module):
     initializer: str = "ddpm"
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
+    min_channels: int = 0  # of a group of the norm: see layers.num_groups
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
     ) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x).reshape(batch, height * width, channels)
+        h = GroupNorm(self.groups, self.epsilon, self.dtype, self.min_channels, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
         qkv = Dense(3 * channels, self.initializer, fused=3, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv, 3, axis=-1)
         if context is not None:
@@ -145,7 +147,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], context: Float[Array, "B L D"] | None) -> Float[Array, "B T C"]:
         channels = x.shape[-1]
-        norm = partial(nn.LayerNorm, 1e-5, dtype=self.dtype)
+        norm = partial(LayerNorm, 1e-5, dtype=self.dtype)
         dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
         attention = partial(CrossAttention, self.heads, self.initializer, self.attention, self.dtype)
 
@@ -170,13 +172,15 @@ class SpatialTransformer(nn.Module):
     initializer: str = "torch"
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
+    min_channels: int = 0  # of a group of the norm: see layers.num_groups
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
     ) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)  # 1e-6 here, whatever the network's
+        norm = GroupNorm(self.groups, 1e-6, self.dtype, self.min_channels, name="norm")  # 1e-6 for every network
+        h = norm(x)
         h = h.reshape(batch, height * width, channels)
         h = Dense(channels, self.initializer, dtype=self.dtype, name="in")(h)
         for i in range(self.depth):

@@ -34,17 +34,19 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
-        x = x.astype(jnp.float32)
+        x, every = x.astype(jnp.float32), (None,) * (x.ndim - 1)
         if self.mean is None:
             mean, variance = running_mean.value, running_variance.value
         else:
             over = tuple(range(x.ndim - 1))
-            mean, square = self.mean((x.mean(over), (x * x).mean(over)))
-            variance = jnp.maximum(square - mean * mean, 0.0)
+            # Of distances to the mean as rounded: E[x^2] - E[x]^2 loses the variance of inputs far from zero.
+            near = jax.lax.stop_gradient(self.mean(x.mean(over)))
+            away = x - near[every]
+            away_mean, square = self.mean((away.mean(over), (away * away).mean(over)))
+            mean, variance = near + away_mean, jnp.maximum(square - away_mean**2, 0.0)
             count = (self.examples or len(x)) * math.prod(x.shape[1:-1])
             unbiased = variance * (count / max(count - 1, 1))  # is what PyTorch remembers, not what it normalises by
             for running, value in ((running_mean, mean), (running_variance, unbiased)):
                 running.value = running.value + self.momentum * (value - running.value)
         a = gain * jax.lax.rsqrt(variance + self.epsilon)
-        every = (None,) * (x.ndim - 1)
-        return (x * a[every] + (bias - mean * a)[every]).astype(self.dtype)
+        return ((x - mean[every]) * a[every] + bias[every]).astype(self.dtype)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from diffjax.nn.attention import AttentionPool, places
 from diffjax.nn.batch_norm import BatchNorm
-from diffjax.nn.layers import average_pool
+from diffjax.nn.layers import LayerNorm, average_pool
 from diffjax.nn.transformer import of_fields
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
         token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         x = x + places(self, x.shape[1], self.width, std).astype(self.dtype)[None]
-        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
+        x = LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
         x = of_fields(self)(x, "all")[:, 0]
         return nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(std), name="out")(x)
 
@@ -132,6 +132,8 @@ class ModifiedResNet(nn.Module):
         """
         if t is not None:
             raise ValueError("a ResNet is told no time: take a vision transformer for noised images")
+        if self.width % 2:
+            raise ValueError(f"width={self.width}: must be even, as the first layers have half of it; add one")
         halvings = len(self.layers) + 1
         if any(side % 2**halvings for side in images.shape[1:3]):
             raise ValueError(

@@ -14,12 +14,14 @@ class PatchDiscriminator(nn.Module):
     """Whether each patch of a picture is real: one logit a patch; three layers see patches of 70x70.
 
     The published norm is batch norm. Its statistics would depend on how examples lie on devices, so there is none:
-    norm "group" (of 32 groups or fewer) takes its place, or "none", for spectral normalisation (nn/spectral.py).
+    norm "group" takes its place, or "none", for spectral normalisation (nn/spectral.py).
     """
 
     channels: int = 64  # of the first layer; they double with every layer, up to 8 times
     layers: int = 3  # of stride 2; two of stride 1 follow
     norm: str = "group"
+    norm_groups: int = 32
+    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
@@ -39,6 +41,7 @@ class PatchDiscriminator(nn.Module):
             width = self.channels * min(2**i, 8)
             h = Conv(width, stride, ((1, 1), (1, 1)), self.initializer, self.dtype, 4, name=f"conv_{i}")(h)
             if i > 0 and self.norm == "group":
-                h = GroupNorm(dtype=self.dtype, name=f"norm_{i}")(h)
+                normed = {"min_channels": self.norm_min_channels, "dtype": self.dtype}
+                h = GroupNorm(self.norm_groups, **normed, name=f"norm_{i}")(h)
             h = nn.leaky_relu(h, 0.2)
         return Conv(1, 1, ((1, 1), (1, 1)), self.initializer, kernel=4, name="conv_out")(h)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dense, Dropout, check_dropout, check_label, timestep_embedding
+from diffjax.nn.layers import Dense, Dropout, LayerNorm, check_dropout, check_label, timestep_embedding
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 FREQUENCIES = 256  # of the time's embedding: sines and cosines together
@@ -52,7 +52,7 @@ def modulated(
     x: Float[Array, "B T W"], shift: Float[Array, "B 1 W"], scale: Float[Array, "B 1 W"]
 ) -> Float[Array, "B T W"]:
     """`norm(x) * (1 + scale) + shift` in float32, of a layer norm without parameters (DiT, section 3.2)."""
-    x = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
+    x = LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
     return x * (1 + scale.astype(jnp.float32)) + shift
 
 
@@ -64,7 +64,7 @@ class Block(nn.Module):
     """
 
     heads: int
-    mlp_ratio: float = 4
+    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
     dropout: float = 0.0
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
@@ -110,7 +110,7 @@ class DiT(nn.Module):
     width: int = 384  # 768 of DiT-B, 1024 of DiT-L, 1152 of DiT-XL
     layers: int = 12  # 12, 24, 28
     heads: int = 6  # 12, 16, 16
-    mlp_ratio: float = 4
+    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
     label_rows: int = 0  # rows of the label table, 0: no labels
     dropout: float = 0.0  # of what each branch adds
     remat: bool = False  # compute each block again in the backward pass instead of keeping it

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.layers import Conv, Dense, GroupNorm, average_pool, timestep_embedding
+from diffjax.nn.layers import Conv, Dense, GroupNorm, average_pool, level_widths, timestep_embedding
 from diffjax.nn.resblock import ResBlock
 from diffjax.typing import Images, Labels, Times
 
@@ -29,6 +29,7 @@ class Generator(nn.Module):
     channels: int = 64  # at the full size
     multipliers: Sequence[float] = (1, 2, 4)  # width of each level, the full size first, in units of `channels`
     norm_groups: int = 32
+    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -38,19 +39,20 @@ class Generator(nn.Module):
         Raises ValueError for a size that cannot be halved as often as there are levels to come up from, and for labels
         without classes or classes without labels.
         """
-        side, widths = _smallest(self.size, self.multipliers), [int(self.channels * m) for m in self.multipliers]
+        side, widths = _smallest(self.size, self.multipliers), level_widths(self.channels, self.multipliers)
         _check_label(label, self.classes)
         if label is not None:  # a class as long as z, so that neither drowns the other
             embed = nn.Embed(self.classes, self.latent, embedding_init=nn.initializers.normal(1.0), name="label")
             z = jnp.concatenate([z, embed(label)], axis=-1)
         dense = partial(Dense, dtype=self.dtype)
-        block = partial(ResBlock, time_conditioning="scale_shift", groups=self.norm_groups, dtype=self.dtype)
+        normed = {"groups": self.norm_groups, "min_channels": self.norm_min_channels}
+        block = partial(ResBlock, time_conditioning="scale_shift", dtype=self.dtype, **normed)
         emb = nn.silu(dense(4 * self.channels, name="embedding")(z))
         h = dense(side * side * widths[-1], name="dense_in")(z).reshape(-1, side, side, widths[-1])
         for level in reversed(range(len(widths))):
             resample = None if level == len(widths) - 1 else "up"
             h = block(widths[level], resample, name=f"block_{level}")(h, emb)
-        h = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(h))
+        h = nn.silu(GroupNorm(**normed, name="norm_out")(h))
         return jnp.tanh(Conv(self.outputs, name="conv_out")(h))
 
 
@@ -79,7 +81,7 @@ class Discriminator(nn.Module):
         """
         _smallest(x.shape[1], self.multipliers)
         _check_label(label, self.classes)
-        widths, emb = [int(self.channels * m) for m in self.multipliers], None
+        widths, emb = level_widths(self.channels, self.multipliers), None
         if t is not None:
             emb = timestep_embedding(t, self.channels)
             for i in range(2):

@@ -92,17 +92,55 @@ class Conv(nn.Module):
         return y + bias[None, None, None, :]
 
 
+def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
+    """Returns the channels of each level of a network.
+
+    Raises:
+      ValueError: a product is not a whole number from 1.
+    """
+    widths = [channels * multiplier for multiplier in multipliers]
+    for multiplier, width in zip(multipliers, widths, strict=True):
+        if width < 1 or width != int(width):
+            raise ValueError(
+                f"multipliers={tuple(multipliers)}: {channels} channels x {multiplier:g} must be a whole number from 1"
+                f"; use multiples of 1/{channels}"
+            )
+    return [int(width) for width in widths]
+
+
+def num_groups(channels: int, groups: int, min_channels: int = 0) -> int:
+    """Returns the number of groups of a group norm.
+
+    Args:
+      channels: of the input.
+      groups: groups asked for.
+      min_channels: least channels of a group. 0: exactly `groups` groups. Above 0: the most groups, up to `groups`,
+        that divide the channels and leave every group this many; EDM's networks (Karras et al. 2022) set 4.
+
+    Raises:
+      ValueError: `groups` does not divide `channels` while `min_channels` is 0.
+    """
+    if min_channels:
+        most = max(1, min(groups, channels // min_channels))
+        return max(g for g in range(1, most + 1) if channels % g == 0)
+    if channels % groups:
+        fits = math.gcd(channels, groups)
+        raise ValueError(f"groups={groups}: must divide the {channels} channels of a group norm; use {fits}")
+    return groups
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), optionally adaptive: `norm(x) * (1 + scale) + shift` (ADM, section 3.1).
 
-    There are `groups` groups, or fewer: the most that divide the channels and leave every group four of them.
-    Statistics are float32. The channels' sums are taken over space first and combined into groups after, and every
-    scale is folded into one multiply and add, so that a pass costs one reading for the sums and one for the result.
+    `groups` and `min_channels` set the number of groups: see `num_groups`. Statistics are float32. Each channel's mean
+    and variance are taken of its distance to the mean of its first row, so that one pass over the input suffices and
+    an offset of the input costs no precision.
     """
 
     groups: int = 32
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    min_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -112,8 +150,7 @@ class GroupNorm(nn.Module):
         shift: Float[Array, "B C"] | None = None,
     ) -> Float[Array, "B *space C"]:
         batch, channels = x.shape[0], x.shape[-1]
-        most = max(1, min(self.groups, channels // 4))
-        groups = max(g for g in range(1, most + 1) if channels % g == 0)
+        groups = num_groups(channels, self.groups, self.min_channels)
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
         space = tuple(range(1, x.ndim - 1))
@@ -122,14 +159,24 @@ class GroupNorm(nn.Module):
         def over_group(means: Float[Array, "B C"]) -> Float[Array, "B C"]:
             return jnp.repeat(means.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
 
-        mean = over_group(x.mean(space))
-        variance = jnp.maximum(over_group((x * x).mean(space)) - mean * mean, 0.0)
-        a = gain * jax.lax.rsqrt(variance + self.epsilon)
-        b = bias - mean * a
+        # A constant for the gradient: every shift gives the same statistics. One row keeps the shift near the mean even
+        # where a single value is far from the others.
+        row = jax.lax.stop_gradient((x[:, :1] if space else x).mean(space))
+        away = x - jnp.expand_dims(row, space)
+        away_mean = away.mean(space)
+        channel_mean, channel_variance = row + away_mean, (away * away).mean(space) - away_mean**2
+        mean = over_group(channel_mean)
+        variance = jnp.maximum(over_group(channel_variance + (channel_mean - mean) ** 2), 0.0)
+        a, b = gain * jax.lax.rsqrt(variance + self.epsilon), bias
         if scale is not None:
             scale = 1 + scale.astype(jnp.float32)
             a, b = a * scale, b * scale + shift
+        x = x - jnp.expand_dims(mean, space)
         return (x * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
+
+
+# Flax's default takes E[x^2] - E[x]^2, which loses the variance of inputs far from zero.
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Dropout(nn.Module):

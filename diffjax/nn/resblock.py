@@ -28,13 +28,14 @@ class ResBlock(nn.Module):
     residual_scale: float = 1.0
     initializer: str = "ddpm"
     dtype: DTypeLike = jnp.float32
+    min_channels: int = 0  # of a group of the norms: see layers.num_groups
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"] | None = None, dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B h w F"]:
         """`emb` is the embedding, of a time or a class, after its SiLU; an autoencoder has none."""
-        norm = partial(GroupNorm, self.groups, self.epsilon, self.dtype)
+        norm = partial(GroupNorm, self.groups, self.epsilon, self.dtype, self.min_channels)
         dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
 
         h = nn.silu(norm(name="norm_0")(x))

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dropout, check_dropout, choose
+from diffjax.nn.layers import Dropout, LayerNorm, check_dropout, choose
 from diffjax.typing import PRNGKeys
 
 # True: row may attend to column; "causal": to itself and those before; "all": to every one
@@ -58,7 +58,7 @@ class Block(nn.Module):
         """
         width = x.shape[-1]
         into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
-        norm = partial(nn.LayerNorm, 1e-5, dtype=self.dtype)
+        norm = partial(LayerNorm, 1e-5, dtype=self.dtype)
 
         def dense(features: int, std: float, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
@@ -84,7 +84,7 @@ class Transformer(nn.Module):
     width: int
     layers: int
     heads: int
-    mlp_ratio: float = 4
+    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
     activation: str = "gelu"  # "gelu" (exact) | "quick_gelu" (CLIP's: x sigmoid(1.702 x))
     dropout: float = 0.0  # of what each branch adds
     remat: bool = False  # compute each block again in the backward pass instead of keeping it
@@ -102,7 +102,7 @@ class Transformer(nn.Module):
         block = partial(kind, self.layers, self.heads, self.mlp_ratio, self.activation)
         details = (self.dropout, self.attention, self.initializer, self.dtype)
         self.block = [block(*details) for _ in range(self.layers)]
-        self.norm_out = nn.LayerNorm(1e-5, dtype=jnp.float32)
+        self.norm_out = LayerNorm(1e-5, dtype=jnp.float32)
 
     def __call__(
         self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None

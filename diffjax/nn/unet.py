@@ -24,6 +24,7 @@ from diffjax.nn.layers import (
     check_dropout,
     check_label,
     choose,
+    level_widths,
     nearest,
     timestep_embedding,
 )
@@ -42,7 +43,7 @@ class UNet(nn.Module):
     blocks: int | Sequence[int] = 2  # residual blocks a level, or one count each; one more on the way up
     attention_resolutions: Sequence[int] = (16,)  # heights of the feature maps that attend; and the middle
     heads: int = 1
-    head_channels: int | None = None  # overrides `heads`
+    head_channels: int | None = None  # channels of each head, in place of `heads`
     dropout: float = 0.0
     time_conditioning: str = "add"  # "add" | "scale_shift" (adaptive group norm)
     resample: str = "conv"  # "conv" | "pool" (average, nearest) | "residual" (BigGAN's blocks)
@@ -52,6 +53,7 @@ class UNet(nn.Module):
     transformer_depth: int = 0  # layers of latent diffusion's spatial transformer, 0: plain attention
     middle_attention: bool = True  # unCLIP's upsamplers have none
     norm_groups: int = 32
+    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
     norm_epsilon: float = 1e-6  # DDPM; ADM 1e-5
     time_embedding: str = "ddpm"  # "ddpm" | "adm": see timestep_embedding
     downsample_padding: str = "asymmetric"  # "asymmetric" (DDPM) | "symmetric" (ADM)
@@ -81,7 +83,7 @@ class UNet(nn.Module):
         """
         levels = len(self.multipliers)
         blocks = (self.blocks,) * levels if isinstance(self.blocks, int) else tuple(self.blocks)
-        widths = [int(self.channels * m) for m in self.multipliers]
+        widths = level_widths(self.channels, self.multipliers)
         self._check(x, label, levels, blocks)
 
         dense = partial(Dense, initializer=self.initializer)
@@ -97,7 +99,7 @@ class UNet(nn.Module):
 
         wrap = nn.remat if self.remat else lambda module: module
         computed = {"initializer": self.initializer, "dtype": self.dtype}
-        normed = {"groups": self.norm_groups, **computed}
+        normed = {"groups": self.norm_groups, "min_channels": self.norm_min_channels, **computed}
         scaled = {"epsilon": self.norm_epsilon, "residual_scale": self.residual_scale, **normed}
 
         def block(h, width, name, resample=None):
@@ -137,7 +139,7 @@ class UNet(nn.Module):
             h = attend(h, "middle_attention")
         h = block(h, widths[-1], "middle_block_1")
 
-        norm_out = GroupNorm(self.norm_groups, self.norm_epsilon, name="norm_out")
+        norm_out = GroupNorm(self.norm_groups, self.norm_epsilon, min_channels=self.norm_min_channels, name="norm_out")
         if self.pool is not None:
             h = nn.silu(norm_out(h))
             if self.pool == "attention":
@@ -158,6 +160,10 @@ class UNet(nn.Module):
         """The number of attention heads at a width."""
         if self.head_channels is None:
             return self.heads
+        if self.heads != 1:
+            raise ValueError(
+                f"head_channels={self.head_channels}: must be unset where heads={self.heads}; set one of the two"
+            )
         if channels % self.head_channels:
             raise ValueError(f"{channels} channels are not a multiple of head_channels {self.head_channels}")
         return channels // self.head_channels

@@ -16,7 +16,7 @@ from diffjax.nn import efficientnet, perceptual
 from diffjax.nn.discriminator import PatchDiscriminator
 from diffjax.systems.coder import Coder, Params
 from diffjax.systems.critic import SETTINGS, Critic, kept, own, started
-from diffjax.systems.networks import check_buildable, dtype_of, make
+from diffjax.systems.networks import check_buildable, check_norms, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.typing import Aux, Images, ImageSpec, Latents, Moment, Objective, PRNGKey, PRNGKeys, Variables
 
@@ -86,6 +86,9 @@ def make_objective(
         but=("weight", "start", "adaptive", *SETTINGS),
         dtype=dtype_of(config),
     )
+    if network.norm == "group":
+        doublings = [2**i for i in range(1, min(network.layers, 3) + 1)]  # of every layer with a norm
+        check_norms("adversarial", settings, network.channels, doublings, unit="norm")
     critic = Critic.from_config(network, settings)
     checked_number("adversarial.weight", settings.weight, low=0)
     checked_whole("adversarial.start", settings.start, low=0)

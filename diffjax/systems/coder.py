@@ -17,7 +17,7 @@ from diffjax.latents.likelihoods import Likelihood, Output
 from diffjax.nn.autoencoders import dalle, ldm, vqvae
 from diffjax.nn.layers import Dense
 from diffjax.nn.pixelcnn import PixelCNN, generate
-from diffjax.systems.networks import dtype_of, make
+from diffjax.systems.networks import check_norms, dtype_of, make
 from diffjax.typing import Images, ImageSpec, Latents, PRNGKey, PRNGKeys
 
 ARCHITECTURES = {"dalle": dalle, "ldm": ldm, "vqvae": vqvae}
@@ -73,6 +73,8 @@ class Coder:
         architecture = ARCHITECTURES[model.architecture]
         fields = {name: value for name, value in model.items() if name not in _OWN}
         encoder, decoder = _pair(architecture, fields, moments * hidden or encoded, decoded, dtype)
+        if architecture is ldm:
+            check_norms("model", model, encoder.channels, encoder.multipliers)
         if spec.size % encoder.factor:
             raise UserError(
                 f"data.image_size={spec.size} is not a multiple of {encoder.factor}, by which this "

@@ -13,7 +13,7 @@ from diffjax.diffusion.sampling import noise_of
 from diffjax.errors import UserError
 from diffjax.nn.gan import Discriminator, Generator
 from diffjax.systems.critic import SETTINGS, Critic, Inputs, kept, own
-from diffjax.systems.networks import check_buildable, classes_of, dtype_of, make
+from diffjax.systems.networks import check_buildable, check_norms, classes_of, dtype_of, make
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.settings import make_settings
 from diffjax.typing import Aux, Batch, ImageSpec, Objective, PRNGKey, PRNGKeys, System
@@ -32,6 +32,7 @@ def build(config, spec: ImageSpec) -> System:
         classes=classes,
         dtype=dtype_of(config),
     )
+    check_norms("model", config.model, generator.channels, generator.multipliers)
     critic = make_critic(config, classes)
 
     def label_of(batch):

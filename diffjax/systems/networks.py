@@ -1,8 +1,9 @@
 """Flax modules from the sections of a config."""
 
 import dataclasses
+import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from flax import linen as nn
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 
 from diffjax.errors import UserError, checked_number, checked_whole, unknown
 from diffjax.nn.dit import DiT
+from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, TextSpec
 
@@ -62,10 +64,7 @@ def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet
     """
     unet = make(UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
     halvings = len(unet.multipliers) - 1
-    if min(map(int, (unet.channels * m for m in unet.multipliers))) < 1:
-        raise UserError(
-            f"model.channels={unet.channels}, model.multipliers={unet.multipliers}: a level has no channels"
-        )
+    check_norms("model", config.model, unet.channels, unet.multipliers)
     if (side or spec.size) % 2**halvings:
         diffused = f", diffused as {side}x{side}," if side not in (None, spec.size) else ""
         raise UserError(
@@ -93,6 +92,37 @@ def make_denoiser(config, spec: ImageSpec, shape: tuple[int, int, int], *, label
             )
         return dit
     return make_unet(config, spec, shape[0], pool=None, **given)
+
+
+def check_norms(name: str, section: Mapping, channels: int, multipliers: Sequence[float], *, unit: str = "level"):
+    """Checks the group norms of a network of the section `name` of a config.
+
+    `channels` x `multipliers` are the widths of its levels, or of another `unit`. Both fields of the norms are
+    required: how many groups a narrow level has decides what the weights of a run compute.
+
+    Raises UserError where a width is not a whole number, a field is missing, or the groups do not divide a width.
+    """
+    groups, least = (f"{name}.{field}" for field in ("norm_groups", "norm_min_channels"))
+    try:
+        widths = level_widths(channels, multipliers)
+    except ValueError as error:
+        raise UserError(f"{name}.{error}") from error
+    if "norm_groups" not in section:
+        raise UserError(f"{groups}: is missing; set the number of groups of group norm, 32 in most papers")
+    if "norm_min_channels" not in section:
+        raise UserError(
+            f"{least}: is missing; set it to 0 for exactly {groups} groups, or to 4 for the fewer groups at narrow "
+            "levels that runs without this field were trained with"
+        )
+    asked = section["norm_groups"]
+    for i, width in enumerate(widths):
+        try:
+            num_groups(width, asked, section["norm_min_channels"])
+        except ValueError as error:
+            raise UserError(
+                f"{groups}={asked}: must divide the {width} channels of {unit} {i}; use {math.gcd(asked, *widths)}, or "
+                f"{least}=4 for fewer groups where a group would have fewer channels"
+            ) from error
 
 
 def dtype_of(config) -> DTypeLike:

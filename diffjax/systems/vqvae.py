@@ -146,7 +146,9 @@ def make_quantizer(config) -> Quantizer:
         return FiniteScalars(channels, math.prod(c.levels), 1, levels=tuple(c.levels))
     checked_whole("codes.size", c.size, low=2)
     checked_whole("codes.depth", c.depth)
-    depth = 1 if c.kind == "vq" else c.depth
+    depth = c.depth
+    if c.kind == "vq" and depth > 1:
+        raise UserError(f"codes.depth={depth}: must be 1 for codes.kind=vq; set codes.kind=residual or product")
     if not 0 <= c.decay < 1 or not 0 <= c.restart_below <= 1 or not 0 <= c.commitment < math.inf:
         raise UserError(
             f"codes.decay={c.decay}, restart_below={c.restart_below}, commitment={c.commitment}: a decay from 0 up to, "

@@ -26,7 +26,7 @@ def normalise(p, x, axes, epsilon):
 
 
 def group_norm_of_8(p, x, epsilon=1e-6):
-    """`x` [B, T, 8], which makes two groups of four."""
+    """`x` [B, T, 8], in two groups of four."""
     sides = [normalise({"scale": 1, "bias": 0}, side, (1, 2), epsilon) for side in np.split(x, 2, -1)]
     return np.concatenate(sides, -1) * p["scale"] + p["bias"]
 
@@ -52,7 +52,7 @@ def context():
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("with_context", [False, True])
 def test_attention_block(x, context, heads, with_context):
-    module = attention.AttentionBlock(heads, residual_scale=0.5)
+    module = attention.AttentionBlock(heads, groups=2, residual_scale=0.5)
     context = context if with_context else None
     params = randomised(module, x, context)
 
@@ -67,7 +67,7 @@ def test_attention_block(x, context, heads, with_context):
 
 @pytest.mark.parametrize("with_context", [False, True])
 def test_spatial_transformer(x, context, with_context):
-    module = attention.SpatialTransformer(depth=2, heads=2)
+    module = attention.SpatialTransformer(depth=2, heads=2, groups=2)
     context = context if with_context else None
     params = randomised(module, x, context)
 
@@ -119,8 +119,8 @@ def test_attention_pool_of_one_picture_depends_on_no_other(x):
 
 
 def test_blocks_begin_as_the_identity(x):
-    np.testing.assert_array_equal(attention.AttentionBlock().init_with_output(jax.random.key(0), x)[0], x)
-    np.testing.assert_array_equal(attention.SpatialTransformer().init_with_output(jax.random.key(0), x)[0], x)
+    np.testing.assert_array_equal(attention.AttentionBlock(groups=2).init_with_output(jax.random.key(0), x)[0], x)
+    np.testing.assert_array_equal(attention.SpatialTransformer(groups=2).init_with_output(jax.random.key(0), x)[0], x)
 
 
 def test_softmax_of_half_precision_is_float32():

@@ -177,6 +177,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone(part):
         (dalle.Encoder(3), (1, 36, 32, 3), "multiples"),
         (vqvae.Encoder(3, factor=6), (1, 36, 36, 3), "power of two"),
         (vqvae.Decoder(3, factor=0), (1, 8, 8, 3), "power of two"),
+        (vqvae.Encoder(3, channels=129), (1, 32, 32, 3), "channels=129: must be even"),
         (dalle.Decoder(3, channels=6), (1, 8, 8, 3), "multiple of 4"),
         (ldm.Encoder(3, attention_resolutions=(7,)), (1, 32, 32, 3), "not all among"),
         (ldm.Decoder(3, attention_resolutions=(7,)), (1, 8, 8, 3), r"not all among \[32, 16, 8\]"),

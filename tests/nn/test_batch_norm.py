@@ -55,6 +55,23 @@ def test_in_training_it_normalises_by_the_batch_and_remembers_it(variables, shap
     np.testing.assert_allclose(new["var"], 0.9 * remembered["var"] + 0.1 * flat.var(axis=0, ddof=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(3000, 1), (255, 0.1), (-1e4, 1)])
+def test_far_from_zero_it_is_numpys(variables, mean, deviation):
+    """In training by the batch's statistics, in evaluation by those remembered."""
+    x = (mean + deviation * np.float64(normal(64, 4, 4, CHANNELS, seed=1))).astype(np.float32)
+    flat, tolerance = x.astype(np.float64).reshape(-1, CHANNELS), 8 * np.spacing(np.float32(abs(mean))) / deviation
+    found, after = BatchNorm(alone).apply(variables, x, mutable=["batch_stats"])
+    expected = numpy_norm(variables, x.astype(np.float64), flat.mean(axis=0), flat.var(axis=0))
+    np.testing.assert_allclose(found, expected, atol=1e-4 + tolerance)
+    added = (after["batch_stats"]["var"] - 0.9 * variables["batch_stats"]["var"]) / 0.1
+    np.testing.assert_allclose(added, flat.var(axis=0, ddof=1), rtol=1e-3, atol=1e-5)
+
+    remembered = {"mean": flat.mean(axis=0).astype(np.float32), "var": flat.var(axis=0).astype(np.float32)}
+    found = BatchNorm().apply({**variables, "batch_stats": remembered}, x)
+    expected = numpy_norm(variables, x.astype(np.float64), remembered["mean"], remembered["var"])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_it_begins_as_one_that_has_seen_unit_variance():
     variables = BatchNorm(scale_init=jax.nn.initializers.zeros).init(jax.random.key(0), normal(2, CHANNELS))
     assert not np.any(variables["params"]["scale"]) and not np.any(variables["params"]["bias"])

@@ -137,6 +137,7 @@ def test_inputs_of_another_size_than_the_parameters_are_refused(encoder, small, 
     [
         (vit(), (1, 8, 10, 3), "images of 8x10 cannot be cut into patches of 4x4"),
         (resnet(), (1, 32, 48, 3), "images of 32x48 cannot be halved 5 times: use a multiple of 32"),
+        (resnet(width=3), (1, 32, 32, 3), "width=3: must be even"),
         (resnet(heads=3), (1, 32, 32, 3), "128 channels cannot be split among 3 attention heads"),
         (vit(heads=3), (1, 8, 8, 3), "8 channels cannot be split among 3 attention heads"),
         (vit(activation="relu"), (1, 8, 8, 3), "activation is 'relu'"),

@@ -20,7 +20,7 @@ def test_size_is_published():
 
 
 def test_widths_double_up_to_eight_times():
-    net = PatchDiscriminator(2, 5)
+    net = PatchDiscriminator(2, 5, norm_groups=4)
     params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))["params"]
     assert [params[f"conv_{i}"]["kernel"].shape[-1] for i in range(6)] == [2, 4, 8, 16, 16, 16]
 
@@ -40,7 +40,7 @@ def test_a_logit_sees_a_published_patch(layers, patch, side):
 @pytest.mark.parametrize(("side", "layers", "logits"), [(28, 3, 1), (8, 1, 2), (12, 2, 1), (32, 2, 6)])
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_small_pictures_have_logits(side, layers, logits, norm):
-    net = PatchDiscriminator(8, layers, norm, dtype=jnp.bfloat16)
+    net = PatchDiscriminator(8, layers, norm, norm_groups=4, dtype=jnp.bfloat16)
     y, params = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((2, side, side, 1)))
     assert y.shape == (2, logits, logits, 1) and y.dtype == jnp.float32
     names = {f"conv_{i}" for i in range(layers + 1)} | {"conv_out"}
@@ -49,7 +49,7 @@ def test_small_pictures_have_logits(side, layers, logits, norm):
 
 
 def test_an_example_does_not_depend_on_the_others():
-    net = PatchDiscriminator(8, 1)
+    net = PatchDiscriminator(8, 1, norm_groups=4)
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     params = jax.jit(net.init)(jax.random.key(1), x)
     apply = jax.jit(net.apply)
@@ -60,6 +60,7 @@ def test_bad_options_are_one_line():
     for net, side, message in [
         (PatchDiscriminator(norm="batch"), 32, "choose from group, none"),
         (PatchDiscriminator(), 23, "sides of 24"),
+        (PatchDiscriminator(8, 1), 32, "groups=32: must divide the 16 channels of a group norm; use 16"),
     ]:
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
@@ -68,7 +69,7 @@ def test_bad_options_are_one_line():
 @pytest.fixture(scope="module")
 def network():
     """Parameters of a discriminator, and what is remembered of them after many steps."""
-    net = PatchDiscriminator(4, 1)
+    net = PatchDiscriminator(4, 1, norm_groups=2)
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     params["conv_0"]["kernel"] *= 30.0  # normalisation divides by numbers above and below one
     start = memory = jax.jit(spectral.init)(jax.random.key(1), params)

@@ -16,7 +16,7 @@ def drawn(module, *inputs):
 
 @pytest.mark.parametrize(("size", "multipliers", "side"), [(8, (1, 2), 4), (28, (1, 2, 4), 7), (32, (1, 2, 4, 8), 4)])
 def test_a_generator_comes_up_from_the_smallest_map(size, multipliers, side):
-    module = Generator(size, 3, 10, latent=6, channels=8, multipliers=multipliers, dtype=jnp.bfloat16)
+    module = Generator(size, 3, 10, latent=6, channels=8, multipliers=multipliers, norm_groups=4, dtype=jnp.bfloat16)
     made, variables = jax.eval_shape(
         module.init_with_output, jax.random.key(0), jnp.zeros((2, 6)), jnp.zeros(2, jnp.int32)
     )
@@ -25,7 +25,7 @@ def test_a_generator_comes_up_from_the_smallest_map(size, multipliers, side):
 
 
 def test_a_generators_picture_is_its_latents_and_its_classes_alone():
-    module = Generator(8, 1, 10, latent=6, channels=8, multipliers=(1, 2))
+    module = Generator(8, 1, 10, latent=6, channels=8, multipliers=(1, 2), norm_groups=4)
     z, label = jax.random.normal(jax.random.key(0), (4, 6)), jnp.arange(4)
     variables, apply = drawn(module, z, label), jax.jit(module.apply)
     whole = apply(variables, z, label)

@@ -1,11 +1,14 @@
 """Layers against float64 NumPy and closed forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax.nn import layers
+from tests.tiny import ROOT
 
 
 def numpy_group_norm(x, groups, gain, bias, scale=None, shift=None, epsilon=1e-6):
@@ -17,15 +20,111 @@ def numpy_group_norm(x, groups, gain, bias, scale=None, shift=None, epsilon=1e-6
     return y if scale is None else y * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 12), (144, 24), (7, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 12), (144, 24), (7, 1), (6, 6), (64, 32)])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_group_norm_is_numpys(channels, groups, adaptive):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (2, 4, 6, channels)).astype(np.float32)
     gain, bias = rng.normal(size=(2, channels)).astype(np.float32)
     tilt = rng.normal(size=(2, 2, channels)).astype(np.float32) if adaptive else ()
-    y = layers.GroupNorm(epsilon=1e-3).apply({"params": {"scale": gain, "bias": bias}}, x, *tilt)
+    y = layers.GroupNorm(groups, epsilon=1e-3).apply({"params": {"scale": gain, "bias": bias}}, x, *tilt)
     np.testing.assert_allclose(y, numpy_group_norm(x, groups, gain, bias, *tilt, epsilon=1e-3), atol=3e-5)
+
+
+@pytest.mark.parametrize("channels", range(1, 130))
+def test_groups_are_those_asked_for_or_refused(channels):
+    """Without a least number of channels exactly the groups asked for; with one the most that fit (brute force)."""
+    for groups in (1, 3, 4, 32):
+        if channels % groups:
+            with pytest.raises(ValueError, match=f"groups={groups}: must divide the {channels} channels"):
+                layers.num_groups(channels, groups)
+        else:
+            assert layers.num_groups(channels, groups) == groups
+        fit = [g for g in range(1, groups + 1) if channels % g == 0 and channels // g >= 4]
+        assert layers.num_groups(channels, groups, 4) == max(fit, default=1)
+
+
+def test_a_levels_width_is_a_whole_number():
+    assert layers.level_widths(256, (0.5, 1, 2)) == [128, 256, 512]
+    for multiplier in (1.3, 0.001, 0):
+        with pytest.raises(ValueError, match="must be a whole number from 1; use multiples of 1/8"):
+            layers.level_widths(8, (1, multiplier))
+
+
+FAR = [(3000.0, 1.0), (255.0, 0.1), (-1e4, 1.0), (0.0, 1e-3)]  # mean and deviation of inputs
+
+
+def far_inputs(mean, deviation, shape):
+    """Inputs that float32 holds exactly, and their float64 values."""
+    x = np.random.default_rng(0).normal(mean, deviation, shape).astype(np.float32)
+    return x, x.astype(np.float64)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), FAR)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_group_norm_far_from_zero_is_numpys(mean, deviation, adaptive):
+    x, exact = far_inputs(mean, deviation, (2, 16, 16, 8))
+    gain, bias = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
+    tilt = np.random.default_rng(2).normal(size=(2, 2, 8)).astype(np.float32) if adaptive else ()
+    y = layers.GroupNorm(2).apply({"params": {"scale": gain, "bias": bias}}, x, *tilt)
+    # what the mean of a group loses to float32 beside the deviation
+    tolerance = 5e-5 + 4 * np.spacing(np.float32(abs(mean))) / deviation
+    np.testing.assert_allclose(y, numpy_group_norm(exact, 2, gain, bias, *tilt), atol=tolerance)
+
+
+@pytest.mark.parametrize("position", [0, 7])
+def test_group_norm_with_one_outlier_is_numpys(position):
+    """Statistics are of distances to the mean of the first row, where the outlier may be."""
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 4)).astype(np.float32)
+    x[:, position, 0] += 1e4
+    y, _ = layers.GroupNorm(2).init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, numpy_group_norm(x, 2, 1, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_group_norm_of_vectors_is_numpys():
+    x = np.random.default_rng(0).normal(3000, 1, (4, 12)).astype(np.float32)
+    y, _ = layers.GroupNorm(3).init_with_output(jax.random.key(0), x)
+    expected = numpy_group_norm(x[:, None, None], 3, 1, 0)[:, 0, 0]
+    np.testing.assert_allclose(y, expected, atol=2e-3)
+
+
+def test_group_norm_gradients_far_from_zero_are_those_nearby():
+    """Adding a constant to all inputs changes no gradient; 4096 keeps these inputs exact in float32."""
+    x = np.round(np.random.default_rng(0).normal(size=(2, 8, 8, 8)) * 256).astype(np.float32) / 256
+    weight = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    gain, bias = np.random.default_rng(2).normal(size=(2, 8)).astype(np.float32)
+    norm = lambda x: layers.GroupNorm(2).apply({"params": {"scale": gain, "bias": bias}}, x)  # noqa: E731
+    gradient = jax.jit(jax.grad(lambda x: (weight * norm(x)).sum()))
+    near, far = gradient(x), gradient(x + 4096)
+    np.testing.assert_allclose(far, near, atol=2e-4 * np.abs(near).max())
+
+
+def test_group_norm_has_second_derivatives():
+    """Of a penalty on gradients, as R1 of a discriminator: forward over reverse is the finite difference."""
+    x, v = (jax.random.normal(key, (1, 2, 3, 4)) for key in jax.random.split(jax.random.key(0)))
+    params = {"params": {"scale": jnp.arange(1.0, 5.0), "bias": jnp.ones(4)}}
+    gradient = jax.jit(jax.grad(lambda x: (jnp.sin(layers.GroupNorm(2, 1e-2).apply(params, x))).sum()))
+    _, found = jax.jvp(gradient, (x,), (v,))
+    difference = (gradient(x + 1e-2 * v) - gradient(x - 1e-2 * v)) / 2e-2
+    np.testing.assert_allclose(found, difference, atol=5e-3 * np.abs(difference).max())
+
+
+@pytest.mark.parametrize(("mean", "deviation"), FAR)
+@pytest.mark.parametrize("parameters", [True, False])
+def test_layer_norm_far_from_zero_is_numpys(mean, deviation, parameters):
+    x, exact = far_inputs(mean, deviation, (6, 5, 64))
+    y, _ = layers.LayerNorm(1e-6, use_bias=parameters, use_scale=parameters).init_with_output(jax.random.key(0), x)
+    variance = exact.var(-1, keepdims=True)
+    expected = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-6)
+    tolerance = 5e-5 + 4 * np.spacing(np.float32(abs(mean))) / deviation
+    np.testing.assert_allclose(y, expected, atol=tolerance)
+
+
+def test_every_norm_of_a_network_is_one_of_these():
+    """Flax's own norms take E[x^2] - E[x]^2 unless told otherwise."""
+    for path in (ROOT / "diffjax").rglob("*.py"):
+        norms = re.findall(r"nn\.(?:\w*Norm)\b.*", path.read_text())
+        assert all("use_fast_variance=False" in norm for norm in norms), path
 
 
 def test_group_norm_gradients_are_those_of_the_definition():
@@ -36,13 +135,13 @@ def test_group_norm_gradients_are_those_of_the_definition():
     weight = jax.random.normal(keys[3], x.shape)
 
     def definition(x, gain, bias, scale, shift):
-        grouped = x.reshape(2, 16, 4, 4)  # 16 channels make 4 groups
+        grouped = x.reshape(2, 16, 4, 4)
         y = (grouped - grouped.mean((1, 3), keepdims=True)) / jnp.sqrt(grouped.var((1, 3), keepdims=True) + 1e-6)
         y = y.reshape(x.shape) * gain[None, None, None, :] + bias[None, None, None, :]
         return y * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
 
     def ours(x, gain, bias, scale, shift):
-        return layers.GroupNorm().apply({"params": {"scale": gain, "bias": bias}}, x, scale, shift)
+        return layers.GroupNorm(4).apply({"params": {"scale": gain, "bias": bias}}, x, scale, shift)
 
     every = tuple(range(5))
     expected = jax.jit(jax.grad(lambda *a: (weight * definition(*a)).sum(), every))(x, gain, bias, scale, shift)
@@ -54,7 +153,7 @@ def test_group_norm_gradients_are_those_of_the_definition():
 def test_group_norm_of_half_precision_has_float32_statistics():
     # 4096 values around 30: a sum in bfloat16 would stop growing at 256 times a value
     x = (30 + jax.random.normal(jax.random.key(0), (1, 32, 32, 4))).astype(jnp.bfloat16)
-    y, variables = layers.GroupNorm(dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
+    y, variables = layers.GroupNorm(1, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
     assert y.dtype == jnp.bfloat16 and variables["params"]["scale"].dtype == jnp.float32
     np.testing.assert_allclose(y.astype(jnp.float32), numpy_group_norm(x, 1, 1, 0), atol=0.02)
 

@@ -12,7 +12,8 @@ from diffjax.nn.attention import AttentionPool
 from diffjax.nn.resblock import ResBlock
 from diffjax.nn.unet import ADM_DETAILS, UNet
 
-SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+GROUPS = {"norm_groups": 4}
+SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), **GROUPS}
 X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 700.0])
 LABEL = jnp.array([1, 0])
 EMBEDDING = jax.random.normal(jax.random.key(1), (2, 5))
@@ -40,7 +41,7 @@ def modules(net, **inputs):
 
 @pytest.mark.parametrize(("pool", "shape"), [(None, (2, 8, 8, 4)), ("mean", (2, 4))])
 def test_begins_at_zero(pool, shape):
-    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=(), pool=pool)
+    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=(), pool=pool, **GROUPS)
     y, _ = jit(net.init_with_output)(jax.random.key(0), X, T)
     assert y.shape == shape and y.dtype == jnp.float32 and not np.asarray(y).any()
 
@@ -61,7 +62,7 @@ def test_every_parameter_gets_a_gradient(options):
 
 
 def test_remat_changes_no_number():
-    options = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention_resolutions": (), "dropout": 0.3}
+    options = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention_resolutions": (), "dropout": 0.3, **GROUPS}
     params = parameters(UNet(3, **options), context=CONTEXT)
     plain, again = (
         loss_and_gradients(UNet(3, **options, remat=remat), params, context=CONTEXT, dropout_keys=KEYS)
@@ -85,7 +86,7 @@ def test_bfloat16_is_close_and_its_parameters_float32():
 
 
 def test_an_example_depends_on_no_other():
-    net = UNet(3, 8, (1,), blocks=1, attention_resolutions=(), dropout=0.5)
+    net = UNet(3, 8, (1,), blocks=1, attention_resolutions=(), dropout=0.5, **GROUPS)
     params = parameters(net)
     apply = jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
     both = apply(X, T, KEYS)
@@ -94,14 +95,15 @@ def test_an_example_depends_on_no_other():
 
 
 def test_attention_sits_where_ddpm_puts_it():
-    net = UNet(3, 8, (1, 2, 2), blocks=2, attention_resolutions=(4,))
+    net = UNet(3, 8, (1, 2, 2), blocks=2, attention_resolutions=(4,), **GROUPS)
     found = {name for name in modules(net) if "attention" in name}
     down = {f"down_1_attention_{i}" for i in range(2)}
     assert found == down | {f"up_1_attention_{i}" for i in range(3)} | {"middle_attention"}
 
 
 def test_blocks_may_differ_by_level():
-    found = {name for name in modules(UNet(3, 8, (1, 2), blocks=(1, 3), attention_resolutions=())) if "block" in name}
+    net = UNet(3, 8, (1, 2), blocks=(1, 3), attention_resolutions=(), **GROUPS)
+    found = {name for name in modules(net) if "block" in name}
     expected = {"down_0_block_0", "up_0_block_0", "up_0_block_1", "middle_block_0", "middle_block_1"}
     assert found == expected | {f"down_1_block_{i}" for i in range(3)} | {f"up_1_block_{i}" for i in range(4)}
 
@@ -119,7 +121,7 @@ def test_pooled_is_the_same_network_without_its_way_up(pool, head):
 
 @pytest.mark.parametrize("pool", ["attention", "mean"])
 def test_pooled_features_are_normalised_and_activated(pool):
-    net = UNet(7, 8, (1,), blocks=1, attention_resolutions=(), heads=2, pool=pool)
+    net = UNet(7, 8, (1,), blocks=1, attention_resolutions=(), heads=2, pool=pool, **GROUPS)
     params = parameters(net)
     capture = {"capture_intermediates": lambda module, _: module.name == "norm_out"}
     found, state = jit(lambda p: net.apply({"params": p}, X, T, **capture))(params)
@@ -142,11 +144,11 @@ def test_pooled_logits_of_half_precision_are_float32(pool):
 
 def test_residual_block_begins_as_its_scaled_skip():
     emb = jnp.ones((2, 4))
-    y, _ = ResBlock(3, residual_scale=0.5).init_with_output(jax.random.key(0), X, emb)
+    y, _ = ResBlock(3, residual_scale=0.5, groups=1).init_with_output(jax.random.key(0), X, emb)
     np.testing.assert_allclose(y, X / 2, rtol=1e-6)
-    y, _ = ResBlock(3, "up").init_with_output(jax.random.key(0), X, emb)
+    y, _ = ResBlock(3, "up", groups=1).init_with_output(jax.random.key(0), X, emb)
     np.testing.assert_array_equal(y[:, 1::2, ::2], X)
-    y, _ = ResBlock(3, "down").init_with_output(jax.random.key(0), X, emb)
+    y, _ = ResBlock(3, "down", groups=1).init_with_output(jax.random.key(0), X, emb)
     np.testing.assert_allclose(y[:, 0, 0], X[:, :2, :2].mean((1, 2)), rtol=1e-5)
 
 
@@ -172,6 +174,10 @@ def test_pictures_need_not_be_square():
         ({"multipliers": (1, 1, 1, 1, 1)}, {}, "halve a picture 4 times, which .8, 8. cannot be"),
         ({"attention_resolutions": (16,)}, {}, r"\(16,\) are not all among \[8, 4\]"),
         ({"head_channels": 5}, {}, "16 channels are not a multiple of head_channels 5"),
+        ({"head_channels": 8, "heads": 2}, {}, "head_channels=8: must be unset where heads=2"),
+        ({"multipliers": (1, 1.3)}, {}, "multipliers=.1, 1.3.: 8 channels x 1.3 must be a whole number from 1"),
+        ({"norm_groups": 32}, {}, "groups=32: must divide the 8 channels of a group norm; use 8"),
+        ({"channels": 24, "norm_groups": 16}, {}, "groups=16: must divide the 24 channels of a group norm; use 8"),
         ({"heads": 3}, {}, "16 channels cannot be split among 3"),
         ({"label_rows": 2}, {}, "label is missing"),
         ({}, {"label": LABEL}, "label is given but label_rows is 0"),

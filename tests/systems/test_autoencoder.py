@@ -71,7 +71,13 @@ def size(tree):
 def judge(config, params, images):
     """Of each image the mean of the discriminator's logits."""
     c = config.adversarial
-    network = PatchDiscriminator(channels=c.channels, layers=c.layers, norm=c.norm)
+    network = PatchDiscriminator(
+        channels=c.channels,
+        layers=c.layers,
+        norm=c.norm,
+        norm_groups=c.norm_groups,
+        norm_min_channels=c.norm_min_channels,
+    )
     return network.apply({"params": params["discriminator"]}, images).mean(axis=(1, 2, 3))
 
 
@@ -143,7 +149,7 @@ def test_the_discriminator_learns_to_tell_apart():
     @jax.jit
     def logits(x):
         codec = system.codec(variables)
-        network = PatchDiscriminator(channels=8, layers=1, norm="group")
+        network = PatchDiscriminator(channels=8, layers=1, norm_groups=4)
         weights = {"params": variables["params"]["discriminator"]}
         return network.apply(weights, x), network.apply(weights, codec.from_codes(codec.to_codes(x)))
 
@@ -256,6 +262,16 @@ def test_the_published_first_stages_have_their_size(name):
         ("vqgan", {"adversarial__norm": "grup"}, "grup"),
         ("vqgan", {"pixelcnn": {"features": 8}}, "drop adversarial"),
         ("vqgan", {"model__multipliers": (1, 2, 2, 2, 2)}, "not a multiple of 16"),
+        (
+            "vqgan",
+            {"adversarial__channels": 24, "adversarial__norm_groups": 32, "adversarial__norm_min_channels": 0},
+            "adversarial.norm_groups=32: must divide the 48 channels of norm 0; use 16, or",
+        ),
+        (
+            "kl",
+            {"model__channels": 12, "model__norm_groups": 8, "model__norm_min_channels": 0},
+            "model.norm_groups=8: must divide the 12 channels of level 0; use 4, or model.norm_min_channels=4",
+        ),
         ("kl", {"model__attention_resolutions": (5,)}, "attention_resolutions"),
         ("kl", {"model__dropout": 1.0}, "dropout is 1.0"),
         ("kl", {"dtype": "float16"}, "unknown dtype 'float16'"),

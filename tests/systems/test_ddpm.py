@@ -156,6 +156,15 @@ def test_a_papers_choices_train_and_sample(paper):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.parametrize("field", ["norm_groups", "norm_min_channels"])
+def test_a_config_without_its_norms_is_refused(field):
+    """Weights of a run mean something else with another number of groups."""
+    config = tiny.config().unlock()
+    del config.model[field]
+    with pytest.raises(UserError, match=f"model.{field}: is missing; set "):
+        systems.build(config, SPEC)
+
+
 def test_an_unconditional_model_has_no_labels():
     config, system, variables = built(diffusion__class_conditional=False, sampler__guidance=1.0)
     assert "label" not in str(jax.tree_util.tree_structure(variables))
@@ -177,8 +186,15 @@ def test_an_unconditional_model_has_no_labels():
         ({"system": "ddmp"}, SPEC, "did you mean 'ddpm'"),
         ({"sampler__steps": 21}, SPEC, "20 timesteps has 1 to 20 steps"),
         ({"model__pool": "mean"}, SPEC, "unknown field of config.model 'pool'"),
+        (
+            {"model__channels": 24, "model__multipliers": (2, 3), "model__norm_groups": 32},
+            SPEC,
+            "model.norm_groups=32: must divide the 48 channels of level 0; use 8, or model.norm_min_channels=4",
+        ),
+        ({"model__multipliers": (1, 1.3)}, SPEC, "model.multipliers=.1, 1.3.: 8 channels x 1.3 must be a whole number"),
+        ({"model__head_channels": 4, "model__heads": 2}, SPEC, "head_channels=4: must be unset where heads=2"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, spec, message):
     with pytest.raises(UserError, match=message):
-        systems.build(tiny.config(**changes), spec)
+        systems.build(tiny.config(**{"model__norm_min_channels": 0} | changes), spec)

@@ -221,7 +221,7 @@ def test_eight_devices_learn_what_one_does(name):
 
 
 def unet(**fields):
-    plain = {"channels": 8, "norm_groups": 4, "multipliers": (1, 2), "blocks": 1}
+    plain = {"channels": 8, "norm_groups": 4, "norm_min_channels": 0, "multipliers": (1, 2), "blocks": 1}
     return {"model": plain | {"attention_resolutions": (), "middle_attention": False} | fields}
 
 

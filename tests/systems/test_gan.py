@@ -133,7 +133,7 @@ def test_untruncated_samples_are_those_of_normal_latents():
     label = jnp.zeros(2000, jnp.int32)
     draw = jax.jit(lambda keys, plan: system.sample(variables, keys, {"label": label}, plan))
     images = np.asarray(draw(jax.random.split(jax.random.key(0), 2000), system.plan(made.sampler)))
-    network = Network(8, 1, 10, latent=4, channels=8, multipliers=(1, 2))
+    network = Network(8, 1, 10, latent=4, channels=8, multipliers=(1, 2), norm_min_channels=4)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 4)), jnp.float32)
     others = np.asarray(jax.jit(network.apply)({"params": variables["params"]["generator"]}, z, label))
     error = 5 * np.sqrt(2 / 2000) * others.std(axis=0)

@@ -26,6 +26,7 @@ class _Network(nn.Module):
     middle_attention: bool = True
     dropout: float = 0.0
     norm_groups: int = 32
+    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
@@ -33,16 +34,20 @@ class _Network(nn.Module):
     def factor(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def _normed(self) -> dict[str, int]:
+        return {"groups": self.norm_groups, "min_channels": self.norm_min_channels}
+
     def _layer(self, layer, *args, **options):
         return layer(*args, initializer=self.initializer, dtype=self.dtype, **options)
 
     def _block(self, h, level, name, dropout_keys):
         width = self.channels * self.multipliers[level]
-        block = self._layer(ResBlock, width, dropout=self.dropout, groups=self.norm_groups, name=name)
+        block = self._layer(ResBlock, width, dropout=self.dropout, **self._normed, name=name)
         return block(h, dropout_keys=dropout_keys)
 
     def _attend(self, h, name):
-        return self._layer(AttentionBlock, groups=self.norm_groups, name=name)(h)
+        return self._layer(AttentionBlock, **self._normed, name=name)(h)
 
     def _level(self, h, level, way, blocks, dropout_keys):
         for i in range(blocks):
@@ -58,7 +63,7 @@ class _Network(nn.Module):
         return self._block(h, -1, "middle_block_1", dropout_keys)
 
     def _head(self, h):
-        h = nn.silu(GroupNorm(self.norm_groups, name="norm_out")(h))
+        h = nn.silu(GroupNorm(**self._normed, name="norm_out")(h))
         return Conv(self.outputs, initializer=self.initializer, name="conv_out")(h)
 
     def _check(self, height):

@@ -47,8 +47,8 @@ class _Network(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def _halvings(self):
-        if self.channels < 2:
-            raise ValueError(f"channels is {self.channels}: at least 2, as the outermost layer has half of them")
+        if self.channels % 2 and self.factor > 1:
+            raise ValueError(f"channels={self.channels}: must be even, for an outermost layer of half as many; add one")
         if self.factor < 1 or self.factor & (self.factor - 1):
             raise ValueError(f"factor is {self.factor}: a power of two, at least 1")
         return self.factor.bit_length() - 1
