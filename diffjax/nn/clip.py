@@ -230,8 +230,8 @@ def contrast(
     all_texts: Float[Array, "N D"],
     place: Int[Array, "B"],
     scale: Scalar,
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """How well each image is told from its text among all texts, and the text from its image (figure 3).
+) -> tuple[Float[Array, "B"], Int[Array, "B"]]:
+    """Returns the contrastive loss of pairs of images and texts (figure 3), and the text that each image is nearest to.
 
     Args:
       images, texts: pairs of embeddings of unit length.
@@ -239,7 +239,7 @@ def contrast(
       scale: of the logits.
 
     Returns:
-      The mean of both cross entropies, in nats; and whether the text is the likeliest of the image, 0 or 1. Float32.
+      The mean of both cross entropies, in nats, float32; and the place of the image's likeliest text among all.
     """
 
     def logits(queries, answers):  # of full precision: on accelerators the scale would show what they round
@@ -251,5 +251,4 @@ def contrast(
 
     images, texts, all_images, all_texts = (x.astype(jnp.float32) for x in (images, texts, all_images, all_texts))
     by_image, by_text = logits(images, all_texts), logits(texts, all_images)
-    right = (by_image.argmax(axis=1) == place).astype(jnp.float32)
-    return (nats(by_image) + nats(by_text)) / 2, right
+    return (nats(by_image) + nats(by_text)) / 2, by_image.argmax(axis=1)

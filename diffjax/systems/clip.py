@@ -136,7 +136,9 @@ def _system(
         images, remembered = embed_images(variables, images, t, moment.mean, moment.batch_size)
         texts, scale = embed_texts(variables, batch["tokens"]), scale_of(variables, moment.mean)
         everyone = moment.gather((images, texts))
-        value, right = networks.contrast(images, texts, *everyone, batch["index"], scale)
+        value, nearest = networks.contrast(images, texts, *everyone, batch["index"], scale)
+        tokens = moment.gather(batch["tokens"])  # equal captions have equal embeddings, so any of them is right
+        right = (tokens[nearest] == batch["tokens"]).all(axis=1).astype(jnp.float32)
         metrics = {"accuracy": right, "scale": jnp.broadcast_to(scale, value.shape)}
         if memory:
             remembered = {**remembered, "times": noising.times.update(memory, t, value)}

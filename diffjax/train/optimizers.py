@@ -1,5 +1,6 @@
 """The optimiser of the line: Adam with warm-up and clipping, from plain values."""
 
+import jax
 import optax
 
 from diffjax.errors import checked_number, checked_whole, unknown
@@ -25,6 +26,10 @@ def adam(
 ) -> optax.GradientTransformation:
     """AdamW (Adam where `weight_decay` is 0) on gradients clipped to a global norm (0: not clipped).
 
+    Only matrices and kernels decay: leaves of two axes or more that are not called "scale" or "bias". So gains, biases,
+    single vectors and CLIP's logit scale do not (Radford et al. 2021, section 2.5: "all weights that are not gains or
+    biases"); tables of tokens and positions do, as in the published code of CLIP and GPT-2.
+
     Raises UserError for what is negative or not finite, and for means that forget nothing.
     """
     checked_number("train.clip_norm", clip_norm, low=0)
@@ -32,4 +37,24 @@ def adam(
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         checked_number(f"train.{name}", beta, low=0, high=1, open_at="high")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(learning_rate, b1=beta1, b2=beta2, weight_decay=weight_decay))
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=beta1, b2=beta2),
+        _decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return optax.chain(clip, adamw)
+
+
+def _decayed_weights(weight_decay: float) -> optax.GradientTransformation:
+    """optax.add_decayed_weights of the leaves that decay; without optax's mask, which changes the state's structure."""
+
+    def decays(path, leaf) -> bool:
+        return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias"))
+
+    def update(updates, params):
+        def add(path, update, param):
+            return update + weight_decay * param if decays(path, param) else update
+
+        return jax.tree_util.tree_map_with_path(add, updates, params)
+
+    return optax.stateless(update)

@@ -419,11 +419,13 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path, capsys
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("verb", ["sample", "sweep", "evaluate", "export"])
-def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monkeypatch):
+def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monkeypatch, request):
     def killed(*_, **__):
         os.kill(os.getpid(), stop)
         time.sleep(60)
 
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     module = importlib.import_module(f"diffjax.commands.{verb}")
     monkeypatch.setattr(module, "load", killed)
     argv = {

@@ -62,6 +62,15 @@ def test_the_loss_is_the_mean_of_both_cross_entropies():
     assert float(aux.metrics["accuracy"].mean()) == pytest.approx((logits.argmax(axis=1) == np.arange(16)).mean())
 
 
+def test_any_text_of_the_same_caption_is_right():
+    _, spec, system, variables = built("vit")
+    given = batch(spec)
+    tokens = given["tokens"][np.zeros(16, int)]
+    loss, aux = loss_of(system, variables, given | {"tokens": tokens})
+    np.testing.assert_array_equal(aux.metrics["accuracy"], 1.0)
+    assert loss.mean() > np.log(16) / 2  # the loss still has one target, as published
+
+
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("vit", "jit"), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
