@@ -262,6 +262,7 @@ def test_benchmark(config, tmp_path, capsys):
     for name in ("compile_seconds", "step_seconds", "images_per_second", "gflop_per_step", "samples_per_second"):
         assert figures[name] > 0
     assert figures["images_per_second"] == pytest.approx(16 / figures["step_seconds"])
+    assert {"command", "git", "date", "device", "versions"} <= set(figures)
     assert "step seconds" in capsys.readouterr().out
 
 
