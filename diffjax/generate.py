@@ -20,11 +20,12 @@ class Generator:
 
     Attributes:
       compilations: how often the sampling program was traced and compiled so far.
+      not_finite: samples of the last call that have non-finite values.
     """
 
     def __init__(self, system: System, *, batch_size: int, devices: Sequence[jax.Device] | None = None):
         spread = Spread(batch_size, devices)
-        self.compilations = 0
+        self.compilations = self.not_finite = 0
 
         def draw(shared, batch):
             self.compilations += 1  # runs when traced, once a compilation
@@ -52,13 +53,18 @@ class Generator:
         Says on standard error how many have values that are no finite numbers, and so are no pictures.
         """
         images, finite = self._draw((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)), progress)
-        if not finite.all():
+        self.not_finite = int(np.sum(~finite))
+        if self.not_finite:
             print(
-                f"warning: {np.sum(~finite)} of {len(finite)} samples are not finite: lower the guidance, take more "
+                f"warning: {self.not_finite} of {len(finite)} samples are not finite: lower the guidance, take more "
                 "steps or another sampler, or train at a lower train.learning_rate",
                 file=sys.stderr,
             )
         return images
+
+    def compile(self, variables: Variables, seeds: Sequence[int], condition: Mapping[str, np.ndarray], plan) -> None:
+        """Compiles the sampling program for a later call with these arguments, if it is not compiled; draws nothing."""
+        self._draw.compile((variables, plan), (np.asarray(seeds, np.uint32), dict(condition)))
 
     def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
         """What an autoencoder makes of images."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-ANYONE = {"typing", "errors", "io"}
+ANYONE = {"typing", "errors", "io", "numbers"}
 EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures", "config"}
 MAY_IMPORT = {
     "diffusion": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "typing": set(),
     "errors": set(),
     "io": set(),
+    "numbers": set(),
     "choice": set(),
     "config": set(),
     "pictures": set(),
