@@ -103,7 +103,7 @@ def run(arguments: Arguments) -> int:
     examples = measures.examples(settings, trained) if of_data or of_reconstructions else None
     if of_reconstructions:
         needed = {"split": settings.split, "inception": arguments.inception, "clip": arguments.clip}
-        samples.check(compared, trained, len(examples.images), **needed)
+        samples.check(compared, trained, len(examples.images), **needed, thorough=True)
     if of_samples and not arguments.classifier:  # which may bring classes
         _check_samples(arguments, settings, trained, of_samples, trained.system.classes)
     samples_of = _samples(arguments, settings, trained, of_samples)
@@ -162,7 +162,7 @@ def _check_samples(arguments: Arguments, settings: Settings, trained: Run, names
     """Raises UserError for a metric of samples that cannot be computed; loads nothing."""
     one_cell(arguments)
     needed = {"split": arguments.reference, "inception": arguments.inception, "clip": arguments.clip}
-    samples.check(names, trained, settings.count(1000), classes=classes, **needed)
+    samples.check(names, trained, settings.count(1000), classes=classes, **needed, thorough=True)
 
 
 def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> _Work | None:

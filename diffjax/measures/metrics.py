@@ -55,6 +55,7 @@ class Metric(NamedTuple):
     columns: Mapping[str, Column]
     measure: Callable[[Compared], Values]
     least: int  # samples, and real images, that it needs
+    least_for_limit: int = 0  # samples for the extrapolation
 
 
 def _frechet(name: str, heading: str, network: str) -> Metric:
@@ -67,7 +68,7 @@ def _frechet(name: str, heading: str, network: str) -> Metric:
         return found
 
     columns = {name: Column(heading, "lower"), f"{name}_infinity": Column(f"{heading} infinity", "lower", lowest=0.0)}
-    return Metric(network, columns, measure, least=4)  # 4: two sizes for the extrapolation
+    return Metric(network, columns, measure, least=2, least_for_limit=4)  # 4: two sizes for the line
 
 
 def _spread(features: np.ndarray, distance: Callable[[moments.Moments], float], c: Compared) -> float | None:
@@ -114,7 +115,9 @@ def _manifold(network: str) -> Metric:
 
         errors = [None] * len(kinds)
         if c.errors and few >= 2 * _BLOCKS:
-            errors = resampling.jackknife(values, fake[:few], blocks=_BLOCKS, seed=c.seed).tolist()
+            # A share of 0 or 1 may have no spread; its error is then that of a share of as many tries.
+            least = [0.0 if name == "density" else resampling.share(np.ones(few)).standard_error for name in kinds]
+            errors = np.maximum(resampling.jackknife(values, fake[:few], blocks=_BLOCKS, seed=c.seed), least).tolist()
         found = zip(columns, values(fake[:few]).tolist(), errors, strict=True)
         return {name: Estimate(value, error) for name, value, error in found}
 

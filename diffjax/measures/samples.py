@@ -43,13 +43,14 @@ def check(
     classes: int | None = None,
     inception: str | None = None,
     clip: str | Path | None = None,
+    thorough: bool = False,
 ) -> None:
     """Raises UserError for a metric of `count` samples that a `Measurer` cannot compute; loads no network.
 
     Args:
       names: of NAMES.
       count: samples to measure.
-      split, classes, inception, clip: as of `Measurer`.
+      split, classes, inception, clip, thorough: as of `Measurer`.
 
     Raises:
       UserError: an unknown name, a metric that does not suit the run, too few samples, or missing data or weights.
@@ -65,17 +66,18 @@ def check(
             alignment.check_shapes(name, trained)
         if name in BY_CLASS and min(classes, count) < 2:
             raise UserError(f"--metrics={name}: requires samples of at least 2 classes; remove it, or raise --num")
-    least = {name: COMPARISONS[name].least for name in names if name in COMPARISONS}
-    for name, needed in least.items():
+    compared = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
+    for name, metric in compared.items():
+        needed = max(metric.least, metric.least_for_limit if thorough else 0)
         if count < needed:
             raise UserError(f"--metrics={name}: requires at least {needed} images, not {count}; raise --num")
     if _needs_clip(names):
         check_judge(trained, clip)
     split = split or trained.config.data.split
     real = len(open_source(trained.config, split))
-    for name, needed in least.items():
-        if real < needed:
-            raise UserError(f"--metrics={name}: requires at least {needed} real images, and {split} has {real}")
+    for name, metric in compared.items():
+        if real < metric.least:
+            raise UserError(f"--metrics={name}: requires at least {metric.least} real images, and {split} has {real}")
 
 
 def check_names(names: Sequence[str], inception: str | None = None) -> None:

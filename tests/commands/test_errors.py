@@ -126,7 +126,7 @@ def test_evaluate_and_its_run_must_fit(argument, workdir, capsys):
     ("verb", "flags", "message"),
     [
         ("evaluate", ["--metrics=fid"], "download https://"),
-        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "cannot read nowhere.pth"),
+        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
         ("evaluate", ["--metrics=fd_pixels", "--steps=2,3"], "give one value here"),
         ("evaluate", ["--metrics=fd_pixels", "--reference=tset"], "tset"),
         ("evaluate", ["--metrics=rfd_pixels"], "is a run of system=ddpm, without one"),
