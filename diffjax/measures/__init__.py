@@ -1,6 +1,7 @@
 """What is measured of a trained run: of its likelihood, its reconstructions, and its samples."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +68,10 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
         return
     if name == "zero_shot":
         alignment.check_template(settings.template)
+    if name == "reconstruction":
+        for path in settings.lpips:
+            if not Path(path).is_file():
+                raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
     if name in ("nll", "reconstruction") and trained.system.model:
         for steps in settings.steps:
             grid = settings.grid or trained.config.sampler.grid

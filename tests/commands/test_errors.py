@@ -2,7 +2,10 @@
 
 import pytest
 
-from diffjax import commands
+from diffjax import commands, measures
+from diffjax.commands import evaluate, sweep
+from diffjax.generate import Generator
+from diffjax.measures import samples
 from tests import tiny
 
 CONFIG = str(tiny.ROOT / "configs" / "digits.py")
@@ -141,6 +144,49 @@ def test_a_measure_and_its_run_must_fit(verb, flags, message, workdir, capsys):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "message"),
+    [
+        ("evaluate", ["--metrics=nll,fid"], "give --inception=FILE"),
+        ("evaluate", ["--metrics=nll,captions"], "--metrics=captions: requires text-conditional samples"),
+        ("evaluate", ["--metrics=nll,accuracy"], "--metrics=accuracy"),
+        ("evaluate", ["--metrics=nll,cmmd"], "--clip=RUN"),
+        ("evaluate", ["--metrics=nll,manifold_pixels", "--num=5"], "requires at least 6 images, not 5; raise --num"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--num=3"], "requires at least 4 images"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--reference=tset"], "tset"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--steps=2,3"], "give one value here"),
+        ("evaluate", ["--metrics=nll,reconstruction", "--steps=5,21"], "21"),
+        (
+            "sweep",
+            ["--metrics=fd_pixels,captions", "--steps=2"],
+            "--metrics=captions: requires text-conditional samples",
+        ),
+        ("sweep", ["--metrics=fd_pixels,cmmd", "--steps=2"], "--clip=RUN"),
+        ("sweep", ["--metrics=kd_pixels", "--steps=2", "--num=3"], "requires at least 4 images"),
+        ("sweep", ["--metrics=is", "--steps=2", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused_before_anything_is_computed(
+    verb, flags, message, workdir, capsys, monkeypatch
+):
+    fail = lambda *_, **__: pytest.fail("computed")  # noqa: E731
+    monkeypatch.setitem(measures.OF_DATA, "nll", {"model": fail})
+    monkeypatch.setattr(Generator, "__call__", fail)
+    monkeypatch.setattr(samples.Measurer, "__init__", fail)
+    capsys.readouterr()
+    assert commands.main(["launch.py", verb, f"--workdir={workdir}", *flags]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+
+
+def test_missing_weights_are_found_before_the_run_is_opened(workdir, monkeypatch, capsys):
+    for verb in (evaluate, sweep):
+        monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("opened"))
+    for verb in ("evaluate", "sweep"):
+        assert commands.main(["launch.py", verb, f"--workdir={workdir}", "--metrics=fid"]) == 2
+        assert "download https://" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint(tmp_path, capsys):
