@@ -61,13 +61,28 @@ class Judge:
 
 def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Judge:
     """The CLIP at `path`, or else the one that a run names. Raises UserError for none."""
-    if not path:
-        fields = flatten(trained.config)
-        named = [field for field in ("clip", "rerank.clip") if fields.get(field)]
-        if not named:
-            raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
-        path = referred_run(trained.config, named[0], trained.workdir.path)
-    return Judge(path, trained.spec, batch_size)
+    return Judge(_judge_path(trained, path), trained.spec, batch_size)
+
+
+def check_judge(trained: Run, path: str | Path | None = None) -> None:
+    """Raises UserError where `judge_of` would find no CLIP, from its config alone."""
+    path = _judge_path(trained, path)
+    if clip_file.is_published(path):
+        return
+    system = Workdir(path).read_config().system
+    if system != "clip":
+        raise UserError(f"--clip={path}: a run of system={system}, not of a CLIP; name one, or published weights")
+
+
+def _judge_path(trained: Run, path: str | Path | None) -> str | Path:
+    """Returns the folder of the CLIP that judges a run's samples. Raises UserError where none is named."""
+    if path:
+        return path
+    fields = flatten(trained.config)
+    named = [field for field in ("clip", "rerank.clip") if fields.get(field)]
+    if not named:
+        raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
+    return referred_run(trained.config, named[0], trained.workdir.path)
 
 
 def best_of(

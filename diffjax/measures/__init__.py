@@ -1,6 +1,7 @@
 """What is measured of a trained run: of its likelihood, its reconstructions, and its samples."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -50,8 +51,8 @@ def check_name(name: str) -> None:
         raise unknown("metric", name, NAMES)
 
 
-def check(name: str, trained: Run) -> None:
-    """Raises UserError for a metric that the run does not have."""
+def check(name: str, trained: Run, settings: Settings | None = None) -> None:
+    """Raises UserError for a metric that the run does not have, or that does not fit the settings."""
     if name in OF_DATA:
         of_data(name, trained)
     elif (trained.system.codec if name in OF_RECONSTRUCTIONS else trained.system.sample) is None:
@@ -61,6 +62,20 @@ def check(name: str, trained: Run) -> None:
             f"--metrics={name}: {trained.workdir.path} is of embeddings, which are measured by the pictures of the "
             "whole chain"
         )
+    if name == "composition":
+        alignment.check_shapes(name, trained)
+    if settings is None:
+        return
+    if name == "zero_shot":
+        alignment.check_template(settings.template)
+    if name == "reconstruction":
+        for path in settings.lpips:
+            if not Path(path).is_file():
+                raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
+    if name in ("nll", "reconstruction") and trained.system.model:
+        for steps in settings.steps:
+            grid = settings.grid or trained.config.sampler.grid
+            trained.system.plan({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})
 
 
 def _without(name: str, trained: Run) -> UserError:

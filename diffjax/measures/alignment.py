@@ -8,45 +8,72 @@ from jaxtyping import UInt8
 from diffjax import data
 from diffjax.data import shapes
 from diffjax.errors import UserError
-from diffjax.evals import alignment
+from diffjax.evals import alignment, resampling
 from diffjax.evals.resampling import Estimate, share
 from diffjax.judge import Judge
-from diffjax.measures.settings import Examples, Settings, mean_and_error
+from diffjax.measures.settings import Examples, Settings, percent_with_error, share_and_error
 from diffjax.run import Run
 
-PARTS = ("captions", *(f"caption_{part}" for part in shapes.Check._fields))  # of a caption, the first for all at once
-_CANDIDATES = 100  # captions that one is told from
+_CHECKS = tuple(f"caption_{part}" for part in shapes.Check._fields)
+PARTS = ("captions", *_CHECKS, "caption_relation_share")  # of a caption, the first for all at once
+RELATION_CHANCE = 1 / len(shapes.RELATIONS)  # of the relation of objects that are placed without regard to the caption
+CANDIDATES = 100  # captions that one is told from
 _NEAREST = (1, 5, 10)  # how many answers a retrieval may give
 
 
 def by_clip(
     judge: Judge, images: UInt8[np.ndarray, "N H W C"], captions: Sequence[str], *, seed: int
 ) -> Mapping[str, Estimate]:
-    """The CLIP score and the retrieval precision of pictures of captions."""
+    """Returns the CLIP score and the retrieval precision of images of captions.
+
+    Images of one caption are correlated: errors are over captions. The precision has no value for a single caption.
+    """
     found, said = judge.pictures(images), judge.texts(captions)
-    scores = mean_and_error(alignment.clip_score(found, said))
-    right = alignment.retrieval_precision(found, said, captions, candidates=_CANDIDATES, seed=seed)
-    return {"clip_score": Estimate(scores["mean"], scores["standard_error"]), "r_precision": share(right)}
+    scores = resampling.mean(alignment.clip_score(found, said), captions)
+    if len(set(captions)) < 2:
+        return {"clip_score": scores, "r_precision": Estimate(None, None)}
+    right = alignment.retrieval_precision(found, said, captions, candidates=CANDIDATES, seed=seed)
+    return {"clip_score": scores, "r_precision": share(right, captions)}
 
 
 def by_reading(images: UInt8[np.ndarray, "N H W C"], captions: Sequence[str]) -> dict[str, Estimate]:
-    """The share of pictures of shapes that show what their caption says: all of it, and part by part.
+    """Returns the shares of images of shapes that show what their caption says: all of it, and part by part.
 
-    A caption that does not speak of a part is not counted for it.
+    A caption that does not mention a part is not counted for it, and a part that no caption mentions is absent. The
+    relation is counted over the images whose two objects are identified (`shapes.read`), without regard to where they
+    are: RELATION_CHANCE is its value by chance. `caption_relation_share` is the share of such images among those of
+    captions with a relation; if there are none, `caption_relation` has no value. Colour, shape and size are read under
+    the pairing of objects and phrases that has most of them right. Errors are over captions.
     """
-    checks = np.array([shapes.check(image, caption) for image, caption in zip(images, captions, strict=True)])
+    read = [shapes.read(image, caption) for image, caption in zip(images, captions, strict=True)]
+    checks, identified = np.array([check for check, _ in read]), np.array([known for _, known in read])
+    captions = np.asarray(captions)
     said = [shapes.parse(caption) for caption in captions]
-    speaks = np.ones_like(checks)
-    speaks[:, shapes.Check._fields.index("relation")] = [description.relation is not None for description in said]
-    speaks[:, shapes.Check._fields.index("size")] = [any(g.size for g in description.groups) for description in said]
-    columns = [checks.all(axis=1), *(checks[speaks[:, i], i] for i in range(checks.shape[1]))]
-    return {name: share(right) for name, right in zip(PARTS, columns, strict=True) if len(right)}
+    counted = dict.fromkeys(_CHECKS, np.ones(len(said), bool))
+    relation = np.array([description.relation is not None for description in said])
+    counted["caption_relation"] = identified
+    counted["caption_size"] = np.array([any(group.size for group in description.groups) for description in said])
+    result = {"captions": share(checks.all(axis=1), captions)}
+    for name, right in zip(_CHECKS, checks.T, strict=True):
+        some = counted[name]
+        if some.any():
+            result[name] = share(right[some], captions[some])
+    if relation.any():
+        result.setdefault("caption_relation", Estimate(None, None))
+        result["caption_relation_share"] = share(identified[relation], captions[relation])
+    return result
 
 
 def check_shapes(name: str, trained: Run) -> None:
     """Raises UserError where captions are not those of shapes, which alone can be read."""
     if trained.config.data.name != "shapes":
         raise UserError(f"--metrics={name} reads captions of shapes, and this run is of {trained.config.data.name}")
+
+
+def check_template(template: str) -> None:
+    """Raises UserError unless the sentence of zero-shot classification has one place for the name of a class."""
+    if template.count("{}") != 1:
+        raise UserError(f"--template={template}: a sentence with one {{}}, for the name of a class")
 
 
 def retrieval(settings: Settings, trained: Run, examples: Examples) -> dict:
@@ -65,12 +92,9 @@ def retrieval(settings: Settings, trained: Run, examples: Examples) -> dict:
             # k answers drawn at random hold one of m right ones among n: 1 - C(n - m, k) / C(n, k)
             n, m = len(found), same.sum(axis=1)
             chance = float(1 - np.prod([(n - m - i) / (n - i) for i in range(min(k, n))], axis=0).clip(0).mean())
-            figure = mean_and_error(alignment.recall(queries, answers, k=k, same=same))
+            figure = share_and_error(alignment.recall(queries, answers, k=k, same=same), kinds)
             result[f"{name}_{k}"] = {**figure, "chance": chance}
-            print(
-                f"  {name.replace('_', ' ')}, recall@{k:<3} {figure['mean']:6.1%} +- {figure['standard_error']:.1%} "
-                f"(chance {chance:.1%})"
-            )
+            print(f"  {name.replace('_', ' ')}, recall@{k:<3} {percent_with_error(**figure)} (chance {chance:.1%})")
     return result | {"captions": len(set(kinds))}
 
 
@@ -88,15 +112,17 @@ def composition(settings: Settings, trained: Run, examples: Examples) -> dict:
     print(f"{len(images)} pictures of {settings.split} and captions with one thing wrong, step {trained.step}")
     result = {}
     for kind in wrong[0]:
-        right, chance = [], []
+        right, chance, counted = [], [], []
         for image, caption, kinds in zip(images, examples.captions, wrong, strict=True):
             if kinds[kind]:
                 others = texts[[places[other] for other in kinds[kind]]] @ image
                 right.append(texts[places[caption]] @ image > others.max())
                 chance.append(1 / (1 + len(others)))
-        if len(right) > 1:  # else it has no error
-            result[kind] = {**mean_and_error(np.array(right)), "chance": float(np.mean(chance)), "pictures": len(right)}
-            print("  {0:8} {mean:6.1%} +- {standard_error:.1%} (chance {chance:.1%})".format(kind, **result[kind]))
+                counted.append(caption)
+        if len(right) > 1:
+            figure = share_and_error(np.array(right), counted)
+            result[kind] = {**figure, "chance": float(np.mean(chance)), "pictures": len(right)}
+            print(f"  {kind:8} {percent_with_error(**figure)} (chance {np.mean(chance):.1%})")
     return result
 
 
@@ -107,16 +133,14 @@ def _wrong_captions(caption: str) -> dict[str, list[str]]:
 
 def zero_shot(settings: Settings, trained: Run, examples: Examples) -> dict:
     """How often the class whose sentence is nearest is a picture's own (Radford et al. 2021, section 3.1)."""
+    check_template(settings.template)
     names = data.class_names(trained.config.data.name)
-    if settings.template.count("{}") != 1:
-        raise UserError(f"--template={settings.template}: a sentence with one {{}}, for the name of a class")
     judge = Judge(trained.workdir.path, trained.spec, settings.batch_size)
     sentences = [settings.template.format(name) for name in names]
     nearest = np.argmax(judge.pictures(examples.images) @ judge.texts(sentences).T, axis=1)
-    figure = mean_and_error(nearest == examples.labels)
+    figure = share_and_error(nearest == examples.labels)
     print(
         f"zero-shot classification of {len(nearest)} pictures of {settings.split} as {settings.template!r}, "
-        f"{len(names)} classes, step {trained.step}\n  {figure['mean']:6.1%} +- {figure['standard_error']:.1%} "
-        f"(chance {1 / len(names):.1%})"
+        f"{len(names)} classes, step {trained.step}\n  {percent_with_error(**figure)} (chance {1 / len(names):.1%})"
     )
-    return {"accuracy": figure, "template": settings.template}
+    return {"accuracy": {**figure, "chance": 1 / len(names)}, "template": settings.template}

@@ -1,6 +1,7 @@
 """What is measured of autoencoders and of priors over codes."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from diffjax import pictures
 from diffjax.errors import UserError
 from diffjax.evals import similarity
 from diffjax.generate import Generator
-from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
+from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over, text_with_error
 from diffjax.nn import lpips
 from diffjax.run import Run
 from diffjax.spread import Spread
@@ -19,16 +20,17 @@ from diffjax.systems.pixels import to_unit_range
 def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:
     """How close images come back, as 8-bit pictures, and how much of the codebook that takes."""
     images = examples.images
+    distances = _lpips(settings, images) if settings.lpips else None
     generator = Generator(trained.system, batch_size=min(settings.batch_size, len(images)))
     back = generator.reconstruct(trained.variables, images)
     columns = {name: measure(images, back) for name, measure in similarity.MEASURES.items()}
     result = {name: mean_and_error(values) for name, values in columns.items()}
     print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}")
     for name, values in result.items():
-        print(f"  {similarity.EXPLAINED[name]:34} {values['mean']:9.5f} +- {values['standard_error']:.5f}")
-    if settings.lpips:
-        result["lpips"] = mean_and_error(_lpips(settings, images, back))
-        print(f"  {'LPIPS (lower is better)':34} {result['lpips']['mean']:9.5f}")
+        print(f"  {similarity.EXPLAINED[name]:34} {text_with_error(**values)}")
+    if distances:
+        result["lpips"] = mean_and_error(distances(images, back))
+        print(f"  {'LPIPS (lower is better)':34} {text_with_error(**result['lpips'])}")
     if trained.codec.to_codes:
         result["codes"] = _usage(settings, trained, examples)
         for level, used in enumerate(result["codes"]):
@@ -41,17 +43,25 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict
     return result
 
 
-def _lpips(settings: Settings, images: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Of each pair. Raises UserError for weights that cannot be read, or images too small for the network."""
+def _lpips(settings: Settings, images: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Returns a function that computes LPIPS of each pair of two batches of images.
+
+    Raises:
+      UserError: the weights cannot be read, or the images are too small for the network.
+    """
     params = lpips.load(*settings.lpips)
+    size = min(settings.batch_size, len(images))
 
     def distance(params, pair):
         return lpips.distance(params, *map(to_unit_range, pair))
 
+    batch = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
     try:
-        return Spread(min(settings.batch_size, len(images))).compile(distance)(params, (images, back))
+        jax.eval_shape(distance, params, (batch, batch))
     except ValueError as error:
-        raise UserError(f"--lpips: {error}") from error
+        raise UserError(f"--lpips={','.join(settings.lpips)}: {error}") from error
+    compiled = Spread(size).compile(distance)
+    return lambda images, back: compiled(params, (images, back))
 
 
 def _usage(settings: Settings, trained: Run, examples: Examples) -> list[dict]:
@@ -95,5 +105,5 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
     result = {name: mean_and_error(found[name]) for name in explained if name in found}
     print(f"{len(examples.images)} images of {settings.split}, checkpoint {trained.step}")
     for name, values in result.items():
-        print(f"  {explained[name]:42} {values['mean']:8.4f} +- {values['standard_error']:.4f}")
+        print(f"  {explained[name]:42} {text_with_error(**values)}")
     return result | {"draws": settings.draws}

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import sampling
 from diffjax.diffusion.noise import perturb
-from diffjax.measures.settings import Examples, Settings, mean_and_error, over
+from diffjax.measures.settings import Examples, Settings, over, percent_with_error, share_and_error
 from diffjax.run import Run
 from diffjax.systems.pixels import to_unit_range
 from diffjax.systems.process import make_schedule
@@ -25,8 +25,8 @@ def accuracy(settings: Settings, trained: Run, examples: Examples) -> dict:
     rows = []
     for t in np.unique(np.round(np.linspace(schedule.first, schedule.timesteps, 9))):
         hits = over(settings, f"t = {t:g}", lambda keys, batch, t=t: right(trained.variables, keys, batch, t), examples)
-        rows.append({"t": float(t), "accuracy": mean_and_error(hits)})
+        rows.append({"t": float(t), "accuracy": share_and_error(hits)})
     print(f"accuracy on {len(examples.images)} images of {settings.split}, checkpoint {trained.step}")
     for row in rows:
-        print(f"  t {row['t']:6g}  {row['accuracy']['mean']:6.1%} +- {row['accuracy']['standard_error']:.1%}")
+        print(f"  t {row['t']:6g}  {percent_with_error(**row['accuracy'])}")
     return {"rows": rows}

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from tqdm import tqdm
 
 from diffjax.errors import enough_memory
+from diffjax.evals import resampling
+from diffjax.numbers import with_error
 from diffjax.spread import memory_advice
 
 SHOWN = 10  # images of a picture of reconstructions
@@ -69,7 +71,25 @@ def over(settings: Settings, what: str, function: Callable, examples: Examples):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def mean_and_error(values: np.ndarray) -> dict[str, float]:
-    """The mean over images and its standard error."""
-    values = np.asarray(values, np.float64)
-    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)))}
+def mean_and_error(values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> dict[str, float]:
+    """Returns the mean over images and its standard error, for a result file; `groups` as of `resampling.mean`."""
+    return _named(resampling.mean(values, groups))
+
+
+def share_and_error(right: Bool[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> dict[str, float]:
+    """Returns the share of images that are right and its standard error, which is not 0 at a share of 0 or 1."""
+    return _named(resampling.share(right, groups))
+
+
+def _named(estimate: resampling.Estimate) -> dict[str, float | None]:
+    return {"mean": estimate.value, "standard_error": estimate.standard_error}
+
+
+def text_with_error(mean: float, standard_error: float | None) -> str:
+    """Returns the text of a figure of a result file, such as "3.584 ± 0.008"."""
+    return with_error(mean, standard_error)
+
+
+def percent_with_error(mean: float, standard_error: float | None) -> str:
+    """Returns the text of a share in percent, such as "95.7 ± 0.6 %"."""
+    return f"{with_error(100 * mean, None if standard_error is None else 100 * standard_error)} %"

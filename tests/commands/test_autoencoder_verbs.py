@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import diffjax
-from diffjax import commands
+from diffjax import commands, measures
+from diffjax.generate import Generator
 from tests import tiny
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vqgan", "kl")]
@@ -56,6 +57,18 @@ def test_an_autoencoder(name, trained, capsys):
         assert 0 < level["used"] <= 1
     assert Image.open(workdir / "results" / "reconstruction.png").size == (10 * 66 + 2, 2 * 66 + 2)
     assert "perceptual loss" in capsys.readouterr().out or name != "vae"
+
+
+def test_weights_that_are_missing_are_found_before_anything_is_reconstructed(trained, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Generator, "reconstruct", lambda *_: pytest.fail("reconstructed"))
+    monkeypatch.setitem(measures.OF_DATA, "nll", {"likelihood": lambda *_: pytest.fail("computed")})
+    flags = ["--metrics=nll,reconstruction", f"--lpips={tmp_path}/a.pth,{tmp_path}/b.pth"]
+    assert launch("evaluate", f"--workdir={trained('vae')}", *flags) == 2
+    assert "a.pth" in capsys.readouterr().err
+    assert (
+        launch("evaluate", f"--workdir={trained('vae')}", "--metrics=reconstruction,rmanifold_pixels", "--num=5") == 2
+    )
+    assert "requires at least 6 images, not 5" in capsys.readouterr().err
 
 
 def test_reconstructions_are_compared_with_the_originals(trained):

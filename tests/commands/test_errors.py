@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax import commands, data
-from diffjax.commands import edits, flags, sample, settings
+from diffjax import commands, data, measures
+from diffjax.commands import edits, evaluate, flags, sample, settings, sweep
 from diffjax.config import to_json
 from diffjax.errors import UserError, printable
 from diffjax.generate import Generator
+from diffjax.measures import samples
 from tests import tiny
 
 CONFIG = str(tiny.ROOT / "configs" / "digits.py")
@@ -159,7 +160,7 @@ def test_evaluate_and_its_run_must_fit(argument, workdir, capsys):
     ("verb", "flags", "message"),
     [
         ("evaluate", ["--metrics=fid"], "download https://"),
-        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "cannot read nowhere.pth"),
+        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
         ("evaluate", ["--metrics=fd_pixels", "--steps=2,3"], "give one value here"),
         ("evaluate", ["--metrics=fd_pixels", "--reference=tset"], "tset"),
         ("evaluate", ["--metrics=rfd_pixels"], "is a run of system=ddpm, without one"),
@@ -174,6 +175,49 @@ def test_a_measure_and_its_run_must_fit(verb, flags, message, workdir, capsys):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "message"),
+    [
+        ("evaluate", ["--metrics=nll,fid"], "give --inception=FILE"),
+        ("evaluate", ["--metrics=nll,captions"], "--metrics=captions: requires text-conditional samples"),
+        ("evaluate", ["--metrics=nll,accuracy"], "--metrics=accuracy"),
+        ("evaluate", ["--metrics=nll,cmmd"], "--clip=RUN"),
+        ("evaluate", ["--metrics=nll,manifold_pixels", "--num=5"], "requires at least 6 images, not 5; raise --num"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--num=3"], "requires at least 4 images"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--reference=tset"], "tset"),
+        ("evaluate", ["--metrics=nll,fd_pixels", "--steps=2,3"], "give one value here"),
+        ("evaluate", ["--metrics=nll,reconstruction", "--steps=5,21"], "21"),
+        (
+            "sweep",
+            ["--metrics=fd_pixels,captions", "--steps=2"],
+            "--metrics=captions: requires text-conditional samples",
+        ),
+        ("sweep", ["--metrics=fd_pixels,cmmd", "--steps=2"], "--clip=RUN"),
+        ("sweep", ["--metrics=kd_pixels", "--steps=2", "--num=3"], "requires at least 4 images"),
+        ("sweep", ["--metrics=is", "--steps=2", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused_before_anything_is_computed(
+    verb, flags, message, workdir, capsys, monkeypatch
+):
+    fail = lambda *_, **__: pytest.fail("computed")  # noqa: E731
+    monkeypatch.setitem(measures.OF_DATA, "nll", {"model": fail})
+    monkeypatch.setattr(Generator, "__call__", fail)
+    monkeypatch.setattr(samples.Measurer, "__init__", fail)
+    capsys.readouterr()
+    assert commands.main(["launch.py", verb, f"--workdir={workdir}", *flags]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+
+
+def test_missing_weights_are_found_before_the_run_is_opened(workdir, monkeypatch, capsys):
+    for verb in (evaluate, sweep):
+        monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("opened"))
+    for verb in ("evaluate", "sweep"):
+        assert commands.main(["launch.py", verb, f"--workdir={workdir}", "--metrics=fid"]) == 2
+        assert "download https://" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint(tmp_path, capsys):

@@ -1,16 +1,20 @@
 """Every verb, as a user calls it, on a tiny config."""
 
 import collections
+import errno
 import json
 import re
 import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import diffjax
-from diffjax import commands
+from diffjax import commands, io, report
+from diffjax.generate import Generator
+from diffjax.measures.samples import Measurer
 from diffjax.workdir import Workdir
 from tests import tiny
 from tests.running import process, steps, wait_for_step
@@ -75,11 +79,99 @@ def test_sweep(workdir, capsys):
         (s, e, h, g) for s in (2, 5, 20) for e, h in ((0.0, False), (1.0, False), (1.0, True)) for g in (1.0, 2.0)
     }
     assert all(0 <= cell["recognised"] <= 1 and cell["fd_pixels"] > 0 for cell in results["cells"])
-    last = [cell for cell in results["cells"] if cell["steps"] == 20 and cell["eta"] == 0]
-    assert all(cell["to_most_steps"] == 0 for cell in last)
+    for cell in results["cells"]:
+        assert (cell["to_most_steps"] is None) == (cell["steps"] == 20)  # the reference itself
+        errors = cell["standard_errors"]
+        assert errors["fd_pixels"] > 0 and errors["recognised"] > 0
+        assert (errors["to_most_steps"] is None) == (cell["steps"] == 20) and cell["not_finite"] == 0
+    # The program compiles once, before the cell that is drawn first, which has the most steps.
+    compiled = [cell for cell in results["cells"] if cell["compile_seconds"] > 0]
+    assert [(cell["steps"], cell["eta"]) for cell in compiled] == [(20, 0.0)]
+    assert results["compile_seconds"] == compiled[0]["compile_seconds"] > 0
+    assert results["complete"] and results["git"] is not None and results["command"]
     assert results["reference"]["recogniser_held_out_accuracy"] > 0.9
+    real = results["baselines"]["recognised"]["real"]
+    assert real["value"] == results["reference"]["recogniser_held_out_accuracy"] and real["standard_error"] > 0
+    (warning,) = results["warnings"]
+    assert "20 samples of 64 features" in warning
     assert (workdir / "results" / "sweep.png").stat().st_size > 10_000
-    assert "1 compilation(s) of the sampler" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 compilation(s) of the sampler" in out and "recognised of real images: 0.9" in out
+    assert err.count("20 samples of 64 features") == 1
+
+
+def test_seconds_of_a_cell_leave_out_the_compilation(workdir, monkeypatch):
+    """A compilation takes as long as it likes: here two seconds more."""
+    compiling = Generator.compile
+
+    def slowly(generator, *arguments):
+        time.sleep(2)
+        compiling(generator, *arguments)
+
+    monkeypatch.setattr(Generator, "compile", slowly)
+    assert launch("sweep", f"--workdir={workdir}", "--steps=1,2", "--num=8", "--metrics=fd_pixels") == 0
+    first, second = sorted(cells(workdir), key=lambda cell: -cell["steps"])
+    assert first["compile_seconds"] > 2 and second["compile_seconds"] == 0
+    assert max(first["seconds"], second["seconds"]) < 2
+
+
+class StopAfter:
+    """A measure that stops the sweep at its n-th cell, by a signal of this process."""
+
+    def __init__(self, monkeypatch, number, count):
+        call, left = Measurer.__call__, iter(range(count))
+
+        def counted(measurer, *given):
+            if next(left, None) is None:
+                signal.raise_signal(number)
+            return call(measurer, *given)
+
+        monkeypatch.setattr(Measurer, "__call__", counted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_keeps_its_cells(workdir, monkeypatch, capsys, number):
+    before = signal.getsignal(signal.SIGTERM)
+    StopAfter(monkeypatch, number, 2)
+    flags = ["--steps=1,2,4", "--num=8", "--metrics=fd_pixels"]
+    assert launch("sweep", f"--workdir={workdir}", *flags) == 128 + number
+    results = io.from_json((workdir / "results" / "sweep.json").read_bytes())
+    assert [cell["steps"] for cell in results["cells"]] == [2, 4] and results["complete"] is False
+    out, err = capsys.readouterr()
+    assert "stopped after 2 of 3 cells" in err and out.count("fd_pixels") == 2  # both tables
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_does_not_stop_a_sweep(workdir, monkeypatch, capsys):
+    """Each cell is tried again with the next; what is on disk in between is the last whole file."""
+    path, write, left = workdir / "results" / "sweep.json", io.write_json, iter(range(10))
+    done = []
+
+    def full(target, value, **given):
+        done.append(len(value["cells"]))
+        if next(left) in (1, 2):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        write(target, value, **given)
+
+    monkeypatch.setattr(io, "write_json", full)
+    flags = ["--steps=1,2,3,4", "--num=8", "--metrics=fd_pixels"]
+    assert launch("sweep", f"--workdir={workdir}", *flags) == 0
+    assert done == [1, 2, 3, 4] and len(cells(workdir)) == 4
+    err = capsys.readouterr().err
+    assert err.count(f"warning: {path} cannot be written (No space left on device)") == 2
+
+    path.unlink()
+    monkeypatch.setattr(io, "write_json", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert launch("sweep", f"--workdir={workdir}", *flags) == 2
+    out, err = capsys.readouterr()
+    assert f"error: {path} cannot be written" in err.splitlines()[-1] and not path.exists()
+    assert re.search(r"4 +\d.*±", out)  # a row of the table
+
+
+def test_a_figure_that_fails_leaves_the_results(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(report, "figure", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert launch("sweep", f"--workdir={workdir}", "--steps=1,3", "--num=8", "--metrics=fd_pixels") == 2
+    assert "fd_pixels" in capsys.readouterr().out and len(cells(workdir)) == 2
 
 
 def cells(workdir) -> list[dict]:
@@ -227,14 +319,17 @@ def test_evaluate_samples(workdir, capsys):
     assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
     said = capsys.readouterr()
     assert "against 1437 images of digits:train" in said.out
-    assert "40 samples of 64 features" in said.err
+    assert said.err.count("40 samples of 64 features") == 1
+    assert re.search(r"recognised +\d.*±.*real images 0\.9.*±.*chance 0\.1", said.out)
     found = json.loads((workdir / "results" / "fd_pixels.json").read_text())
+    assert "40 samples of 64 features" in found["warnings"][0] and found["not_finite"] == 0 and found["git"]
     assert found["figures"]["fd_pixels"]["value"] > found["figures"]["fd_pixels_infinity"]["value"]
     assert found["figures"]["fd_pixels"]["standard_error"] > 0
     assert found["sampler"]["steps"] == 3 and found["sampler"]["name"] == "ddim(eta=0.5)"
     assert (found["samples"], found["checkpoint"], found["seed"], found["ema_decay"]) == (40, 4, 0, 0.995)
     assert found["reference"]["images"] == 1437 and found["versions"]["jax"]
-    assert (workdir / "results" / "recognised.json").exists()
+    recognised = json.loads((workdir / "results" / "recognised.json").read_text())["figures"]["recognised"]
+    assert recognised["standard_error"] > 0 and recognised["real"]["value"] > 0.9 and recognised["chance"] == 0.1
     assert Image.open(workdir / "results" / "samples.png").size == (10 * 66 + 2, 4 * 66 + 2)
 
 
@@ -262,6 +357,7 @@ def test_benchmark(config, tmp_path, capsys):
     for name in ("compile_seconds", "step_seconds", "images_per_second", "gflop_per_step", "samples_per_second"):
         assert figures[name] > 0
     assert figures["images_per_second"] == pytest.approx(16 / figures["step_seconds"])
+    assert {"command", "git", "date", "device", "versions"} <= set(figures)
     assert "step seconds" in capsys.readouterr().out
 
 

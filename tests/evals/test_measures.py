@@ -26,5 +26,5 @@ def test_the_recogniser_knows_digits():
     images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
     train, test = (images[:1400], digits.target[:1400]), (images[1400:], digits.target[1400:])
     recogniser = Recogniser((images[::2], digits.target[::2]), (images[1::2], digits.target[1::2]))
-    assert recogniser.held_out_accuracy > 0.97
-    assert Recogniser(train, test).accuracy(test[0], (test[1] + 1) % 10) < 0.05
+    assert recogniser.held_out.value > 0.97
+    assert Recogniser(train, test).accuracy(test[0], (test[1] + 1) % 10).value < 0.05

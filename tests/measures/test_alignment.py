@@ -1,5 +1,6 @@
 """Pictures against their captions: scenes read back, and a judge that knows."""
 
+import itertools
 import types
 import zlib
 
@@ -8,6 +9,7 @@ import pytest
 
 from diffjax.data import shapes
 from diffjax.errors import UserError
+from diffjax.evals.resampling import share
 from diffjax.measures import alignment
 from diffjax.measures.settings import Settings
 from diffjax.workdir import Workdir
@@ -32,7 +34,7 @@ CAPTIONS = [
 def test_true_pictures_show_all_that_is_said():
     found = alignment.by_reading(drawn(CAPTIONS), CAPTIONS)
     assert set(found) == set(alignment.PARTS)
-    assert all(value == 1.0 for value, _ in found.values())
+    assert all(value == 1.0 and error > 0 for value, error in found.values())
 
 
 def test_each_part_is_judged_by_itself():
@@ -59,6 +61,109 @@ def test_what_a_caption_does_not_say_is_not_counted():
     assert found["caption_relation"].value == 0  # of one that speaks of a relation
     assert found["captions"].value == 0.75
     assert "caption_relation" not in alignment.by_reading(pictures[:2], CAPTIONS[:2])
+
+
+def relations(count, seed=0):
+    """Captions with a relation of two objects."""
+    rng = np.random.default_rng(seed)
+    found = (shapes._describe_any(rng) for _ in iter(int, 1))
+    return [shapes.sentence(each) for each in itertools.islice((d for d in found if d.relation), count)]
+
+
+def mirrored(caption):
+    first, second = shapes.parse(caption).groups
+    relation = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return shapes.sentence(shapes.Description((first, second), relation[shapes.parse(caption).relation]))
+
+
+def test_the_relation_of_right_and_of_mirrored_images():
+    captions = relations(60)
+    images = drawn(captions)
+    right = alignment.by_reading(images, captions)
+    assert right["caption_relation"].value == right["caption_relation_share"].value == 1
+    wrong = alignment.by_reading(images, [mirrored(caption) for caption in captions])
+    assert wrong["caption_relation"].value == 0 and wrong["caption_relation_share"].value == 1
+
+
+def recoloured(caption, rng):
+    """The same colours and relation anywhere, with other shapes and sizes."""
+    first, second = (
+        group._replace(shape=shapes.SHAPES[rng.integers(5)], size=("small", "large")[rng.integers(2)])
+        for group in shapes.parse(caption).groups
+    )
+    return shapes.sentence(shapes.Description((first, second), tuple(shapes.RELATIONS)[rng.integers(4)]))
+
+
+@pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
+def test_the_relation_of_wrong_images_is_chance(kind):
+    """However many objects are right: what is where says nothing of what the caption says."""
+    rng = np.random.default_rng(1)
+    captions = relations(400)
+    shown = {
+        "other images": lambda: relations(400, seed=1),
+        "right colours alone": lambda: [recoloured(caption, rng) for caption in captions],
+        "right objects": lambda: [
+            shapes.sentence(shapes.parse(caption)._replace(relation=tuple(shapes.RELATIONS)[rng.integers(4)]))
+            for caption in captions
+        ],
+    }[kind]()
+    found = alignment.by_reading(drawn(shown), captions)
+    value, error = found["caption_relation"]
+    counted = 400 * found["caption_relation_share"].value
+    assert counted > 60 and error == pytest.approx(np.sqrt(0.25 * 0.75 / counted), rel=0.25)
+    assert abs(value - alignment.RELATION_CHANCE) < 3 * np.sqrt(0.25 * 0.75 / counted)
+
+
+RED, BLUE = "a small red circle", "a large blue square"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # the picture's two are alike
+        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
+        (f"{RED} above {RED}", f"{RED} above {RED}"),
+        ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
+        ("a small red square above a small blue circle", "a small red circle above a small blue square"),  # a tie
+        (RED, f"{RED} above {BLUE}"),  # one is missing
+        ("three red circles", f"{RED} above {BLUE}"),
+    ],
+)
+def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said):
+    found = alignment.by_reading(drawn([shown]), [said])
+    assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (f"{RED} above {BLUE}", f"{BLUE} below {RED}"),
+        ("a small red cross above a small blue cross", f"{RED} above {BLUE}"),  # by colour alone
+        ("a small green circle above a small green square", f"{RED} above {BLUE}"),  # by shape alone
+        ("a large blue cross left of a small red cross", f"{RED} right of {BLUE}"),  # by colour and size
+        ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
+    ],
+)
+def test_objects_are_identified_by_what_is_right_of_them(shown, said):
+    found = alignment.by_reading(drawn([shown]), [said])
+    assert found["caption_relation"].value == found["caption_relation_share"].value == 1
+
+
+def test_errors_are_over_captions():
+    """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
+    captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
+    images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
+    found = alignment.by_reading(images, captions)
+    assert found["captions"].value == 0.5
+    assert found["captions"].standard_error == pytest.approx(share(np.array([True, False])).standard_error, rel=0.3)
+    judge = Knowing(CAPTIONS)
+    found = alignment.by_clip(judge, marked([0] * 20 + [2] * 20), [CAPTIONS[0]] * 20 + [CAPTIONS[1]] * 20, seed=0)
+    assert found["clip_score"] == pytest.approx((50, 50))  # 100 and 0: deviation sqrt(2) 50, over sqrt(2)
+
+
+def test_one_caption_is_told_from_no_other():
+    found = alignment.by_clip(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
+    assert found["r_precision"] == (None, None)
 
 
 class Knowing:

@@ -1,0 +1,88 @@
+"""Makes the README's figures and prints the numbers that it quotes: trains a config, sweeps its sampler.
+
+python docs/figures.py [digits | fashion_mnist] [--data_dir=DIR]
+
+Writes docs/figures/NAME.png, the samples at the end of training, and docs/figures/NAME_sweep.png. The run is kept in
+runs/figures/NAME: a second call does not train again. Times are those of this machine, and of other jobs on it.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "docs" / "figures"
+
+
+class Run(NamedTuple):
+    """A config, and the sweeps of its trained run."""
+
+    config: str
+    quoted: tuple[str, ...]  # flags of the sweep whose numbers the README quotes in a sentence; (): none
+    shown: tuple[str, ...]  # flags of the sweep whose figure it shows
+
+
+RUNS = {
+    "digits": Run(
+        "configs/digits.py",
+        ("--steps=50", "--num=500"),
+        ("--steps=5,10,20,50,100,250", "--eta=0,1,hat", "--num=200"),
+    ),
+    "fashion_mnist": Run("configs/ddpm_fashion_mnist.py", (), ("--steps=5,10,20,50,100", "--eta=0,1", "--num=100")),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", default="digits", choices=RUNS)
+    parser.add_argument("--data_dir", default="", help="folder of prepared data sets; digits need none")
+    arguments = parser.parse_args()
+    run, workdir = RUNS[arguments.name], ROOT / "runs" / "figures" / arguments.name
+    trained = workdir.exists()
+    data = [f"--config.data.dir={arguments.data_dir}"] * bool(arguments.data_dir)
+
+    began = time.perf_counter()
+    launch("train", f"--config={run.config}", f"--workdir={workdir}", *data)
+    seconds = time.perf_counter() - began
+    last_sheet = sorted((workdir / "samples").glob("step_*.png"))[-1]
+    shutil.copyfile(last_sheet, FIGURES / f"{arguments.name}.png")
+    quoted = sweep(workdir, run.quoted) if run.quoted else None
+    sweep(workdir, run.shown)
+    shutil.copyfile(workdir / "results" / "sweep.png", FIGURES / f"{arguments.name}_sweep.png")
+
+    print(f"\nREADME, {arguments.name}:")
+    print(
+        "training: " + ("not timed, the run was there" if trained else f"{seconds / 60:.1f} minutes, with compilation")
+    )
+    if quoted:
+        (cell,) = quoted["cells"]
+        real = quoted["baselines"]["recognised"]["real"]
+        print(f"on {quoted['device']}; samples: {quoted['num']}, steps: {cell['steps']}")
+        print(f"recognised: {percent(cell['recognised'], cell['standard_errors']['recognised'])}")
+        print(f"real images recognised: {percent(real['value'], real['standard_error'])}")
+        print(f"fd_pixels: {cell['fd_pixels']:.3f} ± {cell['standard_errors']['fd_pixels']:.3f}")
+    return 0
+
+
+def launch(*arguments: str) -> None:
+    """Runs a verb of launch.py. Raises CalledProcessError where it fails."""
+    subprocess.run([sys.executable, str(ROOT / "launch.py"), *arguments], check=True, cwd=ROOT)
+
+
+def sweep(workdir: Path, flags: tuple[str, ...]) -> dict:
+    """Returns the results of a sweep."""
+    launch("sweep", f"--workdir={workdir}", *flags)
+    return json.loads((workdir / "results" / "sweep.json").read_text())
+
+
+def percent(share: float, error: float) -> str:
+    return f"{100 * share:.1f} ± {100 * error:.1f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
