@@ -103,7 +103,7 @@ def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
 
 def _at_log_snr(log_snrs: np.ndarray, schedule: Schedule) -> Grid:
     """Times of increasing `log_snrs`, the first of them moved to T."""
-    found = np.asarray(schedule.time_at(log_snrs), np.float64)
+    found = np.array(schedule.time_at(log_snrs), np.float64)
     found[0] = schedule.timesteps
     if not schedule.continuous:
         found = _distinct(np.round(found)[::-1], schedule.timesteps)[::-1]

@@ -1,6 +1,7 @@
 """Samplers on data whose best denoiser is known: their order of convergence, and the data they must give back."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from diffjax.choice import choices
 from diffjax.diffusion import denoiser as denoisers
 from diffjax.diffusion import grids, parameterizations, samplers, sampling, schedules, variance
 from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.levels import Discrete, Tables
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
 from tests import tiny
 
@@ -205,6 +207,72 @@ def test_moments_at_few_steps(name, steps):
     mean, var = exact_moments(name, schedule(grids.trailing(steps, schedule)), steps)
     np.testing.assert_allclose(x.mean(), mean, atol=5 * np.sqrt(max(var, 1e-6) / SAMPLES))
     np.testing.assert_allclose(x.var(), var, rtol=5 * np.sqrt(2 / SAMPLES), atol=1e-6)
+
+
+FEW = (1, 2, 3, 4, 6, 8, 10, 15, 20)  # steps
+ON_THE_WAY = ("cosine", "linear", "rectified_flow", "edm")  # of the schedules; they differ in the noise at both ends
+WIDTH = 0.5  # standard deviation of Gaussian data of mean zero
+
+
+@functools.cache
+def few_steps():
+    """Every grid of few steps over some schedules: (cell, tables, levels and steps), the last three stacked."""
+    made = {name: choices(schedules)[name](1000) for name in ON_THE_WAY}
+    made["cosine, continuous"] = schedules.cosine(1000, continuous=True)
+    made["linear, zero terminal SNR"] = made["linear"].with_zero_terminal_snr()
+    cells, times, names = [], [], list(made)
+    for (name, schedule), (grid, make), n in itertools.product(made.items(), choices(grids).items(), FEW):
+        if grid != "times":
+            cells.append((name, grid, n))
+            given = (n,) if grid == "sections" else ()
+            times.append(np.pad(make(n, schedule, *given), (0, max(FEW) - n)))
+    times = jnp.asarray(times, jnp.float32).reshape(len(made), -1, max(FEW) + 1)
+    levels = [schedule(t) for schedule, t in zip(made.values(), times, strict=True)]
+    levels = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *levels)
+    tables = [schedule(jnp.arange(1001.0)) for schedule in made.values()]
+    which = [names.index(name) for name, *_ in cells]
+    tables = [np.stack([np.float32(getattr(table, kind)) for table in tables])[which] for kind in ("alpha", "sigma")]
+    return cells, tables, levels, np.array([n for *_, n in cells])
+
+
+@functools.cache
+def standard_deviations(name):
+    """Of the samples of each cell, from the marginal of the first level. Steps are linear in x and in their noises."""
+    _, tables, levels, counts = few_steps()
+
+    def one(alphas, sigmas, levels, n):
+        with np.errstate(divide="ignore"):
+            log_snr = jnp.clip(2 * (jnp.log(alphas) - jnp.log(sigmas)), -40.0, 80.0)
+        power = alphas**2 + sigmas**2
+        sampler = SAMPLERS[name][0](Discrete(1000, Tables(alphas, sigmas, log_snr, alphas**2 / power, 1 / power)), n)
+        first = sampling.at(levels, 0)
+        x = jnp.zeros(max(FEW) + 1).at[0].set(jnp.hypot(first.alpha * WIDTH, first.sigma))
+
+        def denoiser(x, noise):
+            return Denoised(noise.alpha * WIDTH**2 / (noise.alpha**2 * WIDTH**2 + noise.sigma**2) * x)
+
+        def body(i, state):  # a step is handed its noise as its keys
+            noise = jnp.zeros(max(FEW) + 1).at[1 + i].set(1.0)
+            return sampler.step(noise, denoiser, state[1], state[0], sampling.at(levels, i), sampling.at(levels, i + 1))
+
+        return jnp.linalg.norm(lax.fori_loop(0, n, body, (x, sampler.init(x)))[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samplers, "_normal_like", lambda keys, x: keys)
+        return np.asarray(jax.jit(jax.vmap(one))(*tables, levels, counts))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, (_, order) in SAMPLERS.items() if order > 1))
+def test_few_steps_of_higher_order_do_not_overshoot(name):
+    """In no number of steps, on no grid and schedule, are they much further from the data than the first order."""
+    first_order = "ancestral" if name in STOCHASTIC and name != "edm" else "ddim"
+    cells, *_ = few_steps()
+    error, reference = (np.abs(standard_deviations(n) / WIDTH - 1) for n in (name, first_order))
+    worst = np.argmax(error - reference)
+    assert error[worst] < reference[worst] + 0.15, (cells[worst], standard_deviations(name)[worst])
+    assert standard_deviations(name).max() < 1.5 * WIDTH
+    many = np.array([n == max(FEW) for *_, n in cells])
+    assert error[many].mean() < 0.6 * reference[many].mean()
 
 
 @pytest.mark.parametrize(
