@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time instead of T levels
+    config.diffusion.rescale_timesteps = False  # give the network (t - 1) * 1000 / T instead of t - 1
     config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
 
     config.train = ConfigDict()

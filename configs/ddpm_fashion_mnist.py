@@ -64,6 +64,7 @@ def get_config(size: str = "28") -> ConfigDict:
     config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time instead of T levels
+    config.diffusion.rescale_timesteps = False  # give the network (t - 1) * 1000 / T instead of t - 1
     config.diffusion.parameterization = "v"  # what the network predicts: eps | x0 | v | flow | edm | mu
     config.diffusion.loss = "mse"  # mse | vlb | hybrid
     config.diffusion.weighting = "simple"  # of mse: simple | snr | truncated_snr | min_snr | p2 | edm

@@ -27,6 +27,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.diffusion.zero_terminal_snr = False  # shift the schedule so that no signal is left at its end
     config.diffusion.timesteps = 1000  # T
     config.diffusion.continuous = False  # train on every real time instead of T levels
+    config.diffusion.rescale_timesteps = False  # give the network (t - 1) * 1000 / T instead of t - 1
     config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
     config.diffusion.downsample = 2  # what sides are divided by before it: 16x16, as the model draws them
     config.image_encoder.patch = 4  # side of a patch

@@ -7,7 +7,7 @@
 from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 GRID = {
-    "uniform": {"sampler.grid": "linspace"},
+    "uniform": {"sampler.grid": "sections"},
     "90, 60, 60, 20, 20 of 250": {"sampler.grid": "sections(90, 60, 60, 20, 20)"},
     "the same shares of 50": {"sampler.grid": "sections(18, 12, 12, 4, 4)"},
     "reversed": {"sampler.grid": "sections(4, 4, 12, 12, 18)"},

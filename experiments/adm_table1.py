@@ -81,6 +81,7 @@ EXPERIMENT = Experiment(
                 "train.learning_rate": 1e-4,
                 "train.ema_decay": 0.9999,
                 "sampler.name": "ancestral",
+                "sampler.grid": "sections",
                 "sampler.steps": 250,
             },
             num=50_000,

@@ -3,24 +3,26 @@
     python launch.py reproduce --experiment=experiments/iddpm_table2.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-The paper's values are transcribed by others: check them in the paper before you print them.
+The paper's values are transcribed by others: check them in the paper before you print them. The report in docs/reports
+was made with the network's time up to 3,999 at T = 4000, the grid `trailing` and the decoder `exact`.
 """
 
 from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
 
+T4000 = {"diffusion.timesteps": 4000, "diffusion.rescale_timesteps": True}  # the network's time is below 1000
 HYBRID = {"diffusion.loss": "hybrid", "diffusion.variance": "learned_range"}
 VLB = {"diffusion.loss": "vlb", "diffusion.variance": "learned_range", "diffusion.times": "importance"}
 SETTING = {  # all as the base but for this
     "T 1000, linear, L_simple": {"diffusion.timesteps": 1000},
-    "T 4000, linear, L_simple": {"diffusion.timesteps": 4000},
-    "T 4000, linear, L_hybrid": {"diffusion.timesteps": 4000, **HYBRID},
-    "T 4000, cosine, L_simple": {"diffusion.timesteps": 4000, "diffusion.schedule": "cosine"},
-    "T 4000, cosine, L_hybrid": {"diffusion.timesteps": 4000, "diffusion.schedule": "cosine", **HYBRID},
-    "T 4000, cosine, L_vlb": {"diffusion.timesteps": 4000, "diffusion.schedule": "cosine", **VLB},
+    "T 4000, linear, L_simple": {**T4000},
+    "T 4000, linear, L_hybrid": {**T4000, **HYBRID},
+    "T 4000, cosine, L_simple": {**T4000, "diffusion.schedule": "cosine"},
+    "T 4000, cosine, L_hybrid": {**T4000, "diffusion.schedule": "cosine", **HYBRID},
+    "T 4000, cosine, L_vlb": {**T4000, "diffusion.schedule": "cosine", **VLB},
 }
 NLL = (3.73, 3.37, 3.26, 3.26, 3.17, 2.94)
 FID = (3.29, 2.90, 3.07, 3.05, 3.19, 11.47)
-BOUND = {"terms": 60, "ode_steps": 0, "num": 200}
+BOUND = {"terms": 60, "ode_steps": 0, "num": 200, "decoder": "ddpm"}
 
 
 def named(*parts: str) -> list[dict[str, str]]:
@@ -69,6 +71,7 @@ EXPERIMENT = Experiment(
                 "train.steps": 40,
                 "train.sample_count": 0,
                 "sampler.name": "ancestral",
+                "sampler.grid": "sections",
                 "sampler.steps": 20,
                 "sampler.guidance": 1.0,
             },
@@ -89,6 +92,7 @@ EXPERIMENT = Experiment(
                 "diffusion.parameterization": "eps",
                 "train.steps": 1500,
                 "sampler.name": "ancestral",
+                "sampler.grid": "sections",
                 "sampler.steps": 100,
             },
             seeds=(0, 1, 2),
@@ -105,11 +109,12 @@ EXPERIMENT = Experiment(
                 "model.heads": 4,
                 "model.time_conditioning": "scale_shift",
                 "model.dropout": 0.3,  # 0.1 for the linear schedule in the paper
+                "sampler.grid": "sections",
                 "sampler.steps": 1000,  # all 4000 in the paper
             },
             num=50_000,
             measures=[
-                Measure("nll", "bound", heading="bits/dim, bound", settings={"num": 10_000, "ode_steps": 0}),
+                Measure("nll", "bound", heading="bits/dim, bound", settings={**BOUND, "num": 10_000, "terms": 0}),
                 Measure("fid"),
             ],
         ),

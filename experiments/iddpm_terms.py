@@ -8,7 +8,7 @@ Term by term, against t: `launch.py evaluate --metrics=nll` on any of the runs.
 
 from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
 
-BOUND = {"terms": 60, "ode_steps": 0, "num": 200}
+BOUND = {"terms": 60, "ode_steps": 0, "num": 200, "decoder": "ddpm"}
 
 
 def parts(**settings) -> list[Measure]:
@@ -29,7 +29,7 @@ EXPERIMENT = Experiment(
     claim="Most of the bound lies in the first few levels of noise, and more levels split it finer.",
     axes=[
         Axis("schedule", {name: {"diffusion.schedule": name} for name in ("linear", "cosine")}),
-        Axis("T", {str(t): {"diffusion.timesteps": t} for t in (1000, 4000)}),
+        Axis("T", {str(t): {"diffusion.timesteps": t, "diffusion.rescale_timesteps": True} for t in (1000, 4000)}),
     ],
     across="T",
     measures=parts(),

@@ -22,6 +22,7 @@ reconstructions of --split against the originals.
 nll, bits/dim of --split: the variational bound on the chain of --steps (default: all), with L_T, the sum of the KL
 terms and L_0, and its breakdown over t; the likelihood by the probability-flow ODE, its trace by Hutchinson's
 estimator, and exactly for the first --exact_trace images, by as many directional derivatives as an image has values.
+--decoder=ddpm computes L_0 as the codes of DDPM, Improved DDPM and ADM do, for comparison with their published values.
 With --terms=K, K terms of the bound are drawn a batch, more of them near the image, and weighted. A conditional model
 is told the labels. Of a VAE: the ELBO and its terms, and the importance-weighted bound of --samples draws. Of a VQ-VAE:
 with codes equally likely. Of a prior: of the codes.
@@ -71,6 +72,7 @@ def define(flags: Flags) -> None:
         ("split", "test", "of the data set, for metrics of data"),
         ("reference", None, "split that samples are compared with (default: the one trained on)"),
         ("clip", None, "run or folder of a CLIP (default: the one trained with the run)"),
+        ("decoder", "exact", "convention of L_0 in a diffusion model's bound, exact | ddpm (DDPM's code)"),
         ("template", "a {}", "sentence of a class's name, for zero_shot"),
         ("inception", None, "file of the weights of FID's InceptionV3"),
         ("lpips", None, "files of the weights of LPIPS, BACKBONE,LINEAR"),
@@ -151,7 +153,7 @@ class _Results:
 
 def _settings(arguments: Arguments) -> Settings:
     steps = tuple(value["steps"] for value in values(arguments, "steps")) if arguments.steps else ()
-    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template")
+    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template", "decoder")
     files = tuple(texts(arguments.lpips or ""))
     if len(files) not in (0, 2):
         raise UserError(f"--lpips={arguments.lpips}: name two files, BACKBONE,LINEAR")

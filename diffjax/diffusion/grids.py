@@ -25,7 +25,11 @@ def trailing(n: int, schedule: Schedule) -> Grid:
 
 
 def linspace(n: int, schedule: Schedule) -> Grid:
-    """Evenly spaced with both ends, 1 and T: Improved DDPM (Nichol & Dhariwal 2021), sec. 4. One step starts at T."""
+    """Evenly spaced with both ends, 1 and T: the linspace of Lin et al. 2024, table 2. One step starts at T.
+
+    Improved DDPM (Nichol & Dhariwal 2021), sec. 4, describes these times too. Its code sums up strides before it rounds
+    them, so that ties fall elsewhere, and starts one step at 1: that is `sections`.
+    """
     return _down_to_clean(np.round(np.linspace(schedule.timesteps - 1, 0, _checked(n, schedule))[::-1]) + 1)
 
 
@@ -55,11 +59,12 @@ def karras(n: int, schedule: Schedule, *, rho: float = 7.0) -> Grid:
 def sections(n: int, schedule: Schedule, *counts: int) -> Grid:
     """T cut in equal parts, `counts` steps in each, the part nearest the image first: ADM (app. K, table 15).
 
-    `n` is the counts' sum, whatever is given. Within a part times are evenly spaced with both its ends, as Improved
-    DDPM's code does. Where a part has fewer times than its count, ValueError.
+    Without `counts` there is one part of `n` steps, the spacing of Improved DDPM and ADM; with them `n` is not used. As
+    `space_timesteps` in their code: within a part times are evenly spaced with both its ends, and one step is at the
+    end nearest the image. Raises ValueError where a part has fewer times than its count.
     """
-    del n
-    if not counts or any(count < 1 or count != int(count) for count in counts):
+    counts = counts or (_checked(n, schedule),)
+    if any(count < 1 or count != int(count) for count in counts):
         raise ValueError(f"the grid sections{counts} needs one whole number of steps, at least 1, for each part")
     total, parts = schedule.timesteps, len(counts)
     sizes = [total // parts + (i < total % parts) for i in range(parts)]

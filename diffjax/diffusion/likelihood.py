@@ -18,9 +18,8 @@ from diffjax.diffusion.noise import (
     implied_eps,
     perturb,
     posterior_mean,
-    posterior_variance,
     prior_std,
-    transition_variance,
+    step_variances,
 )
 from diffjax.diffusion.sampling import Examples, Keys, at, fold_in, noise_of
 
@@ -34,7 +33,15 @@ def prior_term(x0: Float[Array, "..."], last: Noise) -> Float[Array, ""]:
 
 
 def step_term(
-    denoised: Denoised, x0: Array, x: Array, now: Noise, next: Noise, *, before: Noise, variance: Callable
+    denoised: Denoised,
+    x0: Array,
+    x: Array,
+    now: Noise,
+    next: Noise,
+    *,
+    before: Noise,
+    variance: Callable,
+    decoder: str = "exact",
 ) -> Float[Array, ""]:
     """One term of the bound, of one example, bits/dim: DDPM, eq. 5.
 
@@ -42,18 +49,18 @@ def step_term(
 
     Args:
       denoised: the model's estimate at `x`, a draw from q(x_now | x_0).
-      before: the level before `now` in the chain. L_0 has no posterior, so the variance of the step before it takes
-        the place of the small one, as in DDPM's code; where `now` is the chain's first level it is `now` itself, and
-        the large variance serves.
+      before: the level before `now` in the chain, or `now` itself where it is the chain's first: see
+        noise.step_variances.
       variance: a choice of variance.py.
+      decoder: one of DECODERS, the convention of L_0.
     """
     clean = next.sigma == 0
-    large = transition_variance(now, next)
-    small = jnp.where(clean, posterior_variance(before, now), posterior_variance(now, next))
-    small = jnp.where(small > 0, small, large)
+    small, large = step_variances(before, now, next)
     spread = variance(small, large, denoised.interpolation)
     kl = _gaussian_kl(posterior_mean(x0, x, now, next), small, posterior_mean(denoised.x0, x, now, next), spread)
-    return jnp.where(clean, decoder_term(x0, denoised.x0, jnp.sqrt(spread)), _bits(kl))
+    if decoder == "ddpm" and denoised.interpolation is None:
+        spread = variance(small, small)
+    return jnp.where(clean, DECODERS[decoder](x0, denoised.x0, jnp.sqrt(spread)), _bits(kl))
 
 
 def decoder_term(x0: Float[Array, "..."], mean: Float[Array, "..."], std: Array) -> Float[Array, ""]:
@@ -67,6 +74,25 @@ def decoder_term(x0: Float[Array, "..."], mean: Float[Array, "..."], std: Array)
     return _bits(-log_probability)
 
 
+def ddpm_decoder_term(x0: Float[Array, "..."], mean: Float[Array, "..."], std: Array) -> Float[Array, ""]:
+    """`decoder_term` as DDPM's code computes it, and Improved DDPM's and ADM's, which are ported from that.
+
+    The normal distribution function is approximated by a tanh, and no probability is below 1e-12.
+    """
+
+    def cdf(x):
+        return (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))) / 2.0
+
+    above, below = cdf((x0 - mean + _BIN / 2) / std), cdf((x0 - mean - _BIN / 2) / std)
+    probability = jnp.where(x0 < -0.999, above, jnp.where(x0 > 0.999, 1.0 - below, above - below))
+    return _bits(-jnp.log(jnp.maximum(probability, 1e-12)))
+
+
+# Conventions of L_0. "exact" is eq. 13 of DDPM with the chosen variance. "ddpm" is the code of DDPM, Improved DDPM and
+# ADM: it approximates the distribution function, and a fixed variance is that of the step before, `fixed_large` too.
+DECODERS = {"exact": decoder_term, "ddpm": ddpm_decoder_term}
+
+
 def bound_terms(
     keys: Keys,
     denoiser: Denoiser,
@@ -75,16 +101,19 @@ def bound_terms(
     which: Int[Array, "K"],
     *,
     variance: Callable,
+    decoder: str = "exact",
 ) -> Float[Array, "K B"]:
     """The terms `which` of the bound over the chain `levels`, by one draw of x_t each: term i is that of the step from
-    levels[i] to levels[i + 1]. The bound is `prior_term` plus the sum of all, on any sub-sequence of steps.
+    levels[i] to levels[i + 1]. The bound is `prior_term` plus the sum of all, on any sub-sequence of steps. `decoder`,
+    one of DECODERS, is the convention of L_0.
     """
 
     def term(i):
         now, next, before = at(levels, i), at(levels, i + 1), at(levels, jnp.maximum(i - 1, 0))
         eps = noise_of(fold_in(keys, i), x0.shape[1:])
         x = perturb(x0, eps, now)
-        one = lambda denoised, x0, x: step_term(denoised, x0, x, now, next, before=before, variance=variance)  # noqa: E731
+        given = {"before": before, "variance": variance, "decoder": decoder}
+        one = lambda denoised, x0, x: step_term(denoised, x0, x, now, next, **given)  # noqa: E731
         return jax.vmap(one)(denoiser(x, now), x0, x)
 
     return lax.map(term, which)

@@ -62,6 +62,17 @@ def posterior_variance(now: Noise, next: Noise) -> Array:
     return transition_variance(now, next) * (next.sigma / now.sigma) ** 2
 
 
+def step_variances(before: Noise, now: Noise, next: Noise) -> tuple[Array, Array]:
+    """The small and the large variance of the step from `now` to `next`, neither of them zero.
+
+    The step to the clean image has no posterior variance. That of the step before it, from `before` to `now`, takes its
+    place, as in DDPM's code; where `before` is `now`, as there is no such step, the large variance does.
+    """
+    large = transition_variance(now, next)
+    small = jnp.where(next.sigma == 0, posterior_variance(before, now), posterior_variance(now, next))
+    return jnp.where(small > 0, small, large), large
+
+
 def posterior_weights(now: Noise, next: Noise) -> tuple[Array, Array]:
     """The factors of x_now and x_0 in the mean of q(x_next | x_now, x_0): DDPM, eq. 7. (0, 1) when `next` is clean."""
     ratio = now.alpha / next.alpha

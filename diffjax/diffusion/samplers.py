@@ -23,6 +23,7 @@ from diffjax.diffusion.noise import (
     posterior_mean,
     posterior_variance,
     prior_std,
+    step_variances,
     transfer,
     transition_variance,
 )
@@ -38,18 +39,28 @@ class Sampler(NamedTuple):
 def ancestral(*, variance: Callable = variances.fixed_small) -> Sampler:
     """DDPM (Ho et al. 2020), algorithm 2, between any two levels: the posterior's mean, noise of `variance`.
 
-    A gradient that guides shifts the mean by variance times gradient: ADM, algorithm 1.
+    A gradient that guides shifts the mean by variance times gradient: ADM, algorithm 1. The step to the clean image
+    adds no noise. As in ADM's code its mean is shifted too, but for `fixed_small`, whose variance is zero there:
+    `fixed_large` takes the posterior variance of the step before, and the range of `learned_range` starts at it.
     """
 
+    def init(x):
+        return Noise(*jnp.asarray([0.0, 1.0, 0.0], x.dtype))  # the level before; without noise: there is none
+
     def step(keys, denoiser, carry, x, now, next):
-        denoised = denoiser(x, now)
-        spread = variance(posterior_variance(now, next), transition_variance(now, next), denoised.interpolation)
+        denoised, last = denoiser(x, now), next.sigma == 0
+        before = jax.tree.map(lambda a, b: jnp.where(carry.sigma > 0, a, b), carry, now)
+        small, large = step_variances(before, now, next)
+        if denoised.interpolation is None:
+            small, large = jnp.where(last, 0.0, small), jnp.where(last, small, large)
+        spread = variance(small, large, denoised.interpolation)
         mean = posterior_mean(denoised.x0, x, now, next)
         if denoised.gradient is not None:
             mean = mean + spread * denoised.gradient
-        return mean + _unless_clean(jnp.sqrt(spread), next) * _normal_like(keys, x), carry
+        x = mean + _unless_clean(jnp.sqrt(spread), next) * _normal_like(keys, x)
+        return x, jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), now)
 
-    return Sampler(_no_history, step)
+    return Sampler(init, step)
 
 
 def ddim(*, eta: Array | float = 0.0, sigma_hat: Array | bool = False) -> Sampler:

@@ -29,4 +29,4 @@ def learned_range(small: Array, large: Array, interpolation: Array) -> Array:
     return jnp.exp(interpolation * jnp.log(large) + (1.0 - interpolation) * jnp.log(jnp.maximum(small, _LEAST)))
 
 
-_LEAST = 1e-20  # a step to the clean image has no small variance; no sampler adds noise there
+_LEAST = 1e-20  # keeps the logarithm of a variance of zero finite

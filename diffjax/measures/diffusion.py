@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from diffjax import pictures, report
 from diffjax.diffusion import likelihood, sampling, thresholds
 from diffjax.diffusion.denoiser import thresholded
-from diffjax.errors import UserError
+from diffjax.errors import UserError, unknown
 from diffjax.evals.strata import draw_terms
 from diffjax.measures.settings import SHOWN, Examples, Settings, mean_and_error, over
 from diffjax.run import Run
@@ -25,6 +25,8 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
     images, system, steps = examples.images, trained.system, settings.steps
     if trained.config.system == "latent":
         raise UserError("--metrics=nll: the likelihood of latents is not that of pictures")
+    if settings.decoder not in likelihood.DECODERS:
+        raise unknown("decoder", settings.decoder, likelihood.DECODERS)
     last = trained.config.diffusion.timesteps
     bound_plan = _plan(settings, trained, steps[0] if steps else last, "trailing")
     ode_steps = min(settings.ode_steps, last)
@@ -43,7 +45,8 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
         model = system.model(variables, condition)
         denoise = thresholded(model.denoiser, thresholds.clip)  # as DDPM evaluates it
         levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
-        return likelihood.bound_terms(keys, denoise, model.encode(x0), levels, which, variance=variance).T
+        convention = {"variance": variance, "decoder": settings.decoder}
+        return likelihood.bound_terms(keys, denoise, model.encode(x0), levels, which, **convention).T
 
     @functools.partial(jax.jit, static_argnames="exact")
     def ode(variables, keys, condition, x0, plan, exact):
@@ -94,7 +97,7 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
         "bound": f"variational bound over {count} steps",
         "prior": "  L_T, the prior's",
         "kl": f"  L_1 to L_{count - 1}",
-        "decoder": "  L_0, the decoder's",
+        "decoder": f"  L_0, the decoder's ({settings.decoder})",
         "ode_hutchinson": f"ODE, {ode_steps} steps, Hutchinson's trace",
         "ode_exact_trace": f"ODE, exact trace, first {few} images",
         "exact_minus_hutchinson": "  minus Hutchinson's on those",
@@ -112,7 +115,8 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
     figure = trained.workdir.results / "nll.png"
     report.terms_figure(figure, by_time, f"terms of the bound, {len(images)} images of {settings.split}")
     print(figure)
-    return {**result, "terms": by_time, "steps": count, "terms_drawn": drawn, "ode_steps": ode_steps}
+    counts = {"steps": count, "terms_drawn": drawn, "decoder_convention": settings.decoder, "ode_steps": ode_steps}
+    return {**result, "terms": by_time, **counts}
 
 
 def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:

@@ -28,6 +28,7 @@ class Settings:
     steps: tuple[int, ...] = ()  # of reconstruction by a diffusion model; the first one's, of the bound
     grid: str | None = None  # of times that the bound, the ODE or reconstruction visit
     terms: int = 0  # of the bound computed a batch; 0: all
+    decoder: str = "exact"  # convention of the bound's L_0: a name of likelihood.DECODERS
     ode_steps: int = 100  # 0: no likelihood by the ODE
     exact_trace: int | None = None  # images whose trace is exact too; None: 8 of at most 256 values
     template: str = "a {}"  # of the sentences that zero-shot classification makes of classes' names

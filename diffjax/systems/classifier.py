@@ -9,7 +9,7 @@ from diffjax.diffusion.noise import perturb
 from diffjax.errors import UserError
 from diffjax.systems.networks import check_buildable, make_unet
 from diffjax.systems.pixels import to_unit_range
-from diffjax.systems.process import make_schedule, make_times
+from diffjax.systems.process import make_schedule, make_times, time_scale
 from diffjax.typing import Aux, ImageSpec, Objective, System
 
 
@@ -21,10 +21,11 @@ def build(config, spec: ImageSpec) -> System:
         raise UserError("system=classifier needs model.pool, attention or mean: it turns the UNet's half into logits")
     schedule = make_schedule(config.diffusion)
     times = make_times(config.diffusion, schedule)
+    scale = time_scale(config.diffusion, schedule)
     half_unet = make_unet(config, spec, out_channels=spec.classes, label_rows=0)
 
     def classify(variables, x, noise, dropout_keys=None):
-        t = jnp.broadcast_to(noise.t - 1.0, x.shape[:1])  # counted from zero, as the diffusion models are told
+        t = jnp.broadcast_to(scale * (noise.t - 1.0), x.shape[:1])  # as the diffusion models count
         return half_unet.apply({"params": variables["params"]["model"]}, x, t, dropout_keys=dropout_keys)
 
     def init(key):

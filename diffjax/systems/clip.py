@@ -21,7 +21,7 @@ from diffjax.nn.perceptual import as_rgb
 from diffjax.systems import spaces
 from diffjax.systems.networks import check_buildable, dtype_of, make, text_of
 from diffjax.systems.pixels import to_unit_range
-from diffjax.systems.process import make_schedule, make_times
+from diffjax.systems.process import make_schedule, make_times, time_scale
 from diffjax.systems.spaces import Space
 from diffjax.typing import Aux, Clip, ImageSpec, Objective, System, TextSpec, Variables
 
@@ -65,12 +65,14 @@ class _Noising:
     schedule: Schedule
     times: Times
     space: Space  # of pixels, averaged down
+    time_scale: float  # factor on the time that the encoder is given
 
     @classmethod
     def from_config(cls, config, spec: ImageSpec) -> "_Noising":
         """Raises UserError for choices that do not exist or do not fit."""
         schedule = make_schedule(config)
-        return cls(schedule, make_times(config, schedule), spaces.pixels(spec, config.get("downsample", 1)))
+        space = spaces.pixels(spec, config.get("downsample", 1))
+        return cls(schedule, make_times(config, schedule), space, time_scale(config, schedule))
 
     @property
     def side(self) -> int:
@@ -119,7 +121,7 @@ def _system(
     def embed_images(variables, images, t=None, mean=None, examples=None):
         """And what the norms remember, where `mean` is given: then it is training. `t` where images are noised."""
         own = {"params": variables["params"]["model"]["image"], **collections(variables)}
-        told = None if t is None else t - 1.0  # counted from zero, as the diffusion models are told
+        told = None if t is None else noising.time_scale * (t - 1.0)  # as the diffusion models count
         found, remembered = image_encoder.apply(own, images, mean, examples, told, mutable=list(collections(variables)))
         return _unit(found), remembered
 

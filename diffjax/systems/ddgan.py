@@ -23,7 +23,14 @@ from diffjax.systems.process import Process
 from diffjax.typing import Images, ImageSpec, PRNGKeys, System, Times
 
 # What the paper fixes: x_0 is predicted, the posterior's variance added. The game stands for the rest.
-_FIXED = {"parameterization": "x0", "variance": "fixed_small", "loss": "mse", "weighting": "simple", "times": "uniform"}
+_FIXED = {
+    "parameterization": "x0",
+    "variance": "fixed_small",
+    "loss": "mse",
+    "weighting": "simple",
+    "times": "uniform",
+    "rescale_timesteps": False,
+}
 
 
 def build(config, spec: ImageSpec) -> System:

@@ -47,6 +47,14 @@ def make_schedule(config) -> Schedule:
     return schedule
 
 
+def time_scale(config, schedule: Schedule) -> float:
+    """Factor on the time that a network is given: 1000 / T with `rescale_timesteps` of a `diffusion` section, else 1.
+
+    With it the network's time stays in [0, 1000) for any T: the code of Improved DDPM and ADM.
+    """
+    return 1000.0 / schedule.timesteps if config.get("rescale_timesteps", False) else 1.0
+
+
 def make_times(config, schedule: Schedule) -> times.Times:
     """How a `diffusion` section draws its times. Raises UserError where it cannot from `schedule`."""
     chosen = _look_up(config, "times", times)
@@ -68,6 +76,7 @@ class Process:
     weighting: Choice
     times: times.Times
     variance: Choice
+    time_scale: float = 1.0  # factor on the time that the network is given
 
     @classmethod
     def from_config(cls, config) -> "Process":
@@ -81,6 +90,7 @@ class Process:
             weighting=_look_up(config, "weighting", weighting),
             times=make_times(config, schedule),
             variance=_look_up(config, "variance", variance),
+            time_scale=time_scale(config, schedule),
         )
         process._check(config)
         return process
@@ -88,6 +98,11 @@ class Process:
     def _check(self, config) -> None:
         """Raises UserError for choices that do not go together."""
         parameterization, loss = self.parameterization.name, self.loss.name
+        if parameterization == "edm" and self.time_scale != 1.0:
+            raise UserError(
+                "diffusion.rescale_timesteps=True: parameterization=edm gives the network log(sigma / alpha) / 4 "
+                "instead of the timestep; set it to False"
+            )
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
         for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
@@ -141,7 +156,8 @@ class Process:
 
     def coefficients(self, noise: Noise) -> parameterizations.Coefficients:
         """Those of the parameterization at a level."""
-        return self.parameterization.bind(schedule=self.schedule)(noise)
+        found = self.parameterization.bind(schedule=self.schedule)(noise)
+        return found._replace(time=self.time_scale * found.time)
 
     def denoiser(self, network: Network) -> Denoiser:
         """The denoiser of a network trained with `train_loss`."""

@@ -298,11 +298,19 @@ def test_evaluate_likelihood(workdir, capsys):
     assert all(found[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
     assert (workdir / "results" / "nll.png").stat().st_size > 5_000
     assert "variational bound over 20 steps" in capsys.readouterr().out
+    assert found["decoder_convention"] == "exact"
     # Of some of the terms: an estimate of the same sum, and the largest of them, the decoder's, is always there.
     assert launch("evaluate", f"--workdir={workdir}", *flags, "--terms=5", "--exact_trace=0") == 0
     some = json.loads((workdir / "results" / "nll.json").read_text())
     assert some["decoder"] == pytest.approx(found["decoder"])
     assert len(some["terms"]["t"]) < 20
+    assert launch("evaluate", f"--workdir={workdir}", *flags, "--exact_trace=0", "--decoder=ddpm") == 0
+    published = json.loads((workdir / "results" / "nll.json").read_text())
+    assert published["decoder_convention"] == "ddpm"
+    assert published["decoder"] != found["decoder"]
+    assert published["kl"] == pytest.approx(found["kl"])
+    assert launch("evaluate", f"--workdir={workdir}", *flags, "--decoder=exakt") == 2
+    assert "did you mean 'exact'" in capsys.readouterr().err
 
 
 def test_evaluate_reconstruction(workdir):

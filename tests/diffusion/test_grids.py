@@ -19,7 +19,7 @@ GRIDS = {
     "quadratic": grids.quadratic,
     "log_snr": grids.log_snr,
     "karras": grids.karras,
-    "sections": lambda n, schedule: grids.sections(n, schedule, n),
+    "sections": grids.sections,
     "times": lambda n, schedule: grids.times(n, schedule, *np.linspace(schedule.timesteps, 1, n).astype(int)),
 }
 OF_LEVELS = ["karras", "log_snr"]
@@ -96,7 +96,7 @@ def test_all_steps_are_the_unspaced_process(name, timesteps):
     np.testing.assert_array_equal(found, np.arange(timesteps, -1, -1))
 
 
-@pytest.mark.parametrize("name", sorted(set(GRIDS) - {"sections", "times"}))
+@pytest.mark.parametrize("name", sorted(set(GRIDS) - {"times"}))
 def test_impossible_numbers_are_refused(name):
     for n in (0, -1, 1001):
         with pytest.raises(ValueError, match=f"1 to 1000 steps, not {n}"):
@@ -114,7 +114,7 @@ def test_where_the_published_codes_are_defined_the_grids_are_theirs():
     np.testing.assert_array_equal(grids.leading(50, LINEAR)[:-1][::-1] - 1, np.arange(0, 1000, 20))
     quadratic = (np.linspace(0, np.sqrt(1000 * 0.8), 10) ** 2).astype(int)
     np.testing.assert_array_equal(grids.quadratic(10, LINEAR)[:-1][::-1] - 1, quadratic)
-    # Improved DDPM's spacing: round(i * (T - 1) / (n - 1)).
+    # The linspace of Lin et al. 2024, table 2: round(i * (T - 1) / (n - 1)).
     stride = 999 / 99
     np.testing.assert_array_equal(grids.linspace(100, LINEAR)[:-1][::-1] - 1, [round(i * stride) for i in range(100)])
     # Lin et al. 2024: T, T - T / n, ...
@@ -141,14 +141,33 @@ def test_times_are_within_a_level_of_even(n):
 
 
 def space_timesteps(total, counts):
-    """Improved DDPM's code, in its own arithmetic: strides are summed up, then rounded. Counted from zero."""
+    """Improved DDPM's spacing, one addition and one rounding of Python's at a time. Counted from zero."""
     taken, start = [], 0
     for i, count in enumerate(counts):
         size = total // len(counts) + (i < total % len(counts))
         stride = (size - 1) / (count - 1) if count > 1 else 1
-        taken += [start + round(float(at)) for at in np.cumsum([0.0] + [stride] * (count - 1))]
+        place = 0.0
+        for _ in range(count):
+            taken.append(start + round(place))
+            place += stride
         start += size
     return np.array(taken)
+
+
+@pytest.mark.parametrize(("timesteps", "every"), [(1000, 1), (4000, 97)])
+def test_sections_without_counts_are_improved_ddpms_spacing(timesteps, every):
+    schedule = made("linear", timesteps)
+    for n in range(1, timesteps + 1, every):
+        np.testing.assert_array_equal(grids.sections(n, schedule)[:-1][::-1] - 1, space_timesteps(timesteps, (n,)))
+
+
+def test_linspace_is_not_improved_ddpms_spacing():
+    """Where strides end in a half, sums of them are rounded to other times; and one step starts at the other end."""
+    other = [n for n in range(1, 1001) if (grids.linspace(n, LINEAR) != grids.sections(n, LINEAR)).any()]
+    assert other[0] == 1
+    assert len(other) > 100
+    for n in other[1:]:
+        assert np.abs(grids.linspace(n, LINEAR) - grids.sections(n, LINEAR)).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,7 @@ def test_sections_that_do_not_fit_are_refused():
     check(lambda n, schedule: grids.sections(n, schedule, 4, 4, 3), 11, schedule)
     with pytest.raises(ValueError, match="part 3 of 11 timesteps has 3, not 4"):
         grids.sections(0, schedule, 4, 3, 4)
-    for counts in ((), (0,), (3, -1), (1.5,), (1,) * 12):
+    for counts in ((0,), (3, -1), (1.5,), (1,) * 12):
         with pytest.raises(ValueError, match="the grid sections"):
             grids.sections(0, schedule, *counts)
 

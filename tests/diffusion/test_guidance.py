@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from diffjax.choice import choices
 from diffjax.diffusion import denoiser as denoisers
 from diffjax.diffusion import grids, guidance, samplers, sampling, schedules, thresholds, variance
 from diffjax.diffusion.denoiser import Denoised
@@ -185,7 +186,9 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
     denoise = guidance.classifier(base, classify, jnp.asarray(LABEL), scale)
     keys = jax.random.split(jax.random.key(0), B)
-    y, _ = samplers.ancestral(variance=function).step(keys, denoise, (), jnp.asarray(X), noise(a, s), noise(a2, s2))
+    y, _ = samplers.ancestral(variance=function).step(
+        keys, denoise, noise(1.0, 0.0), jnp.asarray(X), noise(a, s), noise(a2, s2)
+    )
     x = np.float64(X)
     _, x0, gradient = exact(x, a, s)
     large = s**2 - (a / a2 * s2) ** 2
@@ -195,6 +198,62 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
     mean = a / a2 * s2**2 / s**2 * x + a2 * large / s**2 * x0 + spread * scale * gradient
     eps = np.stack([jax.random.normal(key, (2,)) for key in keys])
     np.testing.assert_allclose(y, mean + np.sqrt(spread) * eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
+def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
+    """`p_sample` with `cond_fn` of ADM's code, t from zero, over all steps; the last is shifted too, without noise."""
+    timesteps, scale, share = 40, 10.0, 0.3
+    betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
+    bar = np.cumprod(1 - betas)
+    bar_before = np.append(1.0, bar[:-1])
+    posterior = betas * (1 - bar_before) / (1 - bar)
+    clipped = np.append(posterior[1], posterior[1:])
+    large = np.append(posterior[1], betas[1:])
+    learned = np.exp(share * np.log(betas) + (1 - share) * np.log(clipped))
+    model_variance, noise_variance = {  # what the mean is shifted by, and what the noise has
+        "fixed_small": (posterior, clipped),
+        "fixed_large": (large, large),
+        "learned_range": (learned, learned),
+    }[name]
+    rng = np.random.default_rng(4)
+    draws = rng.normal(size=(timesteps + 1, B, 2))
+
+    def base(x, noise):
+        learned = jnp.full_like(x, share) if name == "learned_range" else None
+        return unconditional(x, noise)._replace(interpolation=learned, gradient=scale * jnp.sin(3 * x + noise.sigma))
+
+    monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: keys)  # a step is handed its noise as its keys
+    denoise = denoisers.thresholded(base, thresholds.clip)
+    schedule = schedules.linear(timesteps)
+    sampler = samplers.ancestral(variance=choices(variance)[name])
+    found = jnp.asarray(draws[-1], jnp.float32)
+    carry = sampler.init(found)
+    for i, t in enumerate(range(timesteps - 1, -1, -1)):
+        eps = jnp.asarray(draws[i], jnp.float32)
+        x = np.float64(found)  # float32 errors would grow from step to step
+        found, carry = sampler.step(eps, denoise, carry, found, schedule(t + 1.0), schedule(float(t)))
+        _, x0, _ = exact(x, np.sqrt(bar[t]), np.sqrt(1 - bar[t]))
+        x0, gradient = np.clip(x0, -1, 1), scale * np.sin(3 * x + np.sqrt(1 - bar[t]))
+        mean = betas[t] * np.sqrt(bar_before[t]) / (1 - bar[t]) * x0
+        mean += (1 - bar_before[t]) * np.sqrt(1 - betas[t]) / (1 - bar[t]) * x
+        mean += model_variance[t] * gradient
+        x = mean + (t != 0) * np.sqrt(noise_variance[t]) * draws[i]
+        np.testing.assert_allclose(found, x, atol=2e-4, err_msg=f"t={t}")
+    shift = model_variance[0] * np.abs(gradient).max()
+    assert (shift > 5e-3) == (name != "fixed_small")  # else the last step would show nothing
+
+
+def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
+    """It has no step before. The mean is x_0, shifted by the large variance where the variance is not zero."""
+    now, clean = noise(0.8, 0.6), noise(1.0, 0.0)
+    keys = jax.random.split(jax.random.key(0), B)
+    for function, shift in ((variance.fixed_small, 0.0), (variance.fixed_large, 0.36), (variance.learned_range, 0.36)):
+        share = {"interpolation": jnp.full(X.shape, 0.3)} if function is variance.learned_range else {}
+        sampler = samplers.ancestral(variance=function)
+        denoise = constant(np.zeros_like(X), gradient=jnp.ones_like(X), **share)
+        found, _ = sampler.step(keys, denoise, sampler.init(jnp.asarray(X)), jnp.asarray(X), now, clean)
+        np.testing.assert_allclose(found, shift * np.ones_like(X), rtol=1e-5)
 
 
 def test_no_signal_takes_no_shift_of_eps():

@@ -168,6 +168,84 @@ def test_the_last_steps_variance_is_borrowed_from_the_step_before(step, name):
     np.testing.assert_allclose(step_terms()[name][step], expected, rtol=1e-3)
 
 
+def tanh_decoder(x0, mean, std):
+    """-log2 of the bin's probability as DDPM's code has it: an approximate distribution function, and a floor."""
+    cdf = lambda z: 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))  # noqa: E731
+    above, below = cdf((x0 - mean + 1 / 255) / std), cdf((x0 - mean - 1 / 255) / std)
+    probability = np.where(x0 < -0.999, above, np.where(x0 > 0.999, 1 - below, above - below))
+    return -np.log2(np.maximum(probability, 1e-12))
+
+
+def test_the_published_decoder_is_ddpms_code():
+    """And differs from the exact one by hundredths of a bit a dimension, and where nothing was likely by many."""
+    for mean, std in ((-0.31, 0.02), (0.0, 0.00733), (0.5, 0.3), (1.2, 0.01), (-1.0, 0.003)):
+        expected = tanh_decoder(GREYS, mean, std)
+        bits = jax.vmap(likelihood.ddpm_decoder_term, (0, None, None))(jnp.asarray(GREYS, jnp.float32), mean, std)
+        precise = expected < 16  # a difference of float32 numbers below 1 is a multiple of 6e-8
+        np.testing.assert_allclose(bits[precise], expected[precise], rtol=2e-3, atol=1e-3)
+        assert np.asarray(bits).max() <= -np.log2(1e-12) + 1e-3
+    z = np.linspace(-3, 3, 200)
+    difference = np.abs(tanh_decoder(0.0, z * 0.01, 0.01) - decoder(0.0, z * 0.01, 0.01))
+    assert 0.02 < difference.max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
+def test_the_bound_in_ddpms_convention_is_that_of_its_code(name):
+    """`_vb_terms_bpd` of DDPM, Improved DDPM and ADM over a whole chain, in float64 and their letters, t from zero."""
+    timesteps, share = 40, 0.3
+    betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
+    bar = np.cumprod(1 - betas)
+    bar_before = np.append(1.0, bar[:-1])
+    posterior = betas * (1 - bar_before) / (1 - bar)
+    clipped = np.append(posterior[1], posterior[1:])
+    spread = {
+        "fixed_small": clipped,
+        "fixed_large": np.append(posterior[1], betas[1:]),
+        "learned_range": np.exp(share * np.log(betas) + (1 - share) * np.log(clipped)),
+    }[name]
+    rng = np.random.default_rng(3)
+    x0 = np.float32(rng.choice(GREYS, size=(3, 4)))
+    x0[0, :2] = -1, 1
+    x0_hat = np.clip(x0 + 0.004 * rng.normal(size=x0.shape), -1, 1)
+
+    schedule = schedules.linear(timesteps)
+    levels = schedule(np.arange(timesteps, -1.0, -1.0))
+    keys = jax.random.split(jax.random.key(7), len(x0))
+    interpolation = jnp.full(x0.shape, share) if name == "learned_range" else None
+    found = likelihood.bound_terms(
+        keys,
+        lambda x, noise: Denoised(jnp.asarray(x0_hat, jnp.float32), interpolation),
+        jnp.asarray(x0),
+        levels,
+        jnp.arange(timesteps),
+        variance=VARIANCES[name][0],
+        decoder="ddpm",
+    )
+    for i, t in enumerate(range(timesteps - 1, -1, -1)):
+        if t == 0:
+            expected = tanh_decoder(np.float64(x0), x0_hat, np.sqrt(spread[0]))
+        else:
+            weight = betas[t] * np.sqrt(bar_before[t]) / (1 - bar[t])
+            expected = kl(weight * np.float64(x0), clipped[t], weight * x0_hat, spread[t]) / np.log(2)
+        np.testing.assert_allclose(found[i], expected.mean(axis=1), rtol=5e-3, atol=2e-4, err_msg=f"t={t}")
+
+
+@pytest.mark.parametrize("convention", sorted(likelihood.DECODERS))
+def test_the_convention_of_the_decoder_touches_the_last_step_alone(convention):
+    _, now, next = STEPS["preserving"]
+    term = likelihood.step_term(
+        Denoised(X0_HAT),
+        X0,
+        X,
+        noise(*now),
+        noise(*next),
+        before=noise(*now),
+        variance=variance.fixed_large,
+        decoder=convention,
+    )
+    np.testing.assert_allclose(term, step_terms()["fixed_large"]["preserving"], rtol=1e-5)
+
+
 # The bound on Gaussian data.
 
 

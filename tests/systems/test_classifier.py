@@ -52,6 +52,22 @@ def test_its_loss_is_the_cross_entropy_of_its_logits():
     np.testing.assert_array_equal(aux.metrics["accuracy"], logits.argmax(-1) == label)
 
 
+def test_its_time_is_rescaled_as_the_models():
+    """Level t of T = 20 with `rescale_timesteps` is what level 1 + 50 (t - 1) is without."""
+    system, variables = built("classifier_digits", diffusion__timesteps=20)
+    rescaled = systems.build(
+        tiny.config("classifier_digits", diffusion__timesteps=20, diffusion__rescale_timesteps=True), SPEC
+    )
+    x = jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
+    one, other = (
+        np.asarray(made.classify(variables, x, Noise(*map(jnp.asarray, (t, 0.8, 0.6)))))
+        for made, t in ((rescaled, 7.0), (system, 301.0))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    unscaled = np.asarray(system.classify(variables, x, Noise(*map(jnp.asarray, (7.0, 0.8, 0.6)))))
+    assert np.abs(unscaled - one).max() > 0.01
+
+
 def test_it_learns_which_times_are_hard():
     system, variables = built("classifier_digits", diffusion__times="importance(horizon=5)")
     _, aux = system.objective.losses["model"](variables, batch(), jax.random.split(jax.random.key(2), 6), tiny.moment())

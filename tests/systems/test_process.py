@@ -88,6 +88,33 @@ def test_a_learned_schedule_moves_with_its_parameters():
     assert process().init() == {}
 
 
+@pytest.mark.parametrize(("timesteps", "rescale", "most"), [(4000, True, 999.75), (4000, False, 3999), (20, True, 950)])
+def test_the_networks_time_is_rescaled_as_improved_ddpms(timesteps, rescale, most):
+    """`_scale_timesteps` of its code: (t - 1) * 1000 / T, in training as in sampling."""
+    made = process(diffusion__timesteps=timesteps, diffusion__rescale_timesteps=rescale)
+    seen = []
+
+    def network(x, time):
+        seen.append(np.asarray(time, np.float64))
+        return 0.1 * x
+
+    denoise = made.denoiser(network)
+    for t in (1, 2, timesteps):
+        denoise(jnp.zeros((2, 3)), made.schedule(float(t)))
+    factor = 1000 / timesteps if rescale else 1
+    np.testing.assert_allclose(np.stack(seen)[:, 0], factor * np.array([0, 1, timesteps - 1]), rtol=1e-6)
+    assert seen[-1][0] == pytest.approx(most)
+    loss_of(made, network, jnp.zeros((500, 1)), jax.random.split(jax.random.key(0), 500))
+    np.testing.assert_allclose(seen[-1] / factor, np.round(seen[-1] / factor), atol=1e-3)
+    assert 0.9 * most < seen[-1].max() <= most
+
+
+def test_the_networks_time_is_not_rescaled_by_default():
+    config = tiny.config().diffusion.copy_and_resolve_references().unlock()
+    del config.rescale_timesteps  # as in configs of before
+    assert Process.from_config(config).time_scale == 1.0
+
+
 def plan(made, config=None, guided=True, **settings):
     return make_plan(made, config or tiny.config().sampler, guided=guided, **settings)
 
@@ -110,6 +137,7 @@ def test_an_option_in_the_name_is_an_option_beside_it():
 
 def test_grids_with_a_number_of_steps_of_their_own():
     assert plan(process(), grid="sections(3, 2)", steps=4).steps == 5
+    assert plan(process(), grid="sections", steps=4).steps == 4
     np.testing.assert_array_equal(plan(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
 
 
@@ -141,6 +169,7 @@ def test_strength_picks_the_first_step_of_an_edited_image():
         ({"variance": "learned_range", "loss": "vlb", "continuous": True}, "continuous=False"),
         ({"parameterization": "mu", "continuous": True}, "the step before"),
         ({"times": "importance", "continuous": True}, "discrete schedule"),
+        ({"rescale_timesteps": True, "parameterization": "edm"}, "rescale_timesteps=True: parameterization=edm gives"),
         ({"times": "log_normal", "loss": "vlb"}, "only with times=uniform or importance"),
     ],
 )
