@@ -64,6 +64,7 @@ def get_config(latent: str = "vae") -> ConfigDict:
         config.codes.kind = "vq"  # "vq" | "residual" | "product" | "fsq"
         config.codes.size = 64  # codes, of each codebook
         config.codes.depth = 1  # codebooks, of "residual" and "product"
+        config.codes.shared = False  # one codebook for all depths of kind=residual, as RQ-VAE
         config.codes.levels = ()  # of "fsq": that of each latent channel, such as (8, 5, 5, 5)
         config.codes.learned = "ema"  # "ema" (running means) | "gradient" (the codebook loss)
         config.codes.decay = 0.99  # of the running means

@@ -26,7 +26,11 @@ from diffjax.errors import UserError
 # devices (parallel.*) change the order of sums, so numbers agree up to rounding.
 _FREE = ("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
          "train.skip_limit", "data.dir", "parallel.", "sampler.", "rerank.")  # fmt: skip
-_DEFAULTS = {"data.corrupt": "raise", "diffusion.rescale_timesteps": False}  # fields that old configs lack
+_DEFAULTS = {
+    "data.corrupt": "raise",
+    "diffusion.rescale_timesteps": False,
+    "codes.shared": False,
+}  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, so no names of parts
 _TYPES = {

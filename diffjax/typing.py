@@ -42,7 +42,7 @@ class ImageSpec(NamedTuple):
 class Aux(NamedTuple):
     """What a loss gives beside its value."""
 
-    metrics: Mapping[str, Float[Array, "B"]]  # logged, averaged over the batch
+    metrics: Mapping[str, Float[Array, "B"]]  # logged, averaged over the batch: only what is a mean over examples
     variables: Mapping[str, Any] = {}  # new values of mutable collections, averaged over the devices
 
 
@@ -66,6 +66,9 @@ class Objective(NamedTuple):
     init: Callable[[PRNGKey], Variables]
     losses: Mapping[str, LossFn]  # one a group of parameters, unreduced: only the training step averages
     prepare: Callable[[Variables, Batch], Variables] | None = None  # fits a fresh run's variables to its first batch
+    # Metrics that are not means over examples, such as a perplexity: computed from the mutable collections once these
+    # are averaged over devices and accumulated parts, and logged with those of the group "model".
+    summarize: Callable[[Mapping[str, Any]], Mapping[str, Scalar]] | None = None
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what is wrong with a step, in one line
     note: str = ""  # what a run's log says of it at the start
 

@@ -48,15 +48,12 @@ def ancestral(*, variance: Callable = variances.fixed_small) -> Sampler:
         return Noise(*jnp.asarray([0.0, 1.0, 0.0], x.dtype))  # the level before; without noise: there is none
 
     def step(keys, denoiser, carry, x, now, next):
-        denoised, last = denoiser(x, now), next.sigma == 0
-        before = jax.tree.map(lambda a, b: jnp.where(carry.sigma > 0, a, b), carry, now)
-        small, large = step_variances(before, now, next)
-        if denoised.interpolation is None:
-            small, large = jnp.where(last, 0.0, small), jnp.where(last, small, large)
-        spread = variance(small, large, denoised.interpolation)
+        denoised = denoiser(x, now)
         mean = posterior_mean(denoised.x0, x, now, next)
         if denoised.gradient is not None:
-            mean = mean + spread * denoised.gradient
+            before = jax.tree.map(lambda a, b: jnp.where(carry.sigma > 0, a, b), carry, now)
+            mean = mean + _shift(variance, denoised.interpolation, before, now, next) * denoised.gradient
+        spread = variance(posterior_variance(now, next), transition_variance(now, next), denoised.interpolation)
         x = mean + _unless_clean(jnp.sqrt(spread), next) * _normal_like(keys, x)
         return x, jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), now)
 
@@ -244,6 +241,15 @@ def _x0(denoised: Denoised, noise: Noise) -> Array:
     if denoised.gradient is None:
         return denoised.x0
     return denoised.x0 + jnp.where(_has_signal(noise), noise.sigma**2 / noise.alpha, 0.0) * denoised.gradient
+
+
+def _shift(variance: Callable, interpolation: Array | None, before: Noise, now: Noise, next: Noise) -> Array:
+    """The variance that a gradient's shift of the mean is multiplied by: in the last step as ADM's code has it."""
+    small, large = step_variances(before, now, next)
+    if interpolation is None:
+        last = next.sigma == 0
+        small, large = jnp.where(last, 0.0, small), jnp.where(last, small, large)
+    return variance(small, large, interpolation)
 
 
 def _eps(denoiser: Denoiser, x: Array, noise: Noise) -> Array:

@@ -63,7 +63,7 @@ class Quantizer(abc.ABC):
     def learn(
         self, params: Params, memory: Memory, found: Quantized, index: Int[Array, "B"], moment: Moment
     ) -> tuple[Memory, dict[str, Array]]:
-        """The memory after a step, linear in averages over the batch; perplexity, codes_used, any restarts."""
+        """Returns the memory after a step, linear in averages over the batch, and metrics such as restarts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,8 @@ class VectorQuantizer(Quantizer):
 
     Attributes:
       split: with `depth` > 1, whether each codebook has a part of the channels (a product, as in product quantisation),
-        or quantises what those before it left over (residual quantisation: Lee et al. 2022, sec. 3.2).
+        or quantises the residual of those before it (Zeghidour et al. 2021, SoundStream, algorithm 1).
+      shared: one codebook quantises every residual (RQ-VAE: Lee et al. 2022, sec. 3.1), not one per depth.
       ema: whether codes move to the running mean of what they stand for (VQ-VAE, app. A.1), or by the codebook loss.
       decay: of the running means.
       cosine: whether latents and codes have length one (ViT-VQGAN: Yu et al. 2022, sec. 3.2).
@@ -82,6 +83,7 @@ class VectorQuantizer(Quantizer):
     """
 
     split: bool = False
+    shared: bool = False
     ema: bool = True
     decay: float = 0.99
     cosine: bool = False
@@ -90,7 +92,7 @@ class VectorQuantizer(Quantizer):
 
     def init(self, key):
         width = self.channels // self.depth if self.split else self.channels
-        books = jax.random.normal(key, (self.depth, self.vocabulary, width))
+        books = jax.random.normal(key, (1 if self.shared else self.depth, self.vocabulary, width))
         memory = codebook.init(books, ema=self.ema)
         return ({} if self.ema else {"books": books}), memory
 
@@ -98,8 +100,10 @@ class VectorQuantizer(Quantizer):
         return codebook.means(memory) if self.ema else params["books"] + memory["shift"]
 
     def _books(self, params: Params, memory: Memory) -> Books:
+        """Returns a codebook for each depth."""
         books = self._learned(params, memory)
-        return codebook.normalized(books) if self.cosine else books
+        books = codebook.normalized(books) if self.cosine else books
+        return jnp.broadcast_to(books, (self.depth, *books.shape[1:])) if self.shared else books
 
     def quantize(self, params, memory, z):
         books = self._books(params, memory)
@@ -143,7 +147,7 @@ class VectorQuantizer(Quantizer):
         books, rng = [], np.random.default_rng(0)
         parts = [np.asarray(part).reshape(-1, part.shape[-1]) for part in self._parts(z)]
         left = parts[0]
-        for i in range(self.depth):
+        for i in range(1 if self.shared else self.depth):
             asked = parts[i] if self.split else left
             books.append(codebook.from_data(rng, asked, self.vocabulary, centres=self.initial == "kmeans"))
             left = left if self.split else left - books[-1][np.asarray(codebook.nearest(left, books[-1]))]
@@ -151,14 +155,18 @@ class VectorQuantizer(Quantizer):
         return ({} if self.ema else {"books": books}), codebook.init(books, ema=self.ema)
 
     def learn(self, params, memory, found, index, moment):
+        inputs, codes = found.inputs, found.codes
+        if self.shared:  # the residuals of all depths are latents of one codebook
+            inputs = jnp.moveaxis(inputs, 0, -2)[None]  # [1, B, h, w, depth, d]
+            codes = codes[..., None]  # [B, h, w, depth, 1]
         dead = memory["counts"] < self.restart_below / self.vocabulary
-        lively = codebook.moved(memory, found.inputs, found.codes, decay=self.decay)
+        lively = codebook.moved(memory, inputs, codes, decay=self.decay)
         if self.restart_below:
-            fresh = codebook.candidates(found.inputs, self.vocabulary, index, moment)
+            fresh = codebook.candidates(inputs, self.vocabulary, index, moment)
             lively = codebook.restarted(lively, dead, fresh, lax.stop_gradient(self._learned(params, memory)))
-        seen = codebook.seen(memory, found.codes, moment)
+        seen = codebook.seen(memory, codes, moment)
         restarts = dead.sum() * 1.0
-        return {**lively, "seen": seen}, {**codebook.usage(moment.mean(seen)), "restarts": restarts}
+        return {**lively, "seen": seen}, {"restarts": restarts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +211,7 @@ class FiniteScalars(Quantizer):
         return (digits - half) / half
 
     def learn(self, params, memory, found, index, moment):
-        seen = codebook.seen(memory, found.codes, moment)
-        return {"seen": seen}, codebook.usage(moment.mean(seen))
+        return {"seen": codebook.seen(memory, found.codes, moment)}, {}
 
 
 def _mean_square(x: Latents) -> Float[Array, "B"]:

@@ -55,12 +55,7 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
         latent = gumbel.relaxed(gumbel_keys, logits, temperature) @ params["book"]
         nats = gumbel.kl_to_uniform(logits).reshape(len(logits), -1).sum(axis=-1)
         seen = codebook.seen(variables["codes"], jnp.argmax(logits, axis=-1)[..., None], moment)
-        metrics = {
-            "kl": bits * nats / values,
-            "temperature": temperature,
-            "kl_weight": weight,
-            **codebook.usage(moment.mean(seen)),
-        }
+        metrics = {"kl": bits * nats / values, "temperature": temperature, "kl_weight": weight}
         updated = {"codes": {"seen": seen}, "latents": statistics.moved(variables["latents"], latent, moment)}
         output = coder.decode(params, latent, batch["image"], decoder_keys)
         return Attempt(latent, output, weight * nats / values, metrics, updated)
@@ -85,7 +80,10 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             vocabulary=size,
         )
 
-    objective = make_objective(config, spec, coder, init, attempt)
+    def summarize(variables):
+        return codebook.usage(variables["codes"]["seen"])
+
+    objective = make_objective(config, spec, coder, init, attempt, summarize=summarize)
     return System(objective, classes=0, codec=codec if coder.pixelcnn is None else None, frozen=frozen)
 
 

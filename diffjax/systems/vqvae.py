@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion.sampling import split
 from diffjax.errors import UserError, checked_whole, unknown
-from diffjax.latents import statistics
+from diffjax.latents import codebook, statistics
 from diffjax.latents.quantizers import FiniteScalars, Quantizer, VectorQuantizer
 from diffjax.systems.autoencoder import Attempt, make_objective
 from diffjax.systems.coder import Params
@@ -42,8 +42,8 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             cost += one.codebook + settings.commitment * one.commitment
             books = params["codes"][name], variables["codes"][name]
             memory[name], measured = quantizer.learn(*books, one, batch["index"], moment)
-            suffix = f"_{name}" if len(names) > 1 else ""
-            metrics |= {key + suffix: value for key, value in {"commitment": one.commitment, **measured}.items()}
+            measured = {"commitment": one.commitment, **measured}
+            metrics |= {key + suffix(name): value for key, value in measured.items()}
         encoded = z[0] if len(names) == 1 else latent
         updated = {"codes": memory, "latents": statistics.moved(variables["latents"], encoded, moment)}
         return Attempt(latent, coder.decode(params, latent, x, decoder_keys), cost, metrics, updated)
@@ -57,6 +57,14 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
             params = {**params, "codes": {**params["codes"], name: own}}
             memory = {**memory, name: remembered}
         return {**variables, "params": {**variables["params"], "model": params}, "codes": memory}
+
+    def summarize(variables):
+        """Returns the usage of each codebook, which is that of all latents and not a mean over examples."""
+        found = {name: codebook.usage(variables["codes"][name]["seen"]) for name in names}
+        return {key + suffix(name): value for name, usage in found.items() for key, value in usage.items()}
+
+    def suffix(name):
+        return f"_{name}" if len(names) > 1 else ""
 
     def warn(metrics):
         used = min(value for name, value in metrics.items() if "codes_used" in name)
@@ -112,7 +120,7 @@ def build(config, spec: ImageSpec, **frozen: Params) -> System:
         kl = jnp.full_like(nll, codes * math.log(quantizer.vocabulary) / math.prod(coder.shape))
         return {name: nats / math.log(2) for name, nats in {"elbo": nll + kl, "nll": nll, "kl": kl}.items()}
 
-    others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn}
+    others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn, "summarize": summarize}
     objective = make_objective(config, spec, coder, init, attempt, **others)
     return System(
         objective,
@@ -156,6 +164,8 @@ def make_quantizer(config) -> Quantizer:
         )
     if c.kind == "product" and channels % depth:
         raise UserError(f"codes.kind=product: depth={depth} does not divide model.latent_channels={channels}")
+    if c.get("shared", False) and c.kind != "residual":
+        raise UserError(f"codes.shared=True: is only supported for codes.kind=residual, not {c.kind}; set it to False")
     if c.cosine and c.kind == "residual":
         raise UserError("codes.cosine compares directions, and what is left over has none: not with kind=residual")
     return VectorQuantizer(
@@ -163,6 +173,7 @@ def make_quantizer(config) -> Quantizer:
         c.size,
         depth,
         split=c.kind == "product",
+        shared=c.get("shared", False),
         ema=c.learned == "ema",
         decay=c.decay,
         cosine=c.cosine,

@@ -59,6 +59,8 @@ def make_step(
         grads, metrics, updated = mean(_accumulated(objective.losses, variables, batch, keys, moment, accumulate))
 
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        if objective.summarize:
+            metrics |= {prefix("model") + name: value for name, value in objective.summarize(updated).items()}
 
         params, optimizer = dict(state.variables["params"]), {}
         for group, opt in optimizers.items():

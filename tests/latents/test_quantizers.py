@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 
+from diffjax.latents import codebook
 from diffjax.latents.quantizers import FiniteScalars, VectorQuantizer
 from tests import tiny
 
@@ -173,8 +174,9 @@ def test_memory_after_steps_is_numpys(kind, ema):
         np.testing.assert_allclose(memory["seen"], seen, atol=1e-5)
         p = seen / seen.sum(-1, keepdims=True)
         perplexity = np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1)).mean()
-        np.testing.assert_allclose(metrics["perplexity"], perplexity, rtol=1e-5)
-        np.testing.assert_allclose(metrics["codes_used"], (seen > 0).mean(), rtol=1e-6)
+        used = codebook.usage(memory["seen"])
+        np.testing.assert_allclose(used["perplexity"], perplexity, rtol=1e-5)
+        np.testing.assert_allclose(used["codes_used"], (seen > 0).mean(), rtol=1e-6)
         assert metrics["restarts"] == 0
     if not ema:
         np.testing.assert_array_equal(memory["shift"], shift)
@@ -288,8 +290,52 @@ def test_finite_scalars_count_their_codes():
     quantizer = FiniteScalars(2, 9, 1, levels=(3, 3))
     z = np.zeros((BATCH, 1, 1, 2), np.float32)
     z[:2] = 9
-    memory, metrics = learned_by_one(quantizer, *quantizer.init(jax.random.key(0)), z)
+    memory, _ = learned_by_one(quantizer, *quantizer.init(jax.random.key(0)), z)
+    metrics = codebook.usage(memory["seen"])
     np.testing.assert_allclose(memory["seen"], [[0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]], rtol=1e-6)
     p = np.array([0.75, 0.25])
     np.testing.assert_allclose(metrics["perplexity"], np.exp(-(p * np.log(p)).sum()), rtol=1e-5)
     np.testing.assert_allclose(metrics["codes_used"], 2 / 9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_shared_codebook_learns_from_the_residuals_of_all_depths(ema):
+    """RQ-VAE (Lee et al. 2022), section 3.1, in NumPy: one codebook, counts and sums over every depth."""
+    depth, decay = 3, 0.8
+    quantizer = VectorQuantizer(CHANNELS, SIZE, depth, shared=True, ema=ema, decay=decay)
+    params, memory = quantizer.init(jax.random.key(0))
+    z = latents()
+    book = np.asarray(memory["sums"] / memory["counts"][..., None] if ema else params["books"])[0].astype(np.float64)
+    left, codes, inputs = z.reshape(-1, CHANNELS).astype(np.float64), [], []
+    for _ in range(depth):
+        code = ((left[:, None] - book[None]) ** 2).sum(-1).argmin(1)
+        codes.append(code)
+        inputs.append(left)
+        left = left - book[code]
+    found = quantizer.quantize(params, memory, z)
+    np.testing.assert_array_equal(found.codes.reshape(-1, depth), np.stack(codes, 1))
+    np.testing.assert_allclose(found.vectors.reshape(-1, CHANNELS), sum(book[code] for code in codes), atol=1e-5)
+    np.testing.assert_allclose(quantizer.lookup(params, memory, found.codes), found.vectors, atol=1e-5)
+    learned, _ = quantizer.learn(params, memory, found, np.arange(BATCH), tiny.moment(batch_size=BATCH))
+    every_code, every_input = np.concatenate(codes), np.concatenate(inputs)
+    share = np.bincount(every_code, minlength=SIZE) / len(every_code)
+    np.testing.assert_allclose(learned["counts"][0], decay / SIZE + (1 - decay) * share, rtol=1e-5)
+    if ema:
+        sums = np.zeros((SIZE, CHANNELS))
+        np.add.at(sums, every_code, every_input)
+        expected = decay * book / SIZE + (1 - decay) * sums / len(every_code)
+        np.testing.assert_allclose(learned["sums"][0], expected, atol=1e-5)
+    used = share[share > 0]
+    perplexity = codebook.usage(learned["seen"])["perplexity"]
+    np.testing.assert_allclose(perplexity, np.exp(-np.sum(used * np.log(used))), rtol=1e-5)
+
+
+def test_a_dead_code_of_a_shared_codebook_restarts_at_a_residual_of_any_depth():
+    quantizer = VectorQuantizer(CHANNELS, SIZE, 3, shared=True, decay=0.8, restart_below=0.5)
+    params, memory = quantizer.init(jax.random.key(0))
+    memory = {**memory, "counts": memory["counts"].at[0, 2].set(1e-3)}
+    found = quantizer.quantize(params, memory, latents())
+    learned, measured = quantizer.learn(params, memory, found, np.arange(BATCH), tiny.moment(batch_size=BATCH))
+    vector = learned["sums"][0, 2] / learned["counts"][0, 2]
+    distance = np.abs(np.asarray(found.inputs).reshape(-1, CHANNELS) - np.asarray(vector)).max(axis=1)
+    assert measured["restarts"] == 1 and distance.min() < 1e-5

@@ -115,7 +115,7 @@ def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
     of_argmax = hard(variables["params"])[1]
     assert np.abs(soft.metrics["reconstruction"] - np.abs(X - of_argmax).mean(axis=(1, 2, 3))).max() > 1e-3
     share = np.bincount(np.asarray(codes[0]).ravel(), minlength=8) / 96
-    np.testing.assert_allclose(aux.metrics["codes_used"], (share > 0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(system.objective.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
     np.testing.assert_allclose(aux.variables["codes"]["seen"][0], share, rtol=1e-5)  # argmax, not the noisy draw
 
 

@@ -310,6 +310,7 @@ def test_the_average_begins_at_the_prepared_parameters():
         ("vqvae", {"codes__commitment": -1.0}, SPEC, "a finite weight from 0"),
         ("vqvae", {"codes__kind": "product", "codes__depth": 3}, SPEC, "depth=3 does not divide"),
         ("vqvae", {"codes__depth": 4}, SPEC, "codes.depth=4: must be 1 for codes.kind=vq"),
+        ("vqvae", {"codes__shared": True}, SPEC, "codes.shared=True: is only supported for codes.kind=residual"),
         ("vqvae", {"codes__kind": "residual", "codes__depth": 0}, SPEC, "codes.depth=0: a whole number from 1"),
         ("vqvae", {"codes__kind": "residual", "codes__cosine": True}, SPEC, "not with kind=residual"),
         ("vqvae", {"codes__kind": "fsq", "codes__levels": (8, 5)}, SPEC, "model.latent_channels=4"),

@@ -77,9 +77,10 @@ AUTOENCODERS = {
 
 
 @functools.cache
-def autoencoder(name, mode="jit", count=1):
+def autoencoder(name, mode="jit", count=1, accumulate=1):
     """Metrics of each of a few steps, and the variables after them."""
-    config = tiny.config("vqvae", parallel__mode=mode, parallel__count=count, **AUTOENCODERS[name])
+    given = {"parallel__mode": mode, "parallel__count": count, "train__accumulate": accumulate}
+    config = tiny.config("vqvae", **given, **AUTOENCODERS[name])
     system, devices = systems.build(config, ImageSpec(8, 1, 10)), Devices.create(**config.parallel)
     fresh = tiny.randomised(system.objective.init)
     system = system._replace(objective=system.objective._replace(init=lambda key: fresh))  # compiled at once
@@ -108,6 +109,19 @@ def test_the_same_codebooks_and_metrics(name, mode):
     chex.assert_trees_all_close(after["codes"], before["codes"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(after["latents"], before["latents"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(after["params"], before["params"], atol=1e-4)
+
+
+def test_metrics_of_accumulated_parts_are_those_of_the_whole_batch():
+    """A perplexity is not the mean of the parts' perplexities."""
+    (expected, _), (found, _) = (
+        autoencoder("codebook with restarts"),
+        autoencoder("codebook with restarts", accumulate=4),
+    )
+    assert expected[0]["perplexity"] > 2
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
 
 
 def prior_with_codec():
