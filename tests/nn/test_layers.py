@@ -68,13 +68,12 @@ def test_group_norm_far_from_zero_is_numpys(mean, deviation, adaptive):
     tilt = np.random.default_rng(2).normal(size=(2, 2, 8)).astype(np.float32) if adaptive else ()
     y = layers.GroupNorm(2).apply({"params": {"scale": gain, "bias": bias}}, x, *tilt)
     # what the mean of a group loses to float32 beside the deviation
-    tolerance = 5e-5 + 4 * np.spacing(np.float32(abs(mean))) / deviation
+    tolerance = 5e-5 + 16 * np.spacing(np.float32(abs(mean))) / deviation
     np.testing.assert_allclose(y, numpy_group_norm(exact, 2, gain, bias, *tilt), atol=tolerance)
 
 
 @pytest.mark.parametrize("position", [0, 7])
 def test_group_norm_with_one_outlier_is_numpys(position):
-    """Statistics are of distances to the mean of the first row, where the outlier may be."""
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 4)).astype(np.float32)
     x[:, position, 0] += 1e4
     y, _ = layers.GroupNorm(2).init_with_output(jax.random.key(0), x)
