@@ -101,8 +101,8 @@ class Workdir:
                 if _identity(self.path) != identity:
                     raise UserError(
                         f"--workdir={self.path}: the folder was moved or replaced while it trained, so training "
-                        "stops without another save; run the same command with its new path, which continues at its "
-                        "last checkpoint"
+                        "stops without another save; run the same command with its new path, which continues at the "
+                        f"last checkpoint there (a save in progress may have left {self.checkpoints}: delete it)"
                     )
 
             yield check_place
