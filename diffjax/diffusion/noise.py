@@ -63,7 +63,7 @@ def posterior_variance(now: Noise, next: Noise) -> Array:
 
 
 def step_variances(before: Noise, now: Noise, next: Noise) -> tuple[Array, Array]:
-    """The small and the large variance of the step from `now` to `next`, neither of them zero.
+    """Returns the small and the large variance of the step from `now` to `next`, neither of them zero.
 
     The step to the clean image has no posterior variance. That of the step before it, from `before` to `now`, takes its
     place, as in DDPM's code; where `before` is `now`, as there is no such step, the large variance does.

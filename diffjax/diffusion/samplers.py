@@ -244,7 +244,7 @@ def _x0(denoised: Denoised, noise: Noise) -> Array:
 
 
 def _shift(variance: Callable, interpolation: Array | None, before: Noise, now: Noise, next: Noise) -> Array:
-    """The variance that a gradient's shift of the mean is multiplied by: in the last step as ADM's code has it."""
+    """Returns the variance that multiplies a gradient in the shift of the mean, in the last step as in ADM's code."""
     small, large = step_variances(before, now, next)
     if interpolation is None:
         last = next.sigma == 0
@@ -310,7 +310,7 @@ def _has_signal(noise: Noise) -> Array:
 
 
 def _is_short(now: Noise, next: Noise) -> Array:
-    """Whether Heun's method is right to a tenth from `now` to `next`, on data of unit variance.
+    """Returns whether Heun's method is right to a tenth from `now` to `next`, on data of unit variance.
 
     There E[eps | x_t] = sigma x_t / (alpha^2 + sigma^2), and x_t keeps the standard deviation of `prior_std`. In longer
     steps, from nearly pure noise to where the image forms, methods that average eps along sigma / alpha overshoot

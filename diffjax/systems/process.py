@@ -48,9 +48,10 @@ def make_schedule(config) -> Schedule:
 
 
 def time_scale(config, schedule: Schedule) -> float:
-    """Factor on the time that a network is given: 1000 / T with `rescale_timesteps` of a `diffusion` section, else 1.
+    """Returns the factor on the time that a network is given: 1000 / T with `rescale_timesteps`, else 1.
 
-    With it the network's time stays in [0, 1000) for any T: the code of Improved DDPM and ADM.
+    With it the network's time stays in [0, 1000) for any T, as in the code of Improved DDPM and ADM. `config` is a
+    `diffusion` section.
     """
     return 1000.0 / schedule.timesteps if config.get("rescale_timesteps", False) else 1.0
 
