@@ -1,6 +1,7 @@
 """Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks refused."""
 
 import os
+import signal
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -19,6 +20,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

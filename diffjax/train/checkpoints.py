@@ -31,6 +31,7 @@ _MANIFEST = "manifest.json"
 _DESCRIBED = 2**20  # bytes at most of what describes a state
 _ATTEMPTS = 10  # at reading checkpoints that another process replaces meanwhile
 _PAUSE = 0.2  # seconds between them
+_UNCHANGED = 3  # failures among the same checkpoints that are taken as damage, and not as a deletion in progress
 
 T = TypeVar("T")
 
@@ -288,7 +289,11 @@ def newest(directory: Path) -> int | None:
 
 
 def _while_others_write(directory: Path, attempt: Callable[[Checkpoints], T]) -> T:
-    """Calls `attempt` with the checkpoints in a folder, again if they have changed, up to `_ATTEMPTS` times."""
+    """Calls `attempt` with the checkpoints in a folder, up to `_ATTEMPTS` times.
+
+    After a failure the folder is watched: a checkpoint whose deletion has begun looks damaged until its name is gone.
+    """
+    unchanged = 0
     for last in [*[False] * (_ATTEMPTS - 1), True]:
         before = steps_in(directory)
         try:
@@ -298,8 +303,8 @@ def _while_others_write(directory: Path, attempt: Callable[[Checkpoints], T]) ->
                 return result
         except Exception as error:  # of Orbax, whichever file it misses
             time.sleep(_PAUSE)
-            after = steps_in(directory)
-            if last or after == before:
+            unchanged = unchanged + 1 if steps_in(directory) == before else 0
+            if last or unchanged == _UNCHANGED:
                 if isinstance(error, UserError):
                     checkpoints.report_damage()
                     raise

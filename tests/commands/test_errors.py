@@ -295,8 +295,8 @@ def test_the_forms_of_a_flag():
     assert (found.num, found.seed, found.invert, found.strength, found.label) == (1000, 3, True, 0.5, 0)
     assert found.prompt == "a, b,"  # no list
     assert found.given == {"num", "seed", "invert", "strength", "prompt", "label"}
-    assert parsed("train", "--nooverwrite").overwrite is False
-    assert parsed("train", "--config.train.steps=3", "--overwrite=true").overrides == ["--config.train.steps=3"]
+    assert parsed("train", "--noallow_config_change").allow_config_change is False
+    assert parsed("train", "--config.train.steps=3", "--allow_config_change=true").overrides == ["--config.train.steps=3"]
 
 
 @pytest.mark.parametrize("text", ["\u0663", "1e400", "1e-400", "nan", "0x1", "1 0", "", "--1", "1,", "infinity"])
@@ -463,13 +463,11 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path, capsys
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("verb", ["sample", "sweep", "evaluate", "export"])
-def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monkeypatch, request):
+def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monkeypatch):
     def killed(*_, **__):
         os.kill(os.getpid(), stop)
         time.sleep(60)
 
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     module = importlib.import_module(f"diffjax.commands.{verb}")
     monkeypatch.setattr(module, "load", killed)
     argv = {
