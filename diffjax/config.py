@@ -5,56 +5,230 @@ workdir. A file names one by the file of its config, which lies beside it. A fie
 refers to a part by `@name`.
 """
 
+import contextlib
+import json
 import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from absl import flags as absl_flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError
 
-# Fields that a continued run may change: how long, how often it reports, where the data and the devices are, and how
-# samples are drawn. None of them changes what a step computes.
-_MAY_CHANGE = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last",
-               "train.keep_every", "train.skip_limit", "data.dir", "data.corrupt", "parallel.", "sampler.",
-               "rerank.")  # fmt: skip
+# Fields that a resumed run may change freely. They decide when a run reports, saves and gives up, where its data and
+# devices are, and how samples are drawn from it (also its previews). None of them changes what a step computes; other
+# devices (parallel.*) change the order of sums, so numbers agree up to rounding.
+_FREE = ("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
+         "train.skip_limit", "data.dir", "parallel.", "sampler.", "rerank.")  # fmt: skip
+_DEFAULTS = {"data.corrupt": "raise"}  # fields that old configs lack
+_PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, so no names of parts
+_TYPES = {
+    "seed": int,
+    "system": str,
+    "dtype": str,
+    "data": ConfigDict,
+    "data.name": str,
+    "data.dir": str,
+    "data.split": str,
+    "data.image_size": int,
+    "data.background": str,
+    "data.flip": bool,
+    "data.corrupt": str,
+    "model": ConfigDict,
+    "diffusion": ConfigDict,
+    "sampler": ConfigDict,
+    "parallel": ConfigDict,
+    "parallel.mode": str,
+    "parallel.count": int,
+    "parallel.fsdp": int,
+    "parts": ConfigDict,
+    "train": ConfigDict,
+    "train.steps": int,
+    "train.batch_size": int,
+    "train.accumulate": int,
+    "train.learning_rate": float,
+    "train.warmup_steps": int,
+    "train.schedule": str,
+    "train.ema_decay": float,
+    "train.log_every": int,
+    "train.sample_every": int,
+    "train.sample_count": int,
+    "train.checkpoint_every": int,
+    "train.keep_last": int,
+    "train.keep_every": int,
+    "train.skip_limit": int,
+}
+_PLAIN = (bool, int, float, str, types.NoneType)
 
 
 def load_file(path: str) -> ConfigDict:
     """Runs a config file's get_config(), and those of the files that it names as parts.
 
-    `path` may end in what get_config() is given, as in configs/vqvae.py:cifar10. Raises UserError where it cannot.
+    The file is executed anew at each call, from its source.
+
+    Args:
+      path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10.
+
+    Returns:
+      The config, locked, with plain values and parts that are configs.
+
+    Raises:
+      UserError: the file cannot be read or fails, which the message locates by file and line, or what it returns is
+        not a config.
     """
-    holder = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", path, flag_values=holder, sys_argv=[""])
-    try:
-        holder([""])
-        flatten(holder.config)  # a file that could not be loaded says so when it is used
-    except (OSError, SyntaxError, AttributeError, NameError, TypeError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise UserError(f"cannot read --config={path}: {reason}") from error
-    config = holder.config
+    return _load_file(path, ())
+
+
+def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
+    """`outer` are the files that name this one as a part."""
+    file, colon, argument = path.partition(":")
+    if os.path.realpath(file) in outer:
+        raise UserError(f"--config={path}: the file is a part of itself; remove it from its parts")
+    with _located(path, file):
+        with open(file, "rb") as opened:
+            source = opened.read()
+        module = types.ModuleType(f"diffjax_config_{Path(file).stem}")
+        module.__file__ = file
+        sys.modules[module.__name__] = module  # as dataclasses look their module up
+        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"cannot read --config={path}: {file} has no function get_config(); define it")
+        config = module.get_config(*[argument] if colon else [])
+        if isinstance(config, FrozenConfigDict):
+            config = ConfigDict(config)
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                f"cannot read --config={path}: get_config() returns {type(config).__name__}; it must return a "
+                "ml_collections.ConfigDict"
+            )
+        _check_form(config, f"cannot read --config={path}: ", files=True)
     for name, part in config.get("parts", {}).items():
         if isinstance(part, str):
             with config.parts.unlocked(), config.parts.ignore_type():
-                config.parts[name] = load_file(os.path.join(os.path.dirname(path), part))
-    return config
+                beside = os.path.join(os.path.dirname(file), part)
+                config.parts[name] = _load_file(beside, (*outer, os.path.realpath(file)))
+    return config.lock()
+
+
+@contextlib.contextmanager
+def _located(path: str, file: str) -> Iterator[None]:
+    """Turns any exception of a config file into a UserError of one line that names the file and the line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except OSError as error:
+        if error.filename != file:
+            raise UserError(_failure(path, file, error)) from error
+        raise UserError(f"cannot read --config={path}: {error.strerror}; pass the path of a config file") from error
+    except BaseException as error:  # also SystemExit
+        raise UserError(_failure(path, file, error)) from error
+
+
+def _failure(path: str, file: str, error: BaseException) -> str:
+    """Returns the message for an exception of a config file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    text = str(error)
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines, text = [error.lineno], error.msg
+    where = f"{file}, line {lines[-1]}: " if lines and lines[-1] else ""
+    first = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
+    return f"cannot read --config={path}: {where}{first[:300]}; correct the file"
+
+
+def _check_form(config: ConfigDict, where: str, *, files: bool = False) -> None:
+    """Checks names of parts, and types: plain values everywhere, and those of the fields that all configs share.
+
+    Args:
+      where: start of the error message.
+      files: whether a part may be the name of a config file.
+
+    Raises:
+      UserError: a part's name is not an identifier, or a field has another type.
+    """
+    for name, value in flatten(config).items():
+        if not all(isinstance(item, _PLAIN) for item in _leaves((value,))):
+            raise UserError(f"{where}{name}={value!r:.80}: must be a plain value or a tuple of plain values")
+    for name, kind in _TYPES.items():
+        value = _field(config, name)
+        fits = isinstance(value, int | float if kind is float else kind)
+        if isinstance(value, bool) and kind is not bool:
+            fits = False  # Python's bool is an int
+        if value is not ... and not fits:
+            expected = {ConfigDict: "a section", int: "a whole number", float: "a number", bool: "true or false"}
+            raise UserError(f"{where}{name}={_shown(value)}: must be {expected.get(kind, 'text')}")
+    for name, part in config.get("parts", {}).items():
+        if not _PART_NAME.fullmatch(name) or name in _RESERVED:
+            raise UserError(
+                f"{where}parts.{name}: the name of a part is the name of its folder; use letters, digits, '_' and '-', "
+                f"and none of {', '.join(_RESERVED)}"
+            )
+        if isinstance(part, ConfigDict):
+            _check_form(part, f"{where}parts.{name}: ", files=files)
+        elif not (files and isinstance(part, str)):
+            raise UserError(f"{where}parts.{name}={_shown(part)}: must be a config" + " or its file" * files)
+
+
+def _shown(value: Any) -> str:
+    return f"{value.to_dict() if isinstance(value, ConfigDict) else value!r:.80}"
+
+
+def _leaves(values) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    """Returns the value of a dotted name, `...` where the config lacks it."""
+    section, _, rest = name.partition(".")
+    value = config.get(section, ...)
+    return value if not rest else _field(value, rest) if isinstance(value, ConfigDict) else ...
 
 
 def to_json(config: ConfigDict) -> str:
     return io.to_json(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
-    """The config of `to_json`: JSON's lists were tuples."""
+def from_json(text: str | bytes) -> ConfigDict:
+    """Returns the config of `to_json`, in which JSON's lists are tuples again.
+
+    Infinity and NaN are read as well, which strict JSON lacks: runs of earlier versions have them.
+
+    Raises:
+      ValueError: the text is not JSON.
+      UserError: it is not a config: names of parts, types of fields.
+    """
+    try:
+        value = io.from_json(text)
+    except ValueError as error:
+        if "is not JSON" not in str(error):
+            raise
+        value = json.loads(text)
+    if not isinstance(value, dict):
+        raise UserError(f"not a config: it must be an object of fields, not {type(value).__name__}")
 
     def restore(value):
         if isinstance(value, dict):
             return {name: restore(child) for name, child in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    return ConfigDict(restore(io.from_json(text)))
+    try:
+        config = ConfigDict(restore(value))
+        _check_form(config, "")
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"not a config: {reason[:200]}") from error
+    return config
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
@@ -66,16 +240,32 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def training_key(config: ConfigDict) -> str:
-    """A hash of what determines the parameters that training comes to."""
+    """Returns a hash of what determines the parameters that training comes to."""
     parts = {f"parts.{name}": training_key(part_config(config, name)) for name in part_names(config)}
     fields = {**determining(config), "train.steps": config.get("train", {}).get("steps", 0), **parts}
     return io.short_hash(io.to_json(fields, sort_keys=True))
 
 
-def determining(config: ConfigDict) -> dict:
-    """The fields of a run, without its parts', that may not change once it has begun."""
-    flat = flatten(from_json(to_json(config)))
-    return {name: value for name, value in flat.items() if not name.startswith((*_MAY_CHANGE, "parts."))}
+def determining(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields, by dotted name, that change what a step computes; `train.steps` and parts are left out.
+
+    Whether `train.steps` does depends on the learning rate's schedule: `program.same_rates`.
+    """
+    return {
+        name: value
+        for name, value in flatten(from_json(to_json(config))).items()
+        if not name.startswith((*_FREE, "parts.")) and name != "train.steps" and _DEFAULTS.get(name, ...) != value
+    }
+
+
+def differing(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns (old, new) of every field that differs, by dotted name; None: a missing field. Parts are left out."""
+    before, after = ({**_DEFAULTS, **flatten(from_json(to_json(config)))} for config in (old, new))
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith("parts.")
+    }
 
 
 def part_names(config: ConfigDict) -> list[str]:

@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from diffjax.train import hosts
 from diffjax.train.checkpoints import Checkpoints
@@ -16,15 +18,32 @@ from diffjax.train.step import Step, make_step
 from diffjax.typing import Batch, PRNGKey, System
 
 
+def learning_rates(config) -> dict[str, optax.Schedule]:
+    """Returns the learning rate by step, of `train` ("") and of each section of it for a group of parameters."""
+    groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict)]
+    return {group: _learning_rate(config, group) for group in ["", *groups]}
+
+
+def _settings(config, group: str) -> dict[str, Any]:
+    """The fields of `train` for a group of parameters: its own section's before the others."""
+    return {**config.train, **config.train.get(group, {})}
+
+
+def _learning_rate(config, group: str) -> optax.Schedule:
+    c = _settings(config, group)
+    return learning_rate_schedule(
+        c["schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
+    )
+
+
 def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
     """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
 
     def optimizer(group: str) -> optax.GradientTransformation:
-        c = {**config.train, **config.train.get(group, {})}
-        rate = learning_rate_schedule(
-            c["schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
+        c = _settings(config, group)
+        return adam(
+            _learning_rate(config, group), **{name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
         )
-        return adam(rate, **{name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")})
 
     return {group: optimizer(group) for group in system.objective.losses}
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -40,8 +43,7 @@ def replay(workdir: Workdir) -> Replay:
     devices = Devices.create(count=1)
     with contextlib.closing(Checkpoints(workdir.failed)) as failed:
         _, state = compile_step(config, system, make_optimizers(config, system), devices, 1, failed)
-    with np.load(workdir.failed / "batch.npz") as stored:
-        batch = dict(stored)
+    batch = _read_batch(workdir.failed / "batch.npz")
     key = keys_of_run(config)[1]
     moment = moment_of(state.step, key, len(batch["index"]), 1)
     variables = {**state.variables, "frozen": system.frozen}
@@ -64,6 +66,22 @@ def replay(workdir: Workdir) -> Replay:
         gradients=_not_finite(gradients),
         parameters=_not_finite(variables["params"]),
     )
+
+
+def _read_batch(path: Path) -> dict[str, np.ndarray]:
+    """Reads the batch of a failed step. Raises UserError, which names the file, where it is missing or damaged."""
+    advice = f"delete {path.parent} and run launch.py train again, which fails at the same step and writes it anew"
+    try:
+        with np.load(path) as stored:
+            batch = dict(stored)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is missing; {advice}") from error
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is damaged ({reason}): {advice}") from error
+    if missing := {"image", "index"} - batch.keys():
+        raise UserError(f"{path} is damaged (it has no array {sorted(missing)[0]!r}): {advice}")
+    return batch
 
 
 def _not_finite(tree) -> list[str]:

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -17,8 +18,7 @@ from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.nn import clip_file, efficientnet
 from diffjax.systems import clip as clip_system
-from diffjax.train import weights
-from diffjax.train.checkpoints import Checkpoints
+from diffjax.train import checkpoints, weights
 from diffjax.typing import Clip, Codec, ImageSpec, System, Variables
 from diffjax.workdir import Workdir
 
@@ -70,6 +70,11 @@ class Run:
         if self.system.clip is None:
             raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no CLIP")
         return self.system.clip(self.variables)
+
+    @functools.cached_property
+    def config_changes(self) -> list[dict[str, Any]]:
+        """Changes of the config while it trained, as config_changes.jsonl has them, that changed its numbers."""
+        return [change for change in self.workdir.read_config_changes() if change["changes_numbers"]]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -195,14 +200,22 @@ _OPEN = {"codec": _open_codec, "clip": open_clip} | dict.fromkeys(_STAGES, _open
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Run:
-    """Opens the run at `path` with its averaged parameters of `step` (None: the last checkpoint).
+    """Opens the run at `path` with its averaged parameters of `step` (None: the newest checkpoint).
 
-    Raises UserError where there is no run, or no such checkpoint.
+    The run may be training meanwhile.
+
+    Raises UserError where there is no run, or no such checkpoint, or a file of it is damaged.
     """
     workdir = Workdir(path)
     config = workdir.read_config()
-    spec = image_spec(config)
-    system = build_system(config, workdir.path)
+    try:
+        spec = image_spec(config)
+        system = build_system(config, workdir.path)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{workdir.config}: no system can be built of it ({type(error).__name__}: {reason}); restore the file"
+        ) from error
     if not system.objective.losses:  # a chain of trained stages
         return Run(workdir, config, spec, system, {"params": {}, "frozen": system.frozen}, 0)
     template = jax.eval_shape(system.objective.init, jax.random.key(0))
@@ -213,8 +226,5 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
         return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, exported)
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
-    checkpoints = Checkpoints(workdir.checkpoints)
-    step = checkpoints.latest_step() if step is None else step
-    variables = checkpoints.restore_ema(template, step)
-    checkpoints.close()
+    variables, step = checkpoints.read(workdir.checkpoints, template, step)
     return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)

@@ -32,13 +32,17 @@ def make_preview(
     images over their reconstructions.
     """
     count = config.train.sample_count
-    if not count or system.embeds:
+    if count and (system.embeds or not _names(system)):
+        print(f"train.sample_count={count}: has no effect, as a run of system={config.system} draws no images")
+    if not count or system.embeds or not _names(system):
         return lambda step, state: None
     everywhere = None if hosts.alone() else list(devices.mesh.devices.flat)  # all draw: each has a part of the state
     generator = Generator(system, batch_size=count, devices=everywhere)
     if system.takes:
         examples = source.__getitems__(range(min(count, len(source))))
         asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
+        if len(examples) < count:
+            print(f"train.sample_count={count}: only {len(examples)} are drawn, one for each example of the data set")
         count, layout = len(examples), {"columns": _ALIKE}
     elif system.text:
         captions = captions_of(source, math.ceil(count / _ALIKE))

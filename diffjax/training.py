@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import data, io, sheets
+from diffjax import data, io, resume, sheets
 from diffjax.config import part_config, part_names, referred_run
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
@@ -18,7 +18,7 @@ from diffjax.program import compile_step, make_optimizers, memory_advice, prepar
 from diffjax.prompts import captions_of
 from diffjax.run import blueprint, build_system, open_source, tokenizer_of
 from diffjax.train import hosts, loop
-from diffjax.train.checkpoints import Checkpoints
+from diffjax.train.checkpoints import Checkpoints, steps_in
 from diffjax.train.devices import Devices
 from diffjax.train.metrics import MetricsLog, NoLog
 from diffjax.train.state import TrainState
@@ -29,12 +29,14 @@ _CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
 
 
 def train(
-    config: ConfigDict, workdir: Workdir, *, overwrite: bool = False, beside: ConfigDict | None = None
+    config: ConfigDict, workdir: Workdir, *, allow_config_change: bool = False, beside: ConfigDict | None = None
 ) -> tuple[System | None, int | None]:
-    """Trains the system of a config in a folder, or goes on from its last checkpoint; its parts first, in theirs.
+    """Trains the system of a config in a folder, or resumes at its last checkpoint; its parts first, in theirs.
+
+    The whole config is in the folder before anything is trained, so that the folder alone suffices to resume.
 
     Args:
-      overwrite: continue a run that was started with another config.
+      allow_config_change: resume even if fields of the config differ that change what a step computes (`resume`).
       beside: the config that this one is a part of.
 
     Returns:
@@ -46,24 +48,38 @@ def train(
     if workdir.weights.exists():
         raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
     check(config)
-    blueprint(config, beside, workdir.path)  # what does not fit is said before any part is trained
-    for number, name in enumerate(names := part_names(config), 1):
-        print(f"part {number} of {len(names)}: {name}")
-        if (workdir.path / name).is_symlink() or Workdir(workdir.path / name).weights.exists():  # it is trained
-            continue
-        _, stopped = train(part_config(config, name), Workdir(workdir.path / name), overwrite=overwrite, beside=config)
-        if stopped:
-            return None, stopped
-    system = build_system(config, workdir.path, training=True)
-    if system.stages:
-        _join(config, system, workdir, overwrite=overwrite)
-        return system, None
-    devices = Devices.create(**config.parallel)
-    devices.check_batch(config.train.batch_size, config.train.accumulate)
-    optimizers = make_optimizers(config, system)
-    source = open_source(config, config.data.split)
-    with workdir.locked() if hosts.first() else contextlib.nullcontext():  # what is wrong has been said by now
-        return system, _train(config, system, workdir, devices, optimizers, source, overwrite=overwrite)
+    planned = blueprint(config, beside, workdir.path)  # errors of the whole come before any part is trained
+    names = part_names(config)
+    resume.check(config, workdir, allow_config_change=allow_config_change)
+    system = None if names else build_system(config, workdir.path, training=True)
+    if not planned.stages:
+        devices = Devices.create(**config.parallel)
+        devices.check_batch(config.train.batch_size, config.train.accumulate)
+        optimizers = make_optimizers(config, planned)
+        source = open_source(config, config.data.split)
+    with workdir.locked() if hosts.first() else contextlib.nullcontext(lambda: None) as check_place:
+        with hosts.first_before_others("begin"):
+            if hosts.first() and planned.stages and workdir.config.exists():
+                resume.accept(config, workdir, 0)
+            elif hosts.first() and not steps_in(workdir.checkpoints):
+                workdir.write_config(config)
+                if not planned.stages:
+                    workdir.write_last_checkpoint(0)
+            hosts.check_shared(workdir.config)
+        for number, name in enumerate(names, 1):
+            print(f"part {number} of {len(names)}: {name}")
+            part = Workdir(workdir.path / name)
+            if resume.is_trained_elsewhere(part):
+                continue
+            allowed = {"allow_config_change": allow_config_change}
+            _, stopped = train(part_config(config, name), part, **allowed, beside=config)
+            if stopped:
+                return None, stopped
+        system = system or build_system(config, workdir.path, training=True)
+        if system.stages:
+            _join(config, system, workdir)
+            return system, None
+        return system, _train(config, system, workdir, devices, optimizers, source, check_place)
 
 
 def check(config: ConfigDict) -> None:
@@ -80,8 +96,25 @@ def check(config: ConfigDict) -> None:
         check(part_config(config, name))
 
 
-def _train(config, system: System, workdir: Workdir, devices: Devices, optimizers, source: Source, *, overwrite: bool):
-    """Trains what is not a chain. Returns the signal that ended it early or None."""
+def _train(
+    config,
+    system: System,
+    workdir: Workdir,
+    devices: Devices,
+    optimizers,
+    source: Source,
+    check_place: Callable[[], None],
+) -> int | None:
+    """Trains a system that has parameters of its own. Returns the signal that ended it early or None.
+
+    Args:
+      check_place: raises UserError if the run's folder is no longer at its path.
+    """
+    if system.text and steps_in(workdir.checkpoints) and not workdir.tokenizer.exists():
+        raise UserError(
+            f"{workdir.tokenizer}: is missing, and the run was trained with it; put a copy back, or choose another "
+            "--workdir to begin anew"
+        )
     with hosts.first_before_others("tokenizer"):
         source = with_tokens(config, system, source, [workdir])
     batches = data.Batches(
@@ -94,25 +127,39 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
         def closed_after(thing):
             return stack.enter_context(contextlib.closing(thing))
 
+        def note_checkpoint(step: int) -> None:
+            with contextlib.suppress(OSError, UserError):  # of a full disk: an older note is right too
+                check_place()
+                workdir.write_last_checkpoint(step)
+
         keep = {name: config.train[name] for name in ("keep_last", "keep_every")}
-        checkpoints = closed_after(Checkpoints(workdir.checkpoints, **keep))
+        noted = note_checkpoint if hosts.first() else lambda step: None
+        checkpoints = stack.enter_context(Checkpoints(workdir.checkpoints, **keep, on_saved=noted))
         start = checkpoints.latest_step() or 0
-        if start and not overwrite:
-            workdir.check_config(config)
         lacks_sheets = sheets.are_lacking(config, system, workdir, start)
         if start >= config.train.steps and not lacks_sheets:
             print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
+            if hosts.first():
+                changed = ConfigDict(config.to_dict())
+                changed.train.steps = workdir.read_config().train.steps
+                resume.accept(changed, workdir, start)
             return None
         step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
         if not start and system.objective.prepare:
             state = prepared(system, state, batches.batch(0), devices)
         frozen = devices.put_everywhere(system.frozen)
         with hosts.first_before_others("config"):
-            if hosts.first():
-                workdir.write_config(config)  # only now: the checkpoint may not fit it
-            hosts.check_shared(workdir.config)
+            if hosts.first() and start:
+                resume.accept(config, workdir, start)  # only now: the checkpoint may not fit it
+                workdir.write_last_checkpoint(start)  # later ones are damaged
         log = closed_after(MetricsLog(workdir.path, start) if hosts.first() else NoLog())
         _announce(config, system, state, len(source), devices, start)
+        preview = sheets.make_preview(config, system, source, workdir, log, devices)
+
+        def show(step: int, state: TrainState) -> None:
+            check_place()
+            preview(step, state)
+
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         try:
             _, stopped = loop.run(
@@ -122,11 +169,14 @@ def _train(config, system: System, workdir: Workdir, devices: Devices, optimizer
                 start=start,
                 schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
                 images=config.train.batch_size,
-                record=loop.Record(log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0)),
-                preview=sheets.make_preview(config, system, source, workdir, log, devices),
+                record=loop.Record(
+                    log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0), check_place
+                ),
+                preview=show,
                 preview_first=lacks_sheets,
             )
         except loop.NotFinite as error:
+            check_place()
             raise UserError(keep_failed(workdir, batches, error)) from error
     return stopped
 
@@ -144,17 +194,18 @@ def keep_failed(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) 
     return f"{error}. See `python launch.py replay --workdir={workdir.path}`"
 
 
-def _join(config, system: System, workdir: Workdir, *, overwrite: bool) -> None:
-    """Makes a run of a chain of trained stages, which has nothing of its own to train."""
-    workdir.create()
-    if workdir.config.exists() and not overwrite:
-        workdir.check_config(config)
+def _join(config, system: System, workdir: Workdir) -> None:
+    """Completes a run of a chain of trained stages, which has nothing of its own to train."""
     if not hosts.first():
         return
     if system.text:
         runs = [referred_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
-        tokenizer_of(next(run for run in runs if Workdir(run).tokenizer.exists())).save(workdir.tokenizer)
-    workdir.write_config(config)
+        readers = [run for run in runs if Workdir(run).tokenizer.exists()]
+        if not readers:
+            raise UserError(
+                f"{Workdir(runs[-1]).tokenizer}: is missing, as in the other stages of {workdir.path}; put a copy back"
+            )
+        tokenizer_of(readers[0]).save(workdir.tokenizer)
     print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
 
 

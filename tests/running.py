@@ -17,12 +17,11 @@ def steps(workdir) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in whole]
 
 
-def process(config, path, *flags):
+def process(config, path, *flags, **options):
     command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(
-        command, cwd=tiny.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+    return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, **given)
 
 
 def wait_for_step(path, step, running):

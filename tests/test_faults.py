@@ -1,13 +1,23 @@
 """Whole runs under faults: a full disk, a damaged checkpoint, two at once, a signal, steps that overflow."""
 
+import contextlib
+import json
+import math
+import os
 import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
 import pytest
 
+import diffjax
 from diffjax import commands
+from diffjax.config import flatten
+from diffjax.errors import UserError
+from diffjax.resume import changes
+from diffjax.workdir import Workdir
 from tests import running, tiny
 
 STEPS = 12
@@ -173,3 +183,277 @@ def test_a_signal_while_it_compiles(config, tmp_path):
     said = training.communicate(timeout=200)[0]
     assert training.returncode == 128 + signal.SIGTERM, said
     assert "the same command continues" in said
+
+
+def error_of(capsys):
+    """The error of the last command, one line."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def contents(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+FREE = {
+    "train.log_every": 2,
+    "train.sample_every": 2,
+    "train.checkpoint_every": 3,
+    "train.keep_last": 1,
+    "train.keep_every": 3,
+    "train.skip_limit": 5,
+    "data.dir": "there",
+    "sampler.guidance_high": 1.0,
+}
+
+
+def test_every_field_is_free_or_changes_the_numbers():
+    """The free ones are listed here again: a new field is refused until it is known to be free."""
+    old = tiny.config(train__schedule="constant", train__steps=4)
+    for name, value in flatten(old).items():
+        free = name in FREE or name.startswith(("sampler.", "parallel.")) or name == "train.steps"
+        if isinstance(value, bool):
+            other = not value
+        elif isinstance(value, tuple):
+            other = (*value, 1)
+        else:
+            other = FREE.get(name, value + 1 if isinstance(value, int | float) else f"{value}x")
+        new = old.copy_and_resolve_references()
+        with new.ignore_type():
+            new.update_from_flattened_dict({name: other})
+        assert changes(old, new) == ({name: (value, other)}, [] if free else [name])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("steps", [2, 9])
+def test_only_a_decay_makes_the_number_of_steps_change_the_numbers(schedule, steps):
+    settings = {"train__schedule": schedule, "train__warmup_steps": 1}
+    old, new = (tiny.config(train__steps=count, **settings) for count in (5, steps))
+    assert changes(old, new)[1] == (["train.steps"] if schedule == "cosine" else [])
+
+
+def test_more_steps_of_a_decaying_schedule_are_refused_or_recorded(tmp_path, capsys):
+    """The learning rate would leap, here from zero: peak (1 + cos(pi s / steps)) / 2 without a warm-up."""
+    cosine = {"train__schedule": "cosine", "train__warmup_steps": 0, "train__learning_rate": 1e-3}
+    config, path = tiny.write(tmp_path / "tiny.py", **SETTINGS | cosine | {"train__steps": 4}), tmp_path / "run"
+    assert launch("train", f"--config={config}", f"--workdir={path}") == 0
+    capsys.readouterr()
+    longer = ["train", f"--workdir={path}", "--config.train.steps=6", "--config.train.log_every=2"]
+    assert launch(*longer) == 2
+    leap = f"the learning rate at step 4 goes from 0 to {1e-3 * (1 + math.cos(math.pi * 4 / 6)) / 2:.3g}"
+    error = error_of(capsys)
+    assert "train.steps was 4, now 6" in error and leap in error and "--allow_config_change" in error
+    assert not (path / "config_changes.jsonl").exists() and len(running.steps(path)) == 4
+    assert launch(*longer, "--allow_config_change") == 0
+    assert leap in capsys.readouterr().out
+    (change,) = map(json.loads, (path / "config_changes.jsonl").read_text().splitlines())
+    assert diffjax.load(path).config_changes == [change]
+    assert change.pop("date").endswith("+00:00")
+    fields = {"train.log_every": [1, 2], "train.steps": [4, 6]}
+    assert change == {"step": 4, "fields": fields, "changes_numbers": ["train.steps"]}
+    assert Workdir(path).read_config().train.steps == 6
+    assert launch("train", f"--workdir={path}", "--config.train.steps=3") == 2  # nor fewer
+    assert "train.steps was 6, now 3" in error_of(capsys)
+
+
+def test_fields_that_skip_examples_are_refused(copy, capsys):
+    assert launch("train", f"--workdir={copy}", "--config.data.corrupt=skip", "--config.train.steps=13") == 2
+    assert "data.corrupt was 'raise', now 'skip'" in error_of(capsys)
+
+
+def without_checkpoints(path):
+    shutil.rmtree(path / "checkpoints")
+
+
+def with_an_empty_folder(path):
+    without_checkpoints(path)
+    (path / "checkpoints").mkdir()
+
+
+def without_the_newest(path):
+    shutil.rmtree(path / "checkpoints" / str(STEPS))
+
+
+def of_an_earlier_version_without_checkpoints(path):
+    (path / "last_checkpoint.json").unlink()
+    without_checkpoints(path)
+
+
+def of_an_earlier_version_with_an_empty_folder(path):
+    (path / "last_checkpoint.json").unlink()
+    with_an_empty_folder(path)
+
+
+def without_its_config(path):
+    (path / "config.json").unlink()
+
+
+MISSING = {
+    without_checkpoints: f"the checkpoint of step {STEPS} is missing, there is none",
+    with_an_empty_folder: f"the checkpoint of step {STEPS} is missing, there is none",
+    without_the_newest: f"the checkpoint of step {STEPS} is missing, the newest there is of step {STEPS - 1}",
+    of_an_earlier_version_without_checkpoints: f"metrics.jsonl goes to step {STEPS}",
+    of_an_earlier_version_with_an_empty_folder: f"metrics.jsonl goes to step {STEPS}",
+    without_its_config: "config.json: is missing",
+}
+
+
+@pytest.mark.parametrize("harm", MISSING, ids=lambda harm: harm.__name__)
+def test_what_is_missing_of_a_run_is_an_error_and_nothing_changes(harm, copy, config, capsys):
+    harm(copy)
+    before = contents(copy)
+    for flags in ([], [f"--config={config}"]):
+        assert launch("train", f"--workdir={copy}", *flags) == 2
+        error = error_of(capsys)
+        assert MISSING[harm] in error and "put a copy back" in error
+    assert contents(copy) == before
+
+
+def test_a_run_goes_back_to_an_earlier_checkpoint_as_the_error_advises(copy, run):
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    (copy / "last_checkpoint.json").write_text(f'{{"step": {STEPS - 1}}}')
+    assert launch("train", f"--workdir={copy}") == 0
+    assert losses(copy) == losses(run)
+    assert json.loads((copy / "last_checkpoint.json").read_text()) == {"step": STEPS}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"step": "4"}', '{"step": -1}', '{"step": true}', "{", ""])
+def test_a_damaged_record_of_the_last_checkpoint_is_named(text, copy, capsys):
+    (copy / "last_checkpoint.json").write_text(text)
+    assert launch("train", f"--workdir={copy}") == 2
+    assert "last_checkpoint.json is damaged" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"step": "x", "changes_numbers": [], "fields": {}}', '{"step": 1}', "\udcff"]
+)
+def test_a_damaged_record_of_changes_is_named(text, copy):
+    (copy / "config_changes.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"config_changes\.jsonl: line 1 is damaged"):
+        Workdir(copy).read_config_changes()
+
+
+STORED = [
+    "[]",
+    "3",
+    '{"train": {"steps": "many"}}',
+    '{"seed": 0, "tra',
+    "[" * 100_000,
+    '{"parts": {"a/b": {}}}',
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("text", STORED, ids=range(len(STORED)))
+def test_a_damaged_config_is_named(text, copy, tmp_path, capsys):
+    (copy / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    (copy / "failed").mkdir()
+    for verb, *flags in (["train"], ["sample", f"--out={tmp_path}/x.png"], ["replay"]):
+        assert launch(verb, f"--workdir={copy}", *flags) == 2
+        assert f"{copy}/config.json is" in error_of(capsys)
+
+
+def test_a_config_of_which_no_system_can_be_built_is_named(copy):
+    stored = json.loads((copy / "config.json").read_text())
+    stored["model"]["multipliers"] = "wide"
+    (copy / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"config\.json: no system can be built of it"):
+        diffjax.load(copy)
+
+
+def test_damaged_metrics_block_no_run(copy, run, capsys):
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": null}\n{"step": 3, "loss": \xff}\n')
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    (copy / "last_checkpoint.json").write_text(f'{{"step": {STEPS - 1}}}')
+    assert launch("train", f"--workdir={copy}") == 0
+    assert "2 damaged lines dropped" in capsys.readouterr().err
+    assert losses(copy) == losses(run)
+
+
+DAMAGED = {"cut": b"PK\x03\x04", "text": b"batch", "empty": b"", "an array": None, "other arrays": {"x": np.zeros(3)}}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_batch_of_a_failed_step_is_named(damaged, copy, capsys):
+    shutil.copytree(copy / "checkpoints", copy / "failed")
+    given, path = DAMAGED[damaged], copy / "failed" / "batch.npz"
+    if isinstance(given, bytes):
+        path.write_bytes(given)
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3)) if given is None else np.savez(file, **given)
+    assert launch("replay", f"--workdir={copy}") == 2
+    assert f"{path} is damaged" in error_of(capsys)
+
+
+FILES = ["metrics.jsonl", "tokenizer.json", "config_changes.jsonl", "last_checkpoint.json", ".lock"]
+FOLDERS = ["samples", "checkpoints", "results", "events", "failed", "samples/step_00000012.png"]
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_training_writes_through_no_link_that_leads_outside(name, copy, tmp_path, capsys):
+    target, link = tmp_path / "target", copy / name
+    target.write_text('{"step": 12}\n') if name in FILES else target.mkdir()
+    if link.is_dir():
+        link.rename(target / "moved")
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    if name == "checkpoints":
+        (copy / "last_checkpoint.json").write_text('{"step": 0}')
+    before = contents(tmp_path)
+    assert launch("train", f"--workdir={copy}", "--config.train.steps=13") == 2
+    assert f"{link}: is a symbolic link to {target}, outside of the run" in error_of(capsys)
+    assert contents(tmp_path) == before
+
+
+def test_a_lock_that_is_a_link_within_the_run_is_not_followed(copy, capsys):
+    (copy / ".lock").unlink()
+    (copy / ".lock").symlink_to("metrics.jsonl")
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert launch("train", f"--workdir={copy}", "--config.train.steps=13") == 2
+    assert "must be a regular file" in error_of(capsys)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("errors", [subprocess.DEVNULL, subprocess.STDOUT], ids=["stdout", "stdout and stderr"])
+def test_a_closed_output_does_not_end_training(errors, config, tmp_path):
+    """As of `train | head -1`."""
+    path = tmp_path / "run"
+    training = running.process(config, path, stderr=errors)
+    training.stdout.readline()
+    training.stdout.close()
+    assert training.wait(timeout=200) == 0
+    assert [step for step, _ in losses(path)] == list(range(1, STEPS + 1))
+    assert Workdir(path).last_step() == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_signals_that_come_twice_save(number, config, tmp_path):
+    training = running.process(config, tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=0")
+    running.wait_for_step(tmp_path, 3, training)
+    training.send_signal(number)
+    time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        training.send_signal(number)
+    said = training.communicate(timeout=60)[0]
+    assert training.returncode == 128 + number, said
+    assert Workdir(tmp_path).last_step() == running.steps(tmp_path)[-1]["step"]
+
+
+def test_a_run_that_is_moved_while_it_trains_ends_and_continues_there(config, run, tmp_path):
+    path, moved = tmp_path / "run", tmp_path / "moved"
+    training = running.process(config, path, "--config.train.steps=100000")
+    running.wait_for_step(path, 2, training)
+    os.rename(path, moved)
+    said = training.communicate(timeout=60)[0]
+    assert training.returncode == 2, said
+    errors = [line for line in said.splitlines() if "error: " in line]
+    assert len(errors) == 1 and f"--workdir={path}: the folder was moved or replaced" in errors[0]
+    assert [child.name for child in path.glob("*")] in ([], ["checkpoints"])  # of a save in progress
+    there = Workdir(moved).last_step() or 0
+    assert launch("train", f"--workdir={moved}", f"--config.train.steps={there + 2}") == 0
+    assert [step for step, _ in losses(moved)] == list(range(1, there + 3))
+    shared = min(there, STEPS)
+    np.testing.assert_allclose(losses(moved)[:shared], losses(run)[:shared], rtol=1e-5)  # compiled with other flags

@@ -34,9 +34,10 @@ MAY_IMPORT = {
     "workdir": {"train", "config"},
     "run": EVERYTHING | {"workdir"},
     "program": {"train"},
+    "resume": {"config", "program", "train", "workdir"},
     "sheets": EVERYTHING | {"workdir", "generate", "prompts"},
-    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets", "program"},
-    "ensemble": EVERYTHING | {"workdir", "run", "training", "program"},
+    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets", "program", "resume"},
+    "ensemble": EVERYTHING | {"workdir", "run", "training", "program", "resume"},
     "replay": EVERYTHING | {"workdir", "run", "program"},
     "commands": EVERYTHING
     | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}

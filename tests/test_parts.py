@@ -1,6 +1,7 @@
 """A run and the parts that it stands on: trained in order, skipped when done, opened where they lie."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -9,9 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import commands, config
+from diffjax import commands, config, resume
 from diffjax.errors import UserError
 from diffjax.run import blueprint
+from diffjax.train import loop
+from diffjax.workdir import Workdir
 from tests import tiny
 from tests.running import process, steps, wait_for_step
 
@@ -49,16 +52,26 @@ def test_parts_are_trained_into_folders_of_the_workdir(folder, capsys):
 def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
     copy = folder / "again"
     shutil.copytree(folder / "run", copy)
-    shutil.rmtree(copy / "checkpoints")
+    for name in ("checkpoints", "samples", "events"):
+        shutil.rmtree(copy / name)  # as if its own training had not begun
+    (copy / "metrics.jsonl").unlink()
+    (copy / "last_checkpoint.json").write_text('{"step": 0}')
     before = (copy / "codec" / "metrics.jsonl").read_text()
     assert train(folder, "dalle", workdir="again") == 0
     said = capsys.readouterr().out
     assert said.count("is trained to step 4") == 2  # the parts
     assert (copy / "codec" / "metrics.jsonl").read_text() == before
     assert diffjax.load(copy).step == 4
-    assert train(folder, "dalle", "--config.parts.clip.train.steps=6", workdir="again") == 0
+    longer = "--config.parts.clip.train.steps=6"
+    assert train(folder, "dalle", longer, workdir="again") == 2  # the run was trained with the part as it is
+    assert "parts.clip.train.steps was 4, now 6" in capsys.readouterr().err
+    assert diffjax.load(copy / "clip").step == 4
+    assert train(folder, "dalle", longer, "--allow_config_change", workdir="again") == 0
     assert diffjax.load(copy / "clip").step == 6
-    assert diffjax.load(copy).step == 4
+    run = diffjax.load(copy)
+    assert run.step == 4
+    assert [change["changes_numbers"] for change in run.config_changes] == [["parts.clip.train.steps"]]
+    assert run.config.parts.clip.train.steps == 6 and run.config.train.steps == 4
 
 
 @pytest.mark.slow
@@ -70,11 +83,64 @@ def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert "the same command continues" in output
-    assert not (run / "config.json").exists()
+    assert json.loads((run / "config.json").read_text())["parts"]["codec"]["train"]["steps"] == 100000
     stopped = steps(run / "codec")[-1]["step"]
-    assert train(folder, "dalle", f"--config.parts.codec.train.steps={stopped + 1}", workdir="stopped") == 0
+    fewer = f"--config.parts.codec.train.steps={stopped + 1}"
+    assert train(folder, "dalle", fewer, "--allow_config_change", workdir="stopped") == 0
     assert [line["step"] for line in steps(run / "codec")] == list(range(1, stopped + 2))
     assert diffjax.load(run).step == 4
+
+
+@pytest.mark.parametrize("part", ["clip", "codec"])  # the first part, and the last
+def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, folder, tmp_path, monkeypatch):
+    settle = loop.Record.settle
+
+    def interrupt(self, step, *given, **options):
+        if step == 2 and self.checkpoints._directory.parent.name == part:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return settle(self, step, *given, **options)
+
+    run = tmp_path / "run"
+    overrides = ["--config.train.steps=3", "--config.parts.codec.train.sample_count=3"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Record, "settle", interrupt)
+        command = ["launch.py", "train", f"--config={folder / 'dalle.py'}", f"--workdir={run}", *overrides]
+        assert commands.main(command) == 128 + signal.SIGTERM
+    assert not (run / "checkpoints").exists()
+    assert commands.main(["launch.py", "train", f"--workdir={run}"]) == 0
+    assert diffjax.load(run).step == 3
+    assert diffjax.load(run / "codec").config.train.sample_count == 3
+    assert [line["step"] for line in steps(run / part)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "a broken link"])
+def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    shutil.rmtree(run / "codec")
+    if harm == "emptied":
+        (run / "codec").mkdir()
+    elif harm == "a broken link":
+        (run / "codec").symlink_to("../elsewhere")
+    for verb, *flags in (("sample", f"--out={tmp_path}/x.png"), ("train",)):
+        assert commands.main(["launch.py", verb, f"--workdir={run}", *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and str(run / "codec") in error
+    assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again unsaid
+
+
+def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_path):
+    chain = config.load_file(str(tiny.write_chain(tmp_path, "unclip", ["clip", "prior", "decoder"])))
+    workdir = Workdir(tmp_path / "run")
+    workdir.create()
+    workdir.write_config(chain)
+    changed = ConfigDict(chain.to_dict())
+    changed.parts.clip.train.steps += 1
+    resume.check_config(changed, workdir)  # nothing has trained
+    (workdir.path / "decoder" / "checkpoints" / "4").mkdir(parents=True)
+    resume.check_config(chain, workdir)
+    with pytest.raises(UserError, match=r"decoder was trained with .* parts\.clip\.train\.steps was 2, now 3"):
+        resume.check_config(changed, workdir)
 
 
 def test_a_run_may_be_moved(folder):
@@ -101,7 +167,7 @@ def test_an_error_of_the_run_is_said_before_a_part_is_trained(folder, capsys):
 
 def test_a_part_that_changed_is_refused(folder, capsys):
     assert train(folder, "dalle", "--config.parts.codec.codes.size=16") == 2
-    assert "was started with another config: codes.size was 8" in capsys.readouterr().err
+    assert "was started with another config: parts.codec.codes.size was 8, now 16" in capsys.readouterr().err
 
 
 def made(**parts):

@@ -44,4 +44,6 @@ def _export(source: Path, out: Workdir, step: int | None) -> None:
         shutil.copyfile(run.workdir.tokenizer, out.tokenizer)
     if run.system.objective.losses:  # a chain has no weights of its own
         weights.save(out.weights, {name: tree for name, tree in run.variables.items() if name != "frozen"}, run.step)
+    if run.workdir.config_changes.exists():
+        shutil.copyfile(run.workdir.config_changes, out.config_changes)
     out.write_config(run.config)

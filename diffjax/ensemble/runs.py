@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffjax import data
+from diffjax import data, resume
 from diffjax.ensemble.program import check_together, compile_together, distinct_seeds, fresh_state, restored_state
 from diffjax.errors import UserError
 from diffjax.run import build_system, open_source
@@ -51,7 +51,7 @@ def train_together(configs: Sequence[ConfigDict], workdirs: Sequence[Workdir]) -
     for member in members:
         system = build_system(member.config, training=True)  # what does not fit is said here
         if any(member.saved) or member.workdir.error.exists():
-            member.workdir.check_config(member.config)
+            resume.check_config(member.config, member.workdir)
     unfinished = [member for member in members if not (member.finished or member.error)]
     if unfinished:
         _train(unfinished, system)
@@ -76,7 +76,8 @@ class _Member:
     @property
     def error(self) -> str | None:
         """Why the member was dropped: kept on disk, as the others are not to wait for it again after a kill."""
-        return self.workdir.error.read_text() if self.workdir.error.exists() and not self.finished else None
+        there = self.workdir.error.exists() and not self.finished
+        return self.workdir.error.read_text(errors="replace") if there else None
 
 
 def _train(members: Sequence[_Member], system: System) -> None:
@@ -177,6 +178,10 @@ class _Records:
     def save(self, step: int, state: TrainState) -> None:
         for place, (_, _, record) in self._running.items():
             record.save(step, _member(state, place))
+
+    def wait(self) -> None:
+        for _, _, record in self._running.values():
+            record.wait()
 
 
 def _member(state: TrainState, place: int) -> TrainState:

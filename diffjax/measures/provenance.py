@@ -19,6 +19,7 @@ def of_run(trained: Run) -> dict[str, Any]:
         "workdir": str(trained.workdir.path),
         "system": trained.config.system,
         "config": io.short_hash(to_json(trained.config)),
+        "config_changes": trained.config_changes,
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # none of a chain
         "data": trained.config.data.name,

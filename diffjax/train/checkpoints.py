@@ -5,10 +5,15 @@ that was cut, flipped or lost later is found, and the checkpoint before it is us
 """
 
 import concurrent.futures
-import json
+import contextlib
+import itertools
+import os
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +29,10 @@ FORMAT = 2  # 1 had neither manifest nor health, and is read; a later one is ref
 _PARTS = ("variables", "ema", "optimizer", "health")  # apart, so that sampling reads no optimiser state
 _MANIFEST = "manifest.json"
 _DESCRIBED = 2**20  # bytes at most of what describes a state
+_ATTEMPTS = 10  # at reading checkpoints that another process replaces meanwhile
+_PAUSE = 0.2  # seconds between them
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -32,9 +41,28 @@ class Checkpoints:
     Of the checkpoints found, damaged ones are passed over, and named on standard error.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int = 0, keep_every: int = 0):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep_last: int = 0,
+        keep_every: int = 0,
+        read_only: bool = False,
+        on_saved: Callable[[int], None] = lambda step: None,
+    ):
+        """Opens the checkpoints in a folder, which is created unless `read_only`.
+
+        Args:
+          keep_last: newest checkpoints kept; 0: all.
+          keep_every: checkpoints of steps divisible by it are kept too; 0: none.
+          read_only: write and delete nothing. Damaged checkpoints are not named at once, as they may be in the
+            process of being deleted; `report_damage` does it.
+          on_saved: called with the step of each checkpoint once it is whole.
+        """
         self._directory = directory.absolute()
+        self._read_only = read_only
         self._keep = {"max_to_keep": keep_last or None, "keep_period": keep_every or None}
+        self._on_saved = on_saved
         self._manager = self._opened()
         self._saving: int | None = None  # the step that is being written
         self._failure: str | None = None  # why the last one could not be
@@ -64,10 +92,15 @@ class Checkpoints:
         processes cannot go on from one that fails half-way: they do not begin it where the disk lacks room.
         """
         self._settle()
-        if (self._directory / str(step)).exists():
-            if self._damage(step) is None:
+        # Damaged ones of later steps would count as the newest, so that good ones before them would be deleted.
+        there = [found for found in steps_in(self._directory) if found >= step]
+        if os.path.lexists(self._directory / str(step)) and step not in there:
+            there.append(step)  # a file
+        for found in there:
+            if self._damage(found) is not None:
+                self._set_aside(found)
+            elif found == step:
                 return
-            self._set_aside(step)
         self._saving, self._failure = step, None
         self._found.pop(step, None)
         parts = {name: ocp.args.StandardSave(getattr(state, name)) for name in _PARTS}
@@ -75,7 +108,7 @@ class Checkpoints:
             self._give_up("no space left on device")
             return
         try:
-            self._manager.save(step, args=ocp.args.Composite(**parts))
+            self._manager.save(step, args=ocp.args.Composite(**parts), force=True)  # even if a later one exists
         except Exception as error:  # of the file system or of any library below
             self._failed(error)
         if not hosts.alone():
@@ -101,12 +134,30 @@ class Checkpoints:
         restored = self._restore({"variables": template, "ema": template["params"]}, self._existing(step))
         return {**restored["variables"], "params": restored["ema"]}
 
+    def report_damage(self) -> None:
+        """Names the damaged checkpoints that were passed over and still exist on standard error."""
+        for step, found in self._found.items():
+            if found and os.path.lexists(self._directory / str(step)):
+                print(f"checkpoint {step} in {self._directory} is damaged and passed over: {found}", file=sys.stderr)
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written."""
+        self._settle()
+
     def close(self) -> None:
         """Waits for what is being written. Raises UserError where that, the last one, could not be."""
         self._settle()
         self._manager.close()
         if self._failure:
             raise UserError(f"{self._failure}: make room, and run the same command again")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Closes; an error of the block is not replaced by that of a save, which is printed already."""
+        with contextlib.suppress(UserError) if error else contextlib.nullcontext():
+            self.close()
 
     def _existing(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())
@@ -123,7 +174,7 @@ class Checkpoints:
     def _damage(self, step: int) -> str | None:
         if step not in self._found:
             self._found[step] = found = damage(self._directory / str(step))
-            if found:
+            if found and not self._read_only:
                 print(f"checkpoint {step} in {self._directory} is damaged and passed over: {found}", file=sys.stderr)
         return self._found[step]
 
@@ -140,17 +191,20 @@ class Checkpoints:
 
     def _opened(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            **self._keep, async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest)
+            **self._keep,
+            read_only=self._read_only,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         return ocp.CheckpointManager(self._directory, options=options, item_names=_PARTS)
 
     def _write_manifest(self) -> None:
         """Orbax calls it when all is written, before the folder is given its name."""
-        (folder,) = self._unfinished(self._saving)
-        (folder / _MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": _digests(folder)}, indent=1))
+        folder = self._unfinished(self._saving)
+        (folder / _MANIFEST).write_text(io.to_json({"format": FORMAT, "sha256": _digests(folder)}, indent=1))
 
-    def _unfinished(self, step: int) -> list[Path]:
-        return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+    def _unfinished(self, step: int) -> Path:
+        """The folder that Orbax writes a checkpoint to. Others with such names are leftovers, of other versions too."""
+        return self._directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
 
     def _settle(self) -> None:
         """Waits for what is being written."""
@@ -158,14 +212,17 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             self._failed(error)
+        saved, self._saving = self._saving, None
+        if saved is not None and not self._failure:
+            self._on_saved(saved)
 
     def _failed(self, error: Exception) -> None:
         if not hosts.alone():
             raise error  # one process cannot go on by itself
         self._give_up(str(error.__cause__ or error).strip().splitlines()[0][:200])
-        for folder in self._unfinished(self._saving):
-            shutil.rmtree(folder, ignore_errors=True)  # what it takes of a disk that may be full
-        self._manager = self._opened()  # the old one remembers the step as saved
+        shutil.rmtree(self._unfinished(self._saving), ignore_errors=True)  # what it takes of a disk that may be full
+        if self._directory.exists():  # else the run was moved, and its folder is not created anew
+            self._manager = self._opened()  # the old one remembers the step as saved
 
     def _give_up(self, reason: str) -> None:
         self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
@@ -177,13 +234,81 @@ class Checkpoints:
         return shutil.disk_usage(self._directory).free < needed + _DESCRIBED
 
     def _set_aside(self, step: int) -> None:
-        """Makes room for a step that is made again."""
+        """Renames a damaged checkpoint, as its step, or one before it, is made again."""
         if hosts.first():
-            aside = self._directory / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._directory / str(step)).rename(aside)
+            names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged.{i}" for i in itertools.count(2)))
+            free = next(name for name in names if not os.path.lexists(self._directory / name))
+            (self._directory / str(step)).rename(self._directory / free)
+        self._found.pop(step, None)
         hosts.barrier("set aside")
         self._manager.reload()
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, in ascending order, damaged ones too; [] without a folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = [path.name for path in directory.iterdir() if path.name.isascii() and path.name.isdigit()]
+        return sorted(int(name) for name in names if str(int(name)) == name and (directory / name).is_dir())
+    return []
+
+
+def read(directory: Path, template: Variables, step: int | None = None) -> tuple[Variables, int]:
+    """Reads the variables that sampling needs, also while another process saves and deletes checkpoints.
+
+    Args:
+      directory: folder of the checkpoints.
+      template: shapes of the variables.
+      step: step of the checkpoint; None: the newest whole one.
+
+    Returns:
+      The variables with averaged parameters, as `Checkpoints.restore_ema`, and their step.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, does not fit the shapes, or is replaced too fast.
+    """
+
+    def attempt(checkpoints: Checkpoints) -> tuple[Variables, int]:
+        found = checkpoints.latest_step() if step is None else step
+        files = _files(directory / str(found))
+        variables = checkpoints.restore_ema(template, found)
+        if _files(directory / str(found)) != files:
+            raise FileNotFoundError(f"checkpoint {found} was deleted while it was read")
+        return variables, found
+
+    return _while_others_write(directory, attempt)
+
+
+def newest(directory: Path) -> int | None:
+    """Returns the step of the newest whole checkpoint, also while another process writes; None where there is none.
+
+    Raises:
+      UserError: there are checkpoints, and all are damaged.
+    """
+    return _while_others_write(directory, Checkpoints.latest_step) if steps_in(directory) else None
+
+
+def _while_others_write(directory: Path, attempt: Callable[[Checkpoints], T]) -> T:
+    """Calls `attempt` with the checkpoints in a folder, again if they have changed, up to `_ATTEMPTS` times."""
+    for last in [*[False] * (_ATTEMPTS - 1), True]:
+        before = steps_in(directory)
+        try:
+            with Checkpoints(directory, read_only=True) as checkpoints:
+                result = attempt(checkpoints)
+                checkpoints.report_damage()
+                return result
+        except Exception as error:  # of Orbax, whichever file it misses
+            time.sleep(_PAUSE)
+            after = steps_in(directory)
+            if last or after == before:
+                if isinstance(error, UserError):
+                    checkpoints.report_damage()
+                    raise
+                reason = (str(error).strip().splitlines() or [""])[0][:200]
+                raise UserError(
+                    f"the checkpoints in {directory} cannot be read ({type(error).__name__}: {reason}); try again, "
+                    "and keep more of them (train.keep_last) if training replaces them meanwhile"
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -192,17 +317,22 @@ def damage(checkpoint: Path) -> str | None:
     One of format 1, which has no manifest, is taken as it is. Raises UserError for one of a later format.
     """
     try:
-        manifest = json.loads((checkpoint / _MANIFEST).read_text())
-        written, expected = manifest["format"], manifest["sha256"]
+        manifest = io.from_json((checkpoint / _MANIFEST).read_bytes())
     except FileNotFoundError:
         whole = all((checkpoint / name / "_METADATA").exists() for name in ("variables", "ema", "optimizer"))
         return None if whole and not (checkpoint / "health").exists() else f"{_MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         return f"{_MANIFEST} cannot be read ({type(error).__name__})"
+    fields = manifest if isinstance(manifest, dict) else {}
+    written, expected = fields.get("format"), fields.get("sha256")
+    if type(written) is not int:
+        return f"{_MANIFEST} has no format number"
     if written > FORMAT:
         raise UserError(
             f"{checkpoint} is a checkpoint of format {written}, and this version reads up to {FORMAT}: use a newer one"
         )
+    if not isinstance(expected, dict):
+        return f"{_MANIFEST} has no digests of files"
     try:
         there = _digests(checkpoint)
     except OSError as error:
@@ -220,7 +350,12 @@ def _others(names: list[str]) -> str:
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of each file of the parts, by its path; those beside them Orbax writes last of all."""
-    files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
+    files = _files(checkpoint)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hashing lets other threads run
         digests = pool.map(io.file_hash, files)
         return {path.relative_to(checkpoint).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """The files of the parts of a checkpoint."""
+    return sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())

@@ -51,6 +51,7 @@ class Record:
     checkpoints: Checkpoints
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
     skip_limit: int = 0  # as the step's
+    before_save: Callable[[], None] = lambda: None  # raises UserError if nothing may be saved
     warned: set[str | None] = dataclasses.field(default_factory=lambda: {None})
 
     def settle(
@@ -85,7 +86,12 @@ class Record:
         return values
 
     def save(self, step: int, state: TrainState) -> None:
+        self.before_save()
         self.checkpoints.save(step, state)
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written."""
+        self.checkpoints.wait()
 
 
 def run(
@@ -103,7 +109,7 @@ def run(
     """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
 
     A step's metrics are read while the next one runs. A state is saved only once `record` has taken its step's metrics.
-    On SIGTERM or Ctrl-C the step in hand is finished and saved; a compilation or a preview in hand is left.
+    On SIGTERM, SIGHUP or Ctrl-C the step in hand is finished and saved; a compilation or a preview in hand is left.
 
     Args:
       images: a step sees, over all runs.
@@ -164,6 +170,7 @@ def run(
                 settle()
                 record.save(done, state)  # if it is not yet
                 break
+        record.wait()  # while signals are noted: the last save is to be whole
     return state, stop.signal
 
 

@@ -1,6 +1,7 @@
 """Signals that end a run: the loop finishes what must be whole, and leaves what need not be."""
 
 import contextlib
+import os
 import queue
 import signal
 import threading
@@ -10,13 +11,18 @@ from typing import TypeVar
 from diffjax.train import hosts
 
 T = TypeVar("T")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ABSORBED = 2  # Ctrl-C that do not interrupt the save; the next one does
 _ATTENTION = 0.2  # seconds
 _ATTENDED = "attended"  # the name of threads
 
 
 class StopSignal(contextlib.AbstractContextManager):
-    """Notes the first SIGTERM or SIGINT and lets the loop end by itself; a second one acts as ever.
+    """Notes the first SIGTERM, SIGINT or SIGHUP, so that the loop ends by itself.
+
+    Further signals are absorbed: schedulers and terminals send several, which must not interrupt the save. To end at
+    once there are SIGKILL and the third Ctrl-C, which acts as it did before. A SIGHUP that is ignored, as under nohup,
+    stays ignored.
 
     Where there are several processes, `signal` is what they have agreed on: each says at every step what came to it,
     and hears at the next, together with all, what came to any.
@@ -24,6 +30,7 @@ class StopSignal(contextlib.AbstractContextManager):
 
     def __init__(self):
         self._own: int | None = None
+        self._interrupts = 0
         self._agreed: int | None = None
         self._heard = None
         self._ask = None if hosts.alone() else hosts.make_agreement()
@@ -57,12 +64,18 @@ class StopSignal(contextlib.AbstractContextManager):
         return None
 
     def __enter__(self):
-        self._former = {s: signal.signal(s, self._note) for s in _SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        noted = [number for number in _SIGNALS if not (number == signal.SIGHUP and ignored)]
+        self._former = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def _note(self, number, frame):
-        self._own = number
-        self._restore()
+        self._own = self._own or number
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts == _ABSORBED and number == signal.SIGINT:
+            signal.signal(number, self._former[number])
+            with contextlib.suppress(OSError):  # print is not safe in a handler
+                os.write(2, b"\nsaving before the end; one more Ctrl-C ends without saving\n")
 
     def _restore(self):
         for number, handler in self._former.items():

@@ -10,7 +10,7 @@ TRAIN = ["train", f"--config={CONFIG}", "--workdir=WORKDIR"]
 
 CASES = {
     "no such verb": (["trian"], "unknown verb 'trian': did you mean 'train'?"),
-    "no such flag": ([*TRAIN, "--overwrit"], "unknown flag 'overwrit': did you mean 'overwrite'?"),
+    "no such flag": ([*TRAIN, "--workdirs=x"], "unknown flag 'workdirs': did you mean 'workdir'?"),
     "no workdir": (["train", f"--config={CONFIG}"], "--workdir is missing"),
     "no config": (["train", "--workdir=WORKDIR"], "--config is missing: for instance --config=configs/digits.py"),
     "no such config": (["train", "--config=nowhere.py", "--workdir=WORKDIR"], "cannot read --config=nowhere.py"),

@@ -273,9 +273,9 @@ def test_load_opens_a_run_for_library_users(workdir):
 
 def test_continuing_gives_the_same_run(config, tmp_path):
     """Stopped after two steps and continued, or never stopped: the same losses to the last bit, the same samples."""
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    launch("train", f"--config={config}", f"--workdir={whole}")
-    launch("train", f"--config={config}", f"--workdir={halves}", "--config.train.steps=2")
+    whole, halves, constant = tmp_path / "whole", tmp_path / "halves", "--config.train.schedule=constant"
+    launch("train", f"--config={config}", f"--workdir={whole}", constant)
+    launch("train", f"--config={config}", f"--workdir={halves}", constant, "--config.train.steps=2")
     assert launch("train", f"--workdir={halves}", "--config.train.steps=4") == 0  # the stored config, no --config
     assert steps(halves) == steps(whole)
     assert (halves / "samples/step_00000004.png").read_bytes() == (whole / "samples/step_00000004.png").read_bytes()
@@ -287,7 +287,7 @@ def test_a_trained_run_is_not_trained_again(workdir, config, capsys):
 
 
 def test_another_config_is_refused_and_named(config, tmp_path, capsys):
-    flags = ["train", f"--config={config}", f"--workdir={tmp_path}"]
+    flags = ["train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.schedule=constant"]
     assert launch(*flags, "--config.train.steps=2") == 0
     changed = [
         "--config.train.learning_rate=0.5",
@@ -300,7 +300,7 @@ def test_another_config_is_refused_and_named(config, tmp_path, capsys):
     assert "seed was 0, now 1; train.learning_rate was 0.001, now 0.5" in error
     assert "train.steps" not in error
     assert "log_every" not in error
-    assert launch(*flags, *changed, "--overwrite") == 0
+    assert launch(*flags, *changed, "--allow_config_change") == 0
     assert Workdir(tmp_path).read_config().train.learning_rate == 0.5
 
 

@@ -428,7 +428,7 @@ def test_bad_parts_are_one_clear_line(case, runs, capsys):
 def test_a_codebook_that_does_not_fit_the_checkpoint_is_one_clear_line(override, runs, capsys):
     code = commands.main(
         [
-            "launch.py", "train", f"--workdir={runs / 'vqvae'}", "--overwrite",
+            "launch.py", "train", f"--workdir={runs / 'vqvae'}", "--allow_config_change",
             f"--config.{override}", "--config.train.steps=9",
         ]
     )  # fmt: skip

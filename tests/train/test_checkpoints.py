@@ -1,7 +1,10 @@
 """Checkpoints: what goes in comes out, what is kept, and what does not fit."""
 
 import contextlib
+import itertools
+import json
 import shutil
+import threading
 
 import chex
 import jax
@@ -11,7 +14,8 @@ from jax import numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from diffjax.errors import UserError
-from diffjax.train.checkpoints import FORMAT, Checkpoints
+from diffjax.train import checkpoints as checkpoints_module
+from diffjax.train.checkpoints import FORMAT, Checkpoints, damage, newest, read, steps_in
 from diffjax.train.devices import Devices
 from diffjax.train.state import ema_variables, initial_state
 from diffjax.typing import Objective
@@ -182,6 +186,147 @@ def test_format_1_is_read_and_a_later_one_refused(tmp_path):
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with contextlib.closing(Checkpoints(path)) as checkpoints, pytest.raises(UserError, match="of format 3"):
         checkpoints.restore(shapes(state()), step=2)
+
+
+MANIFESTS = {
+    "a list": [],
+    "a number": 3,
+    "no fields": {},
+    "a text for the format": {"format": "2", "sha256": {}},
+    "a boolean for the format": {"format": True, "sha256": {}},
+    "a list of digests": {"format": 2, "sha256": ["x"]},
+    "numbers for digests": {"format": 2, "sha256": {"variables/_METADATA": 3}},
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_a_manifest_of_other_types_is_damage(manifest, tmp_path):
+    path = three(tmp_path)
+    (path / "3" / "manifest.json").write_text(json.dumps(MANIFESTS[manifest]))
+    assert damage(path / "3") is not None
+    assert newest(path) == 2
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[" * 100_000, b'{"format": 2'])
+def test_a_manifest_that_is_no_json_is_damage(text, tmp_path):
+    path = three(tmp_path)
+    (path / "3" / "manifest.json").write_bytes(text)
+    assert "manifest.json cannot be read" in damage(path / "3")
+
+
+LEFTOVERS = [
+    "4.orbax-checkpoint-tmp-0",
+    "4.orbax-checkpoint-tmp",
+    "4.damaged",
+    "4",
+    "04",
+    "-4",
+    "step_4",
+    "7",
+    str(10**20),
+]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_leftovers_do_not_keep_steps_from_being_saved(kind, tmp_path, capsys):
+    whole = three(tmp_path / "whole")
+    for number, name in enumerate(LEFTOVERS):
+        path = shutil.copytree(whole, tmp_path / str(number))
+        left = path / name
+        left.mkdir() if kind == "folder" else left.write_text("left")
+        with contextlib.closing(Checkpoints(path, keep_last=1)) as checkpoints:
+            assert checkpoints.latest_step() == 3, name
+            for step in (4, 5):
+                checkpoints.save(step, state(seed=step))
+        assert "could not be saved" not in capsys.readouterr().err, name
+        with contextlib.closing(Checkpoints(path)) as checkpoints:
+            assert checkpoints.latest_step() == 5, name
+            chex.assert_trees_all_equal(checkpoints.restore(shapes(state()), 5).ema, state(seed=5).ema)
+
+
+def test_steps_before_a_damaged_checkpoint_are_saved_and_kept(tmp_path):
+    """It is set aside: as the newest it would be kept in the place of a whole one."""
+    path = three(tmp_path)
+    (path / "3").rename(path / "30")
+    flip(files(path / "30")[0])
+    with contextlib.closing(Checkpoints(path, keep_last=1)) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        checkpoints.save(4, state(seed=4))
+    assert steps_in(path) == [4]
+    assert (path / "30.damaged").exists()
+
+
+def test_a_second_damaged_one_is_set_aside_too(tmp_path):
+    path = three(tmp_path)
+    (path / "3.damaged").write_text("one from before")
+    flip(files(path / "3")[0])
+    with contextlib.closing(Checkpoints(path)) as checkpoints:
+        checkpoints.save(3, state(seed=5))
+    assert (path / "3.damaged").read_text() == "one from before"
+    assert (path / "3.damaged.2").is_dir()
+
+
+def test_the_steps_that_are_whole_are_reported(tmp_path):
+    reported = []
+    checkpoints = Checkpoints(tmp_path, on_saved=reported.append)
+    checkpoints.save(1, state())
+    checkpoints.save(2, state())
+    assert reported == [1]
+    checkpoints.close()
+    assert reported == [1, 2]
+
+
+@pytest.fixture
+def replaced(tmp_path):
+    """A folder in which a thread puts a new checkpoint in the place of the one before, all the time."""
+    whole, path, ended = three(tmp_path / "whole") / "3", tmp_path / "run", threading.Event()
+    shutil.copytree(whole, path / "1")
+
+    def write():
+        for step in itertools.count(2):
+            shutil.copytree(whole, path / f"{step}.orbax-checkpoint-tmp")
+            (path / f"{step}.orbax-checkpoint-tmp").rename(path / str(step))
+            shutil.rmtree(path / str(step - 1))
+            if ended.wait(0.02):
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield path
+    ended.set()
+    writer.join()
+
+
+def test_a_run_is_read_while_it_saves_and_deletes(replaced, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints_module, "_PAUSE", 0.03)
+    template = jax.eval_shape(lambda: state().variables)
+    for _ in range(25):
+        variables, step = read(replaced, template)
+        chex.assert_trees_all_equal(variables, ema_variables(state(seed=3)))
+        assert newest(replaced) >= step
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_reader_gives_up_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "_PAUSE", 0.01)
+    template = jax.eval_shape(lambda: state().variables)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint in"):
+        read(tmp_path / "empty", template)
+    path = three(tmp_path / "run")
+
+    def vanish(self, *given):
+        steps = steps_in(path)
+        (path / str(steps[-1])).rename(path / str(steps[-1] + 1))
+        raise FileNotFoundError("a file\nof Orbax")
+
+    monkeypatch.setattr(Checkpoints, "restore_ema", vanish)
+    with pytest.raises(UserError, match=r"cannot be read \(FileNotFoundError: a file\); try again"):
+        read(path, template)
+    assert steps_in(path)[-1] == 3 + checkpoints_module._ATTEMPTS
+    with pytest.raises(UserError, match="no checkpoint of step 9 "):
+        monkeypatch.undo()
+        read(path, template, 9)
 
 
 @pytest.mark.parametrize("small_disk", [2], indirect=True)

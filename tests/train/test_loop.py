@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import jax
@@ -125,12 +126,20 @@ def test_time_spent_waiting_for_data_is_told(tmp_path, capsys):
     assert "waits for data" in capsys.readouterr().out
 
 
-def test_a_preview_is_left_at_a_signal(tmp_path):
+@pytest.fixture
+def released():
+    """An event for work that is left, which then ends with the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_preview_is_left_at_a_signal(tmp_path, released):
     """It is not waited for, and the state is saved."""
 
     def preview(step, state):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+        released.wait(60)
 
     before = time.monotonic()
     _, stopped = run(tmp_path, BATCHES, every=0, preview=preview)
@@ -139,17 +148,17 @@ def test_a_preview_is_left_at_a_signal(tmp_path):
     assert time.monotonic() - before < 30
 
 
-def test_a_compilation_is_left_at_a_signal(tmp_path):
+def test_a_compilation_is_left_at_a_signal(tmp_path, released):
     def step(state, batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+        released.wait(60)
 
     _, stopped = run(tmp_path, BATCHES, step=step)
     assert stopped == signal.SIGTERM
     assert saved(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends(tmp_path, number):
     before = signal.getsignal(number)
 
@@ -164,6 +173,67 @@ def test_a_signal_saves_and_ends(tmp_path, number):
     assert state.step == 3
     assert saved(tmp_path) == [3]
     assert signal.getsignal(number) == before
+
+
+def test_signals_during_the_save_do_not_abort_it(tmp_path, monkeypatch):
+    """Schedulers and terminals send several, some while the checkpoint is written in the background."""
+    save = Checkpoints.save
+
+    def interrupted_save(self, step, state):
+        save(self, step, state)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    def twice():
+        for i, batch in enumerate(BATCHES):
+            if i == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted_save)
+    _, stopped = run(tmp_path, twice(), every=0)
+    assert stopped == signal.SIGTERM
+    assert saved(tmp_path) == [3]
+
+
+def test_a_signal_after_the_last_step_lets_its_save_be_completed(tmp_path, monkeypatch):
+    wait = Checkpoints.wait
+
+    def interrupted_wait(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted_wait)
+    _, stopped = run(tmp_path, BATCHES)
+    assert stopped == signal.SIGTERM
+    assert saved(tmp_path)[-1] == 6
+
+
+DAMAGED = {
+    "not UTF-8": b'{"step": 2, "loss": \xff}\n',
+    "no step": b'{"step": null, "loss": 1.0}\n',
+    "a text for a step": b'{"step": "2"}\n',
+    "no object": b"[1]\n",
+    "a number": b"3\n",
+    "deep": b"[" * 100_000 + b"\n",
+    "blank": b"\n",
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_of_metrics_is_dropped_and_counted(damaged, tmp_path, capsys):
+    good = b'{"step": 2, "loss": 0.25}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(good + DAMAGED[damaged] + b'{"step": 4, "loss": "NaN"}\n' + b'{"step": 6}\n' + b'{"step": 8, "lo')
+    MetricsLog(tmp_path, 4).close()
+    assert path.read_bytes() == good + b'{"step": 4, "loss": "NaN"}\n'
+    assert capsys.readouterr().err == f"{path}: 1 damaged line dropped, the first is line 2\n"
+
+
+def test_a_missing_record_is_printed(tmp_path, capsys):
+    MetricsLog(tmp_path, 4).close()
+    assert "metrics.jsonl: is missing, so the record starts again at step 4" in capsys.readouterr().err
 
 
 def test_continuing_drops_the_lines_of_steps_that_are_made_again(tmp_path):

@@ -13,22 +13,40 @@ from diffjax.train.stop_signal import StopSignal, has_left_work
 def handler():
     """Of this test: the numbers of the signals that came through."""
     came = []
-    former = {
-        number: signal.signal(number, lambda n, frame: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    former = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in numbers}
     yield came
     for number, before in former.items():
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_is_noted_and_the_second_acts(number, handler):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_first_is_noted_and_the_second_is_absorbed(number, handler):
     with StopSignal() as stop:
         assert stop.signal is None
         signal.raise_signal(number)
-        assert stop.signal == number and handler == []
+        assert stop.signal == number
         signal.raise_signal(number)
-        assert handler == [number]
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == number and handler == []
+
+
+def test_the_third_interrupt_acts(handler, capfd):
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert "one more" not in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+        assert "one more Ctrl-C ends without saving" in capfd.readouterr().err and handler == []
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT and handler == [signal.SIGINT]
+
+
+def test_a_hangup_that_is_ignored_stays_so(handler):
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
 
 
 def test_none_is_noted_once_it_is_left(handler):
