@@ -255,3 +255,8 @@ def _announce(config, system: System, state: TrainState, examples: int, devices:
         + (f", continuing at step {start}" if start else "")
         + (f"\n{system.objective.note}" if system.objective.note else "")
     )
+    if config.train.warmup_steps > config.train.steps:
+        print(
+            f"train.warmup_steps={config.train.warmup_steps}: is more than train.steps={config.train.steps}, so the "
+            "learning rate does not reach train.learning_rate"
+        )

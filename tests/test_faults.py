@@ -417,7 +417,9 @@ def test_a_lock_that_is_a_link_within_the_run_is_not_followed(copy, capsys):
     assert (copy / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("errors", [subprocess.DEVNULL, subprocess.STDOUT], ids=["stdout", "stdout and stderr"])
+@pytest.mark.parametrize(
+    "errors", [pytest.param(subprocess.DEVNULL, marks=pytest.mark.slow), subprocess.STDOUT], ids=["stdout", "both"]
+)
 def test_a_closed_output_does_not_end_training(errors, config, tmp_path):
     """As of `train | head -1`."""
     path = tmp_path / "run"
@@ -429,7 +431,7 @@ def test_a_closed_output_does_not_end_training(errors, config, tmp_path):
     assert Workdir(path).last_step() == STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_that_come_twice_save(number, config, tmp_path):
     training = running.process(config, tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=0")
     running.wait_for_step(tmp_path, 3, training)

@@ -129,6 +129,15 @@ def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
     assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again unsaid
 
 
+def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / "tokenizer.json").unlink()
+    assert commands.main(["launch.py", "train", f"--workdir={run}"]) == 2
+    assert f"{run}/tokenizer.json: is missing, and the run was trained with it" in capsys.readouterr().err
+    assert not (run / "tokenizer.json").exists()
+
+
 def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_path):
     chain = config.load_file(str(tiny.write_chain(tmp_path, "unclip", ["clip", "prior", "decoder"])))
     workdir = Workdir(tmp_path / "run")

@@ -394,7 +394,7 @@ def test_runs_of_an_autoencoder_and_its_prior_open(runs):
 
 
 def test_a_prior_continues(runs, capsys):
-    assert train(runs, "prior", "--config.train.steps=5") == 0
+    assert train(runs, "prior", "--config.train.steps=5", "--allow_config_change") == 0
     assert "continuing at step 4" in capsys.readouterr().out
 
 
