@@ -152,6 +152,6 @@ def _rates_note(old: ConfigDict, new: ConfigDict, step: int, numbers: list[str])
     before, after = learning_rates(old), learning_rates(new)
     each = [
         f"from {float(before[group](step)):.3g} to {float(after[group](step)):.3g}" + f" ({group})" * bool(group)
-        for group in before.keys() & after.keys()
+        for group in sorted(before.keys() & after.keys())
     ]
     return f" (train.schedule decays to train.steps, so the learning rate at step {step} goes {', '.join(each)})"
