@@ -253,7 +253,7 @@ def training_key(config: ConfigDict) -> str:
 def determining(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields, by dotted name, that change what a step computes; `train.steps` and parts are left out.
 
-    Whether `train.steps` does depends on the learning rate's schedule: `program.same_rates`.
+    Whether `train.steps` does depends on the learning rate's schedule: `resume.same_rates`.
     """
     return {
         name: value

@@ -114,7 +114,7 @@ def changes(old: ConfigDict, new: ConfigDict) -> tuple[Changes, list[str]]:
     fields = differing(old, new)
     decisive = determining(old).keys() | determining(new).keys()
     numbers = [name for name in fields if name in decisive]
-    if "train.steps" in fields and ("train" not in old or "train" not in new or not same_rates(old, new)):
+    if "train.steps" in fields and ("train" not in old or "train" not in new or not same_rates(new, old.train.steps)):
         numbers.append("train.steps")
     for name in part_names(new):
         if name in old.get("parts", {}):
@@ -125,13 +125,13 @@ def changes(old: ConfigDict, new: ConfigDict) -> tuple[Changes, list[str]]:
     return fields, sorted(numbers)
 
 
-def same_rates(old: ConfigDict, new: ConfigDict) -> bool:
-    """Whether two configs have the same learning rates at every step that both of them make."""
-    steps = np.arange(max(old.train.steps, new.train.steps))
-    before, after = learning_rates(old), learning_rates(new)
-    return before.keys() == after.keys() and all(
-        np.array_equal(jax.vmap(before[group])(steps), jax.vmap(after[group])(steps)) for group in before
-    )
+def same_rates(config: ConfigDict, total: int) -> bool:
+    """Whether the learning rate at every step of a config would be the same with `train.steps` = `total`."""
+    other = ConfigDict(config.to_dict())
+    other.train.steps = total
+    steps = np.arange(max(config.train.steps, total))
+    before, after = learning_rates(config), learning_rates(other)
+    return all(np.array_equal(jax.vmap(before[group])(steps), jax.vmap(after[group])(steps)) for group in before)
 
 
 def accept(config: ConfigDict, workdir: Workdir, step: int) -> None:
@@ -152,6 +152,6 @@ def _rates_note(old: ConfigDict, new: ConfigDict, step: int, numbers: list[str])
     before, after = learning_rates(old), learning_rates(new)
     each = [
         f"from {float(before[group](step)):.3g} to {float(after[group](step)):.3g}" + f" ({group})" * bool(group)
-        for group in before.keys() & after.keys()
+        for group in sorted(before.keys() & after.keys())
     ]
     return f" (train.schedule decays to train.steps, so the learning rate at step {step} goes {', '.join(each)})"

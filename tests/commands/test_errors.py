@@ -296,7 +296,8 @@ def test_the_forms_of_a_flag():
     assert found.prompt == "a, b,"  # no list
     assert found.given == {"num", "seed", "invert", "strength", "prompt", "label"}
     assert parsed("train", "--noallow_config_change").allow_config_change is False
-    assert parsed("train", "--config.train.steps=3", "--allow_config_change=true").overrides == ["--config.train.steps=3"]
+    found = parsed("train", "--config.train.steps=3", "--allow_config_change=true")
+    assert found.overrides == ["--config.train.steps=3"]
 
 
 @pytest.mark.parametrize("text", ["\u0663", "1e400", "1e-400", "nan", "0x1", "1 0", "", "--1", "1,", "infinity"])
