@@ -5,18 +5,19 @@ Names and keywords: the English Unicode CLDR (cldr-annotations-full and -derived
 on code points. `python -m diffjax.data.prepare emoji` runs it; it needs no TensorFlow.
 """
 
-import json
+import contextlib
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
+from diffjax import io
 from diffjax.data import image_files
 from diffjax.data.sources import CLASSES
 from diffjax.errors import UserError
@@ -57,40 +58,57 @@ def entries(manual_dir: str | pathlib.Path) -> list[Entry]:
       manual_dir: the folder where `INSTALL` was run, or the folder that holds the packages themselves.
 
     Raises:
-      UserError: a package is missing.
+      UserError: a package is missing, or one of its JSON files is damaged.
     """
     google, fluent, names, derived = (_package(manual_dir, name) for name in (_GOOGLE, _FLUENT, _NAMES, _DERIVED))
-    annotations = {
-        _characters(emoji): annotation
-        for path, root in (
-            (names / "annotations/en/annotations.json", "annotations"),
-            (derived / "annotationsDerived/en/annotations.json", "annotationsDerived"),
-        )
-        for emoji, annotation in json.loads(path.read_text("utf-8"))[root]["annotations"].items()
-    }
+    annotations = {}
+    for path, root in (
+        (names / "annotations/en/annotations.json", "annotations"),
+        (derived / "annotationsDerived/en/annotations.json", "annotationsDerived"),
+    ):
+        with _reading(path) as content:
+            for emoji, annotation in content[root]["annotations"].items():
+                annotations[_characters(emoji)] = f"{annotation['tts'][0]}", (*map(str, annotation.get("default", ())),)
     pictures = {_codes(path.stem): path for path in sorted((fluent / "assets").glob("*.webp"))}
-    found = []
-    for emoji in json.loads((google / "emoji.json").read_text("utf-8")):
-        for variant in (emoji, *emoji.get("skin_variations", {}).values()):
-            codes = _codes(variant["unified"])
-            if codes not in annotations:
-                continue
-            paths = (google / "img/google/64" / variant["image"], pictures.get(codes))
-            for path, style in zip(paths, STYLES, strict=True):
-                if path is None or not path.exists():
-                    continue
-                annotation = annotations[codes]
-                entry = Entry(
-                    path,
-                    _text(codes),
-                    _text(_codes(emoji["unified"])),
-                    annotation["tts"][0],
-                    tuple(annotation.get("default", ())),
-                    emoji["category"],
-                    style,
-                )
-                found.append((float(variant["added_in"]), emoji["sort_order"], entry))
-    return [entry for *_, entry in sorted(found, key=lambda item: item[:2])]
+    with _reading(google / "emoji.json") as content:
+        if not isinstance(content, list):
+            raise TypeError("it is not a list")
+        found = [
+            ((float(variant["added_in"]), emoji["sort_order"]), entry)
+            for emoji in content
+            for variant in (emoji, *emoji.get("skin_variations", {}).values())
+            for entry in _styles(google / "img/google/64", pictures, emoji, variant, annotations)
+        ]
+        return [entry for _, entry in sorted(found, key=lambda item: item[0])]
+
+
+def _styles(
+    google: pathlib.Path,
+    fluent: Mapping[Codes, pathlib.Path],
+    emoji: Mapping[str, Any],
+    variant: Mapping[str, Any],
+    annotations: Mapping[Codes, tuple[str, tuple[str, ...]]],
+) -> Iterator[Entry]:
+    """Yields a variant of an emoji in each style that there is a picture of, if it has a name."""
+    codes, base = _codes(variant["unified"]), _text(_codes(emoji["unified"]))
+    if codes in annotations:
+        name, keywords = annotations[codes]
+        for path, style in zip((google / variant["image"], fluent.get(codes)), STYLES, strict=True):
+            if path is not None and path.exists():
+                yield Entry(path, _text(codes), base, name, keywords, emoji["category"], style)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[Any]:
+    """Yields the content of a JSON file. A block that does not find what it expects raises UserError."""
+    again = f"run `{INSTALL}` again"
+    try:
+        yield io.parse_json(io.read_bytes(path, io.MAX_JSON))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {again}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = io.printable(f"{type(error).__name__}: {error}")
+        raise UserError(f"{path} is damaged ({reason}): {again}") from error
 
 
 def picture(path: pathlib.Path, size: int) -> np.ndarray:

@@ -10,12 +10,15 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from diffjax import io
 from diffjax.data import shapes
 from diffjax.data.image_files import on_white, resize
 from diffjax.errors import MissingData, UserError, checked_whole, unknown
@@ -113,8 +116,8 @@ def open_source(
       directory: where prepared data sets lie (tensorflow-datasets' `data_dir`); "" for digits and shapes.
       split: "train" or "test"; of a prepared set also a part, such as "train[:1000]" or "train[90%:]".
       background: what shows through an emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
-      corrupt: what to do about an example that cannot be read: "raise", or "skip", which names it on standard error
-        and gives the next one in its place.
+      corrupt: what to do about an example that cannot be read: "raise", or "skip", which prints its index and how many
+        were skipped so far on standard error, and returns the next one in its place.
 
     Returns:
       A `Source` of {"image": uint8 [H, W, C], "label": int32 []}, and "caption": str for emoji and shapes.
@@ -133,12 +136,21 @@ def open_source(
         source = _shapes(split, image_size)
     else:
         source = _prepared(name, directory, split, image_size, background)
-    return guarded(source, f"{name} {split}", skip=corrupt == "skip")
+    where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
+    return guarded(source, f"{name} {split}{where}", skip=corrupt == "skip")
 
 
 def guarded(source: Source, what: str, *, skip: bool) -> Source:
-    """A source that names the example that cannot be read: in a UserError, or on standard error to give the next."""
+    """Returns a source that names an example that cannot be read, `what` included.
+
+    Args:
+      source: the source to read.
+      what: data set, split and folder, for messages.
+      skip: False: raise UserError. True: print one line on standard error, which counts the examples skipped so far,
+        and return the next example in its place.
+    """
     corrupt: dict[int, str] = {}
+    lock = threading.Lock()  # each example is printed once, though several threads may read it
 
     def one(i: int) -> Example:
         for j in range(i, i + source.length):
@@ -147,11 +159,14 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
                 try:
                     return source.read([j])[0]
                 except Exception as error:  # of whatever decodes it
-                    corrupt[j] = f"example {j} of {what} cannot be read ({_first_line(error)})"
-                    if skip:
-                        print(f"{corrupt[j]}: skipped", file=sys.stderr)
+                    reason = io.printable(f"{type(error).__name__}: {error}")
+                    with lock:
+                        new = j not in corrupt
+                        corrupt[j] = f"example {j} of {what} cannot be read ({reason})"
+                        if skip and new:
+                            print(f"{corrupt[j]}: skipped, {len(corrupt)} of {source.length} so far", file=sys.stderr)
             if not skip:
-                raise UserError(f"{corrupt[j]}: mend the data set, or pass over it with data.corrupt='skip'")
+                raise UserError(f"{corrupt[j]}: prepare the data set again, or skip it with data.corrupt='skip'")
         raise UserError(f"none of the {source.length} examples of {what} can be read: prepare the data set again")
 
     def read(indices: Sequence[int]) -> list[Example]:
@@ -161,10 +176,6 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
         return [one(i) for i in indices]
 
     return Source(source.length, read)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def tokenized(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:
@@ -231,10 +242,16 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
     import tensorflow_datasets as tfds
 
     root = tfds.core.Path(directory).expanduser() / name / (str(_emoji_size(image_size)) if name == "emoji" else "")
-    versions = [path.parent for path in root.glob("[0-9]*.*.*/dataset_info.json")]
+    prepared = [path.parent for path in root.glob("*/dataset_info.json")]
+    versions = [path for path in prepared if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]  # not an unfinished one's
     if not versions:
         raise MissingData(f"{name} is not prepared in {directory}: {how}")
-    builder = tfds.builder_from_directory(max(versions, key=lambda path: tfds.core.Version(path.name)))
+    folder = max(versions, key=lambda path: tfds.core.Version(path.name))
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # its JSON files can be damaged in any way
+        reason = io.printable(f"{type(error).__name__}: {error}")
+        raise UserError(f"{folder} is damaged ({reason}): delete it and {how}") from error
     try:
         data = builder.as_data_source(split=split)
     except NotImplementedError:
@@ -244,12 +261,16 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
             f"{name} has no split {split!r}, or it is empty: choose from {', '.join(sorted(builder.info.splits))} "
             "or a part such as 'train[:1000]'"
         ) from None
+    channels, classes = 4 if name == "emoji" else _CHANNELS[name], len(CLASSES[name])
 
     def decode(record: Example) -> Example:
-        image = resize(record["image"], image_size)
+        image, label = record["image"], record["label" if "label" in record else "group"]
+        if image.shape[-1] != channels or not 0 <= label < classes:
+            raise ValueError(f"it has {image.shape[-1]} channels and label {label}, which {name} does not have")
+        image = resize(image, image_size)
         if name == "emoji" and background == "white":
             image = on_white(image)
-        example = {"image": image, "label": np.int32(record["label" if "label" in record else "group"])}
+        example = {"image": image, "label": np.int32(label)}
         if "caption" in record:
             example["caption"] = record["caption"].decode()
         return example

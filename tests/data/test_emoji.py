@@ -1,6 +1,7 @@
 """The emoji builder on tiny packages of the real ones' layout, and its index on the real ones."""
 
 import collections
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,25 @@ def test_missing_package(missing, packages, tmp_path):
             (tmp_path / package.name).symlink_to(package)
     with pytest.raises(UserError, match=f"{missing} is not in .*npm install emoji-datasource-google@16.0.0 @lobehub"):
         emoji.prepare(str(tmp_path), str(tmp_path), 32)
+
+
+@pytest.mark.parametrize(
+    "file", ["emoji-datasource-google/emoji.json", "cldr-annotations-full/annotations/en/annotations.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"7", b"{}", b"[1]", b'[{"unified": 3}]', b"\xff", b"[" * 100_000, None])
+def test_a_damaged_package_is_named(packages, tmp_path, file, content):
+    victim = shutil.copytree(packages, tmp_path / "copy") / "node_modules" / file
+    victim.unlink() if content is None else victim.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{victim} .*run `npm install emoji-datasource-google@") as error:
+        emoji.entries(tmp_path / "copy")
+    assert str(error.value).isprintable()
+
+
+def test_a_damaged_picture_is_named(packages, tmp_path):
+    found = emoji.entries(shutil.copytree(packages, tmp_path / "copy"))
+    found[0].path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=f"{found[0].path}: cannot be read as an image"):
+        list(emoji.distinct(found, 32))
 
 
 def test_real_packages(real):

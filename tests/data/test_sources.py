@@ -1,7 +1,9 @@
 """Sources against the data they come from, read independently."""
 
+import concurrent.futures
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -222,7 +224,7 @@ def harmed(source):
         try:
             source[i]
         except UserError as error:
-            assert f"example {i} of cifar10 train cannot be read" in str(error)
+            assert f"example {i} of cifar10 train in /" in str(error) and "copy cannot be read (" in str(error)
             bad.append(i)
     return bad
 
@@ -239,9 +241,58 @@ def test_an_example_that_cannot_be_read_is_skipped(flipped, capsys):
     source = opened(flipped, "skip")
     images = [example["image"] for example in source.__getitems__(range(len(source)))]
     whole = [example["image"] for example in source.__getitems__(range(len(source)))]
-    assert capsys.readouterr().err.count(f"example {bad} of cifar10 train cannot be read") == 1
+    assert capsys.readouterr().err.count(f"example {bad} of cifar10 train in {flipped} cannot be read") == 1
     assert np.array_equal(images[bad], images[(bad + 1) % 40])
     assert np.array_equal(images, whole)
+
+
+def test_skipped_examples_are_counted_and_named_once_by_any_threads(capsys):
+    barrier = threading.Barrier(8)
+
+    def read(indices):
+        if {2, 5} & {*indices}:
+            raise OSError("gone\x1b[2J\nsecond line")
+        return [{"image": np.full((1, 1, 1), i, np.uint8)} for i in indices]
+
+    source = sources.guarded(sources.Source(9, read), "numbers", skip=True)
+
+    def work(_):
+        barrier.wait()
+        return [int(example["image"][0, 0, 0]) for example in source.__getitems__(range(9))]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert {tuple(found) for found in pool.map(work, range(8))} == {(0, 1, 3, 3, 4, 6, 6, 7, 8)}
+    lines = capsys.readouterr().err.splitlines()
+    reason = r"cannot be read (OSError: gone\x1b[2J\nsecond line): skipped"
+    assert sorted(line.split(", ")[0] for line in lines) == [f"example {i} of numbers {reason}" for i in (2, 5)]
+    assert [line.split(", ")[1] for line in lines] == ["1 of 9 so far", "2 of 9 so far"]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{", b"\xff", b'{"name": 3}', b"[" * 100_000])
+def test_a_damaged_description_is_named(cifar, tmp_path, name, content):
+    copy = shutil.copytree(cifar[0], tmp_path / "copy")
+    (copy / "cifar10" / "3.0.2" / name).write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"{copy}/cifar10/3.0.2 is damaged .*: delete it and prepare it with `"
+    ) as error:
+        opened(copy, "raise")
+    assert str(error.value).isprintable()
+
+
+def test_an_unfinished_preparation_is_passed_over(cifar, tmp_path):
+    copy = shutil.copytree(cifar[0], tmp_path / "copy")
+    for version in ("3.0.3.incompleteAB12CD", "3.x.2"):
+        shutil.copytree(copy / "cifar10" / "3.0.2", copy / "cifar10" / version)
+    assert len(opened(copy, "raise")) == 40
+
+
+def test_records_of_another_data_set_are_refused(cifar, tmp_path):
+    """Labels outside the classes would be read as others; fewer channels fail much later."""
+    copy = shutil.copytree(cifar[0] / "cifar10", tmp_path / "fashion_mnist")
+    source = sources.open_source("fashion_mnist", directory=str(copy.parent), split="train", image_size=32)
+    with pytest.raises(UserError, match=r"example 3 of fashion_mnist .* 3 channels and label \d, which fashion_mnist"):
+        source[3]
 
 
 def test_where_none_can_be_read_skipping_ends():
@@ -257,6 +308,6 @@ def test_where_none_can_be_read_skipping_ends():
 def test_batches_say_which_example_cannot_be_read(flipped):
     """Though they are read by other threads."""
     stream = data.Batches(opened(flipped, "raise"), batch_size=8, seed=0).iterate()
-    with pytest.raises(UserError, match=r"example \d+ of cifar10 train cannot be read"):
+    with pytest.raises(UserError, match=r"example \d+ of cifar10 train in \S+ cannot be read"):
         for _ in range(6):
             next(stream)
