@@ -213,6 +213,8 @@ def _figure(found: Any, path: str) -> dict[str, float | None] | None:
             found = found[int(part)] if isinstance(found, list) else found[part]
     except (KeyError, IndexError):
         return None
+    if found is None:  # not finite when it was logged
+        return None
     if not isinstance(found, Mapping):
         return {"value": float(found), "standard_error": None}
     return {"value": found["mean"], "standard_error": found["standard_error"]}
