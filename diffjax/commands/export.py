@@ -4,7 +4,8 @@
 
 The folder has config.json, tokenizer.json of a run that reads text, and weights.safetensors: the averaged parameters
 that samples are drawn with, and what else the system keeps, such as a codebook. The parts of a run become folders in
-it. The optimiser's state is left out, so training does not go on from it.
+it. The optimiser's state is left out, so training does not go on from it. A failure, such as a full disk, leaves no
+folder behind.
 """
 
 import contextlib

@@ -49,7 +49,13 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     path = required(arguments, "experiment")
+    if arguments.slurm and arguments.executor != "slurm":
+        raise UserError(f"--slurm={arguments.slurm}: requires --executor=slurm; add it, or leave --slurm out")
+    if arguments.retry and arguments.report_only:
+        raise UserError("--retry: is not supported with --report_only, which measures nothing; leave one of them out")
     if arguments.results:
+        if ignored := sorted(arguments.given - {"experiment", "scale", "results"}):
+            raise UserError(f"--{ignored[0]}: has no effect with --results, which measures nothing; leave it out")
         return _rewrite(path, arguments.scale, Path(arguments.results))
     root = required(arguments, "workdir")
     if arguments.executor not in _EXECUTORS:

@@ -110,9 +110,12 @@ def test_a_process_that_is_killed_is_recorded_and_the_others_go_on(experiment, t
         (["--scale=large"], "unknown scale 'large': choose from fid, paper, smoke"),
         (["--executor=cloud"], "choose from local, slurm"),
         (["--executor=slurm", "--slurm=gpu"], "write NAME=VALUE"),
+        (["--slurm=partition=gpu"], "--slurm=partition=gpu: requires --executor=slurm"),
+        (["--retry", "--report_only"], "--retry: is not supported with --report_only"),
+        (["--results=results.json"], "has no effect with --results"),
         (["--scale=paper"], "cifar10 is read from disk and no directory is set"),
         (["--scale=fid"], "give --inception=FILE"),
-        (["--scale=fid", "--inception=/nowhere.pth"], "cannot read /nowhere.pth"),
+        (["--scale=fid", "--inception=/nowhere.pth"], "--inception=/nowhere.pth: no such file"),
         (["--scale=paper", "--data_dir=/nowhere"], "cifar10 is not prepared in /nowhere"),
     ],
 )
