@@ -6,6 +6,7 @@ over devices make it the whole batch's.
 
 import jax
 import numpy as np
+from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -36,10 +37,16 @@ def normalized(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def nearest(z: Float[Array, "... d"], book: Float[Array, "K d"]) -> Int[Array, "..."]:
-    """The code with the least distance |z - e|^2: VQ-VAE, eq. 1."""
-    product = z.reshape(-1, z.shape[-1]) @ book.T
-    distance = jnp.sum(book**2, axis=-1)[None, :] - 2 * product  # up to |z|^2
-    return jnp.argmin(distance, axis=-1).reshape(z.shape[:-1])
+    """Returns the code with the least distance |z - e|^2: VQ-VAE, eq. 1.
+
+    Distances are computed as |e|^2 - 2 z e, of vectors from the book's mean: far from zero it would round by more than
+    codes differ. So would a product that an accelerator takes in less than float32.
+    """
+    centre = book.mean(axis=0, keepdims=True)
+    z, shape, book = z.reshape(-1, z.shape[-1]) - centre, z.shape[:-1], book - centre
+    product = jnp.matmul(z, book.T, precision=lax.Precision.HIGHEST)
+    distance = jnp.sum(book**2, axis=-1)[None, :] - 2 * product
+    return jnp.argmin(distance, axis=-1).reshape(shape)
 
 
 def moved(memory: Memory, inputs: Float[Array, "n ... d"], codes: Int[Array, "... n"], *, decay: float) -> Memory:

@@ -22,6 +22,12 @@ def test_nearest_is_the_least_distance_and_of_equal_ones_the_first():
     np.testing.assert_array_equal(nearest(book, book[[3, 0, 1, 0, 4, 2, 3]])[:4], [1, 2, 5, 0])
 
 
+def test_nearest_far_from_zero_is_the_least_distance():
+    z, book = 1000 + normal(500, 4), 1000 + normal(16, 4, seed=1)
+    expected = ((np.float64(z)[:, None] - book) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(jax.jit(codebook.nearest)(z, book), expected)
+
+
 def test_normalized_is_of_length_one_and_zero_stays():
     x = normal(3, 4)
     x[1] = 0
@@ -140,6 +146,7 @@ def test_with_no_more_latents_than_codes_all_are_taken(centres, size):
         {"depth": 1, "ema": True},
         {"depth": 2, "ema": False},
         {"depth": 2, "ema": True, "split": True},
+        {"depth": 2, "ema": True, "shared": True},
         {"depth": 1, "ema": False, "cosine": True},
     ],
 )
