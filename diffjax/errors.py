@@ -42,6 +42,12 @@ def one_line(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
 
 
+def excerpt(text: str, limit: int = 200) -> str:
+    """Returns the start of a text from a file or of a library's error, on one printable line, to quote in a message."""
+    shown = printable(text[: limit + 1]).replace("\n", r"\n")
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
 def note(message: str) -> None:
     """Prints a line on standard error: an input was rounded, cut or replaced, or has no effect."""
     print(f"note: {one_line(message)}", file=sys.stderr)

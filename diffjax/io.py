@@ -63,12 +63,6 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     return content
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """Returns text from a file on one line: non-printable characters are escaped, and the rest is cut at `limit`."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
-    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:

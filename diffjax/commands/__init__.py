@@ -117,9 +117,9 @@ def _missing_device(error: Exception) -> UserError | None:
     """Returns the error for a device that jax cannot find or start; None for an error of another kind."""
     if Path(traceback.extract_tb(error.__traceback__)[-1].filename).name != "xla_bridge.py":
         return None
-    asked = os.environ.get("JAX_PLATFORMS", "")
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "jax cannot use this platform"
-    return UserError(f"JAX_PLATFORMS={asked}: {reason}; set it to cpu, or to what the installed jax supports")
+    return UserError(f"JAX_PLATFORMS={platforms}: {reason}; set it to cpu, or to what the installed jax supports")
 
 
 class _Output(io.TextIOBase):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from diffjax import io
 from diffjax.commands.flags import Arguments, Flags, define_workdir, required
 from diffjax.commands.settings import texts
 from diffjax.errors import UserError, unknown
@@ -111,10 +110,7 @@ def _rewrite(path: str, scale_name: str, results: Path) -> int:
     experiment = spec.load(path)
     scale = scale_of(experiment, scale_name)
     cells = [cell for unit in make_units(experiment, scale, {}) for cell in unit.cells]
-    outcome, command = report.read(results, experiment, cells, measures_of(experiment, scale))
-    stored = io.read_json(results, "write it again")["scale"]
-    if stored != scale_name:
-        raise UserError(f"--scale={scale_name}: {results} has results of scale {stored}; pass --scale={stored}")
+    outcome, command = report.read(results, experiment, scale_name, cells, measures_of(experiment, scale))
     _print(outcome, report.write(results.parent, outcome, scale_name, scale, None, command))
     return 0
 

@@ -20,7 +20,7 @@ from PIL import Image
 from diffjax import io
 from diffjax.data import image_files
 from diffjax.data.sources import CLASSES
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 
 _GOOGLE, _FLUENT = "emoji-datasource-google", "@lobehub/fluent-emoji-3d"
 _NAMES, _DERIVED = "cldr-annotations-full", "cldr-annotations-derived-full"  # of base emoji, of variants and flags
@@ -107,7 +107,7 @@ def _reading(path: pathlib.Path) -> Iterator[Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}): {again}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = io.printable(f"{type(error).__name__}: {error}")
+        reason = excerpt(f"{type(error).__name__}: {error}")
         raise UserError(f"{path} is damaged ({reason}): {again}") from error
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 
 MAX_PIXELS = 2**26  # of an image, such as 8192 x 8192; decoding and resizing one takes less than 2 GiB
 MAX_BYTES = 2**28  # of an image file
@@ -183,5 +183,5 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:
-    reason = "not an image, or damaged" if isinstance(error, Image.UnidentifiedImageError) else io.printable(str(error))
+    reason = "not an image, or damaged" if isinstance(error, Image.UnidentifiedImageError) else excerpt(str(error))
     return UserError(f"{path}: cannot be read as an image ({reason}); use a whole {', '.join(_FORMATS)} file")

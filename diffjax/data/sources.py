@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from diffjax import io
 from diffjax.data import shapes
 from diffjax.data.image_files import on_white, resize
-from diffjax.errors import MissingData, UserError, checked_whole, unknown
+from diffjax.errors import MissingData, UserError, checked_whole, excerpt, unknown
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -159,7 +158,7 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
                 try:
                     return source.read([j])[0]
                 except Exception as error:  # of whatever decodes it
-                    reason = io.printable(f"{type(error).__name__}: {error}")
+                    reason = excerpt(f"{type(error).__name__}: {error}")
                     with lock:
                         new = j not in corrupt
                         corrupt[j] = f"example {j} of {what} cannot be read ({reason})"
@@ -250,7 +249,7 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # its JSON files can be damaged in any way
-        reason = io.printable(f"{type(error).__name__}: {error}")
+        reason = excerpt(f"{type(error).__name__}: {error}")
         raise UserError(f"{folder} is damaged ({reason}): delete it and {how}") from error
     try:
         data = builder.as_data_source(split=split)

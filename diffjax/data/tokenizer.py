@@ -27,7 +27,7 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 from diffjax.typing import NO_TOKEN
 
 # Threads of its own gain nothing beside those that read batches, and older versions complain of them after a fork.
@@ -172,7 +172,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}: {_ACCEPTED}") from error
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = io.printable(str(error), 100) or type(error).__name__
+        reason = excerpt(str(error), 100) or type(error).__name__
         raise UserError(f"{path} is no tokenizer, or is damaged ({reason}): {_ACCEPTED}") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}): {_ACCEPTED}") from error

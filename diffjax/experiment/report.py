@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import markdown
 
 from diffjax import io, numbers
-from diffjax.errors import UserError
+from diffjax.errors import UserError, one_line
 from diffjax.experiment import figures, verdicts
 from diffjax.experiment.outcome import Figure, Outcome, in_words
 from diffjax.experiment.plan import Cell
@@ -56,15 +55,17 @@ def write(folder: Path, outcome: Outcome, scale_name: str, scale: Scale, store: 
     return folder / "report.md"
 
 
-def read(path: Path, experiment: Experiment, cells: Sequence[Cell], measures: Sequence[Measure]) -> tuple[Outcome, str]:
+def read(
+    path: Path, experiment: Experiment, scale_name: str, cells: Sequence[Cell], measures: Sequence[Measure]
+) -> tuple[Outcome, str]:
     """Returns the outcome that a results.json holds, and the command that made it.
 
     Args:
       path: a results.json that `write` wrote.
-      experiment, cells, measures: the experiment whose results these are, planned at the same scale.
+      experiment, scale_name, cells, measures: the experiment whose results these are, planned at the same scale.
 
     Raises:
-      UserError: the file is missing, damaged or of another grid.
+      UserError: the file is missing, damaged, or of another grid or scale.
     """
     advice = "write it again with `launch.py reproduce`"
     try:
@@ -73,6 +74,8 @@ def read(path: Path, experiment: Experiment, cells: Sequence[Cell], measures: Se
         raise UserError(f"{path} does not exist: {advice}") from error
     results: dict[str, Any] = {cell.key: None for cell in cells}
     try:
+        if stored["scale"] != scale_name:
+            raise UserError(f"--scale={scale_name}: {path} has results of scale {stored['scale']}; pass that one")
         provenance, seeds = stored["provenance"], [str(seed) for seed in stored["seeds"]]
         by_labels = {tuple(sorted(cell.labels.items())): cell.key for cell in cells}
         for figure in stored["figures"]:
@@ -202,14 +205,9 @@ def _share(figure: Figure) -> str:
     return f"{int(sum(figure.known))} of {len(figure.known)}" if figure.known else "–"
 
 
-def _one_line(text: str) -> str:
-    """Returns text on one line, its control characters as escapes."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(str(text).split()))
-
-
 def _escape(text: str) -> str:
     """Returns text from results as one line that Markdown and HTML show as it is."""
-    line = _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = one_line(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]])", r"\\\1", line)
 
 
@@ -225,8 +223,8 @@ def _shared(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("git", "device", "versions", "date"):
         values = [one[name] for one in provenances if one.get(name) is not None]
         if name not in shared and values:
-            distinct = [json.loads(text) for text in sorted({io.to_json(value, sort_keys=True) for value in values})]
-            shared[name] = [distinct[0], distinct[-1]] if name == "date" else distinct
+            distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+            shared[name] = [min(values), max(values)] if name == "date" else distinct
     return {name: value for name, value in shared.items() if name not in ("workdir", "command", "warnings")}
 
 
@@ -278,5 +276,5 @@ def _html(title: str, text: str, folder: Path) -> str:
         if (folder / name).exists():
             data = base64.b64encode((folder / name).read_bytes()).decode()
             body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')
-    title = html.escape(_one_line(title))
+    title = html.escape(one_line(title))
     return f"<!doctype html>\n<meta charset=utf-8>\n<title>{title}</title>\n<style>{_CSS}</style>\n{body}\n"

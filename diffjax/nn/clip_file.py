@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 from diffjax.nn.clip import TextTransformer, VisionTransformer
 from diffjax.nn.transformer import ACTIVATIONS
 from diffjax.nn.weights import Weights
@@ -112,7 +112,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {io.printable(str(error))}; download it again") from error
+        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a CLIP's: it has no fields")
     return found
@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     """Returns a value of a JSON file for an error message: short, and on one line."""
     try:
-        return io.printable(io.to_json(value), 80)
+        return excerpt(io.to_json(value), 80)
     except RecursionError:
         return "nested too deeply"
 

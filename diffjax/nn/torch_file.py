@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -180,7 +180,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no pickle can raise nearly anything
-        reason = io.printable(str(error)) or type(error).__name__
+        reason = excerpt(str(error)) or type(error).__name__
         raise UserError(f"{path} is not a PyTorch checkpoint that can be read: {reason}") from error
     if not arrays:
         raise UserError(f"{path} has no named tensors")

@@ -9,7 +9,7 @@ import safetensors.numpy
 from jax import numpy as jnp
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 from diffjax.nn import torch_file
 
 
@@ -82,7 +82,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the header may name types and shapes that NumPy does not have
-        raise UserError(f"{path} is not a safetensors file that can be read: {io.printable(str(error))}") from error
+        raise UserError(f"{path} is not a safetensors file that can be read: {excerpt(str(error))}") from error
 
 
 def _verify_name(path: Path) -> None:

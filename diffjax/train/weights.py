@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, excerpt
 from diffjax.typing import Variables
 
 _TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
@@ -63,7 +63,7 @@ def load(path: Path, template: Variables) -> Variables:
     expected = {name_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(template)}
     with _opened(path) as file:
         if differing := sorted(set(file.keys()) ^ expected.keys()):
-            name = io.printable(differing[0])
+            name = excerpt(differing[0])
             raise UserError(f"{path} does not fit its config's model: {name} is in one of them only")
         tensors = {name: file.get_tensor(name) for name in expected}
         metadata = file.metadata() or {}
@@ -101,7 +101,7 @@ def checksum(tensors: Mapping[str, np.ndarray], step: int) -> str:
 def _step(path: Path, metadata: Mapping[str, str]) -> int:
     text = metadata.get("step", "0")
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise UserError(f"{path} is damaged: its step is {io.printable(repr(text))}, not a number; export it again")
+        raise UserError(f"{path} is damaged: its step is {excerpt(repr(text))}, not a number; export it again")
     return int(text)
 
 
@@ -115,7 +115,7 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the header may name types and shapes that NumPy does not have
-        raise UserError(f"{path} cannot be read ({io.printable(str(error))}): export it again") from error
+        raise UserError(f"{path} cannot be read ({excerpt(str(error))}): export it again") from error
 
 
 def name_of(keys) -> str:

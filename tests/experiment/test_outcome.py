@@ -200,11 +200,13 @@ def test_a_report_is_written_again_from_its_results(outcome, tmp_path):
     given = "smoke", found.experiment.scales["smoke"]
     path = report.write(tmp_path, found, *given, Store(tmp_path), "the command")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    again, command = report.read(tmp_path / "results.json", found.experiment, found._cells, found.measures)
+    again, command = report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
     report.write(tmp_path, again, *given, None, command)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
     json.loads(before["results.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert path.exists()
+    with pytest.raises(UserError, match=r"--scale=small: .* has results of scale smoke"):
+        report.read(tmp_path / "results.json", found.experiment, "small", found._cells, found.measures)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"provenance": {}, "seeds": 3}', "\udc80"])
@@ -212,7 +214,7 @@ def test_results_that_are_damaged_are_named(outcome, tmp_path, content):
     found = outcome(table(lambda *_: 1.0))
     (tmp_path / "results.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"results\.json.*reproduce") as raised:
-        report.read(tmp_path / "results.json", found.experiment, found._cells, found.measures)
+        report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
     assert "\n" not in str(raised.value)
 
 
