@@ -20,8 +20,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: tests send it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests send signals that a background job or nohup ignores.
+for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

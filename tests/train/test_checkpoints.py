@@ -287,7 +287,7 @@ def replaced(tmp_path):
             shutil.copytree(whole, path / f"{step}.orbax-checkpoint-tmp")
             (path / f"{step}.orbax-checkpoint-tmp").rename(path / str(step))
             shutil.rmtree(path / str(step - 1))
-            if ended.wait(0.1):
+            if ended.wait(0.7):  # longer than a read takes on a busy machine
                 return
 
     writer = threading.Thread(target=write)
