@@ -1,6 +1,6 @@
 """The command line of diffjax: `python launch.py --help`."""
 
-from diffjax.commands import start
+from diffjax.cli import start
 
 if __name__ == "__main__":
     start()

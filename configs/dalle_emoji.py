@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.config import load_file
+from diffjax.runs.config_files import load_file
 
 HERE = Path(__file__).parent
 

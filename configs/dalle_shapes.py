@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data and all noise
-    config.system = "prior"  # the module of diffjax/systems
+    config.system = "prior"  # the module of diffjax/models
     config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
 
     config.data = ConfigDict()

@@ -41,7 +41,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
         raise unknown("data set of configs/glide_base.py", data, DATA)
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data and all noise
-    config.system = "ddpm"  # the module of diffjax/systems
+    config.system = "ddpm"  # the module of diffjax/models
     config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
 
     config.data = ConfigDict()
@@ -58,7 +58,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
     config.text.vocabulary = 512  # tokens it may have: two, 256 bytes, and what is merged of them
     config.text.length = 16  # tokens of every text, with start and end; longer ones are cut
 
-    config.conditions = ConfigDict()  # what the network is told: diffjax/systems/conditions.py
+    config.conditions = ConfigDict()  # what the network is told: diffjax/models/diffusion/conditions.py
     config.conditions.caption = ConfigDict()  # fields of diffjax.nn.caption_encoder.CaptionEncoder
     config.conditions.caption.width = 128  # of the features
     config.conditions.caption.layers = 3  # of attention and perceptron

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of what is made at random beside the parts
-    config.system = "glide"  # the module of diffjax/systems
+    config.system = "glide"  # the module of diffjax/models
     config.dtype = "float32"  # of the computation; the parts have their own
 
     config.data = ConfigDict()  # what samples are measured against

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.config import load_file
 from diffjax.errors import unknown
+from diffjax.runs.config_files import load_file
 
 HERE = Path(__file__).parent
 KINDS = {  # the autoencoder, what differs in it, and the side of its latents
@@ -54,7 +54,7 @@ def get_config(kind: str = "f4") -> ConfigDict:
             config.conditions.clip_text.states = True  # of every token
             config.conditions.clip_text.embedding = False  # of the whole caption
             config.conditions.clip_text.dropout = 0.1  # share of captions withheld, for classifier-free guidance
-    config.system = "latent"  # the module of diffjax/systems
+    config.system = "latent"  # the module of diffjax/models
     config.model.channels = 64  # at the first level
     config.model.multipliers = (1, 2) if side > 4 else (2,)  # of the channels at each level
     config.model.attention_resolutions = tuple(s for s in (side, side // 2) if 4 <= s <= 8)  # heights that attend

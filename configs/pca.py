@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.config import load_file
+from diffjax.runs.config_files import load_file
 
 HERE = Path(__file__).parent
 DATA = ("shapes", "emoji")
@@ -27,7 +27,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
         config.model = ConfigDict()
         config.model.components = 40  # that have codes, the largest
         config.model.bins = 128  # codes of each
-    config.system = "pca"  # the module of diffjax/systems
+    config.system = "pca"  # the module of diffjax/models
     config.train.steps = 64  # batches that are counted
     config.train.checkpoint_every = 0  # steps between checkpoints, 0: only at the end
     return config

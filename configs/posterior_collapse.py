@@ -26,7 +26,7 @@ def get_config(latent: str = "vae") -> ConfigDict:
         raise unknown("latent of configs/posterior_collapse.py", latent, LATENTS)
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data and all noise
-    config.system = latent  # the module of diffjax/systems
+    config.system = latent  # the module of diffjax/models
     config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
 
     config.data = ConfigDict()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.config import load_file
+from diffjax.runs.config_files import load_file
 
 HERE = Path(__file__).parent
 DATA = ("shapes", "emoji")
@@ -36,7 +36,7 @@ def get_config(data: str = "shapes") -> ConfigDict:
         config.model.heads = 4  # of the attention
         del config.diffusion.downsample, config.diffusion.crop
         config.diffusion.embedding_scale = 11.3  # of embeddings of unit length: sqrt(128) gives values of unit variance
-    config.system = "unclip_prior"  # the module of diffjax/systems
+    config.system = "unclip_prior"  # the module of diffjax/models
     config.diffusion.times = "uniform"  # how training draws them: uniform | log_normal | logit_normal | importance
     config.diffusion.parameterization = "x0"  # what the network predicts
     config.train.steps = 4000  # updates of the weights

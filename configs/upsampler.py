@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.config import load_file
+from diffjax.runs.config_files import load_file
 
 HERE = Path(__file__).parent
 DATA = ("shapes", "emoji")
@@ -28,7 +28,9 @@ def get_config(data: str = "shapes") -> ConfigDict:
         config.conditions = ConfigDict()
         config.conditions.smaller_image = ConfigDict()
         config.conditions.smaller_image.factor = 2  # by which its sides are smaller
-        config.conditions.smaller_image.degradation = "blur"  # none | blur | noise | bsr: systems/degradations.py
+        config.conditions.smaller_image.degradation = (
+            "blur"  # none | blur | noise | bsr: models/diffusion/augmentation.py
+        )
         config.model.middle_attention = False  # nothing attends
     config.model.channels = 32 if data == "shapes" else 64  # at the first level
     config.model.multipliers = (1, 2)  # of the channels at each level

@@ -53,7 +53,7 @@ def get_config(data: str = "digits") -> ConfigDict:
         raise unknown("data set of configs/vae.py", data, DATA)
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data and all noise
-    config.system = "vae"  # the module of diffjax/systems
+    config.system = "vae"  # the module of diffjax/models
     config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
 
     config.data = ConfigDict()

@@ -68,7 +68,7 @@ def get_config(data: str = "digits") -> ConfigDict:
         raise unknown("data set of configs/vqvae.py", data, DATA)
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data and all noise
-    config.system = "vqvae"  # the module of diffjax/systems
+    config.system = "vqvae"  # the module of diffjax/models
     config.dtype = "float32"  # of the computation, "float32" | "bfloat16"; weights and losses are float32
 
     config.data = ConfigDict()

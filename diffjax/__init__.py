@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     # Late, so that launch.py can set XLA's flags before jax is imported.
     if name == "load":
-        from diffjax.run import load
+        from diffjax.runs.loading import load
 
         return load
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

@@ -9,21 +9,21 @@ import jax
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax.choice import choices, options
 from diffjax.diffusion import (
-    grids,
+    loss_weighting,
     losses,
+    noise_schedules,
     parameterizations,
     samplers,
     sampling,
-    schedules,
-    times,
+    time_grids,
+    time_sampling,
     variance,
-    weighting,
 )
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.errors import UserError
-from diffjax.systems.process import GIVEN, Process
+from diffjax.models.diffusion.process import GIVEN, Process
+from diffjax.registry import choices, options
 
 _DEFAULTS = {
     "schedule": "cosine",
@@ -63,7 +63,7 @@ def both_kinds(**changes) -> str:
 
 def evaluations(name: str) -> tuple[str, str]:
     """How often a sampler asks the denoiser in four steps, the last to the clean image; and whether it adds noise."""
-    schedule = schedules.scaled_linear(100)  # four steps are short enough for every method
+    schedule = noise_schedules.scaled_linear(100)  # four steps are short enough for every method
     given = {"schedule": schedule, "steps": 4, "churn": 0.1}
     make = choices(samplers)[name]
     sampler = make(**{option: value for option, value in given.items() if option in options(make)})
@@ -74,7 +74,7 @@ def evaluations(name: str) -> tuple[str, str]:
         asked += 1
         return Denoised(0.5 * x)
 
-    levels = schedule(grids.trailing(4, schedule))
+    levels = schedule(time_grids.trailing(4, schedule))
     with jax.disable_jit():
         ends = [
             sampling.run(jax.random.split(jax.random.key(seed), 1), denoiser, sampler, levels, 4, jnp.ones((1,)))
@@ -84,7 +84,7 @@ def evaluations(name: str) -> tuple[str, str]:
 
 
 def main() -> str:
-    modules = (schedules, parameterizations, losses, weighting, times, variance, samplers)
+    modules = (noise_schedules, parameterizations, losses, loss_weighting, time_sampling, variance, samplers)
     names = {module.__name__.split(".")[-1]: sorted(choices(module)) for module in modules}
 
     def sampler_row(name, column):

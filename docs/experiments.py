@@ -29,7 +29,7 @@ uncertainty covers the samples only, not another training.
 
 def main() -> str:
     """The page's text."""
-    from diffjax.experiment import spec
+    from diffjax.reproduce import spec
 
     lines = ["| experiment | the paper's claim | here | report |", "|---|---|---|---|"]
     for path in sorted((ROOT / "experiments").glob("*.py")):

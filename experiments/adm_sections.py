@@ -4,7 +4,7 @@
                                --data_dir=DIR
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 GRID = {
     "uniform": {"sampler.grid": "sections"},

@@ -7,7 +7,7 @@ The paper's values are its base's FID and the differences it prints, added up. W
 CIFAR-10 with the same changes.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 RESCALED = 0.7071067811865476  # 1 / sqrt(2)
 CHANGE = {

@@ -7,7 +7,7 @@ No paper has them side by side. Networks and latents are those of the configs an
 shows that each works and what it does, not which is best.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Scale
 
 FILES = {
     "VAE": "vae",

@@ -6,7 +6,7 @@
 w is the paper's: 0 is none, and the scale s of other papers is 1 + w.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
 
 W = ("0", "0.1", "0.3", "1", "2", "4")
 FID = {"0": (8.11, 7.27, 7.22), "0.3": (3.04, 2.43, 2.43)}

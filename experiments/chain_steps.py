@@ -6,7 +6,7 @@ The paper's are 64 of the diffusion prior, 250 of the decoder, 27 and 15 of the 
 All cells are of one trained chain.
 """
 
-from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Scale
 
 COUNTS = {"prior": (4, 16, 64), "decoder": (5, 15, 50, 250), "upsampler": (2, 5, 15, 27)}
 

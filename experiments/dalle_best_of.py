@@ -5,7 +5,7 @@
 Whether a picture shows its caption is read from the picture, not asked of the CLIP that chose it.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 TINY = {
     "parts.codec.train.steps": 30,

@@ -5,7 +5,7 @@
 A scale of 1 is none.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 TINY = {
     "parts.codec.train.steps": 30,

@@ -5,7 +5,7 @@
 A top-k of 0 is all codes.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 TINY = {
     "parts.codec.train.steps": 30,

@@ -4,7 +4,7 @@
                                --data_dir=DIR
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, steps
 
 EXPERIMENT = Experiment(
     title="DDIM, figure 5: the same picture in any number of steps",

@@ -5,7 +5,7 @@
                                --data_dir=DIR
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
 
 NOISE = {
     "0": {"sampler.name": "ddim(eta=0)"},

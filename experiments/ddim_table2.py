@@ -4,7 +4,7 @@
                                --data_dir=DIR
 """
 
-from diffjax.experiment import Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.reproduce import Experiment, Measure, Ordering, Paper, Scale, steps
 
 CIFAR10 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 

@@ -6,7 +6,7 @@
 The paper's learned variance is a diagonal of its own; ours is Improved DDPM's, between both fixed ones.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 OBJECTIVE = {
     "mean, L, learned variance": {

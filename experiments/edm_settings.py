@@ -8,7 +8,7 @@ we have not. A to D are sampled from sigma / alpha 152 to 0.0105, the ends of ou
 them from 80 to 0.002.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 
 def tuned(config):

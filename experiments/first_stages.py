@@ -8,7 +8,7 @@ The paper's are trained on OpenImages at 256x256, with a perceptual loss and 819
 the config's 512 codes, no perceptual loss, and attention only in the middle.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 FACTORS = ("4", "8", "16", "32")
 MULTIPLIERS = {

@@ -8,7 +8,7 @@ discriminator's too. A run fails that stops with an error, or whose FD-pixels is
 again, would come to 4.7 of digits, 3.6 of Fashion-MNIST and 9.7 of CIFAR-10.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Scale
 
 RATE = "learning rate / its own"
 

@@ -7,7 +7,7 @@ which 1 is none, and the factor of CLIP's gradient, of which 0 is none and which
 The paper's figures are curves and votes.
 """
 
-from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Scale
 
 FREE, CLIP = ({"by": name} for name in ("classifier-free", "CLIP"))
 STRENGTHS = ((1.0, 0.0), (1.5, 5.0), (2.0, 15.0), (3.0, 50.0), (5.0, 150.0))

@@ -6,7 +6,7 @@
 The paper gives a figure and no numbers. Models are those of table 2, which are not trained again in the same folder.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, steps
 
 # Every 4000 / N-th time for DDIM, and Improved DDPM's own spacing for the others, as the authors' code has them.
 HYBRID = {"diffusion.schedule": "cosine", "diffusion.loss": "hybrid", "diffusion.variance": "learned_range"}

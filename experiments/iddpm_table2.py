@@ -7,7 +7,7 @@ The paper's values are transcribed by others: check them in the paper before you
 was made with the network's time up to 3,999 at T = 4000, the grid `trailing` and the decoder `exact`.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 T4000 = {"diffusion.timesteps": 4000, "diffusion.rescale_timesteps": True}  # the network's time is below 1000
 HYBRID = {"diffusion.loss": "hybrid", "diffusion.variance": "learned_range"}

@@ -6,7 +6,7 @@
 Term by term, against t: `launch.py evaluate --metrics=nll` on any of the runs.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 BOUND = {"terms": 60, "ode_steps": 0, "num": 200, "decoder": "ddpm"}
 

@@ -6,7 +6,7 @@ f 1 is diffusion of pixels. The paper publishes curves, of pictures of 256x256, 
 32x32, of emoji 64x64, where 8 leaves 4x4 and 8x8 latents. Networks are the configs', not of one size.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 TINY = {
     "*train.steps": 20,

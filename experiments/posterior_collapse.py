@@ -9,7 +9,7 @@ The paper gives no figures. `paper` is CIFAR-10 with the encoder of its section 
 where it has 512.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 BETTER = {"elbo": "lower", "nll": "lower", "kl": "neither"}
 

@@ -7,7 +7,7 @@
 diffusion prior draws. The paper's figures are the best over guidance scales; ours have the configs' scale of 2.
 """
 
-from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
 TOLD = {
     "caption": lambda config: {"config": f"configs/glide_{config.data.name}.py", "noised_clip": ""},

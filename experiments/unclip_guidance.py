@@ -7,7 +7,7 @@ people found unCLIP's pictures more diverse in 62.6 (autoregressive prior) and 7
 nearer to the caption in 41.1 and 45.3 % (table 1).
 """
 
-from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
 MODEL = {
     "GLIDE": lambda config: {"config": f"configs/glide_{config.data.name}.py", "noised_clip": ""},

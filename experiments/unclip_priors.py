@@ -8,7 +8,7 @@ draws the nearest to the caption's is taken: the paper's diffusion prior draws t
 does not say. The CLIP score is of the CLIP whose embeddings are drawn.
 """
 
-from diffjax.experiment import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
 
 PRIOR = {"none": "none", "autoregressive": "ar", "diffusion": "diffusion"}
 

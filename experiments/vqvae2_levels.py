@@ -8,7 +8,7 @@ own: the coarsest grid is the same in all, and every further level is twice as f
 on CIFAR-10, and fewer steps.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
 
 
 def levels(count: int):

@@ -8,7 +8,7 @@ image, as the last label has, the others 8x8. It varied the sizes of both latent
 figures. It also has VIMCO, 5.14, which we have not.
 """
 
-from diffjax.experiment import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
 
 
 def codes(size: int, **fields):

@@ -6,8 +6,8 @@ import jax
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax import systems
-from diffjax.systems.pixels import to_unit_range
+from diffjax import models
+from diffjax.models.pixels import to_unit_range
 from diffjax.typing import Batch, Codec, ImageSpec, Objective, System, Variables
 from tests import tiny
 
@@ -30,7 +30,7 @@ PLAIN = {"sampler__guidance": 1.0, "data__image_size": 8, "text": TEXT, "diffusi
 def clip() -> tuple[System, Variables]:
     """A frozen CLIP, untrained."""
     encoders = {f"{kind}_encoder__layers": 1 for kind in ("image", "text")} | {"text_encoder__width": 8}
-    return randomised(systems.build(tiny.config("clip_shapes", **encoders), SPEC))
+    return randomised(models.build(tiny.config("clip_shapes", **encoders), SPEC))
 
 
 def config(*names: str, **changes) -> ConfigDict:
@@ -47,7 +47,7 @@ def config(*names: str, **changes) -> ConfigDict:
 def built(*names: str, **changes) -> tuple[ConfigDict, System, Variables]:
     """Such a diffusion with random parameters."""
     made = config(*names, **changes)
-    return made, *randomised(systems.build(made, SPEC, **parts(*names)))
+    return made, *randomised(models.build(made, SPEC, **parts(*names)))
 
 
 def parts(*names: str) -> dict[str, tuple[System, Variables]]:

@@ -12,9 +12,9 @@ _FLAGS = (
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
-from diffjax import platform  # noqa: E402
+from diffjax import xla_flags  # noqa: E402
 
-platform.configure()
+xla_flags.configure()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from diffjax.train.loop import TIMES
+from diffjax.training.loop import TIMES
 from tests import tiny
 
 

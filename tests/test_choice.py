@@ -4,24 +4,24 @@ import types
 
 import pytest
 
-from diffjax import choice
-from diffjax.choice import choose
-from diffjax.diffusion import grids, parameterizations, weighting
+from diffjax import registry
+from diffjax.diffusion import loss_weighting, parameterizations, time_grids
 from diffjax.errors import UserError
+from diffjax.registry import choose
 
 
 @pytest.mark.parametrize(
     ("module", "text", "name", "values", "options"),
     [
-        (weighting, "min_snr", "min_snr", (), {}),
-        (weighting, "min_snr()", "min_snr", (), {}),
-        (weighting, "  min_snr( gamma = 1.5 ) ", "min_snr", (), {"gamma": 1.5}),
-        (weighting, "p2(gamma=-0.5, k=2)", "p2", (), {"gamma": -0.5, "k": 2}),
-        (weighting, "p2(k=1e-3)", "p2", (), {"k": 0.001}),
-        (grids, "karras(rho=+5)", "karras", (), {"rho": 5}),
-        (grids, "sections(90, 60)", "sections", (90, 60), {}),
-        (grids, "times(1000, 0.5, -3)", "times", (1000, 0.5, -3), {}),
-        (grids, "sections(90,)", "sections", (90,), {}),
+        (loss_weighting, "min_snr", "min_snr", (), {}),
+        (loss_weighting, "min_snr()", "min_snr", (), {}),
+        (loss_weighting, "  min_snr( gamma = 1.5 ) ", "min_snr", (), {"gamma": 1.5}),
+        (loss_weighting, "p2(gamma=-0.5, k=2)", "p2", (), {"gamma": -0.5, "k": 2}),
+        (loss_weighting, "p2(k=1e-3)", "p2", (), {"k": 0.001}),
+        (time_grids, "karras(rho=+5)", "karras", (), {"rho": 5}),
+        (time_grids, "sections(90, 60)", "sections", (90, 60), {}),
+        (time_grids, "times(1000, 0.5, -3)", "times", (1000, 0.5, -3), {}),
+        (time_grids, "sections(90,)", "sections", (90,), {}),
     ],
 )
 def test_what_is_written_is_read(module, text, name, values, options):
@@ -89,7 +89,7 @@ BAD = {
 @pytest.mark.parametrize("text", list(BAD), ids=lambda text: repr(text)[:40])
 def test_bad_text_is_refused_with_one_line(text):
     with pytest.raises(UserError) as error:
-        choose("axis", weighting, text)
+        choose("axis", loss_weighting, text)
     assert BAD[text] in str(error.value)
     assert "axis" in str(error.value)
     assert "\n" not in str(error.value)
@@ -121,13 +121,13 @@ def test_bind_gives_what_is_asked_for_only():
     bound = choose("axis", parameterizations, "mu", given=("schedule",)).bind(schedule="s", variance="v")
     assert bound.func is parameterizations.mu
     assert bound.keywords == {"schedule": "s"}
-    bound = choose("axis", weighting, "p2(k=2.5)").bind(schedule="s", noise="n")
+    bound = choose("axis", loss_weighting, "p2(k=2.5)").bind(schedule="s", noise="n")
     assert bound.keywords == {"k": 2.5}
     assert bound.args == ()
 
 
 def test_choices_are_a_modules_own_public_functions():
-    assert set(choice.choices(weighting)) == {"simple", "snr", "truncated_snr", "min_snr", "p2", "edm"}
-    assert "log_snr_of" not in choice.choices(grids)  # imported
-    assert choice.options(weighting.p2) == {"gamma", "k"}
-    assert choice.options(grids.sections) == set()
+    assert set(registry.choices(loss_weighting)) == {"simple", "snr", "truncated_snr", "min_snr", "p2", "edm"}
+    assert "log_snr_of" not in registry.choices(time_grids)  # imported
+    assert registry.options(loss_weighting.p2) == {"gamma", "k"}
+    assert registry.options(time_grids.sections) == set()

@@ -7,10 +7,10 @@ import runpy
 import jax
 import pytest
 
-from diffjax import systems
-from diffjax.config import differing, flatten, from_json, load_file, to_json
+from diffjax import models
 from diffjax.errors import UserError
-from diffjax.run import blueprint, image_spec
+from diffjax.runs.config_files import differing, flatten, from_json, load_file, to_json
+from diffjax.runs.loading import blueprint, image_spec
 from tests import tiny
 
 FILES = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
@@ -89,7 +89,7 @@ def load(name):
 @functools.cache
 def codec(spec):
     """A trained autoencoder for the configs that need one."""
-    system = systems.build(load("vqvae"), spec)
+    system = models.build(load("vqvae"), spec)
     return system, jax.eval_shape(lambda: {**system.objective.init(jax.random.key(0)), "frozen": {}})
 
 
@@ -104,7 +104,7 @@ def test_a_config_is_complete_and_fits(name):
         system = blueprint(config, load("unclip_emoji" if name.endswith(":emoji") else "unclip_shapes"))
     else:
         spec = image_spec(config)
-        system = systems.build(config, spec, **({"codec": codec(spec)} if config.system == "prior" else {}))
+        system = models.build(config, spec, **({"codec": codec(spec)} if config.system == "prior" else {}))
     jax.eval_shape(system.objective.init, jax.random.key(0))
 
 
@@ -132,7 +132,7 @@ def test_a_config_says_command_time_score_and_setting(name):
 def test_cifar10_is_the_papers_network():
     """35.7M parameters: Ho et al. 2020, app. B."""
     config = load("ddpm_cifar10")
-    system = systems.build(config, image_spec(config))
+    system = models.build(config, image_spec(config))
     shapes = jax.eval_shape(system.objective.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_746_307
 

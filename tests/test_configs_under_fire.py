@@ -22,12 +22,21 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from diffjax import choice, commands
-from diffjax.config import flatten, load_file
-from diffjax.diffusion import grids, losses, parameterizations, samplers, schedules, thresholds, times, weighting
+from diffjax import cli, registry
+from diffjax.diffusion import (
+    clipping,
+    loss_weighting,
+    losses,
+    noise_schedules,
+    parameterizations,
+    samplers,
+    time_grids,
+    time_sampling,
+)
 from diffjax.diffusion import variance as variances
-from diffjax.latents import likelihoods
-from diffjax.systems import degradations
+from diffjax.latents import output_distributions
+from diffjax.models.diffusion import augmentation
+from diffjax.runs.config_files import flatten, load_file
 from tests import tiny
 from tests.firing import cases
 
@@ -35,17 +44,17 @@ FEW, MANY = 16, 1_000  # cases of the default suite and with -m slow, over all k
 MEMORY = 12 * 2**30  # bytes that a process may hold: what would take all of the machine's is refused by the system
 
 AXES = {  # fields that name a function of a module
-    "schedule": schedules,
+    "schedule": noise_schedules,
     "parameterization": parameterizations,
     "loss": losses,
-    "weighting": weighting,
-    "times": times,
+    "weighting": loss_weighting,
+    "times": time_sampling,
     "variance": variances,
-    "likelihood": likelihoods,
+    "likelihood": output_distributions,
     "name": samplers,
-    "grid": grids,
-    "threshold": thresholds,
-    "degradation": degradations,
+    "grid": time_grids,
+    "threshold": clipping,
+    "degradation": augmentation,
 }
 NUMBERS = ("0", "1", "-1", "0.5", "2", "1e-3", "1e30", "1e-30", "nan", "inf", "-inf")
 COUNTS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "12", "16", "-1", "-8")
@@ -80,7 +89,7 @@ def trained(kind: str) -> str:
     """The folder of a run that others stand on."""
     path = home() / f"run_{kind}"
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-        code = commands.main(["launch.py", "train", f"--config={KINDS[kind]()}", f"--workdir={path}"])
+        code = cli.main(["launch.py", "train", f"--config={KINDS[kind]()}", f"--workdir={path}"])
     assert code == 0, said.getvalue()
     return str(path)
 
@@ -207,11 +216,11 @@ def named(module) -> st.SearchStrategy[str]:
     """A choice of an axis, often with options."""
 
     def written(name):
-        options = sorted(choice.options(module_functions[name]))
+        options = sorted(registry.options(module_functions[name]))
         one = st.tuples(st.sampled_from(options or ["nothing"]), st.sampled_from(NUMBERS))
         return st.one_of(st.just(name), one.map(lambda pair: f"{name}({pair[0]}={pair[1]})"))
 
-    module_functions = choice.choices(module)
+    module_functions = registry.choices(module)
     return st.sampled_from(sorted(module_functions)).flatmap(written)
 
 
@@ -273,7 +282,7 @@ def outcome(kind: str, flags) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = commands.main(argv)
+            code = cli.main(argv)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffjax import commands
+from diffjax import cli
 from tests import tiny
 
 
@@ -13,8 +13,8 @@ from tests import tiny
 def test_digits_are_recognised(tmp_path):
     config = tiny.ROOT / "configs" / "digits.py"
     flags = ["--config.parallel.count=1"]
-    assert commands.main(["launch.py", "train", f"--config={config}", f"--workdir={tmp_path}", *flags]) == 0
-    assert commands.main(["launch.py", "sweep", f"--workdir={tmp_path}", "--steps=50", "--num=500"]) == 0
+    assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={tmp_path}", *flags]) == 0
+    assert cli.main(["launch.py", "sweep", f"--workdir={tmp_path}", "--steps=50", "--num=500"]) == 0
     results = json.loads((tmp_path / "results" / "sweep.json").read_text())
     assert results["reference"]["recogniser_held_out_accuracy"] >= 0.97
     assert results["cells"][0]["recognised"] >= 0.9

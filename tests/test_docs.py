@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax import experiment, measures
-from diffjax.diffusion import grids, samplers, sampling, schedules
+from diffjax import evaluation, reproduce
+from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import log_snr, transfer
-from diffjax.experiment import plan
+from diffjax.reproduce import plan
 from tests import tiny
 
 DOCS = tiny.ROOT / "docs"
@@ -23,8 +23,8 @@ def test_the_sampler_that_is_added_is_dpmpp_2m():
     source = re.search(r"```python\n(.*?)```", (DOCS / "diffusion.md").read_text(), re.DOTALL).group(1)
     assert source.count("\n") <= 20
     exec(source, scope)
-    schedule = schedules.cosine(100)
-    levels = schedule(grids.trailing(10, schedule))
+    schedule = noise_schedules.cosine(100)
+    levels = schedule(time_grids.trailing(10, schedule))
     keys = jax.random.split(jax.random.key(0), 50)
     drawn = [
         sampling.sample(keys, lambda x, noise: Denoised(jnp.tanh(x)), sampler, levels, 10, shape=(2,))
@@ -44,7 +44,7 @@ def test_a_page_that_is_made_is_what_the_code_says(page):
 
 def test_the_experiment_that_is_shown_is_one():
     source = re.search(r"```python\n(EXPERIMENT.*?)```", (DOCS / "evaluation.md").read_text(), re.DOTALL).group(1)
-    scope = {name: getattr(experiment, name) for name in experiment.__all__}
+    scope = {name: getattr(reproduce, name) for name in reproduce.__all__}
     exec(source, scope)
     made = scope["EXPERIMENT"]
     assert len(plan.make_units(made, made.scales["small"], {})) == 3  # a training for each seed
@@ -52,7 +52,7 @@ def test_the_experiment_that_is_shown_is_one():
 
 def test_every_metric_is_listed():
     text = (DOCS / "evaluation.md").read_text()
-    for name in measures.OF_DATA | {
+    for name in evaluation.OF_DATA | {
         "recognised": None,
         "cas": None,
         "fid": None,
@@ -64,11 +64,21 @@ def test_every_metric_is_listed():
 
 
 def test_every_choice_is_listed():
-    from diffjax.choice import choices
-    from diffjax.diffusion import losses, parameterizations, thresholds, times, variance, weighting
+    from diffjax.diffusion import clipping, loss_weighting, losses, parameterizations, time_sampling, variance
+    from diffjax.registry import choices
 
     text = (DOCS / "diffusion.md").read_text()
-    for module in (schedules, parameterizations, losses, weighting, times, variance, grids, samplers, thresholds):
+    for module in (
+        noise_schedules,
+        parameterizations,
+        losses,
+        loss_weighting,
+        time_sampling,
+        variance,
+        time_grids,
+        samplers,
+        clipping,
+    ):
         for name in choices(module):
             assert re.search(rf"`{name}[`(]", text), name
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax import commands, ensemble
+from diffjax import cli, ensemble
 from diffjax.ensemble import can_train_together, differing_fields, train_together
 from diffjax.errors import UserError
-from diffjax.replay import replay
-from diffjax.train.loop import Record
-from diffjax.training import train
-from diffjax.workdir import Workdir
+from diffjax.runs.workdir import Workdir
+from diffjax.training.diagnose import replay
+from diffjax.training.loop import Record
+from diffjax.training.train import train
 from tests import running, tiny
 
 DIFFUSION = {"parallel__count": 1, "model__multipliers": (1,), "model__attention_resolutions": ()}
@@ -176,6 +176,6 @@ def test_what_is_wrong_with_one_member_is_said_as_ever(tmp_path):
 def test_benchmark(tmp_path):
     config = tiny.write(tmp_path / "tiny.py", "vae")
     flags = ["--members=2", "--steps=1", "--samples=0", f"--out={tmp_path}/b.json"]
-    assert commands.main(["launch.py", "benchmark", f"--config={config}", *flags]) == 0
+    assert cli.main(["launch.py", "benchmark", f"--config={config}", *flags]) == 0
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["speedup"] == found["one_by_one_seconds"] / found["together_seconds"] > 0

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax import commands
-from diffjax.config import flatten
+from diffjax import cli
 from diffjax.errors import UserError
-from diffjax.resume import changes
-from diffjax.workdir import Workdir
+from diffjax.runs.config_files import flatten
+from diffjax.runs.workdir import Workdir
+from diffjax.training.resume import changes
 from tests import running, tiny
 
 STEPS = 12
@@ -49,7 +49,7 @@ def copy(run, tmp_path):
 
 
 def launch(*arguments):
-    return commands.main(["launch.py", *arguments])
+    return cli.main(["launch.py", *arguments])
 
 
 def losses(path):

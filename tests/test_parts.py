@@ -10,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 
 import diffjax
-from diffjax import commands, config, resume
+from diffjax import cli
 from diffjax.errors import UserError
-from diffjax.run import blueprint
-from diffjax.train import loop
-from diffjax.workdir import Workdir
+from diffjax.runs import config_files
+from diffjax.runs.loading import blueprint
+from diffjax.runs.workdir import Workdir
+from diffjax.training import loop, resume
 from tests import tiny
 from tests.running import process, steps, wait_for_step
 
@@ -22,9 +23,7 @@ SHAPES = {"data__name": "shapes", "data__image_size": 8}
 
 
 def train(folder, name, *others, workdir="run"):
-    return commands.main(
-        ["launch.py", "train", f"--config={folder / name}.py", f"--workdir={folder / workdir}", *others]
-    )
+    return cli.main(["launch.py", "train", f"--config={folder / name}.py", f"--workdir={folder / workdir}", *others])
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +104,9 @@ def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, fo
     with monkeypatch.context() as patched:
         patched.setattr(loop.Record, "settle", interrupt)
         command = ["launch.py", "train", f"--config={folder / 'dalle.py'}", f"--workdir={run}", *overrides]
-        assert commands.main(command) == 128 + signal.SIGTERM
+        assert cli.main(command) == 128 + signal.SIGTERM
     assert not (run / "checkpoints").exists()
-    assert commands.main(["launch.py", "train", f"--workdir={run}"]) == 0
+    assert cli.main(["launch.py", "train", f"--workdir={run}"]) == 0
     assert diffjax.load(run).step == 3
     assert diffjax.load(run / "codec").config.train.sample_count == 3
     assert [line["step"] for line in steps(run / part)] == [1, 2, 3, 4]
@@ -123,7 +122,7 @@ def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
     elif harm == "a broken link":
         (run / "codec").symlink_to("../elsewhere")
     for verb, *flags in (("sample", f"--out={tmp_path}/x.png"), ("train",)):
-        assert commands.main(["launch.py", verb, f"--workdir={run}", *flags]) == 2
+        assert cli.main(["launch.py", verb, f"--workdir={run}", *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and str(run / "codec") in error
     assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again unsaid
@@ -133,13 +132,13 @@ def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsy
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     (run / "tokenizer.json").unlink()
-    assert commands.main(["launch.py", "train", f"--workdir={run}"]) == 2
+    assert cli.main(["launch.py", "train", f"--workdir={run}"]) == 2
     assert f"{run}/tokenizer.json: is missing, and the run was trained with it" in capsys.readouterr().err
     assert not (run / "tokenizer.json").exists()
 
 
 def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_path):
-    chain = config.load_file(str(tiny.write_chain(tmp_path, "unclip", ["clip", "prior", "decoder"])))
+    chain = config_files.load_file(str(tiny.write_chain(tmp_path, "unclip", ["clip", "prior", "decoder"])))
     workdir = Workdir(tmp_path / "run")
     workdir.create()
     workdir.write_config(chain)
@@ -188,17 +187,17 @@ def made(**parts):
 
 def test_parts_come_after_what_they_stand_on_and_only_those_that_are_referred_to():
     parts = {"a": {"codec": "@c"}, "b": {"codec": ""}, "c": {"codec": "@b"}, "clip": {}}
-    assert config.part_names(made(**parts)) == ["b", "c", "a"]
+    assert config_files.part_names(made(**parts)) == ["b", "c", "a"]
     with pytest.raises(UserError, match="stand on one another"):
-        config.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
+        config_files.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
 
 
 def test_a_part_alone_has_what_it_stands_on():
-    chain = config.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
-    alone = config.part_alone(chain, "ar_prior")
-    assert config.part_names(alone) == ["clip", "pca"]
-    assert "parts" not in config.part_alone(chain, "upsampler")
-    assert config.part_names(config.part_alone(alone, "pca")) == ["clip"]
+    chain = config_files.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+    alone = config_files.part_alone(chain, "ar_prior")
+    assert config_files.part_names(alone) == ["clip", "pca"]
+    assert "parts" not in config_files.part_alone(chain, "upsampler")
+    assert config_files.part_names(config_files.part_alone(alone, "pca")) == ["clip"]
 
 
 def test_a_reference_without_its_part_is_refused(tmp_path):
@@ -210,12 +209,12 @@ def test_a_reference_without_its_part_is_refused(tmp_path):
 
 def test_what_a_part_is_trained_to_counts_for_what_the_run_comes_to():
     one, two = (tiny.config("dalle_shapes", train__steps=steps) for steps in (4, 4))
-    assert config.training_key(one) == config.training_key(two)
+    assert config_files.training_key(one) == config_files.training_key(two)
     for change in ({"parts.codec.codes.size": 16}, {"parts.clip.train.steps": 9}, {"parts.clip.seed": 5}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert config.training_key(changed) != config.training_key(one), change
+        assert config_files.training_key(changed) != config_files.training_key(one), change
     for change in ({"parts.clip.train.log_every": 9}, {"rerank.best_of": 9}, {"data.dir": "there"}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert config.training_key(changed) == config.training_key(one), change
+        assert config_files.training_key(changed) == config_files.training_key(one), change

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax import platform
-from diffjax.evals import reference
+from diffjax import xla_flags
+from diffjax.metrics import reference
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -15,17 +15,17 @@ def test_flags_and_cache_are_set(monkeypatch, tmp_path):
     for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    platform.configure()
-    assert platform.os.environ["XLA_FLAGS"] == f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
+    xla_flags.configure()
+    assert xla_flags.os.environ["XLA_FLAGS"] == f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
 
 
 def test_the_users_settings_win(monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "elsewhere"))
-    platform.configure()
-    assert platform.os.environ["XLA_FLAGS"] == f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE"
-    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "elsewhere")
+    xla_flags.configure()
+    assert xla_flags.os.environ["XLA_FLAGS"] == f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE"
+    assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("value", ["", "relative"])
@@ -33,8 +33,8 @@ def test_a_cache_home_that_is_no_absolute_path_counts_as_unset(value, monkeypatc
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     monkeypatch.setenv("HOME", str(tmp_path))
-    platform.configure()
-    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/diffjax/xla")
+    xla_flags.configure()
+    assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/diffjax/xla")
     monkeypatch.delenv("DIFFJAX_CACHE")
     assert reference.folder() == tmp_path / ".cache/diffjax/references"
 
@@ -45,8 +45,8 @@ def test_without_a_cache_a_note_says_so(variable, monkeypatch, capsys):
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "/proc/none")
-    platform.configure()
-    assert "JAX_COMPILATION_CACHE_DIR" not in platform.os.environ
+    xla_flags.configure()
+    assert "JAX_COMPILATION_CACHE_DIR" not in xla_flags.os.environ
     line = capsys.readouterr().err
     assert line.startswith("note: compiled programs are not cached") and line.count("\n") == 1
 
@@ -54,8 +54,8 @@ def test_without_a_cache_a_note_says_so(variable, monkeypatch, capsys):
 @pytest.mark.parametrize("value", ["", "gs://bucket/cache"])
 def test_a_cache_that_is_off_or_far_is_left_alone(value, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
-    platform.configure()
-    assert platform.os.environ["JAX_COMPILATION_CACHE_DIR"] == value
+    xla_flags.configure()
+    assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"] == value
 
 
 def test_a_product_with_one_number_everywhere_is_right():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.spread import Spread
+from diffjax.inference.batching import Spread
 
 
 @pytest.mark.parametrize("count", [1, 8, 21])

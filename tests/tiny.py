@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.config import flatten, load_file
+from diffjax.runs.config_files import flatten, load_file
 from diffjax.typing import NO_TOKEN, Batch, Moment, Variables
 
 ROOT = Path(__file__).parent.parent

@@ -13,14 +13,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Float, Int
 
 from diffjax.diffusion.denoiser import Denoised, Denoiser
-from diffjax.diffusion.noise import (
-    Noise,
-    implied_eps,
-    perturb,
-    posterior_mean,
-    prior_std,
-    step_variances,
-)
+from diffjax.diffusion.noise import Noise, implied_eps, perturb, posterior_mean, prior_std, step_variances
 from diffjax.diffusion.sampling import Examples, Keys, at, fold_in, noise_of
 
 _BIN = 2.0 / 255.0  # width of a grey level

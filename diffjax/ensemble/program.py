@@ -11,17 +11,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from diffjax.config import flatten
 from diffjax.data.pipeline import HostBatch
 from diffjax.diffusion.levels import Discrete
 from diffjax.errors import UserError
-from diffjax.program import compile_init, keys_of_run, make_optimizers, prepared
-from diffjax.run import build_system
-from diffjax.systems.process import make_schedule
-from diffjax.train.checkpoints import Checkpoints
-from diffjax.train.devices import Devices
-from diffjax.train.state import TrainState, initial_state
-from diffjax.train.step import Step, make_step
+from diffjax.models.diffusion.process import make_schedule
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.config_files import flatten
+from diffjax.runs.loading import build_system
+from diffjax.runs.state import TrainState, initial_state
+from diffjax.training.compiled_step import compile_init, keys_of_run, make_optimizers, prepared
+from diffjax.training.sharding import Devices
+from diffjax.training.step import Step, make_step
 from diffjax.typing import Batch, PRNGKey, System
 
 _RATES = ("learning_rate", "weight_decay", "ema_decay", "beta1", "beta2")  # of `train`, or of its section for a group

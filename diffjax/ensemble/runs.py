@@ -8,18 +8,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffjax import data, resume
+from diffjax import data
 from diffjax.ensemble.program import check_together, compile_together, distinct_seeds, fresh_state, restored_state
 from diffjax.errors import UserError
-from diffjax.run import build_system, open_source
-from diffjax.train import loop
-from diffjax.train.checkpoints import Checkpoints, damage
-from diffjax.train.devices import Devices
-from diffjax.train.metrics import MetricsLog
-from diffjax.train.state import TrainState
-from diffjax.training import keep_failed, keys_of, with_tokens
+from diffjax.runs.checkpoints import Checkpoints, damage
+from diffjax.runs.loading import build_system, open_source
+from diffjax.runs.state import TrainState
+from diffjax.runs.workdir import Workdir
+from diffjax.training import loop, resume
+from diffjax.training.logging import MetricsLog
+from diffjax.training.sharding import Devices
+from diffjax.training.train import keep_failed, keys_of, with_tokens
 from diffjax.typing import System
-from diffjax.workdir import Workdir
 
 
 class Stopped(Exception):

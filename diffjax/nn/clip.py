@@ -1,6 +1,6 @@
 """CLIP (Radford et al. 2021): encoders of images and of texts, and the loss that they learn from.
 
-The encoders' options are those of the published networks, whose weights nn/clip_file.py reads. Embeddings come out as
+The encoders' options are those of the published networks, whose weights nn/pretrained/clip_checkpoint.py reads. Embeddings come out as
 they are; it is their directions that are compared.
 """
 

@@ -8,24 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffjax.choice import choices
-from diffjax.diffusion import grids, schedules
+from diffjax.diffusion import noise_schedules, time_grids
+from diffjax.registry import choices
 
 # Each as a grid of n steps, whatever n in 1..T.
 GRIDS = {
-    "leading": grids.leading,
-    "trailing": grids.trailing,
-    "linspace": grids.linspace,
-    "quadratic": grids.quadratic,
-    "log_snr": grids.log_snr,
-    "karras": grids.karras,
-    "sections": grids.sections,
-    "times": lambda n, schedule: grids.times(n, schedule, *np.linspace(schedule.timesteps, 1, n).astype(int)),
+    "leading": time_grids.leading,
+    "trailing": time_grids.trailing,
+    "linspace": time_grids.linspace,
+    "quadratic": time_grids.quadratic,
+    "log_snr": time_grids.log_snr,
+    "karras": time_grids.karras,
+    "sections": time_grids.sections,
+    "times": lambda n, schedule: time_grids.times(n, schedule, *np.linspace(schedule.timesteps, 1, n).astype(int)),
 }
 OF_LEVELS = ["karras", "log_snr"]
 OF_TIMES = sorted(set(GRIDS) - set(OF_LEVELS))
-SCHEDULES = choices(schedules)
-LINEAR = schedules.linear(1000)
+SCHEDULES = choices(noise_schedules)
+LINEAR = noise_schedules.linear(1000)
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def check(grid, n, schedule):
 
 
 def test_the_table_is_complete():
-    assert set(GRIDS) == set(choices(grids))
+    assert set(GRIDS) == set(choices(time_grids))
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 7, 64, 250, 1000])
@@ -101,7 +101,7 @@ def test_impossible_numbers_are_refused(name):
     for n in (0, -1, 1001):
         with pytest.raises(ValueError, match=f"1 to 1000 steps, not {n}"):
             GRIDS[name](n, LINEAR)
-    continuous = schedules.linear(10, continuous=True)
+    continuous = noise_schedules.linear(10, continuous=True)
     if name in OF_LEVELS:  # real times have room for any number
         check(GRIDS[name], 50, continuous)
     else:
@@ -111,33 +111,35 @@ def test_impossible_numbers_are_refused(name):
 
 def test_where_the_published_codes_are_defined_the_grids_are_theirs():
     # DDIM's uniform (n divides T) and quadratic, counted from zero there.
-    np.testing.assert_array_equal(grids.leading(50, LINEAR)[:-1][::-1] - 1, np.arange(0, 1000, 20))
+    np.testing.assert_array_equal(time_grids.leading(50, LINEAR)[:-1][::-1] - 1, np.arange(0, 1000, 20))
     quadratic = (np.linspace(0, np.sqrt(1000 * 0.8), 10) ** 2).astype(int)
-    np.testing.assert_array_equal(grids.quadratic(10, LINEAR)[:-1][::-1] - 1, quadratic)
+    np.testing.assert_array_equal(time_grids.quadratic(10, LINEAR)[:-1][::-1] - 1, quadratic)
     # The linspace of Lin et al. 2024, table 2: round(i * (T - 1) / (n - 1)).
     stride = 999 / 99
-    np.testing.assert_array_equal(grids.linspace(100, LINEAR)[:-1][::-1] - 1, [round(i * stride) for i in range(100)])
+    np.testing.assert_array_equal(
+        time_grids.linspace(100, LINEAR)[:-1][::-1] - 1, [round(i * stride) for i in range(100)]
+    )
     # Lin et al. 2024: T, T - T / n, ...
-    np.testing.assert_array_equal(grids.trailing(10, LINEAR)[:-1], np.arange(1000, 0, -100))
+    np.testing.assert_array_equal(time_grids.trailing(10, LINEAR)[:-1], np.arange(1000, 0, -100))
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 64, 75, 80, 128, 999])
 def test_ends(n):
     """`trailing` and `linspace` start at T; `leading` and `linspace` visit time 1."""
-    assert grids.trailing(n, LINEAR)[0] == grids.linspace(n, LINEAR)[0] == 1000
-    assert grids.leading(n, LINEAR)[-2] == 1
-    assert n == 1 or grids.linspace(n, LINEAR)[-2] == 1
+    assert time_grids.trailing(n, LINEAR)[0] == time_grids.linspace(n, LINEAR)[0] == 1000
+    assert time_grids.leading(n, LINEAR)[-2] == 1
+    assert n == 1 or time_grids.linspace(n, LINEAR)[-2] == 1
 
 
 @pytest.mark.parametrize("n", [3, 7, 64, 300])
 def test_times_are_within_a_level_of_even(n):
     i = np.arange(n)
     for grid, exact in (
-        (grids.leading, 1 + i * 1000 / n),
-        (grids.trailing, (i + 1) * 1000 / n),
-        (grids.linspace, 1 + i * 999 / (n - 1)),
+        (time_grids.leading, 1 + i * 1000 / n),
+        (time_grids.trailing, (i + 1) * 1000 / n),
+        (time_grids.linspace, 1 + i * 999 / (n - 1)),
     ):
-        assert (np.abs(grid(n, LINEAR)[:-1][::-1] - exact) < (0.5000001 if grid is grids.linspace else 1)).all()
+        assert (np.abs(grid(n, LINEAR)[:-1][::-1] - exact) < (0.5000001 if grid is time_grids.linspace else 1)).all()
 
 
 def space_timesteps(total, counts):
@@ -158,16 +160,16 @@ def space_timesteps(total, counts):
 def test_sections_without_counts_are_improved_ddpms_spacing(timesteps, every):
     schedule = made("linear", timesteps)
     for n in range(1, timesteps + 1, every):
-        np.testing.assert_array_equal(grids.sections(n, schedule)[:-1][::-1] - 1, space_timesteps(timesteps, (n,)))
+        np.testing.assert_array_equal(time_grids.sections(n, schedule)[:-1][::-1] - 1, space_timesteps(timesteps, (n,)))
 
 
 def test_linspace_is_not_improved_ddpms_spacing():
     """Where strides end in a half, sums of them are rounded to other times; and one step starts at the other end."""
-    other = [n for n in range(1, 1001) if (grids.linspace(n, LINEAR) != grids.sections(n, LINEAR)).any()]
+    other = [n for n in range(1, 1001) if (time_grids.linspace(n, LINEAR) != time_grids.sections(n, LINEAR)).any()]
     assert other[0] == 1
     assert len(other) > 100
     for n in other[1:]:
-        assert np.abs(grids.linspace(n, LINEAR) - grids.sections(n, LINEAR)).max() == 1
+        assert np.abs(time_grids.linspace(n, LINEAR) - time_grids.sections(n, LINEAR)).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_linspace_is_not_improved_ddpms_spacing():
     ],
 )
 def test_sections_are_improved_ddpms(timesteps, counts):
-    found = grids.sections(sum(counts), made("linear", timesteps), *counts)
+    found = time_grids.sections(sum(counts), made("linear", timesteps), *counts)
     np.testing.assert_array_equal(found[:-1][::-1] - 1, space_timesteps(timesteps, counts))
 
 
@@ -194,25 +196,25 @@ def test_sections_of_any_counts(data, timesteps):
     parts = data.draw(st.integers(1, min(6, timesteps)))
     sizes = [timesteps // parts + (i < timesteps % parts) for i in range(parts)]
     counts = [data.draw(st.integers(1, size)) for size in sizes]
-    found = check(lambda n, schedule: grids.sections(n, schedule, *counts), sum(counts), made("linear", timesteps))
+    found = check(lambda n, schedule: time_grids.sections(n, schedule, *counts), sum(counts), made("linear", timesteps))
     np.testing.assert_array_equal(found[:-1][::-1] - 1, space_timesteps(timesteps, counts))
 
 
 def test_sections_that_do_not_fit_are_refused():
     schedule = made("linear", 11)  # parts of 4, 4 and 3
-    check(lambda n, schedule: grids.sections(n, schedule, 4, 4, 3), 11, schedule)
+    check(lambda n, schedule: time_grids.sections(n, schedule, 4, 4, 3), 11, schedule)
     with pytest.raises(ValueError, match="part 3 of 11 timesteps has 3, not 4"):
-        grids.sections(0, schedule, 4, 3, 4)
+        time_grids.sections(0, schedule, 4, 3, 4)
     for counts in ((0,), (3, -1), (1.5,), (1,) * 12):
         with pytest.raises(ValueError, match="the grid sections"):
-            grids.sections(0, schedule, *counts)
+            time_grids.sections(0, schedule, *counts)
 
 
 def test_times_are_those_given():
-    np.testing.assert_array_equal(grids.times(0, LINEAR, 500, 1000, 1), [1000, 500, 1, 0])
-    continuous = schedules.linear(1000, continuous=True)
-    np.testing.assert_array_equal(grids.times(9, continuous, 1.0, 2.5), [2.5, 1, 0])
-    check(lambda n, schedule: grids.times(n, schedule, 7), 1, LINEAR)
+    np.testing.assert_array_equal(time_grids.times(0, LINEAR, 500, 1000, 1), [1000, 500, 1, 0])
+    continuous = noise_schedules.linear(1000, continuous=True)
+    np.testing.assert_array_equal(time_grids.times(9, continuous, 1.0, 2.5), [2.5, 1, 0])
+    check(lambda n, schedule: time_grids.times(n, schedule, 7), 1, LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_times_are_those_given():
 )
 def test_bad_times_are_refused(list, message):
     with pytest.raises(ValueError, match=message):
-        grids.times(1, LINEAR, *list)
+        time_grids.times(1, LINEAR, *list)
 
 
 def log_sigma_ends(name):
@@ -257,7 +259,7 @@ def log_sigma_ends(name):
 def test_real_times_are_even_in_their_own_measure(name, grid):
     schedule = SCHEDULES[name](1000, continuous=True)
     rho = 3.0 if "rho" in grid else 7.0
-    make = grids.log_snr if grid == "log_snr" else functools.partial(grids.karras, rho=rho)
+    make = time_grids.log_snr if grid == "log_snr" else functools.partial(time_grids.karras, rho=rho)
     times = check(make, 20, schedule)
     noise = schedule(times[1:-1])  # T itself may be without signal
     log_sigma = np.log(np.asarray(noise.sigma, np.float64)) - np.log(np.asarray(noise.alpha, np.float64))
@@ -277,8 +279,8 @@ def test_real_times_are_even_in_their_own_measure(name, grid):
 def test_karras_over_edm_is_edms():
     """Karras et al. 2022, eq. 5, and evenly spaced in the schedule's own time."""
     sigma = (80 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    schedule = schedules.edm(1000, continuous=True)
-    times = grids.karras(18, schedule)
+    schedule = noise_schedules.edm(1000, continuous=True)
+    times = time_grids.karras(18, schedule)
     np.testing.assert_allclose(schedule(times[:-1]).sigma, sigma, rtol=1e-4)
     assert schedule(times[-1]).sigma == 0
     np.testing.assert_allclose(times[:-1], np.linspace(1000, 1, 18), rtol=1e-4)
@@ -297,4 +299,4 @@ def test_many_real_times_stay_apart(name, schedule):
 def test_karras_wants_a_positive_rho():
     for rho in (0.0, -7.0):
         with pytest.raises(ValueError, match="needs rho > 0"):
-            grids.karras(10, LINEAR, rho=rho)
+            time_grids.karras(10, LINEAR, rho=rho)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.choice import choices
+from diffjax.diffusion import clipping, guidance, noise_schedules, samplers, sampling, time_grids, variance
 from diffjax.diffusion import denoiser as denoisers
-from diffjax.diffusion import grids, guidance, samplers, sampling, schedules, thresholds, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise
+from diffjax.registry import choices
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])  # of the mixture's classes
 MEANS = np.array([[-0.6, 0.4], [0.5, 0.1], [0.1, -0.7]])
@@ -224,8 +224,8 @@ def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
         return unconditional(x, noise)._replace(interpolation=learned, gradient=scale * jnp.sin(3 * x + noise.sigma))
 
     monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: keys)  # a step is handed its noise as its keys
-    denoise = denoisers.thresholded(base, thresholds.clip)
-    schedule = schedules.linear(timesteps)
+    denoise = denoisers.thresholded(base, clipping.clip)
+    schedule = noise_schedules.linear(timesteps)
     sampler = samplers.ancestral(variance=choices(variance)[name])
     found = jnp.asarray(draws[-1], jnp.float32)
     carry = sampler.init(found)
@@ -284,7 +284,7 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
 GRADIENT, SHARE = (np.float32(RNG.normal(size=(B, 2))) for _ in range(2))
 MASK = np.float32([[1.0, 0.0]])
 WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
-    "thresholded": (lambda d: denoisers.thresholded(d, thresholds.clip), GRADIENT),
+    "thresholded": (lambda d: denoisers.thresholded(d, clipping.clip), GRADIENT),
     "inpaint": (lambda d: guidance.inpaint(d, jnp.zeros((1, 2)), jnp.asarray(MASK)), GRADIENT * (1 - MASK)),
     "classifier_free": (lambda d: guidance.classifier_free(d, constant(X), 3.0), GRADIENT),
     "classifier_free at 1": (lambda d: guidance.classifier_free(d, constant(X), 1.0), GRADIENT),
@@ -318,8 +318,8 @@ SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim(), "heun": 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_inpaint_draws_the_known_region_from_the_forward_process(name):
     """N(alpha known, sigma^2) at every level; exactly so where no signal is left at T. At last it is `known` itself."""
-    schedule, count, known = schedules.rectified_flow(1000), 20_000, 0.8
-    levels = schedule(jnp.asarray(grids.trailing(8, schedule), jnp.float32))
+    schedule, count, known = noise_schedules.rectified_flow(1000), 20_000, 0.8
+    levels = schedule(jnp.asarray(time_grids.trailing(8, schedule), jnp.float32))
 
     def free(x, noise):  # something else in the region
         return Denoised(-0.3 * x)
@@ -351,8 +351,8 @@ def test_inpaint_mixes_where_the_mask_is_soft():
 
 def test_all_of_it_together_in_one_compilation():
     """Every scale is traced; DDIM's steps and each wrapper are made again one by one in NumPy."""
-    schedule, steps = schedules.linear(1000), 6
-    grid = grids.trailing(steps, schedule)
+    schedule, steps = noise_schedules.linear(1000), 6
+    grid = time_grids.trailing(steps, schedule)
     levels = schedule(jnp.asarray(grid, jnp.float32))
     known, traces = np.float32([[0.3, 9.0]]), 0
 
@@ -362,7 +362,7 @@ def test_all_of_it_together_in_one_compilation():
         traces += 1
         denoise = guidance.classifier_free(conditional, unconditional, guide, rescale=phi, interval=(low, high))
         denoise = guidance.classifier(denoise, classify, jnp.asarray(LABEL), ascend)
-        denoise = guidance.inpaint(denoisers.thresholded(denoise, thresholds.clip), known, jnp.asarray(MASK))
+        denoise = guidance.inpaint(denoisers.thresholded(denoise, clipping.clip), known, jnp.asarray(MASK))
         keys = jax.random.split(jax.random.key(0), B)
         return sampling.run(keys, denoise, samplers.ddim(), levels, steps, x)
 
@@ -403,7 +403,7 @@ def test_all_of_it_together_in_one_compilation():
 @pytest.mark.parametrize("sampler", [samplers.ancestral(), samplers.ddim(), samplers.dpmpp_2m()])
 def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
     """The whole way from next to no signal, where a small shift of eps moves x_0 without bounds."""
-    schedule = schedules.cosine(1000)
+    schedule = noise_schedules.cosine(1000)
     means, std = np.array([-0.8, 0.6]), 0.15
 
     def shares(x, n):  # log p(class | x_t), of two equally likely Gaussians
@@ -421,7 +421,7 @@ def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
     label = jnp.ones(2000, jnp.int32)
     denoise = guidance.classifier(plain, classify, label, 1.0)
     keys = jax.random.split(jax.random.key(0), 2000)
-    levels = schedule(grids.trailing(100, schedule))
+    levels = schedule(time_grids.trailing(100, schedule))
     x = np.asarray(sampling.sample(keys, denoise, sampler, levels, 100, shape=()))
     np.testing.assert_allclose(x.mean(), means[1], atol=0.03)
     np.testing.assert_allclose(x.std(), std, rtol=0.25)

@@ -8,7 +8,7 @@ import pytest
 from jax import numpy as jnp
 from scipy import integrate, special, stats
 
-from diffjax.diffusion import grids, likelihood, schedules, variance
+from diffjax.diffusion import likelihood, noise_schedules, time_grids, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise
 from tests.diffusion.closed_forms import BIN, decoder, kl
@@ -17,13 +17,13 @@ GREYS = -1 + 2 * np.arange(256) / 255
 MEAN, STD = 0.1, 0.15  # of the data of the bound: so narrow that none falls in a grey level's endless outer bin
 
 SCHEDULES = {  # each with a mean of the data: not 0 where no signal is left, so that the prior still fits to 1e-3 bits
-    "linear": (schedules.linear(1000), 0.01),
-    "cosine": (schedules.cosine(1000), 0.1),
-    "cosine, continuous": (schedules.cosine(1000, continuous=True), 0.1),
-    "linear, zero terminal SNR": (schedules.linear(1000).with_zero_terminal_snr(), 0.4),
-    "variance_exploding": (schedules.variance_exploding(1000), 0.02),
-    "edm": (schedules.edm(1000), 0.02),
-    "rectified_flow": (schedules.rectified_flow(1000), 0.4),
+    "linear": (noise_schedules.linear(1000), 0.01),
+    "cosine": (noise_schedules.cosine(1000), 0.1),
+    "cosine, continuous": (noise_schedules.cosine(1000, continuous=True), 0.1),
+    "linear, zero terminal SNR": (noise_schedules.linear(1000).with_zero_terminal_snr(), 0.4),
+    "variance_exploding": (noise_schedules.variance_exploding(1000), 0.02),
+    "edm": (noise_schedules.edm(1000), 0.02),
+    "rectified_flow": (noise_schedules.rectified_flow(1000), 0.4),
 }
 
 
@@ -208,7 +208,7 @@ def test_the_bound_in_ddpms_convention_is_that_of_its_code(name):
     x0[0, :2] = -1, 1
     x0_hat = np.clip(x0 + 0.004 * rng.normal(size=x0.shape), -1, 1)
 
-    schedule = schedules.linear(timesteps)
+    schedule = noise_schedules.linear(timesteps)
     levels = schedule(np.arange(timesteps, -1.0, -1.0))
     keys = jax.random.split(jax.random.key(7), len(x0))
     interpolation = jnp.full(x0.shape, share) if name == "learned_range" else None
@@ -307,7 +307,7 @@ CHAINS = {
 @functools.cache
 def chain(name):
     schedule, steps = SCHEDULES[CHAINS[name][0]][0], CHAINS[name][1]
-    levels = lay(schedule, grids.trailing(steps, schedule), steps)
+    levels = lay(schedule, time_grids.trailing(steps, schedule), steps)
     return levels, steps, data((8, 256) if steps == 1000 else (64, 256))
 
 
@@ -411,7 +411,7 @@ def test_the_ode_gives_the_density_of_a_correlated_gaussian(name):
     mean = mean * np.sign(np.arange(20) % 3 - 0.5)
     x0 = points(mean, BASIS, SPREAD, 16)
     log_p = stats.multivariate_normal(mean, BASIS * SPREAD @ BASIS.T).logpdf(x0)
-    ours = run(x0, lay(schedule, grids.trailing(1000, schedule)), 1000, mean, BASIS, SPREAD)
+    ours = run(x0, lay(schedule, time_grids.trailing(1000, schedule)), 1000, mean, BASIS, SPREAD)
     np.testing.assert_allclose(ours, bits(log_p, 20), atol=1e-3)
 
 
@@ -431,7 +431,7 @@ def test_the_odes_error_falls_as_the_square_of_the_steps(name):
     schedule = SCHEDULES[name][0]
     mean = np.full(20, 0.2)
     x0 = points(mean, BASIS, SPREAD, 16)
-    grid = grids.karras if name == "edm" else grids.linspace
+    grid = time_grids.karras if name == "edm" else time_grids.linspace
     errors = []
     for steps in (20, 40, 80):
         levels = lay(schedule, grid(steps, schedule))
@@ -455,8 +455,8 @@ def test_the_first_level_counts_as_x0_at_its_own_scale():
 
 def test_hutchinsons_estimate_on_gaussians():
     """Along the axes Rademacher probes give the trace itself; on a correlated one they do on average."""
-    schedule = schedules.rectified_flow(1000)
-    levels, mean = lay(schedule, grids.linspace(100, schedule)), np.full(20, 0.2)
+    schedule = noise_schedules.rectified_flow(1000)
+    levels, mean = lay(schedule, time_grids.linspace(100, schedule)), np.full(20, 0.2)
     for basis in (np.eye(20), BASIS):
         x0 = np.repeat(points(mean, basis, SPREAD, 2), 256, axis=0)
         exact = run(x0[::32], levels, 100, mean, basis, SPREAD)[[0, 8]]
@@ -471,7 +471,7 @@ def test_hutchinsons_estimate_on_gaussians():
 
 def test_the_ode_gives_the_density_of_a_mixture():
     """A rectified flow: no signal at T, sigma_1 = 1e-3. Hutchinson's estimate is right on average over probes alone."""
-    schedule = schedules.rectified_flow(1000)
+    schedule = noise_schedules.rectified_flow(1000)
     rng = np.random.default_rng(0)
     which = rng.random(16) < MIXTURE[0][0]
     means, spreads = (np.where(which[:, None], MIXTURE[0][i], MIXTURE[1][i]) for i in (1, 2))
@@ -481,7 +481,7 @@ def test_the_ode_gives_the_density_of_a_mixture():
     )
     keys = jax.random.split(jax.random.key(1), 16)
     x0 = jnp.asarray(x0, jnp.float32)
-    levels = lay(schedule, grids.linspace(1000, schedule))
+    levels = lay(schedule, time_grids.linspace(1000, schedule))
     exact = mixture_bits(keys, x0, levels, 1000, exact=True)
     np.testing.assert_allclose(exact, bits(log_p, 2), atol=1e-3)
     probes = 256
@@ -495,8 +495,8 @@ def test_the_ode_gives_the_density_of_a_mixture():
 
 def test_the_bound_is_above_the_odes_value():
     """By what the closed form is above the data's entropy."""
-    schedule = schedules.rectified_flow(1000)
-    flow = lay(schedule, grids.linspace(200, schedule), 200)
+    schedule = noise_schedules.rectified_flow(1000)
+    flow = lay(schedule, time_grids.linspace(200, schedule), 200)
     keys = jax.random.split(jax.random.key(3), 8)
     ode = jax.jit(lambda x0: likelihood.ode_bits(keys, best, x0, flow, 200))
     entropy = np.log2(STD * np.sqrt(2 * np.pi * np.e)) - np.log2(2 / 255)

@@ -9,10 +9,10 @@ import pytest
 from jax import numpy as jnp
 from scipy import integrate, stats
 
-from diffjax.choice import choices
-from diffjax.diffusion import losses, parameterizations, schedules, variance, weighting
+from diffjax.diffusion import loss_weighting, losses, noise_schedules, parameterizations, variance
 from diffjax.diffusion.levels import Discrete
 from diffjax.diffusion.noise import Noise
+from diffjax.registry import choices
 from tests import tiny
 from tests.diffusion.closed_forms import decoder, kl
 
@@ -70,10 +70,10 @@ def tables(schedule):
 
 
 SCHEDULES = {
-    "linear": schedules.linear(T),
-    "cosine": schedules.cosine(T),
-    "rectified_flow": schedules.rectified_flow(T),  # without signal at T
-    "edm": schedules.edm(T, sigma_min=0.1, sigma_max=8.0),
+    "linear": noise_schedules.linear(T),
+    "cosine": noise_schedules.cosine(T),
+    "rectified_flow": noise_schedules.rectified_flow(T),  # without signal at T
+    "edm": noise_schedules.edm(T, sigma_min=0.1, sigma_max=8.0),
 }
 NAMES = {name: tuple(PREDICTIONS) for name in SCHEDULES}
 NAMES["rectified_flow"] = ("x0", *tuple(PREDICTIONS)[1:])  # eps has no value at its last level
@@ -96,7 +96,7 @@ def prediction(name):
 @jax.jit
 def mse(trial):
     """With every weighting."""
-    return {name: losses.mse(trial, weighting=choices(weighting)[name]) for name in ("simple", *WEIGHTS)}
+    return {name: losses.mse(trial, weighting=choices(loss_weighting)[name]) for name in ("simple", *WEIGHTS)}
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -148,7 +148,7 @@ def test_vlb_over_all_times_is_the_bound(name):
 
 
 def test_vlb_of_one_step_is_prior_and_decoder():
-    schedule, times = schedules.linear(1), np.ones(6 * T)
+    schedule, times = noise_schedules.linear(1), np.ones(6 * T)
     one = trial(schedule, ["x0"], times=times)
     alpha, sigma = (table[1] for table in tables(schedule))
     prior = per_example(kl(alpha * np.float64(X0), sigma**2, 0, 1)) / np.log(2)
@@ -169,8 +169,8 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
 
         return jax.jit(jax.grad(total, (0, 1), has_aux=True))(trials.output, trials.interpolation)
 
-    hybrid, loss = gradient(lambda t: losses.hybrid(t, weighting=weighting.simple, vlb_weight=0.02, **given))
-    mse, _ = gradient(lambda t: losses.mse(t, weighting=weighting.simple))
+    hybrid, loss = gradient(lambda t: losses.hybrid(t, weighting=loss_weighting.simple, vlb_weight=0.02, **given))
+    mse, _ = gradient(lambda t: losses.mse(t, weighting=loss_weighting.simple))
     vlb, _ = gradient(lambda t: losses.vlb(t, **given))
     np.testing.assert_allclose(hybrid[0], mse[0], rtol=1e-5)
     of_eps = slice(0, T)
@@ -207,11 +207,11 @@ def best_trial(levels, x0, eps):
 
 
 CONTINUOUS = {
-    "cosine": schedules.cosine(1000, continuous=True),
-    "linear": schedules.linear(1000, continuous=True),
-    "rectified_flow": schedules.rectified_flow(1000, continuous=True),
-    "edm": schedules.edm(1000, continuous=True, sigma_min=0.01),
-    "learned": schedules.learned(1000, continuous=True, gamma_min=-9.0, gamma_max=4.0),
+    "cosine": noise_schedules.cosine(1000, continuous=True),
+    "linear": noise_schedules.linear(1000, continuous=True),
+    "rectified_flow": noise_schedules.rectified_flow(1000, continuous=True),
+    "edm": noise_schedules.edm(1000, continuous=True, sigma_min=0.01),
+    "learned": noise_schedules.learned(1000, continuous=True, gamma_min=-9.0, gamma_max=4.0),
 }
 NODES, NODE_WEIGHTS = (v.astype(np.float64) for v in np.polynomial.hermite_e.hermegauss(32))
 
@@ -268,12 +268,13 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
 
 
 @pytest.mark.parametrize(
-    "name, continuous, zero_terminal", tiny.thinned(sorted(choices(schedules)), (False, True), (False, True), every=3)
+    "name, continuous, zero_terminal",
+    tiny.thinned(sorted(choices(noise_schedules)), (False, True), (False, True), every=3),
 )
 def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
     """Of every parameterization that has a value there, by output, variance, data and the schedule itself."""
     zero_terminal = zero_terminal and name != "learned"  # there it is refused
-    schedule = choices(schedules)[name](1000, continuous=continuous)
+    schedule = choices(noise_schedules)[name](1000, continuous=continuous)
     params = schedule.init(8) if name == "learned" else {}
     schedule = schedule.with_zero_terminal_snr() if zero_terminal else schedule
     near = 999.9 if continuous else 999.0  # where a share of the draws falls that training meets
@@ -289,7 +290,7 @@ def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
         one = trials._replace(x0=x0, x=x, noise=noise, output=output, interpolation=interpolation)
         values = {"vlb": losses.vlb(one, schedule=process, variance=variance.learned_range)}
         if not params:
-            values["mse"] = losses.mse(one, weighting=weighting.simple)
+            values["mse"] = losses.mse(one, weighting=loss_weighting.simple)
         return sum(map(jnp.sum, values.values())), values
 
     arguments = (trials.output, trials.interpolation, trials.x0, params)
@@ -308,7 +309,7 @@ def test_levels_of_a_trial_are_the_examples_own():
     order = np.random.default_rng(2).permutation(6 * T)
     permuted = jax.tree.map(lambda leaf: leaf[order], drawn("cosine"))
     for loss in (
-        functools.partial(losses.mse, weighting=weighting.min_snr),
+        functools.partial(losses.mse, weighting=loss_weighting.min_snr),
         functools.partial(losses.vlb, schedule=SCHEDULES["cosine"], variance=variance.learned_range),
     ):
         np.testing.assert_allclose(loss(permuted), loss(drawn("cosine"))[order], rtol=1e-5)

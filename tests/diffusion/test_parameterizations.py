@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.choice import choices
-from diffjax.diffusion import parameterizations, schedules
+from diffjax.diffusion import noise_schedules, parameterizations
 from diffjax.diffusion.noise import Noise
+from diffjax.registry import choices
 
 DATA = 0.5  # sigma_data of EDM
 
@@ -37,10 +37,10 @@ TARGETS = {
     "mu": bayes_mean,
 }
 SCHEDULES = {
-    **{name: make(1000) for name, make in choices(schedules).items()},
-    "zero terminal SNR": schedules.linear(1000).with_zero_terminal_snr(),
-    "continuous": schedules.cosine(1000, continuous=True),
-    "continuous exploding": schedules.edm(1000, continuous=True),
+    **{name: make(1000) for name, make in choices(noise_schedules).items()},
+    "zero terminal SNR": noise_schedules.linear(1000).with_zero_terminal_snr(),
+    "continuous": noise_schedules.cosine(1000, continuous=True),
+    "continuous exploding": noise_schedules.edm(1000, continuous=True),
 }
 TIMES = np.array([1.0, 2.0, 10.0, 500.0, 900.0, 999.0])
 
@@ -86,7 +86,7 @@ def test_target_and_way_back(name, schedule):
 
 def test_v_is_salimans_and_hos_where_variance_is_preserved():
     """x_0 = alpha x - sigma v: app. D."""
-    noise = schedules.cosine(1000)(TIMES)
+    noise = noise_schedules.cosine(1000)(TIMES)
     skip, out, _, _ = coefficients("v", noise)
     np.testing.assert_allclose(skip, noise.alpha, rtol=1e-6)
     np.testing.assert_allclose(out, -noise.sigma, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_v_is_salimans_and_hos_where_variance_is_preserved():
 
 def test_flow_of_a_rectified_flow_is_its_velocity():
     """x_0 = x_t - t v where alpha = 1 - t."""
-    noise = schedules.rectified_flow(1000)(TIMES)
+    noise = noise_schedules.rectified_flow(1000)(TIMES)
     skip, out, _, _ = coefficients("flow", noise)
     np.testing.assert_allclose(skip, np.ones(len(TIMES)), rtol=1e-6)
     np.testing.assert_allclose(out, -TIMES / 1000, rtol=1e-6)
@@ -123,7 +123,9 @@ def test_edm_has_unit_variances_for_gaussian_data(schedule):
     np.testing.assert_allclose(time, np.log(sigma / alpha) / 4, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", [schedules.linear(1000), schedules.scaled_linear(1000)], ids=["linear", "scaled"])
+@pytest.mark.parametrize(
+    "schedule", [noise_schedules.linear(1000), noise_schedules.scaled_linear(1000)], ids=["linear", "scaled"]
+)
 def test_mu_is_ddpms(schedule):
     """Eq. 7 of Ho et al. 2020 in its own letters."""
     beta = np.linspace(1e-4, 0.02, 1000)
@@ -140,7 +142,9 @@ def test_mu_is_ddpms(schedule):
     np.testing.assert_allclose(1 / out, np.sqrt(before) * beta / (1 - now), rtol=1e-3)
 
 
-@pytest.mark.parametrize("zero", [schedules.rectified_flow(50), schedules.cosine(50).with_zero_terminal_snr()])
+@pytest.mark.parametrize(
+    "zero", [noise_schedules.rectified_flow(50), noise_schedules.cosine(50).with_zero_terminal_snr()]
+)
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_eps_alone_has_no_value_without_signal(name, zero):
     last = zero(50.0)
@@ -153,7 +157,7 @@ def test_eps_alone_has_no_value_without_signal(name, zero):
 
 def test_the_clean_level_has_values_where_a_sampler_asks_for_them():
     """x0_hat = x at the clean image, for all that speak of it."""
-    clean = schedules.cosine(50)(0.0)
+    clean = noise_schedules.cosine(50)(0.0)
     for name in ("eps", "v", "flow", "edm"):
         skip, out, _, time = coefficients(name, clean)
         assert (skip, out) == (1, 0)

@@ -17,14 +17,14 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg  # noqa: E402
 from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler  # noqa: E402
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr  # noqa: E402
 
-from diffjax.diffusion import (  # noqa: E402
-    grids,
+from diffjax.diffusion import (
+    clipping,
     guidance,
+    noise_schedules,
     parameterizations,
     samplers,
     sampling,
-    schedules,
-    thresholds,
+    time_grids,
     variance,
 )
 from diffjax.diffusion.denoiser import Denoised, from_network, thresholded  # noqa: E402
@@ -37,44 +37,44 @@ STEPS, SHAPE = 10, (4, 3, 2, 2)
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
-VP, LINEAR_VP, COSINE_VP = schedules.scaled_linear(), schedules.linear(), schedules.cosine()
+VP, LINEAR_VP, COSINE_VP = noise_schedules.scaled_linear(), noise_schedules.linear(), noise_schedules.cosine()
 ZERO_SNR = VP.with_zero_terminal_snr()
-EDM = schedules.edm(continuous=True)
+EDM = noise_schedules.edm(continuous=True)
 
 
 class Case(NamedTuple):
     sampler: samplers.Sampler
     scheduler: str
     config: dict  # of the scheduler
-    grid: Callable = grids.trailing
+    grid: Callable = time_grids.trailing
     schedule: Schedule = VP
     parameterization: Callable = parameterizations.eps
-    threshold: Callable = thresholds.none
+    threshold: Callable = clipping.none
     calls: tuple[int, ...] = (1,) * STEPS  # how often they ask the network, step by step
     options: dict = {}  # of their step
     tolerance: float = TOLERANCE
 
 
-def ddpm(sampler, threshold=thresholds.none, **config):
+def ddpm(sampler, threshold=clipping.none, **config):
     """From a last time above 1, which `trailing` has, theirs adds noise of fixed_large to the image."""
-    config = {**LINEAR, "timestep_spacing": "linspace", "clip_sample": threshold is not thresholds.none, **config}
-    return Case(sampler, "DDPMScheduler", config, grids.linspace, LINEAR_VP, threshold=threshold)
+    config = {**LINEAR, "timestep_spacing": "linspace", "clip_sample": threshold is not clipping.none, **config}
+    return Case(sampler, "DDPMScheduler", config, time_grids.linspace, LINEAR_VP, threshold=threshold)
 
 
-def ddim(grid=grids.trailing, eta=0.0, *, table=SCALED, **fields):
+def ddim(grid=time_grids.trailing, eta=0.0, *, table=SCALED, **fields):
     """Theirs takes all steps for equal, so their number must divide T."""
     config = {**table, "timestep_spacing": grid.__name__, "clip_sample": False, **fields.pop("config", {})}
     options = {"eta": eta, **fields.pop("options", {})}
     return Case(samplers.ddim(eta=eta), "DDIMScheduler", config, grid, options=options, **fields)
 
 
-def solver(sampler, scheduler, *, table=SCALED, grid=grids.trailing, calls=(1,) * STEPS, config=(), **fields):
+def solver(sampler, scheduler, *, table=SCALED, grid=time_grids.trailing, calls=(1,) * STEPS, config=(), **fields):
     config = {**table, "timestep_spacing": grid.__name__, **dict(config)}
     return Case(sampler, scheduler, config, grid, calls=calls, **fields)
 
 
 def edm(sampler, scheduler, **config):
-    return Case(sampler, scheduler, config, grids.karras, EDM, parameterizations.edm)
+    return Case(sampler, scheduler, config, time_grids.karras, EDM, parameterizations.edm)
 
 
 def flow(shift, schedule):
@@ -96,14 +96,14 @@ CASES = {
     "ddpm small": ddpm(samplers.ancestral(variance=variance.fixed_small)),
     "ddpm large": ddpm(samplers.ancestral(variance=variance.fixed_large), variance_type="fixed_large"),
     "ddpm learned": ddpm(samplers.ancestral(variance=variance.learned_range), variance_type="learned_range"),
-    "ddpm clipped": ddpm(samplers.ancestral(), thresholds.clip),
+    "ddpm clipped": ddpm(samplers.ancestral(), clipping.clip),
     "ddpm dynamic": ddpm(  # by default they let nothing above 1 stay, which is plain clipping
-        samplers.ancestral(), thresholds.dynamic, thresholding=True, sample_max_value=1e9
+        samplers.ancestral(), clipping.dynamic, thresholding=True, sample_max_value=1e9
     ),
-    "ddim leading": ddim(grids.leading),
-    "ddim trailing": ddim(grids.trailing),
-    "ddim 0.5": ddim(grids.leading, 0.5),
-    "ddim 1": ddim(grids.trailing, 1.0),
+    "ddim leading": ddim(time_grids.leading),
+    "ddim trailing": ddim(time_grids.trailing),
+    "ddim 0.5": ddim(time_grids.leading, 0.5),
+    "ddim 1": ddim(time_grids.trailing, 1.0),
     "ddim linear": ddim(eta=1.0, table=LINEAR, schedule=LINEAR_VP),
     # sigma_next^2 - std^2 cancels in float32 where next to no signal is left.
     "ddim cosine": ddim(eta=1.0, **COSINE_V),
@@ -112,18 +112,18 @@ CASES = {
     "ddim clipped": ddim(
         config={"clip_sample": True},
         options={"use_clipped_model_output": True},  # else their x_0 and eps are not of one x_t
-        threshold=thresholds.clip,
+        threshold=clipping.clip,
     ),
     "plms": solver(
-        samplers.plms(), "PNDMScheduler", grid=grids.leading, calls=PLMS, config={**AT_ONE, "skip_prk_steps": True}
+        samplers.plms(), "PNDMScheduler", grid=time_grids.leading, calls=PLMS, config={**AT_ONE, "skip_prk_steps": True}
     ),
-    "pndm": solver(samplers.pndm(schedule=VP), "PNDMScheduler", grid=grids.leading, calls=PNDM, config=AT_ONE),
+    "pndm": solver(samplers.pndm(schedule=VP), "PNDMScheduler", grid=time_grids.leading, calls=PNDM, config=AT_ONE),
     "euler": solver(samplers.euler(), "EulerDiscreteScheduler"),
-    "euler leading": solver(samplers.euler(), "EulerDiscreteScheduler", grid=grids.leading),
+    "euler leading": solver(samplers.euler(), "EulerDiscreteScheduler", grid=time_grids.leading),
     "euler ancestral": solver(samplers.euler_ancestral(), "EulerAncestralDiscreteScheduler"),
     "heun": solver(samplers.heun(), "HeunDiscreteScheduler", calls=HEUN),
     "heun linear": solver(
-        samplers.heun(), "HeunDiscreteScheduler", table=LINEAR, schedule=LINEAR_VP, grid=grids.leading, calls=HEUN
+        samplers.heun(), "HeunDiscreteScheduler", table=LINEAR, schedule=LINEAR_VP, grid=time_grids.leading, calls=HEUN
     ),
     "2m": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler"),
     "2m cosine": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler", **COSINE_V),
@@ -133,8 +133,8 @@ CASES = {
     "edm euler": edm(samplers.euler(), "EDMEulerScheduler"),
     "edm 2m": edm(samplers.dpmpp_2m(), "EDMDPMSolverMultistepScheduler"),
     "edm 2m sde": edm(samplers.dpmpp_2m_sde(), "EDMDPMSolverMultistepScheduler", **SDE),
-    "flow": flow(1.0, schedules.rectified_flow()),
-    "flow shifted": flow(3.0, schedules.rectified_flow(shift=3.0)),
+    "flow": flow(1.0, noise_schedules.rectified_flow()),
+    "flow shifted": flow(3.0, noise_schedules.rectified_flow(shift=3.0)),
 }
 SCALED_X = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")  # keep x / alpha
 
@@ -234,7 +234,7 @@ def test_steps(name, monkeypatch):
 def test_churn(schedule, churn, monkeypatch):
     low, high, noise_scale = 0.05, 10.0, 1.007
     steps = 18  # EDM's own for CIFAR-10; in 10 steps some are too long for the correction, with noise added
-    (x, noise), levels = draws(steps), lay(grids.karras, schedule, steps)
+    (x, noise), levels = draws(steps), lay(time_grids.karras, schedule, steps)
     sampler = samplers.edm(schedule=schedule, steps=steps, churn=churn, noise=noise_scale, low=low, high=high)
     denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.edm)
 
@@ -261,7 +261,7 @@ def test_churn(schedule, churn, monkeypatch):
     check(ours(monkeypatch, sampler, denoiser, levels, x * alphas[0], noise), expected)
 
 
-@pytest.mark.parametrize("grid", [grids.leading, grids.trailing])
+@pytest.mark.parametrize("grid", [time_grids.leading, time_grids.trailing])
 def test_encoding(grid):
     """Their pipelines ask the network at the time that a step goes to; here, as the paper, where it comes from."""
     levels, first, (x, _) = lay(grid, VP), VP(1.0), draws()
@@ -315,12 +315,14 @@ def test_grids(name, steps):
     expected = scheduler.timesteps.numpy() + 1
     if (name, steps) == ("linspace", 1):
         expected = [1000]  # theirs is 1, where there is nothing left to denoise
-    np.testing.assert_array_equal(getattr(grids, name)(steps, VP), [*expected, 0])
+    np.testing.assert_array_equal(getattr(time_grids, name)(steps, VP), [*expected, 0])
 
 
 # For the cosine they cut times off and do not round them, and let them repeat.
 @pytest.mark.parametrize("name", ["linear", "scaled linear"])
-@pytest.mark.parametrize("grid, option", [(grids.karras, "use_karras_sigmas"), (grids.log_snr, "use_lu_lambdas")])
+@pytest.mark.parametrize(
+    "grid, option", [(time_grids.karras, "use_karras_sigmas"), (time_grids.log_snr, "use_lu_lambdas")]
+)
 def test_grids_in_noise(grid, option, name):
     schedule, config = TABLES[name]
     scheduler = diffusers.DPMSolverMultistepScheduler(**config, **{option: True})
@@ -345,7 +347,7 @@ def test_edm_levels(steps):
     """One rule twice: as a grid over EDM's continuous schedule, and as its discrete schedule."""
     scheduler = diffusers.EDMEulerScheduler()
     scheduler.set_timesteps(steps)
-    for schedule, grid in ((EDM, grids.karras), (schedules.edm(steps), grids.trailing)):
+    for schedule, grid in ((EDM, time_grids.karras), (noise_schedules.edm(steps), time_grids.trailing)):
         levels = schedule(jnp.asarray(grid(steps, schedule)))
         np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-5)
 
@@ -353,7 +355,7 @@ def test_edm_levels(steps):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_levels(shift):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    levels = schedules.rectified_flow(shift=shift)(jnp.arange(1000.0, 0.0, -1.0))
+    levels = noise_schedules.rectified_flow(shift=shift)(jnp.arange(1000.0, 0.0, -1.0))
     np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
 
 

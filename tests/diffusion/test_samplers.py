@@ -11,12 +11,12 @@ from jax import numpy as jnp
 from scipy import stats
 from scipy.integrate import solve_ivp
 
-from diffjax.choice import choices
 from diffjax.diffusion import denoiser as denoisers
-from diffjax.diffusion import grids, parameterizations, samplers, sampling, schedules, variance
+from diffjax.diffusion import noise_schedules, parameterizations, samplers, sampling, time_grids, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.levels import Discrete, Tables
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
+from diffjax.registry import choices
 from tests import tiny
 
 # How to make each, and the order at which it converges: in x, or in mean and variance where it adds noise.
@@ -155,7 +155,7 @@ def draw(name, schedule, grid, steps, denoiser, count=SAMPLES):
 @pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - OTHER_NAMES))
 def test_a_mixture_comes_back(name):
     """The whole distribution, at the whole way down to the clean image, by Kolmogorov and Smirnov's distance."""
-    x = draw(name, schedules.cosine(1000), grids.trailing, 200, lambda x, n: Denoised(best_of_mixture(x, n)))
+    x = draw(name, noise_schedules.cosine(1000), time_grids.trailing, 200, lambda x, n: Denoised(best_of_mixture(x, n)))
     cdf = lambda x: (WEIGHTS * stats.norm.cdf(x[:, None], MEANS, STDS)).sum(-1)  # noqa: E731
     distance = stats.ks_1samp(x, cdf).statistic
     own_error = 0.02 if SAMPLERS[name][1] == 1 else 0.005  # of 200 steps
@@ -164,7 +164,7 @@ def test_a_mixture_comes_back(name):
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - OTHER_NAMES))
 def test_data_of_one_point_come_back_in_any_number_of_steps(name, float64):
-    for schedule in (schedules.linear(100), schedules.rectified_flow(100), schedules.edm(100)):
+    for schedule in (noise_schedules.linear(100), noise_schedules.rectified_flow(100), noise_schedules.edm(100)):
 
         @jax.jit
         def point(keys, levels, steps, schedule=schedule):
@@ -174,7 +174,7 @@ def test_data_of_one_point_come_back_in_any_number_of_steps(name, float64):
             )
 
         for steps in (1, 2, 7):
-            times = np.pad(grids.trailing(steps, schedule), (0, 7 - steps))
+            times = np.pad(time_grids.trailing(steps, schedule), (0, 7 - steps))
             drawn = point(jax.random.split(jax.random.key(0), 5), schedule(times), steps)
             np.testing.assert_allclose(drawn, 0.4, atol=1e-6)
 
@@ -202,9 +202,9 @@ def exact_moments(name, levels, steps):
 @pytest.mark.parametrize("name", sorted(name for name, (_, order) in SAMPLERS.items() if order == 1))
 def test_moments_at_few_steps(name, steps):
     """A first-order sampler's own discretisation error, exactly, to Monte-Carlo error."""
-    schedule = schedules.cosine(1000)
-    x = draw(name, schedule, grids.trailing, steps, best)
-    mean, var = exact_moments(name, schedule(grids.trailing(steps, schedule)), steps)
+    schedule = noise_schedules.cosine(1000)
+    x = draw(name, schedule, time_grids.trailing, steps, best)
+    mean, var = exact_moments(name, schedule(time_grids.trailing(steps, schedule)), steps)
     np.testing.assert_allclose(x.mean(), mean, atol=5 * np.sqrt(max(var, 1e-6) / SAMPLES))
     np.testing.assert_allclose(x.var(), var, rtol=5 * np.sqrt(2 / SAMPLES), atol=1e-6)
 
@@ -217,11 +217,11 @@ WIDTH = 0.5  # standard deviation of Gaussian data of mean zero
 @functools.cache
 def few_steps():
     """Every grid of few steps over some schedules: (cell, tables, levels and steps), the last three stacked."""
-    made = {name: choices(schedules)[name](1000) for name in ON_THE_WAY}
-    made["cosine, continuous"] = schedules.cosine(1000, continuous=True)
+    made = {name: choices(noise_schedules)[name](1000) for name in ON_THE_WAY}
+    made["cosine, continuous"] = noise_schedules.cosine(1000, continuous=True)
     made["linear, zero terminal SNR"] = made["linear"].with_zero_terminal_snr()
     cells, times, names = [], [], list(made)
-    for (name, schedule), (grid, make), n in itertools.product(made.items(), choices(grids).items(), FEW):
+    for (name, schedule), (grid, make), n in itertools.product(made.items(), choices(time_grids).items(), FEW):
         if grid != "times":
             cells.append((name, grid, n))
             given = (n,) if grid == "sections" else ()
@@ -280,21 +280,21 @@ def test_few_steps_of_higher_order_do_not_overshoot(name):
     [("ddim 1", "ancestral"), ("ddim hat", "ancestral, large"), ("euler", "ddim"), ("euler_ancestral", "ancestral")],
 )
 def test_different_names_of_one_sampler(one, other):
-    schedule = schedules.linear(1000)
-    a, b = (draw(name, schedule, grids.leading, 20, best, count=100) for name in (one, other))
+    schedule = noise_schedules.linear(1000)
+    a, b = (draw(name, schedule, time_grids.leading, 20, best, count=100) for name in (one, other))
     np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule"), tiny.thinned(sorted(SAMPLERS.keys() - OTHER_NAMES), sorted(choices(schedules)))
+    ("name", "schedule"), tiny.thinned(sorted(SAMPLERS.keys() - OTHER_NAMES), sorted(choices(noise_schedules)))
 )
 def test_every_schedule_parameterization_and_sampler_agree(name, schedule, float64):
     """An exact network's output, put in any parameterization, gives the same samples."""
-    schedule = choices(schedules)[schedule](100)
+    schedule = choices(noise_schedules)[schedule](100)
     keys = jax.random.split(jax.random.key(3), 3)
     steps = 3
     sampler = SAMPLERS[name][0](schedule, steps)
-    levels = schedule(grids.trailing(steps, schedule))
+    levels = schedule(time_grids.trailing(steps, schedule))
     drawn = []
     with jax.disable_jit():
         for choice in choices(parameterizations).values():
@@ -320,7 +320,7 @@ def test_every_schedule_parameterization_and_sampler_agree(name, schedule, float
 
 def test_the_ancestral_posterior_is_ddpms():
     """Eq. 7 of Ho et al. 2020 in its own letters, between neighbouring steps."""
-    schedule = schedules.linear(1000)
+    schedule = noise_schedules.linear(1000)
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     x0, x = 0.3, -0.8
     for t in (2, 500, 1000):
@@ -333,7 +333,7 @@ def test_the_ancestral_posterior_is_ddpms():
 
 def test_the_direction_shrinks_with_eta():
     """Else every level would be too noisy: alpha^2 var(x_0) + sigma^2 must come out at each step, here at the first."""
-    schedule = schedules.cosine(1000)
+    schedule = noise_schedules.cosine(1000)
     now, next = schedule(800.0), schedule(600.0)
     width = np.sqrt(now.alpha**2 * STD**2 + now.sigma**2)
     x = now.alpha * MEAN + width * jax.random.normal(jax.random.key(0), (SAMPLES,))
@@ -352,7 +352,7 @@ def test_the_direction_shrinks_with_eta():
 def test_a_sweep_compiles_once(name):
     """Steps and options are inputs of one program, and padding changes nothing."""
     traces = 0
-    schedule = schedules.linear(1000)
+    schedule = noise_schedules.linear(1000)
     given = {"edm": {"schedule": schedule}}.get(name, {})
     make = functools.partial(choices(samplers)[name], **given)
     option = {"ddim": "eta", "edm": "churn", "dpmpp_2m_sde": "eta"}.get(name)
@@ -367,7 +367,7 @@ def test_a_sweep_compiles_once(name):
 
     for steps in (5, 20, 1000):
         for value in (0.0, 0.7):
-            times = grids.linspace(steps, schedule)
+            times = time_grids.linspace(steps, schedule)
             padded = program(np.pad(times, (0, 1000 - steps)), steps, value)
             if steps == 5:
                 own = ({option: value} if option else {}) | ({"steps": steps} if name == "edm" else {})
@@ -377,8 +377,8 @@ def test_a_sweep_compiles_once(name):
 
 
 def test_samples_depend_on_their_key_alone():
-    schedule = schedules.linear(100)
-    levels = schedule(grids.trailing(10, schedule))
+    schedule = noise_schedules.linear(100)
+    levels = schedule(time_grids.trailing(10, schedule))
     keys = jax.random.split(jax.random.key(3), 6)
 
     def run(keys):
@@ -392,8 +392,8 @@ def test_samples_depend_on_their_key_alone():
 
 def test_learned_variance_reaches_the_ancestral_sampler():
     """Interpolation 0 is the small variance and 1 the large: the same samples as with the fixed ones."""
-    schedule = schedules.linear(100)
-    levels = schedule(grids.trailing(10, schedule))
+    schedule = noise_schedules.linear(100)
+    levels = schedule(time_grids.trailing(10, schedule))
     keys = jax.random.split(jax.random.key(3), 50)
 
     def run(variance, share):

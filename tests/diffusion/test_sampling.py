@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.diffusion import grids, guidance, samplers, sampling, schedules
+from diffjax.diffusion import guidance, noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
 
 MEAN, COVARIANCE = np.array([0.3, -0.2]), np.array([[0.25, 0.18], [0.18, 0.16]])  # a correlation of 0.9
 COUNT = 4000
 CAPACITY = 200
 SCHEDULES = {
-    "cosine": schedules.cosine(1000),
-    "rectified_flow": schedules.rectified_flow(1000),
-    "edm": schedules.edm(1000),
+    "cosine": noise_schedules.cosine(1000),
+    "rectified_flow": noise_schedules.rectified_flow(1000),
+    "edm": noise_schedules.edm(1000),
 }
 SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim()}
 
 
-def lay(schedule, steps, grid=grids.trailing):
+def lay(schedule, steps, grid=time_grids.trailing):
     """Levels padded so that all steps share a program."""
     times = np.pad(grid(steps, schedule), (0, CAPACITY - steps))
     return schedule(jnp.asarray(times, jnp.float32))
@@ -118,7 +118,7 @@ def test_encode_takes_ddims_steps_up(name):
 def test_decoding_gives_the_image_back_the_better_the_more_steps(name):
     schedule, (run, traces) = SCHEDULES[name], there_and_back()
     x0, first = jnp.asarray(data(64), jnp.float32), schedule(schedule.first)
-    grid = grids.karras if name == "edm" else grids.linspace
+    grid = time_grids.karras if name == "edm" else time_grids.linspace
     errors = []
     for steps in (5, 10, 20, 50, 100, 200):
         _, back = run(x0, lay(schedule, steps, grid), steps, first)
@@ -133,7 +133,7 @@ def test_latents_of_the_data_are_standard_normal(name):
     """On an exploding schedule sigma_max times so. Along each axis of the data the flow keeps (x - mean) / std."""
     schedule, run = SCHEDULES[name], there_and_back()[0]
     x0 = data(64)
-    grid = grids.karras if name == "edm" else grids.linspace
+    grid = time_grids.karras if name == "edm" else time_grids.linspace
     latent, _ = run(jnp.asarray(x0, jnp.float32), lay(schedule, 200, grid), 200, schedule(schedule.first))
     spread, basis = np.linalg.eigh(COVARIANCE)
     z = (x0 - MEAN) @ basis / np.sqrt(spread)

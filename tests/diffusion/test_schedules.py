@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.choice import choices
-from diffjax.diffusion import schedules
+from diffjax.diffusion import noise_schedules
 from diffjax.diffusion.noise import log_snr
+from diffjax.registry import choices
 
 FIRST = 1e-3  # t / T of a continuous schedule's first level
 OTHER = {  # options that are not the defaults
@@ -157,7 +157,7 @@ CASES += [pytest.param(name, options, id=f"{name}, other") for name, options in 
 
 
 def make(name, timesteps=1000, **options):
-    return choices(schedules)[name](timesteps, **options)
+    return choices(noise_schedules)[name](timesteps, **options)
 
 
 def f64(tree):
@@ -170,7 +170,7 @@ def log_snr_of(alpha, sigma):
 
 
 def test_the_tables_are_complete():
-    assert set(PAPERS) == set(OTHER) == set(choices(schedules))
+    assert set(PAPERS) == set(OTHER) == set(choices(noise_schedules))
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 10, 1000, 4000])
@@ -224,7 +224,7 @@ def test_a_continuous_schedule_is_precise_near_the_image(name, options):
 
 def test_linear_is_ddpms():
     """The figures of Ho et al. 2020: beta from 1e-4 to 0.02 and next to no signal at the end."""
-    noise = schedules.linear(1000)(np.arange(1001.0))
+    noise = noise_schedules.linear(1000)(np.arange(1001.0))
     kept = np.asarray(noise.alpha, np.float64) ** 2
     np.testing.assert_allclose(1 - kept[1] / kept[0], 1e-4, rtol=1e-2)
     np.testing.assert_allclose(1 - kept[1000] / kept[999], 0.02, rtol=1e-4)
@@ -361,7 +361,7 @@ def test_zero_terminal_snr_is_refused_where_there_is_nothing_to_shift():
             make(name, 1).with_zero_terminal_snr()
     for continuous in (False, True):
         with pytest.raises(ValueError, match="learned schedule"):
-            schedules.learned(continuous=continuous).with_zero_terminal_snr()
+            noise_schedules.learned(continuous=continuous).with_zero_terminal_snr()
 
 
 def softplus(x):
@@ -382,14 +382,14 @@ def gamma_of(params, u):
 
 def random_params(seed):
     rng = np.random.default_rng(seed)
-    params = schedules.learned().init(hidden=32)
+    params = noise_schedules.learned().init(hidden=32)
     params = {name: jnp.asarray(rng.normal(scale=3.0, size=leaf.shape), jnp.float32) for name, leaf in params.items()}
     return params | {"ends": jnp.sort(params["ends"])}
 
 
 @pytest.mark.parametrize("continuous", [False, True])
 def test_a_learned_schedule_starts_next_to_linear(continuous):
-    fresh = schedules.learned(continuous=continuous)
+    fresh = noise_schedules.learned(continuous=continuous)
     params = fresh.init()
     t = np.linspace(fresh.first, 1000, 50)
     wanted = -13.3 + (t - fresh.first) / (1000 - fresh.first) * 18.3
@@ -403,7 +403,7 @@ def test_a_learned_schedule_starts_next_to_linear(continuous):
 def test_a_learned_schedule_is_monotone_whatever_its_parameters(seed):
     params = random_params(seed)
     for continuous in (False, True):
-        schedule = schedules.learned(100, continuous=continuous).bind(params)
+        schedule = noise_schedules.learned(100, continuous=continuous).bind(params)
         t = np.linspace(schedule.first, 100, 100)
         snr = np.asarray(log_snr(schedule(t)), np.float64)
         np.testing.assert_allclose(-snr, gamma_of(params, np.linspace(0, 1, 100)), rtol=1e-4, atol=1e-4)
@@ -420,7 +420,7 @@ def test_the_gradient_reaches_every_parameter_of_a_learned_schedule():
     @jax.jit
     @jax.grad
     def slope(params):
-        noise = schedules.learned(100).bind(params)(jnp.array([0.0, 1.0, 30.0, 70.0, 100.0]))
+        noise = noise_schedules.learned(100).bind(params)(jnp.array([0.0, 1.0, 30.0, 70.0, 100.0]))
         return jnp.sum(noise.alpha * jnp.array([1.0, 2.0, -3.0, 1.0, 5.0]))
 
     for name, leaf in slope(params).items():

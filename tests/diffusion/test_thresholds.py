@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffjax.choice import choices
-from diffjax.diffusion import thresholds
+from diffjax.diffusion import clipping
+from diffjax.registry import choices
 
 
 def dynamic(x0, percentile=99.5):
@@ -23,26 +23,26 @@ IMAGES[3, 0, 0] = 9.0
 
 
 def test_the_table_is_complete():
-    assert set(PAPERS) == set(choices(thresholds))
+    assert set(PAPERS) == set(choices(clipping))
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
 def test_threshold(name):
-    found = np.asarray(choices(thresholds)[name](IMAGES.astype(np.float32)))
+    found = np.asarray(choices(clipping)[name](IMAGES.astype(np.float32)))
     np.testing.assert_allclose(found, PAPERS[name](IMAGES), atol=1e-5)
     assert name == "none" or np.abs(found).max() <= 1
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 100.0])
 def test_the_percentile_of_dynamic_thresholding(percentile):
-    found = thresholds.dynamic(IMAGES.astype(np.float32), percentile=percentile)
+    found = clipping.dynamic(IMAGES.astype(np.float32), percentile=percentile)
     np.testing.assert_allclose(found, dynamic(IMAGES, percentile), atol=1e-5)
 
 
 def test_dynamic_thresholding_leaves_what_is_in_range_and_saturates_few_pixels():
-    found = np.asarray(thresholds.dynamic(IMAGES.astype(np.float32)))
+    found = np.asarray(clipping.dynamic(IMAGES.astype(np.float32)))
     np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)
     assert (np.abs(found[2]) == 1).mean() < 0.02
-    assert (np.abs(np.asarray(thresholds.clip(IMAGES[2]))) == 1).mean() > 0.5
-    alone = thresholds.dynamic(IMAGES[1:2].astype(np.float32))  # an example's s is its own
+    assert (np.abs(np.asarray(clipping.clip(IMAGES[2]))) == 1).mean() > 0.5
+    alone = clipping.dynamic(IMAGES[1:2].astype(np.float32))  # an example's s is its own
     np.testing.assert_allclose(alone[0], found[1], atol=1e-6)

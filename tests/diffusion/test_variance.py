@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from diffjax.choice import choices
-from diffjax.diffusion import schedules, variance
+from diffjax.diffusion import noise_schedules, variance
 from diffjax.diffusion.noise import posterior_variance, transition_variance
+from diffjax.registry import choices
 
 BETA = np.linspace(1e-4, 0.02, 1000)
 BAR = np.cumprod(1 - BETA)
@@ -28,7 +28,7 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("v", [-0.3, 0.0, 0.25, 0.5, 1.0, 1.5])
 @pytest.mark.parametrize("name", sorted(PAPERS))
 def test_variance(name, v):
-    schedule = schedules.linear(1000)
+    schedule = noise_schedules.linear(1000)
     levels = schedule(T.astype(float)), schedule(T - 1.0)
     found = choices(variance)[name](posterior_variance(*levels), transition_variance(*levels), np.full(5, v))
     np.testing.assert_allclose(found, PAPERS[name](v), rtol=1e-3)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffjax.choice import choices
-from diffjax.diffusion import parameterizations, schedules, weighting
+from diffjax.diffusion import loss_weighting, noise_schedules, parameterizations
+from diffjax.registry import choices
 
 # (weighting, options, parameterization, what the paper's loss is of, its weight there).
 PAPERS = [
@@ -26,10 +26,10 @@ PAPERS = [
     ("edm", {"sigma_data": 1.1}, "eps", "x0", lambda a, s: ((s / a) ** 2 + 1.21) / (s / a * 1.1) ** 2),
 ]
 SCHEDULES = {
-    "preserving": schedules.cosine(100),
-    "exploding": schedules.edm(100),
-    "flow": schedules.rectified_flow(100),
-    "continuous": schedules.linear(100, continuous=True),
+    "preserving": noise_schedules.cosine(100),
+    "exploding": noise_schedules.edm(100),
+    "flow": noise_schedules.rectified_flow(100),
+    "continuous": noise_schedules.linear(100, continuous=True),
 }
 TIMES = np.array([1.0, 5.0, 20.0, 50.0, 80.0, 98.0])
 
@@ -46,7 +46,7 @@ def errors(x0, x0_hat, x, alpha, sigma):
 
 
 def test_the_table_is_complete():
-    assert {row[0] for row in PAPERS} == set(choices(weighting))
+    assert {row[0] for row in PAPERS} == set(choices(loss_weighting))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
@@ -57,7 +57,7 @@ def test_the_loss_is_the_papers(row, schedule):
         pytest.skip("the paper's v preserves variance")
     noise = schedule(TIMES)
     c = choices(parameterizations)[parameterization](noise)
-    found = np.asarray(choices(weighting)[name](noise, c, **options), np.float64)
+    found = np.asarray(choices(loss_weighting)[name](noise, c, **options), np.float64)
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in noise[1:])
     x0, x0_hat, eps = np.random.default_rng(0).normal(size=(3, len(TIMES)))
     error = errors(x0, x0_hat, alpha * x0 + sigma * eps, alpha, sigma)
@@ -70,12 +70,12 @@ def test_simple_is_the_error_of_the_networks_own_output(schedule):
     """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
     noise = schedule(TIMES)
     c = parameterizations.edm(noise)
-    for made in (weighting.simple(noise, c), weighting.edm(noise, c)):
+    for made in (loss_weighting.simple(noise, c), loss_weighting.edm(noise, c)):
         np.testing.assert_allclose(made * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(choices(weighting)))
+@pytest.mark.parametrize("name", sorted(choices(loss_weighting)))
 def test_the_last_level_without_signal_has_a_weight(name):
-    noise = schedules.linear(100).with_zero_terminal_snr()(100.0)
+    noise = noise_schedules.linear(100).with_zero_terminal_snr()(100.0)
     expected = {"simple": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4}[name]
-    np.testing.assert_allclose(choices(weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)
+    np.testing.assert_allclose(choices(loss_weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from diffjax.latents import gumbel
+from diffjax.latents import gumbel_softmax
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (4, 3, 2, 6)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 4)
-relaxed, kl = jax.jit(gumbel.relaxed), jax.jit(gumbel.kl_to_uniform)
+relaxed, kl = jax.jit(gumbel_softmax.relaxed), jax.jit(gumbel_softmax.kl_to_uniform)
 
 
 def test_of_one_key_every_temperature_relaxes_the_same_perturbed_logits():

@@ -9,9 +9,9 @@ import pytest
 from jax import numpy as jnp
 from scipy import integrate, special, stats
 
-from diffjax.latents import likelihoods
+from diffjax.latents import output_distributions
 
-LOGISTIC = likelihoods.logistic()
+LOGISTIC = output_distributions.logistic()
 LEVELS = np.float32(np.arange(256) / 127.5 - 1)
 SETTINGS = [(0.0, -2.0), (0.3, -4.5), (-1.0, -3.0), (1.7, 0.5), (-30.0, -7.0), (0.0, -7.0), (0.1, -50.0), (0.5, 50.0)]
 
@@ -77,7 +77,7 @@ def test_logistic_is_the_mean_over_values_and_its_mean_stays_in_range():
     assert LOGISTIC.exact and LOGISTIC.parameters == 2
 
 
-LAPLACE = {epsilon: likelihoods.logit_laplace(epsilon=epsilon) for epsilon in (0.1, 0.02)}
+LAPLACE = {epsilon: output_distributions.logit_laplace(epsilon=epsilon) for epsilon in (0.1, 0.02)}
 
 
 @pytest.mark.parametrize("epsilon", LAPLACE)
@@ -100,7 +100,7 @@ def test_logit_laplace_is_a_density(epsilon, location, log_scale):
 
 
 def test_logit_laplaces_scale_has_a_least_one():
-    bounded = likelihoods.logit_laplace(least_scale=0.25)
+    bounded = output_distributions.logit_laplace(least_scale=0.25)
     expected, _ = of_levels(LAPLACE[0.1].nll, 0.3, float(np.log(0.25 + np.exp(-1.0))))
     np.testing.assert_allclose(of_levels(bounded.nll, 0.3, -1.0)[0], expected, rtol=1e-5)
     least, _ = of_levels(LAPLACE[0.1].nll, 0.3, float(np.log(0.25)))
@@ -126,9 +126,9 @@ def test_errors_are_means_over_values():
     x, output = rng.normal(size=(2, 4, 4, 3)).astype(np.float32), rng.normal(size=(2, 4, 4, 3, 1)).astype(np.float32)
     difference = np.float64(x) - output[..., 0]
     for likelihood, expected in (
-        (likelihoods.l1(), np.abs(difference)),
-        (likelihoods.l2(), difference**2),
-        (likelihoods.l2(variance=0.25), 4 * difference**2),
+        (output_distributions.l1(), np.abs(difference)),
+        (output_distributions.l2(), difference**2),
+        (output_distributions.l2(variance=0.25), 4 * difference**2),
     ):
         np.testing.assert_allclose(jax.jit(likelihood.nll)(x, output), expected.mean((1, 2, 3)), rtol=1e-5)
         np.testing.assert_array_equal(likelihood.mean(output), output[..., 0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.latents.logits import draw, filtered
+from diffjax.latents.token_sampling import draw, filtered
 
 
 def softmax(x):

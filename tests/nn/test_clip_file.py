@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.nn import clip_file
+from diffjax.nn.pretrained import clip_checkpoint
 from tests.published import CONFIG, TEXT, VISION, tensors, write
 
 
 def test_what_is_read(tmp_path):
-    found = clip_file.load(write(tmp_path))
+    found = clip_checkpoint.load(write(tmp_path))
     image, text = found.image_encoder, found.text_encoder
     assert (found.image_size, found.text_length, image.dimensions, text.dimensions) == (8, 5, 6, 6)
     assert (image.patch, image.width, image.layers, image.heads, image.activation) == (4, 12, 1, 3, "gelu")
@@ -38,24 +38,24 @@ def test_what_is_read(tmp_path):
 def test_what_a_config_leaves_out_is_openais(tmp_path):
     """The shapes of ViT-B/32 are asked for, and are not those of the file."""
     with pytest.raises(UserError, match=r"patch_embedding.weight is of shape \(12, 3, 4, 4\), not \(768, 3, 32, 32\)"):
-        clip_file.load(write(tmp_path, {"model_type": "clip"}))
+        clip_checkpoint.load(write(tmp_path, {"model_type": "clip"}))
 
 
 def test_of_old_the_options_stood_twice(tmp_path):
     old = CONFIG | {"text_config": TEXT | {"hidden_size": 9}, "text_config_dict": TEXT, "vision_config_dict": None}
     places = {"text_model.embeddings.position_ids": np.arange(5)[None]}
-    found = clip_file.load(write(tmp_path, old, tensors() | places))
+    found = clip_checkpoint.load(write(tmp_path, old, tensors() | places))
     assert found.text_encoder.width == 8
 
 
 def test_how_pixels_are_normalised_may_stand_beside_it(tmp_path):
     pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": 8}
-    found = clip_file.load(write(tmp_path, preprocessor_config=pixels))
+    found = clip_checkpoint.load(write(tmp_path, preprocessor_config=pixels))
     assert found.image_encoder.pixel_mean == (0.5, 0.4, 0.3) and found.image_encoder.pixel_std == (0.2, 0.2, 0.1)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
-    found = clip_file.load(write(tmp_path, weights={name: x.astype(np.float16) for name, x in tensors().items()}))
+    found = clip_checkpoint.load(write(tmp_path, weights={name: x.astype(np.float16) for name, x in tensors().items()}))
     leaf = found.variables["params"]["model"]["text"]["place"]
     exact = tensors()["text_model.embeddings.position_embedding.weight"]
     assert leaf.dtype == np.float32
@@ -73,12 +73,12 @@ def test_half_precision_is_read_as_float32(tmp_path):
 def test_weights_that_are_no_finite_floating_point_are_refused(tmp_path, change, message):
     changed = {"text_projection.weight": change(tensors()["text_projection.weight"])}
     with pytest.raises(UserError, match=message):
-        clip_file.load(write(tmp_path, weights=tensors() | changed))
+        clip_checkpoint.load(write(tmp_path, weights=tensors() | changed))
 
 
 def test_names_of_tensors_are_text(tmp_path):
     with pytest.raises(UserError, match="name is not text") as error:
-        clip_file.load(write(tmp_path, weights=tensors() | {"a\x1b[2J\nb": np.zeros(1, np.float32)}))
+        clip_checkpoint.load(write(tmp_path, weights=tensors() | {"a\x1b[2J\nb": np.zeros(1, np.float32)}))
     assert str(error.value).isprintable()
 
 
@@ -113,7 +113,7 @@ def test_names_of_tensors_are_text(tmp_path):
 )
 def test_what_is_no_clip_is_refused(tmp_path, config, message):
     with pytest.raises(UserError, match=message) as caught:
-        clip_file.load(write(tmp_path, config))
+        clip_checkpoint.load(write(tmp_path, config))
     assert str(caught.value).isprintable() and str(tmp_path) in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -135,7 +135,7 @@ def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
     with pytest.raises(
         UserError, match=r"preprocessor_config.json: image_.* a number( above 0)? for each of 3 channels"
     ):
-        clip_file.load(write(tmp_path, preprocessor_config=pixels))
+        clip_checkpoint.load(write(tmp_path, preprocessor_config=pixels))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -143,11 +143,11 @@ def test_files_that_are_missing_or_damaged(tmp_path, name):
     file = write(tmp_path) / name
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match=f"{name} is not .*") as caught:
-        clip_file.load(tmp_path)
+        clip_checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
     file.unlink()
     with pytest.raises(UserError, match=f"cannot read .*{name}: No such file"):
-        clip_file.load(tmp_path)
+        clip_checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
@@ -157,9 +157,9 @@ def test_files_that_are_missing_or_damaged(tmp_path, name):
 def test_settings_that_are_not_what_they_should_be_are_one_line(tmp_path, name, content):
     (write(tmp_path) / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as caught:
-        clip_file.load(tmp_path)
+        clip_checkpoint.load(tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
-    assert clip_file.is_published(tmp_path) == (name != "config.json")
+    assert clip_checkpoint.is_published(tmp_path) == (name != "config.json")
 
 
 def test_settings_at_any_depth_are_one_line(tmp_path):
@@ -167,12 +167,12 @@ def test_settings_at_any_depth_are_one_line(tmp_path):
         nested = b'{"model_type": ' + b"[" * depth + b"]" * depth + b"}"
         (write(tmp_path) / "config.json").write_bytes(nested)
         with pytest.raises(UserError, match=r"config\.json"):
-            clip_file.load(tmp_path)
+            clip_checkpoint.load(tmp_path)
 
 
 def test_huge_settings_are_refused(tmp_path):
     with open(write(tmp_path) / "config.json", "r+b") as file:
         file.truncate(2**36)
     with pytest.raises(UserError, match=r"config.json: larger than 16,777,216 bytes"):
-        clip_file.load(tmp_path)
-    assert not clip_file.is_published(tmp_path)
+        clip_checkpoint.load(tmp_path)
+    assert not clip_checkpoint.is_published(tmp_path)

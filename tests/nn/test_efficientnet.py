@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffjax.errors import UserError
-from diffjax.nn import efficientnet, torch_file
-from diffjax.nn.weights import Weights
+from diffjax.nn.pretrained import efficientnet, torch_checkpoint
+from diffjax.nn.pretrained.checkpoint_reader import Weights
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage", "bool": "BoolStorage"}
 # Repeats, kernel, stride, expansion, width in and out, as in Google's efficientnet_lite_builder.py.
@@ -96,7 +96,7 @@ def test_views_of_storages_are_read(tmp_path, write):
     body |= {"broadcast": tensor("0", a, 1, (3, 2), (0, 1)), "none": tensor("2", c, 2, (0,), (1,))}
     body |= {"inner": inner, "epoch": plain(3)}
     write(tmp_path / "file", dictionary(body), {"0": a, "1": b, "2": c})
-    found = torch_file.read(tmp_path / "file")
+    found = torch_checkpoint.read(tmp_path / "file")
     expected = {
         "whole": a.reshape(2, 3, 4),
         "transposed": a.reshape(6, 4).T,
@@ -118,13 +118,13 @@ def test_an_old_file_is_read(tmp_path, write):
     """VGG16's of torchvision is of 2017."""
     a = np.arange(6, dtype=np.float32)
     write(tmp_path / "file", dictionary({"a": tensor("0", a, 0, (2, 3), (3, 1), old=True)}), {"0": a})
-    np.testing.assert_array_equal(torch_file.read(tmp_path / "file")["a"], a.reshape(2, 3))
+    np.testing.assert_array_equal(torch_checkpoint.read(tmp_path / "file")["a"], a.reshape(2, 3))
 
 
 def test_a_big_endian_file_is_read(tmp_path):
     a = np.arange(3, dtype=np.float32)
     write_zip(tmp_path / "file", dictionary({"a": tensor("0", a, 0, (3,), (1,))}), {"0": a}, order="big")
-    np.testing.assert_array_equal(torch_file.read(tmp_path / "file")["a"], a)
+    np.testing.assert_array_equal(torch_checkpoint.read(tmp_path / "file")["a"], a)
 
 
 @WRITERS
@@ -135,7 +135,7 @@ def test_a_file_that_calls_for_code_is_refused(tmp_path, write, module, attribut
     victim = tmp_path / "victim"
     write(tmp_path / "file", name(module, attribute) + b"(" + plain(f"touch {victim}") + b"tR", {})
     with pytest.raises(UserError, match=rf"calls for '{module}\.{attribute}'") as error:
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
     assert not victim.exists() and "\n" not in str(error.value)
 
 
@@ -147,7 +147,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, write, offset, shape,
     a = np.zeros(16, np.float32)
     write(tmp_path / "file", dictionary({"a": tensor("0", a, offset, shape, strides)}), {"0": a})
     with pytest.raises(UserError, match="not a PyTorch checkpoint"):
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
 
 
 @WRITERS
@@ -157,14 +157,14 @@ def test_a_storage_of_another_length_is_refused(tmp_path, write, stored):
     body = dictionary({"a": tensor("0", a, 0, (2,), (1,))})
     write(tmp_path / "file", body, {"0": np.zeros(stored, np.float32)})
     with pytest.raises(UserError, match="length"):
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path):
     for content in (b"", b"PK\x03\x04 and more", b"hello", pickle.dumps({"a": 1}), np.random.default_rng(0).bytes(999)):
         (tmp_path / "junk").write_bytes(content)
         with pytest.raises(UserError, match="not a PyTorch checkpoint"):
-            torch_file.read(tmp_path / "junk")
+            torch_checkpoint.read(tmp_path / "junk")
     write_zip(tmp_path / "empty", plain({"epoch": 3}), {})
     for path, message in (
         (tmp_path / "empty", "no named tensors"),
@@ -172,7 +172,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
         (tmp_path / "x", "No such"),
     ):
         with pytest.raises(UserError, match=message):
-            torch_file.read(path)
+            torch_checkpoint.read(path)
 
 
 def read_within(path, mebibytes=64, seconds=20):
@@ -240,11 +240,11 @@ def test_deep_nesting_is_no_recursion(tmp_path, write):
     a, depth = np.arange(3, dtype=np.float32), 200_000
     body = dictionary({"a": tensor("0", a, 0, (3,), (1,)), "deep": b")" + b"\x85" * depth})
     write(tmp_path / "file", body, {"0": a})
-    np.testing.assert_array_equal(torch_file.read(tmp_path / "file")["a"], a)
+    np.testing.assert_array_equal(torch_checkpoint.read(tmp_path / "file")["a"], a)
     nested = b"}" + (plain("") + b"}") * depth + b"s" * depth
     write(tmp_path / "file", nested, {"0": a})
     with pytest.raises(UserError):
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
 
 
 @WRITERS
@@ -252,7 +252,7 @@ def test_a_dictionary_in_two_places_has_two_names(tmp_path, write):
     a = np.arange(3, dtype=np.float32)
     model = dictionary({"a": tensor("0", a, 0, (3,), (1,))}) + put(0)
     write(tmp_path / "file", b"}(" + plain("model") + model + plain("ema") + get(0) + b"u", {"0": a})
-    found = torch_file.read(tmp_path / "file")
+    found = torch_checkpoint.read(tmp_path / "file")
     assert list(found) == ["model.a", "ema.a"]
     found["model.a"][:] = 0
     np.testing.assert_array_equal(found["ema.a"], a)
@@ -268,7 +268,7 @@ def test_an_ordered_dictionary_with_attributes_is_read(tmp_path, write):
     old = name("collections", "OrderedDict") + b"](" + plain("a") + values["a"] + b"la\x85R"
     for body in (new, old):
         write(tmp_path / "file", body, {"0": a})
-        found = torch_file.read(tmp_path / "file")
+        found = torch_checkpoint.read(tmp_path / "file")
         assert found.keys() == {"a"}
         np.testing.assert_array_equal(found["a"], a)
 
@@ -292,14 +292,14 @@ def test_a_storage_that_is_none_is_refused(tmp_path, storage):
     pid = b"(" + plain("storage") + plain(kind) + plain(key) + plain("cpu") + plain(size) + b"tQ"
     write_plain(tmp_path / "file", dictionary({"a": pid}), {"0": ONE})
     with pytest.raises(UserError, match="without a type, a key or a length"):
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
 
 
 @WRITERS
 def test_names_of_tensors_are_text(tmp_path, write):
     write(tmp_path / "file", dictionary({"a\x1b[2J\nb": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
     with pytest.raises(UserError, match="name is not text") as error:
-        torch_file.read(tmp_path / "file")
+        torch_checkpoint.read(tmp_path / "file")
     assert str(error.value).isprintable()
 
 
@@ -323,7 +323,7 @@ def test_changed_bytes_are_refused_or_harmless(write, tmp_path_factory, data):
         content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b"}](.)NRQ\x93\x85"))
     (folder / "changed").write_bytes(content[: data.draw(st.integers(0, 2 * len(content)))])
     try:
-        found = torch_file.read(folder / "changed")
+        found = torch_checkpoint.read(folder / "changed")
     except UserError as error:
         assert str(folder) in str(error) and "\n" not in str(error)
         return
@@ -340,7 +340,7 @@ def test_any_pickle_is_refused_or_tensors(tmp_path_factory, body):
     path = tmp_path_factory.getbasetemp() / "any"
     write_zip(path, body, {})
     try:
-        torch_file.read(path)
+        torch_checkpoint.read(path)
     except UserError as error:
         assert "\n" not in str(error)
 
@@ -368,7 +368,7 @@ def test_what_pytorch_saves_is_read(tmp_path, zipped):
     saved |= {"transposed": base.T, "slice": base[1:3, ::2], "half": base.half(), "bfloat": base.bfloat16()}
     saved |= {"bool": base > 0, "byte": base.byte(), "double": base.double(), "none": base[:0]}
     torch.save({"state": saved, "step": 3, "name": "x"}, tmp_path / "file", _use_new_zipfile_serialization=zipped)
-    found = torch_file.read(tmp_path / "file")
+    found = torch_checkpoint.read(tmp_path / "file")
     assert found.keys() == {f"state.{key}" for key in saved}
     for key, value in saved.items():
         array = found[f"state.{key}"]

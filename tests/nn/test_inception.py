@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.nn import inception
+from diffjax.nn.pretrained import inception
 from tests.nn.test_efficientnet import write_state
 
 

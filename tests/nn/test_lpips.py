@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.nn import lpips
+from diffjax.nn.pretrained import lpips
 from tests.nn.test_efficientnet import write_state
 
 # Torchvision's `features`: width and kernel (and stride and padding) of a convolution, which a ReLU follows; "pool".

@@ -9,7 +9,8 @@ transformers = pytest.importorskip("transformers")
 
 from torch.nn import functional as F  # noqa: E402
 
-from diffjax.nn import clip, clip_file  # noqa: E402
+from diffjax.nn import clip  # noqa: E402
+from diffjax.nn.pretrained import clip_checkpoint  # noqa: E402
 from diffjax.typing import NO_TOKEN  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -73,7 +74,7 @@ def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, acti
         theirs = model(input_ids=padded.long(), pixel_values=pixels)
         states = model.text_model(input_ids=padded.long()).last_hidden_state.numpy()
 
-    found = clip_file.load(tmp_path)
+    found = clip_checkpoint.load(tmp_path)
     params = found.variables["params"]["model"]
     image = jax.jit(found.image_encoder.apply)({"params": params["image"]}, images)
     ours = np.where(place < lengths, tokens, NO_TOKEN)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn import efficientnet, perceptual
+from diffjax.nn import perceptual
+from diffjax.nn.pretrained import efficientnet
 
 RNG = np.random.default_rng(0)
 KERNELS = [RNG.normal(size=(3, 8)).astype(np.float32), RNG.normal(size=(3, 5)).astype(np.float32)]

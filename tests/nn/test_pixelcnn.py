@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.latents.logits import draw
+from diffjax.latents.token_sampling import draw
 from diffjax.nn.pixelcnn import PixelCNN, generate
 
 K = 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from diffjax.latents.logits import draw
+from diffjax.latents.token_sampling import draw
 from diffjax.nn.transformer import Transformer, generate
 
 WIDTH, K = 8, 5

@@ -1,0 +1,110 @@
+"""What a figure depends on, stored with it."""
+
+import datetime
+import functools
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffjax import io
+from diffjax.runs.config_files import to_json
+from diffjax.runs.loading import Run
+
+_PACKAGES = ("diffjax", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
+# What a table compares, and what does not affect figures.
+_MAY_DIFFER = {"workdir", "system", "classifier", "config", "checkpoint", "sampler", "seed", "date", "command"}
+
+
+def environment() -> dict[str, Any]:
+    """Returns what every stored result says about how it was computed.
+
+    Returns:
+      A dict that strict JSON can hold:
+        command: this process's arguments, quoted for a shell.
+        git: {"commit": str, "dirty": bool} of the checkout that holds this package; None without one, or without git.
+        date: now in UTC, ISO 8601, in seconds.
+        device: kind and number of the devices, and the CPU's model, as "cpu x 1 (AMD EPYC 7B13)".
+        versions: installed version of each package that figures depend on; None: not installed.
+    """
+    return {
+        "command": shlex.join(sys.argv),
+        "git": _git(_PACKAGE_FOLDER),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()} ({_cpu_model()})",
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def of_run(trained: Run) -> dict[str, Any]:
+    """Returns what all figures of a run depend on, with the `environment`."""
+    return {
+        "workdir": str(trained.workdir.path),
+        "system": trained.config.system,
+        "config": io.short_hash(to_json(trained.config)),
+        "config_changes": trained.config_changes,
+        "checkpoint": trained.step,
+        "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a chain has no training of its own
+        "data": trained.config.data.name,
+        **environment(),
+    }
+
+
+def differences(provenances: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the fields, by their dotted path, whose differences make figures not comparable."""
+    flat = [dict(_leaves(provenance)) for provenance in provenances]
+    names = sorted({name for one in flat for name in one if name.partition(".")[0] not in _MAY_DIFFER})
+    return [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1]
+
+
+@functools.cache  # of the code at the start: a checkout may change while a process runs
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Returns the commit of the checkout that tracks the Python files of `folder`, and whether its code is modified.
+
+    An installed package inside someone else's checkout is not tracked, and has none. Modified means changes of tracked
+    files, or files in `folder` that are neither tracked nor ignored.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "*.py"):
+            return None
+        changes = git("status", "--porcelain", "--untracked-files=no") or git("status", "--porcelain", "--", ".")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(models), "") or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,280 @@
+"""An experiment's report: results.json, Markdown, and the same as one HTML page with its pictures inside."""
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import markdown
+
+from diffjax import io, numbers
+from diffjax.errors import UserError, one_line
+from diffjax.evaluation import provenance
+from diffjax.reproduce import figures, verdicts
+from diffjax.reproduce.outcome import Figure, Outcome, in_words
+from diffjax.reproduce.plan import Cell
+from diffjax.reproduce.spec import SEED, Experiment, Labels, Measure, Paper, Scale
+from diffjax.reproduce.store import Store
+from diffjax.reproduce.verdicts import Verdict
+
+_PICTURES = ("curves.png", "samples.png")
+_TEST = (
+    "A claim holds where the 95 % confidence interval of every difference of neighbours lies above zero, and is "
+    "reversed where that of one lies below; otherwise it is undecided. With several seeds the interval is Student's t "
+    "over the seeds; with one it covers the samples only, not another training. Many claims are tested and none is "
+    "corrected for it."
+)
+_CSS = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #bbb;padding:.25rem .6rem;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f2f2f2}"
+)
+
+
+def write(folder: Path, outcome: Outcome, scale_name: str, scale: Scale, store: Store | None, command: str) -> Path:
+    """Writes results.json, the pictures, report.md and report.html; returns the path of report.md.
+
+    results.json comes first: it is all that `read` needs to write the report again.
+
+    Args:
+      store: the cells' samples; None: the pictures in `folder` stay as they are.
+      command: the command that runs the experiment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    io.write_json(folder / "results.json", _results(outcome, scale_name, scale, command))
+    if store:
+        for name in _PICTURES:
+            (folder / name).unlink(missing_ok=True)
+        figures.curves(folder / "curves.png", outcome)
+        figures.samples(folder / "samples.png", outcome, store)
+    text = _markdown(outcome, scale_name, scale, command, [name for name in _PICTURES if (folder / name).exists()])
+    io.write_text(folder / "report.md", text)
+    io.write_text(folder / "report.html", _html(outcome.experiment.title, text, folder))
+    return folder / "report.md"
+
+
+def read(
+    path: Path, experiment: Experiment, scale_name: str, cells: Sequence[Cell], measures: Sequence[Measure]
+) -> tuple[Outcome, str]:
+    """Returns the outcome that a results.json holds, and the command that made it.
+
+    Args:
+      path: a results.json that `write` wrote.
+      experiment, scale_name, cells, measures: the experiment whose results these are, planned at the same scale.
+
+    Raises:
+      UserError: the file is missing, damaged, or of another grid or scale.
+    """
+    advice = "write it again with `launch.py reproduce`"
+    try:
+        stored = io.read_json(path, advice)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {advice}") from error
+    results: dict[str, Any] = {cell.key: None for cell in cells}
+    try:
+        if stored["scale"] != scale_name:
+            raise UserError(f"--scale={scale_name}: {path} has results of scale {stored['scale']}; pass that one")
+        provenance, seeds = stored["provenance"], [str(seed) for seed in stored["seeds"]]
+        by_labels = {tuple(sorted(cell.labels.items())): cell.key for cell in cells}
+        for figure in stored["figures"]:
+            for seed, value, error in zip(seeds, figure["values"], figure["standard_errors"], strict=True):
+                if value is None and figure["pending"]:
+                    continue
+                key = by_labels[tuple(sorted({**figure["labels"], SEED: seed}.items()))]
+                results[key] = results[key] or {"figures": {}, "provenance": provenance}
+                results[key]["figures"][figure["measure"]] = {"value": value, "standard_error": error}
+        by_words = {in_words(cell.labels): cell.key for cell in cells}
+        for words, error in stored["errors"].items():
+            results[by_words[words]] = {"error": str(error)}
+        return Outcome(experiment, measures, cells, results), str(stored["command"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not hold results of {experiment.title!r} at this scale ({type(error).__name__}: {error}): "
+            f"{advice}"
+        ) from error
+
+
+def _markdown(outcome: Outcome, scale_name: str, scale: Scale, command: str, pictures: Sequence[str]) -> str:
+    experiment, shared = outcome.experiment, _shared(outcome.provenances)
+    lines = [
+        f"# {_escape(experiment.title)}",
+        f"{_escape(experiment.source)}. {_escape(experiment.claim)}",
+        f"Scale `{scale_name}`: `{scale.config}`, {_fields(scale)}{_count(len(scale.seeds), 'seed')}, {scale.num} "
+        f"samples per cell; {scale.takes}. {outcome.done} of {outcome.total} cells are done.",
+        "    " + " ".join(command.split()),
+    ]
+    if experiment.orderings:
+        rows = [[_escape(o.says), verdicts.describe(outcome.verdict(o))] for o in experiment.orderings]
+        lines += ["## Verdicts", _table(["claim", "here"], rows), _TEST]
+    lines += ["## Figures", _comparability(outcome)]
+    lines += [f"Warning: {_escape(text)}." for text in outcome.warnings]
+    for measure in outcome.measures:
+        lines += [f"### {_escape(measure.title)}", *_figures_table(outcome, measure)]
+    if experiment.fails_above is not None:
+        lines += _failures(outcome, experiment.fails_above)
+    lines += [f"![{Path(name).stem}]({name})" for name in pictures]
+    if "samples.png" in pictures:
+        reconstructed = any("reconstructions" in provenance for provenance in outcome.provenances)
+        shown = (
+            "Test images over their reconstructions"
+            if reconstructed
+            else "The first samples of each cell, from the same noise"
+        )
+        lines.append(f"{shown}; of the models trained with seed {outcome.axes[SEED][0]}.")
+    if outcome.errors:
+        rows = [[_escape(text) for text in pair] for pair in outcome.errors.items()]
+        lines += ["## Cells that failed", _table(["cell", "error"], rows)]
+    lines += [
+        "## What the figures depend on",
+        *(["The commit, date and device of these figures were not recorded."] if "date" not in shared else []),
+        "```json\n" + io.to_json(shared, indent=2) + "\n```",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _fields(scale: Scale) -> str:
+    return "".join(f"`{name}={value}`, " for name, value in scale.fields.items())
+
+
+def _comparability(outcome: Outcome) -> str:
+    experiment = outcome.experiment
+    several = len(outcome.axes[SEED]) > 1
+    words = [
+        "Mean ± standard deviation over the seeds."
+        if several
+        else "One seed; ± is the standard error over its samples, where it is known."
+    ]
+    if experiment.papers:
+        words.append("The paper's values are of the setting above them, not of ours: compare orders.")
+    if different := provenance.differences(outcome.provenances):
+        words.append(f"**Not all of these are comparable**: they differ in {', '.join(map(_escape, different))}.")
+    return " ".join(words)
+
+
+def _figures_table(outcome: Outcome, measure: Measure) -> list[str]:
+    """Our figures, beside the paper's where it has any of these cells."""
+    experiment = outcome.experiment
+    paper = _paper(outcome, measure)
+    headings = [", ".join(outcome.rows) or experiment.across, *(column or "ours" for column in outcome.columns)]
+    ours, reported = [], []
+    for name, cells in outcome.lines():
+        ours.append([name or "ours", *(_entry(outcome.figure(measure, labels)) for labels in cells)])
+        reported.append([paper.values.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in cells])
+    if all(value is None for line in reported for value in line):
+        without = [f"The paper ({paper.setting}) has no figure of these cells."] if paper.values else []
+        return [*without, _table(headings, ours)]
+    headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns]
+    lines = [[*line, *map(numbers.number, values)] for line, values in zip(ours, reported, strict=True)]
+    return [f"The paper's: {paper.setting}.", _table(headings, lines)]
+
+
+def _paper(outcome: Outcome, measure: Measure) -> Paper:
+    """What stands beside a measure."""
+    first = outcome.measures[0].name
+    found = [p for p in outcome.experiment.papers if measure.name in (p.beside or (first,))]
+    return found[0] if found else Paper("", {})
+
+
+def _failures(outcome: Outcome, above: float) -> list[str]:
+    measure = outcome.measures[0]
+    shares = [
+        [name or "share", *(_share(outcome.failures(measure, labels, above)) for labels in cells)]
+        for name, cells in outcome.lines()
+    ]
+    beyond = "above" if measure.direction == "lower" else "below"
+    return [
+        f"### Share of runs that fail: with an error, or {measure.title.split(' (')[0]} {beyond} {above:g}",
+        _table([", ".join(outcome.rows), *(column or "share" for column in outcome.columns)], shares),
+    ]
+
+
+def _entry(figure: Figure) -> str:
+    if not figure.known:
+        return "failed" if figure.failed else "–"
+    text = numbers.with_error(figure.mean, figure.error)
+    return text + (f" ({figure.failed} failed)" if figure.failed else "")
+
+
+def _share(figure: Figure) -> str:
+    return f"{int(sum(figure.known))} of {len(figure.known)}" if figure.known else "–"
+
+
+def _escape(text: str) -> str:
+    """Returns text from results as one line that Markdown and HTML show as it is."""
+    line = one_line(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]])", r"\\\1", line)
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join("| " + " | ".join(str(entry).replace("|", "\\|") for entry in row) + " |" for row in rows)
+
+
+def _shared(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what all figures depend on: what they have in common, and every value of what may differ over time."""
+    first = provenances[0] if provenances else {}
+    shared = {name: value for name, value in first.items() if all(p.get(name) == value for p in provenances)}
+    for name in ("git", "device", "versions", "date"):
+        values = [one[name] for one in provenances if one.get(name) is not None]
+        if name not in shared and values:
+            distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+            shared[name] = [min(values), max(values)] if name == "date" else distinct
+    return {name: value for name, value in shared.items() if name not in ("workdir", "command", "warnings")}
+
+
+def _results(outcome: Outcome, scale_name: str, scale: Scale, command: str) -> dict[str, Any]:
+    """Returns the contents of results.json, for `read`, for other programs and for the table of all experiments."""
+    experiment = outcome.experiment
+    found = [(ordering, outcome.verdict(ordering)) for ordering in experiment.orderings]
+    axes = [axis for axis in outcome.axes if axis != SEED]
+    return {
+        "title": experiment.title,
+        "source": experiment.source,
+        "claim": experiment.claim,
+        "scale": scale_name,
+        "config": scale.config,
+        "command": command,
+        "seeds": [int(seed) for seed in outcome.axes[SEED]],
+        "samples": scale.num,
+        "orderings": [{"claim": o.says, "verdict": v.word, "detail": _detail(v)} for o, v in found],
+        "figures": [
+            _stored(outcome.figure(measure, labels), measure, labels)
+            for measure in outcome.measures
+            for labels in outcome.settings(axes)
+        ],
+        "errors": outcome.errors,
+        "provenance": _shared(outcome.provenances),
+    }
+
+
+def _detail(verdict: Verdict) -> dict[str, Any]:
+    weakest = verdict.weakest._asdict() if verdict.weakest else None
+    return {**verdict._asdict(), "weakest": weakest, "left_out": list(verdict.left_out)}
+
+
+def _stored(figure: Figure, measure: Measure, labels: Labels) -> dict[str, Any]:
+    return {
+        "labels": labels,
+        "measure": measure.name,
+        "values": list(figure.values),
+        "standard_errors": list(figure.errors),
+        "failed": figure.failed,
+        "pending": figure.pending,
+    }
+
+
+def _html(title: str, text: str, folder: Path) -> str:
+    """Returns the report as one page. Only the report's own pictures are embedded."""
+    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    for name in _PICTURES:
+        if (folder / name).exists():
+            data = base64.b64encode((folder / name).read_bytes()).decode()
+            body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')
+    title = html.escape(one_line(title))
+    return f"<!doctype html>\n<meta charset=utf-8>\n<title>{title}</title>\n<style>{_CSS}</style>\n{body}\n"

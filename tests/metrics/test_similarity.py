@@ -1,0 +1,88 @@
+"""Measures of pairs against closed forms and NumPy's structural similarity."""
+
+import numpy as np
+import pytest
+
+from diffjax.metrics import similarity
+
+SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3), (9, 14, 2)]
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def pair(shape, noise=40):
+    """Pictures with some structure and noised copies."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    waves = 128 + 90 * np.sin(rows / 3)[..., None] * np.cos(columns[..., None] / 4 + np.arange(shape[2]))
+    a = np.stack([waves, 255 - waves, rng.integers(0, 256, shape)])
+    b = a + rng.normal(0, noise, a.shape)
+    return tuple(np.clip(np.round(x), 0, 255).astype(np.uint8) for x in (a, b))
+
+
+def numpy_ssim(a, b):
+    """Of one channel, window after window: Wang et al. 2004, eqs. 13 to 16.
+
+    The windows that stick out of small pictures see them mirrored.
+    """
+    offsets = np.arange(11) - 5
+    weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    weight /= weight.sum()
+    border = min(5, (min(a.shape) - 1) // 2)
+    a, b = (np.pad(np.float64(x), 5, mode="symmetric") for x in (a, b))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for i in range(border, a.shape[0] - 10 - border):
+        for j in range(border, a.shape[1] - 10 - border):
+            x, y = a[i : i + 11, j : j + 11], b[i : i + 11, j : j + 11]
+            mx, my = (weight * x).sum(), (weight * y).sum()
+            vx, vy = (weight * (x - mx) ** 2).sum(), (weight * (y - my) ** 2).sum()
+            vxy = (weight * (x - mx) * (y - my)).sum()
+            values.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    return np.mean(values)
+
+
+@every_shape
+def test_ssim_is_numpys(shape):
+    a, b = pair(shape)
+    expected = [np.mean([numpy_ssim(x[..., c], y[..., c]) for c in range(shape[2])]) for x, y in zip(a, b, strict=True)]
+    found = similarity.ssim(a, b)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.shape == (3,) and found.max() < 0.95
+    np.testing.assert_allclose(similarity.ssim(b, a), found)
+
+
+@every_shape
+def test_of_equal_images(shape):
+    a, _ = pair(shape)
+    np.testing.assert_allclose(similarity.ssim(a, a), 1)
+    np.testing.assert_array_equal(similarity.mse(a, a), 0)
+    np.testing.assert_allclose(similarity.psnr(a, a), 100)
+
+
+def test_ssim_of_flat_images():
+    """Without variance only the means count: (2 a b + c1) / (a^2 + b^2 + c1)."""
+    a, b = (np.full((1, 16, 16, 1), value, np.uint8) for value in (200, 50))
+    c1 = 2.55**2
+    np.testing.assert_allclose(similarity.ssim(a, b), (2 * 200 * 50 + c1) / (200**2 + 50**2 + c1))
+
+
+def test_mse_and_psnr_of_a_constant_difference():
+    """Also where a uint8 would wrap around."""
+    a = np.zeros((3, 8, 8, 1), np.uint8)
+    b = a + np.array([255, 51, 1], np.uint8)[:, None, None, None]
+    expected = np.array([1, 1 / 25, 1 / 255**2])
+    for found in (similarity.mse(a, b), similarity.mse(b, a)):
+        np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(similarity.psnr(a, b), [0, 10 * np.log10(25), 20 * np.log10(255)], atol=1e-12)
+
+
+def test_more_noise_is_less_alike():
+    a, b = pair((32, 32, 3), noise=10)
+    _, c = pair((32, 32, 3), noise=60)
+    assert (similarity.ssim(a, b) > similarity.ssim(a, c)).all() and (
+        similarity.psnr(a, b) > similarity.psnr(a, c)
+    ).all()
+
+
+def test_every_measure_is_explained():
+    assert similarity.MEASURES.keys() == similarity.EXPLAINED.keys()

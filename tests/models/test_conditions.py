@@ -1,0 +1,414 @@
+"""What a denoiser is told: it is heard, it is absent where it is withheld, and it is what it says it is."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax import models
+from diffjax.errors import UserError
+from diffjax.models.abstract import described
+from diffjax.models.diffusion import data_space
+from diffjax.models.diffusion.conditioning import make_conditions
+from diffjax.models.diffusion.conditions import Given
+from diffjax.typing import NO_TOKEN, ImageSpec
+from tests import conditioned, tiny
+from tests.conditioned import SPEC, TEXT, asked, keys
+
+WITHHELD = ("label", "label_token", "caption", "clip_text", "image_embedding")
+ALL = (*WITHHELD, "smaller_image", "erased_image")
+X = np.random.default_rng(5).normal(size=(6, 8, 8, 1)).astype(np.float32)  # noised pictures
+
+
+@functools.cache
+def estimates(name):
+    """(what is asked, values of its own) -> x_0 by a model that is told it, and by one from which it is withheld.
+
+    Its own are the embeddings of pictures, or a table of CLIP's tokens.
+    """
+    _, system, variables = conditioned.built(name)
+
+    def estimate(asked, own, which):
+        known = jax.tree.map(lambda leaf: leaf, variables)  # a copy
+        if "table" in own:
+            table_of(known)["embedding"] = own["table"]
+        model = system.model(known, asked | {n: x for n, x in own.items() if n != "table"})
+        return getattr(model, which)(X, model.process.schedule(10.0)).x0
+
+    return lambda asked, told, untold: (estimate(asked, told, "denoiser"), estimate(asked, untold, "unconditional"))
+
+
+@functools.cache
+def run(name):
+    both = estimates(name)
+    return jax.jit(lambda asked: both(asked, {}, {}))
+
+
+def gradients(name, own):
+    """Of what is told and of what is not, by values of their own."""
+    both = functools.partial(estimates(name), asked())
+
+    @jax.jit
+    def pulled(own):
+        found, pull = jax.vjp(both, own, own)
+        return pull(found)
+
+    return pulled(own)
+
+
+def table_of(variables):
+    return variables["frozen"]["clip"]["params"]["model"]["text"]["token"]
+
+
+def system_clip():
+    system, variables = conditioned.clip()
+    return system.clip(variables)
+
+
+def others(tree):
+    """Of each example what was another's."""
+    return jax.tree.map(lambda x: np.roll(x, 2, axis=0), tree)
+
+
+def apart(a, b):
+    """By example."""
+    return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
+
+
+def painted(mask=1.0):
+    """A picture to be painted in, where a mask does not keep it."""
+    return {**asked(), "image": asked()["original"], "mask": np.full((6, 8, 8, 1), mask, np.float32)}
+
+
+@pytest.mark.parametrize("name", WITHHELD)
+def test_what_is_told_is_heard_and_what_is_withheld_is_absent(name):
+    """Not a bit depends on it."""
+    (told, untold), (other, other_untold) = run(name)(asked()), run(name)(others(asked()))
+    assert (apart(told, other) > 1e-3).all() and (apart(told, untold) > 1e-3).all()
+    np.testing.assert_array_equal(untold, other_untold)
+
+
+@pytest.mark.parametrize("name", ["caption", "clip_text"])
+def test_a_caption_that_is_withheld_is_one_of_no_tokens(name):
+    """Or of nothing but its start, as CLIP has it."""
+    empty = np.where(np.arange(6) < (name == "clip_text"), asked()["tokens"], NO_TOKEN)
+    np.testing.assert_allclose(run(name)({**asked(), "tokens": empty})[0], run(name)(asked())[1], atol=1e-5)
+
+
+def test_a_sample_may_be_asked_for_without_a_caption_but_of_clip():
+    """A caption of no tokens says nothing to the one encoder; to the other there is none."""
+    silent = {"label": asked()["label"]}
+    found = conditions("caption").of(given(silent))["caption"]
+    np.testing.assert_array_equal(found, np.full((6, 6), NO_TOKEN))
+    with pytest.raises(UserError, match="this stage reads captions by a CLIP: give --prompt"):
+        conditions("clip_text").of(given(silent))
+
+
+def test_no_gradient_comes_from_an_embedding_that_is_withheld():
+    embedding = jax.jit(system_clip().embed_images)(asked()["original"])
+    told, untold = gradients("image_embedding", {"image_embedding": embedding})
+    assert (np.abs(told["image_embedding"]).max(axis=1) > 1e-4).all()
+    np.testing.assert_array_equal(untold["image_embedding"], 0.0)
+
+
+@pytest.mark.slow
+def test_no_gradient_comes_from_words_that_are_withheld():
+    """Of the table of CLIP's tokens only the start's row, which is the same for all, has one."""
+    told, untold = gradients("clip_text", {"table": table_of(conditioned.built("clip_text")[2])["embedding"]})
+    heard = [np.flatnonzero(np.abs(gradient["table"]).max(axis=1)) for gradient in (told, untold)]
+    np.testing.assert_array_equal(heard[0], np.unique(np.maximum(asked()["tokens"], 0)))
+    np.testing.assert_array_equal(heard[1], [0])
+
+
+RATES = {"label": 0.1, "label_token": 0.2, "caption": 0.3, "clip_text": 0.4, "image_embedding": 0.5}
+COUNT = 10_000
+
+
+def conditions(*names, **changes):
+    """The conditions of a config; what CLIP would say of them is not asked."""
+    system, variables = conditioned.clip()
+    made = conditioned.config(*names, **changes)
+    return make_conditions(made, SPEC, data_space.pixels(SPEC), described(system.clip, variables))
+
+
+@functools.cache
+def rated():
+    rates = {f"conditions__{name}__dropout": rate for name, rate in RATES.items() if name != "label"}
+    return conditions(*RATES, diffusion__label_dropout=RATES["label"], **rates)
+
+
+def values(count=COUNT):
+    tokens = np.where(np.arange(6) < 2 + np.arange(count)[:, None] % 5, 7, NO_TOKEN).astype(np.int32)
+    label = (np.arange(count) % 10).astype(np.int32)
+    picture = {"embedding": np.random.default_rng(0).normal(size=(count, 12)), "present": np.ones(count, bool)}
+    told = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
+    return {**told, "image_embedding": jax.tree.map(jnp.asarray, picture)}
+
+
+def absent(found):
+    """Of each condition whether an example is without it."""
+    return {
+        "label": np.asarray(found["label"] == 10),
+        "label_token": np.asarray(found["label_token"] == 10),
+        "caption": np.asarray(found["caption"] == NO_TOKEN).all(axis=1),
+        "clip_text": np.asarray(found["clip_text"] == NO_TOKEN)[:, 1:].all(axis=1),
+        "image_embedding": ~np.asarray(found["image_embedding"]["present"]),
+    }
+
+
+@functools.cache
+def dropped(count=COUNT):
+    return jax.jit(rated().dropped)(values(count), keys(COUNT)[:count])
+
+
+def test_each_is_dropped_at_its_rate_and_by_itself():
+    """Pairs are dropped together as often as independent ones are."""
+    gone = absent(dropped())
+
+    def expect(found, rate):
+        np.testing.assert_allclose(found.mean(), rate, atol=4.5 * np.sqrt(rate * (1 - rate) / COUNT))
+
+    for name, rate in RATES.items():
+        expect(gone[name], rate)
+    for a, b in itertools.combinations(RATES, 2):
+        expect(gone[a] & gone[b], RATES[a] * RATES[b])
+
+
+def test_what_is_not_dropped_is_kept():
+    gone, before, after = absent(dropped()), values(), dropped()
+    for name in RATES:
+        for old, new in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
+            np.testing.assert_array_equal(np.asarray(new)[~gone[name]], np.asarray(old)[~gone[name]])
+    assert (np.asarray(after["clip_text"])[:, 0] == 7).all()  # its start, even where the rest is dropped
+
+
+def test_what_is_dropped_is_of_each_examples_key_alone():
+    few = dropped(10)
+    for old, new in zip(jax.tree.leaves(dropped()), jax.tree.leaves(few), strict=True):
+        np.testing.assert_array_equal(np.asarray(old)[:10], new)
+
+
+def test_what_is_never_dropped_is_never_withheld():
+    none = conditions("caption", "smaller_image", conditions__caption__dropout=0.0)
+    given = {"caption": values()["caption"], "smaller_image": None}
+    assert not none.guided
+    assert none.dropped(given, keys(COUNT))["caption"] is given["caption"]
+    assert none.withheld(given, COUNT)["caption"] is given["caption"]
+    assert rated().guided
+
+
+@pytest.mark.slow
+def test_training_withholds_a_caption_from_its_share():
+    """A loss is that of no caption, whatever the caption, of some examples by their keys; of the rest it is not."""
+    _, system, variables = conditioned.built("caption")
+    batch = tiny.batch(31)
+    loss = jax.jit(
+        lambda tokens: system.objective.losses["model"](
+            variables, {**batch, "tokens": tokens}, keys(31), tiny.moment()
+        )[0]
+    )
+    none, one, other = (
+        np.asarray(loss(tokens)) for tokens in (np.full((31, 6), NO_TOKEN), batch["tokens"], others(batch["tokens"]))
+    )
+    gone = one == none
+    np.testing.assert_array_equal(gone, other == none)
+    assert 2 <= gone.sum() <= 16  # a quarter of 31
+    assert (np.abs(one - other) > 1e-6)[~gone].all()
+
+
+def given(about, *, level=None, encode=lambda x: x, seed=0):
+    return Given(about, None, encode, keys(len(about["label"]), seed), level)
+
+
+def enlarged(images, factor):
+    """Linear interpolation at half-pixel centres along both axes; np.interp repeats the edges."""
+    for axis in (1, 2):
+        side = images.shape[axis]
+        places = (np.arange(factor * side) + 0.5) / factor - 0.5
+        along = functools.partial(np.interp, places, np.arange(side))
+        images = np.apply_along_axis(along, axis, images)
+    return images
+
+
+def test_a_smaller_image_is_told_enlarged_beside_its_level():
+    """At level 0 it is the picture itself, averaged down; the level is told by sines and cosines of it."""
+    made, picture = conditions("smaller_image"), asked()["original"]
+    found = made.of(given(asked(), level=0.0))
+    small = np.asarray(picture).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(found["smaller_image"]["image"], small, atol=1e-6)
+    told = made.inputs({}, found, None)
+    np.testing.assert_allclose(told.channels, enlarged(small, 2), atol=1e-5)
+    assert told.context is None and told.label is None
+    own = made.of(given({"label": asked()["label"], "smaller_image": small[::-1]}, level=0.0))  # of the stage before
+    np.testing.assert_allclose(made.inputs({}, own, None).channels, enlarged(small[::-1], 2), atol=1e-5)
+    angles = 1000 * 0.3 / 10000 ** (np.arange(16) / 16)
+    waves = made.inputs({}, made.of(given(asked(), level=0.3)), None).embedding
+    np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
+
+
+def test_in_training_each_picture_is_degraded_to_a_level_of_its_own():
+    """Uniform, by its key, and that is the level which is told: noise of half of it on nothing at all."""
+    blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
+    degraded = jax.jit(
+        lambda keys: conditions("smaller_image").of(Given(blank, None, None, keys, None))["smaller_image"]
+    )
+    found = degraded(keys(1000))
+    level, noise = np.sort(found["level"]), found["image"] / found["level"][:, None, None, None]
+    assert len(np.unique(level)) == 1000
+    assert np.abs(level - (np.arange(1000) + 0.5) / 1000).max() < 1.63 / np.sqrt(1000)  # Kolmogorov's, at 1 %
+    np.testing.assert_allclose(np.mean(np.square(noise)), 0.25, rtol=5 * np.sqrt(2 / 16_000))
+    turned = degraded(keys(1000)[::-1])
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[::-1], turned), found)
+
+
+@functools.cache
+def sampled(name, **changes):
+    """(what is asked, the plan) -> samples by the same keys."""
+    made, system, variables = conditioned.built(name, **changes)
+    draw = jax.jit(lambda asked, plan: system.sample(variables, keys(), asked, plan))
+    return lambda asked, **settings: np.asarray(draw(asked, system.plan(made.sampler, **settings)))
+
+
+def test_a_sample_hears_the_level_and_the_picture_that_it_is_asked_for():
+    """With nothing degraded it is the level alone that differs."""
+    draw = sampled("smaller_image", conditions__smaller_image__degradation="none")
+    none, some = draw(asked()), draw(asked(), augmentation=0.7)
+    assert (apart(none, some) > 1e-3).all()
+    assert (apart(none, draw(others(asked()))) > 1e-3).all()
+    np.testing.assert_array_equal(none, draw(asked(), augmentation=0.0))
+
+
+def test_a_level_that_degrades_nothing_is_refused():
+    for name, level, message in (("smaller_image", 1.5, "a level from 0 to 1"), ("caption", 0.5, "which this is not")):
+        made, system, _ = conditioned.built(name)
+        with pytest.raises(UserError, match=message):
+            system.plan(made.sampler, augmentation=level)
+
+
+def test_an_erased_image_is_the_picture_where_it_is_kept_and_says_where():
+    made, picture = conditions("erased_image"), np.asarray(asked(64)["original"])
+    told = jax.jit(lambda about, keys: made.inputs({}, made.of(Given(about, None, lambda x: x, keys, None)), None))
+    channels = np.asarray(told(asked(64), keys(64)).channels)
+    image, erased = channels[..., :1], channels[..., 1:]
+    assert channels.shape == (64, 8, 8, 2) and set(np.unique(erased)) == {0.0, 1.0}
+    np.testing.assert_array_equal(image, np.where(erased == 1.0, 0.0, picture))
+    shares = erased.mean(axis=(1, 2, 3))
+    assert shares.min() > 0 and len(np.unique(erased.reshape(64, -1), axis=0)) > 30 and 0.3 < shares.mean() < 0.7
+    turned = told(jax.tree.map(lambda x: x[::-1], asked(64)), keys(64)[::-1]).channels
+    np.testing.assert_array_equal(turned[::-1], channels)
+
+
+def test_of_a_sample_without_a_picture_all_is_erased():
+    made = conditions("erased_image")
+    channels = np.asarray(made.inputs({}, made.of(given({"label": asked()["label"]})), None).channels)
+    np.testing.assert_array_equal(channels, np.broadcast_to([0.0, 1.0], (6, 8, 8, 2)))
+
+
+def test_a_mask_that_is_given_says_what_is_kept():
+    made, about = conditions("erased_image"), painted()
+    about["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
+    channels = made.inputs({}, made.of(given(about)), None).channels
+    kept = np.concatenate([about["image"] * about["mask"], 1 - about["mask"]], axis=-1)
+    np.testing.assert_array_equal(channels, kept)
+    np.testing.assert_array_equal(made.inputs({}, made.of(given(about, seed=1)), None).channels, kept)
+
+
+def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
+    space = data_space.pixels(SPEC, 2)
+    made = make_conditions(conditioned.config("erased_image", diffusion__downsample=2), SPEC, space)
+    about = painted()
+    about["mask"][:, 3, 5] = 0.0
+    channels = np.asarray(made.inputs({}, made.of(given(about, encode=lambda x: space.encode({}, x))), None).channels)
+    assert channels.shape == (6, 4, 4, 2)
+    assert (channels[:, 1, 2, 1] == 1).all() and channels[..., 1].sum() == 6
+    averaged = np.asarray(about["original"]).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
+    there = channels[..., 1] == 0
+    np.testing.assert_allclose(channels[..., 0][there], averaged[..., 0][there], atol=1e-6)
+
+
+def test_painting_in_leaves_what_is_known_and_is_told_it():
+    draw, about = sampled("erased_image"), painted()
+    about["mask"][:, :, 4:] = 0.0
+    found, picture = draw(about), np.asarray(about["image"])
+    np.testing.assert_allclose(found[:, :, :4], picture[:, :, :4], atol=1e-6)
+    assert (apart(found[:, :, 4:], picture[:, :, 4:]) > 1e-3).all()
+    other = {**about, "image": np.where(about["mask"] == 1, np.roll(picture, 1, axis=0), picture)}
+    assert (apart(draw(other)[:, :, 4:], found[:, :, 4:]) > 1e-3).all()  # the other half has heard of it
+    hidden = {**about, "image": np.where(about["mask"] == 1, picture, -picture)}
+    np.testing.assert_array_equal(draw(hidden), found)  # and nothing of what is to be painted
+
+
+def test_all_together_stand_beside_one_another():
+    """Embeddings and channels along the last axis, contexts along that of tokens, in the config's order."""
+    made = conditions(*ALL)
+    shapes = jax.eval_shape(lambda: made.inputs(made.init(keys()[0]), of_all(made), system_clip()))
+    assert shapes.label.shape == (6,)
+    assert shapes.context.shape == (6, 1 + 6 + 6 + 2, 8)  # label, caption, CLIP's of it, CLIP's of the picture
+    assert shapes.embedding.shape == (6, 8 + 12 + 12 + 32)  # caption, CLIP's two, level
+    assert shapes.channels.shape == (6, 8, 8, 1 + 1 + 1)
+    assert made.takes == {"image_embedding": 12, "smaller_image": 4}
+    assert (made.classes, made.label_rows, made.text.length) == (10, 11, 6)
+
+
+def of_all(made):
+    return made.of(given(asked(), level=0.0)._replace(clip=system_clip()))
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        ((), {"conditions": {"captoin": {}}}, "unknown field of config.conditions 'captoin': did you mean 'caption'"),
+        (("caption",), {"conditions__caption__dropout": 1.0}, "conditions.caption.dropout=1.0: a share from 0"),
+        (("label_token",), {"conditions__label_token__dropout": -0.1}, "conditions.label_token.dropout=-0.1: a share"),
+        (("label",), {"diffusion__label_dropout": 1.5}, "diffusion.label_dropout=1.5: a share"),
+        (("caption",), {"conditions__caption__layer": 2}, "unknown field of config.conditions.caption 'layer'"),
+        ((), {"conditions": {"caption": {"width": 8}}}, "conditions.caption: missing 2 required"),
+        (("smaller_image",), {"conditions__smaller_image__dropout": 0.1}, "unexpected keyword argument 'dropout'"),
+        (("smaller_image",), {"conditions__smaller_image__degradation": "blurr"}, "did you mean 'blur'"),
+        (("smaller_image",), {"conditions__smaller_image__factor": 3}, "factor=3 does not divide the 8x8"),
+        (("smaller_image",), {"conditions__smaller_image__factor": 1}, "choose a factor from 2"),
+        (("image_embedding",), {}, "conditions.image_embedding is of a trained CLIP: set --config.clip"),
+        (("clip_text",), {}, "conditions.clip_text is of a trained CLIP"),
+        (
+            ("caption", "label_token"),
+            {"conditions__caption__width": 16},
+            "have one width, and here are conditions.caption 16, conditions.label_token 8",
+        ),
+        (("caption",), {"conditions__caption__heads": 3}, "config.model: 8 channels cannot be split among 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(names, changes, message):
+    refused(message, conditioned.config(*names, **changes))
+
+
+def refused(message, config, spec=SPEC, **parts):
+    with pytest.raises(UserError, match=message) as caught:
+        models.build(config, spec, **parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_clip_does_not_fit_is_refused():
+    """Contexts of its width and another, and tokens of no width at all."""
+    wider = conditioned.config("clip_text", "image_embedding", conditions__image_embedding__width=16)
+    refused("conditions.clip_text 8, conditions.image_embedding 16", wider, clip=conditioned.clip())
+    none = conditioned.config("image_embedding", conditions__image_embedding__width=0)
+    refused("conditions.image_embedding.width=0: tokens to attend to have", none, clip=conditioned.clip())
+
+
+def test_labels_and_texts_that_there_are_none_of_are_refused():
+    refused(
+        "conditions.label_token, but the data set has no labels", conditioned.config("label_token"), ImageSpec(8, 1, 0)
+    )
+    refused("at least 3 tokens", conditioned.config("caption", text=TEXT | {"length": 2}))
+
+
+@pytest.mark.parametrize("name", ["image_embedding", "smaller_image"])
+def test_a_sample_without_what_it_is_made_of_is_refused(name):
+    made, system, variables = conditioned.built(name)
+    about, plan = {"label": asked()["label"]}, system.plan(made.sampler)
+    with pytest.raises(UserError, match="made of a picture: give --image=FILE, or sample the whole chain"):
+        jax.eval_shape(system.sample, variables, keys(), about, plan)
+    assert set(system.takes) == {name}

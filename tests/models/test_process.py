@@ -1,0 +1,201 @@
+"""The diffusion process of a config: its loss, its plans and its errors."""
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.errors import UserError
+from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.sampling_settings import make_plan
+from tests import tiny
+
+
+def process(**changes) -> Process:
+    return Process.from_config(tiny.config(**changes).diffusion)
+
+
+def loss_of(made: Process, network, x0, keys):
+    return made.train_loss(network, x0, keys, made.times.init(made.schedule))[0]
+
+
+def test_the_loss_is_ddpms():
+    """Algorithm 1 of Ho et al. 2020 in NumPy: a network that is off by a constant has its square as loss."""
+    made = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
+    x0 = np.random.default_rng(0).uniform(-1, 1, (64, 4, 4, 1)).astype(np.float32)
+    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    seen = []
+
+    def network(x, t):
+        index = np.asarray(t).astype(int)
+        seen.append(index)
+        alpha, sigma = (f(bar[index])[:, None, None, None] for f in (np.sqrt, lambda b: np.sqrt(1 - b)))
+        return jnp.asarray((x - alpha * x0) / sigma + 0.3)
+
+    loss = loss_of(made, network, x0, jax.random.split(jax.random.key(0), 64))
+    np.testing.assert_allclose(loss, 0.09 * np.ones(64), atol=2e-3)
+    assert seen[0].min() >= 0
+    assert seen[0].max() <= 999
+    assert len(np.unique(seen[0])) > 40
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
+def test_the_best_network_has_the_smallest_loss(parameterization, continuous):
+    """For x_0 = 0 every target is known from x_t alone, so the loss of the right network is zero."""
+    made = process(
+        diffusion__parameterization=parameterization, diffusion__continuous=continuous, diffusion__timesteps=100
+    )
+
+    def network(x, t):
+        c = made.coefficients(made.schedule(t + 1))
+        return -x * jax.vmap(lambda c: c.skip / c.out)(c)[:, None]
+
+    keys = jax.random.split(jax.random.key(1), 50)
+    np.testing.assert_allclose(loss_of(made, network, jnp.zeros((50, 3)), keys), np.zeros(50), atol=1e-6)
+    worse = loss_of(made, lambda x, t: network(x, t) + 0.5, jnp.zeros((50, 3)), keys)
+    np.testing.assert_allclose(worse, 0.25 * np.ones(50), rtol=1e-4)
+
+
+def test_times_are_uniform():
+    made = process(diffusion__timesteps=4)
+    seen = []
+    loss_of(made, lambda x, t: seen.append(t) or x, jnp.zeros((4000, 1)), jax.random.split(jax.random.key(0), 4000))
+    counts = np.bincount(np.asarray(seen[0]).astype(int), minlength=4)
+    np.testing.assert_allclose(counts, 1000 * np.ones(4), atol=5 * np.sqrt(4000 * 0.25 * 0.75))
+
+
+def test_the_variance_doubles_the_channels_and_learns_from_the_bound():
+    made = process(diffusion__variance="learned_range", diffusion__loss="hybrid")
+    x0, keys = jnp.zeros((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
+
+    def loss(spread):
+        network = lambda x, t: jnp.concatenate([0.1 * x, jnp.full_like(x, spread)], axis=-1)  # noqa: E731
+        return loss_of(made, network, x0, keys).mean()
+
+    assert jax.grad(loss)(0.3) != 0
+
+
+def test_a_learned_schedule_moves_with_its_parameters():
+    made = process(diffusion__schedule="learned", diffusion__loss="vlb")
+    params = made.init()
+    moved = {"schedule": {**params["schedule"], "ends": jnp.array([-10.0, 2.0])}}
+    last = made.bound(moved).schedule(20.0)
+    np.testing.assert_allclose(last.alpha**2, 1 / (1 + np.exp(2.0)), rtol=1e-5)
+    x0, keys = jnp.zeros((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
+    grads = jax.grad(lambda p: loss_of(made.bound(p), lambda x, t: 0.1 * x, x0, keys).mean())(params)
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+    assert process().init() == {}
+
+
+@pytest.mark.parametrize(("timesteps", "rescale", "most"), [(4000, True, 999.75), (4000, False, 3999), (20, True, 950)])
+def test_the_networks_time_is_rescaled_as_improved_ddpms(timesteps, rescale, most):
+    """`_scale_timesteps` of its code: (t - 1) * 1000 / T, in training as in sampling."""
+    made = process(diffusion__timesteps=timesteps, diffusion__rescale_timesteps=rescale)
+    seen = []
+
+    def network(x, time):
+        seen.append(np.asarray(time, np.float64))
+        return 0.1 * x
+
+    denoise = made.denoiser(network)
+    for t in (1, 2, timesteps):
+        denoise(jnp.zeros((2, 3)), made.schedule(float(t)))
+    factor = 1000 / timesteps if rescale else 1
+    np.testing.assert_allclose(np.stack(seen)[:, 0], factor * np.array([0, 1, timesteps - 1]), rtol=1e-6)
+    assert seen[-1][0] == pytest.approx(most)
+    loss_of(made, network, jnp.zeros((500, 1)), jax.random.split(jax.random.key(0), 500))
+    np.testing.assert_allclose(seen[-1] / factor, np.round(seen[-1] / factor), atol=1e-3)
+    assert 0.9 * most < seen[-1].max() <= most
+
+
+def test_the_networks_time_is_not_rescaled_by_default():
+    config = tiny.config().diffusion.copy_and_resolve_references().unlock()
+    del config.rescale_timesteps  # as in configs of before
+    assert Process.from_config(config).time_scale == 1.0
+
+
+def plan(made, config=None, guided=True, **settings):
+    return make_plan(made, config or tiny.config().sampler, guided=guided, **settings)
+
+
+def test_plans_of_one_sampler_share_their_structure():
+    made = process()
+    one = plan(made, capacity=20, steps=3, eta=0.0)
+    other = plan(made, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, repeats=3)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert [x.shape for x in jax.tree.leaves(one)] == [x.shape for x in jax.tree.leaves(other)]
+
+
+def test_an_option_in_the_name_is_an_option_beside_it():
+    made = process()
+    one, other = plan(made, name="ddim(eta=0.5)"), plan(made, name="ddim", eta=0.5)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert one.options["eta"] == other.options["eta"] == 0.5
+    assert plan(made, name="ddim(eta=0.5)", eta=1.0).options["eta"] == 1.0  # what is said last
+
+
+def test_grids_with_a_number_of_steps_of_their_own():
+    assert plan(process(), grid="sections(3, 2)", steps=4).steps == 5
+    assert plan(process(), grid="sections", steps=4).steps == 4
+    np.testing.assert_array_equal(plan(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
+
+
+def test_strength_picks_the_first_step_of_an_edited_image():
+    made = process()  # 20 timesteps
+    assert plan(made, steps=20, strength=1.0).begin == 0
+    assert plan(made, steps=20, strength=0.5).begin == 10
+    assert plan(made, steps=4, strength=0.01).begin == 3  # at least one step is taken
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosin"}, "unknown diffusion.schedule 'cosin': did you mean 'cosine'"),
+        ({"parameterization": "epsilon"}, "unknown diffusion.parameterization 'epsilon': did you mean 'eps'"),
+        ({"weighting": "simpel"}, "did you mean 'simple'"),
+        ({"variance": "fixedsmall"}, "did you mean 'fixed_small'"),
+        ({"times": "uniforn"}, "did you mean 'uniform'"),
+        ({"loss": "mes"}, "did you mean 'mse'"),
+        ({"timesteps": 0}, "diffusion.timesteps=0: a whole number from 1"),
+        ({"schedule": "cosine(beta_max=0.1)"}, "diffusion.schedule 'cosine' takes no 'beta_max'; it takes offset"),
+        ({"weighting": "min_snr(5)"}, "min_snr.option=number"),
+        ({"schedule": "rectified_flow", "parameterization": "eps"}, "no signal is left"),
+        ({"zero_terminal_snr": True, "parameterization": "eps"}, "choose v, x0, flow or edm"),
+        ({"zero_terminal_snr": True, "timesteps": 1}, "at least two levels"),
+        ({"zero_terminal_snr": True, "schedule": "learned", "loss": "vlb"}, "learned schedule"),
+        ({"schedule": "learned"}, "set diffusion.loss=vlb"),
+        ({"variance": "learned_range"}, "set diffusion.loss=hybrid or vlb"),
+        ({"variance": "learned_range", "loss": "vlb", "continuous": True}, "continuous=False"),
+        ({"parameterization": "mu", "continuous": True}, "the step before"),
+        ({"times": "importance", "continuous": True}, "discrete schedule"),
+        ({"rescale_timesteps": True, "parameterization": "edm"}, "rescale_timesteps=True: parameterization=edm gives"),
+        ({"times": "log_normal", "loss": "vlb"}, "only with times=uniform or importance"),
+    ],
+)
+def test_bad_choices_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        process(**{f"diffusion__{name}": value for name, value in changes.items()})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"steps": 0}, "sampler.steps=0: a whole number from 1"),
+        ({"steps": 21}, "20 timesteps has 1 to 20 steps, not 21"),
+        ({"name": "dim"}, "did you mean 'ddim'"),
+        ({"grid": "trialing"}, "did you mean 'trailing'"),
+        ({"grid": "karras(rho=-1)"}, "rho > 0"),
+        ({"grid": "sections(30)"}, "20 timesteps has 20, not 30"),
+        ({"grid": "times(21)"}, "from 1 to 20"),
+        ({"threshold": "clipp"}, "did you mean 'clip'"),
+        ({"name": "ancestral", "eta": 1.0}, "sampler 'ancestral' takes no 'eta'"),
+        ({"name": "edm(schedule=1)"}, "takes no 'schedule'"),
+        ({"guidance": 2.0}, "leave it at 1"),
+        ({"strength": 0.0}, "above 0"),
+        ({"repeats": 0}, "sampler.repeats=0: a whole number from 1"),
+    ],
+)
+def test_bad_plans_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        plan(process(), tiny.config(sampler__guidance=1.0).sampler, guided=False, **overrides)

@@ -1,0 +1,259 @@
+"""Figures over seeds, orderings and failures, of results made by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from diffjax.errors import UserError
+from diffjax.reproduce import Axis, Measure, Ordering, Paper, report, steps
+from diffjax.reproduce.outcome import Outcome
+from diffjax.reproduce.plan import make_units
+from diffjax.reproduce.store import Store
+from diffjax.reproduce.verdicts import describe, difference
+
+RATES = ("low", "high")
+
+
+@pytest.fixture
+def outcome(make):
+    """The outcome of values by (rate, steps, seed): None is not done, text an error."""
+
+    def made(values, better="lower", labels=None, sampling=None, **fields):
+        seeds = sorted({key[2] for key in values})
+        measure = Measure("fd_pixels", better=better)
+        experiment = make({"seeds": seeds, "axes": labels or {}}, measures=[measure], **fields)
+        cells = [cell for unit in make_units(experiment, experiment.scales["smoke"], {}) for cell in unit.cells]
+
+        def result(cell):
+            value = values.get((cell.labels["rate"], int(cell.labels["steps"]), int(cell.labels["seed"])))
+            if value is None or isinstance(value, str):
+                return value and {"error": value}
+            figure = {"value": value, "standard_error": sampling}
+            return {"figures": {"fd_pixels": figure}, "provenance": {"samples": 12}, "seconds": 1.0}
+
+        return Outcome(experiment, [measure], cells, {cell.key: result(cell) for cell in cells})
+
+    return made
+
+
+def table(function, seeds=(0, 1, 2)):
+    return {(rate, n, seed): function(rate, n, seed) for rate in RATES for n in (2, 4) for seed in seeds}
+
+
+MORE_STEPS = Ordering("", [{"steps": "4"}, {"steps": "2"}])
+
+
+def test_figures_are_means_and_deviations_over_seeds(outcome):
+    found = outcome(table(lambda rate, n, seed: n + seed))
+    figure = found.figure(found.measures[0], {"rate": "low", "steps": "4"})
+    assert figure.mean == 5 and figure.error == pytest.approx(1)
+
+
+def test_the_error_of_one_seed_is_of_its_samples(outcome):
+    labels = {"rate": "low", "steps": "4"}
+    known = outcome(table(lambda *_: 1.0, seeds=(0,)), sampling=0.2)
+    assert known.figure(known.measures[0], labels).error == 0.2
+    unknown = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    assert math.isnan(unknown.figure(unknown.measures[0], labels).error)
+
+
+def test_a_share_without_a_stored_error_gets_one_from_its_samples(outcome):
+    found = outcome(table(lambda *_: 0.5, seeds=(0,)))
+    cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
+    found._results[cell.key]["figures"]["captions"] = {"value": 0.5, "standard_error": None}
+    error = found.figure(Measure("captions", "captions"), {"rate": "low", "steps": "2"}).error
+    assert error == pytest.approx(math.sqrt(0.25 / 12), rel=0.1)  # binomial
+
+
+def test_an_ordering_that_holds_everywhere(outcome):
+    verdict = outcome(table(lambda rate, n, seed: 10.0 - n + 0.1 * seed)).verdict(MORE_STEPS)
+    assert verdict.word == "holds"
+    assert (verdict.settings, verdict.held, verdict.reversed, verdict.seeds) == (2, 2, 0, 3)
+    assert verdict.weakest.value == pytest.approx(2.0)
+
+
+def test_the_direction_of_the_measure_counts(outcome):
+    values = table(lambda rate, n, seed: 10.0 - n)
+    verdict = outcome(values, better="higher").verdict(MORE_STEPS)
+    assert verdict.word == "does not hold" and verdict.reversed == 2
+
+
+def test_an_ordering_within_its_uncertainty_is_undecided(outcome):
+    gain = {0: 3.0, 1: 1.0, 2: -1.0}
+    verdict = outcome(table(lambda rate, n, seed: 0.0 if n == 2 else -gain[seed])).verdict(MORE_STEPS)
+    assert verdict.word == "undecided" and verdict.seeds == 3
+    assert verdict.weakest[:2] == pytest.approx((1.0, 2 / math.sqrt(3)))  # s = 2 of three seeds
+
+
+def test_one_image_of_200_more_is_undecided(outcome):
+    values = table(lambda rate, n, seed: 0.240 if n == 2 else 0.245, seeds=(0,))
+    error = math.sqrt(0.24 * 0.76 / 200)
+    found = outcome(values, better="higher", sampling=error)
+    assert found.verdict(MORE_STEPS).word == "undecided"
+    assert "undecided in 2 of 2 settings; 1 seed, the error is of the samples alone" in describe(
+        found.verdict(MORE_STEPS)
+    )
+
+
+def test_settings_are_not_counted_as_seeds(outcome):
+    found = outcome(table(lambda rate, n, seed: float(-n), seeds=(0,)), sampling=0.1).verdict(MORE_STEPS)
+    assert (found.settings, found.seeds, found.word) == (2, 1, "holds")
+
+
+def test_one_seed_without_any_error_is_undecided(outcome):
+    verdict = outcome(table(lambda rate, n, seed: -100.0 * n, seeds=(0,))).verdict(MORE_STEPS)
+    assert verdict.word == "undecided" and "no error is known" in describe(verdict)
+
+
+def test_an_ordering_that_holds_in_one_setting_only(outcome):
+    values = table(lambda rate, n, seed: n if rate == "low" else -n)
+    verdict = outcome(values).verdict(MORE_STEPS)
+    assert (verdict.word, verdict.held, verdict.reversed) == ("holds in part", 1, 1)
+    assert outcome(values).verdict(Ordering("", MORE_STEPS.order, where={"rate": ("high",)})).word == "holds"
+
+
+def test_a_tie_is_undecided(outcome):
+    assert outcome(table(lambda *_: 1.0)).verdict(MORE_STEPS).word == "undecided"
+
+
+def test_cells_that_failed_or_are_not_done_are_left_out(outcome):
+    values = table(lambda rate, n, seed: float(-n))
+    values["low", 2, 1] = "step 3: loss = nan"
+    values["high", 4, 2] = None
+    values["high", 4, 0] = math.nan
+    found = outcome(values)
+    assert (found.verdict(MORE_STEPS).seeds, found.done) == (1, 11)
+    assert found.errors == {"rate low, steps 2, seed 1": "step 3: loss = nan"}
+    figure = found.figure(found.measures[0], {"rate": "low", "steps": "2"})
+    assert (len(figure.known), figure.failed, figure.pending) == (2, 1, 0)
+    nothing = outcome({key: None for key in values})
+    assert nothing.verdict(MORE_STEPS).word == "not measured"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_settings_are_called_an_order_in_at_most_one_case_in_twenty(seeds):
+    """Simulated: trainings that differ by 1, samples by 0.5, of two settings that are the same."""
+    rng, called, trials = np.random.default_rng(0), 0, 4000
+    for _ in range(trials):
+        spread = 1.0 if seeds > 1 else 0.0  # one seed knows of no other training
+        values = spread * rng.normal(size=(2, seeds)) + 0.5 * rng.normal(size=(2, seeds))
+        found = difference(*values, [(0.5, 0.5)] * seeds)
+        called += found.holds or found.reversed
+    assert called / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    if seeds == 1:
+        assert called / trials >= 0.03  # and the interval is not wider than it must be
+
+
+def test_a_difference_of_many_errors_is_found():
+    found = difference([1.0, 1.1, 0.9], [0.0, 0.1, -0.1], [(0.05, 0.05)] * 3)
+    assert found.holds and found.value == pytest.approx(1.0)
+
+
+def test_the_share_of_runs_that_fail(outcome):
+    values = table(lambda rate, n, seed: float(seed))
+    values["low", 2, 0] = "not finite"
+    found = outcome(values)
+    share = found.failures(found.measures[0], {"rate": "low", "steps": "2"}, above=1.5)
+    assert sorted(share.known) == [0, 1, 1]  # an error, 1, and 2 above 1.5
+
+
+def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
+    values = table(lambda rate, n, seed: 10.0 - n + seed)
+    values["low", 2, 1] = "step 3: loss = nan | inf"
+    found = outcome(values, orderings=[Ordering("more is better", MORE_STEPS.order)], fails_above=9.0)
+    path = report.write(
+        tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "the command"
+    )
+    text = path.read_text()
+    assert "| low | 9.0 ± 1.4 (1 failed) | 7.0 ± 1.0 | 3.50 | – |" in text  # ours, then the paper's
+    assert "The paper's: elsewhere." in text
+    assert "| more is better | **holds** (holds in 2 of 2 settings; 2 seeds; smallest difference 2.00)" in text
+    assert "loss = nan \\| inf" in text
+    assert "| low | 2 of 3 | 0 of 3 |" in text
+    assert "    the command" in text
+    page = path.with_suffix(".html").read_text()
+    assert page.count("<table>") == text.count("| --- |\n") and 'src="data:image/png;base64,' in page
+    assert 'src="curves' not in page
+
+
+def test_no_columns_of_the_paper_where_it_has_no_figure_of_these_cells(outcome, tmp_path):
+    found = outcome(table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})])
+    scale = found.experiment.scales["smoke"]
+    text = report.write(tmp_path / "r", found, "smoke", scale, Store(tmp_path), "the command").read_text()
+    assert "The paper (elsewhere) has no figure of these cells." in text and "paper: " not in text
+
+
+def test_figures_that_are_not_comparable_are_said(outcome, tmp_path):
+    found = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
+    found._results[cell.key]["provenance"] = {"samples": 50_000}
+    path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "")
+    assert "**Not all of these are comparable**: they differ in samples." in path.read_text()
+
+
+def test_a_report_is_written_again_from_its_results(outcome, tmp_path):
+    values = table(lambda rate, n, seed: 10.0 - n + seed / 3)
+    values["low", 2, 1], values["high", 4, 0] = "step 3: loss = nan", None
+    found = outcome(values, sampling=0.25, orderings=[Ordering("more is better", MORE_STEPS.order)])
+    given = "smoke", found.experiment.scales["smoke"]
+    path = report.write(tmp_path, found, *given, Store(tmp_path), "the command")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    again, command = report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
+    report.write(tmp_path, again, *given, None, command)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    json.loads(before["results.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert path.exists()
+    with pytest.raises(UserError, match=r"--scale=small: .* has results of scale smoke"):
+        report.read(tmp_path / "results.json", found.experiment, "small", found._cells, found.measures)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"provenance": {}, "seeds": 3}', "\udc80"])
+def test_results_that_are_damaged_are_named(outcome, tmp_path, content):
+    found = outcome(table(lambda *_: 1.0))
+    (tmp_path / "results.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"results\.json.*reproduce") as raised:
+        report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
+    assert "\n" not in str(raised.value)
+
+
+def test_text_from_results_is_no_markup(outcome, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    hostile = f"<script>x</script> ![a]({secret}) \x1b[2J `</code>`\n\n# heading | cell"
+    values = table(lambda *_: 1.0)
+    values["low", 2, 1] = hostile
+    found = outcome(values, title=hostile, claim=hostile, orderings=[Ordering(hostile, MORE_STEPS.order)])
+    store = Store(tmp_path)
+    path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], store, "the command")
+    page = path.with_suffix(".html").read_text()
+    assert "<script>" not in page and "c2VjcmV0" not in page  # "secret" in base 64
+    assert page.count("<img") == 1  # the curves
+    assert "\x1b" not in page + path.read_text() and "<h1>heading" not in page
+    assert page.count("&lt;script&gt;") >= 4  # shown as text
+
+
+def test_papers_stand_beside_the_measure_they_name():
+    paper = Paper("bits", {("2",): 1.0}, beside=("nll.bound",))
+    assert paper.beside == (Measure("nll", "bound").name,)
+    assert Axis("steps", {"2": {"sampler.steps": 2}}) == steps(2)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"figures": {', b'{"figures": [1]}', b'{"error": 3}', b"null", b"\xff"])
+def test_a_damaged_cell_is_named_and_measured_again(tmp_path, content, capsys):
+    store = Store(tmp_path)
+    store.keep("abc", {"figures": {"fid": {"value": 1.0, "standard_error": None}}})
+    (tmp_path / "cells" / "abc.json").write_bytes(content)
+    assert store.result("abc") is None and store.result("abc") is None
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "abc.json" in message and "measured again" in message
+
+
+def test_damaged_samples_of_a_cell_are_named(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.keep("abc", {"figures": {}}, np.zeros((2, 4, 4, 1), np.uint8))
+    path = tmp_path / "cells" / "abc.npz"
+    path.write_bytes(path.read_bytes()[:50])
+    assert store.images("abc") is None
+    assert "abc.npz is damaged" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""The training step on an objective small enough to follow by hand."""
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+
+from diffjax.runs.state import initial_state
+from diffjax.training.step import make_step
+from diffjax.typing import Aux, Objective
+
+RATE = 0.1
+
+
+def batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(size, 3)).astype(np.float32), "index": np.arange(size, dtype=np.int32)}
+
+
+def linear(variables, batch, keys, moment):
+    """(w . x)^2 with a little noise of each example's own key, and a running mean beside the parameters."""
+    noise = jax.vmap(jax.random.normal)(keys)
+    output = batch["x"] @ variables["params"]["model"]["w"] + 0.1 * noise
+    return output**2, Aux({"output": output}, {"statistics": {"mean": output.mean()}})
+
+
+def state_and_step(losses, params, **options):
+    optimizers = {group: optax.sgd(RATE) for group in losses}
+    objective = Objective(lambda key: {"params": params, "statistics": {"mean": jnp.zeros(())}}, losses)
+    defaults = {"key": jax.random.key(0), "ema_decay": 0.9, "examples": 64}
+    step = make_step(objective, optimizers, **(defaults | options))
+    return initial_state(objective, optimizers, jax.random.key(1)), jax.jit(step)
+
+
+PARAMS = {"model": {"w": jnp.array([0.5, -1.0, 2.0])}}
+
+
+def test_one_step_by_hand():
+    state, step = state_and_step({"model": linear}, PARAMS)
+    data = batch()
+    new, metrics = step(state, data)
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i) for i in range(8)]
+    noise = np.array([float(jax.random.normal(key)) for key in keys])
+    w = np.array([0.5, -1.0, 2.0])
+    output = data["x"] @ w + 0.1 * noise
+    gradient = (2 * output[:, None] * data["x"]).mean(0)
+    np.testing.assert_allclose(metrics["loss"], (output**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["output"], output.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(new.variables["params"]["model"]["w"], w - RATE * gradient, rtol=1e-5)
+    np.testing.assert_allclose(new.variables["statistics"]["mean"], output.mean(), rtol=1e-4)
+    assert new.step == 1
+
+
+def test_the_average_warms_up():
+    """Decay min(0.9, (1 + s) / (10 + s)) at step s, followed in float64."""
+    state, step = state_and_step({"model": linear}, PARAMS)
+    average = np.array([0.5, -1.0, 2.0])
+    for s in range(100):
+        state, _ = step(state, batch(seed=s))
+        decay = min(0.9, (1 + s) / (10 + s))
+        average = decay * average + (1 - decay) * np.asarray(state.variables["params"]["model"]["w"], np.float64)
+    np.testing.assert_allclose(state.ema["model"]["w"], average, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_equals_the_whole_batch(parts):
+    results = []
+    for accumulate in (1, parts):
+        state, step = state_and_step({"model": linear}, PARAMS, accumulate=accumulate)
+        for s in range(3):
+            state, metrics = step(state, batch(seed=s))
+        results.append((state, metrics))
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_take_their_gradients_at_the_old_parameters():
+    """As an adversarial pair needs: the second group's step must not see the first one's update."""
+    params = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
+
+    def product(variables, batch, keys, moment):
+        return variables["params"]["a"] * variables["params"]["b"] * jnp.ones(len(keys)), Aux({})
+
+    def negative(variables, batch, keys, moment):
+        return -product(variables, batch, keys, moment)[0], Aux({})
+
+    state, step = state_and_step({"a": product, "b": negative}, params)
+    new, metrics = step(state, batch())
+    np.testing.assert_allclose(new.variables["params"]["a"], 2.0 - RATE * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(new.variables["params"]["b"], 3.0 + RATE * 2.0, rtol=1e-6)
+    assert metrics["a/loss"] == 6.0
+    assert metrics["b/loss"] == -6.0
+
+
+def test_no_two_examples_and_no_two_steps_share_randomness():
+    seen = []
+
+    def record(variables, batch, keys, moment):
+        return jax.vmap(jax.random.uniform)(keys) * variables["params"]["model"]["w"][0], Aux({})
+
+    state, step = state_and_step({"model": record}, PARAMS)
+    for s in range(3):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(0), s), np.arange(8))
+        seen.append(np.asarray(jax.vmap(jax.random.uniform)(keys)))
+        state, metrics = step(state, batch())
+        w = 0.5 if s == 0 else w
+        np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
+        w = float(state.variables["params"]["model"]["w"][0])
+    assert len(np.unique(seen)) == 24
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_counts(bad):
+    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    state, _ = step(state, batch(seed=1))
+    wild = batch(seed=2)
+    wild["x"][3, 1] = bad
+    after, metrics = step(state, wild)
+    assert after.step == 2 and metrics["skipped"] == metrics["skipped_in_a_row"] == 1
+    same = lambda s: (s.variables, s.ema, s.optimizer, s.health.mean, s.health.variance)  # noqa: E731
+    chex.assert_trees_all_equal(same(after), same(state))
+    sound, metrics = step(after, batch(seed=3))
+    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 0
+    without, _ = step(state.replace(step=after.step), batch(seed=3))
+    chex.assert_trees_all_equal(same(sound), same(without))
+
+
+def test_past_the_limit_no_step_changes_anything():
+    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    wild = batch() | {"x": np.full((8, 3), np.nan, np.float32)}
+    for _ in range(2):
+        state, metrics = step(state, wild)
+    assert metrics["skipped_in_a_row"] == 2
+    after, metrics = step(state, batch())
+    assert metrics["skipped_in_a_row"] == 3
+    chex.assert_trees_all_equal(after.variables, state.variables)
+
+
+def test_one_group_that_is_not_finite_holds_back_the_other():
+    def other(variables, batch, keys, moment):
+        return jnp.full(8, jnp.inf) * variables["params"]["other"]["w"].sum(), Aux({}, {})
+
+    state, step = state_and_step({"model": linear, "other": other}, PARAMS | {"other": {"w": jnp.ones(2)}})
+    after, metrics = step(state, batch())
+    assert metrics["skipped"] == 1 and jnp.isfinite(metrics["model/loss"])
+    chex.assert_trees_all_equal(after.variables, state.variables)
