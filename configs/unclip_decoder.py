@@ -1,32 +1,24 @@
-"""unCLIP's decoder: small pictures of a CLIP embedding and the caption.
+"""unCLIP's decoder: CLIP image embedding and caption to low-resolution image.
 
     python launch.py train --config=configs/unclip_decoder.py --workdir=runs/decoder --config.clip=runs/clip
 
-configs/glide_base.py, but for what is below, of shapes or `:emoji`; configs/unclip_shapes.py trains it with the rest.
+configs/glide_base.py with the changes below, or its variant `:emoji`; configs/unclip_shapes.py includes it.
 
 Time: configs/unclip_shapes.py.
 Score: configs/unclip_shapes.py.
-Setting: Ramesh et al. 2022: GLIDE's network at 64x64, batch 2048, 800,000 steps, the embedding withheld from 10 % and
-the caption from 50 %, 250 steps; here smaller.
+Setting: Ramesh et al. 2022: GLIDE's network at 64x64, batch 2048, 800,000 steps, the embedding dropped for 10 % and
+the caption for 50 %, 250 sampling steps; here smaller.
 """
-
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.runs.config_files import load_file
+from configs import common
 
-HERE = Path(__file__).parent
-DATA = ("shapes", "emoji")
+VARIANTS = ("shapes", "emoji")
 
 
-def get_config(data: str = "shapes") -> ConfigDict:
-    config = load_file(f"{HERE}/glide_base.py:{data}")
-    with config.unlocked():
-        config.clip = "@clip"  # whose embeddings of pictures it decodes: a part beside this one, or a workdir
-        config.conditions.image_embedding = ConfigDict()
-        config.conditions.image_embedding.tokens = 4  # that it is attended to as, beside the caption's
-        config.conditions.image_embedding.width = 128  # of those tokens: that of the caption's
-        config.conditions.image_embedding.dropout = 0.1  # share of embeddings withheld
-        config.conditions.caption.dropout = 0.5  # share of captions withheld
+def get_config(variant: str = "shapes") -> ConfigDict:
+    config = common.derive("glide_base", variant)
+    common.add(config, "clip", "conditions.image_embedding")
+    config.conditions.caption.dropout = 0.5
     return config

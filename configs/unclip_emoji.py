@@ -1,31 +1,23 @@
-"""DALL-E 2 (unCLIP) on emoji of both styles: configs/unclip_shapes.py, but for what is below.
+"""DALL-E 2 (unCLIP) on emoji of both styles: configs/unclip_shapes.py with the changes below.
 
     python launch.py train --config=configs/unclip_emoji.py --config.data.dir=DIR --workdir=runs/unclip_emoji
     python launch.py sample --workdir=runs/unclip_emoji --prompt="red heart, fluent 3d style" --num=16 --out=samples.png
 
-The data are prepared by `python -m diffjax.data.prepare emoji` (see --help).
+`python -m diffjax.data.prepare emoji` prepares the data (see --help).
 
-Time: not trained to its end, which is for one GPU; docs/results has what an hour of two cores gives.
+Time: sized for one GPU and not trained to its end; docs/results has the result of an hour of two cores.
 Score: not measured.
 Setting: as configs/unclip_shapes.py.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from diffjax.runs.config_files import load_file
-
-HERE = Path(__file__).parent
+from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = load_file(f"{HERE}/unclip_shapes.py")
-    config.data.name = "emoji"  # both styles, and all skin tones
-    config.data.image_size = 64  # as Google's are drawn
-    config.parts.clip = load_file(f"{HERE}/clip_emoji.py")  # that embeds pictures and captions
-    for name in ("pca", "upsampler"):
-        config.parts[name] = load_file(f"{HERE}/{name}.py:emoji")
-    for name in ("prior", "ar_prior", "decoder"):
-        config.parts[name] = load_file(f"{HERE}/unclip_{name}.py:emoji")
+    config = common.derive("unclip_shapes")
+    config.data.update(name="emoji", image_size=64)  # the native size of Google's emoji
+    common.add_parts(config, clip="clip_emoji.py", pca="pca.py:emoji", upsampler="upsampler.py:emoji")
+    common.add_parts(config, **{name: f"unclip_{name}.py:emoji" for name in ("prior", "ar_prior", "decoder")})
     return config

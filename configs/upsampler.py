@@ -1,46 +1,34 @@
-"""An upsampler to twice the size: configs/glide_base.py, but for what is below.
+"""Upsampler to twice the resolution: configs/glide_base.py with the changes below.
 
     python launch.py train --config=configs/upsampler.py --workdir=runs/upsampler
 
-Of scenes of shapes to 32x32, `:emoji` behind the file's name to 64x64 of emoji. It reads no caption and attends to
-nothing, is trained on crops, and is told a degraded picture, as unCLIP's are.
+Scenes of shapes to 32x32, or the variant `:emoji` to 64x64. It has no caption and no attention, is trained on crops,
+and is conditioned on a degraded image, as unCLIP's upsamplers are.
 
 Time: configs/unclip_shapes.py.
 Score: configs/unclip_shapes.py.
-Setting: Ramesh et al. 2022: 64x64 to 256x256 to 1024x1024, 320 and 192 channels, blurred and degraded by BSR, crops of
-a quarter of the picture, batch 1024 and 512, 1M steps, 27 and 15 steps of DDIM; here smaller.
+Setting: Ramesh et al. 2022: 64x64 to 256x256 to 1024x1024, 320 and 192 channels, blur and BSR degradation, crops of a
+quarter of the image, batch 1024 and 512, 1M steps, 27 and 15 DDIM steps; here smaller.
 """
-
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.runs.config_files import load_file
+from configs import common
 
-HERE = Path(__file__).parent
-DATA = ("shapes", "emoji")
+VARIANTS = {
+    "shapes": {"model": {"channels": 32}, "train": {"steps": 2500}},
+    "emoji": {"model": {"channels": 64}, "train": {"steps": 20_000}},
+}
 
 
-def get_config(data: str = "shapes") -> ConfigDict:
-    config = load_file(f"{HERE}/glide_base.py:{data}")
-    with config.unlocked():
-        del config.text  # it reads none
-        config.conditions = ConfigDict()
-        config.conditions.smaller_image = ConfigDict()
-        config.conditions.smaller_image.factor = 2  # by which its sides are smaller
-        config.conditions.smaller_image.degradation = (
-            "blur"  # none | blur | noise | bsr: models/diffusion/augmentation.py
-        )
-        config.model.middle_attention = False  # nothing attends
-    config.model.channels = 32 if data == "shapes" else 64  # at the first level
-    config.model.multipliers = (1, 2)  # of the channels at each level
-    config.model.attention_resolutions = ()  # nothing attends
-    config.diffusion.downsample = 1  # it draws pictures of the data's size
-    config.diffusion.times = "uniform"  # where everything is it is told
-    config.diffusion.crop = config.data.image_size // 2  # a quarter of the picture
-    config.train.steps = 2500 if data == "shapes" else 20_000  # updates of the weights
-    config.train.sample_every = 0  # steps between sheets, 0: only at the end
-    config.train.sample_count = 32  # images in a sheet
-    config.sampler.steps = 15  # 1 to T
-    config.sampler.guidance = 1.0  # nothing is withheld, so nothing guides
+def get_config(variant: str = "shapes") -> ConfigDict:
+    config = common.derive("glide_base", variant)
+    common.remove(config, "text", "conditions")
+    common.add(config, "conditions.low_res_image", "model.middle_attention")
+    config.model.update(multipliers=(1, 2), attention_resolutions=(), middle_attention=False)
+    config.diffusion.update(downsample=1, time_sampling="uniform")  # the conditioning image shows all positions
+    config.diffusion.crop = config.data.image_size // 2
+    config.train.update(sample_every=0, num_preview_samples=32)
+    config.sampler.update(steps=15, guidance=1.0)  # no condition is dropped, so there is no guidance
+    config.update(VARIANTS[variant])
     return config

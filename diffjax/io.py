@@ -1,4 +1,4 @@
-"""Files that are whole or absent, bounded reads, strict JSON, and short hashes."""
+"""Atomic writes, bounded reads, strict JSON, and hashes."""
 
 import contextlib
 import errno
@@ -20,10 +20,10 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which replaces `path` if the block succeeds and is deleted if it fails.
+    """Yields a temporary path in the folder of `path`; it replaces `path` if the block succeeds, else it is deleted.
 
-    A reader sees the old file or the new one, never a part. The temporary name is hidden and random, so it is no
-    user's file. A symbolic link at `path` is replaced, not followed.
+    A reader sees the old file or the new one, never a part. The temporary name is hidden and random, so that it is not
+    a user's file. A symbolic link at `path` is replaced, not followed.
 
     Raises:
       OSError: the file cannot be written; it names `path`.

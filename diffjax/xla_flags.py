@@ -1,4 +1,4 @@
-"""What is set before jax is imported: XLA's flags and the persistent compilation cache. The user's own settings win."""
+"""Environment set before jax is imported: XLA flags and the compilation cache. The user's settings take precedence."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 from diffjax import io
 from diffjax.errors import UserError, note
 
-# What CPUs give to that library: networks train faster than by XLA's own choice, and LIBRARY_FUSION_TYPE_DOT, which is
-# faster still, makes some products wrong (docs/performance.md). Others ignore it.
+# The operations that the CPU compiler passes to the YNN library. Networks train faster than with XLA's default;
+# LIBRARY_FUSION_TYPE_DOT is faster still, but computes some products wrong (docs/performance.md). Others ignore it.
 _XLA_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -29,7 +29,7 @@ def configure() -> None:
 
 
 def _set_cache() -> None:
-    """Sets the folder of compiled programs, which is made if missing; where there can be none, a note says so.
+    """Sets the folder of compiled programs and creates it; prints a note if there can be none.
 
     An empty JAX_COMPILATION_CACHE_DIR disables the cache, and a URL there is for jax to check.
     """
@@ -41,17 +41,17 @@ def _set_cache() -> None:
         cache.mkdir(parents=True, exist_ok=True)
         if not os.access(cache, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write to {cache}")
-    except (OSError, RuntimeError) as error:  # a RuntimeError where the user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         os.environ.pop(_CACHE, None)
-        note(f"compiled programs are not cached ({error}): set {_CACHE} or XDG_CACHE_HOME to a folder to write to")
+        note(f"compiled programs are not cached ({error}); set {_CACHE} or XDG_CACHE_HOME to a writable folder")
     else:
         os.environ[_CACHE] = str(cache)
 
 
 def _check_xla_flags(flags: str) -> None:
-    """Raises UserError for flags that XLA cannot parse.
+    """Checks that XLA can parse flags. Raises UserError if not.
 
-    XLA ends the process for them, so they are parsed in a fork, which is safe while jax has started no thread.
+    XLA ends the process for invalid flags, so a fork parses them, which is safe before jax starts threads.
     """
     from jaxlib import xla_client
 

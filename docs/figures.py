@@ -1,9 +1,9 @@
-"""Makes the README's figures and prints the numbers that it quotes: trains a config, sweeps its sampler.
+"""Creates the README's figures and prints its numbers: trains a config and sweeps its sampler.
 
 python docs/figures.py [digits | fashion_mnist] [--data_dir=DIR]
 
-Writes docs/figures/NAME.png, the samples at the end of training, and docs/figures/NAME_sweep.png. The run is kept in
-runs/figures/NAME: a second call does not train again. Times are those of this machine, and of other jobs on it.
+Writes docs/figures/NAME.png, the samples at the end of training, and docs/figures/NAME_sweep.png. The run stays in
+runs/figures/NAME: a second call does not train again. Times depend on this machine and on other jobs.
 """
 
 import argparse
@@ -23,8 +23,8 @@ class Run(NamedTuple):
     """A config, and the sweeps of its trained run."""
 
     config: str
-    quoted: tuple[str, ...]  # flags of the sweep whose numbers the README quotes in a sentence; (): none
-    shown: tuple[str, ...]  # flags of the sweep whose figure it shows
+    quoted: tuple[str, ...]  # flags of the sweep whose numbers the README quotes; (): none
+    shown: tuple[str, ...]  # flags of the sweep whose figure the README shows
 
 
 RUNS = {
@@ -49,28 +49,27 @@ def main() -> int:
     began = time.perf_counter()
     launch("train", f"--config={run.config}", f"--workdir={workdir}", *data)
     seconds = time.perf_counter() - began
-    last_sheet = sorted((workdir / "samples").glob("step_*.png"))[-1]
-    shutil.copyfile(last_sheet, FIGURES / f"{arguments.name}.png")
+    last_preview = sorted((workdir / "samples").glob("step_*.png"))[-1]
+    shutil.copyfile(last_preview, FIGURES / f"{arguments.name}.png")
     quoted = sweep(workdir, run.quoted) if run.quoted else None
     sweep(workdir, run.shown)
     shutil.copyfile(workdir / "results" / "sweep.png", FIGURES / f"{arguments.name}_sweep.png")
 
     print(f"\nREADME, {arguments.name}:")
-    print(
-        "training: " + ("not timed, the run was there" if trained else f"{seconds / 60:.1f} minutes, with compilation")
-    )
+    print("training: " + ("not timed, the run exists" if trained else f"{seconds / 60:.1f} minutes, with compilation"))
     if quoted:
         (cell,) = quoted["cells"]
-        real = quoted["baselines"]["recognised"]["real"]
+        real = quoted["baselines"]["classifier_accuracy"]["real"]
         print(f"on {quoted['device']}; samples: {quoted['num']}, steps: {cell['steps']}")
-        print(f"recognised: {percent(cell['recognised'], cell['standard_errors']['recognised'])}")
-        print(f"real images recognised: {percent(real['value'], real['standard_error'])}")
+        accuracy, error = cell["classifier_accuracy"], cell["standard_errors"]["classifier_accuracy"]
+        print(f"classifier accuracy: {percent(accuracy, error)}")
+        print(f"classifier accuracy of real images: {percent(real['value'], real['standard_error'])}")
         print(f"fd_pixels: {cell['fd_pixels']:.3f} ± {cell['standard_errors']['fd_pixels']:.3f}")
     return 0
 
 
 def launch(*arguments: str) -> None:
-    """Runs a verb of launch.py. Raises CalledProcessError where it fails."""
+    """Runs a verb of launch.py. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, str(ROOT / "launch.py"), *arguments], check=True, cwd=ROOT)
 
 

@@ -1,10 +1,10 @@
-"""ADM (Dhariwal & Nichol 2021), table 15: which of the steps to take, where there are few.
+"""ADM (Dhariwal & Nichol 2021), table 15: how to place a small number of steps.
 
     python launch.py reproduce --experiment=experiments/adm_sections.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
 GRID = {
     "uniform": {"sampler.grid": "sections"},
@@ -20,41 +20,40 @@ EXPERIMENT = Experiment(
     axes=[Axis("steps", GRID)],
     measures=[Measure("fd_effnet_lite0"), Measure("fd_pixels")],
     papers=[
-        Paper("FID, LSUN bedroom, 250 steps", {("uniform",): 2.31, ("90, 60, 60, 20, 20 of 250",): 2.02}),
+        Paper(
+            setting="FID, LSUN bedroom, 250 steps", values={("uniform",): 2.31, ("90, 60, 60, 20, 20 of 250",): 2.02}
+        ),
     ],
     orderings=[
         Ordering(
-            "More steps near the image are better than even ones",
-            [{"steps": "the same shares of 50"}, {"steps": "uniform"}],
+            claim="More steps near the image are better than evenly spaced steps",
+            order=[{"steps": "the same shares of 50"}, {"steps": "uniform"}],
         ),
-        Ordering("and those better than more near the noise", [{"steps": "uniform"}, {"steps": "reversed"}]),
+        Ordering(
+            claim="Evenly spaced steps are better than more steps near the noise",
+            order=[{"steps": "uniform"}, {"steps": "reversed"}],
+        ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/digits.py",
-            "two minutes on two CPU cores",
-            fields={
-                "train.steps": 100,
-                "train.sample_count": 0,
-                "sampler.name": "ancestral",
-                "sampler.steps": 50,
-                "sampler.guidance": 1.0,
-            },
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="two minutes on two CPU cores",
+            train_steps=100,
+            fields={"sampler.name": "ancestral", "sampler.steps": 50, "sampler.guidance": 1.0},
             axes={"steps": ("uniform", "the same shares of 50", "reversed")},
-            num=100,
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "half an hour on two CPU cores, less where DDIM's table 1 was made in the same folder",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="half an hour on two CPU cores, less after ddim_table1 in the same workdir",
             fields={"sampler.name": "ancestral", "sampler.steps": 50},
             axes={"steps": ("uniform", "the same shares of 50", "reversed")},
             seeds=(0, 1, 2),
             num=500,
         ),
         "paper": Scale(
-            "configs/ddpm_cifar10.py",
-            "a training of 800,000 steps; ours of CIFAR-10, as we have no LSUN",
+            config="configs/ddpm_cifar10.py",
+            duration="one training of 800,000 steps; CIFAR-10 in place of LSUN",
             fields={"sampler.steps": 250},
             axes={"steps": ("uniform", "90, 60, 60, 20, 20 of 250")},
             num=50_000,

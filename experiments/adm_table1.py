@@ -3,11 +3,11 @@
     python launch.py reproduce --experiment=experiments/adm_table1.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-The paper's values are its base's FID and the differences it prints, added up. We have no ImageNet: `paper` is
-CIFAR-10 with the same changes.
+The paper's values are the FID of its base plus the differences that it prints. `paper` uses CIFAR-10, not ImageNet,
+with the same changes.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
 RESCALED = 0.7071067811865476  # 1 / sqrt(2)
 CHANGE = {
@@ -35,40 +35,47 @@ EXPERIMENT = Experiment(
     measures=[Measure("fd_effnet_lite0"), Measure("fd_pixels")],
     papers=[
         Paper(
-            "FID, ImageNet 128x128",
-            {(name,): round(BASE + d, 2) for name, d in zip(CHANGE, DIFFERENCES, strict=True)},
+            setting="FID, ImageNet 128x128",
+            values={(name,): round(BASE + d, 2) for name, d in zip(CHANGE, DIFFERENCES, strict=True)},
         )
     ],
     orderings=[
-        Ordering("BigGAN's resampling is better than the base", [{"change": "BigGAN up and down"}, {"change": "base"}]),
-        Ordering("Several resolutions attend", [{"change": "attention at several resolutions"}, {"change": "base"}]),
-        Ordering("Rescaled residuals are worse", [{"change": "base"}, {"change": "rescaled residuals"}]),
-        Ordering("All together are best", [{"change": "all but rescaling"}, {"change": "base"}]),
+        Ordering(
+            claim="BigGAN's resampling is better than the base",
+            order=[{"change": "BigGAN up and down"}, {"change": "base"}],
+        ),
+        Ordering(
+            claim="Attention at several resolutions is better than the base",
+            order=[{"change": "attention at several resolutions"}, {"change": "base"}],
+        ),
+        Ordering(
+            claim="Rescaled residuals are worse than the base",
+            order=[{"change": "base"}, {"change": "rescaled residuals"}],
+        ),
+        Ordering(
+            claim="All changes but rescaling are better than the base",
+            order=[{"change": "all but rescaling"}, {"change": "base"}],
+        ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "three minutes on two CPU cores",
-            fields={
-                "data.name": "digits",
-                "data.image_size": 14,
-                "model.channels": 16,
-                "train.steps": 10,
-                "sampler.steps": 5,
-            },
+        "smoke": smoke(
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="three minutes on two CPU cores",
+            train_steps=10,
+            fields={"data.name": "digits", "data.image_size": 14, "model.channels": 16, "sampler.steps": 5},
             axes={"change": ("base", "BigGAN up and down", "all but rescaling")},
             num=50,
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "two hours on two CPU cores",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="two hours on two CPU cores",
             seeds=(0, 1, 2),
             num=500,
         ),
         "paper": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "seven trainings of 700,000 steps",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="seven trainings of 700,000 steps",
             fields={
                 "data.name": "cifar10",
                 "data.image_size": 28,

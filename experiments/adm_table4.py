@@ -1,10 +1,10 @@
-"""ADM (Dhariwal & Nichol 2021), table 4: guided by a classifier, by the scale of its gradient.
+"""ADM (Dhariwal & Nichol 2021), table 4: classifier guidance, by the scale of the gradient.
 
     python launch.py reproduce --experiment=experiments/adm_table4.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
 MODEL = {
     "conditional": {"diffusion.class_conditional": True},
@@ -17,70 +17,68 @@ TO_FASHION = {"data.name": "fashion_mnist", "data.image_size": 14, "model.attent
 EXPERIMENT = Experiment(
     title="ADM, table 4: classifier guidance",
     source="Dhariwal & Nichol 2021, table 4 (ImageNet 256x256)",
-    claim="A classifier's gradient makes up for labels: much of it for a model without them, a little for one with.",
+    claim="Classifier guidance improves samples: with a large scale if unconditional, with a small one otherwise.",
     axes=[Axis("model", MODEL), Axis("scale", {s: {"sampler.classifier_scale": float(s)} for s in SCALES})],
-    across="scale",
+    column_axis="scale",
     measures=[
         Measure("fd_effnet_lite0"),
-        Measure("recognised"),
-        Measure("manifold_effnet_lite0", "recall_effnet_lite0"),
+        Measure("classifier_accuracy"),
+        Measure("precision_recall_effnet_lite0", "recall_effnet_lite0"),
     ],
     papers=[
         Paper(
-            "FID, ImageNet 256x256",
-            {(model, s): value for model, row in FID.items() for s, value in zip(SCALES, row, strict=True)},
+            setting="FID, ImageNet 256x256",
+            values={(model, s): value for model, row in FID.items() for s, value in zip(SCALES, row, strict=True)},
         )
     ],
     orderings=[
         Ordering(
-            "A model without labels is recognised the more often the larger the scale",
-            [{"scale": "10"}, {"scale": "1"}, {"scale": "0"}],
+            claim="Unconditional: classifier accuracy rises with the scale",
+            order=[{"scale": "10"}, {"scale": "1"}, {"scale": "0"}],
             where={"model": ("unconditional",)},
-            measure="recognised",
+            measure="classifier_accuracy",
         ),
         Ordering(
-            "and its samples are nearer to real images at scale 10 than without guidance",
-            [{"scale": "10"}, {"scale": "0"}],
+            claim="Unconditional: scale 10 is better than no guidance",
+            order=[{"scale": "10"}, {"scale": "0"}],
             where={"model": ("unconditional",)},
         ),
         Ordering(
-            "A model with labels is nearest at scale 1",
-            [{"scale": "1"}, {"scale": "0"}],
+            claim="Conditional: scale 1 is better than no guidance",
+            order=[{"scale": "1"}, {"scale": "0"}],
             where={"model": ("conditional",)},
         ),
         Ordering(
-            "and at scale 10 worse than at 1",
-            [{"scale": "1"}, {"scale": "10"}],
+            claim="Conditional: scale 10 is worse than scale 1",
+            order=[{"scale": "1"}, {"scale": "10"}],
             where={"model": ("conditional",)},
         ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/digits.py",
-            "three minutes on two CPU cores",
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="three minutes on two CPU cores",
+            train_steps=60,
             fields={
-                "train.steps": 60,
-                "train.sample_count": 0,
                 "sampler.name": "ancestral",
                 "sampler.grid": "sections",
                 "sampler.steps": 20,
                 "sampler.guidance": 1.0,
             },
-            num=100,
-            measures=[Measure("fd_pixels"), Measure("recognised")],
+            measures=[Measure("fd_pixels"), Measure("classifier_accuracy")],
             classifier=("configs/classifier_digits.py", {"train.steps": 60}),
         ),
         "small": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "an hour on two CPU cores",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="an hour on two CPU cores",
             fields={"sampler.name": "ancestral", "sampler.grid": "sections", "sampler.steps": 50},
             seeds=(0, 1, 2),
             num=500,
             classifier=("configs/classifier_digits.py", {**TO_FASHION, "train.batch_size": 64}),
         ),
         "paper": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "two trainings and a classifier; ours of CIFAR-10, as we have no ImageNet",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="two trainings and a classifier; CIFAR-10 in place of ImageNet",
             fields={
                 "data.name": "cifar10",
                 "data.image_size": 32,

@@ -1,13 +1,13 @@
-"""Every autoencoder of the line on the same images: what comes back of them, and what is used of the codes.
+"""All autoencoders on the same images: errors of reconstruction and use of the codebook.
 
     python launch.py reproduce --experiment=experiments/autoencoders.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-No paper has them side by side. Networks and latents are those of the configs and differ from one to the next, so this
-shows that each works and what it does, not which is best.
+No paper compares them. Networks and latents are those of the configs and differ in size, so the table shows what each
+autoencoder does, not which is best.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Scale, smoke
 
 FILES = {
     "VAE": "vae",
@@ -19,50 +19,46 @@ FILES = {
 }
 
 
-def of(file: str):
-    return lambda config: {"config": f"configs/{file}.py:{config.data.name}"}
-
-
 def measures(distance: str, num: int) -> list[Measure]:
-    figures = {
+    headings = {
         "mse": ("MSE", "lower"),
         "psnr": ("PSNR", "higher"),
         "ssim": ("SSIM", "higher"),
         "codes.-1.perplexity": ("perplexity of the finest codes", "higher"),
-        "codes.-1.used": ("share of the finest codes in use", "higher"),
+        "codes.-1.used": ("proportion of the finest codes in use", "higher"),
     }
     return [
-        *(Measure("reconstruction", name, *words, settings={"num": num}) for name, words in figures.items()),
+        *(Measure("reconstruction", name, *words, settings={"num": num}) for name, words in headings.items()),
         Measure(distance),
     ]
 
 
 EXPERIMENT = Experiment(
     title="Autoencoders side by side",
-    source="Kingma & Welling 2014 to Rombach et al. 2022; in no one table",
-    claim="Images come back from a Gaussian latent, from codes, from relaxed codes, and from two levels of codes.",
-    axes=[Axis("autoencoder", {name: of(file) for name, file in FILES.items()})],
-    measures=measures("rfd_effnet_lite0", 1000),
+    source="Kingma & Welling 2014 to Rombach et al. 2022; no single table",
+    claim="Images can be reconstructed from Gaussian latents, codes, relaxed codes, and two levels of codes.",
+    axes=[Axis("autoencoder", {name: {"config": f"configs/{file}.py:{{data}}"} for name, file in FILES.items()})],
+    measures=measures("recon_fd_effnet_lite0", 1000),
     scales={
-        "smoke": Scale(
-            "configs/vae.py",
-            "three minutes on two CPU cores",
-            fields={"train.steps": 100, "train.warmup_steps": 10, "train.sample_count": 0},
-            num=100,
-            measures=measures("rfd_pixels", 100),
+        "smoke": smoke(
+            config="configs/vae.py",
+            duration="three minutes on two CPU cores",
+            train_steps=100,
+            fields={"train.warmup_steps": 10},
+            measures=measures("recon_fd_pixels", 100),
         ),
         "small": Scale(
-            "configs/vae.py:fashion_mnist",
-            "an hour on two CPU cores",
-            fields={"train.steps": 1500, "train.batch_size": 64, "train.sample_count": 0},
+            config="configs/vae.py:fashion_mnist",
+            duration="an hour on two CPU cores",
+            fields={"train.steps": 1500, "train.batch_size": 64, "train.num_preview_samples": 0},
             num=1000,
         ),
         "paper": Scale(
-            "configs/vae.py:cifar10",
-            "six trainings of 20,000 steps; the configs as they stand",
+            config="configs/vae.py:cifar10",
+            duration="six trainings of 20,000 steps, with unchanged configs",
             seeds=(0, 1, 2),
             num=10_000,
-            measures=measures("rfid", 10_000),
+            measures=measures("recon_fid", 10_000),
         ),
     },
 )

@@ -1,12 +1,12 @@
-"""DALL-E 2 (Ramesh et al. 2022), appendix C: the steps of each stage.
+"""DALL-E 2 (Ramesh et al. 2022), appendix C: number of steps of each stage.
 
     python launch.py reproduce --experiment=experiments/chain_steps.py --workdir=runs/experiments --scale=small
 
-The paper's are 64 of the diffusion prior, 250 of the decoder, 27 and 15 of the upsamplers, without a table of others.
-All cells are of one trained chain.
+The paper uses 64 steps for the diffusion prior, 250 for the decoder, and 27 and 15 for the upsamplers; it has no
+comparison. All cells sample one trained pipeline.
 """
 
-from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import SMALL_NETWORKS, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 COUNTS = {"prior": (4, 16, 64), "decoder": (5, 15, 50, 250), "upsampler": (2, 5, 15, 27)}
 
@@ -18,36 +18,43 @@ def counts(stage: str, *labels: int) -> list[dict[str, str]]:
 EXPERIMENT = Experiment(
     title="DALL-E 2: steps of each stage",
     source="Ramesh et al. 2022, appendix C (settings, no comparison)",
-    claim="The decoder takes most steps; the prior takes fewer, and upsamplers the fewest.",
+    claim="The decoder needs the most steps, the prior fewer, and the upsamplers the fewest.",
     axes=[
-        Axis(stage, {str(count): {f"sampler.stages.{stage}.steps": count} for count in found})
-        for stage, found in COUNTS.items()
+        Axis(stage, {str(count): {f"sampler.stages.{stage}.steps": count} for count in stage_counts})
+        for stage, stage_counts in COUNTS.items()
     ],
-    across="decoder",
-    measures=[Measure("fd_effnet_lite0"), Measure("captions", "captions"), Measure("fd_pixels")],
+    column_axis="decoder",
+    measures=[Measure("fd_effnet_lite0"), Measure("caption_accuracy"), Measure("fd_pixels")],
     orderings=[
-        Ordering("Pictures are better the more steps the decoder takes", counts("decoder", 50, 15, 5)),
-        Ordering("and better the more the prior takes", counts("prior", 64, 16, 4), where={"decoder": ("50",)}),
-        Ordering("and better the more the upsampler takes", counts("upsampler", 15, 5, 2), where={"decoder": ("50",)}),
+        Ordering(claim="Images improve with the decoder's steps", order=counts("decoder", 50, 15, 5)),
+        Ordering(
+            claim="Images improve with the prior's steps", order=counts("prior", 64, 16, 4), where={"decoder": ("50",)}
+        ),
+        Ordering(
+            claim="Images improve with the upsampler's steps",
+            order=counts("upsampler", 15, 5, 2),
+            where={"decoder": ("50",)},
+        ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/unclip_shapes.py",
-            "ten minutes on two CPU cores",
-            fields=TINY,
+        "smoke": smoke(
+            config="configs/unclip_shapes.py",
+            duration="ten minutes on two CPU cores",
+            train_steps=20,
+            fields=SMALL_NETWORKS,
             axes={"prior": ("4", "16"), "decoder": ("5", "15"), "upsampler": ("2",)},
             num=20,
-            measures=[Measure("fd_pixels"), Measure("captions")],
+            measures=[Measure("fd_pixels"), Measure("caption_accuracy")],
         ),
         "small": Scale(
-            "configs/unclip_shapes.py",
-            "ten minutes on two CPU cores, where the chain is trained",
+            config="configs/unclip_shapes.py",
+            duration="ten minutes on two CPU cores, once the pipeline is trained",
             axes={"decoder": ("5", "15", "50"), "upsampler": ("2", "5", "15")},
             num=200,
         ),
         "paper": Scale(
-            "configs/unclip_emoji.py",
-            "a day on one GPU; on data of ours",
+            config="configs/unclip_emoji.py",
+            duration="a day on one GPU; our data set",
             num=1000,
             measures=[Measure("fid"), Measure("clip_score")],
         ),

@@ -1,60 +1,53 @@
-"""DALL-E (Ramesh et al. 2021), section 2.6 and figure 6: the best of k pictures by CLIP.
+"""DALL-E (Ramesh et al. 2021), section 2.6 and figure 6: best of k images by CLIP.
 
     python launch.py reproduce --experiment=experiments/dalle_best_of.py --workdir=runs/experiments --scale=small
 
-Whether a picture shows its caption is read from the picture, not asked of the CLIP that chose it.
+Caption accuracy is read from the image, independently of the CLIP that selects it.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import SMALL_NETWORKS, Axis, Experiment, Measure, Ordering, Scale, smoke
 
-TINY = {
-    "parts.codec.train.steps": 30,
-    "parts.codec.train.sample_count": 0,
-    "parts.codec.model.channels": 8,
-    "parts.clip.train.steps": 20,
-    "parts.clip.image_encoder.width": 32,
-    "parts.clip.text_encoder.width": 32,
-    "model.width": 48,
-    "model.layers": 2,
-    "train.steps": 20,
-    "train.sample_count": 0,
-}
 K = ("1", "4", "16", "64")
 
 EXPERIMENT = Experiment(
-    title="DALL-E: the best of k pictures by CLIP",
-    source="Ramesh et al. 2021, section 2.6 and figure 6 (pictures, no table)",
-    claim="Of more candidates CLIP finds a picture that shows the caption better, with falling returns.",
+    title="DALL-E: best of k images by CLIP",
+    source="Ramesh et al. 2021, section 2.6 and figure 6 (images, no table)",
+    claim="With more candidates, CLIP finds an image that fits the caption better, with diminishing returns.",
     axes=[Axis("k", {k: {"rerank.best_of": int(k)} for k in K})],
-    across="k",
+    column_axis="k",
     measures=[
-        Measure("captions", "captions"),
-        Measure("captions", "caption_relation"),
+        Measure("caption_accuracy"),
+        Measure("caption_accuracy", "caption_relation"),
         Measure("clip_score"),
         Measure("fd_effnet_lite0"),
     ],
     orderings=[
-        Ordering("The more candidates, the more pictures show their caption", [{"k": k} for k in reversed(K)]),
+        Ordering(claim="Caption accuracy rises with the number of candidates", order=[{"k": k} for k in reversed(K)]),
         Ordering(
-            "and the higher is the score of the CLIP that chooses",
-            [{"k": k} for k in reversed(K)],
+            claim="The score of the reranking CLIP rises with the number of candidates",
+            order=[{"k": k} for k in reversed(K)],
             measure="clip_score",
         ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/dalle_shapes.py",
-            "two minutes on two CPU cores",
-            fields=TINY,
+        "smoke": smoke(
+            config="configs/dalle_shapes.py",
+            duration="two minutes on two CPU cores",
+            train_steps=20,
+            fields=SMALL_NETWORKS,
             axes={"k": ("1", "4")},
             num=20,
-            measures=[Measure("captions"), Measure("fd_pixels")],
+            measures=[Measure("caption_accuracy"), Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/dalle_shapes.py", "an hour and a half on two CPU cores, where nothing is trained yet", num=200
+            config="configs/dalle_shapes.py",
+            duration="an hour and a half on two CPU cores, training included",
+            num=200,
         ),
         "paper": Scale(
-            "configs/dalle_emoji.py", "a day on one GPU; the paper's best of 512, on data of ours", num=1000
+            config="configs/dalle_emoji.py",
+            duration="a day on one GPU; the paper's best of 512; our data set",
+            num=1000,
         ),
     },
 )

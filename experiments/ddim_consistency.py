@@ -4,39 +4,45 @@
                                --data_dir=DIR
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke, steps
 
 EXPERIMENT = Experiment(
-    title="DDIM, figure 5: the same picture in any number of steps",
+    title="DDIM, figure 5: the same image in any number of steps",
     source="Song, Meng & Ermon 2021, section 5.2 and figure 5",
-    claim="Without noise a latent says what is in the picture, in however many steps it is decoded.",
+    claim="Without noise, the latent determines the image, whatever the number of steps.",
     axes=[
         Axis("eta", {"0": {"sampler.name": "ddim(eta=0)"}, "1": {"sampler.name": "ddim(eta=1)"}}),
         steps(5, 10, 20, 50, 100),
     ],
-    across="steps",
-    measures=[Measure("to_most_steps", heading="difference from the most steps, grey levels")],
+    column_axis="steps",
+    measures=[Measure("rms_to_finest_grid", heading="RMS to the most steps, grey levels")],
     orderings=[
         Ordering(
-            "Without noise the pictures are nearer to those of the most steps",
-            [{"eta": "0"}, {"eta": "1"}],
+            claim="Images without noise are closer to those of the most steps",
+            order=[{"eta": "0"}, {"eta": "1"}],
             where={"steps": ("5", "10", "20", "50")},
         ),
         Ordering(
-            "and nearer with every step",
-            [{"steps": n} for n in ("50", "20", "10", "5")],
+            claim="Without noise, images get closer with more steps",
+            order=[{"steps": n} for n in ("50", "20", "10", "5")],
             where={"eta": ("0",)},
         ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/digits.py",
-            "a minute or two on two CPU cores",
-            fields={"train.steps": 100, "train.sample_count": 0, "sampler.guidance": 1.0},
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="a minute or two on two CPU cores",
+            train_steps=100,
+            fields={"sampler.guidance": 1.0},
             axes={"steps": ("5", "10", "20")},
             num=20,
         ),
-        "small": Scale("configs/ddpm_fashion_mnist.py:14", "half an hour on two CPU cores", seeds=(0, 1, 2), num=100),
-        "paper": Scale("configs/ddpm_cifar10.py", "a training of 800,000 steps", num=100),
+        "small": Scale(
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="half an hour on two CPU cores",
+            seeds=(0, 1, 2),
+            num=100,
+        ),
+        "paper": Scale(config="configs/ddpm_cifar10.py", duration="one training of 800,000 steps", num=100),
     },
 )

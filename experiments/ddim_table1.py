@@ -1,11 +1,11 @@
-"""DDIM (Song et al. 2021), table 1: the quality of samples in few steps, by how much noise each step adds.
+"""DDIM (Song et al. 2021), table 1: quality of samples in few steps, by the noise per step.
 
     python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=smoke
     python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke, steps
 
 NOISE = {
     "0": {"sampler.name": "ddim(eta=0)"},
@@ -26,47 +26,48 @@ COUNTS = (10, 20, 50, 100, 1000)
 EXPERIMENT = Experiment(
     title="DDIM, table 1: samples in few steps",
     source="Song, Meng & Ermon 2021, table 1",
-    claim="Without noise of its own, a sampler needs ten times fewer steps; DDPM's larger variance needs them all.",
+    claim="A sampler without noise needs ten times fewer steps; DDPM's larger variance needs all steps.",
     axes=(Axis("eta", NOISE), steps(*COUNTS)),
-    across="steps",
+    column_axis="steps",
     measures=(Measure("fd_effnet_lite0"), Measure("fd_pixels")),
     papers=[
         Paper(
-            "FID, CIFAR-10, 50,000 samples",
-            {(eta, str(n)): value for eta, row in CIFAR10.items() for n, value in zip(COUNTS, row, strict=True)},
+            setting="FID, CIFAR-10, 50,000 samples",
+            values={(eta, str(n)): value for eta, row in CIFAR10.items() for n, value in zip(COUNTS, row, strict=True)},
         )
     ],
     orderings=(
         Ordering(
-            "In 10 to 50 steps less noise is better: eta 0, then 0.5, then 1, then the larger variance",
-            [{"eta": eta} for eta in ("0", "0.5", "1", "hat")],
+            claim="In 10 to 50 steps less noise is better: eta 0, then 0.5, then 1, then the larger variance",
+            order=[{"eta": eta} for eta in ("0", "0.5", "1", "hat")],
             where={"steps": ("10", "20", "50")},
         ),
         Ordering(
-            "The larger variance gains the most from steps: it improves from 10 to 20 to 50 to 100",
-            [{"steps": count} for count in ("100", "50", "20", "10")],
+            claim="The larger variance improves with steps: from 10 to 20 to 50 to 100",
+            order=[{"steps": count} for count in ("100", "50", "20", "10")],
             where={"eta": ("hat",)},
         ),
     ),
     scales={
-        "smoke": Scale(
-            "configs/digits.py",
-            "a minute or two on two CPU cores",
-            fields={"train.steps": 100, "train.sample_count": 0, "sampler.guidance": 1.0},
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="a minute or two on two CPU cores",
+            train_steps=100,
+            fields={"sampler.guidance": 1.0},
             axes={"eta": ("0", "1", "hat"), "steps": ("10", "20")},
             num=200,
             measures=(Measure("fd_pixels"),),
         ),
         "small": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "an hour on two CPU cores",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="an hour on two CPU cores",
             axes={"steps": ("10", "20", "50", "100")},
             seeds=(0, 1, 2),
             num=500,
         ),
         "paper": Scale(
-            "configs/ddpm_cifar10.py",
-            "days on eight GPUs",
+            config="configs/ddpm_cifar10.py",
+            duration="days on eight GPUs",
             fields={"sampler.grid": "quadratic"},
             num=50_000,
             measures=(Measure("fid"),),

@@ -1,14 +1,14 @@
-"""Latent diffusion (Rombach et al. 2022), table 8: what its first stages give back, by how much they shrink an image.
+"""Latent diffusion (Rombach et al. 2022), table 8: reconstructions of its first stages, by downsampling factor.
 
     python launch.py reproduce --experiment=experiments/first_stages.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-The paper's are trained on OpenImages at 256x256, with a perceptual loss and 8192 or 16384 codes. We have no such data:
-`paper` is CIFAR-10, of whose 32x32 pixels f 32 leaves a single latent, with the paper's widths and channels of latents,
-the config's 512 codes, no perceptual loss, and attention only in the middle.
+The paper trains on OpenImages at 256x256, with a perceptual loss and 8192 or 16384 codes. `paper` uses CIFAR-10, where
+f 32 leaves a single latent, with the paper's widths and latent channels, the config's 512 codes, no perceptual loss,
+and attention in the middle block only.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
 FACTORS = ("4", "8", "16", "32")
 MULTIPLIERS = {
@@ -21,21 +21,16 @@ SSIM = {"VQ": (0.82, 0.65, 0.54, 0.41), "KL": (0.82, 0.69, 0.68, 0.61)}
 FILES = {"VQ": "vqgan", "KL": "kl"}
 
 
-def of(latent: str):
-    return lambda config: {"config": f"configs/{FILES[latent]}.py:{config.data.name}"}
-
-
-def shrinking(i: int):
-    def fields(config):
-        latent = "VQ" if "codes" in config else "KL"
-        channels = CHANNELS[latent][i]
-        return {
+def networks(i: int) -> dict[str, dict]:
+    """Returns the fields of factor i by latent."""
+    return {
+        latent: {
             "model.multipliers": MULTIPLIERS[latent][i],
-            "model.latent_channels": channels,
-            "model.z_channels": channels,
+            "model.latent_channels": CHANNELS[latent][i],
+            "model.z_channels": CHANNELS[latent][i],
         }
-
-    return fields
+        for latent in FILES
+    }
 
 
 def table(rows: dict[str, tuple[float, ...]]) -> dict[tuple[str, str], float]:
@@ -53,71 +48,67 @@ def measures(distance: str, num: int) -> list[Measure]:
 EXPERIMENT = Experiment(
     title="Latent diffusion: first stages",
     source="Rombach et al. 2022, table 8",
-    claim="The less an image is shrunk the better it comes back, and better from a Gaussian latent than from codes.",
+    claim="Reconstructions improve with smaller f, and are better from Gaussian latents than from codes.",
     axes=[
-        Axis("latent", {latent: of(latent) for latent in FILES}),
-        Axis("f", {f: shrinking(i) for i, f in enumerate(FACTORS)}),
+        Axis("latent", {latent: {"config": f"configs/{file}.py:{{data}}"} for latent, file in FILES.items()}),
+        Axis("f", {f: networks(i) for i, f in enumerate(FACTORS)}, by="latent"),
     ],
-    across="f",
-    measures=measures("rfd_effnet_lite0", 1000),
+    column_axis="f",
+    measures=measures("recon_fd_effnet_lite0", 1000),
     papers=[
-        Paper("reconstruction FID, ImageNet 256x256", table(RFID)),
-        Paper("SSIM, ImageNet 256x256", table(SSIM), beside=("reconstruction.ssim",)),
+        Paper(setting="reconstruction FID, ImageNet 256x256", values=table(RFID)),
+        Paper(setting="SSIM, ImageNet 256x256", values=table(SSIM), metrics=("reconstruction.ssim",)),
     ],
     orderings=[
         Ordering(
-            "Codes: f 4 is better than 8, and 8 than 16",
-            [{"f": f} for f in ("4", "8", "16")],
+            claim="Codes: f 4 is better than 8, and 8 than 16",
+            order=[{"f": f} for f in ("4", "8", "16")],
             where={"latent": ("VQ",)},
         ),
-        Ordering("Gaussian: f 4 is better than 8", [{"f": f} for f in ("4", "8")], where={"latent": ("KL",)}),
-        Ordering("Gaussian latents are better than codes", [{"latent": "KL"}, {"latent": "VQ"}]),
+        Ordering(
+            claim="Gaussian: f 4 is better than 8", order=[{"f": f} for f in ("4", "8")], where={"latent": ("KL",)}
+        ),
+        Ordering(claim="Gaussian latents are better than codes", order=[{"latent": "KL"}, {"latent": "VQ"}]),
     ],
     scales={
-        "smoke": Scale(
-            "configs/kl.py",
-            "three minutes on two CPU cores",
-            fields={
-                "model.channels": 8,
-                "adversarial.start": 20,
-                "train.steps": 60,
-                "train.warmup_steps": 10,
-                "train.sample_count": 0,
-            },
+        "smoke": smoke(
+            config="configs/kl.py",
+            duration="three minutes on two CPU cores",
+            train_steps=60,
+            fields={"model.channels": 8, "adversarial.start_step": 20, "train.warmup_steps": 10},
             axes={"f": ("4", "8")},
-            num=100,
-            measures=measures("rfd_pixels", 100),
+            measures=measures("recon_fd_pixels", 100),
         ),
         "small": Scale(
-            "configs/kl.py:cifar10",
-            "a night on two CPU cores",
+            config="configs/kl.py:cifar10",
+            duration="a night on two CPU cores",
             fields={
                 "model.channels": 16,
-                "adversarial.start": 1000,
+                "adversarial.start_step": 1000,
                 "train.steps": 2000,
                 "train.batch_size": 64,
-                "train.sample_count": 0,
+                "train.num_preview_samples": 0,
             },
             axes={"f": ("4", "8", "16")},
             seeds=(0, 1, 2),
             num=1000,
         ),
         "paper": Scale(
-            "configs/kl.py:cifar10",
-            "eight trainings of 200,000 steps",
+            config="configs/kl.py:cifar10",
+            duration="eight trainings of 200,000 steps",
             fields={
                 "model.channels": 128,
                 "model.blocks": 2,
                 "model.norm_groups": 32,
-                "adversarial.start": 50_000,
+                "adversarial.start_step": 50_000,
                 "adversarial.channels": 64,
                 "train.steps": 200_000,
                 "train.learning_rate": 1e-4,
                 "train.discriminator.learning_rate": 1e-4,
-                "train.sample_count": 0,
+                "train.num_preview_samples": 0,
             },
             num=10_000,
-            measures=measures("rfid", 10_000),
+            measures=measures("recon_fid", 10_000),
         ),
     },
 )

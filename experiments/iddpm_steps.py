@@ -1,14 +1,14 @@
-"""Improved DDPM (Nichol & Dhariwal 2021), figure 8: samples against steps, with fixed and with learned variance.
+"""Improved DDPM (Nichol & Dhariwal 2021), figure 8: samples against steps, with fixed and learned variance.
 
     python launch.py reproduce --experiment=experiments/iddpm_steps.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-The paper gives a figure and no numbers. Models are those of table 2, which are not trained again in the same folder.
+The paper has a figure and no numbers. The models are those of iddpm_table2, shared in the same workdir.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke, steps
 
-# Every 4000 / N-th time for DDIM, and Improved DDPM's own spacing for the others, as the authors' code has them.
+# Time grids of the authors' code: every 4000 / N-th time for DDIM, Improved DDPM's spacing for the others.
 HYBRID = {"diffusion.schedule": "cosine", "diffusion.loss": "hybrid", "diffusion.variance": "learned_range"}
 MODEL = {
     "learned variance (L_hybrid)": {"sampler.name": "ancestral", "sampler.grid": "sections", **HYBRID},
@@ -29,42 +29,44 @@ LEARNED, DDIM, SMALLER, LARGER = ([{"model": name}] for name in MODEL)
 EXPERIMENT = Experiment(
     title="Improved DDPM, figure 8: a sweep of the steps",
     source="Nichol & Dhariwal 2021, figure 8 (a figure, no table)",
-    claim="With a learned variance 100 of 4000 steps are nearly as good as all; a fixed one needs many more.",
+    claim="With a learned variance 100 of 4000 steps are nearly as good as all; a fixed variance needs many more.",
     axes=[Axis("model", MODEL), steps(10, 25, 50, 100, 200, 400, 1000, 4000)],
-    across="steps",
+    column_axis="steps",
     measures=[Measure("fd_effnet_lite0"), Measure("fd_pixels")],
     orderings=[
         Ordering(
-            "In 25 to 100 steps the learned variance is better than the larger fixed one",
-            [*LEARNED, *LARGER],
+            claim="In 25 to 100 steps the learned variance is better than the larger fixed variance",
+            order=[*LEARNED, *LARGER],
             where={"steps": ("25", "50", "100")},
         ),
         Ordering(
-            "and than the smaller fixed one",
-            [*LEARNED, *SMALLER],
+            claim="In 25 to 100 steps the learned variance is better than the smaller fixed variance",
+            order=[*LEARNED, *SMALLER],
             where={"steps": ("25", "50", "100")},
         ),
-        Ordering("DDIM is better than the learned variance in 10 steps", [*DDIM, *LEARNED], where={"steps": ("10",)}),
+        Ordering(
+            claim="DDIM is better than the learned variance in 10 steps",
+            order=[*DDIM, *LEARNED],
+            where={"steps": ("10",)},
+        ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/digits.py",
-            "three minutes on two CPU cores",
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="three minutes on two CPU cores",
+            train_steps=40,
             fields={
                 "diffusion.timesteps": 4000,
                 "diffusion.rescale_timesteps": True,
                 "diffusion.parameterization": "eps",
-                "train.steps": 40,
-                "train.sample_count": 0,
                 "sampler.guidance": 1.0,
             },
             axes={"steps": ("10", "25")},
-            num=100,
             measures=[Measure("fd_pixels")],
         ),
         "small": Scale(
-            "configs/ddpm_fashion_mnist.py:14",
-            "an hour on two CPU cores, less where table 2 was made in the same folder",
+            config="configs/ddpm_fashion_mnist.py:14",
+            duration="an hour on two CPU cores, less after iddpm_table2 in the same workdir",
             fields={
                 "data.image_size": 8,
                 "model.attention_resolutions": (4,),
@@ -78,8 +80,8 @@ EXPERIMENT = Experiment(
             num=500,
         ),
         "paper": Scale(
-            "configs/ddpm_cifar10.py",
-            "two trainings of 500,000 steps",
+            config="configs/ddpm_cifar10.py",
+            duration="two trainings of 500,000 steps",
             fields={
                 "diffusion.timesteps": 4000,
                 "diffusion.rescale_timesteps": True,

@@ -1,15 +1,14 @@
-"""VQ-VAE (van den Oord et al. 2017), section 1: under a strong decoder a VAE's latent is ignored, codes are not.
+"""VQ-VAE (van den Oord et al. 2017), section 1: a strong decoder ignores a VAE's latent, but not codes.
 
     python launch.py reproduce --experiment=experiments/posterior_collapse.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-Same data, same encoder, same PixelCNN. A VAE's latent is used as far as its KL goes; a VQ-VAE's has no KL to fall, and
-log2(size) bits a code whether they are used or not: its perplexity says that, and what the decoder needs given either.
-The paper gives no figures. `paper` is CIFAR-10 with the encoder of its section 4.1, a PixelCNN of ours, and 64 codes
-where it has 512.
+Data, encoder and PixelCNN are the same. The KL term measures the use of a VAE's latent. A VQ-VAE always spends
+log2(size) bits per code: its perplexity measures their use. The paper has no numbers. `paper` uses CIFAR-10 with the
+encoder of its section 4.1, our PixelCNN, and 64 codes instead of 512.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
 
 BETTER = {"elbo": "lower", "nll": "lower", "kl": "neither"}
 
@@ -23,14 +22,14 @@ def measures(num: int, draws: int) -> list[Measure]:
     return [
         *(Measure("nll", name, words, BETTER[name], {"num": num, "draws": draws}) for name, words in bits.items()),
         Measure("training", "perplexity", heading="perplexity of the codes, last batch", better="neither"),
-        Measure("training", "codes_used", heading="share of the codes in use, last epoch", better="neither"),
+        Measure("training", "codes_used", heading="proportion of codes in use, last epoch", better="neither"),
     ]
 
 
 EXPERIMENT = Experiment(
     title="Posterior collapse",
     source="van den Oord, Vinyals & Kavukcuoglu 2017, section 1 (no table)",
-    claim="Under an autoregressive decoder a VAE's latent is ignored, and a VQ-VAE's codes are not.",
+    claim="An autoregressive decoder ignores a VAE's latent, but not a VQ-VAE's codes.",
     axes=[
         Axis(
             "latent",
@@ -42,31 +41,35 @@ EXPERIMENT = Experiment(
     ],
     measures=measures(1000, 4),
     orderings=[
-        Ordering("The codes tell the decoder more than the Gaussian latent", [{"latent": "VQ-VAE"}, {"latent": "VAE"}])
+        Ordering(
+            claim="The decoder needs fewer bits given codes than given the Gaussian latent",
+            order=[{"latent": "VQ-VAE"}, {"latent": "VAE"}],
+        )
     ],
     scales={
-        "smoke": Scale(
-            "configs/posterior_collapse.py",
-            "a minute on two CPU cores",
-            fields={"train.steps": 60, "train.warmup_steps": 10, "train.sample_count": 0},
+        "smoke": smoke(
+            config="configs/posterior_collapse.py",
+            duration="a minute on two CPU cores",
+            train_steps=60,
+            fields={"train.warmup_steps": 10},
             num=8,
             measures=measures(100, 2),
         ),
         "small": Scale(
-            "configs/posterior_collapse.py",
-            "two hours on two CPU cores",
+            config="configs/posterior_collapse.py",
+            duration="two hours on two CPU cores",
             fields={
                 "data.name": "fashion_mnist",
                 "data.image_size": 14,
                 "train.steps": 800,
-                "train.sample_count": 0,
+                "train.num_preview_samples": 0,
             },
             seeds=(0, 1, 2),
             num=8,
         ),
         "paper": Scale(
-            "configs/posterior_collapse.py",
-            "two trainings of 250,000 steps",
+            config="configs/posterior_collapse.py",
+            duration="two trainings of 250,000 steps",
             fields={
                 "data.name": "cifar10",
                 "data.image_size": 32,
@@ -78,8 +81,8 @@ EXPERIMENT = Experiment(
                 "train.steps": 250_000,
                 "train.batch_size": 128,
                 "train.learning_rate": 2e-4,
-                "train.schedule": "constant",
-                "train.sample_count": 0,
+                "train.learning_rate_schedule": "constant",
+                "train.num_preview_samples": 0,
             },
             num=8,
             measures=measures(10_000, 4),

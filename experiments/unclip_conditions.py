@@ -1,69 +1,78 @@
-"""DALL-E 2 (Ramesh et al. 2022), section 5.1: what the decoder is told beside the caption.
+"""DALL-E 2 (Ramesh et al. 2022), section 5.1: conditions of the decoder, besides the caption.
 
     python launch.py reproduce --experiment=experiments/unclip_conditions.py --workdir=runs/experiments --scale=small
 
-"caption": nothing, as GLIDE is. "text embedding": CLIP's embedding of the caption, by a decoder trained on it.
-"text embedding, zero-shot": the same, by a decoder trained on embeddings of pictures. "image embedding": one that the
-diffusion prior draws. The paper's figures are the best over guidance scales; ours have the configs' scale of 2.
+"caption": no other condition, as in GLIDE. "text embedding": CLIP's embedding of the caption, with a decoder trained on
+it. "text embedding, zero-shot": the same, with a decoder trained on image embeddings. "image embedding": a sample of
+the diffusion prior. The paper's values are the best over guidance scales; ours use the configs' scale of 2.
 """
 
-from diffjax.reproduce import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import SMALL_NETWORKS, Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
-TOLD = {
-    "caption": lambda config: {"config": f"configs/glide_{config.data.name}.py", "noised_clip": ""},
-    "text embedding": lambda config: {"config": f"configs/unclip_text_decoder.py:{config.data.name}"},
+CONDITION = {
+    "caption": {"config": "configs/glide_{data}.py", "noised_clip": ""},
+    "text embedding": {"config": "configs/unclip_text_decoder.py:{data}"},
     "text embedding, zero-shot": {"sampler.prior": "none"},
     "image embedding": {"sampler.prior": "diffusion"},
 }
-CAPTION, TEXT, ZERO_SHOT, IMAGE = ({"told": name} for name in TOLD)
+CAPTION, TEXT, ZERO_SHOT, IMAGE = ({"condition": name} for name in CONDITION)
 
 EXPERIMENT = Experiment(
-    title="DALL-E 2: what the decoder is told",
+    title="DALL-E 2: conditions of the decoder",
     source="Ramesh et al. 2022, section 5.1 (small models) and table 1",
-    claim="A decoder of drawn image embeddings makes better pictures than one of the text's embeddings.",
-    axes=[Axis("told", TOLD)],
+    claim="Conditioning on sampled image embeddings gives better images than conditioning on text embeddings.",
+    axes=[Axis("condition", CONDITION)],
     measures=[
-        Measure("captions", "captions"),
-        *(Measure("captions", f"caption_{part}") for part in ("count", "colour", "shape", "relation")),
+        Measure("caption_accuracy"),
+        *(Measure("caption_accuracy", f"caption_{part}") for part in ("count", "colour", "shape", "relation")),
         Measure("fd_effnet_lite0"),
-        Measure("manifold_effnet_lite0", "recall_effnet_lite0"),
+        Measure("precision_recall_effnet_lite0", "recall_effnet_lite0"),
     ],
     papers=[
         Paper(
-            "FID of small models on a test set of theirs",
-            {("text embedding",): 9.16, ("text embedding, zero-shot",): 16.55, ("image embedding",): 7.99},
-            beside=("fd_effnet_lite0", "fid"),
+            setting="FID of small models on the authors' test set",
+            values={("text embedding",): 9.16, ("text embedding, zero-shot",): 16.55, ("image embedding",): 7.99},
+            metrics=("fd_effnet_lite0", "fid"),
         )
     ],
     orderings=[
         Ordering(
-            "Told image embeddings it draws nearer to real pictures than told the text's",
-            [IMAGE, TEXT],
+            claim="Image embeddings give images closer to real ones than text embeddings",
+            order=[IMAGE, TEXT],
             measure="fd_effnet_lite0",
         ),
         Ordering(
-            "and told these, nearer where it was trained on them",
-            [TEXT, ZERO_SHOT],
+            claim="Text embeddings give images closer to real ones if the decoder was trained on them",
+            order=[TEXT, ZERO_SHOT],
             measure="fd_effnet_lite0",
         ),
-        Ordering("and shows the caption more often than told text embeddings", [IMAGE, TEXT]),
-        Ordering("but less often than told the caption alone", [CAPTION, IMAGE]),
-        Ordering("and is more varied then", [IMAGE, CAPTION], measure="recall_effnet_lite0"),
+        Ordering(claim="Image embeddings have a higher caption accuracy than text embeddings", order=[IMAGE, TEXT]),
+        Ordering(claim="Image embeddings have a lower caption accuracy than the caption alone", order=[CAPTION, IMAGE]),
+        Ordering(
+            claim="Image embeddings have a higher recall than the caption alone",
+            order=[IMAGE, CAPTION],
+            measure="recall_effnet_lite0",
+        ),
     ],
     scales={
-        "smoke": Scale(
-            "configs/unclip_shapes.py",
-            "fifteen minutes on two CPU cores",
-            fields=TINY,
+        "smoke": smoke(
+            config="configs/unclip_shapes.py",
+            duration="fifteen minutes on two CPU cores",
+            train_steps=20,
+            fields=SMALL_NETWORKS,
             num=20,
-            measures=[Measure("captions"), Measure("fd_pixels")],
+            measures=[Measure("caption_accuracy"), Measure("fd_pixels")],
         ),
-        "small": Scale("configs/unclip_shapes.py", "ten minutes on two CPU cores, where all is trained", num=500),
+        "small": Scale(
+            config="configs/unclip_shapes.py",
+            duration="ten minutes on two CPU cores, once all models are trained",
+            num=500,
+        ),
         "paper": Scale(
-            "configs/unclip_emoji.py",
-            "a day on one GPU; on data of ours",
+            config="configs/unclip_emoji.py",
+            duration="a day on one GPU; our data set",
             num=1000,
-            measures=[Measure("fid"), Measure("manifold_inception", "recall_inception")],
+            measures=[Measure("fid"), Measure("precision_recall_inception", "recall_inception")],
         ),
     },
 )

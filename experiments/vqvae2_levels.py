@@ -3,61 +3,57 @@
     python launch.py reproduce --experiment=experiments/vqvae2_levels.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-The paper decodes one model's top level, then adds the levels below it, and shows pictures. Here each is a model of its
-own: the coarsest grid is the same in all, and every further level is twice as fine. `paper` has the paper's widths
-on CIFAR-10, and fewer steps.
+The paper decodes the top level of one model, then adds the finer levels, and shows images. Here each number of levels
+is a separate model: all have the same coarsest grid, and each further level is twice as fine. `paper` has the paper's
+widths on CIFAR-10, and fewer steps.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Multiply, Ordering, Scale, smoke
 
-
-def levels(count: int):
-    """`model.factor` of a scale is that of the finest of three."""
-    return lambda config: {
-        "model.factor": config.model.factor * 2 ** (3 - count),
-        "model.coarser_factors": (2,) * (count - 1),
-    }
+LEVELS = {  # a scale's `model.factor` is the downsampling factor of the finest of three levels
+    str(n): {"model.factor": Multiply(2 ** (3 - n)), "model.coarser_factors": (2,) * (n - 1)} for n in (1, 2, 3)
+}
 
 
 def measures(distance: str, num: int) -> list[Measure]:
     settings = {"num": num}
-    named = {0: "coarsest", 1: "next finer", 2: "finest of three"}
+    levels = {0: "coarsest", 1: "next finer", 2: "finest of three"}
     return [
         Measure("reconstruction", "mse", heading="MSE of reconstructions", settings=settings),
         Measure("reconstruction", "ssim", "SSIM of reconstructions", "higher", settings=settings),
         Measure(distance),
         *(
             Measure("reconstruction", f"codes.{i}.perplexity", f"perplexity, {name} codes", "higher", settings=settings)
-            for i, name in named.items()
+            for i, name in levels.items()
         ),
     ]
 
 
 EXPERIMENT = Experiment(
     title="VQ-VAE-2: levels",
-    source="Razavi, van den Oord & Vinyals 2019, figure 3 (pictures, no table)",
+    source="Razavi, van den Oord & Vinyals 2019, figure 3 (images, no table)",
     claim="Each level of codes adds detail to the reconstruction.",
-    axes=[Axis("levels", {str(count): levels(count) for count in (1, 2, 3)})],
-    measures=measures("rfd_effnet_lite0", 1000),
-    orderings=[Ordering("Three levels err less than two, and two less than one", [{"levels": n} for n in "321"])],
+    axes=[Axis("levels", LEVELS)],
+    measures=measures("recon_fd_effnet_lite0", 1000),
+    orderings=[Ordering(claim="The error falls from one level to two to three", order=[{"levels": n} for n in "321"])],
     scales={
-        "smoke": Scale(
-            "configs/vqvae2.py",
-            "a minute on two CPU cores",
-            fields={"model.factor": 1, "train.steps": 120, "train.warmup_steps": 20, "train.sample_count": 0},
-            num=100,
-            measures=measures("rfd_pixels", 100),
+        "smoke": smoke(
+            config="configs/vqvae2.py",
+            duration="a minute on two CPU cores",
+            train_steps=120,
+            fields={"model.factor": 1, "train.warmup_steps": 20},
+            measures=measures("recon_fd_pixels", 100),
         ),
         "small": Scale(
-            "configs/vqvae2.py:cifar10",
-            "a night on two CPU cores",
-            fields={"model.factor": 2, "train.steps": 5000, "train.sample_count": 0},
+            config="configs/vqvae2.py:cifar10",
+            duration="a night on two CPU cores",
+            fields={"model.factor": 2, "train.steps": 5000, "train.num_preview_samples": 0},
             seeds=(0, 1, 2),
             num=1000,
         ),
         "paper": Scale(
-            "configs/vqvae2.py:cifar10",
-            "three trainings of 250,000 steps; ours of CIFAR-10, as we have no ImageNet",
+            config="configs/vqvae2.py:cifar10",
+            duration="three trainings of 250,000 steps; CIFAR-10 in place of ImageNet",
             fields={
                 "model.factor": 2,
                 "model.channels": 128,
@@ -66,11 +62,11 @@ EXPERIMENT = Experiment(
                 "model.z_channels": 128,
                 "train.steps": 250_000,
                 "train.learning_rate": 3e-4,
-                "train.schedule": "constant",
-                "train.sample_count": 0,
+                "train.learning_rate_schedule": "constant",
+                "train.num_preview_samples": 0,
             },
             num=10_000,
-            measures=measures("rfid", 10_000),
+            measures=measures("recon_fid", 10_000),
         ),
     },
 )

@@ -3,27 +3,23 @@
     python launch.py reproduce --experiment=experiments/vqvae_bits.py --workdir=runs/experiments --scale=small \
                                --data_dir=DIR
 
-Both are bounds; a VQ-VAE's takes every code to be equally likely, log2(size) bits each. The paper has 8x8x10 codes an
-image, as the last label has, the others 8x8. It varied the sizes of both latents, and does not say which gave its
-figures. It also has VIMCO, 5.14, which we have not.
+Both are upper bounds; that of a VQ-VAE assumes equally likely codes, log2(size) bits each. The paper has 8x8x10 codes
+per image, as in the last label; the others have 8x8. It varied the sizes of both latents, and does not give the sizes
+of its results. Its VIMCO result, 5.14, is omitted.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
-
-def codes(size: int, **fields):
-    return lambda config: {"config": f"configs/vqvae.py:{config.data.name}", "codes.size": size, **fields}
-
-
-TEN = {"codes.kind": "product", "codes.depth": 10, "model.latent_channels": 80}
+VQVAE = {"config": "configs/vqvae.py:{data}"}
+TEN = {"codebook.kind": "product", "codebook.depth": 10, "model.latent_channels": 80}
 LATENT = {
     "VAE": {},
-    "VQ-VAE, 32 codes": codes(32),
-    "VQ-VAE, 128 codes": codes(128),
-    "VQ-VAE, 512 codes": codes(512),
-    "VQ-VAE, 512 codes, 10 a place": codes(512, **TEN),
+    "VQ-VAE, 32 codes": {**VQVAE, "codebook.size": 32},
+    "VQ-VAE, 128 codes": {**VQVAE, "codebook.size": 128},
+    "VQ-VAE, 512 codes": {**VQVAE, "codebook.size": 512},
+    "VQ-VAE, 512 codes, 10 per position": {**VQVAE, **TEN, "codebook.size": 512},
 }
-LOGISTIC = {"loss.likelihood": "logistic", "train.sample_count": 0}
+LOGISTIC = {"loss.likelihood": "logistic", "train.num_preview_samples": 0}
 
 
 BETTER = {"elbo": "lower", "nll": "lower", "kl": "neither"}
@@ -43,39 +39,40 @@ def measures(distance: str, num: int, draws: int) -> list[Measure]:
 EXPERIMENT = Experiment(
     title="VQ-VAE, section 4.1: bits/dim",
     source="van den Oord, Vinyals & Kavukcuoglu 2017, section 4.1",
-    claim="Codes come near the likelihood of a Gaussian latent.",
+    claim="Codes come close to the likelihood of a Gaussian latent.",
     axes=[Axis("latent", LATENT)],
-    measures=measures("rfd_effnet_lite0", 1000, 16),
+    measures=measures("recon_fd_effnet_lite0", 1000, 16),
     papers=[
         Paper(
-            "bits/dim, CIFAR-10",
-            {("VAE",): 4.51, ("VQ-VAE, 512 codes, 10 a place",): 4.67},
+            setting="bits/dim, CIFAR-10",
+            values={("VAE",): 4.51, ("VQ-VAE, 512 codes, 10 per position",): 4.67},
         )
     ],
     orderings=[
         Ordering(
-            "The Gaussian latent needs fewer bits", [{"latent": "VAE"}, {"latent": "VQ-VAE, 512 codes, 10 a place"}]
+            claim="The Gaussian latent needs fewer bits",
+            order=[{"latent": "VAE"}, {"latent": "VQ-VAE, 512 codes, 10 per position"}],
         )
     ],
     scales={
-        "smoke": Scale(
-            "configs/vae.py",
-            "a minute on two CPU cores",
-            fields={**LOGISTIC, "train.steps": 300, "train.warmup_steps": 30},
+        "smoke": smoke(
+            config="configs/vae.py",
+            duration="a minute on two CPU cores",
+            train_steps=300,
+            fields={**LOGISTIC, "train.warmup_steps": 30},
             axes={"latent": ("VAE", "VQ-VAE, 32 codes", "VQ-VAE, 512 codes")},
-            num=100,
-            measures=measures("rfd_pixels", 100, 4),
+            measures=measures("recon_fd_pixels", 100, 4),
         ),
         "small": Scale(
-            "configs/vae.py:cifar10",
-            "a night on two CPU cores",
+            config="configs/vae.py:cifar10",
+            duration="a night on two CPU cores",
             fields={**LOGISTIC, "train.steps": 5000},
             seeds=(0, 1, 2),
             num=1000,
         ),
         "paper": Scale(
-            "configs/vae.py:cifar10",
-            "five trainings of 250,000 steps",
+            config="configs/vae.py:cifar10",
+            duration="five trainings of 250,000 steps",
             fields={
                 **LOGISTIC,
                 "data.flip": False,
@@ -84,10 +81,10 @@ EXPERIMENT = Experiment(
                 "train.steps": 250_000,
                 "train.batch_size": 128,
                 "train.learning_rate": 2e-4,
-                "train.schedule": "constant",
+                "train.learning_rate_schedule": "constant",
             },
             num=10_000,
-            measures=measures("rfid", 10_000, 16),
+            measures=measures("recon_fid", 10_000, 16),
         ),
     },
 )

@@ -1,5 +1,6 @@
-"""Diffusion models of 8x8 digits that are told something, as tiny as they can be: a DiT of one layer, mostly."""
+"""Conditional diffusion models of 8x8 digits, as small as possible: mostly a DiT of one layer."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,8 +8,9 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax import models
-from diffjax.models.pixels import to_unit_range
-from diffjax.typing import Batch, Codec, ImageSpec, Objective, System, Variables
+from diffjax.models.base import Autoencoder, Model
+from diffjax.models.images import to_unit_range
+from diffjax.typing import Batch, Codec, Images, ImageSpec, Latents, PRNGKey, Variables
 from tests import tiny
 
 SPEC = ImageSpec(8, 1, 10)
@@ -20,58 +22,72 @@ CONDITIONS = {
     "caption": {"width": 8, "layers": 1, "heads": 2, "dropout": DROPOUT},
     "clip_text": {"states": True, "embedding": True, "dropout": DROPOUT},
     "image_embedding": {"tokens": 2, "width": 8, "dropout": DROPOUT},
-    "smaller_image": {"factor": 2, "degradation": "noise"},
-    "erased_image": {},
+    "low_res_image": {"factor": 2, "degradation": "noise"},
+    "masked_image": {},
 }
 PLAIN = {"sampler__guidance": 1.0, "data__image_size": 8, "text": TEXT, "diffusion__downsample": 1, "model": DIT}
 
 
 @functools.cache
-def clip() -> tuple[System, Variables]:
-    """A frozen CLIP, untrained."""
+def clip() -> tuple[Model, Variables]:
+    """Returns a frozen CLIP with random parameters."""
     encoders = {f"{kind}_encoder__layers": 1 for kind in ("image", "text")} | {"text_encoder__width": 8}
-    return randomised(models.build(tiny.config("clip_shapes", **encoders), SPEC))
+    return with_random_params(models.build(tiny.config("clip_shapes", **encoders), SPEC))
 
 
 def config(*names: str, **changes) -> ConfigDict:
-    """Of a diffusion of pixels that is told what `names` say: conditions, or "label"; `changes` as tiny.config's."""
-    told = {name: dict(CONDITIONS[name]) for name in names if name != "label"}
+    """Returns the config of a diffusion model on pixels.
+
+    Args:
+      names: its conditions; "label" is the class label of the section `diffusion`.
+      changes: as of `tiny.config`.
+    """
+    conditions = {name: dict(CONDITIONS[name]) for name in names if name != "label"}
     for change in [name for name in changes if name.startswith("conditions__")]:
         _, name, field = change.split("__")
-        told[name][field] = changes.pop(change)
+        conditions[name][field] = changes.pop(change)
     labels = {"diffusion__class_conditional": True, "diffusion__label_dropout": DROPOUT} if "label" in names else {}
-    return tiny.config("glide_base", **PLAIN | labels | {"conditions": told} | changes)
+    return tiny.config("glide_base", **PLAIN | labels | {"conditions": conditions} | changes)
 
 
 @functools.cache
-def built(*names: str, **changes) -> tuple[ConfigDict, System, Variables]:
-    """Such a diffusion with random parameters."""
+def built(*names: str, **changes) -> tuple[ConfigDict, Model, Variables]:
+    """Returns a config, its model, and random variables."""
     made = config(*names, **changes)
-    return made, *randomised(models.build(made, SPEC, **parts(*names)))
+    return made, *with_random_params(models.build(made, SPEC, **parts(*names)))
 
 
-def parts(*names: str) -> dict[str, tuple[System, Variables]]:
+def parts(*names: str) -> dict[str, tuple[Model, Variables]]:
+    """Returns the trained models that conditions need."""
     return {"clip": clip()} if {"clip_text", "image_embedding"} & set(names) else {}
 
 
-def folding(variables) -> Codec:
-    """Squares of 2x2 pixels as channels, times a scale: nothing is lost."""
-    scale = variables["params"]["scale"]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquaresAsChannels(Autoencoder):
+    """A lossless autoencoder: its latents are squares of 2x2 pixels, times a scale."""
 
-    def encode(x):
-        return scale * x.reshape(-1, 4, 2, 4, 2, 1).swapaxes(2, 3).reshape(-1, 4, 4, 4)
+    losses = {}
 
-    def decode(z):
-        return (z / scale).reshape(-1, 4, 4, 2, 2, 1).swapaxes(2, 3).reshape(-1, 8, 8, 1)
+    def init(self, key: PRNGKey) -> Variables:
+        return {"params": {"scale": jnp.full((), 3.0)}}
 
-    return Codec(encode, decode, (4, 4, 4), scale)
+    def codec(self, variables: Variables) -> Codec:
+        scale = variables["params"]["scale"]
+
+        def encode(x: Images) -> Latents:
+            return scale * x.reshape(-1, 4, 2, 4, 2, 1).swapaxes(2, 3).reshape(-1, 4, 4, 4)
+
+        def decode(z: Latents) -> Images:
+            return (z / scale).reshape(-1, 4, 4, 2, 2, 1).swapaxes(2, 3).reshape(-1, 8, 8, 1)
+
+        return Codec(encode, decode, (4, 4, 4), scale)
 
 
-CODEC = System(Objective(lambda key: {}, {}), 0, codec=folding), {"params": {"scale": jnp.full((), 3.0)}}
+CODEC = SquaresAsChannels(), {"params": {"scale": jnp.full((), 3.0)}}
 
 
 def latent(*names: str, **changes) -> ConfigDict:
-    """Of a diffusion of the latents of CODEC."""
+    """Returns the config of a diffusion model on the latents of CODEC."""
     made = config(*names, **{"sampler__threshold": "none"} | changes)
     with made.unlocked():
         del made.diffusion.downsample, made.diffusion.crop
@@ -80,25 +96,25 @@ def latent(*names: str, **changes) -> ConfigDict:
 
 
 def prior(**changes) -> ConfigDict:
-    """Of unCLIP's diffusion prior over the embeddings of `clip()`."""
-    own = {"model": {"width": 8, "layers": 1, "heads": 2}, "conditions": {"clip_text": CONDITIONS["clip_text"]}}
-    return tiny.config("unclip_prior", data__image_size=8, **own | changes)
+    """Returns the config of unCLIP's diffusion prior on the embeddings of `clip()`."""
+    small = {"model": {"width": 8, "layers": 1, "heads": 2}, "conditions": {"clip_text": CONDITIONS["clip_text"]}}
+    return tiny.config("unclip_prior", data__image_size=8, **small | changes)
 
 
-def randomised(system: System) -> tuple[System, Variables]:
-    """A system with random parameters, whose tables of tokens are such that words count for something."""
-    shapes = jax.eval_shape(system.objective.init, jax.random.key(0))  # once: tracing takes longer than all else
-    made = tiny.randomised(lambda key: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-    variables = {**made, "frozen": system.frozen}
+def with_random_params(model: Model) -> tuple[Model, Variables]:
+    """Returns a model and random variables; embeddings of tokens are large, so that captions have an effect."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))  # once, as tracing takes most of the time
+    variables = tiny.randomised(lambda key: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+    variables = {**variables, "frozen": model.frozen}
 
-    def louder(path, leaf):
+    def scaled(path, leaf):
         return 20 * leaf if any(getattr(part, "key", None) == "token" for part in path) else leaf
 
-    return system, {**variables, "params": jax.tree_util.tree_map_with_path(louder, variables["params"])}
+    return model, {**variables, "params": jax.tree_util.tree_map_with_path(scaled, variables["params"])}
 
 
-def asked(size: int = 6, seed: int = 0) -> Batch:
-    """What samples are asked to show: labels, captions, whole pictures."""
+def example_conditions(size: int = 6, seed: int = 0) -> Batch:
+    """Returns conditions of samples: labels, captions, and original images."""
     batch = tiny.batch(size, seed)
     return {"label": batch["label"], "tokens": batch["tokens"], "original": to_unit_range(batch["image"])}
 

@@ -1,16 +1,18 @@
-"""Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks refused."""
+"""Tests run on eight virtual CPU devices, and raise for implicit broadcasting of ranks."""
 
 import os
 import signal
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-# The tests' programs are small and run for a moment: nearly all of the time is the compiler's, which is
-# quicker without optimisation, and by its older way to write loops.
+# The programs of tests are small, so most of the time is compilation, which is faster without optimisation and with the
+# older emitter of loops. Compiled programs of any length are cached, because the verbs compile the same ones again.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
+
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 from diffjax import xla_flags  # noqa: E402
 
@@ -19,8 +21,10 @@ xla_flags.configure()
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.trained_runs import TrainedRuns, session_folder  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests send signals that a background job or nohup ignores.
+# Tests send signals, which background jobs and nohup ignore.
 for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
@@ -28,13 +32,18 @@ for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Statistics of real images are kept apart from the user's."""
-    os.environ["DIFFJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Keeps statistics of real images apart from the user's."""
+    os.environ["DIFFJAX_CACHE"] = str(session_folder(tmp_path_factory.getbasetemp()) / "cache")
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory):
+    return TrainedRuns(session_folder(tmp_path_factory.getbasetemp()) / "trained_runs")
 
 
 @pytest.fixture
 def small_disk(request, tmp_path):
-    """A file system of so many MB."""
+    """A file system of `request.param` MB."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "tmpfs", str(path)]

@@ -1,86 +1,88 @@
-"""Who may import whom: docs/architecture.md, kept."""
+"""Which package may import which: the order of docs/architecture.md."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-ANYONE = {"typing", "errors", "io", "numbers", "__version__"}
-EVERYTHING = {"diffusion", "latents", "nn", "systems", "data", "train", "evals", "choice", "pictures", "config"}
-MAY_IMPORT = {
+SHARED = {"__version__", "errors", "io", "numbers", "registry", "typing"}
+MAY_IMPORT = {  # by package or root module; every one may import itself
     "diffusion": set(),
-    "latents": set(),
-    "nn": {"latents"},
-    "systems": {"diffusion", "latents", "nn", "choice"},
-    "data": set(),
-    "train": set(),
-    "evals": {"diffusion", "nn"},
-    "typing": set(),
+    "latents": {"typing"},
+    "nn": {"latents"} | SHARED,
+    "models": {"diffusion", "latents", "nn"} | SHARED,
+    "data": SHARED,
+    "cluster": {"errors"},
+    "metrics": {"diffusion", "nn"} | SHARED,
+    "runs": {"cluster", "data", "models", "nn"} | SHARED,
+    "inference": {"cluster", "data", "metrics", "models", "nn", "runs"} | SHARED,
+    "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,
+    "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,
+    "reproduce": {"evaluation", "inference", "metrics", "models", "runs", "training"} | SHARED,
+    "__version__": set(),
     "errors": set(),
-    "io": set(),
+    "io": {"errors"},
     "numbers": set(),
-    "choice": set(),
-    "config": set(),
-    "pictures": set(),
-    "platform": set(),
-    "generate": {"systems", "spread"},
-    "spread": {"train"},
-    "prompts": {"data", "systems", "run"},
-    "judge": EVERYTHING | {"workdir", "run", "generate", "prompts", "spread"},
-    "measures": EVERYTHING | {"run", "generate", "report", "spread", "judge"},
-    "report": {"pictures"},
-    "experiment": EVERYTHING
-    | {"workdir", "run", "generate", "report", "spread", "training", "ensemble", "measures", "prompts", "judge"},
-    "workdir": {"train", "config"},
-    "run": EVERYTHING | {"workdir"},
-    "program": {"train"},
-    "resume": {"config", "program", "train", "workdir"},
-    "sheets": EVERYTHING | {"workdir", "generate", "prompts"},
-    "training": EVERYTHING | {"workdir", "run", "prompts", "sheets", "program", "resume"},
-    "ensemble": EVERYTHING | {"workdir", "run", "training", "program", "resume"},
-    "replay": EVERYTHING | {"workdir", "run", "program"},
-    "commands": EVERYTHING
-    | {"workdir", "run", "generate", "report", "training", "ensemble", "measures", "experiment", "prompts"}
-    | {"judge", "replay", "program", "platform"},
-    "__init__": {"run"},
-    "__main__": {"commands"},
+    "registry": {"errors"},
+    "typing": set(),
+    "xla_flags": {"errors", "io"},
+    "__init__": {"__version__", "runs"},
+    "__main__": {"cli"},
 }
+WITHOUT_CONFIGS = ("diffusion", "latents", "nn", "data", "cluster", "metrics")
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    found = set()
+def imported_packages(path: Path) -> set[str]:
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("diffjax.")}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("diffjax.")}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_its_room_may(path):
-    here = room(path)
-    assert here in MAY_IMPORT, f"{here} is a new room: give it a place in the architecture"
-    allowed = MAY_IMPORT[here] | {here} | (ANYONE if here != "diffusion" else set())
-    assert imported_rooms(path) <= allowed
+def test_every_import_follows_the_order():
+    offenders = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        package = package_of(path)
+        if package == "cli":  # the top: it may import all
+            continue
+        assert package in MAY_IMPORT, f"{package} has no place in the order"
+        if upward := imported_packages(path) - MAY_IMPORT[package] - {package}:
+            offenders.append(f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(upward))}")
+    assert not offenders
 
 
-def test_the_mathematics_and_networks_never_see_a_config():
-    for name in ("diffusion", "latents", "nn", "data", "train", "evals"):
-        for path in (PACKAGE / name).rglob("*.py"):
-            assert "ml_collections" not in path.read_text(), path
+def test_the_order_has_no_circle():
+    order: list[str] = []
+
+    def visit(package: str, above: tuple[str, ...]) -> None:
+        assert package not in above, f"circle: {' -> '.join((*above, package))}"
+        if package not in order:
+            for below in MAY_IMPORT[package] - {package}:
+                visit(below, (*above, package))
+            order.append(package)
+
+    for package in MAY_IMPORT:
+        if not package.startswith("__"):
+            visit(package, ())
+
+
+def test_mathematics_networks_and_data_do_not_read_configs():
+    readers = [
+        p for name in WITHOUT_CONFIGS for p in (PACKAGE / name).rglob("*.py") if "ml_collections" in p.read_text()
+    ]
+    assert not readers
 
 
 def test_importing_the_package_does_not_import_jax():
-    """launch.py sets XLA's flags in between."""
-    import subprocess
-    import sys
-
-    code = "import sys, diffjax, diffjax.platform; sys.exit('jax' in sys.modules)"
+    """XLA's flags are set after diffjax and before jax is imported."""
+    code = "import sys, diffjax, diffjax.xla_flags; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A run and the parts that it stands on: trained in order, skipped when done, opened where they lie."""
+"""A run and its parts: trained in order, skipped when complete, and opened from the folders of the run."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 import diffjax
 from diffjax import cli
 from diffjax.errors import UserError
-from diffjax.runs import config_files
-from diffjax.runs.loading import blueprint
+from diffjax.runs import config_files, dependencies
+from diffjax.runs.loading import build_model
 from diffjax.runs.workdir import Workdir
 from diffjax.training import loop, resume
 from tests import tiny
@@ -27,14 +27,21 @@ def train(folder, name, *others, workdir="run"):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Configs of a VQ-VAE, a CLIP and a DALL-E on both, and a run of the last."""
+def configs(tmp_path_factory):
+    """Returns a folder with configs of a VQ-VAE, a CLIP, and a DALL-E that has both as parts."""
     path = tmp_path_factory.mktemp("parts")
-    tiny.write_dalle(path)
-    assert train(path, "dalle") == 0
+    tiny.write_dalle(path, train__num_preview_samples=2)
     return path
 
 
+@pytest.fixture(scope="module")
+def folder(configs):
+    """Returns the folder of configs, with a trained DALL-E in `run`."""
+    assert train(configs, "dalle") == 0
+    return configs
+
+
+@pytest.mark.slow
 def test_parts_are_trained_into_folders_of_the_workdir(folder, capsys):
     for name in ("codec", "clip", "."):
         assert diffjax.load(folder / "run" / name).step == 4
@@ -48,6 +55,7 @@ def test_parts_are_trained_into_folders_of_the_workdir(folder, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
     copy = folder / "again"
     shutil.copytree(folder / "run", copy)
@@ -81,7 +89,7 @@ def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
     running.send_signal(signal.SIGTERM)
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
-    assert "the same command continues" in output
+    assert "the same command resumes" in output
     assert json.loads((run / "config.json").read_text())["parts"]["codec"]["train"]["steps"] == 100000
     stopped = steps(run / "codec")[-1]["step"]
     fewer = f"--config.parts.codec.train.steps={stopped + 1}"
@@ -90,9 +98,10 @@ def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
     assert diffjax.load(run).step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["clip", "codec"])  # the first part, and the last
 def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, folder, tmp_path, monkeypatch):
-    settle = loop.Record.settle
+    settle = loop.Recorder.log_step
 
     def interrupt(self, step, *given, **options):
         if step == 2 and self.checkpoints._directory.parent.name == part:
@@ -100,18 +109,19 @@ def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, fo
         return settle(self, step, *given, **options)
 
     run = tmp_path / "run"
-    overrides = ["--config.train.steps=3", "--config.parts.codec.train.sample_count=3"]
+    overrides = ["--config.train.steps=3", "--config.parts.codec.train.num_preview_samples=3"]
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Record, "settle", interrupt)
+        patched.setattr(loop.Recorder, "log_step", interrupt)
         command = ["launch.py", "train", f"--config={folder / 'dalle.py'}", f"--workdir={run}", *overrides]
         assert cli.main(command) == 128 + signal.SIGTERM
     assert not (run / "checkpoints").exists()
     assert cli.main(["launch.py", "train", f"--workdir={run}"]) == 0
     assert diffjax.load(run).step == 3
-    assert diffjax.load(run / "codec").config.train.sample_count == 3
+    assert diffjax.load(run / "codec").config.train.num_preview_samples == 3
     assert [line["step"] for line in steps(run / part)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["deleted", "emptied", "a broken link"])
 def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
     run = tmp_path / "run"
@@ -128,6 +138,7 @@ def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
     assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again unsaid
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
@@ -138,7 +149,7 @@ def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsy
 
 
 def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_path):
-    chain = config_files.load_file(str(tiny.write_chain(tmp_path, "unclip", ["clip", "prior", "decoder"])))
+    chain = config_files.load_file(str(tiny.write_pipeline(tmp_path, "unclip", ["clip", "prior", "decoder"])))
     workdir = Workdir(tmp_path / "run")
     workdir.create()
     workdir.write_config(chain)
@@ -151,6 +162,7 @@ def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_p
         resume.check_config(changed, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_moved(folder):
     moved = folder / "elsewhere" / "run"
     shutil.copytree(folder / "run", moved)
@@ -167,15 +179,16 @@ def test_a_part_may_be_a_run_that_there_is(folder):
     assert (folder / "other" / "clip").exists()
 
 
-def test_an_error_of_the_run_is_said_before_a_part_is_trained(folder, capsys):
-    assert train(folder, "dalle", "--config.model.heads=5", workdir="none") == 2
+def test_errors_of_the_run_are_reported_before_a_part_is_trained(configs, capsys):
+    assert train(configs, "dalle", "--config.model.heads=5", workdir="none") == 2
     assert "heads" in capsys.readouterr().err
-    assert not (folder / "none").exists()
+    assert not (configs / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_changed_is_refused(folder, capsys):
-    assert train(folder, "dalle", "--config.parts.codec.codes.size=16") == 2
-    assert "was started with another config: parts.codec.codes.size was 8, now 16" in capsys.readouterr().err
+    assert train(folder, "dalle", "--config.parts.codec.codebook.size=16") == 2
+    assert "was started with another config: parts.codec.codebook.size was 8, now 16" in capsys.readouterr().err
 
 
 def made(**parts):
@@ -187,34 +200,34 @@ def made(**parts):
 
 def test_parts_come_after_what_they_stand_on_and_only_those_that_are_referred_to():
     parts = {"a": {"codec": "@c"}, "b": {"codec": ""}, "c": {"codec": "@b"}, "clip": {}}
-    assert config_files.part_names(made(**parts)) == ["b", "c", "a"]
-    with pytest.raises(UserError, match="stand on one another"):
-        config_files.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
+    assert dependencies.part_names(made(**parts)) == ["b", "c", "a"]
+    with pytest.raises(UserError, match="refer to one another"):
+        dependencies.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
 
 
 def test_a_part_alone_has_what_it_stands_on():
     chain = config_files.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
-    alone = config_files.part_alone(chain, "ar_prior")
-    assert config_files.part_names(alone) == ["clip", "pca"]
-    assert "parts" not in config_files.part_alone(chain, "upsampler")
-    assert config_files.part_names(config_files.part_alone(alone, "pca")) == ["clip"]
+    alone = dependencies.standalone_part(chain, "ar_prior")
+    assert dependencies.part_names(alone) == ["clip", "pca"]
+    assert "parts" not in dependencies.standalone_part(chain, "upsampler")
+    assert dependencies.part_names(dependencies.standalone_part(alone, "pca")) == ["clip"]
 
 
 def test_a_reference_without_its_part_is_refused(tmp_path):
     with pytest.raises(UserError, match="no part codec"):
-        blueprint(tiny.config("dalle_shapes", parts={}, **SHAPES))
-    with pytest.raises(UserError, match="codec=@ names no part"):
-        blueprint(tiny.config("dalle_shapes", codec="@", **SHAPES), home=tmp_path)
+        build_model(tiny.config("dalle_shapes", parts={}, **SHAPES), abstract=True)
+    with pytest.raises(UserError, match="codec=@: must name a part"):
+        build_model(tiny.config("dalle_shapes", codec="@", **SHAPES), workdir=tmp_path, abstract=True)
 
 
 def test_what_a_part_is_trained_to_counts_for_what_the_run_comes_to():
     one, two = (tiny.config("dalle_shapes", train__steps=steps) for steps in (4, 4))
-    assert config_files.training_key(one) == config_files.training_key(two)
-    for change in ({"parts.codec.codes.size": 16}, {"parts.clip.train.steps": 9}, {"parts.clip.seed": 5}):
+    assert dependencies.config_hash(one) == dependencies.config_hash(two)
+    for change in ({"parts.codec.codebook.size": 16}, {"parts.clip.train.steps": 9}, {"parts.clip.seed": 5}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert config_files.training_key(changed) != config_files.training_key(one), change
+        assert dependencies.config_hash(changed) != dependencies.config_hash(one), change
     for change in ({"parts.clip.train.log_every": 9}, {"rerank.best_of": 9}, {"data.dir": "there"}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert config_files.training_key(changed) == config_files.training_key(one), change
+        assert dependencies.config_hash(changed) == dependencies.config_hash(one), change

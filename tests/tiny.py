@@ -1,18 +1,43 @@
-"""The smallest config that still has every part: digits, a UNet of a few thousand parameters, ten timesteps."""
+"""Tiny configs and inputs: 8x8 digits, networks of a few thousand parameters, 20 timesteps."""
 
+import copy
+import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from diffjax.models.base import Model
+from diffjax.runs import state
 from diffjax.runs.config_files import flatten, load_file
-from diffjax.typing import NO_TOKEN, Batch, Moment, Variables
+from diffjax.runs.state import TrainState
+from diffjax.typing import NO_TOKEN, Batch, LossFn, PRNGKey, StepContext, Variables
 
+M = TypeVar("M")
 ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossModel(Model):
+    """A model of given functions."""
+
+    init_function: Callable[[PRNGKey], Variables]
+    loss_functions: Mapping[str, LossFn] = dataclasses.field(default_factory=dict)
+
+    def init(self, key: PRNGKey) -> Variables:
+        return self.init_function(key)
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return self.loss_functions
+
 
 OVERRIDES = {
     "model.channels": 8,
@@ -26,9 +51,9 @@ OVERRIDES = {
     "train.warmup_steps": 1,
     "train.log_every": 1,
     "train.sample_every": 0,
-    "train.sample_count": 10,
+    "train.num_preview_samples": 10,
     "train.checkpoint_every": 2,
-    "train.skip_limit": 0,
+    "train.max_consecutive_skips": 0,
     "sampler.steps": 4,
 }
 AUTOENCODERS = {
@@ -37,7 +62,7 @@ AUTOENCODERS = {
     "model.groups": 2,
     "model.latent_channels": 4,
     "model.z_channels": 8,
-    "codes.size": 8,
+    "codebook.size": 8,
     "adversarial.channels": 8,
 }
 PRIORS = {
@@ -74,11 +99,11 @@ OVERRIDES_OF = {  # systems
 
 
 def config(base: str = "digits", /, **changes):
-    """A config on digits made tiny; `changes` by dotted name with __ for the dots, a section as a dict."""
+    """Returns a config of digits with tiny networks; `changes` by dotted name with __ for the dots."""
     made = load_file(str(ROOT / "configs" / f"{base}.py"))
     made.unlock()
     overrides = OVERRIDES | OVERRIDES_OF.get(made.system, {})
-    if made.system in OVERRIDES_OF:  # their networks have not all the UNet's fields
+    if made.system in OVERRIDES_OF:  # their networks do not have all fields of the UNet
         overrides = {name: value for name, value in overrides.items() if name in flatten(made)}
     for name, value in (overrides | {name.replace("__", "."): value for name, value in changes.items()}).items():
         section, _, field = name.rpartition(".")
@@ -88,7 +113,7 @@ def config(base: str = "digits", /, **changes):
 
 
 def write(path: Path, base: str = "digits", /, **changes) -> Path:
-    """A config file that a command line can name."""
+    """Writes a config file."""
     lines = [
         "from ml_collections import ConfigDict",
         "inf = float('inf')",
@@ -100,9 +125,9 @@ def write(path: Path, base: str = "digits", /, **changes) -> Path:
 
 
 def thinned(*axes, every: int = 4) -> list:
-    """All combinations for pytest to run, most of them marked slow.
+    """Returns all combinations as pytest parameters, all but every `every`-th marked slow.
 
-    Every `every`-th is left, along diagonals, so that each value of the axes that are long enough has its turn.
+    The others are along diagonals, so that each value of an axis of at least `every` values is among them.
     """
 
     def case(chosen):
@@ -112,26 +137,26 @@ def thinned(*axes, every: int = 4) -> list:
     return [case(chosen) for chosen in itertools.product(*map(enumerate, axes))]
 
 
-def moment(step: int = 0, batch_size: int = 6) -> Moment:
-    """Of a step on one device."""
+def moment(step: int = 0, batch_size: int = 6) -> StepContext:
+    """Returns the context of a training step on one device."""
     same = lambda tree: tree  # noqa: E731
-    return Moment(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), same, same)
+    return StepContext(jnp.asarray(step), jax.random.key(step), batch_size, jnp.asarray(step == 0), same, same)
 
 
 def batch(size: int = 6, seed: int = 0) -> Batch:
-    """Noise for images of 8x8, each with another label and another text of six tokens."""
+    """Returns 8x8 images of noise, with different labels and captions of up to six tokens."""
     image = np.random.default_rng(seed).integers(0, 256, (size, 8, 8, 1), np.uint8)
     place = np.arange(size, dtype=np.int32)
     tokens = np.random.default_rng(seed + 1).integers(2, 300, (size, 6)).astype(np.int32)
-    tokens[:, 0], end = 0, 1 + place[:, None] % 5  # texts of every length, one of nothing but its start and end
+    tokens[:, 0], end = 0, 1 + place[:, None] % 5  # captions of every length, one of them empty
     tokens = np.where(np.arange(6) > end, NO_TOKEN, np.where(np.arange(6) == end, 1, tokens)).astype(np.int32)
     return {"image": image, "label": place % 10, "index": place, "tokens": tokens}
 
 
 def randomised(init, seed: int = 0) -> Variables:
-    """Fresh variables of `init`, but for random parameters: none is left at the zeros of initialisation.
+    """Returns variables of `init` with random parameters: none is zero, as after some initialisations.
 
-    They are NumPy's, as compiling an initialisation takes seconds.
+    NumPy samples them, because compiling an initialisation takes seconds.
     """
     rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0))
     others = jax.jit(lambda key: {name: tree for name, tree in init(key).items() if name != "params"})
@@ -143,19 +168,32 @@ def randomised(init, seed: int = 0) -> Variables:
     return {**others(jax.random.key(seed)), "params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
 
 
+def initial_state(variables: Variables, optimizers) -> TrainState:
+    """Returns the training state before the first step of a model with fresh `variables`."""
+    model = types.SimpleNamespace(init=lambda key: variables)
+    return jax.jit(functools.partial(state.initial_state, model, optimizers))(jax.random.key(0))
+
+
+def with_init(model: M, variables: Variables) -> M:
+    """Returns a copy of a model whose `init` returns `variables`."""
+    copied = copy.copy(model)
+    object.__setattr__(copied, "init", lambda key: variables)
+    return copied
+
+
 def write_dalle(folder: Path, **changes) -> Path:
-    """The file of a DALL-E of shapes whose parts lie beside it: codec.py, a VQ-VAE, and clip.py."""
-    shapes = {"data__name": "shapes", "data__image_size": 8, "parallel__count": 1}
+    """Writes the config of a DALL-E of shapes, and of its parts: codec.py, a VQ-VAE, and clip.py."""
+    shapes = {"data__name": "shapes", "data__image_size": 8, "parallel__num_devices": 1}
     text = {"tokenizer": "", "vocabulary": 300, "length": 12}
-    write(folder / "codec.py", "vqvae", **shapes)
+    write(folder / "codec.py", "vqvae", train__num_preview_samples=0, **shapes)
     write(folder / "clip.py", "clip_shapes", text=text, **shapes)
-    given = {"parts": {"codec": "codec.py", "clip": "clip.py"}, "text": text, "train__sample_count": 4}
-    return write(folder / "dalle.py", "dalle_shapes", **given, **shapes, **changes)
+    given = {"parts": {"codec": "codec.py", "clip": "clip.py"}, "text": text, "train__num_preview_samples": 0} | changes
+    return write(folder / "dalle.py", "dalle_shapes", **shapes | given)
 
 
-SHAPES = {"data__name": "shapes", "data__image_size": 16, "parallel__count": 1}
+SHAPES = {"data__name": "shapes", "data__image_size": 16, "parallel__num_devices": 1}
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 12}
-_FAST = {"train__steps": 2, "train__batch_size": 8, "train__sample_count": 4, "train__log_every": 1}
+_FAST = {"train__steps": 2, "train__batch_size": 8, "train__num_preview_samples": 0, "train__log_every": 1}
 _UNET = {
     "model__channels": 8,
     "model__norm_groups": 4,
@@ -168,10 +206,10 @@ _READER = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
 
 
 def stage(name: str, **changes):
-    """The config of a stage of a chain of 16x16 scenes of shapes, tiny: its first picture is 8x8."""
+    """Returns a tiny config of a stage of a pipeline of 16x16 images of shapes; the first stage has 8x8 images."""
     given = dict(SHAPES | _FAST)
     if name == "clip" or name == "noised_clip":
-        given |= {"text": TEXT, "train__sample_count": 0}
+        given |= {"text": TEXT, "train__num_preview_samples": 0}
         if name == "noised_clip":
             given |= {"diffusion__timesteps": 20}
         return config("clip_shapes" if name == "clip" else name, **given | changes)
@@ -201,8 +239,8 @@ def stage(name: str, **changes):
     return config(file.get(name, name), **given | changes)
 
 
-def write_chain(folder: Path, name: str, parts: Sequence[str], **changes) -> Path:
-    """The file of a chain, `configs/NAME_shapes.py`, of tiny `parts`; stages that are no parts are left out."""
+def write_pipeline(folder: Path, name: str, parts: Sequence[str], **changes) -> Path:
+    """Writes the config of a pipeline, `configs/NAME_shapes.py`, of tiny `parts`; other stages are left out."""
     made = load_file(str(ROOT / "configs" / f"{name}_shapes.py"))
     stages = [field for field, value in made.items() if value == f"@{field}"]
     given = {field: f"@{field}" if field in parts else "" for field in stages}

@@ -1,4 +1,4 @@
-"""The verbs of launch.py, one module each: `define(flags)` declares flags, `run(arguments)` returns an exit code."""
+"""Verbs of launch.py, one module per verb: `define(flags)` declares flags, `run(arguments)` returns an exit code."""
 
 import ast
 import contextlib
@@ -13,9 +13,9 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from absl import flags as absl_flags
 
@@ -24,14 +24,14 @@ from diffjax.cli.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, one_line, printable, unknown
 
 VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "export", "replay")
-_CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that is gone
-_STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM, or start processes that do
+_CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # errors of a pipe without a reader, and of a closed terminal
+_STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM themselves, or in their processes
 
 
 def start() -> NoReturn:
     """Runs the command line of this process, and exits with the code of `main`."""
     code = main(sys.argv)
-    if code > 128:  # after a signal within a compilation Python's own end is a segmentation fault
+    if code > 128:  # Python's exit after a signal during a compilation can crash
         os._exit(code)
     sys.exit(code)
 
@@ -39,8 +39,7 @@ def start() -> NoReturn:
 def main(argv: Sequence[str]) -> int:
     """Runs `launch.py VERB --flags`.
 
-    Bad input, of which the environment is a part, is one line on standard error. No exit shows a traceback unless
-    diffjax has a bug.
+    Bad input, including the environment, is reported in one line on standard error. A traceback is a bug of diffjax.
 
     Returns:
       0, or 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
@@ -55,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
         except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, a missing file
             message = str(error)
         except (AttributeError, KeyError, RuntimeError, AssertionError) as error:
-            if (found := missing_field(error) or _missing_device(error)) is None:
+            if (user_error := missing_field(error) or _missing_device(error)) is None:
                 raise
-            message = str(found)
+            message = str(user_error)
         print(f"error: {one_line(message)}", file=sys.stderr)
         return 2
 
@@ -71,19 +70,21 @@ def _launch(argv: Sequence[str]) -> int:
         print(f"diffjax {__version__}")
         return 0
     if argv[1].startswith("-"):
-        raise UserError(f"{argv[1]}: the verb comes first; write launch.py VERB {argv[1]}, VERB of {', '.join(VERBS)}")
+        raise UserError(
+            f"{argv[1]}: the verb comes first; write launch.py VERB {argv[1]}, with VERB one of {', '.join(VERBS)}"
+        )
     if argv[1] not in VERBS:
         raise unknown("verb", argv[1], VERBS)
     xla_flags.configure()
     with _stoppable(argv[1]):
         try:
-            verb = importlib.import_module(f"diffjax.commands.{argv[1]}")  # late: it imports jax, which takes seconds
+            verb = importlib.import_module(f"diffjax.cli.{argv[1]}")  # imported late: jax takes seconds to import
         except ImportError as error:
             raise UserError(f"{error}: install diffjax and what it requires with `pip install -e .`") from error
         flags = absl_flags.FlagValues()
         verb.define(flags)
         if {"-h", "--help", "-help"} & set(argv[2:]):
-            print(help_text(argv[1], verb.__doc__, flags))
+            print(help_text(argv[1], verb.__doc__ or "", flags))
             return 0
         return verb.run(parse(flags, argv[1:]))
 
@@ -95,7 +96,7 @@ def _stoppable(verb: str) -> Iterator[None]:
         yield
         return
 
-    def stop(number, frame):
+    def stop(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt(number)
 
     former = signal.signal(signal.SIGTERM, stop)
@@ -106,34 +107,34 @@ def _stoppable(verb: str) -> Iterator[None]:
 
 
 def _stopped(number: int) -> int:
-    how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    print(f"stopped by {how}: files that were finished are kept, and no file is left in part", file=sys.stderr)
+    cause = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    print(f"stopped by {cause}: finished files are kept; there are no partial files", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     return 128 + number
 
 
 def _missing_device(error: Exception) -> UserError | None:
-    """Returns the error for a device that jax cannot find or start; None for an error of another kind."""
+    """Returns the UserError for a device that jax cannot find or start; None for other errors."""
     if Path(traceback.extract_tb(error.__traceback__)[-1].filename).name != "xla_bridge.py":
         return None
     platforms = os.environ.get("JAX_PLATFORMS", "")
     reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "jax cannot use this platform"
-    return UserError(f"JAX_PLATFORMS={platforms}: {reason}; set it to cpu, or to what the installed jax supports")
+    return UserError(f"JAX_PLATFORMS={platforms}: {reason}; set it to cpu, or to a platform of the installed jax")
 
 
 class _Output(io.TextIOBase):
-    """A stream whose text every terminal can show, and whose reader may leave, as `head` does.
+    """A text stream with unprintable characters escaped; a reader may close it early, such as `head`.
 
     Args:
       stream: standard output or standard error.
-      moves: regular expression of the control sequences that are not escaped: those of progress bars.
+      allowed: regular expression of control sequences to keep, such as those of progress bars.
     """
 
-    def __init__(self, stream: TextIO, moves: str = r"\n"):
-        self._stream, self._moves = stream, re.compile(f"({moves})")
+    def __init__(self, stream: TextIO, allowed: str = r"\n"):
+        self._stream, self._allowed = stream, re.compile(f"({allowed})")
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
@@ -147,7 +148,7 @@ class _Output(io.TextIOBase):
         return self._stream.isatty()
 
     def write(self, text: str) -> int:
-        parts = self._moves.split(text)
+        parts = self._allowed.split(text)
         shown = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
         self._unless_closed(self._stream.write, shown.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
@@ -155,23 +156,23 @@ class _Output(io.TextIOBase):
     def flush(self) -> None:
         self._unless_closed(self._stream.flush)
 
-    def _unless_closed(self, act, *given) -> None:
-        """Acts, or from a failure on discards all text, so that Python does not fail again at its end."""
+    def _unless_closed(self, act: Callable, *arguments: Any) -> None:
+        """Calls `act`. After a failure, discards all text, so that Python's flush at exit does not fail as well."""
         try:
-            act(*given)
+            act(*arguments)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if error.errno not in _CLOSED:  # results are in files, so a reader that left is no error
+            if error.errno not in _CLOSED:  # results are in files, so a closed reader is not an error
                 raise
 
 
 @contextlib.contextmanager
 def _output() -> Iterator[None]:
-    """Makes standard output and standard error safe, also where the shell closed them (`>&-`)."""
+    """Escapes the text of standard output and error; opens them if the shell closed them (`>&-`)."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    out, err = _Output(sys.stdout), _Output(sys.stderr, moves=r"\n|\r|\x1b\[A")
+    out, err = _Output(sys.stdout), _Output(sys.stderr, allowed=r"\n|\r|\x1b\[A")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
@@ -185,14 +186,14 @@ usage: python launch.py VERB --flag=value ...
 verbs:
 {verbs}
 
-python launch.py VERB --help lists a verb's flags, launch.py --version the version. Start with:
+python launch.py VERB --help lists the flags of a verb; launch.py --version prints the version. Start with:
   python launch.py train --config=configs/digits.py --workdir=runs/digits"""
 
 
 def _summary(verb: str) -> str:
-    """Returns the first line of a verb's docstring without importing it, and so jax."""
+    """Returns the first line of a verb's docstring, without importing the verb and jax."""
     source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
-    return ast.get_docstring(ast.parse(source)).splitlines()[0]
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
 def _quiet_libraries() -> None:

@@ -1,11 +1,10 @@
-"""Export a run as its weights alone: a folder that every verb but train takes in the place of the run.
+"""Export a run's weights: a folder that every verb except train accepts instead of the run.
 
   python launch.py export --workdir=runs/digits --out=exported/digits [--checkpoint=2000]
 
-The folder has config.json, tokenizer.json of a run that reads text, and weights.safetensors: the averaged parameters
-that samples are drawn with, and what else the system keeps, such as a codebook. The parts of a run become folders in
-it. The optimiser's state is left out, so training does not go on from it. A failure, such as a full disk, leaves no
-folder behind.
+The folder has config.json, tokenizer.json (for text-conditioned runs) and weights.safetensors: the averaged parameters
+and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
+so training cannot resume from an export. If the export fails, for instance on a full disk, it leaves no folder.
 """
 
 import contextlib
@@ -19,16 +18,19 @@ from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, define_workdir, required
 from diffjax.errors import UserError
+from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
-from diffjax.runs.config_files import part_names
+from diffjax.runs.dependencies import part_names
 from diffjax.runs.loading import load
 from diffjax.runs.workdir import Workdir
 
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
-    absl_flags.DEFINE_string("out", None, "folder to write, a new one", flag_values=flags)
-    absl_flags.DEFINE_integer("checkpoint", None, "step of the checkpoint (default: the last)", flag_values=flags)
+    absl_flags.DEFINE_string("out", None, "new folder to write", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
+    )
 
 
 def run(arguments: Arguments) -> int:
@@ -41,16 +43,16 @@ def run(arguments: Arguments) -> int:
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `out`, which takes its place if the block succeeds and is deleted if it fails.
+    """Yields a temporary folder that becomes `out` if the block succeeds, and is deleted if it fails.
 
     Raises:
-      UserError: `out` is not an empty folder or a path where one can be made, or the disk is full.
+      UserError: `out` is not empty or cannot be created, or the disk is full.
     """
-    target = Path(os.path.realpath(out))  # an empty folder behind a symbolic link is filled, and the link is kept
+    target = Path(os.path.realpath(out))  # fills an empty folder that `out` links to, and keeps the link
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"--out={out} is not empty: choose a new folder")
+            raise UserError(f"--out={out} is not empty; choose a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
@@ -68,12 +70,12 @@ def _export(source: Path, out: Workdir, step: int | None) -> None:
     run = load(source, step)
     out.create()
     for name in part_names(run.config):
-        if not name.isidentifier():  # "..", or a path, would be written outside the folder
+        if not name.isidentifier():  # "..", or a path, would be outside the folder
             raise UserError(f"parts.{name} of {source}: the name of a part must be an identifier; rename it")
         _export(source / name, Workdir(out.path / name), None)
-    if run.system.text:
+    if is_text_conditioned(run.system):
         _copy_within(run.workdir.tokenizer, out.tokenizer)
-    if run.system.objective.losses:  # a chain has no weights of its own
+    if run.system.losses:  # a pipeline does not have weights of its own
         exported_weights.save(
             out.weights, {name: tree for name, tree in run.variables.items() if name != "frozen"}, run.step
         )
@@ -83,7 +85,7 @@ def _export(source: Path, out: Workdir, step: int | None) -> None:
 
 
 def _copy_within(file: Path, target: Path) -> None:
-    """Copies a file of a run. Raises UserError for a symbolic link that leads out of the run."""
+    """Copies a file of a run. Raises UserError for a symbolic link to a file outside of the run."""
     if not file.resolve().is_relative_to(file.parent.resolve()):
-        raise UserError(f"{file} is a symbolic link out of its run; replace it by a copy of its target")
+        raise UserError(f"{file} is a symbolic link out of its run; replace it with a copy of its target")
     shutil.copyfile(file, target)

@@ -1,4 +1,4 @@
-"""Flags shared by the verbs, their help, and errors in one line."""
+"""Flags shared by the verbs: parsing, validation and help texts."""
 
 import contextlib
 import dataclasses
@@ -9,36 +9,37 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from diffjax.errors import UserError, checked_whole, unknown
+from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.runs.config_files import flatten, load_file
 
 Flags = absl_flags.FlagValues
-MOST = 10_000_000  # samples, or what else is counted, that a verb takes at once
-# Flags of all verbs whose values are separated by commas; the sampler's settings are too (settings.py).
-_LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm", "together")
+MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
+# Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
+_LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
 _WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The parsed command line: a flag is an attribute, an override of the config stays as it was written.
+    """The parsed command line. Each flag is an attribute.
 
     Attributes:
-      values: every flag, by its default where the command line does not have it.
-      overrides: config overrides, as they were written.
-      given: names of the flags that the command line has.
+      values: all flags; those that are not on the command line have their defaults.
+      overrides: config overrides, unparsed.
+      given_flags: names of the flags on the command line.
     """
 
     values: Flags
     overrides: Sequence[str]
-    given: frozenset[str] = frozenset()
+    given_flags: frozenset[str] = frozenset()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.values, name)
 
 
@@ -56,38 +57,40 @@ def define_config(flags: Flags) -> None:
 
 
 def define_sampling(flags: Flags) -> None:
-    """What the verbs that draw from a trained run share."""
+    """Defines the flags of all verbs that sample from a trained run."""
     for name, default, low, text in (
-        ("seed", 0, 0, "sample i has the seed SEED + i, whatever the batch size"),
-        ("batch_size", 100, 1, "samples drawn at once; does not change them"),
+        ("seed", 0, 0, "seed of the first sample; sample i has SEED + i, for any batch size"),
+        ("batch_size", 100, 1, "samples per batch; does not change the samples"),
     ):
         absl_flags.DEFINE_integer(name, default, text, low, 2**31 - 1, flag_values=flags)
-    absl_flags.DEFINE_integer("checkpoint", None, "step of the checkpoint (default: the last)", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
+    )
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
     """Parses a command line.
 
-    A flag has one value, which is not blank; an entry of a list is not blank either. Numbers are finite and in ASCII.
+    Each flag is set at most once. Values and entries of lists must not be blank; numbers must be finite and in ASCII.
 
     Args:
-      flags: those of the verb.
-      argv: the verb, then `--name=value`, `--name value`, or `--name` and `--noname` of a boolean. Overrides of the
-        config are left to `read_config`.
+      flags: flags that the verb defines.
+      argv: the verb, then `--name=value`, `--name value`, or `--name` and `--noname` of a boolean. `read_config`
+        parses the config overrides.
 
     Raises:
       UserError: an unknown or repeated flag, or a value that the flag does not accept.
     """
-    left, overrides, given = list(argv[:0:-1]), [], {}
-    while left:
-        argument = left.pop()
+    remaining, overrides, parsed = list(argv[:0:-1]), [], {}
+    while remaining:
+        argument = remaining.pop()
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or not name:
             raise UserError(f"unexpected argument {argument!r}: flags are written --name=value")
         if name.startswith(("config.", "noconfig.")):
             if "config" not in flags:
                 raise UserError(
-                    f"{argv[0]} takes no config overrides: it uses the config that the run was trained with"
+                    f"{argument}: {argv[0]} takes no config overrides; it uses the config that the run was trained with"
                 )
             overrides.append(argument)
             continue
@@ -99,32 +102,32 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
         if not equals and flags[name].boolean:
             text = "true"
         elif not equals:
-            if not left or left[-1].startswith("--"):
-                raise UserError(f"--{name} has no value: write --{name}=VALUE")
-            text = left.pop()
-        if name in given:
-            raise UserError(f"--{name}={text}: the flag is given twice; give it once")
-        given[name] = _checked(name, text, flags[name])
+            if not remaining or remaining[-1].startswith("--"):
+                raise UserError(f"--{name} has no value; write --{name}=VALUE")
+            text = remaining.pop()
+        if name in parsed:
+            raise UserError(f"--{name}={text}: the flag is set twice; set it once")
+        parsed[name] = _validate(name, text, flags[name])
     try:
-        flags([argv[0], *(f"--{name}={text}" for name, text in given.items())])
+        flags([argv[0], *(f"--{name}={text}" for name, text in parsed.items())])
     except absl_flags.Error as error:
         raise UserError(str(error)) from error
-    return Arguments(flags, overrides, frozenset(given))
+    return Arguments(flags, overrides, frozenset(parsed))
 
 
-def _checked(name: str, text: str, flag: absl_flags.Flag) -> str:
-    """Returns the text of a flag's value. Raises UserError unless the flag accepts it."""
+def _validate(name: str, text: str, flag: absl_flags.Flag) -> str:
+    """Returns the text of a flag's value. Raises UserError if the flag does not accept it."""
     if not text.strip():
-        raise UserError(f"--{name}={text}: the value is empty; give a value, or leave the flag out")
+        raise UserError(f"--{name}={text}: the value is empty; set a value, or remove the flag")
     if name in _LISTS:
         entries(name, text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"--{name}={text}: the value must be UTF-8; write it so") from error
+        raise UserError(f"--{name}={text}: must be UTF-8; change the encoding") from error
     if flag.boolean and text.lower() not in ("true", "false", "t", "f", "1", "0"):
         raise UserError(f"--{name}={text}: must be true or false")
-    parser = flag.parser
+    parser: Any = flag.parser
     kind = {absl_flags.IntegerParser: int, absl_flags.FloatParser: float}.get(type(parser))
     if kind is None:
         return text
@@ -135,16 +138,16 @@ def _checked(name: str, text: str, flag: absl_flags.Flag) -> str:
             raise ValueError
     except ValueError:
         limits = (f" from {low:,}" if low is not None else "") + (f" to {high:,}" if high is not None else "")
-        wanted = "a whole number" if kind is int else "a finite number"
-        raise UserError(f"--{name}={text}: must be {wanted}{limits}") from None
+        expected = "a whole number" if kind is int else "a finite number"
+        raise UserError(f"--{name}={text}: must be {expected}{limits}") from None
     return str(value)
 
 
 def number(text: str, kind: type[int] | type[float] = float) -> int | float:
-    """Returns the number that `text` writes in ASCII digits; "inf" and "-inf" are numbers, "nan" is not.
+    """Parses a number in ASCII digits; "inf" and "-inf" are numbers, "nan" is not.
 
     Raises:
-      ValueError: any other text, as of spaces or digits of another script, and what a float cannot hold ("1e400").
+      ValueError: `text` is not a number, has spaces or digits of other scripts, or is out of a float's range (1e400).
     """
     if kind is int:
         if not _WHOLE.fullmatch(text) or len(text) > 30:
@@ -155,25 +158,23 @@ def number(text: str, kind: type[int] | type[float] = float) -> int | float:
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"{text!r} is not a number")
     value = float(text)
-    vanished = value == 0 and re.search("[1-9]", text.lower().partition("e")[0])
-    if math.isinf(value) or vanished:
+    underflows = value == 0 and re.search("[1-9]", text.lower().partition("e")[0])
+    if math.isinf(value) or underflows:
         raise ValueError(f"{text!r} is beyond the range of a float")
     return value
 
 
 def texts(text: str) -> list[str]:
-    """Returns the parts between commas that stand in no brackets, without those that are blank."""
+    """Splits a list at the commas outside of brackets, and drops blank entries."""
     return [part for part in _split(text) if part]
 
 
 def entries(name: str, text: str) -> list[str]:
-    """Returns the entries of a flag whose value is a list. Raises UserError where one is blank, or there is none."""
-    found = _split(text)
-    if not all(found):
-        raise UserError(
-            f"--{name}={text}: an entry is empty; write entries with one comma between two, or leave the flag out"
-        )
-    return found
+    """Returns the entries of a flag whose value is a list. Raises UserError if one is blank."""
+    parts = _split(text)
+    if not all(parts):
+        raise UserError(f"--{name}={text}: an entry is empty; separate entries with single commas, or remove the flag")
+    return parts
 
 
 def _split(text: str) -> list[str]:
@@ -188,14 +189,12 @@ def _split(text: str) -> list[str]:
 
 
 def check_writable(flag: str, path: Path) -> None:
-    """Checks, before the work that a file is written after, that it can be written.
-
-    Folders of `path` that do not exist are made when it is written; here none is left behind.
+    """Checks that a file can be written, before the computation that it is for; leaves no file or folder.
 
     Raises:
-      UserError: `path` is a folder, is too long, or lies where no file can be made.
+      UserError: `path` is a folder, is too long, or is in a place without write permission.
     """
-    made = []
+    created = []
     try:
         if path.is_dir():
             raise UserError(f"--{flag}={path}: is a folder; name a file")
@@ -204,28 +203,33 @@ def check_writable(flag: str, path: Path) -> None:
         for folder in reversed(path.absolute().parents):
             if not folder.exists():
                 folder.mkdir()
-                made.append(folder)
+                created.append(folder)
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write to --{flag}={path} ({reason}): choose another place") from error
+        raise UserError(f"--{flag}={path}: cannot be written ({reason}); choose another path") from error
     finally:
-        for folder in reversed(made):
-            with contextlib.suppress(OSError):  # another process has put a file there
+        for folder in reversed(created):
+            with contextlib.suppress(OSError):  # another process has created a file in it
                 folder.rmdir()
 
 
 def required(arguments: Arguments, name: str) -> str:
+    """Returns the value of a flag. Raises UserError if it is not set."""
     if not getattr(arguments, name):
-        raise UserError(f"--{name} is missing")
+        raise UserError(f"--{name} is missing; add --{name}=...")
     return getattr(arguments, name)
 
 
 def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> ConfigDict:
-    """The config of --config, or `stored` where that is not given, with the overrides. Raises UserError."""
+    """Returns the config of --config, by default `stored`, with the command line's overrides.
+
+    Raises:
+      UserError: there is no config, or an override does not fit it.
+    """
     config = stored if arguments.config is None else load_file(arguments.config)
     if config is None:
-        raise UserError("--config is missing: for instance --config=configs/digits.py")
+        raise UserError("--config is missing; add it, such as --config=configs/digits.py")
     known = flatten(config)
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
     seen = set()
@@ -234,48 +238,50 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         path = name.removeprefix("no").removeprefix("config.")
         if path in sections:
             field = next(field for field in known if field.startswith(path))
-            raise UserError(f"--config.{path} is a section: override one of its fields, such as --config.{field}")
+            raise UserError(f"--config.{path} is a section; override one of its fields, such as --config.{field}")
         if path not in known:
             raise unknown("config field", path, known)
         if not equals and not isinstance(known[path], bool):
-            raise UserError(f"{override} has no value: write {override}=VALUE")
+            raise UserError(f"{override} has no value; write {override}=VALUE")
         if path in seen:
-            raise UserError(f"{override}: the field is given twice; give it once")
+            raise UserError(f"{override}: the field is set twice; set it once")
         seen.add(path)
         if type(known[path]) in (int, float):
             try:
                 number(text, type(known[path]))
             except ValueError as error:
-                raise UserError(f"{override}: {path} is {_type_name(known[path])}") from error
+                raise UserError(f"{override}: {path} must be {_type_name(known[path])}") from error
     holder = Flags()
     config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *arguments.overrides])
     try:
         holder(["", *arguments.overrides])
     except absl_flags.IllegalFlagValueError as error:
         name = str(error).removeprefix("flag --config.").split("=")[0]
-        raise UserError(f"{str(error).splitlines()[0].split(':')[0]}: {name} is {_type_name(known[name])}") from error
+        raise UserError(
+            f"{str(error).splitlines()[0].split(':')[0]}: {name} must be {_type_name(known[name])}"
+        ) from error
     except absl_flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
     if isinstance(seed := holder.config.get("seed", 0), int):
-        checked_whole("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
+        validate_integer("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():
         kind = str if isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str) else int | float
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
-            raise UserError(f"--config.{name}={value}: {name} is {_type_name(known[name])}")
+            raise UserError(f"--config.{name}={value}: {name} must be {_type_name(known[name])}")
     return holder.config
 
 
 def missing_field(error: Exception) -> UserError | None:
-    """What to say of an error that ml_collections raised: code asked for a field that the config lacks."""
+    """Returns the error for a field that a config lacks, if ml_collections raised `error` for one; else None."""
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     if "ml_collections" not in innermost.filename:
         return None
     field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
-    return UserError(f"the config has no field {field!r}: see configs/digits.py for a complete one")
+    return UserError(f"the config does not have the field {field!r}; configs/digits.py has all fields")
 
 
 def help_text(verb: str, doc: str, flags: Flags) -> str:
-    """A verb's help, for a reader who does not know absl."""
+    """Returns the help of a verb, from its docstring and flags."""
     lines = [f"usage: python launch.py {verb} --flag=value ...", "", doc.strip(), "", "flags:"]
     for name in sorted(flags):
         flag = flags[name]
@@ -286,11 +292,11 @@ def help_text(verb: str, doc: str, flags: Flags) -> str:
     return "\n".join(lines)
 
 
-def _plain(value) -> str:
+def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _type_name(value) -> str:
+def _type_name(value: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if isinstance(value, tuple):
         return f"a tuple, such as {value!r}"

@@ -1,17 +1,17 @@
-"""Run a published experiment: a grid of trainings and samplings, and a report beside the paper's figures.
+"""Run a published experiment: a grid of trained models and samplers, and a report with the paper's values.
 
   python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=smoke
   python launch.py reproduce ... --scale=small --data_dir=DIR
   python launch.py reproduce ... --scale=paper --executor=slurm --slurm=partition=gpu,gpus_per_node=1,timeout_min=600
 
-smoke runs in minutes on two cores and shows that everything works; small fits one GPU for an hour or a CPU overnight;
-paper is the paper's own setting on its own data. The same command again goes on where it was stopped: what is trained
-is not trained again, what is measured is not measured again, and experiments in one --workdir share what they have in
-common. A cell that fails is recorded with its error, and the others go on; --retry tries those again.
+--scale=smoke runs in minutes on two cores and checks that everything works; small takes about an hour on one GPU, or a
+night on a CPU; paper has the paper's settings and data. The same command resumes: it does not repeat finished training
+or evaluation, and experiments in one --workdir share their common runs. A cell that fails is recorded with its error,
+and the other cells continue; --retry computes failed cells again.
 
-Writes WORKDIR/EXPERIMENT_SCALE/results.json, report.md and report.html (one file, pictures inside); logs are in
-WORKDIR/logs. --results=DIR/results.json writes the report of finished results again, in DIR, without any cells: after
-a change of the experiment's claims, or with a newer version of the statistical test.
+Writes WORKDIR/EXPERIMENT_SCALE/results.json, report.md and report.html (one file with all images); logs are in
+WORKDIR/logs. --results=DIR/results.json only writes the report of finished results again, in DIR: after a change of
+the experiment's claims, or with a newer version of the statistical test.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from diffjax.errors import UserError, unknown
 from diffjax.reproduce import execute, report, spec, verdicts
 from diffjax.reproduce.cells import collect
 from diffjax.reproduce.outcome import Outcome
-from diffjax.reproduce.plan import make_units, measures_of, scale_of
+from diffjax.reproduce.plan import get_measures, get_scale, make_groups
 
 _EXECUTORS = ("local", "slurm")
 
@@ -32,36 +32,35 @@ _EXECUTORS = ("local", "slurm")
 def define(flags: Flags) -> None:
     define_workdir(flags)
     for name, default, text in (
-        ("experiment", None, "file of the experiment, such as experiments/ddim_table1.py"),
+        ("experiment", None, "experiment file, such as experiments/ddim_table1.py"),
         ("scale", "smoke", "smoke | small | paper"),
-        ("data_dir", None, "where prepared data sets lie (data.dir of the configs)"),
-        ("together", None, "axes whose cells are trained as one program, such as seed (default: as the file says)"),
-        ("results", None, "results.json whose report is to be written again, without a --workdir"),
-        ("inception", None, "file of the weights of FID's InceptionV3"),
-        ("executor", "local", "local: one after another on this machine; slurm: a job for each training"),
+        ("data_dir", None, "folder of prepared data sets (data.dir of the configs)"),
+        ("results", None, "results.json to write the report of again; replaces --workdir"),
+        ("inception", None, "weights file of FID's InceptionV3"),
+        ("executor", "local", "local: one after another on this machine; slurm: one job per training run"),
         ("slurm", "", "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
-    absl_flags.DEFINE_integer("batch_size", 100, "samples drawn at once; does not change them", 1, flag_values=flags)
-    absl_flags.DEFINE_boolean("retry", False, "try cells that failed again", flag_values=flags)
-    absl_flags.DEFINE_boolean("report_only", False, "write the report of what is measured so far", flag_values=flags)
+    absl_flags.DEFINE_integer("batch_size", 100, "samples per batch; does not change the samples", 1, flag_values=flags)
+    absl_flags.DEFINE_boolean("retry", False, "compute failed cells again", flag_values=flags)
+    absl_flags.DEFINE_boolean("report_only", False, "only write the report of the cells so far", flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
     path = required(arguments, "experiment")
     if arguments.slurm and arguments.executor != "slurm":
-        raise UserError(f"--slurm={arguments.slurm}: requires --executor=slurm; add it, or leave --slurm out")
+        raise UserError(f"--slurm={arguments.slurm}: requires --executor=slurm; add it, or remove --slurm")
     if arguments.retry and arguments.report_only:
-        raise UserError("--retry: is not supported with --report_only, which measures nothing; leave one of them out")
+        raise UserError("--retry: is not supported with --report_only, which computes nothing; remove one of them")
     if arguments.results:
-        if ignored := sorted(arguments.given - {"experiment", "scale", "results"}):
-            raise UserError(f"--{ignored[0]}: has no effect with --results, which measures nothing; leave it out")
-        return _rewrite(path, arguments.scale, Path(arguments.results))
+        if ignored := sorted(arguments.given_flags - {"experiment", "scale", "results"}):
+            raise UserError(f"--{ignored[0]}: has no effect with --results, which computes nothing; remove it")
+        return _rewrite_report(path, arguments.scale, Path(arguments.results))
     root = required(arguments, "workdir")
     if arguments.executor not in _EXECUTORS:
         raise unknown("executor", arguments.executor, _EXECUTORS)
     experiment = spec.load(path)
-    scale = scale_of(experiment, arguments.scale)
+    scale = get_scale(experiment, arguments.scale)
     overrides = {"data.dir": arguments.data_dir} if arguments.data_dir else {}
     job = execute.Job(
         path,
@@ -70,26 +69,25 @@ def run(arguments: Arguments) -> int:
         overrides=tuple(overrides.items()),
         inception=arguments.inception,
         batch_size=arguments.batch_size,
-        together=None if arguments.together is None else tuple(texts(arguments.together)),
     )
-    units, work = job.units()
-    cells = [cell for unit in units for cell in unit.cells]
+    groups, options = job.plan()
+    cells = [cell for group in groups for cell in group.cells]
     if not arguments.report_only:
-        execute.check(units, work)
+        execute.check(groups, options)
         if arguments.retry:
             for cell in cells:
                 if "error" in (job.store.result(cell.key) or {}):
-                    job.store.forget(cell)
-        print(f"{experiment.title}: {len(cells)} cells on {sum(len(u.trainings) for u in units)} trained models")
+                    job.store.delete(cell.key)
+        print(f"{experiment.title}: {len(cells)} cells on {sum(len(g.trainings) for g in groups)} trained models")
         try:
             if arguments.executor == "local":
-                execute.local(job, units)
+                execute.local(job, groups)
             else:
-                execute.slurm(job, units, _parameters(arguments.slurm))
+                execute.slurm(job, groups, _parameters(arguments.slurm))
         except KeyboardInterrupt:
-            print("stopped; the same command continues")
+            print("stopped; the same command resumes")
             return 130
-    measures = measures_of(experiment, scale)
+    measures = get_measures(experiment, scale)
     outcome = Outcome(experiment, measures, cells, collect(job.store, cells, measures))
     command = f"python launch.py reproduce --experiment={path} --workdir=W --scale={arguments.scale}"
     command += " --data_dir=DIR" * bool(arguments.data_dir)
@@ -105,12 +103,12 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _rewrite(path: str, scale_name: str, results: Path) -> int:
-    """Writes the report of a results.json again."""
+def _rewrite_report(path: str, scale_name: str, results: Path) -> int:
+    """Writes the report of finished results again."""
     experiment = spec.load(path)
-    scale = scale_of(experiment, scale_name)
-    cells = [cell for unit in make_units(experiment, scale, {}) for cell in unit.cells]
-    outcome, command = report.read(results, experiment, scale_name, cells, measures_of(experiment, scale))
+    scale = get_scale(experiment, scale_name)
+    cells = [cell for group in make_groups(experiment, scale, {}) for cell in group.cells]
+    outcome, command = report.read(results, experiment, scale_name, cells, get_measures(experiment, scale))
     _print(outcome, report.write(results.parent, outcome, scale_name, scale, None, command))
     return 0
 
@@ -119,17 +117,17 @@ def _print(outcome: Outcome, written: Path) -> None:
     for labels, error in outcome.errors.items():
         print(f"failed: {labels}: {error}")
     for ordering in outcome.experiment.orderings:
-        print(f"{ordering.says}: {verdicts.describe(outcome.verdict(ordering)).replace('**', '')}")
+        print(f"{ordering.claim}: {verdicts.describe(outcome.verdict(ordering)).replace('**', '')}")
     print(f"{outcome.done} of {outcome.total} cells, {len(outcome.errors)} failed")
     print(f"{written}\n{written.with_suffix('.html')}")
 
 
 def _parameters(text: str) -> dict:
-    """partition=gpu,timeout_min=600 as submitit takes them. Raises UserError."""
-    found = {}
+    """Parses submitit's parameters, such as partition=gpu,timeout_min=600. Raises UserError for other text."""
+    parameters = {}
     for part in texts(text):
         name, equals, value = part.partition("=")
         if not equals:
-            raise UserError(f"--slurm={text}: write NAME=VALUE,NAME=VALUE")
-        found[name] = int(value) if value.isdigit() else value
-    return found
+            raise UserError(f"--slurm={text}: must be NAME=VALUE,NAME=VALUE")
+        parameters[name] = int(value) if value.isdigit() else value
+    return parameters

@@ -1,54 +1,67 @@
-"""Draw samples from a trained run, as a picture or as arrays.
+"""Sample images from a trained run, as a grid or as arrays.
 
   python launch.py sample --workdir=runs/digits --out=samples.png --num=100 [--label=3]
                           [--sampler=ddim --steps=20 --eta=0 --guidance=2 --grid=trailing]
 
-  --prompt="a small red circle"     of what a run that reads text is asked for; --prompts=FILE has one a line, and --num
-                                    is then of each. --best_of=64 draws as many for each and keeps the --num that
-                                    --clip (default: the CLIP trained with the run) finds nearest to it
-  --initial_image=FILE --kept=0.5   completes a picture from its top, of which that share stays
+--out=X.png writes a grid; --out=X.npz writes the arrays images (uint8 [N, H, W, C]), labels (-1: none) and seeds.
+Without --label the classes alternate. Settings that are not on the command line are those of the run's config.
 
-  --steps=prior:64,decoder:50       a setting of one stage of a chain (GLIDE, unCLIP); without a name it is that of the
-                                    stage that draws the first picture. --prior=diffusion|ar|none is unCLIP's
-Classes take turns unless --label is given. What is not given is as in the run's config. --out=X.png writes a grid,
---out=X.npz the arrays images (uint8 [N, H, W, C]), labels (-1: none) and seeds.
+Text-conditioned runs:
+  --prompt="a small red circle"     samples --num images of this prompt
+  --prompts=FILE                    one prompt per line; --num is the number of images per prompt
+  --best_of=64                      samples 64 images per prompt and keeps the --num most similar to it, by --clip
+                                    (default: the CLIP trained with the run)
+  --initial_image=FILE --keep_fraction=0.5
+                                    completes an image: its top half is kept, the rest is sampled (priors over tokens)
 
-  --image=FILE --strength=0.5       samples that start from the image, noised for half of the process (SDEdit)
-  --image=FILE --mask=FILE          paints anew where the mask is white; --repeats=10 takes each step ten times, so that
-                                    the new region fits the old one (RePaint). A mask is also left, right, top, bottom
-                                    or center. An image is also SPLIT:INDEX of the run's data set, as in test:7.
-  --interpolate=8                   each row goes in 8 pictures from one seed's latent to the next seed's, on the sphere
-  --interpolate=8 --image=A,B       from one image to another, both encoded by DDIM; with unCLIP their embeddings too
-  --image=FILE                      of unCLIP variations of the image: its embedding, decoded anew. --invert starts from
-                                    its own latent, so that --eta=0 draws it again and more eta varies it more
-  --image=FILE --base_prompt="what it shows" --prompt="what it shall show" --interpolate=8
-                                    unCLIP's text diff: along the difference of what CLIP makes of both
-  --image=FILE --components=1,4,16  what unCLIP draws of the first principal components of the image's embedding
-  --classifier=RUN, --weak=RUN      guides by a classifier of noised images, or away from a weaker model
+Pipelines (GLIDE, unCLIP):
+  --steps=prior:64,decoder:50       sets a setting per stage; without a stage name it is set for the stage that samples
+                                    the first image
+  --prior=diffusion|ar|none         selects unCLIP's prior
+
+Images as input, a file or SPLIT:INDEX of the run's data set, such as test:7:
+  --image=FILE --strength=0.5       edits the image: adds noise for half of the process, then denoises (SDEdit)
+  --image=FILE --mask=FILE          inpaints where the mask is white; a mask is a file, or left, right, top, bottom or
+                                    center. --resample_steps=10 repeats each step, for more consistent results (RePaint)
+  --interpolate=8                   interpolates in 8 images from the latent of one seed to that of the next, per row
+  --image=A,B --interpolate=8       interpolates between two images, encoded by DDIM; with unCLIP their embeddings too
+  --image=FILE                      with unCLIP: variations of the image, decoded from its embedding. --invert starts
+                                    from the image's latent: --eta=0 then reconstructs it, a larger eta varies it
+  --image=FILE --base_prompt="a blue circle" --prompt="a red circle" --interpolate=8
+                                    with unCLIP: moves the image along the difference of two text embeddings
+  --image=FILE --components=1,4,16  with unCLIP: decodes the first principal components of the image's embedding
+
+Guidance by other runs:
+  --classifier=RUN, --weak=RUN      a classifier of noised images, or a weaker model to move away from (autoguidance)
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax import io
 from diffjax.cli import edits
-from diffjax.cli.flags import MOST, Arguments, Flags, check_writable, define_sampling, define_workdir, required
-from diffjax.cli.settings import batch_size, define_settings, one_cell, with_guides
+from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.cli.requirements import check_sample_flags, is_variation
+from diffjax.cli.settings import SettingsFactory, attach_guidance_models, batch_size, define_settings, single_setting
 from diffjax.errors import UserError, note, one_line
 from diffjax.inference import image_grids
-from diffjax.inference.prompts import Prompts, check_text, note_cut, prompts, read_file
-from diffjax.inference.reranking import best_of, judge_of
-from diffjax.inference.sampler_runner import Generator
-from diffjax.models.pipelines.pipeline import ChainPlan
+from diffjax.inference.prompts import Prompts, check_text, encode_captions, read_file
+from diffjax.inference.reranking import Reranker, best_of, load_reranker
+from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.models.base import GenerativeModel
+from diffjax.models.capabilities import is_text_conditioned, outputs_embeddings
+from diffjax.models.pipelines.pipeline import PipelineSettings
 from diffjax.nn.pretrained import clip_checkpoint
-from diffjax.runs.loading import Run, image_spec, load
+from diffjax.runs.datasets import image_spec
+from diffjax.runs.loading import Run, load
 from diffjax.runs.workdir import Workdir
-from diffjax.typing import System
 
-_LONGEST_TITLE = 100  # characters
+_MAX_TITLE = 100  # characters
 
 
 def define(flags: Flags) -> None:
@@ -56,88 +69,99 @@ def define(flags: Flags) -> None:
     define_sampling(flags)
     define_settings(flags, several=False)
     for name, text in {
-        "prompt": "what the pictures show",
-        "prompts": "file of prompts, one a line, UTF-8",
+        "prompt": "caption of the images",
+        "prompts": "UTF-8 file of prompts, one per line",
         "clip": "run or folder of the CLIP that --best_of ranks by",
-        "initial_image": "picture file, or SPLIT:INDEX of the data set, to complete from its first rows",
+        "initial_image": "image file, or SPLIT:INDEX of the data set, to complete from its top rows",
         "out": "file to write: .png for a grid, .npz for arrays",
-        "image": "picture file, or SPLIT:INDEX of the data set, to edit, to paint in, or two to go between",
-        "base_prompt": "what --image shows, which --prompt is to change",
+        "image": "image file, or SPLIT:INDEX of the data set, to edit or inpaint; or two, A,B, to interpolate",
+        "base_prompt": "caption of --image, for the text difference to --prompt",
         "components": "numbers of principal components of --image's embedding, separated by commas",
-        "mask": "picture file, white where --image is painted anew, or left | right | top | bottom | center",
+        "mask": "image file, white where --image is inpainted, or left | right | top | bottom | center",
     }.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
     for name, default, text in (
-        ("num", 16, "number of samples, or of rows with --interpolate (between two images there is one)"),
-        ("best_of", None, "samples drawn for each prompt, of which the best --num are kept"),
-        ("interpolate", None, "pictures a row"),
-        ("repeats", None, "times that each step is taken, with noise added back in between"),
+        ("num", 16, "number of samples, or of rows with --interpolate (between two images: one row)"),
+        ("best_of", None, "number of samples per prompt, of which the best --num are kept"),
+        ("interpolate", None, "number of images per row"),
+        ("resample_steps", None, "number of times that each step is taken, with noise added in between"),
     ):
-        absl_flags.DEFINE_integer(name, default, text, 1, MOST, flag_values=flags)
-    absl_flags.DEFINE_boolean("invert", False, "start from the latent of --image by DDIM", flag_values=flags)
-    absl_flags.DEFINE_integer("label", None, "class of every sample, counted from 0", 0, flag_values=flags)
-    absl_flags.DEFINE_float("kept", None, "share of --initial_image, from the top, that stays (0.5)", flag_values=flags)
-    absl_flags.DEFINE_float("strength", None, "share of the process that --image is taken back", flag_values=flags)
+        absl_flags.DEFINE_integer(name, default, text, 1, MAX_COUNT, flag_values=flags)
+    absl_flags.DEFINE_boolean("invert", False, "start from the latent of --image, by DDIM inversion", flag_values=flags)
+    absl_flags.DEFINE_integer("label", None, "class of every sample, from 0", 0, flag_values=flags)
+    absl_flags.DEFINE_float(
+        "keep_fraction", None, "fraction of --initial_image to keep, from the top (0.5)", flag_values=flags
+    )
+    absl_flags.DEFINE_float("strength", None, "fraction of the process that --image is noised for", flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
     out = Path(required(arguments, "out"))
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
-    said = _check_files(arguments, out)
+    captions = _check_files(arguments, out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    system, variables = with_guides(arguments, trained)
-    if system.embeds:
-        raise UserError(f"{trained.workdir.path} draws embeddings, which nobody can look at: sample the whole chain")
-    edits.check(arguments, trained)
-    plan = system.plan(trained.config.sampler, **_overrides(arguments))
-    keep, candidates, judge = 1, 1, None
-    if edits.varied(arguments, trained):
-        draw = edits.manipulated(arguments, trained, plan) if system.manipulate else edits.again(arguments, trained)
-        asked, seeds, columns = draw
-    else:
-        asked, keep = _asked(arguments, trained, system, said)
-        candidates = arguments.best_of or keep
-        if candidates < keep:
-            raise UserError(f"--best_of={candidates} is fewer than the {keep} that --num keeps")
-        if arguments.best_of == keep:
-            note(f"--best_of={keep}: has no effect, as --num keeps as many")
-        judge = judge_of(trained, arguments.clip, arguments.batch_size) if candidates > keep else None
-        if judge:
-            judge.note_cut(said)
-        columns, seeds = _columns(arguments, system, len(asked.condition["label"]), keep), None
-        if arguments.interpolate:
-            asked, seeds, columns = edits.between_latents(arguments, trained, plan, asked)
-            keep = candidates = 1
-        else:
-            asked = edits.edited(arguments, trained, asked)
-    _note_rounding(arguments, plan)
-    total = candidates * len(asked.condition["label"])
-    generator = Generator(system, batch_size=batch_size(arguments, total))
-    with tqdm(total=total, unit="image") as bar:
-        if seeds is not None:
-            images = generator(variables, seeds, asked.condition, plan, progress=bar.update)
-        else:
-            given = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
-            images, seeds = best_of(generator, variables, asked, plan, judge, **given)
+    model, variables = attach_guidance_models(arguments, trained)
+    if outputs_embeddings(model):
+        raise UserError(f"--workdir={trained.workdir.path}: outputs embeddings, not images; sample the full pipeline")
+    check_sample_flags(arguments, trained)
+    settings = SettingsFactory(arguments, model, trained)(**_overrides(arguments))
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        titles = map(_title, asked.captions) if asked.captions and columns and not arguments.interpolate else ()
-        image_grids.save(out, image_grids.grid(images, columns, tuple(titles)))
+    keep, candidates, reranker, grid = 1, 1, None, None
+    if is_variation(arguments, trained):
+        grid = edits.variations(arguments, trained, settings)
     else:
-        labels = asked.condition["label"] if system.classes else np.full(len(seeds), -1, np.int32)
-        captions = {"captions": np.repeat(asked.captions, keep)} if asked.captions else {}
-        with io.atomic_path(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=images, labels=labels, seeds=seeds, **captions)
+        prompts, keep = _make_prompts(arguments, trained, model, captions)
+        candidates, reranker = _candidates(arguments, trained, captions, keep)
+        if arguments.interpolate:
+            grid, keep, candidates = edits.interpolate_latents(arguments, trained, settings, prompts), 1, 1
+        else:
+            prompts = edits.with_image(arguments, trained, prompts)
+            grid = edits.SampleGrid(prompts, np.array([]), _columns(arguments, model, prompts.size, keep))
+    _note_rounding(arguments, settings)
+
+    prompts, seeds, columns = grid
+    total = candidates * prompts.size
+    runner = SampleRunner(model, batch_size=batch_size(arguments, total))
+    with tqdm(total=total, unit="image") as bar:
+        if len(seeds):
+            images = runner(variables, seeds, prompts.conditions, settings, progress=bar.update)
+        else:
+            options = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
+            images, seeds = best_of(runner, variables, prompts, settings, reranker, **options)
+    titles = prompts.captions if columns and not arguments.interpolate else None
+    _write(out, images, seeds, prompts._replace(captions=titles) if out.suffix == ".png" else prompts, columns, model)
     print(f"{len(images)} samples" + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 
 
-def _check_files(arguments: Arguments, out: Path) -> list[str] | None:
-    """Returns the prompts, None without any, once all files that the command line names are known to be usable.
+def _write(
+    out: Path,
+    images: UInt8[np.ndarray, "N H W C"],
+    seeds: np.ndarray,
+    prompts: Prompts,
+    columns: int | None,
+    model: GenerativeModel,
+) -> None:
+    """Writes a grid with the prompts' captions as titles of rows, or arrays with a caption per image."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    captions = prompts.captions or []
+    if out.suffix == ".png":
+        image_grids.save(out, image_grids.grid(images, columns, tuple(map(row_title, captions))))
+        return
+    arrays = {"images": images, "seeds": seeds}
+    arrays["labels"] = prompts.conditions["label"] if model.classes else np.full(len(seeds), -1, np.int32)
+    if captions:
+        arrays["captions"] = np.repeat(captions, len(images) // len(captions))
+    with io.atomic_path(out) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
-    That is before the run is opened, which may take long. Raises UserError for one that is not.
+
+def _check_files(arguments: Arguments, out: Path) -> list[str]:
+    """Returns the prompts of the command line; checks every file that it names before the run is loaded.
+
+    Raises:
+      UserError: a file cannot be read, or `out` cannot be written.
     """
     config = Workdir(required(arguments, "workdir")).read_config()
     if arguments.label is not None and (classes := image_spec(config).classes):
@@ -149,63 +173,73 @@ def _check_files(arguments: Arguments, out: Path) -> list[str] | None:
     edits.check_files(arguments)
     check_writable("out", out)
     if arguments.prompt and arguments.prompts:
-        raise UserError("--prompt and --prompts are both given: give one of --prompt=TEXT and --prompts=FILE")
+        raise UserError("--prompts: is not supported with --prompt; pass one of --prompt=TEXT and --prompts=FILE")
     for name in ("prompt", "base_prompt"):
         if getattr(arguments, name):
             check_text(f"--{name}", getattr(arguments, name))
     if arguments.prompt:
         return [arguments.prompt]
-    return read_file(arguments.prompts) if arguments.prompts else None
+    return read_file(arguments.prompts) if arguments.prompts else []
 
 
-def _asked(arguments: Arguments, trained: Run, system: System, said: list[str] | None) -> tuple[Prompts, int]:
-    """What is asked for, and how many pictures of each: --num of each prompt, or of all classes together."""
-    if not system.text:
-        for name in ("prompt", "prompts", "best_of", "clip"):
-            if getattr(arguments, name) is not None:
-                raise UserError(f"--{name} is of runs that read text, and {trained.workdir.path} reads none")
-        return Prompts({"label": _labels(arguments, system.classes)}, None), 1
-    if arguments.label is not None:
-        raise UserError("--label is of runs that read no text: give --prompt")
-    if not said:
-        raise UserError("this run is text-conditioned: give one of --prompt=TEXT and --prompts=FILE")
-    note_cut(trained.tokenizer, system.text.length, said)
-    return prompts(system, len(said), trained.tokenizer, said), arguments.num
+def _make_prompts(
+    arguments: Arguments, trained: Run, model: GenerativeModel, captions: list[str]
+) -> tuple[Prompts, int]:
+    """Returns the conditions of samples, and the number of images per condition: --num per prompt, or one per label."""
+    if not is_text_conditioned(model):
+        return Prompts({"label": _labels(arguments, model.classes)}, None), 1
+    if not captions:
+        raise UserError("this run is text-conditioned: pass --prompt=TEXT or --prompts=FILE")
+    labels = np.arange(len(captions), dtype=np.int32) % max(model.classes, 1)
+    prompts = Prompts({"label": labels, "tokens": encode_captions(trained, captions)}, captions)
+    return prompts, arguments.num
 
 
-def _title(caption: str) -> str:
-    """Returns a caption as the title of a row: one printable line that is no wider than a page."""
+def _candidates(arguments: Arguments, trained: Run, captions: list[str], keep: int) -> tuple[int, Reranker | None]:
+    """Returns the number of samples per prompt, and the CLIP that ranks them; None if all are kept."""
+    candidates = arguments.best_of or keep
+    if candidates < keep:
+        raise UserError(f"--best_of={candidates}: must be at least --num={keep}, the number of images to keep")
+    if arguments.best_of == keep:
+        note(f"--best_of={keep}: has no effect, because --num keeps all {keep}")
+    if candidates == keep:
+        return candidates, None
+    reranker = load_reranker(trained, arguments.clip, arguments.batch_size)
+    reranker.note_truncated(captions)
+    return candidates, reranker
+
+
+def row_title(caption: str) -> str:
+    """Returns a caption as the title of a row: one printable line of at most 100 characters."""
     line = one_line(caption)
-    return line if len(line) <= _LONGEST_TITLE else f"{line[: _LONGEST_TITLE - 3]}..."
+    return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 3]}..."
 
 
-def _note_rounding(arguments: Arguments, plan) -> None:
-    """Prints a note where --strength is rounded to steps, and where --kept is to rows of codes."""
-    first = plan.stages[plan.main] if isinstance(plan, ChainPlan) else plan
+def _note_rounding(arguments: Arguments, settings: Any) -> None:
+    """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
+    first = settings.stages[settings.main] if isinstance(settings, PipelineSettings) else settings
     if arguments.strength is not None:
         steps = int(first.steps)
         taken = steps - int(first.begin)
         if abs(taken - arguments.strength * steps) > 1e-6:
             note(f"--strength={arguments.strength:g}: rounded to whole steps, the last {taken} of {steps}")
     if arguments.initial_image:
-        note(f"--initial_image={arguments.initial_image}: its first {first.rows} rows of codes stay")
+        note(f"--initial_image={arguments.initial_image}: keeps the first {first.rows} rows of tokens")
 
 
-def _columns(arguments: Arguments, system: System, count: int, keep: int) -> int | None:
-    """Of the grid: a row of each prompt, a column of each class."""
-    if arguments.interpolate:
-        return arguments.interpolate
-    if system.text:
+def _columns(arguments: Arguments, model: GenerativeModel, count: int, keep: int) -> int | None:
+    """Returns the columns of the grid: one row per prompt, or one column per class."""
+    if is_text_conditioned(model):
         return keep if count > 1 else None
-    return image_grids.class_columns(system.classes, count) if arguments.label is None else None
+    return image_grids.class_columns(model.classes, count) if arguments.label is None else None
 
 
-def _overrides(arguments: Arguments) -> dict:
-    """The plan's settings that the flags give."""
-    own = {name: getattr(arguments, name) for name in ("strength", "repeats", "kept")}
-    if arguments.initial_image and arguments.kept is None:
-        own["kept"] = 0.5
-    return one_cell(arguments) | {name: value for name, value in own.items() if value is not None}
+def _overrides(arguments: Arguments) -> dict[str, Any]:
+    """Returns the sampling settings of the command line."""
+    flags = {name: getattr(arguments, name) for name in ("strength", "resample_steps", "keep_fraction")}
+    if arguments.initial_image and arguments.keep_fraction is None:
+        flags["keep_fraction"] = 0.5
+    return single_setting(arguments) | {name: value for name, value in flags.items() if value is not None}
 
 
 def _labels(arguments: Arguments, classes: int) -> np.ndarray:

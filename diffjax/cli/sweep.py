@@ -1,57 +1,74 @@
-"""Sweep the sampler's settings on a trained run: a table, a figure, and results/sweep.json.
+"""Sweep sampling settings of a trained run: a table, a plot, and results/sweep.json.
 
   python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
 
-Every combination of the lists is a cell. All cells start from the same noise. One sampler compiles once, however many
-steps, etas and guidance scales there are. A cell is printed and written when it is done: a sweep that is stopped leaves
-those that are done.
+Computes every combination of the lists, a cell each. All cells start from the same noise. Each sampler compiles once,
+for all numbers of steps, etas and guidance scales. Every finished cell is printed and written at once, so a sweep that
+is stopped keeps its finished cells.
 
-Columns are those of --metrics (launch.py evaluate --help explains them) with their standard errors: by default
-fd_pixels, the Frechet distance to the training images on pixels averaged to 8x8 or less (not FID, and comparable only
-at one --num), and recognised, the share of samples that a support vector machine trained on real images takes for their
-class, which should be compared with its accuracy on held-out real images. to_most_steps is the root-mean-square
-difference from the same seeds' samples at the most steps of the same settings, in grey levels of 255. Those samples are
-the reference and have no value. It falls towards 0 where a sampler adds no noise; two samples of a sampler that adds
-noise differ at any number of steps. An option that a sampler does not take, as --eta, is left out for it. seconds is
-the time of sampling without compilation, which is compile_seconds in the cell that compiled.
+The columns are those of --metrics (see launch.py evaluate --help) with their standard errors. The default is
+fd_pixels, the Frechet distance to the training images on pixels averaged to at most 8x8 (this is not FID, and is
+comparable only at the same --num), and classifier_accuracy: the fraction of samples that a support vector machine,
+trained on real images, assigns to their class. Compare that with its accuracy on held-out real images.
+
+rms_to_finest_grid is the root-mean-square difference to the samples of the same seeds and settings with the most steps,
+in grey levels of 255; that reference has no value itself. It falls to 0 with more steps if the sampler is
+deterministic; samples of stochastic samplers differ at any number of steps. Options that a sampler does not take, such
+as --eta, are left out for it. seconds is the sampling time without compilation; compile_seconds is the compilation time
+of the cell that compiled.
 """
 
 import contextlib
+import dataclasses
 import functools
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax import io
-from diffjax.cli.flags import MOST, Arguments, Flags, check_writable, define_sampling, define_workdir, required
-from diffjax.cli.settings import batch_size, cells, define_settings, texts, with_guides
+from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.cli.settings import (
+    SettingsFactory,
+    attach_guidance_models,
+    batch_size,
+    define_settings,
+    setting_grid,
+    texts,
+)
 from diffjax.errors import MissingData, UserError
-from diffjax.evaluation import figures, provenance, samples
+from diffjax.evaluation import plots, provenance, samples
 from diffjax.evaluation.metrics import NAMES
 from diffjax.evaluation.samples import Measurer
 from diffjax.inference import prompts
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.prompts import Prompts
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
 from diffjax.metrics.resampling import Estimate
+from diffjax.models.capabilities import is_diffusion_or_pipeline
 from diffjax.numbers import with_error
-from diffjax.runs.loading import Run, load, open_source
+from diffjax.runs.datasets import open_dataset
+from diffjax.runs.loading import Run, load
+from diffjax.typing import Variables
 
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    absl_flags.DEFINE_integer("num", 500, "samples a cell", 2, MOST, flag_values=flags)
+    absl_flags.DEFINE_integer("num", 500, "number of samples per cell", 2, MAX_COUNT, flag_values=flags)
     define_settings(flags, several=True)
     for name, default, text in (
-        ("metrics", "fd_pixels,recognised", f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
-        ("clip", None, "run or folder of a CLIP, for the metrics that need one"),
-        ("inception", None, "file of the weights of FID's InceptionV3"),
+        ("metrics", "fd_pixels,classifier_accuracy", f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
+        ("clip", None, "run or folder of a CLIP, for metrics that require one"),
+        ("inception", None, "weights file of FID's InceptionV3"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
 
@@ -60,177 +77,239 @@ def run(arguments: Arguments) -> int:
     names = texts(arguments.metrics)
     samples.check_names(names, arguments.inception)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    swept = cells(arguments)
-    if trained.system.model is None and not trained.system.stages:
-        raise UserError(f"sweep is over the steps of diffusion models, and this is a run of {trained.config.system}")
+    cells = setting_grid(arguments)
+    if not is_diffusion_or_pipeline(trained.system):
+        raise UserError(
+            f"--workdir={trained.workdir.path}: requires a diffusion model or a pipeline "
+            f"(this run: system={trained.config.system})"
+        )
     check_writable("workdir", trained.workdir.results / "sweep.json")
-    if not arguments.classifier:  # which may bring classes
-        names = _suitable(arguments, trained, trained.system.classes)
-    system, variables = with_guides(arguments, trained)
-    names = _suitable(arguments, trained, system.classes)
-    # Every plan first: what does not fit is refused before anything is drawn.
-    plan = functools.partial(system.plan, trained.config.sampler)
-    steps = [int(plan(**cell).steps) for cell in swept]
-    plans = [plan(capacity=max(steps), **cell) for cell in swept]
-    asked = prompts.of_run(trained, arguments.num, classes=system.classes)
-    measure = _measurer(arguments, trained, names, system.classes) if names else None
-    baselines = measure.baselines() if measure else {}
-    seeds = arguments.seed + np.arange(arguments.num)
-    generator = Generator(system, batch_size=batch_size(arguments, arguments.num))
-    columns = measure.columns if measure else {}
+    if not arguments.classifier:  # a classifier can add classes
+        names = _supported_metrics(arguments, trained, trained.system.classes)
+    model, variables = attach_guidance_models(arguments, trained)
+    names = _supported_metrics(arguments, trained, model.classes)
+    # All settings are made first, so that bad ones are refused before anything is sampled.
+    make_settings = SettingsFactory(arguments, model, trained)
+    steps = [int(make_settings(**cell).steps) for cell in cells]
+    settings = [make_settings(capacity=max(steps), **cell) for cell in cells]
+    conditions = prompts.default_prompts(trained, arguments.num, classes=model.classes)
+    measure = _measurer(arguments, trained, names, model.classes) if names else None
+    runner = SampleRunner(model, batch_size=batch_size(arguments, arguments.num))
+    sweep = _Sweep(arguments, trained, runner, variables, conditions, measure, cells, steps, settings)
+    return sweep.report(sweep.compute())
 
-    rows: list[dict | None] = [None] * len(swept)
-    shown: list[np.ndarray | None] = [None] * len(swept)
 
-    def results() -> dict:
-        done = [row for row in rows if row is not None]
+@dataclasses.dataclass
+class _Sweep:
+    """The cells of a sweep, and the rows of those that are finished."""
+
+    arguments: Arguments
+    trained: Run
+    runner: SampleRunner
+    variables: Variables
+    prompts: Prompts
+    measure: Measurer | None
+    cells: list[dict[str, Any]]  # overrides of the sampling settings
+    steps: list[int]  # per cell
+    settings: list[Any]  # per cell
+
+    def __post_init__(self):
+        self.baselines = self.measure.baselines() if self.measure else {}
+        self.columns = self.measure.columns if self.measure else {}
+        self.rows: list[dict[str, Any] | None] = [None] * len(self.cells)
+        self.examples: list[np.ndarray | None] = [None] * len(self.cells)
+        self.file = _ResultsFile(self.trained.workdir.results / "sweep.json", self.results)
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row is not None]
+
+    def results(self) -> dict[str, Any]:
+        """Returns the content of the results file for the finished cells."""
+        guides = {name: getattr(self.arguments, name) for name in ("classifier", "weak")}
         return {
-            **provenance.of_run(trained),
-            "num": arguments.num,
-            "seed": arguments.seed,
-            "sampler": trained.config.sampler.to_dict(),
-            "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
-            "reference": measure.provenance if measure else {"data": None},
-            "baselines": baselines,
-            "warnings": measure.warnings if measure else [],
-            "compilations": generator.compilations,
-            "compile_seconds": sum(row["compile_seconds"] for row in done),
-            "complete": len(done) == len(rows),
-            "cells": done,
+            **provenance.of_run(self.trained),
+            "num": self.arguments.num,
+            "seed": self.arguments.seed,
+            "sampler": self.trained.config.sampler.to_dict(),
+            "guides": {name: path for name, path in guides.items() if path},
+            "reference": self.measure.provenance if self.measure else {"data": None},
+            "baselines": self.baselines,
+            "warnings": self.measure.warnings if self.measure else [],
+            "compilations": self.runner.compilations,
+            "compile_seconds": self.compile_seconds,
+            "complete": len(self.finished) == len(self.cells),
+            "cells": self.finished,
         }
 
-    file = _File(trained.workdir.results / "sweep.json", results)
-    lines = figures.Lines(swept, columns)
-    stopped = None
-    try:
-        with tqdm(total=len(swept) * arguments.num, unit="image") as bar:
-            print(lines.head)
-            settings = reference = None  # of the cell with the most steps, whose samples alone are kept
-            for i in _by_settings(swept, steps):
-                compiled, began = generator.compilations, time.perf_counter()
-                generator.compile(variables, seeds, asked.condition, plans[i])
-                compiling = time.perf_counter() - began if generator.compilations > compiled else 0.0
-                began = time.perf_counter()
-                images = generator(variables, seeds, asked.condition, plans[i], progress=bar.update)
-                seconds = time.perf_counter() - began
-                found = measure(images, asked.condition["label"], asked.captions) if measure else {}
-                if settings != _but_steps(swept[i]):
-                    settings, reference = _but_steps(swept[i]), images
-                    found["to_most_steps"] = Estimate(None, None)  # the reference itself
-                else:
-                    found["to_most_steps"] = _distance(images, reference)
-                row = {
-                    **swept[i],
-                    "steps": steps[i],
-                    **{name: estimate.value for name, estimate in found.items()},
-                    "standard_errors": {name: estimate.standard_error for name, estimate in found.items()},
-                    "not_finite": generator.not_finite,
-                    "seconds": round(seconds, 3),
-                    "compile_seconds": round(compiling, 3),
-                }
-                shown[i], rows[i] = images[: figures.EXAMPLES].copy(), row
-                tqdm.write(lines.line(row), file=sys.stdout)
-                file.write()
-    except KeyboardInterrupt as error:
-        stopped = error.args[0] if error.args else signal.SIGINT
+    @property
+    def compile_seconds(self) -> float:
+        return sum(row["compile_seconds"] for row in self.finished)
 
-    done = [i for i, row in enumerate(rows) if row is not None]
-    finished = [rows[i] for i in done]
-    if finished:
-        print(figures.table(finished, columns))
-    for name, baseline in baselines.items():
-        print(f"{columns[name].heading.strip()} of real images: {with_error(*baseline['real'].values())}")
-    print(
-        f"{len(done)} of {len(swept)} cells of {arguments.num} samples, {generator.compilations} compilation(s) of the "
-        f"sampler in {sum(row['compile_seconds'] for row in finished):.1f} s"
-    )
-    if finished and not file.written:
-        file.write()
-    if finished and not file.written:
-        print(f"error: {file.path} cannot be written: free some space; the table has its figures", file=sys.stderr)
-        return 2
-    if stopped is not None:
-        where = f"; {file.path} has them" if finished else ""
-        print(f"stopped after {len(done)} of {len(swept)} cells{where}", file=sys.stderr)
-        return 128 + stopped
-    print(file.path)
-    figure = file.path.with_suffix(".png")
-    real = {name: baseline["real"]["value"] for name, baseline in baselines.items()}
-    titles = {name: column.title for name, column in columns.items()}
-    figures.figure(figure, finished, titles, [shown[i] for i in done], real)
-    print(figure)
-    return 0
+    def compute(self) -> int | None:
+        """Computes all cells. Returns the number of the signal that stopped it, or None."""
+        lines, printed = plots.TableLines(self.cells, self.columns), 0
+        try:
+            with tqdm(total=len(self.cells) * self.arguments.num, unit="image") as bar:
+                print(lines.head)
+                group = reference = None  # samples with the most steps, kept for the group of cells at hand
+                for i in _order(self.cells, self.steps):
+                    images, times = self._sample(i, bar.update)
+                    if group != _without_steps(self.cells[i]):
+                        group, reference = _without_steps(self.cells[i]), images
+                        distance = Estimate(None, None)  # the reference itself
+                    else:
+                        distance = _rms_difference(images, reference)
+                    self.rows[i] = row = self._row(i, images, distance) | times
+                    self.examples[i] = images[: plots.MAX_EXAMPLES].copy()
+                    tqdm.write(lines.line(row), file=sys.stdout)
+                    self.file.write()
+                    printed = self._print_warnings(printed)
+        except KeyboardInterrupt as error:
+            return error.args[0] if error.args else signal.SIGINT
+        return None
+
+    def _print_warnings(self, printed: int) -> int:
+        """Prints the metrics' warnings but the first `printed`. Returns their number."""
+        warnings = self.measure.warnings if self.measure else []
+        for text in warnings[printed:]:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+        return len(warnings)
+
+    def _sample(self, i: int, progress: Callable[[int], Any]) -> tuple[UInt8[np.ndarray, "N H W C"], dict[str, float]]:
+        """Returns the samples of cell `i`, and its times in seconds."""
+        inputs = self.variables, self.arguments.seed + np.arange(self.arguments.num), self.prompts.conditions
+        compilations, start = self.runner.compilations, time.perf_counter()
+        self.runner.compile(*inputs, self.settings[i])
+        compile_seconds = time.perf_counter() - start if self.runner.compilations > compilations else 0.0
+        start = time.perf_counter()
+        images = self.runner(*inputs, self.settings[i], progress=progress)
+        seconds = time.perf_counter() - start
+        return images, {"seconds": round(seconds, 3), "compile_seconds": round(compile_seconds, 3)}
+
+    def _row(self, i: int, images: UInt8[np.ndarray, "N H W C"], distance: Estimate) -> dict[str, Any]:
+        """Returns the settings and metrics of cell `i`."""
+        labels, captions = self.prompts.conditions["label"], self.prompts.captions
+        estimates: dict[str, Estimate] = dict(self.measure(images, labels, captions)) if self.measure else {}
+        estimates["rms_to_finest_grid"] = distance
+        return {
+            **self.cells[i],
+            "steps": self.steps[i],
+            **{name: estimate.value for name, estimate in estimates.items()},
+            "standard_errors": {name: estimate.standard_error for name, estimate in estimates.items()},
+            "not_finite": self.runner.not_finite,
+        }
+
+    def report(self, stopped: int | None) -> int:
+        """Prints the table and writes the plot. Returns the exit code: 0, 2, or 128 + the signal `stopped`."""
+        finished, total = self.finished, len(self.cells)
+        if finished:
+            print(plots.table(finished, self.columns))
+        for name, baseline in self.baselines.items():
+            print(f"{self.columns[name].heading.strip()} of real images: {with_error(*baseline['real'].values())}")
+        print(
+            f"{len(finished)} of {total} cells of {self.arguments.num} samples, {self.runner.compilations} "
+            f"compilation(s) of the sampler in {self.compile_seconds:.1f} s"
+        )
+        if finished and not self.file.is_written:
+            self.file.write()
+        path = self.file.path
+        if finished and not self.file.is_written:
+            print(f"error: {path}: cannot be written; free space; the table above has the results", file=sys.stderr)
+            return 2
+        if stopped is not None:
+            where = f"; {path} has them" if finished else ""
+            print(f"stopped after {len(finished)} of {total} cells{where}", file=sys.stderr)
+            return 128 + stopped
+        print(path)
+        plot = path.with_suffix(".png")
+        real = {name: baseline["real"]["value"] for name, baseline in self.baselines.items()}
+        titles = {name: column.title for name, column in self.columns.items()}
+        plots.sweep(plot, finished, titles, [images for images in self.examples if images is not None], real)
+        print(plot)
+        return 0
 
 
-class _File:
+class _ResultsFile:
     """The results on disk, written again after each cell.
 
     Attributes:
-      path: of the file.
-      written: whether the last results are on disk.
+      path: path of the file.
+      is_written: whether the file has the latest results.
     """
 
-    def __init__(self, path: Path, results: Callable[[], dict]):
-        """`results` returns the results so far. Raises OSError where the folder cannot be made."""
+    def __init__(self, path: Path, results: Callable[[], dict[str, Any]]):
+        """`results` returns the latest results. Raises OSError if the folder cannot be created."""
         path.parent.mkdir(exist_ok=True)
-        self.path, self.written, self._results = path, False, results
+        self.path, self.is_written, self._results = path, False, results
 
     def write(self) -> None:
-        """Writes the results, or prints why they are not written."""
+        """Writes the results; prints a warning if that fails."""
         try:
             io.write_json(self.path, self._results())
-            self.written = True
+            self.is_written = True
         except OSError as error:
-            self.written = False
-            print(f"warning: {self.path} cannot be written ({error.strerror or error}); tried again", file=sys.stderr)
+            self.is_written = False
+            reason = error.strerror or error
+            print(f"warning: {self.path}: cannot be written ({reason}); it is tried again", file=sys.stderr)
 
 
-def _suitable(arguments: Arguments, trained: Run, classes: int) -> list[str]:
-    """Returns the metrics of --metrics; of its default those that suit the run.
+def _supported_metrics(arguments: Arguments, trained: Run, classes: int) -> list[str]:
+    """Returns the metrics of --metrics; without the flag, those of its default that the run supports.
 
     Raises:
-      UserError: a metric that is named cannot be computed.
+      UserError: a metric of the command line is not supported.
     """
     names = texts(arguments.metrics)
-    needed = {"classes": classes, "inception": arguments.inception, "clip": arguments.clip}
-    if not arguments.values["metrics"].using_default_value:
-        samples.check(names, trained, arguments.num, **needed)
+    check = functools.partial(samples.check, classes=classes, inception=arguments.inception, clip=arguments.clip)
+    if "metrics" in arguments.given_flags:
+        check(names, trained, arguments.num)
         return names
     try:
-        open_source(trained.config, trained.config.data.split)
+        open_dataset(trained.config, trained.config.data.split)
     except MissingData as error:
-        print(f"no measure against real images: {error}")
+        print(f"no metrics against real images: {error}")
         return []
-    found = []
+    supported = []
     for name in names:
         with contextlib.suppress(UserError):
-            samples.check([name], trained, arguments.num, **needed)
-            found.append(name)
-    return found
+            check([name], trained, arguments.num)
+            supported.append(name)
+    return supported
 
 
 def _measurer(arguments: Arguments, trained: Run, names: list[str], classes: int) -> Measurer:
-    given = {"inception": arguments.inception, "clip": arguments.clip, "batch_size": arguments.batch_size}
-    return Measurer(names, trained, classes=classes, errors=True, **given)
+    return Measurer(
+        names,
+        trained,
+        classes=classes,
+        with_errors=True,
+        inception=arguments.inception,
+        clip=arguments.clip,
+        batch_size=arguments.batch_size,
+    )
 
 
-def _but_steps(cell: dict) -> list[tuple]:
-    """A cell's settings but for its steps, those of stages too."""
+def _without_steps(cell: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the settings of a cell except the numbers of steps, of stages as well."""
     return [(name, value) for name, value in sorted(cell.items()) if name.rpartition(":")[2] != "steps"]
 
 
-def _by_settings(swept: list[dict], steps: list[int]) -> list[int]:
-    """The places of cells, those that differ in steps alone together, the most steps first."""
-    groups = [_but_steps(cell) for cell in swept]
-    return sorted(range(len(swept)), key=lambda i: (groups.index(groups[i]), -steps[i]))
+def _order(cells: list[dict[str, Any]], steps: list[int]) -> list[int]:
+    """Returns the indices of cells, grouped by all settings except steps, with the most steps first in each group."""
+    groups = [_without_steps(cell) for cell in cells]
+    return sorted(range(len(cells)), key=lambda i: (groups.index(groups[i]), -steps[i]))
 
 
-def _distance(images: np.ndarray, reference: np.ndarray) -> Estimate:
-    """Returns the root-mean-square difference from the samples of the most steps (DDIM, sec. 5.2), in grey levels.
+def _rms_difference(images: np.ndarray, reference: np.ndarray | None) -> Estimate:
+    """Returns the root-mean-square difference to samples with the most steps, in grey levels.
 
     Its standard error is that of the mean square over images, by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
+
+    Reference: Song et al. 2021 (DDIM), section 5.2.
     """
-    squares = np.mean((images.astype(np.float32) - reference) ** 2, axis=(1, 2, 3), dtype=np.float64)
+    assert reference is not None
+    squares = np.asarray(np.mean((images.astype(np.float32) - reference) ** 2, axis=(1, 2, 3), dtype=np.float64))
     square, error = resampling.mean(squares)
-    root = float(np.sqrt(square))
+    root = math.sqrt(square or 0.0)
     return Estimate(root, error / (2 * root) if root and error is not None else error)

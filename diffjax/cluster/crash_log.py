@@ -1,6 +1,7 @@
-"""What jax says when it ends a process because another one is gone, in one line. Run as a file, between two streams.
+"""Shortens the log of jax to one line when jax ends a process because another process is gone.
 
-jax then logs a stack trace from C++ and aborts, where Python has no say; so standard error goes through this process.
+jax then logs a C++ stack trace and aborts without returning to Python. So standard error passes through this script,
+which runs in a process of its own.
 """
 
 import re
@@ -8,15 +9,15 @@ import sys
 from collections.abc import Iterable, Iterator
 
 FATAL = "Terminating process because the JAX distributed service detected fatal errors"
-_DETAIL = re.compile(r"^[IWEF]\d{4} .*coordination_service(_agent)?\.cc")  # the same, told before
+_DETAIL = re.compile(r"^[IWEF]\d{4} .*coordination_service(_agent)?\.cc")  # earlier reports of the same error
 
 
 def in_one_line(lines: Iterable[str]) -> Iterator[str]:
-    """The lines as they come; from the one on which says that jax ends the process, one line instead of them."""
-    lines, passing = iter(lines), True
-    for line in lines:
+    """Yields the lines; the message that jax ends the process, and all lines after it, become one line."""
+    iterator, passing = iter(lines), True
+    for line in iterator:
         if FATAL in line:
-            yield f"error: {_reason(line + ''.join(lines))}\n"
+            yield f"error: {_reason(line + ''.join(iterator))}\n"
             return
         passing = not _DETAIL.match(line) and (passing or bool(re.match(r"[IWEF]\d{4} |error: ", line)))
         if passing:
@@ -24,18 +25,19 @@ def in_one_line(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _reason(log: str) -> str:
-    restart = "start all of them again: they continue at the last checkpoint"
+    """Returns the cause of the abort and its remedy."""
+    restart = "start all processes again to continue at the last checkpoint"
     if "unhealthy" in log:
-        gone = re.findall(r"^(\d+)$", log, re.MULTILINE)
-        return f"process {', '.join(gone) or 'another'} stopped or does not answer; {restart}"
+        numbers = re.findall(r"^(\d+)$", log, re.MULTILINE)
+        return f"process {', '.join(numbers) or 'another'} stopped or does not answer; {restart}"
     if "Failed to send RPC" in log or ("DEADLINE_EXCEEDED" in log and "RegisterTask" not in log):
         return f"process 0, the coordinator, stopped or does not answer; {restart}"
     if "RegisterTask" in log:
         if "DEADLINE_EXCEEDED" in log:
-            return "not all processes came in time: start them all, with the same --processes, or raise --wait"
+            return "not all processes joined in time; start them all with the same --processes, or raise --wait"
         status = re.search(r"absl::Status: (.*)", log)
         return (
-            f"the coordinator refuses this process ({status.group(1)[:120] if status else 'unknown'}): start each "
+            f"the coordinator refuses this process ({status.group(1)[:120] if status else 'unknown'}); start each "
             "--process once, with the same --processes"
         )
     status = re.search(r"absl::Status: (.*)", log)
@@ -44,7 +46,7 @@ def _reason(log: str) -> str:
 
 if __name__ == "__main__":
     for line in in_one_line(sys.stdin):
-        sys.stderr.write("\n" * line.startswith("error: ") + line)  # a progress bar may stand in its line
+        sys.stderr.write("\n" * line.startswith("error: ") + line)  # ends the line of a progress bar
         sys.stderr.flush()
-    for _ in sys.stdin:  # read to its end, so that nobody writes to a closed pipe
+    for _ in sys.stdin:  # so that no process writes to a closed pipe
         pass

@@ -1,7 +1,7 @@
-"""Several processes that train one run, each with its devices: how they find, agree with and lose one another.
+"""Training by several processes: discovery, agreement and failure.
 
-All read one folder of the run. The first writes what is one for all (config, metrics, pictures); all take part in what
-is computed on global arrays: steps, previews, checkpoints.
+All processes read one folder of the run. The main process, number 0, writes the shared files (config, metrics,
+previews). All processes take part in computations on global arrays: steps, previews, checkpoints.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,52 +28,56 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax.errors import UserError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as gone
+HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as gone
 _VARIABLES = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
-_PATIENCE = 3600  # seconds for which others wait for what the first prepares, such as a data set
+_BARRIER_TIMEOUT = 3600  # seconds; the main process may prepare a data set
 _barriers = itertools.count()
-_LINGER = 2.0  # seconds for which a process that failed stays, so that others can say of what they fail themselves
+_EXIT_DELAY = 2.0  # seconds that a failed process stays, so that others can report their own errors
 
 
-def first() -> bool:
-    """Whether this process is the one that writes."""
+def is_main_process() -> bool:
+    """Returns whether this process writes the shared files."""
     return jax.process_index() == 0
 
 
-def alone() -> bool:
+def is_single_process() -> bool:
+    """Returns whether the run has one process only."""
     return jax.process_count() == 1
 
 
-def settings(coordinator: str | None, processes: int | None, process: int | None) -> tuple[str, int, int] | None:
-    """The coordinator's address, the number of processes and the place of this one: as given, else the environment's.
+def resolve_settings(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> tuple[str, int, int] | None:
+    """Completes the flags by environment variables.
 
-    None: nothing is said of them. Raises UserError for what is incomplete or cannot be.
+    Returns:
+      The coordinator's address, the number of processes, and the number of this process; None if nothing is set.
+
+    Raises:
+      UserError: the settings are incomplete or not valid.
     """
-    given = {"coordinator": coordinator, "processes": processes, "process": process}
-    found = {name: os.environ.get(_VARIABLES[name]) if value is None else value for name, value in given.items()}
-    named = {name: f"--{name} ({_VARIABLES[name]})" for name in found}
-    if all(value is None for value in found.values()):
+    flags = {"coordinator": coordinator, "processes": processes, "process": process}
+    values = {name: os.environ.get(_VARIABLES[name]) if value is None else value for name, value in flags.items()}
+    labels = {name: f"--{name} ({_VARIABLES[name]})" for name in values}
+    if all(value is None for value in values.values()):
         return None
-    if missing := [named[name] for name, value in found.items() if value is None]:
-        raise UserError(
-            f"of several processes each is told the coordinator, processes and process: {missing[0]} is missing"
-        )
+    if missing := [labels[name] for name, value in values.items() if value is None]:
+        raise UserError(f"{missing[0]} is missing; a run with several processes requires {', '.join(labels.values())}")
+    address = str(values["coordinator"])
     try:
-        processes, process = int(found["processes"]), int(found["process"])
+        count, number = int(str(values["processes"])), int(str(values["process"]))
     except ValueError as error:
-        raise UserError(f"{named['processes']} and {named['process']} are whole numbers ({error})") from error
-    host, colon, port = str(found["coordinator"]).rpartition(":")
+        raise UserError(f"{labels['processes']} and {labels['process']} must be whole numbers ({error})") from error
+    host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise UserError(
-            f"{named['coordinator']} is {found['coordinator']!r}: write HOST:PORT, of the machine of process 0"
-        )
-    if processes < 1 or not 0 <= process < processes:
-        raise UserError(f"--process={process} of --processes={processes}: processes are numbered 0 ... {processes - 1}")
-    return str(found["coordinator"]), processes, process
+        raise UserError(f"{labels['coordinator']} = {address!r}: must be HOST:PORT, with the host of process 0")
+    if count < 1 or not 0 <= number < count:
+        raise UserError(f"--process={number} of --processes={count}: processes are numbered 0 ... {count - 1}")
+    return address, count, number
 
 
-def detected() -> bool:
-    """Whether jax finds out by itself who takes part: a Slurm step of several tasks, or a machine with TPUs."""
+def is_cluster_detected() -> bool:
+    """Returns whether jax can detect the processes by itself: in a Slurm step of several tasks, or on TPUs."""
     slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if os.environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu", "tpu,cpu"):
         return slurm
@@ -81,133 +86,139 @@ def detected() -> bool:
 
 
 def connect(coordinator: str | None, processes: int | None, process: int | None, *, wait: int) -> None:
-    """Joins the other processes of the run, before anything asks jax for a device. Does nothing where there are none.
+    """Joins the other processes of the run. Call it before any use of a jax device. Does nothing for one process.
 
     Args:
-      coordinator, processes, process: HOST:PORT of process 0, how many there are and which this is; None: what the
-        environment says.
-      wait: seconds for the others to come.
+      coordinator: HOST:PORT of process 0; None: from the environment, as for the next two.
+      processes: number of processes.
+      process: number of this process, from 0.
+      wait: seconds to wait for the other processes.
 
     Raises:
-      UserError: settings that cannot be; a coordinator that cannot be reached.
+      UserError: the settings are not valid, or the coordinator cannot be reached.
     """
-    given = settings(coordinator, processes, process)
-    if given is None and not detected():
+    settings = resolve_settings(coordinator, processes, process)
+    if settings is None and not is_cluster_detected():
         return
-    if given and given[1] == 1:
+    if settings and settings[1] == 1:
         return
-    if given and given[2] > 0:
-        _await_coordinator(given[0], wait)
+    if settings and settings[2] > 0:
+        _await_coordinator(settings[0], wait)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the training loop
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # where one is gone, Orbax tells it at length, too
-    _shorten_fatal_log()
-    address, count, place = given or (None, None, None)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the loss of a process at length
+    _filter_standard_error()
+    address, count, number = settings or (None, None, None)
     try:
         jax.distributed.initialize(
             address,
             count,
-            place,
-            cluster_detection_method="deactivate" if given else None,
+            number,
+            cluster_detection_method="deactivate" if settings else None,
             initialization_timeout=wait,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except ValueError as error:
-        if given is None and "coordinator_address" in str(error):  # TPUs of one machine, which belong to no cluster
+        if settings is None and "coordinator_address" in str(error):  # TPUs of one machine outside of a cluster
             return
-        raise UserError(f"the processes of the run cannot be joined ({error})") from error
+        raise UserError(
+            f"the processes of the run cannot be joined ({error}); correct --coordinator, --processes and --process"
+        ) from error
     except RuntimeError as error:
-        raise UserError(f"the processes of the run cannot be joined ({str(error).splitlines()[0]})") from error
-    if not first():  # what is said of the run is said once
+        raise UserError(
+            f"the processes of the run cannot be joined ({str(error).splitlines()[0]}); start them all again"
+        ) from error
+    if not is_main_process():  # the main process prints for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _await_coordinator(address: str, wait: int) -> None:
-    """Returns once somebody listens there: jax itself would end the process where nobody does."""
+    """Waits for the coordinator, as jax would end this process otherwise. Raises UserError after `wait` s."""
     host, _, port = address.rpartition(":")
-    until = time.monotonic() + wait
+    deadline = time.monotonic() + wait
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         except OSError as error:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise UserError(
-                    f"no coordinator at {address} after {wait} s ({error.strerror or error}): start process 0 on that "
-                    "machine, or correct --coordinator"
+                    f"--coordinator={address}: no answer after {wait} s ({error.strerror or error}); start process 0 "
+                    "there, or correct the address"
                 ) from error
         time.sleep(0.5)
 
 
-def _shorten_fatal_log() -> None:
-    """Sends what libraries write to standard error through `fatal_log`; Python's own goes there directly."""
+def _filter_standard_error() -> None:
+    """Redirects what libraries write to standard error through `crash_log`. Python's output is not redirected."""
     direct = os.dup(2)
-    script = Path(__file__).with_name("fatal_log.py")
-    filtered = subprocess.Popen(
+    script = Path(__file__).with_name("crash_log.py")
+    log_filter = subprocess.Popen(
         [sys.executable, "-E", "-S", str(script)], stdin=subprocess.PIPE, stderr=direct, start_new_session=True
     )
-    os.dup2(filtered.stdin.fileno(), 2)
-    filtered.stdin.close()
+    assert log_filter.stdin is not None
+    os.dup2(log_filter.stdin.fileno(), 2)
+    log_filter.stdin.close()
     sys.stderr = os.fdopen(direct, "w", buffering=1)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Around what all processes do: one that fails ends at once, and so do those that wait for it.
+def fail_together() -> Iterator[None]:
+    """Ends this process at once if the block fails, so that the other processes end too.
 
-    Without it a failed process would wait at its exit for the others, and they in their next step for it.
+    Otherwise the failed process would wait at its exit for the others, and they in their next step for it.
     """
     try:
         yield
     except BaseException as error:
-        if alone():
+        if is_single_process():
             raise
         if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and "RESOURCE_EXHAUSTED" not in str(error):
-            time.sleep(HEARTBEAT + 5)  # most likely another one is gone: then jax ends this process, and says so
+            time.sleep(HEARTBEAT + 5)  # most likely another process is gone; then jax ends this one with a message
         if isinstance(error, UserError | OSError):
             print(f"error: {error}", file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stderr.flush()
-        time.sleep(_LINGER)
+        time.sleep(_EXIT_DELAY)
         os._exit(2 if isinstance(error, UserError | OSError) else 1)
 
 
 def barrier(name: str) -> None:
-    """Returns once all processes are here."""
-    if not alone():
-        ocp.multihost.get_barrier_sync_fn()(key=f"{name}_{next(_barriers)}", timeout_ms=_PATIENCE * 1000)
+    """Waits until all processes are here."""
+    if not is_single_process():
+        ocp.multihost.get_barrier_sync_fn()(key=f"{name}_{next(_barriers)}", timeout_ms=_BARRIER_TIMEOUT * 1000)
 
 
 @contextlib.contextmanager
-def first_before_others(what: str) -> Iterator[None]:
-    """The first process does what is inside, then the others: they find what it wrote."""
-    if not first():
-        barrier(what)
+def main_process_first(name: str) -> Iterator[None]:
+    """Runs the block in the main process, then in the others, which find the files that it wrote."""
+    if not is_main_process():
+        barrier(name)
     yield
-    if first():
-        barrier(what)
+    if is_main_process():
+        barrier(name)
 
 
 def check_shared(file: Path) -> None:
-    """Raises UserError where this process does not see a file that the first has written."""
-    until = time.monotonic() + 30  # a network's folder may be late
+    """Checks that this process sees a file that the main process has written. Raises UserError if not."""
+    deadline = time.monotonic() + 30  # network file systems have a delay
     while not file.exists():
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise UserError(
-                f"process {jax.process_index()} does not see {file}, which process 0 wrote: put --workdir on a file "
+                f"process {jax.process_index()} does not see {file}, which process 0 wrote; put --workdir on a file "
                 "system that all hosts share"
             )
         time.sleep(0.2)
 
 
-def put(tree, sharding: NamedSharding):
-    """Arrays that every process has, on the devices of `sharding`: `jax.device_put`, without comparing them."""
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays that every process has on the devices of `sharding`, as jax.device_put, without comparing them."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
     def global_array(leaf):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # already one of all processes
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # a global array already
             return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
@@ -215,19 +226,19 @@ def put(tree, sharding: NamedSharding):
     return jax.tree.map(global_array, tree)
 
 
-def any_says(flag: bool) -> bool:
-    """Whether it is true of any process; all ask together."""
-    return bool(make_agreement()(int(flag)))
+def any_process(flag: bool) -> bool:
+    """Returns whether `flag` is true in any process. All processes must call it."""
+    return bool(make_allreduce_max()(int(flag)))
 
 
 @functools.cache
-def make_agreement() -> Callable[[int], jax.Array]:
-    """A function that is told this process's number and gives, once it is computed, the largest of all."""
+def make_allreduce_max() -> Callable[[int], jax.Array]:
+    """Returns a function of one integer per process that computes the maximum of all processes, asynchronously."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, P()))
 
-    def agree(number: int) -> jax.Array:
-        own = np.full(len(jax.local_devices()), number, np.int32)
-        return largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P("devices")), own))
+    def allreduce_max(number: int) -> jax.Array:
+        local = np.full(len(jax.local_devices()), number, np.int32)
+        return largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P("devices")), local))
 
-    return agree
+    return allreduce_max

@@ -1,4 +1,4 @@
-"""Signals that end a run: the loop finishes what must be whole, and leaves what need not be."""
+"""Signals that end training: the loop completes and saves its step, and abandons other work."""
 
 import contextlib
 import os
@@ -12,52 +12,56 @@ from diffjax.cluster import multihost
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_ABSORBED = 2  # Ctrl-C that do not interrupt the save; the next one does
-_ATTENTION = 0.2  # seconds
-_ATTENDED = "attended"  # the name of threads
+_MAX_IGNORED = 2  # Ctrl-C that do not interrupt the save; the next one does
+_POLL_INTERVAL = 0.2  # seconds
+_THREAD_NAME = "interruptible"
 
 
 class StopSignal(contextlib.AbstractContextManager):
-    """Notes the first SIGTERM, SIGINT or SIGHUP, so that the loop ends by itself.
+    """Records the first SIGTERM, SIGINT or SIGHUP, so that the loop can end in good order.
 
-    Further signals are absorbed: schedulers and terminals send several, which must not interrupt the save. To end at
-    once there are SIGKILL and the third Ctrl-C, which acts as it did before. A SIGHUP that is ignored, as under nohup,
-    stays ignored.
+    Further signals are ignored: schedulers and terminals send several, which must not interrupt the save. SIGKILL and
+    the third Ctrl-C end the process at once. A SIGHUP that is ignored already, as under nohup, stays ignored.
 
-    Where there are several processes, `signal` is what they have agreed on: each says at every step what came to it,
-    and hears at the next, together with all, what came to any.
+    Several processes agree on `signal`: each sends its signal at every step, and at the next step all receive the
+    largest of all.
     """
 
     def __init__(self):
-        self._own: int | None = None
+        self._local: int | None = None
         self._interrupts = 0
         self._agreed: int | None = None
-        self._heard = None
-        self._ask = None if multihost.alone() else multihost.make_agreement()
+        self._pending = None
+        self._allreduce_max = None if multihost.is_single_process() else multihost.make_allreduce_max()
 
     @property
     def signal(self) -> int | None:
-        return self._agreed if self._ask else self._own
+        """The signal to stop for, or None."""
+        return self._agreed if self._allreduce_max else self._local
 
     def agree(self) -> None:
-        if self._ask:
-            self._agreed = int(self._heard) or None if self._heard is not None else None
-            self._heard = self._ask(self._own or 0)
+        """Exchanges signals between processes. All of them must call it at the same steps."""
+        if self._allreduce_max:
+            self._agreed = int(self._pending) or None if self._pending is not None else None
+            self._pending = self._allreduce_max(self._local or 0)
 
-    def attend(self, work: Callable[..., T], *given) -> T | None:
-        """work(*given), or None as soon as there is a signal: in a thread, as no signal reaches Python within XLA."""
+    def run_interruptible(self, work: Callable[..., T], *arguments) -> T | None:
+        """Returns work(*arguments), or None as soon as there is a signal.
+
+        The work runs in a thread, as Python does not handle signals inside XLA. After a signal the thread is abandoned.
+        """
         done: queue.SimpleQueue = queue.SimpleQueue()
 
-        def put():
+        def work_in_thread():
             try:
-                done.put((work(*given), None))
+                done.put((work(*arguments), None))
             except BaseException as error:
                 done.put((None, error))
 
-        threading.Thread(target=put, name=_ATTENDED, daemon=True).start()
+        threading.Thread(target=work_in_thread, name=_THREAD_NAME, daemon=True).start()
         while self.signal is None:
             with contextlib.suppress(queue.Empty):
-                result, error = done.get(timeout=_ATTENTION)
+                result, error = done.get(timeout=_POLL_INTERVAL)
                 if error is not None:
                     raise error
                 return result
@@ -70,12 +74,12 @@ class StopSignal(contextlib.AbstractContextManager):
         return self
 
     def _note(self, number, frame):
-        self._own = self._own or number
+        self._local = self._local or number
         self._interrupts += number == signal.SIGINT
-        if self._interrupts == _ABSORBED and number == signal.SIGINT:
+        if self._interrupts == _MAX_IGNORED and number == signal.SIGINT:
             signal.signal(number, self._former[number])
             with contextlib.suppress(OSError):  # print is not safe in a handler
-                os.write(2, b"\nsaving before the end; one more Ctrl-C ends without saving\n")
+                os.write(2, b"\nsaving before exit; one more Ctrl-C exits without saving\n")
 
     def _restore(self):
         for number, handler in self._former.items():
@@ -85,6 +89,6 @@ class StopSignal(contextlib.AbstractContextManager):
         self._restore()
 
 
-def has_left_work() -> bool:
-    """Whether a compilation or a preview is still going on that a signal has left: Python cannot exit in good order."""
-    return any(thread.name == _ATTENDED for thread in threading.enumerate())
+def has_abandoned_threads() -> bool:
+    """Returns whether abandoned work is still running, which prevents a normal exit of Python."""
+    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())

@@ -1,6 +1,6 @@
-"""Data: sources of images with labels and captions, and batches of them."""
+"""Data sets of images with labels and captions, and batches of their examples."""
 
 from diffjax.data.pipeline import Batches, prefetch
-from diffjax.data.sources import class_names, open_source, spec, tokenized
+from diffjax.data.sources import class_names, image_spec, open_dataset, with_tokens
 
-__all__ = ["Batches", "class_names", "open_source", "prefetch", "spec", "tokenized"]
+__all__ = ["Batches", "class_names", "image_spec", "open_dataset", "prefetch", "with_tokens"]

@@ -1,8 +1,8 @@
-"""A tensorflow-datasets builder of captioned emoji, from four npm packages of pictures and Unicode's names.
+"""Builder of a data set of captioned emoji for tensorflow-datasets, from four npm packages.
 
-Pictures: Google's Noto (emoji-datasource-google, Apache-2.0) and Microsoft's Fluent 3D (@lobehub/fluent-emoji-3d, MIT).
-Names and keywords: the English Unicode CLDR (cldr-annotations-full and -derived-full, Unicode-3.0). They are joined
-on code points. `python -m diffjax.data.prepare emoji` runs it; it needs no TensorFlow.
+Images: Google's Noto (emoji-datasource-google, Apache-2.0) and Microsoft's Fluent 3D (@lobehub/fluent-emoji-3d, MIT).
+Names and keywords: the English Unicode CLDR (cldr-annotations-full and -derived-full, Unicode-3.0). Images and names
+are joined on code points. `python -m diffjax.data.prepare emoji` runs the builder, without TensorFlow.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from diffjax.data.sources import CLASSES
 from diffjax.errors import UserError, excerpt
 
 _GOOGLE, _FLUENT = "emoji-datasource-google", "@lobehub/fluent-emoji-3d"
-_NAMES, _DERIVED = "cldr-annotations-full", "cldr-annotations-derived-full"  # of base emoji, of variants and flags
+_NAMES, _DERIVED = "cldr-annotations-full", "cldr-annotations-derived-full"  # base emoji; variants and flags
 INSTALL = f"npm install {_GOOGLE}@16.0.0 {_FLUENT}@1.1.0 {_NAMES}@48.2.0 {_DERIVED}@48.2.0"
 STYLES = ("google", "fluent 3d")
 
-Codes = tuple[int, ...]
+CodePoints = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """One picture and what is known of it."""
+    """Image of an emoji with its annotations."""
 
-    path: pathlib.Path
+    path: pathlib.Path  # image file
     key: str  # code points, "1f385-1f3fb"
-    base: str  # those of the emoji without skin tones
+    base: str  # code points of the emoji without skin tones
     name: str
     keywords: tuple[str, ...]
-    group: str
-    style: str
+    group: str  # Unicode's group, one of the classes
+    style: str  # one of STYLES
 
     @property
     def caption(self) -> str:
@@ -47,15 +47,15 @@ class Entry(NamedTuple):
 
     @property
     def split(self) -> str:
-        """By base emoji, one in ten to "test": both styles and all skin tones of an emoji stand in one split."""
+        """Split by base emoji, a tenth of them in "test", so that styles and skin tones are not separated."""
         return "test" if zlib.crc32(self.base.encode()) % 10 == 0 else "train"
 
 
-def entries(manual_dir: str | pathlib.Path) -> list[Entry]:
-    """Every picture that CLDR has a name for, the emoji that came first into Unicode first.
+def read_entries(manual_dir: str | pathlib.Path) -> list[Entry]:
+    """Returns every image with a name in CLDR, in the order in which Unicode added the emoji.
 
     Args:
-      manual_dir: the folder where `INSTALL` was run, or the folder that holds the packages themselves.
+      manual_dir: folder where `INSTALL` was run, or folder of the packages themselves.
 
     Raises:
       UserError: a package is missing, or one of its JSON files is damaged.
@@ -69,27 +69,27 @@ def entries(manual_dir: str | pathlib.Path) -> list[Entry]:
         with _reading(path) as content:
             for emoji, annotation in content[root]["annotations"].items():
                 annotations[_characters(emoji)] = f"{annotation['tts'][0]}", (*map(str, annotation.get("default", ())),)
-    pictures = {_codes(path.stem): path for path in sorted((fluent / "assets").glob("*.webp"))}
+    fluent_images = {_codes(path.stem): path for path in sorted((fluent / "assets").glob("*.webp"))}
     with _reading(google / "emoji.json") as content:
         if not isinstance(content, list):
             raise TypeError("it is not a list")
-        found = [
+        dated = [
             ((float(variant["added_in"]), emoji["sort_order"]), entry)
             for emoji in content
             for variant in (emoji, *emoji.get("skin_variations", {}).values())
-            for entry in _styles(google / "img/google/64", pictures, emoji, variant, annotations)
+            for entry in _styles(google / "img/google/64", fluent_images, emoji, variant, annotations)
         ]
-        return [entry for _, entry in sorted(found, key=lambda item: item[0])]
+        return [entry for _, entry in sorted(dated, key=lambda item: item[0])]
 
 
 def _styles(
     google: pathlib.Path,
-    fluent: Mapping[Codes, pathlib.Path],
+    fluent: Mapping[CodePoints, pathlib.Path],
     emoji: Mapping[str, Any],
     variant: Mapping[str, Any],
-    annotations: Mapping[Codes, tuple[str, tuple[str, ...]]],
+    annotations: Mapping[CodePoints, tuple[str, tuple[str, ...]]],
 ) -> Iterator[Entry]:
-    """Yields a variant of an emoji in each style that there is a picture of, if it has a name."""
+    """Yields a variant of an emoji in each style with an image, if the variant has a name."""
     codes, base = _codes(variant["unified"]), _text(_codes(emoji["unified"]))
     if codes in annotations:
         name, keywords = annotations[codes]
@@ -100,20 +100,31 @@ def _styles(
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the content of a JSON file. A block that does not find what it expects raises UserError."""
-    again = f"run `{INSTALL}` again"
+    """Yields the content of a JSON file; turns errors of the block that reads it into UserError."""
+    advice = f"run `{INSTALL}` again"
     try:
         yield io.parse_json(io.read_bytes(path, io.MAX_JSON))
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}): {again}") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {advice}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = excerpt(f"{type(error).__name__}: {error}")
-        raise UserError(f"{path} is damaged ({reason}): {again}") from error
+        raise UserError(f"{path} is damaged ({reason}): {advice}") from error
 
 
-def picture(path: pathlib.Path, size: int) -> np.ndarray:
-    """RGBA, uint8 [size, size, 4], padded to a square by transparency; colours are 0 where alpha is 0."""
-    image = Image.fromarray(image_files.read(path))
+def load_image(path: pathlib.Path, size: int) -> np.ndarray:
+    """Returns an image padded to a square with transparency and resized.
+
+    Args:
+      path: image file.
+      size: height and width in pixels.
+
+    Returns:
+      RGBA, uint8 [size, size, 4]; colours are 0 where alpha is 0.
+
+    Raises:
+      UserError: the file cannot be read as an image.
+    """
+    image = Image.fromarray(image_files.read_rgba(path))
     side = max(image.size)
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -121,11 +132,14 @@ def picture(path: pathlib.Path, size: int) -> np.ndarray:
     return np.where(pixels[..., 3:] > 0, pixels, 0)
 
 
-def distinct(found: Iterable[Entry], size: int) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Entries with their pictures; of equal pictures (Spain's flag is Ceuta's too) the first only."""
+def drop_duplicates(entries: Iterable[Entry], size: int) -> Iterator[tuple[Entry, np.ndarray]]:
+    """Yields entries with their images of `size` x `size` pixels, without those whose image occurred before.
+
+    For example, the flags of Spain and Ceuta have equal images.
+    """
     seen = set()
-    for entry in found:
-        image = picture(entry.path, size)
+    for entry in entries:
+        image = load_image(entry.path, size)
         if image.tobytes() not in seen:
             seen.add(image.tobytes())
             yield entry, image
@@ -140,8 +154,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name=str(size), description=f"{size} x {size} pixels") for size in (32, 64)
     ]
 
+    @property
+    def _size(self) -> int:
+        """Height and width in pixels, the name of the builder's config."""
+        assert self.builder_config is not None
+        return int(self.builder_config.name)
+
     def _info(self) -> tfds.core.DatasetInfo:
-        size = int(self.builder_config.name)
+        size = self._size
         features = {
             "image": tfds.features.Image(shape=(size, size, 4)),
             "caption": tfds.features.Text(),
@@ -156,14 +176,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        found = tqdm.tqdm(entries(dl_manager.manual_dir), desc="Reading pictures", unit=" pictures")
+        entries = tqdm.tqdm(read_entries(str(dl_manager.manual_dir)), desc="Reading images", unit=" images")
         splits = {"train": [], "test": []}
-        for entry, image in distinct(found, int(self.builder_config.name)):
+        for entry, image in drop_duplicates(entries, self._size):
             splits[entry.split].append((entry, image))
         return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
 
-    def _generate_examples(self, found: Iterable[tuple[Entry, np.ndarray]]) -> Iterator[tuple[str, dict]]:
-        for entry, image in found:
+    def _generate_examples(self, pairs: Iterable[tuple[Entry, np.ndarray]]) -> Iterator[tuple[str, dict]]:
+        for entry, image in pairs:
             yield (
                 f"{entry.key} {entry.style}",
                 {
@@ -179,7 +199,12 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(manual_dir: str, data_dir: str, size: int) -> tfds.core.DatasetBuilder:
-    """Prepares the data set as array_record under `data_dir`; does nothing if it is there.
+    """Prepares the data set as array_record under `data_dir`, unless it exists.
+
+    Args:
+      manual_dir: folder where `INSTALL` was run.
+      data_dir: folder of prepared data sets.
+      size: height and width, 32 or 64 pixels.
 
     Raises:
       UserError: a package is missing.
@@ -198,23 +223,23 @@ def _package(manual_dir: str | pathlib.Path, name: str) -> pathlib.Path:
         if folder.is_dir():
             return folder
     raise UserError(
-        f"the npm package {name} is not in {manual_dir}: run `{INSTALL}` in a folder and give it as --manual_dir"
+        f"--manual_dir={manual_dir}: has no npm package {name}; run `{INSTALL}` in a folder and pass that folder"
     )
 
 
-def _significant(codes: Iterable[int]) -> Codes:
-    """Without the variation selector and the end of a tag sequence, which not everyone writes."""
+def _significant(codes: Iterable[int]) -> CodePoints:
+    """Returns code points without variation selector and end of a tag sequence, which are optional."""
     return tuple(code for code in codes if code not in (0xFE0F, 0xE007F))
 
 
-def _codes(text: str) -> Codes:
-    """The code points in "1F385-1F3FB" or a file name."""
+def _codes(text: str) -> CodePoints:
+    """Returns the code points in "1F385-1F3FB" or in a file name."""
     return _significant(int(number, 16) for number in re.findall("[0-9a-fA-F]+", text))
 
 
-def _characters(text: str) -> Codes:
+def _characters(text: str) -> CodePoints:
     return _significant(map(ord, text))
 
 
-def _text(codes: Codes) -> str:
+def _text(codes: CodePoints) -> str:
     return "-".join(f"{code:04x}" for code in codes)

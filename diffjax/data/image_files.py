@@ -1,7 +1,7 @@
-"""Image files of any common format as uint8 pixels: the one reader behind `--image`, `--mask` and data preparation.
+"""Reads image files of common formats as uint8 pixels, for `--image`, `--mask` and data preparation.
 
-An image is turned upright by its EXIF orientation, cropped to its central square, resized in floating point, and
-composited onto white unless the pixels keep an alpha channel. Colour profiles are ignored: colours are read as sRGB.
+An image is rotated by its EXIF orientation, cropped to its central square, resized in floating point, and composited
+onto white unless the alpha channel is requested. Colour profiles are ignored: colours are read as sRGB.
 """
 
 import io as bytes_io
@@ -12,25 +12,26 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
 
-MAX_PIXELS = 2**26  # of an image, such as 8192 x 8192; decoding and resizing one takes less than 2 GiB
-MAX_BYTES = 2**28  # of an image file
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # others run programs (EPS) or are rare
+MAX_PIXELS = 2**26  # per image, such as 8192 x 8192; decoding and resizing takes less than 2 GiB
+MAX_BYTES = 2**28  # per image file
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # other formats run programs (EPS) or are rare
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PHOTOMETRIC, _BITS, _TILE_SIDES = 262, 258, (322, 323)  # TIFF tags
 
 
-def load(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
+def load_image(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
     """Returns the central square of an image file as `size` x `size` pixels.
 
     Prints one line if that crops the image or leaves out frames of an animation.
 
     Args:
       path: image file.
-      size: height and width to resize to, see `resize`.
+      size: height and width in pixels, see `resize`.
       channels: 1 (grey, by ITU-R BT.601) and 3 (RGB), composited onto white; or 4 (RGBA, colour 0 where alpha is 0).
 
     Raises:
@@ -45,8 +46,8 @@ def load(path: str | Path, size: int, channels: int) -> UInt8[np.ndarray, "size 
 def load_mask(path: str | Path, size: int) -> Bool[np.ndarray, "size size"]:
     """Returns the central square of a mask file: True where at least half of a pixel's area is white.
 
-    A mask is cropped as `load` crops an image of the same proportions. It is shrunk by the mean over areas and enlarged
-    by the nearest neighbour, and its grey level is then compared with 50 %. Transparent parts count as white.
+    A mask is cropped as an image of the same proportions in `load_image`. It is shrunk by the mean over areas, or
+    enlarged by nearest neighbour, and its grey level is compared with 50 %. Transparent areas count as white.
 
     Raises:
       UserError: the file cannot be read as an image; the message names it.
@@ -55,11 +56,11 @@ def load_mask(path: str | Path, size: int) -> Bool[np.ndarray, "size size"]:
     return np.asarray(Image.fromarray(on_white(pixels)).convert("L")) >= 128
 
 
-def read(path: str | Path) -> UInt8[np.ndarray, "H W 4"]:
+def read_rgba(path: str | Path) -> UInt8[np.ndarray, "H W 4"]:
     """Returns an image file as upright RGBA pixels, alpha not premultiplied.
 
-    Grey of 16 bits is scaled to 8 by 1/257, floating point from [0, 1]. Of an animation the first frame is read, and
-    one line is printed. Memory is bounded by MAX_PIXELS and MAX_BYTES.
+    Grey of 16 bits is scaled to 8 bits by 1/257, floating point from [0, 1]. Of an animation, the first frame is read
+    and one line is printed. Memory is bounded by MAX_PIXELS and MAX_BYTES.
 
     Raises:
       UserError: the file cannot be opened, is not an image of a supported format, is damaged (the checksums of a PNG
@@ -85,7 +86,7 @@ def read(path: str | Path) -> UInt8[np.ndarray, "H W 4"]:
         if error.strerror:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         raise _unreadable(path, error) from error
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise nearly any exception
         raise _unreadable(path, error) from error
 
 
@@ -94,14 +95,19 @@ def resize(
 ) -> UInt8[np.ndarray, "size size C"]:
     """Returns a square image at another size: the mean over areas to shrink, bicubic by default to enlarge.
 
-    Computed in floating point and rounded once. Colours are weighted by alpha (C = 4), so that no edge takes the
-    colour of what is invisible, and are 0 where alpha is. An image of that size already is returned unchanged.
+    Computed in floating point and rounded once. With alpha (C = 4), colours are weighted by it, so that invisible
+    colours do not appear at edges, and are 0 where alpha is 0. An image of the given size is returned unchanged.
+
+    Args:
+      image: square image.
+      size: height and width in pixels.
+      enlarge: kernel for enlarging.
 
     Raises:
       ValueError: the image is not square.
     """
     if image.shape[0] != image.shape[1]:
-        raise ValueError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is not square")
+        raise ValueError(f"image: must be square, not {image.shape[1]}x{image.shape[0]} pixels")
     if image.shape[0] == size:
         return image
     kernel = Image.Resampling.BOX if size < image.shape[0] else enlarge
@@ -130,7 +136,7 @@ _TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels; use a smaller image"
 
 def _cropped(path: str | Path) -> UInt8[np.ndarray, "S S 4"]:
     """Returns the central square of an image file, and prints one line unless that is all of it."""
-    pixels = read(path)
+    pixels = read_rgba(path)
     height, width = pixels.shape[:2]
     side = min(height, width)
     if height != width:
@@ -148,8 +154,9 @@ def _open(content: bytes, path: str | Path) -> Image.Image:
 def _check_size(image: Image.Image, path: str | Path) -> None:
     """Raises UserError for an image, or a tile of a TIFF, of no pixels or more than MAX_PIXELS."""
     sides = [image.size]
-    if image.format == "TIFF" and all(tag in image.tag_v2 for tag in _TILE_SIDES):
-        sides.append(tuple(image.tag_v2[tag] for tag in _TILE_SIDES))
+    if isinstance(image, TiffImageFile) and all(tag in image.tag_v2 for tag in _TILE_SIDES):
+        width, height = (image.tag_v2[tag] for tag in _TILE_SIDES)
+        sides.append((width, height))
     if any(width * height > MAX_PIXELS for width, height in sides):
         raise UserError(f"{path}: {_TOO_LARGE}")
     if 0 in image.size:
@@ -166,11 +173,12 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
         return image
     values = np.asarray(image)
     most = 1 if image.mode == "F" else 65535
-    if image.format == "TIFF" and image.tag_v2.get(_BITS) == (12,):
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if tags.get(_BITS) == (12,):
         most = 4095
     if not (values.min() >= 0 and values.max() <= most):  # NaN included
         raise UserError(f"{path}: values from {values.min()} to {values.max()}; scale them to [0, {most}]")
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow knows of 8 bits only
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow knows of 8 bits only
         values = most - values
     scaled = Image.fromarray(np.round(values.astype(np.float32) * (255 / most)).astype(np.uint8))
     orientation = image.getexif().get(274)

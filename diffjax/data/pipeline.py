@@ -1,7 +1,7 @@
-"""Batches of a source, read ahead by grain's threads. A batch is a pure function of (seed, step).
+"""Batches of a data source, read ahead by grain's threads. A batch is a pure function of (seed, step).
 
-So a run is resumed by one integer, the step. grain sees one element a step and not one an example: the overhead of
-its pipeline, about 50 us an element, is then paid once a batch.
+So one integer, the step, resumes a run. An element of the grain pipeline is a batch, not an example, because grain's
+overhead is about 50 us per element.
 """
 
 import collections
@@ -20,7 +20,7 @@ HostBatch = dict[str, np.ndarray]
 
 
 class RandomAccess(Protocol):
-    """What batches are made of. If it has `__getitems__` (many indices at once), that is called instead."""
+    """Data source of batches. A method `__getitems__` (several indices at once) is called instead if it exists."""
 
     def __len__(self) -> int: ...
 
@@ -28,65 +28,67 @@ class RandomAccess(Protocol):
 
 
 def _read(source: RandomAccess, indices: Sequence[int]) -> Sequence[Mapping[str, np.ndarray]]:
-    if hasattr(source, "__getitems__"):
-        return source.__getitems__(indices)
-    return [source[i] for i in indices]
+    read_many = getattr(source, "__getitems__", None)
+    return read_many(indices) if read_many else [source[i] for i in indices]
 
 
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order of an epoch, a permutation [length], and which places of it are flipped, bool [length]."""
+    """Returns the order of an epoch, a permutation [length], and which positions are flipped, bool [length]."""
     rng = np.random.default_rng([seed, epoch])
     return rng.permutation(length), rng.random(length) < 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The batches of a training run: every example once an epoch, in an order that is new each epoch.
+    """Batches of a training run: every example once per epoch, in a new random order per epoch.
 
-    Epochs follow one another without a gap, so a batch may span several and no example is dropped; a batch may be
-    larger than the source. What stands at place p of the whole run, and whether it is flipped, depends on the seed
-    and p and not on the batch size.
+    A batch may span several epochs, so no example is dropped, and a batch may be larger than the source. The example at
+    position p of the whole run, and whether it is flipped, depend on the seed and p, not on the batch size.
 
     Raises:
-      UserError: an empty source, a key its examples lack, a batch size below 1 or larger than this machine's memory, a
-        seed below 0.
+      UserError: an empty source, a key that its examples do not have, a batch size below 1 or larger than the
+        memory of this machine, or a negative seed.
     """
 
     source: RandomAccess
     _: dataclasses.KW_ONLY
-    batch_size: int
-    seed: int
+    batch_size: int  # examples over all processes
+    seed: int  # at least 0
     flip: bool = False  # mirror left and right with probability 1/2
-    keys: tuple[str, ...] = ("image", "label")
-    share: tuple[int, int] = (0, 1)  # this process and how many there are: which part of each batch is read
+    keys: tuple[str, ...] = ("image", "label")  # keys of an example that a batch contains
+    share: tuple[int, int] = (0, 1)  # index of this process and number of processes, which split each batch
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise UserError(f"batch size {self.batch_size} is not positive: use at least 1")
+            raise UserError(f"train.batch_size={self.batch_size}: must be positive; use at least 1")
         if self.seed < 0:
-            raise UserError(f"seed {self.seed} is negative: use 0 or more")
+            raise UserError(f"seed={self.seed}: must not be negative; use 0 or more")
         if self.batch_size % self.share[1]:
-            raise UserError(f"batch size {self.batch_size} does not divide over {self.share[1]} processes")
+            raise UserError(
+                f"train.batch_size={self.batch_size}: must be a multiple of the number of processes, {self.share[1]}"
+            )
         if len(self.source) == 0:
-            raise UserError("the data source has no examples: choose a split that is not empty")
-        has = self.source[0]
-        bytes_each = sum(np.asarray(has[key]).nbytes for key in self.keys if key in has)
+            raise UserError("data.split: has no examples; choose a split that is not empty")
+        example = self.source[0]
+        bytes_each = sum(np.asarray(example[key]).nbytes for key in self.keys if key in example)
         if self.batch_size * bytes_each > (memory := machine_memory()):
             raise UserError(
-                f"train.batch_size={self.batch_size}: examples of {bytes_each} bytes, and this machine has "
-                f"{memory / 2**30:,.0f} GiB: lower it"
+                f"train.batch_size={self.batch_size}: examples of {bytes_each} bytes exceed this machine's "
+                f"{memory / 2**30:,.0f} GiB; use a smaller batch"
             )
-        if missing := [key for key in self.keys if key not in has]:
-            raise UserError(f"the data set has no {', '.join(missing)}: its examples hold {', '.join(has)}")
+        if missing := [key for key in self.keys if key not in example]:
+            raise UserError(f"the data set has no {', '.join(missing)}: its examples have {', '.join(example)}")
 
     def batch(self, step: int) -> HostBatch:
-        """Batch number `step` >= 0.
+        """Returns this process's part of a batch, B / processes consecutive examples.
+
+        Args:
+          step: number of the batch, from 0.
 
         Returns:
-          This process's share of it, B / processes examples, the first process's first:
-          "image" uint8 [B, H, W, C], "label" int32 [B], or whichever keys were asked for, each contiguous (text as a
-          NumPy array of str); and "index" int32 [B], the places in the whole batch.
+          The `keys` of the examples, such as "image" uint8 [B, H, W, C] and "label" int32 [B], each contiguous (text as
+          a NumPy array of str); and "index" int32 [B], positions in the whole batch.
         """
         length = len(self.source)
         process, processes = self.share
@@ -105,11 +107,12 @@ class Batches:
         return batch | {"index": index.astype(np.int32)}
 
     def iterate(self, start_step: int = 0, *, threads: int = 4, buffer: int = 16) -> Iterator[HostBatch]:
-        """batch(start_step), batch(start_step + 1), ... without end, made by `threads` threads.
+        """Yields batch(start_step), batch(start_step + 1), ... without end.
 
         Args:
-          threads: 0 makes each batch when it is asked for.
-          buffer: how many batches are made ahead.
+          start_step: number of the first batch.
+          threads: threads that read batches ahead; 0: read each batch when it is requested.
+          buffer: maximum number of batches read ahead.
         """
         import grain
 
@@ -122,10 +125,15 @@ class Batches:
 
 
 def prefetch(iterator: Iterable[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Iterator[T]:
-    """put(batch) for every batch, started `depth` batches before it is handed out.
+    """Yields put(batch) for every batch, called `depth` batches ahead.
 
-    `jax.device_put` returns before the copy is done, so the copy of the next batches overlaps the step on this one.
-    An error of the iterator or of `put` is raised as it is, up to `depth` batches early.
+    `jax.device_put` returns before the copy is complete, so the next copies overlap with the current step.
+    An error of the iterator or of `put` is raised unchanged, up to `depth` batches early.
+
+    Args:
+      iterator: batches on the host.
+      put: starts the copy of a batch to the devices.
+      depth: number of batches ahead.
     """
     waiting = collections.deque()
     for batch in iterator:

@@ -1,9 +1,9 @@
-"""An endless, deterministic set of captioned scenes of coloured shapes, drawn on the fly at any size.
+"""Unlimited, deterministic data set of captioned scenes of coloured shapes, rendered at any size.
 
-A scene is one object ("a small red circle"), several alike ("three green triangles", of any sizes) or two in a
-relation ("a small red circle above a large blue square"). Scene i is a pure function of (split, i). A tenth of what
-can be said, chosen by a hash, is held out: it is never said in "train", and "test" says nothing else.
-`check` reads a picture back, so whether a generated picture shows what its caption says is measured and not judged.
+A scene is one object ("a small red circle"), several equal ones ("three green triangles", of any sizes) or two in a
+relation ("a small red circle above a large blue square"). Scene i is a pure function of (split, i). A tenth of all
+captions, chosen by a hash, is held out: "test" has these captions only, and "train" all others. `check_caption` detects
+the objects in an image, so that agreement of generated images with their captions can be measured.
 """
 
 import dataclasses
@@ -14,29 +14,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax.data.shapes_picture import COLOURS, RADII, SHAPES, Object, find, paint
+from diffjax.data.shapes_rendering import COLOURS, RADII, SHAPES, Object, detect_objects, render_objects
 from diffjax.errors import UserError, unknown
 
 SPLITS = ("train", "test")
 COUNTS = {"a": 1, "two": 2, "three": 3}
-# From the second object to the first: the axis (x, y) and the sign. Opposites say the same thing the other way round.
+# Axis (x, y) and sign of the offset from the second object to the first. Opposite relations are equivalent.
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-_NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(RADII)}  # what a group is said to be
+_NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(RADII)}  # values of a group's attributes
 _OPPOSITES = {"right of": "left of", "below": "above"}
-_BORDER, _GAP = 0.03, 0.08  # least distance to the picture's edge and between two boxes: a pixel at 16 x 16
+_BORDER, _GAP = 0.03, 0.08  # minimum distance to the image's edge, and between two boxes: a pixel at 16 x 16
 
 
 class Group(NamedTuple):
-    """Objects alike, as a caption names them."""
+    """Equal objects, as described in a caption."""
 
-    count: int
+    count: int  # number of objects, 1 to 3  # pyright: ignore[reportIncompatibleMethodOverride]
     size: str | None  # None: any
     colour: str
     shape: str
 
 
 class Description(NamedTuple):
-    """What a caption says: one group, or two of one object each and the relation of the first to the second."""
+    """Meaning of a caption: one group, or two of one object each with the relation of the first to the second."""
 
     groups: tuple[Group, ...]
     relation: str | None = None
@@ -44,16 +44,16 @@ class Description(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Where everything is. With a relation there are two objects; without, all are of one colour and shape."""
+    """Objects with positions: two with a relation, or one to three of equal colour and shape."""
 
     objects: tuple[Object, ...]
     relation: str | None = None
 
 
-class Check(NamedTuple):
-    """Which parts of a caption a picture agrees with; a part that the caption does not mention is True."""
+class CaptionCheck(NamedTuple):
+    """Agreement of an image with the parts of a caption; True for parts that the caption does not mention."""
 
-    count: bool
+    count: bool  # pyright: ignore[reportIncompatibleMethodOverride]
     colour: bool
     shape: bool
     size: bool
@@ -64,6 +64,7 @@ class Check(NamedTuple):
 
 
 def describe(scene: Scene) -> Description:
+    """Returns the description of a scene."""
     if scene.relation:
         return Description(tuple(Group(1, o.size, o.colour, o.shape) for o in scene.objects), scene.relation)
     first, count = scene.objects[0], len(scene.objects)
@@ -71,7 +72,7 @@ def describe(scene: Scene) -> Description:
 
 
 def sentence(description: Description) -> str:
-    """The caption of a description; `parse` is its inverse."""
+    """Returns the caption of a description, the inverse of `parse`."""
     article = {count: word for word, count in COUNTS.items()}
 
     def phrase(group: Group) -> str:
@@ -83,6 +84,7 @@ def sentence(description: Description) -> str:
 
 
 def caption(scene: Scene) -> str:
+    """Returns the caption of a scene."""
     return sentence(describe(scene))
 
 
@@ -91,17 +93,17 @@ _CAPTION = re.compile(rf"{_PHRASE}(?: ({'|'.join(RELATIONS)}) {_PHRASE})?")
 
 
 def parse(caption: str) -> Description:
-    """What a caption says; a size may be left out.
+    """Returns the description of a caption; sizes may be omitted.
 
     Raises:
       UserError: the caption is not one of this data set's.
     """
-    if found := _CAPTION.fullmatch(caption):
-        phrases, relation = (found.groups()[:4], found.groups()[5:]), found[5]
+    if match := _CAPTION.fullmatch(caption):
+        phrases, relation = (match.groups()[:4], match.groups()[5:]), match[5]
         groups = tuple(Group(COUNTS[words[0]], *words[1:]) for words in phrases if words[0])
         description = Description(groups, relation)
-        alone = relation is None or all(group.count == 1 for group in groups)
-        if alone and sentence(description) == caption:  # else a plural is wrong
+        valid = relation is None or all(group.count == 1 for group in groups)
+        if valid and sentence(description) == caption:  # else a plural is wrong
             return description
     raise UserError(
         f"cannot read the caption {caption!r}: write it like 'a small red circle above a large blue square' "
@@ -110,10 +112,10 @@ def parse(caption: str) -> Description:
 
 
 def contradictions(description: Description) -> dict[str, list[Description]]:
-    """Descriptions that no picture of the given one shows, by what of it they have wrong.
+    """Returns descriptions that contradict the given one, by their difference.
 
-    "colour", "shape" and "size" of one group; "order", where the two of a relation have changed places; "binding",
-    where they have exchanged one of colour, shape and size, and so are not the same two.
+    The differences are "colour", "shape" and "size" of one group; "order", the two objects of a relation exchanged; and
+    "binding", one attribute of the two objects exchanged.
     """
     groups = description.groups
     wrong = {kind: [] for kind in (*_NAMES, "order", "binding")}
@@ -122,21 +124,21 @@ def contradictions(description: Description) -> dict[str, list[Description]]:
             for name in set(names) - {getattr(group, part)} if getattr(group, part) else ():
                 wrong[part].append((*groups[:k], group._replace(**{part: name}), *groups[k + 1 :]))
     if description.relation:
-        turned = groups[::-1]
-        wrong["order"].append(turned)
+        swapped = groups[::-1]
+        wrong["order"].append(swapped)
         for part in _NAMES:
-            pairs = zip(groups, turned, strict=True)
+            pairs = zip(groups, swapped, strict=True)
             exchanged = tuple(group._replace(**{part: getattr(other, part)}) for group, other in pairs)
-            if exchanged not in (groups, turned):
+            if exchanged not in (groups, swapped):
                 wrong["binding"].append(exchanged)
     return {
-        kind: [description._replace(groups=each) for each in found if len(set(each)) == len(each)]
-        for kind, found in wrong.items()
+        kind: [description._replace(groups=each) for each in alternatives if len(set(each)) == len(each)]
+        for kind, alternatives in wrong.items()
     }
 
 
-def held_out(description: Description) -> bool:
-    """Whether only "test" says this: one in ten, and "A above B" along with "B below A"."""
+def is_held_out(description: Description) -> bool:
+    """Returns whether a caption occurs in "test" only: one of ten; "A above B" and "B below A" agree."""
     if description.relation in _OPPOSITES:
         description = Description(description.groups[::-1], _OPPOSITES[description.relation])
     return zlib.crc32(sentence(description).encode()) % 10 == 0
@@ -146,7 +148,11 @@ def held_out(description: Description) -> bool:
 
 
 def scene(split: str, i: int) -> Scene:
-    """Scene i >= 0 of "train" or "test". Nothing overlaps, and a relation holds along one axis clearly.
+    """Returns a scene whose objects do not overlap and whose relation clearly holds along one axis.
+
+    Args:
+      split: "train" or "test".
+      i: index of the scene, from 0.
 
     Raises:
       UserError: an unknown split.
@@ -154,19 +160,19 @@ def scene(split: str, i: int) -> Scene:
     if split not in SPLITS:
         raise unknown("split of shapes", split, SPLITS)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([SPLITS.index(split), i])))
-    wanted = split == "test"
-    while held_out(description := _describe_any(rng)) != wanted:
+    held_out = split == "test"
+    while is_held_out(description := _sample_description(rng)) != held_out:
         pass
     return _arrange(rng, description)
 
 
-def draw(scene: Scene, size: int) -> np.ndarray:
-    """The picture of a scene, on white: uint8 [size, size, 3]."""
-    return paint(scene.objects, size)
+def render(scene: Scene, size: int) -> np.ndarray:
+    """Returns the image of a scene on white: uint8 [size, size, 3]."""
+    return render_objects(scene.objects, size)
 
 
-def _describe_any(rng: np.random.Generator) -> Description:
-    """One object, several alike and a relation with probabilities 1/4, 1/4 and 1/2, all else uniform."""
+def _sample_description(rng: np.random.Generator) -> Description:
+    """Samples one object, equal objects or a relation with probabilities 1/4, 1/4, 1/2, and uniform attributes."""
 
     def group(count: int) -> Group:
         size, colour, shape = (names[rng.integers(len(names))] for names in (tuple(RADII), tuple(COLOURS), SHAPES))
@@ -182,12 +188,13 @@ def _describe_any(rng: np.random.Generator) -> Description:
 
 
 def _arrange(rng: np.random.Generator, description: Description) -> Scene:
+    """Samples positions and sizes of the objects."""
     groups = [group for group in description.groups for _ in range(group.count)]
     sizes = [group.size or tuple(RADII)[rng.integers(2)] for group in groups]
     radii = np.array([rng.uniform(*RADII[size]) for size in sizes])
     low = _BORDER + radii[:, None]
     pairs = list(itertools.combinations(range(len(groups)), 2))
-    while True:  # many layouts at once, of which the first good one is taken
+    while True:  # many layouts at once; the first valid one is used
         centres = rng.uniform(low, 1 - low, size=(128, len(groups), 2))
         good = np.ones(len(centres), bool)
         for a, b in pairs:
@@ -195,6 +202,7 @@ def _arrange(rng: np.random.Generator, description: Description) -> Scene:
             good &= abs(offset).max(-1) > radii[a] + radii[b] + _GAP
         if description.relation:
             axis, sign = RELATIONS[description.relation]
+            offset = centres[:, 0] - centres[:, 1]
             good &= sign * offset[:, axis] > 1.5 * abs(offset[:, 1 - axis])
         if good.any():
             break
@@ -203,45 +211,56 @@ def _arrange(rng: np.random.Generator, description: Description) -> Scene:
     return Scene(tuple(objects), description.relation)
 
 
-# --- whether a picture shows what its caption says
+# --- agreement of an image with a caption
 
 
-def check(image: np.ndarray, caption: str) -> Check:
-    """Returns whether a picture, uint8 [S, S, 3] with S >= 16, shows what a caption says, part by part.
+def check_caption(image: np.ndarray, caption: str) -> CaptionCheck:
+    """Returns the agreement of an image with each part of a caption.
 
-    Objects are paired with the caption's phrases so that most of colour, shape and size hold, each for all objects;
-    where several pairings have as many, so that the relation holds if it can. All parts hold if and only if there is a
-    pairing for which they do. Of a picture whose objects are not identified (`read`) the relation is an upper bound.
+    Objects are paired with the phrases of the caption so that the most of colour, shape and size agree, each for all
+    objects; among equal pairings, so that the relation holds if possible. So all parts agree if and only if they do for
+    some pairing. If the objects are not identified (`check_and_identify`), the relation is an upper bound.
+
+    Args:
+      image: uint8 [S, S, 3], S at least 16, objects on white.
+      caption: caption of this data set.
 
     Raises:
       UserError: the caption is not one of this data set's.
     """
-    return read(image, caption)[0]
+    return check_and_identify(image, caption)[0]
 
 
-def read(image: np.ndarray, caption: str) -> tuple[Check, bool]:
-    """Returns what `check` does, and whether the picture tells which object is which of the caption's two.
+def check_and_identify(image: np.ndarray, caption: str) -> tuple[CaptionCheck, bool]:
+    """Returns the result of `check_caption`, and whether the objects of a relation are identified.
 
-    The two objects of a relation are identified where the picture has two objects, and one of the two pairings has
-    more of colour, shape and size right than the other. The relation takes no part in that. So objects are identified
-    by a colour alone where their shapes are wrong. They are not identified where the caption's two are alike, where the
-    picture's two are, or where colour speaks for one pairing and shape for the other. With objects that are identified
-    and are placed without regard to the caption, one relation of four holds: by chance 1 / len(RELATIONS).
+    The objects of a relation are identified if the image has two objects, and one of the two pairings has more of
+    colour, shape and size right than the other, irrespective of the relation. So colour alone can identify objects of
+    wrong shapes. Equal objects, in the caption or in the image, are not identified, nor are objects whose colours and
+    shapes support different pairings. For identified objects at random positions, the relation holds with probability
+    1 / len(RELATIONS).
+
+    Args:
+      image: uint8 [S, S, 3], S at least 16, objects on white.
+      caption: caption of this data set.
 
     Raises:
       UserError: the caption is not one of this data set's.
     """
     groups, relation = parse(caption)
-    said = [group for group in groups for _ in range(group.count)]
-    found = find(image)
-    if len(found) != len(said):  # nothing to pair up: compare what occurs at all
-        same = [{getattr(o, part) for o in found} == {getattr(g, part) for g in groups} for part in ("colour", "shape")]
-        sizes = {g.size for g in groups}
-        return Check(False, *same, None in sizes or {o.size for o in found} == sizes, relation is None), False
+    described = [group for group in groups for _ in range(group.count)]
+    detected = detect_objects(image)
+    if len(detected) != len(described):  # no pairing: compare the sets of attributes
 
-    def compare(objects: tuple[Object, ...]) -> Check:
-        pairs = list(zip(objects, said, strict=True))
-        return Check(
+        def agrees(part: str) -> bool:
+            return {getattr(o, part) for o in detected} == {getattr(g, part) for g in groups}
+
+        size = None in {g.size for g in groups} or agrees("size")
+        return CaptionCheck(False, agrees("colour"), agrees("shape"), size, relation is None), False
+
+    def compare(objects: tuple[Object, ...]) -> CaptionCheck:
+        pairs = list(zip(objects, described, strict=True))
+        return CaptionCheck(
             count=True,
             colour=all(o.colour == g.colour for o, g in pairs),
             shape=all(o.shape == g.shape for o, g in pairs),
@@ -249,17 +268,17 @@ def read(image: np.ndarray, caption: str) -> tuple[Check, bool]:
             relation=relation is None or _relation(*objects) == relation,
         )
 
-    def attributes(pairing: Check) -> int:
+    def attributes(pairing: CaptionCheck) -> int:
         return pairing.colour + pairing.shape + pairing.size
 
-    pairings = [compare(order) for order in itertools.permutations(found)]
+    pairings = [compare(order) for order in itertools.permutations(detected)]
     best = max(pairings, key=lambda pairing: (attributes(pairing), pairing.relation))
     identified = relation is not None and [attributes(each) for each in pairings].count(attributes(best)) == 1
     return best, identified
 
 
 def _relation(first: Object, second: Object) -> str:
-    """The relation of the first to the second, along the axis on which they are further apart."""
+    """Returns the relation of the first object to the second along the axis of their larger distance."""
     offset = (first.x - second.x, first.y - second.y)
     axis = int(abs(offset[1]) > abs(offset[0]))
     return next(name for name, (a, sign) in RELATIONS.items() if a == axis and (sign > 0) == (offset[axis] > 0))

@@ -1,11 +1,11 @@
-"""The data sets by name: what is known of each without opening it, and random access to its examples.
+"""Data sets by name: properties that are known without opening them, and random access to examples.
 
-| name | native size | channels | classes | comes from |
+| name | native size | channels | classes | source |
 |---|---|---|---|---|
 | digits | 8 | 1 | 10 | scikit-learn, bundled |
 | fashion_mnist, cifar10 | 28, 32 | 1, 3 | 10 | tensorflow-datasets, prepared on disk as array_record |
 | emoji | 32 and 64 | 3 on white, 4 transparent | 10 | `diffjax.data.emoji`, prepared on disk as array_record |
-| shapes | any | 3 | 5 | `diffjax.data.shapes`, drawn on the fly |
+| shapes | any | 3 | 5 | `diffjax.data.shapes`, rendered on access |
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from diffjax.data import shapes
 from diffjax.data.image_files import on_white, resize
-from diffjax.errors import MissingData, UserError, checked_whole, excerpt, unknown
+from diffjax.errors import MissingData, UserError, excerpt, unknown, validate_integer
 from diffjax.typing import ImageSpec
 
 Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
@@ -57,16 +57,16 @@ CLASSES = {
 _CHANNELS = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "emoji": 3, "shapes": 3}
 _BACKGROUNDS = ("white", "transparent")
 _CORRUPT = ("raise", "skip")
-_LARGEST = 8192  # side of a picture
-_SHAPES_LENGTH = {"train": 1_000_000, "test": 10_000}  # scenes called an epoch; there are more
+_MAX_SIDE = 8192  # pixels
+_SHAPES_LENGTH = {"train": 1_000_000, "test": 10_000}  # scenes per epoch; the data set is unlimited
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Random access to examples. Threads may share one; the arrays in its examples are not to be written to."""
+    """Random access to examples. It is thread-safe; the arrays of examples must not be modified."""
 
-    length: int
-    read: Callable[[Sequence[int]], list[Example]]  # in one go, which is quicker than one by one
+    length: int  # number of examples
+    read: Callable[[Sequence[int]], list[Example]]  # indices -> examples; faster than one by one
 
     def __len__(self) -> int:
         return self.length
@@ -81,7 +81,7 @@ class Source:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """What the labels 0, 1, ... of a data set mean.
+    """Returns the names of the classes 0, 1, ... of a data set.
 
     Raises:
       UserError: an unknown data set.
@@ -91,8 +91,13 @@ def class_names(name: str) -> tuple[str, ...]:
     return CLASSES[name]
 
 
-def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
-    """What a system must know of a data set; touches no disk.
+def image_spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
+    """Returns image size, channels and number of classes of a data set, without reading it.
+
+    Args:
+      name: name of the data set.
+      image_size: height and width in pixels.
+      background: "white", or "transparent" for emoji with alpha.
 
     Raises:
       UserError: an unknown data set or background, a size below 1, or a transparent background for a set without one.
@@ -101,34 +106,38 @@ def spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
     if background not in _BACKGROUNDS:
         raise unknown("background", background, _BACKGROUNDS)
     if background == "transparent" and name != "emoji":
-        raise UserError(f"{name} has no transparent background: use background 'white', or the data set emoji")
-    checked_whole("data.image_size", image_size, high=_LARGEST)
+        raise UserError(
+            f"data.background=transparent: {name} has no transparent background; use white, or the data set emoji"
+        )
+    validate_integer("data.image_size", image_size, high=_MAX_SIDE)
     return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
 
 
-def open_source(
-    name: str, *, directory: str, split: str, image_size: int, background: str = "white", corrupt: str = "raise"
+def open_dataset(
+    name: str, *, directory: str, split: str, image_size: int, background: str = "white", on_corrupt: str = "raise"
 ) -> Source:
-    """Opens a split of a data set, its images resized to [image_size, image_size] if they are not (see `resize`).
+    """Opens a split of a data set, with images resized to [image_size, image_size] (see `image_files.resize`).
 
     Args:
-      directory: where prepared data sets lie (tensorflow-datasets' `data_dir`); "" for digits and shapes.
-      split: "train" or "test"; of a prepared set also a part, such as "train[:1000]" or "train[90%:]".
-      background: what shows through an emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
-      corrupt: what to do about an example that cannot be read: "raise", or "skip", which prints its index and how many
-        were skipped so far on standard error, and returns the next one in its place.
+      name: name of the data set.
+      directory: folder of prepared data sets (tensorflow-datasets' `data_dir`); "" for digits and shapes.
+      split: "train" or "test"; for prepared data sets also a part, such as "train[:1000]" or "train[90%:]".
+      image_size: height and width in pixels.
+      background: background of emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
+      on_corrupt: action for examples that cannot be read: "raise", or "skip", which prints the index and the number of
+        skipped examples on standard error, and returns the next example instead.
 
     Returns:
-      A `Source` of {"image": uint8 [H, W, C], "label": int32 []}, and "caption": str for emoji and shapes.
-      A prepared set's examples are decoded once and kept in memory (CIFAR-10 train: about 200 MB).
+      Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str for emoji and shapes. Examples of
+      prepared data sets are decoded once and stay in memory (CIFAR-10 train: about 200 MB).
 
     Raises:
-      UserError: what `spec` raises; an unknown split or `corrupt`; later, when it is read, an example that cannot be.
-      MissingData: a set that is not prepared, with the command that prepares it.
+      UserError: the errors of `image_spec`, an unknown split or `on_corrupt`; on access, an unreadable example.
+      MissingData: the data set is not prepared; the message has the command that prepares it.
     """
-    spec(name, image_size, background)
-    if corrupt not in _CORRUPT:
-        raise unknown("data.corrupt", corrupt, _CORRUPT)
+    image_spec(name, image_size, background)
+    if on_corrupt not in _CORRUPT:
+        raise unknown("data.on_corrupt", on_corrupt, _CORRUPT)
     if name == "digits":
         source = _digits(split, image_size)
     elif name == "shapes":
@@ -136,20 +145,20 @@ def open_source(
     else:
         source = _prepared(name, directory, split, image_size, background)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
-    return guarded(source, f"{name} {split}{where}", skip=corrupt == "skip")
+    return handle_corrupt_examples(source, f"{name} {split}{where}", skip=on_corrupt == "skip")
 
 
-def guarded(source: Source, what: str, *, skip: bool) -> Source:
-    """Returns a source that names an example that cannot be read, `what` included.
+def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
+    """Returns a source that reports, or skips, examples that cannot be read.
 
     Args:
-      source: the source to read.
+      source: source of the examples.
       what: data set, split and folder, for messages.
-      skip: False: raise UserError. True: print one line on standard error, which counts the examples skipped so far,
-        and return the next example in its place.
+      skip: False: raise UserError. True: print one line on standard error with the number of skipped examples, and
+        return the next example instead.
     """
     corrupt: dict[int, str] = {}
-    lock = threading.Lock()  # each example is printed once, though several threads may read it
+    lock = threading.Lock()  # several threads may read an example, which is printed once
 
     def one(i: int) -> Example:
         for j in range(i, i + source.length):
@@ -157,7 +166,7 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
             if j not in corrupt:
                 try:
                     return source.read([j])[0]
-                except Exception as error:  # of whatever decodes it
+                except Exception as error:  # decoders raise various exceptions
                     reason = excerpt(f"{type(error).__name__}: {error}")
                     with lock:
                         new = j not in corrupt
@@ -165,7 +174,7 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
                         if skip and new:
                             print(f"{corrupt[j]}: skipped, {len(corrupt)} of {source.length} so far", file=sys.stderr)
             if not skip:
-                raise UserError(f"{corrupt[j]}: prepare the data set again, or skip it with data.corrupt='skip'")
+                raise UserError(f"{corrupt[j]}: prepare the data set again, or skip it with data.on_corrupt='skip'")
         raise UserError(f"none of the {source.length} examples of {what} can be read: prepare the data set again")
 
     def read(indices: Sequence[int]) -> list[Example]:
@@ -177,19 +186,19 @@ def guarded(source: Source, what: str, *, skip: bool) -> Source:
     return Source(source.length, read)
 
 
-def tokenized(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:
-    """A source whose examples also have "tokens" int32 [L], which `encode` makes of many captions at once."""
+def with_tokens(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:
+    """Returns a source whose examples also have "tokens" int32 [L]; `encode` maps captions to tokens [N, L]."""
 
     def read(indices: Sequence[int]) -> list[Example]:
         examples = source.read(indices)
         tokens = encode([example["caption"] for example in examples])
-        return [{**example, "tokens": own} for example, own in zip(examples, tokens, strict=True)]
+        return [{**example, "tokens": row} for example, row in zip(examples, tokens, strict=True)]
 
     return Source(source.length, read)
 
 
-def preparation(name: str, directory: str | None, image_size: int = 64) -> str | None:
-    """The command that prepares a data set, None where nothing is needed."""
+def preparation_command(name: str, directory: str | None, image_size: int = 64) -> str | None:
+    """Returns the command that prepares a data set, or None if it needs no preparation."""
     directory = directory or "DIR"
     if name == "emoji":
         size = _emoji_size(image_size)
@@ -200,21 +209,21 @@ def preparation(name: str, directory: str | None, image_size: int = 64) -> str |
 
 
 def _emoji_size(image_size: int) -> int:
-    """The prepared size that is read for `image_size`."""
+    """Returns the prepared size of emoji for `image_size`."""
     return 32 if image_size <= 32 else 64
 
 
 def _digits(split: str, image_size: int) -> Source:
-    """1,797 digits, of which every fifth in the order of the labels is "test": 1,437 and 360, classes alike in both."""
+    """Opens 1,797 digits; every fifth in the order of labels is in "test": 1,437 and 360, with equal classes."""
     from sklearn import datasets
 
     if split not in ("train", "test"):
         raise unknown("split of digits", split, ("train", "test"))
-    bunch = datasets.load_digits()
-    held = np.zeros(len(bunch.target), bool)
-    held[np.argsort(bunch.target, kind="stable")[::5]] = True
-    chosen = held if split == "test" else ~held
-    images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]  # 0 ... 16 before
+    bunch: Any = datasets.load_digits()
+    test = np.zeros(len(bunch.target), bool)
+    test[np.argsort(bunch.target, kind="stable")[::5]] = True
+    chosen = test if split == "test" else ~test
+    images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]  # originally 0 to 16
     examples = [
         {"image": resize(image, image_size), "label": label}
         for image, label in zip(images, bunch.target[chosen].astype(np.int32), strict=True)
@@ -229,30 +238,32 @@ def _shapes(split: str, image_size: int) -> Source:
     def example(i: int) -> Example:
         scene = shapes.scene(split, i)
         label = np.int32(shapes.SHAPES.index(scene.objects[0].shape))
-        return {"image": shapes.draw(scene, image_size), "label": label, "caption": shapes.caption(scene)}
+        return {"image": shapes.render(scene, image_size), "label": label, "caption": shapes.caption(scene)}
 
     return Source(_SHAPES_LENGTH[split], lambda indices: [example(i) for i in indices])
 
 
 def _prepared(name: str, directory: str | None, split: str, image_size: int, background: str) -> Source:
-    how = f"prepare it with `{preparation(name, directory, image_size)}`"
+    how = f"prepare it with `{preparation_command(name, directory, image_size)}`"
     if not directory:
-        raise MissingData(f"{name} is read from disk and no directory is set: {how}, then set --config.data.dir")
+        raise MissingData(f"data.dir is not set: {name} is read from disk; {how}, then set --config.data.dir")
     import tensorflow_datasets as tfds
 
     root = tfds.core.Path(directory).expanduser() / name / (str(_emoji_size(image_size)) if name == "emoji" else "")
     prepared = [path.parent for path in root.glob("*/dataset_info.json")]
-    versions = [path for path in prepared if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]  # not an unfinished one's
+    versions = [
+        path for path in prepared if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
+    ]  # excludes incomplete preparations
     if not versions:
         raise MissingData(f"{name} is not prepared in {directory}: {how}")
     folder = max(versions, key=lambda path: tfds.core.Version(path.name))
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # its JSON files can be damaged in any way
+    except Exception as error:  # damaged JSON files raise various exceptions
         reason = excerpt(f"{type(error).__name__}: {error}")
         raise UserError(f"{folder} is damaged ({reason}): delete it and {how}") from error
     try:
-        data = builder.as_data_source(split=split)
+        data: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except NotImplementedError:
         raise UserError(f"{name} in {directory} is not in the array_record format: {how}") from None
     except ValueError:
@@ -265,7 +276,7 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
     def decode(record: Example) -> Example:
         image, label = record["image"], record["label" if "label" in record else "group"]
         if image.shape[-1] != channels or not 0 <= label < classes:
-            raise ValueError(f"it has {image.shape[-1]} channels and label {label}, which {name} does not have")
+            raise ValueError(f"{image.shape[-1]} channels and label {label} do not exist in {name}")
         image = resize(image, image_size)
         if name == "emoji" and background == "white":
             image = on_white(image)
@@ -274,11 +285,11 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
             example["caption"] = record["caption"].decode()
         return example
 
-    kept: dict[int, Example] = {}
+    decoded: dict[int, Example] = {}
 
     def read(indices: Sequence[int]) -> list[Example]:
-        new = [i for i in indices if i not in kept]
-        kept.update(zip(new, map(decode, data.__getitems__(new)), strict=True))
-        return [kept[i] for i in indices]
+        new = [i for i in indices if i not in decoded]
+        decoded.update(zip(new, map(decode, data.__getitems__(new)), strict=True))
+        return [decoded[i] for i in indices]
 
     return Source(len(data), read)

@@ -1,11 +1,11 @@
-"""Texts as tokens: byte pairs, by CLIP's vocabulary or by one that is trained on captions.
+"""Byte-pair tokenizers, with CLIP's vocabulary or one that is trained on captions.
 
-A text is cleaned and split into words, and the bytes of a word are joined pair by pair in the order in which the pairs
-were learnt (https://arxiv.org/abs/1508.07909). Every byte is a token by itself, so nothing is ever unknown. CLIP
-(https://arxiv.org/abs/2103.00020) marks the last byte of a word; in a trained vocabulary a space belongs to the word
-behind it, so that `decode` gives back the cleaned text. With CLIP's published vocabulary the ids are those of OpenAI's
-code, but for letters and numerals that are newer than the Unicode `tokenizers` knows: there that code's ids depend on
-its version of `regex`.
+A text is cleaned and split into words, and the bytes of a word are merged pair by pair in the order in which the pairs
+were learned (https://arxiv.org/abs/1508.07909). Every byte is a token, so there are no unknown words. CLIP
+(https://arxiv.org/abs/2103.00020) marks the last byte of a word. In a trained vocabulary, a space belongs to the
+following word, so that `decode` returns the cleaned text. With CLIP's published vocabulary, token ids are those of
+OpenAI's code, except for characters that are newer than the Unicode version of `tokenizers`: their ids in OpenAI's code
+depend on the version of `regex`.
 """
 
 import contextlib
@@ -30,35 +30,39 @@ from diffjax import io
 from diffjax.errors import UserError, excerpt
 from diffjax.typing import NO_TOKEN
 
-# Threads of its own gain nothing beside those that read batches, and older versions complain of them after a fork.
+# Batches are read by threads already; older versions of `tokenizers` print warnings about threads after a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 T = TypeVar("T")
-MAX_BYTES = 2**24  # of a tokenizer's file, and of what a gzip file unpacks to; CLIP's have 4 MB at most
+MAX_BYTES = 2**24  # per tokenizer file, and after decompression; CLIP's have at most 4 MB
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each, in the order of CLIP's ids
-_SUFFIX = "</w>"  # of the last byte of a word, in CLIP's vocabulary
-_MERGES = 49152 - 256 - 2  # pairs of CLIP's vocabulary; the published file has more
-_ACCEPTED = "give a tokenizer.json, a folder with it or with vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz"
-# CLIP's words. OpenAI's pattern ignores case: in text that is lower case already this adds the long s, and takes from
-# the last class the iota below a letter, U+0345, as its capital is a letter.
+_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character per byte, in the order of CLIP's ids
+_SUFFIX = "</w>"  # marks the last byte of a word in CLIP's vocabulary
+_MERGES = 49152 - 256 - 2  # merges in CLIP's vocabulary; the published file has more
+_ACCEPTED = "use a tokenizer.json, a folder with it or with vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz"
+# Words of CLIP. OpenAI's pattern ignores case: for lower-case text this includes the long s, and excludes U+0345 (the
+# iota below a letter) from the last class, because its capital is a letter.
 _WORD = r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """From texts to tokens and back; several threads may use one."""
+    """Maps texts to token ids and back; thread-safe."""
 
     bpe: tokenizers.Tokenizer = dataclasses.field(repr=False)
-    start: int
-    end: int
-    vocabulary: int  # ids are below it
+    start: int  # id of the start token
+    end: int  # id of the end token
+    vocabulary: int  # number of token ids
 
     def encode(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "N length"]:
-        """Each text as start, its pieces, end, and NO_TOKEN from there on.
+        """Returns the token ids of each text: start, its pieces, end, then NO_TOKEN.
 
-        Of a text that is too long the last pieces are cut, never the end: `overlong` says how many.
+        A text that is too long is truncated before the end token; `overlong` counts its removed pieces.
+
+        Args:
+          texts: N texts.
+          length: tokens per text.
 
         Raises:
           UserError: a length below 3.
@@ -70,53 +74,61 @@ class Tokenizer:
         return tokens
 
     def overlong(self, texts: Sequence[str], length: int) -> list[int]:
-        """How many pieces `encode` cuts from each text; 0 where it fits."""
+        """Returns the number of pieces that `encode` removes from each text; 0: none."""
         room = _room(length)
         return [max(0, len(pieces) - room) for pieces in self._pieces(texts)]
 
     def pieces(self, text: str) -> list[int]:
-        """The ids of a text without start and end, however many there are."""
+        """Returns all ids of a text, without start and end."""
         return self._pieces([text])[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without start, end and NO_TOKEN. With CLIP's vocabulary words and signs stand apart."""
+        """Returns the text of ids, without start, end and NO_TOKEN. CLIP's vocabulary separates words and signs."""
         ids = [int(i) for i in ids]
         return self.bpe.decode([i for i in ids if i not in (self.start, self.end, NO_TOKEN)]).strip(" ")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a tokenizer.json for `load`. The write is atomic."""
-        io.write_text(path, self.bpe.to_str())
+        """Writes a tokenizer.json for `load`, atomically."""
+        io.write_text(Path(path), self.bpe.to_str())
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         texts = [_clean(text) for text in texts]
-        found = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
-        named = [_START in text or _END in text for text in texts]
-        return [self._word_by_word(t) if n else f.ids for t, n, f in zip(texts, named, found, strict=True)]
+        encodings = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            self._word_by_word(text) if _START in text or _END in text else encoding.ids
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
     def _word_by_word(self, text: str) -> list[int]:
-        """For a cleaned text that may have the names of start and end as words, which CLIP takes for these."""
-        named, ids = {_START: self.start, _END: self.end}, []
+        """Returns the ids of a cleaned text; the names of start and end as words are these tokens, as in CLIP."""
+        special, ids = {_START: self.start, _END: self.end}, []
         for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(text):
-            ids += [named[word]] if word in named else [token.id for token in self.bpe.model.tokenize(word)]
+            ids += [special[word]] if word in special else [token.id for token in self.bpe.model.tokenize(word)]
         return ids
 
 
 def train(captions: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A tokenizer of at most `vocabulary` ids; fewer where no two pieces are left that meet twice.
+    """Trains a tokenizer on captions. Equal captions give equal ids.
 
-    The same captions give the same ids.
+    Args:
+      captions: training texts.
+      vocabulary: maximum number of ids. There are fewer if no pair of pieces occurs twice.
 
     Raises:
       UserError: a vocabulary below 258, the bytes and start and end.
+
+    Reference: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
     """
-    least = len(_BYTES) + 2
-    if vocabulary < least:
-        raise UserError(f"a vocabulary of {vocabulary} is too small: use at least {least}, 256 bytes and start and end")
-    learnt = tokenizers.Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    smallest = len(_BYTES) + 2
+    if vocabulary < smallest:
+        raise UserError(
+            f"text.vocabulary={vocabulary}: is too small; use at least {smallest}, for 256 bytes, start and end"
+        )
+    learned = tokenizers.Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     options = {"initial_alphabet": _BYTES, "min_frequency": 2, "show_progress": False}
-    learnt.train_from_iterator(map(_clean, captions), trainers.BpeTrainer(vocab_size=vocabulary - 2, **options))
-    model = json.loads(learnt.to_str())["model"]
+    learned.train_from_iterator(map(_clean, captions), trainers.BpeTrainer(vocab_size=vocabulary - 2, **options))
+    model = json.loads(learned.to_str())["model"]
     count = len(model["vocab"])
     return _build(model["vocab"] | {_START: count, _END: count + 1}, model["merges"], suffix="")
 
@@ -125,8 +137,8 @@ def load(path: str | os.PathLike) -> Tokenizer:
     """Returns the tokenizer of a tokenizer.json, of CLIP's published vocabulary, or of a CLIP's Hugging Face folder.
 
     Raises:
-      UserError: a file is missing, cannot be read, is damaged or of another kind, or has more than MAX_BYTES, as it is
-        or unpacked; the message names it.
+      UserError: a file is missing, cannot be read, is damaged or of another kind, or has more than MAX_BYTES before or
+        after decompression; the message names it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -152,56 +164,58 @@ def _from_file(path: Path) -> Tokenizer:
             words = [*_BYTES, *(byte + _SUFFIX for byte in _BYTES), *map("".join, merges), _START, _END]
             return _build({word: i for i, word in enumerate(words)}, merges, _SUFFIX)
         model = io.parse_json(content)["model"]
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # strings, of old
+        merges = [
+            pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
+        ]  # strings in old files
         return _build(model["vocab"], merges, model["end_of_word_suffix"] or "")
 
     return _read(path, parse)
 
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> T:
-    """Returns what `parse` makes of a file. Raises UserError, which names it, if it is missing or damaged."""
+    """Returns the parsed content of a file. Raises UserError with its name if it is missing or damaged."""
     with _named(path):
         return parse(io.read_bytes(path, MAX_BYTES))
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns what reading a missing or damaged file raises into a UserError that names it."""
+    """Turns errors from a missing or damaged file into a UserError with its name."""
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"there is no {path}: {_ACCEPTED}") from error
+        raise UserError(f"{path}: does not exist; {_ACCEPTED}") from error
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = excerpt(str(error), 100) or type(error).__name__
-        raise UserError(f"{path} is no tokenizer, or is damaged ({reason}): {_ACCEPTED}") from error
+        raise UserError(f"{path}: is not a tokenizer, or is damaged ({reason}); {_ACCEPTED}") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}): {_ACCEPTED}") from error
 
 
 def _clean(text: str) -> str:
-    """As OpenAI's code does: mended, its entities replaced, in single spaces and lower case."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else there is nothing to do, and ftfy is slow
+    """Returns text as cleaned by OpenAI's code: encoding repaired, entities replaced, single spaces, lower case."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else it is clean, and ftfy is slow
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
 def _room(length: int) -> int:
-    """Pieces that fit between start and end."""
+    """Returns the number of pieces between start and end."""
     if length < 3:
-        raise UserError(f"texts of {length} tokens are too short: use at least 3, as start and end are two of them")
+        raise UserError(f"text.length={length}: is too short; use at least 3, as start and end are two tokens")
     return length - 2
 
 
 def _merges(content: bytes, count: int) -> list[list[str]]:
-    """The first pairs of a file with one a line, behind a line that says its version."""
+    """Returns the first `count` pairs of a file with one pair per line, after a line with its version."""
     merges = [line.split() for line in content.decode("utf-8-sig").split("\n")[1 : max(count, 0) + 1]]
     if len(merges) != count:
-        raise ValueError("the file is cut")
+        raise ValueError("the file is truncated")
     return merges
 
 
 def _build(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], suffix: str) -> Tokenizer:
-    """With a suffix CLIP's tokenizer, without one that of `train`. Raises ValueError where the parts do not fit."""
+    """Returns CLIP's tokenizer, or without a suffix that of `train`. Raises ValueError for inconsistent parts."""
     merges = [(first, second) for first, second in merges]
     needed = {_START, _END, *_BYTES, *(byte + suffix for byte in _BYTES)}
     needed.update(word for first, second in merges for word in (first, second, first + second))
@@ -212,7 +226,7 @@ def _build(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], suffix: st
         or needed - vocab.keys()
     ):
         raise ValueError("the vocabulary has gaps")
-    bpe = tokenizers.Tokenizer(models.BPE(vocab, merges, end_of_word_suffix=suffix))
+    bpe = tokenizers.Tokenizer(models.BPE(dict(vocab), merges, end_of_word_suffix=suffix))
     if suffix:
         words = pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True)
         as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

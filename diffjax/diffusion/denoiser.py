@@ -1,8 +1,9 @@
-"""What every sampler is given: a denoiser, which after the network speaks x_0 alone. Guidance wraps one."""
+"""The denoiser interface: predicts x_0 whatever the parameterization of the network. Guidance wraps denoisers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 from jax import Array
 from jax import numpy as jnp
 from jaxtyping import Float
@@ -15,24 +16,41 @@ Parameterization = Callable[[Noise], Coefficients]
 
 
 class Denoised(NamedTuple):
-    """An estimate of x_0 given x_t."""
+    """An estimate of x_0 given x_t.
+
+    Attributes:
+      x0: the estimate.
+      variance_interpolation: of a network that learns its variance: see variance.learned_range.
+      guidance_gradient: gradient by x_t of a log-probability that guidance raises: see guidance.py.
+    """
 
     x0: Float[Array, "B ..."]
-    interpolation: Float[Array, "B ..."] | None = None  # for variance.learned_range, if the network says one
-    gradient: Float[Array, "B ..."] | None = None  # of a log-probability to be raised, by x_t: classifier guidance
+    variance_interpolation: Float[Array, "B ..."] | None = None
+    guidance_gradient: Float[Array, "B ..."] | None = (
+        None  # of a log-probability to be raised, by x_t: classifier guidance
+    )
 
 
-Denoiser = Callable[[Float[Array, "B ..."], Noise], Denoised]  # the batch stands at one level: Noise of scalars
+Denoiser = Callable[[Float[Array, "B ..."], Noise], Denoised]  # all examples at one noise level: Noise of scalars
 
 
 def from_network(network: Network, parameterization: Parameterization, *, learned_variance: bool = False) -> Denoiser:
-    """The denoiser of a batched network whose output means what `parameterization` says.
+    """Returns the denoiser of a network.
 
-    With `learned_variance` the network gives twice the channels (the last axis), the second half being the
-    interpolation of the variance, -1 for small and 1 for large: Improved DDPM's code.
+    Args:
+      network: maps (input [B, ...], time [B]) to F [B, ...].
+      parameterization: a choice of parameterizations.py, which defines the meaning of F.
+      learned_variance: whether the network returns twice the channels (last axis), the second half for the
+        interpolation of the variance, from -1 (small) to 1 (large).
+
+    Returns:
+      The denoiser.
+
+    Reference: EDM (Karras et al. 2022), eq. 7; for the learned variance, Improved DDPM's code.
     """
 
-    def denoise(x, noise):
+    def denoise(x: Array, noise: Noise) -> Denoised:
+        chex.assert_rank(noise.alpha, 0)
         c = parameterization(noise)
         output = network(c.input * x, jnp.broadcast_to(c.time, x.shape[:1]))
         output, interpolation = split_variance(output) if learned_variance else (output, None)
@@ -42,16 +60,16 @@ def from_network(network: Network, parameterization: Parameterization, *, learne
 
 
 def split_variance(output: Float[Array, "B ... 2C"]) -> tuple[Float[Array, "B ... C"], Float[Array, "B ... C"]]:
-    """(F, interpolation in about [0, 1]) of a network that learns its variance."""
+    """Splits the output of a network that learns its variance into F and the interpolation, about in [0, 1]."""
     output, spread = jnp.split(output, 2, axis=-1)
     return output, (spread + 1.0) / 2.0
 
 
-def thresholded(denoiser: Denoiser, threshold: Callable[[Array], Array]) -> Denoiser:
-    """Bounds each estimate of x_0: see thresholds.py."""
+def with_clipping(denoiser: Denoiser, clipping: Callable[[Array], Array]) -> Denoiser:
+    """Bounds each estimate of x_0 by `clipping`, a choice of clipping.py."""
 
     def denoise(x, noise):
         denoised = denoiser(x, noise)
-        return denoised._replace(x0=threshold(denoised.x0))
+        return denoised._replace(x0=clipping(denoised.x0))
 
     return denoise

@@ -1,12 +1,13 @@
-"""Guidance: denoisers in, a denoiser out; a sampler never knows that it is guided. All of them compose.
+"""Guidance: functions that wrap denoisers into a denoiser, and compose. Samplers do not know of guidance.
 
-Guidance by a gradient (a classifier, CLIP) is carried beside x_0, and the sampler lets it in where its paper does:
-`ancestral` shifts the mean by variance times gradient (ADM, Dhariwal & Nichol 2021, algorithm 1), every other sampler
-shifts eps by -sigma times gradient (algorithm 2). Both after x_0 is bounded, as in ADM's code.
+`Denoised.guidance_gradient` carries guidance by a gradient (of a classifier or CLIP). The sampler applies it, after
+clipping of x_0, as in ADM's code (Dhariwal & Nichol 2021): `ancestral` shifts the mean by variance times gradient
+(algorithm 1), every other sampler shifts eps by -sigma times gradient (algorithm 2).
 """
 
 from collections.abc import Callable
 
+import chex
 import jax
 from jax import Array, lax
 from jax import numpy as jnp
@@ -26,17 +27,23 @@ def classifier_free(
     rescale: Array | float = 0.0,
     interval: tuple[Array | float, Array | float] = ALWAYS,
 ) -> Denoiser:
-    """x_0 = unconditional + scale (conditional - unconditional): Ho & Salimans 2022, eq. 6.
+    """Classifier-free guidance: x_0 = unconditional + scale (conditional - unconditional).
 
-    `scale` is GLIDE's and latent diffusion's s: 1 is unguided, 0 unconditional. It is 1 + w in the convention of
-    Ho & Salimans. Guiding x_0 is guiding eps: the two differ by a factor that depends on the level alone. At scale 1
-    the unconditional denoiser is not run.
+    Guidance of x_0 equals guidance of eps: they differ by a factor that depends on the noise level only.
 
     Args:
-      rescale: phi in [0, 1] gives that much of the result the standard deviation of the conditional estimate, example
-        by example: Lin et al. 2024, eq. 15 and 16, who apply it to the network's output.
-      interval: guides where low < sigma / alpha <= high, and is unguided at other levels: Kynkaanniemi et al. 2024,
-        eq. 6.
+      conditional: denoiser with the condition.
+      unconditional: denoiser with the null condition; does not run at scale 1.
+      scale: s of GLIDE and latent diffusion, 1 + w of Ho & Salimans; 1: no guidance, 0: unconditional.
+      rescale: phi in [0, 1], how much of the result gets the standard deviation of the conditional estimate, per
+        example (Lin et al. 2024, eq. 15 and 16, who apply it to the network's output).
+      interval: (low, high) of sigma / alpha; guides for low < sigma / alpha <= high only (Kynkaanniemi et al. 2024,
+        eq. 6).
+
+    Returns:
+      The guided denoiser.
+
+    Reference: Ho & Salimans 2022, eq. 6.
     """
 
     def both(x, noise):
@@ -58,9 +65,18 @@ def autoguidance(
     *,
     interval: tuple[Array | float, Array | float] = ALWAYS,
 ) -> Denoiser:
-    """x_0 = weak + scale (x_0 - weak), `weak` being a weaker model of the same data: Karras et al. 2024, eq. 3.
+    """Autoguidance: x_0 = weak + scale (x_0 - weak).
 
-    Inside `interval`, as above. The weaker model should see the same condition.
+    Args:
+      denoiser: the model.
+      weak: a weaker model of the same data, with the same condition.
+      scale: 1: no guidance.
+      interval: (low, high) of sigma / alpha, as for `classifier_free`.
+
+    Returns:
+      The guided denoiser.
+
+    Reference: Karras et al. 2024, eq. 3.
     """
 
     def denoise(x, noise):
@@ -77,11 +93,21 @@ def classifier(
     label: Int[Array, "B"],
     scale: Array | float,
 ) -> Denoiser:
-    """Towards `label`, by scale times the gradient of log p(label | x_t): ADM (Dhariwal & Nichol 2021), sec. 4.
+    """Classifier guidance towards `label`, by scale times the gradient of log p(label | x_t).
 
-    `classify` gives the logits of a classifier trained on noised images. Which of ADM's two algorithms it becomes is
-    the sampler's: see the module.
+    Args:
+      denoiser: the model.
+      classify: maps noised images and their noise level to logits [B, K].
+      label: class of each example.
+      scale: 0: no guidance.
+
+    Returns:
+      The guided denoiser.
+
+    Reference: ADM (Dhariwal & Nichol 2021), sec. 4.
     """
+
+    chex.assert_rank(label, 1)
 
     def log_probability(x, noise):
         logits = jax.nn.log_softmax(classify(x, noise))
@@ -96,26 +122,44 @@ def clip_similarity(
     embedding: Float[Array, "B D"],
     scale: Array | float,
 ) -> Denoiser:
-    """Towards a caption, by scale times the gradient of cos(f(x_t), g(c)): GLIDE (Nichol et al. 2021), eq. 8.
+    """CLIP guidance towards a caption, by scale times the gradient of cos(f(x_t), g(c)).
 
-    `encode` is the image encoder f of a CLIP trained on noised images, `embedding` is g(c). CLIP's own logit scale is
-    part of `scale`.
+    Args:
+      denoiser: the model.
+      encode: f, the image encoder of a CLIP trained on noised images; maps images and their noise level to [B, D].
+      embedding: g(c), embeddings of the captions.
+      scale: includes CLIP's logit scale; 0: no guidance.
+
+    Returns:
+      The guided denoiser.
+
+    Reference: GLIDE (Nichol et al. 2021), eq. 8.
     """
-    towards = _unit(embedding)
-    return _ascend(denoiser, lambda x, noise: jnp.sum(_unit(encode(x, noise)) * towards, axis=-1), scale)
+    target = _unit(embedding)
+    return _ascend(denoiser, lambda x, noise: jnp.sum(_unit(encode(x, noise)) * target, axis=-1), scale)
 
 
 def inpaint(denoiser: Denoiser, known: Float[Array, "B ..."], mask: Float[Array, "B ..."]) -> Denoiser:
-    """Replaces the estimate of x_0 by `known` where `mask` is 1: the sampler then draws that region of each x_t.
+    """Replaces the estimate of x_0 by `known` where `mask` is 1.
 
-    So x_t there is distributed as the noised `known`, as in RePaint (Lugmayr et al. 2022, eq. 8); for its resampling
-    see `repeats` of sampling.run. `known` [-1, 1] and `mask` [0, 1] broadcast with x_0.
+    x_t in that region then has the distribution of the noised `known`. For the resampling of RePaint see
+    `resample_steps` of sampling.run.
+
+    Args:
+      denoiser: the model.
+      known: images in [-1, 1], broadcast with x_0.
+      mask: in [0, 1], broadcast with x_0.
+
+    Returns:
+      The denoiser.
+
+    Reference: RePaint (Lugmayr et al. 2022), eq. 8.
     """
 
     def denoise(x, noise):
         denoised = denoiser(x, noise)
-        gradient = None if denoised.gradient is None else (1.0 - mask) * denoised.gradient
-        return denoised._replace(x0=mask * known + (1.0 - mask) * denoised.x0, gradient=gradient)
+        gradient = None if denoised.guidance_gradient is None else (1.0 - mask) * denoised.guidance_gradient
+        return denoised._replace(x0=mask * known + (1.0 - mask) * denoised.x0, guidance_gradient=gradient)
 
     return denoise
 
@@ -130,9 +174,9 @@ def _ascend(denoiser: Denoiser, log_probability: Callable, scale: Array | float)
     def denoise(x, noise):
         denoised = denoiser(x, noise)
         gradient = scale * jax.grad(lambda x: jnp.sum(log_probability(x, noise)))(x)
-        if denoised.gradient is not None:
-            gradient = gradient + denoised.gradient
-        return denoised._replace(gradient=gradient)
+        if denoised.guidance_gradient is not None:
+            gradient = gradient + denoised.guidance_gradient
+        return denoised._replace(guidance_gradient=gradient)
 
     return denoise
 

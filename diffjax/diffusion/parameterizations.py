@@ -1,8 +1,8 @@
-"""What the network's output F means. A public function of this file is a parameterization a config can name.
+"""Parameterizations: meanings of the network's output F. A public function of this file is a choice a config can name.
 
-x0_hat = skip * x_t + out * F(input * x_t, time), as in EDM (Karras et al. 2022, eq. 7). So the regression target of F
-is (x_0 - skip * x_t) / out for every one of them, and there is no table of conversions. All hold for any alpha and
-sigma, not only for alpha^2 + sigma^2 = 1.
+x0_hat = skip * x_t + out * F(input * x_t, time), as in EDM (Karras et al. 2022, eq. 7). The regression target of F is
+then (x_0 - skip * x_t) / out for every parameterization. All are defined for any alpha and sigma, also where
+alpha^2 + sigma^2 is not 1.
 """
 
 from typing import NamedTuple
@@ -10,21 +10,31 @@ from typing import NamedTuple
 from jax import Array
 from jax import numpy as jnp
 
-from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import Noise, log_snr, posterior_weights
+from diffjax.diffusion.noise_schedules import Schedule
 
 
 class Coefficients(NamedTuple):
-    """The factors of x0_hat at one level of noise, and what the network is told of it."""
+    """Coefficients of x0_hat at a noise level, and the network's time input.
+
+    Attributes:
+      skip: factor of x_t.
+      out: factor of F.
+      input: factor of x_t in the network's input.
+      time: time input: t - 1, as published models count from zero; for edm log(sigma / alpha) / 4.
+    """
 
     skip: Array
     out: Array
     input: Array
-    time: Array  # t - 1, as the published models count from zero, but for edm
+    time: Array
 
 
 def eps(noise: Noise) -> Coefficients:
-    """The network predicts the noise: DDPM (Ho et al. 2020), eq. 11. Has no value where alpha = 0."""
+    """The network predicts the noise; undefined at alpha = 0.
+
+    Reference: DDPM (Ho et al. 2020), eq. 11.
+    """
     return _plain(1.0 / noise.alpha, -noise.sigma / noise.alpha, noise)
 
 
@@ -34,22 +44,34 @@ def x0(noise: Noise) -> Coefficients:
 
 
 def v(noise: Noise) -> Coefficients:
-    """The network predicts v = alpha eps - sigma x_0: Salimans & Ho 2022, app. D."""
+    """The network predicts v = alpha eps - sigma x_0.
+
+    Reference: Salimans & Ho 2022, app. D.
+    """
     power = noise.alpha**2 + noise.sigma**2
     return _plain(noise.alpha / power, -noise.sigma / power, noise)
 
 
 def flow(noise: Noise) -> Coefficients:
-    """The network predicts the velocity eps - x_0 of a rectified flow: Liu et al. 2022, eq. 1; Esser et al. 2024."""
+    """The network predicts the velocity eps - x_0 of a rectified flow.
+
+    Reference: Liu et al. 2022, eq. 1; Esser et al. 2024.
+    """
     total = noise.alpha + noise.sigma
     return _plain(1.0 / total, -noise.sigma / total, noise)
 
 
 def edm(noise: Noise, *, sigma_data: float = 0.5) -> Coefficients:
-    """EDM's preconditioning (Karras et al. 2022, table 1): F's input and target have unit variance at every level.
+    """EDM's preconditioning: input and target of F have unit variance at every noise level.
 
-    For data of standard deviation `sigma_data`. At alpha = 1 these are the paper's; elsewhere they are the paper's for
-    x_t / alpha and sigma / alpha. The network is told log(sigma / alpha) / 4.
+    At alpha = 1 the coefficients are the paper's; elsewhere they are those of x_t / alpha at sigma / alpha. The time
+    input is log(sigma / alpha) / 4.
+
+    Args:
+      noise: noise level.
+      sigma_data: standard deviation of the data.
+
+    Reference: EDM (Karras et al. 2022), table 1.
     """
     scale = jnp.sqrt(noise.sigma**2 + (noise.alpha * sigma_data) ** 2)
     time = jnp.clip(-log_snr(noise) / 8.0, -10.0, 10.0)  # finite where alpha = 0
@@ -57,9 +79,13 @@ def edm(noise: Noise, *, sigma_data: float = 0.5) -> Coefficients:
 
 
 def mu(noise: Noise, *, schedule: Schedule) -> Coefficients:
-    """The network predicts the mean of q(x_t-1 | x_t, x_0): the "mu" of DDPM's ablation (Ho et al. 2020, table 2).
+    """The network predicts the mean of q(x_t-1 | x_t, x_0). Requires a discrete schedule.
 
-    For a discrete schedule: the previous step is its own.
+    Args:
+      noise: noise level.
+      schedule: gives the level of the previous step.
+
+    Reference: DDPM, table 2 (mu).
     """
     x_weight, x0_weight = posterior_weights(noise, schedule(jnp.maximum(noise.t - 1, 0)))
     return _plain(-x_weight / x0_weight, 1.0 / x0_weight, noise)

@@ -1,9 +1,9 @@
-"""How one level of noise becomes the next. A public function of this file is a sampler a config can name.
+"""Samplers: steps from one noise level to the next. A public function of this file is a sampler a config can name.
 
-A sampler's keyword arguments are its options, and numbers among them may be traced. `variance`, `schedule` and `steps`
-are given by the process: its variance, its schedule, the grid's number of steps. Steps work on a batch [B, ...] whose
-examples stand at one level, with a key each. Coordinates are x / alpha against sigma / alpha, as in Karras et al. 2022,
-written so that alpha may be zero at the first level and sigma is at the last.
+The keyword arguments of a sampler are its options; numbers among them may be traced. The process passes `variance`,
+`schedule`, and `steps`, the number of steps of the grid. A step works on a batch [B, ...] at one noise level, with one
+key per example. Coordinates are x / alpha and sigma / alpha, as in EDM (Karras et al. 2022), written so that alpha may
+be zero at the first level and sigma is zero at the last.
 """
 
 from collections.abc import Callable
@@ -15,88 +15,113 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import variance as variances
 from diffjax.diffusion.denoiser import Denoised, Denoiser
-from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import (
     Noise,
-    implied_eps,
+    ddim_step,
+    eps_from_x0,
+    initial_std,
     log_snr,
     posterior_mean,
     posterior_variance,
-    prior_std,
     step_variances,
-    transfer,
     transition_variance,
 )
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.random import normal_each
 
 
 class Sampler(NamedTuple):
-    """A numerical method. Every grid ends at the clean level, where a step returns x_0 and adds no noise."""
+    """A numerical method. Every grid ends at the clean level, where a step returns x_0 and adds no noise.
 
-    init: Callable  # (x) -> carry: the history of a multi-step method, or ()
-    step: Callable  # (keys [B], denoiser, carry, x [B, ...], now: Noise, next: Noise) -> (x, carry)
+    Attributes:
+      init: maps x to the initial carry: the history of a multi-step method, or ().
+      step: maps (keys [B], denoiser, carry, x [B, ...], now: Noise, next: Noise) to (x, carry); consumes the keys.
+    """
+
+    init: Callable
+    step: Callable
 
 
 def ancestral(*, variance: Callable = variances.fixed_small) -> Sampler:
-    """DDPM (Ho et al. 2020), algorithm 2, between any two levels: the posterior's mean, noise of `variance`.
+    """Ancestral sampling between any two levels: the mean of the posterior, plus noise of `variance`.
 
-    A gradient that guides shifts the mean by variance times gradient: ADM, algorithm 1. The step to the clean image
-    adds no noise. As in ADM's code its mean is shifted too, but for `fixed_small`, whose variance is zero there:
-    `fixed_large` takes the posterior variance of the step before, and the range of `learned_range` starts at it.
+    A guidance gradient shifts the mean by variance times gradient. The step to the clean image adds no noise. As in
+    ADM's code its mean is shifted too, except for `fixed_small`, whose variance is zero there: `fixed_large` uses the
+    posterior variance of the step before, and the range of `learned_range` starts at it.
+
+    Args:
+      variance: a choice of variance.py.
+
+    Reference: DDPM (Ho et al. 2020), algorithm 2; ADM (Dhariwal & Nichol 2021), algorithm 1.
     """
 
     def init(x):
-        return Noise(*jnp.asarray([0.0, 1.0, 0.0], x.dtype))  # the level before; without noise: there is none
+        return Noise(*jnp.asarray([0.0, 1.0, 0.0], x.dtype))  # the level before the step; sigma = 0: none yet
 
     def step(keys, denoiser, carry, x, now, next):
         denoised = denoiser(x, now)
         mean = posterior_mean(denoised.x0, x, now, next)
-        if denoised.gradient is not None:
+        if denoised.guidance_gradient is not None:
             before = jax.tree.map(lambda a, b: jnp.where(carry.sigma > 0, a, b), carry, now)
-            mean = mean + _shift(variance, denoised.interpolation, before, now, next) * denoised.gradient
-        spread = variance(posterior_variance(now, next), transition_variance(now, next), denoised.interpolation)
-        x = mean + _unless_clean(jnp.sqrt(spread), next) * _normal_like(keys, x)
+            gradient_factor = _gradient_factor(variance, denoised.variance_interpolation, before, now, next)
+            mean = mean + gradient_factor * denoised.guidance_gradient
+        small, large = posterior_variance(now, next), transition_variance(now, next)
+        std = jnp.sqrt(variance(small, large, denoised.variance_interpolation))
+        x = mean + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype)
         return x, jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), now)
 
     return Sampler(init, step)
 
 
 def ddim(*, eta: Array | float = 0.0, sigma_hat: Array | bool = False) -> Sampler:
-    """DDIM (Song et al. 2021), eq. 12: deterministic at eta = 0, the ancestral sampler at eta = 1 (eq. 16).
+    """DDIM: deterministic at eta = 0, the ancestral sampler at eta = 1.
 
-    `sigma_hat` instead adds noise of DDPM's larger variance to the direction of eta (sec. 5); with eta = 1 that is the
-    ancestral sampler with `fixed_large`, the last rows of the paper's table 1.
+    Args:
+      eta: in [0, 1], standard deviation of the noise over that of the posterior.
+      sigma_hat: whether to add noise of DDPM's larger variance to the direction of `eta`; at eta = 1 this is
+        `ancestral` with `fixed_large` (sec. 5, last rows of table 1).
+
+    Reference: DDIM (Song et al. 2021), eq. 12 and 16.
     """
 
     def step(keys, denoiser, carry, x, now, next):
         x0 = _x0(denoiser(x, now), now)
         std = eta * jnp.sqrt(posterior_variance(now, next))
-        # sqrt(sigma_next^2 - std^2) without its cancellation where little signal is left
-        kept = now.alpha * next.sigma / (next.alpha * now.sigma)
-        direction = next.sigma * jnp.sqrt(jnp.maximum(1.0 - eta**2 + (eta * kept) ** 2, 0.0))
+        # sqrt(sigma_next^2 - std^2), written without cancellation at low signal
+        decay = now.alpha * next.sigma / (next.alpha * now.sigma)
+        direction = next.sigma * jnp.sqrt(jnp.maximum(1.0 - eta**2 + (eta * decay) ** 2, 0.0))
         noise_std = jnp.where(jnp.asarray(sigma_hat, bool), jnp.sqrt(transition_variance(now, next)), std)
-        x = next.alpha * x0 + direction * implied_eps(x, x0, now)
-        return x + _unless_clean(noise_std, next) * _normal_like(keys, x), carry
+        x = next.alpha * x0 + direction * eps_from_x0(x, x0, now)
+        return x + _unless_clean(noise_std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
 
     return Sampler(_no_history, step)
 
 
 def euler() -> Sampler:
-    """Euler's method on the probability-flow ODE (Song et al. 2021b, eq. 13; Karras et al. 2022, eq. 4).
+    """Euler's method on the probability-flow ODE; equals `ddim`.
 
-    In x / alpha against sigma / alpha, and for a rectified flow in x against t: all the same step, that of `ddim`.
+    In x / alpha and sigma / alpha, and for a rectified flow in x and t: both give the same step.
+
+    Reference: Song et al. 2021b, eq. 13; EDM (Karras et al. 2022), eq. 4.
     """
     return ddim()
 
 
 def euler_ancestral(*, eta: Array | float = 1.0) -> Sampler:
-    """Euler's method to less noise than asked, then noise up to it: Crowson's k-diffusion. The same as `ddim(eta)`."""
+    """Euler's method to a lower noise level, then noise up to the next level; equals `ddim(eta)`.
+
+    Reference: Crowson's k-diffusion.
+    """
     return ddim(eta=eta)
 
 
 def heun() -> Sampler:
-    """Heun's second-order method: EDM (Karras et al. 2022), algorithm 1. Two evaluations a step.
+    """Heun's second-order method: two evaluations per step.
 
-    One, Euler's, in the last step and in steps that are too long for the correction: see `_is_short`.
+    Takes Euler's step, of one evaluation, in the last step and in steps that are too long for the correction: see
+    `_is_short`.
+
+    Reference: EDM (Karras et al. 2022), algorithm 1.
     """
 
     def step(keys, denoiser, carry, x, now, next):
@@ -115,11 +140,20 @@ def edm(
     low: Array | float = 0.0,
     high: Array | float = float("inf"),
 ) -> Sampler:
-    """EDM's stochastic sampler (Karras et al. 2022), algorithm 2: more noise, then Heun's step. `heun` at churn 0.
+    """EDM's stochastic sampler: adds noise, then takes Heun's step. Equals `heun` at churn 0.
 
-    `churn`, `noise`, `low` and `high` are S_churn, S_noise, S_tmin and S_tmax, the last two of sigma / alpha. The level
-    with more noise is one of the process; at its last level no more can be added, where the paper goes beyond it.
-    A step that is too long for the correction is Euler's: see `_is_short`.
+    The added noise moves x to a noisier level of the process; at the last level it adds none, where the paper goes
+    beyond it. Takes Euler's step if the step is too long for the correction: see `_is_short`.
+
+    Args:
+      schedule: noise level at a timestep.
+      steps: number of steps of the grid.
+      churn: S_churn, >= 0.
+      noise: S_noise, about 1.
+      low: S_tmin, of sigma / alpha.
+      high: S_tmax, of sigma / alpha.
+
+    Reference: EDM (Karras et al. 2022), algorithm 2.
     """
 
     def step(keys, denoiser, carry, x, now, next):
@@ -130,36 +164,46 @@ def edm(
         more = jax.tree.map(lambda a, b: jnp.where(gamma > 0, a, b), more, now)
         added = noise * jnp.sqrt(transition_variance(more, now))
         added = jnp.where(gamma > 0, added, 0.0)
-        x = jnp.where(gamma > 0, more.alpha / now.alpha, 1.0) * x + added * _normal_like(keys, x)
+        x = jnp.where(gamma > 0, more.alpha / now.alpha, 1.0) * x + added * normal_each(keys, x.shape[1:], x.dtype)
         return _heun_step(denoiser, x, more, next), carry
 
     return Sampler(_no_history, step)
 
 
 def plms() -> Sampler:
-    """Linear multi-step method on DDIM's transfer, without Runge-Kutta's start: Liu et al. 2022, eq. 12 and 19.
+    """Linear multi-step method on the DDIM step, without the Runge-Kutta start.
 
-    As latent diffusion has it: the first step takes the mean of two evaluations, later ones up to four past values.
-    Steps that are too long for extrapolation are DDIM's: see `_is_short`.
+    The first step averages two evaluations, later ones up to four past values, as in latent diffusion's code. Steps
+    that are too long for extrapolation are DDIM steps: see `_is_short`.
+
+    Reference: Liu et al. 2022, eq. 12 and 19.
     """
 
     def start(denoiser, x, eps, now, next):
-        ahead = transfer(x, _x0_of_eps(x, eps, now), now, next)
+        ahead = ddim_step(x, _x0_of_eps(x, eps, now), now, next)
         return (eps + _eps(denoiser, ahead, next)) / 2
 
     return _pseudo_multistep(start, starting=1)
 
 
 def pndm(*, schedule: Schedule) -> Sampler:
-    """PNDM, F-PNDM in the paper: three steps of pseudo Runge-Kutta, then `plms`: Liu et al. 2022, algorithm 2.
+    """PNDM (F-PNDM in the paper): three steps of pseudo Runge-Kutta, then `plms`.
 
     The first three steps take four evaluations each, two of them half way in time. Steps that are too long for
-    extrapolation are DDIM's: see `_is_short`.
+    extrapolation are DDIM steps: see `_is_short`.
+
+    Args:
+      schedule: noise level at a timestep.
+
+    Reference: Liu et al. 2022, algorithm 2.
     """
 
     def start(denoiser, x, e1, now, next):
         middle = schedule((now.t + next.t) / 2)
-        move = lambda eps, level: transfer(x, _x0_of_eps(x, eps, now), now, level)  # noqa: E731
+
+        def move(eps, level):
+            return ddim_step(x, _x0_of_eps(x, eps, now), now, level)
+
         e2 = _eps(denoiser, move(e1, middle), middle)
         e3 = _eps(denoiser, move(e2, middle), middle)
         e4 = _eps(denoiser, move(e3, next), next)
@@ -169,15 +213,24 @@ def pndm(*, schedule: Schedule) -> Sampler:
 
 
 def dpmpp_2m() -> Sampler:
-    """DPM-Solver++(2M): Lu et al. 2022b, algorithm 2. One evaluation a step; of first order in the last."""
+    """DPM-Solver++(2M): one evaluation per step; first order in the last step.
+
+    Reference: Lu et al. 2022b, algorithm 2.
+    """
     return dpmpp_2m_sde(eta=0.0)
 
 
 def dpmpp_2m_sde(*, eta: Array | float = 1.0) -> Sampler:
-    """SDE-DPM-Solver++(2M): Lu et al. 2022b, app. B, with `eta` of its noise; the solver of the ODE at eta 0."""
+    """SDE-DPM-Solver++(2M).
+
+    Args:
+      eta: factor on the noise; 0: `dpmpp_2m`, the solver of the ODE.
+
+    Reference: Lu et al. 2022b, app. B.
+    """
 
     def init(x):
-        return jnp.zeros_like(x), jnp.asarray(jnp.inf)  # the last x_0, and how far the last step went
+        return jnp.zeros_like(x), jnp.asarray(jnp.inf)  # x_0 and h of the last step
 
     def step(keys, denoiser, carry, x, now, next):
         last_x0, last_h = carry
@@ -186,65 +239,69 @@ def dpmpp_2m_sde(*, eta: Array | float = 1.0) -> Sampler:
         decay = now.alpha * next.sigma / (now.sigma * next.alpha)  # exp(-h)
         mean = next.sigma / now.sigma * decay**eta * x + next.alpha * (1 - decay ** (1 + eta)) * ahead
         std = next.sigma * jnp.sqrt(1 - decay ** (2 * eta))
-        return mean + _unless_clean(std, next) * _normal_like(keys, x), (x0, h)
+        return mean + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype), (x0, h)
 
     return Sampler(init, step)
 
 
 def unipc() -> Sampler:
-    """UniPC-2, predicting data, with B_2(h) = exp(h) - 1: Zhao et al. 2023, algorithms 5 to 8.
+    """UniPC-2, predicting data, with B_2(h) = exp(h) - 1.
 
-    Its predictor is `dpmpp_2m`. The corrector uses the evaluation of the next step, so it costs none.
+    The predictor is `dpmpp_2m`. The corrector reuses the evaluation of the next step.
+
+    Reference: Zhao et al. 2023, algorithms 5 to 8.
     """
 
     class History(NamedTuple):
-        x: Array  # where the last step began, as corrected
-        level: Noise
-        x0: Array  # the estimate there
-        before: Array  # and one step earlier
-        h: Array  # how far the last step went; infinite if there was none
-        last_h: Array  # and the one before
+        x: Array  # start of the last step, corrected
+        level: Noise  # of x
+        x0: Array  # estimate at x
+        before: Array  # estimate one step earlier
+        h: Array  # gain in half the log-SNR of the last step; inf: no step yet
+        last_h: Array  # the same, one step earlier
 
     def init(x):
-        nothing, far = jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
+        zero, infinite = jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
         level = Noise(*jnp.asarray([0.0, 1.0, 1.0], x.dtype))
-        return History(x, level, nothing, nothing, far, far)
+        return History(x, level, zero, zero, infinite, infinite)
 
-    def correct(past: History, x, x0, now):
-        h = jnp.where(jnp.isfinite(past.h), past.h, 1.0)
-        lost = jnp.expm1(-h)
-        phi = lost / -h - 1
-        b1 = phi / lost
-        b2 = (phi / -h - 0.5) * 2 / lost
-        r = -past.last_h / h
+    def correct(history: History, x, x0, now):
+        h = jnp.where(jnp.isfinite(history.h), history.h, 1.0)
+        decay = jnp.expm1(-h)
+        phi = decay / -h - 1
+        b1 = phi / decay
+        b2 = (phi / -h - 0.5) * 2 / decay
+        r = -history.last_h / h
         older_weight = (b1 - b2) / (1 - r)
         newer_weight = jnp.where(jnp.isfinite(r), b1 - older_weight, 0.5)
-        change = older_weight * (past.before - past.x0) / r + newer_weight * (x0 - past.x0)
-        corrected = now.sigma / past.level.sigma * past.x - now.alpha * lost * (past.x0 + change)
-        return jnp.where(jnp.isfinite(past.h), corrected, x)
+        change = older_weight * (history.before - history.x0) / r + newer_weight * (x0 - history.x0)
+        corrected = now.sigma / history.level.sigma * history.x - now.alpha * decay * (history.x0 + change)
+        return jnp.where(jnp.isfinite(history.h), corrected, x)
 
-    def step(keys, denoiser, past, x, now, next):
+    def step(keys, denoiser, history, x, now, next):
         del keys
         x0, h = _x0(denoiser(x, now), now), _half_log_snr_gain(now, next)
-        x = correct(past, x, x0, now)
-        history = jax.tree.map(lambda leaf: leaf.astype(x.dtype), History(x, now, x0, past.x0, h, past.h))
-        return transfer(x, _extrapolated(x0, past.x0, h, past.h), now, next), history
+        x = correct(history, x, x0, now)
+        new_history = jax.tree.map(lambda leaf: leaf.astype(x.dtype), History(x, now, x0, history.x0, h, history.h))
+        return ddim_step(x, _extrapolated(x0, history.x0, h, history.h), now, next), new_history
 
     return Sampler(init, step)
 
 
 def _x0(denoised: Denoised, noise: Noise) -> Array:
-    """x_0 with a gradient that guides let in as a shift of eps by -sigma times gradient: ADM, algorithm 2.
+    """Returns x_0, shifted by the guidance gradient: eps shifts by -sigma times gradient.
 
-    Not from next to no signal, where the shift of x_0 has no bounds.
+    No shift at nearly no signal, where the shift of x_0 has no bounds.
+
+    Reference: ADM (Dhariwal & Nichol 2021), algorithm 2.
     """
-    if denoised.gradient is None:
+    if denoised.guidance_gradient is None:
         return denoised.x0
-    return denoised.x0 + jnp.where(_has_signal(noise), noise.sigma**2 / noise.alpha, 0.0) * denoised.gradient
+    return denoised.x0 + jnp.where(_has_signal(noise), noise.sigma**2 / noise.alpha, 0.0) * denoised.guidance_gradient
 
 
-def _shift(variance: Callable, interpolation: Array | None, before: Noise, now: Noise, next: Noise) -> Array:
-    """Returns the variance that multiplies a gradient in the shift of the mean, in the last step as in ADM's code."""
+def _gradient_factor(variance: Callable, interpolation: Array | None, before: Noise, now: Noise, next: Noise) -> Array:
+    """Returns the variance that multiplies a guidance gradient in the shift of the mean, as in ADM's code."""
     small, large = step_variances(before, now, next)
     if interpolation is None:
         last = next.sigma == 0
@@ -253,7 +310,7 @@ def _shift(variance: Callable, interpolation: Array | None, before: Noise, now: 
 
 
 def _eps(denoiser: Denoiser, x: Array, noise: Noise) -> Array:
-    return implied_eps(x, _x0(denoiser(x, noise), noise), noise)
+    return eps_from_x0(x, _x0(denoiser(x, noise), noise), noise)
 
 
 def _x0_of_eps(x: Array, eps: Array, noise: Noise) -> Array:
@@ -262,10 +319,10 @@ def _x0_of_eps(x: Array, eps: Array, noise: Noise) -> Array:
 
 def _heun_step(denoiser: Denoiser, x: Array, now: Noise, next: Noise) -> Array:
     x0 = _x0(denoiser(x, now), now)
-    ahead = transfer(x, x0, now, next)
+    ahead = ddim_step(x, x0, now, next)
 
     def correct(ahead):
-        change = _eps(denoiser, ahead, next) - implied_eps(x, x0, now)
+        change = _eps(denoiser, ahead, next) - eps_from_x0(x, x0, now)
         return ahead + (next.sigma - next.alpha / now.alpha * now.sigma) / 2 * change
 
     return lax.cond((next.sigma > 0) & _is_short(now, next), correct, lambda ahead: ahead, ahead)
@@ -280,47 +337,47 @@ _ADAMS_BASHFORTH = [  # weights of the newest value first, for orders one to fou
 
 
 def _pseudo_multistep(start: Callable, *, starting: int) -> Sampler:
-    """Adams-Bashforth on eps, moved by DDIM's transfer. `start` gives the eps of the first `starting` steps."""
+    """Adams-Bashforth on eps, with DDIM steps. `start` returns the eps of the first `starting` steps."""
 
     def init(x):
-        return jnp.zeros((3, *x.shape)), jnp.zeros((), jnp.int32)  # the last three eps, how many steps were made
+        return jnp.zeros((3, *x.shape)), jnp.zeros((), jnp.int32)  # last three eps, number of steps taken
 
     def step(keys, denoiser, carry, x, now, next):
         del keys
-        history, made = carry
+        history, taken = carry
         x0 = _x0(denoiser(x, now), now)
-        eps = implied_eps(x, x0, now)
+        eps = eps_from_x0(x, x0, now)
         recent = jnp.concatenate([eps[None], history])
-        weights = jnp.asarray(_ADAMS_BASHFORTH, x.dtype)[jnp.minimum(made, 3)]
+        weights = jnp.asarray(_ADAMS_BASHFORTH, x.dtype)[jnp.minimum(taken, 3)]
         short = _is_short(now, next)
         mixed = lax.cond(
-            (made < starting) & (next.sigma > 0) & short,
+            (taken < starting) & (next.sigma > 0) & short,
             lambda: start(denoiser, x, eps, now, next),
             lambda: jnp.tensordot(weights, recent, 1),
         )
         x0 = jnp.where(short, _x0_of_eps(x, mixed, now), x0)
-        return transfer(x, x0, now, next), (recent[:3], made + 1)
+        return ddim_step(x, x0, now, next), (recent[:3], taken + 1)
 
     return Sampler(init, step)
 
 
 def _has_signal(noise: Noise) -> Array:
-    """Whether sigma / alpha, the coordinate of the methods of higher order, is not next to infinite."""
+    """Returns whether sigma / alpha, the coordinate of the higher-order methods, is not nearly infinite."""
     return noise.alpha > 1e-3 * noise.sigma
 
 
 def _is_short(now: Noise, next: Noise) -> Array:
-    """Returns whether Heun's method is right to a tenth from `now` to `next`, on data of unit variance.
+    """Returns whether Heun's method is right to 10 % from `now` to `next`, on Gaussian data of unit variance.
 
-    There E[eps | x_t] = sigma x_t / (alpha^2 + sigma^2), and x_t keeps the standard deviation of `prior_std`. In longer
-    steps, from nearly pure noise to where the image forms, methods that average eps along sigma / alpha overshoot
-    without bounds, and DDIM's step does not. Published codes keep such steps out of the grid instead: EDM ends at
-    sigma / alpha = 80, DPM-Solver cuts the cosine schedule where it is 164.
+    There E[eps | x_t] = sigma x_t / (alpha^2 + sigma^2), and x_t has standard deviation `initial_std`. In longer steps,
+    from nearly pure noise to the first structure, methods that average eps along sigma / alpha overshoot without
+    bounds, and DDIM's step does not. Published codes exclude such steps from the grid instead: EDM ends at sigma /
+    alpha = 80, DPM-Solver cuts the cosine schedule at 164.
     """
-    start, end = prior_std(now), prior_std(next)
+    start, end = initial_std(now), initial_std(next)
 
     def move(eps):
-        return transfer(start, _x0_of_eps(start, eps, now), now, next)
+        return ddim_step(start, _x0_of_eps(start, eps, now), now, next)
 
     first = now.sigma / start
     second = next.sigma / end**2 * move(first)
@@ -329,17 +386,17 @@ def _is_short(now: Noise, next: Noise) -> Array:
 
 
 def _extrapolated(x0: Array, last_x0: Array, h: Array, last_h: Array) -> Array:
-    """x_0 half a step ahead, along the last two estimates; `x0` itself from alpha = 0 and to sigma = 0.
+    """Extrapolates x_0 by half a step from the last two estimates; returns `x0` from alpha = 0 and to sigma = 0.
 
-    By no more than it last changed, which limits steps over twice as long in log-SNR as the one before. DPM-Solver's
-    code has `lower_order_final` for them, by the number of steps.
+    Limits the change to the last change of x_0: this affects steps more than twice as long in log-SNR as the step
+    before. DPM-Solver's code has `lower_order_final` instead, by the number of steps.
     """
     ratio = jnp.where(jnp.isfinite(h), jnp.minimum(h / last_h, 2.0), 0.0)
     return x0 + ratio / 2 * (x0 - last_x0)
 
 
 def _half_log_snr_gain(now: Noise, next: Noise) -> Array:
-    """h = lambda_next - lambda_now of Lu et al. 2022, lambda being half our log-SNR."""
+    """Returns h = lambda_next - lambda_now of Lu et al. 2022, where lambda is half the log-SNR."""
     return (log_snr(next) - log_snr(now)) / 2
 
 
@@ -349,7 +406,3 @@ def _no_history(x: Array) -> tuple:
 
 def _unless_clean(std: Array, next: Noise) -> Array:
     return jnp.where(next.sigma > 0, std, 0.0)
-
-
-def _normal_like(keys: Array, x: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

@@ -1,15 +1,16 @@
-"""The one loop that drives every sampler over every grid, down to an image and back up to its latent."""
+"""Sampling loops, for every sampler and time grid: down to images, and back up to their latents."""
 
+import chex
 import jax
 from jax import Array, lax
 from jax import numpy as jnp
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, perturb, prior_std, transfer, transition_variance
+from diffjax.diffusion.noise import Noise, ddim_step, initial_std, perturb, transition_variance
+from diffjax.diffusion.random import Keys, fold_in_each, normal_each, split_each
 from diffjax.diffusion.samplers import Sampler
 
-Keys = Key[Array, "B"]
 Examples = Float[Array, "B ..."]
 
 
@@ -21,20 +22,27 @@ def sample(
     steps: Int[Array, ""] | int,
     *,
     shape: tuple[int, ...],
-    repeats: Int[Array, ""] | int = 1,
+    resample_steps: Int[Array, ""] | int = 1,
 ) -> Examples:
-    """Draws a batch: from pure noise down `levels` (leaves [N + 1], N >= steps) in `steps` steps.
+    """Samples a batch from pure noise.
 
-    `steps` may be traced, so grids padded to one length share one compilation. Example i depends on `keys[i]` alone;
-    its initial noise does not depend on the grid or the sampler. Every key is consumed once.
+    Example i depends on `keys[i]` only. Its initial noise does not depend on the grid or the sampler.
 
     Args:
-      shape: shape of one example, for instance (H, W, C).
-      repeats: see `run`.
+      keys: [B], consumed.
+      denoiser: the model.
+      sampler: a choice of samplers.py.
+      levels: noise levels of the grid, leaves [N + 1] with N >= steps.
+      steps: number of steps; may be traced, so that grids padded to one length share one compilation.
+      shape: of one example, for instance (H, W, C).
+      resample_steps: see `run`.
+
+    Returns:
+      Samples [B, *shape].
     """
-    initial, keys = split(keys)
-    x = prior_std(at(levels, 0)) * noise_of(initial, shape)
-    return run(keys, denoiser, sampler, levels, steps, x, repeats=repeats)
+    initial, keys = split_each(keys)
+    x = initial_std(at(levels, 0)) * normal_each(initial, shape)
+    return run(keys, denoiser, sampler, levels, steps, x, resample_steps=resample_steps)
 
 
 def run(
@@ -46,25 +54,38 @@ def run(
     x: Examples,
     *,
     begin: Int[Array, ""] | int = 0,
-    repeats: Int[Array, ""] | int = 1,
+    resample_steps: Int[Array, ""] | int = 1,
 ) -> Examples:
-    """Takes `x`, at levels[begin], down to levels[steps]. Both numbers may be traced.
+    """Moves `x` from levels[begin] down to levels[steps].
 
-    Each step is taken `repeats` times, with noise back up to where it began in between: the resampling of RePaint
-    (Lugmayr et al. 2022, algorithm 1), which brings an in-painted region into harmony with the known one.
+    Args:
+      keys: [B], consumed.
+      denoiser: the model.
+      sampler: a choice of samplers.py.
+      levels: noise levels of the grid, leaves [N + 1] with N >= steps.
+      steps: index of the last level; may be traced.
+      x: [B, ...] at levels[begin].
+      begin: index of the first level; may be traced.
+      resample_steps: how many times to take each step, noised back to its start in between: RePaint (Lugmayr et al.
+        2022, algorithm 1), which harmonises an inpainted region with the known one.
+
+    Returns:
+      Samples at levels[steps].
     """
+
+    chex.assert_equal_shape_prefix((keys, x), 1)
 
     def body(i, state):
         x, carry = state
         now, next = at(levels, i), at(levels, i + 1)
 
-        def again(r, state):
+        def resample(r, state):
             y, _ = state
-            step_key, up_key = split(fold_in(fold_in(keys, i), r))
+            step_key, up_key = split_each(fold_in_each(fold_in_each(keys, i), r))
             y = lax.cond(r > 0, lambda: _up(up_key, y, next, now), lambda: y)
             return sampler.step(step_key, denoiser, carry, y, now, next)
 
-        return lax.fori_loop(0, repeats, again, (x, carry))
+        return lax.fori_loop(0, resample_steps, resample, (x, carry))
 
     return lax.fori_loop(begin, steps, body, (x, sampler.init(x)))[0]
 
@@ -79,31 +100,59 @@ def edit(
     *,
     begin: Int[Array, ""] | int,
 ) -> Examples:
-    """Image to image: noise `image` to levels[begin], and down again. SDEdit (Meng et al. 2022), algorithm 1."""
-    initial, keys = split(keys)
-    x = perturb(image, noise_of(initial, image.shape[1:]), at(levels, begin))
+    """Noises `image` to levels[begin], and samples from there.
+
+    Args:
+      keys: [B], consumed.
+      denoiser: the model.
+      sampler: a choice of samplers.py.
+      levels: noise levels of the grid.
+      steps: index of the last level; may be traced.
+      image: [B, ...].
+      begin: index of the first level; may be traced.
+
+    Returns:
+      Edited images [B, ...].
+
+    Reference: SDEdit (Meng et al. 2022), algorithm 1.
+    """
+    initial, keys = split_each(keys)
+    x = perturb(image, normal_each(initial, image.shape[1:]), at(levels, begin))
     return run(keys, denoiser, sampler, levels, steps, x, begin=begin)
 
 
 def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, first: Noise) -> Examples:
-    """The latent x_T whose deterministic sample is `x0`: DDIM's steps from the image up (Song et al. 2021, eq. 14).
+    """Computes the latent x_T whose deterministic sample is `x0`, by DDIM steps from the image up.
 
-    An image has no noise to estimate, so it is taken for one at `first`, the least noisy level that the network knows,
-    as ADM's code does.
+    An image has no noise to estimate, so the first step treats it as an image at `first`, as in ADM's code.
+
+    Args:
+      denoiser: the model.
+      x0: images [B, ...].
+      levels: noise levels of the grid, the clean level at index `steps`.
+      steps: may be traced.
+      first: least noisy level of the network.
+
+    Returns:
+      Latents [B, ...] at levels[0].
+
+    Reference: DDIM (Song et al. 2021), eq. 14.
     """
 
     def body(j, x):
         i = steps - j  # from the clean level, levels[steps], to levels[0]
         now = jax.tree.map(lambda a, b: jnp.where(j == 0, a, b), first, at(levels, i))
-        return transfer(x, denoiser(x, now).x0, now, at(levels, i - 1))
+        return ddim_step(x, denoiser(x, now).x0, now, at(levels, i - 1))
 
     return lax.fori_loop(0, steps, body, x0)
 
 
 def slerp(a: Examples, b: Examples, weight: Float[Array, "B"]) -> Examples:
-    """Along the great circle from `a` (weight 0) to `b` (weight 1), example by example: DDIM, app. D.5, eq. 67.
+    """Interpolates along the great circle from `a` (weight 0) to `b` (weight 1), per example.
 
-    Keeps the length that Gaussian latents have, which a straight line loses.
+    Keeps the length of Gaussian latents, unlike linear interpolation.
+
+    Reference: DDIM, app. D.5, eq. 67.
     """
 
     def one(a, b, weight):
@@ -115,29 +164,15 @@ def slerp(a: Examples, b: Examples, weight: Float[Array, "B"]) -> Examples:
         from_b = jnp.where(straight, weight, jnp.sin(weight * angle) / sine)
         return from_a * a + from_b * b
 
+    chex.assert_equal_shape((a, b))
     return jax.vmap(one)(a, b, weight)
 
 
-def split(keys: Keys) -> tuple[Keys, Keys]:
-    """Two keys of each key."""
-    return tuple(jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0))
-
-
-def fold_in(keys: Keys, i: Int[Array, ""]) -> Keys:
-    """A key of each key and a number."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-
-
-def noise_of(keys: Keys, shape: tuple[int, ...]) -> Examples:
-    """N(0, I), an example of `shape` a key."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
 def at(levels: Noise, i: Int[Array, ""] | int) -> Noise:
-    """Level i of a trajectory."""
+    """Returns level i of a trajectory."""
     return jax.tree.map(lambda leaf: leaf[i], levels)
 
 
 def _up(keys: Keys, x: Examples, now: Noise, up: Noise) -> Examples:
-    """A draw from q(x_up | x_now): the forward process between two levels."""
-    return up.alpha / now.alpha * x + jnp.sqrt(transition_variance(up, now)) * noise_of(keys, x.shape[1:])
+    """Samples q(x_up | x_now), the forward process between two levels."""
+    return up.alpha / now.alpha * x + jnp.sqrt(transition_variance(up, now)) * normal_each(keys, x.shape[1:])

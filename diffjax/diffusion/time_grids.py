@@ -1,77 +1,112 @@
-"""Which times a sampler visits. A public function of this file is a grid a config can name.
+"""Time grids: the timesteps a sampler visits. A public function of this file is a grid a config can name.
 
-A grid of n steps is n + 1 strictly decreasing times, float64: those of the steps' sources, and 0, the clean image, as
-the last step's target. Each target is the next source, for any n in 1..T. On a discrete schedule times are integers and
-n = T visits every one. Raises ValueError for a number of steps that the schedule has no room for.
+A grid of n steps is n + 1 strictly decreasing timesteps, float64: the start of each step, and 0, the clean image, as
+the target of the last step. The target of each step is the start of the next, for any n in 1..T. On a discrete
+schedule, timesteps are integers and n = T visits every one. All grids raise ValueError for more steps than the schedule
+allows.
 """
 
 import numpy as np
 from jaxtyping import Float
 
-from diffjax.diffusion.levels import Schedule
 from diffjax.diffusion.noise import log_snr as log_snr_of
+from diffjax.diffusion.noise_schedules import Schedule
 
 Grid = Float[np.ndarray, "n+1"]
 
 
 def leading(n: int, schedule: Schedule) -> Grid:
-    """Evenly spaced from time 1 up: DDIM's `uniform` (Song et al. 2021, app. D.2) for an n that need not divide T."""
+    """Spaces timesteps evenly from 1 up: DDIM's `uniform`, for an n that need not divide T.
+
+    Reference: DDIM (Song et al. 2021), app. D.2.
+    """
     return _down_to_clean(np.arange(_checked(n, schedule)) * schedule.timesteps // n + 1)
 
 
 def trailing(n: int, schedule: Schedule) -> Grid:
-    """Evenly spaced from time T down, so that the first step starts at pure noise (Lin et al. 2024, table 2)."""
+    """Spaces timesteps evenly from T down, so that the first step starts at pure noise.
+
+    Reference: Lin et al. 2024, table 2.
+    """
     return _down_to_clean(np.round(np.arange(1, _checked(n, schedule) + 1) * schedule.timesteps / n))
 
 
 def linspace(n: int, schedule: Schedule) -> Grid:
-    """Evenly spaced with both ends, 1 and T: the linspace of Lin et al. 2024, table 2. One step starts at T.
+    """Spaces timesteps evenly, with both ends 1 and T. One step starts at T.
 
-    Improved DDPM (Nichol & Dhariwal 2021), sec. 4, describes these times too. Its code sums up strides before it rounds
-    them, so that ties fall elsewhere, and starts one step at 1: that is `sections`.
+    Improved DDPM (Nichol & Dhariwal 2021, sec. 4) describes these timesteps too. Its code sums strides before it rounds
+    them, so that it rounds ties differently, and starts one step at 1: that is `sections`.
+
+    Reference: Lin et al. 2024, table 2.
     """
     return _down_to_clean(np.round(np.linspace(schedule.timesteps - 1, 0, _checked(n, schedule))[::-1]) + 1)
 
 
 def quadratic(n: int, schedule: Schedule) -> Grid:
-    """Denser near the image, as DDIM samples CIFAR-10 (Song et al. 2021, app. D.2; code, which ends at 0.8 T).
+    """Spaces the roots of timesteps evenly: denser near the image. Ends at 0.8 T, as DDIM's code for CIFAR-10.
 
-    Where the squares fall on one integer, times move up to the next free one, so n = T again visits them all.
+    Squares that round to the same integer move up to the next free one, so that n = T visits every timestep.
+
+    Reference: DDIM, app. D.2.
     """
     roots = np.linspace(np.sqrt(0.8 * schedule.timesteps), 0, _checked(n, schedule))[::-1]
     return _down_to_clean(_distinct(np.floor(roots**2) + 1, schedule.timesteps))
 
 
 def log_snr(n: int, schedule: Schedule) -> Grid:
-    """Evenly spaced in log-SNR between the schedule's ends: DPM-Solver (Lu et al. 2022, sec. 3.4)."""
+    """Spaces log-SNR evenly between the ends of the schedule.
+
+    Reference: DPM-Solver (Lu et al. 2022), sec. 3.4.
+    """
     low, high = _log_snr_ends(schedule)
     return _at_log_snr(np.linspace(low, high, _checked(n, schedule, real=True)), schedule)
 
 
 def karras(n: int, schedule: Schedule, *, rho: float = 7.0) -> Grid:
-    """(sigma / alpha)^(1/rho) evenly spaced between the schedule's ends: EDM (Karras et al. 2022), eq. 5."""
+    """Spaces (sigma / alpha)^(1/rho) evenly between the ends of the schedule.
+
+    Args:
+      n: number of steps.
+      schedule: noise level at a timestep.
+      rho: > 0.
+
+    Reference: EDM (Karras et al. 2022), eq. 5.
+    """
     if rho <= 0:
-        raise ValueError(f"the grid karras(rho={rho:g}) needs rho > 0")
-    low, high = (np.exp(-end / (2 * rho)) for end in _log_snr_ends(schedule))  # of sigma^(1/rho), the noisy end first
+        raise ValueError(f"grid karras(rho={rho:g}): requires rho > 0")
+    low, high = (
+        np.exp(-end / (2 * rho)) for end in _log_snr_ends(schedule)
+    )  # sigma^(1/rho) of the noisy and of the clean end
     return _at_log_snr(-2 * rho * np.log(np.linspace(low, high, _checked(n, schedule, real=True))), schedule)
 
 
 def sections(n: int, schedule: Schedule, *counts: int) -> Grid:
-    """T cut in equal parts, `counts` steps in each, the part nearest the image first: ADM (app. K, table 15).
+    """Cuts T in equal sections, with `counts` steps each, the section nearest the image first.
 
-    Without `counts` there is one part of `n` steps, the spacing of Improved DDPM and ADM; with them `n` is not used. As
-    `space_timesteps` in their code: within a part times are evenly spaced with both its ends, and one step is at the
-    end nearest the image. Raises ValueError where a part has fewer times than its count.
+    Without `counts` there is one section of `n` steps, the spacing of Improved DDPM and ADM. Within a section timesteps
+    are evenly spaced with both ends; one step is at the end nearest the image.
+
+    Args:
+      n: number of steps; has no effect with `counts`.
+      schedule: noise level at a timestep.
+      *counts: steps of each section.
+
+    Raises:
+      ValueError: a section has fewer timesteps than steps.
+
+    Reference: `space_timesteps` of the code of ADM (Dhariwal & Nichol 2021, app. K, table 15).
     """
     counts = counts or (_checked(n, schedule),)
     if any(count < 1 or count != int(count) for count in counts):
-        raise ValueError(f"the grid sections{counts} needs one whole number of steps, at least 1, for each part")
+        raise ValueError(f"grid sections{counts}: each count must be a whole number of steps, at least 1")
     total, parts = schedule.timesteps, len(counts)
     sizes = [total // parts + (i < total % parts) for i in range(parts)]
     sources, start = [], 1
     for i, (size, count) in enumerate(zip(sizes, map(int, counts), strict=True)):
         if count > size:
-            raise ValueError(f"the grid sections{counts}: part {i + 1} of {total} timesteps has {size}, not {count}")
+            raise ValueError(
+                f"grid sections{counts}: section {i + 1} of {total} timesteps has {size}, not {count}; lower its count"
+            )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         sources.append(start + np.round(np.cumsum([0.0] + [stride] * (count - 1))))
         start += size
@@ -79,26 +114,35 @@ def sections(n: int, schedule: Schedule, *counts: int) -> Grid:
 
 
 def times(n: int, schedule: Schedule, *list: float) -> Grid:
-    """The times of `list`, in any order, and the clean image. `n` is their number, whatever is given."""
+    """Visits the timesteps of `list`, in any order, and the clean image.
+
+    Args:
+      n: has no effect; the number of steps is the length of `list`.
+      schedule: noise level at a timestep.
+      *list: distinct timesteps, integers on a discrete schedule.
+    """
     del n
     sources = np.unique(np.array(list, np.float64))
     low, high = schedule.first, schedule.timesteps
     if not list or len(sources) < len(list) or not (low <= sources[0] and sources[-1] <= high):
-        raise ValueError(f"the grid times(...) needs distinct times from {low:g} to {high}")
+        raise ValueError(f"grid times(...): timesteps must be distinct and from {low:g} to {high}")
     if not schedule.continuous and (sources != np.round(sources)).any():
-        raise ValueError("the grid times(...) needs whole numbers for a discrete schedule")
+        raise ValueError("grid times(...): timesteps must be whole numbers on a discrete schedule")
     return _down_to_clean(sources)
 
 
 def _checked(n: int, schedule: Schedule, *, real: bool = False) -> int:
-    most = schedule.timesteps
-    if n < 1 or (n > most and not (real and schedule.continuous)):
-        raise ValueError(f"a grid over {most} timesteps has 1 to {most} steps, not {n}")
+    timesteps = schedule.timesteps
+    if n < 1 or (n > timesteps and not (real and schedule.continuous)):
+        raise ValueError(f"a grid over {timesteps} timesteps has 1 to {timesteps} steps, not {n}")
     return n
 
 
 def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
-    """Of the last level, or of the one before if the last is without signal or a singular end, and of the first."""
+    """Returns the log-SNR of the last level and of the first.
+
+    Replaces the last level by the one before if it is without signal or a singular end.
+    """
     last = schedule(float(schedule.timesteps))
     if not last.alpha > (1e-3 * last.sigma if schedule.continuous else 0.0):
         last = schedule(max(schedule.timesteps - schedule.first, schedule.first))
@@ -107,16 +151,16 @@ def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
 
 
 def _at_log_snr(log_snrs: np.ndarray, schedule: Schedule) -> Grid:
-    """Times of increasing `log_snrs`, the first of them moved to T."""
-    found = np.array(schedule.time_at(log_snrs), np.float64)
-    found[0] = schedule.timesteps
+    """Returns the timesteps of increasing `log_snrs`, the first of them moved to T."""
+    times = np.array(schedule.time_at(log_snrs), np.float64)
+    times[0] = schedule.timesteps
     if not schedule.continuous:
-        found = _distinct(np.round(found)[::-1], schedule.timesteps)[::-1]
-    return np.append(found, 0.0)
+        times = _distinct(np.round(times)[::-1], schedule.timesteps)[::-1]
+    return np.append(times, 0.0)
 
 
 def _distinct(wanted: np.ndarray, timesteps: int) -> np.ndarray:
-    """Rising integers near `wanted`, which rise in the weak sense: those that collide move up, at the end down."""
+    """Returns strictly rising integers near `wanted`, which rises weakly: equal ones move up, and down at the end."""
     rank = np.arange(len(wanted))
     return np.minimum(np.maximum.accumulate(wanted - rank) + rank, timesteps - rank[::-1])
 

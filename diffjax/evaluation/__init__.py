@@ -1,66 +1,94 @@
-"""What is measured of a trained run: of its likelihood, its reconstructions, and its samples."""
+"""Evaluates trained runs: likelihood, reconstructions, samples, classifiers and CLIPs. Prints nothing."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffjax.errors import UserError, unknown
-from diffjax.evaluation import alignment, autoencoder, classifier, diffusion, metrics
-from diffjax.evaluation.settings import Examples, Settings
-from diffjax.models.pixels import to_unit_range
-from diffjax.runs.loading import Run, open_source
+from diffjax.evaluation import alignment, autoencoder, classifier, diffusion, metrics, provenance
+from diffjax.evaluation.settings import Examples, Result, Settings
+from diffjax.models.capabilities import (
+    has_likelihood,
+    is_autoencoder,
+    is_classifier,
+    is_clip,
+    is_diffusion,
+    is_generative,
+    is_upsampling_stage,
+    outputs_embeddings,
+)
+from diffjax.models.images import to_unit_range
+from diffjax.runs.datasets import open_dataset
+from diffjax.runs.loading import Run
 
-# How each is measured of systems that have this: see typing.System. (settings, run, examples) -> figures
-OF_DATA = {
-    "nll": {"model": diffusion.nll, "likelihood": autoencoder.nll},
-    "reconstruction": {"model": diffusion.reconstruction, "codec": autoencoder.reconstruction},
-    "accuracy": {"classify": classifier.accuracy},
-    "retrieval": {"clip": alignment.retrieval},
-    "zero_shot": {"clip": alignment.zero_shot},
-    "composition": {"clip": alignment.composition},
+Evaluate = Callable[[Settings, Run, Examples], Result]
+# Functions that compute a metric of data, each with the capability of the model that it requires
+OF_DATA: dict[str, list[tuple[Callable[[Any], bool], Evaluate]]] = {
+    "nll": [(is_diffusion, diffusion.nll), (has_likelihood, autoencoder.nll)],
+    "reconstruction": [(is_diffusion, diffusion.reconstruction), (is_autoencoder, autoencoder.reconstruction)],
+    "accuracy": [(is_classifier, classifier.accuracy)],
+    "retrieval": [(is_clip, alignment.retrieval)],
+    "zero_shot": [(is_clip, alignment.zero_shot)],
+    "composition": [(is_clip, alignment.composition)],
 }
-OF_RECONSTRUCTIONS = {f"r{name}": name for name, metric in metrics.COMPARISONS.items() if name != "is"}
+OF_RECONSTRUCTIONS = {f"recon_{name}": name for name in metrics.COMPARISONS if name != "is"}
 NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *metrics.NAMES)
+_DEFAULT_EXAMPLES = 256
 
 
-def of_data(name: str, trained: Run) -> Callable[..., dict]:
-    """How a metric of OF_DATA is measured of a run. Raises UserError where the run has no such measure."""
-    for needed, measure in OF_DATA[name].items():
-        if getattr(trained.system, needed) is not None:
-            return measure
-    raise _without(name, trained)
+def evaluate(name: str, trained: Run, settings: Settings, examples: Examples) -> Result:
+    """Returns the result of a metric of data, with its provenance.
+
+    Args:
+      name: name in OF_DATA.
+      examples: those that `examples` returns for the same settings.
+
+    Raises:
+      UserError: the run does not support the metric.
+    """
+    result = _function(name, trained)(settings, trained, examples)
+    depends = {"split": settings.split, "images": len(examples.images), "seed": settings.seed}
+    return dataclasses.replace(result, provenance={**provenance.of_run(trained), **depends})
+
+
+def _function(name: str, trained: Run) -> Evaluate:
+    for is_supported, function in OF_DATA[name]:
+        if is_supported(trained.system):
+            return function
+    raise _unsupported(name, trained)
 
 
 def examples(settings: Settings, trained: Run) -> Examples:
-    """The first of the split."""
-    source = open_source(trained.config, settings.split)
-    found = source.__getitems__(range(min(len(source), settings.count(256))))
-    captions = [example["caption"] for example in found] if "caption" in found[0] else None
-    batch = {"image": np.stack([e["image"] for e in found]), "label": np.array([e["label"] for e in found], np.int32)}
-    if trained.system.takes:
+    """Returns the first examples of the split."""
+    source = open_dataset(trained.config, settings.split)
+    read = source.__getitems__(range(min(len(source), settings.count(_DEFAULT_EXAMPLES))))
+    captions = [example["caption"] for example in read] if "caption" in read[0] else None
+    batch = {"image": np.stack([e["image"] for e in read]), "label": np.array([e["label"] for e in read], np.int32)}
+    if is_upsampling_stage(trained.system):
         batch["original"] = np.asarray(to_unit_range(batch["image"]))
-    if text := trained.system.text:
+    if (text := trained.system.text) and trained.tokenizer and captions is not None:
         batch["tokens"] = trained.tokenizer.encode(captions, text.length)
     return Examples(batch, captions)
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a metric that does not exist."""
+    """Raises UserError for an unknown metric."""
     if name not in NAMES:
         raise unknown("metric", name, NAMES)
 
 
 def check(name: str, trained: Run, settings: Settings | None = None) -> None:
-    """Raises UserError for a metric that the run does not have, or that does not fit the settings."""
+    """Raises UserError for a metric that the run does not support, or that does not fit the settings."""
     if name in OF_DATA:
-        of_data(name, trained)
-    elif (trained.system.codec if name in OF_RECONSTRUCTIONS else trained.system.sample) is None:
-        raise _without(name, trained)
-    if trained.system.embeds:
+        _function(name, trained)
+    elif not (is_autoencoder if name in OF_RECONSTRUCTIONS else is_generative)(trained.system):
+        raise _unsupported(name, trained)
+    if outputs_embeddings(trained.system):
         raise UserError(
-            f"--metrics={name}: {trained.workdir.path} is of embeddings, which are measured by the pictures of the "
-            "whole chain"
+            f"--metrics={name}: {trained.workdir.path} outputs embeddings; evaluate the full pipeline instead"
         )
     if name == "composition":
         alignment.check_shapes(name, trained)
@@ -72,13 +100,13 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
         for path in settings.lpips:
             if not Path(path).is_file():
                 raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
-    if name in ("nll", "reconstruction") and trained.system.model:
-        for steps in settings.steps:
+    model: Any = trained.system
+    if name in ("nll", "reconstruction") and is_diffusion(model):
+        for steps in settings.steps or (trained.config.sampler.steps,):
             grid = settings.grid or trained.config.sampler.grid
-            trained.system.plan({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})
+            model.make_settings({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})
 
 
-def _without(name: str, trained: Run) -> UserError:
-    return UserError(
-        f"--metrics={name}: {trained.workdir.path} is a run of system={trained.config.system}, without one"
-    )
+def _unsupported(name: str, trained: Run) -> UserError:
+    system, path = trained.config.system, trained.workdir.path
+    return UserError(f"--metrics={name}: system={system} does not support this metric ({path}); remove it")

@@ -1,50 +1,67 @@
-"""What is measured of autoencoders and of priors over codes."""
+"""Metrics of autoencoders, and of priors over codes."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from diffjax.errors import UserError
-from diffjax.evaluation.settings import SHOWN, Examples, Settings, mean_and_error, over, text_with_error
+from diffjax.evaluation.settings import (
+    MAX_SHOWN,
+    Examples,
+    Result,
+    Row,
+    Settings,
+    map_batches,
+    mean_and_error,
+    text_with_error,
+)
 from diffjax.inference import image_grids
-from diffjax.inference.batching import Spread
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.batching import DataParallelMap
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import similarity
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.images import to_unit_range
 from diffjax.nn.pretrained import lpips
 from diffjax.runs.loading import Run
 
 
-def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:
-    """How close images come back, as 8-bit pictures, and how much of the codebook that takes."""
+def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns the errors of reconstructions, as 8-bit images, and the use of the codebook."""
     images = examples.images
     distances = _lpips(settings, images) if settings.lpips else None
-    generator = Generator(trained.system, batch_size=min(settings.batch_size, len(images)))
-    back = generator.reconstruct(trained.variables, images)
-    columns = {name: measure(images, back) for name, measure in similarity.MEASURES.items()}
-    result = {name: mean_and_error(values) for name, values in columns.items()}
-    print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}")
-    for name, values in result.items():
-        print(f"  {similarity.EXPLAINED[name]:34} {text_with_error(**values)}")
+    generator = SampleRunner(trained.system, batch_size=min(settings.batch_size, len(images)))
+    reconstructed = generator.reconstruct(trained.variables, images)
+    values: dict[str, Any] = {
+        name: mean_and_error(measure(images, reconstructed)) for name, measure in similarity.METRICS.items()
+    }
+    rows = [Row(similarity.DESCRIPTIONS[name], text_with_error(**value)) for name, value in values.items()]
     if distances:
-        result["lpips"] = mean_and_error(distances(images, back))
-        print(f"  {'LPIPS (lower is better)':34} {text_with_error(**result['lpips'])}")
+        values["lpips"] = mean_and_error(distances(images, reconstructed))
+        rows.append(Row("LPIPS (lower is better)", text_with_error(**values["lpips"])))
     if trained.codec.to_codes:
-        result["codes"] = _usage(settings, trained, examples)
-        for level, used in enumerate(result["codes"]):
-            grid, perplexity = "x".join(map(str, used["grid"])), f"{used['perplexity']:.1f} of {used['vocabulary']}"
-            print(f"  codes of level {level} ({grid}): perplexity {perplexity}, {used['used']:.1%} in use")
-    picture = trained.workdir.results / "reconstruction.png"
-    shown = np.concatenate([images[:SHOWN], back[:SHOWN]])
-    image_grids.save(picture, image_grids.grid(shown, columns=len(images[:SHOWN])))
-    print(f"{picture}: the images over their reconstructions")
-    return result
+        values["codes"] = _code_usage(settings, trained, examples)
+        for level, usage in enumerate(values["codes"]):
+            grid = "x".join(map(str, usage["grid"]))
+            perplexity = f"perplexity {usage['perplexity']:.1f} of {usage['vocabulary']}"
+            rows.append(Row(f"codes of level {level} ({grid})", f"{perplexity}, {usage['used']:.1%} in use"))
+    rows.append(Row("reconstruction.png", "images above their reconstructions"))
+    shown = np.concatenate([images[:MAX_SHOWN], reconstructed[:MAX_SHOWN]])
+    grid_image = image_grids.grid(shown, columns=len(images[:MAX_SHOWN]))
+    return Result(
+        title=f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}",
+        values=values,
+        rows=rows,
+        plots={"reconstruction.png": lambda path: image_grids.save(path, grid_image)},
+    )
 
 
-def _lpips(settings: Settings, images: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Returns a function that computes LPIPS of each pair of two batches of images.
+def _lpips(
+    settings: Settings, images: UInt8[np.ndarray, "N H W C"]
+) -> Callable[[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, "N H W C"]], Float[np.ndarray, "N"]]:
+    """Returns a function that computes the LPIPS distance of each pair of two sets of images.
 
     Raises:
       UserError: the weights cannot be read, or the images are too small for the network.
@@ -60,50 +77,50 @@ def _lpips(settings: Settings, images: np.ndarray) -> Callable[[np.ndarray, np.n
         jax.eval_shape(distance, params, (batch, batch))
     except ValueError as error:
         raise UserError(f"--lpips={','.join(settings.lpips)}: {error}") from error
-    compiled = Spread(size).compile(distance)
-    return lambda images, back: compiled(params, (images, back))
+    compiled = DataParallelMap(size).compile(distance)
+    return lambda images, reconstructed: compiled(params, (images, reconstructed))
 
 
-def _usage(settings: Settings, trained: Run, examples: Examples) -> list[dict]:
-    """Of each level, the coarsest first: perplexity exp(entropy) of its codes and the share of them in use."""
+def _code_usage(settings: Settings, trained: Run, examples: Examples) -> list[dict[str, Any]]:
+    """Returns, for each level from the coarsest on, its grid, vocabulary, perplexity exp(entropy), and share in use."""
+
+    model: Any = trained.system
 
     @jax.jit
     def to_codes(variables, images):
-        return trained.system.codec(variables).to_codes(to_unit_range(images))
+        return model.codec(variables).to_codes(to_unit_range(images))
 
-    measure = lambda keys, batch: to_codes(trained.variables, batch["image"])  # noqa: E731
-    levels, found = over(settings, "codes", measure, examples), []
-    for codes, grid in zip(levels, trained.codec.grids, strict=True):
+    def encode(keys, batch):
+        return to_codes(trained.variables, batch["image"])
+
+    usage = []
+    for codes, grid in zip(map_batches(settings, "codes", encode, examples), trained.codec.grids, strict=True):
         size = trained.codec.vocabulary
-        share = np.stack([np.bincount(book.ravel(), minlength=size) for book in np.moveaxis(codes, -1, 0)])
-        share = share / share.sum(axis=-1, keepdims=True)
+        counts = np.stack([np.bincount(book.ravel(), minlength=size) for book in np.moveaxis(codes, -1, 0)])
+        share = counts / counts.sum(axis=-1, keepdims=True)
         entropy = -np.sum(share * np.log(np.maximum(share, 1e-30)), axis=-1)
-        found.append(
-            {
-                "grid": grid,
-                "vocabulary": size,
-                "perplexity": float(np.exp(entropy).mean()),
-                "used": float((share > 0).mean()),
-            }
-        )
-    return found
+        perplexity, used = float(np.exp(entropy).mean()), float((share > 0).mean())
+        usage.append({"grid": grid, "vocabulary": size, "perplexity": perplexity, "used": used})
+    return usage
 
 
-def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
-    """Bits/dim of images by bounds, or of their codes."""
-    bits = jax.jit(functools.partial(trained.system.likelihood, samples=settings.draws))
-    found = over(settings, "nll", functools.partial(bits, trained.variables), examples)
-    explained = {
+def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns bounds of an autoencoder in bits/dim, or bits/dim of a prior over codes."""
+    model: Any = trained.system
+    bits = jax.jit(functools.partial(model.likelihood, samples=settings.draws))
+    values = map_batches(settings, "nll", functools.partial(bits, trained.variables), examples)
+    labels = {
         "elbo": "bits/dim, ELBO",
-        "nll": "  of that: reconstruction",
-        "kl": "  of that: KL",
-        "importance_weighted": f"bits/dim, importance-weighted, {settings.draws} draws",
-        "codes": "bits/dim of the images, in codes",
-        "bits_per_code": "bits a code",
-        "bits_per_token": "bits a token of the captions",
+        "nll": "  reconstruction term",
+        "kl": "  KL term",
+        "importance_weighted": f"bits/dim, importance-weighted, {settings.draws} samples",
+        "codes": "bits/dim of the images, as codes",
+        "bits_per_code": "bits per code",
+        "bits_per_token": "bits per token of the captions",
     }
-    result = {name: mean_and_error(found[name]) for name in explained if name in found}
-    print(f"{len(examples.images)} images of {settings.split}, checkpoint {trained.step}")
-    for name, values in result.items():
-        print(f"  {explained[name]:42} {text_with_error(**values)}")
-    return result | {"draws": settings.draws}
+    estimates = {name: mean_and_error(values[name]) for name in labels if name in values}
+    return Result(
+        title=f"{len(examples.images)} images of {settings.split}, checkpoint {trained.step}",
+        values=estimates | {"draws": settings.draws},
+        rows=[Row(labels[name], text_with_error(**estimate)) for name, estimate in estimates.items()],
+    )

@@ -1,160 +1,201 @@
-"""What is measured of diffusion models: likelihood, and reconstruction by DDIM."""
+"""Metrics of diffusion models: likelihood, and reconstruction by DDIM."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 
-from diffjax.diffusion import clipping, likelihood, sampling
-from diffjax.diffusion.denoiser import thresholded
+from diffjax.diffusion import clipping, likelihood
+from diffjax.diffusion.denoiser import with_clipping
+from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, unknown
-from diffjax.evaluation import figures
-from diffjax.evaluation.settings import SHOWN, Examples, Settings, mean_and_error, over
+from diffjax.evaluation import plots
+from diffjax.evaluation.settings import (
+    MAX_SHOWN,
+    Examples,
+    Result,
+    Row,
+    Settings,
+    map_batches,
+    mean_and_error,
+    text_with_error,
+)
 from diffjax.inference import image_grids
-from diffjax.metrics.strata import draw_terms
-from diffjax.models.diffusion.sampling_settings import Plan, encode
-from diffjax.models.pixels import to_grey_levels, to_unit_range
+from diffjax.metrics.stratified_sampling import sample_terms
+from diffjax.models.diffusion.sampling_settings import SamplingSettings
+from diffjax.models.images import to_grey_levels, to_unit_range
 from diffjax.runs.loading import Run
 
-_TERMS_AT_ONCE = 10  # of the bound, in one call of the compiled program
-_EXACT_IMAGES, _EXACT_VALUES = 8, 256  # how many traces are computed exactly, of images how small
+_TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
+_EXACT_IMAGES, _EXACT_VALUES = 8, 256  # default number of exact traces, for images of at most so many values
 
 
-def nll(settings: Settings, trained: Run, examples: Examples) -> dict:
-    """Bits/dim by the bound, term by term, and by the ODE unless that has no steps."""
-    images, system, steps = examples.images, trained.system, settings.steps
+def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns bits/dim by the variational bound, term by term, and by the probability-flow ODE."""
     if trained.config.system == "latent":
-        raise UserError("--metrics=nll: the likelihood of latents is not that of pictures")
+        raise UserError("--metrics=nll: the likelihood of latents is not that of images; remove it for this run")
     if settings.decoder not in likelihood.DECODERS:
         raise unknown("decoder", settings.decoder, likelihood.DECODERS)
-    last = trained.config.diffusion.timesteps
-    bound_plan = _plan(settings, trained, steps[0] if steps else last, "trailing")
-    ode_steps = min(settings.ode_steps, last)
-    ode_plan = _plan(settings, trained, ode_steps, "log_snr") if ode_steps else None
-    count = int(bound_plan.steps)
-    drawn = min(max(2, settings.terms) if settings.terms else count, count)
+    timesteps = trained.config.diffusion.timesteps
+    bound_plan = _plan(settings, trained, settings.steps[0] if settings.steps else timesteps, "trailing")
+    bound = _bound(settings, trained, examples, bound_plan)
+    ode_steps = min(settings.ode_steps, timesteps)
+    columns = _bound_columns(bound, int(bound_plan.steps))
+    if ode_steps:
+        columns |= _ode_columns(settings, trained, examples, _plan(settings, trained, ode_steps, "log_snr"))
+    by_time = _terms_by_time(bound, np.asarray(bound_plan.times))
+    count, steps = len(examples.images), int(bound_plan.steps)
+    labels = {
+        "bound": f"variational bound over {steps} steps",
+        "prior": "  L_T, prior term",
+        "kl": f"  L_1 to L_{steps - 1}",
+        "decoder": f"  L_0, decoder term ({settings.decoder})",
+        "ode_hutchinson": f"ODE, {ode_steps} steps, Hutchinson's trace",
+        "ode_exact_trace": f"ODE, exact trace, first {len(columns.get('ode_exact_trace', ()))} images",
+        "exact_minus_hutchinson": "  minus Hutchinson's trace on these",
+    }
+    estimates = {name: mean_and_error(values) for name, values in columns.items()}
+    title = f"terms of the bound, {count} images of {settings.split}"
+    return Result(
+        title=f"bits/dim of {count} images of {settings.split}, checkpoint {trained.step}",
+        values={
+            **estimates,
+            "terms": by_time,
+            "steps": steps,
+            "terms_drawn": bound["which"].shape[1],
+            "decoder_convention": settings.decoder,
+            "ode_steps": ode_steps,
+        },
+        rows=[Row(labels[name], text_with_error(**estimate)) for name, estimate in estimates.items()],
+        plots={"nll.png": lambda path: plots.bound_terms(path, by_time, title)},
+    )
+
+
+def _bound(settings: Settings, trained: Run, examples: Examples, plan: SamplingSettings) -> dict[str, Any]:
+    """Returns the prior's term of each image [N], and K of its other terms with their indices and weights [N, K]."""
+    steps = int(plan.steps)
+    system: Any = trained.system
+    drawn = min(max(2, settings.terms) if settings.terms else steps, steps)
+    calls = -(-drawn // _TERMS_PER_CALL)
     rng = np.random.default_rng(settings.seed)
 
     @jax.jit
-    def prior(variables, condition, x0, plan):
-        model = system.model(variables, condition)
+    def prior(variables, conditions, x0, plan):
+        model = system.bind(variables, conditions)
         return jax.vmap(likelihood.prior_term, (0, None))(model.encode(x0), model.process.schedule(plan.times[0]))
 
     @jax.jit
-    def terms(variables, keys, condition, x0, plan, which):
-        model = system.model(variables, condition)
-        denoise = thresholded(model.denoiser, clipping.clip)  # as DDPM evaluates it
+    def terms(variables, keys, conditions, x0, plan, which):
+        model = system.bind(variables, conditions)
+        denoise = with_clipping(model.denoiser, clipping.clip)  # as DDPM evaluates it
         levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
         convention = {"variance": variance, "decoder": settings.decoder}
         return likelihood.bound_terms(keys, denoise, model.encode(x0), levels, which, **convention).T
 
-    @functools.partial(jax.jit, static_argnames="exact")
-    def ode(variables, keys, condition, x0, plan, exact):
-        model = system.model(variables, condition)
-        dequantize_key, probe_key = sampling.split(keys)
-        x0 = likelihood.dequantized(dequantize_key, model.encode(x0))
-        levels = model.process.schedule(plan.times)
-        return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
-
-    def measure(keys, condition):
-        x0 = to_unit_range(condition["image"])
-        which, weight = draw_terms(rng, count, drawn)
-        padded = np.resize(which, -(-drawn // _TERMS_AT_ONCE) * _TERMS_AT_ONCE).reshape(-1, _TERMS_AT_ONCE)
-        values = [terms(trained.variables, keys, condition, x0, bound_plan, some) for some in padded]
-        found = {
-            "prior": prior(trained.variables, condition, x0, bound_plan),
+    def compute(keys, batch):
+        which, weight = sample_terms(rng, steps, drawn)
+        padded = np.resize(which, calls * _TERMS_PER_CALL).reshape(calls, _TERMS_PER_CALL)
+        x0 = to_unit_range(batch["image"])
+        values = [terms(trained.variables, keys, batch, x0, plan, some) for some in padded]
+        return {
+            "prior": prior(trained.variables, batch, x0, plan),
             "terms": np.concatenate(jax.device_get(values), axis=-1)[:, :drawn],
             "which": np.tile(which, (len(x0), 1)),
             "weight": np.tile(weight, (len(x0), 1)),
         }
-        if ode_plan:
-            found["ode"] = ode(trained.variables, keys, condition, x0, ode_plan, exact=False)
-        return found
 
-    def measure_exactly(keys, condition):
-        return ode(trained.variables, keys, condition, to_unit_range(condition["image"]), ode_plan, exact=True)
+    return map_batches(settings, "nll", compute, examples)
 
-    found = over(settings, "nll", measure, examples)
-    few = settings.exact_trace
-    if few is None:
-        few = _EXACT_IMAGES if images[0].size <= _EXACT_VALUES else 0
-    few = max(few, 2) if few and ode_plan else 0  # for a standard error
-    exact = over(settings, "exact trace", measure_exactly, examples.first(few)) if few else None
-    decoder = found["which"] == count - 1
-    weighted = found["weight"] * found["terms"]
-    columns = {
-        "prior": found["prior"],
-        "kl": np.sum(np.where(decoder, 0.0, weighted), axis=-1),
-        "decoder": np.sum(np.where(decoder, weighted, 0.0), axis=-1),
+
+def _bound_columns(bound: Mapping[str, Any], steps: int) -> dict[str, np.ndarray]:
+    """Returns the bound of each image and its parts, [N] each."""
+    is_decoder, weighted = bound["which"] == steps - 1, bound["weight"] * bound["terms"]
+    parts = {
+        "prior": bound["prior"],
+        "kl": np.sum(np.where(is_decoder, 0.0, weighted), axis=-1),
+        "decoder": np.sum(np.where(is_decoder, weighted, 0.0), axis=-1),
     }
-    columns = {"bound": sum(columns.values()), **columns}
-    if ode_plan:
-        columns["ode_hutchinson"] = found["ode"]
-    if few:
-        columns |= {"ode_exact_trace": exact, "exact_minus_hutchinson": exact - found["ode"][:few]}
-    result = {name: mean_and_error(values) for name, values in columns.items()}
-    explained = {
-        "bound": f"variational bound over {count} steps",
-        "prior": "  L_T, the prior's",
-        "kl": f"  L_1 to L_{count - 1}",
-        "decoder": f"  L_0, the decoder's ({settings.decoder})",
-        "ode_hutchinson": f"ODE, {ode_steps} steps, Hutchinson's trace",
-        "ode_exact_trace": f"ODE, exact trace, first {few} images",
-        "exact_minus_hutchinson": "  minus Hutchinson's on those",
-    }
-    print(f"bits/dim of {len(images)} images of {settings.split}, checkpoint {trained.step}")
-    for name, values in result.items():
-        print(f"  {explained[name]:42} {values['mean']:8.4f} +- {values['standard_error']:.4f}")
-
-    which = found["which"].ravel()
-    seen = np.unique(which)
-    means = (np.bincount(which, found["terms"].ravel(), count) / np.maximum(np.bincount(which, minlength=count), 1))[
-        seen
-    ]
-    by_time = {"t": np.asarray(bound_plan.times)[seen].tolist(), "bits_per_dim": means.tolist()}
-    figure = trained.workdir.results / "nll.png"
-    figures.terms_figure(figure, by_time, f"terms of the bound, {len(images)} images of {settings.split}")
-    print(figure)
-    counts = {"steps": count, "terms_drawn": drawn, "decoder_convention": settings.decoder, "ode_steps": ode_steps}
-    return {**result, "terms": by_time, **counts}
+    return {"bound": parts["prior"] + parts["kl"] + parts["decoder"], **parts}
 
 
-def reconstruction(settings: Settings, trained: Run, examples: Examples) -> dict:
-    """Error of encoding and decoding in as many steps."""
-    images, system, grid = examples.images, trained.system, settings.grid or trained.config.sampler.grid
+def _terms_by_time(bound: Mapping[str, Any], times: np.ndarray) -> dict[str, list[float]]:
+    """Returns the mean of each sampled term over the images, and its time."""
+    which = bound["which"].ravel()
+    sampled, counts = np.unique(which, return_counts=True)
+    sums = np.bincount(which, bound["terms"].ravel())[sampled]
+    return {"t": times[sampled].tolist(), "bits_per_dim": (sums / counts).tolist()}
+
+
+def _ode_columns(settings: Settings, trained: Run, examples: Examples, plan: SamplingSettings) -> dict[str, np.ndarray]:
+    """Returns bits/dim of each image by the ODE, with Hutchinson's trace [N], and with the exact one for the first."""
+    system: Any = trained.system
+
+    @functools.partial(jax.jit, static_argnames="exact")
+    def ode(variables, keys, conditions, x0, plan, exact):
+        model = system.bind(variables, conditions)
+        dequantize_key, probe_key = split_each(keys)
+        x0 = likelihood.dequantized(dequantize_key, model.encode(x0))
+        levels = model.process.schedule(plan.times)
+        return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
+
+    def compute(exact: bool) -> Callable:
+        return lambda keys, batch: ode(trained.variables, keys, batch, to_unit_range(batch["image"]), plan, exact=exact)
+
+    columns = {"ode_hutchinson": map_batches(settings, "likelihood by the ODE", compute(exact=False), examples)}
+    count = settings.exact_trace
+    if count is None:
+        count = _EXACT_IMAGES if examples.images[0].size <= _EXACT_VALUES else 0
+    if count:
+        count = max(count, 2)  # 2: for a standard error
+        exact = map_batches(settings, "exact trace", compute(exact=True), examples.first(count))
+        difference = exact - columns["ode_hutchinson"][:count]
+        columns |= {"ode_exact_trace": exact, "exact_minus_hutchinson": difference}
+    return columns
+
+
+def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns the error of encoding with DDIM and decoding in as many steps: DDIM (Song et al. 2021), table 2."""
+    images, grid = examples.images, settings.grid or trained.config.sampler.grid
+    system: Any = trained.system
     counts = settings.steps or (10, 20, 50, 100)
 
     @jax.jit
-    def there_and_back(variables, keys, condition, x0, plan):
-        latent = encode(system.model(variables, condition), x0, plan)
-        return latent, system.sample(variables, keys, {**condition, "latent": latent}, plan)
+    def encode_and_decode(variables, keys, conditions, x0, plan):
+        latent = system.bind(variables, conditions).invert(x0, plan)
+        return latent, system.sample(variables, keys, {**conditions, "latent": latent}, plan)
 
-    rows, shown = [], [images[:SHOWN]]
+    entries, shown = [], [images[:MAX_SHOWN]]
     for steps in counts:
         plan = _plan(settings, trained, steps, grid, max(counts))
 
-        def measure(keys, condition, plan=plan):
-            condition = dict(condition)
-            x0 = to_unit_range(condition.pop("image"))  # in a condition it would be one to edit
-            latent, x = there_and_back(trained.variables, keys, condition, x0, plan)
+        def compute(keys, batch, plan=plan):
+            conditions = dict(batch)
+            x0 = to_unit_range(conditions.pop("image"))  # an image among the conditions would be edited
+            latent, x = encode_and_decode(trained.variables, keys, conditions, x0, plan)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
-        errors, spread, back = over(settings, f"{steps} steps", measure, examples)
-        rows.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(spread))})
-        shown.append(np.asarray(to_grey_levels(back[:SHOWN])))
-    print(f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}, grid {grid}")
-    print(f"{'steps':>7} {'mse':>10} {'+-':>9} {'std of x_T':>11}")
-    for row in rows:
-        mse = row["mse"]
-        print(f"{row['steps']:7} {mse['mean']:10.6f} {mse['standard_error']:9.6f} {row['latent_std']:11.3f}")
-    picture = trained.workdir.results / "reconstruction.png"
-    image_grids.save(picture, image_grids.grid(np.concatenate(shown), columns=len(shown[0])))
-    print(f"{picture}: the images, then a row for each number of steps")
-    return {"grid": grid, "rows": rows, "mse": rows[-1]["mse"]}
+        errors, stds, x = map_batches(settings, f"{steps} steps", compute, examples)
+        entries.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(stds))})
+        shown.append(np.asarray(to_grey_levels(x[:MAX_SHOWN])))
+    rows = [
+        Row(f"{e['steps']} steps", f"MSE {text_with_error(**e['mse'])}, std of x_T {e['latent_std']:.3f}")
+        for e in entries
+    ]
+    rows.append(Row("reconstruction.png", "the images, then one row per number of steps"))
+    grid_image = image_grids.grid(np.concatenate(shown), columns=len(shown[0]))
+    return Result(
+        title=f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}, grid {grid}",
+        values={"grid": grid, "rows": entries, "mse": entries[-1]["mse"]},
+        rows=rows,
+        plots={"reconstruction.png": lambda path: image_grids.save(path, grid_image)},
+    )
 
 
-def _plan(settings: Settings, trained: Run, steps: int, grid: str, capacity: int | None = None) -> Plan:
-    """Without noise, guidance and thresholds: of the model as it is."""
+def _plan(settings: Settings, trained: Run, steps: int, grid: str, capacity: int | None = None) -> SamplingSettings:
+    """Returns settings of DDIM without noise, guidance and thresholds; `settings.grid` replaces `grid`."""
     sampler = {"name": "ddim", "steps": steps, "grid": settings.grid or grid, "threshold": "none"}
-    return trained.system.plan(sampler, capacity=capacity)
+    model: Any = trained.system
+    return model.make_settings(sampler, capacity=capacity)

@@ -1,4 +1,4 @@
-"""What a figure depends on, stored with it."""
+"""Provenance of a result: everything that it depends on, stored with it."""
 
 import datetime
 import functools
@@ -20,20 +20,31 @@ from diffjax.runs.loading import Run
 
 _PACKAGES = ("diffjax", "jax", "jaxlib", "flax", "optax", "numpy")
 _PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-# What a table compares, and what does not affect figures.
-_MAY_DIFFER = {"workdir", "system", "classifier", "config", "checkpoint", "sampler", "seed", "date", "command"}
+# Fields that a table compares, and fields that do not affect results.
+_MAY_DIFFER = {
+    "workdir",
+    "system",
+    "classifier",
+    "config",
+    "checkpoint",
+    "sampler",
+    "seed",
+    "date",
+    "command",
+    "warnings",
+}
 
 
 def environment() -> dict[str, Any]:
-    """Returns what every stored result says about how it was computed.
+    """Returns the environment of this process.
 
     Returns:
-      A dict that strict JSON can hold:
-        command: this process's arguments, quoted for a shell.
-        git: {"commit": str, "dirty": bool} of the checkout that holds this package; None without one, or without git.
-        date: now in UTC, ISO 8601, in seconds.
-        device: kind and number of the devices, and the CPU's model, as "cpu x 1 (AMD EPYC 7B13)".
-        versions: installed version of each package that figures depend on; None: not installed.
+      A dict of strict JSON:
+        command: arguments of this process, quoted for a shell.
+        git: {"commit": str, "dirty": bool} of the checkout with this package; None without a checkout or git.
+        date: current time in UTC, ISO 8601, in seconds.
+        device: kind and number of the devices, and the model of the CPU, such as "cpu x 1 (AMD EPYC 7B13)".
+        versions: installed version of each package that results depend on; None: not installed.
     """
     return {
         "command": shlex.join(sys.argv),
@@ -45,32 +56,32 @@ def environment() -> dict[str, Any]:
 
 
 def of_run(trained: Run) -> dict[str, Any]:
-    """Returns what all figures of a run depend on, with the `environment`."""
+    """Returns the provenance that all results of a run share, with the `environment`."""
     return {
         "workdir": str(trained.workdir.path),
         "system": trained.config.system,
         "config": io.short_hash(to_json(trained.config)),
         "config_changes": trained.config_changes,
         "checkpoint": trained.step,
-        "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a chain has no training of its own
+        "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a pipeline is not trained itself
         "data": trained.config.data.name,
         **environment(),
     }
 
 
 def differences(provenances: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Returns the fields, by their dotted path, whose differences make figures not comparable."""
+    """Returns the dotted paths of fields whose differences make results not comparable."""
     flat = [dict(_leaves(provenance)) for provenance in provenances]
     names = sorted({name for one in flat for name in one if name.partition(".")[0] not in _MAY_DIFFER})
     return [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1]
 
 
-@functools.cache  # of the code at the start: a checkout may change while a process runs
+@functools.cache  # the state at the first call: a checkout may change while a process runs
 def _git(folder: Path) -> dict[str, Any] | None:
     """Returns the commit of the checkout that tracks the Python files of `folder`, and whether its code is modified.
 
-    An installed package inside someone else's checkout is not tracked, and has none. Modified means changes of tracked
-    files, or files in `folder` that are neither tracked nor ignored.
+    A package that is installed inside another checkout is not tracked by it: the result is None. Modified means changes
+    of tracked files, or files in `folder` that are neither tracked nor ignored.
     """
 
     def git(*arguments: str) -> str:

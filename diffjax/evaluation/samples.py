@@ -1,8 +1,7 @@
-"""What is measured of samples against real images."""
+"""Measures samples against real images, their class and their caption."""
 
 import functools
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,26 @@ from tqdm import tqdm
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import alignment
 from diffjax.evaluation.metrics import (
-    BY_CAPTION,
-    BY_CLASS,
-    BY_CLIP,
+    CLASS_METRICS,
+    CLIP_METRICS,
     COMPARISONS,
     NAMES,
+    TEXT_METRICS,
     Column,
     Compared,
     Values,
     columns_of,
 )
-from diffjax.inference.batching import Spread
-from diffjax.inference.reranking import check_judge, judge_of
+from diffjax.inference.batching import DataParallelMap
+from diffjax.inference.reranking import check_reranker, load_reranker
 from diffjax.metrics import features, frechet, reference
-from diffjax.metrics.recognition import Recogniser
-from diffjax.runs.loading import Run, open_source
+from diffjax.metrics.pixel_classifier import PixelClassifier
+from diffjax.runs.datasets import open_dataset
+from diffjax.runs.loading import Run
 
-_AT_ONCE = 1000  # real images that are worked on together
-_MOST = 100_000  # real images of a reference, the first of the split: shapes have no end
-_RECOGNISED_BY = 5000  # real images that the recogniser is fitted to, the first of the split
+_CHUNK = 1000  # real images that are read at once
+_MAX_REFERENCE = 100_000  # real images of a reference, the first ones of the split: `shapes` has no end
+_CLASSIFIER_IMAGES = 5000  # real images that the classifier is fitted to, the first ones of the split
 
 
 def check(
@@ -43,14 +43,14 @@ def check(
     classes: int | None = None,
     inception: str | None = None,
     clip: str | Path | None = None,
-    thorough: bool = False,
+    extrapolate: bool = False,
 ) -> None:
     """Raises UserError for a metric of `count` samples that a `Measurer` cannot compute; loads no network.
 
     Args:
-      names: of NAMES.
-      count: samples to measure.
-      split, classes, inception, clip, thorough: as of `Measurer`.
+      names: names in NAMES.
+      count: number of samples.
+      split, classes, inception, clip, extrapolate: as of `Measurer`.
 
     Raises:
       UserError: an unknown name, a metric that does not suit the run, too few samples, or missing data or weights.
@@ -58,30 +58,32 @@ def check(
     check_names(names, inception)
     classes = trained.system.classes if classes is None else classes
     for name in names:
-        if name in BY_CLASS and not classes:
+        if name in CLASS_METRICS and not classes:
             raise UserError(f"--metrics={name}: requires class-conditional samples; remove it for this run")
-        if name in BY_CAPTION and not trained.system.text:
+        if name in TEXT_METRICS and not trained.system.text:
             raise UserError(f"--metrics={name}: requires text-conditional samples; remove it for this run")
-        if name == "captions":
+        if name == "caption_accuracy":
             alignment.check_shapes(name, trained)
-        if name in BY_CLASS and min(classes, count) < 2:
+        if name in CLASS_METRICS and min(classes, count) < 2:
             raise UserError(f"--metrics={name}: requires samples of at least 2 classes; remove it, or raise --num")
     compared = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
     for name, metric in compared.items():
-        needed = max(metric.least, metric.least_for_limit if thorough else 0)
+        needed = max(metric.min_images, metric.min_extrapolated if extrapolate else 0)
         if count < needed:
             raise UserError(f"--metrics={name}: requires at least {needed} images, not {count}; raise --num")
     if _needs_clip(names):
-        check_judge(trained, clip)
-    split = split or trained.config.data.split
-    real = len(open_source(trained.config, split))
+        check_reranker(trained, clip)
+    reference_split: str = split or trained.config.data.split
+    real = len(open_dataset(trained.config, reference_split))
     for name, metric in compared.items():
-        if real < metric.least:
-            raise UserError(f"--metrics={name}: requires at least {metric.least} real images, and {split} has {real}")
+        if real < metric.min_images:
+            raise UserError(
+                f"--metrics={name}: requires at least {metric.min_images} real images, and {reference_split} has {real}"
+            )
 
 
 def check_names(names: Sequence[str], inception: str | None = None) -> None:
-    """Raises UserError for a name that is not of NAMES, or whose weights are missing; reads no file."""
+    """Raises UserError for a name that is not in NAMES, or if the weights of its network are missing; reads no file."""
     for name in names:
         if name not in NAMES:
             raise unknown("metric", name, NAMES)
@@ -93,8 +95,8 @@ class Measurer:
     """Compares samples of a run with real images of its data set.
 
     Attributes:
-      provenance: all that the figures depend on besides the samples.
-      warnings: what a reader of the figures should know.
+      provenance: everything that the values depend on besides the samples.
+      warnings: reasons to distrust a value, each once.
     """
 
     def __init__(
@@ -107,72 +109,83 @@ class Measurer:
         inception: str | None = None,
         clip: str | Path | None = None,
         batch_size: int = 100,
-        errors: bool = False,
-        thorough: bool = False,
+        with_errors: bool = False,
+        extrapolate: bool = False,
         seed: int = 0,
     ):
-        """Computes the reference's statistics, or reads them where they were computed before.
+        """Computes the statistics of the real images, or reads them from the cache.
 
         Args:
-          names: of NAMES; those of classes or captions are left out where the samples have none.
-          split: of the data set; None: what the run was trained on.
-          classes: that samples are drawn of, 0: none; None: those of the run, which nothing else guides.
-          inception: file of its weights.
+          names: names in NAMES; metrics of classes and captions are ignored for samples without them.
+          trained: run whose data set is the reference.
+          split: split of the data set; None: the one that the run was trained on.
+          classes: number of classes of the samples, 0: unconditional; None: that of the run.
+          inception: file of the weights of FID's network.
           clip: run or folder of a CLIP; None: the one that was trained with the run.
-          errors: standard errors of metrics that need resampling for them.
-          thorough: `errors`, and Frechet distances extrapolated to infinitely many samples.
+          batch_size: images per call of a feature network.
+          with_errors: compute standard errors that need resampling.
+          extrapolate: extrapolate Frechet distances to infinitely many samples too.
+          seed: seed of resampling, and of R-precision's candidates.
 
         Raises:
-          UserError: an unknown name, missing weights or data.
+          UserError: an unknown name, or missing weights or data.
         """
         check_names(names, inception)
         self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
         self._trained, self._classes = trained, trained.system.classes if classes is None else classes
-        self._by_class = [name for name in names if name in BY_CLASS and self._classes]
-        self._by_caption = [name for name in names if name in BY_CAPTION and trained.system.text]
-        if "captions" in self._by_caption:
-            alignment.check_shapes("captions", trained)
-        self._errors, self._limit, self._seed, self.warnings = errors or thorough, thorough, seed, []
-        source = open_source(trained.config, split or trained.config.data.split)
-        self._judge = judge_of(trained, clip, batch_size) if _needs_clip([*self._metrics, *self._by_caption]) else None
-        loaded = {
-            name: self._judge.network() if name == "clip" else features.load(name, weights=inception)
-            for name in _networks(self._metrics)
-        }
+        self._class_metrics = [name for name in names if name in CLASS_METRICS and self._classes]
+        self._text_metrics = [name for name in names if name in TEXT_METRICS and trained.system.text]
+        if "caption_accuracy" in self._text_metrics:
+            alignment.check_shapes("caption_accuracy", trained)
+        self._with_errors, self._extrapolate, self._seed = with_errors, extrapolate, seed
+        self.warnings: list[str] = []
+        self._judge = (
+            load_reranker(trained, clip, batch_size) if _needs_clip([*self._metrics, *self._text_metrics]) else None
+        )
+        reference_split: str = split or trained.config.data.split
+        source = open_dataset(trained.config, reference_split)
         images = _images(source, 256)
         self.provenance: dict[str, Any] = {
             "data": trained.config.data.name,
-            "split": split or trained.config.data.split,
-            "images": min(len(source), _MOST),
+            "split": reference_split,
+            "images": min(len(source), _MAX_REFERENCE),
             "pixels": f"{'x'.join(map(str, images.shape[1:]))}, 8 bits",
             "fingerprint": reference.fingerprint(images),
         }
+        networks = {
+            name: self._judge.network() if name == "clip" and self._judge else features.load(name, weights=inception)
+            for name in _networks(self._metrics)
+        }
+        self._read_references(networks, source, batch_size)
+        if self._judge and "clip" not in networks:
+            self.provenance["judge"] = self._judge.provenance
+        self.provenance["networks"] = {name: dict(network.provenance) for name, network in networks.items()}
+        if self._class_metrics:
+            held_out = "train" if reference_split.startswith("test") else "test"
+            real, self._held_out = (
+                _labelled(open_dataset(trained.config, name)) for name in (reference_split, held_out)
+            )
+            self._classifier = PixelClassifier(real, self._held_out)
+            self.provenance["classifier_held_out_accuracy"] = self._classifier.held_out.value
+
+    def _read_references(self, networks: Mapping[str, features.Network], source, batch_size: int) -> None:
+        """Compiles the feature networks, and reads or computes the features of the real images."""
         self._extract, self._references, self._distances = {}, {}, {}
-        for name, network in loaded.items():
-            extract = functools.partial(Spread(batch_size).compile(network.extract), network.params)
+        for name, network in networks.items():
+            extract = functools.partial(DataParallelMap(batch_size).compile(network.extract), network.params)
             key = self.provenance | {"network": name, **network.provenance}
             self._extract[name] = extract
             self._references[name] = reference.load_or_make(key, extract, _batches(source))
             self._distances[name] = frechet.distance_to(self._references[name].moments["pooled"])
-        if self._judge and "clip" not in loaded:
-            self.provenance["judge"] = self._judge.provenance
-        self.provenance["networks"] = {name: dict(network.provenance) for name, network in loaded.items()}
-        if self._by_class:
-            held_out = "train" if self.provenance["split"].startswith("test") else "test"
-            real, self._held_out = (
-                _labelled(open_source(trained.config, s)) for s in (self.provenance["split"], held_out)
-            )
-            self._recogniser = Recogniser(real, self._held_out)
-            self.provenance["recogniser_held_out_accuracy"] = self._recogniser.held_out.value
 
     @property
     def columns(self) -> dict[str, Column]:
-        """Of the figures that a call may give."""
+        """Columns of the values that a call may return."""
         return {
             column: about
-            for n in (*self._metrics, *self._by_class, *self._by_caption)
+            for n in (*self._metrics, *self._class_metrics, *self._text_metrics)
             for column, about in columns_of(n).items()
-            if self._limit or not column.endswith("_infinity")
+            if self._extrapolate or not column.endswith("_infinity")
         }
 
     def __call__(
@@ -181,91 +194,93 @@ class Measurer:
         labels: Int[np.ndarray, "N"],
         captions: Sequence[str] | None = None,
     ) -> Values:
-        """The figures of samples, and of their labels and captions where they have any."""
+        """Returns the values of samples, with their labels and captions."""
         extracted = {name: extract(images) for name, extract in self._extract.items()}
         values: Values = {}
         for name, metric in self._metrics.items():
-            found, real = extracted[metric.network], self._references[metric.network]
-            self._warn_of_few(name, found["pooled"])
+            sampled, real = extracted[metric.network], self._references[metric.network]
+            self._warn_if_singular(name, sampled["pooled"])
             distance = self._distances[metric.network]
-            compared = Compared(found, real, distance, self._errors, self._limit, self._seed)
+            compared = Compared(sampled, real, distance, self._with_errors, self._extrapolate, self._seed)
             try:
-                values |= metric.measure(compared)
-            except ValueError as error:  # of too few
-                raise UserError(f"{name} of {len(images)} samples: {error}: raise --num") from error
-        if "recognised" in self._by_class:
-            values["recognised"] = self._recogniser.accuracy(images, labels)
-        if "cas" in self._by_class:
-            values["cas"] = Recogniser((images, labels), self._held_out).held_out
-        return values | self._of_captions(images, captions)
+                values |= metric.compute(compared)
+            except ValueError as error:  # too few samples
+                raise UserError(f"--metrics={name}: {error} ({len(images)} samples); raise --num") from error
+        if "classifier_accuracy" in self._class_metrics:
+            values["classifier_accuracy"] = self._classifier.accuracy(images, labels)
+        if "cas" in self._class_metrics:
+            values["cas"] = PixelClassifier((images, labels), self._held_out).held_out
+        return values | self._text_values(images, captions)
 
     def baselines(self, split: str = "test", count: int = 500) -> dict[str, dict[str, Any]]:
-        """Returns what figures should be compared with, by column.
+        """Returns the baselines of columns that have any.
 
         Args:
-          split: of the data set, whose captions the samples have.
-          count: images of `split` that are measured against their captions, the first ones.
+          split: split of the data set that the captions of the samples are from.
+          count: number of real images that are measured against their captions, the first ones of `split`.
 
         Returns:
-          For some columns a dict with "real", the figure of real images ("value" and "standard_error"), and "chance",
-          the figure of samples that ignore their class or caption. Of `cas` it is a classifier of real images.
+          Mappings with "real", the value of real images ("value" and "standard_error"), and "chance", the value of
+          samples that ignore their class or caption. The real value of `cas` is that of a classifier of real images.
         """
-        found: dict[str, dict[str, Any]] = {}
-        for name in self._by_class:
-            found[name] = {"real": self._recogniser.held_out._asdict(), "chance": 1 / self._classes}
-        if self._by_caption:
-            source = open_source(self._trained.config, split)
+        baselines: dict[str, dict[str, Any]] = {}
+        for name in self._class_metrics:
+            baselines[name] = {"real": self._classifier.held_out._asdict(), "chance": 1 / self._classes}
+        if self._text_metrics:
+            source = open_dataset(self._trained.config, split)
             examples = source.__getitems__(range(min(len(source), count)))
             captions = [example["caption"] for example in examples]
-            real = self._of_captions(np.stack([example["image"] for example in examples]), captions)
-            found |= {name: {"real": estimate._asdict()} for name, estimate in real.items()}
-            if "r_precision" in found:
-                found["r_precision"]["chance"] = 1 / min(len(set(captions)), alignment.CANDIDATES)
-            if "caption_relation" in found:
-                found["caption_relation"]["chance"] = alignment.RELATION_CHANCE
-        return found
+            real = self._text_values(np.stack([example["image"] for example in examples]), captions)
+            baselines |= {name: {"real": estimate._asdict()} for name, estimate in real.items()}
+            if "r_precision" in baselines:
+                baselines["r_precision"]["chance"] = 1 / min(len(set(captions)), alignment.CANDIDATES)
+            if "caption_relation" in baselines:
+                baselines["caption_relation"]["chance"] = alignment.RELATION_CHANCE
+        return baselines
 
-    def _of_captions(self, images: UInt8[np.ndarray, "N H W C"], captions: Sequence[str] | None) -> Values:
+    def _text_values(self, images: UInt8[np.ndarray, "N H W C"], captions: Sequence[str] | None) -> Values:
         values: Values = {}
-        if wanted := set(self._by_caption) & set(BY_CLIP):
-            found = alignment.by_clip(self._judge, images, captions, seed=self._seed)
-            values |= {name: found[name] for name in BY_CLIP if name in wanted}
-        if "captions" in self._by_caption:
-            values |= alignment.by_reading(images, captions)
+        if captions is None:
+            return values
+        if self._judge and (wanted := set(self._text_metrics) & set(CLIP_METRICS)):
+            by_clip = alignment.clip_metrics(self._judge, images, captions, seed=self._seed)
+            values |= {name: by_clip[name] for name in CLIP_METRICS if name in wanted}
+        if "caption_accuracy" in self._text_metrics:
+            values |= alignment.caption_accuracy(images, captions)
         return values
 
-    def _warn_of_few(self, name: str, pooled: np.ndarray) -> None:
+    def _warn_if_singular(self, name: str, pooled: np.ndarray) -> None:
+        """Adds a warning if there are too few samples for a Frechet distance."""
         count, dimensions = pooled.shape
         text = (
-            f"{name}: {count} samples of {dimensions} features. Their covariance is singular, and the distance is "
-            "biased upward by much: compare it at this number of samples only"
+            f"{name}: {count} samples of {dimensions} features. Their covariance is singular, and the distance has a "
+            "large upward bias: compare it at this number of samples only"
         )
         if count <= dimensions and name.startswith(("fid", "fd_")) and text not in self.warnings:
             self.warnings.append(text)
-            print(f"warning: {text}", file=sys.stderr)
 
 
 def _networks(names: Iterable[str]) -> list[str]:
-    """The feature networks that metrics need."""
+    """Returns the names of the feature networks that metrics need."""
     return sorted({COMPARISONS[name].network for name in names if name in COMPARISONS})
 
 
 def _needs_clip(names: Iterable[str]) -> bool:
-    return "clip" in _networks(names) or not set(BY_CLIP).isdisjoint(names)
+    return "clip" in _networks(names) or not set(CLIP_METRICS).isdisjoint(names)
 
 
 def _images(source, count: int) -> UInt8[np.ndarray, "N H W C"]:
-    """The first of a source."""
+    """Returns the first images of a source."""
     return np.stack([example["image"] for example in source.__getitems__(range(min(len(source), count)))])
 
 
 def _labelled(source) -> tuple[np.ndarray, np.ndarray]:
-    examples = source.__getitems__(range(min(len(source), _RECOGNISED_BY)))
+    examples = source.__getitems__(range(min(len(source), _CLASSIFIER_IMAGES)))
     return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
 
 
 def _batches(source) -> Iterator[UInt8[np.ndarray, "N H W C"]]:
-    count = min(len(source), _MOST)
-    for start in tqdm(range(0, count, _AT_ONCE), unit="batch", desc="statistics of real images"):
-        examples = source.__getitems__(range(start, min(start + _AT_ONCE, count)))
+    count = min(len(source), _MAX_REFERENCE)
+    for start in tqdm(range(0, count, _CHUNK), unit="batch", desc="statistics of real images"):
+        examples = source.__getitems__(range(start, min(start + _CHUNK, count)))
         yield np.stack([example["image"] for example in examples])

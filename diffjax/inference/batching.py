@@ -1,4 +1,4 @@
-"""A function of any number of examples, fed batch after batch and spread over devices."""
+"""Functions of any number of examples, computed in batches of one size that are divided over devices."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,51 +10,71 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.cluster.multihost import put
-from diffjax.errors import enough_memory
+from diffjax.errors import memory_limit_as_user_error
 
 
 def memory_advice(batch_size: int) -> str:
-    """What makes a batch of anything but training smaller."""
-    return f"a batch has {batch_size}: lower --batch_size, or train.sample_count where training draws a sheet"
+    """Returns how to lower the memory of computations other than a training step, for an error message."""
+    return f"a batch has {batch_size}: lower --batch_size, or train.num_preview_samples if training samples previews"
 
 
-class Spread:
-    """Batches of one size over devices, the local ones by default; the size is rounded up to what they divide.
+class DataParallelMap:
+    """Compiles functions to run over batches of one size, divided over devices.
 
-    Where they are those of several processes, all call what is compiled, with the same inputs, and all get its result.
+    If the devices belong to several processes, every process calls the compiled function with the same inputs, and
+    every process gets its result.
+
+    Attributes:
+      batch_size: number of examples per batch, rounded up to a multiple of the number of devices.
     """
 
-    def __init__(self, batch_size: int, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, batch_size: int, devices: Sequence[Any] | None = None):
+        """Uses the local devices by default."""
         mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
         self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
-        self._whole, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        self.replicated, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
-    def compile(self, function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-        """`function(shared, batch)` for any number of examples.
+    def compile(self, function: Callable[[Any, Any], Any]) -> "BatchedFunction":
+        """Returns `function(shared, batch)` as a function of any number of examples."""
+        return BatchedFunction(function, self)
 
-        What comes back is called as `(shared, inputs, progress=...)`: `shared` goes to every device, leaves of `inputs`
-        are [N, ...], and so are those of the result, NumPy. `progress` is told the number of examples of each batch.
+
+class BatchedFunction:
+    """`function(shared, batch)` compiled once for the batch size of a `DataParallelMap`."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], plan: DataParallelMap):
+        out = plan.split if plan.split.is_fully_addressable else plan.replicated
+        self._compiled = jax.jit(function, in_shardings=(plan.replicated, plan.split), out_shardings=out)
+        self._plan = plan
+
+    def __call__(self, shared: Any, inputs: Any, progress: Callable[[int], Any] = lambda examples: None) -> Any:
+        """Computes the function for N examples.
+
+        Args:
+          shared: tree of arrays, copied to every device.
+          inputs: tree of arrays [N, ...].
+          progress: called after each batch with its number of examples.
+
+        Returns:
+          Tree of NumPy arrays [N, ...].
+
+        Raises:
+          UserError: a batch does not fit in memory.
         """
-        out = self._split if self._split.is_fully_addressable else self._whole
-        compiled = jax.jit(function, in_shardings=(self._whole, self._split), out_shardings=out)
+        shared, size = put(shared, self._plan.replicated), self._plan.batch_size
+        count, results = len(jax.tree.leaves(inputs)[0]), []
+        for start in range(0, count, size):
+            with memory_limit_as_user_error(memory_advice(size)):
+                results.append(jax.device_get(self._compiled(shared, self._batch(inputs, start))))
+            progress(min(size, count - start))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
-        def batch_from(inputs, start: int):
-            count = len(jax.tree.leaves(inputs)[0])
-            place = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats
-            return put(jax.tree.map(lambda leaf: leaf[place], inputs), self._split)
+    def compile(self, shared: Any, inputs: Any) -> None:
+        """Compiles the function for arguments of these shapes; a later call with such arguments shares the program."""
+        with memory_limit_as_user_error(memory_advice(self._plan.batch_size)):
+            self._compiled.lower(put(shared, self._plan.replicated), self._batch(inputs, 0)).compile()
 
-        def run(shared, inputs, progress: Callable[[int], None] = lambda examples: None):
-            shared = put(shared, self._whole)
-            count, results = len(jax.tree.leaves(inputs)[0]), []
-            for start in range(0, count, self.batch_size):
-                with enough_memory(memory_advice(self.batch_size)):
-                    results.append(jax.device_get(compiled(shared, batch_from(inputs, start))))
-                progress(min(self.batch_size, count - start))
-            return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
-
-        def compile_only(shared, inputs):
-            with enough_memory(memory_advice(self.batch_size)):
-                compiled.lower(put(shared, self._whole), batch_from(inputs, 0)).compile()
-
-        run.compile = compile_only  # its program is shared with `run`: JAX keeps it by the arguments' shapes
-        return run
+    def _batch(self, inputs: Any, start: int) -> Any:
+        count = len(jax.tree.leaves(inputs)[0])
+        indices = np.minimum(np.arange(start, start + self._plan.batch_size), count - 1)  # the last example pads
+        return put(jax.tree.map(lambda leaf: leaf[indices], inputs), self._plan.split)

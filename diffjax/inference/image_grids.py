@@ -1,4 +1,4 @@
-"""Pictures for people: sample grids as PNG."""
+"""Grids of images as PNG files."""
 
 import functools
 import math
@@ -11,42 +11,46 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffjax import io
 
-_TITLE = 16  # height of a row's title
+_TITLE = 16  # height of a row's title, pixels
+_GAP = 2  # width of the white border around each image, pixels
 
 
 def grid(
     images: UInt8[np.ndarray, "N H W C"], columns: int | None = None, titles: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Images in rows of `columns` (None: about square) with a white gap; small ones enlarged to 64 pixels or so.
+    """Arranges images in rows, separated by white borders. Small images are enlarged to about 64 pixels.
 
-    `titles`, where there are any, stand above the rows.
+    Args:
+      images: uint8 in [0, 255].
+      columns: number of images per row; None: an approximately square grid.
+      titles: text above each row; (): no titles.
     """
     count, size = len(images), images.shape[1]
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    enlarge = max(1, 64 // size)
-    images = images.repeat(enlarge, 1).repeat(enlarge, 2)
-    gap, above = 2, _TITLE if titles else 0
-    cell_height, cell_width = above + images.shape[1] + gap, images.shape[2] + gap
+    scale = max(1, 64 // size)
+    images = images.repeat(scale, 1).repeat(scale, 2)
+    above = _TITLE if titles else 0
+    cell_height, cell_width = above + images.shape[1] + _GAP, images.shape[2] + _GAP
     width = max([columns * cell_width, *(math.ceil(_font().getlength(title)) for title in titles)])
-    sheet = np.full((rows * cell_height + gap, width + gap, images.shape[3]), 255, np.uint8)
+    canvas = np.full((rows * cell_height + _GAP, width + _GAP, images.shape[3]), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * cell_height + gap + above, (i % columns) * cell_width + gap
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+        top, left = (i // columns) * cell_height + _GAP + above, (i % columns) * cell_width + _GAP
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     for row, title in enumerate(titles):
-        strip = Image.new("L", (width + gap, above), 255)
-        ImageDraw.Draw(strip).text((gap, 0), title, fill=0, font=_font())
-        sheet[row * cell_height + gap :][:above, :, :3] = np.asarray(strip)[..., None]
-    return sheet
+        strip = Image.new("L", (width + _GAP, above), 255)
+        ImageDraw.Draw(strip).text((_GAP, 0), title, fill=0, font=_font())
+        canvas[row * cell_height + _GAP :][:above, :, :3] = np.asarray(strip)[..., None]
+    return canvas
 
 
 @functools.cache
-def _font():
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_TITLE - 4)
 
 
 def class_columns(classes: int, count: int) -> int | None:
-    """Columns that put a class in each, where classes take turns; None where that would not look like it."""
+    """Returns the number of columns that gives each class its own column; None if there are too few or many classes."""
     return classes if 1 < classes <= min(count, 20) else None
 
 

@@ -1,4 +1,4 @@
-"""What samples are asked to show: labels, and captions where a system reads text."""
+"""Conditions of samples: class labels, and captions with their tokens for text-conditioned models."""
 
 import codecs
 import re
@@ -8,77 +8,118 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jax import numpy as jnp
+from jaxtyping import Int
 
-from diffjax.data.sources import Example
+from diffjax.data.sources import Example, Source
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, note
-from diffjax.models.pixels import to_unit_range
-from diffjax.runs.loading import Run, open_source
-from diffjax.typing import System
+from diffjax.models.base import Model
+from diffjax.models.capabilities import is_text_conditioned, is_upsampling_stage
+from diffjax.models.images import to_unit_range
+from diffjax.runs.datasets import open_dataset
+from diffjax.runs.loading import Run
 
-_MOST_NOTES = 5  # prompts that are named for being cut
+_MAX_NOTES = 5  # number of truncated prompts that are listed one by one
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins as UTF-16 LE
 
 
 class Prompts(NamedTuple):
-    """Of N samples."""
+    """Conditions of N samples.
 
-    # "label" [N]; "tokens" [N, L] where the system reads text; "original" [N, H, W, C], [-1, 1], of stages of a chain
-    condition: dict[str, np.ndarray]
-    captions: list[str] | None  # what the tokens say
+    Attributes:
+      conditions: arrays [N, ...] by name: "label" int32 [N]; "tokens" int32 [N, L] for text-conditioned models;
+        "original" [N, H, W, C] in [-1, 1] for pipeline stages conditioned on an image; and what edits add.
+      captions: text of "tokens"; None for models without text.
+    """
+
+    conditions: dict[str, np.ndarray]
+    captions: list[str] | None
+
+    @property
+    def size(self) -> int:
+        return len(self.conditions["label"])
 
 
-def prompts(system: System, count: int, tokenizer: Tokenizer | None = None, captions: Sequence[str] = ()) -> Prompts:
-    """Every class in turn; of a system that reads text the `captions`, again from the first where they are fewer."""
-    labels = np.arange(count, dtype=np.int32) % max(system.classes, 1)
+def make_prompts(
+    system: Model,
+    count: int,
+    tokenizer: Tokenizer | None = None,
+    captions: Sequence[str] = (),
+    *,
+    classes: int | None = None,
+) -> Prompts:
+    """Returns conditions of `count` samples: the classes in turn, and for text-conditioned models `captions` in turn.
+
+    Args:
+      tokenizer: encodes the captions; required for text-conditioned models.
+      captions: at least one for text-conditioned models; repeated in order if there are fewer than `count`.
+      classes: number of classes; None: that of the model. A guiding classifier can have more.
+    """
+    labels = np.arange(count, dtype=np.int32) % max(system.classes if classes is None else classes, 1)
     if system.text is None:
         return Prompts({"label": labels}, None)
-    said = [captions[i % len(captions)] for i in range(count)]
-    return Prompts({"label": labels, "tokens": tokenizer.encode(said, system.text.length)}, said)
+    if tokenizer is None:
+        raise ValueError("a text-conditioned model requires a tokenizer")
+    captions = [captions[i % len(captions)] for i in range(count)]
+    return Prompts({"label": labels, "tokens": tokenizer.encode(captions, system.text.length)}, captions)
 
 
-def of_examples(system: System, examples: Sequence[Example], tokenizer: Tokenizer | None = None) -> Prompts:
-    """What a stage draws again of examples: their labels, captions and pictures."""
-    condition = {
+def encode_captions(trained: Run, captions: Sequence[str]) -> Int[np.ndarray, "N L"]:
+    """Returns the tokens of captions for a text-conditioned run; prints a note for each truncated caption."""
+    tokenizer, text = trained.tokenizer, trained.system.text
+    if tokenizer is None or text is None:
+        raise ValueError("captions require a text-conditioned model")
+    note_truncated(tokenizer, text.length, captions)
+    return tokenizer.encode(captions, text.length)
+
+
+def prompts_from_examples(system: Model, examples: Sequence[Example], tokenizer: Tokenizer | None = None) -> Prompts:
+    """Returns the labels, captions and images of examples, as conditions of a pipeline stage."""
+    conditions = {
         "label": np.array([example["label"] for example in examples], np.int32),
-        "original": np.asarray(to_unit_range(np.stack([example["image"] for example in examples]))),
+        "original": np.asarray(to_unit_range(jnp.asarray(np.stack([example["image"] for example in examples])))),
     }
-    captions = None
-    if system.text:
-        captions = [example["caption"] for example in examples]
-        condition["tokens"] = tokenizer.encode(captions, system.text.length)
-    return Prompts(condition, captions)
+    if system.text is None or tokenizer is None:
+        return Prompts(conditions, None)
+    captions = [example["caption"] for example in examples]
+    return Prompts(conditions | {"tokens": tokenizer.encode(captions, system.text.length)}, captions)
 
 
-def of_run(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:
-    """For samples of a run: classes in turn (of another number where something guides it), captions of a split.
+def default_prompts(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:
+    """Returns conditions of a run's samples: classes in turn, and captions of `split` for text-conditioned models.
 
-    Of a stage that is told more, the first examples of the split.
+    Stages that are conditioned on an image use the first examples of `split`.
+
+    Args:
+      classes: number of classes; None: that of the model.
     """
-    if trained.system.takes:
-        source = open_source(trained.config, split)
-        few = source.__getitems__(range(min(count, len(source))))
-        return of_examples(trained.system, [few[i % len(few)] for i in range(count)], trained.tokenizer)
-    captions = captions_of(open_source(trained.config, split), count) if trained.system.text else ()
-    system = trained.system if classes is None else trained.system._replace(classes=classes)
-    return prompts(system, count, trained.tokenizer, captions)
+    if is_upsampling_stage(trained.system):
+        source = open_dataset(trained.config, split)
+        examples = source.__getitems__(range(min(count, len(source))))
+        examples = [examples[i % len(examples)] for i in range(count)]
+        return prompts_from_examples(trained.system, examples, trained.tokenizer)
+    captions = []
+    if is_text_conditioned(trained.system):
+        captions = unique_captions(open_dataset(trained.config, split), count)
+    return make_prompts(trained.system, count, trained.tokenizer, captions, classes=classes)
 
 
-def captions_of(source, count: int) -> list[str]:
-    """Those of the first examples of a source, each once."""
-    found = {}
+def unique_captions(source: Source, count: int) -> list[str]:
+    """Returns the first `count` distinct captions of a source, or all if there are fewer."""
+    captions: dict[str, None] = {}
     for start in range(0, len(source), count):
         for example in source.__getitems__(range(start, min(start + count, len(source)))):
-            found.setdefault(example["caption"])
-            if len(found) == count:
-                return list(found)
-    return list(found)
+            captions.setdefault(example["caption"])
+            if len(captions) == count:
+                return list(captions)
+    return list(captions)
 
 
 def read_file(path: str | Path) -> list[str]:
-    """Returns the prompts of a UTF-8 file, one a line as an editor shows them, without blank lines and outer spaces.
+    """Returns the prompts of a UTF-8 file, one per line, without blank lines and surrounding spaces.
 
-    A byte order mark is skipped. Lines end in LF, CR LF or CR, and in nothing else that Unicode calls a line break.
+    A byte order mark is skipped. Lines end in LF, CR LF or CR; other line breaks of Unicode are part of a prompt.
 
     Raises:
       UserError: the file cannot be read, is not UTF-8 text, has a control character, or has blank lines only.
@@ -86,41 +127,46 @@ def read_file(path: str | Path) -> list[str]:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read --prompts={path}: {error.strerror}") from error
+        raise UserError(f"--prompts={path}: cannot be read ({error.strerror}); name a UTF-8 text file") from error
     if content.startswith(_OTHER_ENCODINGS):
         raise UserError(f"--prompts={path}: the file is UTF-16 or UTF-32; save it as UTF-8")
-    found = []
+    prompts = []
     for number, line in enumerate(re.split(rb"\r\n|\n|\r", content.removeprefix(codecs.BOM_UTF8)), 1):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            wrong = f"line {number} is not UTF-8 (byte {line[error.start]:#04x} at {error.start})"
-            raise UserError(f"--prompts={path}: {wrong}; save the file as UTF-8") from error
+            problem = f"line {number} is not UTF-8 (byte {line[error.start]:#04x} at {error.start})"
+            raise UserError(f"--prompts={path}: {problem}; save the file as UTF-8") from error
         check_text(f"--prompts={path}: line {number}", text)
         if text:
-            found.append(text)
-    if not found:
-        raise UserError(f"--prompts={path}: every line is blank; write one prompt a line")
-    return found
+            prompts.append(text)
+    if not prompts:
+        raise UserError(f"--prompts={path}: every line is blank; write one prompt per line")
+    return prompts
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises UserError where `text`, which `name` names, has a control character other than a tab or a line break."""
+    """Raises UserError if a text has a control character other than tab and line breaks.
+
+    Args:
+      name: source of the text, for the message.
+    """
     for character in text:
         if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
             raise UserError(f"{name} has the control character {character!r}; save it as plain UTF-8 text")
 
 
-def note_cut(tokenizer: Tokenizer, length: int, texts: Sequence[str], reader: str = "the model") -> None:
-    """Prints a note for each text that has more tokens than `length`, of which two mark the start and the end.
+def note_truncated(tokenizer: Tokenizer, length: int, captions: Sequence[str], reader: str = "the model") -> None:
+    """Prints a note for each caption with more tokens than the model reads.
 
     Args:
-      reader: what reads the texts, for the note.
+      length: number of tokens that the model reads, including the start and end tokens.
+      reader: the model, for the note.
     """
-    cut = [(i, count) for i, count in enumerate(tokenizer.overlong(texts, length), 1) if count]
-    for i, count in cut[:_MOST_NOTES]:
-        start = texts[i - 1] if len(texts[i - 1]) <= 60 else f"{texts[i - 1][:60]}..."
-        read = length - 2
+    cut = [(i, count) for i, count in enumerate(tokenizer.overlong(captions, length), 1) if count]
+    read = length - 2
+    for i, count in cut[:_MAX_NOTES]:
+        start = captions[i - 1] if len(captions[i - 1]) <= 60 else f"{captions[i - 1][:60]}..."
         note(f"prompt {i}, {start!r}: the last {count} of its {read + count} tokens are cut; {reader} reads {read}")
-    if len(cut) > _MOST_NOTES:
-        note(f"{len(cut) - _MOST_NOTES} more prompts are cut to the {length - 2} tokens that {reader} reads")
+    if len(cut) > _MAX_NOTES:
+        note(f"{len(cut) - _MAX_NOTES} more prompts are cut to the {read} tokens that {reader} reads")

@@ -1,4 +1,4 @@
-"""A CLIP as a judge of pictures and captions: for measures, and to keep the best of many samples."""
+"""Ranking of samples by a CLIP: for metrics, and to keep the best of many samples."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,110 +9,132 @@ from jaxtyping import Float, Int, UInt8
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.inference.batching import Spread
-from diffjax.inference.prompts import Prompts, note_cut
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.batching import DataParallelMap
+from diffjax.inference.prompts import Prompts, note_truncated
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics.features import Network
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.capabilities import is_clip
+from diffjax.models.images import to_unit_range
 from diffjax.nn.pretrained import clip_checkpoint
-from diffjax.runs.config_files import flatten, referred_run, to_json
-from diffjax.runs.loading import Run, open_clip, tokenizer_of
+from diffjax.runs.config_files import flatten, to_json
+from diffjax.runs.dependencies import referenced_run
+from diffjax.runs.loading import Run, open_clip
+from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
 from diffjax.typing import ImageSpec, Variables
 
 
-class Judge:
-    """A CLIP that says which pictures and captions belong together.
+class Reranker:
+    """A CLIP that scores how well images and captions agree.
 
     Attributes:
-      provenance: what its figures depend on.
+      provenance: the CLIP's config and checkpoint, or the hash of published weights.
     """
 
     def __init__(self, path: str | Path, spec: ImageSpec, batch_size: int = 100):
-        """Opens the run, or folder of published weights, at `path`. Raises UserError where it is no CLIP."""
-        system, self._variables = open_clip(path, spec)
-        self._tokenizer, self._text = tokenizer_of(path), system.text
+        """Loads a CLIP.
+
+        Args:
+          path: folder of a run or of published weights.
+          spec: images to score.
+
+        Raises:
+          UserError: `path` is not a CLIP for such images.
+        """
+        system, self._variables = open_clip(path, spec)[:2]
+        assert is_clip(system) and system.text is not None
+        bind, self._tokenizer, self._text = system.clip, load_tokenizer(path), system.text
         self.provenance = _provenance(path)
-        spread = Spread(batch_size)
+        batches = DataParallelMap(batch_size)
 
-        def embed(variables, images):
-            return system.clip(variables).embed_images(to_unit_range(images))
+        def embed_images(variables: Variables, images: Any) -> Any:
+            return bind(variables).embed_images(to_unit_range(images))
 
-        self._embed, self._pictures = embed, spread.compile(embed)
-        self._texts = spread.compile(lambda variables, tokens: system.clip(variables).embed_texts(tokens))
+        self._features, self._embed_images = embed_images, batches.compile(embed_images)
+        self._embed_captions = batches.compile(lambda variables, tokens: bind(variables).embed_texts(tokens))
 
-    def pictures(self, images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
-        """Embeddings of unit length, as the next."""
-        return self._pictures(self._variables, images)
+    def embed_images(self, images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
+        """Returns embeddings of unit norm."""
+        return self._embed_images(self._variables, images)
 
-    def texts(self, captions: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        return self._texts(self._variables, self._tokenizer.encode(captions, self._text.length))
+    def embed_captions(self, captions: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Returns embeddings of unit norm."""
+        return self._embed_captions(self._variables, self._tokenizer.encode(captions, self._text.length))
 
-    def note_cut(self, captions: Sequence[str]) -> None:
-        """Prints a note for each caption that is longer than the CLIP reads."""
-        note_cut(self._tokenizer, self._text.length, captions, "the CLIP that ranks")
+    def note_truncated(self, captions: Sequence[str]) -> None:
+        """Prints a note for each caption with more tokens than the CLIP reads."""
+        note_truncated(self._tokenizer, self._text.length, captions, "the CLIP that ranks")
 
     def network(self) -> Network:
-        """Its pictures as features that sets of samples are compared in."""
+        """Returns the image encoder as a feature network, to compare sets of images."""
 
-        extract = lambda variables, images: {"pooled": self._embed(variables, images)}  # noqa: E731
+        def extract(variables: Variables, images: Any) -> dict[str, Any]:
+            return {"pooled": self._features(variables, images)}
+
         return Network("clip", self._variables, extract, self.provenance)
 
 
-def judge_of(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Judge:
-    """The CLIP at `path`, or else the one that a run names. Raises UserError for none."""
-    return Judge(_judge_path(trained, path), trained.spec, batch_size)
+def load_reranker(trained: Run, path: str | Path | None = None, batch_size: int = 100) -> Reranker:
+    """Loads the CLIP at `path`, or the CLIP of the run's config. Raises UserError if neither exists."""
+    return Reranker(_clip_path(trained, path), trained.spec, batch_size)
 
 
-def check_judge(trained: Run, path: str | Path | None = None) -> None:
-    """Raises UserError where `judge_of` would find no CLIP, from its config alone."""
-    path = _judge_path(trained, path)
+def check_reranker(trained: Run, path: str | Path | None = None) -> None:
+    """Raises UserError if `load_reranker` would find no CLIP; reads config files only."""
+    path = _clip_path(trained, path)
     if clip_checkpoint.is_published(path):
         return
     system = Workdir(path).read_config().system
     if system != "clip":
-        raise UserError(f"--clip={path}: a run of system={system}, not of a CLIP; name one, or published weights")
+        raise UserError(f"--clip={path}: must be a run of a CLIP, not of system={system}, or published weights")
 
 
-def _judge_path(trained: Run, path: str | Path | None) -> str | Path:
-    """Returns the folder of the CLIP that judges a run's samples. Raises UserError where none is named."""
+def _clip_path(trained: Run, path: str | Path | None) -> str | Path:
     if path:
         return path
     fields = flatten(trained.config)
-    named = [field for field in ("clip", "rerank.clip") if fields.get(field)]
-    if not named:
-        raise UserError("a CLIP is needed to judge pictures, and none was trained with this run: --clip=RUN")
-    return referred_run(trained.config, named[0], trained.workdir.path)
+    names = [field for field in ("clip", "rerank.clip") if fields.get(field)]
+    if not names:
+        raise UserError("a CLIP is required to score images, and this run was trained without one: pass --clip=RUN")
+    return referenced_run(trained.config, names[0], trained.workdir.path)
 
 
 def best_of(
-    generator: Generator,
+    runner: SampleRunner,
     variables: Variables,
-    asked: Prompts,
-    plan,
-    judge: Judge | None,
+    prompts: Prompts,
+    settings: Any,
+    reranker: Reranker | None,
     *,
     candidates: int = 1,
     keep: int = 1,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Callable[[int], Any] = lambda images: None,
 ) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, "N*keep"]]:
-    """The best `keep` of as many `candidates` for each of N prompts, by `judge` (DALL-E, section 2.6), the best first.
+    """Samples `candidates` images for each of N prompts, and returns the `keep` best by CLIP similarity.
 
-    Candidate j of prompt i has the seed `seed` + j N + i, so that more candidates are the same and others. Without a
-    choice to make there is no judge.
+    Candidate j of prompt i has the seed `seed` + j N + i, so more candidates include those of fewer.
+
+    Reference: Ramesh et al. 2021 (DALL-E), section 2.6.
+
+    Args:
+      settings: sampling settings.
+      reranker: scores the candidates; may be None if all are kept.
+      progress: called after each batch with its number of images.
 
     Returns:
-      Pictures, those of the first prompt first, and their seeds.
+      Images in the order of prompts, the best first for each prompt, and their seeds.
     """
-    count = len(asked.condition["label"])
+    count = prompts.size
     seeds = seed + np.arange(candidates * count)
-    condition = {name: np.tile(v, (candidates, *[1] * (v.ndim - 1))) for name, v in asked.condition.items()}
-    images = generator(variables, seeds, condition, plan, progress=progress)
+    conditions = {name: np.tile(v, (candidates, *[1] * (v.ndim - 1))) for name, v in prompts.conditions.items()}
+    images = runner(variables, seeds, conditions, settings, progress=progress)
     images, seeds = (x.reshape(candidates, count, *x.shape[1:]).swapaxes(0, 1) for x in (images, seeds))
     if candidates > keep:
-        embedded = judge.pictures(images.reshape(-1, *images.shape[2:])).reshape(count, candidates, -1)
-        scores = np.einsum("nkd,nd->nk", embedded, judge.texts(asked.captions))
+        if reranker is None or prompts.captions is None:
+            raise ValueError("reranking requires a CLIP and captions")
+        embeddings = reranker.embed_images(images.reshape(-1, *images.shape[2:])).reshape(count, candidates, -1)
+        scores = np.einsum("nkd,nd->nk", embeddings, reranker.embed_captions(prompts.captions))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
         images, seeds = (x[np.arange(count)[:, None], order] for x in (images, seeds))
     return images.reshape(-1, *images.shape[2:]), seeds.reshape(-1)

@@ -1,7 +1,8 @@
-"""Pictures from a system: one compiled program, fed batch after batch."""
+"""Sampling of any number of images with one compiled program."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,74 +10,90 @@ from jax import numpy as jnp
 from jaxtyping import UInt8, UInt32
 
 from diffjax.errors import UserError
-from diffjax.inference.batching import Spread
-from diffjax.models.pixels import to_grey_levels, to_unit_range
-from diffjax.typing import System, Variables
+from diffjax.inference.batching import DataParallelMap
+from diffjax.models.images import to_grey_levels, to_unit_range
+from diffjax.typing import Variables
 
 
-class Generator:
-    """Draws any number of samples of a system in batches of one size, spread over devices, the local ones by default.
+class SampleRunner:
+    """Samples a generative model, or reconstructs images with an autoencoder, in batches of one size.
 
-    Sample i depends on `seeds[i]`, its condition and the plan alone, whatever batch it falls into.
+    Batches are divided over devices, by default the local ones.
+
+    Sample i depends only on `seeds[i]`, its conditions and the sampling settings, not on the batch that it is in.
 
     Attributes:
-      compilations: how often the sampling program was traced and compiled so far.
-      not_finite: samples of the last call that have non-finite values.
+      compilations: number of times that the sampling program was compiled.
+      not_finite: number of samples of the last call with non-finite values.
     """
 
-    def __init__(self, system: System, *, batch_size: int, devices: Sequence[jax.Device] | None = None):
-        spread = Spread(batch_size, devices)
+    def __init__(self, system: Any, *, batch_size: int, devices: Sequence[Any] | None = None):
+        batches = DataParallelMap(batch_size, devices)
         self.compilations = self.not_finite = 0
 
-        def draw(shared, batch):
-            self.compilations += 1  # runs when traced, once a compilation
-            (variables, plan), (seeds, condition) = shared, batch
-            drawn = system.sample(variables, jax.vmap(jax.random.key)(seeds), condition, plan)
-            return to_grey_levels(drawn), jnp.isfinite(drawn).reshape(len(drawn), -1).all(axis=1)
+        def sample(shared: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+            self.compilations += 1  # runs when traced, once per compilation
+            (variables, settings), (seeds, conditions) = shared, batch
+            images = system.sample(variables, jax.vmap(jax.random.key)(seeds), conditions, settings)
+            return to_grey_levels(images), jnp.isfinite(images).reshape(len(images), -1).all(axis=1)
 
-        def reconstruct(variables, images):
+        def reconstruct(variables: Variables, images: jax.Array) -> jax.Array:
             codec = system.codec(variables)
             return to_grey_levels(codec.decode(codec.encode(to_unit_range(images))))
 
-        self._draw, self._reconstruct = spread.compile(draw), spread.compile(reconstruct)
+        self._sample, self._reconstruct = batches.compile(sample), batches.compile(reconstruct)
 
     def __call__(
         self,
         variables: Variables,
-        seeds: Sequence[int],
-        condition: Mapping[str, np.ndarray],
-        plan,
+        seeds: Sequence[int] | np.ndarray,
+        conditions: Mapping[str, np.ndarray],
+        settings: Any,
         *,
-        progress: Callable[[int], None] = lambda images: None,
+        progress: Callable[[int], Any] = lambda images: None,
     ) -> UInt8[np.ndarray, "N H W C"]:
-        """One image per seed; `condition` leaves are [N, ...]. `progress` is told of each batch's images.
+        """Samples one image per seed. Prints a warning if samples have non-finite values.
 
-        Says on standard error how many have values that are no finite numbers, and so are no pictures.
+        Args:
+          variables: variables of the model.
+          seeds: N integers in [0, 2**32 - 1].
+          conditions: arrays [N, ...] by name.
+          settings: sampling settings, from the model's `make_settings`.
+          progress: called after each batch with its number of images.
+
+        Returns:
+          Images, uint8 in [0, 255].
 
         Raises:
-          UserError: a seed is not from 0 to 2**32 - 1: those beyond would repeat others.
+          UserError: a seed is not below 2**32; larger seeds would repeat others.
         """
-        images, finite = self._draw((variables, plan), (_checked_seeds(seeds), dict(condition)), progress)
+        inputs = _validate_seeds(seeds), dict(conditions)
+        images, finite = self._sample((variables, settings), inputs, progress)
         self.not_finite = int(np.sum(~finite))
         if self.not_finite:
             print(
-                f"warning: {self.not_finite} of {len(finite)} samples are not finite: lower the guidance, take more "
+                f"warning: {self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more "
                 "steps or another sampler, or train at a lower train.learning_rate",
                 file=sys.stderr,
             )
         return images
 
-    def compile(self, variables: Variables, seeds: Sequence[int], condition: Mapping[str, np.ndarray], plan) -> None:
-        """Compiles the sampling program for a later call with these arguments, if it is not compiled; draws nothing."""
-        self._draw.compile((variables, plan), (_checked_seeds(seeds), dict(condition)))
+    def compile(
+        self,
+        variables: Variables,
+        seeds: Sequence[int] | np.ndarray,
+        conditions: Mapping[str, np.ndarray],
+        settings: Any,
+    ) -> None:
+        """Compiles the sampling program for a later call with these arguments, unless it is compiled already."""
+        self._sample.compile((variables, settings), (_validate_seeds(seeds), dict(conditions)))
 
     def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
-        """What an autoencoder makes of images."""
+        """Returns an autoencoder's reconstructions of images, uint8 in [0, 255]."""
         return self._reconstruct(variables, images)
 
 
-def _checked_seeds(seeds: Sequence[int]) -> UInt32[np.ndarray, "N"]:
-    """Returns seeds as the sampling program takes them. Raises UserError for one that is not from 0 to 2**32 - 1."""
+def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, "N"]:
     seeds = np.asarray(seeds)
     if len(seeds) and not (seeds.min() >= 0 and seeds.max() < 2**32):
         raise UserError(f"--seed={seeds[0]}: seeds go up to {seeds.max()}, and must be below 2**32; lower the seed")

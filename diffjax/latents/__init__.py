@@ -1,1 +1,1 @@
-"""Latents: what stands between a picture and its codes, and how codes are drawn, as pure functions of arrays."""
+"""Latents of autoencoders, quantisers and sampling of tokens, as pure functions of arrays."""

@@ -1,6 +1,6 @@
-"""How well an image is reconstructed. A public function of this file is a choice a config can name.
+"""Output distributions of decoders. A public function of this file is a choice a config can name.
 
-Images are [B, H, W, C] in [-1, 1], a decoder's output [B, H, W, C, P]: P numbers a value.
+Images are [B, H, W, C] in [-1, 1]. The output of a decoder is [B, H, W, C, P], with P parameters per value.
 """
 
 from collections.abc import Callable
@@ -13,38 +13,55 @@ from jaxtyping import Array, Float
 from diffjax.typing import Images, PRNGKeys
 
 Output = Float[Array, "B H W C P"]
-_HALF_LEVEL = 1.0 / 255.0  # half of what lies between two of 256 levels in [-1, 1]
+_HALF_LEVEL = 1.0 / 255.0  # half the distance between two of the 256 levels in [-1, 1]
 
 
-class Likelihood(NamedTuple):
-    """p(x | output)."""
+class OutputDistribution(NamedTuple):
+    """The distribution p(x | output) of an image, given the output of a decoder.
 
-    parameters: int  # P
-    nll: Callable[[Images, Output], Float[Array, "B"]]  # -log p in nats a value, or an error in its place
+    Attributes:
+      parameters: P, parameters per value.
+      nll: maps (images, output) to -log p in nats per value, or to an error for choices that define no distribution.
+      mean: maps the output to its mean image.
+      sample: maps (keys [B], output) to a sample of each image.
+      exact: whether `nll` is that of the 256 discrete levels.
+    """
+
+    parameters: int
+    nll: Callable[[Images, Output], Float[Array, "B"]]
     mean: Callable[[Output], Images]
-    draw: Callable[[PRNGKeys, Output], Images]
-    exact: bool = False  # whether `nll` is that of 8-bit levels
+    sample: Callable[[PRNGKeys, Output], Images]
+    exact: bool = False
 
 
-def l1() -> Likelihood:
-    """|x - mean|: latent diffusion's first stages (Rombach et al. 2022). No probability."""
+def l1() -> OutputDistribution:
+    """|x - mean|; defines no distribution.
+
+    Reference: first stages of latent diffusion (Rombach et al. 2022).
+    """
     return _error(jnp.abs)
 
 
-def l2(*, variance: float = 1.0) -> Likelihood:
-    """(x - mean)^2 / variance. VQ-VAE's code divides by the variance of the data. No probability.
+def l2(*, variance: float = 1.0) -> OutputDistribution:
+    """(x - mean)^2 / variance; defines no distribution.
 
-    Raises ValueError unless `variance` is finite and above 0.
+    Args:
+      variance: > 0. VQ-VAE's code uses the variance of the data.
+
+    Raises:
+      ValueError: `variance` is not a finite number > 0.
     """
     if not 0 < variance < float("inf"):
-        raise ValueError(f"variance is {variance:g}: a finite number above 0")
+        raise ValueError(f"variance={variance:g}: must be a finite number above 0")
     return _error(lambda difference: difference**2 / variance)
 
 
-def logistic() -> Likelihood:
-    """A logistic distribution over the 256 levels, mean and scale of each value learned: Salimans et al. 2017, eq. 2.
+def logistic() -> OutputDistribution:
+    """A logistic distribution over the 256 levels, with mean and scale of each value from the decoder.
 
-    The first and the last level have the tails.
+    The first and the last level include the tails.
+
+    Reference: Salimans et al. 2017, eq. 2.
     """
 
     def parameters(output):
@@ -60,29 +77,37 @@ def logistic() -> Likelihood:
         log_p = jnp.where(x < -1 + _HALF_LEVEL, first, jnp.where(x > 1 - _HALF_LEVEL, last, inside))
         return -_mean(log_p)
 
-    def draw(keys, output):
+    def sample(keys, output):
         mean, log_scale = parameters(output)
         noise = jax.vmap(lambda key: jax.random.logistic(key, mean.shape[1:]))(keys)
         level = jnp.round((mean + jnp.exp(log_scale) * noise + 1) / (2 * _HALF_LEVEL))
         return jnp.clip(level, 0, 255) * 2 * _HALF_LEVEL - 1
 
-    return Likelihood(2, nll, lambda output: jnp.clip(output[..., 0], -1, 1), draw, exact=True)
+    return OutputDistribution(2, nll, lambda output: jnp.clip(output[..., 0], -1, 1), sample, exact=True)
 
 
-def logit_laplace(*, epsilon: float = 0.1, least_scale: float = 0.0) -> Likelihood:
-    """A Laplace distribution of the logit of (1 - 2 epsilon) x + epsilon, x in [0, 1]: Ramesh et al. 2021, app. A.3.
+def logit_laplace(*, epsilon: float = 0.1, min_scale: float = 0.0) -> OutputDistribution:
+    """A Laplace distribution of the logit of (1 - 2 epsilon) x + epsilon, for x in [0, 1].
 
-    A density over (0, 1), of values that lie in (epsilon, 1 - epsilon), where logits are finite. Where pictures have
-    areas of one colour it has no bound; a `least_scale` gives it one. Raises ValueError unless 0 < epsilon < 1/2 and
-    the least scale is 0 or more.
+    A density over (0, 1); the values of images are in (epsilon, 1 - epsilon), where logits are finite. Without
+    `min_scale` the density has no bound on images with areas of one colour.
+
+    Args:
+      epsilon: 0 < epsilon < 1/2.
+      min_scale: >= 0, added to the scale of each value.
+
+    Raises:
+      ValueError: an option is outside its range.
+
+    Reference: DALL-E (Ramesh et al. 2021), app. A.3.
     """
-    if not (0 < epsilon < 0.5 and 0 <= least_scale < float("inf")):
-        raise ValueError(
-            f"epsilon is {epsilon:g}, least_scale {least_scale:g}: above 0 and below 0.5, and a finite number from 0"
-        )
+    if not 0 < epsilon < 0.5:
+        raise ValueError(f"epsilon={epsilon:g}: must be above 0 and below 0.5")
+    if not 0 <= min_scale < float("inf"):
+        raise ValueError(f"min_scale={min_scale:g}: must be a finite number, at least 0")
 
     def nll(x, output):
-        location, scale = output[..., 0], jnp.exp(output[..., 1]) + least_scale
+        location, scale = output[..., 0], jnp.exp(output[..., 1]) + min_scale
         y = (1 - 2 * epsilon) * (x + 1) / 2 + epsilon
         logit = jnp.log(y) - jnp.log1p(-y)
         log_p = -jnp.log(2 * scale * y * (1 - y)) - jnp.abs(logit - location) / scale
@@ -92,17 +117,17 @@ def logit_laplace(*, epsilon: float = 0.1, least_scale: float = 0.0) -> Likeliho
         y = (jax.nn.sigmoid(output[..., 0]) - epsilon) / (1 - 2 * epsilon)
         return 2 * jnp.clip(y, 0, 1) - 1
 
-    return Likelihood(2, nll, mean, lambda keys, output: mean(output))
+    return OutputDistribution(2, nll, mean, lambda keys, output: mean(output))
 
 
-def _error(of: Callable) -> Likelihood:
+def _error(penalty: Callable) -> OutputDistribution:
     def nll(x, output):
-        return _mean(of(x - output[..., 0]))
+        return _mean(penalty(x - output[..., 0]))
 
     def mean(output):
         return output[..., 0]
 
-    return Likelihood(1, nll, mean, lambda keys, output: mean(output))
+    return OutputDistribution(1, nll, mean, lambda keys, output: mean(output))
 
 
 def _mean(values: Images) -> Float[Array, "B"]:

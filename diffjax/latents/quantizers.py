@@ -1,10 +1,12 @@
-"""From latents to codes and back: codebooks that are learned, and finite scalars.
+"""Quantisers of latents: learned codebooks and finite scalars.
 
-Shapes: B batch, h and w positions, D channels of a latent, n codes a position, K values a code has.
+Shapes: B batch, h and w positions, D channels of a latent, n codes per position, K values of a code.
 """
 
 import abc
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,71 +17,96 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffjax.latents import codebook
-from diffjax.latents.codebook import Books, Memory
-from diffjax.typing import Latents, Moment, PRNGKey
+from diffjax.latents.codebook import Books, CodebookState
+from diffjax.typing import Latents, PRNGKey, StepContext
 
 Params = Mapping[str, Any]
 Code = Int[Array, "B h w n"]
 
 
 class Quantized(NamedTuple):
-    """What a quantiser makes of a batch of latents."""
+    """Quantised latents of a batch.
 
-    vectors: Latents  # the codes' vectors; their gradient is passed to the latents: VQ-VAE, sec. 3.2
+    Attributes:
+      vectors: codebook entries, whose gradient passes straight through to the latents: VQ-VAE, sec. 3.2.
+      codes: indices of the entries.
+      commitment: |z - sg(e)|^2, mean over positions and channels; its gradient moves the encoder to the entries.
+      codebook: |sg(z) - e|^2; its gradient moves the entries to the encoder. Zero where entries are not learned so.
+      inputs: latents that each codebook quantised; None: no codebook.
+    """
+
+    vectors: Latents
     codes: Code
-    commitment: Float[Array, "B"]  # |z - sg(e)|^2, mean over positions and channels: pulls the encoder to the codes
-    codebook: Float[Array, "B"]  # |sg(z) - e|^2: pulls the codes to the encoder; zero where that is not how they learn
-    inputs: Float[Array, "n B h w d"] | None  # what each codebook had to quantise
+    commitment: Float[Array, "B"]
+    codebook: Float[Array, "B"]
+    inputs: Float[Array, "n B h w d"] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer(abc.ABC):
     """Maps latents to the nearest of finitely many vectors.
 
-    `params` are learned by gradients, `memory` is what else is remembered from step to step.
+    `params` are learned by gradients. `state` is everything else that a step updates.
+
+    Attributes:
+      channels: D, channels of a latent.
+      vocabulary: K, values of a code.
+      depth: n, codes per position.
     """
 
-    channels: int  # D
-    vocabulary: int  # K
-    depth: int  # n
+    channels: int
+    vocabulary: int
+    depth: int
 
     @abc.abstractmethod
-    def init(self, key: PRNGKey) -> tuple[Params, Memory]:
-        """Fresh params and memory."""
+    def init(self, key: PRNGKey) -> tuple[Params, CodebookState]:
+        """Returns initial params and state."""
 
     @abc.abstractmethod
-    def quantize(self, params: Params, memory: Memory, z: Latents) -> Quantized:
-        """The nearest codes of `z`."""
+    def quantize(self, params: Params, state: CodebookState, z: Latents) -> Quantized:
+        """Returns the nearest codes of `z`."""
 
     @abc.abstractmethod
-    def lookup(self, params: Params, memory: Memory, codes: Code) -> Latents:
-        """The vectors of `codes`."""
+    def lookup(self, params: Params, state: CodebookState, codes: Code) -> Latents:
+        """Returns the vectors of `codes`."""
 
-    def fit(self, params: Params, memory: Memory, z: Latents) -> tuple[Params, Memory]:
-        """Params and memory that a fresh run begins with, fitted to latents of its first batch."""
-        return params, memory
+    def fit(self, params: Params, state: CodebookState, z: Latents) -> tuple[Params, CodebookState]:
+        """Returns params and state fitted to latents of the first batch, before training starts."""
+        del z
+        return params, state
 
     @abc.abstractmethod
     def learn(
-        self, params: Params, memory: Memory, found: Quantized, index: Int[Array, "B"], moment: Moment
-    ) -> tuple[Memory, dict[str, Array]]:
-        """Returns the memory after a step, linear in averages over the batch, and metrics such as restarts."""
+        self, params: Params, state: CodebookState, quantized: Quantized, index: Int[Array, "B"], context: StepContext
+    ) -> tuple[CodebookState, dict[str, Array]]:
+        """Updates the state by one step.
+
+        Args:
+          params: of the step.
+          state: before the step.
+          quantized: quantised latents of the batch.
+          index: position of each example in the global batch.
+          context: of the training step.
+
+        Returns:
+          The new state, linear in averages over the batch, and metrics such as "restarts".
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class VectorQuantizer(Quantizer):
-    """Codebooks of vectors: VQ-VAE (van den Oord et al. 2017); residual or product ones where `depth` > 1.
+    """Codebooks of vectors: VQ-VAE (van den Oord et al. 2017); residual or product quantisation where `depth` > 1.
 
     Attributes:
-      split: with `depth` > 1, whether each codebook has a part of the channels (a product, as in product quantisation),
-        or quantises the residual of those before it (Zeghidour et al. 2021, SoundStream, algorithm 1).
-      shared: one codebook quantises every residual (RQ-VAE: Lee et al. 2022, sec. 3.1), not one per depth.
-      ema: whether codes move to the running mean of what they stand for (VQ-VAE, app. A.1), or by the codebook loss.
+      split: with `depth` > 1, whether each codebook quantises a part of the channels (product quantisation), or the
+        residual of the codebooks before it (Zeghidour et al. 2021, SoundStream, algorithm 1).
+      shared: whether one codebook quantises every residual (RQ-VAE: Lee et al. 2022, sec. 3.1).
+      ema: whether entries follow the running mean of their latents (VQ-VAE, app. A.1), or the codebook loss.
       decay: of the running means.
-      cosine: whether latents and codes have length one (ViT-VQGAN: Yu et al. 2022, sec. 3.2).
-      restart_below: a code that stands for less than this share of what it would if all were used alike is given a
-        latent of the batch (Jukebox: Dhariwal et al. 2020, app. B); 0: never.
-      initial: "normal" | "data" (latents of the first batch) | "kmeans" (their centres).
+      cosine: whether latents and entries have length one (ViT-VQGAN: Yu et al. 2022, sec. 3.2).
+      dead_code_threshold: an entry with less than this multiple of the mean usage restarts at a latent of the batch
+        (Jukebox: Dhariwal et al. 2020, app. B); 0: never.
+      initial: initial entries: "normal" | "data" (latents of the first batch) | "kmeans" (their centres).
     """
 
     split: bool = False
@@ -87,99 +114,109 @@ class VectorQuantizer(Quantizer):
     ema: bool = True
     decay: float = 0.99
     cosine: bool = False
-    restart_below: float = 0.0
+    dead_code_threshold: float = 0.0
     initial: str = "normal"
 
     def init(self, key):
         width = self.channels // self.depth if self.split else self.channels
         books = jax.random.normal(key, (1 if self.shared else self.depth, self.vocabulary, width))
-        memory = codebook.init(books, ema=self.ema)
-        return ({} if self.ema else {"books": books}), memory
+        state = codebook.init(books, ema=self.ema)
+        return ({} if self.ema else {"books": books}), state
 
-    def _learned(self, params: Params, memory: Memory) -> Books:
-        return codebook.means(memory) if self.ema else params["books"] + memory["shift"]
+    def _entries(self, params: Params, state: CodebookState) -> Books:
+        return codebook.means(state) if self.ema else params["books"] + state["shift"]
 
-    def _books(self, params: Params, memory: Memory) -> Books:
+    def _books(self, params: Params, state: CodebookState) -> Books:
         """Returns a codebook for each depth."""
-        books = self._learned(params, memory)
-        books = codebook.normalized(books) if self.cosine else books
+        books = self._entries(params, state)
+        books = codebook.unit_length(books) if self.cosine else books
         return jnp.broadcast_to(books, (self.depth, *books.shape[1:])) if self.shared else books
 
-    def quantize(self, params, memory, z):
-        books = self._books(params, memory)
+    def quantize(self, params, state, z):
+        books = self._books(params, state)
         fixed = lax.stop_gradient(books)
         parts = self._parts(z)
-        vectors, codes, inputs, commitment, learning = [], [], [], 0.0, 0.0
-        left = parts[0]
+        vectors, codes, inputs = [], [], []
+        commitment, codebook_loss = jnp.zeros(z.shape[0], z.dtype), jnp.zeros(z.shape[0])
+        residual = parts[0]
         for i in range(self.depth):
-            asked = parts[i] if self.split else left
-            code = codebook.nearest(lax.stop_gradient(asked), fixed[i])
+            target = parts[i] if self.split else residual
+            code = codebook.nearest(lax.stop_gradient(target), fixed[i])
             vector = books[i][code]
             codes.append(code)
-            inputs.append(lax.stop_gradient(asked))
-            commitment += _mean_square(asked - lax.stop_gradient(vector)) / self.depth
-            learning += 0.0 if self.ema else _mean_square(lax.stop_gradient(asked) - vector) / self.depth
+            inputs.append(lax.stop_gradient(target))
+            commitment += _mean_square(target - lax.stop_gradient(vector)) / self.depth
+            if not self.ema:
+                codebook_loss += _mean_square(lax.stop_gradient(target) - vector) / self.depth
             vectors.append(lax.stop_gradient(vector))
-            left = left if self.split else left - vectors[-1]
-        whole = jnp.concatenate(vectors, axis=-1) if self.split else sum(vectors)
+            if not self.split:
+                residual = residual - vectors[-1]
+        whole = self._joined(vectors)
         z = jnp.concatenate(parts, axis=-1) if self.split else parts[0]
         return Quantized(
             vectors=z + lax.stop_gradient(whole - z),
             codes=jnp.stack(codes, axis=-1),
             commitment=commitment,
-            codebook=learning + jnp.zeros(z.shape[0]),
+            codebook=codebook_loss,
             inputs=jnp.stack(inputs),
         )
 
     def _parts(self, z: Latents) -> list[Latents]:
-        """What the codebooks are asked to quantise: parts of the channels, or all of them."""
+        """Returns the latents for each codebook: parts of the channels, or all of them."""
         parts = jnp.split(z, self.depth, axis=-1) if self.split else [z]
-        return [codebook.normalized(part) for part in parts] if self.cosine else parts
+        return [codebook.unit_length(part) for part in parts] if self.cosine else parts
 
-    def lookup(self, params, memory, codes):
-        books = self._books(params, memory)
+    def _joined(self, vectors: list[Latents]) -> Latents:
+        """Joins the entries of all codebooks: concatenates parts of the channels, or sums residuals."""
+        return jnp.concatenate(vectors, axis=-1) if self.split else functools.reduce(operator.add, vectors)
+
+    def lookup(self, params, state, codes):
+        books = self._books(params, state)
         vectors = [books[i][codes[..., i]] for i in range(self.depth)]
-        return jnp.concatenate(vectors, axis=-1) if self.split else sum(vectors)
+        return self._joined(vectors)
 
-    def fit(self, params, memory, z):
+    def fit(self, params, state, z):
         if self.initial == "normal":
-            return params, memory
+            return params, state
         books, rng = [], np.random.default_rng(0)
         parts = [np.asarray(part).reshape(-1, part.shape[-1]) for part in self._parts(z)]
-        left = parts[0]
+        residual = parts[0]
         for i in range(1 if self.shared else self.depth):
-            asked = parts[i] if self.split else left
-            books.append(codebook.from_data(rng, asked, self.vocabulary, centres=self.initial == "kmeans"))
-            left = left if self.split else left - books[-1][np.asarray(codebook.nearest(left, books[-1]))]
+            target = parts[i] if self.split else residual
+            books.append(codebook.from_data(rng, target, self.vocabulary, centres=self.initial == "kmeans"))
+            if not self.split:
+                residual = residual - books[-1][np.asarray(codebook.nearest(residual, books[-1]))]
         books = jnp.asarray(np.stack(books))
         return ({} if self.ema else {"books": books}), codebook.init(books, ema=self.ema)
 
-    def learn(self, params, memory, found, index, moment):
-        inputs, codes = found.inputs, found.codes
+    def learn(self, params, state, quantized, index, context):
+        inputs, codes = quantized.inputs, quantized.codes
+        assert inputs is not None
         if self.shared:  # the residuals of all depths are latents of one codebook
             inputs = jnp.moveaxis(inputs, 0, -2)[None]  # [1, B, h, w, depth, d]
             codes = codes[..., None]  # [B, h, w, depth, 1]
-        dead = memory["counts"] < self.restart_below / self.vocabulary
-        lively = codebook.moved(memory, inputs, codes, decay=self.decay)
-        if self.restart_below:
-            fresh = codebook.candidates(inputs, self.vocabulary, index, moment)
-            lively = codebook.restarted(lively, dead, fresh, lax.stop_gradient(self._learned(params, memory)))
-        seen = codebook.seen(memory, codes, moment)
-        restarts = dead.sum() * 1.0
-        return {**lively, "seen": seen}, {"restarts": restarts}
+        dead = state["counts"] < self.dead_code_threshold / self.vocabulary
+        updated = codebook.ema_update(state, inputs, codes, decay=self.decay)
+        if self.dead_code_threshold:
+            fresh = codebook.restart_candidates(inputs, self.vocabulary, index, context)
+            updated = codebook.restart_dead_codes(updated, dead, fresh, lax.stop_gradient(self._entries(params, state)))
+        return {**updated, "usage": codebook.usage(state, codes, context)}, {"restarts": dead.sum() * 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class FiniteScalars(Quantizer):
-    """Every channel rounded to one of a few levels: FSQ (Mentzer et al. 2024). Nothing to learn, nothing to collapse.
+    """Rounds every channel to one of a few levels, without parameters: FSQ (Mentzer et al. 2024).
 
-    There are prod(levels) codes; a code's vector has its channels' levels scaled to [-1, 1].
+    The vector of a code has the levels of its channels, scaled to [-1, 1].
+
+    Attributes:
+      levels: number of levels of each channel; their product is the vocabulary.
     """
 
     levels: tuple[int, ...] = ()
 
     def init(self, key):
-        return {}, {"seen": jnp.zeros((1, self.vocabulary))}
+        return {}, {"usage": jnp.zeros((1, self.vocabulary))}
 
     @property
     def _half(self) -> np.ndarray:
@@ -190,7 +227,12 @@ class FiniteScalars(Quantizer):
         return np.cumprod([1, *self.levels[:-1]])
 
     def _rounded(self, z: Latents) -> Array:
-        """Whole numbers from -(levels // 2) up: ibid., app. A.1. An even number of levels is shifted by a half."""
+        """Rounds to integers from -(levels // 2) up, with straight-through gradient.
+
+        An even number of levels has an offset of 1/2.
+
+        Reference: FSQ, app. A.1.
+        """
         levels = np.array(self.levels, np.float32)
         reach = (levels - 1) * (1 - 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
@@ -198,20 +240,20 @@ class FiniteScalars(Quantizer):
         bounded = jnp.tanh(z + shift[None, None, None]) * reach[None, None, None] - offset[None, None, None]
         return bounded + lax.stop_gradient(jnp.round(bounded) - bounded)
 
-    def quantize(self, params, memory, z):
+    def quantize(self, params, state, z):
         rounded = self._rounded(z)
         digits = jnp.round(rounded + self._half[None, None, None]).astype(jnp.int32)
         codes = jnp.sum(digits * self._basis[None, None, None], axis=-1, keepdims=True)
-        nothing = jnp.zeros(z.shape[0])
-        return Quantized(rounded / self._half[None, None, None], codes, nothing, nothing, None)
+        zero = jnp.zeros(z.shape[0])
+        return Quantized(rounded / self._half[None, None, None], codes, zero, zero, None)
 
-    def lookup(self, params, memory, codes):
+    def lookup(self, params, state, codes):
         digits = codes // self._basis[None, None, None] % np.array(self.levels)[None, None, None]
         half = self._half[None, None, None]
         return (digits - half) / half
 
-    def learn(self, params, memory, found, index, moment):
-        return {"seen": codebook.seen(memory, found.codes, moment)}, {}
+    def learn(self, params, state, quantized, index, context):
+        return {"usage": codebook.usage(state, quantized.codes, context)}, {}
 
 
 def _mean_square(x: Latents) -> Float[Array, "B"]:

@@ -1,4 +1,4 @@
-"""How large latents are: running moments, which a codec takes its scale from."""
+"""Running moments of latents, from which a codec takes its scale."""
 
 from collections.abc import Mapping
 
@@ -6,24 +6,27 @@ from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax.typing import Latents, Moment
+from diffjax.typing import Latents, StepContext
 
-Statistics = Mapping[str, Array]  # means of the latents and of their squares
+Statistics = Mapping[str, Array]  # scalars "mean" and "square", running means of the latents and of their squares
 _DECAY = 0.99
 
 
 def init() -> Statistics:
-    """Those of latents of unit variance."""
+    """Returns the statistics of latents with zero mean and unit variance."""
     return {"mean": jnp.zeros(()), "square": jnp.ones(())}
 
 
-def moved(before: Statistics, z: Latents, moment: Moment) -> Statistics:
-    """Moved towards those of a batch; from the first step on, what was there at first counts for nothing."""
-    decay, z = jnp.minimum(_DECAY, moment.step / (10.0 + moment.step)), lax.stop_gradient(z)
+def ema_update(before: Statistics, z: Latents, context: StepContext) -> Statistics:
+    """Moves the statistics towards those of a batch; the first step replaces the initial values."""
+    decay, z = jnp.minimum(_DECAY, context.step / (10.0 + context.step)), lax.stop_gradient(z)
     batch = {"mean": z.mean(), "square": (z**2).mean()}
     return {name: decay * before[name] + (1 - decay) * value for name, value in batch.items()}
 
 
-def scale(seen: Statistics) -> Float[Array, ""]:
-    """What gives latents unit variance: latent diffusion (Rombach et al. 2022), app. G."""
-    return 1.0 / jnp.sqrt(jnp.maximum(seen["square"] - seen["mean"] ** 2, 1e-12))
+def scale(statistics: Statistics) -> Float[Array, ""]:
+    """Returns the factor that gives latents unit variance.
+
+    Reference: latent diffusion (Rombach et al. 2022), app. G.
+    """
+    return 1.0 / jnp.sqrt(jnp.maximum(statistics["square"] - statistics["mean"] ** 2, 1e-12))

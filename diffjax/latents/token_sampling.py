@@ -1,6 +1,6 @@
-"""How a token is drawn from logits: temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020).
+"""Sampling of tokens from logits: temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020).
 
-All three may be traced scalars, so that one compilation sweeps them.
+All three may be traced scalars, so that one compilation serves a sweep over them.
 """
 
 import jax
@@ -14,35 +14,40 @@ Number = Float[Array, ""] | float
 Count = Int[Array, ""] | int
 
 
-def filtered(
+def apply_filters(
     logits: Float[Array, "... K"], *, temperature: Number = 1.0, top_k: Count = 0, top_p: Number = 1.0
 ) -> Float[Array, "... K"]:
-    """Logits of the distribution to draw from, float32; tokens that are out have -inf.
+    """Scales logits and sets those of excluded tokens to -inf.
 
     Args:
+      logits: unnormalised log-probabilities of K tokens.
       temperature: > 0; the logits are divided by it.
-      top_k: keep this many of the most probable tokens; 0, or K and above: all.
-      top_p: of those, keep the fewest whose probability together reaches it, the most probable first (nucleus, section
-        3.1); 1: all. One is always kept.
+      top_k: number of the most probable tokens to keep; 0, or K and above: all.
+      top_p: of those, keeps the fewest most probable tokens whose probabilities sum to at least this (nucleus); 1: all.
+        At least one token is kept.
 
-    Of equal logits the first counts as the greater, as for argmax.
+    Returns:
+      Logits of the distribution to sample from, float32. Of tokens with equal logits the first ranks highest, as in
+      argmax.
+
+    Reference: Holtzman et al. 2020, sec. 3.1.
     """
     logits = logits.astype(jnp.float32) / temperature
     rank = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     order = jnp.argsort(-logits, axis=-1, stable=True)
     descending = jnp.take_along_axis(logits, order, -1)
 
-    kept = (rank < top_k) | jnp.less_equal(top_k, 0)
-    p = jax.nn.softmax(jnp.where(kept, descending, -jnp.inf), -1)
+    keep = (rank < top_k) | jnp.less_equal(top_k, 0)
+    p = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf), -1)
     before = jnp.cumsum(p, -1) - p
-    # Rounded, the sum before the last tokens may be 1: comparing alone would lose them where nothing is to be lost.
-    kept &= (before < top_p) | jnp.greater_equal(top_p, 1.0) | (rank == 0)
+    # Rounding may bring the sum before the last tokens to 1, so top_p = 1 needs its own case to keep them.
+    keep &= (before < top_p) | jnp.greater_equal(top_p, 1.0) | (rank == 0)
 
-    kept = jnp.take_along_axis(kept, jnp.argsort(order, -1), -1)
-    return jnp.where(kept, logits, -jnp.inf)
+    keep = jnp.take_along_axis(keep, jnp.argsort(order, -1), -1)
+    return jnp.where(keep, logits, -jnp.inf)
 
 
-def draw(
+def sample(
     key: PRNGKey,
     logits: Float[Array, "... K"],
     *,
@@ -50,5 +55,5 @@ def draw(
     top_k: Count = 0,
     top_p: Number = 1.0,
 ) -> Int[Array, "..."]:
-    """Tokens of one example, all from its key: what `filtered` leaves, in proportion to its probability."""
-    return jax.random.categorical(key, filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p))
+    """Samples the tokens of one example from filtered logits; consumes `key`. For the options see `apply_filters`."""
+    return jax.random.categorical(key, apply_filters(logits, temperature=temperature, top_k=top_k, top_p=top_p))

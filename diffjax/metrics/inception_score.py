@@ -1,4 +1,4 @@
-"""The inception score: whether samples are sure of their class and of many classes."""
+"""The inception score: confidence and diversity of the predicted classes of samples."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,31 @@ from scipy.special import log_softmax, logsumexp
 
 
 class InceptionScore(NamedTuple):
-    """Over splits, as published."""
+    """Statistics over splits, as published.
 
-    mean: float  # from 1 to the number of classes
-    standard_deviation: float  # of the splits' scores, not of their mean
+    Attributes:
+      mean: from 1 to the number of classes.
+      standard_deviation: of the scores of the splits, not of their mean.
+    """
+
+    mean: float
+    standard_deviation: float
 
 
 def inception_score(logits: Float[np.ndarray, "N K"], *, splits: int = 10) -> InceptionScore:
-    """exp of the mean KL(p(y | x) || p(y)), where p(y) is the mean over a split: Salimans et al. 2016, sec. 4.
+    """Computes exp of the mean KL(p(y | x) || p(y)), where p(y) is the mean over a split.
 
-    Splits are runs of the samples as they come, and must each be a sample of all: rows sorted by class score too low.
-    Biased downward, the more the fewer samples there are in a split. Logits are finite.
-    Raises ValueError of fewer samples than splits.
+    Splits are consecutive, so samples must not be sorted by class: the score would be too low. Biased downward, more so
+    the fewer samples a split has.
+
+    Args:
+      logits: finite, [N, K].
+      splits: number of splits.
+
+    Raises:
+      ValueError: there are fewer samples than splits.
+
+    Reference: Salimans et al. 2016, sec. 4.
     """
     if not 1 <= splits <= len(logits):
         raise ValueError(f"{len(logits)} samples cannot be split into {splits}")

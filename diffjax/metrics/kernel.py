@@ -12,12 +12,15 @@ Kernel = Callable[[Float[np.ndarray, "N D"], Float[np.ndarray, "M D"]], Float[np
 
 
 def cubic(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "N M"]:
-    """(x . y / D + 1)^3: Binkowski et al. 2018, sec. 4."""
+    """Computes (x . y / D + 1)^3.
+
+    Reference: Binkowski et al. 2018, sec. 4.
+    """
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def gaussian(bandwidth: float) -> Kernel:
-    """exp(-|x - y|^2 / (2 bandwidth^2)); CMMD's has bandwidth 10 (Jayasumana et al. 2024)."""
+    """Returns the kernel exp(-|x - y|^2 / (2 bandwidth^2)); CMMD uses bandwidth 10 (Jayasumana et al. 2024)."""
 
     def kernel(x, y):
         squared = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None] - 2 * x @ y.T
@@ -27,19 +30,31 @@ def gaussian(bandwidth: float) -> Kernel:
 
 
 class _Parts(NamedTuple):
-    """A squared discrepancy of two sets and the variances of its Hoeffding decomposition (Serfling 1980, sec. 5.2)."""
+    """A squared discrepancy of two sets and the variances of its Hoeffding decomposition (Serfling 1980, sec. 5.2).
 
-    value: float  # unbiased
-    single: tuple[float, float]  # variance over the features of each set of the mean kernel difference, unbiased
-    pairs: tuple[float, float, float]  # variance of what is left of the kernel: within each set, and across
+    Attributes:
+      value: unbiased estimate.
+      single: variance of the mean kernel difference over the features of each set, unbiased.
+      pairs: variance of the interaction, the rest of the kernel: within each set, and across.
+    """
+
+    value: float
+    single: tuple[float, float]
+    pairs: tuple[float, float, float]
 
 
 def squared_mmd(
     a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], kernel: Kernel, *, unbiased: bool = True
 ) -> float:
-    """E k(a, a') + E k(b, b') - 2 E k(a, b): Gretton et al. 2012, eq. 3 if `unbiased`, else eq. 5. Float64.
+    """Computes E k(a, a') + E k(b, b') - 2 E k(a, b), float64.
 
-    Unbiased it may be below zero; otherwise it is not, and of equal distributions it is above.
+    Args:
+      a: features [N, D].
+      b: features [M, D].
+      kernel: maps two sets of features to their kernel matrix.
+      unbiased: eq. 3, which may be below zero; otherwise eq. 5, which is above zero for equal distributions.
+
+    Reference: Gretton et al. 2012.
     """
     a, b = (x.astype(np.float64) for x in (a, b))
 
@@ -53,54 +68,72 @@ def squared_mmd(
 def kernel_distance(
     a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], *, subsets: int = 100, subset_size: int = 1000, seed: int
 ) -> Estimate:
-    """The kernel inception distance, unbiased: the mean over pairs of random subsets. Binkowski et al. 2018, sec. 4.
+    """Computes the kernel inception distance, unbiased: the mean over pairs of random subsets.
 
-    Subsets have at most as many features as the smaller set; what is estimated does not depend on their size. Where
-    they would hold all features of both, they are one. An unbiased estimate of a distance near 0 may be below 0.
+    The expected value does not depend on the subset size. An unbiased estimate of a distance near 0 may be below 0.
 
-    The standard error is not the published deviation over subsets but how far the value would move with other sets: the
-    variance of a U-statistic (Hoeffding 1948; `discrepancy_variance`) at the full sizes, and the variance of a mean
+    The standard error is not the published deviation over subsets. It is that of the value with other sets: the
+    variance of a U-statistic (Hoeffding 1948; `discrepancy_variance`) at the full sizes, plus the variance of a mean
     over finitely many subsets.
 
     100 subsets of 1000 with D = 2048 take 15 seconds on two cores.
 
+    Args:
+      a: features [N, D].
+      b: features [M, D].
+      subsets: number of subsets; 1 is used if one subset has all features of both sets.
+      subset_size: features in a subset, at most those of the smaller set.
+      seed: of the subsets.
+
     Raises:
       ValueError: a set has fewer than 4 features, or there are no subsets.
+
+    Reference: Binkowski et al. 2018, sec. 4.
     """
     size = min(subset_size, len(a), len(b))
     if size < 4 or subsets < 1:
         raise ValueError(f"no {subsets} subsets of {size} of {len(a)} and {len(b)} features")
     rng = np.random.default_rng(seed)
     count = subsets if size < max(len(a), len(b)) else 1
-    found = [_parts(*(x[rng.choice(len(x), size, replace=False)] for x in (a, b)), cubic) for _ in range(count)]
-    values = np.array([each.value for each in found])
-    variance = discrepancy_variance(found, len(a), len(b))
+    parts = []
+    for _ in range(count):
+        subset_a, subset_b = (x[rng.choice(len(x), size, replace=False)] for x in (a, b))
+        parts.append(_parts(subset_a, subset_b, cubic))
+    values = np.array([each.value for each in parts])
+    variance = discrepancy_variance(parts, len(a), len(b))
     if count > 1:
         variance += values.var(ddof=1) / count
     return Estimate(float(values.mean()), float(np.sqrt(variance)))
 
 
 def mmd_error(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], kernel: Kernel) -> float:
-    """The standard error of `squared_mmd` with other sets of the same sizes, N and M at least 4."""
+    """Computes the standard error of `squared_mmd` with other sets of the same sizes, each at least 4."""
     return float(np.sqrt(discrepancy_variance([_parts(a, b, kernel)], len(a), len(b))))
 
 
-def discrepancy_variance(found: Sequence[_Parts], count_a: int, count_b: int) -> float:
-    """The variance of an unbiased squared discrepancy of N and M features.
+def discrepancy_variance(parts: Sequence[_Parts], count_a: int, count_b: int) -> float:
+    """Computes the variance of an unbiased squared discrepancy of N and M features.
 
     4 z_a / N + 4 z_b / M + 2 g_a / (N (N - 1)) + 2 g_b / (M (M - 1)) + 4 g_ab / (N M), where z is the variance of the
-    mean kernel difference over features and g that of the kernel's interaction (Hoeffding 1948). Estimates of z are
-    averaged over `found`, and are 0 where the average is below 0, as it may be for equal distributions.
+    mean kernel difference over features and g that of the interaction of the kernel.
+
+    Args:
+      parts: estimates of z and g, which are averaged; averages of z below 0, possible for equal distributions, become
+        0.
+      count_a: N.
+      count_b: M.
+
+    Reference: Hoeffding 1948.
     """
-    single_a, single_b = np.maximum(np.mean([each.single for each in found], axis=0), 0.0)
-    within_a, within_b, across = np.mean([each.pairs for each in found], axis=0)
+    single_a, single_b = np.maximum(np.mean([each.single for each in parts], axis=0), 0.0)
+    within_a, within_b, across = np.mean([each.pairs for each in parts], axis=0)
     n, m = count_a, count_b
     first = 4 * single_a / n + 4 * single_b / m
     return float(first + 2 * within_a / (n * (n - 1)) + 2 * within_b / (m * (m - 1)) + 4 * across / (n * m))
 
 
 def _parts(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], kernel: Kernel) -> _Parts:
-    """Both sets have at least 4 features."""
+    """Decomposes the squared discrepancy of two sets of at least 4 features each."""
     a, b = (x.astype(np.float64) for x in (a, b))
     across = kernel(a, b)
     within = [_within(kernel(x, x)) for x in (a, b)]
@@ -108,16 +141,16 @@ def _parts(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], kernel: Ker
     single, value = [], -2 * across.mean()
     for (rows, noise), other, partners in zip(within, (across.mean(1), across.mean(0)), (b, a), strict=True):
         value += rows.mean()
-        witness = rows - other  # of Gretton et al. 2012, sec. 2.3
-        # Each row mean has the noise of its finitely many partners, which is no variance of the mean kernel.
+        witness = rows - other  # Gretton et al. 2012, sec. 2.3
+        # The noise of finitely many partners in each row mean is not part of the variance of the mean kernel.
         single.append(float(witness.var(ddof=1) - noise / (len(rows) - 1) - across_noise / len(partners)))
-    return _Parts(float(value), tuple(single), (within[0][1], within[1][1], across_noise))
+    return _Parts(float(value), (single[0], single[1]), (within[0][1], within[1][1], across_noise))
 
 
 def _within(pairs: Float[np.ndarray, "N N"]) -> tuple[Float[np.ndarray, "N"], float]:
-    """Mean kernel of each feature with the others, and the variance of the interaction, unbiased.
+    """Returns the mean kernel of each feature with the others, and the variance of the interaction, unbiased.
 
-    Fits k_ij = m + r_i + r_j to the pairs i != j by least squares; N (N - 3) / 2 degrees of freedom are left.
+    Fits k_ij = m + r_i + r_j to the pairs i != j by least squares; N (N - 3) / 2 degrees of freedom remain.
     """
     count = len(pairs)
     pairs = pairs.copy()
@@ -130,6 +163,6 @@ def _within(pairs: Float[np.ndarray, "N N"]) -> tuple[Float[np.ndarray, "N"], fl
 
 
 def _interaction(pairs: Float[np.ndarray, "N M"]) -> float:
-    """The variance of the interaction of rows and columns, unbiased: the residual mean square of a two-way layout."""
+    """Returns the residual mean square of a two-way layout: the unbiased variance of the interaction."""
     residual = pairs - pairs.mean(1, keepdims=True) - pairs.mean(0, keepdims=True) + pairs.mean()
     return float(np.sum(residual**2) / ((len(pairs) - 1) * (pairs.shape[1] - 1)))

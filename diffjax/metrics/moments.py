@@ -1,4 +1,4 @@
-"""The mean and the covariance of features that arrive in batches, float64."""
+"""Mean and covariance of features that arrive in batches, float64."""
 
 from typing import NamedTuple
 
@@ -7,36 +7,41 @@ from jaxtyping import Float
 
 
 class Moments(NamedTuple):
-    """Of `count` features.
+    """Moments of a set of features.
 
     Attributes:
-      scatter: the sum of the outer products of their deviations from the mean.
+      count: number of features.
+      mean: of the features.
+      scatter: sum of the outer products of their deviations from the mean.
     """
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: Float[np.ndarray, "D"]
     scatter: Float[np.ndarray, "D D"]
 
     @property
     def covariance(self) -> Float[np.ndarray, "D D"]:
-        """Unbiased. Raises ValueError of fewer than two features."""
+        """Unbiased covariance. Raises ValueError for fewer than 2 features."""
         if self.count < 2:
-            raise ValueError(f"a covariance is estimated from at least 2 features, not {self.count}")
+            raise ValueError(f"count={self.count}: a covariance requires at least 2 features")
         return self.scatter / (self.count - 1)
 
 
-def of(features: Float[np.ndarray, "N D"]) -> Moments:
-    """Those of one batch, N >= 1."""
+def from_features(features: Float[np.ndarray, "N D"]) -> Moments:
+    """Computes the moments of one batch, N >= 1."""
     first = features[0].astype(np.float64)
-    deviations = features - first  # before anything is summed: a mean far from zero costs no digits
+    deviations = features - first  # subtracted before sums, so that a mean far from zero loses no precision
     shift = deviations.mean(0)
     deviations -= shift
     return Moments(len(features), first + shift, deviations.T @ deviations)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Those of both batches together, so that a stream is a fold of merges: Chan, Golub & LeVeque 1983."""
+    """Returns the moments of both sets together, so that a stream is a fold of merges.
+
+    Reference: Chan, Golub & LeVeque 1983.
+    """
     count = a.count + b.count
-    step = b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(step, step) * (a.count * b.count / count)
-    return Moments(count, a.mean + step * (b.count / count), scatter)
+    difference = b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(difference, difference) * (a.count * b.count / count)
+    return Moments(count, a.mean + difference * (b.count / count), scatter)

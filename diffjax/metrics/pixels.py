@@ -1,4 +1,4 @@
-"""The features that need no network: pixels, averaged down to at most 8x8."""
+"""Features without a network: pixels, averaged down to at most 8x8."""
 
 import numpy as np
 from jax import numpy as jnp
@@ -8,14 +8,14 @@ SIDE = 8
 
 
 def features(images: UInt8[Array, "N H W C"]) -> Float[Array, "N D"]:
-    """float32 in [0, 1]: each image averaged over a grid of at most 8x8 boxes, all channels."""
+    """Averages each image over a grid of at most 8x8 boxes, all channels; returns float32 in [0, 1]."""
     rows, columns = (_averages(size) for size in images.shape[1:3])
     boxes = jnp.einsum("ih,nhwc,jw->nijc", rows, jnp.asarray(images, jnp.float32), columns, precision="highest")
     return boxes.reshape(len(images), -1) / 255.0
 
 
 def _averages(size: int) -> Float[np.ndarray, "side size"]:
-    """The matrix that averages `size` values over boxes of next to equal size."""
+    """Returns the matrix that averages `size` values over boxes of nearly equal size."""
     side = min(size, SIDE)
     box = np.searchsorted(np.arange(side) * size // side, np.arange(size), side="right") - 1
     member = (box[None, :] == np.arange(side)[:, None]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Statistics of real images, computed once and kept on disk."""
+"""Statistics of real images, computed once and stored on disk."""
 
 import hashlib
 import json
@@ -16,37 +16,43 @@ from diffjax.metrics import moments
 from diffjax.metrics.features import Features
 from diffjax.metrics.moments import Moments
 
-KEPT = 10_000  # real images whose features are kept as they are, for kernel distances and nearest neighbours
-_FORMAT = 2  # raise when what is stored, or how features are computed, changes
+NUM_FEATURES = 10_000  # real images whose features are stored, for kernel distances and nearest neighbours
+_FORMAT = 2  # increase for changes of the stored arrays or of the features
 
 
 class Reference(NamedTuple):
-    """What is kept of a set of images."""
+    """Statistics of a set of images.
 
-    moments: Mapping[str, Moments]  # of each kind of features but logits
-    features: Float[np.ndarray, "K D"]  # "pooled" of the first KEPT, float32
+    Attributes:
+      moments: by kind of features, without logits.
+      features: "pooled" of the first NUM_FEATURES images, float32.
+    """
+
+    moments: Mapping[str, Moments]
+    features: Float[np.ndarray, "K D"]
 
 
 def folder() -> Path:
-    """Returns where references are kept: $DIFFJAX_CACHE, or diffjax in the user's cache folder."""
+    """Returns the folder of references: $DIFFJAX_CACHE, or diffjax in the user's cache folder."""
     return Path(os.environ.get("DIFFJAX_CACHE") or io.cache_folder()) / "references"
 
 
 def fingerprint(images: UInt8[np.ndarray, "N H W C"]) -> str:
-    """Of pixels, so that a lossy copy of a data set is not taken for the original."""
+    """Hashes pixels, so that a lossy copy of a data set has statistics of its own."""
     return f"sha256:{io.short_hash(np.ascontiguousarray(images).tobytes())}"
 
 
 def load_or_make(
     provenance: Mapping, extract: Callable[[np.ndarray], Features], batches: Iterable[UInt8[np.ndarray, "N H W C"]]
 ) -> Reference:
-    """Returns the statistics of the images in `batches`, from disk where some of the same `provenance` are there.
+    """Returns the statistics of the images in `batches`, from disk if stored with the same `provenance`.
 
-    A file that is damaged or foreign is named on standard error, and computed again; so is one that cannot be written.
+    Prints a warning for a damaged file, which is computed again, and for one that cannot be written.
 
     Args:
-      provenance: all that the statistics depend on, as JSON: data set, split, size, resizing, network, weights.
-      extract: features, on the host.
+      provenance: everything the statistics depend on, as JSON: data set, split, size, resizing, network, weights.
+      extract: maps images to features, on the host.
+      batches: of images.
     """
     key = json.dumps({"format": _FORMAT, **provenance}, sort_keys=True)
     path = folder() / f"{io.short_hash(key)}.npz"
@@ -56,32 +62,38 @@ def load_or_make(
         except Exception as error:  # a changed byte in a zip file raises errors of many kinds
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             print(f"warning: {path} is damaged ({reason}); computed again", file=sys.stderr)
-    found, kept = {}, []
+    all_moments: dict[str, Moments] = {}
+    pooled: list[np.ndarray] = []
     for images in batches:
-        features = {name: value for name, value in extract(images).items() if name != "logits"}
+        features = {name: np.asarray(value) for name, value in extract(images).items() if name != "logits"}
         for kind, values in features.items():
-            more = moments.of(values)
-            found[kind] = moments.merge(found[kind], more) if kind in found else more
-        if sum(map(len, kept)) < KEPT:
-            kept.append(features["pooled"].astype(np.float32))
-    made = Reference(found, np.concatenate(kept)[:KEPT])
+            batch = moments.from_features(values)
+            all_moments[kind] = moments.merge(all_moments[kind], batch) if kind in all_moments else batch
+        if sum(map(len, pooled)) < NUM_FEATURES:
+            pooled.append(features["pooled"].astype(np.float32))
+    reference = Reference(all_moments, np.concatenate(pooled)[:NUM_FEATURES])
     try:
-        _save(path, key, made)
+        _save(path, key, reference)
     except OSError as error:
         print(f"warning: {path} cannot be written ({error.strerror or error})", file=sys.stderr)
-    return made
+    return reference
 
 
-def _save(path: Path, key: str, made: Reference) -> None:
-    arrays = {f"moments/{k}/{f}": np.asarray(getattr(m, f)) for k, m in made.moments.items() for f in Moments._fields}
-    arrays |= {"key": np.array(key), "features": made.features}
+def _save(path: Path, key: str, reference: Reference) -> None:
+    arrays = {
+        f"moments/{kind}/{field}": np.asarray(getattr(each, field))
+        for kind, each in reference.moments.items()
+        for field in Moments._fields
+    }
+    arrays |= {"key": np.array(key), "features": reference.features}
+    arrays["sha256"] = np.array(_checksum(arrays))
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, sha256=np.array(_checksum(arrays)), **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _load(path: Path, key: str) -> Reference:
-    """Raises an exception of any kind where the file is not what `_save` wrote; unpickles nothing."""
+    """Raises an exception of any kind for a file that `_save` did not write; unpickles nothing."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     if str(arrays.pop("sha256")) != _checksum(arrays):
@@ -89,8 +101,8 @@ def _load(path: Path, key: str) -> Reference:
     if str(arrays["key"]) != key:
         raise ValueError("it is of other data")
     kinds = sorted({name.split("/")[1] for name in arrays if name.startswith("moments/")})
-    found = {kind: Moments(*(arrays[f"moments/{kind}/{field}"] for field in Moments._fields)) for kind in kinds}
-    return Reference(found, arrays["features"])
+    all_moments = {kind: Moments(*(arrays[f"moments/{kind}/{field}"] for field in Moments._fields)) for kind in kinds}
+    return Reference(all_moments, arrays["features"])
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""By how much an estimate would differ with other samples, from the samples at hand."""
+"""Standard errors of estimates, from the samples of the estimate."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,21 +8,28 @@ from jaxtyping import Bool, Float, Shaped
 
 
 class Estimate(NamedTuple):
-    value: float | None  # None: not defined on these samples
-    standard_error: float | None  # None: not estimated
+    """A value and its standard error.
+
+    Attributes:
+      value: None: not defined on these samples.
+      standard_error: None: not estimated.
+    """
+
+    value: float | None
+    standard_error: float | None
 
 
 def mean(values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> Estimate:
-    """Returns a mean and its standard error.
+    """Computes a mean and its standard error.
 
     Args:
       values: N >= 2 values.
-      groups: the group of each value, such as its caption. Values of one group may be correlated, values of different
-        groups are independent: the error is the cluster-robust one (Liang & Zeger 1986, with G / (G - 1) for G groups).
-        None: every value is its own group, and the error is the deviation over sqrt(N).
+      groups: group of each value, such as its caption. Values of one group may be correlated, groups are independent:
+        the error is the cluster-robust one (Liang & Zeger 1986, with G / (G - 1) for G groups). None: every value is
+        its own group, and the error is the standard deviation over sqrt(N).
 
     Returns:
-      The estimate; its standard error is None where there are fewer than 2 groups.
+      The estimate; its standard error is None for fewer than 2 groups.
     """
     values = np.asarray(values, np.float64)
     deviations = values - values.mean()
@@ -35,23 +42,25 @@ def mean(values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None 
     return Estimate(float(values.mean()), float(np.sqrt(variance) / len(values)))
 
 
-def share(right: Bool[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> Estimate:
-    """Returns the share of N tries that are right, and its standard error.
+def proportion_with_error(success: Bool[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> Estimate:
+    """Computes the proportion of successes in N trials, and its standard error.
 
-    The error is half the width of Wilson's score interval of one standard error (Wilson 1927):
-    sqrt(p (1 - p) / N + 1 / (4 N^2)) / (1 + 1 / N). It is the binomial error up to O(1 / N), and about 1 / (2 N) where
-    all tries are right or all are wrong, for which the binomial error is 0 whatever N is.
+    The error is half the width of Wilson's score interval of one standard error:
+    sqrt(p (1 - p) / N + 1 / (4 N^2)) / (1 + 1 / N). It equals the binomial error up to O(1 / N), and about 1 / (2 N)
+    for a proportion of 0 or 1, for which the binomial error is 0.
 
     Args:
-      right: N >= 1 tries.
-      groups: the group of each try, as of `mean`: p (1 - p) / N becomes its squared error, and N the number of groups.
+      success: N >= 1 trials.
+      groups: group of each trial, as for `mean`: p (1 - p) / N becomes its squared error, and N the number of groups.
+
+    Reference: Wilson 1927.
     """
-    value = float(np.mean(right))
-    independent = len(right)
+    value = float(np.mean(success))
+    independent = len(success)
     variance = value * (1 - value) / independent
     if groups is not None:
         independent = len(np.unique(np.asarray(groups)))
-        variance = max(variance, (mean(right, groups).standard_error or 0.0) ** 2)
+        variance = max(variance, (mean(success, groups).standard_error or 0.0) ** 2)
     error = np.sqrt(variance + 1 / (4 * independent**2)) / (1 + 1 / independent)
     return Estimate(value, float(error))
 
@@ -63,13 +72,21 @@ def jackknife(
     blocks: int = 10,
     seed: int,
 ) -> Float[np.ndarray, "K"]:
-    """Returns the standard errors of K statistics by leaving out a random block of the samples at a time.
+    """Computes the standard errors of K statistics by leaving out a random block of the samples at a time.
 
-    sqrt((B - 1) / B sum_b (s_b - mean s)^2) over B blocks of floor(N / B) samples (Shao & Wu 1989, delete-d). No sample
-    is repeated, unlike in a bootstrap, so it suits statistics of nearest neighbours.
+    sqrt((B - 1) / B sum_b (s_b - mean s)^2) over B blocks of floor(N / B) samples. Repeats no sample, unlike a
+    bootstrap, so it suits statistics of nearest neighbours.
+
+    Args:
+      statistic: maps samples to K values.
+      samples: [N, ...].
+      blocks: B.
+      seed: of the blocks.
 
     Raises:
-      ValueError: fewer samples than blocks, or fewer than 2 blocks.
+      ValueError: there are fewer samples than blocks, or fewer than 2 blocks.
+
+    Reference: Shao & Wu 1989 (delete-d).
     """
     size = len(samples) // blocks
     if blocks < 2 or size < 1:
@@ -80,13 +97,21 @@ def jackknife(
 
 
 def bootstrap(statistic: Callable[..., float], arrays: Sequence[np.ndarray], *, repeats: int, seed: int) -> float:
-    """The standard error of `statistic(*arrays)`: its standard deviation over resamples, Efron 1979.
+    """Computes the standard error of `statistic(*arrays)`: its standard deviation over resamples.
 
-    Arrays are aligned [N, ...]: a resample is N of the rows, drawn with replacement, the same ones of every array.
-    A resample repeats rows, so a statistic that counts on distinct ones is biased on it (a Frechet distance upward, a
-    nearest neighbour's towards zero): of the resamples' values only the spread is used.
+    A resample repeats rows, so a statistic of distinct rows is biased on it (a Frechet distance upward, a distance to
+    the nearest neighbour towards zero): only the spread of the resampled values is used.
 
-    Raises ValueError where the arrays differ in length or there are fewer than two repeats.
+    Args:
+      statistic: maps the arrays to a value.
+      arrays: aligned, [N, ...]: a resample is N of the rows with replacement, the same rows of every array.
+      repeats: number of resamples, at least 2.
+      seed: of the resamples.
+
+    Raises:
+      ValueError: the arrays differ in length, or there are fewer than 2 repeats.
+
+    Reference: Efron 1979.
     """
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or repeats < 2:

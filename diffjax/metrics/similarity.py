@@ -1,4 +1,4 @@
-"""How alike two images are, pair by pair."""
+"""Similarity of pairs of images."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -8,19 +8,21 @@ Images = UInt8[np.ndarray, "N H W C"]
 
 
 def mse(a: Images, b: Images) -> Float[np.ndarray, "N"]:
-    """Mean squared difference of values in [0, 1]."""
+    """Computes the mean squared difference of values in [0, 1], per pair."""
     return np.mean(((a.astype(np.float64) - b) / 255) ** 2, axis=(1, 2, 3))
 
 
 def psnr(a: Images, b: Images) -> Float[np.ndarray, "N"]:
-    """Peak signal-to-noise ratio in decibels, -10 log10(mse); 100 where images are equal."""
+    """Computes the peak signal-to-noise ratio in decibels, -10 log10(mse); 100 for equal images."""
     return -10 * np.log10(np.maximum(mse(a, b), 1e-10))
 
 
 def ssim(a: Images, b: Images) -> Float[np.ndarray, "N"]:
-    """Structural similarity (Wang et al. 2004), with the paper's Gaussian window of 11 pixels and sigma 1.5.
+    """Computes the structural similarity with a Gaussian window of 11 pixels and sigma 1.5, the mean over channels.
 
-    Channels are compared one by one and averaged. Images smaller than the window lose less of their border.
+    Images smaller than the window use a smaller one.
+
+    Reference: Wang et al. 2004.
     """
     side = min(a.shape[1:3])
     window = min(11, side - 1 + side % 2)
@@ -30,8 +32,8 @@ def ssim(a: Images, b: Images) -> Float[np.ndarray, "N"]:
     )
 
 
-MEASURES = {"mse": mse, "psnr": psnr, "ssim": ssim}
-EXPLAINED = {
+METRICS = {"mse": mse, "psnr": psnr, "ssim": ssim}
+DESCRIPTIONS = {
     "mse": "MSE (values in [0, 1])",
     "psnr": "PSNR (dB, higher is better)",
     "ssim": "SSIM (higher is better)",

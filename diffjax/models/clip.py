@@ -1,178 +1,269 @@
-"""CLIP: pictures and captions embedded so that those that belong together are near (Radford et al. 2021).
+"""CLIP: joint embeddings of images and captions, close for matching pairs.
 
-With a section `diffusion` it is GLIDE's noised CLIP (Nichol et al. 2021, sec. 3.4), to guide a diffusion model by.
+With a section `diffusion` it is the noised CLIP of GLIDE, for CLIP guidance of a diffusion model.
+
+References:
+  Radford et al. 2021, "Learning transferable visual models from natural language supervision".
+  Nichol et al. 2021, "GLIDE", section 3.4.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from diffjax.diffusion import sampling
-from diffjax.diffusion.levels import Schedule
-from diffjax.diffusion.noise import perturb
-from diffjax.diffusion.time_sampling import Times
-from diffjax.errors import UserError, checked_whole, unknown
-from diffjax.models.diffusion import data_space
-from diffjax.models.diffusion.data_space import Space
+from diffjax.diffusion.noise import Noise, perturb
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.random import normal_each, split_each
+from diffjax.diffusion.time_sampling import TimeSampler as TimeSampling
+from diffjax.errors import UserError, unknown, validate_integer
+from diffjax.models.base import ContrastiveModel
+from diffjax.models.diffusion.data_space import PixelSpace, pixel_space
 from diffjax.models.diffusion.process import make_schedule, make_times, time_scale
-from diffjax.models.networks import check_buildable, dtype_of, make, text_of
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.images import to_unit_range
+from diffjax.models.networks import apply, check_buildable, dtype_of, make, text_of
 from diffjax.nn import clip as networks
+from diffjax.nn.layers import unit_norm
 from diffjax.nn.perceptual import as_rgb
 from diffjax.nn.pretrained import clip_checkpoint
-from diffjax.typing import Aux, Clip, ImageSpec, Objective, System, TextSpec, Variables
+from diffjax.typing import (
+    Aux,
+    Batch,
+    Clip,
+    Embeddings,
+    Images,
+    ImageSpec,
+    LossFn,
+    PRNGKey,
+    PRNGKeys,
+    Scalar,
+    StepContext,
+    TextSpec,
+    Times,
+    Tokens,
+    Variables,
+)
 
 _ENCODERS = {"vit": networks.VisionTransformer, "resnet": networks.ModifiedResNet}
+_INITIAL_LOG_SCALE = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
 
 
-def build(config, spec: ImageSpec) -> System:
-    """The CLIP of `config` for images of `spec`. Raises UserError for choices that do not exist or do not fit."""
+@dataclasses.dataclass(frozen=True)
+class Noising:
+    """Noise that training adds to images, from a config's section `diffusion`.
+
+    Attributes:
+      space: the pixels that are noised: images averaged down.
+      time_scale: factor between timesteps and the encoder's time input.
+    """
+
+    schedule: Schedule
+    times: TimeSampling
+    space: PixelSpace
+    time_scale: float
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, spec: ImageSpec) -> "Noising":
+        """Builds the noise of the section `config`. Raises UserError for an invalid field."""
+        schedule = make_schedule(config)
+        space = pixel_space(spec, config.get("downsample", 1))
+        return cls(schedule, make_times(config, schedule), space, time_scale(config, schedule))
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of noised images."""
+        return self.space.shape[0]
+
+    def downsample(self, images: Images) -> Images:
+        """Averages images down to the size at which they are noised."""
+        return self.space.encode({}, images)
+
+    def __call__(
+        self, images: Images, keys: PRNGKeys, memory: Mapping[str, Any]
+    ) -> tuple[Images, Times, Float[Array, "B"]]:
+        """Returns noised downsampled images, their random timesteps, and the weights of their losses."""
+        time_key, eps_key = split_each(keys)
+        t, factor = jax.vmap(self.times.sample, (0, None, None))(time_key, self.schedule, memory)
+        x0 = self.downsample(images)
+        return jax.vmap(perturb)(x0, normal_each(eps_key, x0.shape[1:]), self.schedule(t)), t, factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipModel(ContrastiveModel):
+    """An image encoder and a text encoder, trained with the contrastive loss.
+
+    Attributes:
+      image_spec: size and channels of images.
+      noising: noise that training adds; None: images are clean.
+      resizes: whether images of any size are resized to the encoder's.
+    """
+
+    image_encoder: networks.VisionTransformer | networks.ModifiedResNet
+    text_encoder: networks.TextTransformer
+    image_spec: ImageSpec
+    noising: Noising | None = None
+    resizes: bool = False
+
+    @property
+    def output_size(self) -> int:
+        """Height and width of noised images; 0 without noise."""
+        return self.noising.image_size if self.noising else 0
+
+    @property
+    def noise_schedule(self) -> Schedule | None:
+        """Noise schedule of training; None without noise."""
+        return self.noising.schedule if self.noising else None
+
+    def init(self, key: PRNGKey) -> Variables:
+        image_key, text_key = jax.random.split(key)
+        size, t = (self.noising.image_size, jnp.zeros(1)) if self.noising else (self.image_spec.size, None)
+        image = self.image_encoder.init(image_key, jnp.zeros((1, size, size, self.image_spec.channels)), t=t)
+        image_params, statistics = image["params"], {name: image[name] for name in image if name != "params"}
+        text = self.text_encoder.init(text_key, jnp.zeros((1, self._text.length), jnp.int32))
+        params = {"image": image_params, "text": text["params"], "log_scale": jnp.asarray(_INITIAL_LOG_SCALE)}
+        memory = self.noising.times.init(self.noising.schedule) if self.noising else {}
+        return {"params": {"model": params}, **statistics, **({"times": memory} if memory else {})}
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {"model": self.loss}
+
+    def loss(self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext):
+        """Returns the contrastive loss of each pair among those of all devices: figure 3."""
+        images, memory, t, factor = to_unit_range(batch["image"]), variables.get("times", {}), None, 1.0
+        if self.noising:
+            images, t, factor = self.noising(images, keys, memory)
+        images, updated = self._embed_images(variables, images, t, context.mean, context.batch_size)
+        texts, scale = self._embed_texts(variables, batch["tokens"]), _scale(variables, context.mean)
+        all_images, all_texts = context.gather((images, texts))
+        value, nearest = networks.clip_loss(images, texts, all_images, all_texts, batch["index"], scale)
+        # Equal captions have equal embeddings, so that any of them is a correct match.
+        is_correct = (context.gather(batch["tokens"])[nearest] == batch["tokens"]).all(axis=1)
+        metrics = {"accuracy": is_correct.astype(jnp.float32), "scale": jnp.broadcast_to(scale, value.shape)}
+        if self.noising and t is not None and memory:
+            updated = {**updated, "times": self.noising.times.update(memory, t, value)}
+        return factor * value, Aux(metrics, jax.lax.stop_gradient(updated))
+
+    def clip(self, variables: Variables) -> Clip:
+        def embed_images(images: Images) -> Embeddings:
+            if self.resizes:
+                shape = (len(images), self.image_spec.size, self.image_spec.size, 3)
+                images = jax.image.resize(as_rgb(images, min_side=1), shape, "cubic", antialias=True).clip(-1, 1)
+            if self.noising:  # the first timestep has the least noise, and is used for clean images
+                return self._embed_images(variables, self.noising.downsample(images), jnp.ones(len(images)))[0]
+            return self._embed_images(variables, images)[0]
+
+        def embed_noised(x: Images, noise: Noise) -> Embeddings:
+            return self._embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
+
+        return Clip(
+            embed_images=embed_images,
+            embed_texts=lambda tokens: self._embed_texts(variables, tokens),
+            text_states=lambda tokens: self._apply_text_encoder(variables, tokens)[0],
+            scale=_scale(variables),
+            dimensions=self.image_encoder.dimensions,
+            width=self.text_encoder.width,
+            text=self._text,
+            embed_noised=embed_noised if self.noising else None,
+        )
+
+    @property
+    def _text(self) -> TextSpec:
+        assert self.text is not None
+        return self.text
+
+    def _embed_images(
+        self,
+        variables: Variables,
+        images: Images,
+        t: Times | None = None,
+        mean: Callable[[Any], Any] | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Embeddings, Mapping[str, Any]]:
+        """Returns unit-norm embeddings, and statistics of batch norms, updated if `mean` is given (in training).
+
+        Args:
+          t: timesteps of noised images, from 1.
+          mean, batch_size: average over devices and global batch size, in training.
+        """
+        statistics = {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
+        time = None if t is None or self.noising is None else self.noising.time_scale * (t - 1.0)
+        embeddings, updated = self.image_encoder.apply(
+            {"params": variables["params"]["model"]["image"], **statistics},
+            images,
+            mean,
+            batch_size,
+            time,
+            mutable=list(statistics),
+        )
+        return unit_norm(embeddings, 0.0), updated
+
+    def _embed_texts(self, variables: Variables, tokens: Tokens) -> Embeddings:
+        return unit_norm(self._apply_text_encoder(variables, tokens)[1], 0.0)
+
+    def _apply_text_encoder(self, variables: Variables, tokens: Tokens) -> tuple[Float[Array, "B L W"], Embeddings]:
+        return apply(self.text_encoder, variables["params"]["model"]["text"], tokens)
+
+
+def build(config: ConfigDict, spec: ImageSpec) -> ClipModel:
+    """Builds the CLIP of `config` for images of `spec`.
+
+    Raises:
+      UserError: an unknown choice, or one that does not fit the images.
+    """
     if config.train.accumulate > 1:
         raise UserError(
-            "train.accumulate splits the batch, and CLIP tells each picture of a whole batch from all others: leave it "
-            "at 1, and set model.remat where memory is short"
+            f"train.accumulate={config.train.accumulate}: must be 1 for system=clip, whose loss compares all pairs of "
+            "a batch; set model.remat to save memory"
         )
     architecture, text = config.image_encoder.architecture, text_of(config)
     if architecture not in _ENCODERS:
         raise unknown("image_encoder.architecture", architecture, _ENCODERS)
-    noising = _Noising.from_config(config.diffusion, spec) if "diffusion" in config else None
-    given = {"dimensions": checked_whole("model.dimensions", config.model.dimensions), "dtype": dtype_of(config)}
-    told = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
-    image_encoder = make(
-        _ENCODERS[architecture], config.image_encoder, "image_encoder", but=("architecture",), **given, **told
-    )
-    text_encoder = make(
-        networks.TextTransformer, config.text_encoder, "text_encoder", vocabulary=text.vocabulary, **given
-    )
-    return _system(image_encoder, text_encoder, text, spec, noising=noising)
-
-
-def published(path: str | Path) -> tuple[System, Variables]:
-    """The CLIP of a folder of published weights, which resizes images to its own size. Raises UserError."""
-    found = clip_checkpoint.load(path)
-    text = TextSpec(found.text_length, found.text_encoder.vocabulary)
-    system = _system(found.image_encoder, found.text_encoder, text, ImageSpec(found.image_size, 3, 0), resizes=True)
-    return system, {**found.variables, "frozen": {}}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Noising:
-    """What training does to its images, as a config's `diffusion` section chooses it."""
-
-    schedule: Schedule
-    times: Times
-    space: Space  # of pixels, averaged down
-    time_scale: float  # factor on the time that the encoder is given
-
-    @classmethod
-    def from_config(cls, config, spec: ImageSpec) -> "_Noising":
-        """Raises UserError for choices that do not exist or do not fit."""
-        schedule = make_schedule(config)
-        space = data_space.pixels(spec, config.get("downsample", 1))
-        return cls(schedule, make_times(config, schedule), space, time_scale(config, schedule))
-
-    @property
-    def side(self) -> int:
-        """Of the images that are noised."""
-        return self.space.shape[0]
-
-    def smaller(self, images):
-        """As they are before they are noised."""
-        return self.space.encode({}, images)
-
-    def __call__(self, images, keys, memory):
-        """Images made smaller, each noised at a time of its own; those times; and the factors on the losses."""
-        time_key, eps_key = sampling.split(keys)
-        t, factor = jax.vmap(self.times.draw, (0, None, None))(time_key, self.schedule, memory)
-        x0 = self.smaller(images)
-        return jax.vmap(perturb)(x0, sampling.noise_of(eps_key, x0.shape[1:]), self.schedule(t)), t, factor
-
-
-def _system(
-    image_encoder,
-    text_encoder,
-    text: TextSpec,
-    spec: ImageSpec,
-    *,
-    resizes: bool = False,
-    noising: _Noising | None = None,
-) -> System:
-    """Of its two encoders; `resizes` to its own size whatever images it is given."""
-
-    def init(key):
-        image_key, text_key = jax.random.split(key)
-        size, told = (noising.side, jnp.zeros(1)) if noising else (spec.size, None)
-        image = image_encoder.init(image_key, jnp.zeros((1, size, size, spec.channels)), t=told)
-        memory = noising.times.init(noising.schedule) if noising else {}
-        params = {
-            "image": image.pop("params"),
-            "text": text_encoder.init(text_key, jnp.zeros((1, text.length), jnp.int32))["params"],
-            "log_scale": jnp.asarray(math.log(1 / 0.07)),  # section 2.5
-        }
-        image |= {"times": memory} if memory else {}
-        return {"params": {"model": params}, **image}  # and the statistics of batch norms, where there are any
-
-    def collections(variables) -> dict:
-        return {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
-
-    def embed_images(variables, images, t=None, mean=None, examples=None):
-        """And what the norms remember, where `mean` is given: then it is training. `t` where images are noised."""
-        own = {"params": variables["params"]["model"]["image"], **collections(variables)}
-        told = None if t is None else noising.time_scale * (t - 1.0)  # as the diffusion models count
-        found, remembered = image_encoder.apply(own, images, mean, examples, told, mutable=list(collections(variables)))
-        return _unit(found), remembered
-
-    def embed_texts(variables, tokens):
-        return _unit(text_encoder.apply({"params": variables["params"]["model"]["text"]}, tokens)[1])
-
-    def scale_of(variables, mean=lambda tree: tree):
-        return jnp.exp(networks.limited(variables["params"]["model"]["log_scale"], mean))
-
-    def loss(variables, batch, keys, moment):
-        images, memory, t, factor = to_unit_range(batch["image"]), variables.get("times", {}), None, 1.0
-        if noising:
-            images, t, factor = noising(images, keys, memory)
-        images, remembered = embed_images(variables, images, t, moment.mean, moment.batch_size)
-        texts, scale = embed_texts(variables, batch["tokens"]), scale_of(variables, moment.mean)
-        everyone = moment.gather((images, texts))
-        value, nearest = networks.contrast(images, texts, *everyone, batch["index"], scale)
-        tokens = moment.gather(batch["tokens"])  # equal captions have equal embeddings, so any of them is right
-        right = (tokens[nearest] == batch["tokens"]).all(axis=1).astype(jnp.float32)
-        metrics = {"accuracy": right, "scale": jnp.broadcast_to(scale, value.shape)}
-        if memory:
-            remembered = {**remembered, "times": noising.times.update(memory, t, value)}
-        return factor * value, Aux(metrics, jax.lax.stop_gradient(remembered))
-
-    def clip(variables) -> Clip:
-        def embed(images):
-            if resizes:
-                shape = (len(images), spec.size, spec.size, 3)
-                images = jax.image.resize(as_rgb(images, smallest=1), shape, "cubic", antialias=True).clip(-1, 1)
-            if noising:  # the first level, of the least noise, is that of clean ones
-                return embed_images(variables, noising.smaller(images), jnp.ones(len(images)))[0]
-            return embed_images(variables, images)[0]
-
-        def embed_noised(x, noise):
-            return embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
-
-        return Clip(
-            embed_images=embed,
-            embed_texts=lambda tokens: embed_texts(variables, tokens),
-            text_states=lambda tokens: text_encoder.apply({"params": variables["params"]["model"]["text"]}, tokens)[0],
-            scale=scale_of(variables),
-            dimensions=image_encoder.dimensions,
-            width=text_encoder.width,
+    noising = Noising.from_config(config.diffusion, spec) if "diffusion" in config else None
+    shared = {"dimensions": validate_integer("model.dimensions", config.model.dimensions), "dtype": dtype_of(config)}
+    time = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
+    encoder, section = _ENCODERS[architecture], config.image_encoder
+    return _checked(
+        ClipModel(
+            image_encoder=make(encoder, section, "image_encoder", but=("architecture",), **shared, **time),
+            text_encoder=make(
+                networks.TextTransformer, config.text_encoder, "text_encoder", vocabulary=text.vocabulary, **shared
+            ),
             text=text,
-            embed_noised=embed_noised if noising else None,
+            image_spec=spec,
+            noising=noising,
         )
-
-    check_buildable(init, "config.image_encoder, config.text_encoder or config.data.image_size")
-    told = {"gives": noising.side, "schedule": noising.schedule} if noising else {}
-    return System(Objective(init, {"model": loss}), 0, clip=clip, text=text, **told)
+    )
 
 
-def _unit(x):
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def published(path: str | Path) -> tuple[ClipModel, Variables]:
+    """Loads a folder of published weights as a CLIP that resizes images to its own size.
+
+    Raises:
+      UserError: missing or invalid files.
+    """
+    checkpoint = clip_checkpoint.load(path)
+    model = ClipModel(
+        image_encoder=checkpoint.image_encoder,
+        text_encoder=checkpoint.text_encoder,
+        text=TextSpec(checkpoint.text_length, checkpoint.text_encoder.vocabulary),
+        image_spec=ImageSpec(checkpoint.image_size, 3, 0),
+        resizes=True,
+    )
+    return _checked(model), {**checkpoint.variables, "frozen": {}}
+
+
+def _checked(model: ClipModel) -> ClipModel:
+    check_buildable(model.init, "config.image_encoder, config.text_encoder or config.data.image_size")
+    return model
+
+
+def _scale(variables: Variables, mean: Callable[[Any], Any] = lambda tree: tree) -> Scalar:
+    """Returns the scale of the logits, from its clamped logarithm."""
+    return jnp.exp(networks.clamped_logit_scale(variables["params"]["model"]["log_scale"], mean))

@@ -1,100 +1,131 @@
-"""Flax modules from the sections of a config."""
+"""Builds Flax modules from sections of a config, and checks the sections."""
 
 import dataclasses
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
 from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
-from diffjax.errors import UserError, checked_number, checked_whole, unknown
+from diffjax.errors import UserError, unknown, validate_integer, validate_number
 from diffjax.nn.dit import DiT
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
-from diffjax.typing import ImageSpec, TextSpec
+from diffjax.typing import ImageSpec, PRNGKey, TextSpec
 
-_MOST_TOKENS, _MOST_WORDS = 100_000, 10_000_000
-_MOST = 1e6  # of a ratio
+_MAX_TOKENS, _MAX_VOCABULARY = 100_000, 10_000_000
+_MAX_RATIO = 1e6
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def make(module: type[nn.Module], section: Mapping, name: str, but: tuple[str, ...] = (), **given) -> nn.Module:
-    """The module with the fields of a config's section.
+def apply(module: nn.Module, params: Any, *inputs: Any, **options: Any) -> Any:
+    """Applies a module without mutable collections; returns its output alone, unlike the type of `Module.apply`."""
+    return module.apply({"params": params}, *inputs, **options)
 
-    Raises UserError for fields that it has not, and for numbers that size nothing: see `_check_size`.
+
+def make(
+    module: type[Module], section: Mapping[str, Any], name: str, but: tuple[str, ...] = (), **shared: Any
+) -> Module:
+    """Builds a module with the fields of a config's section.
+
+    Args:
+      name: name of the section, for messages.
+      but: fields of the section that are not the module's.
+      shared: fields of the module that the section cannot set.
+
+    Raises:
+      UserError: an unknown field, or a size that is not positive.
     """
     fields = {field.name: field for field in dataclasses.fields(module)}
-    fields = {field: about for field, about in fields.items() if field not in ("parent", "name", *given)}
+    fields = {field: value for field, value in fields.items() if field not in ("parent", "name", *shared)}
     for field in section:
         if field not in fields and field not in but:
             raise unknown(f"field of config.{name}", field, {*fields, *but})
     chosen = {field: value for field, value in section.items() if field in fields}
     for field, value in chosen.items():
         _check_size(f"{name}.{field}", value, fields[field].default, whole=int in typing.get_args(fields[field].type))
-    return module(**given, **chosen)
+    return module(**shared, **chosen)
 
 
-def _check_size(name: str, value, default, *, whole: bool) -> None:
-    """Raises UserError for a number that is not positive, or 0 where that is the default, and stands for none.
+def _check_size(name: str, value: Any, default: Any, *, whole: bool) -> None:
+    """Raises UserError for a number that is not positive; 0 is allowed if it is the default.
 
-    Those of a sequence are all positive, and `whole` where the field says so.
+    Numbers of a sequence must be positive, and integers if `whole`.
     """
     if isinstance(value, list | tuple):
         if not value and name.endswith("multipliers"):
-            raise UserError(f"{name}=(): one number for each level, at least one")
+            raise UserError(f"{name}=(): must have a number per level, at least one")
         for one in value:
-            _check_size(name, checked_whole(name, one) if whole else one, 1, whole=whole)
+            _check_size(name, validate_integer(name, one) if whole else one, 1, whole=whole)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return
     elif isinstance(value, int):
-        checked_whole(name, value, low=0 if default == 0 else 1)
+        validate_integer(name, value, low=0 if default == 0 else 1)
     elif default == 0:
-        checked_number(name, value, low=0, high=_MOST)
+        validate_number(name, value, low=0, high=_MAX_RATIO)
     else:
-        checked_number(name, value, low=0, high=_MOST, open_at="low")
+        validate_number(name, value, low=0, high=_MAX_RATIO, exclusive="low")
 
 
-def make_unet(config, spec: ImageSpec, side: int | None = None, **given) -> UNet:
-    """The UNet of `config.model`, whose other fields are `given`, for pictures of a `side` (None: the data's).
+def make_unet(config: ConfigDict, spec: ImageSpec, side: int | None = None, **shared: Any) -> UNet:
+    """Builds the UNet of `config.model`.
 
-    Raises UserError for what does not fit.
+    Args:
+      side: height and width of its inputs; None: that of the images.
+      shared: fields that the config cannot set.
+
+    Raises:
+      UserError: invalid fields, or sides that cannot be halved as often as the network does.
     """
-    unet = make(UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
+    unet = make(UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
     halvings = len(unet.multipliers) - 1
     check_norms("model", config.model, unet.channels, unet.multipliers)
     if (side or spec.size) % 2**halvings:
-        diffused = f", diffused as {side}x{side}," if side not in (None, spec.size) else ""
+        diffused = f", diffused as {side}x{side}" if side not in (None, spec.size) else ""
         raise UserError(
-            f"data.image_size={spec.size}{diffused} cannot be halved {halvings} times, as model.multipliers asks: "
-            f"use a multiple of {2**halvings}, or fewer multipliers"
+            f"data.image_size={spec.size}{diffused}: must be a multiple of {2**halvings}, as model.multipliers halves "
+            f"it {halvings} times; change it, or use fewer multipliers"
         )
     return unet
 
 
-def make_denoiser(config, spec: ImageSpec, shape: tuple[int, int, int], *, label_rows: int, learns_variance: bool):
-    """The network that `config.model.architecture` names ("unet" | "dit") for examples of `shape`.
+def make_denoiser(
+    config: ConfigDict, spec: ImageSpec, shape: tuple[int, ...], *, num_label_embeddings: int, learns_variance: bool
+) -> UNet | DiT:
+    """Builds the network that `config.model.architecture` names, "unet" or "dit".
 
-    Raises UserError for what does not exist or does not fit.
+    Args:
+      shape: height, width and channels of x_t.
+      num_label_embeddings: rows of the table of labels; 0: no labels.
+      learns_variance: whether the output has twice the channels.
+
+    Raises:
+      UserError: an unknown architecture, or fields that do not fit.
     """
     architecture = config.model.get("architecture", "unet")
     if architecture not in ("unet", "dit"):
         raise unknown("model.architecture", architecture, ("unet", "dit"))
-    given = {"out_channels": shape[-1] * (2 if learns_variance else 1), "label_rows": label_rows}
+    shared = {"out_channels": shape[-1] * (2 if learns_variance else 1), "num_label_embeddings": num_label_embeddings}
     if architecture == "dit":
-        dit = make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **given)
+        dit = make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
         if shape[0] % dit.patch:
             raise UserError(
-                f"data.image_size={spec.size}, diffused as {shape[0]}x{shape[0]}, cannot be cut into patches of "
-                f"model.patch={dit.patch}: use a multiple of it"
+                f"model.patch={dit.patch}: must divide the {shape[0]}x{shape[0]} of x_t "
+                f"(data.image_size={spec.size}); use a divisor"
             )
         return dit
-    return make_unet(config, spec, shape[0], pool=None, **given)
+    return make_unet(config, spec, shape[0], pool=None, **shared)
 
 
-def check_norms(name: str, section: Mapping, channels: int, multipliers: Sequence[float], *, unit: str = "level"):
+def check_norms(
+    name: str, section: Mapping[str, Any], channels: int, multipliers: Sequence[float], *, unit: str = "level"
+) -> None:
     """Checks the group norms of a network of the section `name` of a config.
 
     `channels` x `multipliers` are the widths of its levels, or of another `unit`. Both fields of the norms are
@@ -114,53 +145,53 @@ def check_norms(name: str, section: Mapping, channels: int, multipliers: Sequenc
             f"{least}: is missing; set it to 0 for exactly {groups} groups, or to 4 for the fewer groups at narrow "
             "levels that runs without this field were trained with"
         )
-    asked = section["norm_groups"]
+    num = section["norm_groups"]
     for i, width in enumerate(widths):
         try:
-            num_groups(width, asked, section["norm_min_channels"])
+            num_groups(width, num, section["norm_min_channels"])
         except ValueError as error:
             raise UserError(
-                f"{groups}={asked}: must divide the {width} channels of {unit} {i}; use {math.gcd(asked, *widths)}, or "
+                f"{groups}={num}: must divide the {width} channels of {unit} {i}; use {math.gcd(num, *widths)}, or "
                 f"{least}=4 for fewer groups where a group would have fewer channels"
             ) from error
 
 
-def dtype_of(config) -> DTypeLike:
-    """What `config.dtype` names. Raises UserError for what is none."""
+def dtype_of(config: ConfigDict) -> DTypeLike:
+    """Returns the type that `config.dtype` names. Raises UserError for an unknown one."""
     if config.dtype not in _DTYPES:
         raise unknown("dtype", config.dtype, _DTYPES)
     return _DTYPES[config.dtype]
 
 
-def classes_of(config, section: str, spec: ImageSpec) -> int:
-    """The data set's classes where a config's `section` asks for them, else 0. Raises UserError where it has none."""
+def classes_of(config: ConfigDict, section: str, spec: ImageSpec) -> int:
+    """Returns the number of classes if the section is `class_conditional`, else 0. Raises UserError without labels."""
     if config[section].class_conditional and not spec.classes:
-        raise UserError(f"{section}.class_conditional=True, but the data set has no labels: set it to False")
+        raise UserError(f"{section}.class_conditional=True: the data set does not have labels; set it to False")
     return spec.classes if config[section].class_conditional else 0
 
 
-def text_of(config) -> TextSpec:
-    """What `config.text` asks of tokens. Raises UserError where there is no such section, or it asks for too little."""
+def text_of(config: ConfigDict) -> TextSpec:
+    """Returns length and vocabulary of captions. Raises UserError if `config.text` is missing or out of range."""
     if "text" not in config:
-        raise UserError("the config has no section text (tokenizer, vocabulary, length): see configs/clip_shapes.py")
-    if not 3 <= config.text.length <= _MOST_TOKENS or not 258 <= config.text.vocabulary <= _MOST_WORDS:
+        raise UserError("text: the section (tokenizer, vocabulary, length) is missing; see configs/clip_shapes.py")
+    if not 3 <= config.text.length <= _MAX_TOKENS or not 258 <= config.text.vocabulary <= _MAX_VOCABULARY:
         raise UserError(
-            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: at least 3 tokens, of which "
-            "two are the start and the end, and a vocabulary of at least those two and 256 bytes; at most "
-            f"{_MOST_TOKENS:,} and {_MOST_WORDS:,}"
+            f"text.length={config.text.length}, text.vocabulary={config.text.vocabulary}: length must be from 3 to "
+            f"{_MAX_TOKENS:,} tokens, with start and end, and vocabulary from 258, with 256 bytes, to "
+            f"{_MAX_VOCABULARY:,}"
         )
     return TextSpec(config.text.length, config.text.vocabulary)
 
 
-def checked_share(name: str, rate: float) -> float:
-    """`rate`. Raises UserError where the field `name` has one that is no share of the examples, or all of them."""
+def validate_probability(name: str, rate: float) -> float:
+    """Returns `rate` of the field `name`. Raises UserError if it is not in [0, 1)."""
     if not 0 <= rate < 1:
-        raise UserError(f"{name}={rate}: a share from 0 up to, but not, 1")
+        raise UserError(f"{name}={rate}: must be a fraction from 0 to below 1")
     return rate
 
 
-def check_buildable(init: Callable, where: str = "config.model") -> None:
-    """Raises UserError for networks that cannot be built, which are described `where`."""
+def check_buildable(init: Callable[[PRNGKey], Any], where: str = "config.model") -> None:
+    """Raises UserError if the shapes of networks do not fit; `where` names their section."""
     try:
         jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:

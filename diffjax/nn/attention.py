@@ -1,9 +1,11 @@
 """Attention over the positions of a feature map.
 
-DDPM's, ADM's and GLIDE's block; latent diffusion's transformer; the pooling of CLIP and of ADM's classifier.
+The attention block of DDPM, ADM and GLIDE; the spatial transformer of latent diffusion; the attention pool of CLIP and
+of ADM's classifier.
 """
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,23 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
-from diffjax.nn.layers import Dense, GroupNorm, LayerNorm, choose
+from diffjax.nn.layers import Dense, GroupNorm, LayerNorm, check_choice
 
 
-def implementation(name: str, dtype: DTypeLike, head_dim: int) -> str:
-    """Which of jax's attentions computes "auto" | "xla" | "cudnn".
+def implementation(name: str, dtype: DTypeLike, head_dim: int) -> Literal["xla", "cudnn"]:
+    """Returns the implementation of `jax.nn.dot_product_attention` to use, "xla" or "cudnn".
 
-    "auto" is cuDNN's where it runs on every GPU: half precision, a head of a multiple of 8 and at most 128 channels.
+    Args:
+      name: "auto" | "xla" | "cudnn". "auto" chooses cuDNN where every supported GPU can run it: on a GPU, in half
+        precision, with a head size that is a multiple of 8 and at most 128.
+      dtype: dtype of queries, keys and values.
+      head_dim: channels per head.
+
+    Raises:
+      ValueError: an unknown name.
     """
-    if choose("attention", name, ("auto", "xla", "cudnn")) != "auto":
+    check_choice("attention", name, ("auto", "xla", "cudnn"))
+    if name == "xla" or name == "cudnn":
         return name
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     fits = half and head_dim % 8 == 0 and head_dim <= 128
@@ -38,37 +48,63 @@ def attend(
     *,
     causal: bool = False,
 ) -> Float[Array, "B T C"]:
-    """softmax(q k / sqrt(C / heads)) v for each of `heads` slices of the channels; the softmax is float32.
+    """Returns multi-head attention, softmax(q k / sqrt(C / heads)) v per head, with a float32 softmax.
 
-    A query (row) attends to the keys (columns) where a `mask` is True; `causal`: to those up to its own position.
+    Args:
+      q: queries [B, T, C]; each head has C / heads consecutive channels.
+      k: keys [B, S, C].
+      v: values [B, S, C].
+      heads: number of heads; must divide C.
+      attention: implementation, "auto" | "xla" | "cudnn".
+      mask: True where a query (row) may attend to a key (column); None: everywhere.
+      causal: whether a query may attend only to keys up to its own position.
+
+    Returns:
+      Attention outputs [B, T, C], in the dtype of `q`.
+
+    Raises:
+      ValueError: `heads` does not divide C, or an unknown implementation.
     """
     if q.shape[-1] % heads:
-        raise ValueError(f"{q.shape[-1]} channels cannot be split among {heads} attention heads")
-    # "auto" is XLA's where a mask is given: cuDNN takes one as a bias, of which it computes a gradient
+        raise ValueError(f"heads={heads}: must divide the {q.shape[-1]} channels of attention")
+    # With a mask, "auto" is XLA: cuDNN takes a mask as a bias and computes the gradient of that bias.
     name = "xla" if mask is not None and attention == "auto" else attention
-    name = implementation(name, q.dtype, q.shape[-1] // heads)
-    split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+    backend = implementation(name, q.dtype, q.shape[-1] // heads)
+    by_head = [x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v)]
     mask = mask if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
-    y = jax.nn.dot_product_attention(*split, mask=mask, is_causal=causal, implementation=name)
+    y = jax.nn.dot_product_attention(*by_head, mask=mask, is_causal=causal, implementation=backend)
     return y.reshape(q.shape)
 
 
-def places(module: nn.Module, count: int, width: int, std: float) -> Float[Array, "count width"]:
-    """The parameter "place" of a module: a learned embedding for each of `count` positions, float32.
+def position_embedding(module: nn.Module, count: int, width: int, std: float) -> Float[Array, "count width"]:
+    """Returns the parameter "place" of a module: one learned embedding per position, float32.
 
-    Raises ValueError where the parameters have another number of them.
+    Args:
+      module: module that has the parameter.
+      count: number of positions.
+      width: values per embedding.
+      std: standard deviation at initialisation.
+
+    Raises:
+      ValueError: the parameter has another shape, because the network was initialised for another number of positions.
     """
     try:
         return module.param("place", nn.initializers.normal(std), (count, width), jnp.float32)
     except ScopeParamShapeError as error:
-        found = module.get_variable("params", "place").shape
-        raise ValueError(f"places {found} are learned, and the inputs ask for {(count, width)}") from error
+        learned = module.get_variable("params", "place").shape
+        raise ValueError(
+            f"position embeddings {learned} were learned, but the inputs require {(count, width)}; "
+            "use inputs of the length of training"
+        ) from error
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)) over positions (DDPM, appendix B; ADM, section 3).
+    """Residual self-attention over positions: (x + attention(norm(x))) * residual_scale.
 
-    Keys and values of a `context` (GLIDE, section 3.1; unCLIP, section 2.1) are put before those of the positions.
+    With a `context`, its keys and values are concatenated before those of the positions.
+
+    Reference: DDPM (Ho et al. 2020), appendix B; ADM (Dhariwal & Nichol 2021), section 3; with a context GLIDE (Nichol
+    et al. 2021), section 3.1, and unCLIP (Ramesh et al. 2022), section 2.1.
     """
 
     heads: int = 1
@@ -78,12 +114,13 @@ class AttentionBlock(nn.Module):
     initializer: str = "ddpm"
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
-    min_channels: int = 0  # of a group of the norm: see layers.num_groups
+    min_channels: int = 0  # minimum channels per group of the norm (layers.num_groups)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
     ) -> Float[Array, "B H W C"]:
+        """Returns features of the shape of `x`; `context` is a sequence [B, L, D] to attend to as well."""
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, self.epsilon, self.dtype, self.min_channels, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
@@ -97,30 +134,33 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A feature map as one vector, by attention from its mean (CLIP, section 2.4; ADM's classifier, section 4).
+    """Pools a feature map to one vector by attention from its mean.
 
-    The mean is put before the positions as one more token, and every token is given a learned embedding of its place.
-    What the mean then gathers from all of them goes through a linear layer. The computation is float32.
+    The mean over positions becomes an additional first token, and all tokens get a learned position embedding. The
+    output of that first token goes through a linear layer. The computation is float32.
+
+    Reference: CLIP (Radford et al. 2021), section 2.4; ADM's classifier (Dhariwal & Nichol 2021), section 4.
     """
 
-    features: int
+    features: int  # values of the output
     heads: int = 1
     initializer: str = "torch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """Returns pooled features, float32 [B, features]."""
         batch, height, width, channels = x.shape
         dense = partial(Dense, initializer=self.initializer)
         x = x.astype(jnp.float32).reshape(batch, height * width, channels)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
-        x = x + places(self, x.shape[1], channels, channels**-0.5)[None, :, :]
-        q = dense(channels, name="q")(x[:, :1])  # no other token's output is asked for
+        x = x + position_embedding(self, x.shape[1], channels, channels**-0.5)[None, :, :]
+        q = dense(channels, name="q")(x[:, :1])  # only the first token's output is used
         k, v = dense(channels, name="k")(x), dense(channels, name="v")(x)
         return dense(self.features, name="out")(attend(q, k, v, self.heads, "xla")[:, 0])
 
 
 class CrossAttention(nn.Module):
-    """Attention of x to a context; only the output has a bias."""
+    """Cross-attention from x to a context; only the output projection has a bias."""
 
     heads: int
     initializer: str
@@ -137,7 +177,12 @@ class CrossAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context (without one: to itself), GEGLU; each behind a layer norm."""
+    """Self-attention, cross-attention to the context, GEGLU, each as a residual branch that begins with a layer norm.
+
+    Without a context, the cross-attention attends to `x`.
+
+    Reference: Rombach et al. 2022, appendix E.2.1.
+    """
 
     heads: int
     initializer: str
@@ -161,25 +206,29 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Latent diffusion's transformer over positions, `depth` blocks deep (Rombach et al. 2022, appendix E.2.1).
+    """Residual transformer over the positions of a feature map, used by latent diffusion.
 
-    The projections in and out are the published 1x1 convolutions (Stable Diffusion 1) and linear layers (2): one map.
+    The input and output projections are 1x1 convolutions in Stable Diffusion 1 and linear layers in 2, which compute
+    the same map.
+
+    Reference: Rombach et al. 2022, appendix E.2.1.
     """
 
-    depth: int = 1
+    depth: int = 1  # number of transformer blocks
     heads: int = 1
     groups: int = 32
     initializer: str = "torch"
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
-    min_channels: int = 0  # of a group of the norm: see layers.num_groups
+    min_channels: int = 0  # minimum channels per group of the norm (layers.num_groups)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
     ) -> Float[Array, "B H W C"]:
+        """Returns features of the shape of `x`; `context` is a sequence [B, L, D] to attend to."""
         batch, height, width, channels = x.shape
-        norm = GroupNorm(self.groups, 1e-6, self.dtype, self.min_channels, name="norm")  # 1e-6 for every network
+        norm = GroupNorm(self.groups, 1e-6, self.dtype, self.min_channels, name="norm")  # 1e-6 in every network
         h = norm(x)
         h = h.reshape(batch, height * width, channels)
         h = Dense(channels, self.initializer, dtype=self.dtype, name="in")(h)

@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe & Szegedy 2015) by the statistics of the whole batch, however it lies on devices."""
+"""Batch normalisation (Ioffe & Szegedy 2015) with statistics of the global batch, however it is sharded."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,16 @@ from jaxtyping import Float
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel over examples and space, by PyTorch's conventions; statistics are float32.
+    """Normalises each channel over examples and space, with PyTorch's conventions and float32 statistics.
 
-    In training (`mean` is given) by the statistics of the batch, of which the gradient flows back to every example, and
-    the collection "batch_stats" moves a tenth of the way towards them; else by that collection.
+    In training (`mean` is set) it uses the statistics of the batch, through which gradients flow to every example, and
+    updates the running averages in the collection "batch_stats" with `momentum`. Otherwise it uses these averages.
+
+    Reference: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
 
-    mean: Callable[[Any], Any] | None = None  # averages over the examples at hand -> over all devices' (typing.Moment)
-    examples: int | None = None  # of all devices; None: those at hand
+    mean: Callable[[Any], Any] | None = None  # averages a tree over devices (training step context); None: evaluation
+    examples: int | None = None  # batch size over all devices; None: that of the input
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     epsilon: float = 1e-5
     momentum: float = 0.1
@@ -28,6 +30,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
+        """Returns normalised features of the shape of `x`, in `dtype`."""
         shape = x.shape[-1:]
         gain = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
@@ -39,13 +42,15 @@ class BatchNorm(nn.Module):
             mean, variance = running_mean.value, running_variance.value
         else:
             over = tuple(range(x.ndim - 1))
-            # Of distances to the mean as rounded: E[x^2] - E[x]^2 loses the variance of inputs far from zero.
+            # The variance is that of deviations from the rounded mean: E[x^2] - E[x]^2 cancels far from zero.
             near = jax.lax.stop_gradient(self.mean(x.mean(over)))
             away = x - near[every]
             away_mean, square = self.mean((away.mean(over), (away * away).mean(over)))
             mean, variance = near + away_mean, jnp.maximum(square - away_mean**2, 0.0)
             count = (self.examples or len(x)) * math.prod(x.shape[1:-1])
-            unbiased = variance * (count / max(count - 1, 1))  # is what PyTorch remembers, not what it normalises by
+            unbiased = variance * (
+                count / max(count - 1, 1)
+            )  # PyTorch stores this one and normalises by the biased one
             for running, value in ((running_mean, mean), (running_variance, unbiased)):
                 running.value = running.value + self.momentum * (value - running.value)
         a = gain * jax.lax.rsqrt(variance + self.epsilon)

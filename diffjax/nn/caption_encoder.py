@@ -1,45 +1,54 @@
-"""The text transformer of GLIDE and latent diffusion, which is trained with the denoiser that reads it."""
+"""Text transformer of GLIDE and latent diffusion, trained jointly with the denoiser."""
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.attention import places
-from diffjax.nn.transformer import of_fields
+from diffjax.nn.attention import position_embedding
+from diffjax.nn.transformer import transformer_from_fields
 from diffjax.typing import NO_TOKEN, Tokens
 
 
 class CaptionEncoder(nn.Module):
-    """A transformer over a caption, all of whose tokens see one another (GLIDE: Nichol et al. 2021, section 3.1).
+    """Transformer over the tokens of a caption, without a causal mask.
 
-    Where there is no token a learned vector stands, one for each place, as in GLIDE's code: a caption of no tokens at
-    all says nothing.
+    Positions without a token have a learned padding embedding, one per position, as in GLIDE's code. A caption without
+    tokens is the null condition.
 
-    Tokens, places and padding begin with unit variance, as tokens do in GLIDE's code: beside them what the first blocks
-    add is small, and states tell tokens and places apart from the first step on. With CLIP's 0.02 and 0.01 they are
-    lost among it, and which object stands on which side takes much longer to learn.
+    Token, position and padding embeddings are initialised with unit variance, as tokens are in GLIDE's code. So the
+    initial states distinguish tokens and positions. With the standard deviations of CLIP, 0.02 and 0.01, the outputs of
+    the first blocks dominate, and spatial relations are learned much later.
+
+    Reference: GLIDE (Nichol et al. 2021), section 3.1.
     """
 
-    vocabulary: int  # tokens are below it
+    vocabulary: int  # number of token ids
     width: int
     layers: int
     heads: int
     mlp_ratio: float = 4
     activation: str = "gelu"  # "gelu" | "quick_gelu"
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the transformer's computation
+    dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[jnp.ndarray, "B L W"]:
-        """Return float32 states of all places, behind the last norm.
+        """Computes the state of every position.
 
-        Raises ValueError for captions of another length than the parameters'.
+        Args:
+          tokens: token ids [B, L], with NO_TOKEN at positions without a token.
+
+        Returns:
+          Outputs of the final layer norm, float32 [B, L, width].
+
+        Raises:
+          ValueError: L differs from that of the parameters.
         """
         length, normal = tokens.shape[1], nn.initializers.normal(1.0)
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal, name="token")
-        x = embed(jnp.maximum(tokens, 0)) + places(self, length, self.width, 1.0)[None]
+        x = embed(jnp.maximum(tokens, 0)) + position_embedding(self, length, self.width, 1.0)[None]
         padding = self.param("padding", normal, (length, self.width), jnp.float32)
         x = jnp.where((tokens == NO_TOKEN)[..., None], padding[None], x)
-        return of_fields(self)(x, "all")
+        return transformer_from_fields(self)(x, "all")

@@ -1,7 +1,7 @@
-"""CLIP (Radford et al. 2021): encoders of images and of texts, and the loss that they learn from.
+"""CLIP (Radford et al. 2021): image encoders, text encoder and contrastive loss.
 
-The encoders' options are those of the published networks, whose weights nn/pretrained/clip_checkpoint.py reads. Embeddings come out as
-they are; it is their directions that are compared.
+The options of the encoders cover the published networks; nn/pretrained/clip_checkpoint.py reads their weights. The
+encoders return embeddings that are not normalised; the contrastive loss takes embeddings of unit length.
 """
 
 import math
@@ -17,53 +17,67 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from diffjax.nn.attention import AttentionPool, places
+from diffjax.nn.attention import AttentionPool, position_embedding
 from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import LayerNorm, average_pool
-from diffjax.nn.transformer import of_fields
+from diffjax.nn.transformer import transformer_from_fields
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
-Mean = Callable[[Any], Any]  # averages over the examples at hand -> over those of all devices (typing.Moment)
+Mean = Callable[[Any], Any]  # maps a tree of averages over the local examples to averages over all devices
 
-_LIMIT = math.log(100)  # of the logits' log scale, section 2.5
-_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan_in): PyTorch's
+_MAX_LOG_SCALE = math.log(100)  # section 2.5
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default, within 1 / sqrt(fan_in)
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer (Dosovitskiy et al. 2021) with one more norm before it, read at its class token.
+    """Vision transformer (Dosovitskiy et al. 2021) with an additional layer norm before the first block.
 
-    One that is told the time has a class token for each: so GLIDE's noised CLIP has in its code (Nichol et al. 2021).
+    The embedding is a linear map of the class token's output. With `timesteps`, there is one class token per timestep,
+    as in the code of GLIDE's noised CLIP (Nichol et al. 2021).
+
+    Reference: CLIP (Radford et al. 2021), section 2.4.
     """
 
-    patch: int  # side of the square of pixels that a token is made of
+    patch: int  # patch side in pixels
     width: int
     layers: int
     heads: int
-    dimensions: int  # of the embedding
+    dimensions: int  # values of the output embedding
     mlp_ratio: float = 4
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
-    pixel_mean: Sequence[float] = (0.5,)  # what pixels in [0, 1] are normalised by, a number for each channel or for
-    pixel_std: Sequence[float] = (0.5,)  # all; 0.5 and 0.5 leave those in [-1, 1] as they are
-    timesteps: int = 0  # that it is told apart, 0, 1, ... where images are noised; 0: it is told none
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
+    pixel_std: Sequence[float] = (0.5,)  # their standard deviation; 0.5 and 0.5: normalised to [-1, 1]
+    timesteps: int = 0  # number of timesteps of noised images; 0: clean images, no time conditioning
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the transformer's computation
+    dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
 
     @nn.compact
     def __call__(
         self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
     ) -> Embeddings:
-        """Return float32 embeddings; `images` in [-1, 1]. `mean` and `examples` are for encoders with batch norms.
+        """Computes image embeddings.
 
-        `t` is the time of each image, counted from zero, of which the nearest of the timesteps is told. Raises
-        ValueError for sides that the patch does not divide, images of another size than the parameters', and a time
-        where there are no timesteps or none where there are.
+        Args:
+          images: [B, H, W, C] in [-1, 1].
+          mean: ignored; for encoders with batch norm.
+          examples: ignored; for encoders with batch norm.
+          t: timesteps [B] from 0, rounded to the nearest one. Required with `timesteps`, None without.
+
+        Returns:
+          Embeddings, float32 [B, dimensions], not normalised.
+
+        Raises:
+          ValueError: `patch` does not divide the sides, the images have another size than the parameters, or `t` does
+            not match `timesteps`.
         """
         if (t is None) != (self.timesteps == 0):
-            raise ValueError(f"timesteps is {self.timesteps}: an image encoder is told the time where it has any, only")
+            raise ValueError(
+                f"timesteps={self.timesteps}: t must be {'set' if self.timesteps else 'None'} for this image encoder"
+            )
         batch, height, width, _ = images.shape
         if height % self.patch or width % self.patch:
-            raise ValueError(f"images of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}")
+            raise ValueError(f"patch={self.patch}: must divide the sides of images of {height}x{width}")
         normal, std = nn.initializers.normal, self.width**-0.5
         x = _normalised(images, self.pixel_mean, self.pixel_std)
         side, options = (self.patch, self.patch), {"use_bias": False, "kernel_init": _UNIFORM, "dtype": self.dtype}
@@ -75,17 +89,17 @@ class VisionTransformer(nn.Module):
             token = self.param("time", normal(std), (self.timesteps, self.width), jnp.float32)[nearest]
         token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
-        x = x + places(self, x.shape[1], self.width, std).astype(self.dtype)[None]
+        x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
-        x = of_fields(self)(x, "all")[:, 0]
+        x = transformer_from_fields(self)(x, "all")[:, 0]
         return nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(std), name="out")(x)
 
 
 class Bottleneck(nn.Module):
-    """ResNet's, which is made half as wide and high by average pools, so that nothing is aliased (section 2.4)."""
+    """ResNet bottleneck that halves the sides by average pools, which avoids aliasing (section 2.4)."""
 
-    width: int  # of the 3x3 convolution; four times as many channels come out
-    halve: bool
+    width: int  # channels of the 3x3 convolution; the output has four times as many
+    halve: bool  # whether to halve the sides
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
 
@@ -103,42 +117,51 @@ class Bottleneck(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """CLIP's ResNet: three convolutions before the blocks, average pools, attention in the end (section 2.4).
+    """CLIP's ResNet: a stem of three convolutions, average pools and a final attention pool.
 
-    Published ones have `width` / 2 heads.
+    The published networks have `width` / 2 heads.
+
+    Reference: CLIP (Radford et al. 2021), section 2.4.
     """
 
-    layers: Sequence[int]  # blocks of each stage, (3, 4, 6, 3) of a ResNet-50; each after the first halves the sides
-    heads: int  # of the attention in the end
-    dimensions: int  # of the embedding
-    width: int = 64  # of the first stage's 3x3 convolutions; doubled with every stage
-    pixel_mean: Sequence[float] = (0.5,)  # as a VisionTransformer's
-    pixel_std: Sequence[float] = (0.5,)
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
-    dtype: DTypeLike = jnp.float32  # of the convolutions; norms' statistics and the attention are float32
+    layers: Sequence[int]  # blocks per stage, (3, 4, 6, 3) for ResNet-50; each stage after the first halves the sides
+    heads: int  # attention heads of the final pool
+    dimensions: int  # values of the output embedding
+    width: int = 64  # channels of the first stage's 3x3 convolutions; doubled per stage
+    pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
+    pixel_std: Sequence[float] = (0.5,)  # their standard deviation
+    remat: bool = False  # recompute each block in the backward pass, to save memory
+    dtype: DTypeLike = jnp.float32  # compute dtype of convolutions; norm statistics and attention are float32
 
     @nn.compact
     def __call__(
         self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
     ) -> Embeddings:
-        """Return float32 embeddings; `images` in [-1, 1].
+        """Computes image embeddings.
 
-        In training batch norms normalise by the statistics of all devices, whose averages `mean` gives, and keep them
-        in the collection "batch_stats", which is to be mutable; `examples` is how many all devices have (None: those at
-        hand). Without `mean` they normalise by what they kept.
+        Args:
+          images: [B, H, W, C] in [-1, 1].
+          mean: averages a tree over devices, in training: batch norms then use the statistics of the global batch and
+            update the collection "batch_stats", which must be mutable. None: evaluation with these running averages.
+          examples: batch size over all devices; None: B.
+          t: must be None.
 
-        Raises ValueError for sides that cannot be halved as often as is asked, for channels that the heads do not
-        divide, for images of another size than the parameters', and for a time.
+        Returns:
+          Embeddings, float32 [B, dimensions], not normalised.
+
+        Raises:
+          ValueError: the sides cannot be halved often enough, `heads` does not divide the channels, the images have
+            another size than the parameters, or `t` is set.
         """
         if t is not None:
-            raise ValueError("a ResNet is told no time: take a vision transformer for noised images")
+            raise ValueError("t: a ResNet is not conditioned on time; use a vision transformer for noised images")
         if self.width % 2:
             raise ValueError(f"width={self.width}: must be even, as the first layers have half of it; add one")
         halvings = len(self.layers) + 1
         if any(side % 2**halvings for side in images.shape[1:3]):
             raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} cannot be halved {halvings} times: use a multiple of "
-                f"{2**halvings}, or fewer stages"
+                f"layers={tuple(self.layers)}: {len(self.layers)} stages require image sides that are multiples of "
+                f"{2**halvings}, not {images.shape[1]}x{images.shape[2]}; resize the images or use fewer stages"
             )
         norm = partial(BatchNorm, mean, examples, dtype=self.dtype)
         conv = partial(_conv, dtype=self.dtype)
@@ -156,31 +179,41 @@ class ModifiedResNet(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """A causal transformer, read at a text's last token (section 2.4)."""
+    """Causal text transformer; the embedding is a linear map of the last token's state.
 
-    vocabulary: int  # tokens are below it
+    Reference: CLIP (Radford et al. 2021), section 2.4.
+    """
+
+    vocabulary: int  # number of token ids
     width: int
     layers: int
     heads: int
-    dimensions: int  # of the embedding
+    dimensions: int  # values of the output embedding
     mlp_ratio: float = 4
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the transformer's computation
+    dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> tuple[Float[Array, "B L W"], Embeddings]:
-        """Return float32 states of all tokens, behind the last norm, and the embedding of each text.
+        """Computes token states and text embeddings.
 
-        NO_TOKEN may stand behind the last token of a text and not elsewhere; the states there say nothing. Raises
-        ValueError for texts of another length than the parameters'.
+        Args:
+          tokens: token ids [B, L]; NO_TOKEN is allowed only after the last token of a text.
+
+        Returns:
+          Outputs of the final layer norm, float32 [B, L, width], meaningless at NO_TOKEN; and embeddings, float32
+          [B, dimensions], not normalised.
+
+        Raises:
+          ValueError: L differs from that of the parameters.
         """
         length, normal = tokens.shape[1], nn.initializers.normal
         embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, embedding_init=normal(0.02), name="token")
-        x = embed(jnp.maximum(tokens, 0))  # as which token NO_TOKEN is read, no token before it can see
-        x = x + places(self, length, self.width, 0.01).astype(self.dtype)[None]
-        states = of_fields(self)(x, "causal")
+        x = embed(jnp.maximum(tokens, 0))  # padding follows the last token, so the causal mask hides it
+        x = x + position_embedding(self, length, self.width, 0.01).astype(self.dtype)[None]
+        states = transformer_from_fields(self)(x, "causal")
         last = jnp.where(tokens != NO_TOKEN, jnp.arange(length)[None, :], 0).max(axis=1)
         read = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
         out = nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(self.width**-0.5), name="out")
@@ -188,42 +221,50 @@ class TextTransformer(nn.Module):
 
 
 def _normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> Images:
-    """Images in [-1, 1] by the mean and the deviation of pixels in [0, 1]."""
+    """Returns images in [-1, 1] normalised by the mean and standard deviation of pixels in [0, 1]."""
     channels = images.shape[-1]
     if not {len(mean), len(std)} <= {1, channels}:
-        raise ValueError(f"images of {channels} channels, pixel_mean of {len(mean)} and pixel_std of {len(std)}")
-    mean, std = (np.asarray(values, np.float32)[None, None, None, :] for values in (mean, std))
-    return images * (0.5 / std) + (0.5 - mean) / std
+        raise ValueError(
+            f"pixel_mean, pixel_std: must have 1 or {channels} values for images of {channels} channels, "
+            f"not {len(mean)} and {len(std)}"
+        )
+    center, scale = (np.asarray(values, np.float32)[None, None, None, :] for values in (mean, std))
+    return images * (0.5 / scale) + (0.5 - center) / scale
 
 
 def _conv(features: int, kernel: int, *, stride: int = 1, dtype: DTypeLike, name: str) -> nn.Conv:
-    padding = kernel // 2  # on all sides, which "SAME" is not at stride 2
+    padding = kernel // 2  # on both ends, unlike "SAME" with stride 2
     options = {"use_bias": False, "kernel_init": _UNIFORM, "dtype": dtype, "name": name}
     return nn.Conv(features, (kernel, kernel), stride, padding, **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def limited(log_scale: Scalar, mean: Mean = lambda x: x) -> Scalar:
-    """The logits' log scale, which is learned from ln(1 / 0.07) on, at most ln(100) (section 2.5).
+def clamped_logit_scale(log_scale: Scalar, mean: Mean = lambda x: x) -> Scalar:
+    """Returns the learned log scale of the logits clamped to at most ln(100).
 
-    Its gradient is cut off only where descent would take it further beyond; `mean` is as that of typing.Moment, so that
-    all devices judge by the same gradient.
+    Above the limit, the gradient is zero only where gradient descent would increase the scale further.
+
+    Args:
+      log_scale: learned scalar, ln(1 / 0.07) at initialisation.
+      mean: averages the gradient over devices, so that all of them take the same decision.
+
+    Reference: CLIP (Radford et al. 2021), section 2.5.
     """
-    return jnp.minimum(log_scale, _LIMIT)
+    return jnp.minimum(log_scale, _MAX_LOG_SCALE)
 
 
-def _limited_forward(log_scale, mean):
-    return limited(log_scale, mean), log_scale
+def _clamped_logit_scale_forward(log_scale, mean):
+    return clamped_logit_scale(log_scale, mean), log_scale
 
 
-def _limited_backward(mean, log_scale, cotangent):
-    return (jnp.where((log_scale < _LIMIT) | (mean(cotangent) > 0), cotangent, 0.0),)
+def _clamped_logit_scale_backward(mean, log_scale, cotangent):
+    return (jnp.where((log_scale < _MAX_LOG_SCALE) | (mean(cotangent) > 0), cotangent, 0.0),)
 
 
-limited.defvjp(_limited_forward, _limited_backward)
+clamped_logit_scale.defvjp(_clamped_logit_scale_forward, _clamped_logit_scale_backward)
 
 
-def contrast(
+def clip_loss(
     images: Embeddings,
     texts: Embeddings,
     all_images: Float[Array, "N D"],
@@ -231,24 +272,30 @@ def contrast(
     place: Int[Array, "B"],
     scale: Scalar,
 ) -> tuple[Float[Array, "B"], Int[Array, "B"]]:
-    """Returns the contrastive loss of pairs of images and texts (figure 3), and the text that each image is nearest to.
+    """Computes the symmetric contrastive loss of image-text pairs.
 
     Args:
-      images, texts: pairs of embeddings of unit length.
-      all_images, all_texts: those of all devices, and `place` where among them the pairs are.
-      scale: of the logits.
+      images: image embeddings of this device [B, D], of unit length.
+      texts: text embeddings of the same pairs [B, D], of unit length.
+      all_images: image embeddings of all devices [N, D].
+      all_texts: text embeddings of all devices [N, D].
+      place: index of each pair among the N pairs of all devices, int [B].
+      scale: scale of the logits.
 
     Returns:
-      The mean of both cross entropies, in nats, float32; and the place of the image's likeliest text among all.
+      Mean of the image-to-text and text-to-image cross entropies in nats, float32 [B]; and the index among `all_texts`
+      of the most likely text of each image, int [B].
+
+    Reference: CLIP (Radford et al. 2021), figure 3.
     """
 
-    def logits(queries, answers):  # of full precision: on accelerators the scale would show what they round
-        return scale * jnp.einsum("bd,nd->bn", queries, answers, precision=lax.Precision.HIGHEST)
+    def logits(queries, keys):  # full precision: the scale amplifies the rounding of accelerators
+        return scale * jnp.einsum("bd,nd->bn", queries, keys, precision=lax.Precision.HIGHEST)
 
-    def nats(logits):
-        own = jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=1) - own
+    def cross_entropy(logits):
+        positive = jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=1) - positive
 
     images, texts, all_images, all_texts = (x.astype(jnp.float32) for x in (images, texts, all_images, all_texts))
     by_image, by_text = logits(images, all_texts), logits(texts, all_images)
-    return (nats(by_image) + nats(by_text)) / 2, by_image.argmax(axis=1)
+    return (cross_entropy(by_image) + cross_entropy(by_text)) / 2, by_image.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""The patch discriminator of pix2pix (Isola et al. 2017, appendix 6.1.2), which VQGAN and latent diffusion use."""
+"""Patch discriminator of pix2pix (Isola et al. 2017, appendix 6.1.2), also used by VQGAN and latent diffusion."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -6,35 +6,46 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.layers import Conv, GroupNorm, choose
+from diffjax.nn.layers import Conv, GroupNorm, check_choice
 from diffjax.typing import Images
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether each patch of a picture is real: one logit a patch; three layers see patches of 70x70.
+    """Convolutional discriminator with one logit per patch; with three layers a patch is 70x70 pixels.
 
-    The published norm is batch norm. Its statistics would depend on how examples lie on devices, so there is none:
-    norm "group" takes its place, or "none", for spectral normalisation (nn/spectral.py).
+    The published network has batch norm, which couples the examples of a batch. Here it is group norm, or no norm, for
+    use with spectral normalisation (nn/spectral.py).
+
+    Reference: Isola et al. 2017, appendix 6.1.2.
     """
 
-    channels: int = 64  # of the first layer; they double with every layer, up to 8 times
-    layers: int = 3  # of stride 2; two of stride 1 follow
-    norm: str = "group"
+    channels: int = 64  # channels of the first layer; doubled per layer, up to 8 times
+    layers: int = 3  # number of convolutions of stride 2; two of stride 1 follow
+    norm: str = "group"  # "group" | "none"
     norm_groups: int = 32
-    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
+    norm_min_channels: int = 0  # minimum channels per group; 0: exactly `norm_groups` groups (layers.num_groups)
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "B h w 1"]:
-        """Return float32 logits, h = H // 2 ** layers - 2; `x` in [-1, 1].
+        """Computes the logit of each patch, positive for real.
 
-        Raises ValueError for an unknown norm and for a picture smaller than 3 * 2 ** layers.
+        Args:
+          x: images [B, H, W, C] in [-1, 1].
+
+        Returns:
+          Logits, float32 [B, h, w, 1] with h = H // 2 ** layers - 2.
+
+        Raises:
+          ValueError: an unknown norm, or a side below 3 * 2 ** layers.
         """
-        choose("norm", self.norm, ("group", "none"))
+        check_choice("norm", self.norm, ("group", "none"))
         smallest = 3 * 2**self.layers
         if min(x.shape[1:3]) < smallest:
-            raise ValueError(f"{self.layers} layers of a discriminator need sides of {smallest}, not {x.shape[1:3]}")
+            raise ValueError(
+                f"layers={self.layers}: requires image sides from {smallest}, not {x.shape[1:3]}; use fewer layers"
+            )
         h = x
         for i in range(self.layers + 1):
             stride = 2 if i < self.layers else 1

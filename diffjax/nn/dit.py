@@ -1,7 +1,7 @@
-"""DiT, a transformer over the patches of a picture (Peebles & Xie 2023), in the place of a U-Net.
+"""DiT (Peebles & Xie 2023): a transformer over image patches, as the denoiser.
 
-It may attend to a context, as PixArt-alpha does (Chen et al. 2023, section 2.3). Initialisation is that of DiT's code:
-Xavier's uniform, which is the layers' "ddpm", but for tables and the time's layers.
+With a context, its blocks have cross-attention, as in PixArt-alpha (Chen et al. 2023, section 2.3). Initialisation is
+that of DiT's code: Xavier uniform (the layers' "ddpm"), except label tables and time layers.
 """
 
 from functools import partial
@@ -16,55 +16,63 @@ from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dense, Dropout, LayerNorm, check_dropout, check_label, timestep_embedding
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
-FREQUENCIES = 256  # of the time's embedding: sines and cosines together
+FREQUENCIES = 256  # values of the timestep embedding, sines and cosines together
 NORMAL = nn.initializers.normal(0.02)
 
 
 def patchify(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w patch*patch*C"]:
-    """Each square of `patch` x `patch` pixels as one vector: rows of it first, then columns, then channels."""
+    """Returns each `patch` x `patch` square of pixels as one vector, in the order rows, columns, channels."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
     return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
 
 
 def unpatchify(x: Float[Array, "B h w patch*patch*C"], patch: int) -> Float[Array, "B H W C"]:
-    """The inverse of `patchify`."""
+    """Returns the image whose patches are given: the inverse of `patchify`."""
     batch, height, width, values = x.shape
     x = x.reshape(batch, height, width, patch, patch, values // patch**2).swapaxes(2, 3)
     return x.reshape(batch, height * patch, width * patch, values // patch**2)
 
 
 def grid_embedding(height: int, width: int, dim: int) -> Float[Array, "h w dim"]:
-    """Fixed embeddings of the places of a grid, float32: its columns in the first half of the channels, then its rows.
+    """Returns fixed sinusoidal position embeddings of a grid, float32.
 
-    Each half has sines, then cosines, of 0, 1, 2, ... at frequencies from 1 down to where the next is 1/10000. `dim` is
-    a multiple of 4, at least 8.
+    The first half of the values embeds the column, the second half the row. Each half has sines, then cosines, of 0, 1,
+    2, ... at dim / 4 frequencies from 1 towards 1/10000, which is excluded.
+
+    Args:
+      height: rows of the grid.
+      width: columns of the grid.
+      dim: values per position, a multiple of 4 and at least 8.
     """
 
-    def line(length):  # "adm" has these frequencies, the cosines first
+    def line(length):  # "adm" has the same frequencies, with the cosines first
         return jnp.roll(timestep_embedding(jnp.arange(length), dim // 2, convention="adm"), dim // 4, axis=-1)
 
     columns, rows, shape = line(width)[None, :, :], line(height)[:, None, :], (height, width, dim // 2)
     return jnp.concatenate([jnp.broadcast_to(columns, shape), jnp.broadcast_to(rows, shape)], axis=-1)
 
 
-def modulated(
+def adaln_modulate(
     x: Float[Array, "B T W"], shift: Float[Array, "B 1 W"], scale: Float[Array, "B 1 W"]
 ) -> Float[Array, "B T W"]:
-    """`norm(x) * (1 + scale) + shift` in float32, of a layer norm without parameters (DiT, section 3.2)."""
+    """Returns `norm(x) * (1 + scale) + shift` in float32, with a layer norm without parameters (DiT, section 3.2)."""
     x = LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
     return x * (1 + scale.astype(jnp.float32)) + shift
 
 
 class Block(nn.Module):
-    """Self-attention, attention to the context if there is one, MLP; each on a residual; the identity at first.
+    """Transformer block with residual branches: self-attention, cross-attention to a context if present, MLP.
 
-    The first and the last are behind adaptive layer norms and before gates (adaLN-zero), which a linear layer makes of
-    the embedding; the context's has neither, as PixArt-alpha's.
+    Self-attention and MLP have adaptive layer norms and gates, computed from the conditioning embedding by a linear
+    layer initialised to zero (adaLN-zero). Cross-attention has neither, as in PixArt-alpha. The block is the identity
+    at initialisation.
+
+    Reference: DiT (Peebles & Xie 2023), section 3.2; PixArt-alpha (Chen et al. 2023), section 2.3.
     """
 
     heads: int
-    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
+    mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
     dropout: float = 0.0
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
@@ -77,7 +85,14 @@ class Block(nn.Module):
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Float[Array, "B T W"]:
-        """`emb` is the embedding of time, label and all after its SiLU."""
+        """Returns features of the shape of `x`.
+
+        Args:
+          x: tokens [B, T, W].
+          emb: conditioning embedding [B, W], after SiLU.
+          context: sequence [B, L, D] to attend to; None: no cross-attention.
+          dropout_keys: one key per example; None: no dropout.
+        """
         width = x.shape[-1]
         dense = partial(Dense, dtype=self.dtype)
 
@@ -87,7 +102,7 @@ class Block(nn.Module):
         modulation = dense(6 * width, "zero", name="modulation")(emb)[:, None, :]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
 
-        q, k, v = jnp.split(dense(3 * width, name="qkv")(modulated(x, shift, scale)), 3, axis=-1)
+        q, k, v = jnp.split(dense(3 * width, name="qkv")(adaln_modulate(x, shift, scale)), 3, axis=-1)
         h = dense(width, name="out")(attend(q, k, v, self.heads, self.attention))
         x = x + gate * drop(h, "attention")
 
@@ -97,25 +112,28 @@ class Block(nn.Module):
             h = dense(width, "zero", name="context_out")(attend(q, k, v, self.heads, self.attention))
             x = x + drop(h, "context")
 
-        h = dense(round(self.mlp_ratio * width), name="mlp_in")(modulated(x, mlp_shift, mlp_scale))
+        h = dense(round(self.mlp_ratio * width), name="mlp_in")(adaln_modulate(x, mlp_shift, mlp_scale))
         h = dense(width, name="mlp_out")(nn.gelu(h))
         return x + mlp_gate * drop(h, "mlp")
 
 
 class DiT(nn.Module):
-    """Predict a picture from a noisy picture and its time; called as a UNet. The defaults are DiT-S/2's."""
+    """Predicts the denoising target from a noisy image and its time, with the interface of UNet.
+
+    The defaults are those of DiT-S/2.
+    """
 
     out_channels: int
-    patch: int = 2  # side of the square of pixels that a token is made of
-    width: int = 384  # 768 of DiT-B, 1024 of DiT-L, 1152 of DiT-XL
-    layers: int = 12  # 12, 24, 28
-    heads: int = 6  # 12, 16, 16
-    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
-    label_rows: int = 0  # rows of the label table, 0: no labels
-    dropout: float = 0.0  # of what each branch adds
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    patch: int = 2  # patch side in pixels
+    width: int = 384  # 768 for DiT-B, 1024 for DiT-L, 1152 for DiT-XL
+    layers: int = 12  # 12 for DiT-B, 24 for DiT-L, 28 for DiT-XL
+    heads: int = 6  # 12 for DiT-B, 16 for DiT-L, 16 for DiT-XL
+    mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
+    num_label_embeddings: int = 0  # rows of the label embedding table; 0: unconditional on labels
+    dropout: float = 0.0  # rate, on the output of each residual branch
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics, softmax and output are float32
+    dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
 
     @nn.compact
     def __call__(
@@ -128,23 +146,32 @@ class DiT(nn.Module):
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images:
-        """Return float32 [B, H, W, out_channels], zeros at first; `t` is on the scale of the diffusion steps.
+        """Computes the network output. The parameters fit images of any size.
 
-        `label` picks a row of the label table, `embedding` goes through a linear layer, both are added to the time's
-        embedding. `context` is a sequence that every block attends to, if there was one at initialisation; without it
-        they do not. `dropout_keys` None: no dropout. Parameters fit pictures of any size, square or not.
-        Raises ValueError for an unknown option, for a picture that the patch does not divide, for a width that 4 or the
-        heads do not, and for labels without a table or a table without labels.
+        Args:
+          x: noisy images [B, H, W, C].
+          t: times [B] on the scale of the diffusion steps, 0 to T - 1.
+          label: class labels [B], rows of the label embedding table.
+          embedding: vector condition [B, E]; a linear map of it is added to the time embedding, as the label's is.
+          context: sequence [B, L, D] that every block attends to. Parameters exist if it was set at initialisation.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          float32 [B, H, W, out_channels], zero at initialisation.
+
+        Raises:
+          ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, or
+            `label` does not match `num_label_embeddings`.
         """
         self._check(x, label)
         emb = timestep_embedding(t, FREQUENCIES, convention="adm")
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_0")(emb)
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_1")(nn.silu(emb))
-        if self.label_rows:
-            emb = emb + nn.Embed(self.label_rows, self.width, embedding_init=NORMAL, name="label")(label)
+        if self.num_label_embeddings:
+            emb = emb + nn.Embed(self.num_label_embeddings, self.width, embedding_init=NORMAL, name="label")(label)
         if embedding is not None:
             emb = emb + Dense(self.width, name="embedding")(embedding.astype(jnp.float32))
-        emb = nn.silu(emb)  # every modulation begins with it
+        emb = nn.silu(emb)  # common to all modulations
 
         h = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))
         batch, height, width, _ = h.shape
@@ -155,18 +182,18 @@ class DiT(nn.Module):
             h = block(self.attention, self.dtype, name=f"block_{i}")(h, emb, context, dropout_keys)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
-        h = modulated(h, *jnp.split(modulation, 2, axis=-1))
+        h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1))
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         return unpatchify(h.reshape(batch, height, width, -1), self.patch)
 
-    def _check(self, x, label):
-        """Raise ValueError for what would otherwise fail late or be ignored."""
+    def _check(self, x: Array, label: Array | None) -> None:
+        """Raises ValueError for settings that would fail later or be ignored."""
         height, width, patch = *x.shape[1:3], self.patch
         if height % patch or width % patch:
-            raise ValueError(f"pictures of {height}x{width} cannot be cut into patches of {patch}x{patch}")
+            raise ValueError(f"patch={patch}: must divide the sides of images of {height}x{width}")
         if self.width % self.heads:
-            raise ValueError(f"{self.width} channels cannot be split among {self.heads} attention heads")
+            raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         if self.width % 4 or self.width < 8:
-            raise ValueError(f"width is {self.width}: sines and cosines of two places need a multiple of 4, at least 8")
+            raise ValueError(f"width={self.width}: must be a multiple of 4, at least 8, for the position embeddings")
         check_dropout(self.dropout)
-        check_label(label, self.label_rows)
+        check_label(label, self.num_label_embeddings)

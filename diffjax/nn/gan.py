@@ -1,4 +1,4 @@
-"""The networks of GANs: a residual generator, a discriminator of pictures and of noisy pairs, StyleGAN's mapping."""
+"""Networks of GANs: a residual generator, a discriminator of images or of noisy pairs, StyleGAN's mapping network."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,32 +16,41 @@ from diffjax.typing import Images, Labels, Times
 
 
 class Generator(nn.Module):
-    """Pictures from latents: residual blocks that double the sides, their norms told the latent and the class.
+    """Generates images from latents by residual blocks that double the sides.
 
-    SNGAN's (Miyato et al. 2018, table 3) with BigGAN's conditioning (Brock et al. 2019, app. B). Its norms are group
-    norms: batch statistics would depend on how examples lie on devices.
+    The latent and the class condition the norms of every block. The norms are group norms, because batch norm couples
+    the examples of a batch.
+
+    Reference: SNGAN (Miyato et al. 2018), table 3; conditioning of BigGAN (Brock et al. 2019), appendix B.
     """
 
-    size: int  # height and width of a picture
-    outputs: int  # its channels
-    classes: int = 0  # 0: no labels
+    size: int  # height and width of an image
+    outputs: int  # channels of an image
+    classes: int = 0  # number of classes; 0: no labels
     latent: int = 128  # values of z
-    channels: int = 64  # at the full size
-    multipliers: Sequence[float] = (1, 2, 4)  # width of each level, the full size first, in units of `channels`
+    channels: int = 64  # channels at the full size
+    multipliers: Sequence[float] = (1, 2, 4)  # width of each level in units of `channels`, the full size first
     norm_groups: int = 32
-    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
+    norm_min_channels: int = 0  # minimum channels per group; 0: exactly `norm_groups` groups (layers.num_groups)
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], label: Labels | None = None) -> Images:
-        """Return float32 [B, size, size, outputs] in [-1, 1]; `z` from N(0, I).
+        """Computes images.
 
-        Raises ValueError for a size that cannot be halved as often as there are levels to come up from, and for labels
-        without classes or classes without labels.
+        Args:
+          z: latents [B, latent] from N(0, I).
+          label: class labels [B]; None without classes.
+
+        Returns:
+          Images, float32 [B, size, size, outputs] in [-1, 1].
+
+        Raises:
+          ValueError: `size` cannot be halved once per level after the first, or `label` does not match `classes`.
         """
         side, widths = _smallest(self.size, self.multipliers), level_widths(self.channels, self.multipliers)
         _check_label(label, self.classes)
-        if label is not None:  # a class as long as z, so that neither drowns the other
+        if label is not None:  # as many values as z, so that both contribute equally
             embed = nn.Embed(self.classes, self.latent, embedding_init=nn.initializers.normal(1.0), name="label")
             z = jnp.concatenate([z, embed(label)], axis=-1)
         dense = partial(Dense, dtype=self.dtype)
@@ -52,32 +61,44 @@ class Generator(nn.Module):
         for level in reversed(range(len(widths))):
             resample = None if level == len(widths) - 1 else "up"
             h = block(widths[level], resample, name=f"block_{level}")(h, emb)
-        h = nn.silu(GroupNorm(**normed, name="norm_out")(h))
+        norm = GroupNorm(self.norm_groups, min_channels=self.norm_min_channels, name="norm_out")
+        h = nn.silu(norm(h))
         return jnp.tanh(Conv(self.outputs, name="conv_out")(h))
 
 
 class Discriminator(nn.Module):
-    """Whether a picture is real: residual blocks without norm that halve the sides, a sum over positions, one logit.
+    """Discriminates images with residual blocks without norm, a sum over positions and one logit.
 
-    SNGAN's (Miyato et al. 2018, table 3), whose class comes in by projection (Miyato & Koyama 2018, eq. 3). With a time
-    it is that of denoising diffusion GANs (Xiao et al. 2022, app. C), which judges x_t-1 beside x_t; their feature
-    of the batch's deviation is left out, as it would let an example's loss depend on others.
+    Labels condition the logit by projection. With a time, it is the discriminator of denoising diffusion GANs, for
+    pairs of x_t-1 and x_t, without their minibatch standard deviation, which couples the examples of a batch.
+
+    Reference: SNGAN (Miyato et al. 2018), table 3; projection: Miyato & Koyama 2018, eq. 3; denoising diffusion GANs
+    (Xiao et al. 2022), appendix C.
     """
 
-    classes: int = 0  # 0: no labels
-    channels: int = 64  # at the full size
-    multipliers: Sequence[float] = (1, 2, 4)  # width of each level, the full size first, in units of `channels`
-    residual_scale: float = 1.0  # of the blocks
+    classes: int = 0  # number of classes; 0: no labels
+    channels: int = 64  # channels at the full size
+    multipliers: Sequence[float] = (1, 2, 4)  # width of each level in units of `channels`, the full size first
+    residual_scale: float = 1.0  # factor on the output of every residual block
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Images, label: Labels | None = None, noisier: Images | None = None, t: Times | None = None
     ) -> Float[Array, "B"]:
-        """Return float32 logits; `x` in [-1, 1], or where it is x_t-1 with `noisier` x_t and `t` from 0 to T - 1.
+        """Computes logits, positive for real.
 
-        Raises ValueError for a side that cannot be halved often enough, and for labels without classes or classes
-        without labels.
+        Args:
+          x: images [B, H, W, C] in [-1, 1], or x_t-1.
+          label: class labels [B]; None without classes.
+          noisier: x_t for pairs; None for images.
+          t: times [B] of the pairs, from 0 to T - 1; None for images.
+
+        Returns:
+          Logits, float32 [B].
+
+        Raises:
+          ValueError: a side cannot be halved once per level after the first, or `label` does not match `classes`.
         """
         _smallest(x.shape[1], self.multipliers)
         _check_label(label, self.classes)
@@ -95,23 +116,24 @@ class Discriminator(nn.Module):
         logit = Dense(1, name="dense_out")(features)[:, 0]
         if label is None:
             return logit
-        # A table as a kernel of one-hot labels: spectral normalisation finds it as it finds the others.
+        # The label table is a kernel on one-hot labels, so that spectral normalisation includes it.
         row = Dense(features.shape[-1], bias=False, name="label")(jax.nn.one_hot(label, self.classes))
         return logit + (row * features).sum(-1)
 
 
-class Mapping(nn.Module):
-    """StyleGAN's mapping (Karras et al. 2019, section 2): a latent of length sqrt(Z), then dense layers.
+class MappingNetwork(nn.Module):
+    """Maps a latent, normalised to length sqrt(Z), through dense layers.
 
-    Denoising diffusion GANs condition their network on it (Xiao et al. 2022, app. C).
+    Reference: StyleGAN (Karras et al. 2019), section 2; in denoising diffusion GANs Xiao et al. 2022, appendix C.
     """
 
     latent: int = 64  # values of z
-    width: int = 128
-    layers: int = 3
+    width: int = 128  # values of the output and of every layer
+    layers: int = 3  # number of dense layers
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"]) -> Float[Array, "B width"]:
+        """Returns the style of each latent, float32 [B, width]; `z` from N(0, I)."""
         h = z * jax.lax.rsqrt((z**2).mean(-1, keepdims=True) + 1e-8)
         for i in range(self.layers):
             h = _leaky(Dense(self.width, name=f"dense_{i}")(h))
@@ -119,7 +141,7 @@ class Mapping(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block of the discriminator."""
+    """Residual block of the discriminator."""
 
     features: int
     down: bool
@@ -142,13 +164,16 @@ _leaky = partial(nn.leaky_relu, negative_slope=0.2)
 
 
 def _smallest(size: int, multipliers: Sequence[float]) -> int:
-    """The side at the last level. Raises ValueError where halving does not come out even."""
+    """Returns the side at the last level. Raises ValueError where a side cannot be halved."""
     halvings = len(multipliers) - 1
     if size % 2**halvings:
-        raise ValueError(f"{len(multipliers)} multipliers halve a picture {halvings} times, which {size} cannot be")
+        raise ValueError(
+            f"multipliers={tuple(multipliers)}: {halvings} halvings require sides that are multiples of {2**halvings}, "
+            f"not {size}; use fewer levels"
+        )
     return size >> halvings
 
 
 def _check_label(label: Labels | None, classes: int) -> None:
     if (label is not None) != (classes > 0):
-        raise ValueError(f"label is {'missing' if label is None else 'given'} but classes is {classes}")
+        raise ValueError(f"classes={classes}: requires label to be {'set' if classes else 'None'}")

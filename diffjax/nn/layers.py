@@ -1,9 +1,9 @@
-"""The layers that every network shares: dense and convolution, group norm, dropout, time embedding, resampling.
+"""Shared layers of all networks: dense, convolution, group norm, dropout, timestep embedding, resampling.
 
-All work on NHWC. Parameters are float32 and are cast to `dtype` for the computation. `initializer` is
+Images are NHWC. Parameters are float32 and are cast to `dtype` for the computation. `initializer` is one of
     "ddpm"   uniform with variance 2 / (fan_in + fan_out), biases zero (Ho et al. 2020);
-    "torch"  uniform within 1 / sqrt(fan_in), biases too: PyTorch's default, so ADM's, GLIDE's, latent diffusion's;
-    "zero"   the last layer of a residual branch (DDPM's is 1e-5 times "ddpm").
+    "torch"  uniform within 1 / sqrt(fan_in), biases too: PyTorch's default, as in ADM, GLIDE and latent diffusion;
+    "zero"   for the last layer of a residual branch (DDPM has 1e-5 times "ddpm").
 """
 
 import math
@@ -21,29 +21,37 @@ from jaxtyping import Float
 from diffjax.typing import Labels, PRNGKeys, Times
 
 
-def choose(kind: str, name: str, choices: tuple[str, ...]) -> str:
-    """Return `name`, or raise ValueError that lists the `choices`."""
+def check_choice(kind: str, name: str, choices: tuple[str, ...]) -> str:
+    """Returns `name`. Raises ValueError, with the `choices`, if `name` is not one of them."""
     if name not in choices:
-        raise ValueError(f"{kind} is {name!r}: choose from {', '.join(choices)}")
+        raise ValueError(f"{kind}={name!r}: choose from {', '.join(choices)}")
     return name
 
 
 def check_dropout(rate: float) -> None:
-    """Raise ValueError for a rate that is none."""
+    """Raises ValueError unless `rate` is in [0, 1)."""
     if not 0 <= rate < 1:
-        raise ValueError(f"dropout is {rate}: a rate from 0 up to, but not, 1")
+        raise ValueError(f"dropout={rate}: must be in [0, 1)")
 
 
 def check_label(label: Labels | None, rows: int) -> None:
-    """Raise ValueError for labels without a table, and for a table without labels."""
+    """Raises ValueError for labels without a label embedding table, and for a table without labels."""
     if (label is not None) != (rows > 0):
-        raise ValueError(f"label is {'missing' if label is None else 'given'} but label_rows is {rows}")
+        raise ValueError(f"num_label_embeddings={rows}: requires label to be {'set' if rows else 'None'}")
 
 
-def initializers(initializer: str, fan_in: int, fused: int):
-    """Those of a kernel and its bias. `fused` square kernels may stand side by side in one, as in q, k, v."""
-    choose("initializer", initializer, ("ddpm", "torch", "zero"))
-    if initializer == "ddpm":  # the factor gives fused kernels the variance that each would have alone
+def initializers(
+    initializer: str, fan_in: int, fused: int
+) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+    """Returns the initialisers of a kernel and its bias.
+
+    Args:
+      initializer: "ddpm" | "torch" | "zero", see the module's docstring.
+      fan_in: inputs of each output.
+      fused: number of square kernels that are concatenated in this one, 3 for q, k and v.
+    """
+    check_choice("initializer", initializer, ("ddpm", "torch", "zero"))
+    if initializer == "ddpm":  # the factor gives fused kernels the variance of separate ones
         return nn.initializers.variance_scaling((1 + fused) / 2, "fan_avg", "uniform"), nn.initializers.zeros
     if initializer == "torch":
         bound = 1 / math.sqrt(fan_in)
@@ -53,33 +61,35 @@ def initializers(initializer: str, fan_in: int, fused: int):
 
 
 class Dense(nn.Module):
-    """A linear map of the last axis, which on pictures is the published 1x1 convolution."""
+    """Linear map of the last axis; on images, a 1x1 convolution."""
 
-    features: int
-    initializer: str = "ddpm"
+    features: int  # output channels
+    initializer: str = "ddpm"  # "ddpm" | "torch" | "zero"
     bias: bool = True
-    fused: int = 1
+    fused: int = 1  # number of square kernels concatenated in this one, for "ddpm"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel_init, bias_init = initializers(self.initializer, x.shape[-1], self.fused)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)  # as a matrix: faster on a CPU
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(
+            self.dtype
+        )  # as one matrix product: faster on a CPU
         if self.bias:
             y = y + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, :]
         return y.reshape(*x.shape[:-1], self.features)
 
 
 class Conv(nn.Module):
-    """A square convolution; `padding` "SAME" or the rows above and below, the columns left and right."""
+    """Convolution with a square kernel."""
 
-    features: int
+    features: int  # output channels
     stride: int = 1
-    padding: str | Sequence[tuple[int, int]] = "SAME"
-    initializer: str = "ddpm"
+    padding: str | Sequence[tuple[int, int]] = "SAME"  # or ((above, below), (left, right)) in pixels
+    initializer: str = "ddpm"  # "ddpm" | "torch" | "zero"
     dtype: DTypeLike = jnp.float32
-    kernel: int = 3
+    kernel: int = 3  # side of the kernel
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
@@ -92,8 +102,13 @@ class Conv(nn.Module):
         return y + bias[None, None, None, :]
 
 
+def unit_norm(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    """Returns vectors divided by their Euclidean norm, or by `eps` where the norm is smaller."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), eps)
+
+
 def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
-    """Returns the channels of each level of a network.
+    """Returns the channels of each level of a network, `channels` times each of the `multipliers`.
 
     Raises:
       ValueError: a product is not a whole number from 1.
@@ -112,10 +127,11 @@ def num_groups(channels: int, groups: int, min_channels: int = 0) -> int:
     """Returns the number of groups of a group norm.
 
     Args:
-      channels: of the input.
-      groups: groups asked for.
-      min_channels: least channels of a group. 0: exactly `groups` groups. Above 0: the most groups, up to `groups`,
-        that divide the channels and leave every group this many; EDM's networks (Karras et al. 2022) set 4.
+      channels: channels of the input.
+      groups: requested number of groups.
+      min_channels: minimum channels per group. 0: exactly `groups` groups. Above 0: the largest number of groups, up to
+        `groups`, that divides the channels and gives every group at least this many. The networks of EDM (Karras et
+        al. 2022) set 4.
 
     Raises:
       ValueError: `groups` does not divide `channels` while `min_channels` is 0.
@@ -130,17 +146,18 @@ def num_groups(channels: int, groups: int, min_channels: int = 0) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), optionally adaptive: `norm(x) * (1 + scale) + shift` (ADM, section 3.1).
+    """Group normalisation, optionally adaptive: `norm(x) * (1 + scale) + shift`.
 
-    `groups` and `min_channels` set the number of groups: see `num_groups`. Statistics are float32. The variance is that
-    of distances to the mean: E[x^2] - E[x]^2 would lose it for inputs far from zero. Sums are taken over space first
-    and combined into groups after, and every scale is folded into one multiply and add.
+    Statistics are float32. The variance is that of deviations from the mean, because E[x^2] - E[x]^2 cancels for inputs
+    far from zero. Sums are taken over space before groups, and all scales are folded into one multiply and add.
+
+    Reference: Wu & He 2018; adaptive group norm: ADM (Dhariwal & Nichol 2021), section 3.1.
     """
 
-    groups: int = 32
+    groups: int = 32  # number of groups, see `num_groups`
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
-    min_channels: int = 0
+    min_channels: int = 0  # minimum channels per group; 0: exactly `groups` groups
 
     @nn.compact
     def __call__(
@@ -149,6 +166,7 @@ class GroupNorm(nn.Module):
         scale: Float[Array, "B C"] | None = None,
         shift: Float[Array, "B C"] | None = None,
     ) -> Float[Array, "B *space C"]:
+        """Returns normalised features of the shape of `x`, in `dtype`; `scale` and `shift` are set together or not."""
         batch, channels = x.shape[0], x.shape[-1]
         groups = num_groups(channels, self.groups, self.min_channels)
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
@@ -163,43 +181,49 @@ class GroupNorm(nn.Module):
         x = x - jnp.expand_dims(mean, space)
         variance = over_group((x * x).mean(space))
         a, b = gain * jax.lax.rsqrt(variance + self.epsilon), bias
-        if scale is not None:
+        if scale is not None and shift is not None:
             scale = 1 + scale.astype(jnp.float32)
             a, b = a * scale, b * scale + shift
         return (x * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
 
 
-# Flax's default takes E[x^2] - E[x]^2, which loses the variance of inputs far from zero.
+# Flax's default is E[x^2] - E[x]^2, which cancels for inputs far from zero.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask for an example comes from the example's own key, so that it depends on no other example.
+    """Dropout with one key per example, so that the mask of an example does not depend on the batch.
 
-    Each layer folds the checksum of its path into the keys: one key an example serves the whole network.
+    Each layer folds the checksum of its path into the keys, so the whole network takes one key per example.
     """
 
-    rate: float
+    rate: float  # probability that a value is set to 0
 
     def __call__(self, x: Float[Array, "B ..."], keys: PRNGKeys | None) -> Float[Array, "B ..."]:
-        """`keys` None: no dropout. Kept values are divided by 1 - rate."""
+        """Returns `x` with values dropped at `rate`, the others divided by 1 - rate; `keys` None: returns `x`."""
         if keys is None or self.rate == 0:
             return x
         layer = zlib.crc32("/".join(self.path).encode())
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(mask, x / (1 - self.rate), 0)
 
 
 def timestep_embedding(t: Times, dim: int, *, convention: str = "ddpm") -> Float[Array, "B dim"]:
-    """Sines and cosines of t at `dim` / 2 frequencies from 1 down to 1/10000, float32.
+    """Returns sines and cosines of t at dim / 2 frequencies from 1 to about 1/10000, float32.
 
-    "ddpm" (Ho et al. 2020): sines first, the last frequency is 1/10000. "adm" (Nichol & Dhariwal 2021): cosines
-    first, the frequency after the last would be 1/10000. Raises ValueError unless `dim` is even and at least 4.
+    Args:
+      t: times [B].
+      dim: number of values, even and at least 4.
+      convention: "ddpm" (Ho et al. 2020): sines first, the last frequency is 1/10000. "adm" (Nichol & Dhariwal 2021):
+        cosines first, 1/10000 is excluded.
+
+    Raises:
+      ValueError: an unknown convention, or `dim` is odd or below 4.
     """
-    choose("embedding convention", convention, ("ddpm", "adm"))
+    check_choice("embedding convention", convention, ("ddpm", "adm"))
     if dim % 2 or dim < 4:
-        raise ValueError(f"a time embedding has an even width (number of channels), at least 4, not {dim}")
+        raise ValueError(f"dim={dim}: the width of a timestep embedding must be even and at least 4")
     half = dim // 2
     steps = half - 1 if convention == "ddpm" else half
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / steps)
@@ -209,40 +233,38 @@ def timestep_embedding(t: Times, dim: int, *, convention: str = "ddpm") -> Float
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """The mean of each 2x2 square."""
+    """Returns the mean of each 2x2 square of pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """Every pixel as a 2x2 square."""
+def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Returns features of twice the sides, each pixel repeated as a 2x2 square."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class Downsample(nn.Module):
-    """Halve the sides by a 3x3 convolution of stride 2.
+    """Halves the sides by a 3x3 convolution of stride 2."""
 
-    `padding` "asymmetric" adds a row below and a column to the right (TensorFlow's 'SAME': DDPM); "symmetric" adds
-    one on every side (PyTorch's 1: ADM, latent diffusion).
-    """
-
+    # "asymmetric": pads one row below and one column to the right (TensorFlow's "SAME", as in DDPM)
+    # "symmetric": pads one on every side (PyTorch's 1, as in ADM and latent diffusion)
     padding: str = "asymmetric"
     initializer: str = "ddpm"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        asymmetric = choose("downsample padding", self.padding, ("asymmetric", "symmetric")) == "asymmetric"
+        asymmetric = check_choice("downsample padding", self.padding, ("asymmetric", "symmetric")) == "asymmetric"
         padding = "SAME" if asymmetric else ((1, 1), (1, 1))
         return Conv(x.shape[-1], 2, padding, self.initializer, self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Double the sides by nearest neighbour, then a 3x3 convolution."""
+    """Doubles the sides by nearest neighbour, followed by a 3x3 convolution."""
 
     initializer: str = "ddpm"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        return Conv(x.shape[-1], initializer=self.initializer, dtype=self.dtype, name="conv")(nearest(x))
+        return Conv(x.shape[-1], initializer=self.initializer, dtype=self.dtype, name="conv")(upsample_nearest(x))

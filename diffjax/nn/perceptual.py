@@ -1,4 +1,4 @@
-"""A distance between images in the features of a frozen network."""
+"""Perceptual distance between images in the features of a frozen network (Zhang et al. 2018)."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from diffjax.typing import Images
 
-_SMALLEST = 64  # the patches that Zhang et al. asked people to compare
-_EPSILON = 1e-10  # LPIPS's
+_MIN_SIDE = 64  # pixels; the patches in the human judgements of Zhang et al.
+_EPSILON = 1e-10  # as in LPIPS
 
 
 def distance(
@@ -19,44 +19,68 @@ def distance(
     b: Images,
     *,
     weights: Sequence[Float[Array, "1 1 1 c"]] | None = None,
-    smallest: int = _SMALLEST,
+    min_side: int = _MIN_SIDE,
 ) -> Float[Array, "B"]:
-    """Zhang et al. 2018, eq. 1: LPIPS, or LPIPS without learned weights (w = 1) where none are given.
+    """Computes the perceptual distance per example.
 
-    Every map is normalised to unit length over channels; the squared difference is summed over channels by their
-    weights, averaged over positions and summed over maps. So each map gives 0 to 4 without weights.
+    Every feature map is normalised to unit length over channels. The weighted squared difference is summed over
+    channels, averaged over positions and summed over maps. Without weights, each map contributes 0 to 4.
 
-    Images are in [-1, 1], of 1 channel (grey), 3, or 4 (RGBA, put on white). Where a side is below `smallest` they are
-    enlarged first, bilinearly and by the least whole number that brings both to it: 28 to 84, 32 to 64. Networks of
-    photographs have little to say of smaller ones, whose last maps would be one position.
+    Args:
+      features: maps RGB images in [-1, 1] to feature maps.
+      a: images [B, H, W, C] in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGBA, composited onto white) channels.
+      b: images of the shape of `a`.
+      weights: learned channel weights per feature map; None: all 1.
+      min_side: smallest side in pixels. Smaller images are enlarged bilinearly by the smallest sufficient integer (28
+        to 84, 32 to 64), because the last feature maps of a network for photographs would have a single position.
 
-    Raises ValueError for images of different shapes and for other numbers of channels.
+    Returns:
+      Distances, float32 [B], at least 0.
+
+    Raises:
+      ValueError: images of different shapes or another number of channels.
+
+    Reference: Zhang et al. 2018, eq. 1.
     """
     if a.shape != b.shape:
-        raise ValueError(f"images of shapes {a.shape} and {b.shape} have no distance")
-    # One at a time: where b alone is trained, nothing is kept for a gradient of a.
-    maps_a, maps_b = features(as_rgb(a, smallest)), features(as_rgb(b, smallest))
-    weights = [1.0] * len(maps_a) if weights is None else weights
-    triples = zip(maps_a, maps_b, weights, strict=True)
-    return sum((w * (_unit(x) - _unit(y)) ** 2).sum(-1).mean((1, 2)) for x, y, w in triples)
+        raise ValueError(f"images of shapes {a.shape} and {b.shape}: must be equal for a perceptual distance")
+    # One at a time: if only b depends on parameters, no activations of a are stored for the gradient.
+    maps_a, maps_b = features(as_rgb(a, min_side)), features(as_rgb(b, min_side))
+    factors = [1.0] * len(maps_a) if weights is None else weights
+    triples = zip(maps_a, maps_b, factors, strict=True)
+    terms = [(w * (_unit(x) - _unit(y)) ** 2).sum(-1).mean((1, 2)) for x, y, w in triples]
+    return sum(terms[1:], start=terms[0])
 
 
-def as_rgb(images: Images, smallest: int = _SMALLEST) -> Float[Array, "B h w 3"]:
-    """Three channels and no side below `smallest`: what `distance` gives to the network."""
+def on_white(images: Float[Array, "*B 4"], black: float, white: float) -> Float[Array, "*B 3"]:
+    """Returns RGBA images composited onto white, with values from `black` to `white`."""
+    alpha = (images[..., 3:] - black) / (white - black)
+    return images[..., :3] * alpha + white * (1 - alpha)
+
+
+def as_rgb(images: Images, min_side: int = _MIN_SIDE) -> Float[Array, "B h w 3"]:
+    """Returns images as RGB with no side below `min_side`: the inputs of the network in `distance`.
+
+    Args:
+      images: [B, H, W, C] in [-1, 1] with 1, 3 or 4 channels.
+      min_side: smallest side in pixels, see `distance`.
+
+    Raises:
+      ValueError: another number of channels.
+    """
     batch, height, width, channels = images.shape
     images = images.astype(jnp.float32)
     if channels == 1:
         images = images.repeat(3, axis=-1)
     elif channels == 4:
-        alpha = (images[..., 3:] + 1) / 2
-        images = images[..., :3] * alpha + (1 - alpha)
+        images = on_white(images, -1.0, 1.0)
     elif channels != 3:
-        raise ValueError(f"images have {channels} channels: the perceptual distance is of 1, 3 or 4")
-    times = -(-smallest // min(height, width))
+        raise ValueError(f"images have {channels} channels: the perceptual distance requires 1, 3 or 4")
+    times = -(-min_side // min(height, width))
     return jax.image.resize(images, (batch, times * height, times * width, 3), "linear") if times > 1 else images
 
 
 def _unit(x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:
-    """Of unit length over channels. The epsilon is under the root, or the gradient at zero would not be finite."""
+    """Returns features of unit length over channels. The epsilon is under the root for a finite gradient at zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + _EPSILON**2)

@@ -1,12 +1,12 @@
-"""Gated PixelCNN (van den Oord et al. 2016b): p(picture) as a product over its positions, row by row.
+"""Gated PixelCNN (van den Oord et al. 2016b): p(image) as a product over positions in raster order.
 
-Two stacks of layers see what comes before a position: the vertical one the rows above, the horizontal one, which reads
-the vertical one too, what is to the left. Together they leave no blind spot (section 2.2, figure 1).
+The vertical stack of layers has the rows above a position in its receptive field. The horizontal stack has the
+positions to the left, and the vertical stack's features. Together they have no blind spot (section 2.2, figure 1).
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,23 @@ Place = tuple[Int[Array, ""], Int[Array, ""]]  # row, column
 
 
 def _gate(x: Float[Array, "B H W 2F"]) -> Float[Array, "B H W F"]:
-    """tanh(a) sigmoid(b) of the two halves (equation 2)."""
+    """Returns tanh(a) sigmoid(b) for the two halves a, b of the channels (eq. 2)."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.tanh(a) * nn.sigmoid(b)
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks (figure 2). Both read windows with `kernel` // 2 more rows above, columns on the left.
+    """Layer of both stacks (figure 2), on windows padded by `kernel` // 2 rows above and columns on the left.
 
-    The first layer's convolutions leave out the position itself (mask A), the vertical one's the whole row; so the
-    first layer has no residual either. Instead of masked kernels there are kernels of what the masks let through.
+    In the first layer, the horizontal convolution excludes the position itself (mask A), the vertical one its whole
+    row, and there is no residual connection. Kernels have the shape of the unmasked part, so no mask is applied.
     """
 
-    features: int
-    kernel: int
-    first: bool
-    dropout: float
-    dtype: DTypeLike
+    features: int  # output channels per stack
+    kernel: int  # side of the unmasked kernel, odd
+    first: bool  # whether this is the first layer
+    dropout: float  # rate
+    dtype: DTypeLike  # compute dtype
 
     def setup(self):
         before = self.kernel // 2 + (0 if self.first else 1)
@@ -54,8 +54,10 @@ class GatedLayer(nn.Module):
     def vertical(
         self, window: Float[Array, "B h+k//2 W+2(k//2) C"], condition: Float[Array, "B #h #W E"] | None
     ) -> tuple[Float[Array, "B h W F"], Float[Array, "B h W 2F"]]:
-        """The vertical stack's features, and what the horizontal one adds before its gate (condition included)."""
-        y = self.rows(window)[:, : window.shape[1] - self.kernel // 2]  # mask A's kernel fits once more
+        """Returns features of the vertical stack, and the input of the horizontal gate, condition included."""
+        y = self.rows(window)[
+            :, : window.shape[1] - self.kernel // 2
+        ]  # the smaller kernel of mask A gives one row more
         link = self.link(y)
         if condition is not None:
             for_vertical, for_horizontal = jnp.split(self.condition(condition), 2, axis=-1)
@@ -65,30 +67,33 @@ class GatedLayer(nn.Module):
     def horizontal(
         self, window: Float[Array, "B h w+k//2 C"], link: Float[Array, "B h w 2F"], dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B h w F"]:
-        """The horizontal stack's features."""
+        """Returns features of the horizontal stack."""
         y = _gate(self.columns(window)[:, :, : link.shape[2]] + link)
         y = self.out(self.drop(y, dropout_keys))
         return y if self.first else y + window[:, :, self.kernel // 2 :]
 
 
 class PixelCNN(nn.Module):
-    """What is predicted of each position from those before it, in raster order, and a condition."""
+    """Predicts each position from the previous ones, in raster order, and a condition.
 
-    outputs: int
-    features: int = 128
+    Reference: van den Oord et al. 2016b, section 2 and figure 2.
+    """
+
+    outputs: int  # values predicted per position, such as logits
+    features: int = 128  # channels of both stacks
     layers: int = 12
-    kernel: int = 5  # odd; a layer lets a position see kernel // 2 further in each direction
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters and output are float32
+    kernel: int = 5  # odd; each layer extends the receptive field by kernel // 2 in each direction
+    dropout: float = 0.0  # rate
+    dtype: DTypeLike = jnp.float32  # compute dtype; parameters and output are float32
 
     def setup(self):
         if self.kernel % 2 == 0 or self.kernel < 3:
-            raise ValueError(f"kernel is {self.kernel}: an odd number from 3")
+            raise ValueError(f"kernel={self.kernel}: must be odd and at least 3")
         check_dropout(self.dropout)
         layer = partial(GatedLayer, self.features, self.kernel, dropout=self.dropout, dtype=self.dtype)
         self.layer = [layer(first=n == 0) for n in range(self.layers)]
         self.head = Dense(self.features, dtype=self.dtype)
-        self.out = Dense(self.outputs, "zero")  # so an untrained network's distribution is uniform
+        self.out = Dense(self.outputs, "zero")  # the initial distribution is uniform
 
     def __call__(
         self,
@@ -96,11 +101,18 @@ class PixelCNN(nn.Module):
         condition: Float[Array, "B #H #W E"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Float[Array, "B H W outputs"]:
-        """Return float32 outputs, each a function of `x` at earlier positions only.
+        """Computes the outputs of all positions in parallel.
 
-        `x` is embedded values. `condition` enters every gate by a linear map (equations 3 and 4): a map of the
-        picture's size, or [B, 1, 1, E] for what holds everywhere. `dropout_keys` None: no dropout. Raises ValueError
-        for an even kernel or a bad rate of dropout.
+        Args:
+          x: embedded values [B, H, W, C].
+          condition: added to every gate after a linear map (eqs. 3, 4); per position, or [B, 1, 1, E] for the image.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          Outputs, float32 [B, H, W, outputs]; each depends on `x` at previous positions only.
+
+        Raises:
+          ValueError: an even kernel, or a dropout rate outside [0, 1).
         """
         half = self.kernel // 2
         above = left = x
@@ -112,13 +124,13 @@ class PixelCNN(nn.Module):
     def _outputs(self, h):
         return self.out(nn.relu(self.head(nn.relu(h))))
 
-    # Sampling. Of each layer's two inputs a cache is kept, padded as `__call__` pads: `above` of all rows so far,
-    # `left` of the row at hand.
+    # Sampling caches both inputs of each layer, padded as in `__call__`: `above` for all previous rows, `left` for
+    # the current row.
 
     def row(
         self, above: list[Float[Array, "B _ _ _"]], i: Int[Array, ""], condition: Float[Array, "B 1 #W E"] | None
     ) -> tuple[list[Float[Array, "B _ _ _"]], list[Float[Array, "B 1 W 2F"]]]:
-        """Work through the vertical stack at row `i`: the cache with its features, and every layer's link."""
+        """Applies the vertical stack at row `i`; returns the updated cache and the gate input of each layer."""
         half, above, links = self.kernel // 2, list(above), []
         for n, layer in enumerate(self.layer):
             h, link = layer.vertical(lax.dynamic_slice_in_dim(above[n], i, half + 1, 1), condition)
@@ -130,8 +142,8 @@ class PixelCNN(nn.Module):
     def pixel(
         self, left: list[Float[Array, "B 1 _ _"]], j: Int[Array, ""], links: list[Float[Array, "B 1 W 2F"]]
     ) -> tuple[list[Float[Array, "B 1 _ _"]], Float[Array, "B outputs"]]:
-        """Work through the horizontal stack at column `j`: the cache with its features, and the output."""
-        half, left = self.kernel // 2, list(left)
+        """Applies the horizontal stack at column `j`; returns the updated cache and the output."""
+        half, left, h = self.kernel // 2, list(left), jnp.zeros(())
         for n, layer in enumerate(self.layer):
             window, link = (lax.dynamic_slice_in_dim(a, j, size, 2) for a, size in ((left[n], half + 1), (links[n], 1)))
             h = layer.horizontal(window, link)
@@ -149,12 +161,21 @@ def generate(
     height: int,
     width: int,
 ) -> Any:
-    """Draw pictures position by position; return the values that `pick` gave, [B, H, W, ...] each.
+    """Samples images position by position in raster order, with cached features of previous positions.
 
-    `pick(keys, output, (i, j))` gives the value at a position, an array or a tree of them, and the embedded input that
-    later positions see. Its keys are `keys` with the position i W + j folded in. It may return what is known of a
-    position instead of drawing, which completes a picture. Nothing is computed twice: a row's vertical features come
-    from those of the rows above, a position's horizontal ones from those to its left.
+    Args:
+      model: the network.
+      params: parameters of the network.
+      pick: (keys, output, (i, j)) -> (value, input): the value at a position, an array or a tree [B, ...], and its
+        embedding [B, C], the input for later positions. It may return a known value instead of a sample, which
+        completes an image.
+      keys: one key per example; `pick` gets them with the position i * width + j folded in.
+      condition: see `PixelCNN.__call__`.
+      height: rows of the image.
+      width: columns of the image.
+
+    Returns:
+      The values from `pick` at all positions, [B, height, width, ...].
     """
     batch, half = len(keys) if condition is None else len(condition), model.kernel // 2
     output = jax.ShapeDtypeStruct((batch, model.outputs), jnp.float32)
@@ -164,7 +185,7 @@ def generate(
         condition = jnp.broadcast_to(condition, (batch, height, width, condition.shape[-1]))
 
     def pixel(carry, j, i, links):
-        left, output = model.apply({"params": params}, carry, j, links, method="pixel")
+        left, output = cast(tuple, model.apply({"params": params}, carry, j, links, method="pixel"))
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i * width + j)
         value, x = pick(folded, output, (i, j))
         left[0] = lax.dynamic_update_slice(left[0], x[:, None, None, :], (0, 0, j + half, 0))

@@ -1,4 +1,4 @@
-"""The network of unCLIP's diffusion prior (Ramesh et al. 2022, section 2.2)."""
+"""Network of the diffusion prior of unCLIP (Ramesh et al. 2022, section 2.2)."""
 
 from functools import partial
 
@@ -8,17 +8,19 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
-from diffjax.nn.attention import places
+from diffjax.nn.attention import position_embedding
 from diffjax.nn.layers import Dense, timestep_embedding
-from diffjax.nn.transformer import of_fields
+from diffjax.nn.transformer import transformer_from_fields
 from diffjax.typing import Embeddings, PRNGKeys, Times
 
 
 class PriorTransformer(nn.Module):
-    """Predict CLIP's embedding of an image from a noised one, its time and what CLIP makes of the caption.
+    """Predicts the CLIP embedding of an image from the noised embedding, its time and the CLIP text outputs.
 
-    A causal transformer reads, in this order, the caption's tokens, its embedding, the time, the noised embedding and
-    a learned query, whose output predicts. The last layer is zero at first.
+    The sequence of the causal transformer is: states of the text tokens, text embedding, time, noised image embedding,
+    learned query. The output at the query is the prediction. The last layer is initialised to zero.
+
+    Reference: unCLIP (Ramesh et al. 2022), section 2.2.
     """
 
     width: int
@@ -26,10 +28,10 @@ class PriorTransformer(nn.Module):
     heads: int
     mlp_ratio: float = 4
     activation: str = "gelu"  # "gelu" | "quick_gelu"
-    dropout: float = 0.0  # of what each branch adds
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    dropout: float = 0.0  # rate, on the output of each residual branch
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics, softmax and output are float32
+    dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
 
     @nn.compact
     def __call__(
@@ -42,16 +44,26 @@ class PriorTransformer(nn.Module):
         context_mask: Bool[Array, "B L"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Embeddings:
-        """Return float32 [B, D]; `t` is on the scale of the diffusion steps, 0 to T - 1 or between.
+        """Computes the network output.
 
-        `embedding` is CLIP's of the caption, `context` the states of its text encoder for every token, `context_mask`
-        True where there is one: no other is attended to. What is None is not in the sequence. `dropout_keys` None: no
-        dropout. Raises ValueError for an unknown option, for a width that is odd or that the heads do not divide, for a
-        sequence of another length than the parameters', and for a mask without a context or of another shape.
+        Args:
+          x: noised image embeddings [B, D].
+          t: times [B] on the scale of the diffusion steps, 0 to T - 1.
+          embedding: CLIP text embeddings [B, E]; None: not in the sequence.
+          context: states of the CLIP text encoder [B, L, C]; None: not in the sequence.
+          context_mask: True [B, L] where the text has a token; other positions are not attended to. None: everywhere.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          float32 [B, D], zero at initialisation.
+
+        Raises:
+          ValueError: an unknown option, an odd width or one that `heads` does not divide, a sequence of another length
+            than the parameters, or a mask without a context or of another shape.
         """
         if context_mask is not None and (context is None or context_mask.shape != context.shape[:2]):
-            found = "no context" if context is None else f"a context of {context.shape[:2]}"
-            raise ValueError(f"context_mask is of {context_mask.shape}, for {found}")
+            shape = "None" if context is None else f"of shape {context.shape}"
+            raise ValueError(f"context_mask: has shape {context_mask.shape}, but context is {shape}")
 
         dense = partial(Dense, self.width, "torch")
         project = partial(dense, dtype=self.dtype)
@@ -64,14 +76,14 @@ class PriorTransformer(nn.Module):
         vectors += [time, project(name="image")(x), jnp.broadcast_to(query, time.shape)]
         sequence += [vector[:, None, :].astype(self.dtype) for vector in vectors]
         h = jnp.concatenate(sequence, axis=1)
-        h = h + places(self, h.shape[1], self.width, 0.01).astype(self.dtype)[None]
+        h = h + position_embedding(self, h.shape[1], self.width, 0.01).astype(self.dtype)[None]
 
-        h = of_fields(self)(h, _mask(context_mask, h.shape[1]), dropout_keys)[:, -1]
+        h = transformer_from_fields(self)(h, _mask(context_mask, h.shape[1]), dropout_keys)[:, -1]
         return Dense(x.shape[-1], "zero", name="out")(h)
 
 
 def _mask(present: Bool[Array, "B L"] | None, length: int) -> Bool[Array, "B T T"] | str:
-    """Causal, without the first tokens that are not `present`; but each position sees itself, so that all see one."""
+    """Returns the causal mask without context positions that are not `present`; every position attends to itself."""
     if present is None:
         return "causal"
     present = jnp.pad(present, ((0, 0), (0, length - present.shape[1])), constant_values=True)

@@ -1,4 +1,4 @@
-"""The residual block of DDPM and ADM."""
+"""Residual block of DDPM and ADM."""
 
 from functools import partial
 
@@ -8,39 +8,49 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.layers import Conv, Dense, Dropout, GroupNorm, average_pool, nearest
+from diffjax.nn.layers import Conv, Dense, Dropout, GroupNorm, average_pool, upsample_nearest
 from diffjax.typing import PRNGKeys
 
 
 class ResBlock(nn.Module):
-    """Two times norm, SiLU, 3x3 convolution; an embedding comes in between, if there is one; dropout before the second.
+    """Residual block: norm, SiLU, 3x3 convolution, conditioning, norm, SiLU, dropout, 3x3 convolution.
 
-    `resample` "down" or "up" changes the side of both branches before the first convolution (BigGAN's block; ADM,
-    section 3). The skip is a 1x1 convolution where the width changes.
+    The skip connection is a 1x1 convolution where the number of channels changes.
+
+    Reference: DDPM (Ho et al. 2020), appendix B; resampling blocks of BigGAN: ADM (Dhariwal & Nichol 2021), section 3.
     """
 
-    features: int
-    resample: str | None = None
-    time_conditioning: str = "add"
-    dropout: float = 0.0
+    features: int  # output channels
+    resample: str | None = None  # "down" | "up": resamples both branches before the first convolution
+    time_conditioning: str = "add"  # "add" | "scale_shift" (adaptive group norm)
+    dropout: float = 0.0  # rate
     groups: int = 32
     epsilon: float = 1e-6
     residual_scale: float = 1.0
     initializer: str = "ddpm"
     dtype: DTypeLike = jnp.float32
-    min_channels: int = 0  # of a group of the norms: see layers.num_groups
+    min_channels: int = 0  # minimum channels per group of the norms (layers.num_groups)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"] | None = None, dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B h w F"]:
-        """`emb` is the embedding, of a time or a class, after its SiLU; an autoencoder has none."""
+        """Computes the block's output.
+
+        Args:
+          x: features [B, H, W, C].
+          emb: conditioning embedding [B, E], after SiLU; None: unconditional, as in autoencoders.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          Features [B, h, w, features]; h and w are those of `x`, halved or doubled by `resample`.
+        """
         norm = partial(GroupNorm, self.groups, self.epsilon, self.dtype, self.min_channels)
         dense = partial(Dense, initializer=self.initializer, dtype=self.dtype)
 
         h = nn.silu(norm(name="norm_0")(x))
         if self.resample:
-            change = {"down": average_pool, "up": nearest}[self.resample]
+            change = {"down": average_pool, "up": upsample_nearest}[self.resample]
             h, x = change(h), change(x)
         h = Conv(self.features, initializer=self.initializer, dtype=self.dtype, name="conv_0")(h)
         if emb is None:

@@ -1,6 +1,7 @@
-"""Spectral normalisation (Miyato et al. 2018) of every kernel of a tree of parameters."""
+"""Spectral normalisation (Miyato et al. 2018) of all kernels of a network."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +9,40 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jaxtyping import Float
 
+from diffjax.nn.layers import unit_norm
 from diffjax.typing import PRNGKey
 
 Params = dict[str, Any]
-Memory = dict[str, Any]  # where `Params` has a kernel [..., O]: float32 [O], the paper's u
+Memory = dict[str, Any]  # u of the paper, float32 [O], for every kernel [..., O] of `Params`
+
+_EPS = 1e-12  # smallest norm that a vector is divided by
 
 
 def init(key: PRNGKey, params: Params) -> Memory:
-    """A random unit vector for every leaf named "kernel"."""
-    kernels = {path: leaf for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
+    """Returns a random unit vector for every leaf named "kernel"; the key is consumed."""
+    kernels: dict[tuple, Array] = {path: leaf for path, leaf in _flat(params).items() if path[-1] == "kernel"}
     keys = jax.random.split(key, len(kernels))
-    vectors = (jax.random.normal(k, leaf.shape[-1:]) for k, leaf in zip(keys, kernels.values(), strict=True))
-    return unflatten_dict(dict(zip(kernels, map(_unit, vectors), strict=True)))
+    vectors = (
+        unit_norm(jax.random.normal(k, leaf.shape[-1:]), _EPS) for k, leaf in zip(keys, kernels.values(), strict=True)
+    )
+    return unflatten_dict(dict(zip(kernels, vectors, strict=True)))
 
 
 def normalized(params: Params, memory: Memory) -> tuple[Params, Memory]:
-    """Every kernel over its largest singular value, as one more power iteration finds it, and the vectors after it.
+    """Divides every kernel by its largest singular value, estimated by one power iteration.
 
-    A kernel is the matrix [..., O] (algorithm 1, transposed). The gradient flows through sigma = u W v by W alone (eq.
-    12). A kernel of zeros stays as it is.
+    The gradient flows through sigma = u W v by W alone (eq. 12).
+
+    Args:
+      params: parameters; a kernel [..., O] is a matrix with O columns. Zero kernels are returned unchanged.
+      memory: singular vectors of the last iteration, see `init`.
+
+    Returns:
+      Normalised parameters, and the vectors after this iteration.
+
+    Reference: Miyato et al. 2018, algorithm 1 (transposed).
     """
-    leaves, vectors = flatten_dict(params), flatten_dict(memory)
+    leaves, vectors = _flat(params), _flat(memory)
     for path, u in vectors.items():
         matrix = leaves[path].reshape(-1, u.shape[0])
         v, u = jax.lax.stop_gradient(_power_iteration(matrix, u))
@@ -38,11 +52,12 @@ def normalized(params: Params, memory: Memory) -> tuple[Params, Memory]:
     return unflatten_dict(leaves), unflatten_dict(vectors)
 
 
+def _flat(tree: Mapping[str, Any]) -> dict[tuple, Any]:
+    """Returns the leaves of nested dictionaries by their paths."""
+    return cast(dict[tuple, Any], flatten_dict(tree))
+
+
 def _power_iteration(matrix: Float[Array, "I O"], u: Float[Array, "O"]) -> tuple[Float[Array, "I"], Float[Array, "O"]]:
-    v = _unit(matrix @ u)
+    v = unit_norm(matrix @ u, _EPS)
     new = matrix.T @ v
-    return v, jnp.where((new != 0).any(), _unit(new), u)
-
-
-def _unit(x: Float[Array, "N"]) -> Float[Array, "N"]:
-    return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+    return v, jnp.where((new != 0).any(), unit_norm(new, _EPS), u)

@@ -1,14 +1,14 @@
-"""A transformer over a sequence, as GPT-2's (Radford et al. 2019), and sampling from it with cached keys and values.
+"""Transformer over a sequence (GPT-2: Radford et al. 2019), and sampling with cached keys and values.
 
-Other masks and activations make it CLIP's encoders, DALL-E's decoder and the network of unCLIP's priors. Tokens'
-embeddings, those of their places, and the last linear layer are the caller's.
+With other masks and activations it is that of CLIP's encoders, DALL-E's decoder and unCLIP's priors. The caller
+provides token embeddings, position embeddings and the last linear layer.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dropout, LayerNorm, check_dropout, choose
+from diffjax.nn.layers import Dropout, LayerNorm, check_choice, check_dropout
 from diffjax.typing import PRNGKeys
 
-# True: row may attend to column; "causal": to itself and those before; "all": to every one
+# True: row may attend to column; "causal": to itself and previous positions; "all": to all positions
 Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | str
-Masks = Mask | Sequence[Mask]  # a sequence has one a layer
-Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values of each layer
+Masks = Mask | Sequence[Mask]  # a sequence has one mask per layer
+Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values per layer
 
 ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
 
 
 class Block(nn.Module):
-    """Self-attention, then two linear layers with an activation between; each behind a layer norm, on a residual."""
+    """Pre-norm transformer block: self-attention and an MLP as residual branches. Fields as in `Transformer`."""
 
-    layers: int  # of the whole network: its residual branches are scaled by their number at first
+    layers: int  # layers of the transformer, which scale the initialisation of residual branches
     heads: int
     mlp_ratio: float
     activation: str
@@ -51,10 +51,18 @@ class Block(nn.Module):
         cache: tuple[Float[Array, "B S W"], Float[Array, "B S W"]] | None = None,
         position: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T W"], tuple[Float[Array, "B S W"], Float[Array, "B S W"]]]:
-        """Attend among `x`, or with a `cache` to its S positions after `x` has been put at `position` and on.
+        """Computes the block's output.
 
-        A position attends to what `mask` lets it, and if `causal` to none after it.
-        Return the output, and the keys and values that were attended to.
+        Args:
+          x: inputs [B, T, W].
+          causal: whether positions do not attend to later ones.
+          mask: True where a row may attend to a column; None: everywhere.
+          dropout_keys: one key per example; None: no dropout.
+          cache: keys and values of S positions; those of `x` replace the ones from `position`, and `x` attends to all.
+          position: index of the first input in the cache.
+
+        Returns:
+          Outputs [B, T, W], and the keys and values that were attended to.
         """
         width = x.shape[-1]
         into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
@@ -79,99 +87,118 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks one after another, then a layer norm."""
+    """Transformer blocks followed by a layer norm."""
 
     width: int
     layers: int
     heads: int
-    mlp_ratio: float = 4  # width of the MLP's hidden layer, in units of `width`, rounded to whole channels
+    mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
     activation: str = "gelu"  # "gelu" (exact) | "quick_gelu" (CLIP's: x sigmoid(1.702 x))
-    dropout: float = 0.0  # of what each branch adds
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    dropout: float = 0.0  # rate, on the output of each residual branch
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    initializer: str = "gpt2"  # "gpt2" | "clip": normal weights, GPT-2's deviations or those of CLIP's code
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics, softmax and output are float32
+    initializer: str = "gpt2"  # "gpt2" | "clip": standard deviations of GPT-2 or of CLIP's code
+    dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
 
     def setup(self):
-        choose("activation", self.activation, tuple(ACTIVATIONS))
-        choose("initializer", self.initializer, ("gpt2", "clip"))
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("initializer", self.initializer, ("gpt2", "clip"))
         if self.width % self.heads:
-            raise ValueError(f"{self.width} channels cannot be split among {self.heads} attention heads")
+            raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         check_dropout(self.dropout)
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
-        block = partial(kind, self.layers, self.heads, self.mlp_ratio, self.activation)
-        details = (self.dropout, self.attention, self.initializer, self.dtype)
-        self.block = [block(*details) for _ in range(self.layers)]
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
+        shape = (self.layers, self.heads, self.mlp_ratio)
+        options = (self.activation, self.dropout, self.attention, self.initializer, self.dtype)
+        self.block = [block(*shape, *options) for _ in range(self.layers)]
         self.norm_out = LayerNorm(1e-5, dtype=jnp.float32)
 
     def __call__(
         self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None
     ) -> Float[Array, "B T W"]:
-        """Return float32 features of embedded inputs. `dropout_keys` None: no dropout.
+        """Computes features of embedded inputs.
 
-        `mask` tells which positions (columns) each position (row) may attend to, at least one; "causal": itself and
-        those before it; "all": every one. A sequence of masks has one for each layer. Raises ValueError for an unknown
-        option, for a width that the heads do not divide or the inputs do not have, and for masks that are not as many
-        as the layers.
+        Args:
+          x: embedded inputs [B, T, W].
+          mask: True where a position (row) may attend to a position (column), at least one per row; "causal": to itself
+            and previous positions; "all": to all positions. A sequence has one mask per layer.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          Outputs of the final layer norm, float32 [B, T, W].
+
+        Raises:
+          ValueError: an unknown option, `heads` does not divide `width`, inputs of another width, or another number of
+            masks than layers.
         """
-        x, masks = self._prepared(x, mask)
-        for block, own in zip(self.block, masks, strict=True):
-            named = isinstance(own, str)
-            x, _ = block(x, named and own == "causal", None if named else own, dropout_keys)
+        x, masks = self._prepare(x, mask)
+        for block, layer_mask in zip(self.block, masks, strict=True):
+            if isinstance(layer_mask, str):
+                x, _ = block(x, layer_mask == "causal", None, dropout_keys)
+            else:
+                x, _ = block(x, False, layer_mask, dropout_keys)
         return self.norm_out(x)
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """Keys and values of no position yet, for sequences up to `length`. Needs no parameters."""
+        """Returns an empty cache for sequences of up to `length` positions; requires no parameters."""
         zeros = jnp.zeros((batch, length, self.width), self.dtype)
         return ((zeros, zeros),) * self.layers
 
     def extend(
         self, x: Float[Array, "B N W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
     ) -> tuple[Float[Array, "B N W"], Cache]:
-        """What `__call__` gives for inputs at `position` and on, the cache holding all before; and the cache with them.
+        """Computes features of the inputs from `position` on, given a cache of all previous positions.
 
-        A `mask` is that of the whole sequence, and lets no position attend to a later one: it could not here, so that
-        "all" raises ValueError.
+        Args:
+          x: embedded inputs [B, N, W].
+          cache: keys and values of the previous positions.
+          position: index of the first input.
+          mask: mask of the whole sequence, without attention to later positions.
+
+        Returns:
+          The features that `__call__` computes for these inputs, float32 [B, N, W], and the extended cache.
+
+        Raises:
+          ValueError: `mask` is "all".
         """
         length = cache[0][0].shape[1]
         rows, columns = position + jnp.arange(x.shape[1]), jnp.arange(length)
         causal = (columns[None, :] <= rows[:, None])[None]
-        (x, masks), new = self._prepared(x, mask), []
-        if any(isinstance(own, str) and own == "all" for own in masks):
-            raise ValueError("mask is 'all': with a cache no position can attend to a later one")
-        for block, own, old in zip(self.block, masks, cache, strict=True):
-            seen = causal
-            if not isinstance(own, str):
-                own = own.reshape(-1, *own.shape[-2:])
-                seen = causal & lax.dynamic_slice_in_dim(own, position, x.shape[1], 1)[:, :, :length]
-            x, pair = block(x, False, seen, None, old, position)
-            new.append(pair)
-        return self.norm_out(x), tuple(new)
+        (x, masks), extended = self._prepare(x, mask), []
+        if any(isinstance(layer_mask, str) and layer_mask == "all" for layer_mask in masks):
+            raise ValueError("mask='all': a cache does not allow attention to later positions; use 'causal'")
+        for block, layer_mask, keys_and_values in zip(self.block, masks, cache, strict=True):
+            visible = causal
+            if not isinstance(layer_mask, str):
+                layer_mask = layer_mask.reshape(-1, *layer_mask.shape[-2:])
+                visible = causal & lax.dynamic_slice_in_dim(layer_mask, position, x.shape[1], 1)[:, :, :length]
+            x, keys_and_values = block(x, False, visible, None, keys_and_values, position)
+            extended.append(keys_and_values)
+        return self.norm_out(x), tuple(extended)
 
     def step(
         self, x: Float[Array, "B W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
     ) -> tuple[Float[Array, "B W"], Cache]:
-        """`extend` by one position."""
+        """Computes the features of one position, as `extend`."""
         y, cache = self.extend(x[:, None], cache, position, mask)
         return y[:, 0], cache
 
-    def _prepared(self, x, mask):
-        """The input in the computation's type, and one mask a layer."""
+    def _prepare(self, x: Array, mask: Masks) -> tuple[Array, tuple[Mask, ...]]:
+        """Returns the input in the compute dtype, and one mask per layer."""
         if x.shape[-1] != self.width:
-            raise ValueError(f"inputs have {x.shape[-1]} channels: the transformer's width is {self.width}")
-        masks = tuple(mask) if isinstance(mask, (tuple, list)) else (mask,) * self.layers
+            raise ValueError(f"width={self.width}: inputs have {x.shape[-1]} channels")
+        masks = tuple(mask) if isinstance(mask, (tuple, list)) else (cast(Mask, mask),) * self.layers
         if len(masks) != self.layers:
-            raise ValueError(f"{len(masks)} masks were given for {self.layers} layers")
-        for own in masks:
-            if own is None or isinstance(own, str):
-                choose("mask", own, ("causal", "all"))
+            raise ValueError(f"mask: {len(masks)} masks for layers={self.layers}; give one per layer")
+        for layer_mask in masks:
+            if layer_mask is None or isinstance(layer_mask, str):
+                check_choice("mask", str(layer_mask), ("causal", "all"))
         return x.astype(self.dtype), masks
 
 
-def of_fields(module: nn.Module) -> Transformer:
-    """The submodule "transformer" of a module, by the fields that both have.
+def transformer_from_fields(module: nn.Module) -> Transformer:
+    """Returns the submodule "transformer" of a module, built from the fields that it has in common with Transformer.
 
-    OpenAI's code draws the weights of CLIP's text encoder as this does, and Hugging Face's those of both encoders.
+    Weights are initialised as in OpenAI's code for CLIP's text encoder and in Hugging Face's for both encoders.
     """
     names = {field.name for field in dataclasses.fields(Transformer)} & {f.name for f in dataclasses.fields(module)}
     fields = {name: getattr(module, name) for name in names - {"parent", "name"}}
@@ -187,12 +214,20 @@ def generate(
     length: int,
     mask: Masks = "causal",
 ) -> Any:
-    """Draw `length` tokens after a prefix; return the values that `pick` gave, [B, length, ...] each.
+    """Samples `length` tokens after a prefix, with cached keys and values.
 
-    `pick(keys, output, position)` gives the value at a position, an array or a tree of them, from the output at the
-    position before, and its embedded input. Its keys are `keys` with the position folded in. The `prefix` is embedded
-    inputs, at least one, that stand at positions 0 to P - 1 and are worked through in parallel. A `mask` is that of
-    P + length - 1 or more positions: the last token is no input.
+    Args:
+      model: the transformer.
+      params: parameters of the transformer.
+      pick: (keys, output, position) -> (value, input): the value at a position, an array or a tree [B, ...], from the
+        output at the previous position, and its embedding [B, W], the next input.
+      keys: one key per example; `pick` gets them with the position folded in.
+      prefix: embedded inputs [B, P, W] at positions 0 to P - 1, at least one.
+      length: number of tokens to sample.
+      mask: see `Transformer.__call__`, for at least P + length - 1 positions: the last token is not an input.
+
+    Returns:
+      The values from `pick`, [B, length, ...].
     """
     batch, known, _ = prefix.shape
     cache = model.init_cache(batch, known + length - 1)

@@ -1,7 +1,7 @@
-"""The U-Net of DDPM, Improved DDPM, ADM, GLIDE, unCLIP, latent and Stable Diffusion, and half of it: ADM's classifier.
+"""U-Net of DDPM, Improved DDPM, ADM, GLIDE, unCLIP, latent and Stable Diffusion; its encoder is ADM's classifier.
 
-The papers differ in few details, which are fields; their defaults are DDPM's. `ADM_DETAILS` are those that Improved
-DDPM, ADM, GLIDE, unCLIP and latent diffusion share: `UNet(..., **ADM_DETAILS)`.
+The papers differ in a few details, which are fields with the values of DDPM as defaults. `UNet(..., **ADM_DETAILS)` has
+the values that Improved DDPM, ADM, GLIDE, unCLIP and latent diffusion share.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from diffjax.nn.layers import (
     GroupNorm,
     Upsample,
     average_pool,
+    check_choice,
     check_dropout,
     check_label,
-    choose,
     level_widths,
-    nearest,
     timestep_embedding,
+    upsample_nearest,
 )
 from diffjax.nn.resblock import ResBlock
 from diffjax.typing import Images, Labels, PRNGKeys, Times
@@ -35,32 +35,36 @@ ADM_DETAILS = {"norm_epsilon": 1e-5, "time_embedding": "adm", "downsample_paddin
 
 
 class UNet(nn.Module):
-    """Predict a picture, or with `pool` logits, from a noisy picture and its time."""
+    """Predicts the denoising target, or with `pool` logits, from a noisy image and its time.
 
-    out_channels: int
-    channels: int = 128
+    Reference: DDPM (Ho et al. 2020), appendix B; ADM (Dhariwal & Nichol 2021), section 3; latent diffusion (Rombach et
+    al. 2022), section 3.3.
+    """
+
+    out_channels: int  # channels of the output, or classes with `pool`
+    channels: int = 128  # base width
     multipliers: Sequence[float] = (1, 2, 2, 2)  # width of each level, in units of `channels`
-    blocks: int | Sequence[int] = 2  # residual blocks a level, or one count each; one more on the way up
-    attention_resolutions: Sequence[int] = (16,)  # heights of the feature maps that attend; and the middle
-    heads: int = 1
-    head_channels: int | None = None  # channels of each head, in place of `heads`
-    dropout: float = 0.0
+    blocks: int | Sequence[int] = 2  # residual blocks per level, or one count for each; the decoder has one more
+    attention_resolutions: Sequence[int] = (16,)  # heights of the feature maps with attention, besides the middle
+    heads: int = 1  # attention heads
+    head_channels: int | None = None  # channels per head, instead of `heads`
+    dropout: float = 0.0  # rate, in residual blocks
     time_conditioning: str = "add"  # "add" | "scale_shift" (adaptive group norm)
     resample: str = "conv"  # "conv" | "pool" (average, nearest) | "residual" (BigGAN's blocks)
-    residual_scale: float = 1.0  # of residual and plain attention blocks; ADM's rescaled residual: 2 ** -0.5
-    pool: str | None = None  # "attention" | "mean": no way up, but logits from the middle's features; None: a picture
-    label_rows: int = 0  # rows of the label table, 0: no labels
-    transformer_depth: int = 0  # layers of latent diffusion's spatial transformer, 0: plain attention
-    middle_attention: bool = True  # unCLIP's upsamplers have none
-    norm_groups: int = 32
-    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
+    residual_scale: float = 1.0  # factor on residual and attention block outputs; ADM's rescaled residual: 2 ** -0.5
+    pool: str | None = None  # "attention" | "mean": no decoder, logits from the middle's features; None: image output
+    num_label_embeddings: int = 0  # rows of the label embedding table; 0: unconditional on labels
+    transformer_depth: int = 0  # blocks per spatial transformer (latent diffusion); 0: attention blocks
+    middle_attention: bool = True  # False in unCLIP's upsamplers
+    norm_groups: int = 32  # groups per group norm
+    norm_min_channels: int = 0  # minimum channels per group; 0: exactly `norm_groups` groups (layers.num_groups)
     norm_epsilon: float = 1e-6  # DDPM; ADM 1e-5
     time_embedding: str = "ddpm"  # "ddpm" | "adm": see timestep_embedding
     downsample_padding: str = "asymmetric"  # "asymmetric" (DDPM) | "symmetric" (ADM)
     initializer: str = "ddpm"  # "ddpm" | "torch": see layers
-    remat: bool = False  # compute each block again in the backward pass instead of keeping it
+    remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, statistics, softmax and output are float32
+    dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
 
     @nn.compact
     def __call__(
@@ -73,13 +77,24 @@ class UNet(nn.Module):
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images | Float[Array, "B O"]:
-        """Return float32 [B, H, W, out_channels]; `t` is on the scale of the diffusion steps, 0 to T - 1 or between.
+        """Computes the network output.
 
-        With `pool`, float32 [B, out_channels] from the way down and the middle alone (ADM's classifier, section 4).
-        `label` picks a row of the label table, `embedding` goes through a linear layer, both are added to the time's
-        embedding (ADM; GLIDE and unCLIP). `context` is a sequence to attend to. `dropout_keys` None: no dropout.
-        Raises ValueError for an unknown option, for a picture that cannot be halved as often as needed, for an
-        attention resolution that no feature map has, and for labels without a table or a table without labels.
+        Args:
+          x: noisy images [B, H, W, C].
+          t: times [B] on the scale of the diffusion steps, 0 to T - 1.
+          label: class labels [B], rows of the label embedding table (ADM).
+          embedding: vector condition [B, E]; a linear map of it is added to the time embedding (GLIDE, unCLIP), as the
+            label's is.
+          context: sequence [B, L, D] to attend to.
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          float32 [B, H, W, out_channels], zero at initialisation; with `pool`, logits [B, out_channels] from the
+          encoder and the middle (ADM's classifier, section 4).
+
+        Raises:
+          ValueError: an unknown option, sides that cannot be halved once per level after the first, an attention
+            resolution that no feature map has, or `label` does not match `num_label_embeddings`.
         """
         levels = len(self.multipliers)
         blocks = (self.blocks,) * levels if isinstance(self.blocks, int) else tuple(self.blocks)
@@ -90,12 +105,14 @@ class UNet(nn.Module):
         emb = timestep_embedding(t, self.channels, convention=self.time_embedding)
         emb = dense(4 * self.channels, name="time_0")(emb)
         emb = dense(4 * self.channels, name="time_1")(nn.silu(emb))
-        if self.label_rows:
-            table = nn.Embed(self.label_rows, emb.shape[-1], embedding_init=nn.initializers.normal(1.0), name="label")
+        if self.num_label_embeddings:
+            table = nn.Embed(
+                self.num_label_embeddings, emb.shape[-1], embedding_init=nn.initializers.normal(1.0), name="label"
+            )
             emb = emb + table(label)
         if embedding is not None:
             emb = emb + dense(emb.shape[-1], name="embedding")(embedding.astype(jnp.float32))
-        emb = nn.silu(emb).astype(self.dtype)  # every block begins with it
+        emb = nn.silu(emb).astype(self.dtype)  # common to all blocks
 
         wrap = nn.remat if self.remat else lambda module: module
         computed = {"initializer": self.initializer, "dtype": self.dtype}
@@ -118,7 +135,7 @@ class UNet(nn.Module):
             if self.resample == "residual":
                 return block(h, h.shape[-1], name, way)
             if self.resample == "pool":
-                return average_pool(h) if way == "down" else nearest(h)
+                return average_pool(h) if way == "down" else upsample_nearest(h)
             layer = partial(Downsample, self.downsample_padding) if way == "down" else Upsample
             return layer(**computed, name=name)(h)
 
@@ -156,8 +173,8 @@ class UNet(nn.Module):
 
         return Conv(self.out_channels, initializer="zero", name="conv_out")(nn.silu(norm_out(h)))
 
-    def _heads(self, channels):
-        """The number of attention heads at a width."""
+    def _heads(self, channels: int) -> int:
+        """Returns the number of attention heads for a number of channels."""
         if self.head_channels is None:
             return self.heads
         if self.heads != 1:
@@ -165,21 +182,24 @@ class UNet(nn.Module):
                 f"head_channels={self.head_channels}: must be unset where heads={self.heads}; set one of the two"
             )
         if channels % self.head_channels:
-            raise ValueError(f"{channels} channels are not a multiple of head_channels {self.head_channels}")
+            raise ValueError(f"head_channels={self.head_channels}: must divide the {channels} channels of attention")
         return channels // self.head_channels
 
-    def _check(self, x, label, levels, blocks):
-        """Raise ValueError for what would otherwise fail late or be ignored."""
-        choose("time_conditioning", self.time_conditioning, ("add", "scale_shift"))
-        choose("resample", self.resample, ("conv", "pool", "residual"))
+    def _check(self, x: Array, label: Array | None, levels: int, blocks: tuple[int, ...]) -> None:
+        """Raises ValueError for settings that would fail later or be ignored."""
+        check_choice("time_conditioning", self.time_conditioning, ("add", "scale_shift"))
+        check_choice("resample", self.resample, ("conv", "pool", "residual"))
         if self.pool is not None:
-            choose("pool", self.pool, ("attention", "mean"))
+            check_choice("pool", self.pool, ("attention", "mean"))
         check_dropout(self.dropout)
         if len(blocks) != levels:
-            raise ValueError(f"blocks has {len(blocks)} counts for {levels} levels")
+            raise ValueError(f"blocks={blocks}: must have one count per level, {levels}")
         if x.shape[1] % 2 ** (levels - 1) or x.shape[2] % 2 ** (levels - 1):
-            raise ValueError(f"{levels} levels halve a picture {levels - 1} times, which {x.shape[1:3]} cannot be")
+            raise ValueError(
+                f"multipliers={tuple(self.multipliers)}: {levels - 1} halvings require sides that are multiples of "
+                f"{2 ** (levels - 1)}, not {x.shape[1:3]}; use fewer levels"
+            )
         sides = [x.shape[1] >> level for level in range(levels)]
         if set(self.attention_resolutions) - set(sides):
-            raise ValueError(f"attention_resolutions {tuple(self.attention_resolutions)} are not all among {sides}")
-        check_label(label, self.label_rows)
+            raise ValueError(f"attention_resolutions={tuple(self.attention_resolutions)}: must be among {sides}")
+        check_label(label, self.num_label_embeddings)

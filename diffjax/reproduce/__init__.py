@@ -1,8 +1,32 @@
-"""Published tables as files: what an experiment is, how it is run, and what it comes to.
+"""Reproduces published tables: an experiment's declaration, its execution, and its report.
 
-An experiment's file is a value: `EXPERIMENT = Experiment(...)`. `launch.py reproduce` runs it.
+The file of an experiment defines `EXPERIMENT = Experiment(...)`. `launch.py reproduce` runs it.
 """
 
-from diffjax.reproduce.spec import TINY, Axis, Experiment, Measure, Ordering, Paper, Scale, steps
+from diffjax.reproduce.spec import (
+    SMALL_NETWORKS,
+    Axis,
+    Experiment,
+    Fields,
+    Measure,
+    Multiply,
+    Ordering,
+    Paper,
+    Scale,
+    smoke,
+    steps,
+)
 
-__all__ = ["TINY", "Axis", "Experiment", "Measure", "Ordering", "Paper", "Scale", "steps"]
+__all__ = [
+    "SMALL_NETWORKS",
+    "Axis",
+    "Experiment",
+    "Fields",
+    "Measure",
+    "Multiply",
+    "Ordering",
+    "Paper",
+    "Scale",
+    "smoke",
+    "steps",
+]

@@ -1,39 +1,47 @@
-"""The work of an experiment: training what is not trained, measuring what is not measured, and keeping both."""
+"""Runs the jobs of an experiment: trains what is not trained, evaluates what is not evaluated, and stores both."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from diffjax import ensemble, evaluation
+from diffjax import evaluation
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics, provenance
 from diffjax.evaluation.samples import Measurer
-from diffjax.evaluation.settings import Examples, Settings
+from diffjax.evaluation.settings import Examples, Result, Settings
 from diffjax.inference import prompts
-from diffjax.inference.reranking import Judge, best_of, judge_of
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.reranking import Reranker, best_of, load_reranker
+from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.metrics.resampling import Estimate
+from diffjax.models.capabilities import is_diffusion, is_generative
 from diffjax.models.diffusion.guided import guided
 from diffjax.reproduce.figures import SHOWN
-from diffjax.reproduce.plan import Cell, Unit
-from diffjax.reproduce.spec import Measure
+from diffjax.reproduce.plan import Cell, JobGroup
+from diffjax.reproduce.spec import SEED, Measure
 from diffjax.reproduce.store import Store
-from diffjax.runs.config_files import part_alone, part_names, training_key
-from diffjax.runs.loading import Run, blueprint, load
+from diffjax.runs.config_files import flatten
+from diffjax.runs.dependencies import config_hash, part_names, standalone_part
+from diffjax.runs.loading import Run, build_model, load
+from diffjax.training.logging import last_logged
 from diffjax.training.train import train
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What all units of an experiment have in common.
+class RunOptions:
+    """Options that all jobs of an experiment share.
 
     Attributes:
-      inception: file of the weights of FID's network.
+      measures: measured columns.
+      num: samples per cell.
+      inception: file of the weights of FID's network; None: FID is not measured.
+      batch_size: samples per batch; does not change them.
     """
 
     measures: tuple[Measure, ...]
@@ -42,210 +50,261 @@ class Work:
     batch_size: int = 100
 
 
-def work_on(store: Store, unit: Unit, work: Work) -> None:
-    """Does what is left of a unit. What fails is recorded with its error; the rest goes on.
+@dataclasses.dataclass(frozen=True)
+class CellResult:
+    """Result of a cell.
+
+    Attributes:
+      estimates: values with their sampling errors, by the name of the measure.
+      provenance: everything that the estimates depend on.
+      images: samples, or originals and reconstructions; None: the model does not sample.
+    """
+
+    estimates: Mapping[str, Estimate]
+    provenance: Mapping[str, Any]
+    images: UInt8[np.ndarray, "N H W C"] | None = None
+
+
+def run_group(store: Store, group: JobGroup, options: RunOptions) -> None:
+    """Trains and evaluates the cells of a group that are pending. Stores an error for each cell that fails.
 
     Raises:
-      KeyboardInterrupt: stopped by a signal; everything so far is kept.
+      KeyboardInterrupt: stopped by a signal; finished cells and checkpoints are stored.
     """
-    left = list({cell.key: cell for cell in unit.cells if store.result(cell.key) is None}.values())
-    needed = {key for cell in left for key in (cell.training, cell.classifier)}
-    guides = {cell.classifier for cell in left}
-    wanted = {key: config for key, config in unit.trainings.items() if key in needed}
-    errors = _train(store, {key: config for key, config in wanted.items() if key in guides})
-    errors |= _train(store, {key: config for key, config in wanted.items() if key not in guides})
-    for training, classifier in dict.fromkeys((cell.training, cell.classifier) for cell in left):
-        own = [cell for cell in left if (cell.training, cell.classifier) == (training, classifier)]
-        if error := errors.get(training) or errors.get(classifier):
-            for cell in own:
-                _fail(store, cell, error)
-            continue
-        try:
-            guide = load(store.run(classifier).path) if classifier else None
-            measure = _CellMeasures(load(store.run(training).path), guide, work, own)
-        except Exception as error:
-            for cell in own:
-                _fail(store, cell, error)
-            continue
-        for cell in own:
-            try:
-                measure(store, cell)
-            except Exception as error:
-                _fail(store, cell, error)
+    pending = list({cell.key: cell for cell in group.cells if store.result(cell.key) is None}.values())
+    classifiers = {cell.classifier for cell in pending}
+    required = classifiers | {cell.training for cell in pending}
+    trainings = {key: config for key, config in group.trainings.items() if key in required}
+    errors = _train_all(store, {key: config for key, config in trainings.items() if key in classifiers})
+    errors |= _train_all(store, {key: config for key, config in trainings.items() if key not in classifiers})
+    for training, classifier in dict.fromkeys((cell.training, cell.classifier) for cell in pending):
+        cells = [cell for cell in pending if (cell.training, cell.classifier) == (training, classifier)]
+        error = errors.get(training) or errors.get(classifier)
+        if not error:
+            error = _evaluate_all(store, cells, options)
+        if error:
+            for cell in cells:
+                _save_error(store, cell, error)
 
 
-def _train(store: Store, wanted: Mapping[str, ConfigDict]) -> dict[str, Exception | str]:
-    """Trains the configs, as one program where they differ in numbers alone; gives the errors of those that failed."""
-    configs, errors = list(wanted.values()), {}
-    if len(configs) > 1 and ensemble.can_train_together(configs):
-        with contextlib.ExitStack() as locks:
-            for training in sorted(wanted):
-                locks.enter_context(store.lock(training))
-            try:
-                found = ensemble.train_together(configs, [store.run(training) for training in wanted])
-            except ensemble.Stopped as stopped:
-                raise KeyboardInterrupt from stopped
-            except Exception as error:
-                found = [error] * len(configs)
-        return {training: error for training, error in zip(wanted, found, strict=True) if error}
-    for training, config in wanted.items():
+def _train_all(store: Store, trainings: Mapping[str, ConfigDict]) -> dict[str, Exception]:
+    """Trains the configs; returns the errors of those that failed, by key."""
+    errors = {}
+    for key, config in trainings.items():
         try:
-            _train_one(store, config)
+            train_with_parts(store, config)
         except Exception as error:
-            errors[training] = error
+            errors[key] = error
     return errors
 
 
-def _train_one(store: Store, config: ConfigDict) -> None:
-    """Trains a config; before it its parts, which are runs of their own, shared by all that stand on them."""
-    training = training_key(config)
-    left = [name for name in part_names(config) if not store.has_part(training, name)]
-    if left:
-        blueprint(config)  # what does not fit is said before any part is trained
-    for name in left:
-        part = part_alone(config, name)
-        _train_one(store, part)
-        store.link_part(training, name, training_key(part))
-    with store.lock(training):
-        _, stopped = train(config, store.run(training))
+def train_with_parts(store: Store, config: ConfigDict) -> None:
+    """Trains a config, after its parts. A part is a run of its own, which all runs with an equal part share."""
+    key = config_hash(config)
+    missing = [name for name in part_names(config) if not store.has_part(key, name)]
+    if missing:
+        build_model(config, abstract=True)  # reports an invalid config before any part is trained
+    for name in missing:
+        part = standalone_part(config, name)
+        train_with_parts(store, part)
+        store.link_part(key, name, config_hash(part))
+    with store.lock(key):
+        _, stopped = train(config, store.run(key))
     if stopped:
         raise KeyboardInterrupt
 
 
-def _fail(store: Store, cell: Cell, error: Exception | str) -> None:
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    text = said[0] if isinstance(error, UserError | str) else f"{type(error).__name__}: {said[0]}"
+def _evaluate_all(store: Store, cells: Sequence[Cell], options: RunOptions) -> Exception | None:
+    """Evaluates and stores cells of one trained run and one classifier; returns an error that concerns them all."""
+    try:
+        classifier = load(store.run(cells[0].classifier).path) if cells[0].classifier else None
+        evaluator = CellEvaluator(load(store.run(cells[0].training).path), classifier, options, cells)
+    except Exception as error:
+        return error
+    for cell in cells:
+        started = time.perf_counter()
+        try:
+            result = evaluator.evaluate(cell)
+        except Exception as error:
+            _save_error(store, cell, error)
+            continue
+        stored = {
+            "estimates": {name: estimate._asdict() for name, estimate in result.estimates.items()},
+            "provenance": result.provenance,
+            "training": cell.training,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+        store.save(cell.key, stored, result.images)
+    return None
+
+
+def _save_error(store: Store, cell: Cell, error: Exception) -> None:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}"
     print(f"{cell.labels}: {text}")
-    store.keep(cell.key, {"error": text, "training": cell.training})
+    store.save(cell.key, {"error": text, "training": cell.training})
 
 
-class _CellMeasures:
-    """Measures the cells of one trained run: what they share is computed once."""
+class CellEvaluator:
+    """Evaluates the cells of one trained run. Everything that they share is computed once."""
 
-    def __init__(self, trained: Run, guide: Run | None, work: Work, cells: list[Cell]):
-        self._trained, self._work, self._seen = trained, work, {}
-        self._system, self._variables = trained.system, trained.variables
-        if guide:
-            self._system = guided(trained.system, classifier=guide.system)
-            self._variables = {"model": trained.variables, "classifier": guide.variables}
-        of_samples = [m.metric for m in work.measures if m.metric in metrics.NAMES]
-        self._draws = trained.system.sample is not None
-        for measure in work.measures:
-            if measure.metric in evaluation.NAMES:
-                evaluation.check(measure.metric, trained)
-        given = {"inception": work.inception, "batch_size": work.batch_size}
-        self._measurer = Measurer(of_samples, trained, classes=self._system.classes, **given) if of_samples else None
-        again = [
-            evaluation.OF_RECONSTRUCTIONS[m.metric] for m in work.measures if m.metric in evaluation.OF_RECONSTRUCTIONS
-        ]
-        self._again = Measurer(again, trained, split="test", **given) if again else None
-        self._generator = Generator(self._system, batch_size=min(work.batch_size, work.num))
-        if self._draws:
-            steps = [getattr(trained.system.plan(cell.config.sampler), "steps", 0) for cell in cells]
-            self._capacity = max(map(int, steps))
+    def __init__(self, trained: Run, classifier: Run | None, options: RunOptions, cells: Sequence[Cell]):
+        """Opens the data and networks of the metrics.
 
-    def __call__(self, store: Store, cell: Cell) -> None:
-        trained, began = self._trained, time.perf_counter()
-        figures, told, images = {}, {"classifier": cell.classifier} if cell.classifier else {}, None
-        if self._draws:
-            plan = trained.system.plan(cell.config.sampler, capacity=self._capacity)
-            asked = prompts.of_run(trained, self._work.num, classes=self._system.classes)
-            candidates = cell.config.get("rerank", {}).get("best_of", 1)
-            judge = self._judge() if candidates > 1 else None
-            images, _ = best_of(self._generator, self._variables, asked, plan, judge, candidates=candidates)
-            told["sampler"] = cell.config.sampler.to_dict()
-            if self._measurer:
-                found = self._measurer(images, asked.condition["label"], asked.captions)
-                figures |= {name: estimate._asdict() for name, estimate in found.items()}
-                told |= {"samples": self._work.num, "reference": self._measurer.provenance}
-                told |= {"warnings": list(self._measurer.warnings)}
-        for measure in self._work.measures:
+        Args:
+          classifier: run that guides the samples; None: unguided.
+          cells: all cells that will be evaluated; they determine the size of the compiled sampler.
+
+        Raises:
+          UserError: a metric that the run does not support.
+        """
+        self._trained, self._options = trained, options
+        model: Any = trained.system
+        self._model, self._variables = model, trained.variables
+        if classifier:
+            guide: Any = classifier.system
+            self._model = guided(model, classifier=guide)
+            self._variables = {"model": trained.variables, "classifier": classifier.variables}
+        names = [measure.metric for measure in options.measures]
+        for name in names:
+            if name in evaluation.NAMES:
+                evaluation.check(name, trained)
+        of_samples = [name for name in names if name in metrics.NAMES]
+        of_reconstructions = [evaluation.OF_RECONSTRUCTIONS[n] for n in names if n in evaluation.OF_RECONSTRUCTIONS]
+        self._measure_samples = self._measurer(of_samples) if of_samples else None
+        self._measure_reconstructions = self._measurer(of_reconstructions, "test") if of_reconstructions else None
+        self._runner = SampleRunner(self._model, batch_size=min(options.batch_size, options.num))
+        self._capacity = 0
+        if is_generative(model):
+            settings = (model.make_settings(cell.sampler) for cell in cells)
+            self._capacity = max(int(getattr(each, "steps", 0)) for each in settings)
+        self._data_results: dict[tuple[str, Settings], Result] = {}
+        self._examples_of = functools.cache(lambda split, num: self._read_examples(split, num))
+
+    def _measurer(self, names: Sequence[str], split: str | None = None) -> Measurer:
+        inception, batch_size = self._options.inception, self._options.batch_size
+        classes = self._model.classes
+        return Measurer(names, self._trained, split=split, classes=classes, inception=inception, batch_size=batch_size)
+
+    def evaluate(self, cell: Cell) -> CellResult:
+        """Returns the result of a cell."""
+        results = [self._evaluate_samples(cell)] if is_generative(self._trained.system) else []
+        if self._measure_reconstructions:
+            results.append(self._evaluate_reconstructions(self._measure_reconstructions))
+        results.append(self._evaluate_data(cell))
+        estimates, depends, images = {}, {}, None
+        for result in results:
+            estimates |= result.estimates
+            depends |= {**result.provenance, "warnings": depends.get("warnings", []) + result.provenance["warnings"]}
+            images = images if result.images is None else result.images
+        depends["seed"] = int(cell.labels[SEED])
+        if cell.classifier:
+            depends["classifier"] = cell.classifier
+        return CellResult(estimates, {**provenance.of_run(self._trained), **depends}, images)
+
+    def _evaluate_samples(self, cell: Cell) -> CellResult:
+        model: Any = self._trained.system
+        settings = model.make_settings(cell.sampler, capacity=self._capacity)
+        conditions = prompts.default_prompts(self._trained, self._options.num, classes=self._model.classes)
+        candidates = flatten(cell.config).get("rerank.best_of", 1)
+        judge = self._judge if candidates > 1 else None
+        images, _ = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates)
+        depends: dict[str, Any] = {"sampler": cell.sampler.to_dict(), "warnings": []}
+        if not self._measure_samples:
+            return CellResult({}, depends, images)
+        estimates = self._measure_samples(images, conditions.conditions["label"], conditions.captions)
+        depends |= {"samples": self._options.num, "reference": self._measure_samples.provenance}
+        return CellResult(estimates, depends | {"warnings": list(self._measure_samples.warnings)}, images)
+
+    def _evaluate_reconstructions(self, measurer: Measurer) -> CellResult:
+        examples = self._examples_of(Settings.split, self._options.num)
+        reconstructions = self._runner.reconstruct(self._trained.variables, examples.images)
+        values = measurer(reconstructions, examples.labels)
+        images = np.concatenate([examples.images[: SHOWN // 2], reconstructions[: SHOWN // 2]])
+        depends = {"reconstructions": len(reconstructions), "reference": measurer.provenance}
+        estimates = {f"recon_{name}": estimate for name, estimate in values.items()}
+        return CellResult(estimates, depends | {"warnings": list(measurer.warnings)}, images)
+
+    def _evaluate_data(self, cell: Cell) -> CellResult:
+        """Evaluates metrics of data, and values that training logged."""
+        estimates = {}
+        for measure in self._options.measures:
             if measure.metric in evaluation.OF_DATA:
-                found = _figure(self._of_data(cell, measure), measure.figure)
+                estimate = select_estimate(self._data_result(cell, measure).values, measure.value)
             elif measure.metric == "training":
-                found = _figure(_last_logged(trained), measure.figure)
+                estimate = select_estimate(last_logged(self._trained.workdir.metrics), measure.value)
             else:
                 continue
-            if found is not None:
-                figures[measure.name] = found
-        if self._again:
-            examples = self._examples(Settings(num=self._work.num))
-            originals, back = examples.images, self._generator.reconstruct(trained.variables, examples.images)
-            found = self._again(back, examples.labels)
-            images = np.concatenate([originals[: SHOWN // 2], back[: SHOWN // 2]])
-            figures |= {f"r{name}": estimate._asdict() for name, estimate in found.items()}
-            told |= {"reconstructions": len(back), "reference": self._again.provenance}
-        if settings := {m.name: dict(m.settings) for m in self._work.measures if m.settings}:
-            told["settings"] = settings
-        depends = {**provenance.of_run(trained), **told, "seed": int(cell.labels["seed"])}
-        seconds = round(time.perf_counter() - began, 2)
-        result = {"figures": figures, "provenance": depends, "training": cell.training, "seconds": seconds}
-        store.keep(cell.key, result, images)
+            if estimate is not None:
+                estimates[measure.name] = estimate
+        settings = {m.name: dict(m.settings) for m in self._options.measures if m.settings}
+        return CellResult(estimates, {"warnings": []} | ({"settings": settings} if settings else {}))
 
-    def _judge(self) -> Judge:
-        """Of the run's own CLIP."""
-        if "judge" not in self._seen:
-            self._seen["judge"] = judge_of(self._trained, batch_size=self._work.batch_size)
-        return self._seen["judge"]
-
-    def _of_data(self, cell: Cell, measure: Measure) -> dict[str, Any]:
-        """The figures of a metric of data, computed once."""
-        given = dict(measure.settings)
-        if measure.metric == "reconstruction" and self._trained.system.model:
-            given = {"steps": (cell.config.sampler.steps,), "grid": cell.config.sampler.grid, **given}
-        settings = Settings(**given)
+    def _data_result(self, cell: Cell, measure: Measure) -> Result:
+        """Returns the result of a metric of data, computed once per metric and settings."""
+        fields = dict(measure.settings)
+        if measure.metric == "reconstruction" and is_diffusion(self._trained.system):
+            fields = {"steps": (cell.sampler.steps,), "grid": cell.sampler.grid, **fields}
+        settings = Settings(**fields)
         key = measure.metric, settings
-        if key not in self._seen:
-            found = evaluation.of_data(measure.metric, self._trained)
-            self._seen[key] = found(settings, self._trained, self._examples(settings))
-        return self._seen[key]
+        if key not in self._data_results:
+            examples = self._examples_of(settings.split, settings.num)
+            self._data_results[key] = evaluation.evaluate(measure.metric, self._trained, settings, examples)
+        return self._data_results[key]
 
-    def _examples(self, settings: Settings) -> Examples:
-        key = settings.split, settings.num
-        if key not in self._seen:
-            self._seen[key] = evaluation.examples(settings, self._trained)
-        return self._seen[key]
+    def _read_examples(self, split: str, num: int | None) -> Examples:
+        return evaluation.examples(Settings(split=split, num=num), self._trained)
+
+    @functools.cached_property
+    def _judge(self) -> Reranker:
+        """The CLIP that was trained with the run."""
+        return load_reranker(self._trained, batch_size=self._options.batch_size)
 
 
-def _figure(found: Any, path: str) -> dict[str, float | None] | None:
-    """That of a dotted path; None where there is none, as of the codes of a VAE."""
+def select_estimate(values: Any, path: str) -> Estimate | None:
+    """Returns the estimate at a dotted path, such as "codes.-1.perplexity".
+
+    None if there is no such value, such as codes of a VAE, or if it was not finite when it was logged.
+    """
     try:
         for part in path.split("."):
-            found = found[int(part)] if isinstance(found, list) else found[part]
+            values = values[int(part)] if isinstance(values, list) else values[part]
     except (KeyError, IndexError):
         return None
-    if found is None:  # not finite when it was logged
+    if values is None:
         return None
-    if not isinstance(found, Mapping):
-        return {"value": float(found), "standard_error": None}
-    return {"value": found["mean"], "standard_error": found["standard_error"]}
+    if not isinstance(values, Mapping):
+        return Estimate(float(values), None)
+    return Estimate(values["mean"], values["standard_error"])
 
 
-def _last_logged(trained: Run) -> dict[str, float]:
-    return json.loads((trained.workdir.path / "metrics.jsonl").read_text().splitlines()[-1])
+def collect(store: Store, cells: Sequence[Cell], measures: Sequence[Measure]) -> dict[str, dict[str, Any] | None]:
+    """Returns the stored result of each cell, by its key, with the values that need other cells' samples.
 
-
-def collect(store: Store, cells: Sequence[Cell], wanted: Sequence[Measure]) -> dict[str, dict[str, Any] | None]:
-    """Returns what is known of each cell, by its key, with the figures that need other cells' samples.
-
-    That is to_most_steps. The cell of the most steps is the reference of the others: it has no such figure, as its
-    difference from itself is 0 by construction.
+    That is rms_to_finest_grid. The cell with the most steps of each setting is the reference of the others. It has no
+    value, as its difference from itself is 0 by construction. Without its samples the others have no value either.
     """
     results = {cell.key: store.result(cell.key) for cell in cells}
-    if any(measure.metric == "to_most_steps" for measure in wanted):
-        references: dict[tuple, np.ndarray] = {}
-        for cell in sorted(cells, key=lambda cell: -cell.config.sampler.steps):
-            images, result = store.images(cell.key), results[cell.key]
-            if images is None or result is None or "figures" not in result:
-                continue
-            sampler = {name: value for name, value in cell.config.sampler.items() if name != "steps"}
-            group = cell.training, json.dumps(sampler, sort_keys=True)
-            if group not in references:
-                references[group] = images
-                continue
-            difference = images.astype(np.float32) - references[group]
-            result["figures"]["to_most_steps"] = {
-                "value": float(np.sqrt(np.mean(difference**2))),
-                "standard_error": None,
-            }
+    if not any(measure.metric == "rms_to_finest_grid" for measure in measures):
+        return results
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        sampler = {name: value for name, value in cell.sampler.items() if name != "steps"}
+        groups.setdefault((cell.training, json.dumps(sampler, sort_keys=True)), []).append(cell)
+    for group in groups.values():
+        reference, *others = sorted(group, key=lambda cell: -cell.sampler.steps)
+        reference_images = _measured_images(store, reference, results)
+        for cell in others:
+            images = _measured_images(store, cell, results)
+            result = results[cell.key]
+            if result and images is not None and reference_images is not None:
+                rms = float(np.sqrt(np.mean((images.astype(np.float32) - reference_images) ** 2)))
+                result["estimates"]["rms_to_finest_grid"] = Estimate(rms, None)._asdict()
     return results
+
+
+def _measured_images(
+    store: Store, cell: Cell, results: Mapping[str, Mapping[str, Any] | None]
+) -> UInt8[np.ndarray, "N H W C"] | None:
+    """Returns the samples of a cell that did not fail; None without any."""
+    return store.images(cell.key) if "estimates" in (results[cell.key] or {}) else None

@@ -1,4 +1,4 @@
-"""Working through an experiment's units: one after another in a process of their own, or as Slurm jobs."""
+"""Executes an experiment's job groups: one after another in a separate process, or as Slurm jobs."""
 
 import concurrent.futures
 import contextlib
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -19,132 +19,150 @@ from diffjax.errors import UserError
 from diffjax.evaluation.metrics import COMPARISONS
 from diffjax.metrics import features
 from diffjax.reproduce import spec
-from diffjax.reproduce.cells import Work, work_on
-from diffjax.reproduce.plan import Unit, make_units, measures_of, scale_of
+from diffjax.reproduce.cells import RunOptions, run_group
+from diffjax.reproduce.plan import JobGroup, get_measures, get_scale, make_groups
 from diffjax.reproduce.store import Store
-from diffjax.runs.loading import open_source
+from diffjax.runs.datasets import open_dataset
 
-_POLL = 1.0  # seconds
-_KILLED = "the process was killed, most likely for want of memory: use a smaller train.batch_size or --batch_size"
+_POLL = 1.0  # interval of progress updates, in seconds
+_KILLED = "the process was killed, probably out of memory: use a smaller train.batch_size or --batch_size"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An experiment at a scale in a folder, as plain values: another process makes the same units of it."""
+    """An experiment at a scale in a folder, as plain values that another process can receive.
+
+    Attributes:
+      path: file of the experiment.
+      scale: name of the scale.
+      root: folder of the results.
+      overrides: config fields that depend on the machine, with their values.
+      inception, batch_size: as of `RunOptions`.
+    """
 
     path: str
     scale: str
     root: str
-    overrides: tuple[tuple[str, Any], ...]  # config fields of the machine
+    overrides: tuple[tuple[str, Any], ...]
     inception: str | None = None
     batch_size: int = 100
-    together: tuple[str, ...] | None = None  # None: as the experiment says
 
-    def units(self) -> tuple[list[Unit], Work]:
+    def plan(self) -> tuple[list[JobGroup], RunOptions]:
+        """Returns the job groups, in the same order in every process, and their options."""
         experiment = spec.load(self.path)
-        scale = scale_of(experiment, self.scale)
-        work = Work(tuple(measures_of(experiment, scale)), scale.num, self.inception, self.batch_size)
-        return make_units(experiment, scale, dict(self.overrides), self.together), work
+        scale = get_scale(experiment, self.scale)
+        options = RunOptions(tuple(get_measures(experiment, scale)), scale.num, self.inception, self.batch_size)
+        return make_groups(experiment, scale, dict(self.overrides)), options
 
     @property
     def store(self) -> Store:
         return Store(Path(self.root))
 
 
-def do(job: Job, number: int) -> None:
-    """Unit `number`, its output in logs/."""
-    units, work = job.units()
+def run_job(job: Job, number: int) -> None:
+    """Runs job group `number`, with its output in logs/."""
+    groups, options = job.plan()
     logs = Path(job.root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"{units[number].cells[0].training}.log").open("a") as log, _into(log):
-        work_on(job.store, units[number], work)
+    with (logs / f"{groups[number].cells[0].training}.log").open("a") as log, _redirect_output(log):
+        run_group(job.store, groups[number], options)
 
 
-def check(units: Sequence[Unit], work: Work) -> None:
-    """Raises UserError where a data set or a network's weights are not there, before anything is trained."""
-    metrics = (evaluation.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in work.measures)
-    for network in {COMPARISONS[name].network for name in metrics if name in COMPARISONS}:
-        features.load(network, weights=work.inception)
-    seen = set()
-    for unit in units:
-        for config in unit.trainings.values():
-            if (key := config.data.to_json()) not in seen:
-                seen.add(key)
-                open_source(config, config.data.split)
+def check(groups: Sequence[JobGroup], options: RunOptions) -> None:
+    """Raises UserError for a missing data set or missing weights of a feature network, before any training."""
+    names = (evaluation.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in options.measures)
+    for network in {COMPARISONS[name].network for name in names if name in COMPARISONS}:
+        features.load(network, weights=options.inception)
+    configs = {config.data.to_json(): config for group in groups for config in group.trainings.values()}
+    for config in configs.values():
+        open_dataset(config, config.data.split)
 
 
-def local(job: Job, units: Sequence[Unit]) -> None:
-    """One unit after another, in a process that is started anew where it was killed."""
-    left = [i for i, unit in enumerate(units) if any(job.store.result(cell.key) is None for cell in unit.cells)]
-    with _progress(job.store, units) as bar:
-        while left:
+def local(job: Job, groups: Sequence[JobGroup]) -> None:
+    """Runs the pending groups one after another in a separate process, which is replaced if it is killed."""
+    pending = _pending(job, groups)
+    with _progress(job.store, groups) as bar:
+        while pending:
             pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
             try:
-                while left:
-                    future = pool.submit(do, job, left[0])
-                    bar.say(units[left[0]])
+                while pending:
+                    future = pool.submit(run_job, job, pending[0])
+                    bar.describe(groups[pending[0]])
                     while not concurrent.futures.wait([future], _POLL).done:
                         bar.update()
                     future.result()
-                    left.pop(0)
+                    pending.pop(0)
             except BrokenProcessPool:
-                for cell in units[left.pop(0)].cells:
-                    if job.store.result(cell.key) is None:
-                        job.store.keep(cell.key, {"error": _KILLED, "training": cell.training})
+                _save_error(job.store, groups[pending.pop(0)], _KILLED)
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
-def slurm(job: Job, units: Sequence[Unit], parameters: Mapping[str, Any]) -> None:
-    """Every unit a Slurm job, through submitit. Raises UserError where it is not installed or refuses."""
+def slurm(job: Job, groups: Sequence[JobGroup], parameters: Mapping[str, Any]) -> None:
+    """Runs each pending group as a Slurm job, through submitit.
+
+    Args:
+      parameters: submitit's parameters; "cluster" selects its executor.
+
+    Raises:
+      UserError: submitit is not installed, or refuses the jobs.
+    """
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--executor=slurm needs submitit: pip install -e '.[slurm]'") from error
-    left = [i for i, unit in enumerate(units) if any(job.store.result(cell.key) is None for cell in unit.cells)]
-    given = dict(parameters)
+        raise UserError("--executor=slurm: requires submitit; pip install -e '.[slurm]'") from error
+    pending, remaining = _pending(job, groups), dict(parameters)
     try:
-        executor = submitit.AutoExecutor(Path(job.root) / "slurm", cluster=given.pop("cluster", "slurm"))
-        executor.update_parameters(**given)
+        executor = submitit.AutoExecutor(Path(job.root) / "slurm", cluster=remaining.pop("cluster", "slurm"))
+        executor.update_parameters(**remaining)
         with executor.batch():
-            jobs = [executor.submit(do, job, i) for i in left]
+            jobs = [executor.submit(run_job, job, i) for i in pending]
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise UserError(f"--executor=slurm: {str(error).splitlines()[0]}") from error
-    with _progress(job.store, units) as bar:
-        for number, submitted in zip(left, jobs, strict=True):
+    with _progress(job.store, groups) as bar:
+        for number, submitted in zip(pending, jobs, strict=True):
             while not submitted.done():
                 bar.update()
                 threading.Event().wait(_POLL)
             if (error := submitted.exception()) is not None:
-                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                for cell in units[number].cells:
-                    if job.store.result(cell.key) is None:
-                        job.store.keep(
-                            cell.key, {"error": f"job {submitted.job_id}: {said}", "training": cell.training}
-                        )
+                last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                _save_error(job.store, groups[number], f"job {submitted.job_id}: {last_line}")
+
+
+def _pending(job: Job, groups: Sequence[JobGroup]) -> list[int]:
+    """Returns the numbers of the groups with pending cells."""
+    return [i for i, group in enumerate(groups) if any(job.store.result(cell.key) is None for cell in group.cells)]
+
+
+def _save_error(store: Store, group: JobGroup, error: str) -> None:
+    """Stores an error for each pending cell of a group."""
+    for cell in group.cells:
+        if store.result(cell.key) is None:
+            store.save(cell.key, {"error": error, "training": cell.training})
 
 
 class _Bar:
-    """Counts cells that are done, whoever did them."""
+    """Progress bar over all cells. It counts stored results, so also those of other processes."""
 
-    def __init__(self, store: Store, units: Sequence[Unit]):
-        self._store, self._cells = store, [cell.key for unit in units for cell in unit.cells]
-        done = self._done()
-        self._bar = tqdm(total=len(self._cells), initial=done, unit="cell", dynamic_ncols=True)
+    def __init__(self, store: Store, groups: Sequence[JobGroup]):
+        self._store, self._cells = store, [cell.key for group in groups for cell in group.cells]
+        self._bar = tqdm(total=len(self._cells), initial=self._done(), unit="cell", dynamic_ncols=True)
 
     def _done(self) -> int:
         return sum(self._store.result(cell) is not None for cell in self._cells)
 
-    def say(self, unit: Unit) -> None:
-        labels = [cell.labels for cell in unit.cells]
+    def describe(self, group: JobGroup) -> None:
+        """Shows the labels that the cells of a group share."""
+        labels = [cell.labels for cell in group.cells]
         shared = {axis: label for axis, label in labels[0].items() if all(other[axis] == label for other in labels)}
         self._bar.set_postfix_str(", ".join(f"{axis} {label}" for axis, label in shared.items()))
 
     def update(self) -> None:
+        """Shows the number of cells that are done."""
         if new := self._done() - self._bar.n:
             self._bar.update(new)
         elif sys.stderr.isatty():
-            self._bar.refresh()  # the clock
+            self._bar.refresh()  # updates the elapsed time
 
     def close(self) -> None:
         self.update()
@@ -152,8 +170,8 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def _progress(store: Store, units: Sequence[Unit]) -> Iterator[_Bar]:
-    bar = _Bar(store, units)
+def _progress(store: Store, groups: Sequence[JobGroup]) -> Iterator[_Bar]:
+    bar = _Bar(store, groups)
     try:
         yield bar
     finally:
@@ -161,20 +179,22 @@ def _progress(store: Store, units: Sequence[Unit]) -> Iterator[_Bar]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone, so that a killed experiment leaves nothing that works on."""
+    """Ends this process when its parent ends, so that no worker of a killed experiment continues."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a child process"
 
     def watch():
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
-def _into(log) -> Iterator[None]:
-    """Everything that is printed goes into a file."""
+def _redirect_output(log: TextIO) -> Iterator[None]:
+    """Redirects standard output and standard error into a file."""
     sys.stdout.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    copies = [os.dup(number) for number in (1, 2)]
     try:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
@@ -182,6 +202,6 @@ def _into(log) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, copy in zip((1, 2), kept, strict=True):
+        for number, copy in zip((1, 2), copies, strict=True):
             os.dup2(copy, number)
             os.close(copy)

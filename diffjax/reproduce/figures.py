@@ -1,4 +1,4 @@
-"""An experiment's pictures: curves of its figures, and samples of its cells."""
+"""Plots of an experiment: curves of its measures, and samples of its cells."""
 
 from pathlib import Path
 
@@ -6,20 +6,21 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from diffjax.evaluation.figures import STYLES
+from diffjax.evaluation.plots import STYLES
 from diffjax.inference import image_grids
 from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.spec import SEED
 from diffjax.reproduce.store import Store
 
-SHOWN = 8  # samples of a cell, in two rows
-_WIDE = 3.0  # ratio of values from which on their axis is logarithmic
+SHOWN = 8  # samples per cell, in two rows
+_LOG_RATIO = 3.0  # ratio of values above which their axis is logarithmic
 
 
 def curves(path: Path, outcome: Outcome) -> bool:
-    """Each measure against the axis across, on a logarithmic one where its labels are numbers above zero.
+    """Plots each measure against the column axis, which is logarithmic if its labels are positive numbers.
 
-    Whether there was anything to draw.
+    Returns:
+      Whether the plot was written: it needs at least two columns.
     """
     columns = outcome.columns
     if len(columns) < 2:
@@ -29,61 +30,63 @@ def curves(path: Path, outcome: Outcome) -> bool:
         logarithmic = min(places) > 0
     except ValueError:
         places, logarithmic = list(range(len(columns))), False
-    sheet = Figure(figsize=(4.6 * len(outcome.measures), 4.2), layout="constrained")
-    panels = sheet.subplots(1, len(outcome.measures), squeeze=False)[0]
+    canvas = Figure(figsize=(4.6 * len(outcome.measures), 4.2), layout="constrained")
+    panels = canvas.subplots(1, len(outcome.measures), squeeze=False)[0]
     for axes, measure in zip(panels, outcome.measures, strict=True):
-        drawn = []
-        for i, (name, cells) in enumerate(outcome.lines()):
-            found = [outcome.figure(measure, labels) for labels in cells]
-            means, bars = [figure.mean for figure in found], np.nan_to_num([figure.error for figure in found])
+        plotted = []
+        for i, (name, columns_labels) in enumerate(outcome.lines()):
+            entries = [outcome.entry(measure, labels) for labels in columns_labels]
+            means, bars = [entry.mean for entry in entries], np.nan_to_num([entry.error for entry in entries])
             marker, line = STYLES[i % len(STYLES)]
             axes.errorbar(places, means, bars, marker=marker, linestyle=line, capsize=3, label=name)
-            drawn += [mean for mean in means if np.isfinite(mean)]
+            plotted += [mean for mean in means if np.isfinite(mean)]
         if logarithmic:
             axes.set_xscale("log")
-        if drawn and 0 < _WIDE * min(drawn) < max(drawn):
+        if plotted and 0 < _LOG_RATIO * min(plotted) < max(plotted):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
             axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xticks(places, columns)
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        axes.set_xlabel(outcome.experiment.across)
+        axes.set_xlabel(outcome.experiment.column_axis)
         axes.set_title(measure.title, fontsize="medium")
         axes.grid(alpha=0.3)
-        if outcome.rows:
-            axes.legend(fontsize="small", title=", ".join(outcome.rows))
-    sheet.savefig(path, dpi=90)
+        if outcome.row_axes:
+            axes.legend(fontsize="small", title=", ".join(outcome.row_axes))
+    canvas.savefig(path, dpi=90)
     return True
 
 
 def samples(path: Path, outcome: Outcome, store: Store) -> bool:
-    """The first samples of every cell of the first seed. Whether there were any."""
+    """Plots the first samples of every cell of the first seed. Returns whether there are any."""
     seed = outcome.axes[SEED][0]
     lines = {
-        name: [store.images(outcome.cell({**labels, SEED: seed}).key) for labels in cells]
-        for name, cells in outcome.lines()
+        line.name: [store.images(outcome.cell({**labels, SEED: seed}).key) for labels in line.columns]
+        for line in outcome.lines()
     }
     lines = {name: line for name, line in lines.items() if any(images is not None for images in line)}
     if not lines:
         return False
-    columns, margin = outcome.columns, 0.2 + 0.075 * max(map(len, lines))  # inches, for the names
+    columns, margin = outcome.columns, 0.2 + 0.075 * max(map(len, lines))  # inches; the margin holds the names
     width = margin + 1.7 * len(columns)
-    sheet = Figure(figsize=(width, 0.3 + 0.95 * len(lines)))
-    grid = sheet.subplots(len(lines), len(columns), squeeze=False)
-    top = 1 - 0.25 / sheet.get_figheight()
-    sheet.subplots_adjust(left=margin / width, right=0.99, top=top, bottom=0.01, hspace=0.06, wspace=0.06)
+    canvas = Figure(figsize=(width, 0.3 + 0.95 * len(lines)))
+    grid = canvas.subplots(len(lines), len(columns), squeeze=False)
+    top = 1 - 0.25 / canvas.get_figheight()
+    canvas.subplots_adjust(left=margin / width, right=0.99, top=top, bottom=0.01, hspace=0.06, wspace=0.06)
     for i, (name, line) in enumerate(lines.items()):
         for j, images in enumerate(line):
             axes = grid[i, j]
             if images is not None:
-                picture = image_grids.grid(images[:SHOWN], SHOWN // 2)
-                axes.imshow(picture, cmap="gray" if picture.shape[-1] == 1 else None, vmin=0, vmax=255)
+                image = image_grids.grid(images[:SHOWN], SHOWN // 2)
+                axes.imshow(image, cmap="gray" if image.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if i == 0 and columns[j]:
-                axes.set_title(f"{outcome.experiment.across} {columns[j]}" if j == 0 else columns[j], fontsize="small")
+                axes.set_title(
+                    f"{outcome.experiment.column_axis} {columns[j]}" if j == 0 else columns[j], fontsize="small"
+                )
             if j == 0:
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="small")
-    sheet.savefig(path, dpi=90)
+    canvas.savefig(path, dpi=90)
     return True

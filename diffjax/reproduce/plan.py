@@ -1,141 +1,169 @@
-"""The cells of an experiment at a scale, and which of them share a training."""
+"""Plans an experiment at a scale: its cells, and which of them share a training."""
 
 import fnmatch
 import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError, unknown
-from diffjax.reproduce.spec import SEED, Experiment, Fields, Labels, Measure, Scale
-from diffjax.runs.config_files import flatten, load_file, training_key
+from diffjax.reproduce.spec import SEED, Change, Experiment, Fields, Labels, Measure, Multiply, Scale
+from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.dependencies import config_hash
 
 
 class Cell(NamedTuple):
     """A point of the grid."""
 
-    labels: Labels  # of every axis, the seed's last
+    labels: Labels  # label by axis, the seed last
     config: ConfigDict
-    training: str  # the key of what it is measured on
-    key: str  # of all that determines its figures
-    classifier: str = ""  # the key of the one that guides its samples, if one does
+    training: str  # key of the training
+    key: str  # hash of everything that determines its values
+    classifier: str = ""  # key of the classifier that guides its samples; "": none
+
+    @property
+    def sampler(self) -> Any:
+        """Sampler section of the config."""
+        return _section(self.config, "sampler")
 
 
-class Unit(NamedTuple):
-    """Cells that are worked on as one: they share a training, or are trained together."""
+class JobGroup(NamedTuple):
+    """Cells that share one training."""
 
-    trainings: Mapping[str, ConfigDict]  # by key
+    trainings: Mapping[str, ConfigDict]  # config by key, a guiding classifier first
     cells: Sequence[Cell]
 
 
-def scale_of(experiment: Experiment, name: str) -> Scale:
-    """Raises UserError for one that the experiment does not have."""
+def get_scale(experiment: Experiment, name: str) -> Scale:
+    """Returns a scale by its name. Raises UserError for a name that the experiment does not have."""
     if name not in experiment.scales:
         raise unknown("scale", name, experiment.scales)
     return experiment.scales[name]
 
 
-def measures_of(experiment: Experiment, scale: Scale) -> Sequence[Measure]:
+def get_measures(experiment: Experiment, scale: Scale) -> Sequence[Measure]:
+    """Returns the measures at a scale."""
     return scale.measures or experiment.measures
 
 
-def make_units(
-    experiment: Experiment, scale: Scale, overrides: Fields, together: Sequence[str] | None = None
-) -> list[Unit]:
-    """Every cell, in units.
+def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list[JobGroup]:
+    """Returns all cells, grouped by training.
 
     Args:
-      overrides: config fields of the machine, such as data.dir.
-      together: axes whose cells are trained as one program; None: as the experiment says.
+      overrides: config fields that depend on the machine, such as data.dir.
 
     Raises:
-      UserError: fields that the config does not have, axes that are none.
+      UserError: a field that the config does not have, or a value of another type.
     """
-    together = experiment.together if together is None else together
-    for axis in together:
-        if axis not in (known := [*(axis.name for axis in experiment.axes), SEED]):
-            raise unknown("axis to train together", axis, known)
-    axes = [{label: axis.values[label] for label in scale.axes.get(axis.name, axis.values)} for axis in experiment.axes]
+    load_config = functools.cache(load_file)
     names = [axis.name for axis in experiment.axes]
-    asked = [(m.metric, m.figure, dict(m.settings)) for m in measures_of(experiment, scale)]
-    measured = json.dumps(asked, sort_keys=True)
-    base = functools.cache(load_file)
-    cells, trainings, groups = [], {}, {}
-    for *chosen, seed in itertools.product(*axes, scale.seeds):
-        labels = dict(zip(names, chosen, strict=True)) | {SEED: str(seed)}
-        changes = [axis[label] for axis, label in zip(axes, chosen, strict=True)]
-        config = _configured(base, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
-        training = training_key(config)
-        drawn = [config.get(name, ConfigDict()).to_dict() for name in ("sampler", "rerank")]
-        sampler = json.dumps(drawn[0], sort_keys=True) + (json.dumps(drawn[1]) if drawn[1] else "")
-        classifier = ""
-        if scale.classifier:
-            file, changed = scale.classifier
-            guide = with_fields(base(file), {**changed, "seed": seed, **overrides})
-            classifier = training_key(guide)
-            trainings[classifier] = guide
-        depends = f"{training} {classifier} {sampler} {measured} {scale.num}"
-        cell = Cell(labels, config, training, io.short_hash(depends), classifier)
-        cells.append(cell)
-        trainings[training] = config
-        apart = tuple(label for axis, label in labels.items() if axis not in together)
-        groups.setdefault(training, apart)
-    units: dict = {}
-    for cell in cells:  # those of one group are one unit where they are trained together, else those of one training
-        units.setdefault(groups[cell.training] if together else cell.training, []).append(cell)
-    needed = [{key for cell in unit for key in (cell.classifier, cell.training) if key} for unit in units.values()]
-    return [
-        Unit({key: trainings[key] for key in trainings if key in keys}, unit)
-        for keys, unit in zip(needed, units.values(), strict=True)
-    ]
+    choices = [scale.axes.get(axis.name, tuple(axis.values)) for axis in experiment.axes]
+    measured = json.dumps(
+        [(m.metric, m.value, dict(m.settings)) for m in get_measures(experiment, scale)], sort_keys=True
+    )
+    trainings: dict[str, ConfigDict] = {}
+    cells: dict[str, list[Cell]] = {}
+    for chosen in itertools.product(*choices):
+        labels = dict(zip(names, chosen, strict=True))
+        changes = [axis.change(labels[axis.name], labels) for axis in experiment.axes]
+        for seed in scale.seeds:
+            config = _cell_config(load_config, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
+            training, classifier = config_hash(config), ""
+            if scale.classifier:
+                file, changed = scale.classifier
+                classifier_config = with_fields(load_config(file), {**changed, "seed": seed, **overrides})
+                classifier = config_hash(classifier_config)
+                trainings[classifier] = classifier_config
+            trainings[training] = config
+            key = io.short_hash(f"{training} {classifier} {_sampling_json(config)} {measured} {scale.num}")
+            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier)
+            cells.setdefault(training, []).append(cell)
+    groups = []
+    for group in cells.values():
+        keys = {key for cell in group for key in (cell.classifier, cell.training)}
+        groups.append(JobGroup({key: config for key, config in trainings.items() if key in keys}, group))
+    return groups
 
 
-def _configured(
-    base: Callable[[str], ConfigDict], scale: Scale, changes: Sequence[Fields | Callable], last: Fields
+def _sampling_json(config: ConfigDict) -> str:
+    """Returns the sections that change samples and not the training, as JSON."""
+    sections = [_section(config, name).to_dict() for name in ("sampler", "rerank")]
+    return " ".join(json.dumps(section, sort_keys=True) for section in sections)
+
+
+def _section(config: ConfigDict, name: str) -> Any:
+    """Returns a section of the config, empty if it is missing. Values of a ConfigDict have no static type."""
+    return config.get(name, ConfigDict())
+
+
+def _cell_config(
+    load_config: Callable[[str], ConfigDict], scale: Scale, changes: Sequence[Change], last: Fields
 ) -> ConfigDict:
-    """The scale's config with what each label changes, and then the fields `last`; `base` loads files."""
+    """Returns the scale's config with the changes of each label, and then the fields `last`."""
     file, fields = scale.config, dict(scale.fields)
     for change in changes:
-        own = dict(change(with_fields(base(file), fields)) if callable(change) else change)
-        file = own.pop("config", file)
-        fields |= own
-    return _with_stages(with_fields(base(file), {**fields, **last}))
+        config = with_fields(load_config(file), fields)
+        changed = dict(change(config) if callable(change) else change)
+        file = changed.pop("config", file).replace("{data}", config.data.name)
+        fields |= _multiplied(config, changed)
+    return _with_stage_settings(with_fields(load_config(file), {**fields, **last}))
+
+
+def _multiplied(config: ConfigDict, changed: Fields) -> dict[str, Any]:
+    """Returns the changed fields with numbers in place of `Multiply`."""
+    known, result = flatten(config), {}
+    for pattern, value in changed.items():
+        if not isinstance(value, Multiply):
+            result[pattern] = value
+            continue
+        for name in fnmatch.filter(known, pattern):
+            result[name] = type(known[name])(round(known[name] * value.factor, 12))
+    return result
 
 
 def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
-    """A copy with other values. Raises UserError for a field that it does not have, or of another kind."""
-    made = ConfigDict(config.copy_and_resolve_references()).unlock()
-    known = flatten(made)
+    """Returns a copy of the config with other values.
+
+    Raises:
+      UserError: a field that the config does not have, or a value of another type. Fields of `sampler` may be new: the
+        sampler's settings are checked when its plan is made.
+    """
+    copy = config.copy_and_resolve_references().unlock()
+    known = flatten(copy)
     for pattern, value in fields.items():
         for name in fnmatch.filter(known, pattern) if "*" in pattern else [pattern]:
-            if name not in known and not name.startswith("sampler."):  # whose settings are checked when it is planned
+            if name not in known and not name.startswith("sampler."):
                 raise unknown("config field", name, known)
             try:
-                _set(made, name, value)
+                _set(copy, name, value)
             except (TypeError, KeyError) as error:
                 raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
-    return made.lock()
+    return copy.lock()
 
 
-def _set(config: ConfigDict, name: str, value) -> None:
-    """A field by its dotted name, in sections of a section that are made where there are none."""
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets a field by its dotted name. Creates missing subsections, but no missing section."""
     section, _, field = name.rpartition(".")
     if "." in section and config.get(section) is None:
         _set(config, section, ConfigDict())
-    (config[section] if section else config)[field] = value
+    target: Any = config[section] if section else config
+    target[field] = value
 
 
-def _with_stages(config: ConfigDict) -> ConfigDict:
-    """A chain that says all settings of its stages itself: the runs of stages are shared, and say what others said."""
-    if "stages" not in config.get("sampler", {}):
+def _with_stage_settings(config: ConfigDict) -> ConfigDict:
+    """Copies the stages' sampler settings into the config of a pipeline.
+
+    The runs of stages are shared, and may hold the settings of another experiment.
+    """
+    if "stages" not in _section(config, "sampler"):
         return config
-    made = ConfigDict(config.copy_and_resolve_references()).unlock()
+    copy = config.copy_and_resolve_references().unlock()
+    stages, parts = _section(copy, "sampler").stages, _section(copy, "parts")
     for field, value in config.items():
-        part = config.get("parts", {}).get(value[1:], {}) if isinstance(value, str) and value.startswith("@") else {}
-        if "sampler" in part:
-            made.sampler.stages[field] = {**part.sampler, **made.sampler.stages.get(field, {})}
-    return made.lock()
+        if isinstance(value, str) and value.startswith("@") and "sampler" in parts.get(value[1:], {}):
+            stages[field] = {**parts[value[1:]].sampler, **stages.get(field, {})}
+    return copy.lock()

@@ -1,4 +1,4 @@
-"""An experiment's report: results.json, Markdown, and the same as one HTML page with its pictures inside."""
+"""Writes an experiment's report: results.json, Markdown, and one HTML page with embedded images."""
 
 import base64
 import html
@@ -13,18 +13,18 @@ from diffjax import io, numbers
 from diffjax.errors import UserError, one_line
 from diffjax.evaluation import provenance
 from diffjax.reproduce import figures, verdicts
-from diffjax.reproduce.outcome import Figure, Outcome, in_words
+from diffjax.reproduce.outcome import Entry, Outcome, in_words
 from diffjax.reproduce.plan import Cell
 from diffjax.reproduce.spec import SEED, Experiment, Labels, Measure, Paper, Scale
 from diffjax.reproduce.store import Store
 from diffjax.reproduce.verdicts import Verdict
 
-_PICTURES = ("curves.png", "samples.png")
+_IMAGES = ("curves.png", "samples.png")
 _TEST = (
-    "A claim holds where the 95 % confidence interval of every difference of neighbours lies above zero, and is "
-    "reversed where that of one lies below; otherwise it is undecided. With several seeds the interval is Student's t "
-    "over the seeds; with one it covers the samples only, not another training. Many claims are tested and none is "
-    "corrected for it."
+    "A claim holds if the 95 % confidence interval of each difference between neighbours is above zero. It is reversed "
+    "if that of one difference is below zero, and undecided otherwise. With several seeds the interval is Student's t "
+    "over the seeds; with one seed it covers the samples only, not another training. There is no correction for the "
+    "number of claims."
 )
 _CSS = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
@@ -34,22 +34,25 @@ _CSS = (
 
 
 def write(folder: Path, outcome: Outcome, scale_name: str, scale: Scale, store: Store | None, command: str) -> Path:
-    """Writes results.json, the pictures, report.md and report.html; returns the path of report.md.
+    """Writes results.json, the plots, report.md and report.html.
 
-    results.json comes first: it is all that `read` needs to write the report again.
+    results.json is first: `read` needs nothing else to write the report again.
 
     Args:
-      store: the cells' samples; None: the pictures in `folder` stay as they are.
-      command: the command that runs the experiment.
+      store: samples of the cells; None: samples.png is not changed.
+      command: command that runs the experiment.
+
+    Returns:
+      The path of report.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
     io.write_json(folder / "results.json", _results(outcome, scale_name, scale, command))
+    (folder / "curves.png").unlink(missing_ok=True)
+    figures.curves(folder / "curves.png", outcome)
     if store:
-        for name in _PICTURES:
-            (folder / name).unlink(missing_ok=True)
-        figures.curves(folder / "curves.png", outcome)
+        (folder / "samples.png").unlink(missing_ok=True)
         figures.samples(folder / "samples.png", outcome, store)
-    text = _markdown(outcome, scale_name, scale, command, [name for name in _PICTURES if (folder / name).exists()])
+    text = _markdown(outcome, scale_name, scale, command, [name for name in _IMAGES if (folder / name).exists()])
     io.write_text(folder / "report.md", text)
     io.write_text(folder / "report.html", _html(outcome.experiment.title, text, folder))
     return folder / "report.md"
@@ -58,14 +61,14 @@ def write(folder: Path, outcome: Outcome, scale_name: str, scale: Scale, store: 
 def read(
     path: Path, experiment: Experiment, scale_name: str, cells: Sequence[Cell], measures: Sequence[Measure]
 ) -> tuple[Outcome, str]:
-    """Returns the outcome that a results.json holds, and the command that made it.
+    """Returns the outcome stored in a results.json, and the command that wrote it.
 
     Args:
-      path: a results.json that `write` wrote.
-      experiment, scale_name, cells, measures: the experiment whose results these are, planned at the same scale.
+      path: a results.json written by `write`.
+      experiment, scale_name, cells, measures: the experiment of these results, planned at the same scale.
 
     Raises:
-      UserError: the file is missing, damaged, or of another grid or scale.
+      UserError: the file is missing, damaged, or belongs to another grid or scale.
     """
     advice = "write it again with `launch.py reproduce`"
     try:
@@ -76,59 +79,59 @@ def read(
     try:
         if stored["scale"] != scale_name:
             raise UserError(f"--scale={scale_name}: {path} has results of scale {stored['scale']}; pass that one")
-        provenance, seeds = stored["provenance"], [str(seed) for seed in stored["seeds"]]
+        depends = {**stored["provenance"], "warnings": [str(text) for text in stored["warnings"]]}
+        seeds = [str(seed) for seed in stored["seeds"]]
         by_labels = {tuple(sorted(cell.labels.items())): cell.key for cell in cells}
-        for figure in stored["figures"]:
-            for seed, value, error in zip(seeds, figure["values"], figure["standard_errors"], strict=True):
-                if value is None and figure["pending"]:
+        for entry in stored["entries"]:
+            for seed, value, error in zip(seeds, entry["values"], entry["standard_errors"], strict=True):
+                if value is None and entry["pending"]:
                     continue
-                key = by_labels[tuple(sorted({**figure["labels"], SEED: seed}.items()))]
-                results[key] = results[key] or {"figures": {}, "provenance": provenance}
-                results[key]["figures"][figure["measure"]] = {"value": value, "standard_error": error}
+                key = by_labels[tuple(sorted({**entry["labels"], SEED: seed}.items()))]
+                results[key] = results[key] or {"estimates": {}, "provenance": depends}
+                results[key]["estimates"][entry["measure"]] = {"value": value, "standard_error": error}
         by_words = {in_words(cell.labels): cell.key for cell in cells}
         for words, error in stored["errors"].items():
             results[by_words[words]] = {"error": str(error)}
         return Outcome(experiment, measures, cells, results), str(stored["command"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} does not hold results of {experiment.title!r} at this scale ({type(error).__name__}: {error}): "
-            f"{advice}"
+            f"{path} has no results of {experiment.title!r} at this scale ({type(error).__name__}: {error}): {advice}"
         ) from error
 
 
-def _markdown(outcome: Outcome, scale_name: str, scale: Scale, command: str, pictures: Sequence[str]) -> str:
+def _markdown(outcome: Outcome, scale_name: str, scale: Scale, command: str, images: Sequence[str]) -> str:
     experiment, shared = outcome.experiment, _shared(outcome.provenances)
     lines = [
         f"# {_escape(experiment.title)}",
         f"{_escape(experiment.source)}. {_escape(experiment.claim)}",
         f"Scale `{scale_name}`: `{scale.config}`, {_fields(scale)}{_count(len(scale.seeds), 'seed')}, {scale.num} "
-        f"samples per cell; {scale.takes}. {outcome.done} of {outcome.total} cells are done.",
+        f"samples per cell; {scale.duration}. {outcome.done} of {outcome.total} cells are done.",
         "    " + " ".join(command.split()),
     ]
     if experiment.orderings:
-        rows = [[_escape(o.says), verdicts.describe(outcome.verdict(o))] for o in experiment.orderings]
-        lines += ["## Verdicts", _table(["claim", "here"], rows), _TEST]
-    lines += ["## Figures", _comparability(outcome)]
+        rows = [[_escape(o.claim), verdicts.describe(outcome.verdict(o))] for o in experiment.orderings]
+        lines += ["## Verdicts", _table(["claim", "verdict"], rows), _TEST]
+    lines += ["## Results", _comparability(outcome)]
     lines += [f"Warning: {_escape(text)}." for text in outcome.warnings]
     for measure in outcome.measures:
-        lines += [f"### {_escape(measure.title)}", *_figures_table(outcome, measure)]
-    if experiment.fails_above is not None:
-        lines += _failures(outcome, experiment.fails_above)
-    lines += [f"![{Path(name).stem}]({name})" for name in pictures]
-    if "samples.png" in pictures:
+        lines += [f"### {_escape(measure.title)}", *_measure_table(outcome, measure)]
+    if experiment.failure_threshold is not None:
+        lines += _failures(outcome, experiment.failure_threshold)
+    lines += [f"![{Path(name).stem}]({name})" for name in images]
+    if "samples.png" in images:
         reconstructed = any("reconstructions" in provenance for provenance in outcome.provenances)
         shown = (
-            "Test images over their reconstructions"
+            "Test images above their reconstructions"
             if reconstructed
-            else "The first samples of each cell, from the same noise"
+            else "First samples of each cell, from the same noise"
         )
-        lines.append(f"{shown}; of the models trained with seed {outcome.axes[SEED][0]}.")
+        lines.append(f"{shown}. Training seed {outcome.axes[SEED][0]}.")
     if outcome.errors:
         rows = [[_escape(text) for text in pair] for pair in outcome.errors.items()]
         lines += ["## Cells that failed", _table(["cell", "error"], rows)]
     lines += [
-        "## What the figures depend on",
-        *(["The commit, date and device of these figures were not recorded."] if "date" not in shared else []),
+        "## Provenance",
+        *(["The commit, date and device of these results were not recorded."] if "date" not in shared else []),
         "```json\n" + io.to_json(shared, indent=2) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
@@ -148,65 +151,68 @@ def _comparability(outcome: Outcome) -> str:
     words = [
         "Mean ± standard deviation over the seeds."
         if several
-        else "One seed; ± is the standard error over its samples, where it is known."
+        else "One seed; ± is the standard error over its samples, if it is known."
     ]
     if experiment.papers:
-        words.append("The paper's values are of the setting above them, not of ours: compare orders.")
+        words.append("The paper's values are for the setting above each table, not for ours: compare orders.")
     if different := provenance.differences(outcome.provenances):
-        words.append(f"**Not all of these are comparable**: they differ in {', '.join(map(_escape, different))}.")
+        words.append(f"**Not all results are comparable**: they differ in {', '.join(map(_escape, different))}.")
     return " ".join(words)
 
 
-def _figures_table(outcome: Outcome, measure: Measure) -> list[str]:
-    """Our figures, beside the paper's where it has any of these cells."""
+def _measure_table(outcome: Outcome, measure: Measure) -> list[str]:
+    """Returns our results, with the paper's if it has any of these cells."""
     experiment = outcome.experiment
     paper = _paper(outcome, measure)
-    headings = [", ".join(outcome.rows) or experiment.across, *(column or "ours" for column in outcome.columns)]
+    headings = [
+        ", ".join(outcome.row_axes) or experiment.column_axis,
+        *(column or "ours" for column in outcome.columns),
+    ]
     ours, reported = [], []
-    for name, cells in outcome.lines():
-        ours.append([name or "ours", *(_entry(outcome.figure(measure, labels)) for labels in cells)])
-        reported.append([paper.values.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in cells])
+    for name, columns in outcome.lines():
+        ours.append([name or "ours", *(_entry_text(outcome.entry(measure, labels)) for labels in columns)])
+        reported.append([paper.values.get(tuple(labels[axis.name] for axis in experiment.axes)) for labels in columns])
     if all(value is None for line in reported for value in line):
-        without = [f"The paper ({paper.setting}) has no figure of these cells."] if paper.values else []
+        without = [f"The paper ({paper.setting}) has no values for these cells."] if paper.values else []
         return [*without, _table(headings, ours)]
     headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns]
     lines = [[*line, *map(numbers.number, values)] for line, values in zip(ours, reported, strict=True)]
-    return [f"The paper's: {paper.setting}.", _table(headings, lines)]
+    return [f"The paper's setting: {paper.setting}.", _table(headings, lines)]
 
 
 def _paper(outcome: Outcome, measure: Measure) -> Paper:
-    """What stands beside a measure."""
+    """Returns the published results that the table of a measure shows."""
     first = outcome.measures[0].name
-    found = [p for p in outcome.experiment.papers if measure.name in (p.beside or (first,))]
-    return found[0] if found else Paper("", {})
+    papers = (paper for paper in outcome.experiment.papers if measure.name in (paper.metrics or (first,)))
+    return next(papers, Paper("", {}))
 
 
-def _failures(outcome: Outcome, above: float) -> list[str]:
+def _failures(outcome: Outcome, threshold: float) -> list[str]:
     measure = outcome.measures[0]
     shares = [
-        [name or "share", *(_share(outcome.failures(measure, labels, above)) for labels in cells)]
-        for name, cells in outcome.lines()
+        [name or "share", *(_share(outcome.failures(measure, labels, threshold)) for labels in columns)]
+        for name, columns in outcome.lines()
     ]
     beyond = "above" if measure.direction == "lower" else "below"
     return [
-        f"### Share of runs that fail: with an error, or {measure.title.split(' (')[0]} {beyond} {above:g}",
-        _table([", ".join(outcome.rows), *(column or "share" for column in outcome.columns)], shares),
+        f"### Failed runs: an error, or {measure.title.split(' (')[0]} {beyond} {threshold:g}",
+        _table([", ".join(outcome.row_axes), *(column or "share" for column in outcome.columns)], shares),
     ]
 
 
-def _entry(figure: Figure) -> str:
-    if not figure.known:
-        return "failed" if figure.failed else "–"
-    text = numbers.with_error(figure.mean, figure.error)
-    return text + (f" ({figure.failed} failed)" if figure.failed else "")
+def _entry_text(entry: Entry) -> str:
+    if not entry.known:
+        return "failed" if entry.failed else "–"
+    text = numbers.with_error(entry.mean, entry.error)
+    return text + (f" ({entry.failed} failed)" if entry.failed else "")
 
 
-def _share(figure: Figure) -> str:
-    return f"{int(sum(figure.known))} of {len(figure.known)}" if figure.known else "–"
+def _share(entry: Entry) -> str:
+    return f"{int(sum(entry.known))} of {len(entry.known)}" if entry.known else "–"
 
 
 def _escape(text: str) -> str:
-    """Returns text from results as one line that Markdown and HTML show as it is."""
+    """Returns text from results as one line without markup."""
     line = one_line(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]])", r"\\\1", line)
 
@@ -217,7 +223,7 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _shared(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what all figures depend on: what they have in common, and every value of what may differ over time."""
+    """Returns the fields that all provenances share, and all values of fields that may differ over time."""
     first = provenances[0] if provenances else {}
     shared = {name: value for name, value in first.items() if all(p.get(name) == value for p in provenances)}
     for name in ("git", "device", "versions", "date"):
@@ -229,9 +235,9 @@ def _shared(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _results(outcome: Outcome, scale_name: str, scale: Scale, command: str) -> dict[str, Any]:
-    """Returns the contents of results.json, for `read`, for other programs and for the table of all experiments."""
+    """Returns the contents of results.json."""
     experiment = outcome.experiment
-    found = [(ordering, outcome.verdict(ordering)) for ordering in experiment.orderings]
+    tested = [(ordering, outcome.verdict(ordering)) for ordering in experiment.orderings]
     axes = [axis for axis in outcome.axes if axis != SEED]
     return {
         "title": experiment.title,
@@ -242,9 +248,10 @@ def _results(outcome: Outcome, scale_name: str, scale: Scale, command: str) -> d
         "command": command,
         "seeds": [int(seed) for seed in outcome.axes[SEED]],
         "samples": scale.num,
-        "orderings": [{"claim": o.says, "verdict": v.word, "detail": _detail(v)} for o, v in found],
-        "figures": [
-            _stored(outcome.figure(measure, labels), measure, labels)
+        "orderings": [{"claim": o.claim, "verdict": v.word, "detail": _detail(v)} for o, v in tested],
+        "warnings": outcome.warnings,
+        "entries": [
+            _stored(outcome.entry(measure, labels), measure, labels)
             for measure in outcome.measures
             for labels in outcome.settings(axes)
         ],
@@ -258,21 +265,21 @@ def _detail(verdict: Verdict) -> dict[str, Any]:
     return {**verdict._asdict(), "weakest": weakest, "left_out": list(verdict.left_out)}
 
 
-def _stored(figure: Figure, measure: Measure, labels: Labels) -> dict[str, Any]:
+def _stored(entry: Entry, measure: Measure, labels: Labels) -> dict[str, Any]:
     return {
         "labels": labels,
         "measure": measure.name,
-        "values": list(figure.values),
-        "standard_errors": list(figure.errors),
-        "failed": figure.failed,
-        "pending": figure.pending,
+        "values": [estimate.value for estimate in entry.estimates],
+        "standard_errors": [estimate.standard_error for estimate in entry.estimates],
+        "failed": entry.failed,
+        "pending": entry.pending,
     }
 
 
 def _html(title: str, text: str, folder: Path) -> str:
-    """Returns the report as one page. Only the report's own pictures are embedded."""
+    """Returns the report as one page. Embeds only the report's own images."""
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
-    for name in _PICTURES:
+    for name in _IMAGES:
         if (folder / name).exists():
             data = base64.b64encode((folder / name).read_bytes()).decode()
             body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')

@@ -1,10 +1,10 @@
-"""What an experiment's file says: a grid of configs, what to measure, and what the paper found."""
+"""Declares an experiment: a grid of configs, the metrics of each cell, and the results and claims of the paper."""
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -12,13 +12,12 @@ from diffjax import evaluation
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import metrics
 
-Fields = Mapping[str, Any]  # of a config, by dotted name, or by a pattern: "*train.steps" are those of all parts too
-Labels = Mapping[str, str]  # of axes
-SEED = "seed"  # the axis that every experiment has
-# What makes all networks of a chain small, and their trainings short, to see an experiment run
-TINY: Fields = {
-    "*train.steps": 20,
-    "*train.sample_count": 0,
+# Config fields by dotted name, or by a pattern: "*train.steps" matches the run's field and those of its parts.
+Fields = Mapping[str, Any]
+Change = Fields | Callable[[ConfigDict], Fields]  # fields, or a function from the config so far to fields
+Labels = Mapping[str, str]  # label by axis
+SEED = "seed"  # axis that every experiment has
+SMALL_NETWORKS: Fields = {  # makes every network of a pipeline small
     "*model.channels": 16,
     "*model.width": 32,
     "*model.layers": 1,
@@ -28,70 +27,82 @@ TINY: Fields = {
 }
 
 
+class Multiply(NamedTuple):
+    """Value of a field: the config's value times `factor`; an integer field is rounded."""
+
+    factor: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One direction of the grid.
-
-    Cells that differ in fields of `sampler` only share a trained model.
+    """An axis of the grid. Cells that differ only in fields of `sampler` share a trained model.
 
     Attributes:
-      values: by label the config fields that it sets, or a function to them from the config that the scale and the
-        axes before have made. Among them "config" is a file to start from in the place of the scale's.
+      name: heading in tables.
+      values: changes to the config, by label. The field "config" names a file that replaces the scale's config;
+        "{data}" in it is replaced by the name of the data set.
+      by: name of an earlier axis; then `values` maps each label to changes by label of that axis.
     """
 
     name: str
-    values: Mapping[str, Fields | Callable[[ConfigDict], Fields]]
+    values: Mapping[str, Any]  # of Change, or of Mapping[str, Change]
+    by: str = ""
+
+    def change(self, label: str, labels: Labels) -> Change:
+        """Returns the change of a label; `labels` are those of the earlier axes."""
+        change = self.values[label]
+        return change[labels[self.by]] if self.by else change
 
 
 def steps(*counts: int) -> Axis:
-    """The axis of the sampler's steps."""
+    """Returns the axis of the number of sampling steps."""
     return Axis("steps", {str(count): {"sampler.steps": count} for count in counts})
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One column of figures.
+    """A measured column of an experiment.
 
     Attributes:
-      metric: of `diffjax.measures`; "training": of the last logged step; "to_most_steps": root-mean-square difference
-        in grey levels from the same seeds' samples at the most steps, all else equal.
-      figure: which of the metric's figures, where it has several: "bound" of nll. Of a run that has no such figure
-        it is left out.
-      heading: in tables; "" for the metric's own.
-      better: "lower" | "higher" | "neither", of what only describes; "" for the metric's own.
-      settings: of diffjax.measures.settings.Settings.
+      metric: name in `diffjax.evaluation`; or "training": a value logged at the last step; or "rms_to_finest_grid":
+        root-mean-square difference, in grey levels, from the samples of the same seeds at the most steps.
+      value: which value of the metric, such as "bound" of nll; "": the value named like the metric. A run that does not
+        have this value has no entry.
+      heading: heading in tables; "": the metric's own.
+      better: "lower" | "higher" | "neither", for descriptive metrics; "": the metric's own.
+      settings: fields of evaluation.settings.Settings.
     """
 
     metric: str
-    figure: str = ""
+    value: str = ""
     heading: str = ""
     better: str = ""
     settings: Fields = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        known = (*evaluation.NAMES, "training", "to_most_steps")
+        known = (*evaluation.NAMES, "training", "rms_to_finest_grid")
         if self.metric not in known:
             raise unknown("metric", self.metric, known)
 
     @property
     def name(self) -> str:
-        """That its figures are kept by."""
+        """Key under which its values are stored."""
         if self.metric in metrics.NAMES:
-            return self.figure or self.metric
-        return f"{self.metric}.{self.figure}" if self.figure else self.metric
+            return self.value or self.metric
+        return f"{self.metric}.{self.value}" if self.value else self.metric
 
     @property
     def direction(self) -> str:
-        """Which is better, "lower", "higher" or "neither"."""
+        """Direction that is better: "lower", "higher" or "neither"."""
         return self.better or (self._column.better if self._column else "lower")
 
     @property
     def title(self) -> str:
-        """The heading, with what is better."""
-        own = self._column.heading if self._column else self.name
-        own += ", of reconstructions" * (self.metric in evaluation.OF_RECONSTRUCTIONS)
-        suffix = "" if self.direction == "neither" else f" ({self.direction} is better)"
-        return (self.heading or own) + suffix
+        """Heading with the direction that is better."""
+        heading = self.heading or (self._column.heading if self._column else self.name)
+        if not self.heading and self.metric in evaluation.OF_RECONSTRUCTIONS:
+            heading += ", of reconstructions"
+        return heading + ("" if self.direction == "neither" else f" ({self.direction} is better)")
 
     @property
     def _column(self) -> metrics.Column | None:
@@ -100,52 +111,53 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """What a paper reports of the same grid.
+    """Published results on the same grid.
 
     Attributes:
-      setting: data, measure and number of samples.
-      values: by the labels of the axes, in their order.
-      beside: names of the measures that they are printed beside; (): the first one.
+      setting: data set, metric and number of samples.
+      values: published values; keys are labels of the axes, in their order.
+      metrics: names of the measures whose tables show these values; (): the first measure.
     """
 
     setting: str
-    values: Mapping[Sequence[str], float]
-    beside: Sequence[str] = ()
+    values: Mapping[tuple[str, ...], float]
+    metrics: Sequence[str] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """A claim: from the best to the worst of `order`, all else equal.
+    """A claimed order of settings, all else equal.
 
     Attributes:
-      says: the claim in words.
-      measure: name of the column; "" for the first one that is measured.
-      order: labels of axes, the best first.
-      where: the labels of other axes that it is claimed for; every label of an axis that is not named.
+      claim: the claim in words.
+      order: labels of axes, the best setting first.
+      where: labels of other axes for which the order is claimed; all labels of an axis that is absent.
+      measure: name of the measure; "": the first one that is measured.
     """
 
-    says: str
+    claim: str
     order: Sequence[Labels]
     where: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     measure: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large an experiment is run.
+    """A size at which an experiment runs.
 
     Attributes:
-      config: the file that the grid starts from.
-      takes: how long, where.
-      fields: of the config, for all cells.
-      axes: the labels that are run, of axes that are not run whole.
-      num: samples a cell.
-      measures: in the place of the experiment's.
-      classifier: file of the config of a classifier that guides every cell, and the fields to change in it.
+      config: config file that the grid starts from.
+      duration: running time and hardware, in words.
+      fields: config fields of all cells.
+      axes: labels that run, by axis; all labels of an axis that is absent.
+      seeds: seeds of training, each repeated for the whole grid.
+      num: samples per cell.
+      measures: replaces the experiment's measures; (): keeps them.
+      classifier: config file and changed fields of a classifier that guides every cell.
     """
 
     config: str
-    takes: str
+    duration: str
     fields: Fields = dataclasses.field(default_factory=dict)
     axes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (0,)
@@ -154,19 +166,49 @@ class Scale:
     classifier: tuple[str, Fields] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+def smoke(
+    config: str,
+    *,
+    duration: str,
+    train_steps: int,
+    measures: Sequence[Measure] = (),
+    fields: Fields | None = None,
+    axes: Mapping[str, Sequence[str]] | None = None,
+    num: int = 100,
+    classifier: tuple[str, Fields] | None = None,
+) -> Scale:
+    """Returns a scale that shows within minutes that an experiment runs: short trainings without previews, one seed.
+
+    Args:
+      train_steps: training steps of the run and of each of its parts.
+      config, duration, measures, fields, axes, num, classifier: as of `Scale`.
+    """
+    short = {"*train.steps": train_steps, "*train.num_preview_samples": 0}
+    return Scale(
+        config=config,
+        duration=duration,
+        fields={**short, **(fields or {})},
+        axes=axes or {},
+        num=num,
+        measures=measures,
+        classifier=classifier,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A published table or figure.
 
     Attributes:
       source: paper and table.
-      claim: what it is cited for, in a sentence.
-      axes: of the grid, without the seeds.
-      across: the axis whose labels stand beside each other; "" where each label has a line.
-      orderings: what should hold here too.
-      together: axes, of array-valued fields, whose cells are trained as one program; "seed" may be one.
-      fails_above: of the first measure; a run beyond it, or that stopped with an error, counts as failed.
-      scales: by name: smoke, small, paper.
+      claim: the result that the paper is cited for, in one sentence.
+      axes: axes of the grid, without the seeds.
+      measures: measured columns, the main one first.
+      scales: scales by name: smoke, small, paper.
+      column_axis: axis whose labels are columns of the tables; "": each label is a row.
+      papers: published results.
+      orderings: claims to test.
+      failure_threshold: value of the first measure beyond which a run counts as failed; runs with an error count too.
     """
 
     title: str
@@ -175,58 +217,58 @@ class Experiment:
     axes: Sequence[Axis]
     measures: Sequence[Measure]
     scales: Mapping[str, Scale]
-    across: str = ""
+    column_axis: str = ""
     papers: Sequence[Paper] = ()
     orderings: Sequence[Ordering] = ()
-    together: Sequence[str] = ()
-    fails_above: float | None = None
+    failure_threshold: float | None = None
 
     def __post_init__(self):
-        labels = {axis.name: axis.values for axis in self.axes}
+        axes = {axis.name: axis for axis in self.axes}
         columns = {m.name for s in (self, *self.scales.values()) for m in s.measures}
-
-        def check(axis: str, given: Sequence[str], where: str) -> None:
-            if axis not in labels:
-                raise unknown(f"axis in {where}", axis, labels)
-            for label in given:
-                if label not in labels[axis]:
-                    raise unknown(f"label of {axis} in {where}", label, labels[axis])
-
+        if self.column_axis and self.column_axis not in axes:
+            raise unknown("column axis", self.column_axis, axes)
+        for axis in self.axes:
+            if axis.by and axis.by not in axes:
+                raise unknown(f"axis in `by` of {axis.name}", axis.by, axes)
         for ordering in self.orderings:
             if ordering.measure and ordering.measure not in columns:
                 raise unknown("measure of an ordering", ordering.measure, columns)
-            for settings in ordering.order:
-                for axis, label in settings.items():
-                    check(axis, [label], "an ordering")
-            for axis, given in ordering.where.items():
-                check(axis, given, "an ordering")
+            for setting in ordering.order:
+                self._check_labels({axis: [label] for axis, label in setting.items()}, "an ordering")
+            self._check_labels(ordering.where, "an ordering")
         for name, scale in self.scales.items():
-            for axis, given in scale.axes.items():
-                check(axis, given, f"the scale {name}")
+            self._check_labels(scale.axes, f"the scale {name}")
         for paper in self.papers:
             for key in paper.values:
-                for axis, label in zip(labels, key, strict=True):
-                    check(axis, [label], "the paper's values")
-        if self.across and self.across not in labels:
-            raise unknown("axis to stand across", self.across, labels)
-        for axis in self.together:
-            if axis not in (*labels, SEED):
-                raise unknown("axis to train together", axis, (*labels, SEED))
+                self._check_labels({a: [label] for a, label in zip(axes, key, strict=True)}, "the paper's values")
+
+    def _check_labels(self, labels: Mapping[str, Sequence[str]], place: str) -> None:
+        """Raises UserError for an axis or a label that the experiment does not have."""
+        values = {axis.name: axis.values for axis in self.axes}
+        for axis, requested in labels.items():
+            if axis not in values:
+                raise unknown(f"axis in {place}", axis, values)
+            for label in requested:
+                if label not in values[axis]:
+                    raise unknown(f"label of {axis} in {place}", label, values[axis])
 
 
 def load(path: str) -> Experiment:
-    """The experiment of a file. Raises UserError where it cannot be read."""
+    """Returns the experiment of a file. Raises UserError if it cannot be read."""
     if not Path(path).is_file():
-        near = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.py")))
-        raise UserError(f"--experiment={path}: no such file; there are {near}" if near else f"{path}: no such file")
+        files = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.py")))
+        raise UserError(f"--experiment={path}: no such file" + (f"; choose from {files}" if files else ""))
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--experiment={path}: the file must be Python; name one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # a file can do anything
+    except Exception as error:  # the file may run any code
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(getattr(module, "EXPERIMENT", None), Experiment):
-        raise UserError(f"{path} has no EXPERIMENT = Experiment(...)")
-    return module.EXPERIMENT
+    experiment = getattr(module, "EXPERIMENT", None)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"--experiment={path}: the file has no EXPERIMENT; define EXPERIMENT = Experiment(...)")
+    return experiment

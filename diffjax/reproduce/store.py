@@ -1,8 +1,8 @@
-"""Where an experiment's runs and cells lie.
+"""Files of an experiment's runs and cells.
 
-Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run, its parts links to others;
-cells/CELL.json has a cell's figures with all they depend on, or the error it ended with; cells/CELL.npz its first
-samples. Files are whole or absent.
+Layout of a workdir, which several experiments may share: runs/TRAINING is an ordinary run, whose parts are links to
+other runs; cells/CELL.json has the estimates and provenance of a cell, or its error; cells/CELL.npz its first samples.
+Files are written atomically.
 """
 
 import contextlib
@@ -19,24 +19,24 @@ import numpy as np
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.reproduce.plan import Cell
 from diffjax.runs.workdir import Workdir
 
-KEPT = 100  # samples of a cell that are kept as they are
+MAX_IMAGES = 100  # stored samples per cell
 
 
 class Store:
-    """Where an experiment's runs and cells lie."""
+    """Reads and writes the files of an experiment's runs and cells."""
 
     def __init__(self, root: Path):
         self.root = root
 
     def run(self, training: str) -> Workdir:
+        """Returns the folder of a training."""
         return Workdir(self.root / "runs" / training)
 
     @contextlib.contextmanager
     def lock(self, training: str) -> Iterator[None]:
-        """Held while a run is trained: of two jobs that need it the second one waits and finds it done."""
+        """Locks a run while it is trained: a second job that needs it waits, and then finds it trained."""
         folder = self.root / "runs"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{training}.lock").open("w") as file:
@@ -44,23 +44,23 @@ class Store:
             yield
 
     def has_part(self, training: str, name: str) -> bool:
-        """Whether a run has a part where it looks for it."""
+        """Returns whether the folder of a run has its part `name`."""
         return (self.run(training).path / name).exists()
 
     def link_part(self, training: str, name: str, part: str) -> None:
-        """Lays the run `part` where another one looks for its part `name`."""
-        home = self.run(training).path
-        home.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # another job was quicker
-            (home / name).symlink_to(os.path.join(os.pardir, part))
+        """Links the run `part` into the folder of another run, as its part `name`."""
+        folder = self.run(training).path
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another job was faster
+            (folder / name).symlink_to(os.path.join(os.pardir, part))
 
     def result(self, cell: str) -> dict[str, Any] | None:
-        """Returns what is known of a cell, None if it is not done; a damaged file is deleted, to be measured again."""
+        """Returns the stored result of a cell, None if it is pending. Deletes a damaged file."""
         path = self.root / "cells" / f"{cell}.json"
         try:
             result = io.read_json(path, "the cell is measured again")
             if not _is_result(result):
-                raise UserError(f"{path} does not hold a cell's result: the cell is measured again")
+                raise UserError(f"{path} is not a result of a cell: the cell is measured again")
             return result
         except FileNotFoundError:
             return None
@@ -78,36 +78,41 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            print(f"{path} is damaged ({error}): the cell's samples are not shown", file=sys.stderr)
+            print(f"{path} is damaged ({error}): the report omits the cell's samples", file=sys.stderr)
             return None
         return images if images.dtype == np.uint8 and images.ndim == 4 else None
 
-    def keep(self, cell: str, result: Mapping[str, Any], images: np.ndarray | None = None) -> None:
-        """The result comes last: a cell that has one is whole."""
+    def save(self, cell: str, result: Mapping[str, Any], images: np.ndarray | None = None) -> None:
+        """Writes the samples and then the result of a cell: a cell with a result is complete.
+
+        Args:
+          cell: key of the cell.
+          result: "estimates" and "provenance", or "error".
+          images: samples, uint8 [N, H, W, C]; the first MAX_IMAGES are stored.
+        """
         folder = self.root / "cells"
         folder.mkdir(parents=True, exist_ok=True)
         if images is not None:
             with io.atomic_path(folder / f"{cell}.npz") as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, images=images[:KEPT])
+                np.savez_compressed(file, images=images[:MAX_IMAGES])
         io.write_json(folder / f"{cell}.json", result)
 
-    def forget(self, cell: Cell) -> None:
-        """As if the cell had not been tried."""
-        (self.root / "cells" / f"{cell.key}.json").unlink(missing_ok=True)
-        self.run(cell.training).error.unlink(missing_ok=True)
+    def delete(self, cell: str) -> None:
+        """Deletes the result of a cell, which becomes pending."""
+        (self.root / "cells" / f"{cell}.json").unlink(missing_ok=True)
 
 
-def _is_result(found: Any) -> bool:
-    """Whether a value of JSON has the types of a cell's result."""
-    if not isinstance(found, dict) or not isinstance(found.get("error", ""), str):
+def _is_result(value: Any) -> bool:
+    """Returns whether a JSON value has the types of a cell's result."""
+    if not isinstance(value, dict) or not isinstance(value.get("error", ""), str):
         return False
-    figures, known = found.get("figures", {}), found.get("provenance", {})
+    estimates, provenance = value.get("estimates", {}), value.get("provenance", {})
     return (
-        ("error" in found or "figures" in found)
-        and isinstance(known, dict)
-        and isinstance(figures, dict)
+        ("error" in value or "estimates" in value)
+        and isinstance(provenance, dict)
+        and isinstance(estimates, dict)
         and all(
-            isinstance(figure, dict) and set(map(type, figure.values())) <= {int, float, type(None)}
-            for figure in figures.values()
+            isinstance(estimate, dict) and set(map(type, estimate.values())) <= {int, float, type(None)}
+            for estimate in estimates.values()
         )
     )

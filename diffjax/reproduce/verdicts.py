@@ -13,34 +13,37 @@ from scipy import stats
 from diffjax.numbers import with_error
 
 _LEVEL = 0.975  # quantile of a two-sided 95 % interval
+_ROUNDING = 1e-9  # relative spread below which differences count as equal
 
 
 class Difference(NamedTuple):
-    """A difference of two means over seeds, positive where it is as claimed."""
+    """A difference of two means over seeds, positive if it has the claimed sign."""
 
     value: float
     error: float  # standard error; NaN: not known
     margin: float  # half the width of the 95 % interval; infinite: not known
-    seeds: int
+    seeds: int  # number of seeds
 
     @property
     def holds(self) -> bool:
+        """True if the whole interval is above zero."""
         return self.value > self.margin
 
     @property
     def reversed(self) -> bool:
+        """True if the whole interval is below zero."""
         return self.value < -self.margin
 
 
 class Verdict(NamedTuple):
-    """Whether a claimed order holds.
+    """Result of the test of a claimed order.
 
     Attributes:
-      settings: combinations of the free axes' labels in which the order was tested.
-      held: settings in which every difference of neighbours holds.
-      reversed: settings in which at least one difference is reversed. The remaining settings are undecided.
-      seeds: the smallest number of seeds behind a difference.
-      weakest: the smallest of all differences; None where there is none.
+      settings: number of combinations of the free axes' labels in which the order was tested.
+      held: number of settings in which every difference of neighbours holds.
+      reversed: number of settings in which at least one difference is reversed. The remaining settings are undecided.
+      seeds: smallest number of seeds of a difference.
+      weakest: smallest of all differences; None if nothing was tested.
       left_out: labels of the claimed order that were not run.
     """
 
@@ -53,6 +56,7 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
+        """The verdict: "holds", "holds in part", "does not hold", "undecided" or "not measured"."""
         if not self.settings:
             return "not measured"
         if self.held == self.settings:
@@ -68,54 +72,56 @@ def difference(
     """Returns the difference `better - worse` over seeds and its uncertainty.
 
     With two seeds or more, the seeds are the units: Student's t on the paired differences. A few seeds may agree by
-    chance, so the interval is at least the one that the sampling errors within the seeds give by themselves, with the
-    normal quantile. With one seed there is only that one. Cells drawn from the same noise are positively correlated, so
-    that adding their sampling errors in quadrature overestimates the error of their difference.
+    chance, so the interval is at least as wide as the one from the sampling errors within the seeds, with the normal
+    quantile. With one seed only the sampling errors are available. Samples of two cells with the same noise are
+    positively correlated, so adding their sampling errors in quadrature overestimates the error of their difference.
+    Without sampling errors, differences that are equal for all seeds have no known uncertainty.
 
     Args:
-      better, worse: a figure per seed each, of which higher is better.
-      errors: the sampling errors of both figures per seed; None where one is not known.
+      better, worse: one value per seed each; higher is better.
+      errors: sampling errors of both values per seed; None if one is not known.
     """
-    steps = np.asarray(better, np.float64) - np.asarray(worse, np.float64)
-    count = len(steps)
+    differences = np.asarray(better, np.float64) - np.asarray(worse, np.float64)
+    count, mean = len(differences), float(differences.mean())
     squares = [np.nan if pair is None else pair[0] ** 2 + pair[1] ** 2 for pair in errors]
-    sampling = np.sqrt(np.sum(squares)) / count
-    margin = stats.norm.ppf(_LEVEL) * sampling
-    if count == 1:
-        return Difference(float(steps[0]), float(sampling), float(margin) if np.isfinite(margin) else np.inf, 1)
-    error = steps.std(ddof=1) / np.sqrt(count)
-    margin = np.fmax(stats.t.ppf(_LEVEL, count - 1) * error, margin)  # fmax: without sampling errors, the seeds' alone
-    return Difference(float(steps.mean()), float(np.fmax(error, sampling)), float(margin), count)
+    error = float(np.sqrt(np.sum(squares)) / count)
+    margin = float(stats.norm.ppf(_LEVEL) * error)
+    if count > 1 and np.ptp(differences) > _ROUNDING * np.abs(differences).max():
+        spread = differences.std(ddof=1) / np.sqrt(count)
+        error = float(np.fmax(spread, error))  # fmax ignores an unknown sampling error
+        margin = float(np.fmax(stats.t.ppf(_LEVEL, count - 1) * spread, margin))
+    return Difference(mean, error, margin if np.isfinite(margin) else np.inf, count)
 
 
 def combine(settings: Sequence[Sequence[Difference]], left_out: Sequence[str] = ()) -> Verdict:
     """Returns the verdict of an order from the differences of its neighbours in each setting."""
-    every = [step for steps in settings for step in steps]
-    if not every:
+    differences = [each for setting in settings for each in setting]
+    if not differences:
         return Verdict(left_out=tuple(left_out))
     return Verdict(
         settings=len(settings),
-        held=sum(all(step.holds for step in steps) for steps in settings),
-        reversed=sum(any(step.reversed for step in steps) for steps in settings),
-        seeds=min(step.seeds for step in every),
-        weakest=min(every, key=lambda step: step.value),
+        held=sum(all(each.holds for each in setting) for setting in settings),
+        reversed=sum(any(each.reversed for each in setting) for setting in settings),
+        seeds=min(each.seeds for each in differences),
+        weakest=min(differences, key=lambda each: each.value),
         left_out=tuple(left_out),
     )
 
 
 def describe(verdict: Verdict) -> str:
-    """Returns the verdict in words, with the evidence behind it."""
-    if not verdict.settings:
+    """Returns the verdict in words, with its evidence."""
+    weakest = verdict.weakest
+    if not verdict.settings or weakest is None:
         return verdict.word
     undecided = verdict.settings - verdict.held - verdict.reversed
     counts = {"holds": verdict.held, "reversed": verdict.reversed, "undecided": undecided}
     details = [f"without {', '.join(verdict.left_out)}"] if verdict.left_out else []
     if verdict.settings > 1:
-        found = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
-        details.append(f"{found} of {verdict.settings} settings")
-    weakest, known = verdict.weakest, np.isfinite(verdict.weakest.error)
+        words = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+        details.append(f"{words} of {verdict.settings} settings")
+    known = np.isfinite(weakest.error)
     if verdict.seeds == 1:
-        details.append("1 seed, " + ("the error is of the samples alone" if known else "no error is known"))
+        details.append("1 seed, " + ("the error covers the samples only" if known else "no error is known"))
     else:
         details.append(f"{verdict.seeds} seeds")
     details.append(f"smallest difference {with_error(weakest.value, weakest.error if known else None)}")

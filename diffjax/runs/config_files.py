@@ -1,8 +1,7 @@
-"""Configs: files that make them, their fields by dotted name, JSON, and the parts that one names.
+"""Reads config files and JSON, checks the types of fields, and compares configs.
 
-A config may have a section `parts`: configs of runs that it stands on, which are trained before it into folders of its
-workdir. A file names one by the file of its config, which lies beside it. A field that names a run, such as `codec`,
-refers to a part by `@name`.
+A config file can name a part, a config that it depends on, by the part's file in the same folder; the loaded config
+has the part's config in its place.
 """
 
 import contextlib
@@ -20,19 +19,22 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError
+from diffjax.runs.config_fields import configs_package
 
-# Fields that a resumed run may change freely. They decide when a run reports, saves and gives up, where its data and
-# devices are, and how samples are drawn from it (also its previews). None of them changes what a step computes; other
-# devices (parallel.*) change the order of sums, so numbers agree up to rounding.
-_FREE = ("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
-         "train.skip_limit", "data.dir", "parallel.", "sampler.", "rerank.")  # fmt: skip
+# Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
+# skipped steps, places of data, devices, and settings of samplers (also for previews). Other devices (parallel.*)
+# change the order of sums, so numbers agree up to rounding.
+MUTABLE_FIELDS = (
+    *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
+    *("train.max_consecutive_skips", "data.dir", "parallel.", "sampler.", "rerank."),
+)
 _DEFAULTS = {
-    "data.corrupt": "raise",
+    "data.on_corrupt": "raise",
     "diffusion.rescale_timesteps": False,
-    "codes.shared": False,
+    "codebook.shared": False,
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, so no names of parts
+_RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
 _TYPES = {
     "seed": int,
     "system": str,
@@ -44,13 +46,13 @@ _TYPES = {
     "data.image_size": int,
     "data.background": str,
     "data.flip": bool,
-    "data.corrupt": str,
+    "data.on_corrupt": str,
     "model": ConfigDict,
     "diffusion": ConfigDict,
     "sampler": ConfigDict,
     "parallel": ConfigDict,
     "parallel.mode": str,
-    "parallel.count": int,
+    "parallel.num_devices": int,
     "parallel.fsdp": int,
     "parts": ConfigDict,
     "train": ConfigDict,
@@ -59,15 +61,15 @@ _TYPES = {
     "train.accumulate": int,
     "train.learning_rate": float,
     "train.warmup_steps": int,
-    "train.schedule": str,
+    "train.learning_rate_schedule": str,
     "train.ema_decay": float,
     "train.log_every": int,
     "train.sample_every": int,
-    "train.sample_count": int,
+    "train.num_preview_samples": int,
     "train.checkpoint_every": int,
     "train.keep_last": int,
     "train.keep_every": int,
-    "train.skip_limit": int,
+    "train.max_consecutive_skips": int,
 }
 _PLAIN = (bool, int, float, str, types.NoneType)
 
@@ -91,16 +93,16 @@ def load_file(path: str) -> ConfigDict:
 
 
 def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
-    """`outer` are the files that name this one as a part."""
+    """Loads a config file; `outer` has the files that it is a part of."""
     file, colon, argument = path.partition(":")
     if os.path.realpath(file) in outer:
         raise UserError(f"--config={path}: the file is a part of itself; remove it from its parts")
-    with _located(path, file):
+    with _located(path, file), configs_package(os.path.dirname(file)):
         with open(file, "rb") as opened:
             source = opened.read()
         module = types.ModuleType(f"diffjax_config_{Path(file).stem}")
         module.__file__ = file
-        sys.modules[module.__name__] = module  # as dataclasses look their module up
+        sys.modules[module.__name__] = module  # dataclasses look up their module
         exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"cannot read --config={path}: {file} has no function get_config(); define it")
@@ -116,8 +118,8 @@ def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
     for name, part in config.get("parts", {}).items():
         if isinstance(part, str):
             with config.parts.unlocked(), config.parts.ignore_type():
-                beside = os.path.join(os.path.dirname(file), part)
-                config.parts[name] = _load_file(beside, (*outer, os.path.realpath(file)))
+                sibling = os.path.join(os.path.dirname(file), part)
+                config.parts[name] = _load_file(sibling, (*outer, os.path.realpath(file)))
     return config.lock()
 
 
@@ -148,7 +150,7 @@ def _failure(path: str, file: str, error: BaseException) -> str:
 
 
 def _check_form(config: ConfigDict, where: str, *, files: bool = False) -> None:
-    """Checks names of parts, and types: plain values everywhere, and those of the fields that all configs share.
+    """Checks the names of parts and the types of fields.
 
     Args:
       where: start of the error message.
@@ -193,7 +195,7 @@ def _leaves(values) -> Iterator[Any]:
 
 
 def _field(config: ConfigDict, name: str) -> Any:
-    """Returns the value of a dotted name, `...` where the config lacks it."""
+    """Returns the value of a dotted name, `...` if the config lacks it."""
     section, _, rest = name.partition(".")
     value = config.get(section, ...)
     return value if not rest else _field(value, rest) if isinstance(value, ConfigDict) else ...
@@ -204,13 +206,13 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str | bytes) -> ConfigDict:
-    """Returns the config of `to_json`, in which JSON's lists are tuples again.
+    """Returns the config of `to_json`; JSON lists become tuples.
 
-    Infinity and NaN are read as well, which strict JSON lacks: runs of earlier versions have them.
+    Infinity and NaN are accepted, as earlier versions wrote them, although strict JSON lacks them.
 
     Raises:
       ValueError: the text is not JSON.
-      UserError: it is not a config: names of parts, types of fields.
+      UserError: it is not a config, or names of parts or types of fields are not valid.
     """
     try:
         value = io.from_json(text)
@@ -221,7 +223,7 @@ def from_json(text: str | bytes) -> ConfigDict:
     if not isinstance(value, dict):
         raise UserError(f"not a config: it must be an object of fields, not {type(value).__name__}")
 
-    def restore(value):
+    def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: restore(child) for name, child in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
@@ -236,112 +238,32 @@ def from_json(text: str | bytes) -> ConfigDict:
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """{"train.steps": 1000, ...}: every field by its dotted name."""
+    """Returns all fields by dotted name: {"train.steps": 1000, ...}."""
     flat = {}
     for name, value in config.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
     return flat
 
 
-def training_key(config: ConfigDict) -> str:
-    """Returns a hash of what determines the parameters that training comes to."""
-    parts = {f"parts.{name}": training_key(part_config(config, name)) for name in part_names(config)}
-    fields = {**determining(config), "train.steps": config.get("train", {}).get("steps", 0), **parts}
-    return io.short_hash(io.to_json(fields, sort_keys=True))
+def training_fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields, by dotted name, that determine the numbers of a step, without those of parts.
 
-
-def determining(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields, by dotted name, that change what a step computes; `train.steps` and parts are left out.
-
-    Whether `train.steps` does depends on the learning rate's schedule: `resume.same_rates`.
+    `train.steps` is omitted: its effect depends on the learning rate schedule, see `resume.same_rates`.
     """
     return {
         name: value
         for name, value in flatten(from_json(to_json(config))).items()
-        if not name.startswith((*_FREE, "parts.")) and name != "train.steps" and _DEFAULTS.get(name, ...) != value
+        if not name.startswith((*MUTABLE_FIELDS, "parts."))
+        and name != "train.steps"
+        and _DEFAULTS.get(name, ...) != value
     }
 
 
-def differing(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns (old, new) of every field that differs, by dotted name; None: a missing field. Parts are left out."""
+def changed_fields(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns (old, new) of every field that differs, by dotted name; None: a missing field. Parts are omitted."""
     before, after = ({**_DEFAULTS, **flatten(from_json(to_json(config)))} for config in (old, new))
     return {
         name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not name.startswith("parts.")
     }
-
-
-def part_names(config: ConfigDict) -> list[str]:
-    """The parts to train, each behind those that it refers to: those that fields refer to, themselves or by others.
-
-    So none in whose place a field names another run, or nothing. Raises UserError where they refer to one another.
-    """
-    left, ordered = _needed(config, _referred(config)), []
-    while left:
-        ready = [name for name, others in left.items() if not left.keys() & others]
-        if not ready:
-            raise UserError(f"the parts {', '.join(left)} stand on one another: one has to be trained first")
-        ordered += sorted(ready)
-        left = {name: others for name, others in left.items() if name not in ready}
-    return ordered
-
-
-def part_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config of a part; where data and devices are is the same for all."""
-    part = ConfigDict(config.parts[name].copy_and_resolve_references()).unlock()
-    part.data.dir, part.parallel = config.data.dir, config.parallel
-    for field, value in part.items():  # what stands in the place of a part beside it does so for all
-        if isinstance(value, str) and value.startswith("@") and value[1:] not in part.get("parts", {}):
-            stands_in = config.get(value[1:]) or "@"
-            part[field] = value if stands_in.startswith("@") else stands_in
-    return part.lock()
-
-
-def part_alone(config: ConfigDict, name: str) -> ConfigDict:
-    """The config of a part as a run of its own: what it refers to beside it is among its own parts."""
-    part = part_config(config, name)
-    if beside := {other: part_config(config, other) for other in _needed(config, _beside(part))}:
-        with part.unlocked():
-            part.parts = ConfigDict({**part.get("parts", {}), **beside})
-    return part
-
-
-def referred_run(config: ConfigDict, field: str, home: Path | None) -> Path:
-    """The folder of the run that a field names: `@name` is a part of the config, or one beside it, as seen from the
-    workdir `home`. Raises UserError for what names none."""
-    value = flatten(config)[field]
-    if not value.startswith("@"):
-        return Path(value)
-    if value == "@":
-        raise UserError(f"{field}=@ names no part: write its name behind it, or the folder of a run")
-    if home is None:
-        raise UserError(
-            f"{field}={value} is trained with the run: name the folder of one that is, --config.{field}=RUN"
-        )
-    return (home if value[1:] in config.get("parts", {}) else home.parent) / value[1:]
-
-
-def _referred(config: ConfigDict) -> set[str]:
-    """The parts that fields refer to, other than those of parts."""
-    return {
-        value[1:]
-        for field, value in flatten(config).items()
-        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts.")
-    }
-
-
-def _beside(part: ConfigDict) -> set[str]:
-    """The parts beside it that a part refers to."""
-    return _referred(part) - set(part.get("parts", {}))
-
-
-def _needed(config: ConfigDict, names: set[str]) -> dict[str, set[str]]:
-    """Of the parts that are named, and of all that they stand on: which ones each refers to."""
-    parts, needed = set(config.get("parts", {})), {}
-    left = names & parts
-    while left:
-        name = left.pop()
-        needed[name] = _beside(part_config(config, name)) & parts
-        left |= needed[name] - needed.keys()
-    return dict(sorted(needed.items()))

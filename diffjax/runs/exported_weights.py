@@ -1,4 +1,4 @@
-"""A run as its weights alone, in one safetensors file: smaller, and read by other libraries too.
+"""Exports the weights of a run to one safetensors file, which is smaller and which other libraries can read.
 
 The file's metadata has "step", "format" ("np") and "sha256": the SHA-256 of the step and of the tensors' names, types,
 shapes and bytes, see `checksum`. The same variables give the same file, byte for byte.
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,10 +28,9 @@ _TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
 
 
 def save(path: Path, variables: Variables, step: int) -> None:
-    """Writes variables, each by its path such as "params/model/Dense_0/kernel", and the step they are of.
+    """Writes variables, named by paths such as "params/model/Dense_0/kernel", and their step. The write is atomic.
 
-    The write is atomic. `safetensors.numpy` is not used: it writes a transposed array's bytes in the order of memory,
-    and metadata in random order.
+    `safetensors.numpy` is not used, as it writes transposed arrays in memory order, and metadata in random order.
 
     Raises:
       OSError: the file cannot be written.
@@ -38,7 +38,7 @@ def save(path: Path, variables: Variables, step: int) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     tensors = {name_of(keys): np.asarray(leaf, order="C") for keys, leaf in leaves}
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # larger types first: all are aligned
-    header = {"__metadata__": {"format": "np", "sha256": checksum(tensors, step), "step": str(step)}}
+    header: dict[str, Any] = {"__metadata__": {"format": "np", "sha256": checksum(tensors, step), "step": str(step)}}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].nbytes
@@ -55,10 +55,10 @@ def save(path: Path, variables: Variables, step: int) -> None:
 def load(path: Path, template: Variables) -> Variables:
     """Returns the variables of a file, with the structure, shapes and types of `template` (jax.ShapeDtypeStruct).
 
-    A file without a checksum, which older versions wrote, is accepted; one line is printed.
+    A file without a checksum, as older versions wrote, is accepted, with a line on standard error.
 
     Raises:
-      UserError: the file cannot be read, is of another model, or its contents do not have its checksum.
+      UserError: the file cannot be read, has another model, or does not match its checksum.
     """
     expected = {name_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(template)}
     with _opened(path) as file:
@@ -68,9 +68,9 @@ def load(path: Path, template: Variables) -> Variables:
         tensors = {name: file.get_tensor(name) for name in expected}
         metadata = file.metadata() or {}
     for name, leaf in expected.items():
-        for found, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
-            if found != wanted:
-                raise UserError(f"{path} does not fit its config's model: {name} is {found} and not {wanted}")
+        for actual, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
+            if actual != wanted:
+                raise UserError(f"{path} does not fit its config's model: {name} is {actual} and not {wanted}")
     if "sha256" not in metadata:
         print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
     elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
@@ -79,7 +79,7 @@ def load(path: Path, template: Variables) -> Variables:
 
 
 def step_of(path: Path) -> int:
-    """Returns the step that a file's variables are of. Raises UserError if the file is damaged."""
+    """Returns the step of a file's variables. Raises UserError if the file is damaged."""
     with _opened(path) as file:
         return _step(path, file.metadata() or {})
 
@@ -118,6 +118,6 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
         raise UserError(f"{path} cannot be read ({excerpt(str(error))}): export it again") from error
 
 
-def name_of(keys) -> str:
-    """Returns the name of a leaf of nested dictionaries, its path."""
+def name_of(keys: Any) -> str:
+    """Returns the name of a leaf of nested dictionaries: its keys, joined by slashes."""
     return "/".join(str(entry.key) for entry in keys)

@@ -1,104 +1,155 @@
-"""What a config names, opened: its data, its system on the parts that it stands on; and `load`, a trained run."""
+"""Opens trained runs, and builds the model of a config from the runs that it depends on."""
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from diffjax import data, models
-from diffjax.data import tokenizer
+from diffjax import models
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
-from diffjax.models import clip as clip_system
+from diffjax.models import clip as clip_model
+from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
-from diffjax.runs import checkpoints, exported_weights
-from diffjax.runs.config_files import part_config, referred_run
+from diffjax.runs import exported_weights, read_checkpoints
+from diffjax.runs.datasets import image_spec
+from diffjax.runs.dependencies import part_config, referenced_run
+from diffjax.runs.tokenizers import check_same_tokenizer, load_tokenizer
 from diffjax.runs.workdir import Workdir
-from diffjax.typing import Clip, Codec, ImageSpec, System, Variables
+from diffjax.typing import Clip, Codec, ImageSpec, Variables
 
-
-def image_spec(config: ConfigDict) -> ImageSpec:
-    """What the system must know of the config's data set; touches no disk."""
-    return data.spec(config.data.name, config.data.image_size, config.data.background)
-
-
-def open_source(config: ConfigDict, split: str):
-    """The config's data set, one split of it. Raises UserError where it is not prepared."""
-    c = config.data
-    return data.open_source(
-        c.name,
-        directory=c.dir,
-        split=split,
-        image_size=c.image_size,
-        background=c.background,
-        corrupt=c.get("corrupt", "raise"),
-    )
+TrainedModel = tuple[Model, Variables] | TrainedStage
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, opened: what every verb after training needs."""
+    """A trained run.
+
+    Attributes:
+      variables: averaged parameters, mutable collections, and under "frozen" the variables of the runs it depends on.
+      step: number of training steps that the variables had.
+    """
 
     workdir: Workdir
     config: ConfigDict
     spec: ImageSpec
-    system: System
-    variables: Variables  # averaged parameters, and those of the parts it stands on
+    system: Model
+    variables: Variables
     step: int
 
     @property
     def parameters(self) -> int:
-        """How many were trained."""
+        """Number of trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
 
     @property
     def codec(self) -> Codec:
-        """The run as a frozen autoencoder. Raises UserError where it is none."""
-        if self.system.codec is None:
-            raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no autoencoder")
+        """The run as a frozen autoencoder. Raises UserError if it is not an autoencoder."""
+        if not isinstance(self.system, Autoencoder):
+            raise _not_a("an autoencoder", str(self.workdir.path), self)
         return self.system.codec(self.variables)
 
     @property
     def clip(self) -> Clip:
-        """The run as a frozen CLIP. Raises UserError where it is none."""
-        if self.system.clip is None:
-            raise UserError(f"{self.workdir.path} is a run of system={self.config.system}, which is no CLIP")
+        """The run as a frozen CLIP. Raises UserError if it is not a CLIP."""
+        if not isinstance(self.system, ContrastiveModel):
+            raise _not_a("a CLIP", str(self.workdir.path), self)
         return self.system.clip(self.variables)
 
     @functools.cached_property
     def config_changes(self) -> list[dict[str, Any]]:
-        """Changes of the config while it trained, as config_changes.jsonl has them, that changed its numbers."""
+        """Config changes during training that affect its numbers, as in config_changes.jsonl."""
         return [change for change in self.workdir.read_config_changes() if change["changes_numbers"]]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """Of the text that the run reads; None where it reads none."""
-        return tokenizer_of(self.workdir.path) if self.system.text else None
+        """The tokenizer of captions; None if the model reads no captions."""
+        return load_tokenizer(self.workdir.path) if self.system.text else None
 
 
-def build_system(config: ConfigDict, home: Path | None = None, *, training: bool = False) -> System:
-    """The system of a config, on the trained parts that it names; what only training needs is left out.
+def load(path: str | os.PathLike, step: int | None = None) -> Run:
+    """Opens a run with its averaged parameters, also while it trains.
 
-    `home` is the run's folder, which references to parts are seen from. Raises UserError for what does not exist or
-    does not fit.
+    Args:
+      path: folder of the run.
+      step: step of the checkpoint; None: the newest one.
+
+    Raises:
+      UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
-    spec, parts = image_spec(config), {}
-    for name, open_part in _OPEN.items():
-        if config.get(name):
-            there = referred_run(config, name, home)
-            if config[name].startswith("@") and not Workdir(there).config.exists():
-                raise UserError(
-                    f"{there}, the {name} of {home}, is not trained yet: "
-                    f"`python launch.py train --workdir={there.parent}` goes on with it"
-                )
-            parts[name] = open_part(there, spec)
-    check_tokenizers({name: referred_run(config, name, home) for name, part in parts.items() if part[0].text})
+    workdir = Workdir(path)
+    config = workdir.read_config()
+    try:
+        spec = image_spec(config)
+        system = build_model(config, workdir.path)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file"
+        ) from error
+    if not system.losses:
+        if step is not None:
+            raise UserError(f"--checkpoint={step}: {path} is a pipeline, which has no checkpoints; omit the flag")
+        variables, step = {"params": {}}, 0
+    else:
+        variables, step = _read_variables(workdir, jax.eval_shape(system.init, jax.random.key(0)), step)
+    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)
+
+
+def _read_variables(workdir: Workdir, template: Variables, step: int | None) -> tuple[Variables, int]:
+    """Returns the averaged parameters and collections of a run, and their step."""
+    if workdir.weights.exists():
+        exported_step = exported_weights.step_of(workdir.weights)
+        if step not in (None, exported_step):
+            raise UserError(
+                f"--checkpoint={step}: {workdir.path} is exported, with step {exported_step} only; omit the flag"
+            )
+        return exported_weights.load(workdir.weights, template), exported_step
+    if not workdir.checkpoints.exists():
+        raise UserError(
+            f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"
+        )
+    return read_checkpoints.read_variables(workdir.checkpoints, template, step)
+
+
+def build_model(
+    config: ConfigDict,
+    workdir: Path | None = None,
+    *,
+    parent: ConfigDict | None = None,
+    abstract: bool = False,
+    training: bool = False,
+) -> Model:
+    """Builds the model of a config, with the trained runs that the config refers to.
+
+    Args:
+      workdir: folder of the run, in which its parts are; None: the config has no run.
+      parent: config that this one is a part of, when the parts are not trained yet.
+      abstract: build before the parts are trained: the variables of parts are jax.ShapeDtypeStruct, and parts are not
+        opened. Runs that the config refers to by their path are opened.
+      training: load also what only training needs, such as a perceptual loss.
+
+    Raises:
+      UserError: a run or part does not exist, or does not fit the config.
+    """
+    spec, parts, text_runs = image_spec(config), {}, {}
+    for field, open_run in _OPENERS.items():
+        if not config.get(field):
+            continue
+        if abstract and (owner := _config_with_part(config, field, parent, workdir)):
+            parts[field] = _untrained_part(owner, field, config[field], spec)
+        else:
+            run = _trained_run(config, field, workdir)
+            parts[field] = open_run(run, spec)
+            if parts[field][0].text:
+                text_runs[field] = run
+    if not abstract:
+        check_same_tokenizer(text_runs)
     if training and config.get("loss", {}).get("perceptual_file"):
         try:
             parts["features"] = efficientnet.load(config.loss.perceptual_file)
@@ -107,129 +158,89 @@ def build_system(config: ConfigDict, home: Path | None = None, *, training: bool
     return models.build(config, spec, **parts)
 
 
-def blueprint(config: ConfigDict, beside: ConfigDict | None = None, home: Path | None = None) -> System:
-    """The system of a config before its parts are trained: their variables are shapes, and nothing is computed.
+def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
+    """Opens a frozen CLIP for images of `spec`.
 
-    What is no part of the config is one of `beside`, of which it is itself a part, or lies beside its folder `home`.
+    Args:
+      path: folder of a run, or of published weights, which accept images of any size.
 
-    Raises UserError for what does not exist or does not fit; what is said of runs on disk, `build_system` finds.
+    Raises:
+      UserError: the folder is neither, or the run is for other images.
     """
-    spec, parts = image_spec(config), {}
-    for name in _OPEN:
-        value = config.get(name, "")
-        if value.startswith("@"):
-            around = config if value[1:] in config.get("parts", {}) else beside
-            if around is None and home and (there := referred_run(config, name, home)).exists():
-                parts[name] = _OPEN[name](there, spec)
-                continue
-            if around is None or value[1:] not in around.get("parts", {}):
-                raise UserError(f"{name}={value}: the config has no part {value[1:]}")
-            part = part_config(around, value[1:])
-            _check_images(f"{name}={value}", image_spec(part), spec)
-            system = blueprint(part, around)
-            shapes = jax.eval_shape(system.objective.init, jax.random.key(0))
-            parts[name] = _with_settings(system, part), {**shapes, "frozen": system.frozen}
-        elif value:
-            parts[name] = _OPEN[name](Path(value), spec)
-    return models.build(config, spec, **parts)
-
-
-def _open_codec(path: Path, spec: ImageSpec) -> tuple[System, Variables]:
-    """A frozen autoencoder. Raises UserError where it is none, or one of other images."""
+    if clip_checkpoint.is_published(Path(path)):
+        model, variables = clip_model.published(Path(path))
+        return model, variables
     run = load(path)
-    if run.system.codec is None:
-        raise UserError(f"codec={path} is a run of system={run.config.system}, which is no autoencoder")
-    _check_images(f"codec={path}", run.spec, spec)
-    return run.system, run.variables
-
-
-def open_clip(path: str | os.PathLike, spec: ImageSpec) -> tuple[System, Variables]:
-    """A frozen CLIP for images of `spec`: a run, or a folder of published weights, which takes images of any size.
-
-    Raises UserError where it is neither, or a run of other images.
-    """
-    if clip_checkpoint.is_published(path):
-        return clip_system.published(path)
-    run = load(path)
-    if run.system.clip is None:
-        raise UserError(f"clip={path} is a run of system={run.config.system}, which is no CLIP")
+    if not isinstance(run.system, ContrastiveModel):
+        raise _not_a("a CLIP", f"clip={path}", run)
     _check_images(f"clip={path}", run.spec, spec)
     return run.system, run.variables
 
 
-def _open_stage(path: Path, spec: ImageSpec) -> tuple[System, Variables]:
-    """A stage of a chain. Raises UserError where there is none, or one of other images."""
+def _open_codec(path: Path, spec: ImageSpec) -> TrainedModel:
+    run = load(path)
+    if not isinstance(run.system, Autoencoder):
+        raise _not_a("an autoencoder", f"codec={path}", run)
+    _check_images(f"codec={path}", run.spec, spec)
+    return run.system, run.variables
+
+
+def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
     run = load(path)
     _check_images(f"the stage {path}", run.spec, spec)
-    return _with_settings(run.system, run.config), run.variables
-
-
-def _with_settings(system: System, config: ConfigDict) -> System:
-    """A system whose samples are drawn as its own config says, but for overrides."""
-    return system._replace(plan=functools.partial(system.plan, config.sampler)) if system.plan else system
-
-
-def check_tokenizers(paths: Mapping[str, Path]) -> None:
-    """Raises UserError where runs that stand on one another read different tokens."""
-    if len(paths) < 2:
-        return  # nothing to compare, and a file less to read
-    read = {name: tokenizer_of(path) for name, path in paths.items()}
-    for name, other in itertools.pairwise(read):
-        if read[name].bpe.to_str() != read[other].bpe.to_str():
-            raise UserError(
-                f"{name}={paths[name]} and {other}={paths[other]} read text by different tokenizers, of "
-                f"{read[name].vocabulary} and {read[other].vocabulary} tokens: train both with one"
-            )
-
-
-def tokenizer_of(path: str | os.PathLike) -> Tokenizer:
-    """That of a run, or of a folder of published weights. Raises UserError where there is none."""
-    return tokenizer.load(path if clip_checkpoint.is_published(path) else Workdir(path).tokenizer)
-
-
-def _check_images(what: str, theirs: ImageSpec, ours: ImageSpec) -> None:
-    if theirs[:2] != ours[:2]:
-        raise UserError(
-            f"{what} is of {theirs.size}x{theirs.size} images of {theirs.channels} channels, and these are "
-            f"{ours.size}x{ours.size} of {ours.channels} (data.name, data.image_size): they must agree"
-        )
+    return TrainedStage(run.system, run.variables, run.config.get("sampler", {}))
 
 
 _STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "noised_clip")
-_OPEN = {"codec": _open_codec, "clip": open_clip} | dict.fromkeys(_STAGES, _open_stage)  # by a config's field
+_OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
+    "codec": _open_codec,
+    "clip": open_clip,
+    **dict.fromkeys(_STAGES, _open_stage),
+}
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Run:
-    """Opens the run at `path` with its averaged parameters of `step` (None: the newest checkpoint).
+def _config_with_part(
+    config: ConfigDict, field: str, parent: ConfigDict | None, workdir: Path | None
+) -> ConfigDict | None:
+    """Returns the config, this one or its parent, that has the part of a field; None: the field names a run on disk."""
+    value = config[field]
+    if not value.startswith("@"):
+        return None
+    for candidate in (config, parent):
+        if candidate is not None and value[1:] in candidate.get("parts", {}):
+            return candidate
+    if parent is None and workdir and referenced_run(config, field, workdir).exists():  # a sibling
+        return None
+    raise UserError(f"{field}={value}: the config has no part {value[1:]}; add it to `parts`, or pass a run's folder")
 
-    The run may be training meanwhile.
 
-    Raises UserError where there is no run, or no such checkpoint, or a file of it is damaged.
-    """
-    workdir = Workdir(path)
-    config = workdir.read_config()
-    try:
-        spec = image_spec(config)
-        system = build_system(config, workdir.path)
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+def _untrained_part(owner: ConfigDict, field: str, value: str, spec: ImageSpec) -> TrainedStage:
+    """Returns the model of a part of `owner`, with the shapes of its variables."""
+    part = part_config(owner, value[1:])
+    _check_images(f"{field}={value}", image_spec(part), spec)
+    system = build_model(part, parent=owner, abstract=True)
+    variables = jax.eval_shape(system.init, jax.random.key(0))
+    return TrainedStage(system, {**variables, "frozen": system.frozen}, part.get("sampler", {}))
+
+
+def _trained_run(config: ConfigDict, field: str, workdir: Path | None) -> Path:
+    """Returns the folder of the run that a field refers to. Raises UserError if it is a part without a config."""
+    run = referenced_run(config, field, workdir)
+    if config[field].startswith("@") and not Workdir(run).config.exists():
         raise UserError(
-            f"{workdir.config}: no system can be built of it ({type(error).__name__}: {reason}); restore the file"
-        ) from error
-    if not system.objective.losses:  # a chain of trained stages
-        if step is not None:
-            raise UserError(f"--checkpoint={step}: {path} is a chain, which has no checkpoints; leave it out")
-        return Run(workdir, config, spec, system, {"params": {}, "frozen": system.frozen}, 0)
-    template = jax.eval_shape(system.objective.init, jax.random.key(0))
-    if workdir.weights.exists():
-        variables, exported = (
-            exported_weights.load(workdir.weights, template),
-            exported_weights.step_of(workdir.weights),
+            f"{field}={config[field]}: {run} is not trained yet; continue with "
+            f"`python launch.py train --workdir={run.parent}`"
         )
-        if step not in (None, exported):
-            raise UserError(f"{path} is exported from step {exported}, and has no other: leave out --checkpoint")
-        return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, exported)
-    if not workdir.checkpoints.exists():
-        raise UserError(f"{path} has no checkpoint yet: continue its training with launch.py train --workdir={path}")
-    variables, step = checkpoints.read(workdir.checkpoints, template, step)
-    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)
+    return run
+
+
+def _not_a(kind: str, name: str, run: Run) -> UserError:
+    return UserError(f"{name}: must be {kind}, not a run of system={run.config.system}; choose another run")
+
+
+def _check_images(name: str, theirs: ImageSpec, ours: ImageSpec) -> None:
+    if theirs[:2] != ours[:2]:
+        raise UserError(
+            f"{name}: was trained on {theirs.size}x{theirs.size} images with {theirs.channels} channels, but this "
+            f"config has {ours.size}x{ours.size} with {ours.channels}; make data.name and data.image_size agree"
+        )

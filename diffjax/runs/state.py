@@ -1,4 +1,4 @@
-"""All that training changes. With the seed it is all that continuing needs."""
+"""The training state. With the config's seed it determines how a run continues."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,54 +8,64 @@ import jax
 import optax
 from jax import numpy as jnp
 
-from diffjax.typing import Objective, PRNGKey, Scalar, Variables
+from diffjax.models.base import Model
+from diffjax.typing import PRNGKey, Scalar, Variables
 
 
-@flax.struct.dataclass
-class Health:
-    """What is remembered of the steps so far."""
+class Health(flax.struct.PyTreeNode):
+    """Counts of steps, and running moments of losses, for the detection of non-finite steps and spikes.
 
-    skipped: Scalar  # int32, steps that were skipped
-    in_a_row: Scalar  # int32, the last ones of them
-    sound: Scalar  # int32, the others
-    mean: Mapping[str, Scalar]  # of the loss of each group
+    Attributes:
+      skipped: int32, number of skipped steps.
+      consecutive_skips: int32, number of skipped steps since the last update.
+      updates: int32, number of steps that were not skipped.
+      mean: running mean of the loss of each group of parameters.
+      variance: running variance of the loss of each group.
+    """
+
+    skipped: Scalar
+    consecutive_skips: Scalar
+    updates: Scalar
+    mean: Mapping[str, Scalar]
     variance: Mapping[str, Scalar]
 
 
 def initial_health(groups: Iterable[str]) -> Health:
-    def none():
-        return jnp.zeros((), jnp.int32)  # a buffer each: the state is donated
-
+    """Returns zeros, each in a buffer of its own, since training donates the state."""
     groups = tuple(groups)
-    zeros = lambda: {group: jnp.zeros(()) for group in groups}  # noqa: E731
-    return Health(skipped=none(), in_a_row=none(), sound=none(), mean=zeros(), variance=zeros())
+    skipped, consecutive_skips, updates = (jnp.zeros((), jnp.int32) for _ in range(3))
+    mean, variance = ({group: jnp.zeros(()) for group in groups} for _ in range(2))
+    return Health(skipped, consecutive_skips, updates, mean, variance)
 
 
-@flax.struct.dataclass
-class TrainState:
-    """A pytree of arrays; `step` counts the steps made, those that were skipped too."""
+class TrainState(flax.struct.PyTreeNode):
+    """All arrays that training changes.
 
-    step: Scalar  # int32
+    Attributes:
+      step: int32, number of steps so far, skipped ones included.
+      ema: exponential moving average of variables["params"], float32.
+      optimizer: optimiser state of each group of parameters.
+    """
+
+    step: Scalar
     variables: Variables
-    ema: Mapping[str, Any]  # exponential moving average of variables["params"], float32
-    optimizer: Mapping[str, optax.OptState]  # one a group of parameters
+    ema: Mapping[str, Any]
+    optimizer: Mapping[str, optax.OptState]
     health: Health
 
 
-def initial_state(
-    objective: Objective, optimizers: Mapping[str, optax.GradientTransformation], key: PRNGKey
-) -> TrainState:
-    """The state before the first step (consumes `key`)."""
-    variables = objective.init(key)
+def initial_state(model: Model, optimizers: Mapping[str, optax.GradientTransformation], key: PRNGKey) -> TrainState:
+    """Returns the state before the first step. Consumes `key`."""
+    variables = model.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        ema=jax.tree.map(jnp.copy, variables["params"]),  # a copy: the state is donated, and no buffer twice
+        ema=jax.tree.map(jnp.copy, variables["params"]),  # copied, since training donates the state
         optimizer={group: opt.init(variables["params"][group]) for group, opt in optimizers.items()},
         health=initial_health(optimizers),
     )
 
 
 def ema_variables(state: TrainState) -> Variables:
-    """The variables to sample with: averaged parameters, the other collections as they are."""
+    """Returns the variables for sampling: averaged parameters, and the other collections."""
     return {**state.variables, "params": state.ema}

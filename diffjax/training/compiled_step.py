@@ -1,7 +1,7 @@
-"""The training step of a config, compiled for devices; and the state that it begins with."""
+"""The training step of a config: its optimisers, compiled for devices, and the initial or restored state."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,125 +10,160 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
+from diffjax.models.base import Model
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_state
 from diffjax.training.optimizers import adam, learning_rate_schedule
 from diffjax.training.sharding import Devices
 from diffjax.training.step import Step, make_step
-from diffjax.typing import Batch, PRNGKey, System
+from diffjax.typing import Batch, PRNGKey
+
+Optimizers = Mapping[str, optax.GradientTransformation]  # by group of parameters
 
 
-def learning_rates(config) -> dict[str, optax.Schedule]:
-    """Returns the learning rate by step, of `train` ("") and of each section of it for a group of parameters."""
+def learning_rates(config: ConfigDict) -> dict[str, optax.Schedule]:
+    """Returns the learning rate schedules: of `train` as "", and of each of its sections for a group of parameters."""
     groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict)]
     return {group: _learning_rate(config, group) for group in ["", *groups]}
 
 
-def _settings(config, group: str) -> dict[str, Any]:
-    """The fields of `train` for a group of parameters: its own section's before the others."""
+def _settings(config: ConfigDict, group: str) -> dict[str, Any]:
+    """Returns the fields of `train`, overridden by those of its section for a group of parameters."""
     return {**config.train, **config.train.get(group, {})}
 
 
-def _learning_rate(config, group: str) -> optax.Schedule:
+def _learning_rate(config: ConfigDict, group: str) -> optax.Schedule:
     c = _settings(config, group)
     return learning_rate_schedule(
-        c["schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
+        c["learning_rate_schedule"], c["learning_rate"], warmup_steps=c["warmup_steps"], total_steps=c["steps"]
     )
 
 
-def make_optimizers(config, system: System) -> dict[str, optax.GradientTransformation]:
-    """The optimiser of each of the system's groups of parameters: fields of `train`, or of its section for a group."""
+def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
+    """Returns the optimiser of each group of parameters, from the fields of `train` or of its section for the group."""
 
     def optimizer(group: str) -> optax.GradientTransformation:
         c = _settings(config, group)
-        return adam(
-            _learning_rate(config, group), **{name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
-        )
+        options = {name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
+        return adam(_learning_rate(config, group), **options)
 
-    return {group: optimizer(group) for group in system.objective.losses}
+    return {group: optimizer(group) for group in model.losses}
 
 
 def compile_step(
-    config,
-    system: System,
-    optimizers: dict[str, optax.GradientTransformation],
+    config: ConfigDict,
+    model: Model,
+    optimizers: Optimizers,
     devices: Devices,
     examples: int,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Step, TrainState]:
-    """The compiled training step of a config on a data set of `examples`, and its first state.
+    """Compiles the training step of a config, and creates or restores the training state.
 
-    That is the state of the last of `checkpoints`, or a fresh one.
+    Args:
+      examples: number of examples of the data set.
+      checkpoints: restore the state of their newest one; None: create a new state.
+
+    Returns:
+      The step, which compiles at its first call, and the state, laid out over the devices.
+
+    Raises:
+      UserError: the state does not fit on the devices, or the checkpoint does not fit the model.
     """
-    init_key, _ = keys_of_run(config)
-    init = functools.partial(initial_state, system.objective, optimizers)
+    init_key, _ = init_and_step_keys(config)
+    init = functools.partial(initial_state, model, optimizers)
     shapes = jax.eval_shape(init, init_key)
     devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
         state = compile_init(init, sharding)(init_key)
     else:
-        state = checkpoints.restore(_laid_out(shapes, sharding))
-    return _jitted(config, system, optimizers, devices, examples, shapes), state
+        state = checkpoints.restore(_with_sharding(shapes, sharding))
+    return _compile(config, model, optimizers, devices, examples, shapes), state
 
 
-def compile_init(init: Callable[[PRNGKey], TrainState], sharding) -> Callable[[PRNGKey], TrainState]:
-    """Compiled for the few times that it runs: on a CPU optimising it would take seconds longer than it saves."""
+def compile_init(init: Callable[[PRNGKey], TrainState], sharding: Any) -> Callable[[PRNGKey], TrainState]:
+    """Compiles `init`, on a CPU without optimisations, which would take seconds longer than they save."""
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=sharding, compiler_options=options)
 
 
-def lower_step(config, system: System, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:
-    """The training step of a config, lowered for `devices` of which none need be there: nothing is computed.
+def lower_step(config: ConfigDict, model: Model, devices: Devices, batch: Batch, examples: int) -> jax.stages.Lowered:
+    """Lowers the training step of a config for `devices`, which need not exist. Computes nothing.
 
-    Leaves of `batch`, a global one, and of `system.frozen` may be jax.ShapeDtypeStruct.
+    Args:
+      batch: a global batch; its leaves, and those of `model.frozen`, may be jax.ShapeDtypeStruct.
+      examples: number of examples of the data set.
     """
-    optimizers = make_optimizers(config, system)
-    shapes = jax.eval_shape(functools.partial(initial_state, system.objective, optimizers), keys_of_run(config)[0])
-    frozen = jax.eval_shape(lambda tree: tree, system.frozen)
-    return _jitted(config, system, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
+    optimizers = make_optimizers(config, model)
+    shapes = jax.eval_shape(functools.partial(initial_state, model, optimizers), init_and_step_keys(config)[0])
+    frozen = jax.eval_shape(lambda tree: tree, model.frozen)
+    return _compile(config, model, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
 
 
-def keys_of_run(config) -> tuple[PRNGKey, PRNGKey]:
-    """Of the initial state, and of the steps."""
-    return jax.random.split(jax.random.key(config.seed))
+def init_and_step_keys(config: ConfigDict) -> tuple[PRNGKey, PRNGKey]:
+    """Returns the random keys of the initial state and of the training steps."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    return init_key, step_key
 
 
-def _laid_out(shapes, sharding):
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
-    )
+def fit_to_first_batch(
+    model: Model, state: TrainState, batch: Mapping[str, Any], devices: Devices | None = None
+) -> TrainState:
+    """Returns a new state whose variables the model has fitted to its first batch.
 
-
-def _jitted(config, system: System, optimizers, devices: Devices, examples: int, shapes) -> Step:
-    make = functools.partial(
-        make_step,
-        system.objective,
-        optimizers,
-        key=keys_of_run(config)[1],
-        ema_decay=config.train.ema_decay,
-        examples=examples,
-        accumulate=config.train.accumulate,
-        skip_limit=config.train.get("skip_limit", 0),
-    )
-    return devices.compile(make, shapes)
-
-
-def prepared(system: System, state: TrainState, batch: Batch, devices: Devices | None = None) -> TrainState:
-    """A fresh state whose variables the system has fitted to its first batch, the whole of it."""
-    own = devices.on_host(state.variables) if devices else state.variables
-    variables = dict(system.objective.prepare({**own, "frozen": system.frozen}, batch))
+    Args:
+      batch: the global batch, in the memory of every process.
+      devices: devices of the state; None: the state is on one device.
+    """
+    prepare = model.prepare
+    if prepare is None or not needs_first_batch(model):
+        return state
+    host_variables = devices.on_host(state.variables) if devices else state.variables
+    variables = dict(prepare({**host_variables, "frozen": model.frozen}, batch))
     del variables["frozen"]
-    fresh = {"variables": variables, "ema": variables["params"]}  # two copies: the state is donated
+    fitted = {"variables": variables, "ema": variables["params"]}  # two copies, since training donates the state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, {"variables": state.variables, "ema": state.ema})
-    return state.replace(**jax.tree.map(lambda leaf, where: multihost.put(np.array(leaf), where), fresh, shardings))
+    return state.replace(**jax.tree.map(lambda leaf, place: multihost.put(np.array(leaf), place), fitted, shardings))
 
 
-def memory_advice(config, devices: Devices) -> str:
-    """What makes a training step smaller."""
+def needs_first_batch(model: Model) -> bool:
+    """Returns whether a model fits its variables to the first batch, such as a codebook."""
+    return model.fits_first_batch if isinstance(model, Model) else model.prepare is not None
+
+
+def memory_advice(config: ConfigDict, devices: Devices) -> str:
+    """Returns advice on how to reduce the memory of a training step, for an error message."""
     c = config.train
     return (
         f"a step has train.batch_size={c.batch_size} in train.accumulate={c.accumulate} parts and "
-        f"parallel.fsdp={config.parallel.fsdp} on {devices.count} devices: lower train.batch_size, raise "
-        "train.accumulate, or raise parallel.fsdp where there are more devices"
+        f"parallel.fsdp={config.parallel.fsdp} on {devices.num_devices} devices; lower train.batch_size, raise "
+        "train.accumulate, or raise parallel.fsdp if there are more devices"
     )
+
+
+def _with_sharding(shapes: TrainState, sharding: Any) -> TrainState:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, sharding
+    )
+
+
+def _compile(
+    config: ConfigDict,
+    model: Model,
+    optimizers: Optimizers,
+    devices: Devices,
+    examples: int,
+    shapes: TrainState,
+) -> Any:
+    make = functools.partial(
+        make_step,
+        model,
+        optimizers,
+        key=init_and_step_keys(config)[1],
+        ema_decay=config.train.ema_decay,
+        examples=examples,
+        accumulate=config.train.accumulate,
+        max_consecutive_skips=config.train.get("max_consecutive_skips", 0),
+    )
+    return devices.compile(make, shapes)

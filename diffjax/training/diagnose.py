@@ -1,4 +1,4 @@
-"""The step that ended a run, once more: which of its numbers are not finite."""
+"""Repeats the step that ended a run, to find its non-finite numbers."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,63 +15,71 @@ from jax import numpy as jnp
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.exported_weights import name_of
-from diffjax.runs.loading import build_system
+from diffjax.runs.loading import build_model
 from diffjax.runs.workdir import Workdir
-from diffjax.training.compiled_step import compile_step, keys_of_run, make_optimizers
+from diffjax.training.compiled_step import compile_step, init_and_step_keys, make_optimizers
 from diffjax.training.sharding import Devices
-from diffjax.training.step import keys_of, moment_of
+from diffjax.training.step import example_keys, make_step_context
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What a step gave. Names of numbers are paths such as "model/Dense_0/kernel"."""
+    """Results of a repeated step.
+
+    Attributes:
+      step: the step, counted from 1.
+      losses: loss of each example, [B] float32, by group of parameters.
+      gradients: names of non-finite gradients, such as "model/Dense_0/kernel".
+      parameters: names of non-finite parameters.
+    """
 
     step: int
-    losses: Mapping[str, np.ndarray]  # [B] float32, of each example by the group of parameters
-    gradients: Sequence[str]  # those that are not finite
-    parameters: Sequence[str]  # likewise
+    losses: Mapping[str, np.ndarray]
+    gradients: Sequence[str]
+    parameters: Sequence[str]
 
 
 def replay(workdir: Workdir) -> Replay:
     """Computes the losses and gradients of the step that ended a run, on one device.
 
-    Raises UserError where no step did.
+    Raises:
+      UserError: no step ended the run, or the stored state or batch is damaged.
     """
     if not workdir.failed.exists():
-        raise UserError(f"no step of {workdir.path} has failed: there is no {workdir.failed}")
+        raise UserError(f"{workdir.failed}: is missing, as no step of {workdir.path} has failed; nothing to replay")
     config = workdir.read_config()
-    system = build_system(config, workdir.path, training=True)
-    devices = Devices.create(count=1)
-    with contextlib.closing(Checkpoints(workdir.failed)) as failed:
-        _, state = compile_step(config, system, make_optimizers(config, system), devices, 1, failed)
-    batch = _read_batch(workdir.failed / "batch.npz")
-    key = keys_of_run(config)[1]
-    moment = moment_of(state.step, key, len(batch["index"]), 1)
-    variables = {**state.variables, "frozen": system.frozen}
-    keys = keys_of(moment, batch)
+    model = build_model(config, workdir.path, training=True)
+    devices = Devices.create(num_devices=1)
+    with contextlib.closing(Checkpoints(workdir.failed)) as checkpoints:
+        _, state = compile_step(config, model, make_optimizers(config, model), devices, 1, checkpoints)
+    batch: Any = _read_batch(workdir.failed / "batch.npz")
+    context = make_step_context(state.step, init_and_step_keys(config)[1], len(batch["index"]), 1)
+    variables = {**state.variables, "frozen": model.frozen}
+    keys = example_keys(context, batch)
 
-    def each(group):
+    def gradients_and_losses(group):
         def mean_loss(params):
-            own = {**variables, "params": {**variables["params"], group: params}}
-            losses, _ = system.objective.losses[group](own, batch, keys, moment)
+            losses, _ = model.losses[group](
+                {**variables, "params": {**variables["params"], group: params}}, batch, keys, context
+            )
             return losses.mean(), losses
 
         return jax.grad(mean_loss, has_aux=True)(variables["params"][group])
 
     gradients, losses = {}, {}
-    for group in system.objective.losses:
-        gradients[group], losses[group] = jax.jit(each, static_argnums=0)(group)
+    for group in model.losses:
+        gradients[group], losses[group] = jax.jit(gradients_and_losses, static_argnums=0)(group)
     return Replay(
         step=int(state.step) + 1,
         losses=jax.device_get(losses),
-        gradients=_not_finite(gradients),
-        parameters=_not_finite(variables["params"]),
+        gradients=_non_finite_names(gradients),
+        parameters=_non_finite_names(variables["params"]),
     )
 
 
 def _read_batch(path: Path) -> dict[str, np.ndarray]:
-    """Reads the batch of a failed step. Raises UserError, which names the file, where it is missing or damaged."""
-    advice = f"delete {path.parent} and run launch.py train again, which fails at the same step and writes it anew"
+    """Reads the batch of a failed step. Raises UserError if it is missing or damaged."""
+    advice = f"delete {path.parent} and run launch.py train again, which fails at the same step and writes it again"
     try:
         with np.load(path) as stored:
             batch = dict(stored)
@@ -78,11 +87,12 @@ def _read_batch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is missing; {advice}") from error
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is damaged ({reason}): {advice}") from error
+        raise UserError(f"{path}: is damaged ({reason}); {advice}") from error
     if missing := {"image", "index"} - batch.keys():
-        raise UserError(f"{path} is damaged (it has no array {sorted(missing)[0]!r}): {advice}")
+        raise UserError(f"{path}: is damaged (it has no array {sorted(missing)[0]!r}); {advice}")
     return batch
 
 
-def _not_finite(tree) -> list[str]:
-    return [name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if not jnp.isfinite(leaf).all()]
+def _non_finite_names(tree: Any) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [name_of(path) for path, leaf in leaves if not jnp.isfinite(leaf).all()]

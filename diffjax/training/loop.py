@@ -1,4 +1,4 @@
-"""The loop around the step: what is saved and shown, and when."""
+"""The training loop: runs the step on each batch; logs, saves and previews at intervals; stops on signals."""
 
 import contextlib
 import dataclasses
@@ -17,16 +17,20 @@ from diffjax.cluster.signals import StopSignal
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState
-from diffjax.training.logging import MetricsLog
-from diffjax.training.step import Step
+from diffjax.training.logging import MetricsLog, NullLog
+from diffjax.training.step import Metrics
+from diffjax.typing import Batch
 
-TIMES = ("seconds_per_step", "data_wait")  # of the metrics, what is of the machine: the latter as a share of the time
-_SPIKE = 6.0  # standard deviations of a loss that are said
+TIMES = ("seconds_per_step", "data_wait")  # metrics of the machine; data_wait: share of the time spent waiting for data
+_SPIKE = 6.0  # standard deviations of a loss above its mean that are reported
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Preview = Callable[[int, TrainState], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long to train, and after how many steps each thing is done (0: never)."""
+class Intervals:
+    """Number of training steps, and the number of steps between actions (0: never)."""
 
     steps: int
     log_every: int
@@ -35,54 +39,74 @@ class Schedule:
 
 
 class NotFinite(UserError):
-    """Too many steps in a row whose gradient or metrics are not finite."""
+    """Raised after too many consecutive steps with non-finite gradients or metrics.
+
+    Attributes:
+      step: the first of these steps.
+      state: training state before that step, except for its counts of skipped steps.
+    """
 
     def __init__(self, message: str, step: int, state: TrainState):
         super().__init__(message)
-        self.step = step  # the first of them
-        self.state = state  # before that step, but for its counts
+        self.step = step
+        self.state = state
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """What is kept of a run: the metrics of its steps, and its states."""
+class Recorder:
+    """Logs the metrics of steps and saves states.
 
-    log: MetricsLog
+    Attributes:
+      warn: returns a warning about the metrics of a step, or None. Each warning is printed once.
+      max_consecutive_skips: as for `make_step`.
+      before_save: raises UserError if nothing may be saved.
+    """
+
+    log: MetricsLog | NullLog
     checkpoints: Checkpoints
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
-    skip_limit: int = 0  # as the step's
-    before_save: Callable[[], None] = lambda: None  # raises UserError if nothing may be saved
-    warned: set[str | None] = dataclasses.field(default_factory=lambda: {None})
+    max_consecutive_skips: int = 0
+    before_save: Callable[[], None] = lambda: None
+    warnings: set[str | None] = dataclasses.field(default_factory=lambda: {None})  # printed already
 
-    def settle(
+    def log_step(
         self,
         step: int,
         metrics: Mapping[str, Any],
         state: Callable[[], TrainState],
         *,
-        due: bool,
-        say: Callable[[str], None],
+        is_due: bool,
+        write: Callable[[str], None],
         speed: Mapping[str, float] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """Takes a step's metrics, and logs them if that is due, or the step was skipped, or its loss is far off.
+        """Logs the metrics of a step if `is_due`, if the step was skipped, or if its loss spikes.
 
-        What `warn` then finds wrong is said, once each. Raises NotFinite past the limit of steps skipped in a row, with
-        `state`, which no later step has changed.
+        Args:
+          state: returns the newest state, which no later step has changed.
+          write: prints a line.
+          speed: metrics of TIMES.
+
+        Returns:
+          The metrics as numbers.
+
+        Raises:
+          NotFinite: more than `max_consecutive_skips` consecutive steps were skipped.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        in_a_row = int(values.pop("skipped_in_a_row", 0))
-        if in_a_row > self.skip_limit:
-            raise _not_finite(step, in_a_row, values, state(), self.checkpoints.latest_step())
-        if in_a_row:
-            say(f"step {step} is skipped: {_bad(values)}")
-        elif spike := values.get("loss_deviation", 0.0) > _SPIKE:
-            say(f"step {step}: the loss is {values['loss_deviation']:.0f} standard deviations above those before it")
-        if due or in_a_row or spike:
+        consecutive_skips = int(values.pop("consecutive_skips", 0))
+        if consecutive_skips > self.max_consecutive_skips:
+            raise _not_finite(step, consecutive_skips, values, state(), self.checkpoints.latest_step())
+        has_spike = not consecutive_skips and values.get("loss_deviation", 0.0) > _SPIKE
+        if consecutive_skips:
+            write(f"step {step} is skipped: {_non_finite_values(values)}")
+        elif has_spike:
+            write(f"step {step}: the loss is {values['loss_deviation']:.0f} standard deviations above its recent mean")
+        if is_due or consecutive_skips or has_spike:
             self.log.scalars(step, {**values, **speed})
             for warning in (self.warn(values), _slow_input(speed)):
-                if warning not in self.warned:
-                    self.warned.add(warning)
-                    say(f"step {step}: {warning}")
+                if warning not in self.warnings:
+                    self.warnings.add(warning)
+                    write(f"step {step}: {warning}")
         return values
 
     def save(self, step: int, state: TrainState) -> None:
@@ -95,87 +119,90 @@ class Record:
 
 
 def run(
-    step: Step,
+    train_step: TrainStep,
     state: TrainState,
-    batches: Iterator,
+    batches: Iterator[Batch],
     *,
     start: int,
-    schedule: Schedule,
-    images: int,
-    record: Record,
-    preview: Callable[[int, TrainState], None] = lambda step, state: None,
+    intervals: Intervals,
+    batch_size: int,
+    recorder: Recorder,
+    preview: Preview = lambda step, state: None,
     preview_first: bool = False,
 ) -> tuple[TrainState, int | None]:
-    """Trains from step `start` to `schedule.steps`; `batches` yields that of step `start` first.
+    """Trains from step `start` to `intervals.steps`.
 
-    A step's metrics are read while the next one runs. A state is saved only once `record` has taken its step's metrics.
-    On SIGTERM, SIGHUP or Ctrl-C the step in hand is finished and saved; a compilation or a preview in hand is left.
+    The metrics of a step are read while the next step runs. A state is saved only after `recorder` has accepted the
+    metrics of its step. On SIGTERM, SIGHUP or Ctrl-C the current step is completed and saved; a compilation or a
+    preview in progress is abandoned.
 
     Args:
-      images: a step sees, over all runs.
-      record: of one run, or what stands for those of several.
-      preview: draws sheets with the state of a step.
-      preview_first: begin with those of `start`, as the run ended between its save and them.
+      batches: batches from that of step `start` on.
+      batch_size: images per step, over all processes.
+      preview: saves previews with the state of a step.
+      preview_first: save those of step `start` first, as the run ended after its checkpoint and before its previews.
 
     Returns:
-      The last state, and the signal that ended the run early or None.
+      The last state, and the signal that ended the run early, or None.
 
     Raises:
-      NotFinite: more steps than `record` allows in a row whose gradient or metrics are not finite.
+      NotFinite: too many consecutive steps had non-finite gradients or metrics.
     """
-    pending: tuple[int, Mapping] | None = None
-    with StopSignal() as stop, _progress_bar(start, schedule.steps) as bar:
+    pending: tuple[int, Metrics] | None = None
+    with StopSignal() as stop, _progress_bar(start, intervals.steps) as bar:
         speed = _Speed()
 
-        def settle() -> None:
+        def log_pending() -> None:
             nonlocal pending
             if pending is None:
                 return
-            (done, metrics), pending = pending, None
-            due = _due(done, schedule.log_every) or done == schedule.steps
-            metrics = jax.device_get(metrics)
-            metrics = record.settle(done, metrics, lambda: state, due=due, say=bar.write, speed=speed.metrics())
-            if due:
+            (step, metrics), pending = pending, None
+            is_due = _is_due(step, intervals.log_every) or step == intervals.steps
+            values = recorder.log_step(
+                step,
+                jax.device_get(metrics),
+                lambda: state,
+                is_due=is_due,
+                write=bar.write,
+                speed=speed.metrics(),
+            )
+            if is_due:
                 speed.restart()
-            bar.update(1)
-            rate = bar.format_dict["rate"]
-            shown = f"{rate * images:.0f} images/s" if rate else ""
-            losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
-            bar.set_postfix_str(" ".join([*losses, shown]), refresh=False)
+            _update_bar(bar, values, batch_size)
 
         if preview_first:
-            stop.attend(_show, preview, start, state, bar.write)
-        for done in range(start + 1, schedule.steps + 1):
+            stop.run_interruptible(_save_preview, preview, start, state, bar.write)
+        for step in range(start + 1, intervals.steps + 1):
             with speed.waiting():
                 batch = next(batches)
-            if done == start + 1:
-                compiled = stop.attend(step, state, batch)
-                if compiled is None:
+            if step == start + 1:  # compiles
+                result = stop.run_interruptible(train_step, state, batch)
+                if result is None:
                     break
-                state, metrics = compiled
+                state, metrics = result
             else:
-                state, metrics = step(state, batch)
+                state, metrics = train_step(state, batch)
             speed.steps += 1
-            settle()
+            log_pending()
             stop.agree()
-            pending = done, metrics
-            last = done == schedule.steps
-            if last or _due(done, schedule.checkpoint_every):
-                settle()
-                record.save(done, state)
-            if not stop.signal and (last or _due(done, schedule.sample_every)):
-                settle()
-                stop.attend(_show, preview, done, state, bar.write)
+            pending = step, metrics
+            is_last = step == intervals.steps
+            if is_last or _is_due(step, intervals.checkpoint_every):
+                log_pending()
+                recorder.save(step, state)
+            if not stop.signal and (is_last or _is_due(step, intervals.sample_every)):
+                log_pending()
+                stop.run_interruptible(_save_preview, preview, step, state, bar.write)
             if stop.signal:
-                settle()
-                record.save(done, state)  # if it is not yet
+                log_pending()
+                recorder.save(step, state)  # does nothing if it is saved already
                 break
-        record.wait()  # while signals are noted: the last save is to be whole
+        recorder.wait()  # inside of StopSignal, so that no signal interrupts the last save
     return state, stop.signal
 
 
 class _Speed:
-    """What a step takes, and how much of it is spent waiting for data."""
+    """Measures the time per step, and the share of it spent waiting for data."""
 
     def __init__(self):
         self.restart()
@@ -184,26 +211,26 @@ class _Speed:
         self.steps, self._waited, self._since = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self) -> Iterator[None]:
         before = time.monotonic()
         yield
         self._waited += time.monotonic() - before
 
     def metrics(self) -> dict[str, float]:
-        """By the names in TIMES."""
-        passed = time.monotonic() - self._since
-        return {"seconds_per_step": passed / max(self.steps, 1), "data_wait": self._waited / max(passed, 1e-9)}
+        """Returns the metrics of TIMES."""
+        elapsed = time.monotonic() - self._since
+        return {"seconds_per_step": elapsed / max(self.steps, 1), "data_wait": self._waited / max(elapsed, 1e-9)}
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _show(preview: Callable[[int, TrainState], None], step: int, state: TrainState, say: Callable[[str], None]) -> None:
+def _save_preview(preview: Preview, step: int, state: TrainState, write: Callable[[str], None]) -> None:
     try:
         preview(step, state)
-    except OSError as error:  # of a full disk, which is to end no run
-        say(f"step {step}: no sheet is written ({error.strerror})")
+    except OSError as error:  # a full disk must not end the run
+        write(f"step {step}: the previews cannot be written ({error.strerror})")
 
 
 def _slow_input(speed: Mapping[str, float]) -> str | None:
@@ -212,30 +239,31 @@ def _slow_input(speed: Mapping[str, float]) -> str | None:
     return None
 
 
-def _bad(metrics: Mapping[str, float]) -> str:
+def _non_finite_values(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
 
 
 def _not_finite(
-    step: int, in_a_row: int, metrics: Mapping[str, float], state: TrainState, last_good: int | None
+    step: int, consecutive_skips: int, metrics: Mapping[str, float], state: TrainState, last_saved: int | None
 ) -> NotFinite:
-    kept = (
-        "no checkpoint was written yet"
-        if last_good is None
-        else f"the last good checkpoint is that of step {last_good}"
-    )
-    before = f", as in the {in_a_row - 1} steps before" if in_a_row > 1 else ""
+    checkpoint = "there is no checkpoint yet" if last_saved is None else f"the last checkpoint is of step {last_saved}"
+    before = f", as in the {consecutive_skips - 1} steps before" if consecutive_skips > 1 else ""
     return NotFinite(
-        f"step {step}: {_bad(metrics)}{before}; {kept}. Try a lower train.learning_rate, more train.warmup_steps, a "
-        "smaller train.clip_norm, or dtype='float32'",
-        step - in_a_row + 1,
+        f"step {step}: {_non_finite_values(metrics)}{before}; {checkpoint}; try a lower train.learning_rate, more "
+        "train.warmup_steps, a smaller train.clip_norm, or dtype='float32'",
+        step - consecutive_skips + 1,
         state,
     )
 
 
 def _progress_bar(start: int, stop: int) -> tqdm:
-    interactive = sys.stderr.isatty()
-    often = 0.5 if interactive else 10
-    return tqdm(
-        disable=not multihost.first(), total=stop, initial=start, unit="step", dynamic_ncols=True, mininterval=often
-    )
+    interval = 0.5 if sys.stderr.isatty() else 10  # seconds
+    hidden = not multihost.is_main_process()
+    return tqdm(disable=hidden, total=stop, initial=start, unit="step", dynamic_ncols=True, mininterval=interval)
+
+
+def _update_bar(bar: tqdm, metrics: Mapping[str, float], batch_size: int) -> None:
+    bar.update(1)
+    rate = bar.format_dict["rate"]
+    losses = (f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+    bar.set_postfix_str(" ".join([*losses, f"{rate * batch_size:.0f} images/s" if rate else ""]), refresh=False)

@@ -1,88 +1,97 @@
-"""Sheets of images that a training run draws now and then: samples, and what an autoencoder makes of images."""
+"""Previews: grids of samples, and of an autoencoder's reconstructions, saved during training."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
 from diffjax.inference import image_grids
-from diffjax.inference.prompts import captions_of, of_examples, prompts
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.prompts import Prompts, make_prompts, prompts_from_examples, unique_captions
+from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.models.base import Model
+from diffjax.models.capabilities import is_autoencoder, is_generative, is_upsampling_stage, outputs_embeddings
 from diffjax.runs.state import TrainState, ema_variables
 from diffjax.runs.workdir import Workdir
-from diffjax.training.logging import MetricsLog, NoLog
+from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
-from diffjax.typing import System
 
-MOST = 10_000  # images of a sheet of samples
-_RECONSTRUCTED = 10  # images of a sheet of reconstructions
-_ALIKE = 8  # images of each caption of a sheet of samples
+MAX_SAMPLES = 10_000  # samples per grid
+_NUM_RECONSTRUCTIONS = 10
+_SAMPLES_PER_CAPTION = 8
 
 
 def make_preview(
-    config, system: System, source: Source, workdir: Workdir, log: MetricsLog | NoLog, devices: Devices
+    config: ConfigDict, system: Model, source: Source, workdir: Workdir, log: MetricsLog | NullLog, devices: Devices
 ) -> Callable[[int, TrainState], None]:
-    """What draws the sheets of a step, with the averaged parameters, into the workdir and the log.
+    """Returns a function that saves the previews of a step, with averaged parameters, to the workdir and the log.
 
-    Samples, a column for each class or a row for each caption, if there are any; and, of an autoencoder, training
-    images over their reconstructions.
+    Samples have a column per class or a row per caption, if the model has them. Training images of an autoencoder are
+    above their reconstructions.
     """
-    count = config.train.sample_count
-    if count and (system.embeds or not _names(system)):
-        print(f"train.sample_count={count}: has no effect, as a run of system={config.system} draws no images")
-    if not count or system.embeds or not _names(system):
+    count = config.train.num_preview_samples
+    if not count:
         return lambda step, state: None
-    everywhere = (
-        None if multihost.alone() else list(devices.mesh.devices.flat)
-    )  # all draw: each has a part of the state
-    generator = Generator(system, batch_size=count, devices=everywhere)
-    if system.takes:
-        examples = source.__getitems__(range(min(count, len(source))))
-        asked = of_examples(system, examples, tokenizer.load(workdir.tokenizer) if system.text else None)
-        if len(examples) < count:
-            print(f"train.sample_count={count}: only {len(examples)} are drawn, one for each example of the data set")
-        count, layout = len(examples), {"columns": _ALIKE}
-    elif system.text:
-        captions = captions_of(source, math.ceil(count / _ALIKE))
-        asked = prompts(system, count, tokenizer.load(workdir.tokenizer), [c for c in captions for _ in range(_ALIKE)])
-        layout = {"columns": _ALIKE, "titles": captions}
-    else:
-        asked, layout = prompts(system, count), {"columns": image_grids.class_columns(system.classes, count)}
-    shown = source.__getitems__(range(min(count, _RECONSTRUCTED, len(source))))
-    images = np.stack([example["image"] for example in shown])
+    if outputs_embeddings(system) or not _kinds(system):
+        print(f"train.num_preview_samples={count}: has no effect, as system={config.system} does not sample images")
+        return lambda step, state: None
+    # With several processes all of them sample, as each has only a part of the state.
+    all_devices = None if multihost.is_single_process() else list(devices.mesh.devices.flat)
+    runner = SampleRunner(system, batch_size=count, devices=all_devices)
+    prompts, layout = _prompts(system, source, workdir, count)
+    if prompts.size < count:
+        print(f"train.num_preview_samples={count}: only {prompts.size} are sampled, one per example of the data set")
+    examples = source.__getitems__(range(min(count, _NUM_RECONSTRUCTIONS, len(source))))
+    images = np.stack([example["image"] for example in examples])
 
     def preview(step: int, state: TrainState) -> None:
         variables = {**ema_variables(state), "frozen": system.frozen}
-        for name in _names(system):
-            if name == "step":
-                drawn = generator(variables, range(count), asked.condition, system.plan(config.sampler))
-                sheet = image_grids.grid(drawn, **layout)
+        for kind in _kinds(system):
+            if kind == "step" and is_generative(system):
+                settings = system.make_settings(config.sampler)
+                samples = runner(variables, range(prompts.size), prompts.conditions, settings)
+                grid = image_grids.grid(samples, **layout)
             else:
-                rows = np.concatenate([images, generator.reconstruct(variables, images)])
-                sheet = image_grids.grid(rows, len(images))
-            if multihost.first():
-                image_grids.save(_file(workdir, name, step), sheet)
-            log.image(step, "samples" if name == "step" else name, sheet)
+                pairs = np.concatenate([images, runner.reconstruct(variables, images)])
+                grid = image_grids.grid(pairs, len(images))
+            if multihost.is_main_process():
+                image_grids.save(_file(workdir, kind, step), grid)
+            log.image(step, "samples" if kind == "step" else kind, grid)
 
     return preview
 
 
-def are_lacking(config, system: System, workdir: Workdir, step: int) -> bool:
-    """Whether the run ended after `step` was saved and before its sheets, if it has any, were drawn."""
+def previews_missing(config: ConfigDict, system: Model, workdir: Workdir, step: int) -> bool:
+    """Returns whether the run ended after the checkpoint of `step` and before its previews were saved."""
     c = config.train
-    due = step > 0 and (step == c.steps or (c.sample_every > 0 and step % c.sample_every == 0))
-    drawn = c.sample_count > 0 and not system.embeds
-    return due and drawn and not all(_file(workdir, name, step).exists() for name in _names(system))
+    is_due = step > 0 and (step == c.steps or (c.sample_every > 0 and step % c.sample_every == 0))
+    has_previews = c.num_preview_samples > 0 and not outputs_embeddings(system)
+    return is_due and has_previews and not all(_file(workdir, kind, step).exists() for kind in _kinds(system))
 
 
-def _names(system: System) -> list[str]:
-    """What a system's sheets show, by the names of their files."""
-    return [name for name, can in {"step": system.sample, "reconstruction": system.codec}.items() if can]
+def _prompts(system: Model, source: Source, workdir: Workdir, count: int) -> tuple[Prompts, dict[str, Any]]:
+    """Returns the conditions of at most `count` samples, and the layout of their grid."""
+    text_tokenizer = tokenizer.load(workdir.tokenizer) if system.text else None
+    if is_upsampling_stage(system):
+        examples = source.__getitems__(range(min(count, len(source))))
+        return prompts_from_examples(system, examples, text_tokenizer), {"columns": _SAMPLES_PER_CAPTION}
+    if system.text:
+        captions = unique_captions(source, math.ceil(count / _SAMPLES_PER_CAPTION))
+        repeated = [caption for caption in captions for _ in range(_SAMPLES_PER_CAPTION)]
+        layout = {"columns": _SAMPLES_PER_CAPTION, "titles": captions}
+        return make_prompts(system, count, text_tokenizer, repeated), layout
+    return make_prompts(system, count), {"columns": image_grids.class_columns(system.classes, count)}
 
 
-def _file(workdir: Workdir, name: str, step: int) -> Path:
-    return workdir.samples / f"{name}_{step:08d}.png"
+def _kinds(system: Model) -> list[str]:
+    """Returns the kinds of previews of a model: prefixes of their files."""
+    return ["step"] * is_generative(system) + ["reconstruction"] * is_autoencoder(system)
+
+
+def _file(workdir: Workdir, kind: str, step: int) -> Path:
+    return workdir.samples / f"{kind}_{step:08d}.png"

@@ -1,9 +1,10 @@
-"""Training the system of a config, in a folder: what `launch.py train` and the experiments do."""
+"""Trains or resumes a run and its parts in a folder: prepares data, devices, checkpoints and logs for the loop."""
 
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,58 +14,68 @@ from diffjax import data, io
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.sources import Source
-from diffjax.errors import UserError, checked_number, checked_whole, enough_memory
-from diffjax.inference.prompts import captions_of
-from diffjax.runs.checkpoints import Checkpoints, steps_in
-from diffjax.runs.config_files import part_config, part_names, referred_run
-from diffjax.runs.loading import blueprint, build_system, open_source, tokenizer_of
+from diffjax.data.tokenizer import Tokenizer
+from diffjax.errors import UserError, memory_limit_as_user_error, validate_integer, validate_number
+from diffjax.inference.prompts import unique_captions
+from diffjax.models.base import Model
+from diffjax.models.capabilities import is_pipeline
+from diffjax.models.pipelines.pipeline import Pipeline
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.checkpoints import Checkpoints
+from diffjax.runs.datasets import open_dataset
+from diffjax.runs.dependencies import part_config, part_names, referenced_run
+from diffjax.runs.loading import build_model
 from diffjax.runs.state import TrainState
+from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
 from diffjax.training import loop, previews, resume
-from diffjax.training.compiled_step import compile_step, make_optimizers, memory_advice, prepared
-from diffjax.training.logging import MetricsLog, NoLog
+from diffjax.training.compiled_step import (
+    Optimizers,
+    compile_step,
+    fit_to_first_batch,
+    make_optimizers,
+    memory_advice,
+    needs_first_batch,
+)
+from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
-from diffjax.typing import System
 
-_CAPTIONS = 5_000  # that a tokenizer is trained on, the first of the data set
+_TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
 
 def train(
-    config: ConfigDict, workdir: Workdir, *, allow_config_change: bool = False, beside: ConfigDict | None = None
-) -> tuple[System | None, int | None]:
-    """Trains the system of a config in a folder, or resumes at its last checkpoint; its parts first, in theirs.
+    config: ConfigDict, workdir: Workdir, *, allow_config_change: bool = False, parent: ConfigDict | None = None
+) -> tuple[Model | None, int | None]:
+    """Trains the parts of a config and then its model, or resumes each at its last checkpoint.
 
-    The whole config is in the folder before anything is trained, so that the folder alone suffices to resume.
+    The config is stored in the folder before any training, so that the folder alone is enough to resume.
 
     Args:
-      allow_config_change: resume even if fields of the config differ that change what a step computes (`resume`).
-      beside: the config that this one is a part of.
+      allow_config_change: resume even if fields changed that affect the numbers of a step (see `resume`).
+      parent: config that this one is a part of.
 
     Returns:
-      The system (None: a signal came before its turn), and the signal that ended the run early or None.
+      The model (None: a signal came before it was built), and the signal that ended the run early, or None.
 
     Raises:
-      UserError: what does not exist, does not fit or is not there; a loss that is not finite.
+      UserError: the config or the folder is not valid, or too many steps were not finite.
     """
     if workdir.weights.exists():
-        raise UserError(f"{workdir.path} is an exported run, whose training cannot go on: choose another --workdir")
+        raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
-    planned = blueprint(config, beside, workdir.path)  # errors of the whole come before any part is trained
+    # Building the model with abstract parts reports errors of the whole config before any part is trained.
+    planned = build_model(config, workdir.path, parent=parent, abstract=True)
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
-    system = None if names else build_system(config, workdir.path, training=True)
-    if not planned.stages:
-        devices = Devices.create(**config.parallel)
-        devices.check_batch(config.train.batch_size, config.train.accumulate)
-        optimizers = make_optimizers(config, planned)
-        source = open_source(config, config.data.split)
-    with workdir.locked() if multihost.first() else contextlib.nullcontext(lambda: None) as check_place:
-        with multihost.first_before_others("begin"):
-            if multihost.first() and planned.stages and workdir.config.exists():
+    system = None if names else build_model(config, workdir.path, training=True)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned)
+    with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
+        with multihost.main_process_first("begin"):
+            if multihost.is_main_process() and is_pipeline(planned) and workdir.config.exists():
                 resume.accept(config, workdir, 0)
-            elif multihost.first() and not steps_in(workdir.checkpoints):
+            elif multihost.is_main_process() and not list_steps(workdir.checkpoints):
                 workdir.write_config(config)
-                if not planned.stages:
+                if not is_pipeline(planned):
                     workdir.write_last_checkpoint(0)
             multihost.check_shared(workdir.config)
         for number, name in enumerate(names, 1):
@@ -72,189 +83,229 @@ def train(
             part = Workdir(workdir.path / name)
             if resume.is_trained_elsewhere(part):
                 continue
-            allowed = {"allow_config_change": allow_config_change}
-            _, stopped = train(part_config(config, name), part, **allowed, beside=config)
+            options = {"allow_config_change": allow_config_change, "parent": config}
+            _, stopped = train(part_config(config, name), part, **options)
             if stopped:
                 return None, stopped
-        system = system or build_system(config, workdir.path, training=True)
-        if system.stages:
-            _join(config, system, workdir)
+        system = system or build_model(config, workdir.path, training=True)
+        if prepared is None:
+            _complete_pipeline(config, cast(Pipeline, system), workdir)
             return system, None
-        return system, _train(config, system, workdir, devices, optimizers, source, check_place)
+        return system, _train(config, system, workdir, prepared, check_place)
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for counts of a config, or of its parts, that count nothing."""
-    checked_whole("seed", config.seed, low=0)
-    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "skip_limit")
+    """Checks the numbers of a config and of its parts. Raises UserError for numbers out of range."""
+    validate_integer("seed", config.seed, low=0)
+    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "max_consecutive_skips")
     if "train" in config:
-        checked_whole("train.steps", config.train.steps)
+        c = config.train
+        validate_integer("train.steps", c.steps)
         for name in counts:
-            checked_whole(f"train.{name}", config.train.get(name, 0), low=0)
-        checked_whole("train.sample_count", config.train.get("sample_count", 0), low=0, high=previews.MOST)
-        checked_number("train.ema_decay", config.train.ema_decay, low=0, high=1, open_at="high")
+            validate_integer(f"train.{name}", c.get(name, 0), low=0)
+        num_samples = c.get("num_preview_samples", 0)
+        validate_integer("train.num_preview_samples", num_samples, low=0, high=previews.MAX_SAMPLES)
+        validate_number("train.ema_decay", c.ema_decay, low=0, high=1, exclusive="high")
     for name in part_names(config):
         check(part_config(config, name))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Preparation:
+    """Devices, optimisers and data set, created before any part is trained so that their errors come first."""
+
+    devices: Devices
+    optimizers: Optimizers
+    source: Source
+
+    @classmethod
+    def create(cls, config: ConfigDict, model: Model) -> "_Preparation":
+        devices = Devices.create(**config.parallel)
+        devices.check_batch(config.train.batch_size, config.train.accumulate)
+        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split))
+
+
 def _train(
-    config,
-    system: System,
+    config: ConfigDict,
+    system: Model,
     workdir: Workdir,
-    devices: Devices,
-    optimizers,
-    source: Source,
+    prepared: _Preparation,
     check_place: Callable[[], None],
 ) -> int | None:
-    """Trains a system that has parameters of its own. Returns the signal that ended it early or None.
+    """Trains a model with parameters. Returns the signal that ended training early, or None.
 
     Args:
       check_place: raises UserError if the run's folder is no longer at its path.
     """
-    if system.text and steps_in(workdir.checkpoints) and not workdir.tokenizer.exists():
+    devices = prepared.devices
+    if system.text and list_steps(workdir.checkpoints) and not workdir.tokenizer.exists():
         raise UserError(
             f"{workdir.tokenizer}: is missing, and the run was trained with it; put a copy back, or choose another "
-            "--workdir to begin anew"
+            "--workdir to start again"
         )
-    with multihost.first_before_others("tokenizer"):
-        source = with_tokens(config, system, source, [workdir])
+    with multihost.main_process_first("tokenizer"):
+        source = with_tokens(config, system, prepared.source, workdir)
     batches = data.Batches(
-        source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys_of(system)
+        source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=batch_fields(system)
     )
-    share = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
+    local_batches = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(enough_memory(memory_advice(config, devices)))
-
-        def closed_after(thing):
-            return stack.enter_context(contextlib.closing(thing))
-
-        def note_checkpoint(step: int) -> None:
-            with contextlib.suppress(OSError, UserError):  # of a full disk: an older note is right too
-                check_place()
-                workdir.write_last_checkpoint(step)
-
-        keep = {name: config.train[name] for name in ("keep_last", "keep_every")}
-        noted = note_checkpoint if multihost.first() else lambda step: None
-        checkpoints = stack.enter_context(Checkpoints(workdir.checkpoints, **keep, on_saved=noted))
+        stack.enter_context(memory_limit_as_user_error(memory_advice(config, devices)))
+        checkpoints = stack.enter_context(_open_checkpoints(config, workdir, check_place))
         start = checkpoints.latest_step() or 0
-        lacks_sheets = previews.are_lacking(config, system, workdir, start)
-        if start >= config.train.steps and not lacks_sheets:
-            print(f"{workdir.path} is trained to step {start}; to go on, raise --config.train.steps")
-            if multihost.first():
-                changed = ConfigDict(config.to_dict())
-                changed.train.steps = workdir.read_config().train.steps
-                resume.accept(changed, workdir, start)
+        preview_first = previews.previews_missing(config, system, workdir, start)
+        if start >= config.train.steps and not preview_first:
+            _report_trained(config, workdir, start)
             return None
-        step, state = compile_step(config, system, optimizers, devices, len(source), checkpoints if start else None)
-        if not start and system.objective.prepare:
-            state = prepared(system, state, batches.batch(0), devices)
-        frozen = devices.put_everywhere(system.frozen)
-        with multihost.first_before_others("config"):
-            if multihost.first() and start:
-                resume.accept(config, workdir, start)  # only now: the checkpoint may not fit it
-                workdir.write_last_checkpoint(start)  # later ones are damaged
-        log = closed_after(MetricsLog(workdir.path, start) if multihost.first() else NoLog())
+        step, state = compile_step(
+            config, system, prepared.optimizers, devices, len(source), checkpoints if start else None
+        )
+        if not start and needs_first_batch(system):
+            state = fit_to_first_batch(system, state, batches.batch(0), devices)
+        frozen = devices.replicate(system.frozen)
+        with multihost.main_process_first("config"):
+            if multihost.is_main_process() and start:
+                resume.accept(config, workdir, start)  # after the restore, which fails if the config does not fit
+                workdir.write_last_checkpoint(start)  # later checkpoints are damaged
+        log = MetricsLog(workdir.path, start) if multihost.is_main_process() else NullLog()
+        stack.enter_context(contextlib.closing(log))
         _announce(config, system, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
 
-        def show(step: int, state: TrainState) -> None:
+        def preview_in_place(step: int, state: TrainState) -> None:
             check_place()
             preview(step, state)
 
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
+        max_skips = config.train.get("max_consecutive_skips", 0)
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
-                data.prefetch(share.iterate(start), devices.put_batch),
+                data.prefetch(local_batches.iterate(start), devices.put_batch),
                 start=start,
-                schedule=loop.Schedule(**{name: config.train[name] for name in intervals}),
-                images=config.train.batch_size,
-                record=loop.Record(
-                    log, checkpoints, system.objective.warn, config.train.get("skip_limit", 0), check_place
-                ),
-                preview=show,
-                preview_first=lacks_sheets,
+                intervals=loop.Intervals(**{name: config.train[name] for name in intervals}),
+                batch_size=config.train.batch_size,
+                recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place),
+                preview=preview_in_place,
+                preview_first=preview_first,
             )
         except loop.NotFinite as error:
             check_place()
-            raise UserError(keep_failed(workdir, batches, error)) from error
+            raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
 
 
-def keep_failed(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
-    """Keeps what the step that failed was given; returns the error with what looks at it."""
-    if multihost.first():
+def _open_checkpoints(config: ConfigDict, workdir: Workdir, check_place: Callable[[], None]) -> Checkpoints:
+    """Opens the checkpoints for writing; the main process records the newest step in last_checkpoint.json."""
+
+    def record_step(step: int) -> None:
+        with contextlib.suppress(OSError, UserError):  # on a full disk the older record stays valid
+            check_place()
+            workdir.write_last_checkpoint(step)
+
+    return Checkpoints(
+        workdir.checkpoints,
+        keep_last=config.train.keep_last,
+        keep_every=config.train.keep_every,
+        on_saved=record_step if multihost.is_main_process() else lambda step: None,
+    )
+
+
+def _report_trained(config: ConfigDict, workdir: Workdir, step: int) -> None:
+    """Prints that a run has all its steps, and stores changes of other fields of its config."""
+    print(f"{workdir.path} is trained to step {step}; raise --config.train.steps to continue")
+    if multihost.is_main_process():
+        changed = ConfigDict(config.to_dict())
+        changed.train.steps = workdir.read_config().train.steps
+        resume.accept(changed, workdir, step)
+
+
+def save_failed_step(workdir: Workdir, batches: data.Batches, error: loop.NotFinite) -> str:
+    """Saves the state and the batch of a failed step for `launch.py replay`. Returns the extended error message."""
+    if multihost.is_main_process():
         shutil.rmtree(workdir.failed, ignore_errors=True)
     multihost.barrier("failed")
-    with contextlib.closing(Checkpoints(workdir.failed)) as failed:
-        failed.save(error.step - 1, error.state)
-    if multihost.first():
+    with contextlib.closing(Checkpoints(workdir.failed)) as checkpoints:
+        checkpoints.save(error.step - 1, error.state)
+    if multihost.is_main_process():
+        batch: dict[str, Any] = dict(batches.batch(error.step - 1))
         with io.atomic_path(workdir.failed / "batch.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, **batches.batch(error.step - 1))
-    return f"{error}. See `python launch.py replay --workdir={workdir.path}`"
+            np.savez(file, **batch)
+    return f"{error}; see `python launch.py replay --workdir={workdir.path}`"
 
 
-def _join(config, system: System, workdir: Workdir) -> None:
-    """Completes a run of a chain of trained stages, which has nothing of its own to train."""
-    if not multihost.first():
+def _complete_pipeline(config: ConfigDict, system: Pipeline, workdir: Workdir) -> None:
+    """Stores the tokenizer of a pipeline, which has no parameters besides those of its stages."""
+    if not multihost.is_main_process():
         return
     if system.text:
-        runs = [referred_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
-        readers = [run for run in runs if Workdir(run).tokenizer.exists()]
-        if not readers:
+        runs = [referenced_run(config, name, workdir.path) for name in ("clip", *system.stages) if config.get(name)]
+        with_tokenizer = [run for run in runs if Workdir(run).tokenizer.exists()]
+        if not with_tokenizer:
             raise UserError(
                 f"{Workdir(runs[-1]).tokenizer}: is missing, as in the other stages of {workdir.path}; put a copy back"
             )
-        tokenizer_of(readers[0]).save(workdir.tokenizer)
-    print(f"{config.system} of the stages {', '.join(system.stages)}: every one is trained")
+        load_tokenizer(with_tokenizer[0]).save(workdir.tokenizer)
+    print(f"{config.system}: all stages are trained: {', '.join(system.stages)}")
 
 
-def with_tokens(config, system: System, source: Source, workdirs: Sequence[Workdir]) -> Source:
-    """A source whose examples have tokens, where the system reads text; its tokenizer is kept in each workdir.
+def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Workdir) -> Source:
+    """Adds tokens to the examples of a source if the model reads captions, and stores the tokenizer in the workdir.
 
-    That is the tokenizer kept there, that of the CLIP it stands on, that of a file, or one trained on the captions.
+    The tokenizer is, in this order: the workdir's, that of the CLIP that the config names, that of `text.tokenizer`,
+    or a new one, trained on the captions.
+
+    Raises:
+      UserError: the data set has no captions, or the tokenizer does not fit `text.vocabulary`.
     """
     if system.text is None:
         return source
     if "caption" not in source[0]:
         raise UserError(
-            f"{config.data.name} has no captions, and system={config.system} reads them: choose shapes or emoji"
+            f"data.name={config.data.name}: has no captions, but system={config.system} requires them; choose shapes "
+            "or emoji"
         )
-    captions, limit = captions_of(source, _CAPTIONS), system.text
-    if workdirs[0].tokenizer.exists():
-        own = tokenizer.load(workdirs[0].tokenizer)
-    elif config.get("clip"):
-        own = tokenizer_of(referred_run(config, "clip", workdirs[0].path))
-    elif config.text.tokenizer:
-        own = tokenizer.load(config.text.tokenizer)
-    else:
-        own = tokenizer.train(captions, limit.vocabulary)
-    if own.vocabulary > limit.vocabulary:
+    captions, spec = unique_captions(source, _TOKENIZER_CAPTIONS), system.text
+    text_tokenizer = _choose_tokenizer(config, workdir, captions, spec.vocabulary)
+    if text_tokenizer.vocabulary > spec.vocabulary:
         raise UserError(
-            f"text.tokenizer={config.text.tokenizer} has {own.vocabulary} tokens, and text.vocabulary is "
-            f"{limit.vocabulary}: raise it to that"
+            f"text.tokenizer={config.text.tokenizer}: has {text_tokenizer.vocabulary} tokens, but text.vocabulary is "
+            f"{spec.vocabulary}; raise text.vocabulary to that number"
         )
-    if cut := sum(count > 0 for count in own.overlong(captions, limit.length)):
-        print(f"{cut} of the first {len(captions)} captions are longer than text.length={limit.length} tokens: cut")
-    for workdir in workdirs if multihost.first() else ():
-        own.save(workdir.tokenizer)
-    return data.tokenized(source, lambda texts: own.encode(texts, limit.length))
+    if cut := sum(count > 0 for count in text_tokenizer.overlong(captions, spec.length)):
+        print(f"text.length={spec.length}: {cut} of the first {len(captions)} captions have more tokens and are cut")
+    if multihost.is_main_process():
+        text_tokenizer.save(workdir.tokenizer)
+    return data.with_tokens(source, lambda texts: text_tokenizer.encode(texts, spec.length))
 
 
-def keys_of(system: System) -> tuple[str, ...]:
-    """What of an example the system is trained on."""
+def _choose_tokenizer(config: ConfigDict, workdir: Workdir, captions: list[str], vocabulary: int) -> Tokenizer:
+    if workdir.tokenizer.exists():
+        return tokenizer.load(workdir.tokenizer)
+    if config.get("clip"):
+        return load_tokenizer(referenced_run(config, "clip", workdir.path))
+    if config.text.tokenizer:
+        return tokenizer.load(config.text.tokenizer)
+    return tokenizer.train(captions, vocabulary)
+
+
+def batch_fields(system: Model) -> tuple[str, ...]:
+    """Returns the fields of examples that a model is trained on."""
     return ("image", "label", "tokens") if system.text else ("image", "label")
 
 
-def _announce(config, system: System, state: TrainState, examples: int, devices: Devices, start: int) -> None:
+def _announce(
+    config: ConfigDict, system: Model, state: TrainState, examples: int, devices: Devices, start: int
+) -> None:
+    """Prints the size of the model and data set, the devices, and warnings about the config."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
     print(
         f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
-        f"{devices.count} {jax.default_backend()} device{'s' * (devices.count > 1)} ({devices.mode})"
-        + ("" if multihost.alone() else f" of {jax.process_count()} processes")
+        f"{devices.num_devices} {jax.default_backend()} device{'s' * (devices.num_devices > 1)} ({devices.mode})"
+        + ("" if multihost.is_single_process() else f" of {jax.process_count()} processes")
         + (f", continuing at step {start}" if start else "")
-        + (f"\n{system.objective.note}" if system.objective.note else "")
+        + (f"\n{system.note}" if system.note else "")
     )
     if config.train.warmup_steps > config.train.steps:
         print(

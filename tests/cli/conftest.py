@@ -1,27 +1,34 @@
-"""One tiny config and one run of it, for all the verbs."""
+"""Trained runs for the tests of verbs: copies per module, because verbs write results to a run."""
 
 import pytest
 
-from diffjax import cli
-from tests import tiny
+
+@pytest.fixture(scope="module")
+def run_copy(trained_runs, tmp_path_factory):
+    """Returns the module's own copy of a run of tests/trained_runs.py."""
+    copies = {}
+
+    def copy(name):
+        if name not in copies:
+            copies[name] = trained_runs.copy(name, tmp_path_factory.mktemp(name) / name)
+        return copies[name]
+
+    return copy
 
 
-@pytest.fixture(scope="session")
-def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py")
+@pytest.fixture(scope="module")
+def config(trained_runs):
+    """The config file of the pixel run."""
+    return trained_runs.config("pixel")
 
 
-@pytest.fixture(scope="session")
-def workdir(config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "digits"
-    assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={path}"]) == 0
-    return path
+@pytest.fixture(scope="module")
+def workdir(run_copy):
+    """A run of a class-conditional diffusion model of 8x8 digits."""
+    return run_copy("pixel")
 
 
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory):
-    """A run of a tiny classifier of noised digits."""
-    folder = tmp_path_factory.mktemp("classifier")
-    config = tiny.write(folder / "tiny.py", "classifier_digits", train__sample_count=0)
-    assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={folder}/run"]) == 0
-    return folder / "run"
+@pytest.fixture(scope="module")
+def classifier(run_copy):
+    """A run of a classifier of noised digits."""
+    return run_copy("classifier")

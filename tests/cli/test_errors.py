@@ -1,4 +1,4 @@
-"""Bad input is one line that says what to do, exit code 2, and no traceback."""
+"""Bad input is reported in one line with the remedy and exit code 2, without a traceback."""
 
 import importlib
 import io
@@ -17,23 +17,20 @@ from diffjax import cli, data, evaluation
 from diffjax.cli import edits, evaluate, flags, sample, settings, sweep
 from diffjax.errors import UserError, printable
 from diffjax.evaluation import samples
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.runs.config_files import to_json
 from tests import tiny
+from tests.command_line import launch, parsed, refused
 
 CONFIG = str(tiny.ROOT / "configs" / "digits.py")
 TRAIN = ["train", f"--config={CONFIG}", "--workdir=WORKDIR"]
-
-
-def launch(*arguments: str) -> int:
-    return cli.main(["launch.py", *map(str, arguments)])
 
 
 CASES = {
     "no such verb": (["trian"], "unknown verb 'trian': did you mean 'train'?"),
     "no such flag": ([*TRAIN, "--workdirs=x"], "unknown flag 'workdirs': did you mean 'workdir'?"),
     "no workdir": (["train", f"--config={CONFIG}"], "--workdir is missing"),
-    "no config": (["train", "--workdir=WORKDIR"], "--config is missing: for instance --config=configs/digits.py"),
+    "no config": (["train", "--workdir=WORKDIR"], "--config is missing; add it, such as --config=configs/digits.py"),
     "no such config": (["train", "--config=nowhere.py", "--workdir=WORKDIR"], "cannot read --config=nowhere.py"),
     "stray word": ([*TRAIN, "now"], "unexpected argument 'now'"),
     "unknown field": (
@@ -42,17 +39,20 @@ CASES = {
     ),
     "unknown section": ([*TRAIN, "--config.trian.steps=3"], "did you mean 'train.steps'?"),
     "a section": ([*TRAIN, "--config.train=3"], "--config.train is a section"),
-    "text for a number": ([*TRAIN, "--config.train.steps=many"], "train.steps is a whole number"),
-    "fraction for a whole number": ([*TRAIN, "--config.train.steps=2.5"], "train.steps is a whole number"),
-    "text for a rate": ([*TRAIN, "--config.train.learning_rate=x"], "train.learning_rate is a number"),
+    "text for a number": ([*TRAIN, "--config.train.steps=many"], "train.steps must be a whole number"),
+    "fraction for a whole number": ([*TRAIN, "--config.train.steps=2.5"], "train.steps must be a whole number"),
+    "text for a rate": ([*TRAIN, "--config.train.learning_rate=x"], "train.learning_rate must be a number"),
     "no value": ([*TRAIN, "--config.train.steps"], "write --config.train.steps=VALUE"),
     "text for a tuple": ([*TRAIN, "--config.model.multipliers=ab"], "a tuple, such as (1, 2)"),
     "batch over devices": (
         [*TRAIN, "--config.train.batch_size=100"],
-        "does not divide over 8 devices (parallel.count) x",
+        "cannot be divided over 8 devices (parallel.num_devices)",
     ),
     "batch over parts": ([*TRAIN, "--config.train.accumulate=3"], "make it a multiple of 24"),
-    "size that cannot be halved": ([*TRAIN, "--config.data.image_size=9"], "cannot be halved 1 times"),
+    "size that cannot be halved": (
+        [*TRAIN, "--config.data.image_size=9"],
+        "must be a multiple of 2, as model.multipliers halves",
+    ),
     "attention at no level": ([*TRAIN, "--config.model.attention_resolutions=(5,)"], "attention_resolutions"),
     "unknown data set": ([*TRAIN, "--config.data.name=digit"], "did you mean 'digits'?"),
     "not prepared": ([*TRAIN, "--config.data.name=cifar10", "--config.data.dir=WORKDIR"], "tfds build cifar10"),
@@ -65,16 +65,19 @@ CASES = {
         ],
         "diffjax.data.prepare emoji",
     ),
-    "unwritable workdir": (["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"], "cannot write to --workdir"),
+    "unwritable workdir": (
+        ["train", f"--config={CONFIG}", "--workdir=/proc/nowhere"],
+        "nowhere: cannot be written",
+    ),
     "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "has 1 to 1000 steps, not 2000"),
     "eps without signal": (
         [*TRAIN, "--config.diffusion.parameterization=eps", "--config.diffusion.zero_terminal_snr=True"],
-        "where no signal is left (alpha = 0): choose v, x0, flow or edm",
+        "where no signal is left (alpha = 0); choose v, x0, flow or edm",
     ),
     "evaluate without a metric": (["evaluate", "--workdir=WORKDIR"], "--metrics is missing"),
     "unknown metric": (["evaluate", "--workdir=WORKDIR", "--metrics=nil"], "did you mean 'nll'?"),
     "evaluate nothing": (["evaluate", "--workdir=WORKDIR", "--metrics=nll"], "is not a run"),
-    "optimiser schedule": ([*TRAIN, "--config.train.schedule=cosin"], "did you mean 'cosine'?"),
+    "learning-rate schedule": ([*TRAIN, "--config.train.learning_rate_schedule=cosin"], "did you mean 'cosine'?"),
     "sample from nothing": (["sample", "--workdir=WORKDIR", "--out=x.png"], "is not a run"),
     "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
     "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
@@ -85,25 +88,31 @@ CASES = {
         "takes no config overrides",
     ),
     "a flag for a verb": (["--workdir=WORKDIR"], "--workdir=WORKDIR: the verb comes first"),
-    "a field twice": ([*TRAIN, "--config.seed=1", "--config.seed=2"], "--config.seed=2: the field is given twice"),
-    "Arabic digits for a field": ([*TRAIN, "--config.train.steps=\u0663"], "train.steps is a whole number"),
-    "a seed that repeats another": ([*TRAIN, "--config.seed=4294967296"], "--config.seed=4294967296: a whole number"),
-    "a negative seed of a run": ([*TRAIN, "--config.seed=-1"], "--config.seed=-1: a whole number from 0"),
-    "a rate that overflows": ([*TRAIN, "--config.train.learning_rate=1e400"], "train.learning_rate is a number"),
-    "a field of spaces": ([*TRAIN, "--config.train.steps= "], "train.steps is a whole number"),
+    "a field twice": ([*TRAIN, "--config.seed=1", "--config.seed=2"], "--config.seed=2: the field is set twice"),
+    "Arabic digits for a field": ([*TRAIN, "--config.train.steps=\u0663"], "train.steps must be a whole number"),
+    "a seed that repeats another": (
+        [*TRAIN, "--config.seed=4294967296"],
+        "--config.seed=4294967296: must be a whole number",
+    ),
+    "a negative seed of a run": ([*TRAIN, "--config.seed=-1"], "--config.seed=-1: must be a whole number from 0"),
+    "a rate that overflows": ([*TRAIN, "--config.train.learning_rate=1e400"], "train.learning_rate must be a number"),
+    "a field of spaces": ([*TRAIN, "--config.train.steps= "], "train.steps must be a whole number"),
     "benchmark to a picture": (["benchmark", f"--config={CONFIG}", "--out=x.png"], "--out=x.png: the name must end in"),
     "steps of no run": (
         ["benchmark", f"--config={CONFIG}", "--communication=2", "--steps=3"],
-        "--steps has no effect with --communication",
+        "--steps: has no effect with --communication",
     ),
-    "devices in superscript": (["benchmark", f"--config={CONFIG}", "--communication=\u00b2"], "numbers of devices"),
+    "devices in superscript": (
+        ["benchmark", f"--config={CONFIG}", "--communication=\u00b2"],
+        "must be numbers of devices",
+    ),
     "sweep of nothing": (["sweep", "--workdir=WORKDIR", "--steps=5"], "is not a run"),
     "benchmark of nothing": (["benchmark"], "--config is missing"),
 }
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_one_clear_line(case, tmp_path, capsys):
+def test_bad_input_is_reported_in_one_line(case, tmp_path, capsys):
     arguments, message = CASES[case]
     code = cli.main(["launch.py", *(a.replace("WORKDIR", str(tmp_path / "run")) for a in arguments)])
     error = capsys.readouterr().err
@@ -111,108 +120,100 @@ def test_one_clear_line(case, tmp_path, capsys):
     assert error.startswith("error: ")
     assert message.replace("WORKDIR", str(tmp_path / "run")) in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()  # nothing half made
+    assert not (tmp_path / "run").exists()  # no partial run
 
 
-@pytest.mark.parametrize(
-    "argument",
-    [
-        "--steps=21",
-        "--steps=2,3",
-        "--label=10",
-        "--eta=x",
-        "--guidance=x",
-        "--sampler=dim",
-        "--sampler=ddim(eta=x)",
-        "--checkpoint=7",
-        "--image=test:0",
-        "--image=test:1000 --strength=0.5",
-        "--image=nowhere.png --strength=0.5",
-        "--strength=0.5",
-        "--mask=left",
-        "--interpolate=3 --image=test:1",
-        "--classifier=nowhere",
-        "--weak_scale=2",
-    ],
-)
-def test_sample_and_its_run_must_fit(argument, workdir, tmp_path, capsys):
-    capsys.readouterr()
-    flags = [f"--workdir={workdir}", f"--out={tmp_path}/x.png", *argument.split()]
-    assert cli.main(["launch.py", "sample", *flags]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1
-    assert error[0].startswith("error: ")
+@pytest.fixture(scope="module")
+def opened(workdir):
+    return diffjax.load(workdir)
+
+
+@pytest.fixture
+def without_loading(opened, monkeypatch):
+    """Returns the run loaded once, in the place of loading it for each command."""
+    for verb in (sample, sweep, evaluate):
+        monkeypatch.setattr(verb, "load", lambda path, step=None: opened if step is None else diffjax.load(path, step))
+
+
+# Flags of `sample` that do not fit a class-conditional diffusion model of digits at 4 of 20 steps.
+SAMPLE_CASES = {
+    "--steps=21": "21",
+    "--steps=2,3": "--steps=2,3: must be one value",
+    "--label=10": "--label=10: must be from 0 to 9",
+    "--eta=x": "--eta=x: must be numbers",
+    "--guidance=x": "--guidance=x: must be numbers",
+    "--sampler=dim": "did you mean 'ddim'?",
+    "--sampler=ddim(eta=x)": "sampler='ddim(eta=x)'",
+    "--checkpoint=7": "7",
+    "--image=test:0": "--image: requires --strength (to edit it), --mask (to inpaint it) or --interpolate",
+    "--image=test:1000 --strength=0.5": "--image=test:1000: must be below test:360",
+    "--image=nowhere.png --strength=0.5": "--image=nowhere.png: there is no such file",
+    "--strength=0.5": "--strength: requires --image",
+    "--mask=left": "--mask: requires --image",
+    "--image=test:0 --mask=left --strength=0.5": "--strength: is not supported with --mask",
+    "--image=test:0 --strength=0.5 --resample_steps=2": "--resample_steps: is not supported with --strength",
+    "--interpolate=3 --image=test:1": "requires two images",
+    "--classifier=nowhere": "nowhere",
+    "--weak_scale=2": "--weak_scale: requires --weak=RUN",
+    "--clip_scale=2": "requires a pipeline with a noised_clip stage",
+    "--invert": "--invert: requires an unCLIP pipeline (this run: system=ddpm)",
+    "--components=1": "--components: requires an unCLIP pipeline",
+    "--prompt=x": "--prompt: requires a text-conditioned model (this run: system=ddpm)",
+    "--best_of=4": "--best_of: requires a text-conditioned model",
+    "--initial_image=test:0": "--initial_image: requires an autoregressive prior",
+    "--keep_fraction=0.5": "--keep_fraction: requires --initial_image",
+}
+
+
+@pytest.mark.parametrize("flags", SAMPLE_CASES)
+def test_flags_of_sample_that_do_not_fit_the_run(flags, workdir, without_loading, tmp_path, capsys):
+    error = refused(capsys, "sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", *flags.split())
+    assert SAMPLE_CASES[flags] in error
     assert not (tmp_path / "x.png").exists()
 
 
-@pytest.mark.parametrize("argument", ["--steps=x", "--steps=21", "--grid=karas", "--split=tset", "--num=0"])
-def test_evaluate_and_its_run_must_fit(argument, workdir, capsys):
-    capsys.readouterr()
-    assert cli.main(["launch.py", "evaluate", f"--workdir={workdir}", "--metrics=nll,reconstruction", argument]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1
-    assert error[0].startswith("error: ")
+METRIC_CASES = [
+    ("evaluate", "nll,reconstruction", ["--steps=x"], "--steps=x"),
+    ("evaluate", "nll,reconstruction", ["--steps=5,21"], "21"),
+    ("evaluate", "nll,reconstruction", ["--grid=karas"], "karas"),
+    ("evaluate", "nll,reconstruction", ["--split=tset"], "tset"),
+    ("evaluate", "nll,reconstruction", ["--num=0"], "--num=0"),
+    ("evaluate", "reconstruction", ["--lpips=one.pth"], "must be two files, BACKBONE,LINEAR"),
+    ("evaluate", "nll,fid", [], "--inception=FILE"),
+    ("evaluate", "fid", ["--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
+    ("evaluate", "recon_fd_pixels", [], "--metrics=recon_fd_pixels"),
+    ("evaluate", "nll,caption_accuracy", [], "--metrics=caption_accuracy: requires text-conditional samples"),
+    ("evaluate", "nll,accuracy", [], "--metrics=accuracy"),
+    ("evaluate", "nll,cmmd", [], "--clip=RUN"),
+    ("evaluate", "nll,precision_recall_pixels", ["--num=5"], "requires at least 6 images, not 5; raise --num"),
+    ("evaluate", "nll,fd_pixels", ["--num=3"], "requires at least 4 images"),
+    ("evaluate", "nll,fd_pixels", ["--reference=tset"], "tset"),
+    ("evaluate", "nll,fd_pixels", ["--steps=2,3"], "must be one value"),
+    ("sweep", "fd_pixel", ["--steps=2"], "did you mean 'fd_pixels'?"),
+    ("sweep", "kid", ["--steps=2"], "--inception=FILE"),
+    ("sweep", "fd_pixels,caption_accuracy", ["--steps=2"], "--metrics=caption_accuracy: requires text-conditional"),
+    ("sweep", "fd_pixels,cmmd", ["--steps=2"], "--clip=RUN"),
+    ("sweep", "kd_pixels", ["--steps=2", "--num=3"], "requires at least 4 images"),
+    ("sweep", "is", ["--steps=2", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
+]
 
 
-@pytest.mark.parametrize(
-    ("verb", "flags", "message"),
-    [
-        ("evaluate", ["--metrics=fid"], "download https://"),
-        ("evaluate", ["--metrics=fid", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
-        ("evaluate", ["--metrics=fd_pixels", "--steps=2,3"], "give one value here"),
-        ("evaluate", ["--metrics=fd_pixels", "--reference=tset"], "tset"),
-        ("evaluate", ["--metrics=rfd_pixels"], "is a run of system=ddpm, without one"),
-        ("evaluate", ["--metrics=reconstruction", "--lpips=one.pth"], "name two files, BACKBONE,LINEAR"),
-        ("sweep", ["--metrics=fd_pixel", "--steps=2"], "did you mean 'fd_pixels'?"),
-        ("sweep", ["--metrics=kid", "--steps=2"], "give --inception=FILE"),
-    ],
-)
-def test_a_measure_and_its_run_must_fit(verb, flags, message, workdir, capsys):
-    capsys.readouterr()
-    assert cli.main(["launch.py", verb, f"--workdir={workdir}", *flags]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1
-    assert message in error[0]
-
-
-@pytest.mark.parametrize(
-    ("verb", "flags", "message"),
-    [
-        ("evaluate", ["--metrics=nll,fid"], "give --inception=FILE"),
-        ("evaluate", ["--metrics=nll,captions"], "--metrics=captions: requires text-conditional samples"),
-        ("evaluate", ["--metrics=nll,accuracy"], "--metrics=accuracy"),
-        ("evaluate", ["--metrics=nll,cmmd"], "--clip=RUN"),
-        ("evaluate", ["--metrics=nll,manifold_pixels", "--num=5"], "requires at least 6 images, not 5; raise --num"),
-        ("evaluate", ["--metrics=nll,fd_pixels", "--num=3"], "requires at least 4 images"),
-        ("evaluate", ["--metrics=nll,fd_pixels", "--reference=tset"], "tset"),
-        ("evaluate", ["--metrics=nll,fd_pixels", "--steps=2,3"], "give one value here"),
-        ("evaluate", ["--metrics=nll,reconstruction", "--steps=5,21"], "21"),
-        (
-            "sweep",
-            ["--metrics=fd_pixels,captions", "--steps=2"],
-            "--metrics=captions: requires text-conditional samples",
-        ),
-        ("sweep", ["--metrics=fd_pixels,cmmd", "--steps=2"], "--clip=RUN"),
-        ("sweep", ["--metrics=kd_pixels", "--steps=2", "--num=3"], "requires at least 4 images"),
-        ("sweep", ["--metrics=is", "--steps=2", "--inception=nowhere.pth"], "--inception=nowhere.pth: no such file"),
-    ],
-)
-def test_a_measure_that_cannot_be_is_refused_before_anything_is_computed(
-    verb, flags, message, workdir, capsys, monkeypatch
+@pytest.mark.parametrize(("verb", "metrics", "flags", "message"), METRIC_CASES)
+def test_unsupported_metrics_are_refused_before_anything_is_computed(
+    verb, metrics, flags, message, workdir, without_loading, capsys, monkeypatch
 ):
-    fail = lambda *_, **__: pytest.fail("computed")  # noqa: E731
-    monkeypatch.setitem(evaluation.OF_DATA, "nll", {"model": fail})
-    monkeypatch.setattr(Generator, "__call__", fail)
+    def fail(*_, **__):
+        pytest.fail("computed")
+
+    monkeypatch.setattr(SampleRunner, "__call__", fail)
     monkeypatch.setattr(samples.Measurer, "__init__", fail)
-    capsys.readouterr()
-    assert cli.main(["launch.py", verb, f"--workdir={workdir}", *flags]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and message in error
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    assert message in refused(capsys, verb, f"--workdir={workdir}", f"--metrics={metrics}", *flags)
 
 
-def test_missing_weights_are_found_before_the_run_is_opened(workdir, monkeypatch, capsys):
+def test_missing_weights_are_reported_before_the_run_is_loaded(workdir, monkeypatch, capsys):
     for verb in (evaluate, sweep):
-        monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("opened"))
+        monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("loaded"))
     for verb in ("evaluate", "sweep"):
         assert cli.main(["launch.py", verb, f"--workdir={workdir}", "--metrics=fid"]) == 2
         assert "download https://" in capsys.readouterr().err
@@ -225,40 +226,34 @@ def test_a_run_without_a_checkpoint(tmp_path, capsys):
         assert "has no checkpoint yet" in capsys.readouterr().err
 
 
-def parsed(verb: str, *argv: str) -> flags.Arguments:
-    declared = flags.Flags()
-    importlib.import_module(f"diffjax.commands.{verb}").define(declared)
-    return flags.parse(declared, [verb, *argv])
-
-
 @pytest.mark.parametrize("blank", ["", " ", "\t"])
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_no_flag_of_any_verb_may_be_blank(verb, blank):
+def test_blank_flags_are_refused(verb, blank):
     for name in parsed(verb).values:
-        with pytest.raises(UserError) as refused:
+        with pytest.raises(UserError) as raised:
             parsed(verb, f"--{name}={blank}")
-        assert str(refused.value).startswith(f"--{name}="), name
+        assert str(raised.value).startswith(f"--{name}="), name
 
 
 @pytest.mark.parametrize("text", [",", "a,", ",a", "a,,b", "a, ,b"])
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_no_entry_of_a_list_may_be_blank(verb, text):
-    """The sampler's settings are read where they become a plan's."""
+def test_blank_entries_of_lists_are_refused(verb, text):
+    """Sampling settings are parsed later than other flags."""
     for name in parsed(verb).values:
         if name in flags._LISTS:
             with pytest.raises(UserError, match=f"--{name}={text}: an entry is empty"):
                 parsed(verb, f"--{name}={text}")
     for name in settings.SETTINGS if verb in ("sample", "sweep", "evaluate") else ():
         with pytest.raises(UserError, match=f"--{name}={text}: an entry is empty"):
-            settings.values(parsed(verb, f"--{name}={text}"), name)
+            settings.setting_values(parsed(verb, f"--{name}={text}"), name)
 
 
 FLAGS = {
-    "twice": (["--num=3", "--num=3"], "--num=3: the flag is given twice"),
-    "twice in two forms": (["--invert", "--noinvert"], "the flag is given twice"),
+    "twice": (["--num=3", "--num=3"], "--num=3: the flag is set twice"),
+    "twice in two forms": (["--invert", "--noinvert"], "the flag is set twice"),
     "unknown": (["--promt=x"], "unknown flag 'promt': did you mean 'prompt'?"),
     "of absl": (["--flagfile=x"], "unknown flag 'flagfile'"),
-    "no value": (["--num"], "--num has no value: write --num=VALUE"),
+    "no value": (["--num"], "--num has no value; write --num=VALUE"),
     "no value before a flag": (["--out", "--num=3"], "--out has no value"),
     "a word": (["--num=3", "samples"], "unexpected argument 'samples'"),
     "Arabic digits": (["--num=\u0663"], "--num=\u0663: must be a whole number from 1 to 10,000,000"),
@@ -278,28 +273,28 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("case", FLAGS)
-def test_a_flag_is_refused_in_one_line(case):
+def test_bad_flags_are_refused_in_one_line(case):
     argv, message = FLAGS[case]
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as raised:
         parsed("sample", *argv)
-    assert message in str(refused.value)
-    assert len(str(refused.value)) <= 2000 and str(refused.value).isprintable()
+    assert message in str(raised.value)
+    assert len(str(raised.value)) <= 2000 and str(raised.value).isprintable()
 
 
-def test_the_forms_of_a_flag():
+def test_forms_of_flags():
     found = parsed(
         "sample", "--num", "1_000", "-seed=3", "--invert", "--strength=5e-1", "--prompt=a, b,", "--label", "0"
     )
     assert (found.num, found.seed, found.invert, found.strength, found.label) == (1000, 3, True, 0.5, 0)
-    assert found.prompt == "a, b,"  # no list
-    assert found.given == {"num", "seed", "invert", "strength", "prompt", "label"}
+    assert found.prompt == "a, b,"  # not a list
+    assert found.given_flags == {"num", "seed", "invert", "strength", "prompt", "label"}
     assert parsed("train", "--noallow_config_change").allow_config_change is False
     found = parsed("train", "--config.train.steps=3", "--allow_config_change=true")
     assert found.overrides == ["--config.train.steps=3"]
 
 
 @pytest.mark.parametrize("text", ["\u0663", "1e400", "1e-400", "nan", "0x1", "1 0", "", "--1", "1,", "infinity"])
-def test_what_is_no_number(text):
+def test_text_that_is_not_a_number(text):
     with pytest.raises(ValueError, match=r"number|range"):
         flags.number(text)
 
@@ -309,13 +304,13 @@ def test_numbers():
     assert [flags.number(text) for text in texts] == [3, -0.5, 0.5, 5, 1e-3, 1000, math.inf, -math.inf, 0]
 
 
-# A sampler's settings that are replaced, or have no effect, for a run at guidance 2 in 4 of 20 steps.
+# Settings that are replaced or have no effect, for a run at guidance 2 in 4 of 20 steps.
 NOTES = {
-    "--steps=3 --grid=sections(3,2)": "--steps=3: replaced by 5, the steps of the grid",
+    "--steps=3 --grid=sections(3,2)": "--steps=3: replaced by 5, the number of steps of the grid",
     "--guidance=1 --guidance_rescale=0.5": "--guidance_rescale=0.5: has no effect at guidance=1",
     "--guidance=1 --guidance_low=0.5": "--guidance_low=0.5: has no effect at guidance=1",
     "--guidance=1 --guidance_high=2": "--guidance_high=2: has no effect at guidance=1",
-    "--guidance=2 --guidance_low=2 --guidance_high=1": "no level is between them",
+    "--guidance=2 --guidance_low=2 --guidance_high=1": "the interval is empty",
     "--weak=SELF": "--weak: has no effect at weak_scale=1",
     "--steps=3": None,
     "--guidance=1 --weak=SELF --weak_scale=2 --guidance_low=0.5": None,
@@ -324,37 +319,37 @@ NOTES = {
 
 
 @pytest.mark.parametrize("given", NOTES)
-def test_a_setting_without_effect_is_noted_once(given, workdir, capsys):
+def test_settings_without_effect_are_noted_once(given, workdir, opened, capsys):
     arguments = parsed("sample", *given.replace("SELF", str(workdir)).split())
-    trained = diffjax.load(workdir)
-    system, _ = settings.with_guides(arguments, trained)
+    model, _ = settings.attach_guidance_models(arguments, opened)
+    make_settings = settings.SettingsFactory(arguments, model, opened)
     capsys.readouterr()
     for _ in range(2):
-        system.plan(trained.config.sampler, **settings.one_cell(arguments))
+        make_settings(**settings.single_setting(arguments))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (NOTES[given] is not None)
     assert all(line.startswith("note: ") and NOTES[given] in line for line in lines)
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Black images in the place of samples, and the batch sizes that were asked for."""
+def black_samples(monkeypatch, without_loading):
+    """Replaces samples by black images; returns the batch sizes."""
     sizes = []
 
     def init(self, system, *, batch_size):
         sizes.append(batch_size)
 
-    def call(self, variables, seeds, condition, plan, progress):
+    def call(self, variables, seeds, conditions, settings, progress):
         return np.zeros((len(seeds), 8, 8, 1), np.uint8)
 
-    monkeypatch.setattr(Generator, "__init__", init)
-    monkeypatch.setattr(Generator, "__call__", call)
+    monkeypatch.setattr(SampleRunner, "__init__", init)
+    monkeypatch.setattr(SampleRunner, "__call__", call)
     return sizes
 
 
 SAMPLE_NOTES = {
-    "--num=4 --batch_size=9": (4, "--batch_size=9: the samples, 4, are drawn in one batch"),
-    "--num=20 --batch_size=12": (12, "--batch_size=12: rounded up to 16, as a batch is divided over 8 devices"),
+    "--num=4 --batch_size=9": (4, "--batch_size=9: there are 4 samples, in one batch"),
+    "--num=20 --batch_size=12": (12, "--batch_size=12: rounded up to 16, a multiple of the 8 devices"),
     "--num=20 --batch_size=16": (16, None),
     "--num=4": (4, None),
     "--num=4 --image=test:0 --strength=0.6": (4, "--strength=0.6: rounded to whole steps, the last 2 of 4"),
@@ -364,15 +359,15 @@ SAMPLE_NOTES = {
 
 
 @pytest.mark.parametrize("given", SAMPLE_NOTES)
-def test_what_sample_rounds_is_noted(given, undrawn, workdir, tmp_path, capsys):
+def test_rounding_by_sample_is_noted(given, black_samples, workdir, tmp_path, capsys):
     size, message = SAMPLE_NOTES[given]
     assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", *given.split()) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert undrawn == [size]
+    assert black_samples == [size]
     assert notes == ([f"note: {message}"] if message else [])
 
 
-def test_no_file_beside_the_output_is_touched(undrawn, workdir, tmp_path):
+def test_sample_changes_no_other_file(black_samples, workdir, tmp_path):
     names = ["a.new", "a.tmp", "a.png.new", "a.png.tmp", "a.npz.npz", ".a.png.tmp", "a"]
     for name in names:
         (tmp_path / name).write_text(name)
@@ -382,43 +377,43 @@ def test_no_file_beside_the_output_is_touched(undrawn, workdir, tmp_path):
     assert all((tmp_path / name).read_text() == name for name in names)
 
 
-def test_a_class_conditional_stage_has_the_label_of_its_picture(workdir):
-    run = diffjax.load(workdir)
-    digits = data.open_source("digits", directory="", split="test", image_size=8, background="white")
-    assert edits._label(parsed("sample", "--image=test:3"), run) == digits.__getitems__([3])[0]["label"]
-    assert edits._label(parsed("sample", "--image=test:3", "--label=4"), run) == 4
+def test_variations_have_the_label_of_their_image(opened):
+    run = opened
+    digits = data.open_dataset("digits", directory="", split="test", image_size=8, background="white")
+    assert edits.image_label(parsed("sample", "--image=test:3"), run) == digits.__getitems__([3])[0]["label"]
+    assert edits.image_label(parsed("sample", "--image=test:3", "--label=4"), run) == 4
     with pytest.raises(UserError, match="--label is missing"):
-        edits._label(parsed("sample", "--image=x.png"), run)
+        edits.image_label(parsed("sample", "--image=x.png"), run)
 
 
-def test_seeds_beyond_32_bits_would_repeat_others(workdir):
-    run = diffjax.load(workdir)
-    draw = Generator(run.system, batch_size=8)
+def test_seeds_of_more_than_32_bits_are_refused(opened):
+    run = opened
+    draw = SampleRunner(run.system, batch_size=8)
     for seeds in ([0, 2**32], [-1]):
         with pytest.raises(UserError, match=r"must be below 2\*\*32"):
             draw(run.variables, seeds, {"label": np.zeros(len(seeds), np.int32)}, None)
 
 
-OPENED = {
+FILE_CASES = {
     "--image=none.png --strength=0.5": "--image=none.png: there is no such file; name an image file, or SPLIT:INDEX",
     "--image=TMP --strength=0.5": "--image=TMP: is a folder",
     "--image=test:0 --mask=lft": "--mask=lft: there is no such file; name an image file, or left, right",
     "--image=test:0,none.png --interpolate=3": "--image=none.png: there is no such file",
-    "--label=10": "--label=10: this run has the classes 0 to 9",
+    "--label=10": "--label=10: must be from 0 to 9",
     "--classifier=TMP": "TMP is not a run",
     "--weak=TMP": "TMP is not a run",
     "--clip=TMP": "TMP is not a run",
-    "--prompts=none.txt": "cannot read --prompts=none.txt",
+    "--prompts=none.txt": "--prompts=none.txt: cannot be read",
     "--out=TMP/folder.png": "--out=TMP/folder.png: is a folder; name a file",
-    "--out=TMP/file/x.png": "cannot write to --out=TMP/file/x.png",
-    "--out=/proc/none/x.png": "cannot write to --out=/proc/none/x.png",
-    "--out=TMP/NAME.png": "cannot write to --out=TMP/",
+    "--out=TMP/file/x.png": "--out=TMP/file/x.png: cannot be written",
+    "--out=/proc/none/x.png": "--out=/proc/none/x.png: cannot be written",
+    "--out=TMP/NAME.png": "cannot be written",
 }
 
 
-@pytest.mark.parametrize("given", OPENED)
-def test_a_bad_file_or_label_is_refused_before_the_run_is_opened(given, workdir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("the run was opened"))
+@pytest.mark.parametrize("given", FILE_CASES)
+def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(given, workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("loaded"))
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())
@@ -427,17 +422,17 @@ def test_a_bad_file_or_label_is_refused_before_the_run_is_opened(given, workdir,
     assert launch("sample", f"--workdir={workdir}", *argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert OPENED[given].replace("TMP", str(tmp_path)) in error
-    assert sorted(tmp_path.iterdir()) == before  # no folder of --out is left
+    assert FILE_CASES[given].replace("TMP", str(tmp_path)) in error
+    assert sorted(tmp_path.iterdir()) == before  # the folder of --out is not created
 
 
-def test_a_value_that_is_listed_twice_is_noted(capsys):
+def test_duplicate_values_are_noted(capsys):
     arguments = parsed("sweep", "--steps=5,7,5", "--eta=0")
-    assert [cell["steps"] for cell in settings.cells(arguments)] == [5, 7]
-    assert capsys.readouterr().err == "note: --steps=5,7,5: a value is listed twice, and drawn once\n"
+    assert [cell["steps"] for cell in settings.setting_grid(arguments)] == [5, 7]
+    assert capsys.readouterr().err == "note: --steps=5,7,5: a value is listed twice, and sampled once\n"
 
 
-def test_an_option_is_set_in_one_place(workdir, tmp_path, capsys):
+def test_an_option_is_set_in_one_place(workdir, without_loading, tmp_path, capsys):
     for verb, out in (("sample", [f"--out={tmp_path}/x.png"]), ("sweep", [])):
         assert launch(verb, f"--workdir={workdir}", "--sampler=ddim(eta=0.5)", "--eta=1", *out) == 2
         assert "--sampler=ddim(eta=0.5): eta is also set by its own flag" in capsys.readouterr().err
@@ -467,7 +462,7 @@ def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monke
         os.kill(os.getpid(), stop)
         time.sleep(60)
 
-    module = importlib.import_module(f"diffjax.commands.{verb}")
+    module = importlib.import_module(f"diffjax.cli.{verb}")
     monkeypatch.setattr(module, "load", killed)
     argv = {
         "sample": [f"--out={tmp_path}/x.png"],
@@ -476,8 +471,8 @@ def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monke
         "export": [f"--out={tmp_path}/x"],
     }
     assert launch(verb, f"--workdir={workdir}", *argv[verb]) == code
-    said = capsys.readouterr()
-    assert said.err.startswith("stopped by ") and said.err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("stopped by ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -491,15 +486,18 @@ def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess:
 
 ENVIRONMENTS = {
     "unknown platform": ({"JAX_PLATFORMS": "nonsense"}, "JAX_PLATFORMS=nonsense: "),
-    "platform that is not there": ({"JAX_PLATFORMS": "rocm"}, "JAX_PLATFORMS=rocm: "),
+    "missing platform": ({"JAX_PLATFORMS": "rocm"}, "JAX_PLATFORMS=rocm: "),
     "unknown flag of XLA": ({"XLA_FLAGS": "--nonsense"}, "XLA_FLAGS=--nonsense: Unknown flag in XLA_FLAGS"),
-    "no flag of XLA": ({"XLA_FLAGS": "nonsense"}, "XLA_FLAGS=nonsense: "),
+    "not a flag": ({"XLA_FLAGS": "nonsense"}, "XLA_FLAGS=nonsense: "),
     "bad value for XLA": ({"XLA_FLAGS": "--xla_force_host_platform_device_count=x"}, "interpret value x for flag"),
 }
 
 
-@pytest.mark.parametrize("case", ENVIRONMENTS)
-def test_a_broken_environment_is_one_line(case, workdir, tmp_path):
+@pytest.mark.parametrize(
+    "case",
+    [case if case == "unknown flag of XLA" else pytest.param(case, marks=pytest.mark.slow) for case in ENVIRONMENTS],
+)
+def test_a_bad_environment_is_reported_in_one_line(case, workdir, tmp_path):
     environment, message = ENVIRONMENTS[case]
     done = in_process("sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", **environment)
     assert (done.returncode, done.stdout) == (2, "")
@@ -510,19 +508,19 @@ STREAMS = {
     "closed": ("--help >&-", 0, ""),
     "both closed": ("trian >&- 2>&-", 2, ""),
     "full": ("--help >/dev/full", 2, "error: [Errno 28] No space left on device\n"),
-    "a reader that leaves": ("--help | true; exit ${PIPESTATUS[0]}", 0, ""),
-    "errors to a reader that leaves": ("trian 2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", 2, ""),
+    "closed pipe": ("--help | true; exit ${PIPESTATUS[0]}", 0, ""),
+    "closed pipe of errors": ("trian 2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", 2, ""),
 }
 
 
 @pytest.mark.parametrize("case", STREAMS)
-def test_streams_that_do_not_take_what_is_written(case):
+def test_closed_and_full_output_streams(case):
     argv, code, error = STREAMS[case]
     done = in_process(argv)
     assert (done.returncode, done.stderr) == (code, error)
 
 
-def test_what_an_encoding_lacks_is_escaped(tmp_path, capsys, monkeypatch):
+def test_characters_outside_of_the_encoding_are_escaped(tmp_path, capsys, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     with cli._output():
@@ -531,17 +529,17 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path, capsys, monkeypatch):
     assert stream.buffer.getvalue() == b"gr\\xfcn \\x1b[31m\nred\n"
 
 
-def test_only_a_progress_bar_moves_the_cursor(capsys):
+def test_only_progress_bars_keep_their_control_sequences(capsys):
     with cli._output():
         print("\r50%\n\x1b[A\x1b[2Jred", file=sys.stderr)
         print("\r50%\n\x1b[A\x1b[2Jred")
-    said = capsys.readouterr()
-    assert said.err == "\r50%\n\x1b[A\\x1b[2Jred\n"
-    assert said.out == "\\r50%\n\\x1b[A\\x1b[2Jred\n"
+    captured = capsys.readouterr()
+    assert captured.err == "\r50%\n\x1b[A\\x1b[2Jred\n"
+    assert captured.out == "\\r50%\n\\x1b[A\\x1b[2Jred\n"
 
 
-def test_a_first_answer_does_not_wait_for_jax():
-    code = "import sys; from diffjax import commands; codes = [commands.main(argv) for argv in ARGV]"
+def test_help_and_errors_do_not_import_jax():
+    code = "import sys; from diffjax import cli; codes = [cli.main(argv) for argv in ARGV]"
     code = code.replace(
         "ARGV", repr([["launch.py"], ["launch.py", "-h"], ["launch.py", "trian"], ["launch.py", "--x"]])
     )
@@ -573,4 +571,4 @@ def test_a_config_that_lacks_a_field(tmp_path, capsys):
         f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
     )
     assert cli.main(["launch.py", "train", f"--config={tmp_path}/c.py", f"--workdir={tmp_path}/run"]) == 2
-    assert capsys.readouterr().err.startswith("error: the config has no field 'timesteps'")
+    assert capsys.readouterr().err.startswith("error: the config does not have the field 'timesteps'")

@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch):
     def load(path, step=None):
         path = Path(path)
         config = ConfigDict({"whole": path.resolve() == source})
-        system = types.SimpleNamespace(text=config.whole, objective=types.SimpleNamespace(losses=True))
+        system = types.SimpleNamespace(text=True if config.whole else None, losses=True)
         return types.SimpleNamespace(workdir=Workdir(path), config=config, system=system, variables=variables, step=5)
 
     load.parts = ()

@@ -1,4 +1,4 @@
-"""What `--image` and `--mask` read from files: the pixels of data/image_files.py in the range of models."""
+"""Images and masks of `--image` and `--mask`, in the range of models."""
 
 import types
 
@@ -28,36 +28,36 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_is_cropped_and_composited_on_white(file, channels, capsys):
-    found = edits.picture(str(file), run(channels))
-    assert found.shape == (8, 8, channels)
-    np.testing.assert_allclose(found[:, :4], 1, atol=1e-6)
-    np.testing.assert_allclose(found[:, 4:], 51 / 127.5 - 1, atol=1e-6)
+    image = edits.load_image(str(file), run(channels))
+    assert image.shape == (8, 8, channels)
+    np.testing.assert_allclose(image[:, :4], 1, atol=1e-6)
+    np.testing.assert_allclose(image[:, 4:], 51 / 127.5 - 1, atol=1e-6)
     assert capsys.readouterr().err == f"{file} has 16x12 pixels: using the central 12x12\n"
 
 
 def test_an_image_of_a_transparent_run_keeps_alpha(file):
-    found = edits.picture(str(file), run(4))
-    np.testing.assert_allclose(found[:, :4], -1, atol=1e-6)
-    np.testing.assert_allclose(found[:, 4:, 3], 1, atol=1e-6)
+    image = edits.load_image(str(file), run(4))
+    np.testing.assert_allclose(image[:, :4], -1, atol=1e-6)
+    np.testing.assert_allclose(image[:, 4:, 3], 1, atol=1e-6)
 
 
 def test_a_mask_has_the_crop_of_its_image(file, tmp_path):
     white = np.zeros((24, 32), np.uint8)
     white[:, 4:16] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
-    found = edits._mask(str(tmp_path / "mask.png"), run(3).spec)
-    assert found.shape == (8, 8, 3) and found.dtype == np.float32
-    np.testing.assert_array_equal(found[..., 0], np.tile(np.arange(8) < 4, (8, 1)))
+    image = edits.load_mask(str(tmp_path / "mask.png"), run(3).spec)
+    assert image.shape == (8, 8, 3) and image.dtype == np.float32
+    np.testing.assert_array_equal(image[..., 0], np.tile(np.arange(8) < 4, (8, 1)))
 
 
 def test_a_named_region_is_a_mask():
-    found = edits._mask("right", run(3).spec)
-    np.testing.assert_array_equal(found, np.broadcast_to((np.arange(8) >= 4)[:, None], (8, 8, 3)))
+    image = edits.load_mask("right", run(3).spec)
+    np.testing.assert_array_equal(image, np.broadcast_to((np.arange(8) >= 4)[:, None], (8, 8, 3)))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
-    for read in (lambda path: edits.picture(path, run(3)), lambda path: edits._mask(path, run(3).spec)):
+    for read in (lambda path: edits.load_image(path, run(3)), lambda path: edits.load_mask(path, run(3).spec)):
         for name in ("a.png", "none.png"):
             with pytest.raises(UserError, match=name):
                 read(str(tmp_path / name))

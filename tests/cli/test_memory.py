@@ -1,4 +1,4 @@
-"""Long sweeps hold no more memory than short ones; running out of it is one line that says what to do."""
+"""Memory does not grow over many batches; running out of memory is reported in one line."""
 
 import gc
 
@@ -9,62 +9,64 @@ import pytest
 
 import diffjax
 from diffjax import cli
-from diffjax.errors import UserError, enough_memory
+from diffjax.errors import UserError, memory_limit_as_user_error
 from diffjax.evaluation.samples import Measurer
-from diffjax.evaluation.settings import Examples, Settings, over
+from diffjax.evaluation.settings import Examples, Settings, map_batches
 from diffjax.inference import batching
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.training.sharding import Devices
 
 MEBIBYTE = 2**20
 
 
 def held() -> tuple[int, float]:
-    """Arrays on the devices, and MiB of this process."""
+    """Returns the number of arrays on the devices, and the MiB of this process."""
     gc.collect()
     return len(jax.live_arrays()), psutil.Process().memory_info().rss / MEBIBYTE
 
 
-def stays_flat(draw, *, warm: int, rounds: int) -> None:
-    """Asserts that `rounds` more calls hold what the first `warm` did."""
+def check_constant(compute, *, warm: int, rounds: int) -> None:
+    """Asserts that `rounds` more calls hold as much as the first `warm`."""
     for i in range(warm):
-        draw(i)
+        compute(i)
     arrays, before = held()
     for i in range(warm, warm + rounds):
-        draw(i)
+        compute(i)
     after_arrays, after = held()
     assert after_arrays <= arrays
     assert after - before < 32, f"{after - before:.1f} MiB more after {rounds} rounds"
 
 
 @pytest.fixture(scope="module")
-def run(workdir):
+def trained(workdir):
     return diffjax.load(workdir)
 
 
-def test_many_cells_through_one_generator(run):
-    """A copy of the run's variables left at each call would be more than the bound."""
-    generator, label = Generator(run.system, batch_size=8), {"label": np.zeros(16, np.int32)}
-    measure = Measurer(["fd_pixels"], run)
+def test_memory_of_a_sweep(trained):
+    """A copy of the variables per call would exceed the bound."""
+    runner, conditions = SampleRunner(trained.system, batch_size=8), {"label": np.zeros(16, np.int32)}
+    measure = Measurer(["fd_pixels"], trained)
 
-    def draw(i):
-        plan = run.system.plan(run.config.sampler, guidance=1.0 + i / 100, steps=1 + i % 4, capacity=4)
-        measure(generator(run.variables, range(16), label, plan), label["label"])
+    def compute(i):
+        settings = trained.system.make_settings(
+            trained.config.sampler, guidance=1.0 + i / 100, steps=1 + i % 4, capacity=4
+        )
+        measure(runner(trained.variables, range(16), conditions, settings), conditions["label"])
 
-    stays_flat(draw, warm=3, rounds=24)
-    assert generator.compilations == 1
+    check_constant(compute, warm=3, rounds=12)
+    assert runner.compilations == 1
 
 
-def test_many_batches_of_a_measure(run):
-    """Of the loop that likelihoods and reconstructions are measured by."""
+def test_memory_of_a_metric():
+    """Tests the loop that computes likelihoods and reconstructions."""
     examples = Examples({"image": np.zeros((64, 8, 8, 1), np.uint8)})
     double = jax.jit(lambda keys, batch: 2.0 * batch["image"])
-    stays_flat(lambda i: over(Settings(batch_size=8), "doubling", double, examples), warm=3, rounds=40)
+    check_constant(lambda i: map_batches(Settings(batch_size=8), "doubling", double, examples), warm=3, rounds=40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sweep", "evaluate"])
-def test_a_verb_leaves_no_arrays_behind(verb, workdir):
+def test_a_verb_frees_its_arrays(verb, workdir):
     flags = {
         "sweep": ["--steps=1,2", "--eta=0,1", "--metrics=fd_pixels", "--num=8", "--batch_size=8"],
         "evaluate": ["--metrics=nll", "--num=8", "--batch_size=8", "--ode_steps=0", "--terms=1"],
@@ -76,29 +78,31 @@ def test_a_verb_leaves_no_arrays_behind(verb, workdir):
     assert counts[2] <= counts[1]
 
 
-def too_much(*_):
+def exhausted(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
 
 
-def test_a_step_that_does_not_fit(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Devices, "compile", lambda *_: too_much)
+def test_a_training_step_out_of_memory(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Devices, "compile", lambda *_: exhausted)
     assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={tmp_path}/run"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     for word in ("out of memory", "train.batch_size=16", "train.accumulate=1", "parallel.fsdp=1"):
         assert word in line
 
 
-def test_samples_that_do_not_fit():
-    """A real allocation, which no machine has the memory for."""
-    broken = batching.Spread(8).compile(lambda shared, batch: jax.numpy.zeros((len(batch), 2**42)) + batch[:, None])
+def test_a_batch_of_samples_out_of_memory():
+    """Allocates more memory than any machine has."""
+    broken = batching.DataParallelMap(8).compile(
+        lambda shared, batch: jax.numpy.zeros((len(batch), 2**42)) + batch[:, None]
+    )
     with pytest.raises(UserError, match="out of memory: a batch has 8: lower --batch_size"):
         broken(np.ones(1, np.float32), np.zeros(8, np.float32))
 
 
-def test_a_measure_that_does_not_fit():
+def test_a_metric_out_of_memory():
     examples = Examples({"image": np.zeros((6, 8, 8, 1), np.uint8)})
     with pytest.raises(UserError, match="out of memory: a batch has 4: lower --batch_size"):
-        over(Settings(batch_size=4), "", too_much, examples)
+        map_batches(Settings(batch_size=4), "", exhausted, examples)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def test_a_measure_that_does_not_fit():
         ("model.channels=1000000", ("training state", "parallel.fsdp")),
     ],
 )
-def test_what_cannot_fit_is_refused_first(override, words, config, tmp_path, capsys):
+def test_too_large_configs_are_refused_before_compilation(override, words, config, tmp_path, capsys):
     flags = [f"--config={config}", f"--workdir={tmp_path}/run", f"--config.{override}"]
     assert cli.main(["launch.py", "train", *flags]) == 2
     line = capsys.readouterr().err
@@ -116,6 +120,6 @@ def test_what_cannot_fit_is_refused_first(override, words, config, tmp_path, cap
     assert all(word in line for word in words)
 
 
-def test_other_errors_are_left_as_they_are():
-    with pytest.raises(RuntimeError, match="another"), enough_memory(""):
+def test_other_errors_are_not_changed():
+    with pytest.raises(RuntimeError, match="another"), memory_limit_as_user_error(""):
         raise RuntimeError("another")

@@ -39,7 +39,7 @@ def check_splits(found):
 
 
 def test_join_and_splits(packages):
-    found = emoji.entries(packages)
+    found = emoji.read_entries(packages)
     # In both styles, 43 emoji and two skin tones of 21 of them; and the copied heart in one.
     assert len(found) == 2 * (43 + 2 * 21) + 1
     assert 0 < check_splits(found) < 0.3
@@ -51,12 +51,12 @@ def test_join_and_splits(packages):
 
 
 def test_packages_may_lie_in_the_folder_itself(packages):
-    assert len(emoji.entries(packages / "node_modules")) == len(emoji.entries(packages))
+    assert len(emoji.read_entries(packages / "node_modules")) == len(emoji.read_entries(packages))
 
 
 def test_what_is_prepared(prepared, packages):
     train, test = records(prepared, "train"), records(prepared, "test")
-    distinct = {(entry.base, entry.caption) for entry in emoji.entries(packages)}
+    distinct = {(entry.base, entry.caption) for entry in emoji.read_entries(packages)}
     distinct.discard(("2765", "copied heart, google style"))  # the picture is the red heart's
     assert {(r["base"].decode(), r["caption"].decode()) for r in train + test} == distinct
     assert len(train) + len(test) == len(distinct)
@@ -70,7 +70,7 @@ def test_what_is_prepared(prepared, packages):
 
 def test_source_on_white_and_transparent(prepared):
     sources = [
-        data.open_source("emoji", directory=prepared, split="train", image_size=size, background=background)
+        data.open_dataset("emoji", directory=prepared, split="train", image_size=size, background=background)
         for size, background in ((64, "white"), (64, "transparent"), (32, "white"), (48, "transparent"))
     ]
     white, clear, small, resized = (source[3] for source in sources)
@@ -89,8 +89,8 @@ def test_source_on_white_and_transparent(prepared):
 
 def test_edges_do_not_darken(packages):
     """A disc of one colour keeps that colour wherever it shows, however small it is drawn."""
-    entry = next(e for e in emoji.entries(packages) if e.style == "fluent 3d" and e.path.stem.startswith("1f4"))
-    pixels = emoji.picture(entry.path, 32).astype(int)
+    entry = next(e for e in emoji.read_entries(packages) if e.style == "fluent 3d" and e.path.stem.startswith("1f4"))
+    pixels = emoji.load_image(entry.path, 32).astype(int)
     shown = pixels[pixels[..., 3] > 40]
     assert np.ptp(shown[:, :3], axis=0).max() <= 6  # rounding at low alpha
     assert len({*shown[:, 3]}) > 5  # and the edge is anti-aliased
@@ -103,7 +103,9 @@ def test_missing_package(missing, packages, tmp_path):
     for package in (packages / "node_modules").iterdir():
         if package.name != missing:
             (tmp_path / package.name).symlink_to(package)
-    with pytest.raises(UserError, match=f"{missing} is not in .*npm install emoji-datasource-google@16.0.0 @lobehub"):
+    with pytest.raises(
+        UserError, match=f"has no npm package {missing}; run `npm install emoji-datasource-google@16.0.0 @lobehub"
+    ):
         emoji.prepare(str(tmp_path), str(tmp_path), 32)
 
 
@@ -115,19 +117,19 @@ def test_a_damaged_package_is_named(packages, tmp_path, file, content):
     victim = shutil.copytree(packages, tmp_path / "copy") / "node_modules" / file
     victim.unlink() if content is None else victim.write_bytes(content)
     with pytest.raises(UserError, match=rf"{victim} .*run `npm install emoji-datasource-google@") as error:
-        emoji.entries(tmp_path / "copy")
+        emoji.read_entries(tmp_path / "copy")
     assert str(error.value).isprintable()
 
 
 def test_a_damaged_picture_is_named(packages, tmp_path):
-    found = emoji.entries(shutil.copytree(packages, tmp_path / "copy"))
+    found = emoji.read_entries(shutil.copytree(packages, tmp_path / "copy"))
     found[0].path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=f"{found[0].path}: cannot be read as an image"):
-        list(emoji.distinct(found, 32))
+        list(emoji.drop_duplicates(found, 32))
 
 
 def test_real_packages(real):
-    found = emoji.entries(real / "emoji")
+    found = emoji.read_entries(real / "emoji")
     assert collections.Counter(entry.style for entry in found) == {"google": 3786, "fluent 3d": 3375}
     assert 0.07 < check_splits(found) < 0.13
     assert {entry.group for entry in found} == set(data.class_names("emoji"))

@@ -147,14 +147,14 @@ def test_captions():
 
 def test_sources_of_many_at_once_and_of_one():
     """`__getitems__`, where a source has it, gives the same batches."""
-    source = data.open_source("digits", directory="", split="test", image_size=8)
+    source = data.open_dataset("digits", directory="", split="test", image_size=8)
     one_by_one = [source[i] for i in range(len(source))]
     fast, slow = (data.Batches(s, batch_size=100, seed=0, flip=True) for s in (source, one_by_one))
     assert same(fast.batch(5), slow.batch(5))
 
 
 def test_examples_are_left_as_they_are():
-    source = data.open_source("digits", directory="", split="test", image_size=8)
+    source = data.open_dataset("digits", directory="", split="test", image_size=8)
     before = [source[i]["image"].copy() for i in range(360)]
     data.Batches(source, batch_size=360, seed=0, flip=True).batch(0)["image"][:] = 0
     assert all(np.array_equal(source[i]["image"], image) for i, image in enumerate(before))
@@ -163,10 +163,10 @@ def test_examples_are_left_as_they_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch size 0 is not positive"),
-        ({"seed": -1}, "seed -1 is negative"),
+        ({"batch_size": 0}, "train.batch_size=0: must be positive"),
+        ({"seed": -1}, "seed=-1: must not be negative"),
         ({"source": Numbered(0)}, "no examples"),
-        ({"keys": ("image", "text")}, "no text: its examples hold image, label, caption"),
+        ({"keys": ("image", "text")}, "no text: its examples have image, label, caption"),
     ],
 )
 def test_errors(arguments, message):
@@ -215,7 +215,7 @@ def test_prefetch_to_a_device():
 
 def test_fast_enough_for_a_tiny_model():
     """Batches of 8 x 8 digits at more than 20,000 images a second on one core."""
-    source = data.open_source("digits", directory="", split="train", image_size=8)
+    source = data.open_dataset("digits", directory="", split="train", image_size=8)
     batches = data.Batches(source, batch_size=128, seed=0, flip=True)
     batches.batch(0)
     start = time.process_time()

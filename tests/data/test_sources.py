@@ -15,7 +15,7 @@ from diffjax.errors import UserError
 
 
 def open_digits(split, image_size=8):
-    return data.open_source("digits", directory="", split=split, image_size=image_size)
+    return data.open_dataset("digits", directory="", split=split, image_size=image_size)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def open_digits(split, image_size=8):
     ],
 )
 def test_spec(name, background, channels, classes):
-    assert data.spec(name, 24, background) == (24, channels, classes)
+    assert data.image_spec(name, 24, background) == (24, channels, classes)
     assert len(set(data.class_names(name))) == classes
 
 
@@ -87,7 +87,7 @@ def test_resize_does_not_mix_in_invisible_colours():
 def test_prepared_set_is_read_unchanged(cifar):
     directory, arrays = cifar
     for split, (images, labels) in arrays.items():
-        source = data.open_source("cifar10", directory=str(directory), split=split, image_size=32)
+        source = data.open_dataset("cifar10", directory=str(directory), split=split, image_size=32)
         expected = sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
         for _ in range(2):  # the second time from memory
             examples = source.__getitems__(list(range(len(source))))
@@ -98,7 +98,7 @@ def test_prepared_set_is_read_unchanged(cifar):
 def test_prepared_set_is_read_by_threads(cifar):
     batches = [
         data.Batches(
-            data.open_source("cifar10", directory=cifar[0], split="train", image_size=32), batch_size=7, seed=0
+            data.open_dataset("cifar10", directory=cifar[0], split="train", image_size=32), batch_size=7, seed=0
         )
         for _ in range(2)
     ]
@@ -110,8 +110,8 @@ def test_prepared_set_is_read_by_threads(cifar):
 
 def test_prepared_parts_and_resizing(cifar):
     directory, _ = cifar
-    whole = data.open_source("cifar10", directory=directory, split="train", image_size=32)
-    part = data.open_source("cifar10", directory=directory, split="train[10:15]", image_size=16)
+    whole = data.open_dataset("cifar10", directory=directory, split="train", image_size=32)
+    part = data.open_dataset("cifar10", directory=directory, split="train[10:15]", image_size=16)
     assert len(part) == 5
     mean = whole[12]["image"].astype(float).reshape(16, 2, 16, 2, 3).mean((1, 3))
     assert abs(part[2]["image"] - mean).max() <= 0.5 + 1e-6
@@ -125,11 +125,11 @@ def test_latest_version_is_read(cifar, tmp_path):
         target = tmp_path / "cifar10" / "3.0.10" / path.name
         target.write_bytes(path.read_bytes().replace(b'"3.0.2"', b'"3.0.10"'))
     (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{}")  # would fail if it were read
-    assert len(data.open_source("cifar10", directory=tmp_path, split="train", image_size=32)) == 40
+    assert len(data.open_dataset("cifar10", directory=tmp_path, split="train", image_size=32)) == 40
 
 
 def test_shapes_source():
-    source = data.open_source("shapes", directory="", split="train", image_size=32)
+    source = data.open_dataset("shapes", directory="", split="train", image_size=32)
     example = source[7]
     assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
     kind = data.class_names("shapes")[example["label"]]
@@ -139,28 +139,28 @@ def test_shapes_source():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: data.spec("cifar", 32), "did you mean 'cifar10'"),
+        (lambda d: data.image_spec("cifar", 32), "did you mean 'cifar10'"),
         (lambda d: data.class_names("cifar"), "did you mean 'cifar10'"),
-        (lambda d: data.spec("emoji", 32, "black"), "unknown background"),
-        (lambda d: data.spec("cifar10", 32, "transparent"), "no transparent background"),
-        (lambda d: data.spec("cifar10", 0), "data.image_size=0: a whole number from 1"),
+        (lambda d: data.image_spec("emoji", 32, "black"), "unknown background"),
+        (lambda d: data.image_spec("cifar10", 32, "transparent"), "no transparent background"),
+        (lambda d: data.image_spec("cifar10", 0), "data.image_size=0: must be a whole number from 1"),
         (lambda d: open_digits("val"), "unknown split"),
-        (lambda d: data.open_source("shapes", directory="", split="val", image_size=8), "unknown split"),
+        (lambda d: data.open_dataset("shapes", directory="", split="val", image_size=8), "unknown split"),
         (
-            lambda d: data.open_source("cifar10", directory="", split="train", image_size=32),
-            "no directory is set.*tfds build cifar10 --file_format=array_record --data_dir=DIR",
+            lambda d: data.open_dataset("cifar10", directory="", split="train", image_size=32),
+            "data.dir is not set.*tfds build cifar10 --file_format=array_record --data_dir=DIR",
         ),
         (
-            lambda d: data.open_source("fashion_mnist", directory=d, split="train", image_size=28),
+            lambda d: data.open_dataset("fashion_mnist", directory=d, split="train", image_size=28),
             "not prepared in .*tfds build fashion_mnist --file_format=array_record --data_dir=/",
         ),
         (
-            lambda d: data.open_source("emoji", directory=d, split="train", image_size=32),
+            lambda d: data.open_dataset("emoji", directory=d, split="train", image_size=32),
             "python -m diffjax.data.prepare emoji .*--image_size=32",
         ),
-        (lambda d: data.open_source("cifar10", directory=d, split="val", image_size=32), "choose from test, train"),
-        (lambda d: data.open_source("cifar10", directory=d, split="train[:1x]", image_size=32), "a part such as"),
-        (lambda d: data.open_source("cifar10", directory=d, split="train[:0]", image_size=32), "it is empty"),
+        (lambda d: data.open_dataset("cifar10", directory=d, split="val", image_size=32), "choose from test, train"),
+        (lambda d: data.open_dataset("cifar10", directory=d, split="train[:1x]", image_size=32), "a part such as"),
+        (lambda d: data.open_dataset("cifar10", directory=d, split="train[:0]", image_size=32), "it is empty"),
     ],
 )
 def test_errors_are_one_line_that_helps(call, message, cifar):
@@ -176,7 +176,7 @@ def test_wrong_format(cifar, tmp_path):
         target = tmp_path / "cifar10" / "3.0.2" / path.name.replace("array_record", "tfrecord")
         target.write_bytes(path.read_bytes().replace(b'"array_record"', b'"tfrecord"'))
     with pytest.raises(UserError, match="not in the array_record format"):
-        data.open_source("cifar10", directory=tmp_path, split="train", image_size=32)
+        data.open_dataset("cifar10", directory=tmp_path, split="train", image_size=32)
 
 
 def test_prepare_says_what_to_do(capsys):
@@ -186,7 +186,7 @@ def test_prepare_says_what_to_do(capsys):
     assert prepare.main(["emoji", "--data_dir=/d"]) == 1 and "npm install" in capsys.readouterr().err
     assert prepare.main(["emoji", "--manual_dir=/d"]) == 1 and "--data_dir" in capsys.readouterr().err
     assert prepare.main(["emoji", "--data_dir=/d", "--manual_dir=/nowhere"]) == 1
-    assert "emoji-datasource-google is not in /nowhere" in capsys.readouterr().err
+    assert "--manual_dir=/nowhere: has no npm package emoji-datasource-google" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ def test_prepare_says_what_to_do(capsys):
 )
 def test_real_sets(real, name, size, lengths):
     for split, length in zip(("train", "test"), lengths, strict=True):
-        source = data.open_source(name, directory=real / "tfds", split=split, image_size=size)
+        source = data.open_dataset(name, directory=real / "tfds", split=split, image_size=size)
         assert len(source) == length
         examples = source.__getitems__(list(range(200)))
-        assert all(e["image"].shape == (size, size, data.spec(name, size).channels) for e in examples)
+        assert all(e["image"].shape == (size, size, data.image_spec(name, size).channels) for e in examples)
         assert {int(e["label"]) for e in examples} == set(range(10))
 
 
@@ -214,7 +214,7 @@ def flipped(cifar, tmp_path):
 
 
 def opened(directory, corrupt):
-    return sources.open_source("cifar10", directory=str(directory), split="train", image_size=32, corrupt=corrupt)
+    return sources.open_dataset("cifar10", directory=str(directory), split="train", image_size=32, on_corrupt=corrupt)
 
 
 def harmed(source):
@@ -232,7 +232,7 @@ def harmed(source):
 def test_an_example_that_cannot_be_read_is_named(flipped):
     source = opened(flipped, "raise")
     assert len(harmed(source)) == 1
-    with pytest.raises(UserError, match=r"data\.corrupt='skip'"):
+    with pytest.raises(UserError, match=r"data\.on_corrupt='skip'"):
         source.__getitems__(range(len(source)))
 
 
@@ -254,7 +254,7 @@ def test_skipped_examples_are_counted_and_named_once_by_any_threads(capsys):
             raise OSError("gone\x1b[2J\nsecond line")
         return [{"image": np.full((1, 1, 1), i, np.uint8)} for i in indices]
 
-    source = sources.guarded(sources.Source(9, read), "numbers", skip=True)
+    source = sources.handle_corrupt_examples(sources.Source(9, read), "numbers", skip=True)
 
     def work(_):
         barrier.wait()
@@ -290,8 +290,10 @@ def test_an_unfinished_preparation_is_passed_over(cifar, tmp_path):
 def test_records_of_another_data_set_are_refused(cifar, tmp_path):
     """Labels outside the classes would be read as others; fewer channels fail much later."""
     copy = shutil.copytree(cifar[0] / "cifar10", tmp_path / "fashion_mnist")
-    source = sources.open_source("fashion_mnist", directory=str(copy.parent), split="train", image_size=32)
-    with pytest.raises(UserError, match=r"example 3 of fashion_mnist .* 3 channels and label \d, which fashion_mnist"):
+    source = sources.open_dataset("fashion_mnist", directory=str(copy.parent), split="train", image_size=32)
+    with pytest.raises(
+        UserError, match=r"example 3 of fashion_mnist .* 3 channels and label \d do not exist in fashion_mnist"
+    ):
         source[3]
 
 
@@ -300,8 +302,8 @@ def test_where_none_can_be_read_skipping_ends():
         raise OSError("gone")
 
     with pytest.raises(UserError, match="none of the 3 examples"):
-        sources.guarded(sources.Source(3, read), "nothing", skip=True)[0]
-    with pytest.raises(UserError, match=r"unknown data\.corrupt"):
+        sources.handle_corrupt_examples(sources.Source(3, read), "nothing", skip=True)[0]
+    with pytest.raises(UserError, match=r"unknown data\.on_corrupt"):
         opened("", "ignore")
 
 

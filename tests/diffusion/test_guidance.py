@@ -168,7 +168,7 @@ def test_a_classifiers_gradient_makes_the_unconditional_denoiser_conditional(alp
         denoise = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)
         denoised = denoise(jnp.asarray(x, jnp.float32), noise(alpha, sigma))
         np.testing.assert_allclose(denoised.x0, without, atol=1e-5)
-        np.testing.assert_allclose(denoised.gradient, scale * gradient, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(denoised.guidance_gradient, scale * gradient, rtol=1e-3, atol=1e-5)
         x0 = samplers._x0(denoised, noise(alpha, sigma))
         np.testing.assert_allclose(x0, without + scale * sigma**2 / alpha * gradient, atol=1e-4 * scale)
         if scale == 1.0:
@@ -182,7 +182,7 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
     def base(x, noise):
         share = jnp.full_like(x, 0.25) if function is variance.learned_range else None
-        return unconditional(x, noise)._replace(interpolation=share)
+        return unconditional(x, noise)._replace(variance_interpolation=share)
 
     denoise = guidance.classifier(base, classify, jnp.asarray(LABEL), scale)
     keys = jax.random.split(jax.random.key(0), B)
@@ -221,18 +221,21 @@ def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
 
     def base(x, noise):
         learned = jnp.full_like(x, share) if name == "learned_range" else None
-        return unconditional(x, noise)._replace(interpolation=learned, gradient=scale * jnp.sin(3 * x + noise.sigma))
+        return unconditional(x, noise)._replace(
+            variance_interpolation=learned, guidance_gradient=scale * jnp.sin(3 * x + noise.sigma)
+        )
 
-    monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: keys)  # a step is handed its noise as its keys
-    denoise = denoisers.thresholded(base, clipping.clip)
+    monkeypatch.setattr(samplers, "normal_each", lambda keys, shape, dtype: keys)  # the keys of a step are its noise
+    denoise = denoisers.with_clipping(base, clipping.clip)
     schedule = noise_schedules.linear(timesteps)
     sampler = samplers.ancestral(variance=choices(variance)[name])
     found = jnp.asarray(draws[-1], jnp.float32)
     carry = sampler.init(found)
+    step = jax.jit(lambda eps, carry, x, now, next: sampler.step(eps, denoise, carry, x, now, next))
     for i, t in enumerate(range(timesteps - 1, -1, -1)):
         eps = jnp.asarray(draws[i], jnp.float32)
         x = np.float64(found)  # float32 errors would grow from step to step
-        found, carry = sampler.step(eps, denoise, carry, found, schedule(t + 1.0), schedule(float(t)))
+        found, carry = step(eps, carry, found, schedule(t + 1.0), schedule(float(t)))
         _, x0, _ = exact(x, np.sqrt(bar[t]), np.sqrt(1 - bar[t]))
         x0, gradient = np.clip(x0, -1, 1), scale * np.sin(3 * x + np.sqrt(1 - bar[t]))
         mean = betas[t] * np.sqrt(bar_before[t]) / (1 - bar[t]) * x0
@@ -249,15 +252,15 @@ def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
     now, clean = noise(0.8, 0.6), noise(1.0, 0.0)
     keys = jax.random.split(jax.random.key(0), B)
     for function, shift in ((variance.fixed_small, 0.0), (variance.fixed_large, 0.36), (variance.learned_range, 0.36)):
-        share = {"interpolation": jnp.full(X.shape, 0.3)} if function is variance.learned_range else {}
+        share = {"variance_interpolation": jnp.full(X.shape, 0.3)} if function is variance.learned_range else {}
         sampler = samplers.ancestral(variance=function)
-        denoise = constant(np.zeros_like(X), gradient=jnp.ones_like(X), **share)
+        denoise = constant(np.zeros_like(X), guidance_gradient=jnp.ones_like(X), **share)
         found, _ = sampler.step(keys, denoise, sampler.init(jnp.asarray(X)), jnp.asarray(X), now, clean)
         np.testing.assert_allclose(found, shift * np.ones_like(X), rtol=1e-5)
 
 
 def test_no_signal_takes_no_shift_of_eps():
-    denoised = Denoised(jnp.ones(2), gradient=jnp.full(2, 5.0))
+    denoised = Denoised(jnp.ones(2), guidance_gradient=jnp.full(2, 5.0))
     np.testing.assert_array_equal(samplers._x0(denoised, noise(0.0, 1.0)), 1.0)
 
 
@@ -277,14 +280,14 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
     expected = np.stack([(cosine(x + h * e) - cosine(x - h * e)) / (2 * h) for e in np.eye(2)], axis=1)
     denoise = guidance.clip_similarity(unconditional, encode, jnp.asarray(embedding, jnp.float32), 7.0)
     denoised = denoise(jnp.asarray(X), noise(alpha, sigma))
-    np.testing.assert_allclose(denoised.gradient, 7.0 * expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(denoised.guidance_gradient, 7.0 * expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
 
 
 GRADIENT, SHARE = (np.float32(RNG.normal(size=(B, 2))) for _ in range(2))
 MASK = np.float32([[1.0, 0.0]])
 WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
-    "thresholded": (lambda d: denoisers.thresholded(d, clipping.clip), GRADIENT),
+    "with_clipping": (lambda d: denoisers.with_clipping(d, clipping.clip), GRADIENT),
     "inpaint": (lambda d: guidance.inpaint(d, jnp.zeros((1, 2)), jnp.asarray(MASK)), GRADIENT * (1 - MASK)),
     "classifier_free": (lambda d: guidance.classifier_free(d, constant(X), 3.0), GRADIENT),
     "classifier_free at 1": (lambda d: guidance.classifier_free(d, constant(X), 1.0), GRADIENT),
@@ -304,10 +307,12 @@ WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
 @pytest.mark.parametrize("name", sorted(WRAPPERS))
 def test_gradient_and_interpolation_survive(name):
     wrap, expected = WRAPPERS[name]
-    inner = constant(RNG.normal(size=(B, 2)), interpolation=jnp.asarray(SHARE), gradient=jnp.asarray(GRADIENT))
+    inner = constant(
+        RNG.normal(size=(B, 2)), variance_interpolation=jnp.asarray(SHARE), guidance_gradient=jnp.asarray(GRADIENT)
+    )
     denoised = wrap(inner)(jnp.asarray(X), noise(*LEVELS[1]))
-    np.testing.assert_allclose(denoised.gradient, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(denoised.interpolation, SHARE)
+    np.testing.assert_allclose(denoised.guidance_gradient, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(denoised.variance_interpolation, SHARE)
 
 
 # In-painting, and all together.
@@ -346,7 +351,7 @@ def test_inpaint_mixes_where_the_mask_is_soft():
     denoise = guidance.inpaint(constant(np.full((B, 2), 0.5)), jnp.full((1, 2), -1.0), jnp.array([[0.25, 1.0]]))
     denoised = denoise(jnp.asarray(X), noise(*LEVELS[0]))
     np.testing.assert_allclose(denoised.x0, np.tile([[0.125, -1.0]], (B, 1)), rtol=1e-6)
-    assert denoised.gradient is None
+    assert denoised.guidance_gradient is None
 
 
 def test_all_of_it_together_in_one_compilation():
@@ -362,7 +367,7 @@ def test_all_of_it_together_in_one_compilation():
         traces += 1
         denoise = guidance.classifier_free(conditional, unconditional, guide, rescale=phi, interval=(low, high))
         denoise = guidance.classifier(denoise, classify, jnp.asarray(LABEL), ascend)
-        denoise = guidance.inpaint(denoisers.thresholded(denoise, clipping.clip), known, jnp.asarray(MASK))
+        denoise = guidance.inpaint(denoisers.with_clipping(denoise, clipping.clip), known, jnp.asarray(MASK))
         keys = jax.random.split(jax.random.key(0), B)
         return sampling.run(keys, denoise, samplers.ddim(), levels, steps, x)
 
@@ -422,6 +427,6 @@ def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
     denoise = guidance.classifier(plain, classify, label, 1.0)
     keys = jax.random.split(jax.random.key(0), 2000)
     levels = schedule(time_grids.trailing(100, schedule))
-    x = np.asarray(sampling.sample(keys, denoise, sampler, levels, 100, shape=()))
+    x = np.asarray(jax.jit(lambda keys: sampling.sample(keys, denoise, sampler, levels, 100, shape=()))(keys))
     np.testing.assert_allclose(x.mean(), means[1], atol=0.03)
     np.testing.assert_allclose(x.std(), std, rtol=0.25)

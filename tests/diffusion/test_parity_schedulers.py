@@ -17,7 +17,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg  # noqa: E402
 from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler  # noqa: E402
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr  # noqa: E402
 
-from diffjax.diffusion import (
+from diffjax.diffusion import (  # noqa: E402
     clipping,
     guidance,
     noise_schedules,
@@ -27,8 +27,8 @@ from diffjax.diffusion import (
     time_grids,
     variance,
 )
-from diffjax.diffusion.denoiser import Denoised, from_network, thresholded  # noqa: E402
-from diffjax.diffusion.levels import Schedule  # noqa: E402
+from diffjax.diffusion.denoiser import Denoised, from_network, with_clipping  # noqa: E402
+from diffjax.diffusion.noise_schedules import Schedule  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -165,7 +165,9 @@ def lay(grid, schedule, steps=STEPS):
 
 def ours(monkeypatch, sampler, denoiser, levels, x, noise):
     """x after each step."""
-    monkeypatch.setattr(samplers, "_normal_like", lambda keys, x: keys)  # a step is handed its noise as its keys
+    monkeypatch.setattr(
+        samplers, "normal_each", lambda keys, shape, dtype: keys
+    )  # a step is handed its noise as its keys
     step = jax.jit(lambda noise, carry, x, now, next: sampler.step(noise, denoiser, carry, x, now, next))
     x, noise, found = np.float32(x), np.float32(noise), []
     carry = sampler.init(x)
@@ -222,7 +224,7 @@ def test_steps(name, monkeypatch):
         output = network(x, time[0], jnp)
         return jnp.concatenate([output, spread(x, jnp)], axis=-1) if learned else output
 
-    denoiser = thresholded(from_network(net, case.parameterization, learned_variance=learned), case.threshold)
+    denoiser = with_clipping(from_network(net, case.parameterization, learned_variance=learned), case.threshold)
     x = x * np.hypot(levels.alpha[0], levels.sigma[0])
     expected = theirs(monkeypatch, case, levels, x, noise)
     check(ours(monkeypatch, case.sampler, denoiser, levels, x, noise), expected, case.tolerance)

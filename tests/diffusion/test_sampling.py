@@ -45,7 +45,7 @@ def exact_best(a, s):
     return matrix, MEAN - a * matrix @ MEAN
 
 
-def exact_moments(name, levels, steps, mean, cov, *, begin=0, repeats=1, mask=(0.0, 0.0), known=(0.0, 0.0)):
+def exact_moments(name, levels, steps, mean, cov, *, begin=0, resample_steps=1, mask=(0.0, 0.0), known=(0.0, 0.0)):
     """Mean and covariance of x_0 from those of x at levels[begin], float64, step by step."""
     alpha, sigma = (np.asarray(v, np.float64) for v in levels[1:])
     mask, known = np.asarray(mask), np.asarray(known)
@@ -60,7 +60,7 @@ def exact_moments(name, levels, steps, mean, cov, *, begin=0, repeats=1, mask=(0
         else:
             slope = a / a2 * s2**2 / s**2 * np.eye(2) + a2 * forward / s**2 * matrix
             shift, var = a2 * forward / s**2 * offset, forward * s2**2 / s**2
-        for r in range(repeats):
+        for r in range(resample_steps):
             if r > 0:  # q(x_now | x_next)
                 mean, cov = a / a2 * mean, (a / a2) ** 2 * cov + forward * np.eye(2)
             mean, cov = slope @ mean + shift, slope @ cov @ slope.T + var * np.eye(2)
@@ -233,7 +233,7 @@ def test_run_begins_where_it_is_told():
     )
 
 
-# Over again.
+# Resampling.
 
 
 @functools.cache
@@ -241,11 +241,13 @@ def resampled(sampler):
     traces = []
 
     @jax.jit
-    def run(levels, steps, repeats, mask, known):
+    def run(levels, steps, resample_steps, mask, known):
         traces.append(1)
         keys = jax.random.split(jax.random.key(4), COUNT)
         denoise = guidance.inpaint(best, known[None], mask[None])
-        return sampling.sample(keys, denoise, SAMPLERS[sampler], levels, steps, shape=(2,), repeats=repeats)
+        return sampling.sample(
+            keys, denoise, SAMPLERS[sampler], levels, steps, shape=(2,), resample_steps=resample_steps
+        )
 
     return run, traces
 
@@ -254,38 +256,38 @@ FREE = (0.0, 0.0)
 KNOWN = (1.0, 0.0)  # the first coordinate, two standard deviations out, below
 
 
-def draw(sampler, levels, steps, repeats, mask=FREE, known=FREE):
-    return resampled(sampler)[0](levels, steps, repeats, jnp.asarray(mask), jnp.asarray(known))
+def draw(sampler, levels, steps, resample_steps, mask=FREE, known=FREE):
+    return resampled(sampler)[0](levels, steps, resample_steps, jnp.asarray(mask), jnp.asarray(known))
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("schedule", ["cosine", "rectified_flow"])
-@pytest.mark.parametrize("steps, repeats", [(1, 3), (8, 1), (8, 4)])
-def test_repeats_give_the_closed_forms_moments(steps, repeats, schedule, sampler):
+@pytest.mark.parametrize("steps, resample_steps", [(1, 3), (8, 1), (8, 4)])
+def test_resampled_moments_equal_the_closed_form(steps, resample_steps, schedule, sampler):
     levels = lay(SCHEDULES[schedule], steps)
     std = float(np.hypot(levels.alpha[0], levels.sigma[0]))
-    expected = exact_moments(sampler, levels, steps, np.zeros(2), std**2 * np.eye(2), repeats=repeats)
-    check_moments(draw(sampler, levels, steps, repeats), *expected)
+    expected = exact_moments(sampler, levels, steps, np.zeros(2), std**2 * np.eye(2), resample_steps=resample_steps)
+    check_moments(draw(sampler, levels, steps, resample_steps), *expected)
 
 
-def test_repeats_at_many_steps_give_the_data():
+def test_resampling_at_many_steps_gives_the_data():
     levels = lay(SCHEDULES["rectified_flow"], 100)
-    mean, cov = exact_moments("ancestral", levels, 100, np.zeros(2), np.eye(2), repeats=3)
+    mean, cov = exact_moments("ancestral", levels, 100, np.zeros(2), np.eye(2), resample_steps=3)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
     np.testing.assert_allclose(cov, COVARIANCE, rtol=0.1)
     check_moments(draw("ancestral", levels, 100, 3), mean, cov)
 
 
-def test_repeats_bring_an_inpainted_coordinate_nearer_to_its_conditional():
+def test_resampling_moves_an_inpainted_coordinate_to_its_conditional():
     """RePaint's point: the known coordinate tells of the other by their correlation, once they are in harmony."""
     steps, levels = 50, lay(SCHEDULES["rectified_flow"], 50)
     known = (MEAN[0] + 2 * np.sqrt(COVARIANCE[0, 0]), 0.0)
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     mean, std = MEAN[1] + slope * (known[0] - MEAN[0]), np.sqrt(COVARIANCE[1, 1] - slope * COVARIANCE[0, 1])
     off_mean, distance = [], []
-    for repeats in (1, 3, 10):
-        x = np.asarray(draw("ancestral", levels, steps, repeats, KNOWN, known))
-        given = {"repeats": repeats, "mask": KNOWN, "known": known}
+    for resample_steps in (1, 3, 10):
+        x = np.asarray(draw("ancestral", levels, steps, resample_steps, KNOWN, known))
+        given = {"resample_steps": resample_steps, "mask": KNOWN, "known": known}
         check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **given))
         np.testing.assert_allclose(x[:, 0], known[0], atol=1e-5)
         off_mean.append(abs(x[:, 1].mean() - mean))
@@ -295,24 +297,25 @@ def test_repeats_bring_an_inpainted_coordinate_nearer_to_its_conditional():
     assert distance[0] > 0.15 and distance[2] < 0.05
 
 
-def test_one_compilation_serves_any_repeats_steps_and_mask():
+def test_resample_steps_steps_and_mask_are_traced():
     for sampler in SAMPLERS:
         run, traces = resampled(sampler)
         levels = lay(SCHEDULES["cosine"], 2)
         drawn = [
-            run(levels, steps, repeats, jnp.asarray(FREE), jnp.asarray(FREE)) for steps, repeats in ((1, 2), (2, 1))
+            run(levels, steps, resample_steps, jnp.asarray(FREE), jnp.asarray(FREE))
+            for steps, resample_steps in ((1, 2), (2, 1))
         ]
         assert np.abs(drawn[0] - drawn[1]).max() > 0.01
         assert len(traces) == 1
 
 
-def test_repeats_draw_new_noise_for_each_example_by_its_key():
+def test_resampling_noises_each_example_by_its_key():
     levels = lay(SCHEDULES["cosine"], 4)
     keys = jax.random.split(jax.random.key(5), 6)
 
     @jax.jit
     def run(keys):
-        return sampling.sample(keys, best, samplers.ancestral(), levels, 4, shape=(2,), repeats=3)
+        return sampling.sample(keys, best, samplers.ancestral(), levels, 4, shape=(2,), resample_steps=3)
 
     whole = run(keys)
     np.testing.assert_allclose(run(keys[::-1])[::-1], whole, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from diffjax.data import shapes
 from diffjax.errors import UserError
 from diffjax.evaluation import alignment
 from diffjax.evaluation.settings import Settings
-from diffjax.metrics.resampling import share
+from diffjax.metrics.resampling import proportion_with_error
 from diffjax.runs.workdir import Workdir
 from tests import tiny
 
@@ -20,7 +20,7 @@ def drawn(captions, seed=0):
     """A true picture of each."""
     rng = np.random.default_rng(seed)
     scenes = [shapes._arrange(rng, shapes.parse(caption)) for caption in captions]
-    return np.stack([shapes.draw(scene, 32) for scene in scenes])
+    return np.stack([shapes.render(scene, 32) for scene in scenes])
 
 
 CAPTIONS = [
@@ -32,8 +32,8 @@ CAPTIONS = [
 
 
 def test_true_pictures_show_all_that_is_said():
-    found = alignment.by_reading(drawn(CAPTIONS), CAPTIONS)
-    assert set(found) == set(alignment.PARTS)
+    found = alignment.caption_accuracy(drawn(CAPTIONS), CAPTIONS)
+    assert set(found) == set(alignment.CAPTION_VALUES)
     assert all(value == 1.0 and error > 0 for value, error in found.values())
 
 
@@ -45,29 +45,28 @@ def test_each_part_is_judged_by_itself():
         "count": "two red circles",
     }
     for part, said in wrong.items():
-        found = alignment.by_reading(drawn(["a small red circle"]), [said])
-        assert found[f"caption_{part}"].value == 0 and found["captions"].value == 0, part
+        found = alignment.caption_accuracy(drawn(["a small red circle"]), [said])
+        assert found[f"caption_{part}"].value == 0 and found["caption_accuracy"].value == 0, part
         for other in wrong.keys() - {part, "count", "size"}:
             assert found[f"caption_{other}"].value == 1, (part, other)
     turned = "a small red circle below a large blue square"
-    found = alignment.by_reading(drawn([CAPTIONS[2]]), [turned])
+    found = alignment.caption_accuracy(drawn([CAPTIONS[2]]), [turned])
     assert found["caption_relation"].value == 0 and found["caption_colour"].value == 1
 
 
 def test_what_a_caption_does_not_say_is_not_counted():
     pictures = drawn(CAPTIONS)
     pictures[2] = drawn(["a small red circle below a large blue square"])[0]
-    found = alignment.by_reading(pictures, CAPTIONS)
+    found = alignment.caption_accuracy(pictures, CAPTIONS)
     assert found["caption_relation"].value == 0  # of one that speaks of a relation
-    assert found["captions"].value == 0.75
-    assert "caption_relation" not in alignment.by_reading(pictures[:2], CAPTIONS[:2])
+    assert found["caption_accuracy"].value == 0.75
+    assert "caption_relation" not in alignment.caption_accuracy(pictures[:2], CAPTIONS[:2])
 
 
 def relations(count, seed=0):
     """Captions with a relation of two objects."""
-    rng = np.random.default_rng(seed)
-    found = (shapes._describe_any(rng) for _ in iter(int, 1))
-    return [shapes.sentence(each) for each in itertools.islice((d for d in found if d.relation), count)]
+    descriptions = (shapes.describe(shapes.scene("train", 10_000 * seed + i)) for i in itertools.count())
+    return [shapes.sentence(each) for each in itertools.islice((d for d in descriptions if d.relation), count)]
 
 
 def mirrored(caption):
@@ -79,9 +78,9 @@ def mirrored(caption):
 def test_the_relation_of_right_and_of_mirrored_images():
     captions = relations(60)
     images = drawn(captions)
-    right = alignment.by_reading(images, captions)
+    right = alignment.caption_accuracy(images, captions)
     assert right["caption_relation"].value == right["caption_relation_share"].value == 1
-    wrong = alignment.by_reading(images, [mirrored(caption) for caption in captions])
+    wrong = alignment.caption_accuracy(images, [mirrored(caption) for caption in captions])
     assert wrong["caption_relation"].value == 0 and wrong["caption_relation_share"].value == 1
 
 
@@ -107,7 +106,7 @@ def test_the_relation_of_wrong_images_is_chance(kind):
             for caption in captions
         ],
     }[kind]()
-    found = alignment.by_reading(drawn(shown), captions)
+    found = alignment.caption_accuracy(drawn(shown), captions)
     value, error = found["caption_relation"]
     counted = 400 * found["caption_relation_share"].value
     assert counted > 60 and error == pytest.approx(np.sqrt(0.25 * 0.75 / counted), rel=0.25)
@@ -130,7 +129,7 @@ RED, BLUE = "a small red circle", "a large blue square"
     ],
 )
 def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said):
-    found = alignment.by_reading(drawn([shown]), [said])
+    found = alignment.caption_accuracy(drawn([shown]), [said])
     assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
 
 
@@ -145,7 +144,7 @@ def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said
     ],
 )
 def test_objects_are_identified_by_what_is_right_of_them(shown, said):
-    found = alignment.by_reading(drawn([shown]), [said])
+    found = alignment.caption_accuracy(drawn([shown]), [said])
     assert found["caption_relation"].value == found["caption_relation_share"].value == 1
 
 
@@ -153,16 +152,18 @@ def test_errors_are_over_captions():
     """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
     captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
     images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
-    found = alignment.by_reading(images, captions)
-    assert found["captions"].value == 0.5
-    assert found["captions"].standard_error == pytest.approx(share(np.array([True, False])).standard_error, rel=0.3)
+    found = alignment.caption_accuracy(images, captions)
+    assert found["caption_accuracy"].value == 0.5
+    assert found["caption_accuracy"].standard_error == pytest.approx(
+        proportion_with_error(np.array([True, False])).standard_error, rel=0.3
+    )
     judge = Knowing(CAPTIONS)
-    found = alignment.by_clip(judge, marked([0] * 20 + [2] * 20), [CAPTIONS[0]] * 20 + [CAPTIONS[1]] * 20, seed=0)
+    found = alignment.clip_metrics(judge, marked([0] * 20 + [2] * 20), [CAPTIONS[0]] * 20 + [CAPTIONS[1]] * 20, seed=0)
     assert found["clip_score"] == pytest.approx((50, 50))  # 100 and 0: deviation sqrt(2) 50, over sqrt(2)
 
 
 def test_one_caption_is_told_from_no_other():
-    found = alignment.by_clip(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
+    found = alignment.clip_metrics(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
     assert found["r_precision"] == (None, None)
 
 
@@ -173,10 +174,10 @@ class Knowing:
         self._places = {caption: i for i, caption in enumerate(captions)}
         self._size = len(self._places)
 
-    def texts(self, captions):
+    def embed_captions(self, captions):
         return np.eye(self._size, dtype=np.float32)[[self._places[caption] for caption in captions]]
 
-    def pictures(self, images):
+    def embed_images(self, images):
         return np.eye(self._size, dtype=np.float32)[images[:, 0, 0, 0].astype(int)]
 
 
@@ -186,9 +187,9 @@ def marked(places):
 
 def test_a_clip_tells_right_from_wrong():
     judge = Knowing(CAPTIONS)
-    right = alignment.by_clip(judge, marked([0, 1, 2, 3]), CAPTIONS, seed=0)
+    right = alignment.clip_metrics(judge, marked([0, 1, 2, 3]), CAPTIONS, seed=0)
     assert (right["clip_score"].value, right["r_precision"].value) == (100, 1)
-    half = alignment.by_clip(judge, marked([0, 1, 3, 2]), CAPTIONS, seed=0)
+    half = alignment.clip_metrics(judge, marked([0, 1, 3, 2]), CAPTIONS, seed=0)
     assert (half["clip_score"].value, half["r_precision"].value) == (50, 0.5)
 
 
@@ -198,33 +199,33 @@ class Unordered:
     def __init__(self, captions):
         self._captions = captions
 
-    def texts(self, captions):
+    def embed_captions(self, captions):
         said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
         found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def pictures(self, images):
-        return self.texts([self._captions[i] for i in images[:, 0, 0, 0]])
+    def embed_images(self, images):
+        return self.embed_captions([self._captions[i] for i in images[:, 0, 0, 0]])
 
 
 def test_composition_finds_out_who_ignores_order(monkeypatch):
     captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
     trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
-    monkeypatch.setattr(alignment, "Judge", lambda *given: Unordered(captions))
+    monkeypatch.setattr(alignment, "Reranker", lambda *given: Unordered(captions))
     examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
-    found = alignment.composition(Settings(), trained, examples)
+    found = alignment.composition(Settings(), trained, examples).values
     assert {kind: figure["mean"] for kind, figure in found.items()} == {
         **dict.fromkeys(("colour", "shape", "size", "binding"), 1.0),
         "order": 0.0,
     }
-    counts = {kind: figure["pictures"] for kind, figure in found.items()}
+    counts = {kind: figure["images"] for kind, figure in found.items()}
     assert counts == {"colour": 5, "shape": 5, "size": 3, "order": 2, "binding": 2}
     assert found["order"]["chance"] == 0.5 and found["binding"]["chance"] == 0.25
     one = types.SimpleNamespace(images=marked([0, 1, 2]), captions=captions[:3])
-    assert alignment.composition(Settings(), trained, one).keys() == {"colour", "shape", "size"}
+    assert alignment.composition(Settings(), trained, one).values.keys() == {"colour", "shape", "size"}
 
 
 def test_only_pictures_of_shapes_are_read():
     trained = types.SimpleNamespace(config=tiny.config("dalle_shapes", data__name="emoji"))
-    with pytest.raises(UserError, match="this run is of emoji"):
-        alignment.check_shapes("captions", trained)
+    with pytest.raises(UserError, match=r"requires data.name=shapes \(this run: emoji\)"):
+        alignment.check_shapes("caption_accuracy", trained)

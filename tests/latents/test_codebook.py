@@ -32,9 +32,9 @@ def test_normalized_is_of_length_one_and_zero_stays():
     x = normal(3, 4)
     x[1] = 0
     length = np.linalg.norm(x, axis=-1, keepdims=True)
-    normalized = jax.jit(codebook.normalized)
+    normalized = jax.jit(codebook.unit_length)
     np.testing.assert_allclose(normalized(x), x / np.where(length > 0, length, 1), rtol=1e-6)
-    assert np.isfinite(jax.jit(jax.grad(lambda x: codebook.normalized(x).sum()))(x)).all()
+    assert np.isfinite(jax.jit(jax.grad(lambda x: codebook.unit_length(x).sum()))(x)).all()
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -42,7 +42,7 @@ def test_a_fresh_memory_stands_for_its_books(ema):
     books = normal(2, 5, 3)
     memory = codebook.init(jnp.asarray(books), ema=ema)
     np.testing.assert_allclose(memory["counts"], np.full((2, 5), 0.2), rtol=1e-6)
-    assert not memory["seen"].any() and memory.keys() == {"counts", "seen", "sums" if ema else "shift"}
+    assert not memory["usage"].any() and memory.keys() == {"counts", "usage", "sums" if ema else "shift"}
     if ema:
         np.testing.assert_allclose(codebook.means(memory), books, rtol=1e-6)
     else:
@@ -54,7 +54,7 @@ def test_with_no_decay_codes_become_the_means_of_what_they_stand_for():
     inputs, codes = normal(2, 6, 2, 3, seed=1), np.random.default_rng(0).integers(0, 4, (6, 2, 2))
     codes[0, 0] = codes[1, 0] = 0
     codes[2:, 0], codes[0, 1], codes[1, 1], codes[2, 1] = 1, 2, 3, 0
-    means = jax.jit(lambda *at: codebook.means(codebook.moved(*at, decay=0.0)))(memory, inputs, codes)
+    means = jax.jit(lambda *at: codebook.means(codebook.ema_update(*at, decay=0.0)))(memory, inputs, codes)
     for book in range(2):
         for code in range(4):
             np.testing.assert_allclose(means[book, code], inputs[book][codes[..., book] == code].mean(0), atol=1e-6)
@@ -65,7 +65,7 @@ def test_usage_is_numpys():
     p = np.float64(seen) / seen.sum(-1, keepdims=True)
     perplexity = np.exp(-np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1))
     np.testing.assert_allclose(perplexity[:3], [2, 1, 4])
-    usage = jax.jit(codebook.usage)
+    usage = jax.jit(codebook.usage_metrics)
     found = usage(seen)
     np.testing.assert_allclose(found["perplexity"], perplexity.mean(), rtol=1e-6)
     np.testing.assert_allclose(found["codes_used"], (2 + 1 + 4 + 3) / 16, rtol=1e-6)
@@ -75,15 +75,15 @@ def test_usage_is_numpys():
 def test_what_is_seen_begins_anew_with_an_epoch():
     memory, codes = codebook.init(jnp.asarray(normal(2, 4, 3)), ema=True), np.zeros((2, 1, 2, 2), int)
     codes[..., 1] = [[[1, 3]], [[3, 3]]]
-    see = jax.jit(lambda memory, epoch: codebook.seen(memory, codes, tiny.moment()._replace(new_epoch=epoch)))
+    see = jax.jit(lambda memory, epoch: codebook.usage(memory, codes, tiny.moment()._replace(new_epoch=epoch)))
     share = [[1, 0, 0, 0], [0, 0.25, 0, 0.75]]
     for step, times in enumerate([1, 2, 3, 1, 2]):
-        memory["seen"] = see(memory, step % 3 == 0)
-        np.testing.assert_allclose(memory["seen"], times * np.array(share), rtol=1e-6)
+        memory["usage"] = see(memory, step % 3 == 0)
+        np.testing.assert_allclose(memory["usage"], times * np.array(share), rtol=1e-6)
 
 
 candidates = jax.jit(
-    lambda inputs, index, moment_key, size=4096: codebook.candidates(
+    lambda inputs, index, moment_key, size=4096: codebook.restart_candidates(
         inputs, size, index, tiny.moment(batch_size=4)._replace(key=moment_key)
     )
 )

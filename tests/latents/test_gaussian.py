@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from diffjax.latents import gaussian
 from diffjax.latents.gaussian import Gaussian
 
-draw, kl, log_density = jax.jit(gaussian.draw), jax.jit(gaussian.kl), jax.jit(gaussian.log_density)
+draw, kl, log_density = jax.jit(gaussian.sample), jax.jit(gaussian.kl), jax.jit(gaussian.log_density)
 CASES = [(0.0, 0.0), (1.5, 0.0), (-0.7, -3.0), (0.3, 1.2)]
 
 

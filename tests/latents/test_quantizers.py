@@ -1,4 +1,4 @@
-"""Quantisers against float64 NumPy: codes, vectors, losses, gradients, what they remember, on any number of devices."""
+"""Quantisers against float64 NumPy: codes, vectors, losses, gradients, and state, on any number of devices."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ def make(kind, ema, **options):
 
 
 def state(quantizer, dead=()):
-    """Params and memory in the midst of training: uneven counts, `dead` ones next to none, codes that were shifted."""
+    """Params and state during training: uneven counts, nearly zero for `dead` codes, shifted entries."""
     rng = np.random.default_rng(0)
     params, memory = quantizer.init(jax.random.key(0))
     counts = rng.uniform(0.2, 0.4, (quantizer.depth, SIZE))
@@ -53,7 +53,7 @@ def latents(seed=1):
 
 @functools.partial(jax.jit, static_argnames="quantizer")
 def quantized(quantizer, params, memory, z, weight):
-    """What is found, its codes' vectors, and the gradients by params and z of each term of a loss and of them all."""
+    """Quantised latents, the vectors of their codes, and gradients by params and z of each loss term and the sum."""
 
     def terms(params, z):
         found = quantizer.quantize(params, memory, z)
@@ -68,7 +68,7 @@ def quantized(quantizer, params, memory, z, weight):
 
 @functools.partial(jax.jit, static_argnames=("quantizer", "mean"))
 def learned(quantizer, params, memory, z, index, key, mean=lambda tree: tree):
-    """Memory and metrics after a step of examples `index`, of BATCH."""
+    """State and metrics after a step of examples `index`, of BATCH."""
     moment = tiny.moment(batch_size=BATCH)._replace(key=key, new_epoch=jnp.asarray(False), mean=mean)
     return quantizer.learn(params, memory, quantizer.quantize(params, memory, z), index, moment)
 
@@ -91,34 +91,34 @@ def numpy_books(quantizer, params, memory):
 
 
 def numpy_quantize(quantizer, books, z):
-    """Vectors, codes [B, h, w, n], what each codebook was asked and what it answered [n, B, h, w, d]."""
+    """Vectors, codes [B, h, w, n], and inputs and outputs of each codebook [n, B, h, w, d]."""
     parts = np.split(np.float64(z), quantizer.depth, axis=-1) if quantizer.split else [np.float64(z)]
     parts = [unit(part) for part in parts] if quantizer.cosine else parts
-    asked, answered, codes = [], [], []
+    inputs, outputs, codes = [], [], []
     for i, book in enumerate(books):
-        asked.append(parts[i] if quantizer.split else parts[0] - sum(answered))
-        codes.append(((asked[-1][..., None, :] - book) ** 2).sum(-1).argmin(-1))
-        answered.append(book[codes[-1]])
-    vectors = np.concatenate(answered, -1) if quantizer.split else sum(answered)
-    return vectors, np.stack(codes, -1), np.stack(asked), np.stack(answered)
+        inputs.append(parts[i] if quantizer.split else parts[0] - sum(outputs))
+        codes.append(((inputs[-1][..., None, :] - book) ** 2).sum(-1).argmin(-1))
+        outputs.append(book[codes[-1]])
+    vectors = np.concatenate(outputs, -1) if quantizer.split else sum(outputs)
+    return vectors, np.stack(codes, -1), np.stack(inputs), np.stack(outputs)
 
 
 def through_unit(gradient, x):
-    """The gradient by x of what has `gradient` by unit(x)."""
+    """Returns the gradient by x, given the gradient by unit(x)."""
     u = unit(x)
     return (gradient - (gradient * u).sum(-1, keepdims=True) * u) / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @every_kind
-def test_quantize_is_numpys(kind, ema):
+def test_quantize_equals_numpy(kind, ema):
     quantizer, z = make(kind, ema), latents()
     params, memory = state(quantizer)
     found, looked_up, _, _ = quantized(quantizer, params, memory, z, z)
-    vectors, codes, asked, answered = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
+    vectors, codes, inputs, outputs = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
     np.testing.assert_array_equal(found.codes, codes)
     np.testing.assert_allclose(found.vectors, vectors, atol=1e-5)
-    np.testing.assert_allclose(found.inputs, asked, atol=1e-5)
-    error = ((asked - answered) ** 2).mean((0, 2, 3, 4))
+    np.testing.assert_allclose(found.inputs, inputs, atol=1e-5)
+    error = ((inputs - outputs) ** 2).mean((0, 2, 3, 4))
     np.testing.assert_allclose(found.commitment, error, rtol=1e-5)
     np.testing.assert_allclose(found.codebook, error * (not ema), rtol=1e-5)
     np.testing.assert_allclose(looked_up, vectors, atol=1e-5)
@@ -126,15 +126,15 @@ def test_quantize_is_numpys(kind, ema):
 
 @every_kind
 def test_gradients_are_closed_forms(kind, ema):
-    """The decoder's goes straight through to z, the commitment's to z alone, the codebook's to the books alone."""
+    """The gradient of the decoder reaches z, that of the commitment z only, that of the codebook the entries only."""
     quantizer, z = make(kind, ema), latents()
     params, memory = state(quantizer)
     weight = np.random.default_rng(2).normal(size=z.shape).astype(np.float32)
 
     _, _, by_params, by_z = quantized(quantizer, params, memory, z, weight)
     books = numpy_books(quantizer, params, memory)
-    _, codes, asked, answered = numpy_quantize(quantizer, books, z)
-    pull = 2 * (asked - answered) / asked[:, 0].size  # of a mean over positions, channels and codebooks
+    _, codes, inputs, outputs = numpy_quantize(quantizer, books, z)
+    pull = 2 * (inputs - outputs) / inputs[:, 0].size  # of a mean over positions, channels and codebooks
     to_z, straight = np.concatenate(pull, -1) if quantizer.split else pull.sum(0), weight
     to_books = np.zeros_like(books)
     for i in range(0 if ema else quantizer.depth):
@@ -153,7 +153,7 @@ def test_gradients_are_closed_forms(kind, ema):
 
 
 @every_kind
-def test_memory_after_steps_is_numpys(kind, ema):
+def test_state_after_steps_equals_numpy(kind, ema):
     quantizer = make(kind, ema)
     params, memory = state(quantizer)
     books, shift = numpy_books(quantizer, params, memory), memory.get("shift")
@@ -161,20 +161,20 @@ def test_memory_after_steps_is_numpys(kind, ema):
     seen = np.zeros((quantizer.depth, SIZE))
     for step in range(1, 4):
         memory, metrics = learned_by_one(quantizer, params, memory, latents(step))
-        _, codes, asked, _ = numpy_quantize(quantizer, books, latents(step))
+        _, codes, inputs, _ = numpy_quantize(quantizer, books, latents(step))
         one_hot = np.eye(SIZE)[np.moveaxis(codes, -1, 0).reshape(quantizer.depth, -1)]  # [n, positions, K]
         counts, seen = 0.8 * counts + 0.2 * one_hot.mean(1), seen + one_hot.mean(1)
         if ema:
-            asked = asked.reshape(*one_hot.shape[:2], -1)
-            sums = 0.8 * sums + 0.2 * np.einsum("ink,ind->ikd", one_hot, asked) / asked.shape[1]
+            inputs = inputs.reshape(*one_hot.shape[:2], -1)
+            sums = 0.8 * sums + 0.2 * np.einsum("ink,ind->ikd", one_hot, inputs) / inputs.shape[1]
             books = sums / counts[..., None]
             books = unit(books) if quantizer.cosine else books
             np.testing.assert_allclose(memory["sums"], sums, atol=1e-5)
         np.testing.assert_allclose(memory["counts"], counts, atol=1e-5)
-        np.testing.assert_allclose(memory["seen"], seen, atol=1e-5)
+        np.testing.assert_allclose(memory["usage"], seen, atol=1e-5)
         p = seen / seen.sum(-1, keepdims=True)
         perplexity = np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1)).mean()
-        used = codebook.usage(memory["seen"])
+        used = codebook.usage_metrics(memory["usage"])
         np.testing.assert_allclose(used["perplexity"], perplexity, rtol=1e-5)
         np.testing.assert_allclose(used["codes_used"], (seen > 0).mean(), rtol=1e-6)
         assert metrics["restarts"] == 0
@@ -182,21 +182,21 @@ def test_memory_after_steps_is_numpys(kind, ema):
         np.testing.assert_array_equal(memory["shift"], shift)
 
 
-@every_kind
-def test_dead_codes_and_no_others_are_given_latents_of_the_batch(kind, ema):
-    quantizer, z, dead = make(kind, ema, restart_below=0.5), latents(), np.isin(np.arange(SIZE), [1, 4])
+@pytest.mark.parametrize(("kind", "ema"), [("vq", False), ("residual", True), ("cosine product", False)])
+def test_only_dead_codes_restart_at_latents_of_the_batch(kind, ema):
+    quantizer, z, dead = make(kind, ema, dead_code_threshold=0.5), latents(), np.isin(np.arange(SIZE), [1, 4])
     params, memory = state(quantizer, dead=[1, 4])
-    _, _, asked, _ = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
+    _, _, inputs, _ = numpy_quantize(quantizer, numpy_books(quantizer, params, memory), z)
     new, metrics = learned_by_one(quantizer, params, memory, z, key=7)
     assert metrics["restarts"] == 2 * quantizer.depth
-    for book, pool in zip(numpy_books(quantizer, params, new), asked, strict=True):
+    for book, pool in zip(numpy_books(quantizer, params, new), inputs, strict=True):
         apart = np.linalg.norm(book[dead][:, None] - pool.reshape(1, -1, pool.shape[-1]), axis=-1)
         np.testing.assert_allclose(apart.min(1), 0, atol=1e-5)
     np.testing.assert_allclose(new["counts"][:, dead], 1 / SIZE, rtol=1e-6)
-    lively, _ = learned_by_one(make(kind, ema), params, memory, z)
+    updated, _ = learned_by_one(make(kind, ema), params, memory, z)
     again, _ = learned_by_one(quantizer, params, memory, z, key=7)
     for name in new:
-        np.testing.assert_allclose(new[name][:, ~dead], lively[name][:, ~dead], atol=1e-6)
+        np.testing.assert_allclose(new[name][:, ~dead], updated[name][:, ~dead], atol=1e-6)
         np.testing.assert_array_equal(again[name], new[name])
     followed = "sums" if ema else "shift"
     other, _ = learned_by_one(quantizer, params, memory, z, key=8)
@@ -215,10 +215,11 @@ def test_without_restarts_dead_codes_stay(ema):
     np.testing.assert_allclose(*books, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (4, 2)])
-@pytest.mark.parametrize(("kind", "ema"), [("residual", True), ("cosine product", False)])
-def test_memory_is_the_same_on_any_devices_in_any_parts(kind, ema, devices, parts):
-    quantizer, z = make(kind, ema, restart_below=0.5), latents()
+@pytest.mark.parametrize(
+    ("kind", "ema", "devices", "parts"), [("residual", True, 8, 1), ("cosine product", False, 4, 2)]
+)
+def test_the_state_does_not_depend_on_devices_or_parts(kind, ema, devices, parts):
+    quantizer, z = make(kind, ema, dead_code_threshold=0.5), latents()
     params, memory = state(quantizer, dead=[0, 3, 5])
     expected, expected_metrics = learned_by_one(quantizer, params, memory, z)
     assert expected_metrics["restarts"] == 3 * quantizer.depth
@@ -242,7 +243,7 @@ every_levels = pytest.mark.parametrize("levels", [(8, 5, 4), (3, 7), (2, 3)])
 
 @functools.partial(jax.jit, static_argnums=0)
 def rounded(levels, z):
-    """What is found, its codes' vectors, all codes' vectors [K, c] and the gradient by z."""
+    """Quantised latents, the vectors of their codes, of all codes [K, c], and the gradient by z."""
     quantizer = FiniteScalars(len(levels), int(np.prod(levels)), 1, levels=levels)
     params, memory = quantizer.init(jax.random.key(0))
     found = quantizer.quantize(params, memory, z)
@@ -272,6 +273,7 @@ def test_finite_scalars_are_the_papers(levels):
     codes = np.ravel_multi_index(tuple(np.moveaxis(digits, -1, 0)), levels, order="F")
     np.testing.assert_array_equal(found.codes[..., 0], codes)
     assert not found.commitment.any() and not found.codebook.any()
+    assert found.commitment.shape == found.codebook.shape == (len(z),)
 
 
 @every_levels
@@ -291,11 +293,19 @@ def test_finite_scalars_count_their_codes():
     z = np.zeros((BATCH, 1, 1, 2), np.float32)
     z[:2] = 9
     memory, _ = learned_by_one(quantizer, *quantizer.init(jax.random.key(0)), z)
-    metrics = codebook.usage(memory["seen"])
-    np.testing.assert_allclose(memory["seen"], [[0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]], rtol=1e-6)
+    metrics = codebook.usage_metrics(memory["usage"])
+    np.testing.assert_allclose(memory["usage"], [[0, 0, 0, 0, 0.75, 0, 0, 0, 0.25]], rtol=1e-6)
     p = np.array([0.75, 0.25])
     np.testing.assert_allclose(metrics["perplexity"], np.exp(-(p * np.log(p)).sum()), rtol=1e-5)
     np.testing.assert_allclose(metrics["codes_used"], 2 / 9, rtol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step_of(quantizer, params, memory, z):
+    """Quantised latents, the vectors of their codes, the new state and metrics."""
+    found = quantizer.quantize(params, memory, z)
+    looked_up = quantizer.lookup(params, memory, found.codes)
+    return found, looked_up, *quantizer.learn(params, memory, found, jnp.arange(BATCH), tiny.moment(batch_size=BATCH))
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -312,11 +322,10 @@ def test_a_shared_codebook_learns_from_the_residuals_of_all_depths(ema):
         codes.append(code)
         inputs.append(left)
         left = left - book[code]
-    found = quantizer.quantize(params, memory, z)
+    found, looked_up, learned, _ = step_of(quantizer, params, memory, z)
     np.testing.assert_array_equal(found.codes.reshape(-1, depth), np.stack(codes, 1))
     np.testing.assert_allclose(found.vectors.reshape(-1, CHANNELS), sum(book[code] for code in codes), atol=1e-5)
-    np.testing.assert_allclose(quantizer.lookup(params, memory, found.codes), found.vectors, atol=1e-5)
-    learned, _ = quantizer.learn(params, memory, found, np.arange(BATCH), tiny.moment(batch_size=BATCH))
+    np.testing.assert_allclose(looked_up, found.vectors, atol=1e-5)
     every_code, every_input = np.concatenate(codes), np.concatenate(inputs)
     share = np.bincount(every_code, minlength=SIZE) / len(every_code)
     np.testing.assert_allclose(learned["counts"][0], decay / SIZE + (1 - decay) * share, rtol=1e-5)
@@ -326,16 +335,15 @@ def test_a_shared_codebook_learns_from_the_residuals_of_all_depths(ema):
         expected = decay * book / SIZE + (1 - decay) * sums / len(every_code)
         np.testing.assert_allclose(learned["sums"][0], expected, atol=1e-5)
     used = share[share > 0]
-    perplexity = codebook.usage(learned["seen"])["perplexity"]
+    perplexity = codebook.usage_metrics(learned["usage"])["perplexity"]
     np.testing.assert_allclose(perplexity, np.exp(-np.sum(used * np.log(used))), rtol=1e-5)
 
 
 def test_a_dead_code_of_a_shared_codebook_restarts_at_a_residual_of_any_depth():
-    quantizer = VectorQuantizer(CHANNELS, SIZE, 3, shared=True, decay=0.8, restart_below=0.5)
+    quantizer = VectorQuantizer(CHANNELS, SIZE, 3, shared=True, decay=0.8, dead_code_threshold=0.5)
     params, memory = quantizer.init(jax.random.key(0))
     memory = {**memory, "counts": memory["counts"].at[0, 2].set(1e-3)}
-    found = quantizer.quantize(params, memory, latents())
-    learned, measured = quantizer.learn(params, memory, found, np.arange(BATCH), tiny.moment(batch_size=BATCH))
+    found, _, learned, measured = step_of(quantizer, params, memory, latents())
     vector = learned["sums"][0, 2] / learned["counts"][0, 2]
     distance = np.abs(np.asarray(found.inputs).reshape(-1, CHANNELS) - np.asarray(vector)).max(axis=1)
     assert measured["restarts"] == 1 and distance.min() < 1e-5

@@ -37,7 +37,7 @@ def test_of_covariances_with_common_axes():
     expected = np.sum((means[0] - means[1]) ** 2) + np.sum((first - second) ** 2)
     assert frechet_distance(a, b) == pytest.approx(expected)
     # And of samples: the error of a distance of order 1 from 40,000 features is of order 1e-2.
-    sampled = (moments.of(rng.multivariate_normal(x.mean, x.covariance, 40_000)) for x in (a, b))
+    sampled = (moments.from_features(rng.multivariate_normal(x.mean, x.covariance, 40_000)) for x in (a, b))
     assert frechet_distance(*sampled) == pytest.approx(expected, rel=0.03)
 
 
@@ -70,7 +70,7 @@ def test_of_fewer_features_than_dimensions(spread):
     """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 20, 60)) * np.geomspace(1, spread, 60)
-    a, b = moments.of(x), moments.of(y)
+    a, b = moments.from_features(x), moments.from_features(y)
     left, right = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
     nuclear = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance) - 2 * nuclear
@@ -87,8 +87,8 @@ def test_a_common_rotation_and_shift_change_nothing(seed, dimension, count, shif
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2, count, dimension))
     rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
-    moved = (moments.of(z @ rotation + shift) for z in (x, 2 * y))
-    expected = frechet_distance(moments.of(x), moments.of(2 * y))
+    moved = (moments.from_features(z @ rotation + shift) for z in (x, 2 * y))
+    expected = frechet_distance(moments.from_features(x), moments.from_features(2 * y))
     assert frechet_distance(*moved) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_the_bias_falls_like_one_over_the_number_of_features():
     size = 16
     distance = distance_to(gaussian(np.zeros(size), np.eye(size)))
     for count in (250, 500, 1000):
-        found = np.mean([distance(moments.of(rng.normal(size=(count, size)))) for _ in range(20)])
+        found = np.mean([distance(moments.from_features(rng.normal(size=(count, size)))) for _ in range(20)])
         assert found == pytest.approx(size * (size / 4 + 1) / count, rel=0.1)
 
 
@@ -134,7 +134,7 @@ def test_the_line_is_of_least_squares():
     reference = gaussian(np.zeros(3), np.eye(3))
     found = at_infinity(x, distance_to(reference), seed=0, points=5, smallest=40)
     np.testing.assert_array_equal(found.sizes, [40, 80, 120, 160, 200])
-    assert found.distances[-1] == pytest.approx(frechet_distance(moments.of(x), reference))
+    assert found.distances[-1] == pytest.approx(frechet_distance(moments.from_features(x), reference))
     line = scipy.stats.linregress(1 / found.sizes, found.distances)
     assert found.value == pytest.approx(line.intercept)
     assert found.standard_error == pytest.approx(line.intercept_stderr)

@@ -21,7 +21,7 @@ def gaussian_of_two(x, y):
     [(kernel.cubic, cubic_of_two), (kernel.gaussian(1.5), gaussian_of_two)],
     ids=["cubic", "gaussian"],
 )
-def test_is_a_mean_over_pairs(name, of_two, unbiased):
+def test_squared_mmd_is_a_mean_over_pairs(name, of_two, unbiased):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(7, 3)).astype(np.float32), 1 + rng.normal(size=(5, 3))
 
@@ -33,7 +33,7 @@ def test_is_a_mean_over_pairs(name, of_two, unbiased):
     assert squared_mmd(b, a, name, unbiased=unbiased) == pytest.approx(expected)
 
 
-def test_biased_it_is_a_distance():
+def test_biased_squared_mmd_of_equal_sets_is_zero():
     x = np.random.default_rng(0).normal(size=(20, 4))
     for name in (kernel.cubic, kernel.gaussian(10.0)):
         assert squared_mmd(x, x, name, unbiased=False) == pytest.approx(0, abs=1e-12)
@@ -45,15 +45,15 @@ def raw_moments(mean, std):
     return np.array([mean, mean**2 + std**2, mean**3 + 3 * mean * std**2])
 
 
-@pytest.mark.parametrize(("counts", "subset_size"), [((300, 300), 1000), ((600, 600), 150), ((100, 1000), 1000)])
-def test_of_gaussians_on_a_line(counts, subset_size):
+@pytest.mark.parametrize(("counts", "subset_size"), [((150, 150), 1000), ((300, 300), 75), ((60, 500), 1000)])
+def test_kernel_distance_of_one_dimensional_gaussians(counts, subset_size):
     """(x y + 1)^3 has the features sqrt(3) x, sqrt(3) x^2, x^3: the squared distance of their means.
 
     In one block, in subsets, and with one set much larger than the other.
     """
     rng = np.random.default_rng(0)
     expected = np.sum([3, 3, 1] * (raw_moments(0.3, 1.0) - raw_moments(0.0, 1.2)) ** 2)
-    found = [
+    results = [
         kernel_distance(
             rng.normal(0.3, 1.0, (counts[0], 1)),
             rng.normal(0.0, 1.2, (counts[1], 1)),
@@ -63,18 +63,20 @@ def test_of_gaussians_on_a_line(counts, subset_size):
         )
         for i in range(60)
     ]
-    values, errors = np.array(found).T
-    assert abs(values.mean() - expected) < 3 * values.std(ddof=1) / np.sqrt(len(found))
+    values, errors = np.array(results).T
+    assert abs(values.mean() - expected) < 3 * values.std(ddof=1) / np.sqrt(len(results))
     # An error of the spread over 60 repetitions is some 10 %; of heavy tails, as here, more.
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.35
 
 
 @pytest.mark.parametrize("subset_size", [1000, 50])
-def test_of_equal_distributions_it_is_unbiased(subset_size):
+def test_kernel_distance_of_equal_distributions_is_unbiased(subset_size):
     rng = np.random.default_rng(0)
-    found = [kernel_distance(*rng.normal(size=(2, 100, 8)), subset_size=subset_size, seed=i) for i in range(100)]
-    values, errors = np.array(found).T
-    assert abs(values.mean()) < 3 * values.std(ddof=1) / np.sqrt(len(found))
+    results = [
+        kernel_distance(*rng.normal(size=(2, 100, 8)), subsets=40, subset_size=subset_size, seed=i) for i in range(100)
+    ]
+    values, errors = np.array(results).T
+    assert abs(values.mean()) < 3 * values.std(ddof=1) / np.sqrt(len(results))
     assert values.min() < 0 < values.max()
     assert 0.8 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.3
 
@@ -82,8 +84,8 @@ def test_of_equal_distributions_it_is_unbiased(subset_size):
 def test_the_error_of_a_large_set_in_small_subsets():
     """The features that one subset holds are not what its error depends on: nothing is counted twice or left out."""
     rng = np.random.default_rng(0)
-    found = [kernel_distance(*rng.normal(size=(2, 2000, 8)), subsets=20, subset_size=50, seed=i) for i in range(60)]
-    values, errors = np.array(found).T
+    results = [kernel_distance(*rng.normal(size=(2, 2000, 8)), subsets=20, subset_size=50, seed=i) for i in range(60)]
+    values, errors = np.array(results).T
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.35
 
 
@@ -100,26 +102,26 @@ def test_the_error_of_a_gaussian_discrepancy(shift):
 def test_interaction_variances_are_those_of_an_analysis_of_variance():
     """Of k_ij = m + r_i + r_j + noise the noise alone, and none of a kernel that is a sum."""
     rng = np.random.default_rng(0)
-    found = {"within": [], "across": []}
+    results = {"within": [], "across": []}
     for _ in range(300):
         rows, columns = rng.normal(0, 5, size=(2, 9))
         noise = rng.normal(0, 2, size=(9, 9))
         sums = 3 + rows[:, None] + rows[None, :]
         assert kernel._within(sums)[1] == pytest.approx(0, abs=1e-9)
-        found["within"].append(kernel._within(sums + np.triu(noise, 1) + np.triu(noise, 1).T)[1])
-        found["across"].append(kernel._interaction(3 + rows[:, None] + columns[None, :] + noise))
-    for values in found.values():
+        results["within"].append(kernel._within(sums + np.triu(noise, 1) + np.triu(noise, 1).T)[1])
+        results["across"].append(kernel._interaction(3 + rows[:, None] + columns[None, :] + noise))
+    for values in results.values():
         assert abs(np.mean(values) - 4) < 4 * np.std(values) / np.sqrt(len(values))
 
 
-def test_a_seed_is_a_draw_of_subsets():
+def test_the_seed_selects_the_subsets():
     a, b = np.random.default_rng(0).normal(size=(2, 50, 3))
-    first, again, other = (kernel_distance(a, b, subsets=5, subset_size=20, seed=seed) for seed in (1, 1, 2))
-    assert first == again != other
+    first, same, other = (kernel_distance(a, b, subsets=5, subset_size=20, seed=seed) for seed in (1, 1, 2))
+    assert first == same != other
     assert kernel_distance(a, b, seed=1).value == pytest.approx(squared_mmd(a, b, kernel.cubic))
 
 
-def test_too_few():
+def test_too_few_features_or_subsets_are_refused():
     with pytest.raises(ValueError, match="subsets"):
         kernel_distance(np.eye(3), np.eye(3)[:1], seed=0)
     with pytest.raises(ValueError, match="subsets"):

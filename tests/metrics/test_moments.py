@@ -32,7 +32,7 @@ def check_equal(found, expected):
 @settings(deadline=None, max_examples=60)
 @given(batches())
 def test_a_fold_of_merges_is_numpys(parts):
-    merged = functools.reduce(moments.merge, map(moments.of, parts))
+    merged = functools.reduce(moments.merge, map(moments.from_features, parts))
     x = np.concatenate(parts).astype(np.float64)
     deviations = x - x.mean(0)
     check_equal(merged, moments.Moments(len(x), x.mean(0), deviations.T @ deviations))
@@ -43,7 +43,7 @@ def test_a_fold_of_merges_is_numpys(parts):
 @settings(deadline=None, max_examples=60)
 @given(batches())
 def test_merging_is_associative_and_commutative(parts):
-    a, b, c = map(moments.of, [*parts, parts[0]][:3])
+    a, b, c = map(moments.from_features, [*parts, parts[0]][:3])
     check_equal(moments.merge(moments.merge(a, b), c), moments.merge(a, moments.merge(b, c)))
     check_equal(moments.merge(a, b), moments.merge(b, a))
 
@@ -54,7 +54,7 @@ def test_a_mean_far_from_zero_costs_no_digits(size):
     x = np.random.default_rng(0).normal(size=(2000, 3))
     x = (x + 1e6) - 1e6  # what is left of it beside 1e6, so that adding that is exact
     found = functools.reduce(
-        moments.merge, (moments.of(x[start : start + size] + 1e6) for start in range(0, len(x), size))
+        moments.merge, (moments.from_features(x[start : start + size] + 1e6) for start in range(0, len(x), size))
     )
     assert found.count == len(x)
     np.testing.assert_allclose(found.mean, 1e6 + x.mean(0), rtol=1e-14)
@@ -64,12 +64,14 @@ def test_a_mean_far_from_zero_costs_no_digits(size):
 def test_features_are_left_as_they_are():
     x = np.random.default_rng(0).normal(size=(5, 2))
     before = x.copy()
-    moments.of(x)
+    moments.from_features(x)
     np.testing.assert_array_equal(x, before)
 
 
 def test_one_feature_has_no_covariance():
-    alone = moments.of(np.ones((1, 2)))
+    alone = moments.from_features(np.ones((1, 2)))
     with pytest.raises(ValueError, match="at least 2"):
         _ = alone.covariance
-    np.testing.assert_allclose(moments.merge(alone, moments.of(np.array([[3.0, 1.0]]))).covariance, [[2, 0], [0, 0]])
+    np.testing.assert_allclose(
+        moments.merge(alone, moments.from_features(np.array([[3.0, 1.0]]))).covariance, [[2, 0], [0, 0]]
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffjax.metrics.resampling import bootstrap, jackknife, mean, share
+from diffjax.metrics.resampling import bootstrap, jackknife, mean, proportion_with_error
 
 
 def test_the_error_of_a_mean():
@@ -62,18 +62,25 @@ def test_the_error_of_a_share():
         p, z = right / count, 1.0
         middle = (p + z**2 / (2 * count)) / (1 + z**2 / count)
         low, high = np.roots([1 + z**2 / count, -(2 * p + z**2 / count), p**2])[::-1]  # (p - q)^2 = z^2 q (1 - q) / N
-        found = share(np.arange(count) < right)
+        found = proportion_with_error(np.arange(count) < right)
         assert found == pytest.approx((p, (high - low) / 2), abs=1e-7)
         assert (low + high) / 2 == pytest.approx(middle)
-    assert share(np.ones(500, bool)).standard_error == pytest.approx(1 / 1000, rel=0.01)
-    assert share(np.arange(2000) < 600).standard_error == pytest.approx(np.sqrt(0.3 * 0.7 / 2000), rel=1e-3)
+    assert proportion_with_error(np.ones(500, bool)).standard_error == pytest.approx(1 / 1000, rel=0.01)
+    assert proportion_with_error(np.arange(2000) < 600).standard_error == pytest.approx(
+        np.sqrt(0.3 * 0.7 / 2000), rel=1e-3
+    )
 
 
 def test_the_error_of_a_share_in_groups():
     """20 captions of 50 images each, all right or all wrong: as uncertain as 20 images."""
     right, groups = np.repeat(np.arange(20) < 12, 50), np.repeat(np.arange(20), 50)
-    assert share(right, groups).standard_error == pytest.approx(share(np.arange(20) < 12).standard_error, rel=0.05)
-    assert share(np.ones(1000, bool), groups).standard_error == share(np.ones(20, bool)).standard_error
+    assert proportion_with_error(right, groups).standard_error == pytest.approx(
+        proportion_with_error(np.arange(20) < 12).standard_error, rel=0.05
+    )
+    assert (
+        proportion_with_error(np.ones(1000, bool), groups).standard_error
+        == proportion_with_error(np.ones(20, bool)).standard_error
+    )
 
 
 def test_leaving_out_blocks():

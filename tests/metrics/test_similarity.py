@@ -85,4 +85,4 @@ def test_more_noise_is_less_alike():
 
 
 def test_every_measure_is_explained():
-    assert similarity.MEASURES.keys() == similarity.EXPLAINED.keys()
+    assert similarity.METRICS.keys() == similarity.DESCRIPTIONS.keys()

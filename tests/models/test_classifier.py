@@ -1,4 +1,6 @@
-"""The classifier of noised images, and a diffusion system that it guides."""
+"""The classifier of noised images, and guidance by it and by a weaker model."""
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -8,143 +10,149 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.diffusion.noise import Noise
 from diffjax.errors import UserError
+from diffjax.models.diffusion.bound_model import Guides
 from diffjax.models.diffusion.guided import guided
-from diffjax.models.diffusion.sampling_settings import draw, latents
 from diffjax.typing import ImageSpec
-from tests import tiny
+from tests import conditioned, tiny
 
 SPEC = ImageSpec(8, 1, 10)
+BATCH = tiny.batch()
+KEYS = jax.random.split(jax.random.key(2), 6)
 
 
-def batch(size=6):
-    image = np.random.default_rng(0).integers(0, 256, (size, 8, 8, 1), np.uint8)
-    return {"image": image, "label": np.arange(size, dtype=np.int32) % 10, "index": np.arange(size, dtype=np.int32)}
+def config(**changes):
+    return tiny.config("classifier_digits", **changes)
 
 
-def built(base, **changes):
-    system = models.build(tiny.config(base, **changes), SPEC)
-    variables = jax.jit(system.objective.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return system, jax.tree.unflatten(
-        tree, [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    )
+@pytest.fixture(scope="module")
+def classifier():
+    return conditioned.with_random_params(models.build(config(diffusion__time_sampling="uniform"), SPEC))
 
 
-def test_its_loss_is_the_cross_entropy_of_its_logits():
-    system, variables = built("classifier_digits", diffusion__times="uniform")
-    original = system.objective.losses["model"]
-    keys = jax.random.split(jax.random.key(2), 6)
-    loss, aux = jax.jit(lambda keys: original(variables, batch(), keys, tiny.moment()))(keys)
-    assert loss.shape == aux.metrics["accuracy"].shape == (6,)
-    # At no noise to speak of the loss can be had from the image itself.
-    calm = models.build(
-        tiny.config("classifier_digits", diffusion__timesteps=1, diffusion__schedule="edm(sigma_max=1e-6)"), SPEC
-    )
-    loss, aux = calm.objective.losses["model"](variables, batch(), keys, tiny.moment())
-    x = batch()["image"] / 127.5 - 1
-    logits = np.asarray(
-        calm.classify(variables, jnp.asarray(x, jnp.float32), Noise(*map(jnp.asarray, (1.0, 1.0, 0.0))))
-    )
-    label = batch()["label"]
-    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), label]
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_array_equal(aux.metrics["accuracy"], logits.argmax(-1) == label)
+@pytest.fixture(scope="module")
+def digits():
+    """Returns a diffusion model conditioned on labels, and random variables."""
+    return conditioned.built("label")
 
 
-def test_its_time_is_rescaled_as_the_models():
-    """Level t of T = 20 with `rescale_timesteps` is what level 1 + 50 (t - 1) is without."""
-    system, variables = built("classifier_digits", diffusion__timesteps=20)
-    rescaled = models.build(
-        tiny.config("classifier_digits", diffusion__timesteps=20, diffusion__rescale_timesteps=True), SPEC
-    )
+def noise(t, alpha, sigma):
+    return Noise(*map(jnp.asarray, (t, alpha, sigma)))
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits(classifier):
+    """With negligible noise, the loss follows from the logits of the images."""
+    _, variables = classifier
+    changes = {"diffusion__timesteps": 1, "diffusion__schedule": "edm(sigma_max=1e-6)"}
+    model = models.build(config(diffusion__time_sampling="uniform", **changes), SPEC)
+    x = jnp.asarray(BATCH["image"] / 127.5 - 1, jnp.float32)
+
+    @jax.jit
+    def run():
+        loss, aux = model.losses["model"](variables, BATCH, KEYS, tiny.moment())
+        return loss, aux.metrics["accuracy"], model.classify(variables, x, noise(1.0, 1.0, 0.0))
+
+    loss, accuracy, logits = run()
+    logits, label = np.asarray(logits), BATCH["label"]
+    assert loss.shape == accuracy.shape == (6,)
+    np.testing.assert_allclose(loss, np.log(np.exp(logits).sum(-1)) - logits[np.arange(6), label], rtol=1e-4)
+    np.testing.assert_array_equal(accuracy, logits.argmax(-1) == label)
+
+
+def test_the_time_input_is_rescaled(classifier):
+    """Timestep t of T = 20 with `rescale_timesteps` is timestep 1 + 50 (t - 1) without."""
+    model, variables = classifier
+    rescaled = dataclasses.replace(model, time_scale=50.0)
+    built = models.build(config(diffusion__timesteps=20, diffusion__rescale_timesteps=True), SPEC)
+    assert built.time_scale == 50.0
     x = jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
-    one, other = (
-        np.asarray(made.classify(variables, x, Noise(*map(jnp.asarray, (t, 0.8, 0.6)))))
-        for made, t in ((rescaled, 7.0), (system, 301.0))
-    )
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    unscaled = np.asarray(system.classify(variables, x, Noise(*map(jnp.asarray, (7.0, 0.8, 0.6)))))
-    assert np.abs(unscaled - one).max() > 0.01
+    classify = jax.jit(lambda t: model.classify(variables, x, noise(t, 0.8, 0.6)))
+    expected = classify(301.0)
+    np.testing.assert_allclose(rescaled.classify(variables, x, noise(7.0, 0.8, 0.6)), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(classify(7.0) - expected).max() > 0.01
 
 
-def test_it_learns_which_times_are_hard():
-    system, variables = built("classifier_digits", diffusion__times="importance(horizon=5)")
-    _, aux = system.objective.losses["model"](variables, batch(), jax.random.split(jax.random.key(2), 6), tiny.moment())
-    assert aux.variables["times"]["draws"].sum() > 0
+def test_training_updates_the_distribution_of_timesteps():
+    model = models.build(config(diffusion__time_sampling="importance(horizon=5)"), SPEC)
+    variables = conditioned.with_random_params(model)[1]
+    aux = jax.jit(lambda: model.losses["model"](variables, BATCH, KEYS, tiny.moment())[1])()
+    assert aux.variables["times"]["counts"].sum() > 0
 
 
-def test_a_classifier_shifts_eps_by_sigma_times_its_gradient():
-    """ADM's algorithm 2, in one step of DDIM to the clean image: x_0 rises by scale sigma^2 / alpha times gradient."""
-    system, variables = built("digits")
-    plan = system.plan(
+def test_guidance_shifts_eps_by_sigma_times_the_gradient(digits):
+    """ADM, algorithm 2, in one DDIM step to x_0, which changes by scale sigma^2 / alpha times the gradient."""
+    _, model, variables = digits
+    settings = model.make_settings(
         tiny.config().sampler, steps=1, guidance=1.0, threshold="none", classifier_scale=2.0, grid="times(10)"
     )
-    keys, condition = jax.random.split(jax.random.key(0), 2), {"label": jnp.array([3, 3])}
+    keys, conditions = jax.random.split(jax.random.key(0), 2), {"label": jnp.array([3, 3])}
 
-    class TwoClasses:  # log p(3 | x) = log sigmoid(x's first pixel)
+    class TwoClasses:  # log p(3 | x) = log sigmoid(first pixel of x)
         classes = 10
 
         @staticmethod
         def classify(variables, x, noise):
             return jnp.full((2, 10), -1e9).at[:, 3].set(x[:, 0, 0, 0]).at[:, 4].set(0.0)
 
-    joined = guided(system, classifier=TwoClasses)
-    moved = joined.sample({"model": variables, "classifier": {}}, keys, condition, plan)
-    plain = system.sample(variables, keys, condition, plan)
-    model = system.model(variables, condition)
-    x = latents(model, keys, plan)[:, 0, 0, 0]
-    noise = model.process.schedule(10.0)
-    rise = 2.0 * noise.sigma**2 / noise.alpha * (1 - 1 / (1 + np.exp(-x)))
-    np.testing.assert_allclose((moved - plain)[:, 0, 0, 0], rise, rtol=1e-3)
-    np.testing.assert_allclose((moved - plain)[:, 1:], 0, atol=1e-5)
+    @jax.jit
+    def run():
+        joined = {"model": variables, "classifier": {}}
+        samples = guided(model, classifier=TwoClasses).sample(joined, keys, conditions, settings)
+        bound = model.bind(variables, conditions)
+        return samples - model.sample(variables, keys, conditions, settings), bound.initial_latents(keys, settings)
+
+    difference, x = run()
+    level = model.process.schedule(10.0)
+    expected = 2.0 * level.sigma**2 / level.alpha * (1 - 1 / (1 + np.exp(-x[:, 0, 0, 0])))
+    np.testing.assert_allclose(difference[:, 0, 0, 0], expected, rtol=1e-3)
+    np.testing.assert_allclose(difference[:, 1:], 0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_autoguidance_by_itself_changes_nothing():
-    system, variables = built("digits", sampler__guidance=1.0)
-    plan = system.plan(tiny.config().sampler, guidance=1.0, weak_scale=3.0)
-    keys, condition = jax.random.split(jax.random.key(0), 2), {"label": jnp.array([3, 4])}
-    joined = guided(system, weak=system)
-    both = joined.sample({"model": variables, "weak": variables}, keys, condition, plan)
-    np.testing.assert_allclose(both, system.sample(variables, keys, condition, plan), atol=1e-4)
-    _, other = built("digits")
-    moved = jax.tree.map(lambda leaf: leaf * 1.1, other)
-    assert np.abs(joined.sample({"model": variables, "weak": moved}, keys, condition, plan) - both).max() > 1e-3
+def test_autoguidance_by_the_model_itself_has_no_effect(digits):
+    _, model, variables = digits
+    settings = model.make_settings(tiny.config().sampler, guidance=1.0, weak_scale=3.0)
+    keys, conditions = jax.random.split(jax.random.key(0), 2), {"label": jnp.array([3, 4])}
+    joined = guided(model, weak=model)
+    sample = jax.jit(lambda weak: joined.sample({"model": variables, "weak": weak}, keys, conditions, settings))
+    guided_by_itself = sample(variables)
+    unguided = jax.jit(model.sample)(variables, keys, conditions, settings)
+    np.testing.assert_allclose(guided_by_itself, unguided, atol=1e-4)
+    other = jax.tree.map(lambda leaf: leaf * 1.1, variables)
+    assert np.abs(sample(other) - guided_by_itself).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
     [
-        ({}, ImageSpec(8, 1, 0), "needs labels"),
-        ({"model__pool": ""}, SPEC, "needs model.pool"),
+        ({}, ImageSpec(8, 1, 0), "requires labels"),
+        ({"model__pool": ""}, SPEC, "model.pool='': must be attention or mean"),
         ({"model__pool": "max"}, SPEC, "choose from attention, mean"),
         ({"diffusion__schedule": "cosin"}, SPEC, "did you mean 'cosine'"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, spec, message):
+def test_invalid_configs_raise(changes, spec, message):
     with pytest.raises(UserError, match=message):
-        models.build(tiny.config("classifier_digits", **changes), spec)
+        models.build(config(**changes), spec)
 
 
-def test_the_plan_is_read_whole():
-    """Every scale of a plan reaches the sample: none is a setting that does nothing."""
-    system, variables = built("digits")
-    model = system.model(variables, {"label": jnp.array([3, 4])})
+def test_every_scale_of_the_settings_has_an_effect(digits):
+    _, model, variables = digits
+    conditions = {"label": jnp.array([3, 4])}
     keys = jax.random.split(jax.random.key(0), 2)
-    weak = model._replace(denoiser=lambda x, noise: model.denoiser(0.9 * x, noise)).denoiser
-
-    def classify(x, noise):
-        return x.reshape(2, -1)[:, :10]
 
     @jax.jit
-    def run(plan):
-        return draw(model, keys, plan, {"label": jnp.array([3, 4])}, classify=classify, weak=weak)
+    def sample(settings):
+        bound = model.bind(variables, conditions)
+        guides = Guides(
+            classify=lambda x, noise: x.reshape(2, -1)[:, :10],
+            weak=lambda x, noise: bound.denoiser(0.9 * x, noise),
+        )
+        return bound.sample(keys, settings, conditions, guides)
 
     base = {"guidance": 2.0, "guidance_rescale": 0.3, "guidance_low": 0.1, "guidance_high": 9.0}
     base |= {"classifier_scale": 1.0, "weak_scale": 1.5, "threshold": "none"}
-    plain = run(system.plan(tiny.config().sampler, **base))
+    reference = sample(model.make_settings(tiny.config().sampler, **base))
     changes = {"guidance": 3.0, "guidance_rescale": 0.6, "guidance_low": 2.0, "guidance_high": 0.5}
     for name, value in (changes | {"classifier_scale": 4.0, "weak_scale": 2.5}).items():
-        changed = run(system.plan(tiny.config().sampler, **{**base, name: value}))
-        assert np.abs(changed - plain).max() > 1e-5, name
+        changed = sample(model.make_settings(tiny.config().sampler, **{**base, name: value}))
+        assert np.abs(changed - reference).max() > 1e-5, name

@@ -1,4 +1,4 @@
-"""What a denoiser is told: it is heard, it is absent where it is withheld, and it is what it says it is."""
+"""Conditions: their effect on the model, dropping them, and their values, against NumPy."""
 
 import functools
 import itertools
@@ -10,46 +10,48 @@ from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.errors import UserError
-from diffjax.models.abstract import described
-from diffjax.models.diffusion import data_space
-from diffjax.models.diffusion.conditioning import make_conditions
-from diffjax.models.diffusion.conditions import Given
+from diffjax.models.base import abstract_value
+from diffjax.models.diffusion.conditions import ConditionInputs, make_conditions
+from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny
-from tests.conditioned import SPEC, TEXT, asked, keys
+from tests.conditioned import SPEC, TEXT, example_conditions, keys
 
-WITHHELD = ("label", "label_token", "caption", "clip_text", "image_embedding")
-ALL = (*WITHHELD, "smaller_image", "erased_image")
+DROPPABLE = ("label", "label_token", "caption", "clip_text", "image_embedding")
+ALL = (*DROPPABLE, "low_res_image", "masked_image")
 X = np.random.default_rng(5).normal(size=(6, 8, 8, 1)).astype(np.float32)  # noised pictures
 
 
 @functools.cache
 def estimates(name):
-    """(what is asked, values of its own) -> x_0 by a model that is told it, and by one from which it is withheld.
+    """Returns (conditions, values) -> x_0 of the conditional and of the unconditional model.
 
-    Its own are the embeddings of pictures, or a table of CLIP's tokens.
+    The values are embeddings of images, or an embedding table of the CLIP.
     """
     _, system, variables = conditioned.built(name)
 
-    def estimate(asked, own, which):
+    def estimate(conditions_of_samples, own, which):
         known = jax.tree.map(lambda leaf: leaf, variables)  # a copy
         if "table" in own:
             table_of(known)["embedding"] = own["table"]
-        model = system.model(known, asked | {n: x for n, x in own.items() if n != "table"})
+        model = system.bind(known, conditions_of_samples | {n: x for n, x in own.items() if n != "table"})
         return getattr(model, which)(X, model.process.schedule(10.0)).x0
 
-    return lambda asked, told, untold: (estimate(asked, told, "denoiser"), estimate(asked, untold, "unconditional"))
+    return lambda conditions_of_samples, conditional, unconditional: (
+        estimate(conditions_of_samples, conditional, "denoiser"),
+        estimate(conditions_of_samples, unconditional, "unconditional"),
+    )
 
 
 @functools.cache
 def run(name):
     both = estimates(name)
-    return jax.jit(lambda asked: both(asked, {}, {}))
+    return jax.jit(lambda conditions_of_samples: both(conditions_of_samples, {}, {}))
 
 
 def gradients(name, own):
-    """Of what is told and of what is not, by values of their own."""
-    both = functools.partial(estimates(name), asked())
+    """Of what is conditional and of what is not, by values of their own."""
+    both = functools.partial(estimates(name), example_conditions())
 
     @jax.jit
     def pulled(own):
@@ -78,48 +80,59 @@ def apart(a, b):
     return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
 
 
-def painted(mask=1.0):
+def inpainting_conditions(mask=1.0):
     """A picture to be painted in, where a mask does not keep it."""
-    return {**asked(), "image": asked()["original"], "mask": np.full((6, 8, 8, 1), mask, np.float32)}
+    return {
+        **example_conditions(),
+        "image": example_conditions()["original"],
+        "mask": np.full((6, 8, 8, 1), mask, np.float32),
+    }
 
 
-@pytest.mark.parametrize("name", WITHHELD)
+@pytest.mark.parametrize("name", DROPPABLE)
 def test_what_is_told_is_heard_and_what_is_withheld_is_absent(name):
     """Not a bit depends on it."""
-    (told, untold), (other, other_untold) = run(name)(asked()), run(name)(others(asked()))
-    assert (apart(told, other) > 1e-3).all() and (apart(told, untold) > 1e-3).all()
-    np.testing.assert_array_equal(untold, other_untold)
+    (conditional, unconditional), (other, other_untold) = (
+        run(name)(example_conditions()),
+        run(name)(others(example_conditions())),
+    )
+    assert (apart(conditional, other) > 1e-3).all() and (apart(conditional, unconditional) > 1e-3).all()
+    np.testing.assert_array_equal(unconditional, other_untold)
 
 
 @pytest.mark.parametrize("name", ["caption", "clip_text"])
 def test_a_caption_that_is_withheld_is_one_of_no_tokens(name):
     """Or of nothing but its start, as CLIP has it."""
-    empty = np.where(np.arange(6) < (name == "clip_text"), asked()["tokens"], NO_TOKEN)
-    np.testing.assert_allclose(run(name)({**asked(), "tokens": empty})[0], run(name)(asked())[1], atol=1e-5)
+    empty = np.where(np.arange(6) < (name == "clip_text"), example_conditions()["tokens"], NO_TOKEN)
+    np.testing.assert_allclose(
+        run(name)({**example_conditions(), "tokens": empty})[0], run(name)(example_conditions())[1], atol=1e-5
+    )
 
 
 def test_a_sample_may_be_asked_for_without_a_caption_but_of_clip():
     """A caption of no tokens says nothing to the one encoder; to the other there is none."""
-    silent = {"label": asked()["label"]}
-    found = conditions("caption").of(given(silent))["caption"]
+    silent = {"label": example_conditions()["label"]}
+    found = conditions("caption").encode(inputs(silent))["caption"]
     np.testing.assert_array_equal(found, np.full((6, 6), NO_TOKEN))
-    with pytest.raises(UserError, match="this stage reads captions by a CLIP: give --prompt"):
-        conditions("clip_text").of(given(silent))
+    with pytest.raises(UserError, match="this run is conditioned on captions: pass --prompt"):
+        conditions("clip_text").encode(inputs(silent))
 
 
 def test_no_gradient_comes_from_an_embedding_that_is_withheld():
-    embedding = jax.jit(system_clip().embed_images)(asked()["original"])
-    told, untold = gradients("image_embedding", {"image_embedding": embedding})
-    assert (np.abs(told["image_embedding"]).max(axis=1) > 1e-4).all()
-    np.testing.assert_array_equal(untold["image_embedding"], 0.0)
+    embedding = jax.jit(system_clip().embed_images)(example_conditions()["original"])
+    conditional, unconditional = gradients("image_embedding", {"image_embedding": embedding})
+    assert (np.abs(conditional["image_embedding"]).max(axis=1) > 1e-4).all()
+    np.testing.assert_array_equal(unconditional["image_embedding"], 0.0)
 
 
 @pytest.mark.slow
 def test_no_gradient_comes_from_words_that_are_withheld():
     """Of the table of CLIP's tokens only the start's row, which is the same for all, has one."""
-    told, untold = gradients("clip_text", {"table": table_of(conditioned.built("clip_text")[2])["embedding"]})
-    heard = [np.flatnonzero(np.abs(gradient["table"]).max(axis=1)) for gradient in (told, untold)]
-    np.testing.assert_array_equal(heard[0], np.unique(np.maximum(asked()["tokens"], 0)))
+    conditional, unconditional = gradients(
+        "clip_text", {"table": table_of(conditioned.built("clip_text")[2])["embedding"]}
+    )
+    heard = [np.flatnonzero(np.abs(gradient["table"]).max(axis=1)) for gradient in (conditional, unconditional)]
+    np.testing.assert_array_equal(heard[0], np.unique(np.maximum(example_conditions()["tokens"], 0)))
     np.testing.assert_array_equal(heard[1], [0])
 
 
@@ -128,10 +141,10 @@ COUNT = 10_000
 
 
 def conditions(*names, **changes):
-    """The conditions of a config; what CLIP would say of them is not asked."""
+    """The conditions of a config; what CLIP would say of them is not conditions_of_samples."""
     system, variables = conditioned.clip()
     made = conditioned.config(*names, **changes)
-    return make_conditions(made, SPEC, data_space.pixels(SPEC), described(system.clip, variables))
+    return make_conditions(made, SPEC, pixel_space(SPEC), abstract_value(system.clip, variables))
 
 
 @functools.cache
@@ -144,8 +157,8 @@ def values(count=COUNT):
     tokens = np.where(np.arange(6) < 2 + np.arange(count)[:, None] % 5, 7, NO_TOKEN).astype(np.int32)
     label = (np.arange(count) % 10).astype(np.int32)
     picture = {"embedding": np.random.default_rng(0).normal(size=(count, 12)), "present": np.ones(count, bool)}
-    told = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
-    return {**told, "image_embedding": jax.tree.map(jnp.asarray, picture)}
+    conditional = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
+    return {**conditional, "image_embedding": jax.tree.map(jnp.asarray, picture)}
 
 
 def absent(found):
@@ -161,7 +174,7 @@ def absent(found):
 
 @functools.cache
 def dropped(count=COUNT):
-    return jax.jit(rated().dropped)(values(count), keys(COUNT)[:count])
+    return jax.jit(rated().drop_randomly)(values(count), keys(COUNT)[:count])
 
 
 def test_each_is_dropped_at_its_rate_and_by_itself():
@@ -192,12 +205,12 @@ def test_what_is_dropped_is_of_each_examples_key_alone():
 
 
 def test_what_is_never_dropped_is_never_withheld():
-    none = conditions("caption", "smaller_image", conditions__caption__dropout=0.0)
-    given = {"caption": values()["caption"], "smaller_image": None}
-    assert not none.guided
-    assert none.dropped(given, keys(COUNT))["caption"] is given["caption"]
-    assert none.withheld(given, COUNT)["caption"] is given["caption"]
-    assert rated().guided
+    none = conditions("caption", "low_res_image", conditions__caption__dropout=0.0)
+    given = {"caption": values()["caption"], "low_res_image": None}
+    assert not none.supports_guidance
+    assert none.drop_randomly(given, keys(COUNT))["caption"] is given["caption"]
+    assert none.drop_all(given, COUNT)["caption"] is given["caption"]
+    assert rated().supports_guidance
 
 
 @pytest.mark.slow
@@ -206,9 +219,7 @@ def test_training_withholds_a_caption_from_its_share():
     _, system, variables = conditioned.built("caption")
     batch = tiny.batch(31)
     loss = jax.jit(
-        lambda tokens: system.objective.losses["model"](
-            variables, {**batch, "tokens": tokens}, keys(31), tiny.moment()
-        )[0]
+        lambda tokens: system.losses["model"](variables, {**batch, "tokens": tokens}, keys(31), tiny.moment())[0]
     )
     none, one, other = (
         np.asarray(loss(tokens)) for tokens in (np.full((31, 6), NO_TOKEN), batch["tokens"], others(batch["tokens"]))
@@ -219,8 +230,8 @@ def test_training_withholds_a_caption_from_its_share():
     assert (np.abs(one - other) > 1e-6)[~gone].all()
 
 
-def given(about, *, level=None, encode=lambda x: x, seed=0):
-    return Given(about, None, encode, keys(len(about["label"]), seed), level)
+def inputs(about, *, level=None, encode=lambda x: x, seed=0):
+    return ConditionInputs(about, None, encode, keys(len(about["label"]), seed), level)
 
 
 def enlarged(images, factor):
@@ -234,26 +245,28 @@ def enlarged(images, factor):
 
 
 def test_a_smaller_image_is_told_enlarged_beside_its_level():
-    """At level 0 it is the picture itself, averaged down; the level is told by sines and cosines of it."""
-    made, picture = conditions("smaller_image"), asked()["original"]
-    found = made.of(given(asked(), level=0.0))
+    """At level 0 it is the picture itself, averaged down; the level is conditional by sines and cosines of it."""
+    made, picture = conditions("low_res_image"), example_conditions()["original"]
+    found = made.encode(inputs(example_conditions(), level=0.0))
     small = np.asarray(picture).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
-    np.testing.assert_allclose(found["smaller_image"]["image"], small, atol=1e-6)
-    told = made.inputs({}, found, None)
-    np.testing.assert_allclose(told.channels, enlarged(small, 2), atol=1e-5)
-    assert told.context is None and told.label is None
-    own = made.of(given({"label": asked()["label"], "smaller_image": small[::-1]}, level=0.0))  # of the stage before
-    np.testing.assert_allclose(made.inputs({}, own, None).channels, enlarged(small[::-1], 2), atol=1e-5)
+    np.testing.assert_allclose(found["low_res_image"]["image"], small, atol=1e-6)
+    conditional = made.network_inputs({}, found, None)
+    np.testing.assert_allclose(conditional.channels, enlarged(small, 2), atol=1e-5)
+    assert conditional.context is None and conditional.label is None
+    own = made.encode(
+        inputs({"label": example_conditions()["label"], "low_res_image": small[::-1]}, level=0.0)
+    )  # of the stage before
+    np.testing.assert_allclose(made.network_inputs({}, own, None).channels, enlarged(small[::-1], 2), atol=1e-5)
     angles = 1000 * 0.3 / 10000 ** (np.arange(16) / 16)
-    waves = made.inputs({}, made.of(given(asked(), level=0.3)), None).embedding
+    waves = made.network_inputs({}, made.encode(inputs(example_conditions(), level=0.3)), None).embedding
     np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
 
 
 def test_in_training_each_picture_is_degraded_to_a_level_of_its_own():
-    """Uniform, by its key, and that is the level which is told: noise of half of it on nothing at all."""
+    """Uniform, by its key, and that is the level which is conditional: noise of half of it on nothing at all."""
     blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
     degraded = jax.jit(
-        lambda keys: conditions("smaller_image").of(Given(blank, None, None, keys, None))["smaller_image"]
+        lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, None, None, keys, None))["low_res_image"]
     )
     found = degraded(keys(1000))
     level, noise = np.sort(found["level"]), found["image"] / found["level"][:, None, None, None]
@@ -266,62 +279,75 @@ def test_in_training_each_picture_is_degraded_to_a_level_of_its_own():
 
 @functools.cache
 def sampled(name, **changes):
-    """(what is asked, the plan) -> samples by the same keys."""
+    """(what is conditions_of_samples, the plan) -> samples by the same keys."""
     made, system, variables = conditioned.built(name, **changes)
-    draw = jax.jit(lambda asked, plan: system.sample(variables, keys(), asked, plan))
-    return lambda asked, **settings: np.asarray(draw(asked, system.plan(made.sampler, **settings)))
+    draw = jax.jit(lambda conditions_of_samples, plan: system.sample(variables, keys(), conditions_of_samples, plan))
+    return lambda conditions_of_samples, **settings: np.asarray(
+        draw(conditions_of_samples, system.make_settings(made.sampler, **settings))
+    )
 
 
 def test_a_sample_hears_the_level_and_the_picture_that_it_is_asked_for():
     """With nothing degraded it is the level alone that differs."""
-    draw = sampled("smaller_image", conditions__smaller_image__degradation="none")
-    none, some = draw(asked()), draw(asked(), augmentation=0.7)
+    draw = sampled("low_res_image", conditions__low_res_image__degradation="none")
+    none, some = draw(example_conditions()), draw(example_conditions(), augmentation=0.7)
     assert (apart(none, some) > 1e-3).all()
-    assert (apart(none, draw(others(asked()))) > 1e-3).all()
-    np.testing.assert_array_equal(none, draw(asked(), augmentation=0.0))
+    assert (apart(none, draw(others(example_conditions()))) > 1e-3).all()
+    np.testing.assert_array_equal(none, draw(example_conditions(), augmentation=0.0))
 
 
 def test_a_level_that_degrades_nothing_is_refused():
-    for name, level, message in (("smaller_image", 1.5, "a level from 0 to 1"), ("caption", 0.5, "which this is not")):
+    for name, level, message in (
+        ("low_res_image", 1.5, "must be a finite number from 0 to 1"),
+        ("caption", 0.5, "only supported for upsamplers"),
+    ):
         made, system, _ = conditioned.built(name)
         with pytest.raises(UserError, match=message):
-            system.plan(made.sampler, augmentation=level)
+            system.make_settings(made.sampler, augmentation=level)
 
 
 def test_an_erased_image_is_the_picture_where_it_is_kept_and_says_where():
-    made, picture = conditions("erased_image"), np.asarray(asked(64)["original"])
-    told = jax.jit(lambda about, keys: made.inputs({}, made.of(Given(about, None, lambda x: x, keys, None)), None))
-    channels = np.asarray(told(asked(64), keys(64)).channels)
+    made, picture = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
+    conditional = jax.jit(
+        lambda about, keys: made.network_inputs(
+            {}, made.encode(ConditionInputs(about, None, lambda x: x, keys, None)), None
+        )
+    )
+    channels = np.asarray(conditional(example_conditions(64), keys(64)).channels)
     image, erased = channels[..., :1], channels[..., 1:]
     assert channels.shape == (64, 8, 8, 2) and set(np.unique(erased)) == {0.0, 1.0}
     np.testing.assert_array_equal(image, np.where(erased == 1.0, 0.0, picture))
     shares = erased.mean(axis=(1, 2, 3))
     assert shares.min() > 0 and len(np.unique(erased.reshape(64, -1), axis=0)) > 30 and 0.3 < shares.mean() < 0.7
-    turned = told(jax.tree.map(lambda x: x[::-1], asked(64)), keys(64)[::-1]).channels
+    turned = conditional(jax.tree.map(lambda x: x[::-1], example_conditions(64)), keys(64)[::-1]).channels
     np.testing.assert_array_equal(turned[::-1], channels)
 
 
 def test_of_a_sample_without_a_picture_all_is_erased():
-    made = conditions("erased_image")
-    channels = np.asarray(made.inputs({}, made.of(given({"label": asked()["label"]})), None).channels)
+    made = conditions("masked_image")
+    channels = np.asarray(
+        made.network_inputs({}, made.encode(inputs({"label": example_conditions()["label"]})), None).channels
+    )
     np.testing.assert_array_equal(channels, np.broadcast_to([0.0, 1.0], (6, 8, 8, 2)))
 
 
 def test_a_mask_that_is_given_says_what_is_kept():
-    made, about = conditions("erased_image"), painted()
+    made, about = conditions("masked_image"), inpainting_conditions()
     about["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
-    channels = made.inputs({}, made.of(given(about)), None).channels
+    channels = made.network_inputs({}, made.encode(inputs(about)), None).channels
     kept = np.concatenate([about["image"] * about["mask"], 1 - about["mask"]], axis=-1)
     np.testing.assert_array_equal(channels, kept)
-    np.testing.assert_array_equal(made.inputs({}, made.of(given(about, seed=1)), None).channels, kept)
+    np.testing.assert_array_equal(made.network_inputs({}, made.encode(inputs(about, seed=1)), None).channels, kept)
 
 
 def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
-    space = data_space.pixels(SPEC, 2)
-    made = make_conditions(conditioned.config("erased_image", diffusion__downsample=2), SPEC, space)
-    about = painted()
+    space = pixel_space(SPEC, 2)
+    made = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
+    about = inpainting_conditions()
     about["mask"][:, 3, 5] = 0.0
-    channels = np.asarray(made.inputs({}, made.of(given(about, encode=lambda x: space.encode({}, x))), None).channels)
+    channels = np.asarray(
+        made.network_inputs({}, made.encode(inputs(about, encode=lambda x: space.encode({}, x))), None).channels
+    )
     assert channels.shape == (6, 4, 4, 2)
     assert (channels[:, 1, 2, 1] == 1).all() and channels[..., 1].sum() == 6
     averaged = np.asarray(about["original"]).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
@@ -330,7 +356,7 @@ def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
 
 
 def test_painting_in_leaves_what_is_known_and_is_told_it():
-    draw, about = sampled("erased_image"), painted()
+    draw, about = sampled("masked_image"), inpainting_conditions()
     about["mask"][:, :, 4:] = 0.0
     found, picture = draw(about), np.asarray(about["image"])
     np.testing.assert_allclose(found[:, :, :4], picture[:, :, :4], atol=1e-6)
@@ -344,40 +370,48 @@ def test_painting_in_leaves_what_is_known_and_is_told_it():
 def test_all_together_stand_beside_one_another():
     """Embeddings and channels along the last axis, contexts along that of tokens, in the config's order."""
     made = conditions(*ALL)
-    shapes = jax.eval_shape(lambda: made.inputs(made.init(keys()[0]), of_all(made), system_clip()))
+    shapes = jax.eval_shape(lambda: made.network_inputs(made.init(keys()[0]), of_all(made), system_clip()))
     assert shapes.label.shape == (6,)
     assert shapes.context.shape == (6, 1 + 6 + 6 + 2, 8)  # label, caption, CLIP's of it, CLIP's of the picture
     assert shapes.embedding.shape == (6, 8 + 12 + 12 + 32)  # caption, CLIP's two, level
     assert shapes.channels.shape == (6, 8, 8, 1 + 1 + 1)
-    assert made.takes == {"image_embedding": 12, "smaller_image": 4}
-    assert (made.classes, made.label_rows, made.text.length) == (10, 11, 6)
+    assert made.required_inputs == {"image_embedding": 12, "low_res_image": 4}
+    assert (made.classes, made.num_label_embeddings, made.text.length) == (10, 11, 6)
 
 
 def of_all(made):
-    return made.of(given(asked(), level=0.0)._replace(clip=system_clip()))
+    return made.encode(inputs(example_conditions(), level=0.0)._replace(clip=system_clip()))
 
 
 @pytest.mark.parametrize(
     ("names", "changes", "message"),
     [
         ((), {"conditions": {"captoin": {}}}, "unknown field of config.conditions 'captoin': did you mean 'caption'"),
-        (("caption",), {"conditions__caption__dropout": 1.0}, "conditions.caption.dropout=1.0: a share from 0"),
-        (("label_token",), {"conditions__label_token__dropout": -0.1}, "conditions.label_token.dropout=-0.1: a share"),
-        (("label",), {"diffusion__label_dropout": 1.5}, "diffusion.label_dropout=1.5: a share"),
+        (
+            ("caption",),
+            {"conditions__caption__dropout": 1.0},
+            "conditions.caption.dropout=1.0: must be a fraction from 0",
+        ),
+        (
+            ("label_token",),
+            {"conditions__label_token__dropout": -0.1},
+            "conditions.label_token.dropout=-0.1: must be a fraction",
+        ),
+        (("label",), {"diffusion__label_dropout": 1.5}, "diffusion.label_dropout=1.5: must be a fraction"),
         (("caption",), {"conditions__caption__layer": 2}, "unknown field of config.conditions.caption 'layer'"),
         ((), {"conditions": {"caption": {"width": 8}}}, "conditions.caption: missing 2 required"),
-        (("smaller_image",), {"conditions__smaller_image__dropout": 0.1}, "unexpected keyword argument 'dropout'"),
-        (("smaller_image",), {"conditions__smaller_image__degradation": "blurr"}, "did you mean 'blur'"),
-        (("smaller_image",), {"conditions__smaller_image__factor": 3}, "factor=3 does not divide the 8x8"),
-        (("smaller_image",), {"conditions__smaller_image__factor": 1}, "choose a factor from 2"),
-        (("image_embedding",), {}, "conditions.image_embedding is of a trained CLIP: set --config.clip"),
-        (("clip_text",), {}, "conditions.clip_text is of a trained CLIP"),
+        (("low_res_image",), {"conditions__low_res_image__dropout": 0.1}, "unexpected keyword argument 'dropout'"),
+        (("low_res_image",), {"conditions__low_res_image__degradation": "blurr"}, "did you mean 'blur'"),
+        (("low_res_image",), {"conditions__low_res_image__factor": 3}, "factor=3: must be at least 2 and divide 8"),
+        (("low_res_image",), {"conditions__low_res_image__factor": 1}, "factor=1: must be at least 2"),
+        (("image_embedding",), {}, "conditions.image_embedding: requires a trained CLIP; set --config.clip"),
+        (("clip_text",), {}, "conditions.clip_text: requires a trained CLIP"),
         (
             ("caption", "label_token"),
             {"conditions__caption__width": 16},
-            "have one width, and here are conditions.caption 16, conditions.label_token 8",
+            "conditions.caption 16, conditions.label_token 8: context must have one width",
         ),
-        (("caption",), {"conditions__caption__heads": 3}, "config.model: 8 channels cannot be split among 3"),
+        (("caption",), {"conditions__caption__heads": 3}, "config.model: heads=3: must divide"),
     ],
 )
 def test_what_does_not_fit_is_refused(names, changes, message):
@@ -395,20 +429,22 @@ def test_what_a_clip_does_not_fit_is_refused():
     wider = conditioned.config("clip_text", "image_embedding", conditions__image_embedding__width=16)
     refused("conditions.clip_text 8, conditions.image_embedding 16", wider, clip=conditioned.clip())
     none = conditioned.config("image_embedding", conditions__image_embedding__width=0)
-    refused("conditions.image_embedding.width=0: tokens to attend to have", none, clip=conditioned.clip())
+    refused("conditions.image_embedding.width=0: tokens must have", none, clip=conditioned.clip())
 
 
 def test_labels_and_texts_that_there_are_none_of_are_refused():
     refused(
-        "conditions.label_token, but the data set has no labels", conditioned.config("label_token"), ImageSpec(8, 1, 0)
+        "conditions.label_token: the data set does not have labels",
+        conditioned.config("label_token"),
+        ImageSpec(8, 1, 0),
     )
-    refused("at least 3 tokens", conditioned.config("caption", text=TEXT | {"length": 2}))
+    refused("length must be from 3", conditioned.config("caption", text=TEXT | {"length": 2}))
 
 
-@pytest.mark.parametrize("name", ["image_embedding", "smaller_image"])
+@pytest.mark.parametrize("name", ["image_embedding", "low_res_image"])
 def test_a_sample_without_what_it_is_made_of_is_refused(name):
     made, system, variables = conditioned.built(name)
-    about, plan = {"label": asked()["label"]}, system.plan(made.sampler)
-    with pytest.raises(UserError, match="made of a picture: give --image=FILE, or sample the whole chain"):
+    about, plan = {"label": example_conditions()["label"]}, system.make_settings(made.sampler)
+    with pytest.raises(UserError, match="conditioned on an image: pass --image=FILE, or sample the full pipeline"):
         jax.eval_shape(system.sample, variables, keys(), about, plan)
-    assert set(system.takes) == {name}
+    assert set(system.required_inputs) == {name}

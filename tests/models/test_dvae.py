@@ -1,4 +1,4 @@
-"""DALL-E's discrete autoencoder: codes relaxed and hard, and what is annealed."""
+"""DALL-E's discrete VAE: relaxed and hard codes, and annealing."""
 
 import jax
 import numpy as np
@@ -7,8 +7,8 @@ from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.errors import UserError
-from diffjax.models.autoencoders.dvae import annealed
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.autoencoders.dvae import Annealing
+from diffjax.models.images import to_unit_range
 from diffjax.typing import ImageSpec
 from tests import tiny
 
@@ -16,9 +16,9 @@ SPEC = ImageSpec(8, 1, 10)
 BATCH = tiny.batch()
 X = to_unit_range(BATCH["image"])
 SCHEDULES = {
-    "codes__temperature": 2.0,
-    "codes__temperature_end": 1e-4,
-    "codes__temperature_steps": 40,
+    "codebook__temperature": 2.0,
+    "codebook__temperature_end": 1e-4,
+    "codebook__temperature_steps": 40,
     "loss__kl_weight_start": 0.5,
     "loss__kl_weight": 3.0,
     "loss__kl_steps": 20,
@@ -27,49 +27,49 @@ SCHEDULES = {
 
 @pytest.fixture(scope="module")
 def made():
-    """A system whose temperature ends near zero; its variables; and its loss with the gradient, by step."""
+    """A model whose temperature ends near zero; its variables; and its loss with the gradient, by step."""
     system = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
-    variables = {**tiny.randomised(system.objective.init), "frozen": {}}
+    variables = {**tiny.randomised(system.init), "frozen": {}}
 
     @jax.jit
     def run(params, step):
         whole, keys = {**variables, "params": params}, jax.random.split(jax.random.key(3), 6)
-        loss, aux = system.objective.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
+        loss, aux = system.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
         return loss.mean(), (loss, aux)
 
     graded = jax.jit(jax.grad(run, has_aux=True))
     return system, variables, lambda step, params=variables["params"]: graded(params, jnp.asarray(step))
 
 
-def headed(variables, change):
-    """Parameters whose encoder has another last layer."""
+def with_last_layer(variables, change):
+    """Parameters with another last layer of the encoder."""
     model = variables["params"]["model"]
     encoder = {**model["encoder"], "conv_out": change(model["encoder"]["conv_out"])}
     return {"model": {**model, "encoder": encoder}}
 
 
-def sure(head):
-    """Logits so far apart that noise changes nothing."""
+def confident(head):
+    """Logits so large that noise has no effect."""
     return jax.tree.map(lambda leaf: 1e5 * leaf, head)
 
 
 @pytest.mark.parametrize("start,end", [(1.0, 0.0625), (0.0, 6.6)])
-def test_annealing_begins_and_ends_where_it_should(start, end):
+def test_annealing_has_its_start_end_and_shape(start, end):
     steps = np.array([0, 50, 100, 150, 200, 500])
-    found = jax.vmap(lambda step: annealed(step, start, end, 200))(jnp.asarray(steps))
+    result = jax.vmap(lambda step: Annealing(start, end, 200)(step))(jnp.asarray(steps))
     np.testing.assert_allclose(
-        found[jnp.array([0, 2, 4, 5])], [start, (start + end) / 2, end, end], rtol=1e-5, atol=1e-6
+        result[jnp.array([0, 2, 4, 5])], [start, (start + end) / 2, end, end], rtol=1e-5, atol=1e-6
     )
-    quarter = start + (end - start) * (1 - np.sqrt(0.5)) / 2  # half a cosine begins and ends gently
-    np.testing.assert_allclose(found[1], quarter, rtol=1e-5)
-    np.testing.assert_allclose(found[3], start + end - quarter, rtol=1e-5)
-    np.testing.assert_allclose(annealed(jnp.asarray(0), start, end, 0), end, rtol=1e-6)
+    quarter = start + (end - start) * (1 - np.sqrt(0.5)) / 2
+    np.testing.assert_allclose(result[1], quarter, rtol=1e-5)
+    np.testing.assert_allclose(result[3], start + end - quarter, rtol=1e-5)
+    np.testing.assert_allclose(Annealing(start, end, 0)(jnp.asarray(0)), end, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "step,weight,temperature", [(0, 0.5, 2.0), (10, 1.75, 1.7071), (20, 3.0, 1.00005), (40, 3.0, 1e-4)]
 )
-def test_the_divergence_enters_the_loss_by_its_schedule(made, step, weight, temperature):
+def test_the_kl_is_weighted_by_its_schedule(made, step, weight, temperature):
     _, (loss, aux) = made[2](step)
     np.testing.assert_allclose(aux.metrics["kl_weight"], weight, rtol=1e-4)
     np.testing.assert_allclose(aux.metrics["temperature"], temperature, rtol=1e-3)
@@ -78,11 +78,11 @@ def test_the_divergence_enters_the_loss_by_its_schedule(made, step, weight, temp
     np.testing.assert_allclose(loss, aux.metrics["reconstruction"] + weight * nats, rtol=1e-4)
 
 
-def test_the_divergence_is_that_of_the_logits(made):
-    """log K minus the entropy, for an encoder that says the same everywhere."""
+def test_the_kl_is_that_of_the_logits(made):
+    """log K minus the entropy, for an encoder with constant logits."""
     _, variables, graded = made
     logits = np.linspace(-2, 2, 8).astype(np.float32)
-    params = headed(variables, lambda head: {"kernel": 0 * head["kernel"], "bias": jnp.asarray(logits)})
+    params = with_last_layer(variables, lambda head: {"kernel": 0 * head["kernel"], "bias": jnp.asarray(logits)})
     p = np.exp(logits) / np.exp(logits).sum()
     nats = 16 * (np.log(8) + (p * np.log(p)).sum())  # 16 positions
     np.testing.assert_allclose(graded(0, params)[1][1].metrics["kl"], nats / 64 / np.log(2), rtol=1e-4)
@@ -90,7 +90,7 @@ def test_the_divergence_is_that_of_the_logits(made):
 
 def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
     system, variables, graded = made
-    params = headed(variables, sure)
+    params = with_last_layer(variables, confident)
 
     @jax.jit
     def hard(params):
@@ -110,13 +110,13 @@ def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
     _, (_, aux) = graded(40, params)
     np.testing.assert_allclose(aux.metrics["reconstruction"], error, rtol=1e-4)
     _, (_, warm) = graded(0, params)
-    assert np.abs(warm.metrics["reconstruction"] - error).max() < 1e-4  # so sure that no temperature matters
+    assert np.abs(warm.metrics["reconstruction"] - error).max() < 1e-4  # independent of the temperature
     _, (_, soft) = graded(0)
     of_argmax = hard(variables["params"])[1]
     assert np.abs(soft.metrics["reconstruction"] - np.abs(X - of_argmax).mean(axis=(1, 2, 3))).max() > 1e-3
     share = np.bincount(np.asarray(codes[0]).ravel(), minlength=8) / 96
-    np.testing.assert_allclose(system.objective.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
-    np.testing.assert_allclose(aux.variables["codes"]["seen"][0], share, rtol=1e-5)  # argmax, not the noisy draw
+    np.testing.assert_allclose(system.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(aux.variables["codebook"]["usage"][0], share, rtol=1e-5)  # argmax, not the noisy sample
 
 
 def test_gradients_reach_every_parameter(made):
@@ -127,12 +127,12 @@ def test_gradients_reach_every_parameter(made):
 
 
 def test_latents_have_unit_variance(made):
-    """Those of training, which at a low temperature are those of the codec."""
+    """Latents of training, which equal those of the codec at a low temperature."""
     system, variables, graded = made
-    params = headed(variables, sure)
+    params = with_last_layer(variables, confident)
     after = {**variables, "params": params, "latents": {"mean": jnp.zeros(()), "square": jnp.ones(())}}
     seen = graded(40, params)[1][1].variables["latents"]
-    weight = 40 / 50  # of what was known before: min(0.99, step / (10 + step))
+    weight = 40 / 50  # decay: min(0.99, step / (10 + step))
     fresh = {"mean": seen["mean"] / (1 - weight), "square": (seen["square"] - weight) / (1 - weight)}
     z = jax.jit(lambda latents: system.codec({**after, "latents": latents}).encode(X))(fresh)
     np.testing.assert_allclose(z.std(), 1.0, rtol=1e-3)
@@ -141,15 +141,15 @@ def test_latents_have_unit_variance(made):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codes__size": 1}, "codes.size=1: a whole number from 2"),
-        ({"codes__temperature_end": 0.0}, "codes.temperature_end=0: a finite number above 0"),
-        ({"codes__temperature": -1.0}, "codes.temperature=-1: a finite number above 0"),
+        ({"codebook__size": 1}, "codebook.size=1: must be a whole number from 2"),
+        ({"codebook__temperature_end": 0.0}, "codebook.temperature_end=0: must be a finite number above 0"),
+        ({"codebook__temperature": -1.0}, "codebook.temperature=-1: must be a finite number above 0"),
         ({"model__channels": 6}, "a multiple of 4"),
-        ({"model__groups": 5}, "data.image_size=8 is not a multiple of 16"),
+        ({"model__groups": 5}, "data.image_size=8: is not a multiple of 16"),
         ({"model__grops": 2}, "did you mean 'groups'"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_invalid_configs_raise(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         models.build(tiny.config("dvae", **changes), SPEC)
     assert "\n" not in str(caught.value)

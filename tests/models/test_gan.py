@@ -1,4 +1,4 @@
-"""The game of a generator and a discriminator, for both systems that play it; and the GAN's samples."""
+"""Losses of generator and discriminator, for the GAN and the denoising diffusion GAN; samples of the GAN."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.errors import UserError
-from diffjax.inference.sampler_runner import Generator
+from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.nn.gan import Generator as Network
 from diffjax.runs.config_files import load_file
 from diffjax.typing import ImageSpec
@@ -17,16 +17,18 @@ from tests import tiny
 
 SPEC = ImageSpec(8, 1, 10)
 TINY = {
-    "gan": {"model.channels": 8, "model.latent": 4, "discriminator.channels": 8},
+    "gan": {"model.channels": 8, "model.latent": 4, "discriminator.channels": 8, "discriminator.multipliers": (1,)},
     "ddgan": {
         "model.channels": 8,
         "model.norm_groups": 4,
         "model.multipliers": (1,),
+        "model.blocks": 1,
         "model.attention_resolutions": (),
         "mapping.latent": 4,
         "mapping.width": 8,
         "mapping.layers": 1,
         "discriminator.channels": 8,
+        "discriminator.multipliers": (1,),
     },
 }
 
@@ -43,96 +45,104 @@ def config(name, **changes):
 @functools.cache
 def built(name):
     made = config(name)
-    system = models.build(made, SPEC)
-    return made, system, tiny.randomised(system.objective.init)
+    model = models.build(made, SPEC)
+    return made, model, tiny.randomised(model.init)
 
 
 @functools.cache
-def game(name):
-    """(batch, keys) -> of each group's loss: its values, what it gives beside them, the gradient by all parameters."""
-    _, system, variables = built(name)
+def computed(name):
+    """Per group (losses, aux, gradient), of the batch and of the batch reversed.
 
-    def by_all(loss, batch, keys):
+    The gradient of the discriminator's loss is by all parameters, that of the generator's by its own.
+    """
+    _, model, variables = built(name)
+
+    def differentiated(group, names, batch, keys):
         def total(params):
-            values, aux = loss({**variables, "params": params}, batch, keys, tiny.moment())
+            whole = {**variables, "params": {**variables["params"], **params}}
+            values, aux = model.losses[group](whole, batch, keys, tiny.moment())
             return values.sum(), (values, aux)
 
-        gradient, (values, aux) = jax.grad(total, has_aux=True)(variables["params"])
+        gradient, (values, aux) = jax.grad(total, has_aux=True)({name: variables["params"][name] for name in names})
         return values, aux, gradient
 
-    return jax.jit(lambda batch, keys: {g: by_all(loss, batch, keys) for g, loss in system.objective.losses.items()})
+    @jax.jit
+    def run(batch, keys):
+        return {
+            "generator": differentiated("generator", ["generator"], batch, keys),
+            "discriminator": differentiated("discriminator", ["generator", "discriminator"], batch, keys),
+        }
 
-
-KEYS = jax.random.split(jax.random.key(3), 6)
+    keys = jax.random.split(jax.random.key(3), 6)
+    return jax.device_get((run(tiny.batch(), keys), run(jax.tree.map(lambda x: x[::-1], tiny.batch()), keys[::-1])))
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_losses_come_back_unreduced_and_by_example(name):
-    whole, backwards = (
-        game(name)(tiny.batch(), KEYS),
-        game(name)(jax.tree.map(lambda x: x[::-1], tiny.batch()), KEYS[::-1]),
-    )
+def test_losses_are_per_example(name):
+    losses, of_reversed = computed(name)
     for group in ("generator", "discriminator"):
-        values = whole[group][0]
+        values = losses[group][0]
         assert values.shape == (6,)
-        assert len(np.unique(np.asarray(values))) == 6
-        np.testing.assert_allclose(backwards[group][0][::-1], values, rtol=1e-3, atol=1e-5)
+        assert len(np.unique(values)) == 6
+        np.testing.assert_allclose(of_reversed[group][0][::-1], values, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_gradient_reaches_all_of_its_own_group_and_the_discriminators_none_other(name):
+def test_gradients_reach_a_group_and_the_discriminator_loss_no_other(name):
     _, _, variables = built(name)
-    found = game(name)(tiny.batch(), KEYS)
-    for group, (_, _, gradient) in found.items():
+    losses, _ = computed(name)
+    for group, (_, _, gradient) in losses.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient[group]):
             assert np.isfinite(leaf).all(), path
             assert np.abs(leaf).max() > 0, path
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["discriminator"][2]["generator"]))
-    memory = {name: tree for name, tree in variables.items() if name != "params"}
-    assert jax.tree.structure(found["discriminator"][1].variables) == jax.tree.structure(memory)
-    assert found["generator"][1].variables == {}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(losses["discriminator"][2]["generator"]))
+    collections = {name: tree for name, tree in variables.items() if name != "params"}
+    assert jax.tree.structure(losses["discriminator"][1].variables) == jax.tree.structure(collections)
+    assert losses["generator"][1].variables == {}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_sample_is_the_same_whatever_the_batch(name):
-    made, system, variables = built(name)
-    seeds, labels, plan = np.arange(11), (np.arange(11, dtype=np.int32) % 10), system.plan(made.sampler)
-    whole = Generator(system, batch_size=16)(variables, seeds, {"label": labels}, plan)
-    assert whole.shape == (11, 8, 8, 1)
-    parts = Generator(system, batch_size=8)(variables, seeds[3:], {"label": labels[3:]}, plan)
-    assert np.abs(whole[3:].astype(int) - parts).max() <= 1  # a grey level: sums of another order round differently
+def test_a_sample_depends_on_its_key_and_label_alone(name):
+    """Among other examples, and at another position in the batch."""
+    made, model, variables = built(name)
+    generate, settings = SampleRunner(model, batch_size=8), model.make_settings(made.sampler)
+    labels = np.arange(16, dtype=np.int32) % 10
+    images = generate(variables, np.arange(16), {"label": labels}, settings)
+    assert images.shape == (16, 8, 8, 1)
+    order = np.random.default_rng(0).permutation(16)[:11]
+    again = generate(variables, order, {"label": labels[order]}, settings)
+    assert np.abs(images[order].astype(int) - again).max() <= 1  # one grey level, by rounding
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_system_without_labels_has_none(name):
+def test_an_unconditional_model_has_no_label_embedding(name):
     made = config(name, **{"model__class_conditional" if name == "gan" else "diffusion__class_conditional": False})
-    system = models.build(made, SPEC._replace(classes=0))
-    assert system.classes == 0
-    variables = jax.eval_shape(system.objective.init, jax.random.key(0))
+    model = models.build(made, SPEC._replace(classes=0))
+    assert model.classes == 0
+    variables = jax.eval_shape(model.init, jax.random.key(0))
     assert "label" not in str(jax.tree.structure(variables))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 6))
-    for loss in system.objective.losses.values():
-        value = jax.eval_shape(lambda v, k, loss=loss: loss(v, tiny.batch(), k, tiny.moment())[0], variables, keys)
-        assert value.shape == (6,)
+    loss = lambda variables, keys: model.losses["generator"](variables, tiny.batch(), keys, tiny.moment())[0]  # noqa: E731
+    assert jax.eval_shape(loss, variables, keys).shape == (6,)
 
 
-def test_truncation_keeps_z_in_bounds_and_compiles_once():
-    made, system, variables = built("gan")
-    generator, labels = Generator(system, batch_size=8), {"label": np.zeros(8, np.int32)}
+def test_truncation_bounds_z_and_compiles_once():
+    made, model, variables = built("gan")
+    generator, labels = SampleRunner(model, batch_size=8), {"label": np.zeros(8, np.int32)}
     spreads = []
     for bound in (float("inf"), 1.0, 1e-3):
-        images = generator(variables, range(8), labels, system.plan(made.sampler, truncation=bound))
+        images = generator(variables, range(8), labels, model.make_settings(made.sampler, truncation=bound))
         spreads.append(images.std(axis=0).mean())
     assert generator.compilations == 1
     assert spreads[0] > spreads[1] > 10 * spreads[2]
 
 
-def test_untruncated_samples_are_those_of_normal_latents():
-    """Mean and deviation of each pixel, against latents of NumPy's."""
-    made, system, variables = built("gan")
+def test_untruncated_samples_have_normal_latents():
+    """Mean and standard deviation of each pixel, against latents of NumPy."""
+    made, model, variables = built("gan")
     label = jnp.zeros(2000, jnp.int32)
-    draw = jax.jit(lambda keys, plan: system.sample(variables, keys, {"label": label}, plan))
-    images = np.asarray(draw(jax.random.split(jax.random.key(0), 2000), system.plan(made.sampler)))
+    draw = jax.jit(lambda keys, settings: model.sample(variables, keys, {"label": label}, settings))
+    images = np.asarray(draw(jax.random.split(jax.random.key(0), 2000), model.make_settings(made.sampler)))
     network = Network(8, 1, 10, latent=4, channels=8, multipliers=(1, 2), norm_min_channels=4)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 4)), jnp.float32)
     others = np.asarray(jax.jit(network.apply)({"params": variables["params"]["generator"]}, z, label))
@@ -144,28 +154,28 @@ def test_untruncated_samples_are_those_of_normal_latents():
 @pytest.mark.parametrize(
     ("name", "changes", "spec", "message"),
     [
-        ("gan", {}, ImageSpec(7, 1, 10), "halve a picture 1 times, which 7 cannot be"),
-        ("gan", {}, ImageSpec(8, 1, 0), "model.class_conditional=True, but the data set has no labels"),
+        ("gan", {}, ImageSpec(7, 1, 10), "1 halvings require sides that are multiples of 2, not 7"),
+        ("gan", {}, ImageSpec(8, 1, 0), "model.class_conditional=True: the data set does not have labels"),
         ("gan", {"model__chanels": 8}, SPEC, "field of config.model 'chanels': did you mean 'channels'"),
         ("gan", {"discriminator__chanels": 8}, SPEC, "field of config.discriminator 'chanels'"),
         ("gan", {"discriminator__loss": "hing"}, SPEC, "did you mean 'hinge'"),
         ("gan", {"dtype": "float16"}, SPEC, "unknown dtype 'float16'"),
         ("gan", {"sampler__steps": 4}, SPEC, "system=gan takes no 'steps'; it takes truncation"),
-        ("gan", {"sampler__truncation": 0.0}, SPEC, "truncation=0: the bound on each value of z is above 0"),
-        ("ddgan", {"model__multipliers": (1, 2)}, ImageSpec(7, 1, 10), "image_size=7 cannot be halved 1 times"),
-        ("ddgan", {}, ImageSpec(8, 1, 0), "diffusion.class_conditional=True, but the data set has no labels"),
+        ("gan", {"sampler__truncation": 0.0}, SPEC, "truncation=0: must be above 0"),
+        ("ddgan", {"model__multipliers": (1, 2)}, ImageSpec(7, 1, 10), "data.image_size=7: must be a multiple of 2"),
+        ("ddgan", {}, ImageSpec(8, 1, 0), "diffusion.class_conditional=True: the data set does not have labels"),
         ("ddgan", {"mapping__widht": 8}, SPEC, "field of config.mapping 'widht': did you mean 'width'"),
         ("ddgan", {"sampler__steps": 5}, SPEC, "sampler.steps=5"),
         ("ddgan", {"sampler__guidance": 2.0}, SPEC, "leave it at 1"),
         ("ddgan", {"diffusion__schedule": "linaer"}, SPEC, "did you mean 'linear'"),
     ],
 )
-def test_what_does_not_fit_is_refused(name, changes, spec, message):
+def test_invalid_configs_raise(name, changes, spec, message):
     with pytest.raises(UserError, match=message):
         models.build(config(name, **changes), spec)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_data_set_without_settings_is_refused(name):
+def test_an_unknown_data_set_raises(name):
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         load_file(str(tiny.ROOT / "configs" / f"{name}.py") + ":cifar")

@@ -1,4 +1,4 @@
-"""The diffusion process of a config: its loss, its plans and its errors."""
+"""The diffusion process of a config, and sampling settings."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import make_plan
+from diffjax.models.diffusion.sampling_settings import make_sampling_settings
 from tests import tiny
 
 
@@ -19,7 +19,7 @@ def loss_of(made: Process, network, x0, keys):
     return made.train_loss(network, x0, keys, made.times.init(made.schedule))[0]
 
 
-def test_the_loss_is_ddpms():
+def test_the_loss_is_that_of_ddpm():
     """Algorithm 1 of Ho et al. 2020 in NumPy: a network that is off by a constant has its square as loss."""
     made = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
     x0 = np.random.default_rng(0).uniform(-1, 1, (64, 4, 4, 1)).astype(np.float32)
@@ -41,7 +41,7 @@ def test_the_loss_is_ddpms():
 
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
-def test_the_best_network_has_the_smallest_loss(parameterization, continuous):
+def test_the_exact_network_has_loss_zero(parameterization, continuous):
     """For x_0 = 0 every target is known from x_t alone, so the loss of the right network is zero."""
     made = process(
         diffusion__parameterization=parameterization, diffusion__continuous=continuous, diffusion__timesteps=100
@@ -57,7 +57,7 @@ def test_the_best_network_has_the_smallest_loss(parameterization, continuous):
     np.testing.assert_allclose(worse, 0.25 * np.ones(50), rtol=1e-4)
 
 
-def test_times_are_uniform():
+def test_timesteps_are_uniform():
     made = process(diffusion__timesteps=4)
     seen = []
     loss_of(made, lambda x, t: seen.append(t) or x, jnp.zeros((4000, 1)), jax.random.split(jax.random.key(0), 4000))
@@ -80,10 +80,10 @@ def test_a_learned_schedule_moves_with_its_parameters():
     made = process(diffusion__schedule="learned", diffusion__loss="vlb")
     params = made.init()
     moved = {"schedule": {**params["schedule"], "ends": jnp.array([-10.0, 2.0])}}
-    last = made.bound(moved).schedule(20.0)
+    last = made.bind(moved).schedule(20.0)
     np.testing.assert_allclose(last.alpha**2, 1 / (1 + np.exp(2.0)), rtol=1e-5)
     x0, keys = jnp.zeros((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
-    grads = jax.grad(lambda p: loss_of(made.bound(p), lambda x, t: 0.1 * x, x0, keys).mean())(params)
+    grads = jax.grad(lambda p: loss_of(made.bind(p), lambda x, t: 0.1 * x, x0, keys).mean())(params)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     assert process().init() == {}
 
@@ -115,37 +115,39 @@ def test_the_networks_time_is_not_rescaled_by_default():
     assert Process.from_config(config).time_scale == 1.0
 
 
-def plan(made, config=None, guided=True, **settings):
-    return make_plan(made, config or tiny.config().sampler, guided=guided, **settings)
+def settings_of(made, config=None, guided=True, **settings):
+    return make_sampling_settings(made, config or tiny.config().sampler, guided=guided, **settings)
 
 
-def test_plans_of_one_sampler_share_their_structure():
+def test_settings_of_one_sampler_share_their_structure():
     made = process()
-    one = plan(made, capacity=20, steps=3, eta=0.0)
-    other = plan(made, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, repeats=3)
+    one = settings_of(made, capacity=20, steps=3, eta=0.0)
+    other = settings_of(
+        made, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, resample_steps=3
+    )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert [x.shape for x in jax.tree.leaves(one)] == [x.shape for x in jax.tree.leaves(other)]
 
 
-def test_an_option_in_the_name_is_an_option_beside_it():
+def test_an_option_in_the_name_equals_an_option_of_its_own():
     made = process()
-    one, other = plan(made, name="ddim(eta=0.5)"), plan(made, name="ddim", eta=0.5)
+    one, other = settings_of(made, name="ddim(eta=0.5)"), settings_of(made, name="ddim", eta=0.5)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert one.options["eta"] == other.options["eta"] == 0.5
-    assert plan(made, name="ddim(eta=0.5)", eta=1.0).options["eta"] == 1.0  # what is said last
+    assert settings_of(made, name="ddim(eta=0.5)", eta=1.0).options["eta"] == 1.0
 
 
-def test_grids_with_a_number_of_steps_of_their_own():
-    assert plan(process(), grid="sections(3, 2)", steps=4).steps == 5
-    assert plan(process(), grid="sections", steps=4).steps == 4
-    np.testing.assert_array_equal(plan(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
+def test_grids_may_set_the_number_of_steps():
+    assert settings_of(process(), grid="sections(3, 2)", steps=4).steps == 5
+    assert settings_of(process(), grid="sections", steps=4).steps == 4
+    np.testing.assert_array_equal(settings_of(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
 
 
-def test_strength_picks_the_first_step_of_an_edited_image():
+def test_strength_sets_the_first_step_of_image_to_image():
     made = process()  # 20 timesteps
-    assert plan(made, steps=20, strength=1.0).begin == 0
-    assert plan(made, steps=20, strength=0.5).begin == 10
-    assert plan(made, steps=4, strength=0.01).begin == 3  # at least one step is taken
+    assert settings_of(made, steps=20, strength=1.0).begin == 0
+    assert settings_of(made, steps=20, strength=0.5).begin == 10
+    assert settings_of(made, steps=4, strength=0.01).begin == 3  # at least one step is taken
 
 
 @pytest.mark.parametrize(
@@ -155,25 +157,25 @@ def test_strength_picks_the_first_step_of_an_edited_image():
         ({"parameterization": "epsilon"}, "unknown diffusion.parameterization 'epsilon': did you mean 'eps'"),
         ({"weighting": "simpel"}, "did you mean 'simple'"),
         ({"variance": "fixedsmall"}, "did you mean 'fixed_small'"),
-        ({"times": "uniforn"}, "did you mean 'uniform'"),
+        ({"time_sampling": "uniforn"}, "did you mean 'uniform'"),
         ({"loss": "mes"}, "did you mean 'mse'"),
-        ({"timesteps": 0}, "diffusion.timesteps=0: a whole number from 1"),
+        ({"timesteps": 0}, "diffusion.timesteps=0: must be a whole number from 1"),
         ({"schedule": "cosine(beta_max=0.1)"}, "diffusion.schedule 'cosine' takes no 'beta_max'; it takes offset"),
         ({"weighting": "min_snr(5)"}, "min_snr.option=number"),
-        ({"schedule": "rectified_flow", "parameterization": "eps"}, "no signal is left"),
+        ({"schedule": "rectified_flow", "parameterization": "eps"}, "where no signal is left"),
         ({"zero_terminal_snr": True, "parameterization": "eps"}, "choose v, x0, flow or edm"),
         ({"zero_terminal_snr": True, "timesteps": 1}, "at least two levels"),
         ({"zero_terminal_snr": True, "schedule": "learned", "loss": "vlb"}, "learned schedule"),
         ({"schedule": "learned"}, "set diffusion.loss=vlb"),
         ({"variance": "learned_range"}, "set diffusion.loss=hybrid or vlb"),
         ({"variance": "learned_range", "loss": "vlb", "continuous": True}, "continuous=False"),
-        ({"parameterization": "mu", "continuous": True}, "the step before"),
-        ({"times": "importance", "continuous": True}, "discrete schedule"),
+        ({"parameterization": "mu", "continuous": True}, "requires discrete timesteps"),
+        ({"time_sampling": "importance", "continuous": True}, "discrete schedule"),
         ({"rescale_timesteps": True, "parameterization": "edm"}, "rescale_timesteps=True: parameterization=edm gives"),
-        ({"times": "log_normal", "loss": "vlb"}, "only with times=uniform or importance"),
+        ({"time_sampling": "log_normal", "loss": "vlb"}, "only with time_sampling=uniform or importance"),
     ],
 )
-def test_bad_choices_are_refused(changes, message):
+def test_invalid_choices_raise(changes, message):
     with pytest.raises(UserError, match=message):
         process(**{f"diffusion__{name}": value for name, value in changes.items()})
 
@@ -181,7 +183,7 @@ def test_bad_choices_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"steps": 0}, "sampler.steps=0: a whole number from 1"),
+        ({"steps": 0}, "sampler.steps=0: must be a whole number from 1"),
         ({"steps": 21}, "20 timesteps has 1 to 20 steps, not 21"),
         ({"name": "dim"}, "did you mean 'ddim'"),
         ({"grid": "trialing"}, "did you mean 'trailing'"),
@@ -193,9 +195,9 @@ def test_bad_choices_are_refused(changes, message):
         ({"name": "edm(schedule=1)"}, "takes no 'schedule'"),
         ({"guidance": 2.0}, "leave it at 1"),
         ({"strength": 0.0}, "above 0"),
-        ({"repeats": 0}, "sampler.repeats=0: a whole number from 1"),
+        ({"resample_steps": 0}, "sampler.resample_steps=0: must be a whole number from 1"),
     ],
 )
-def test_bad_plans_are_refused(overrides, message):
+def test_invalid_settings_raise(overrides, message):
     with pytest.raises(UserError, match=message):
-        plan(process(), tiny.config(sampler__guidance=1.0).sampler, guided=False, **overrides)
+        settings_of(process(), tiny.config(sampler__guidance=1.0).sampler, guided=False, **overrides)

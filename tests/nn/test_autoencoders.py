@@ -1,6 +1,7 @@
-"""Encoders and decoders against published sizes, NumPy and what their docstrings promise."""
+"""Encoders and decoders of autoencoders: published sizes, NumPy, dtypes, errors."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from diffjax.nn.autoencoders import dalle, ldm, vqvae
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 SMALL_LDM = {"channels": 16, "blocks": 1, "norm_groups": 4}
 # architecture, fields that give each factor
 FACTORS = [
@@ -23,13 +25,13 @@ FACTORS = [
 
 
 def random_parameters(net, x):
-    """As large as at the start, but nothing is zero; by NumPy, which compiles nothing."""
+    """Random parameters with the initial scale, none of them zero, from shapes alone: no compilation."""
     rng = np.random.default_rng(0)
 
-    def draw(leaf):
+    def sample(leaf):
         return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
 
-    return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0), x))
+    return jax.tree.map(sample, jax.eval_shape(net.init, jax.random.key(0), x))
 
 
 def size(net, *shape):
@@ -39,34 +41,34 @@ def size(net, *shape):
 
 @pytest.mark.parametrize(
     ("multipliers", "attention", "channels", "encoder", "decoder"),
-    [  # counted in the authors' code of CompVis/latent-diffusion, built of its configs, without the quant convolutions
+    [  # counted on the authors' code, CompVis/latent-diffusion, with its configs, without the quant convolutions
         ((1, 2, 4), (), (3, 3), 22_337_411, 32_960_771),  # VQ-f4
-        ((1, 2, 2, 4), (32,), (4, 4), 27_397_764, 40_253_955),  # VQ-f8
-        ((1, 1, 2, 2, 4), (16,), (8, 8), 28_155_144, 41_307_011),  # VQ-f16
-        ((1, 2, 4), (), (6, 3), 22_351_238, 32_960_771),  # KL-f4
+        slow((1, 2, 2, 4), (32,), (4, 4), 27_397_764, 40_253_955),  # VQ-f8
+        slow((1, 1, 2, 2, 4), (16,), (8, 8), 28_155_144, 41_307_011),  # VQ-f16
+        slow((1, 2, 4), (), (6, 3), 22_351_238, 32_960_771),  # KL-f4
         ((1, 2, 4, 4), (), (8, 4), 34_163_592, 49_490_179),  # KL-f8: with quant convolutions diffusers' 83,653,863
-        ((1, 1, 2, 2, 4), (16,), (32, 16), 28_265_760, 41_343_875),  # KL-f16
-        ((1, 1, 2, 2, 4, 4), (16, 8), (128, 64), 42_614_656, 61_244_803),  # KL-f32
+        slow((1, 1, 2, 2, 4), (16,), (32, 16), 28_265_760, 41_343_875),  # KL-f16
+        slow((1, 1, 2, 2, 4, 4), (16, 8), (128, 64), 42_614_656, 61_244_803),  # KL-f32
     ],
 )
-def test_latent_diffusions_sizes_are_published(multipliers, attention, channels, encoder, decoder):
+def test_number_of_parameters_of_latent_diffusion(multipliers, attention, channels, encoder, decoder):
     fields = {"multipliers": multipliers, "attention_resolutions": attention}
     outputs, latent = channels
     assert size(net := ldm.Encoder(outputs, **fields), 1, 256, 256, 3) == encoder
     assert size(ldm.Decoder(3, **fields), 1, 256 // net.factor, 256 // net.factor, latent) == decoder
 
 
-def test_latent_diffusions_size_without_attention_is_published():
+def test_number_of_parameters_without_attention():
     assert size(ldm.Encoder(3, middle_attention=False), 1, 256, 256, 3) == 21_285_763
     assert size(ldm.Decoder(3, middle_attention=False), 1, 64, 64, 3) == 31_909_123
 
 
-def test_dalles_sizes_are_published():
+def test_number_of_parameters_of_dalle():
     assert size(dalle.Encoder(8192), 1, 256, 256, 3) == 53_786_240
     assert size(dalle.Decoder(6), 1, 32, 32, 8192) == 43_829_766
 
 
-def test_vqvaes_sizes_are_those_of_sonnets_example():
+def test_number_of_parameters_of_the_vqvae_example():
     def conv(kernel, inputs, outputs):
         return kernel**2 * inputs * outputs + outputs
 
@@ -77,8 +79,8 @@ def test_vqvaes_sizes_are_those_of_sonnets_example():
 
 
 @pytest.mark.parametrize(("architecture", "factor", "fields"), FACTORS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_shapes_types_and_factor(architecture, factor, fields, dtype):
+def test_shapes_dtypes_and_factor(architecture, factor, fields):
+    dtype = jnp.bfloat16 if factor == 4 else jnp.float32
     encoder = architecture.Encoder(5, **fields, dtype=dtype)
     decoder = architecture.Decoder(7, **fields, dtype=dtype)
     assert encoder.factor == decoder.factor == factor
@@ -101,7 +103,7 @@ def test_shapes_types_and_factor(architecture, factor, fields, dtype):
         (dalle, {"channels": 8, "groups": 1, "blocks": 1}),
     ],
 )
-def test_half_precision_is_close_and_used(architecture, fields):
+def test_half_precision_is_used_and_close(architecture, fields):
     z = np.random.default_rng(1).normal(size=(1, 4, 4, 4)).astype(np.float32)
     exact, half = (architecture.Decoder(3, **fields, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     params = random_parameters(exact, z)
@@ -121,16 +123,16 @@ def test_half_precision_is_close_and_used(architecture, fields):
         (dalle.Decoder(3, channels=8, dtype=jnp.bfloat16), "bf16"),
     ],
 )
-def test_all_convolutions_but_the_last_are_in_half_precision(net, last):
+def test_convolutions_before_the_last_have_half_precision(net, last):
     program = jax.make_jaxpr(lambda x: net.init_with_output(jax.random.key(0), x)[0])(jnp.zeros((1, 16, 16, 3)))
-    *types, found = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(program))
-    assert types and set(types) == {"bf16"} and found == last
+    *types, last_type = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(program))
+    assert types and set(types) == {"bf16"} and last_type == last
 
 
 def test_transposed_convolution_scatters_its_kernel():
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
     y, variables = jax.jit(vqvae.TransposedConv(6).init_with_output)(jax.random.key(0), x)
-    kernel = np.asarray(variables["params"]["kernel"])[::-1, ::-1]  # a convolution's kernel, so turned
+    kernel = np.asarray(variables["params"]["kernel"])[::-1, ::-1]  # rotated to the kernel of a convolution
     padded = np.zeros((2, 8, 12, 6)) + np.asarray(variables["params"]["bias"])
     for i in range(3):
         for j in range(5):
@@ -139,8 +141,8 @@ def test_transposed_convolution_scatters_its_kernel():
     assert 0.9 < np.abs(kernel).max() * np.sqrt(4 * 4) <= 1
 
 
-def test_a_bottleneck_adds_a_small_multiple_of_its_branch():
-    """With the branches' last biases alone, every block adds `gain` times its own."""
+def test_bottlenecks_scale_their_residual_branch():
+    """With the last biases only, every block adds `gain` times its bias."""
     net = dalle.Encoder(1, channels=4, groups=2, blocks=3)
     x = np.zeros((1, 4, 4, 1), np.float32)
     params = jax.tree.map(np.zeros_like, random_parameters(net, x)["params"])
@@ -150,14 +152,14 @@ def test_a_bottleneck_adds_a_small_multiple_of_its_branch():
         if "skip" in params[name]:
             params[name]["skip"]["kernel"] += 1.0
     params["conv_out"]["kernel"] += 1.0
-    # the first group's four channels are summed by the skip into each of the second's eight, which the head sums
+    # the skip connection sums four channels of the first group into each of eight, which the last layer sums
     expected = 8 * (4 * 3 + 3) * 5.0 / 6**2
     assert sorted(blocks) == [f"group_{level}_block_{i}" for level in (0, 1) for i in range(3)]
     np.testing.assert_allclose(jax.jit(net.apply)({"params": params}, x), np.full((1, 2, 2, 1), expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize("part", ["Encoder", "Decoder"])
-def test_dropout_of_an_example_depends_on_its_key_alone(part):
+def test_dropout_depends_on_the_key_of_the_example(part):
     net = getattr(ldm, part)(3, **SMALL_LDM, multipliers=(1,), middle_attention=False, dropout=0.5)
     x, keys = np.ones((2, 4, 4, 4), np.float32), jax.random.split(jax.random.key(0), 2)
     params = random_parameters(net, x)
@@ -165,8 +167,6 @@ def test_dropout_of_an_example_depends_on_its_key_alone(part):
     whole = apply(params, x, keys)
     np.testing.assert_allclose(apply(params, x, keys[::-1]), whole[::-1], atol=1e-5)
     assert np.abs(np.asarray(whole[0] - whole[1])).max() > 1e-2
-    plain = apply(params, x)
-    np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_dropout_of_an_example_depends_on_its_key_alone(part):
         (vqvae.Decoder(3, factor=0), (1, 8, 8, 3), "power of two"),
         (vqvae.Encoder(3, channels=129), (1, 32, 32, 3), "channels=129: must be even"),
         (dalle.Decoder(3, channels=6), (1, 8, 8, 3), "multiple of 4"),
-        (ldm.Encoder(3, attention_resolutions=(7,)), (1, 32, 32, 3), "not all among"),
-        (ldm.Decoder(3, attention_resolutions=(7,)), (1, 8, 8, 3), r"not all among \[32, 16, 8\]"),
+        (ldm.Encoder(3, attention_resolutions=(7,)), (1, 32, 32, 3), "must be among"),
+        (ldm.Decoder(3, attention_resolutions=(7,)), (1, 8, 8, 3), r"must be among \[32, 16, 8\]"),
         (ldm.Decoder(3, dropout=1.0), (1, 8, 8, 3), "dropout"),
         (ldm.Decoder(3, initializer="xavier"), (1, 8, 8, 3), "initializer"),
     ],

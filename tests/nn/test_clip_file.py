@@ -85,28 +85,37 @@ def test_names_of_tensors_are_text(tmp_path):
 @pytest.mark.parametrize(
     "config,message",
     [
-        ({"model_type": "siglip"}, 'is not a CLIP: config.json says model_type "siglip"'),
+        ({"model_type": "siglip"}, 'is not a CLIP: config.json has model_type "siglip"'),
         ({}, "is not a CLIP"),
         ([], "has no fields"),
         (CONFIG | {"text_config": 3}, "text_config has no fields"),
         (
             CONFIG | {"text_config": TEXT | {"hidden_act": "relu"}},
-            r'text_config.hidden_act is "relu": known are gelu and quick',
+            r'text_config.hidden_act="relu": must be gelu or quick',
         ),
-        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": 1e-6}}, "text_config.layer_norm_eps is 1e-06"),
-        (CONFIG | {"vision_config": VISION | {"patch_size": 0}}, "vision_config.patch_size is 0: a whole number"),
-        (CONFIG | {"vision_config": VISION | {"num_attention_heads": 5}}, "5 heads do not divide"),
+        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": 1e-6}}, "text_config.layer_norm_eps=1e-06"),
+        (
+            CONFIG | {"vision_config": VISION | {"patch_size": 0}},
+            "vision_config.patch_size=0: must be a positive integer",
+        ),
+        (CONFIG | {"vision_config": VISION | {"num_attention_heads": 5}}, "num_attention_heads=5: must divide"),
         (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 3}}, "layers.2.* is missing"),
         (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 1}}, "has no text_model.encoder.layers.1."),
         ({"model_type": ["clip"] * 9999}, "is not a CLIP"),
-        (CONFIG | {"projection_dim": 6.0}, "projection_dim is 6.0: a whole number above 0"),
-        (CONFIG | {"projection_dim": "6"}, 'projection_dim is "6": a whole number above 0'),
-        (CONFIG | {"projection_dim": None}, "projection_dim is null: a whole number above 0"),
-        (CONFIG | {"text_config": TEXT | {"hidden_size": True}}, "text_config.hidden_size is true: a whole number"),
-        (CONFIG | {"text_config": TEXT | {"num_hidden_layers": 10**400}}, "num_hidden_layers is 1000.*: a whole"),
-        (CONFIG | {"text_config": TEXT | {"hidden_act": ["gelu"]}}, "hidden_act is .* known are"),
-        (CONFIG | {"text_config": TEXT | {"hidden_act": {"a": "\x1b[2J\n"}}}, "hidden_act is .* known are"),
-        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": "x" * 9999}}, "layer_norm_eps is .* known are 1e-05"),
+        (CONFIG | {"projection_dim": 6.0}, "projection_dim=6.0: must be a positive integer"),
+        (CONFIG | {"projection_dim": "6"}, 'projection_dim="6": must be a positive integer'),
+        (CONFIG | {"projection_dim": None}, "projection_dim=null: must be a positive integer"),
+        (
+            CONFIG | {"text_config": TEXT | {"hidden_size": True}},
+            "text_config.hidden_size=true: must be a positive integer",
+        ),
+        (
+            CONFIG | {"text_config": TEXT | {"num_hidden_layers": 10**400}},
+            "num_hidden_layers=1000.*: must be a positive",
+        ),
+        (CONFIG | {"text_config": TEXT | {"hidden_act": ["gelu"]}}, "hidden_act=.* must be"),
+        (CONFIG | {"text_config": TEXT | {"hidden_act": {"a": "\x1b[2J\n"}}}, "hidden_act=.* must be"),
+        (CONFIG | {"text_config": TEXT | {"layer_norm_eps": "x" * 9999}}, "layer_norm_eps=.* must be 1e-05"),
         (CONFIG | {"projection_dim": 7}, r"is of shape \(6, 12\), not \(7, 12\)"),
         (CONFIG | {"vision_config": VISION | {"image_size": 12}}, r"is of shape \(5, 12\), not \(10, 12\)"),
     ],
@@ -133,7 +142,7 @@ def test_what_is_no_clip_is_refused(tmp_path, config, message):
 )
 def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
     with pytest.raises(
-        UserError, match=r"preprocessor_config.json: image_.* a number( above 0)? for each of 3 channels"
+        UserError, match=r"preprocessor_config.json: image_.* a (positive )?number for each of 3 channels"
     ):
         clip_checkpoint.load(write(tmp_path, preprocessor_config=pixels))
 

@@ -152,7 +152,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, write, offset, shape,
 
 @WRITERS
 @pytest.mark.parametrize("stored", [0, 2, 9])
-def test_a_storage_of_another_length_is_refused(tmp_path, write, stored):
+def test_a_storage_of_another_length_is_reported(tmp_path, write, stored):
     a = np.zeros(4, np.float32)
     body = dictionary({"a": tensor("0", a, 0, (2,), (1,))})
     write(tmp_path / "file", body, {"0": np.zeros(stored, np.float32)})
@@ -160,7 +160,7 @@ def test_a_storage_of_another_length_is_refused(tmp_path, write, stored):
         torch_checkpoint.read(tmp_path / "file")
 
 
-def test_what_is_no_checkpoint_is_one_line(tmp_path):
+def test_other_files_are_reported_in_one_line(tmp_path):
     for content in (b"", b"PK\x03\x04 and more", b"hello", pickle.dumps({"a": 1}), np.random.default_rng(0).bytes(999)):
         (tmp_path / "junk").write_bytes(content)
         with pytest.raises(UserError, match="not a PyTorch checkpoint"):
@@ -175,41 +175,46 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
             torch_checkpoint.read(path)
 
 
-def read_within(path, mebibytes=64, seconds=20):
-    """Reads a file in a process of its own: the error's message. Memory and time beyond what the file needs fail."""
+def read_within(*paths, mebibytes=64, seconds=20):
+    """Reads files in one separate process with bounded memory and time per file; returns the error messages."""
     code = (
-        "import resource, sys; from diffjax.nn import torch_file; from diffjax.errors import UserError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: torch_file.read(sys.argv[1]); print('read')\n"
-        "except UserError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "import resource, sys, time\n"
+        "from diffjax.errors import UserError\n"
+        "from diffjax.nn.pretrained import torch_checkpoint\n"
+        "for path in sys.argv[1:]:\n"
+        "    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    try: message = torch_checkpoint.read(path) and 'read'\n"
+        "    except UserError as error: message = error\n"
+        "    rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "    print(rise, time.monotonic() - start, message)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=seconds
-    )
-    message, kibibytes = done.stdout.splitlines()
-    assert int(kibibytes) < mebibytes * 1024, f"{kibibytes} KiB for a file of {path.stat().st_size} bytes"
-    return message
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds * len(paths))
+    lines = [line.split(" ", 2) for line in process.stdout.splitlines()]
+    for path, (kibibytes, duration, _) in zip(paths, lines, strict=True):
+        assert int(kibibytes) < mebibytes * 1024, f"{kibibytes} KiB for {path} of {path.stat().st_size} bytes"
+        assert float(duration) < seconds, f"{duration} s for {path}"
+    return [message for *_, message in lines]
 
 
 def get(index):
     return b"j" + (1000 + index).to_bytes(4, "little")
 
 
-def put(index):  # `plain` has places of its own
+def put(index):  # `plain` uses the indices below 1000
     return b"r" + (1000 + index).to_bytes(4, "little")
 
 
 ONE = np.ones(1, np.float32)
 BOMBS = {
     "stride 0": dictionary({"w": tensor("0", ONE, 0, (32768, 65536), (0, 0))}),
-    "doubled": b"".join(  # each dictionary holds the one before it twice
+    "doubled": b"".join(  # each dictionary contains the previous one twice
         [dictionary({"leaf": tensor("0", ONE, 0, (1,), (1,))}), put(0)]
         + [b"}(" + plain("a") + get(i) + plain("b") + get(i) + b"u" + put(i + 1) for i in range(60)]
     ),
     "doubled keys": b"}" + b")" + put(0) + b"".join(get(i) * 2 + b"\x86" + put(i + 1) for i in range(60)) + b"Ns",
     "doubled name": b")" + put(0) + b"".join(get(i) * 2 + b"\x86" + put(i + 1) for i in range(60)) + b"N\x93",
-    "memo": b"}r\xff\xff\xff\x3f",  # pickle makes a table of two thousand million entries
+    "memo": b"}r\xff\xff\xff\x3f",  # pickle allocates a table of two thousand million entries
     "bytes": b"\x8e" + (2**40).to_bytes(8, "little"),
     "text": b"X\xff\xff\xff\xff",
     "long names": b"}(" + plain("n" * 100_000) + b"}(" + b"".join(
@@ -224,20 +229,20 @@ BOMBS = {
 
 
 @WRITERS
-@pytest.mark.parametrize("kind", BOMBS)
-def test_bombs_are_refused_in_bounded_memory_and_time(tmp_path, write, kind):
-    storage = np.ones(200_000 if kind.startswith("many") else 1, np.float32)
-    write(tmp_path / "bomb", BOMBS[kind], {"0": storage})
-    assert (tmp_path / "bomb").stat().st_size < 15_000_000
-    message = read_within(tmp_path / "bomb", mebibytes=128)
-    assert message.startswith(f"{tmp_path / 'bomb'} ")
-    assert "is not a PyTorch checkpoint that can be read: " in message or kind == "memo"  # which is harmless here
+def test_bombs_are_reported_in_bounded_memory_and_time(tmp_path, write):
+    paths = [tmp_path / kind.replace(" ", "_") for kind in BOMBS]
+    for path, (kind, body) in zip(paths, BOMBS.items(), strict=True):
+        write(path, body, {"0": np.ones(200_000 if kind.startswith("many") else 1, np.float32)})
+        assert path.stat().st_size < 15_000_000
+    for path, message in zip(paths, read_within(*paths, mebibytes=128), strict=True):
+        assert message.startswith(f"{path} ")
+        assert "is not a PyTorch checkpoint that can be read: " in message or path.name == "memo"  # harmless here
 
 
 @WRITERS
-def test_deep_nesting_is_no_recursion(tmp_path, write):
-    """Neither Python's stack nor C's: 200,000 dictionaries and tuples in one another."""
-    a, depth = np.arange(3, dtype=np.float32), 200_000
+def test_deep_nesting_does_not_recurse(tmp_path, write):
+    """50,000 nested dictionaries and tuples exceed neither Python's stack nor C's."""
+    a, depth = np.arange(3, dtype=np.float32), 50_000
     body = dictionary({"a": tensor("0", a, 0, (3,), (1,)), "deep": b")" + b"\x85" * depth})
     write(tmp_path / "file", body, {"0": a})
     np.testing.assert_array_equal(torch_checkpoint.read(tmp_path / "file")["a"], a)
@@ -248,7 +253,7 @@ def test_deep_nesting_is_no_recursion(tmp_path, write):
 
 
 @WRITERS
-def test_a_dictionary_in_two_places_has_two_names(tmp_path, write):
+def test_a_dictionary_referenced_twice_has_two_names(tmp_path, write):
     a = np.arange(3, dtype=np.float32)
     model = dictionary({"a": tensor("0", a, 0, (3,), (1,))}) + put(0)
     write(tmp_path / "file", b"}(" + plain("model") + model + plain("ema") + get(0) + b"u", {"0": a})
@@ -260,7 +265,7 @@ def test_a_dictionary_in_two_places_has_two_names(tmp_path, write):
 
 @WRITERS
 def test_an_ordered_dictionary_with_attributes_is_read(tmp_path, write):
-    """As state_dict() returns one; Python 2 wrote its pairs as an argument."""
+    """state_dict() returns one; Python 2 writes its pairs as an argument."""
     a = np.arange(3, dtype=np.float32)
     values = {"a": tensor("0", a, 0, (3,), (1,))}
     attributes = dictionary({"_metadata": plain({"version": 1})})
@@ -273,21 +278,21 @@ def test_an_ordered_dictionary_with_attributes_is_read(tmp_path, write):
         np.testing.assert_array_equal(found["a"], a)
 
 
-def test_a_zip_whose_entries_expand_or_lie_is_refused(tmp_path):
+def test_zip_entries_with_wrong_or_expanding_sizes_are_reported(tmp_path):
     body = dictionary({"w": tensor("0", np.zeros(2**26, np.float32), 0, (2**26,), (1,))})
     with zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".", zipfile.ZIP_STORED)
-        archive.writestr("archive/data/0", bytes(2**28))  # 270 kB packed
-    assert "longer than the file" in read_within(tmp_path / "packed")
+        archive.writestr("archive/data/0", bytes(2**28))  # 270 kB compressed
     write_zip(tmp_path / "lying", body, {"0": np.zeros(4, np.float32)})
     content = (tmp_path / "lying").read_bytes()
-    sizes = struct.pack("<II", 16, 16)  # packed and not, in the entry's header and in the directory
+    sizes = struct.pack("<II", 16, 16)  # compressed and original, in the entry's header and in the directory
     (tmp_path / "lying").write_bytes(content.replace(sizes, struct.pack("<II", 16, 2**28)))
-    assert "longer than the file" in read_within(tmp_path / "lying")
+    for message in read_within(tmp_path / "packed", tmp_path / "lying"):
+        assert "longer than the file" in message
 
 
 @pytest.mark.parametrize("storage", [("FloatStorage", "0", -1), ("FloatStorage", "0", True), ("Storage", "0", 1)])
-def test_a_storage_that_is_none_is_refused(tmp_path, storage):
+def test_invalid_storages_are_reported(tmp_path, storage):
     kind, key, size = storage
     pid = b"(" + plain("storage") + plain(kind) + plain(key) + plain("cpu") + plain(size) + b"tQ"
     write_plain(tmp_path / "file", dictionary({"a": pid}), {"0": ONE})
@@ -304,7 +309,7 @@ def test_names_of_tensors_are_text(tmp_path, write):
 
 
 def fuzzed(write, folder):
-    """A small file, and what is in it."""
+    """Returns the content of a small file, and its tensors."""
     a, b = np.arange(6, dtype=np.float32), np.array([7, 8], np.int64)
     inner = dictionary({"b": tensor("1", b, 0, (2,), (1,)), "epoch": plain(3)})
     write(folder / "whole", dictionary({"a": tensor("0", a, 0, (3, 2), (1, 3)), "in": inner}), {"0": a, "1": b})
@@ -313,9 +318,9 @@ def fuzzed(write, folder):
 
 @pytest.mark.parametrize("write", [write_zip, write_plain])
 @given(data=st.data())
-@settings(max_examples=400, deadline=2000)
-def test_changed_bytes_are_refused_or_harmless(write, tmp_path_factory, data):
-    """Whatever changes, no other exception. The plain format has no checksum, so its numbers may be others."""
+@settings(max_examples=100, deadline=2000)
+def test_changed_bytes_are_reported_or_harmless(write, tmp_path_factory, data):
+    """No change raises another exception. The plain format has no checksum, so its numbers may change."""
     folder = tmp_path_factory.getbasetemp()
     content, expected = fuzzed(write, folder)
     content = bytearray(content)
@@ -335,8 +340,8 @@ def test_changed_bytes_are_refused_or_harmless(write, tmp_path_factory, data):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=2000)
-def test_any_pickle_is_refused_or_tensors(tmp_path_factory, body):
+@settings(max_examples=100, deadline=2000)
+def test_any_pickle_is_reported_or_has_tensors(tmp_path_factory, body):
     path = tmp_path_factory.getbasetemp() / "any"
     write_zip(path, body, {})
     try:
@@ -345,23 +350,23 @@ def test_any_pickle_is_refused_or_tensors(tmp_path_factory, body):
         assert "\n" not in str(error)
 
 
-def test_the_checksum_in_a_file_s_name_is_verified(tmp_path):
-    """PyTorch's published files end in the first digits of their SHA-256; the plain format has no checksum within."""
+def test_the_checksum_in_a_file_name_is_verified(tmp_path):
+    """Names of PyTorch's published files end in the first digits of their SHA-256."""
     write_plain(tmp_path / "net.pth", dictionary({"a": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
     content = (tmp_path / "net.pth").read_bytes()
     digits = hashlib.sha256(content).hexdigest()
     for name in (f"net-{digits[:8]}.pth", f"net-2015-12-05-{digits}.pth", "net-owt.pth", "net-12345.pth"):
         (tmp_path / name).write_bytes(content)
-        assert Weights(tmp_path / name, "a network").take("a", 1) == 1
-    harmed = tmp_path / f"net-{digits[:8]}.pth"
-    harmed.write_bytes(content[:-1] + b"@")
-    with pytest.raises(UserError, match=rf"{harmed} is damaged: its SHA-256 .* {digits[:8]}, .*; it is at a place"):
-        Weights(harmed, "a network", source="it is at a place")
+        assert Weights(tmp_path / name, "a network").pop("a", 1) == 1
+    damaged = tmp_path / f"net-{digits[:8]}.pth"
+    damaged.write_bytes(content[:-1] + b"@")
+    with pytest.raises(UserError, match=rf"{damaged} is damaged: its SHA-256 .* {digits[:8]}, .*; it is at a place"):
+        Weights(damaged, "a network", source="it is at a place")
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_pytorch_saves_is_read(tmp_path, zipped):
+def test_files_of_pytorch_are_read(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     base = torch.randn(4, 6)
     saved = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()
@@ -380,7 +385,7 @@ def test_what_pytorch_saves_is_read(tmp_path, zipped):
 
 
 def random_state():
-    """Tensors of the network by PyTorch's names, as the published table gives them."""
+    """Returns random tensors of the network with the names of PyTorch, by the published table."""
     rng, state = np.random.default_rng(0), {}
 
     def conv(title, norm, *shape):
@@ -401,7 +406,7 @@ def random_state():
 
 
 def blocks():
-    """Kernel, stride, expansion, width in and out of the 16 blocks."""
+    """Yields kernel, stride, expansion, input and output width of the 16 blocks."""
     for repeats, kernel, stride, expansion, width, out in STAGES:
         for i in range(repeats):
             yield (kernel, stride, expansion, width, out) if i == 0 else (kernel, 1, expansion, out, out)
@@ -416,7 +421,7 @@ def write_state(path, state):
 
 
 def numpy_network(state, x):
-    """The maps, the pooled vector and the logits, float64; nothing folded."""
+    """Returns maps, pooled features and logits, float64, without folded batch norms."""
 
     def conv(x, title, norm, stride=1):
         kernel = state[f"{title}.weight"].astype(np.float64)
@@ -462,7 +467,7 @@ def state():
     return random_state()
 
 
-def test_a_random_network_is_numpys(tmp_path, state):
+def test_a_random_network_against_numpy(tmp_path, state):
     learned = [value.size for key, value in state.items() if "running" not in key]
     assert sum(learned) == 4_652_008
     write_state(tmp_path / "file", state | {"_bn0.num_batches_tracked": np.array(3)})
@@ -478,7 +483,7 @@ def test_a_random_network_is_numpys(tmp_path, state):
     close(logits, expected[2])
 
 
-def test_another_networks_checkpoint_is_refused(tmp_path, state):
+def test_checkpoints_of_other_networks_are_reported(tmp_path, state):
     changes = {
         "_blocks.3._depthwise_conv.weight is missing": lambda s: s.pop("_blocks.3._depthwise_conv.weight"),
         "_fc.weight is of shape": lambda s: s.update({"_fc.weight": np.zeros((10, 1280), np.float32)}),
@@ -495,8 +500,9 @@ def test_another_networks_checkpoint_is_refused(tmp_path, state):
 
 
 @needs_weights
-def test_three_photographs_are_recognised():
-    """Which tells the order of channels and classes, and about the range: no claim on accuracy."""
+@pytest.mark.slow
+def test_three_photographs_are_classified():
+    """Checks the order of channels and classes and the range of pixels, not the accuracy."""
     cbook = pytest.importorskip("matplotlib.cbook")
     datasets = pytest.importorskip("sklearn.datasets")
     from PIL import Image
@@ -517,20 +523,20 @@ def test_three_photographs_are_recognised():
 
 @needs_weights
 @pytest.mark.parity
-@pytest.mark.parametrize("size", [(224, 224), (33, 60)])
-def test_the_published_network_is_pytorchs(size):
+@pytest.mark.parametrize("size", [(33, 60), pytest.param((224, 224), marks=pytest.mark.slow)])
+def test_the_published_network_is_that_of_pytorch(size):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
-    model = theirs.from_name("efficientnet-lite0", image_size=None).eval()  # None: padded as the size at hand needs
+    model = theirs.from_name("efficientnet-lite0", image_size=None).eval()  # None: padded for the size of the input
     model.load_state_dict(torch.load(efficientnet.installed_weights()))
     x = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     ends = []
     for block in model._blocks:
         block.register_forward_hook(lambda module, inputs, output: ends.append(output))
     with torch.no_grad():
-        given = (torch.tensor(x).permute(0, 3, 1, 2) * 127.5 + 0.5) / 128
-        expected = model(given).numpy()
-        pooled = model.extract_features(given).mean((2, 3)).numpy()
+        inputs = (torch.tensor(x).permute(0, 3, 1, 2) * 127.5 + 0.5) / 128
+        expected = model(inputs).numpy()
+        pooled = model.extract_features(inputs).mean((2, 3)).numpy()
     maps, found_pooled, found = jax.jit(everything)(efficientnet.load(efficientnet.installed_weights()), x)
     close(found, expected)
     close(found_pooled, pooled)

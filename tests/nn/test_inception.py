@@ -1,4 +1,4 @@
-"""FID's InceptionV3 against PyTorch, its resizing against a loop over pixels, its file against other files."""
+"""FID's InceptionV3 against PyTorch, its resizing against NumPy, and errors for other files."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from tests.nn.test_efficientnet import write_state
 
 
 class Shapes:
-    """Operations on widths instead of tensors: running the network on them records each convolution's shape."""
+    """Operations on widths instead of tensors: the network applied to them records each convolution's shape."""
 
     def __init__(self):
         self.convs = {}
@@ -29,14 +29,13 @@ class Shapes:
 
 
 def network(op, x):
-    """Torchvision's InceptionV3 with the changes of pytorch-fid's `fid_inception_v3`: Mixed_6d's 1x1, the last map.
+    """Returns the Mixed_6d.branch1x1 and last maps of torchvision's InceptionV3, changed as pytorch-fid's.
 
-    It was compared with pytorch-fid 0.3.0 itself, which needs torchvision, whose wheel does not load beside a PyTorch
-    without CUDA.
+    It was compared with pytorch-fid 0.3.0 itself, which requires torchvision and so a PyTorch with CUDA.
     """
 
     def chain(x, name, *convs):
-        """Several convolutions (width, kernel), each padded so that the map keeps its size."""
+        """Applies successive convolutions (width, kernel), padded to keep the size of the map."""
         for i, (width, *kernel) in enumerate(convs, 1):
             kernel = kernel if len(kernel) == 2 else kernel * 2
             x = op.conv(x, f"{name}_{i}", width, kernel, padding=[side // 2 for side in kernel])
@@ -80,7 +79,7 @@ def network(op, x):
 
 @pytest.fixture(scope="module")
 def state():
-    """Random tensors under PyTorch's names."""
+    """Random tensors with the names of PyTorch."""
     rng, shapes, found = np.random.default_rng(0), Shapes(), {}
     assert network(shapes, 3) == (192, 2048)
     for name, shape in shapes.convs.items():
@@ -98,71 +97,72 @@ def params(tmp_path_factory, state):
     return inception.load(path)
 
 
-def pictures(*shape):
+def images_of(*shape):
     return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
 
 
 features = jax.jit(inception.features)
 
 
-def test_the_features_of_grey_images(params, state):
-    """One compilation: what they are is compared with PyTorch below."""
+def test_parameters_and_feature_shapes(params, state):
     assert len(params) == 94 + 1 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     learned = [value.size for key, value in state.items() if "running" not in key]
-    assert sum(learned) == 23_834_568 + 8 * 2049  # torchvision's without its auxiliary head, and eight classes more
-    found = features(params, pictures(2, 28, 20, 1))
+    assert sum(learned) == 23_834_568 + 8 * 2049  # torchvision's without its auxiliary head, and eight more classes
+    found = jax.eval_shape(inception.features, params, images_of(2, 28, 20, 1))
     assert [part.shape for part in found] == [(2, 2048), (2, 17 * 17 * 7), (2, 1008)]
+
+
+@pytest.mark.slow  # compiles the whole network; the parity test compares its features with PyTorch
+def test_features_of_grey_images(params):
+    found = features(params, images_of(2, 28, 20, 1))
     assert all(np.isfinite(part).all() and part.std() > 0 for part in found)
     assert np.min(found.pooled) >= 0 and np.min(found.spatial) == 0
 
 
 def test_grey_images_are_rgb_of_equal_channels(monkeypatch):
-    """As the network is given them."""
-    seen = []
+    """By the inputs of the first block."""
+    inputs = []
 
     def spy(params, block, branch, x):
-        seen.append(x)
+        inputs.append(x)
         raise StopIteration
 
     monkeypatch.setattr(inception, "_branch", spy)
-    grey = pictures(2, 28, 20, 1)
+    grey = images_of(2, 28, 20, 1)
     for images in (grey, grey.repeat(3, -1)):
         with pytest.raises(StopIteration):
             inception.features({}, images)
-    np.testing.assert_array_equal(*seen)
-    assert seen[0].shape == (2, 299, 299, 3)
-    np.testing.assert_array_equal(seen[0][:, 0, 0, 1], (grey[:, 0, 0, 0] - 128.0) / 128)
+    np.testing.assert_array_equal(*inputs)
+    assert inputs[0].shape == (2, 299, 299, 3)
+    np.testing.assert_array_equal(inputs[0][:, 0, 0, 1], (grey[:, 0, 0, 0] - 128.0) / 128)
 
 
 @pytest.mark.parametrize("height, width", [(28, 45), (320, 299), (1, 700)])
-def test_resizing_is_a_loop_over_pixels(height, width):
-    """TensorFlow 1's ResizeBilinear as its documentation defines it."""
-    images = pictures(2, height, width, 2)
-    x, expected = images.astype(np.float64), np.zeros((2, 299, 299, 2))
-    for i in range(299):
-        row, down = divmod(i * height, 299)
-        below, down = min(row + 1, height - 1), down / 299
-        for j in range(299):
-            column, right = divmod(j * width, 299)
-            beside, right = min(column + 1, width - 1), right / 299
-            top = x[:, row, column] * (1 - right) + x[:, row, beside] * right
-            bottom = x[:, below, column] * (1 - right) + x[:, below, beside] * right
-            expected[:, i, j] = top * (1 - down) + bottom * down
-    for given in (images, images.astype(np.float32)):
-        found = inception.resize(given)
+def test_resizing_is_that_of_tensorflow(height, width):
+    """TensorFlow 1's ResizeBilinear as defined in its documentation, in integer arithmetic and float64."""
+    images = images_of(2, height, width, 2)
+    x, i = images.astype(np.float64), np.arange(299)
+    row, down = np.divmod(i * height, 299)
+    column, right = np.divmod(i * width, 299)
+    below, after = np.minimum(row + 1, height - 1), np.minimum(column + 1, width - 1)
+    down, right = down[:, None, None] / 299, right[:, None] / 299
+    top, bottom = (x[:, rows][:, :, column] * (1 - right) + x[:, rows][:, :, after] * right for rows in (row, below))
+    expected = top * (1 - down) + bottom * down
+    for inputs in (images, images.astype(np.float32)):
+        found = jax.jit(inception.resize)(inputs)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=0.02)
-    if (height, width) == (320, 299):  # a side of the right length is left alone
+    if (height, width) == (320, 299):  # a side of the final length is unchanged
         np.testing.assert_array_equal(found[:, 0], images[:, 0])
 
 
-def test_images_of_another_kind_are_refused():
+def test_images_of_another_type_are_reported():
     for images in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 4), np.uint8)):
         with pytest.raises(ValueError, match="uint8"):
             inception.features({}, images)
 
 
-def test_another_file_is_refused(tmp_path, state):
+def test_files_of_other_networks_are_reported(tmp_path, state):
     small = {key: value for key, value in state.items() if key.startswith(("Conv2d", "Mixed_5b"))}
     changes = {
         r"Conv2d_1a_3x3\.bn\.weight is missing": {},
@@ -179,7 +179,7 @@ def test_another_file_is_refused(tmp_path, state):
         assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_named_with_where_to_get_it(tmp_path):
+def test_a_missing_file_is_reported_with_its_source(tmp_path):
     with pytest.raises(UserError, match=r"No such file.*pt_inception-2015-12-05-6726825d\.pth$") as error:
         inception.load(tmp_path / "none.pth")
     assert str(tmp_path / "none.pth") in str(error.value) and inception.WEIGHTS_URL in str(error.value)
@@ -189,7 +189,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(tmp_path):
 
 
 @pytest.mark.parity
-def test_the_network_is_pytorchs(tmp_path, state):
+def test_features_are_those_of_pytorch(tmp_path, state):
     torch = pytest.importorskip("torch")
     F = torch.nn.functional
     tensors = {key: torch.tensor(value) for key, value in state.items()}
@@ -213,10 +213,10 @@ def test_the_network_is_pytorchs(tmp_path, state):
             return F.max_pool2d(x, 3, stride=1, padding=1)
 
     torch.save(tensors, tmp_path / "file.pth")
-    images = pictures(2, 299, 299, 3)  # which resizing leaves as they are
+    images = images_of(2, 299, 299, 3)  # unchanged by resizing
     with torch.no_grad():
-        given = (torch.tensor(images).permute(0, 3, 1, 2).float() - 128) / 128
-        spatial, last = network(Torch(), given)
+        x = (torch.tensor(images).permute(0, 3, 1, 2).float() - 128) / 128
+        spatial, last = network(Torch(), x)
         pooled = last.mean((2, 3))
         expected = pooled, spatial[:, :7].permute(0, 2, 3, 1).flatten(1), pooled @ tensors["fc.weight"].T
     found = features(inception.load(tmp_path / "file.pth"), images)

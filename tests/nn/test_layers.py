@@ -216,7 +216,7 @@ def test_average_pool_and_nearest():
     x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
     corners = sum(x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
     np.testing.assert_allclose(layers.average_pool(jnp.asarray(x)), corners / 4, atol=1e-6)
-    grown = layers.nearest(jnp.asarray(x))
+    grown = layers.upsample_nearest(jnp.asarray(x))
     for i in (0, 1):
         for j in (0, 1):
             np.testing.assert_array_equal(grown[:, i::2, j::2], x)

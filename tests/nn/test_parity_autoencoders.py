@@ -54,7 +54,10 @@ def diffusers_parameters(model):
     ("model", "outputs", "latent", "fields"),
     [
         ("AutoencoderKL", 8, 4, {"channels": 32, "multipliers": (1, 2), "blocks": 1, "norm_groups": 8}),
-        ("VQModel", 3, 3, {"channels": 128, "multipliers": (1, 2, 2), "blocks": 2, "norm_groups": 32}),
+        pytest.param(
+            *("VQModel", 3, 3, {"channels": 128, "multipliers": (1, 2, 2), "blocks": 2, "norm_groups": 32}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_latent_diffusion(model, outputs, latent, fields):

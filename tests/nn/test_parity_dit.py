@@ -86,7 +86,7 @@ def test_dit(patch):
     t, label = np.array([3, 777]), np.array([CLASSES, 1])  # the last row is that of no label
     with torch.no_grad():
         expected = model(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(label)).sample
-    net = DiT(6, patch, WIDTH, layers=2, heads=HEADS, label_rows=CLASSES + 1)
+    net = DiT(6, patch, WIDTH, layers=2, heads=HEADS, num_label_embeddings=CLASSES + 1)
     check(jax.jit(net.apply)({"params": params}, x, t, label=label), expected.permute(0, 2, 3, 1).numpy())
 
 

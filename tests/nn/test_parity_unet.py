@@ -147,7 +147,7 @@ def test_adm():
         head_channels=16,
         time_conditioning="scale_shift",
         resample="residual",
-        label_rows=5,
+        num_label_embeddings=5,
     )
     label = np.array([4, 1])
     check(net, randomise(model), {"label": label}, {"class_labels": torch.tensor(label)})
@@ -182,7 +182,7 @@ def test_unclip():
     check(net, randomise(model), {"context": context, "embedding": embedding}, theirs)
 
 
-@pytest.mark.parametrize("linear", [False, True])  # Stable Diffusion 1 and 2
+@pytest.mark.parametrize("linear", [pytest.param(False, marks=pytest.mark.slow), True])  # Stable Diffusion 1 and 2
 def test_stable_diffusion(linear):
     model = diffusers.UNet2DConditionModel(
         **THEIRS,

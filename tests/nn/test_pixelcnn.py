@@ -1,21 +1,21 @@
-"""PixelCNN: what it sees, masked convolutions position by position in NumPy, and sampling against the whole network."""
+"""PixelCNN: receptive field, masked convolutions by position in NumPy, sampling against the forward pass."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.latents.token_sampling import draw
+from diffjax.latents import token_sampling
 from diffjax.nn.pixelcnn import PixelCNN, generate
 
 K = 5
 
 
 def randomised(model, *inputs):
-    """Parameters with nothing left at zero."""
-    params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+    """Random parameters, none of them zero, from shapes alone: no compilation."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda p: (np.asarray(p) + 0.2 * rng.normal(size=p.shape)).astype(np.float32), params)
+    return jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
 
 
 def small(**options):
@@ -27,7 +27,7 @@ def normal(*shape, seed=1):
 
 
 @pytest.mark.parametrize("kernel,layers", [(3, 2), (5, 1)])
-def test_a_position_sees_exactly_what_is_before_it_within_reach(kernel, layers):
+def test_receptive_field_is_all_previous_positions_within_reach(kernel, layers):
     height, width, reach = 6, 7, layers * (kernel // 2)
     model = small(kernel=kernel, layers=layers, features=16)
     x = normal(1, height, width, 2)
@@ -41,7 +41,7 @@ def test_a_position_sees_exactly_what_is_before_it_within_reach(kernel, layers):
 
 
 def numpy_pixelcnn(params, x, condition, kernel, layers):
-    """Section 2 of the paper, one position at a time, of one picture, float64."""
+    """Returns outputs for one image, one position at a time, float64 (section 2 of the paper)."""
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     height, width, _ = x.shape
     half = kernel // 2
@@ -85,112 +85,100 @@ def test_forward_pass_matches_numpy(sides):
         np.testing.assert_allclose(found[n], numpy_pixelcnn(params, x[n], condition[n], 3, 2), atol=2e-5)
 
 
-TABLE = normal(K, 3, seed=7)  # embeds the values
+TABLE = normal(K, 3, seed=7)  # embeds tokens
+HEIGHT, WIDTH = 4, 5
+KEYS = jax.random.split(jax.random.key(3), 3)
+CONDITION = normal(3, HEIGHT, WIDTH, 6, seed=2)
+KNOWN = np.random.default_rng(4).integers(0, K, (3, HEIGHT, WIDTH))
+DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "known_rows": 0}
 
 
-def pick(keys, output, place, **options):
-    token = jax.vmap(lambda key, logits: draw(key, logits, **options))(keys, output)
-    return {"token": token, "output": output, "place": jnp.stack(place)[None, :]}, jnp.asarray(TABLE)[token]
+def make_sampler(model):
+    @jax.jit
+    def sample(params, keys, condition, options):
+        def pick(keys, output, place):
+            settings = {name: options[name] for name in ("temperature", "top_k", "top_p")}
+            token = jax.vmap(lambda key, logits: token_sampling.sample(key, logits, **settings))(keys, output)
+            token = jnp.where(place[0] < options["known_rows"], jnp.asarray(KNOWN)[:, place[0], place[1]], token)
+            place = jnp.broadcast_to(jnp.stack(place), (len(keys), 2))
+            return {"token": token, "output": output, "place": place}, jnp.asarray(TABLE)[token]
+
+        return generate(model, params, pick, keys, condition, HEIGHT, WIDTH)
+
+    return lambda params, keys=KEYS, condition=CONDITION, **options: sample(params, keys, condition, DEFAULTS | options)
 
 
-@pytest.mark.parametrize("sides", [None, (4, 5)])
-def test_sampling_sees_what_the_whole_network_would(sides):
-    model = small(kernel=5, layers=3)
-    condition = None if sides is None else normal(2, *sides, 6, seed=2)
-    params = randomised(model, normal(2, 4, 5, 3), condition)
-    keys = jax.random.split(jax.random.key(3), 2)
-    values = jax.jit(lambda params: generate(model, params, pick, keys, condition, 4, 5))(params)
-    assert values["token"].shape == (2, 4, 5)
-    assert len(np.unique(values["token"])) > 2
-    expected = jax.jit(model.apply)({"params": params}, TABLE[values["token"]], condition)
-    assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(values["output"], expected, atol=1e-5)
-    np.testing.assert_array_equal(values["place"][0], np.moveaxis(np.indices((4, 5)), 0, -1))
+@pytest.fixture(scope="module")
+def sampling():
+    """(parameters, sampler, forward pass) of one network with a condition, compiled once each."""
+    model = small(kernel=5, layers=2)
+    params = randomised(model, normal(3, HEIGHT, WIDTH, 3), CONDITION)
+    return params, make_sampler(model), jax.jit(model.apply)
 
 
-def test_an_example_is_drawn_from_its_own_key():
-    model, condition = small(), normal(3, 1, 1, 6, seed=2)
-    params = randomised(model, normal(3, 4, 4, 3), condition)
-    keys = jax.random.split(jax.random.key(3), 3)
-    draws = jax.jit(lambda params, keys, condition: generate(model, params, pick, keys, condition, 4, 4)["token"])
-    tokens = draws(params, keys, condition)
-    turned = np.array([1, 2, 0])
-    np.testing.assert_array_equal(draws(params, keys[turned], condition[turned]), tokens[turned])
-    same = draws(params, keys[np.zeros(3, int)], np.repeat(condition[:1], 3, 0))
+def test_sampling_outputs_are_those_of_the_forward_pass(sampling):
+    """Also where an image is completed from its first rows."""
+    params, sample, forward = sampling
+    for known_rows in (0, 2):
+        values = sample(params, known_rows=known_rows)
+        assert values["token"].shape == (3, HEIGHT, WIDTH) and len(np.unique(values["token"])) > 2
+        np.testing.assert_array_equal(values["token"][:, :known_rows], KNOWN[:, :known_rows])
+        expected = forward({"params": params}, TABLE[values["token"]], CONDITION)
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(values["output"], expected, atol=1e-5)
+        np.testing.assert_array_equal(values["place"][0], np.moveaxis(np.indices((HEIGHT, WIDTH)), 0, -1))
+
+
+def test_an_example_is_sampled_with_its_own_key(sampling):
+    params, sample, _ = sampling
+    tokens = sample(params)["token"]
+    order = np.array([1, 2, 0])
+    np.testing.assert_array_equal(sample(params, KEYS[order], CONDITION[order])["token"], tokens[order])
+    same = sample(params, KEYS[np.zeros(3, int)], np.repeat(CONDITION[:1], 3, 0))["token"]
     assert (same == same[:1]).all()
-    # Where the outputs are equal, examples, rows and columns differ by their keys alone.
-    uniform = draws(jax.tree.map(np.zeros_like, params), keys, condition)
-    for other in (uniform[1], uniform[0, ::-1], uniform[0, :, ::-1], uniform[0].T):
+    # With equal outputs, examples, rows and columns differ by their keys alone.
+    uniform = sample(jax.tree.map(np.zeros_like, params))["token"]
+    for other in (uniform[1], uniform[0, ::-1], uniform[0, :, ::-1]):
         assert (uniform[0] != other).any()
 
 
-def test_one_compilation_sweeps_temperature_top_k_and_top_p():
-    model = small()
-    params = randomised(model, normal(2, 3, 3, 3))
-    keys = jax.random.split(jax.random.key(3), 2)
-
-    @jax.jit
-    def sample(temperature, top_k, top_p):
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return generate(model, params, lambda *given: pick(*given, **options), keys, None, 3, 3)
-
-    for setting in ((1.0, 1, 1.0), (1.0, 0, 1e-6), (1e-4, 0, 1.0)):
-        values = sample(jnp.float32(setting[0]), jnp.int32(setting[1]), jnp.float32(setting[2]))
+def test_one_compilation_for_all_temperatures_top_k_and_top_p(sampling):
+    """The sampler of the fixture takes them as traced inputs."""
+    params, sample, _ = sampling
+    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        values = sample(params, **options)
         np.testing.assert_array_equal(values["token"], values["output"].argmax(-1))
-    values = sample(jnp.float32(1), jnp.int32(0), jnp.float32(1))
+    values = sample(params)
     assert (values["token"] != values["output"].argmax(-1)).any()
-    assert sample._cache_size() == 1
 
 
-def test_a_picture_is_completed_from_its_first_rows():
-    model = small()
-    params = randomised(model, normal(2, 4, 4, 3))
-    keys = jax.random.split(jax.random.key(3), 2)
-    known = np.random.default_rng(4).integers(0, K, (2, 4, 4))
-
-    def completing(keys, output, place):
-        value, _ = pick(keys, output, place)
-        token = jnp.where(place[0] < 2, jnp.asarray(known)[:, place[0], place[1]], value["token"])
-        return {"token": token, "output": output}, jnp.asarray(TABLE)[token]
-
-    values = jax.jit(lambda params: generate(model, params, completing, keys, None, 4, 4))(params)
-    np.testing.assert_array_equal(values["token"][:, :2], known[:, :2])
-    expected = jax.jit(model.apply)({"params": params}, TABLE[values["token"]])
-    np.testing.assert_allclose(values["output"], expected, atol=1e-5)
-
-
-def test_an_untrained_network_is_uniform():
-    model, x, labels = small(), normal(2, 4, 4, 3), np.random.default_rng(0).integers(0, K, (2, 4, 4))
-    logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), x)
-    entropy = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), labels[..., None], -1)
-    np.testing.assert_allclose(entropy, np.log(K), rtol=1e-6)
-
-
-def test_bfloat16():
-    x, condition = normal(2, 4, 5, 3), normal(2, 1, 1, 6, seed=2)
-    params = randomised(small(), x, condition)
-    model = small(dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x, condition)
+def test_bfloat16_sampling_without_a_condition():
+    x, model = normal(3, HEIGHT, WIDTH, 3), small(dtype=jnp.bfloat16)
+    params = randomised(small(), x)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes))
-    found, exact = (jax.jit(m.apply)({"params": params}, x, condition) for m in (model, small()))
+    values = make_sampler(model)(params, condition=None)
+    found, exact = (jax.jit(m.apply)({"params": params}, TABLE[values["token"]]) for m in (model, small()))
     assert found.dtype == jnp.float32 and 0 < np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
-    keys = jax.random.split(jax.random.key(3), 2)
-    values = jax.jit(lambda params: generate(model, params, pick, keys, condition, 4, 5))(params)
-    expected = jax.jit(model.apply)({"params": params}, TABLE[values["token"]], condition)
-    np.testing.assert_allclose(values["output"], expected, atol=0.03 * np.abs(expected).max())
+    np.testing.assert_allclose(values["output"], found, atol=0.03 * np.abs(found).max())
 
 
-def test_dropout_is_keyed_by_the_example():
+def test_initial_distribution_is_uniform():
+    x = normal(2, 4, 4, 3)
+    layer = jax.jit(lambda key: small().init(key, x)["params"]["out"])(jax.random.key(0))
+    assert set(layer) == {"kernel", "bias"} and not any(np.any(leaf) for leaf in layer.values())
+
+
+def test_dropout_depends_on_the_key_of_the_example():
     model, x = small(dropout=0.5), np.repeat(normal(1, 4, 4, 3), 3, 0)
     params = randomised(model, x)
     keys = jax.random.split(jax.random.key(0), 2)[np.array([0, 0, 1])]
-    y, clean = (np.asarray(jax.jit(model.apply)({"params": params}, x, None, k)) for k in (keys, None))
+    y = np.asarray(jax.jit(model.apply)({"params": params}, x, None, keys))
     np.testing.assert_array_equal(y[0], y[1])
-    assert np.abs(y[0] - y[2]).max() > 1e-3 and np.abs(y[0] - clean[0]).max() > 1e-3
-    np.testing.assert_array_equal(clean[0], clean[2])
+    assert np.abs(y[0] - y[2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("options,message", [({"kernel": 4}, "kernel is 4"), ({"dropout": 1.0}, "dropout is 1.0")])
-def test_bad_options(options, message):
+@pytest.mark.parametrize("options,message", [({"kernel": 4}, "kernel=4"), ({"dropout": 1.0}, "dropout=1.0")])
+def test_invalid_options_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(small(**options).init, jax.random.key(0), np.zeros((1, 3, 3, 2)))

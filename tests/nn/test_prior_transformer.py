@@ -1,4 +1,4 @@
-"""The prior's transformer: its size, what its query sees and what it does not; its numbers are in test_parity_prior."""
+"""The prior transformer: size, masks, conditions. test_parity_prior compares it with a peer."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ B = 3
 
 
 def small(**options):
-    return PriorTransformer(**({"width": WIDTH, "layers": 2, "heads": 2} | options))
+    return PriorTransformer(**({"width": WIDTH, "layers": 1, "heads": 2} | options))
 
 
 def normal(*shape, seed=1):
@@ -28,7 +28,7 @@ KEYS = jax.random.split(jax.random.key(0), B)
 
 
 def parameters(net, **inputs):
-    """Nothing is left at zero or one."""
+    """Random parameters, none of them zero or one."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(0, 0.4, s.shape).astype(np.float32), shapes)
@@ -47,28 +47,34 @@ def size(net, dimensions, tokens, width):
 
 
 def test_number_of_parameters():
-    """Karlo's, counted on diffusers 0.42's PriorTransformer() less its clip_mean and clip_std, which are statistics."""
+    """Karlo's is counted on diffusers 0.42's PriorTransformer() without the statistics clip_mean and clip_std."""
     assert size(PriorTransformer(2048, 20, 32), 768, 77, 768) == 1_022_028_544
-    # unCLIP's (table 3) has 24 layers and 256 tokens. It says 1B; its transformer is that of GLIDE's text encoder, of
-    # which GLIDE says 1.2 billion (section 4).
+
+
+@pytest.mark.slow
+def test_number_of_parameters_in_the_paper():
+    # unCLIP (table 3): 24 layers, 256 tokens, 1B; its transformer is GLIDE's text encoder, 1.2 billion (section 4).
     assert size(PriorTransformer(2048, 24, 32), 1024, 256, 1024) == pytest.approx(1.22e9, rel=0.01)
 
 
-def test_begins_at_zero():
-    y, _ = jax.jit(small(layers=1).init_with_output)(jax.random.key(0), X, T, **INPUTS)
-    assert y.shape == X.shape and y.dtype == jnp.float32 and not np.asarray(y).any()
+def test_initial_output_is_zero():
+    net = small(layers=1)
+    y = jax.eval_shape(net.init_with_output, jax.random.key(0), X, T, **INPUTS)[0]
+    assert y.shape == X.shape and y.dtype == jnp.float32
+    layer = jax.jit(lambda key: net.init(key, X, T, **INPUTS)["params"]["out"])(jax.random.key(0))
+    assert set(layer) == {"kernel", "bias"} and not any(np.any(leaf) for leaf in layer.values())
 
 
-@pytest.mark.parametrize("tokens", [None, 2, 0])
-def test_each_place_sees_those_before_it_that_are_there(params, tokens):
-    """By gradients: exactly zero or not. The order is context, embedding, time, image, query."""
+@pytest.mark.parametrize("tokens", [None, 2])
+def test_positions_attend_to_previous_positions_with_a_token(params, tokens):
+    """By gradients, exactly zero or not. The order is context, embedding, time, image, query."""
     mask = None if tokens is None else np.arange(L)[None] < tokens
 
     @jax.jit
     @jax.jacrev
-    def jacobian(given):
+    def jacobian(inputs):
         states = {"capture_intermediates": lambda module, _: module.name == "transformer"}
-        _, found = small().apply({"params": params}, **given, context_mask=mask, **states)
+        _, found = small().apply({"params": params}, **inputs, context_mask=mask, **states)
         return found["intermediates"]["transformer"]["__call__"][0][0, :, 0]
 
     found = jacobian({name: value[:1] for name, value in {"x": X, "t": T, **INPUTS}.items()})
@@ -80,7 +86,7 @@ def test_each_place_sees_those_before_it_that_are_there(params, tokens):
     np.testing.assert_array_equal(seen, expected)
 
 
-def test_what_is_padded_is_not_heard(params):
+def test_output_does_not_depend_on_padding(params):
     @jax.jit
     def apply(mask, context):
         inputs = {"embedding": INPUTS["embedding"], "context": context, "context_mask": mask}
@@ -90,15 +96,15 @@ def test_what_is_padded_is_not_heard(params):
     y, full = apply(MASK, context), apply(np.ones_like(MASK), context)
     np.testing.assert_allclose(full, jax.jit(small().apply)({"params": params}, X, T, **INPUTS), atol=1e-5)
     np.testing.assert_allclose(y[0], full[0], atol=1e-5)
-    assert np.abs(y - full)[1:].max(1).min() > 1e-3  # and none of them is NaN
+    assert np.abs(y - full)[1:].max(1).min() > 1e-3  # and not NaN
     np.testing.assert_array_equal(apply(MASK, np.where(MASK[:, :, None], context, 100)), y)
     gradient = jax.grad(lambda context: (apply(MASK, context) ** 2).sum())(context)
     np.testing.assert_array_equal(np.abs(gradient).max(2) != 0, MASK)
 
 
-@pytest.mark.parametrize("names", [(), ("embedding",), ("context",), ("embedding", "context")])
-def test_all_that_is_given_is_heard(names):
-    """Every parameter and input has a gradient, and what is absent has no parameters."""
+@pytest.mark.parametrize("names", [(), ("embedding", "context")])
+def test_output_depends_on_every_input_and_parameter(names):
+    """By gradients; absent inputs have no parameters."""
     net, inputs = small(layers=1), {name: INPUTS[name] for name in names}
     params = parameters(net, **inputs)
     assert set(params) == {"time_0", "time_1", "image", "query", "place", "transformer", "out", *names}
@@ -106,8 +112,8 @@ def test_all_that_is_given_is_heard(names):
 
     @jax.jit
     @jax.grad
-    def gradients(given):
-        return (net.apply({"params": given["params"]}, given["x"], given["t"], **given["inputs"]) ** 2).sum()
+    def gradients(values):
+        return (net.apply({"params": values["params"]}, values["x"], values["t"], **values["inputs"]) ** 2).sum()
 
     found = gradients({"params": params, "x": X, "t": T, "inputs": inputs})
     assert all(np.abs(g).max() > 1e-7 for g in jax.tree.leaves(found))
@@ -116,7 +122,7 @@ def test_all_that_is_given_is_heard(names):
     )
 
 
-def test_an_example_depends_on_no_other(params):
+def test_an_example_does_not_depend_on_the_others(params):
     net = small(dropout=0.5)
 
     @jax.jit
@@ -133,16 +139,15 @@ def test_an_example_depends_on_no_other(params):
     assert np.abs(y[0] - y[2]).max() > 1e-3
 
 
-def test_remat_changes_no_number(params):
-    remat, plain = (small(dropout=0.5, remat=remat) for remat in (True, False))
+def test_remat_has_one_checkpoint_per_layer(params):
+    remat = small(dropout=0.5, remat=True)
     inputs = {**INPUTS, "context_mask": MASK, "dropout_keys": KEYS}
     apply = partial(remat.apply, **inputs)
-    assert str(jax.make_jaxpr(apply)({"params": params}, X, T)).count("remat") == 2  # one a layer
-    found, expected = (jax.jit(net.apply)({"params": params}, X, T, **inputs) for net in (remat, plain))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    traced = str(jax.make_jaxpr(apply)({"params": params}, X, T))
+    assert traced.count("remat") == 1  # test_transformer compares numbers
 
 
-def test_bfloat16_is_close_and_its_parameters_float32(params):
+def test_bfloat16_is_close_with_float32_parameters(params):
     half = small(dtype=jnp.bfloat16)
     shapes = jax.eval_shape(half.init, jax.random.key(0), X, T, **INPUTS)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
@@ -155,22 +160,22 @@ def test_bfloat16_is_close_and_its_parameters_float32(params):
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
-        ({"activation": "relu"}, {}, "activation is 'relu': choose from gelu, quick_gelu"),
-        ({"heads": 3}, {}, "8 channels cannot be split among 3 attention heads"),
-        ({"width": 7, "heads": 1}, {}, r"an even width \(number of channels\), at least 4, not 7"),
-        ({"dropout": 1.0}, {}, "dropout is 1.0"),
-        ({"attention": "flash"}, {}, "attention is 'flash'"),
-        ({}, {"context_mask": MASK}, r"context_mask is of \(3, 4\), for no context"),
-        ({}, {**INPUTS, "context_mask": MASK[:, 1:]}, r"of \(3, 3\), for a context of \(3, 4\)"),
+        ({"activation": "relu"}, {}, "activation='relu': choose from gelu, quick_gelu"),
+        ({"heads": 3}, {}, "heads=3: must divide"),
+        ({"width": 7, "heads": 1}, {}, r"dim=7: .* must be even and at least 4"),
+        ({"dropout": 1.0}, {}, "dropout=1.0"),
+        ({"attention": "flash"}, {}, "attention='flash'"),
+        ({}, {"context_mask": MASK}, r"shape \(3, 4\), but context is None"),
+        ({}, {**INPUTS, "context_mask": MASK[:, 1:]}, r"shape \(3, 3\), but context is of shape \(3, 4, 6\)"),
     ],
 )
-def test_errors_say_what_is_wrong(options, inputs, message):
+def test_errors_name_the_option(options, inputs, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(small(**options).init, jax.random.key(0), X, T, **inputs)
 
 
 @pytest.mark.parametrize("absent", INPUTS)
-def test_a_sequence_of_another_length_is_refused(params, absent):
+def test_sequences_must_have_the_length_of_the_parameters(params, absent):
     inputs = {name: value for name, value in INPUTS.items() if name != absent}
-    with pytest.raises(ValueError, match=r"places \(8, 8\) are learned, and the inputs ask for"):
+    with pytest.raises(ValueError, match=r"embeddings \(8, 8\) were learned, but the inputs require"):
         small().apply({"params": params}, X, T, **inputs)

@@ -1,7 +1,6 @@
 """The U-Net's structure, gradients and precision; its numbers are compared with a peer's in test_parity_unet."""
 
-from functools import partial
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,8 @@ from diffjax.nn.unet import ADM_DETAILS, UNet
 
 GROUPS = {"norm_groups": 4}
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), **GROUPS}
+# The smallest network: no block on the way down, one on the way up.
+TINY = {"channels": 8, "multipliers": (1,), "blocks": 0, "attention_resolutions": (), **GROUPS}
 X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 700.0])
 LABEL = jnp.array([1, 0])
 EMBEDDING = jax.random.normal(jax.random.key(1), (2, 5))
@@ -21,80 +22,81 @@ CONTEXT = jax.random.normal(jax.random.key(2), (2, 3, 6))
 EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
 KEYS = jax.random.split(jax.random.key(3), 2)
 
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
-
 
 def parameters(net, **inputs):
-    """Parameters with nothing left at zero, from shapes alone: no compilation."""
+    """Random parameters, none of them zero, from shapes alone: no compilation."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), jnp.float32), shapes)
 
 
 def loss_and_gradients(net, params, **inputs):
-    return jit(jax.value_and_grad(lambda p: jnp.mean(net.apply({"params": p}, X, T, **inputs) ** 2)))(params)
+    return jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply({"params": p}, X, T, **inputs) ** 2)))(params)
 
 
 def modules(net, **inputs):
     return set(jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"])
 
 
-@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 8, 8, 4)), ("mean", (2, 4))])
-def test_begins_at_zero(pool, shape):
-    net = UNet(4, 8, (1,), blocks=1, attention_resolutions=(), pool=pool, **GROUPS)
-    y, _ = jit(net.init_with_output)(jax.random.key(0), X, T)
-    assert y.shape == shape and y.dtype == jnp.float32 and not np.asarray(y).any()
+@pytest.mark.parametrize(("pool", "shape", "last"), [(None, (2, 8, 8, 4), "conv_out"), ("mean", (2, 4), "dense_out")])
+def test_initial_output_is_zero(pool, shape, last):
+    net = UNet(4, **TINY, pool=pool)
+    y = jax.eval_shape(net.init_with_output, jax.random.key(0), X, T)[0]
+    assert y.shape == shape and y.dtype == jnp.float32
+    layer = jax.jit(lambda key: net.init(key, X, T)["params"][last])(jax.random.key(0))
+    assert set(layer) == {"kernel", "bias"} and not any(np.any(leaf) for leaf in layer.values())
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, **ADM_DETAILS},
-        {"resample": "conv", "transformer_depth": 1, "heads": 4, "residual_scale": 0.5},
-        {"time_conditioning": "scale_shift", "resample": "residual", "head_channels": 8, "pool": "attention"},
+        {"multipliers": (1, 1), "time_conditioning": "scale_shift", "resample": "residual", **ADM_DETAILS},
+        {"multipliers": (1, 1), "resample": "conv", "transformer_depth": 1, "heads": 4, "residual_scale": 0.5},
+        {"time_conditioning": "scale_shift", "head_channels": 8, "pool": "attention"},
     ],
 )
 def test_every_parameter_gets_a_gradient(options):
-    net = UNet(3, **SMALL, label_rows=2, **options)
+    net = UNet(3, **{**TINY, **options}, num_label_embeddings=2)
     _, gradients = loss_and_gradients(net, parameters(net, **EVERYTHING), **EVERYTHING)
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
-    assert set(silent) <= {"['pool']['k']['bias']"}  # the same for every key, which the softmax does not see
+    assert set(silent) <= {"['pool']['k']['bias']"}  # adds the same to all logits of a softmax
 
 
-def test_remat_changes_no_number():
-    options = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention_resolutions": (), "dropout": 0.3, **GROUPS}
+def test_remat_does_not_change_loss_and_gradients():
+    options = {**TINY, "dropout": 0.3}
     params = parameters(UNet(3, **options), context=CONTEXT)
-    plain, again = (
+    plain, remat = (
         loss_and_gradients(UNet(3, **options, remat=remat), params, context=CONTEXT, dropout_keys=KEYS)
         for remat in (False, True)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+    chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_is_close_and_its_parameters_float32():
-    options = {**SMALL, "multipliers": (1,), "attention_resolutions": (8,), "time_conditioning": "scale_shift"}
+def test_bfloat16_is_close_with_float32_parameters():
+    options = {**TINY, "attention_resolutions": (8,), "time_conditioning": "scale_shift"}
     params = parameters(UNet(3, **options), context=CONTEXT)
     half = UNet(3, **options, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(half.init, jax.random.key(0), X, T, context=CONTEXT)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
     a, b = (
-        jit(lambda p, net=net: net.apply({"params": p}, X, T, context=CONTEXT))(params)
+        jax.jit(lambda p, net=net: net.apply({"params": p}, X, T, context=CONTEXT))(params)
         for net in (UNet(3, **options), half)
     )
     assert b.dtype == jnp.float32
     assert np.abs(a - b).max() < 0.05 * np.abs(a).max()
 
 
-def test_an_example_depends_on_no_other():
-    net = UNet(3, 8, (1,), blocks=1, attention_resolutions=(), dropout=0.5, **GROUPS)
+def test_an_example_does_not_depend_on_the_others():
+    net = UNet(3, **TINY, dropout=0.5)
     params = parameters(net)
-    apply = jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
+    apply = jax.jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
     both = apply(X, T, KEYS)
-    np.testing.assert_allclose(apply(X[1:], T[1:], KEYS[1:]), both[1:], atol=1e-5)
+    second = jnp.array([1, 1])
+    np.testing.assert_allclose(apply(X[second], T[second], KEYS[second]), both[second], atol=1e-5)
     assert np.abs(both - apply(X, T, KEYS[::-1])).max() > 1e-3
 
 
-def test_attention_sits_where_ddpm_puts_it():
+def test_attention_blocks_are_where_ddpm_has_them():
     net = UNet(3, 8, (1, 2, 2), blocks=2, attention_resolutions=(4,), **GROUPS)
     found = {name for name in modules(net) if "attention" in name}
     down = {f"down_1_attention_{i}" for i in range(2)}
@@ -109,8 +111,8 @@ def test_blocks_may_differ_by_level():
 
 
 @pytest.mark.parametrize(("pool", "head"), [("attention", "pool"), ("mean", "dense_out")])
-def test_pooled_is_the_same_network_without_its_way_up(pool, head):
-    options = {**SMALL, "multipliers": (1, 1), "resample": "residual", "label_rows": 2}
+def test_pooled_network_is_the_encoder_and_the_middle(pool, head):
+    options = {**SMALL, "multipliers": (1, 1), "resample": "residual", "num_label_embeddings": 2}
     whole, half = (
         jax.eval_shape(UNet(7, **options, pool=pool).init, jax.random.key(0), X, T, label=LABEL)["params"]
         for pool in (None, pool)
@@ -121,13 +123,13 @@ def test_pooled_is_the_same_network_without_its_way_up(pool, head):
 
 @pytest.mark.parametrize("pool", ["attention", "mean"])
 def test_pooled_features_are_normalised_and_activated(pool):
-    net = UNet(7, 8, (1,), blocks=1, attention_resolutions=(), heads=2, pool=pool, **GROUPS)
+    net = UNet(7, **TINY, heads=2, pool=pool)
     params = parameters(net)
     capture = {"capture_intermediates": lambda module, _: module.name == "norm_out"}
-    found, state = jit(lambda p: net.apply({"params": p}, X, T, **capture))(params)
+    found, state = jax.jit(lambda p: net.apply({"params": p}, X, T, **capture))(params)
     h = nn.silu(state["intermediates"]["norm_out"]["__call__"][0])
     if pool == "attention":
-        expected = AttentionPool(7, heads=2).apply({"params": params["pool"]}, h)
+        expected = jax.jit(AttentionPool(7, heads=2).apply)({"params": params["pool"]}, h)
     else:
         expected = h.mean((1, 2)) @ params["dense_out"]["kernel"] + params["dense_out"]["bias"][None]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -142,17 +144,19 @@ def test_pooled_logits_of_half_precision_are_float32(pool):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-def test_residual_block_begins_as_its_scaled_skip():
+def test_initial_residual_block_is_its_scaled_skip_connection():
     emb = jnp.ones((2, 4))
-    y, _ = ResBlock(3, residual_scale=0.5, groups=1).init_with_output(jax.random.key(0), X, emb)
-    np.testing.assert_allclose(y, X / 2, rtol=1e-6)
-    y, _ = ResBlock(3, "up", groups=1).init_with_output(jax.random.key(0), X, emb)
-    np.testing.assert_array_equal(y[:, 1::2, ::2], X)
-    y, _ = ResBlock(3, "down", groups=1).init_with_output(jax.random.key(0), X, emb)
-    np.testing.assert_allclose(y[:, 0, 0], X[:, :2, :2].mean((1, 2)), rtol=1e-5)
+    blocks = {"scaled": ResBlock(3, residual_scale=0.5, groups=1)}
+    blocks |= {way: ResBlock(3, way, groups=1) for way in ("up", "down")}
+    found = jax.jit(lambda key: {name: net.init_with_output(key, X, emb)[0] for name, net in blocks.items()})(
+        jax.random.key(0)
+    )
+    np.testing.assert_allclose(found["scaled"], X / 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["up"][:, 1::2, ::2], X)
+    np.testing.assert_allclose(found["down"][:, 0, 0], X[:, :2, :2].mean((1, 2)), rtol=1e-5)
 
 
-def test_pictures_need_not_be_square():
+def test_images_need_not_be_square():
     net = UNet(3, **SMALL)
     x = jnp.zeros((2, 8, 12, 3))
     assert jax.eval_shape(net.init_with_output, jax.random.key(0), x, T)[0].shape == (2, 8, 12, 3)
@@ -163,26 +167,26 @@ def test_pictures_need_not_be_square():
     [
         ({"time_conditioning": "film"}, {}, "choose from add, scale_shift"),
         ({"resample": "stride"}, {}, "choose from conv, pool, residual"),
-        ({"pool": "adaptive"}, {}, "pool is 'adaptive': choose from attention, mean"),
-        ({"pool": "attention", "heads": 3}, {}, "16 channels cannot be split among 3"),
+        ({"pool": "adaptive"}, {}, "pool='adaptive': choose from attention, mean"),
+        ({"pool": "attention", "heads": 3}, {}, "heads=3: must divide"),
         ({"time_embedding": "sin"}, {}, "choose from ddpm, adm"),
         ({"downsample_padding": "valid"}, {}, "choose from asymmetric, symmetric"),
         ({"initializer": "he"}, {}, "choose from ddpm, torch"),
         ({"attention": "flash"}, {}, "choose from auto, xla, cudnn"),
-        ({"dropout": 1.0}, {}, "dropout is 1.0"),
-        ({"blocks": (1, 1, 1)}, {}, "3 counts for 2 levels"),
-        ({"multipliers": (1, 1, 1, 1, 1)}, {}, "halve a picture 4 times, which .8, 8. cannot be"),
-        ({"attention_resolutions": (16,)}, {}, r"\(16,\) are not all among \[8, 4\]"),
-        ({"head_channels": 5}, {}, "16 channels are not a multiple of head_channels 5"),
+        ({"dropout": 1.0}, {}, "dropout=1.0"),
+        ({"blocks": (1, 1, 1)}, {}, r"blocks=\(1, 1, 1\): must have one count per level, 2"),
+        ({"multipliers": (1, 1, 1, 1, 1)}, {}, "multiples of 16, not .8, 8."),
+        ({"attention_resolutions": (16,)}, {}, r"\(16,\): must be among \[8, 4\]"),
+        ({"head_channels": 5}, {}, "head_channels=5: must divide the 16 channels"),
         ({"head_channels": 8, "heads": 2}, {}, "head_channels=8: must be unset where heads=2"),
         ({"multipliers": (1, 1.3)}, {}, "multipliers=.1, 1.3.: 8 channels x 1.3 must be a whole number from 1"),
         ({"norm_groups": 32}, {}, "groups=32: must divide the 8 channels of a group norm; use 8"),
         ({"channels": 24, "norm_groups": 16}, {}, "groups=16: must divide the 24 channels of a group norm; use 8"),
-        ({"heads": 3}, {}, "16 channels cannot be split among 3"),
-        ({"label_rows": 2}, {}, "label is missing"),
-        ({}, {"label": LABEL}, "label is given but label_rows is 0"),
+        ({"heads": 3}, {}, "heads=3: must divide"),
+        ({"num_label_embeddings": 2}, {}, "num_label_embeddings=2"),
+        ({}, {"label": LABEL}, "num_label_embeddings=0"),
     ],
 )
-def test_errors_say_what_is_wrong(options, inputs, message):
+def test_errors_name_the_option(options, inputs, message):
     with pytest.raises(ValueError, match=message):
         modules(UNet(3, **{**SMALL, **options}), **inputs)

@@ -1,4 +1,4 @@
-"""A tiny experiment: two learning rates, two numbers of steps."""
+"""A small experiment: two learning rates, two numbers of steps."""
 
 import pytest
 
@@ -9,15 +9,15 @@ from tests import tiny
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "tiny.py"
-    return str(tiny.write(path, train__sample_count=0, sampler__guidance=1.0))
+    return str(tiny.write(path, train__num_preview_samples=0, sampler__guidance=1.0, parallel__num_devices=1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(config):
-    """An experiment of that config, with other fields of Experiment and of its only scale."""
+    """Returns a function that makes an experiment, with other fields of Experiment and of its only scale."""
 
-    def made(scale=None, **fields):
-        given = {
+    def make_experiment(scale=None, **fields):
+        defaults = {
             "title": "Tiny",
             "source": "nobody",
             "claim": "none",
@@ -25,12 +25,12 @@ def make(config):
                 Axis("rate", {"low": {"train.learning_rate": 1e-3}, "high": {"train.learning_rate": 2e-3}}),
                 steps(2, 4),
             ],
-            "across": "steps",
+            "column_axis": "steps",
             "measures": [Measure("fd_pixels")],
             "papers": [Paper("elsewhere", {("low", "2"): 3.5})],
-            "orderings": [Ordering("more steps are better", [{"steps": "4"}, {"steps": "2"}])],
-            "scales": {"smoke": Scale(config, "seconds", num=12, **(scale or {}))},
+            "orderings": [Ordering(claim="more steps are better", order=[{"steps": "4"}, {"steps": "2"}])],
+            "scales": {"smoke": Scale(config=config, duration="seconds", num=12, **(scale or {}))},
         }
-        return Experiment(**(given | fields))
+        return Experiment(**(defaults | fields))
 
-    return made
+    return make_experiment

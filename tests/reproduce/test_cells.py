@@ -1,117 +1,151 @@
-"""Training what is not trained and measuring what is not measured, in one process."""
+"""Training and evaluating the cells of an experiment, in one process."""
+
+import json
+import math
 
 import numpy as np
 import pytest
 
+from diffjax.metrics.resampling import Estimate
 from diffjax.reproduce import Axis, Measure, Scale, cells, steps
-from diffjax.reproduce.cells import Work, collect, work_on
-from diffjax.reproduce.plan import make_units, with_fields
+from diffjax.reproduce.cells import RunOptions, collect, run_group, select_estimate
+from diffjax.reproduce.plan import make_groups, with_fields
 from diffjax.reproduce.store import Store
-from diffjax.runs.config_files import load_file, training_key
+from diffjax.runs.config_files import load_file
+from diffjax.runs.dependencies import config_hash
 from diffjax.runs.workdir import Workdir
+from diffjax.training.logging import last_logged
 from tests import tiny
-
-
-def do(experiment, root):
-    scale = experiment.scales["smoke"]
-    units, store = make_units(experiment, scale, {}), Store(root)
-    measures = tuple(scale.measures or experiment.measures)
-    for unit in units:
-        work_on(store, unit, Work(measures, scale.num))
-    every = [cell for unit in units for cell in unit.cells]
-    return store, every, collect(store, every, measures)
-
-
-def values(found):
-    return {key: {n: f["value"] for n, f in r.get("figures", {}).items()} for key, r in found.items()}
-
-
-ONE = {"axes": {"rate": ("low",)}}  # training
-
-
-@pytest.fixture(scope="session")
-def done(tmp_path_factory):
-    """Of the tiny experiment, its cells worked on once."""
-    kept = {}
-
-    def do_once(experiment):
-        if not kept:
-            kept["root"] = tmp_path_factory.mktemp("done")
-            kept["found"] = do(experiment, kept["root"])
-        return kept["root"], *kept["found"]
-
-    return do_once
-
 
 MEASURES = [
     Measure("fd_pixels"),
-    Measure("to_most_steps"),
+    Measure("rms_to_finest_grid"),
     Measure("reconstruction", "mse", settings={"num": 4}),
     Measure("training", "loss"),
 ]
+ONE_TRAINING = {"axes": {"rate": ("low",)}}
 
 
-def test_every_cell_has_its_figures_and_what_they_depend_on(make, done):
-    root, store, every, found = done(make(ONE, measures=MEASURES))
+def run(experiment, root):
+    """Returns the store, the cells and their results."""
+    scale = experiment.scales["smoke"]
+    groups, store = make_groups(experiment, scale, {}), Store(root)
+    measures = tuple(scale.measures or experiment.measures)
+    for group in groups:
+        run_group(store, group, RunOptions(measures, scale.num))
+    every = [cell for group in groups for cell in group.cells]
+    return store, every, collect(store, every, measures)
+
+
+def values(results):
+    return {key: {n: e["value"] for n, e in r.get("estimates", {}).items()} for key, r in results.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(make, tmp_path_factory):
+    """The small experiment after one run: its folder, store, cells and results."""
+    root = tmp_path_factory.mktemp("finished")
+    return root, *run(make(ONE_TRAINING, measures=MEASURES), root)
+
+
+def test_cells_have_estimates_and_provenance(finished):
+    root, store, every, results = finished
     assert len(list((root / "runs").glob("*/config.json"))) == 1
+    few, many = every
+    assert (few.labels["steps"], many.labels["steps"]) == ("2", "4")
+    names = {measure.name for measure in MEASURES}
+    assert set(results[few.key]["estimates"]) == names
+    assert set(results[many.key]["estimates"]) == names - {"rms_to_finest_grid"}  # the reference itself
+    assert min(values(results)[few.key].values()) > 0
     for cell in every:
-        result = found[cell.key]
-        reference = {"to_most_steps"} if cell.labels["steps"] == "4" else set()  # which is itself at the most steps
-        assert set(result["figures"]) == {m.name for m in MEASURES} - reference
-        provenance = result["provenance"]
+        provenance = results[cell.key]["provenance"]
         assert provenance["samples"] == 12 and provenance["reference"]["split"] == "train"
         assert provenance["sampler"]["steps"] == int(cell.labels["steps"])
-        assert store.images(cell.key).shape == (12, 8, 8, 1)
         assert provenance["date"] and provenance["device"] and provenance["versions"]["jax"]
-    assert all(found[c.key]["figures"]["to_most_steps"]["value"] > 0 for c in every if c.labels["steps"] == "2")
-    assert every[0].labels["steps"] == "2" and values(found)[every[0].key]["reconstruction.mse"] > 0
+        assert any("12 samples of 64 features" in text for text in provenance["warnings"])
+        assert store.images(cell.key).shape == (12, 8, 8, 1)
 
 
-def test_nothing_is_done_twice(make, done, monkeypatch):
-    root, _, _, before = done(make(ONE, measures=MEASURES))
+def test_finished_cells_are_not_computed_again(make, finished, monkeypatch):
+    root, *_, before = finished
     monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained again"))
-    _, _, after = do(make(ONE, measures=MEASURES), root)
+    monkeypatch.setattr(cells, "load", lambda *_: pytest.fail("loaded again"))
+    *_, after = run(make(ONE_TRAINING, measures=MEASURES), root)
     assert before == after
 
 
-def test_a_cell_that_was_lost_comes_back_the_same_without_training(make, done, monkeypatch):
-    root, store, every, before = done(make(ONE, measures=MEASURES))
-    store.forget(every[1])
-    trained = []
-    whole = cells.train
-    monkeypatch.setattr(cells, "train", lambda config, workdir: trained.append(1) or whole(config, workdir))
-    checkpoints = sorted(p.stat().st_mtime_ns for p in (root / "runs").glob("*/checkpoints/*"))
-    _, _, after = do(make(ONE, measures=MEASURES), root)
-    assert values(before) == values(after)
-    assert checkpoints == sorted(p.stat().st_mtime_ns for p in (root / "runs").glob("*/checkpoints/*"))
-
-
-def test_a_run_that_is_not_finite_is_recorded_and_the_others_go_on(make, tmp_path):
+def test_a_failed_training_is_recorded_and_a_lost_cell_is_evaluated_again_without_training(make, finished):
+    """The lost cell comes after the failed one, has the values of the first time, and its run has no new checkpoint."""
+    root, store, every, before = finished
+    store.delete(every[0].key)
+    checkpoints = {path: path.stat().st_mtime_ns for path in (root / "runs").glob("*/checkpoints/*")}
     rates = {"huge": {"train.learning_rate": 1e30, "train.clip_norm": 0.0}, "low": {"train.learning_rate": 1e-3}}
-    given = {"axes": [Axis("rate", rates), steps(2)], "papers": (), "orderings": ()}
-    store, every, found = do(make(**given), tmp_path)
-    failed, fine = found[every[0].key], found[every[1].key]
-    assert "loss = nan" in failed["error"] or "grad_norm" in failed["error"]
-    assert "figures" in fine
-    assert store.images(every[0].key) is None
+    axes = [Axis("rate", rates), steps(2)]
+    _, (failed, lost), results = run(make(axes=axes, measures=MEASURES, papers=(), orderings=()), root)
+    assert "loss = nan" in results[failed.key]["error"] or "grad_norm" in results[failed.key]["error"]
+    assert store.images(failed.key) is None
+    assert lost.key == every[0].key
+    again = values(results)[lost.key]
+    assert again.items() <= values(before)[lost.key].items()
+    assert (
+        checkpoints.items()
+        <= {path: path.stat().st_mtime_ns for path in (root / "runs").glob("*/checkpoints/*")}.items()
+    )
 
 
-def test_a_cell_that_cannot_be_measured_is_recorded(make, done, tmp_path):
-    given = {"scale": {**ONE, "measures": [Measure("accuracy")]}, "papers": ()}
-    _, every, found = do(make(**given), done(make(ONE, measures=MEASURES))[0])
-    assert all("--metrics=accuracy" in found[cell.key]["error"] for cell in every)
+def test_a_metric_that_the_run_does_not_support_is_recorded(make, finished):
+    experiment = make({**ONE_TRAINING, "measures": [Measure("accuracy")]}, papers=())
+    _, every, results = run(experiment, finished[0])
+    assert all("--metrics=accuracy" in results[cell.key]["error"] for cell in every)
 
 
-def test_results_are_whole_or_absent(tmp_path):
+def test_results_are_written_completely_or_not_at_all(tmp_path):
     store = Store(tmp_path)
     assert store.result("a") is None and store.images("a") is None
-    store.keep("a", {"figures": {}}, np.zeros((200, 2, 2, 1), np.uint8))
-    assert store.result("a") == {"figures": {}} and store.images("a").shape == (100, 2, 2, 1)
+    store.save("a", {"estimates": {}}, np.zeros((200, 2, 2, 1), np.uint8))
+    assert store.result("a") == {"estimates": {}} and store.images("a").shape == (100, 2, 2, 1)
     assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == ["a.json", "a.npz"]
 
 
+def stored(make, tmp_path, reference):
+    """Returns the results of steps 2, 4 and 8, whose samples are 0, 3 and `reference`; None: that cell failed."""
+    experiment = make(ONE_TRAINING, axes=[Axis("rate", {"low": {}}), steps(2, 4, 8)], papers=(), orderings=())
+    (group,) = make_groups(experiment, experiment.scales["smoke"], {})
+    store = Store(tmp_path)
+    for cell, grey in zip(group.cells, (0, 3, reference), strict=True):
+        if grey is None:
+            store.save(cell.key, {"error": "failed"}, np.zeros((2, 4, 4, 1), np.uint8))  # samples of an earlier try
+        else:
+            store.save(cell.key, {"estimates": {}}, np.full((2, 4, 4, 1), grey, np.uint8))
+    results = collect(store, group.cells, [Measure("rms_to_finest_grid")])
+    return [results[cell.key].get("estimates", {}).get("rms_to_finest_grid", {}).get("value") for cell in group.cells]
+
+
+def test_rms_to_finest_grid_needs_the_samples_of_the_most_steps(make, tmp_path):
+    """If that cell failed, no other cell becomes the reference."""
+    assert stored(make, tmp_path / "whole", reference=5) == [5, 2, None]
+    assert stored(make, tmp_path / "failed", reference=None) == [None, None, None]
+
+
+def test_the_last_logged_values_are_those_of_the_last_valid_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_logged(path) == {}
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step": 3, "loss": NaN}\n{"step": 4, "lo')
+    assert last_logged(path) == {"step": 2, "loss": None}
+    assert select_estimate(last_logged(path), "loss") is None
+    assert select_estimate({"loss": 0.5}, "loss") == Estimate(0.5, None)
+
+
+def test_a_value_that_a_run_does_not_have_is_left_out():
+    values = {"mse": {"mean": 0.5, "standard_error": 0.1}, "codes": [{"used": 1.0}]}
+    assert select_estimate(values, "mse") == Estimate(0.5, 0.1)
+    assert select_estimate(values, "codes.-1.used") == Estimate(1.0, None)
+    assert select_estimate(values, "codes.1.used") is None
+    assert select_estimate({"mse": values["mse"]}, "codes.0.used") is None
+
+
 def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
-    """Without training: what is trained, where, and what lies there by then."""
+    """With a stand-in for training: trained systems, their folders, and the parts that are there in time."""
     trained = []
 
     def train(config, workdir):
@@ -123,42 +157,46 @@ def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
         return None, None
 
     monkeypatch.setattr(cells, "train", train)
-    monkeypatch.setattr(cells, "blueprint", lambda config: None)
-    store, chain = Store(tmp_path / "w"), load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+    monkeypatch.setattr(cells, "build_model", lambda config, abstract: None)
+    store, pipeline = Store(tmp_path / "w"), load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
 
-    def newly(**fields):
-        changed = with_fields(chain, {name.replace("__", "."): value for name, value in fields.items()})
+    def newly_trained(**fields):
+        changed = with_fields(pipeline, {name.replace("__", "."): value for name, value in fields.items()})
         trained.clear()
-        cells._train_one(store, changed)
-        return store.run(training_key(changed)).path, sorted(trained)
+        cells.train_with_parts(store, changed)
+        return store.run(config_hash(changed)).path, sorted(trained)
 
-    run, found = newly()
-    assert found == ["clip", "ddpm", "ddpm", "pca", "prior", "unclip", "unclip_prior"]
-    assert len({(run / path).resolve() for path in ("clip", "decoder/clip", "ar_prior/clip", "ar_prior/pca/clip")}) == 1
-    assert sorted(Workdir(run / "ar_prior").read_config().parts) == ["clip", "pca"]
-    other, found = newly(parts__decoder__train__steps=7)
-    assert found == ["ddpm", "unclip"]
-    assert (other / "prior").resolve() == (run / "prior").resolve()
-    _, found = newly(parts__clip__seed=5)
-    assert found == ["clip", "ddpm", "pca", "prior", "unclip", "unclip_prior"], "all but the upsampler stand on it"
+    path, systems = newly_trained()
+    assert systems == ["clip", "ddpm", "ddpm", "pca", "prior", "unclip", "unclip_prior"]
+    linked = ("clip", "decoder/clip", "ar_prior/clip", "ar_prior/pca/clip")
+    assert len({(path / name).resolve() for name in linked}) == 1
+    assert sorted(Workdir(path / "ar_prior").read_config().parts) == ["clip", "pca"]
+    other, systems = newly_trained(parts__decoder__train__steps=7)
+    assert systems == ["ddpm", "unclip"]
+    assert (other / "prior").resolve() == (path / "prior").resolve()
+    _, systems = newly_trained(parts__clip__seed=5)
+    assert systems == ["clip", "ddpm", "pca", "prior", "unclip", "unclip_prior"], "only the upsampler is independent"
     store.root.rename(tmp_path / "moved")
-    assert (tmp_path / "moved" / "runs" / run.name / "ar_prior" / "pca" / "config.json").exists()
+    assert (tmp_path / "moved" / "runs" / path.name / "ar_prior" / "pca" / "config.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_cells_of_a_chain_of_shared_parts(make, tmp_path):
+def test_cells_of_a_pipeline_share_its_parts(make, tmp_path):
     sampler = {"prior": "diffusion", "candidates": 1, "stages": {}}
-    config = tiny.write_chain(tmp_path, "unclip", ("clip", "prior", "decoder", "upsampler"), sampler=sampler)
+    config = tiny.write_pipeline(tmp_path, "unclip", ("clip", "prior", "decoder", "upsampler"), sampler=sampler)
     axes = [
         Axis("prior", {name: {"sampler.prior": name} for name in ("none", "diffusion")}),
         Axis("steps", {n: {"sampler.stages.decoder.steps": int(n)} for n in "15"}),
     ]
-    given = {"axes": axes, "measures": [Measure("clip_score")], "papers": (), "orderings": ()}
-    store, every, found = do(make(scales={"smoke": Scale(str(config), "seconds", num=12)}, **given), tmp_path / "w")
-    assert not [result["error"] for result in found.values() if "error" in result]
-    assert len(list((tmp_path / "w" / "runs").glob("*/config.json"))) == 5  # the chain and its parts
+    scales = {"smoke": Scale(config=str(config), duration="seconds", num=12)}
+    experiment = make(scales=scales, axes=axes, measures=[Measure("clip_score")], papers=(), orderings=())
+    store, every, results = run(experiment, tmp_path / "w")
+    assert not [result["error"] for result in results.values() if "error" in result]
+    assert len(list((tmp_path / "w" / "runs").glob("*/config.json"))) == 5  # the pipeline and its parts
+    assert all(math.isfinite(value) for each in values(results).values() for value in each.values())
     for few, many in (every[:2], every[2:]):
         assert np.any(store.images(few.key) != store.images(many.key))
-        stages = found[few.key]["provenance"]["sampler"]["stages"]
+        stages = results[few.key]["provenance"]["sampler"]["stages"]
         assert (stages["decoder"]["steps"], stages["decoder"]["name"], stages["prior"]["steps"]) == (1, "ddim", 2)
+        assert json.dumps(stages)

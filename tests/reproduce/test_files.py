@@ -1,128 +1,147 @@
 """Every file of experiments/: its grid fits its configs, at every scale."""
 
 import functools
+import json
 
 import pytest
 
-from diffjax.reproduce import Axis, plan, spec
-from diffjax.reproduce.cells import _figure
-from diffjax.runs.loading import blueprint
+from diffjax.reproduce import Axis, Multiply, plan, spec
+from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.loading import build_model
 from tests import tiny
 
-FILES = sorted((tiny.ROOT / "experiments").glob("*.py"))
+FILES = {path.stem: path for path in sorted((tiny.ROOT / "experiments").glob("*.py"))}
 SCALES = ("smoke", "small", "paper")
-MOST_IN_SMOKE = 12  # trainings
-
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+MAX_SMOKE_TRAININGS = 12
+# Fields that change no network
+TRAINING_FIELDS = ("train.", "sampler.", "seed", "rerank.", "parallel.", "data.", "model.dropout")
 
 
 @pytest.fixture(autouse=True)
-def from_the_root(monkeypatch):
+def in_the_root(monkeypatch):
     monkeypatch.chdir(tiny.ROOT)  # files name configs relative to it
 
 
 @functools.cache
-def load(path):
-    return spec.load(str(path))
+def load(name):
+    return spec.load(str(FILES[name]))
 
 
 @functools.cache
-def units(path, scale):
-    experiment = load(path)
-    return plan.make_units(experiment, experiment.scales[scale], {"data.dir": "anywhere"})
+def groups(name, scale):
+    return plan.make_groups(load(name), load(name).scales[scale], {"data.dir": "anywhere"})
 
 
-def trainings(path, scale):
-    """By key, the configs that a scale trains."""
-    return {key: config for unit in units(path, scale) for key, config in unit.trainings.items()}
-
-
-def check(path, scale, key):
-    """Builds one of them, which traces its networks, and plans how its cells are sampled."""
-    system = blueprint(trainings(path, scale)[key])
-    for cell in (cell for unit in units(path, scale) for cell in unit.cells if cell.training == key and system.sample):
-        system.plan(cell.config.sampler)
+def trainings(name, scale):
+    """Returns the configs that a scale trains, by key."""
+    return {key: config for group in groups(name, scale) for key, config in group.trainings.items()}
 
 
 def columns(experiment, *scales):
-    return {m.name for scale in scales for m in plan.measures_of(experiment, experiment.scales[scale])}
+    return {m.name for scale in scales for m in plan.get_measures(experiment, experiment.scales[scale])}
 
 
-@each_file
-def test_it_says_how_it_is_run(path):
-    header = path.read_text().split('"""')[1]
-    assert f"python launch.py reproduce --experiment=experiments/{path.name}" in header
-    assert set(load(path).scales) == set(SCALES)
+def architecture(config):
+    """Returns a key of the networks of a config."""
+    fields = {name.split("parts.")[-1].split(".", 1)[-1]: name for name in flatten(config)}
+    kept = {name for short, name in fields.items() if not short.startswith(TRAINING_FIELDS)}
+    kept = {name for name in kept if not name.startswith(TRAINING_FIELDS)} | {"data.name", "data.image_size"}
+    return json.dumps({name: repr(value) for name, value in flatten(config).items() if name in kept}, sort_keys=True)
 
 
-@each_file
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_fits_its_configs(path, scale):
-    found = trainings(path, scale)
-    assert all(config.data.dir == "anywhere" for config in found.values())
-    assert len({config.data.name for config in found.values()}) == 1, "figures of different data are not comparable"
+def build(*scales, names=FILES):
+    """Builds each distinct architecture of the scales once, without weights, and checks the sampler settings."""
+    built = {}
+    for name in names:
+        for scale in scales:
+            for group in groups(name, scale):
+                for key, config in group.trainings.items():
+                    model = built.get(architecture(config)) or build_model(config, abstract=True)
+                    built[architecture(config)] = model
+                    for cell in group.cells if getattr(model, "sample", None) else ():
+                        if cell.training == key:
+                            model.make_settings(cell.sampler)
+    return built
 
 
-@each_file
-def test_smoke_is_small_and_builds(path):
-    found = trainings(path, "smoke")
-    assert len(found) <= MOST_IN_SMOKE
-    for key, config in found.items():
-        assert config.data.name in ("digits", "shapes"), "smoke needs no data"
-        check(path, "smoke", key)
+def test_headers_have_the_command_and_all_scales_exist():
+    for name, path in FILES.items():
+        header = path.read_text().split('"""')[1]
+        assert f"python launch.py reproduce --experiment=experiments/{name}.py" in header
+        assert set(load(name).scales) == set(SCALES), name
 
 
-@each_file
-def test_the_other_scales_build(path):
-    for scale in ("small", "paper"):
-        *_, last = trainings(path, scale)
-        check(path, scale, last)
+def test_every_scale_fits_its_configs():
+    for name in FILES:
+        for scale in SCALES:
+            configs = trainings(name, scale).values()
+            assert all(config.data.dir == "anywhere" for config in configs)
+            assert len({config.data.name for config in configs}) == 1, f"{name}: data sets are not comparable"
 
 
-@each_file
-def test_small_measures_what_is_claimed(path):
-    experiment = load(path)
-    run = experiment.scales["small"].axes
-    for ordering in experiment.orderings:
-        assert not ordering.measure or ordering.measure in columns(experiment, "small")
-        for axis, label in (pair for settings in ordering.order for pair in settings.items()):
-            assert label in run.get(axis, (label,)), f"{ordering.says}: {axis} {label} is not run"
-        for axis, labels in ordering.where.items():
-            assert set(labels) & set(run.get(axis, labels)), f"{ordering.says}: no {axis} of {labels} is run"
+def test_smoke_scales_are_small():
+    for name in FILES:
+        configs = trainings(name, "smoke")
+        assert len(configs) <= MAX_SMOKE_TRAININGS, name
+        assert {config.data.name for config in configs.values()} <= {"digits", "shapes"}, f"{name} needs no data"
 
 
-@each_file
-def test_what_the_paper_reports_stands_beside_something_that_is_measured(path):
-    experiment = load(path)
-    for paper in experiment.papers:
-        assert paper.values
-        for labels in paper.values:
-            assert all(label in axis.values for axis, label in zip(experiment.axes, labels, strict=True))
-        assert set(paper.beside) <= columns(experiment, *SCALES)
-    for scale in experiment.scales.values():
-        measured = plan.measures_of(experiment, scale)
-        beside = [name for paper in experiment.papers for name in paper.beside or (measured[0].name,)]
-        assert len(beside) == len(set(beside)), "two papers beside one measure"
+def test_smoke_scales_build():
+    assert build("smoke", names=("ddim_table1", "gan_stability", "iddpm_table2", "vqvae2_levels"))
 
 
-def test_a_label_may_start_from_another_config_and_know_what_it_starts_from(make, config):
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_scale_of_every_file_builds():
+    assert len(build(*SCALES)) > 100
+
+
+def test_small_scales_measure_what_is_claimed():
+    for name in FILES:
+        experiment = load(name)
+        axes = experiment.scales["small"].axes
+        for ordering in experiment.orderings:
+            assert not ordering.measure or ordering.measure in columns(experiment, "small")
+            for axis, label in (pair for setting in ordering.order for pair in setting.items()):
+                assert label in axes.get(axis, (label,)), f"{name}: {ordering.claim}: {axis} {label} does not run"
+            for axis, labels in ordering.where.items():
+                assert set(labels) & set(axes.get(axis, labels)), f"{name}: {ordering.claim}: no {axis} runs"
+
+
+def test_published_results_belong_to_one_measure():
+    for name in FILES:
+        experiment = load(name)
+        for paper in experiment.papers:
+            assert paper.values and set(paper.metrics) <= columns(experiment, *SCALES), name
+        for scale in experiment.scales.values():
+            measured = plan.get_measures(experiment, scale)
+            shown = [metric for paper in experiment.papers for metric in paper.metrics or (measured[0].name,)]
+            assert len(shown) == len(set(shown)), f"{name}: two papers for one measure"
+
+
+def test_edm_settings_end_at_the_config_of_edm():
+    """Setting E of the paper's scale is configs/edm_cifar10.py."""
+    (last,) = (c.config for g in groups("edm_settings", "paper") for c in g.cells if c.labels["setting"][0] == "E")
+    expected = plan.with_fields(load_file("configs/edm_cifar10.py"), {"data.dir": "anywhere"})
+    expected = flatten(expected)
+    for name, value in flatten(last).items():
+        assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name
+
+
+def test_an_axis_changes_configs_by_file_by_function_and_by_factor(make):
     axes = [
-        Axis("system", {"diffusion": {}, "GAN": {"config": "configs/gan.py"}}),
-        Axis("rate", {f: (lambda c, f=f: {"train.learning_rate": float(f) * c.train.learning_rate}) for f in "12"}),
+        Axis("system", {"diffusion": {}, "GAN": {"config": "configs/gan.py:{data}"}}),
+        Axis("rate", {"1": {}, "2": {"train.*learning_rate": Multiply(2)}}),
+        Axis("batch", {"1": {}, "2": lambda config: {"train.batch_size": 2 * config.train.batch_size}}),
+        Axis("steps", {"7": {"diffusion": {"train.steps": 7}, "GAN": {"train.steps": 70}}}, by="system"),
     ]
-    given = {"axes": axes, "across": "", "papers": (), "orderings": ()}
-    experiment = make({"fields": {"train.steps": 7}}, **given)
-    units = plan.make_units(experiment, experiment.scales["smoke"], {})
-    configs = {tuple(cell.labels.values())[:2]: cell.config for unit in units for cell in unit.cells}
-    assert [configs["diffusion", "1"].system, configs["GAN", "1"].system] == ["ddpm", "gan"]
-    assert all(c.train.steps == 7 for c in configs.values())
-    for system in ("diffusion", "GAN"):
-        assert configs[system, "2"].train.learning_rate == 2 * configs[system, "1"].train.learning_rate
-
-
-def test_a_figure_that_a_run_does_not_have_is_left_out():
-    found = {"mse": {"mean": 0.5, "standard_error": 0.1}, "codes": [{"used": 1.0}]}
-    assert _figure(found, "mse") == {"value": 0.5, "standard_error": 0.1}
-    assert _figure(found, "codes.-1.used") == {"value": 1.0, "standard_error": None}
-    assert _figure(found, "codes.1.used") is None
-    assert _figure({"mse": found["mse"]}, "codes.0.used") is None
+    experiment = make(axes=axes, column_axis="", papers=(), orderings=())
+    cells = [cell for g in plan.make_groups(experiment, experiment.scales["smoke"], {}) for cell in g.cells]
+    configs = {tuple(cell.labels.values())[:3]: cell.config for cell in cells}
+    assert [configs["diffusion", "1", "1"].system, configs["GAN", "1", "1"].system] == ["ddpm", "gan"]
+    for system, steps in (("diffusion", 7), ("GAN", 70)):
+        one, two = configs[system, "1", "1"].train, configs[system, "2", "2"].train
+        assert (one.steps, two.steps) == (steps, steps)
+        assert two.learning_rate == 2 * one.learning_rate and two.batch_size == 2 * one.batch_size
+    one, two = (configs["GAN", rate, "1"].train.discriminator.learning_rate for rate in "12")
+    assert two == 2 * one

@@ -1,4 +1,4 @@
-"""Figures over seeds, orderings and failures, of results made by hand."""
+"""Entries over seeds, orderings and failures, from results made by hand."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from diffjax.errors import UserError
 from diffjax.reproduce import Axis, Measure, Ordering, Paper, report, steps
 from diffjax.reproduce.outcome import Outcome
-from diffjax.reproduce.plan import make_units
+from diffjax.reproduce.plan import make_groups
 from diffjax.reproduce.store import Store
 from diffjax.reproduce.verdicts import describe, difference
 
@@ -18,20 +18,21 @@ RATES = ("low", "high")
 
 @pytest.fixture
 def outcome(make):
-    """The outcome of values by (rate, steps, seed): None is not done, text an error."""
+    """Returns a function: the outcome of values by (rate, steps, seed); None is pending, text an error."""
 
     def made(values, better="lower", labels=None, sampling=None, **fields):
         seeds = sorted({key[2] for key in values})
         measure = Measure("fd_pixels", better=better)
         experiment = make({"seeds": seeds, "axes": labels or {}}, measures=[measure], **fields)
-        cells = [cell for unit in make_units(experiment, experiment.scales["smoke"], {}) for cell in unit.cells]
+        cells = [cell for unit in make_groups(experiment, experiment.scales["smoke"], {}) for cell in unit.cells]
 
         def result(cell):
             value = values.get((cell.labels["rate"], int(cell.labels["steps"]), int(cell.labels["seed"])))
             if value is None or isinstance(value, str):
                 return value and {"error": value}
-            figure = {"value": value, "standard_error": sampling}
-            return {"figures": {"fd_pixels": figure}, "provenance": {"samples": 12}, "seconds": 1.0}
+            estimate = {"value": value, "standard_error": sampling}
+            provenance = {"samples": 12, "warnings": ["few samples"]}
+            return {"estimates": {"fd_pixels": estimate}, "provenance": provenance, "seconds": 1.0}
 
         return Outcome(experiment, [measure], cells, {cell.key: result(cell) for cell in cells})
 
@@ -42,33 +43,33 @@ def table(function, seeds=(0, 1, 2)):
     return {(rate, n, seed): function(rate, n, seed) for rate in RATES for n in (2, 4) for seed in seeds}
 
 
-MORE_STEPS = Ordering("", [{"steps": "4"}, {"steps": "2"}])
+MORE_STEPS = Ordering(claim="", order=[{"steps": "4"}, {"steps": "2"}])
 
 
 def test_figures_are_means_and_deviations_over_seeds(outcome):
     found = outcome(table(lambda rate, n, seed: n + seed))
-    figure = found.figure(found.measures[0], {"rate": "low", "steps": "4"})
+    figure = found.entry(found.measures[0], {"rate": "low", "steps": "4"})
     assert figure.mean == 5 and figure.error == pytest.approx(1)
 
 
 def test_the_error_of_one_seed_is_of_its_samples(outcome):
     labels = {"rate": "low", "steps": "4"}
     known = outcome(table(lambda *_: 1.0, seeds=(0,)), sampling=0.2)
-    assert known.figure(known.measures[0], labels).error == 0.2
+    assert known.entry(known.measures[0], labels).error == 0.2
     unknown = outcome(table(lambda *_: 1.0, seeds=(0,)))
-    assert math.isnan(unknown.figure(unknown.measures[0], labels).error)
+    assert math.isnan(unknown.entry(unknown.measures[0], labels).error)
 
 
 def test_a_share_without_a_stored_error_gets_one_from_its_samples(outcome):
     found = outcome(table(lambda *_: 0.5, seeds=(0,)))
     cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
-    found._results[cell.key]["figures"]["captions"] = {"value": 0.5, "standard_error": None}
-    error = found.figure(Measure("captions", "captions"), {"rate": "low", "steps": "2"}).error
+    found._results[cell.key]["estimates"]["caption_accuracy"] = {"value": 0.5, "standard_error": None}
+    error = found.entry(Measure("caption_accuracy"), {"rate": "low", "steps": "2"}).error
     assert error == pytest.approx(math.sqrt(0.25 / 12), rel=0.1)  # binomial
 
 
 def test_an_ordering_that_holds_everywhere(outcome):
-    verdict = outcome(table(lambda rate, n, seed: 10.0 - n + 0.1 * seed)).verdict(MORE_STEPS)
+    verdict = outcome(table(lambda rate, n, seed: 10.0 - n + 0.1 * seed), sampling=0.1).verdict(MORE_STEPS)
     assert verdict.word == "holds"
     assert (verdict.settings, verdict.held, verdict.reversed, verdict.seeds) == (2, 2, 0, 3)
     assert verdict.weakest.value == pytest.approx(2.0)
@@ -76,7 +77,7 @@ def test_an_ordering_that_holds_everywhere(outcome):
 
 def test_the_direction_of_the_measure_counts(outcome):
     values = table(lambda rate, n, seed: 10.0 - n)
-    verdict = outcome(values, better="higher").verdict(MORE_STEPS)
+    verdict = outcome(values, better="higher", sampling=0.1).verdict(MORE_STEPS)
     assert verdict.word == "does not hold" and verdict.reversed == 2
 
 
@@ -92,7 +93,7 @@ def test_one_image_of_200_more_is_undecided(outcome):
     error = math.sqrt(0.24 * 0.76 / 200)
     found = outcome(values, better="higher", sampling=error)
     assert found.verdict(MORE_STEPS).word == "undecided"
-    assert "undecided in 2 of 2 settings; 1 seed, the error is of the samples alone" in describe(
+    assert "undecided in 2 of 2 settings; 1 seed, the error covers the samples only" in describe(
         found.verdict(MORE_STEPS)
     )
 
@@ -109,9 +110,20 @@ def test_one_seed_without_any_error_is_undecided(outcome):
 
 def test_an_ordering_that_holds_in_one_setting_only(outcome):
     values = table(lambda rate, n, seed: n if rate == "low" else -n)
-    verdict = outcome(values).verdict(MORE_STEPS)
+    found = outcome(values, sampling=0.1)
+    verdict = found.verdict(MORE_STEPS)
     assert (verdict.word, verdict.held, verdict.reversed) == ("holds in part", 1, 1)
-    assert outcome(values).verdict(Ordering("", MORE_STEPS.order, where={"rate": ("high",)})).word == "holds"
+    high = Ordering(claim="", order=MORE_STEPS.order, where={"rate": ("high",)})
+    assert found.verdict(high).word == "holds"
+
+
+def test_equal_differences_without_a_known_error_are_undecided(outcome):
+    """Seeds that agree exactly, up to rounding, do not show that another training would agree too."""
+    found = difference([1.1, 2.3, 3.7], [0.1, 1.3, 2.7], [None] * 3)
+    assert found.value == pytest.approx(1) and math.isinf(found.margin) and math.isnan(found.error)
+    assert not found.holds and not found.reversed
+    assert outcome(table(lambda rate, n, seed: float(-n))).verdict(MORE_STEPS).word == "undecided"
+    assert outcome(table(lambda rate, n, seed: float(-n)), sampling=0.1).verdict(MORE_STEPS).word == "holds"
 
 
 def test_a_tie_is_undecided(outcome):
@@ -126,7 +138,7 @@ def test_cells_that_failed_or_are_not_done_are_left_out(outcome):
     found = outcome(values)
     assert (found.verdict(MORE_STEPS).seeds, found.done) == (1, 11)
     assert found.errors == {"rate low, steps 2, seed 1": "step 3: loss = nan"}
-    figure = found.figure(found.measures[0], {"rate": "low", "steps": "2"})
+    figure = found.entry(found.measures[0], {"rate": "low", "steps": "2"})
     assert (len(figure.known), figure.failed, figure.pending) == (2, 1, 0)
     nothing = outcome({key: None for key in values})
     assert nothing.verdict(MORE_STEPS).word == "not measured"
@@ -155,24 +167,25 @@ def test_the_share_of_runs_that_fail(outcome):
     values = table(lambda rate, n, seed: float(seed))
     values["low", 2, 0] = "not finite"
     found = outcome(values)
-    share = found.failures(found.measures[0], {"rate": "low", "steps": "2"}, above=1.5)
+    share = found.failures(found.measures[0], {"rate": "low", "steps": "2"}, threshold=1.5)
     assert sorted(share.known) == [0, 1, 1]  # an error, 1, and 2 above 1.5
 
 
 def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
     values = table(lambda rate, n, seed: 10.0 - n + seed)
     values["low", 2, 1] = "step 3: loss = nan | inf"
-    found = outcome(values, orderings=[Ordering("more is better", MORE_STEPS.order)], fails_above=9.0)
+    orderings = [Ordering(claim="more is better", order=MORE_STEPS.order)]
+    found = outcome(values, sampling=0.1, orderings=orderings, failure_threshold=9.0)
     path = report.write(
         tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "the command"
     )
     text = path.read_text()
     assert "| low | 9.0 ± 1.4 (1 failed) | 7.0 ± 1.0 | 3.50 | – |" in text  # ours, then the paper's
-    assert "The paper's: elsewhere." in text
-    assert "| more is better | **holds** (holds in 2 of 2 settings; 2 seeds; smallest difference 2.00)" in text
+    assert "The paper's setting: elsewhere." in text
+    assert "| more is better | **holds** (holds in 2 of 2 settings; 2 seeds; smallest difference 2.00 ± 0.10)" in text
     assert "loss = nan \\| inf" in text
     assert "| low | 2 of 3 | 0 of 3 |" in text
-    assert "    the command" in text
+    assert "    the command" in text and "Warning: few samples." in text
     page = path.with_suffix(".html").read_text()
     assert page.count("<table>") == text.count("| --- |\n") and 'src="data:image/png;base64,' in page
     assert 'src="curves' not in page
@@ -182,7 +195,7 @@ def test_no_columns_of_the_paper_where_it_has_no_figure_of_these_cells(outcome, 
     found = outcome(table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})])
     scale = found.experiment.scales["smoke"]
     text = report.write(tmp_path / "r", found, "smoke", scale, Store(tmp_path), "the command").read_text()
-    assert "The paper (elsewhere) has no figure of these cells." in text and "paper: " not in text
+    assert "The paper (elsewhere) has no values for these cells." in text and "paper: " not in text
 
 
 def test_figures_that_are_not_comparable_are_said(outcome, tmp_path):
@@ -190,13 +203,13 @@ def test_figures_that_are_not_comparable_are_said(outcome, tmp_path):
     cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
     found._results[cell.key]["provenance"] = {"samples": 50_000}
     path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "")
-    assert "**Not all of these are comparable**: they differ in samples." in path.read_text()
+    assert "**Not all results are comparable**: they differ in samples." in path.read_text()
 
 
 def test_a_report_is_written_again_from_its_results(outcome, tmp_path):
     values = table(lambda rate, n, seed: 10.0 - n + seed / 3)
     values["low", 2, 1], values["high", 4, 0] = "step 3: loss = nan", None
-    found = outcome(values, sampling=0.25, orderings=[Ordering("more is better", MORE_STEPS.order)])
+    found = outcome(values, sampling=0.25, orderings=[Ordering(claim="more is better", order=MORE_STEPS.order)])
     given = "smoke", found.experiment.scales["smoke"]
     path = report.write(tmp_path, found, *given, Store(tmp_path), "the command")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
@@ -224,7 +237,7 @@ def test_text_from_results_is_no_markup(outcome, tmp_path):
     hostile = f"<script>x</script> ![a]({secret}) \x1b[2J `</code>`\n\n# heading | cell"
     values = table(lambda *_: 1.0)
     values["low", 2, 1] = hostile
-    found = outcome(values, title=hostile, claim=hostile, orderings=[Ordering(hostile, MORE_STEPS.order)])
+    found = outcome(values, title=hostile, claim=hostile, orderings=[Ordering(claim=hostile, order=MORE_STEPS.order)])
     store = Store(tmp_path)
     path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], store, "the command")
     page = path.with_suffix(".html").read_text()
@@ -235,15 +248,15 @@ def test_text_from_results_is_no_markup(outcome, tmp_path):
 
 
 def test_papers_stand_beside_the_measure_they_name():
-    paper = Paper("bits", {("2",): 1.0}, beside=("nll.bound",))
-    assert paper.beside == (Measure("nll", "bound").name,)
+    paper = Paper("bits", {("2",): 1.0}, metrics=("nll.bound",))
+    assert paper.metrics == (Measure("nll", "bound").name,)
     assert Axis("steps", {"2": {"sampler.steps": 2}}) == steps(2)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"figures": {', b'{"figures": [1]}', b'{"error": 3}', b"null", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b'{"estimates": {', b'{"estimates": [1]}', b'{"error": 3}', b"null", b"\xff"])
 def test_a_damaged_cell_is_named_and_measured_again(tmp_path, content, capsys):
     store = Store(tmp_path)
-    store.keep("abc", {"figures": {"fid": {"value": 1.0, "standard_error": None}}})
+    store.save("abc", {"estimates": {"fid": {"value": 1.0, "standard_error": None}}})
     (tmp_path / "cells" / "abc.json").write_bytes(content)
     assert store.result("abc") is None and store.result("abc") is None
     message = capsys.readouterr().err
@@ -252,7 +265,7 @@ def test_a_damaged_cell_is_named_and_measured_again(tmp_path, content, capsys):
 
 def test_damaged_samples_of_a_cell_are_named(tmp_path, capsys):
     store = Store(tmp_path)
-    store.keep("abc", {"figures": {}}, np.zeros((2, 4, 4, 1), np.uint8))
+    store.save("abc", {"estimates": {}}, np.zeros((2, 4, 4, 1), np.uint8))
     path = tmp_path / "cells" / "abc.npz"
     path.write_bytes(path.read_bytes()[:50])
     assert store.images("abc") is None

@@ -8,15 +8,15 @@ from diffjax.runs.config_files import load_file
 from tests import tiny
 
 
-def units(experiment, **overrides):
-    return plan.make_units(experiment, experiment.scales["smoke"], overrides)
+def groups(experiment, **overrides):
+    return plan.make_groups(experiment, experiment.scales["smoke"], overrides)
 
 
 def test_cells_that_differ_in_the_sampler_share_a_training(make):
-    found = units(make())
-    assert [len(unit.cells) for unit in found] == [2, 2]
-    assert all(len(unit.trainings) == 1 for unit in found)
-    cells = [cell for unit in found for cell in unit.cells]
+    found = groups(make())
+    assert [len(group.cells) for group in found] == [2, 2]
+    assert all(len(group.trainings) == 1 for group in found)
+    cells = [cell for group in found for cell in group.cells]
     assert len({cell.key for cell in cells}) == 4
     assert [cell.labels for cell in cells][:2] == [
         {"rate": "low", "steps": "2", "seed": "0"},
@@ -27,13 +27,15 @@ def test_cells_that_differ_in_the_sampler_share_a_training(make):
 
 
 def test_seeds_are_trainings(make):
-    found = units(make({"seeds": (0, 7)}))
+    found = groups(make({"seeds": (0, 7)}))
     assert len(found) == 4
-    assert {unit.cells[0].config.seed for unit in found} == {0, 7}
+    assert {group.cells[0].config.seed for group in found} == {0, 7}
 
 
 def test_where_the_data_lie_changes_no_key(make):
-    keys = [[cell.key for unit in units(make(), **{"data.dir": d}) for cell in unit.cells] for d in ("", "elsewhere")]
+    keys = [
+        [cell.key for group in groups(make(), **{"data.dir": d}) for cell in group.cells] for d in ("", "elsewhere")
+    ]
     assert keys[0] == keys[1]
 
 
@@ -42,74 +44,57 @@ def test_where_the_data_lie_changes_no_key(make):
     [{"fields": {"train.steps": 5}}, {"fields": {"sampler.name": "heun"}}, {"measures": [Measure("kd_pixels")]}],
 )
 def test_what_determines_a_figure_changes_every_key(make, scale):
-    before, after = ({cell.key for unit in units(made) for cell in unit.cells} for made in (make(), make(scale)))
+    before, after = ({cell.key for group in groups(made) for cell in group.cells} for made in (make(), make(scale)))
     assert not before & after
 
 
 def test_headings_change_no_key(make):
     before, after = (
-        {cell.key for unit in units(make(measures=[m])) for cell in unit.cells}
+        {cell.key for group in groups(make(measures=[m])) for cell in group.cells}
         for m in (Measure("fd_pixels"), Measure("fd_pixels", heading="distance"))
     )
     assert before == after
 
 
 def test_a_part_of_the_labels(make):
-    found = units(make({"axes": {"steps": ("4",)}}))
-    assert [cell.labels["steps"] for unit in found for cell in unit.cells] == ["4", "4"]
-
-
-def test_axes_that_train_together_are_one_unit(make):
-    found = units(make({"seeds": (0, 1)}, together=("rate", "seed")))
-    assert [(len(unit.trainings), len(unit.cells)) for unit in found] == [(4, 8)]
-    found = units(make({"seeds": (0, 1)}, together=("rate",)))
-    assert [(len(unit.trainings), len(unit.cells)) for unit in found] == [(2, 4), (2, 4)]
-
-
-def test_the_machine_may_say_what_trains_together(make):
-    experiment = make({"seeds": (0, 1)}, together=("rate",))
-    scale = experiment.scales["smoke"]
-    assert len(plan.make_units(experiment, scale, {}, together=())) == 4
-    assert len(plan.make_units(experiment, scale, {}, together=("seed",))) == 2
-    with pytest.raises(UserError, match="did you mean 'seed'"):
-        plan.make_units(experiment, scale, {}, together=("seeds",))
+    found = groups(make({"axes": {"steps": ("4",)}}))
+    assert [cell.labels["steps"] for group in found for cell in group.cells] == ["4", "4"]
 
 
 def test_a_classifier_is_trained_once_a_seed(make, config):
     given = {"seeds": (0, 1), "classifier": ("configs/classifier_digits.py", {"train.steps": 2})}
-    found = units(make(given))
-    assert len({cell.classifier for unit in found for cell in unit.cells}) == 2
-    for unit in found:
-        assert next(iter(unit.trainings)) == unit.cells[0].classifier
-        assert set(unit.trainings) == {unit.cells[0].classifier, unit.cells[0].training}
+    found = groups(make(given))
+    assert len({cell.classifier for group in found for cell in group.cells}) == 2
+    for group in found:
+        assert next(iter(group.trainings)) == group.cells[0].classifier
+        assert set(group.trainings) == {group.cells[0].classifier, group.cells[0].training}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"axes": [Axis("a", {"b": {"train.learning_rat": 1.0}})], "orderings": (), "papers": (), "across": ""},
+            {"axes": [Axis("a", {"b": {"train.learning_rat": 1.0}})], "orderings": (), "papers": (), "column_axis": ""},
             "did you mean",
         ),
         (
-            {"axes": [Axis("a", {"b": {"train.steps": "many"}})], "orderings": (), "papers": (), "across": ""},
+            {"axes": [Axis("a", {"b": {"train.steps": "many"}})], "orderings": (), "papers": (), "column_axis": ""},
             "train.steps='many'",
         ),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(make, changes, message):
     with pytest.raises(UserError, match=message):
-        units(make(**changes))
+        groups(make(**changes))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"across": "stepz"},
-        {"together": ("speed",)},
-        {"orderings": [Ordering("x", [{"steps": "3"}, {"steps": "2"}])]},
-        {"orderings": [Ordering("x", [{"steps": "4"}], where={"rat": ("low",)})]},
-        {"orderings": [Ordering("x", [{"steps": "4"}], measure="fid")]},
+        {"column_axis": "stepz"},
+        {"orderings": [Ordering(claim="x", order=[{"steps": "3"}, {"steps": "2"}])]},
+        {"orderings": [Ordering(claim="x", order=[{"steps": "4"}], where={"rat": ("low",)})]},
+        {"orderings": [Ordering(claim="x", order=[{"steps": "4"}], measure="fid")]},
         {"axes": [steps(8)]},
     ],
 )
@@ -134,9 +119,9 @@ def test_a_pattern_sets_all_fields_that_match():
 def test_a_chain_says_the_settings_of_its_stages_and_a_seed_is_of_all_parts(make):
     config = str(tiny.ROOT / "configs" / "unclip_shapes.py")
     axes = [Axis("rate", {"low": {"sampler.stages.prior.steps": 7}, "high": {"parts.prior.sampler.guidance": 3.0}})]
-    given = {"axes": axes, "across": "", "papers": (), "orderings": ()}
-    experiment = make(scales={"smoke": Scale(config, "seconds", seeds=(0, 3))}, **given)
-    cells = [cell for unit in units(experiment) for cell in unit.cells]
+    given = {"axes": axes, "column_axis": "", "papers": (), "orderings": ()}
+    experiment = make(scales={"smoke": Scale(config=config, duration="seconds", seeds=(0, 3))}, **given)
+    cells = [cell for group in groups(experiment) for cell in group.cells]
     assert len({cell.key for cell in cells}) == 4 and len({cell.training for cell in cells}) == 2
     by = {tuple(cell.labels.values()): cell.config for cell in cells}
     assert by["low", "0"].sampler.stages.prior.to_dict() | {"guidance": 3.0} == (
@@ -164,5 +149,5 @@ def test_a_file_is_read(tmp_path):
 
 def test_scales_are_looked_up(make):
     with pytest.raises(UserError, match="choose from smoke"):
-        plan.scale_of(make(), "large")
-    assert isinstance(plan.scale_of(make(), "smoke"), Scale)
+        plan.get_scale(make(), "large")
+    assert isinstance(plan.get_scale(make(), "smoke"), Scale)

@@ -1,4 +1,4 @@
-"""The loop: what is logged, saved and shown when, and how it ends."""
+"""The training loop: what is logged, saved and previewed at which step, and how it ends."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from jax import numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.state import TrainState
+from diffjax.runs.state import TrainState, initial_health
 from diffjax.training import loop
 from diffjax.training.logging import MetricsLog
-from diffjax.training.nonfinite import after_skipped, after_sound, initial_health
+from diffjax.training.nonfinite import record_skip, record_update
 
 
 def initial() -> TrainState:
@@ -28,24 +28,26 @@ def initial() -> TrainState:
 def count(state, batch):
     """A step that adds the batch to w and reports it."""
     w, loss = state.variables["params"]["w"], jnp.reciprocal(batch)
-    health = after_sound(state.health, {"model": loss}) if jnp.isfinite(loss) else after_skipped(state.health)
+    health = record_update(state.health, {"model": loss}) if jnp.isfinite(loss) else record_skip(state.health)
     w = w + batch if jnp.isfinite(loss) else w
-    metrics = {"loss": loss, "grad_norm": w, "skipped": health.skipped, "skipped_in_a_row": health.in_a_row}
+    metrics = {"loss": loss, "grad_norm": w, "skipped": health.skipped, "consecutive_skips": health.consecutive_skips}
     return state.replace(step=state.step + 1, variables={"params": {"w": w}}, health=health), metrics
 
 
-def run(path, batches, *, start=0, steps=6, step=count, state=None, every=2, limit=0, preview=lambda step, state: None):
-    log, checkpoints = MetricsLog(path, start), Checkpoints(path / "checkpoints")
+def run(
+    path, batches, *, start=0, steps=6, step=count, state=None, every=2, limit=0, on_saved=lambda step: None, **options
+):
+    log, checkpoints = MetricsLog(path, start), Checkpoints(path / "checkpoints", on_saved=on_saved)
     try:
         return loop.run(
             step,
             state or initial(),
             iter(batches),
             start=start,
-            schedule=loop.Schedule(steps=steps, log_every=2, sample_every=3, checkpoint_every=every),
-            images=1,
-            record=loop.Record(log, checkpoints, skip_limit=limit),
-            preview=preview,
+            intervals=loop.Intervals(steps=steps, log_every=2, sample_every=3, checkpoint_every=every),
+            batch_size=1,
+            recorder=loop.Recorder(log, checkpoints, max_consecutive_skips=limit),
+            **options,
         )
     finally:
         checkpoints.close()
@@ -63,7 +65,7 @@ def saved(path):
 BATCHES = np.arange(1.0, 10.0, dtype=np.float32)
 
 
-def test_a_whole_run(tmp_path):
+def test_intervals_of_logging_saving_and_previews(tmp_path):
     shown = []
     state, stopped = run(tmp_path, BATCHES, preview=lambda step, state: shown.append((step, int(state.step))))
     assert stopped is None
@@ -76,31 +78,29 @@ def test_a_whole_run(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+def test_non_finite_loss_stops_the_run(tmp_path, bad):
     batches = BATCHES.copy()
     batches[3] = bad  # step 4: its loss is nan or 1 / 0, and its parameters would be saved at once
-    with pytest.raises(
-        UserError, match=r"step 4: .*loss = (nan|inf).*last good checkpoint is that of step 2.*learning_rate"
-    ):
+    with pytest.raises(UserError, match=r"step 4: .*loss = (nan|inf).*last checkpoint is of step 2.*learning_rate"):
         run(tmp_path, batches)
     assert saved(tmp_path) == [2]
     assert [line["step"] for line in lines(tmp_path)] == [2]
 
 
-def test_steps_that_are_skipped_are_logged_and_counted(tmp_path):
+def test_skipped_steps_are_logged_and_counted(tmp_path):
     batches = BATCHES.copy()
     batches[[2, 4]] = np.nan
     state, stopped = run(tmp_path, batches, limit=1)
     assert stopped is None
     assert state.variables["params"]["w"] == np.delete(BATCHES[:6], [2, 4]).sum()
     assert {line["step"]: line["skipped"] for line in lines(tmp_path)} == {2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
-    assert {line["step"]: line["loss"] for line in lines(tmp_path)}[3] is None  # as JSON knows no NaN
+    assert {line["step"]: line["loss"] for line in lines(tmp_path)}[3] is None  # JSON has no NaN
 
 
-def test_too_many_in_a_row_stop_the_run(tmp_path):
+def test_too_many_consecutive_skips_stop_the_run(tmp_path):
     batches = BATCHES.copy()
     batches[2:5] = np.nan
-    with pytest.raises(loop.NotFinite, match=r"step 5: .* 2 steps before; .* is that of step 4") as raised:
+    with pytest.raises(loop.NotFinite, match=r"step 5: .* 2 steps before; .* is of step 4") as raised:
         run(tmp_path, batches, limit=2, every=1)
     assert raised.value.step == 3
     assert raised.value.state.variables["params"]["w"] == BATCHES[:2].sum()
@@ -115,7 +115,7 @@ def test_a_spike_is_logged(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [2, 3, 4, 6]
 
 
-def test_time_spent_waiting_for_data_is_told(tmp_path, capsys):
+def test_waiting_for_data_is_measured_and_reported(tmp_path, capsys):
     def slow():
         for batch in BATCHES:
             time.sleep(0.3)
@@ -128,15 +128,13 @@ def test_time_spent_waiting_for_data_is_told(tmp_path, capsys):
 
 @pytest.fixture
 def released():
-    """An event for work that is left, which then ends with the test."""
+    """Yields an event that ends abandoned work when the test ends."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def test_a_preview_is_left_at_a_signal(tmp_path, released):
-    """It is not waited for, and the state is saved."""
-
+def test_signal_abandons_a_preview(tmp_path, released):
     def preview(step, state):
         os.kill(os.getpid(), signal.SIGTERM)
         released.wait(60)
@@ -148,7 +146,7 @@ def test_a_preview_is_left_at_a_signal(tmp_path, released):
     assert time.monotonic() - before < 30
 
 
-def test_a_compilation_is_left_at_a_signal(tmp_path, released):
+def test_signal_abandons_the_compilation(tmp_path, released):
     def step(state, batch):
         os.kill(os.getpid(), signal.SIGTERM)
         released.wait(60)
@@ -159,7 +157,7 @@ def test_a_compilation_is_left_at_a_signal(tmp_path, released):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_ends(tmp_path, number):
+def test_signal_saves_and_stops(tmp_path, number):
     before = signal.getsignal(number)
 
     def interrupted():
@@ -175,7 +173,7 @@ def test_a_signal_saves_and_ends(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
-def test_signals_during_the_save_do_not_abort_it(tmp_path, monkeypatch):
+def test_signals_do_not_interrupt_a_save(tmp_path, monkeypatch):
     """Schedulers and terminals send several, some while the checkpoint is written in the background."""
     save = Checkpoints.save
 
@@ -197,15 +195,12 @@ def test_signals_during_the_save_do_not_abort_it(tmp_path, monkeypatch):
     assert saved(tmp_path) == [3]
 
 
-def test_a_signal_after_the_last_step_lets_its_save_be_completed(tmp_path, monkeypatch):
-    wait = Checkpoints.wait
+def test_signal_during_the_last_save(tmp_path):
+    def interrupt(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def interrupted_wait(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        wait(self)
-
-    monkeypatch.setattr(Checkpoints, "wait", interrupted_wait)
-    _, stopped = run(tmp_path, BATCHES)
+    _, stopped = run(tmp_path, BATCHES, on_saved=interrupt)
     assert stopped == signal.SIGTERM
     assert saved(tmp_path)[-1] == 6
 
@@ -213,30 +208,30 @@ def test_a_signal_after_the_last_step_lets_its_save_be_completed(tmp_path, monke
 DAMAGED = {
     "not UTF-8": b'{"step": 2, "loss": \xff}\n',
     "no step": b'{"step": null, "loss": 1.0}\n',
-    "a text for a step": b'{"step": "2"}\n',
-    "no object": b"[1]\n",
+    "text in the place of a step": b'{"step": "2"}\n',
+    "not an object": b"[1]\n",
     "a number": b"3\n",
     "deep": b"[" * 100_000 + b"\n",
     "blank": b"\n",
 }
 
 
-@pytest.mark.parametrize("damaged", DAMAGED)
-def test_a_damaged_line_of_metrics_is_dropped_and_counted(damaged, tmp_path, capsys):
-    good = b'{"step": 2, "loss": 0.25}\n'
+def test_damaged_lines_of_metrics_are_dropped_and_counted(tmp_path, capsys):
+    good, later = b'{"step": 2, "loss": 0.25}\n', b'{"step": 4, "loss": "NaN"}\n'
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(good + DAMAGED[damaged] + b'{"step": 4, "loss": "NaN"}\n' + b'{"step": 6}\n' + b'{"step": 8, "lo')
+    for name, damaged in DAMAGED.items():
+        path.write_bytes(good + damaged + later + b'{"step": 6}\n' + b'{"step": 8, "lo')
+        MetricsLog(tmp_path, 4).close()
+        assert path.read_bytes() == good + later, name
+        assert capsys.readouterr().err == f"{path}: 1 damaged line dropped, the first is line 2\n", name
+
+
+def test_missing_metrics_file_is_reported(tmp_path, capsys):
     MetricsLog(tmp_path, 4).close()
-    assert path.read_bytes() == good + b'{"step": 4, "loss": "NaN"}\n'
-    assert capsys.readouterr().err == f"{path}: 1 damaged line dropped, the first is line 2\n"
+    assert "metrics.jsonl: is missing; a new file starts at step 4" in capsys.readouterr().err
 
 
-def test_a_missing_record_is_printed(tmp_path, capsys):
-    MetricsLog(tmp_path, 4).close()
-    assert "metrics.jsonl: is missing, so the record starts again at step 4" in capsys.readouterr().err
-
-
-def test_continuing_drops_the_lines_of_steps_that_are_made_again(tmp_path):
+def test_resuming_drops_the_lines_of_repeated_steps(tmp_path):
     run(tmp_path, BATCHES)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "los')  # a kill in the middle of a line

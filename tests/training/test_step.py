@@ -9,7 +9,8 @@ from jax import numpy as jnp
 
 from diffjax.runs.state import initial_state
 from diffjax.training.step import make_step
-from diffjax.typing import Aux, Objective
+from diffjax.typing import Aux
+from tests import tiny
 
 RATE = 0.1
 
@@ -28,10 +29,11 @@ def linear(variables, batch, keys, moment):
 
 def state_and_step(losses, params, **options):
     optimizers = {group: optax.sgd(RATE) for group in losses}
-    objective = Objective(lambda key: {"params": params, "statistics": {"mean": jnp.zeros(())}}, losses)
+    variables = {"params": params, "statistics": {"mean": jnp.zeros(())}}
+    model = tiny.LossModel(init_function=lambda key: variables, loss_functions=losses)
     defaults = {"key": jax.random.key(0), "ema_decay": 0.9, "examples": 64}
-    step = make_step(objective, optimizers, **(defaults | options))
-    return initial_state(objective, optimizers, jax.random.key(1)), jax.jit(step)
+    step = make_step(model, optimizers, **(defaults | options))
+    return initial_state(model, optimizers, jax.random.key(1)), jax.jit(step)
 
 
 PARAMS = {"model": {"w": jnp.array([0.5, -1.0, 2.0])}}
@@ -113,28 +115,28 @@ def test_no_two_examples_and_no_two_steps_share_randomness():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_changes_nothing_but_counts(bad):
-    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    state, step = state_and_step({"model": linear}, PARAMS, max_consecutive_skips=1)
     state, _ = step(state, batch(seed=1))
     wild = batch(seed=2)
     wild["x"][3, 1] = bad
     after, metrics = step(state, wild)
-    assert after.step == 2 and metrics["skipped"] == metrics["skipped_in_a_row"] == 1
+    assert after.step == 2 and metrics["skipped"] == metrics["consecutive_skips"] == 1
     same = lambda s: (s.variables, s.ema, s.optimizer, s.health.mean, s.health.variance)  # noqa: E731
     chex.assert_trees_all_equal(same(after), same(state))
     sound, metrics = step(after, batch(seed=3))
-    assert metrics["skipped"] == 1 and metrics["skipped_in_a_row"] == 0
+    assert metrics["skipped"] == 1 and metrics["consecutive_skips"] == 0
     without, _ = step(state.replace(step=after.step), batch(seed=3))
     chex.assert_trees_all_equal(same(sound), same(without))
 
 
 def test_past_the_limit_no_step_changes_anything():
-    state, step = state_and_step({"model": linear}, PARAMS, skip_limit=1)
+    state, step = state_and_step({"model": linear}, PARAMS, max_consecutive_skips=1)
     wild = batch() | {"x": np.full((8, 3), np.nan, np.float32)}
     for _ in range(2):
         state, metrics = step(state, wild)
-    assert metrics["skipped_in_a_row"] == 2
+    assert metrics["consecutive_skips"] == 2
     after, metrics = step(state, batch())
-    assert metrics["skipped_in_a_row"] == 3
+    assert metrics["consecutive_skips"] == 3
     chex.assert_trees_all_equal(after.variables, state.variables)
 
 

@@ -1,4 +1,4 @@
-"""The encoder and the decoder of a config, and the likelihood between the decoder and an image."""
+"""The encoder and decoder of a config, and the distribution of an image given the decoder's output."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,33 +8,37 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from diffjax.errors import UserError, checked_whole, unknown
+from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.latents import output_distributions
-from diffjax.latents.output_distributions import Likelihood, Output
-from diffjax.models.networks import check_norms, dtype_of, make
+from diffjax.latents.output_distributions import Output, OutputDistribution
+from diffjax.models.networks import apply, check_norms, dtype_of, make
 from diffjax.nn.autoencoders import dalle, ldm, vqvae
 from diffjax.nn.layers import Dense
 from diffjax.nn.pixelcnn import PixelCNN, generate
-from diffjax.registry import choose
+from diffjax.registry import lookup
 from diffjax.typing import Images, ImageSpec, Latents, PRNGKey, PRNGKeys
 
 ARCHITECTURES = {"dalle": dalle, "ldm": ldm, "vqvae": vqvae}
-# Fields of config.model that are not the architecture's.
-_OWN = ("architecture", "latent_channels", "z_channels", "coarser_factors")
+# Fields of config.model that are not the networks'.
+_OTHER_FIELDS = ("architecture", "latent_channels", "z_channels", "coarser_factors")
 
 Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Coder:
-    """The encoder and the decoder of a config, and the likelihood between.
+class EncoderDecoder:
+    """The encoder and decoder of a config, and the output distribution p(x | z).
 
     Attributes:
-      to_latent, from_latent: 1x1 convolutions between `model.z_channels` and the latent's; None where that is 0.
-      pixelcnn: an autoregressive decoder, which sees the pixels so far and what `decoder` makes of the latent.
-      shape: of an image.
+      to_latent, from_latent: 1x1 convolutions between `model.z_channels` and the latent's channels; None if
+        `model.z_channels` is 0.
+      pixelcnn: autoregressive decoder, conditioned on the previous pixels and the output of `decoder`; None: the pixels
+        are independent given z.
+      shape: height, width and channels of an image.
       grid: height and width of a latent.
     """
 
@@ -43,58 +47,58 @@ class Coder:
     to_latent: Dense | None
     from_latent: Dense | None
     pixelcnn: PixelCNN | None
-    likelihood: Likelihood
+    distribution: OutputDistribution
     shape: tuple[int, int, int]
     grid: tuple[int, int]
 
     @classmethod
     def from_config(
-        cls, config, spec: ImageSpec, *, encoded: int, moments: int = 1, hidden: int | None = None
-    ) -> "Coder":
-        """Of `config.model` and `config.loss`. Raises UserError.
+        cls,
+        config: ConfigDict,
+        spec: ImageSpec,
+        *,
+        latent_channels: int,
+        moments: int = 1,
+        hidden: int | None = None,
+    ) -> "EncoderDecoder":
+        """Builds the networks of `config.model` and the distribution of `config.loss`.
 
         Args:
-          encoded: channels of what is said of a latent: all its `moments` together, of which a Gaussian has two.
-          hidden: stands for model.z_channels.
+          latent_channels: channels of a latent, or number of logits of a discrete one.
+          moments: parameters per latent channel that the encoder outputs; 2 for a Gaussian.
+          hidden: channels of the features around the 1x1 convolutions; None: `model.z_channels`.
+
+        Raises:
+          UserError: an unknown choice, or networks that do not fit the images.
         """
         model, dtype = config.model, dtype_of(config)
         if model.architecture not in ARCHITECTURES:
             raise unknown("model.architecture", model.architecture, ARCHITECTURES)
-        try:
-            likelihood = choose("loss.likelihood", output_distributions, config.loss.likelihood).bind()()
-        except ValueError as error:
-            raise UserError(f"loss.likelihood={config.loss.likelihood}: {error}") from error
-        pixelcnn = None
-        decoded = spec.channels * likelihood.parameters
+        architecture, distribution = ARCHITECTURES[model.architecture], _distribution(config)
+        pixelcnn, decoder_channels = None, spec.channels * distribution.parameters
         if config.get("pixelcnn"):
-            pixelcnn = make(PixelCNN, config.pixelcnn, "pixelcnn", outputs=decoded, dtype=dtype)
-            decoded = pixelcnn.features
-        hidden = checked_whole("model.z_channels", model.get("z_channels", 0), low=0) if hidden is None else hidden
-        architecture = ARCHITECTURES[model.architecture]
-        fields = {name: value for name, value in model.items() if name not in _OWN}
-        encoder, decoder = _pair(architecture, fields, moments * hidden or encoded, decoded, dtype)
+            pixelcnn = make(PixelCNN, config.pixelcnn, "pixelcnn", outputs=decoder_channels, dtype=dtype)
+            decoder_channels = pixelcnn.features
+        if hidden is None:
+            hidden = validate_integer("model.z_channels", model.get("z_channels", 0), low=0)
+        encoder_channels = moments * (hidden or latent_channels)
+        encoder, decoder = _encoder_and_decoder(architecture, model, encoder_channels, decoder_channels, dtype)
         if architecture is ldm:
             check_norms("model", model, encoder.channels, encoder.multipliers)
-        if spec.size % encoder.factor:
-            raise UserError(
-                f"data.image_size={spec.size} is not a multiple of {encoder.factor}, by which this "
-                f"{model.architecture} encoder divides it: use another size, or fewer halvings (model.factor, "
-                "model.multipliers)"
-            )
-        side = spec.size // encoder.factor
+        side = _latent_side(spec.size, encoder.factor, model.architecture)
         return cls(
             encoder=encoder,
             decoder=decoder,
-            to_latent=Dense(encoded, "torch") if hidden else None,
+            to_latent=Dense(moments * latent_channels, "torch") if hidden else None,
             from_latent=Dense(hidden, "torch") if hidden else None,
             pixelcnn=pixelcnn,
-            likelihood=likelihood,
+            distribution=distribution,
             shape=(spec.size, spec.size, spec.channels),
             grid=(side, side),
         )
 
     def init(self, key: PRNGKey, latent: Latents) -> Params:
-        """Fresh parameters; `latent` [1, h, w, c] is any that the decoder is to be given."""
+        """Returns fresh parameters; `latent` is an example input of the decoder, [1, h, w, c]. Consumes `key`."""
         image, keys = jnp.zeros((1, *self.shape)), jax.random.split(key, 5)
         params, h = {}, image
         for name, module, k in (("encoder", self.encoder, keys[0]), ("to_latent", self.to_latent, keys[1])):
@@ -111,28 +115,28 @@ class Coder:
         return params
 
     def encode(self, params: Params, x: Images, dropout_keys: PRNGKeys | None = None) -> Latents:
-        """Images in [-1, 1] to what the encoder says of them, [B, h, w, encoded]."""
-        h = self.encoder.apply({"params": params["encoder"]}, x, dropout_keys)
-        return h if self.to_latent is None else self.to_latent.apply({"params": params["to_latent"]}, h)
+        """Returns the encoder's output [B, h, w, C] for images [-1, 1]."""
+        h = apply(self.encoder, params["encoder"], x, dropout_keys)
+        return h if self.to_latent is None else apply(self.to_latent, params["to_latent"], h)
 
     def decode(self, params: Params, z: Latents, x: Images, dropout_keys: PRNGKeys | None = None) -> Output:
-        """The parameters of p(x | z); an autoregressive decoder sees x, each pixel those before it."""
+        """Returns the parameters of p(x | z) [B, H, W, C, P]; an autoregressive decoder reads `x`, causally."""
         h = self._features(params, z, dropout_keys)
         if self.pixelcnn is not None:
-            h = self.pixelcnn.apply({"params": params["pixelcnn"]}, x, h, dropout_keys)
+            h = apply(self.pixelcnn, params["pixelcnn"], x, h, dropout_keys)
         return self._by_value(h)
 
     def reconstruct(self, params: Params, z: Latents) -> Images:
-        """The mean of p(x | z), where the decoder gives it at once."""
-        return self.likelihood.mean(self._by_value(self._features(params, z)))
+        """Returns the mean of p(x | z), for a decoder that is not autoregressive."""
+        return self.distribution.mean(self._by_value(self._features(params, z)))
 
-    def draw(self, params: Params, keys: PRNGKeys, z: Latents) -> Images:
-        """Of an autoregressive decoder a draw from p(x | z), pixel after pixel; of another one its mean."""
+    def sample(self, params: Params, keys: PRNGKeys, z: Latents) -> Images:
+        """Samples p(x | z) pixel by pixel for an autoregressive decoder; returns its mean for any other."""
         if self.pixelcnn is None:
             return self.reconstruct(params, z)
 
         def pick(keys, output, position):
-            pixel = self.likelihood.draw(keys, output.reshape(len(output), 1, 1, self.shape[-1], -1))[:, 0, 0]
+            pixel = self.distribution.sample(keys, output.reshape(len(output), 1, 1, self.shape[-1], -1))[:, 0, 0]
             return pixel, pixel
 
         condition = self._features(params, z)
@@ -141,20 +145,45 @@ class Coder:
 
     def _features(self, params: Params, z: Latents, dropout_keys: PRNGKeys | None = None) -> Array:
         if self.from_latent is not None:
-            z = self.from_latent.apply({"params": params["from_latent"]}, z)
-        return self.decoder.apply({"params": params["decoder"]}, z, dropout_keys)
+            z = apply(self.from_latent, params["from_latent"], z)
+        return apply(self.decoder, params["decoder"], z, dropout_keys)
 
     def _by_value(self, h: Float[Array, "B H W CP"]) -> Output:
-        return h.reshape(*h.shape[:3], self.shape[-1], self.likelihood.parameters)
+        return h.reshape(*h.shape[:3], self.shape[-1], self.distribution.parameters)
 
 
-def _pair(architecture: ModuleType, fields: Mapping, encoded: int, decoded: int, dtype) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder with the fields of `config.model`; some are of one of them only."""
-    known = [{field.name for field in dataclasses.fields(c)} for c in (architecture.Encoder, architecture.Decoder)]
-    made = []
-    for cls, own, other, outputs in zip(
-        (architecture.Encoder, architecture.Decoder), known, reversed(known), (encoded, decoded), strict=True
-    ):
-        mine = {name: value for name, value in fields.items() if name in own or name not in other}
-        made.append(make(cls, mine, "model", outputs=outputs, dtype=dtype))
-    return tuple(made)
+def _distribution(config: ConfigDict) -> OutputDistribution:
+    """Returns the output distribution that `config.loss.likelihood` names. Raises UserError."""
+    try:
+        return lookup("loss.likelihood", output_distributions, config.loss.likelihood).bind()()
+    except ValueError as error:
+        raise UserError(f"loss.likelihood={config.loss.likelihood}: {error}") from error
+
+
+def _encoder_and_decoder(
+    architecture: ModuleType, model: Mapping[str, Any], encoder_channels: int, decoder_channels: int, dtype: DTypeLike
+) -> tuple[Any, Any]:
+    """Returns encoder and decoder with the fields of `config.model`, some of which only one of them has."""
+    fields = {name: value for name, value in model.items() if name not in _OTHER_FIELDS}
+    encoder_class, decoder_class = architecture.Encoder, architecture.Decoder
+    encoder_fields, decoder_fields = (
+        {field.name for field in dataclasses.fields(c)} for c in (encoder_class, decoder_class)
+    )
+
+    def build(module: type[nn.Module], has: set[str], other_has: set[str], outputs: int) -> nn.Module:
+        section = {name: value for name, value in fields.items() if name in has or name not in other_has}
+        return make(module, section, "model", outputs=outputs, dtype=dtype)
+
+    return (
+        build(encoder_class, encoder_fields, decoder_fields, encoder_channels),
+        build(decoder_class, decoder_fields, encoder_fields, decoder_channels),
+    )
+
+
+def _latent_side(size: int, factor: int, architecture: str) -> int:
+    if size % factor:
+        raise UserError(
+            f"data.image_size={size}: is not a multiple of {factor}, the downsampling factor of this {architecture} "
+            "encoder; use another size, or a smaller factor (model.factor, model.multipliers)"
+        )
+    return size // factor

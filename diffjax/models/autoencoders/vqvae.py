@@ -1,182 +1,287 @@
-"""VQ-VAE (van den Oord et al. 2017); VQ-VAE-2 (Razavi et al. 2019) and VQGAN (Esser et al. 2021) by their configs."""
+"""VQ-VAE, and VQ-VAE-2 and VQGAN by their configs.
 
+References:
+  van den Oord et al. 2017, "Neural discrete representation learning" (VQ-VAE).
+  Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2".
+  Esser et al. 2021, "Taming transformers for high-resolution image synthesis" (VQGAN).
+"""
+
+import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from diffjax.diffusion.sampling import split
-from diffjax.errors import UserError, checked_whole, unknown
+from diffjax.diffusion.random import split_each
+from diffjax.errors import UserError, unknown, validate_integer, validate_number
 from diffjax.latents import codebook, statistics
 from diffjax.latents.quantizers import FiniteScalars, Quantizer, VectorQuantizer
 from diffjax.models.autoencoders.encoder_decoder import Params
-from diffjax.models.autoencoders.multiscale import Levels
-from diffjax.models.autoencoders.objective import Attempt, make_objective
-from diffjax.models.pixels import to_unit_range
-from diffjax.typing import Codec, ImageSpec, System
+from diffjax.models.autoencoders.multiscale import Encoded, MultiScaleEncoder
+from diffjax.models.autoencoders.objective import (
+    AutoencoderOutput,
+    ReconstructionModel,
+    check_autoencoder,
+    loss_fields,
+)
+from diffjax.models.base import Autoencoder, LikelihoodModel
+from diffjax.models.images import to_unit_range
+from diffjax.typing import Batch, Codec, Codes, Images, ImageSpec, Latents, PRNGKey, PRNGKeys, StepContext, Variables
 
-_FEW = 0.05  # of the codes; with fewer in use a codebook has collapsed
+_MIN_USAGE = 0.05  # fraction of the codebook; with less in use the codebook has collapsed
 
 
-def build(config, spec: ImageSpec, **frozen: Params) -> System:
-    """The autoencoder of `config` for images of `spec`; `features` of a network are for the perceptual loss.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQVAE(ReconstructionModel):
+    """An autoencoder whose latents are quantised.
 
-    Raises UserError for what does not exist or does not fit.
+    Attributes:
+      encoder: the networks and the quantiser of all scales.
+      commitment: weight of the commitment loss.
+      fits_codebook: whether codebooks are initialised with the latents of the first batch.
+      may_collapse: whether codes can stay unused: neither restarted nor finite scalars.
     """
-    quantizer, settings = make_quantizer(config), config.codes
-    levels = Levels.from_config(config, spec, quantizer)
-    coder, names = levels.coder, levels.names
 
-    def init(key):
-        key, *keys = jax.random.split(key, 1 + len(names))
-        fresh = {name: quantizer.init(k) for name, k in zip(names, keys, strict=True)}
-        params = {**levels.init(key), "codes": {name: own for name, (own, _) in fresh.items()}}
-        memory = {name: memory for name, (_, memory) in fresh.items()}
-        return {"params": {"model": params}, "codes": memory, "latents": statistics.init()}
+    encoder: MultiScaleEncoder
+    commitment: float
+    fits_codebook: bool
+    may_collapse: bool
 
-    def attempt(params, variables, batch, keys, moment):
-        x, (encoder_keys, decoder_keys) = batch["image"], split(keys)
-        z, found, latent = levels.encode(params, variables["codes"], x, encoder_keys)
-        cost, memory, metrics = 0.0, {}, {}
-        for name, one in zip(names, found, strict=True):
-            cost += one.codebook + settings.commitment * one.commitment
-            books = params["codes"][name], variables["codes"][name]
-            memory[name], measured = quantizer.learn(*books, one, batch["index"], moment)
-            measured = {"commitment": one.commitment, **measured}
-            metrics |= {key + suffix(name): value for key, value in measured.items()}
-        encoded = z[0] if len(names) == 1 else latent
-        updated = {"codes": memory, "latents": statistics.moved(variables["latents"], encoded, moment)}
-        return Attempt(latent, coder.decode(params, latent, x, decoder_keys), cost, metrics, updated)
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantiser, which all scales share with a codebook each."""
+        return self.encoder.quantizer
 
-    def prepare(variables, batch):
-        """Codebooks fitted to the first batch, the coarsest first, as what those below see depends on them."""
-        params, memory, x = variables["params"]["model"], variables["codes"], to_unit_range(batch["image"])
-        for level, name in reversed(list(enumerate(names))):
-            z, _, _ = jax.jit(levels.encode)(params, memory, x)
-            own, remembered = quantizer.fit(params["codes"][name], memory[name], z[level])
-            params = {**params, "codes": {**params["codes"], name: own}}
+    @property
+    def has_one_scale(self) -> bool:
+        """True if there is one scale of codes."""
+        return len(self.encoder.names) == 1
+
+    def init_autoencoder(self, key: PRNGKey) -> Variables:
+        key, *keys = jax.random.split(key, 1 + len(self.encoder.names))
+        params, memory = {}, {}
+        for name, codebook_key in zip(self.encoder.names, keys, strict=True):
+            params[name], memory[name] = self.quantizer.init(codebook_key)
+        model = {**self.encoder.init(key), "codebook": params}
+        return {"params": {"model": model}, "codebook": memory, "latents": statistics.init()}
+
+    def forward(
+        self, variables: Variables, x: Images, batch: Batch, keys: PRNGKeys, context: StepContext
+    ) -> AutoencoderOutput:
+        params, (encoder_keys, decoder_keys) = variables["params"]["model"], split_each(keys)
+        encoded = self.encoder.encode(params, variables["codebook"], x, encoder_keys)
+        latent_cost, memory, metrics = jnp.zeros(()), {}, {}
+        for name, quantized in zip(self.encoder.names, encoded.quantized, strict=True):
+            latent_cost += quantized.codebook + self.commitment * quantized.commitment
+            entries = params["codebook"][name], variables["codebook"][name]
+            memory[name], measured = self.quantizer.learn(*entries, quantized, batch["index"], context)
+            measured = {"commitment": quantized.commitment, **measured}
+            metrics |= {key + self._suffix(name): value for key, value in measured.items()}
+        latents = statistics.ema_update(variables["latents"], self._codec_latents(encoded), context)
+        output = self.networks.decode(params, encoded.latent, x, decoder_keys)
+        updated = {"codebook": memory, "latents": latents}
+        return AutoencoderOutput(encoded.latent, output, latent_cost, metrics, updated)
+
+    def _codec_latents(self, encoded: Encoded) -> Latents:
+        """Returns latents before quantisation with one scale, as in latent diffusion; else the decoder's input."""
+        return encoded.latents[0] if self.has_one_scale else encoded.latent
+
+    def _suffix(self, name: str) -> str:
+        return "" if self.has_one_scale else f"_{name}"
+
+    @property
+    def fits_first_batch(self) -> bool:
+        return self.fits_codebook
+
+    def prepare(self, variables: Variables, batch: Batch) -> Variables:
+        """Returns variables with codebooks fitted to the first batch, coarsest first, as finer scales depend on it."""
+        if not self.fits_codebook:
+            return variables
+        params, memory, x = variables["params"]["model"], variables["codebook"], to_unit_range(batch["image"])
+        encode = jax.jit(self.encoder.encode)
+        for level, name in reversed(list(enumerate(self.encoder.names))):
+            z = encode(params, memory, x).latents[level]
+            fitted, remembered = self.quantizer.fit(params["codebook"][name], memory[name], z)
+            params = {**params, "codebook": {**params["codebook"], name: fitted}}
             memory = {**memory, name: remembered}
-        return {**variables, "params": {**variables["params"], "model": params}, "codes": memory}
+        return {**variables, "params": {**variables["params"], "model": params}, "codebook": memory}
 
-    def summarize(variables):
-        """Returns the usage of each codebook, which is that of all latents and not a mean over examples."""
-        found = {name: codebook.usage(variables["codes"][name]["seen"]) for name in names}
-        return {key + suffix(name): value for name, usage in found.items() for key, value in usage.items()}
+    def summarize(self, collections: Mapping[str, Any]) -> dict[str, Array]:
+        """Returns the usage of each codebook by all latents of the epoch."""
+        usage = {name: codebook.usage_metrics(collections["codebook"][name]["usage"]) for name in self.encoder.names}
+        return {key + self._suffix(name): value for name, values in usage.items() for key, value in values.items()}
 
-    def suffix(name):
-        return f"_{name}" if len(names) > 1 else ""
-
-    def warn(metrics):
-        used = min(value for name, value in metrics.items() if "codes_used" in name)
-        if used >= _FEW or settings.restart_below or settings.kind == "fsq":
+    def warn(self, metrics: Mapping[str, float]) -> str | None:
+        usage = min(value for name, value in metrics.items() if "codes_used" in name)
+        if usage >= _MIN_USAGE or not self.may_collapse:
             return None
         return (
-            f"less than {_FEW:.0%} of the codes are in use: the codebook has collapsed; set codes.restart_below, "
-            "or codes.initial=data"
+            f"less than {_MIN_USAGE:.0%} of the codes are in use: the codebook has collapsed; set "
+            "codebook.dead_code_threshold, or codebook.init=data"
         )
 
-    def codec(variables) -> Codec:
-        params, memory = variables["params"]["model"], variables["codes"]
+
+class CodecVQVAE(VQVAE, Autoencoder):
+    """A VQ-VAE whose decoder is not autoregressive, so that codes have one reconstruction."""
+
+    def codec(self, variables: Variables) -> Codec:
+        params, memory = variables["params"]["model"], variables["codebook"]
         scale = statistics.scale(variables["latents"])
 
-        def encode(x):
-            """Of one level the latents before they are quantised, as latent diffusion uses them."""
-            z, _, latent = levels.encode(params, memory, x)
-            return (z[0] if len(names) == 1 else latent) * scale
+        def encode(x: Images) -> Latents:
+            return self._codec_latents(self.encoder.encode(params, memory, x)) * scale
 
-        def decode(z):
-            if len(names) == 1:
-                own = params["codes"][names[0]], memory[names[0]]
-                z = quantizer.quantize(*own, z / scale).vectors * scale
-            return coder.reconstruct(params, z / scale)
+        def decode(z: Latents) -> Images:
+            if self.has_one_scale:
+                (name,) = self.encoder.names
+                z = self.quantizer.quantize(params["codebook"][name], memory[name], z / scale).vectors * scale
+            return self.networks.reconstruct(params, z / scale)
 
-        def to_codes(x):
-            return tuple(one.codes for one in reversed(levels.encode(params, memory, x)[1]))
+        def to_codes(x: Images) -> Codes:
+            return tuple(level.codes for level in reversed(self.encoder.encode(params, memory, x).quantized))
 
-        def from_codes(codes):
+        def from_codes(codes: Codes) -> Images:
             vectors = [
-                quantizer.lookup(params["codes"][name], memory[name], code)
-                for name, code in zip(names, reversed(codes), strict=True)
+                self.quantizer.lookup(params["codebook"][name], memory[name], code)
+                for name, code in zip(self.encoder.names, reversed(codes), strict=True)
             ]
-            return coder.reconstruct(params, levels.join(params, vectors))
+            return self.networks.reconstruct(params, self.encoder.join(params, vectors))
 
         return Codec(
             encode=encode,
             decode=decode,
-            shape=levels.latent_shape,
+            shape=self.encoder.latent_shape,
             scale=scale,
             to_codes=to_codes,
             from_codes=from_codes,
-            grids=tuple((*grid, quantizer.depth) for grid in reversed(levels.grids)),
-            vocabulary=quantizer.vocabulary,
+            grids=tuple((*grid, self.quantizer.depth) for grid in reversed(self.encoder.grids)),
+            vocabulary=self.quantizer.vocabulary,
         )
 
-    def likelihood(variables, keys, batch, samples):
-        """The ELBO with codes equally likely, and its terms: van den Oord et al. 2017, sec. 3.2."""
+
+class LikelihoodVQVAE(VQVAE, LikelihoodModel):
+    """A VQ-VAE whose output distribution is a probability of grey levels."""
+
+    def likelihood(
+        self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
+    ) -> dict[str, Float[Array, "B"]]:
+        """Returns the ELBO under equally likely codes, and its terms, in bits per dimension.
+
+        Reference: van den Oord et al. 2017, section 3.2.
+        """
         params, x = variables["params"]["model"], to_unit_range(batch["image"])
-        _, _, latent = levels.encode(params, variables["codes"], x)
-        nll = coder.likelihood.nll(x, coder.decode(params, latent, x))
-        codes = sum(math.prod(grid) for grid in levels.grids) * quantizer.depth
-        kl = jnp.full_like(nll, codes * math.log(quantizer.vocabulary) / math.prod(coder.shape))
+        latent = self.encoder.encode(params, variables["codebook"], x).latent
+        nll = self.networks.distribution.nll(x, self.networks.decode(params, latent, x))
+        num_codes = sum(math.prod(grid) for grid in self.encoder.grids) * self.quantizer.depth
+        kl = jnp.full_like(nll, num_codes * math.log(self.quantizer.vocabulary) / math.prod(self.networks.shape))
         return {name: nats / math.log(2) for name, nats in {"elbo": nll + kl, "nll": nll, "kl": kl}.items()}
 
-    others = {"prepare": prepare if settings.initial != "normal" else None, "warn": warn, "summarize": summarize}
-    objective = make_objective(config, spec, coder, init, attempt, **others)
-    return System(
-        objective,
-        classes=0,
-        codec=codec if coder.pixelcnn is None else None,
-        likelihood=likelihood if coder.likelihood.exact else None,
+
+class CodecLikelihoodVQVAE(CodecVQVAE, LikelihoodVQVAE):
+    """A VQ-VAE with both a codec and a likelihood."""
+
+
+_CLASSES = {  # (has a codec, has a likelihood)
+    (False, False): VQVAE,
+    (False, True): LikelihoodVQVAE,
+    (True, False): CodecVQVAE,
+    (True, True): CodecLikelihoodVQVAE,
+}
+
+
+def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VQVAE:
+    """Builds the VQ-VAE of `config` for images of `spec`.
+
+    Args:
+      frozen: "features", the parameters of the network of the perceptual loss.
+
+    Raises:
+      UserError: an unknown choice, or one that does not fit the images.
+    """
+    encoder, section = MultiScaleEncoder.from_config(config, spec, make_quantizer(config)), config.codebook
+    networks = encoder.networks
+    model = _CLASSES[networks.pixelcnn is None, networks.distribution.exact](
+        **loss_fields(config, networks),
+        encoder=encoder,
+        commitment=section.commitment,
+        fits_codebook=section.init != "normal",
+        may_collapse=not section.dead_code_threshold and section.kind != "fsq",
         frozen=frozen,
     )
+    check_autoencoder(model)
+    return model
 
 
-def make_quantizer(config) -> Quantizer:
-    """The quantiser of a config's section `codes`. Raises UserError."""
-    c, channels = config.codes, config.model.latent_channels
-    kinds = ("vq", "residual", "product", "fsq")
-    for name, value, known in (
-        ("kind", c.kind, kinds),
-        ("learned", c.learned, ("ema", "gradient")),
-        ("initial", c.initial, ("normal", "data", "kmeans")),
-    ):
-        if value not in known:
-            raise unknown(f"codes.{name}", value, known)
-    checked_whole("model.latent_channels", channels)
-    if c.kind == "fsq":
-        for level in c.levels:
-            checked_whole("codes.levels", level, low=2)
-        if len(c.levels) != channels or min(c.levels, default=0) < 2:
-            raise UserError(
-                f"codes.levels={tuple(c.levels)}: fsq needs as many numbers as model.latent_channels={channels}, "
-                "each at least 2"
-            )
-        return FiniteScalars(channels, math.prod(c.levels), 1, levels=tuple(c.levels))
-    checked_whole("codes.size", c.size, low=2)
-    checked_whole("codes.depth", c.depth)
-    depth = c.depth
-    if c.kind == "vq" and depth > 1:
-        raise UserError(f"codes.depth={depth}: must be 1 for codes.kind=vq; set codes.kind=residual or product")
-    if not 0 <= c.decay < 1 or not 0 <= c.restart_below <= 1 or not 0 <= c.commitment < math.inf:
-        raise UserError(
-            f"codes.decay={c.decay}, restart_below={c.restart_below}, commitment={c.commitment}: a decay from 0 up to, "
-            "but not, 1, restarts below a share of 0 to 1, and a finite weight from 0"
-        )
-    if c.kind == "product" and channels % depth:
-        raise UserError(f"codes.kind=product: depth={depth} does not divide model.latent_channels={channels}")
-    if c.get("shared", False) and c.kind != "residual":
-        raise UserError(f"codes.shared=True: is only supported for codes.kind=residual, not {c.kind}; set it to False")
-    if c.cosine and c.kind == "residual":
-        raise UserError("codes.cosine compares directions, and what is left over has none: not with kind=residual")
+def make_quantizer(config: ConfigDict) -> Quantizer:
+    """Builds the quantiser of a config's section `codebook`.
+
+    Raises:
+      UserError: an unknown choice, or an invalid field.
+    """
+    section, channels = config.codebook, config.model.latent_channels
+    choices = {
+        "kind": ("vq", "residual", "product", "fsq"),
+        "update_rule": ("ema", "gradient"),
+        "init": ("normal", "data", "kmeans"),
+    }
+    for name, known in choices.items():
+        if section[name] not in known:
+            raise unknown(f"codebook.{name}", section[name], known)
+    validate_integer("model.latent_channels", channels)
+    if section.kind == "fsq":
+        return _make_finite_scalars(section.levels, channels)
+    _check_codebook(section, channels)
     return VectorQuantizer(
         channels,
-        c.size,
-        depth,
-        split=c.kind == "product",
-        shared=c.get("shared", False),
-        ema=c.learned == "ema",
-        decay=c.decay,
-        cosine=c.cosine,
-        restart_below=c.restart_below,
-        initial=c.initial,
+        section.size,
+        section.depth,
+        split=section.kind == "product",
+        shared=section.get("shared", False),
+        ema=section.update_rule == "ema",
+        decay=section.decay,
+        cosine=section.cosine,
+        dead_code_threshold=section.dead_code_threshold,
+        initial=section.init,
     )
+
+
+def _make_finite_scalars(levels: Sequence[int], channels: int) -> FiniteScalars:
+    for level in levels:
+        validate_integer("codebook.levels", level, low=2)
+    if len(levels) != channels:
+        raise UserError(
+            f"codebook.levels={tuple(levels)}: must have model.latent_channels={channels} numbers for "
+            "codebook.kind=fsq; set one number of levels per channel"
+        )
+    return FiniteScalars(channels, math.prod(levels), 1, levels=tuple(levels))
+
+
+def _check_codebook(section: ConfigDict, channels: int) -> None:
+    """Raises UserError for invalid fields of learned codebooks."""
+    validate_integer("codebook.size", section.size, low=2)
+    depth = validate_integer("codebook.depth", section.depth)
+    validate_number("codebook.decay", section.decay, low=0, high=1, exclusive="high")
+    validate_number("codebook.dead_code_threshold", section.dead_code_threshold, low=0, high=1)
+    validate_number("codebook.commitment", section.commitment, low=0)
+    if section.kind == "vq" and depth > 1:
+        raise UserError(
+            f"codebook.depth={depth}: must be 1 for codebook.kind=vq; set codebook.kind=residual or product"
+        )
+    if section.kind == "product" and channels % depth:
+        raise UserError(
+            f"codebook.depth={depth}: does not divide model.latent_channels={channels}; use a divisor for "
+            "codebook.kind=product"
+        )
+    if section.get("shared", False) and section.kind != "residual":
+        raise UserError(
+            f"codebook.shared=True: is only supported for codebook.kind=residual, not {section.kind}; set it to False"
+        )
+    if section.cosine and section.kind == "residual":
+        raise UserError(
+            "codebook.cosine=True: is not supported for codebook.kind=residual, as residuals are not directions; set "
+            "it to False"
+        )

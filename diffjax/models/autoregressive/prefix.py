@@ -1,7 +1,7 @@
-"""What a model of codes is told of an image: vectors that stand before the codes.
+"""Conditions of a token model, as embeddings that precede the tokens in the sequence.
 
-Nothing, a label, a caption word by word, the caption as CLIP embeds it, or all that unCLIP's autoregressive prior is
-told. Each may be withheld, so that samples can be guided towards it.
+A prefix is a constant, a class, a caption token by token, a caption's CLIP embedding, or the inputs of unCLIP's
+autoregressive prior. Each can be dropped, for classifier-free guidance.
 """
 
 import abc
@@ -13,92 +13,94 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax.models.embeddings import unit_variance
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.images import to_unit_range, unit_variance
 from diffjax.typing import NO_TOKEN, Clip, Codec, Embeddings, Labels, PRNGKey, PRNGKeys, TextSpec, Tokens
 
 Params = dict[str, Any]
-Values = Any  # a tree of [B, ...]
+Values = Any  # pytree of [B, ...]
 
 
-class Told(NamedTuple):
-    """What values are made of: a batch, or what samples are asked to show; and a key each."""
+class PrefixInputs(NamedTuple):
+    """Inputs that a prefix is computed from."""
 
-    batch: Mapping[str, Array]
+    conditions: Mapping[str, Array]  # a training batch, with "image", or the conditions of samples, without
     keys: PRNGKeys
     codec: Codec
     clip: Clip | None
 
 
 class Prefix(abc.ABC):
-    """One kind of them."""
+    """A kind of condition."""
 
-    length = 1  # vectors that it stands as
+    length: int = 1  # number of embeddings P
 
     @abc.abstractmethod
     def init(self, key: PRNGKey, width: int, std: float) -> Params:
-        """Fresh parameters; embeddings are normal with the deviation `std`."""
+        """Returns fresh parameters, normal with standard deviation `std`. Consumes `key`."""
 
     @abc.abstractmethod
-    def of(self, told: Told) -> Values:
-        """Its values."""
+    def encode(self, inputs: PrefixInputs) -> Values:
+        """Returns the condition's values, before any trained parameter."""
 
     @abc.abstractmethod
     def embed(self, params: Params, values: Values) -> Float[Array, "B P W"]:
-        """P = `length` vectors each."""
+        """Returns the embeddings of values."""
 
     @abc.abstractmethod
-    def withheld(self, values: Values) -> Values:
-        """The values that say nothing."""
+    def null(self, values: Values) -> Values:
+        """Returns null values of the same shape, for the unconditional branch of guidance."""
 
-    def drop(self, values: Values, dropped: Bool[Array, "B"]) -> Values:
-        """The values, withheld where `dropped`."""
+    def drop(self, values: Values, where: Bool[Array, "B"]) -> Values:
+        """Returns values, replaced by null values where `where`."""
 
-        def choose(without, value):
-            return jnp.where(dropped.reshape(-1, *[1] * (value.ndim - 1)), without, value)
+        def select(null: Array, value: Array) -> Array:
+            return jnp.where(where.reshape(-1, *[1] * (value.ndim - 1)), null, value)
 
-        return jax.tree.map(choose, self.withheld(values), values)
+        return jax.tree.map(select, self.null(values), values)
 
 
 @dataclasses.dataclass(frozen=True)
-class Nothing(Prefix):
-    """A vector that is always the same."""
+class NullPrefix(Prefix):
+    """A learned constant, for an unconditional model."""
 
-    def init(self, key, width, std):
+    def init(self, key: PRNGKey, width: int, std: float) -> Params:
         return {"start": std * jax.random.normal(key, (1, width))}
 
-    def of(self, told):
-        return jnp.zeros_like(told.batch["label"])
+    def encode(self, inputs: PrefixInputs) -> Labels:
+        return jnp.zeros_like(inputs.conditions["label"])
 
-    def embed(self, params, values: Labels):
+    def embed(self, params: Params, values: Labels) -> Float[Array, "B P W"]:
         return params["start"][values][:, None]
 
-    def withheld(self, values):
+    def null(self, values: Labels) -> Labels:
         return values
 
 
 @dataclasses.dataclass(frozen=True)
-class Label(Prefix):
-    """A vector for each class, and one more for none."""
+class ClassPrefix(Prefix):
+    """An embedding per class, and one for the null condition."""
 
     classes: int
 
-    def init(self, key, width, std):
+    def init(self, key: PRNGKey, width: int, std: float) -> Params:
         return {"label": std * jax.random.normal(key, (self.classes + 1, width))}
 
-    def of(self, told):
-        return told.batch["label"]
+    def encode(self, inputs: PrefixInputs) -> Labels:
+        return inputs.conditions["label"]
 
-    def embed(self, params, values: Labels):
+    def embed(self, params: Params, values: Labels) -> Float[Array, "B P W"]:
         return params["label"][values][:, None]
 
-    def withheld(self, values):
+    def null(self, values: Labels) -> Labels:
         return jnp.full_like(values, self.classes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption(Prefix):
-    """Tokens, each with an embedding of its place; one for each place stands for no token (DALL-E, section 2.2)."""
+class CaptionPrefix(Prefix):
+    """Text tokens with position embeddings, and a padding token per position.
+
+    Reference: Ramesh et al. 2021 (DALL-E), section 2.2.
+    """
 
     text: TextSpec
 
@@ -107,97 +109,116 @@ class Caption(Prefix):
         return self.text.length
 
     @property
-    def size(self) -> int:
-        """How many different targets there are."""
+    def vocabulary(self) -> int:
+        """Number of token ids, padding included."""
         return self.text.vocabulary + self.text.length
 
-    def init(self, key, width, std):
+    def init(self, key: PRNGKey, width: int, std: float) -> Params:
         keys = jax.random.split(key)
-        shapes = {"token": (self.size, width), "place": (self.length, width)}
+        shapes = {"token": (self.vocabulary, width), "place": (self.length, width)}
         return {name: std * jax.random.normal(k, s) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
 
-    def of(self, told):
-        return told.batch["tokens"]
+    def encode(self, inputs: PrefixInputs) -> Tokens:
+        return inputs.conditions["tokens"]
 
     def targets(self, values: Tokens) -> Int[Array, "B L"]:
-        """What the transformer predicts: tokens, and at places without one the places' own numbers behind those."""
+        """Returns token ids to predict; padding has the ids from `text.vocabulary` on, one per position."""
         return jnp.where(values == NO_TOKEN, self.text.vocabulary + jnp.arange(self.length)[None, :], values)
 
-    def embed(self, params, values: Tokens):
+    def embed(self, params: Params, values: Tokens) -> Float[Array, "B P W"]:
         return params["token"][self.targets(values)] + params["place"][None]
 
-    def withheld(self, values):
-        """Only the token that starts every text."""
+    def null(self, values: Tokens) -> Tokens:
+        """Returns texts with nothing but the start token."""
         return jnp.where(jnp.arange(self.length)[None, :] > 0, NO_TOKEN, values)
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedding(Prefix):
-    """The caption's CLIP embedding through a linear map, whose bias alone is left of one that is withheld."""
+class ClipEmbeddingPrefix(Prefix):
+    """A caption's CLIP embedding through a linear map; a null embedding is zero, which leaves the map's bias."""
 
     dimensions: int
 
-    def init(self, key, width, std):
+    def init(self, key: PRNGKey, width: int, std: float) -> Params:
         kernel = std * jax.random.normal(key, (self.dimensions, width))
         return {"kernel": kernel, "bias": jnp.zeros((width,))}
 
-    def of(self, told):
-        return told.clip.embed_texts(told.batch["tokens"])
+    def encode(self, inputs: PrefixInputs) -> Embeddings:
+        return _clip(inputs).embed_texts(inputs.conditions["tokens"])
 
-    def embed(self, params, values: Embeddings):
+    def embed(self, params: Params, values: Embeddings) -> Float[Array, "B P W"]:
         return (unit_variance(values) @ params["kernel"] + params["bias"][None, :])[:, None]
 
-    def withheld(self, values):
+    def null(self, values: Embeddings) -> Embeddings:
         return jnp.zeros_like(values)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipCaption(Prefix):
-    """What unCLIP's autoregressive prior is told (Ramesh et al. 2022, section 2.2), as CLIP reads the caption.
+class ClipCaptionPrefix(Prefix):
+    """Inputs of unCLIP's autoregressive prior, by a frozen CLIP: Ramesh et al. 2022, section 2.2.
 
-    The states of its tokens, its embedding, and how well the picture agrees with it, in `levels` that are equally
-    frequent. Samples are asked for one of the upper half, drawn by their key.
+    These are the hidden states of the caption's tokens, its embedding, and the similarity of image and caption,
+    quantised to equally frequent levels. Samples are conditioned on a random level of the upper half.
+
+    Attributes:
+      dimensions: dimension of the embedding.
+      width: dimension of a hidden state.
+      levels: number of similarity levels.
     """
 
     text: TextSpec
     dimensions: int
-    width: int  # of a state
+    width: int
     levels: int = 64
 
     @property
     def length(self) -> int:
         return self.text.length + 2
 
-    def init(self, key, width, std):
+    def init(self, key: PRNGKey, width: int, std: float) -> Params:
         shapes = {
             "states": (self.width, width),
             "embedding": (self.dimensions, width),
             "level": (self.levels, width),
             "place": (self.length, width),
-            "null": (self.length, width),  # where nothing is said
+            "null": (self.length, width),  # embeddings of absent tokens and of the null condition
         }
         keys = jax.random.split(key, len(shapes))
         return {name: std * jax.random.normal(k, s) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
 
-    def of(self, told):
-        tokens = told.batch["tokens"]
-        embedding = told.clip.embed_texts(tokens)
-        if "image" in told.batch:
-            share = told.codec.agreement(told.codec.encode(to_unit_range(told.batch["image"])), embedding)
-        else:
-            share = 0.5 + 0.5 * jax.vmap(jax.random.uniform)(told.keys)
-        level = jnp.clip(jnp.floor(share * self.levels), 0, self.levels - 1).astype(jnp.int32)
-        there = jnp.pad(tokens != NO_TOKEN, ((0, 0), (0, 2)), constant_values=True)
-        return {"states": told.clip.text_states(tokens), "embedding": embedding, "level": level, "there": there}
+    def encode(self, inputs: PrefixInputs) -> Values:
+        clip, tokens = _clip(inputs), inputs.conditions["tokens"]
+        embedding = clip.embed_texts(tokens)
+        level = jnp.clip(jnp.floor(self._quantile(inputs, embedding) * self.levels), 0, self.levels - 1)
+        present = jnp.pad(tokens != NO_TOKEN, ((0, 0), (0, 2)), constant_values=True)
+        return {
+            "states": clip.text_states(tokens),
+            "embedding": embedding,
+            "level": level.astype(jnp.int32),
+            "present": present,
+        }
 
-    def embed(self, params, values):
+    def _quantile(self, inputs: PrefixInputs, embedding: Embeddings) -> Float[Array, "B"]:
+        """Returns the quantile [0, 1] of the similarity of image and caption; for samples, random in [0.5, 1]."""
+        if "image" not in inputs.conditions:
+            return 0.5 + 0.5 * jax.vmap(jax.random.uniform)(inputs.keys)
+        codec = inputs.codec
+        assert codec.agreement is not None
+        return codec.agreement(codec.encode(to_unit_range(inputs.conditions["image"])), embedding)
+
+    def embed(self, params: Params, values: Values) -> Float[Array, "B P W"]:
         parts = [
             values["states"] @ params["states"],
             (unit_variance(values["embedding"]) @ params["embedding"])[:, None],
             params["level"][values["level"]][:, None],
         ]
-        x = jnp.where(values["there"][..., None], jnp.concatenate(parts, axis=1), params["null"][None])
+        x = jnp.where(values["present"][..., None], jnp.concatenate(parts, axis=1), params["null"][None])
         return x + params["place"][None]
 
-    def withheld(self, values):
-        return {**values, "there": jnp.zeros_like(values["there"])}
+    def null(self, values: Values) -> Values:
+        return {**values, "present": jnp.zeros_like(values["present"])}
+
+
+def _clip(inputs: PrefixInputs) -> Clip:
+    assert inputs.clip is not None  # `prior.build` requires one
+    return inputs.clip

@@ -1,73 +1,100 @@
-"""What is diffused of a picture: its pixels, a codec's latents, or its CLIP embedding."""
+"""Spaces in which images are diffused: pixels, latents of a codec, CLIP embeddings."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import abc
+import dataclasses
 
 from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax.errors import UserError
-from diffjax.models.abstract import described
-from diffjax.models.embeddings import unit_length
-from diffjax.models.pixels import smaller
-from diffjax.typing import Images, ImageSpec, System, Variables
+from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
+from diffjax.models.images import downsample
+from diffjax.nn.layers import unit_norm
+from diffjax.typing import Embeddings, Images, ImageSpec, Latents, Variables
 
 
-class Space(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class DataSpace(abc.ABC):
     """A space of data.
 
     Attributes:
-      shape: of one example.
-      encode: (variables, pictures [B, H, W, C] in [-1, 1]) -> [B, *shape].
-      decode: (variables, [B, *shape]) -> pictures in [-1, 1], or embeddings of unit length.
-      pixels: whether the values are pixels, in [-1, 1], and their likelihood is that of the picture.
+      shape: shape of one example.
     """
 
     shape: tuple[int, ...]
-    encode: Callable[[Variables, Images], Array]
-    decode: Callable[[Variables, Array], Array]
-    pixels: bool = False
+
+    @abc.abstractmethod
+    def encode(self, variables: Variables, images: Images) -> Array:
+        """Returns the data [B, *shape] of images [B, H, W, C] in [-1, 1]; `variables` are the diffusion model's."""
+
+    @abc.abstractmethod
+    def decode(self, variables: Variables, x: Array) -> Array:
+        """Returns images in [-1, 1], or unit-norm embeddings, of data [B, *shape]."""
 
 
-def pixels(spec: ImageSpec, downsample: int = 1) -> Space:
-    """Pictures averaged down by a factor. Raises UserError for one that does not divide the sides."""
-    if downsample < 1 or spec.size % downsample:
-        raise UserError(
-            f"diffusion.downsample={downsample} does not divide data.image_size={spec.size}: choose a factor that does"
-        )
-    side = spec.size // downsample
-    return Space(
-        (side, side, spec.channels), lambda variables, images: smaller(images, downsample), lambda variables, x: x, True
-    )
+@dataclasses.dataclass(frozen=True)
+class PixelSpace(DataSpace):
+    """Pixels in [-1, 1], averaged down by a factor."""
+
+    factor: int = 1
+
+    def encode(self, variables: Variables, images: Images) -> Images:
+        return downsample(images, self.factor)
+
+    def decode(self, variables: Variables, x: Images) -> Images:
+        return x
 
 
-def latents(codec: System, frozen: Variables) -> Space:
-    """Of a trained autoencoder, of unit variance (Rombach et al. 2022, section 3.1, appendix G).
+@dataclasses.dataclass(frozen=True)
+class LatentSpace(DataSpace):
+    """Latents of unit variance of a trained autoencoder, whose variables are variables["frozen"]["codec"].
 
-    `frozen` are its variables or their shapes; the bound ones are variables["frozen"]["codec"].
+    Reference: Rombach et al. 2022, section 3.1 and appendix G.
     """
 
-    def bound(variables):
-        return codec.codec(variables["frozen"]["codec"])
+    autoencoder: Autoencoder
 
-    return Space(
-        described(codec.codec, frozen).shape,
-        lambda variables, images: bound(variables).encode(images),
-        lambda variables, z: jnp.clip(bound(variables).decode(z), -1.0, 1.0),
-    )
+    def encode(self, variables: Variables, images: Images) -> Latents:
+        return self.autoencoder.codec(variables["frozen"]["codec"]).encode(images)
 
-
-def embeddings(clip: System, dimensions: int, scale: float) -> Space:
-    """CLIP's of pictures, times `scale` (unCLIP: Ramesh et al. 2022, section 2.2)."""
-
-    def encode(variables, images):
-        return scale * lax.stop_gradient(clip.clip(variables["frozen"]["clip"]).embed_images(images))
-
-    return Space((dimensions,), encode, lambda variables, x: unit_length(x))
+    def decode(self, variables: Variables, x: Latents) -> Images:
+        return jnp.clip(self.autoencoder.codec(variables["frozen"]["codec"]).decode(x), -1.0, 1.0)
 
 
-def kept_in(kept: Float[Array, "B H W 1"], side: int) -> Float[Array, "B h w 1"]:
-    """Of a mask of pictures, 1 where all that a position of `side` x `side` stands for is kept."""
-    factor = kept.shape[1] // side
-    return (smaller(kept, factor) > 1.0 - 1e-4).astype(kept.dtype)
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSpace(DataSpace):
+    """CLIP embeddings of images, times `scale`; the CLIP's variables are variables["frozen"]["clip"].
+
+    Reference: Ramesh et al. 2022 (unCLIP), section 2.2.
+    """
+
+    contrastive: ContrastiveModel
+    scale: float
+
+    def encode(self, variables: Variables, images: Images) -> Embeddings:
+        clip = self.contrastive.clip(variables["frozen"]["clip"])
+        return self.scale * lax.stop_gradient(clip.embed_images(images))
+
+    def decode(self, variables: Variables, x: Embeddings) -> Embeddings:
+        return unit_norm(x, 1e-8)
+
+
+def pixel_space(spec: ImageSpec, factor: int = 1) -> PixelSpace:
+    """Returns the space of images averaged down by `factor`. Raises UserError if it does not divide the sides."""
+    if factor < 1 or spec.size % factor:
+        raise UserError(
+            f"diffusion.downsample={factor}: must divide data.image_size={spec.size}; choose a factor that does"
+        )
+    side = spec.size // factor
+    return PixelSpace((side, side, spec.channels), factor)
+
+
+def latent_space(autoencoder: Autoencoder, variables: Variables) -> LatentSpace:
+    """Returns the space of the latents of an autoencoder, from its variables or their shapes."""
+    return LatentSpace(abstract_value(autoencoder.codec, variables).shape, autoencoder)
+
+
+def downsample_mask(mask: Float[Array, "B H W 1"], side: int) -> Float[Array, "B h w 1"]:
+    """Returns a mask of side x side: 1 where all pixels of a position are 1."""
+    return (downsample(mask, mask.shape[1] // side) > 1.0 - 1e-4).astype(mask.dtype)

@@ -1,35 +1,84 @@
-"""A diffusion system guided by other trained systems: systems in, a system out."""
+"""A diffusion model guided by other trained models."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
-from diffjax.diffusion import sampling
-from diffjax.models.diffusion.sampling_settings import draw
-from diffjax.typing import System
+from jaxtyping import Array
+
+from diffjax.models.base import Classifier, ContrastiveModel, GenerativeModel
+from diffjax.models.diffusion.bound_model import Guides
+from diffjax.models.diffusion.model import DiffusionModel, condition_keys
+from diffjax.models.diffusion.sampling_settings import SamplingSettings
+from diffjax.typing import LossFn, PRNGKey, PRNGKeys, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidedModel(GenerativeModel):
+    """A diffusion model, sampled with guidance by other models: see diffusion/guidance.py.
+
+    Its variables are those of each model: "model", "classifier", "weak", "noised_clip".
+
+    Attributes:
+      model: the guided model.
+      classifier: guides to class labels.
+      weak: weaker model, to extrapolate from: autoguidance.
+      noised_clip: CLIP of noised images; guides to captions.
+    """
+
+    model: DiffusionModel
+    classifier: Classifier | None = None
+    weak: DiffusionModel | None = None
+    noised_clip: ContrastiveModel | None = None
+
+    def init(self, key: PRNGKey) -> Variables:
+        raise NotImplementedError("the models of a guided model are trained one by one")
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {}
+
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> SamplingSettings:
+        return self.model.make_settings(sampler_config, capacity, **overrides)
+
+    def bind(self, variables: Variables, *args: Any, **kwargs: Any):
+        """Returns the model without guidance by other models, bound to its variables."""
+        return self.model.bind(variables["model"], *args, **kwargs)
+
+    def sample(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+    ) -> Array:
+        extra = condition_keys(keys), settings.scales["augmentation"]
+        clip = self.noised_clip.clip(variables["noised_clip"]) if self.noised_clip else None
+        guides = Guides(
+            classify=functools.partial(self.classifier.classify, variables["classifier"]) if self.classifier else None,
+            weak=self.weak.bind(variables["weak"], conditions, *extra).denoiser if self.weak else None,
+            embed_noised=clip.embed_noised if clip else None,
+            text_embeddings=clip.embed_texts(conditions["tokens"]) if clip else None,
+        )
+        return self.model.bind(variables["model"], conditions, *extra).sample(keys, settings, conditions, guides)
 
 
 def guided(
-    system: System, *, classifier: System | None = None, weak: System | None = None, noised_clip: System | None = None
-) -> System:
-    """`system`, sampled with the gradient of a classifier or a CLIP of noised images, or away from a weaker model.
-
-    Or all of them: see diffusion/guidance.py. Its variables are {"model": those of `system`, "classifier": ...,
-    "weak": ..., "noised_clip": ...}. All were trained on one schedule.
-    """
-
-    def sample(variables, keys, condition, plan):
-        similar, told_keys = None, sampling.fold_in(keys, 2**31 - 1)  # no step is folded in as that
-        if noised_clip:
-            clip = noised_clip.clip(variables["noised_clip"])
-            similar = clip.embed_noised, clip.embed_texts(condition["tokens"])
-        level = plan.scales["augmentation"]
-        return draw(
-            system.model(variables["model"], condition, told_keys, level),
-            keys,
-            plan,
-            condition,
-            classify=functools.partial(classifier.classify, variables["classifier"]) if classifier else None,
-            weak=weak.model(variables["weak"], condition, told_keys, level).denoiser if weak else None,
-            similar=similar,
-        )
-
-    return system._replace(sample=sample, classes=max(system.classes, classifier.classes if classifier else 0))
+    model: DiffusionModel,
+    *,
+    classifier: Classifier | None = None,
+    weak: DiffusionModel | None = None,
+    noised_clip: ContrastiveModel | None = None,
+) -> GuidedModel:
+    """Returns `model`, guided by other models."""
+    return GuidedModel(
+        model=model,
+        classifier=classifier,
+        weak=weak,
+        noised_clip=noised_clip,
+        classes=max(model.classes, classifier.classes if classifier else 0),
+        text=model.text,
+        frozen=model.frozen,
+        required_inputs=model.required_inputs,
+        output_size=model.output_size,
+        outputs_embeddings=model.outputs_embeddings,
+    )

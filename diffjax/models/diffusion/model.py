@@ -1,175 +1,274 @@
-"""A diffusion model: a process, a space, what the network is told, and the network. Every diffusion system is one."""
+"""Diffusion model: a process, a data space, conditions and a network. variants.py builds each kind from a config."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 from flax import linen as nn
 from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from diffjax.diffusion import sampling
+from diffjax.diffusion.denoiser import Network
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
-from diffjax.models.abstract import described
-from diffjax.models.diffusion.conditioning import Conditions, make_conditions
-from diffjax.models.diffusion.conditions import Given
-from diffjax.models.diffusion.data_space import Space
+from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
+from diffjax.models.diffusion.bound_model import BoundModel
+from diffjax.models.diffusion.conditions import ConditionInputs, Conditions, Params, Values
+from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import Model, Plan, draw, make_plan
-from diffjax.models.networks import check_buildable, make_denoiser
-from diffjax.models.pixels import to_unit_range
+from diffjax.models.diffusion.sampling_settings import SamplingSettings, make_sampling_settings
+from diffjax.models.images import to_unit_range
+from diffjax.models.networks import apply, check_buildable
 from diffjax.nn.unet import UNet
-from diffjax.typing import Aux, ImageSpec, Objective, PRNGKeys, System, Variables
+from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
+
+_CONDITIONS_FOLD = 2**31 - 1  # folded into sample keys for the conditions; no step of a sampler has this number
 
 
-def make_picture_system(config, spec: ImageSpec, space: Space, parts: Mapping[str, tuple[System, Variables]]) -> System:
-    """`make_system` of pictures, or of what a codec makes of them, by the network of `config.model`."""
-    process = Process.from_config(config.diffusion)
-    clip = described(parts["clip"][0].clip, parts["clip"][1]) if "clip" in parts else None
-    conditions = make_conditions(config, spec, space, clip)
-    network = make_denoiser(
-        config, spec, space.shape, label_rows=conditions.label_rows, learns_variance=process.learns_variance
-    )
-    return make_system(config, spec, process, space, conditions, network, parts)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionModel(GenerativeModel):
+    """A diffusion model.
 
-
-def make_system(
-    config,
-    spec: ImageSpec,
-    process: Process,
-    space: Space,
-    conditions: Conditions,
-    network: nn.Module,
-    parts: Mapping[str, tuple[System, Variables]],
-) -> System:
-    """The diffusion system of `config` for pictures of `spec`. Raises UserError for what does not fit.
-
-    Args:
-      network: of (x_t, t), and by name the inputs that there are: see conditions.Inputs.
-      parts: trained systems that it stands on, "clip" among them where conditions or the space are CLIP's.
+    Attributes:
+      image_spec: size and channels of images, before `data_space`.
+      process: noise schedule, parameterization, and loss.
+      data_space: pixels, latents or embeddings.
+      conditions: conditioning inputs.
+      network: (x_t, t, **network inputs) -> output; x_t with the channels of conditions.
+      contrastive: frozen CLIP of conditions; None: no condition uses one.
+      crop: height and width of training crops of the data; 0: no crops.
     """
-    frozen = {name: variables for name, (_, variables) in parts.items()}
-    text, embeds, crop = conditions.text, len(space.shape) == 1, config.diffusion.get("crop", 0)
-    if crop:
-        _check_crop(crop, space.shape[0], network)
 
-    def clip_of(variables):
-        return parts["clip"][0].clip(variables["frozen"]["clip"]) if "clip" in parts else None
+    image_spec: ImageSpec
+    process: Process
+    data_space: DataSpace
+    conditions: Conditions
+    network: nn.Module
+    contrastive: ContrastiveModel | None = None
+    crop: int = 0
 
-    def given(variables, asked, keys, level=None):
-        return Given(asked, clip_of(variables), functools.partial(space.encode, variables), keys, level)
+    @property
+    def noise_schedule(self) -> Schedule:
+        """Noise schedule of the process."""
+        return self.process.schedule
 
-    def denoise(variables, values, dropout_keys=None, window=lambda x: x):
-        params = variables["params"]["model"]
-        inputs = conditions.inputs(params.get("conditions", {}), values, clip_of(variables))._asdict()
-        channels = jax.tree.map(window, inputs.pop("channels"))
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+    # Training
 
-        def apply(x, t):
-            x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
-            return network.apply({"params": params}, x, t, **inputs, dropout_keys=dropout_keys)
+    def init(self, key: PRNGKey) -> Variables:
+        network_key, conditions_key, example_key = jax.random.split(key, 3)
+        condition_params = self.conditions.init(conditions_key)
+        inputs: dict[str, Any] = self._example_inputs(condition_params, example_key)
+        channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
+        *sides, data_channels = self.data_space.shape
+        x = jnp.zeros((1, *sides, data_channels + channels))
+        params = self.network.init(network_key, x, jnp.zeros((1,)), **inputs)["params"]
+        params = {**params, **self.process.init()}
+        if condition_params:
+            params["conditions"] = condition_params
+        memory = self.process.times.init(self.process.schedule)
+        return {"params": {"model": params}} | ({"times": memory} if memory else {})
 
-        return apply
+    def _example_inputs(self, condition_params: Params, key: PRNGKey) -> dict[str, Array]:
+        """Returns zeros of the shapes of the network's inputs; frozen models are not run."""
+        size = self.image_spec.size
+        conditions = {
+            "label": jnp.zeros(1, jnp.int32),
+            "original": jnp.zeros((1, size, size, self.image_spec.channels)),
+        }
+        if self.text:
+            conditions["tokens"] = jnp.zeros((1, self.text.length), jnp.int32)
 
-    def init(key):
-        network_key, conditions_key, told_key = jax.random.split(key, 3)
-        own = conditions.init(conditions_key)
-        asked = {"label": jnp.zeros(1, jnp.int32), "original": jnp.zeros((1, spec.size, spec.size, spec.channels))}
-        if text:
-            asked["tokens"] = jnp.zeros((1, text.length), jnp.int32)
-
-        def inputs(frozen):
+        def network_inputs(frozen: Variables) -> dict[str, Array | None]:
             variables = {"frozen": frozen}
-            values = conditions.of(given(variables, asked, told_key[None]))
-            return conditions.inputs(own, values, clip_of(variables))._asdict()
+            values = self.conditions.encode(self._condition_inputs(variables, conditions, key[None]))
+            return self.conditions.network_inputs(condition_params, values, self._clip(variables))._asdict()
 
-        # of their shapes alone: parts are not run
-        blank = {n: jnp.zeros(v.shape, v.dtype) for n, v in jax.eval_shape(inputs, frozen).items() if v is not None}
-        channels = blank.pop("channels").shape[-1] if "channels" in blank else 0
-        x = jnp.zeros((1, *space.shape[:-1], space.shape[-1] + channels))
-        params = network.init(network_key, x, jnp.zeros((1,)), **blank)["params"]
-        memory = process.times.init(process.schedule)
-        own = {"conditions": own} if own else {}
-        return {"params": {"model": {**params, **process.init(), **own}}} | ({"times": memory} if memory else {})
+        shapes = jax.eval_shape(network_inputs, self.frozen)
+        return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if leaf is not None}
 
-    def loss(variables, batch, keys, moment):
-        split = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
-        told_key, dropout_key, noise_key, crop_key = jnp.moveaxis(split, 1, 0)
-        window = functools.partial(_cropped, crop_key, crop) if crop else lambda x: x
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {"model": self.loss}
+
+    def loss(
+        self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
+    ) -> tuple[Float[Array, "B"], Aux]:
+        """Returns the loss of denoising, with conditions dropped at random: DDPM, algorithm 1."""
+        conditions_keys, dropout_keys, noise_keys, crop_keys = split_each(keys, 4)
+        crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
         original = to_unit_range(batch["image"])
-        values = conditions.of(given(variables, {**batch, "original": original}, told_key))
-        values = conditions.dropped(values, sampling.fold_in(told_key, len(conditions.each)))
-        value, memory = process.bound(variables["params"]["model"]).train_loss(
-            denoise(variables, values, dropout_key, window),
-            window(lax.stop_gradient(space.encode(variables, original))),
-            noise_key,
+        conditions = {**batch, "original": original}
+        values = self.conditions.encode(self._condition_inputs(variables, conditions, conditions_keys))
+        drop_keys = fold_in_each(conditions_keys, len(self.conditions.each))
+        values = self.conditions.drop_randomly(values, drop_keys)
+        value, memory = self.process.bind(variables["params"]["model"]).train_loss(
+            self._bound_network(variables, values, dropout_keys, crop),
+            crop(lax.stop_gradient(self.data_space.encode(variables, original))),
+            noise_keys,
             variables.get("times", {}),
         )
         return value, Aux({}, {"times": memory} if memory else {})
 
-    def model(variables, condition, keys=None, level=0.0) -> Model:
-        count = len(jax.tree.leaves(condition)[0])
-        keys = jax.random.split(jax.random.key(0), count) if keys is None else keys
-        values = conditions.of(given(variables, condition, keys, level))
-        bound = process.bound(variables["params"]["model"])
-        unconditional = None
-        if conditions.guided:
-            unconditional = bound.denoiser(denoise(variables, conditions.withheld(values, count)))
-        return Model(
-            bound,
-            bound.denoiser(denoise(variables, values)),
-            unconditional,
-            space.shape,
-            functools.partial(space.encode, variables),
-            functools.partial(space.decode, variables),
+    # Sampling
+
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> SamplingSettings:
+        return make_sampling_settings(
+            self.process,
+            sampler_config,
+            guided=self.conditions.supports_guidance,
+            pixels=isinstance(self.data_space, PixelSpace),
+            required_inputs=self.required_inputs,
+            capacity=capacity,
+            **overrides,
         )
 
-    def sample(variables, keys, condition, plan: Plan):
-        told_keys = sampling.fold_in(keys, 2**31 - 1)  # no step is folded in as that
-        return draw(model(variables, condition, told_keys, plan.scales["augmentation"]), keys, plan, condition)
+    def sample(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+    ) -> Array:
+        bound = self.bind(variables, conditions, condition_keys(keys), settings.scales["augmentation"])
+        return bound.sample(keys, settings, conditions)
 
-    # What does not fit is refused here, before anything is trained.
-    plan = functools.partial(make_plan, process, guided=conditions.guided, pixels=space.pixels, takes=conditions.takes)
-    plan(config.sampler)
-    check_buildable(init)
-    return System(
-        Objective(init, {"model": loss}),
-        conditions.classes,
-        plan,
-        sample,
-        model,
-        text=text,
-        frozen=frozen,
-        takes=conditions.takes,
-        schedule=process.schedule,
-        gives=space.shape[0] if space.pixels or embeds else spec.size,
-        embeds=embeds,
+    def bind(
+        self,
+        variables: Variables,
+        conditions: Mapping[str, Array],
+        keys: PRNGKeys | None = None,
+        level: Array | float = 0.0,
+    ) -> BoundModel:
+        """Binds the model to variables and conditions.
+
+        Args:
+          conditions: arrays [B, ...] by name, as of `sample`.
+          keys: keys of the conditions, for augmentation and random masks; None: fixed ones.
+          level: level [0, 1] of conditioning augmentation.
+        """
+        count = len(jax.tree.leaves(conditions)[0])
+        keys = jax.random.split(jax.random.key(0), count) if keys is None else keys
+        values = self.conditions.encode(self._condition_inputs(variables, conditions, keys, level))
+        process = self.process.bind(variables["params"]["model"])
+        unconditional = None
+        if self.conditions.supports_guidance:
+            null_values = self.conditions.drop_all(values, count)
+            unconditional = process.denoiser(self._bound_network(variables, null_values))
+        return BoundModel(
+            process,
+            process.denoiser(self._bound_network(variables, values)),
+            unconditional,
+            self.data_space.shape,
+            functools.partial(self.data_space.encode, variables),
+            functools.partial(self.data_space.decode, variables),
+        )
+
+    # The network and its inputs
+
+    def _clip(self, variables: Variables) -> Clip | None:
+        return self.contrastive.clip(variables["frozen"]["clip"]) if self.contrastive else None
+
+    def _condition_inputs(
+        self,
+        variables: Variables,
+        conditions: Mapping[str, Array],
+        keys: PRNGKeys,
+        level: Array | float | None = None,
+    ) -> ConditionInputs:
+        encode_image = functools.partial(self.data_space.encode, variables)
+        return ConditionInputs(conditions, self._clip(variables), encode_image, keys, level)
+
+    def _bound_network(
+        self,
+        variables: Variables,
+        values: Mapping[str, Values],
+        dropout_keys: PRNGKeys | None = None,
+        crop: Callable[[Array], Array] = lambda x: x,
+    ) -> Network:
+        """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels."""
+        params = variables["params"]["model"]
+        inputs = self.conditions.network_inputs(params.get("conditions", {}), values, self._clip(variables))
+        inputs = {name: value for name, value in inputs._asdict().items() if value is not None}
+        channels = crop(inputs.pop("channels")) if "channels" in inputs else None
+
+        def network(x: Array, t: Float[Array, "B"]) -> Array:
+            x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
+            return apply(self.network, params, x, t, **inputs, dropout_keys=dropout_keys)
+
+        return network
+
+
+def make_diffusion_model(
+    config: ConfigDict,
+    spec: ImageSpec,
+    process: Process,
+    data_space: DataSpace,
+    conditions: Conditions,
+    network: nn.Module,
+    parts: Mapping[str, tuple[Model, Variables]],
+) -> DiffusionModel:
+    """Builds the diffusion model of a config, and checks it.
+
+    Args:
+      parts: trained models: "clip" for conditions or the data space, "codec" for the data space.
+
+    Raises:
+      UserError: parts of the config do not fit together.
+    """
+    crop = config.diffusion.get("crop", 0)
+    if crop:
+        _check_crop(crop, data_space.shape[0], network)
+    has_data_size = isinstance(data_space, PixelSpace | EmbeddingSpace)
+    model = DiffusionModel(
+        image_spec=spec,
+        process=process,
+        data_space=data_space,
+        conditions=conditions,
+        network=network,
+        contrastive=cast(ContrastiveModel, parts["clip"][0]) if "clip" in parts else None,
+        crop=crop,
+        classes=conditions.classes,
+        text=conditions.text,
+        frozen={name: part[1] for name, part in parts.items()},
+        required_inputs=conditions.required_inputs,
+        output_size=data_space.shape[0] if has_data_size else spec.size,
+        outputs_embeddings=isinstance(data_space, EmbeddingSpace),
     )
+    model.make_settings(config.sampler)  # reports invalid settings before training
+    check_buildable(model.init)
+    return model
 
 
-def _cropped(keys: PRNGKeys, side: int, x: Float[Array, "B H W C"]) -> Float[Array, "B side side C"]:
-    """A square of each example, the same of whatever is cropped by its key."""
-
-    def one(key, x):
-        top, left = jax.random.randint(key, (2,), 0, x.shape[0] - side + 1)
-        return lax.dynamic_slice(x, (top, left, 0), (side, side, x.shape[-1]))
-
-    return jax.vmap(one)(keys, x)
+def condition_keys(keys: PRNGKeys) -> PRNGKeys:
+    """Returns the keys of the conditions of samples, for augmentation and random masks."""
+    return fold_in_each(keys, _CONDITIONS_FOLD)
 
 
-def _check_crop(crop: int, side: int, network: nn.Module) -> None:
-    """Raises UserError for crops that are none, or not of the network's, or of one that sees a whole picture."""
-    if not 0 < crop <= side:
-        raise UserError(f"diffusion.crop={crop}: the side of a square of pictures of {side}x{side}, or 0 for none")
+def random_crop(keys: PRNGKeys, size: int, x: Float[Array, "B H W C"]) -> Float[Array, "B size size C"]:
+    """Returns a random square of each example, at a position that depends on the key alone."""
+
+    def crop(key: PRNGKey, x: Float[Array, "H W C"]) -> Array:
+        top, left = jax.random.randint(key, (2,), 0, x.shape[0] - size + 1)
+        return lax.dynamic_slice(x, (top, left, 0), (size, size, x.shape[-1]))
+
+    return jax.vmap(crop)(keys, x)
+
+
+def _check_crop(crop: int, size: int, network: nn.Module) -> None:
+    """Raises UserError for crops of an invalid size, or for a network that does not support them."""
+    if not 0 < crop <= size:
+        raise UserError(f"diffusion.crop={crop}: must be at most {size}, the size of x_t; 0: no crops")
     if not isinstance(network, UNet) or network.attention_resolutions or network.middle_attention:
         raise UserError(
-            "diffusion.crop trains on parts of pictures, which only a network without attention enlarges to whole ones "
-            "(unCLIP, section 2.3): set model.attention_resolutions=() and model.middle_attention=False"
+            f"diffusion.crop={crop}: requires a network without attention, which can sample whole images (unCLIP, "
+            "section 2.3); set model.attention_resolutions=() and model.middle_attention=False"
         )
     halvings = len(network.multipliers) - 1
     if crop % 2**halvings:
         raise UserError(
-            f"diffusion.crop={crop} cannot be halved {halvings} times, as model.multipliers asks: use a multiple of "
-            f"{2**halvings}, or fewer multipliers"
+            f"diffusion.crop={crop}: must be a multiple of {2**halvings}, as model.multipliers halves it {halvings} "
+            "times; change it, or use fewer multipliers"
         )

@@ -1,7 +1,7 @@
-"""A diffusion process as a config chooses it: what every diffusion system shares, whatever its data space."""
+"""Diffusion process of a config: noise schedule, parameterization, loss, variance. Independent of the data space."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
+from jax.core import Tracer
+from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
     denoiser,
@@ -16,29 +18,34 @@ from diffjax.diffusion import (
     losses,
     noise_schedules,
     parameterizations,
-    sampling,
     time_sampling,
     variance,
 )
 from diffjax.diffusion.denoiser import Denoiser, Network
-from diffjax.diffusion.levels import Learned, Schedule
-from diffjax.diffusion.noise import Noise, perturb
-from diffjax.errors import UserError, checked_number, checked_whole
-from diffjax.registry import Choice, choose
+from diffjax.diffusion.noise import Noise
+from diffjax.diffusion.noise_schedules import Learned, Schedule
+from diffjax.diffusion.noised_batch import NoisedBatch
+from diffjax.diffusion.random import split_each
+from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.registry import Choice, lookup
 from diffjax.typing import PRNGKeys
 
-_MOST_STEPS = 1_000_000  # of a process, whose levels are tables
-GIVEN = ("schedule", "steps", "variance", "weighting")  # options of choices that the process fills in
+_MAX_TIMESTEPS = 1_000_000  # schedules are tables
+INJECTED_ARGUMENTS = ("schedule", "steps", "variance", "weighting")  # options that the process sets, not configs
 
 
-def make_schedule(config) -> Schedule:
-    """The schedule of a `diffusion` section, by its name or itself. Raises UserError where there is no such one."""
+def make_schedule(config: ConfigDict) -> Schedule:
+    """Returns the noise schedule of a `diffusion` section, whose `schedule` is a name or a Schedule.
+
+    Raises:
+      UserError: an unknown name or option, or a schedule that is not a diffusion process.
+    """
     if isinstance(config.schedule, Schedule):
         return config.schedule
-    checked_whole("diffusion.timesteps", config.timesteps, high=_MOST_STEPS)
-    make = _look_up(config, "schedule", noise_schedules, given=("continuous",)).bind(continuous=config.continuous)
+    validate_integer("diffusion.timesteps", config.timesteps, high=_MAX_TIMESTEPS)
+    make = _look_up(config, "schedule", noise_schedules, injected=("continuous",)).bind(continuous=config.continuous)
     try:
-        with np.errstate(all="ignore"):  # what comes of bad options is found below
+        with np.errstate(all="ignore"):  # invalid options are reported below
             schedule = make(config.timesteps)
             schedule = schedule.with_zero_terminal_snr() if config.zero_terminal_snr else schedule
     except (ValueError, ArithmeticError) as error:
@@ -47,7 +54,7 @@ def make_schedule(config) -> Schedule:
     return schedule
 
 
-def time_scale(config, schedule: Schedule) -> float:
+def time_scale(config: ConfigDict, schedule: Schedule) -> float:
     """Returns the factor on the time that a network is given: 1000 / T with `rescale_timesteps`, else 1.
 
     With it the network's time stays in [0, 1000) for any T, as in the code of Improved DDPM and ADM. `config` is a
@@ -56,33 +63,41 @@ def time_scale(config, schedule: Schedule) -> float:
     return 1000.0 / schedule.timesteps if config.get("rescale_timesteps", False) else 1.0
 
 
-def make_times(config, schedule: Schedule) -> time_sampling.Times:
-    """How a `diffusion` section draws its times. Raises UserError where it cannot from `schedule`."""
-    chosen = _look_up(config, "times", time_sampling)
+def make_times(config: ConfigDict, schedule: Schedule) -> time_sampling.TimeSampler:
+    """Returns the distribution of timesteps in training. Raises UserError if `schedule` does not support it."""
+    times = _look_up(config, "time_sampling", time_sampling).bind()()
     try:
-        drawn = chosen.bind()()
-        drawn.init(schedule)
+        times.init(schedule)
     except ValueError as error:
-        raise UserError(f"diffusion: {error}") from error
-    return drawn
+        raise UserError(f"diffusion.time_sampling={config.time_sampling}: {error}") from error
+    return times
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """The choices of a config's `diffusion` section, looked up."""
+    """The choices of a config's `diffusion` section.
+
+    Attributes:
+      schedule: noise schedule.
+      times: distribution of timesteps in training.
+      time_scale: factor of the network's time input.
+    """
 
     schedule: Schedule
     parameterization: Choice
     loss: Choice
     weighting: Choice
-    times: time_sampling.Times
+    times: time_sampling.TimeSampler
     variance: Choice
-    time_scale: float = 1.0  # factor on the time that the network is given
+    time_scale: float = 1.0
 
     @classmethod
-    def from_config(cls, config) -> "Process":
-        """Reads the `diffusion` section. Raises UserError for what does not exist, with the nearest, or not fit."""
+    def from_config(cls, config: ConfigDict) -> "Process":
+        """Builds the process of a `diffusion` section.
 
+        Raises:
+          UserError: an unknown choice, or choices that do not fit together.
+        """
         schedule = make_schedule(config)
         process = cls(
             schedule=schedule,
@@ -93,122 +108,133 @@ class Process:
             variance=_look_up(config, "variance", variance),
             time_scale=time_scale(config, schedule),
         )
-        process._check(config)
+        process._check_parameterization()
+        process._check_weighting(config)
+        process._check_loss(config)
         return process
 
-    def _check(self, config) -> None:
-        """Raises UserError for choices that do not go together."""
-        parameterization, loss = self.parameterization.name, self.loss.name
+    def _check_parameterization(self) -> None:
+        """Raises UserError for a parameterization that the schedule does not support, or invalid options."""
+        parameterization = self.parameterization.name
         if parameterization == "edm" and self.time_scale != 1.0:
             raise UserError(
                 "diffusion.rescale_timesteps=True: parameterization=edm gives the network log(sigma / alpha) / 4 "
                 "instead of the timestep; set it to False"
             )
         if parameterization == "mu" and self.schedule.continuous:
-            raise UserError("diffusion.parameterization=mu predicts the step before: it needs continuous=False")
+            raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
         for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
             for option, value in choice.options.items():
-                checked_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, open_at="low")
+                validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive="low")
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
-        traced = any(isinstance(c, jax.core.Tracer) for c in last)  # then it was checked while it was a number
-        if not traced and not np.all(np.isfinite(last)):
+        if not _is_traced(last) and not np.all(np.isfinite(last)):
             raise UserError(
-                f"diffusion.parameterization={parameterization} has no value at the last level, where no signal is "
-                "left (alpha = 0): choose v, x0, flow or edm, or a schedule that keeps some signal"
+                f"diffusion.parameterization={parameterization}: is not finite at the last timestep, where no signal "
+                "is left (alpha = 0); choose v, x0, flow or edm, or a schedule that keeps some signal"
             )
-        weights = None if traced else self._weights()
-        if weights is not None and not np.all(np.isfinite(weights) & (weights >= 0)):
+
+    def _check_weighting(self, config: ConfigDict) -> None:
+        """Raises UserError for weights that are negative or not finite at some timesteps."""
+        noise = self.schedule(_some_times(self.schedule))
+        if _is_traced(noise):
+            return
+        try:
+            weights = np.asarray(self.weighting.bind()(noise, self.coefficients(noise)))
+        except ZeroDivisionError:
+            weights = np.full(1, np.inf)
+        if not np.all(np.isfinite(weights) & (weights >= 0)):
             raise UserError(
-                f"diffusion.weighting={config.weighting} is negative or not finite at some level of "
-                f"diffusion.schedule={config.schedule}: use options within their papers' ranges (docs/diffusion.md)"
+                f"diffusion.weighting={config.weighting}: is negative or not finite at some timesteps of "
+                f"diffusion.schedule={config.schedule}; use options within their papers' ranges (docs/diffusion.md)"
             )
+
+    def _check_loss(self, config: ConfigDict) -> None:
+        """Raises UserError for a loss that does not fit the variance, the schedule or the distribution of timesteps."""
+        loss = self.loss.name
         if self.learns_variance and (loss == "mse" or self.schedule.continuous):
             raise UserError(
-                "diffusion.variance=learned_range is trained by the bound between discrete steps: set "
+                "diffusion.variance=learned_range: is trained with the bound on discrete timesteps; set "
                 "diffusion.loss=hybrid or vlb, and continuous=False"
             )
         if isinstance(self.schedule, Learned) and loss != "vlb":
-            raise UserError(f"diffusion.schedule=learned is trained by the bound: set diffusion.loss=vlb, not {loss}")
-        if loss == "vlb" and _look_up(config, "times", time_sampling).name in ("log_normal", "logit_normal"):
-            raise UserError("diffusion.loss=vlb is the bound only with times=uniform or importance")
+            raise UserError(f"diffusion.loss={loss}: must be vlb for schedule=learned; set diffusion.loss=vlb")
+        if loss == "vlb" and _look_up(config, "time_sampling", time_sampling).name in ("log_normal", "logit_normal"):
+            raise UserError("diffusion.loss=vlb: is the bound only with time_sampling=uniform or importance; use one")
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network gives twice the channels, the second half for the variance."""
+        """True if the network has twice the output channels, the second half for the variance."""
         return self.variance.function is variance.learned_range
 
     def init(self) -> dict[str, Any]:
-        """Initial parameters of the process itself: those of a learned schedule, else none."""
+        """Returns fresh parameters of the process: those of a learned schedule, else {}."""
         return {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
 
-    def _weights(self) -> np.ndarray:
-        """At some levels."""
-        noise = self.schedule(_some_times(self.schedule))
-        try:
-            return np.asarray(self.weighting.bind()(noise, self.coefficients(noise)))
-        except ZeroDivisionError:
-            return np.full(1, np.inf)
-
-    def bound(self, params: Mapping[str, Any]) -> "Process":
-        """The process with its own among `params`."""
-        if "schedule" not in params:
+    def bind(self, params: Mapping[str, Any]) -> "Process":
+        """Returns the process with its parameters among `params`, if it has any."""
+        if not isinstance(self.schedule, Learned) or "schedule" not in params:
             return self
         return dataclasses.replace(self, schedule=self.schedule.bind(params["schedule"]))
 
     def coefficients(self, noise: Noise) -> parameterizations.Coefficients:
-        """Those of the parameterization at a level."""
-        found = self.parameterization.bind(schedule=self.schedule)(noise)
-        return found._replace(time=self.time_scale * found.time)
+        """Returns the coefficients of the parameterization at a noise level."""
+        coefficients = self.parameterization.bind(schedule=self.schedule)(noise)
+        return coefficients._replace(time=self.time_scale * coefficients.time)
 
     def denoiser(self, network: Network) -> Denoiser:
-        """The denoiser of a network trained with `train_loss`."""
+        """Returns the denoiser of a network trained with `train_loss`."""
         return denoiser.from_network(network, self.coefficients, learned_variance=self.learns_variance)
 
     def train_loss(
         self, network: Network, x0: Array, keys: PRNGKeys, memory: time_sampling.State
     ) -> tuple[Array, time_sampling.State]:
-        """Noises each example at a time of its own: DDPM (Ho et al. 2020), algorithm 1.
+        """Returns the loss of denoising at a random timestep per example: DDPM (Ho et al. 2020), algorithm 1.
 
         Args:
-          network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] where the variance is learned.
+          network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] if the variance is learned.
           x0: clean examples [B, ..., C].
-          memory: what drawing the times remembers; `times.init(schedule)` at first.
+          keys: one per example; consumed.
+          memory: state of the distribution of timesteps; `times.init(schedule)` at first.
 
         Returns:
           The loss [B] and the new memory.
         """
-        time_key, eps_key = sampling.split(keys)
-        t, factor = jax.vmap(self.times.draw, (0, None, None))(time_key, self.schedule, memory)
-        noise = self.schedule(t)
-        eps = sampling.noise_of(eps_key, x0.shape[1:])
-        x = jax.vmap(perturb)(x0, eps, noise)
-        c = self.coefficients(noise)
-        output, interpolation = network(jax.vmap(jnp.multiply)(c.input, x), c.time), None
+        time_keys, eps_keys = split_each(keys)
+        batch = NoisedBatch.sample(
+            time_keys, eps_keys, x0, schedule=self.schedule, time_sampler=self.times, state=memory
+        )
+        c = self.coefficients(batch.noise)
+        output, interpolation = network(jax.vmap(jnp.multiply)(c.input, batch.x), c.time), None
         if self.learns_variance:
             output, interpolation = denoiser.split_variance(output)
-        given = {"schedule": self.schedule, "variance": self.variance.bind(), "weighting": self.weighting.bind()}
-        loss = self.loss.bind(**given)(losses.Trial(x0, eps, x, noise, c, output, interpolation))
-        return factor * loss, self.times.update(memory, t, lax.stop_gradient(loss))
+        choices = {"schedule": self.schedule, "variance": self.variance.bind(), "weighting": self.weighting.bind()}
+        loss = self.loss.bind(**choices)(batch, losses.Prediction(output, c, interpolation))
+        return batch.loss_factor * loss, self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
 
 
 def _check_levels(name: str, schedule: Schedule) -> None:
-    """Raises UserError for a schedule whose noise is not finite, not positive or does not rise."""
+    """Raises UserError for a schedule whose noise is not finite, not positive or does not increase."""
     alpha, sigma = (np.asarray(part) for part in schedule(_some_times(schedule))[1:])
-    sound = np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma > 0)
-    ratio = alpha / np.where(sound, sigma, 1.0)
-    falling = ratio[1:] <= ratio[:-1] * (1 + 1e-4)
-    if not (sound.all() and falling.all()):
+    is_valid = np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma > 0)
+    ratio = alpha / np.where(is_valid, sigma, 1.0)
+    decreases = ratio[1:] <= ratio[:-1] * (1 + 1e-4)
+    if not (is_valid.all() and decreases.all()):
         raise UserError(
-            f"diffusion.schedule={name} is no process: its noise is not finite, not positive or does not rise with "
-            "time; use the options of docs/diffusion.md within their papers' ranges"
+            f"diffusion.schedule={name}: its noise is not finite, not positive or does not increase with the timestep; "
+            "use the options of docs/diffusion.md within their papers' ranges"
         )
 
 
+def _is_traced(values: Iterable[Any]) -> bool:
+    """Returns True if any value is traced; such a process was checked before it was traced."""
+    return any(isinstance(value, Tracer) for value in values)
+
+
 def _some_times(schedule: Schedule) -> np.ndarray:
-    """The first and the last of a schedule, and some in between."""
-    found = np.linspace(schedule.first, schedule.timesteps, 17)
-    return (found if schedule.continuous else np.unique(np.round(found))).astype(np.float32)
+    """Returns the first and the last timestep of a schedule, and some in between."""
+    times = np.linspace(schedule.first, schedule.timesteps, 17)
+    return (times if schedule.continuous else np.unique(np.round(times))).astype(np.float32)
 
 
-def _look_up(config, name: str, module: ModuleType, given: Sequence[str] = GIVEN) -> Choice:
-    return choose(f"diffusion.{name}", module, config[name], given=given)
+def _look_up(config: ConfigDict, name: str, module: ModuleType, injected: Sequence[str] = INJECTED_ARGUMENTS) -> Choice:
+    return lookup(f"diffusion.{name}", module, config[name], injected=injected)

@@ -1,26 +1,150 @@
-"""A class-conditional GAN: SNGAN with a projection discriminator (Miyato et al. 2018; Miyato & Koyama 2018).
+"""A class-conditional GAN: SNGAN with a projection discriminator.
 
-`make_objective`, the game of a generator and a discriminator, is shared with the denoising diffusion GAN.
+References:
+  Miyato et al. 2018, "Spectral normalization for generative adversarial networks".
+  Miyato & Koyama 2018, "cGANs with projection discriminator".
 """
 
-from collections.abc import Callable
+import abc
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
-from diffjax.diffusion.sampling import noise_of
+from diffjax.diffusion.random import normal_each
 from diffjax.errors import UserError
-from diffjax.models.gan.discriminator_loss import SETTINGS, Critic, Inputs, kept, own
-from diffjax.models.networks import check_buildable, check_norms, classes_of, dtype_of, make
-from diffjax.models.pixels import to_unit_range
-from diffjax.models.settings import make_settings
+from diffjax.models.base import GenerativeModel
+from diffjax.models.gan.discriminator_loss import (
+    SETTINGS,
+    DiscriminatorInputs,
+    DiscriminatorLoss,
+    collection,
+    discriminator_variables,
+)
+from diffjax.models.images import to_unit_range
+from diffjax.models.networks import apply, check_buildable, check_norms, classes_of, dtype_of, make
+from diffjax.models.scalar_settings import make_scalar_settings
 from diffjax.nn.gan import Discriminator, Generator
-from diffjax.typing import Aux, Batch, ImageSpec, Objective, PRNGKey, PRNGKeys, System
+from diffjax.typing import Aux, Batch, Images, ImageSpec, Labels, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
 
-def build(config, spec: ImageSpec) -> System:
-    """The system of `config` for images of `spec`. Raises UserError for choices that do not exist or do not fit."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialModel(GenerativeModel):
+    """A generator trained against a discriminator (Goodfellow et al. 2014), both updated in every step.
+
+    Attributes:
+      discriminator: the discriminator with both losses.
+      image_shape: height, width and channels of an image.
+    """
+
+    discriminator: DiscriminatorLoss
+    image_shape: tuple[int, int, int]
+
+    @abc.abstractmethod
+    def init_generator(self, key: PRNGKey) -> Any:
+        """Returns fresh parameters of the generator. Consumes `key`."""
+
+    @property
+    @abc.abstractmethod
+    def example_inputs(self) -> DiscriminatorInputs:
+        """Inputs of the discriminator for a batch of one, from which its parameters take their shapes."""
+
+    @abc.abstractmethod
+    def real_and_fake(
+        self, params: Any, batch: Batch, keys: PRNGKeys
+    ) -> tuple[DiscriminatorInputs, DiscriminatorInputs]:
+        """Returns the discriminator's inputs made of data, and those made by the generator with `params`."""
+
+    def init(self, key: PRNGKey) -> Variables:
+        generator_key, discriminator_key = jax.random.split(key)
+        params, power = self.discriminator.init(discriminator_key, *self.example_inputs)
+        return {
+            "params": {"generator": self.init_generator(generator_key), "discriminator": params},
+            **collection(power),
+        }
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {"generator": self.generator_loss, "discriminator": self.discriminator_loss}
+
+    def generator_loss(self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext):
+        """Returns the generator's loss per example."""
+        _, fake = self.real_and_fake(variables["params"]["generator"], batch, keys)
+        return self.discriminator.generator_loss(*discriminator_variables(variables), *fake), Aux({})
+
+    def discriminator_loss(self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext):
+        """Returns the discriminator's loss per example."""
+        # The same samples as in the generator's loss, so that XLA computes them once.
+        real, fake = self.real_and_fake(variables["params"]["generator"], batch, keys)
+        loss, metrics, power = self.discriminator.train_loss(*discriminator_variables(variables), real, fake)
+        return loss, Aux(metrics, collection(power))
+
+    def label(self, conditions: Mapping[str, Array]) -> Labels | None:
+        """Returns the labels of a batch or of conditions; None for an unconditional model."""
+        return conditions["label"] if self.classes else None
+
+    @property
+    def example_label(self) -> Labels | None:
+        """Label of a batch of one; None for an unconditional model."""
+        return jnp.zeros((1,), jnp.int32) if self.classes else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GAN(AdversarialModel):
+    """A generator of images from a normal latent and a label."""
+
+    generator: Generator
+
+    def init_generator(self, key: PRNGKey) -> Any:
+        return self.generator.init(key, jnp.zeros((1, self.generator.latent)), self.example_label)["params"]
+
+    @property
+    def example_inputs(self) -> DiscriminatorInputs:
+        return jnp.zeros((1, *self.image_shape)), self.example_label
+
+    def real_and_fake(
+        self, params: Any, batch: Batch, keys: PRNGKeys
+    ) -> tuple[DiscriminatorInputs, DiscriminatorInputs]:
+        label = self.label(batch)
+        fake = apply(self.generator, params, normal_each(keys, (self.generator.latent,)), label)
+        return (to_unit_range(batch["image"]), label), (fake, label)
+
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> dict[str, Array]:
+        """Returns `truncation`, the bound on the absolute value of each element of z; inf: no truncation."""
+        settings = make_scalar_settings(
+            "gan", {"truncation": float("inf")}, sampler_config, capacity=capacity, **overrides
+        )
+        if not settings["truncation"] > 0:
+            raise UserError(
+                f"truncation={settings['truncation']:g}: must be above 0; it bounds the absolute value of each element "
+                "of z, and inf means no bound"
+            )
+        return settings
+
+    def sample(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: Mapping[str, Array]
+    ) -> Images:
+        """Samples images with the truncation trick: elements of z beyond the bound are sampled again.
+
+        Reference: Brock et al. 2019 (BigGAN), section 3.1.
+        """
+        bound, shape = settings["truncation"], (self.generator.latent,)
+        z = jax.vmap(lambda key: jax.random.truncated_normal(key, -bound, bound, shape))(keys)
+        return apply(self.generator, variables["params"]["generator"], z, self.label(conditions))
+
+
+def build(config: ConfigDict, spec: ImageSpec) -> GAN:
+    """Builds the GAN of `config` for images of `spec`.
+
+    Raises:
+      UserError: an unknown choice, or one that does not fit the images.
+    """
     classes = classes_of(config, "model", spec)
     generator = make(
         Generator,
@@ -33,73 +157,24 @@ def build(config, spec: ImageSpec) -> System:
         dtype=dtype_of(config),
     )
     check_norms("model", config.model, generator.channels, generator.multipliers)
-    critic = make_critic(config, classes)
-
-    def label_of(batch):
-        return batch["label"] if classes else None
-
-    def init(key):
-        label = jnp.zeros((1,), jnp.int32) if classes else None
-        return generator.init(key, jnp.zeros((1, generator.latent)), label)["params"]
-
-    def play(params, batch, keys):
-        label = label_of(batch)
-        fake = generator.apply({"params": params}, noise_of(keys, (generator.latent,)), label)
-        return (to_unit_range(batch["image"]), label), (fake, label)
-
-    def plan(sampler_config, *, capacity=None, **overrides):
-        made = make_settings("gan", {"truncation": float("inf")}, sampler_config, capacity=capacity, **overrides)
-        if not made["truncation"] > 0:
-            raise UserError(f"truncation={made['truncation']:g}: the bound on each value of z is above 0")
-        return made
-
-    def sample(variables, keys, condition, plan):
-        """BigGAN's truncation trick (Brock et al. 2019, section 3.1): values of z beyond the bound are drawn again."""
-        bound, shape = plan["truncation"], (generator.latent,)
-        z = jax.vmap(lambda key: jax.random.truncated_normal(key, -bound, bound, shape))(keys)
-        return generator.apply({"params": variables["params"]["generator"]}, z, label_of(condition))
-
-    shown = jnp.zeros((1, spec.size, spec.size, spec.channels)), jnp.zeros((1,), jnp.int32) if classes else None
-    objective = make_objective(critic, init, play, shown)
-    plan(config.sampler)  # what does not fit is refused here, before anything is trained
-    check_buildable(objective.init, "config.model, config.discriminator or config.data.image_size")
-    return System(objective, classes, plan, sample)
+    model = GAN(
+        generator=generator,
+        discriminator=make_discriminator(config, classes),
+        image_shape=(spec.size, spec.size, spec.channels),
+        output_size=spec.size,
+        classes=classes,
+    )
+    model.make_settings(config.sampler)  # reports invalid settings before training
+    check_buildable(model.init, "config.model, config.discriminator or config.data.image_size")
+    return model
 
 
-def make_objective(
-    critic: Critic,
-    init: Callable[[PRNGKey], Any],
-    play: Callable[[Any, Batch, PRNGKeys], tuple[Inputs, Inputs]],
-    shown: Inputs,
-) -> Objective:
-    """A generator against a discriminator (Goodfellow et al. 2014), one step of each at a time.
+def make_discriminator(config: ConfigDict, classes: int) -> DiscriminatorLoss:
+    """Builds the discriminator of a config's section `discriminator`.
 
-    Args:
-      init: makes the generator's parameters.
-      play: (those, batch, keys) -> what the discriminator is shown that is real, and that is the generator's.
-      shown: something like either, of one example.
+    Raises:
+      UserError: an unknown choice, or one that does not fit the images.
     """
-
-    def init_both(key):
-        generator_key, discriminator_key = jax.random.split(key)
-        discriminator, memory = critic.init(discriminator_key, *shown)
-        params = {"generator": init(generator_key), "discriminator": discriminator}
-        return {"params": params, **kept(memory)}
-
-    def generator_loss(variables, batch, keys, moment):
-        _, fake = play(variables["params"]["generator"], batch, keys)
-        return critic.generator_loss(*own(variables), *fake), Aux({})
-
-    def discriminator_loss(variables, batch, keys, moment):
-        real, fake = play(variables["params"]["generator"], batch, keys)  # as the generator's: XLA makes them once
-        loss, metrics, memory = critic.train_loss(*own(variables), real, fake)
-        return loss, Aux(metrics, kept(memory))
-
-    return Objective(init_both, {"generator": generator_loss, "discriminator": discriminator_loss})
-
-
-def make_critic(config, classes: int) -> Critic:
-    """Of a config's section `discriminator`. Raises UserError for what does not exist or does not fit."""
     section = config.discriminator
     network = make(Discriminator, section, "discriminator", but=SETTINGS, classes=classes, dtype=dtype_of(config))
-    return Critic.from_config(network, section)
+    return DiscriminatorLoss.from_config(network, section)

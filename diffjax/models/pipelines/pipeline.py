@@ -1,165 +1,191 @@
-"""Systems whose samples go from stage to stage: each is a trained system, and all are drawn by one compiled program.
+"""Pipelines: trained models sampled one after another, by one compiled program.
 
-A chain trains nothing itself. Its config names its stages; in `sampler.stages` it has settings of each by its name, in
-the place of those of the stage's own config. Overrides without a stage's name are of the one that draws the picture.
+A pipeline trains nothing. Its config names its stages; `sampler.stages` has settings that replace those of a stage's
+config. Overrides are named `stage:setting`; without a stage they are of the main stage.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.struct
 from jaxtyping import Array
 
-from diffjax.diffusion import sampling
+from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError, unknown
-from diffjax.typing import Images, Objective, PRNGKeys, System, TextSpec, Variables
+from diffjax.models.base import GenerativeModel, Model, TrainedStage
+from diffjax.typing import Images, LossFn, PRNGKey, PRNGKeys, TextSpec, Variables
 
-Part = tuple[System, Variables]  # of a stage `plan` is bound to the sampler section of its own config
-Enlarged = Sequence[tuple[str, System]]
+UPSAMPLERS = ("upsampler", "upsampler_2")
+# Folded into sample keys for the stages before the upsamplers, which fold their number in.
+FIRST_STAGE_FOLD = 2**16
 
 
 @flax.struct.dataclass
-class ChainPlan:
-    """How to sample every stage. Plans of equal choices share a compilation."""
+class PipelineSettings:
+    """Sampling settings of a pipeline. Equal options share a compilation."""
 
-    stages: dict[str, Any]
-    choices: tuple = flax.struct.field(pytree_node=False)  # (name, value) each
-    main: str = flax.struct.field(pytree_node=False)  # stage whose settings are those without a stage's name
+    stages: dict[str, Any]  # settings by stage
+    options: tuple = flax.struct.field(pytree_node=False)  # (name, value) of the pipeline's own settings
+    main: str = flax.struct.field(pytree_node=False)  # stage of settings without a stage's name
 
     @property
     def steps(self) -> int:
-        """Of all stages together; those that draw code after code have none."""
-        return sum(int(getattr(plan, "steps", 0)) for plan in self.stages.values())
+        """Steps of all diffusion stages together."""
+        return sum(int(getattr(settings, "steps", 0)) for settings in self.stages.values())
 
-    def __getitem__(self, name: str):
-        return dict(self.choices)[name]
+    def __getitem__(self, name: str) -> Any:
+        """Returns one of the pipeline's own settings."""
+        return dict(self.options)[name]
 
 
-def make_planner(
-    parts: Mapping[str, Part | None],
-    main: str,
-    choices: Mapping[str, Any] = {},
-    skip: Callable[[str, Mapping[str, Any]], bool] = lambda name, chosen: False,
-) -> Callable[..., ChainPlan]:
-    """The `plan` of a chain.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline(GenerativeModel):
+    """A pipeline of trained stages, whose variables are variables["frozen"] by name.
 
-    Args:
-      parts: the stages by name; None: left out, and so are a config's settings of it. Overrides are named
-        `stage:setting`.
-      main: whose settings are those without a name.
-      choices: the chain's own settings, which are no traced inputs, and what they are unless told otherwise.
-      skip: (name of a stage, the choices) -> whether it takes no part.
+    Attributes:
+      stages: the stages that sample, by name.
+      stage_names: names of all stages that the pipeline may have; a config's settings of absent ones are not used.
+      main_stage: the stage whose settings need no stage's name.
+      option_defaults: the pipeline's own settings and their defaults.
     """
 
-    stages = {name: part[0] for name, part in parts.items() if part}
+    stages: Mapping[str, TrainedStage]
 
-    def plan(sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides) -> ChainPlan:
-        own = dict(sampler_config)
-        told = own.pop("stages", {})
-        sections = {name: dict(section) for name, section in told.items() if name in stages or name not in parts}
-        chosen = {**choices, **own}
-        for name, value in overrides.items():
-            stage, colon, setting = name.rpartition(":")
-            if not colon and name in choices:
-                chosen[name] = value
-            else:
-                sections.setdefault(stage or main, {})[setting] = value
-        for name in sections:
-            if name not in stages:
-                raise unknown("stage", name, stages)
-        for name in chosen:
-            if name not in choices:
-                raise unknown("field of config.sampler", name, (*choices, "stages"))
+    stage_names: ClassVar[tuple[str, ...]]
+    main_stage: ClassVar[str]
+    option_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def init(self, key: PRNGKey) -> Variables:
+        return {"params": {}}
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {}
+
+    def is_used(self, stage: str, options: Mapping[str, Any]) -> bool:
+        """Returns True if a stage is sampled under the pipeline's own settings."""
+        return True
+
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> PipelineSettings:
+        options, sections = self._read_settings(sampler_config, overrides)
         for name in overrides:
             stage = name.rpartition(":")[0]
-            if stage in stages and skip(stage, chosen):
-                raise UserError(f"{name} is a setting of a stage that takes no part: see --prior")
-        plans = {
-            name: stage.plan(capacity=capacity, **sections.get(name, {}))
-            for name, stage in stages.items()
-            if not skip(name, chosen)
+            if stage in self.stages and not self.is_used(stage, options):
+                raise UserError(f"{name}={overrides[name]}: the stage {stage} is not used; change --prior")
+        settings = {
+            name: stage.make_settings(capacity, **sections.get(name, {}))
+            for name, stage in self.stages.items()
+            if self.is_used(name, options)
         }
-        return ChainPlan(plans, tuple(sorted(chosen.items())), main)
+        return PipelineSettings(settings, tuple(sorted(options.items())), self.main_stage)
 
-    return plan
+    def _read_settings(
+        self, sampler_config: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Returns the pipeline's own settings, and those of each stage. Raises UserError for unknown names."""
+        options = {**self.option_defaults, **sampler_config}
+        sections = {name: dict(section) for name, section in options.pop("stages", {}).items()}
+        absent = set(self.stage_names) - self.stages.keys()
+        sections = {name: section for name, section in sections.items() if name not in absent}
+        for name, value in overrides.items():
+            stage, colon, setting = name.rpartition(":")
+            if not colon and name in self.option_defaults:
+                options[name] = value
+            else:
+                sections.setdefault(stage or self.main_stage, {})[setting] = value
+        for name in sections:
+            if name not in self.stages:
+                raise unknown("stage", name, self.stages)
+        for name in options:
+            if name not in self.option_defaults:
+                raise unknown("field of config.sampler", name, (*self.option_defaults, "stages"))
+        return options, sections
+
+    def sample_stage(
+        self,
+        stage: str,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: PipelineSettings,
+    ) -> Array:
+        """Samples a stage."""
+        return self.stages[stage].model.sample(variables["frozen"][stage], keys, conditions, settings.stages[stage])
+
+    def upsample(
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        image: Images,
+        settings: PipelineSettings,
+    ) -> Images:
+        """Samples the upsamplers, each conditioned on the image of the stage before it.
+
+        For inpainting they receive the known region too, but no image to start from.
+        """
+        conditions = select(conditions, "tokens", *(("image", "mask") if "mask" in conditions else ()))
+        for i, stage in enumerate(name for name in UPSAMPLERS if name in self.stages):
+            stage_conditions = {**conditions, "low_res_image": image.clip(-1.0, 1.0)}
+            image = self.sample_stage(stage, variables, fold_in_each(keys, i), stage_conditions, settings)
+        return image
 
 
-def enlarge(
-    upsamplers: Enlarged,
-    variables: Variables,
-    keys: PRNGKeys,
-    asked: Mapping[str, Array],
-    image: Images,
-    plan: ChainPlan,
-) -> Images:
-    """What each upsampler makes of the picture of the one before it."""
-    for i, (name, stage) in enumerate(upsamplers):
-        told = {**asked, "smaller_image": image.clip(-1.0, 1.0)}
-        image = stage.sample(variables["frozen"][name], sampling.fold_in(keys, i), told, plan.stages[name])
-    return image
+def select(conditions: Mapping[str, Array], *names: str) -> dict[str, Array]:
+    """Returns the conditions of `names` that there are, and the label."""
+    return {name: conditions[name] for name in ("label", *names) if name in conditions}
 
 
-def upsamplers_of(systems: Mapping[str, System], drawn: int) -> tuple[Enlarged, int]:
-    """The upsamplers among stages, behind one that draws a side of `drawn`; and the side that the last gives.
+def present(**parts: TrainedStage | None) -> dict[str, TrainedStage]:
+    """Returns the parts that are not None."""
+    return {name: part for name, part in parts.items() if part}
 
-    Raises UserError where one takes another size than is drawn before it.
+
+def frozen_variables(parts: Mapping[str, TrainedStage]) -> dict[str, Variables]:
+    """Returns the variables of each part; parts may be (model, variables)."""
+    return {name: part[1] for name, part in parts.items()}
+
+
+def upsampled_size(stages: Mapping[str, TrainedStage], size: int) -> int:
+    """Returns the height and width of the last upsampler's images.
+
+    Args:
+      size: height and width of the images before upsampling.
+
+    Raises:
+      UserError: an upsampler requires images of another size, or is not an upsampler.
     """
-    upsamplers = [(name, systems[name]) for name in ("upsampler", "upsampler_2") if name in systems]
-    for name, stage in upsamplers:
-        takes = stage.takes.get("smaller_image")
-        if takes is None:
-            raise UserError(f"{name} enlarges no picture: its config has no conditions.smaller_image")
-        if takes != drawn:
+    for name in (name for name in UPSAMPLERS if name in stages):
+        model = stages[name].model
+        input_size = model.required_inputs.get("low_res_image")
+        if input_size is None:
+            raise UserError(f"{name}: is not an upsampler; its config must have conditions.low_res_image")
+        if input_size != size:
             raise UserError(
-                f"{name} enlarges pictures of {takes}x{takes}, and before it {drawn}x{drawn} are drawn: they must agree"
+                f"{name}: upsamples images of {input_size}x{input_size}, but the stage before it samples {size}x{size};"
+                " use a stage with the same size"
             )
-        drawn = stage.gives
-    return upsamplers, drawn
+        size = model.output_size
+    return size
 
 
-def text_of(stages: Mapping[str, System]) -> TextSpec | None:
-    """The text that stages read. Raises UserError where they read it differently."""
-    specs = {name: stage.text for name, stage in stages.items() if stage.text is not None}
+def shared_text(models: Mapping[str, Model]) -> TextSpec | None:
+    """Returns the length and vocabulary of the captions of all models. Raises UserError if they differ."""
+    specs = {name: model.text for name, model in models.items() if model.text is not None}
     if len(set(specs.values())) > 1:
-        told = ", ".join(f"{name} {text.length} of {text.vocabulary}" for name, text in specs.items())
-        raise UserError(f"the stages read texts of one length and vocabulary, and here are {told} tokens")
+        listed = ", ".join(f"{name} {text.length} of {text.vocabulary}" for name, text in specs.items())
+        raise UserError(
+            f"stages must read captions of one length and vocabulary, not {listed} tokens; train them alike"
+        )
     return next(iter(specs.values()), None)
 
 
-def missing(system: str, name: str, config: str) -> UserError:
-    """The error for a stage that is not there, which the file `config` trains."""
+def missing_stage_error(system: str, stage: str, config: str) -> UserError:
+    """Returns the error for a missing stage, which the file `config` trains."""
     return UserError(
-        f"system={system} needs a stage {name}: `python launch.py train --config=configs/{config}.py --workdir=RUN` "
-        f"trains one, --config.{name}=RUN names it; or name it in parts"
+        f"{stage}='': {system} requires this stage; train it with `python launch.py train --config=configs/{config}.py "
+        f"--workdir=RUN` and set --config.{stage}=RUN, or add it to `parts`"
     )
-
-
-def make_chain(
-    parts: Mapping[str, Part | None],
-    plan: Callable,
-    sample: Callable,
-    text: TextSpec | None,
-    classes: int = 0,
-    **fields,
-) -> System:
-    """The system of trained parts, which has no parameters but theirs, variables["frozen"] by name."""
-    return System(
-        Objective(lambda key: {"params": {}}, {}),
-        classes,
-        plan,
-        sample,
-        text=text,
-        stages=tuple(name for name, part in parts.items() if part and part[0].sample),
-        frozen={name: part[1] for name, part in parts.items() if part},
-        **fields,
-    )
-
-
-def without_edits(asked: Mapping[str, Array]) -> dict[str, Array]:
-    """What upsamplers are asked: the known part of a picture that is painted in, but no picture to start from."""
-    return only(asked, "tokens", *(("image", "mask") if "mask" in asked else ()))
-
-
-def only(asked: Mapping[str, Array], *names: str) -> dict[str, Array]:
-    """Of what is asked the fields that a stage takes."""
-    return {name: asked[name] for name in ("label", *names) if name in asked}

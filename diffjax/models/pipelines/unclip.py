@@ -1,119 +1,176 @@
-"""DALL-E 2, unCLIP (Ramesh et al. 2022): a prior from the caption to a CLIP embedding, a decoder to a picture of it.
+"""unCLIP (DALL-E 2): a prior samples the CLIP embedding of an image, a decoder the image, and upsamplers follow.
 
-And upsamplers. Two priors are known, one autoregressive over the codes of the embedding's principal components and one
-of diffusion; without any, the caption's own embedding is decoded (section 5.1).
+References:
+  Ramesh et al. 2022, "Hierarchical text-conditional image generation with CLIP latents".
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from jax import numpy as jnp
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
-from diffjax.diffusion import sampling
+from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError, unknown
-from diffjax.models.abstract import described
-from diffjax.models.diffusion.sampling_settings import encode
-from diffjax.models.pipelines import pca, pipeline
-from diffjax.models.pipelines.pipeline import ChainPlan, Part
-from diffjax.typing import ImageSpec, Manipulations, System
+from diffjax.models.base import ContrastiveModel, ImageManipulation, TrainedStage, abstract_value
+from diffjax.models.pipelines import pca as components
+from diffjax.models.pipelines.pipeline import (
+    FIRST_STAGE_FOLD,
+    Pipeline,
+    PipelineSettings,
+    frozen_variables,
+    missing_stage_error,
+    present,
+    select,
+    shared_text,
+    upsampled_size,
+)
+from diffjax.typing import Clip, Embeddings, Images, ImageSpec, PRNGKeys, Tokens, Variables
 
-_PRIORS = {"diffusion": "prior", "ar": "ar_prior", "none": None}  # the stage of each
-# candidates: embeddings that the prior draws, of which the one nearest to the caption's is taken (section 2.2)
-_CHOICES = {"prior": "diffusion", "candidates": 2}
+_PRIORS = {"diffusion": "prior", "ar": "ar_prior", "none": None}  # stage by the setting `prior`
 
 
-def build(
-    config,
-    spec: ImageSpec,
-    clip: Part | None = None,
-    decoder: Part | None = None,
-    prior: Part | None = None,
-    ar_prior: Part | None = None,
-    pca: Part | None = None,
-    upsampler: Part | None = None,
-    upsampler_2: Part | None = None,
-) -> System:
-    """The chain of trained stages. Raises UserError where one is missing or they do not fit."""
-    for name, part, file in (("clip", clip, "clip_shapes"), ("decoder", decoder, "unclip_decoder")):
-        if part is None:
-            raise pipeline.missing("unclip", name, file)
-    parts = {"clip": clip, "decoder": decoder, "prior": prior, "ar_prior": ar_prior, "pca": pca}
-    parts |= {"upsampler": upsampler, "upsampler_2": upsampler_2}
-    systems = {name: part[0] for name, part in parts.items() if part}
-    upsamplers, gives = pipeline.upsamplers_of(systems, decoder[0].gives)
-    about = described(clip[0].clip, clip[1])
-    _check_embeddings(systems, about.dimensions)
-    text = pipeline.text_of(systems)
-    make = pipeline.make_planner(
-        {name: part for name, part in parts.items() if name not in ("clip", "pca")},
-        "decoder",
-        _CHOICES,
-        lambda name, chosen: name in _PRIORS.values() and name != _PRIORS[chosen["prior"]],
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unclip(Pipeline, ImageManipulation):
+    """The pipeline of unCLIP.
 
-    def plan(sampler_config, capacity=None, **overrides) -> ChainPlan:
-        chosen = overrides.get("prior", sampler_config.get("prior", _CHOICES["prior"]))
-        if chosen not in _PRIORS:
-            raise unknown("prior", chosen, _PRIORS)
-        if _PRIORS[chosen] not in (None, *systems):
-            raise pipeline.missing(f"unclip with prior={chosen}", _PRIORS[chosen], f"unclip_{_PRIORS[chosen]}")
-        made = make(sampler_config, capacity, **overrides)
-        if made["candidates"] < 1:
-            raise UserError(f"candidates={made['candidates']}: the prior draws at least one embedding")
-        return made
+    Its own settings: `prior` is "diffusion", "ar" (over codes of principal components) or "none" (the caption's
+    embedding is decoded, section 5.1). `candidates` is the number of embeddings that the prior samples; the one most
+    similar to the caption's is decoded (section 2.2).
 
-    def clip_of(variables):
-        return clip[0].clip(variables["frozen"]["clip"])
+    Attributes:
+      contrastive: the CLIP.
+      has_pca: whether the pipeline has principal components of the CLIP's embeddings.
+    """
 
-    def embedding(variables, keys, condition, plan):
-        """Of the picture to be drawn."""
-        if "image_embedding" in condition:
-            return condition["image_embedding"]
-        if "original" in condition:
-            return clip_of(variables).embed_images(condition["original"])
-        towards = clip_of(variables).embed_texts(condition["tokens"])
-        stage = _PRIORS[plan["prior"]]
+    contrastive: ContrastiveModel
+    has_pca: bool = False
+
+    stage_names = ("decoder", "prior", "ar_prior", "upsampler", "upsampler_2")
+    main_stage = "decoder"
+    option_defaults = {"prior": "diffusion", "candidates": 2}
+
+    def is_used(self, stage: str, options: Mapping[str, Any]) -> bool:
+        return stage not in _PRIORS.values() or stage == _PRIORS[options["prior"]]
+
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> PipelineSettings:
+        prior = overrides.get("prior", sampler_config.get("prior", self.option_defaults["prior"]))
+        if prior not in _PRIORS:
+            raise unknown("prior", prior, _PRIORS)
+        stage = _PRIORS[prior]
+        if stage is not None and stage not in self.stages:
+            raise missing_stage_error(f"system=unclip with prior={prior}", stage, f"unclip_{stage}")
+        settings = super().make_settings(sampler_config, capacity, **overrides)
+        if settings["candidates"] < 1:
+            raise UserError(f"candidates={settings['candidates']}: must be at least 1; raise it")
+        return settings
+
+    def sample(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: PipelineSettings
+    ) -> Images:
+        """Samples images. With "image_embedding" or "original" in `conditions` the prior is not used."""
+        prior_keys, decoder_keys = split_each(fold_in_each(keys, FIRST_STAGE_FOLD))
+        decoder_conditions = select(conditions, "tokens", "latent", "image", "mask")
+        decoder_conditions["image_embedding"] = self._image_embedding(variables, prior_keys, conditions, settings)
+        image = self.sample_stage("decoder", variables, decoder_keys, decoder_conditions, settings)
+        return self.upsample(variables, keys, conditions, image, settings)
+
+    def _image_embedding(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: PipelineSettings
+    ) -> Embeddings:
+        """Returns the embedding to decode."""
+        if "image_embedding" in conditions:
+            return conditions["image_embedding"]
+        if "original" in conditions:
+            return self.embed(variables, conditions["original"])
+        text_embeddings = self.embed_texts(variables, conditions["tokens"])
+        stage = _PRIORS[settings["prior"]]
         if stage is None:
-            return towards
-        asked = pipeline.only(condition, "tokens")
-        drawn = jnp.stack(
+            return text_embeddings
+        prior_conditions = select(conditions, "tokens")
+        candidates = jnp.stack(
             [
-                systems[stage].sample(variables["frozen"][stage], sampling.fold_in(keys, k), asked, plan.stages[stage])
-                for k in range(plan["candidates"])
+                self.sample_stage(stage, variables, fold_in_each(keys, k), prior_conditions, settings)
+                for k in range(settings["candidates"])
             ],
             axis=1,
         )
-        best = jnp.argmax(jnp.einsum("bkd,bd->bk", drawn, towards), axis=1)
-        return jnp.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
+        best = jnp.argmax(jnp.einsum("bkd,bd->bk", candidates, text_embeddings), axis=1)
+        return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 
-    def sample(variables, keys, condition, plan: ChainPlan):
-        prior_keys, decoder_keys = sampling.split(sampling.fold_in(keys, 2**16))
-        told = pipeline.only(condition, "tokens", "latent", "image", "mask")
-        told["image_embedding"] = embedding(variables, prior_keys, condition, plan)
-        image = decoder[0].sample(variables["frozen"]["decoder"], decoder_keys, told, plan.stages["decoder"])
-        return pipeline.enlarge(upsamplers, variables, keys, pipeline.without_edits(condition), image, plan)
+    def _clip(self, variables: Variables) -> Clip:
+        return self.contrastive.clip(variables["frozen"]["clip"])
 
-    def invert(variables, images, condition, plan: ChainPlan):
-        return encode(decoder[0].model(variables["frozen"]["decoder"], condition), images, plan.stages["decoder"])
+    def embed(self, variables: Variables, images: Images) -> Embeddings:
+        return self._clip(variables).embed_images(images)
 
-    manipulate = Manipulations(
-        embed=lambda variables, images: clip_of(variables).embed_images(images),
-        embed_texts=lambda variables, tokens: clip_of(variables).embed_texts(tokens),
-        invert=invert,
-        project=_project if pca else None,
+    def embed_texts(self, variables: Variables, tokens: Tokens) -> Embeddings:
+        return self._clip(variables).embed_texts(tokens)
+
+    def invert(
+        self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: PipelineSettings
+    ) -> Array:
+        decoder = self.stages["decoder"].model.bind(variables["frozen"]["decoder"], conditions)
+        return decoder.invert(images, settings.stages["decoder"])
+
+    @property
+    def project(self) -> Callable[[Variables, Embeddings, Array], Embeddings] | None:
+        return _project if self.has_pca else None
+
+
+def build(
+    config: ConfigDict,
+    spec: ImageSpec,
+    clip: tuple[ContrastiveModel, Variables] | None = None,
+    decoder: TrainedStage | None = None,
+    prior: TrainedStage | None = None,
+    ar_prior: TrainedStage | None = None,
+    pca: TrainedStage | None = None,
+    upsampler: TrainedStage | None = None,
+    upsampler_2: TrainedStage | None = None,
+) -> Unclip:
+    """Builds the pipeline of trained stages.
+
+    Raises:
+      UserError: a missing stage, or stages that do not fit.
+    """
+    if clip is None:
+        raise missing_stage_error("system=unclip", "clip", "clip_shapes")
+    if decoder is None:
+        raise missing_stage_error("system=unclip", "decoder", "unclip_decoder")
+    stages = present(decoder=decoder, prior=prior, ar_prior=ar_prior, upsampler=upsampler, upsampler_2=upsampler_2)
+    parts = {"clip": clip, **stages, **present(pca=pca)}
+    models = {name: part[0] for name, part in parts.items()}
+    output_size = upsampled_size(stages, decoder.model.output_size)
+    _check_embeddings(models, abstract_value(clip[0].clip, clip[1]).dimensions)
+    return Unclip(
+        stages=stages,
+        contrastive=clip[0],
+        has_pca=pca is not None,
+        text=shared_text(models),
+        frozen=frozen_variables(parts),
+        output_size=output_size,
     )
-    return pipeline.make_chain(parts, plan, sample, text, gives=gives, manipulate=manipulate)
 
 
-def _project(variables, embeddings, count):
-    return pca.projected(variables["frozen"]["pca"]["seen"], embeddings, count)
+def _project(variables: Variables, embeddings: Embeddings, count: Array) -> Embeddings:
+    return components.project(variables["frozen"]["pca"]["statistics"], embeddings, count)
 
 
-def _check_embeddings(systems: dict[str, System], dimensions: int) -> None:
-    """Raises UserError where a stage is of embeddings of another size than the CLIP's."""
-    if "image_embedding" not in systems["decoder"].takes:
-        raise UserError("decoder is told no CLIP embedding: its config has no conditions.image_embedding")
-    sizes = {"decoder": systems["decoder"].takes["image_embedding"]}
-    sizes |= {name: systems[name].gives for name in ("prior", "ar_prior", "pca") if name in systems}
+def _check_embeddings(models: Mapping[str, Any], dimensions: int) -> None:
+    """Raises UserError for a stage with embeddings of another dimension than the CLIP's."""
+    if "image_embedding" not in models["decoder"].required_inputs:
+        raise UserError(
+            "decoder: must be conditioned on CLIP embeddings; its config must have conditions.image_embedding"
+        )
+    sizes = {"decoder": models["decoder"].required_inputs["image_embedding"]}
+    sizes |= {name: models[name].output_size for name in ("prior", "ar_prior", "pca") if name in models}
     for name, size in sizes.items():
         if size != dimensions:
             raise UserError(
-                f"{name} is of embeddings of {size} values, and clip makes {dimensions}: train both on one CLIP"
+                f"{name}: has embeddings of {size} values, and clip has {dimensions}; train both with one CLIP"
             )

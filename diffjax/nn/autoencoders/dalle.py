@@ -1,4 +1,4 @@
-"""DALL-E's discrete VAE: residual bottlenecks in groups, of doubling width (Ramesh et al. 2021, appendix A.1)."""
+"""Networks of DALL-E's discrete VAE: groups of residual bottlenecks (Ramesh et al. 2021, appendix A.1)."""
 
 from functools import partial
 
@@ -9,24 +9,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.autoencoders import check_sides
-from diffjax.nn.layers import Conv, Dense, nearest
+from diffjax.nn.layers import Conv, Dense, upsample_nearest
 from diffjax.typing import Images, Latents, PRNGKeys
 
 
 class Bottleneck(nn.Module):
-    """Add to x, or to its 1x1 convolution where the width changes, `gain` times four of ReLU and convolution.
+    """Residual block of four times ReLU and convolution; all but the last have a quarter of the `features`.
 
-    `kernels` are the convolutions' sides; all but the last have a quarter of the `features`.
+    The skip connection is a 1x1 convolution where the number of channels changes.
     """
 
-    features: int
-    gain: float
-    kernels: tuple[int, ...] = (3, 3, 3, 1)
+    features: int  # output channels
+    gain: float  # factor on the residual branch
+    kernels: tuple[int, ...] = (3, 3, 3, 1)  # sides of the convolution kernels
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+        """Returns features [B, H, W, features]."""
         h, computed = x, {"initializer": self.initializer, "dtype": self.dtype}
         for i, kernel in enumerate(self.kernels):
             width = self.features // 4 if i < len(self.kernels) - 1 else self.features
@@ -38,25 +39,28 @@ class Bottleneck(nn.Module):
 
 
 class _Network(nn.Module):
-    """What the encoder and the decoder share. There is no dropout: `dropout_keys` are taken and not used."""
+    """Base class of the encoder and the decoder. It has no dropout: `dropout_keys` are ignored."""
 
-    outputs: int
-    channels: int = 256  # width of the finest group, a multiple of 4; it doubles with every halving
-    groups: int = 4
-    blocks: int = 2  # a group
+    outputs: int  # output channels
+    channels: int = 256  # width of the finest group, a multiple of 4; doubled per halving
+    groups: int = 4  # number of resolutions
+    blocks: int = 2  # blocks per group
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
     @property
     def factor(self) -> int:
+        """Ratio of image side to latent side."""
         return 2 ** (self.groups - 1)
 
     def _check(self):
         if self.channels % 4:
-            raise ValueError(f"channels is {self.channels}: a multiple of 4, as bottlenecks are a quarter as wide")
+            raise ValueError(
+                f"channels={self.channels}: must be a multiple of 4, for bottlenecks of a quarter the width"
+            )
 
     def _group(self, h, level, kernels):
-        """The blocks of a `level`, 0 the finest."""
+        """Applies the blocks of a level; 0 is the finest."""
         gain = 1 / (self.groups * self.blocks) ** 2
         for i in range(self.blocks):
             width, name = self.channels * 2**level, f"group_{level}_block_{i}"
@@ -68,13 +72,21 @@ class _Network(nn.Module):
 
 
 class Encoder(_Network):
-    """From a picture to the logits of codes; the published one has 8192 and sees pixels mapped to [0.1, 0.9]."""
+    """Maps images to logits of codebook entries; 8192 entries and pixels mapped to [0.1, 0.9] as published."""
 
     @nn.compact
     def __call__(self, x: Images, dropout_keys: PRNGKeys | None = None) -> Latents:
-        """Return float32 [B, H / factor, W / factor, outputs].
+        """Computes logits per position.
 
-        Raises ValueError unless `factor` divides both sides and 4 divides `channels`.
+        Args:
+          x: images [B, H, W, C].
+          dropout_keys: ignored.
+
+        Returns:
+          Logits, float32 [B, H / factor, W / factor, outputs].
+
+        Raises:
+          ValueError: `factor` does not divide the sides, or 4 does not divide `channels`.
         """
         self._check()
         check_sides(x, self.factor)
@@ -85,18 +97,30 @@ class Encoder(_Network):
 
 
 class Decoder(_Network):
-    """From (relaxed) one-hot codes or their vectors to a picture; the published one gives two values a channel.
+    """Maps relaxed one-hot codes, or codebook entries, to images.
 
-    They are the location and log-scale of a logit-Laplace distribution (appendix A.3): `outputs` is 6.
+    The published network has 6 `outputs`, location and log scale of a logit-Laplace distribution per colour channel
+    (appendix A.3).
     """
 
-    input_channels: int = 128  # of the 1x1 convolution that comes first, 0: none
+    input_channels: int = 128  # channels of the first 1x1 convolution
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w D"], dropout_keys: PRNGKeys | None = None) -> Images:
-        """Return float32 [B, h * factor, w * factor, outputs]. Raises ValueError unless 4 divides `channels`."""
+        """Computes images.
+
+        Args:
+          z: codes [B, h, w, D].
+          dropout_keys: ignored.
+
+        Returns:
+          float32 [B, h * factor, w * factor, outputs].
+
+        Raises:
+          ValueError: 4 does not divide `channels`.
+        """
         self._check()
         h = Dense(self.input_channels, self.initializer, name="conv_in")(z)  # float32 in the published code too
         for level in reversed(range(self.groups)):
-            h = self._group(h if level == self.groups - 1 else nearest(h), level, (1, 3, 3, 3))
+            h = self._group(h if level == self.groups - 1 else upsample_nearest(h), level, (1, 3, 3, 3))
         return self._head(h)

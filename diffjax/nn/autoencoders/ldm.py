@@ -1,4 +1,4 @@
-"""Latent diffusion's first stage (Rombach et al. 2022, appendix G), which is VQGAN's (Esser et al. 2021, table 7)."""
+"""Autoencoder networks of latent diffusion (Rombach et al. 2022, appendix G) and VQGAN (Esser et al. 2021, table 7)."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,29 @@ from jaxtyping import Float
 
 from diffjax.nn.attention import AttentionBlock
 from diffjax.nn.autoencoders import check_sides
-from diffjax.nn.layers import Conv, Downsample, GroupNorm, Upsample
+from diffjax.nn.layers import Conv, Downsample, GroupNorm, Upsample, check_dropout
 from diffjax.nn.resblock import ResBlock
 from diffjax.typing import Images, Latents, PRNGKeys
 
 
 class _Network(nn.Module):
-    """What the encoder and the decoder share."""
+    """Base class of the encoder and the decoder."""
 
-    outputs: int  # of the encoder: twice the latent's channels for a Gaussian
-    channels: int = 128
-    multipliers: Sequence[int] = (1, 2, 4)  # width of each level, finest first, in units of `channels`
-    blocks: int = 2  # residual blocks a level of the encoder; the decoder has one more
-    attention_resolutions: Sequence[int] = ()  # heights of the feature maps that attend
+    outputs: int  # output channels; encoder of a Gaussian: twice the latent channels
+    channels: int = 128  # base width
+    multipliers: Sequence[int] = (1, 2, 4)  # width of each level in units of `channels`, the finest first
+    blocks: int = 2  # residual blocks per level of the encoder; the decoder has one more
+    attention_resolutions: Sequence[int] = ()  # heights of the feature maps with attention
     middle_attention: bool = True
-    dropout: float = 0.0
-    norm_groups: int = 32
-    norm_min_channels: int = 0  # least channels of a group; 0: exactly `norm_groups` groups: see layers.num_groups
+    dropout: float = 0.0  # rate
+    norm_groups: int = 32  # groups per group norm
+    norm_min_channels: int = 0  # minimum channels per group; 0: exactly `norm_groups` groups (layers.num_groups)
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
     @property
     def factor(self) -> int:
+        """Ratio of image side to latent side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -63,27 +64,35 @@ class _Network(nn.Module):
         return self._block(h, -1, "middle_block_1", dropout_keys)
 
     def _head(self, h):
-        h = nn.silu(GroupNorm(**self._normed, name="norm_out")(h))
+        norm = GroupNorm(self.norm_groups, min_channels=self.norm_min_channels, name="norm_out")
+        h = nn.silu(norm(h))
         return Conv(self.outputs, initializer=self.initializer, name="conv_out")(h)
 
-    def _check(self, height):
-        """Raise ValueError for what would otherwise fail late or be ignored; `height` is the picture's."""
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: a rate from 0 up to, but not, 1")
+    def _check(self, height: int) -> None:
+        """Raises ValueError for settings that would fail later or be ignored; `height` is that of the image."""
+        check_dropout(self.dropout)
         heights = [height >> level for level in range(len(self.multipliers))]
         if set(self.attention_resolutions) - set(heights):
-            raise ValueError(f"attention_resolutions {tuple(self.attention_resolutions)} are not all among {heights}")
+            raise ValueError(f"attention_resolutions={tuple(self.attention_resolutions)}: must be among {heights}")
 
 
 class Encoder(_Network):
-    """From a picture to a latent, or to the mean and log-variance of one, side by side."""
+    """Maps images to latents, or to their means and log variances, concatenated over channels."""
 
     @nn.compact
     def __call__(self, x: Images, dropout_keys: PRNGKeys | None = None) -> Latents:
-        """Return float32 [B, H / factor, W / factor, outputs]; `x` in [-1, 1]. `dropout_keys` None: no dropout.
+        """Computes latents.
 
-        Raises ValueError for sides that are no multiples of `factor`, for an attention resolution that no feature map
-        has, and for a bad rate of dropout.
+        Args:
+          x: images [B, H, W, C] in [-1, 1].
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          float32 [B, H / factor, W / factor, outputs].
+
+        Raises:
+          ValueError: `factor` does not divide the sides, no feature map has an attention resolution, or a dropout rate
+            outside [0, 1).
         """
         check_sides(x, self.factor)
         self._check(x.shape[1])
@@ -96,13 +105,21 @@ class Encoder(_Network):
 
 
 class Decoder(_Network):
-    """From a latent back to a picture."""
+    """Maps latents to images."""
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w D"], dropout_keys: PRNGKeys | None = None) -> Images:
-        """Return float32 [B, h * factor, w * factor, outputs]. `dropout_keys` None: no dropout.
+        """Computes images.
 
-        Raises ValueError for an attention resolution that no feature map has, and for a bad rate of dropout.
+        Args:
+          z: latents [B, h, w, D].
+          dropout_keys: one key per example; None: no dropout.
+
+        Returns:
+          float32 [B, h * factor, w * factor, outputs].
+
+        Raises:
+          ValueError: no feature map has an attention resolution, or a dropout rate outside [0, 1).
         """
         self._check(z.shape[1] * self.factor)
         h = self._layer(Conv, self.channels * self.multipliers[-1], name="conv_in")(z)

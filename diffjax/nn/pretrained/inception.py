@@ -1,9 +1,9 @@
-"""The InceptionV3 (Szegedy et al. 2015) of the Frechet inception distance (Heusel et al. 2017): features of images.
+"""InceptionV3 (Szegedy et al. 2015) of the Frechet inception distance (Heusel et al. 2017), a frozen feature network.
 
-It is TensorFlow's graph `inception-2015-12-05` of 1008 outputs, as pytorch-fid converted it to PyTorch. It differs from
-torchvision's InceptionV3 in its weights, in average pools that do not count padding, and in a max pool where the last
-block should have an average. Batch norm is folded into the convolutions, for the network is not trained here.
-Everything is computed in float32 on any device, so that a distance does not depend on where it was measured.
+It is TensorFlow's graph `inception-2015-12-05` with 1008 outputs, converted to PyTorch by pytorch-fid. It differs from
+torchvision's InceptionV3 in its weights, in average pools that exclude padding, and in the last block's pool, a max
+pool instead of an average pool. Batch norm is folded into the convolutions, because the network is not trained. The
+computation is float32 at full precision, so that a distance does not depend on the device.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,22 @@ WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 
-Params = Mapping[str, Mapping[str, np.ndarray]]  # of each convolution by its name in the file, and of "fc"
+Params = Mapping[str, Mapping[str, np.ndarray]]  # kernel and bias per convolution, by its name in the file; and "fc"
 
 
 class Features(NamedTuple):
-    """What measures of samples are made of."""
+    """Features of images for FID, sFID and inception score."""
 
-    pooled: Float[Array, "B 2048"]  # at least 0; op "pool_3"
-    # Of sFID (Nash et al. 2021) as Dhariwal & Nichol 2021's evaluator has it: 17 rows, 17 columns, the first 7 channels
-    # of op "mixed_6/conv:0". That is the 1x1 branch of the third block of 17x17, after its ReLU: Mixed_6d.branch1x1.
+    pooled: Float[Array, "B 2048"]  # non-negative; op "pool_3"
+    # For sFID (Nash et al. 2021), as in the evaluator of Dhariwal & Nichol 2021: 17 rows, 17 columns, first 7 channels
+    # of op "mixed_6/conv:0", the 1x1 branch of the third 17x17 block after its ReLU (Mixed_6d.branch1x1).
     spatial: Float[Array, "B 2023"]
-    # Without the last layer's bias, as Salimans et al. 2016's inception score and the evaluator have them.
+    # Without the bias of the last layer, as in the inception score of Salimans et al. 2016 and the evaluator.
     logits: Float[Array, "B 1008"]
 
 
 class _Conv(NamedTuple):
-    """A convolution, batch norm, ReLU."""
+    """Convolution, batch norm and ReLU."""
 
     name: str
     width: int
@@ -51,8 +51,8 @@ def _shrink(name: str, width: int) -> _Conv:
     return _Conv(name, width, (3, 3), 2, "VALID")
 
 
-# What a branch is made of, one after the other: convolutions, pools by name, pairs of convolutions side by side. What
-# the branches of a block give is concatenated. Block and convolution together are a name in the file.
+# A branch is a sequence of convolutions, pools by name, and pairs of parallel convolutions. The outputs of a block's
+# branches are concatenated. The name of a convolution in the file is the block's name and its own.
 _Branch = tuple[_Conv | str | tuple[_Conv, _Conv], ...]
 
 
@@ -139,12 +139,12 @@ _EPSILON = 1e-3
 
 
 def load(path: str | Path) -> Params:
-    """The parameters, NumPy float32, from the file that WEIGHTS_URL names.
+    """Loads the parameters, NumPy float32, from the file at WEIGHTS_URL.
 
     Raises:
       UserError: the file cannot be read, or its tensors are not exactly those of the network.
     """
-    weights = Weights(path, "FID's InceptionV3", source=f"it is at {WEIGHTS_URL}")
+    weights = Weights(path, "FID's InceptionV3", source=f"download {WEIGHTS_URL}")
 
     def folded(name: str, conv: _Conv, inputs: int) -> dict[str, np.ndarray]:
         shape = conv.width, inputs, *conv.kernel
@@ -156,23 +156,25 @@ def load(path: str | Path) -> Params:
         for branch in branches:
             inside = width
             for step in branch:
-                if step not in _POOLS:
-                    convs = _side_by_side(step)
+                if not isinstance(step, str):
+                    convs = _parallel(step)
                     params |= {block + conv.name: folded(block + conv.name, conv, inside) for conv in convs}
                     inside = sum(conv.width for conv in convs)
             widths.append(inside)
         width = sum(widths)
-    params["fc"] = {"kernel": weights.take("fc.weight", _CLASSES, width).T.astype(np.float32)}
-    weights.take("fc.bias", _CLASSES)  # not used
-    weights.done(but=["num_batches_tracked"])
+    params["fc"] = {"kernel": weights.pop("fc.weight", _CLASSES, width).T.astype(np.float32)}
+    weights.pop("fc.bias", _CLASSES)  # not used
+    weights.assert_empty(ignored=["num_batches_tracked"])
     return params
 
 
 def resize(images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"]) -> Float[Array, "B 299 299 C"]:
-    """To the network's size, as TensorFlow 1's ResizeBilinear does with align_corners=False: float32, not rounded.
+    """Resizes images to 299x299 as TensorFlow 1's ResizeBilinear with align_corners=False: float32, not rounded.
 
-    Pixel i is taken at i * size / 299, without the half pixel that others add, and nothing is averaged over where the
-    image shrinks. The original graph does so, and distances as published depend on it (Parmar et al. 2022).
+    Pixel i is sampled at i * size / 299, without the usual half-pixel offset and without antialiasing. This is part of
+    the original graph, and published distances depend on it.
+
+    Reference: Parmar et al. 2022, section 3.
     """
     x = jnp.asarray(images, jnp.float32)
     for axis in (2, 1):
@@ -187,14 +189,20 @@ def resize(images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"]) -> Float[A
 
 
 def features(params: Params, images: UInt8[Array, "B H W c"]) -> Features:
-    """Of images of any size, RGB or grey (c = 1: as RGB of three equal channels). They are resized here.
+    """Computes features of images.
 
-    Raises ValueError for images that are not uint8 of 1 or 3 channels.
+    Args:
+      params: parameters from `load`.
+      images: uint8 [B, H, W, c] of any size, RGB (c = 3) or grey (c = 1, repeated to three channels); resized here.
+
+    Raises:
+      ValueError: images are not uint8, or have another number of channels.
     """
     if images.dtype != jnp.uint8 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images of 1 or 3 channels and uint8 are needed, not {images.dtype}{images.shape}")
+        raise ValueError(f"images: must be uint8 with 1 or 3 channels, not {images.dtype}{images.shape}")
     x = (resize(images) - 128) / 128
     x = x.repeat(3, axis=-1) if x.shape[-1] == 1 else x
+    spatial = x
     for block, branches in _BLOCKS.items():
         x = jnp.concatenate([_branch(params, block, branch, x) for branch in branches], axis=-1)
         if block == "Mixed_6d.":
@@ -203,22 +211,27 @@ def features(params: Params, images: UInt8[Array, "B H W c"]) -> Features:
     return Features(pooled, spatial, jnp.matmul(pooled, params["fc"]["kernel"], precision=lax.Precision.HIGHEST))
 
 
-def _side_by_side(step: _Conv | tuple[_Conv, _Conv]) -> tuple[_Conv, ...]:
+def _parallel(step: _Conv | tuple[_Conv, _Conv]) -> tuple[_Conv, ...]:
     return (step,) if isinstance(step, _Conv) else step
 
 
 def _branch(params: Params, block: str, branch: _Branch, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
     for step in branch:
-        if step in _POOLS:
+        if isinstance(step, str):
             x = _POOLS[step](x)
         else:
-            x = jnp.concatenate([_conv(params[block + conv.name], conv, x) for conv in _side_by_side(step)], axis=-1)
+            x = jnp.concatenate([_conv(params[block + conv.name], conv, x) for conv in _parallel(step)], axis=-1)
     return x
 
 
-def _conv(params: Mapping[str, Array], conv: _Conv, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+def _conv(params: Mapping[str, np.ndarray], conv: _Conv, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
     stride, layout = (conv.stride, conv.stride), ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(
-        x, params["kernel"], stride, conv.padding, dimension_numbers=layout, precision=lax.Precision.HIGHEST
+        x,
+        jnp.asarray(params["kernel"]),
+        stride,
+        conv.padding,
+        dimension_numbers=layout,
+        precision=lax.Precision.HIGHEST,
     )
     return jax.nn.relu(y + params["bias"][None, None, None, :])

@@ -1,5 +1,6 @@
-"""LPIPS 0.1 (Zhang et al. 2018): a distance between images in the features of AlexNet or VGG16, their channels weighted
-by what people judged. Papers report the one of AlexNet; that of VGG16 is the common loss.
+"""LPIPS 0.1 (Zhang et al. 2018): perceptual distance in the features of AlexNet or VGG16.
+
+The channel weights were fitted to human judgements. AlexNet is common in evaluations, VGG16 as a training loss.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from diffjax.nn import perceptual
 from diffjax.nn.pretrained.checkpoint_reader import Weights
 from diffjax.typing import Images
 
-# Where the files are: torchvision's of the network, and that of the channels' weights.
+# Sources of the files: the backbone, by torchvision, and the channel weights.
 WEIGHTS = {
     "alex": (
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -34,14 +35,14 @@ Params = Mapping[str, Any]  # {"alex" or "vgg": [{"kernel", "bias"}], "weights":
 
 
 class _Stage(NamedTuple):
-    """What leads from one map to the next: a max pool of stride 2, convolutions with a ReLU after each."""
+    """Layers between two feature maps: a max pool of stride 2, then convolutions with ReLU."""
 
-    convs: tuple[int, ...]  # their places in torchvision's `features`
-    width: int
-    kernel: int = 3
+    convs: tuple[int, ...]  # indices of the convolutions in torchvision's `features`
+    width: int  # output channels
+    kernel: int = 3  # side of the kernels
     stride: int = 1
     padding: int = 1
-    pool: int = 0  # its side; 0: none
+    pool: int = 0  # side of the pool; 0: no pool
 
 
 _NETWORKS = {
@@ -60,57 +61,69 @@ _NETWORKS = {
         _Stage((24, 26, 28), 512, pool=2),
     ),
 }
-# Of ImageNet's channels in [-1, 1], as LPIPS rounds them.
+# ImageNet's mean and standard deviation per channel in [-1, 1], rounded as in LPIPS.
 _MEAN = np.array([-0.030, -0.088, -0.188], np.float32)
 _DEVIATION = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 def load(backbone_path: str | Path, linear_path: str | Path) -> Params:
-    """The parameters, NumPy float32, from the two files of a network; which it is, the first one's tensors tell.
+    """Loads the parameters, NumPy float32, of AlexNet or VGG16, depending on the first tensor of the backbone.
+
+    Args:
+      backbone_path: file of the backbone, by torchvision.
+      linear_path: file of the channel weights, from the package lpips.
 
     Raises:
-      UserError: a file cannot be read, or its tensors are not those of such a network; it says where to get the file.
+      UserError: a file cannot be read, or its tensors are not those of the network; the message has the file's source.
     """
     sources = " or ".join(backbone for backbone, _ in WEIGHTS.values())
-    weights = Weights(backbone_path, sources, source=f"LPIPS needs {sources}")
+    weights = Weights(backbone_path, sources, source=f"LPIPS requires {sources}")
     first = "features.0.weight"
     shapes = {name: (stages[0].width, 3, stages[0].kernel, stages[0].kernel) for name, stages in _NETWORKS.items()}
     name = next((name for name, shape in shapes.items() if weights.shape(first) == shape), None)
     if name is None:
-        raise UserError(f"{backbone_path} is neither torchvision's AlexNet nor its VGG16: it has another {first}")
+        raise UserError(f"{backbone_path} is neither torchvision's AlexNet nor its VGG16: {first} has another shape")
     weights.network, stages = WEIGHTS[name][0], _NETWORKS[name]
     convs, inputs = [], 3
     for stage in stages:
         for i in stage.convs:
-            kernel = weights.take(f"features.{i}.weight", stage.width, inputs, stage.kernel, stage.kernel)
-            bias = weights.take(f"features.{i}.bias", stage.width)
+            kernel = weights.pop(f"features.{i}.weight", stage.width, inputs, stage.kernel, stage.kernel)
+            bias = weights.pop(f"features.{i}.bias", stage.width)
             convs.append({"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias})
             inputs = stage.width
-    weights.done(but=["classifier."])
+    weights.assert_empty(ignored=["classifier."])
 
     linear = WEIGHTS[name][1]
-    weights = Weights(linear_path, linear, source=f"LPIPS needs {linear}")
-    rows = [weights.take(f"lin{i}.model.1.weight", 1, stage.width, 1, 1) for i, stage in enumerate(stages)]
-    weights.done()
+    weights = Weights(linear_path, linear, source=f"LPIPS requires {linear}")
+    rows = [weights.pop(f"lin{i}.model.1.weight", 1, stage.width, 1, 1) for i, stage in enumerate(stages)]
+    weights.assert_empty()
     params = {name: convs, "weights": [row.transpose(0, 2, 3, 1) for row in rows]}
     return jax.tree.map(lambda tensor: tensor.astype(np.float32), params)
 
 
 def distance(params: Params, a: Images, b: Images) -> Float[Array, "B"]:
-    """Zhang et al. 2018, eq. 1, of images in [-1, 1] and of 1 channel (grey), 3, or 4 (RGBA, put on white).
+    """Computes LPIPS per example, at the images' own size.
 
-    They are compared at the size they have, which the distance depends on.
+    Args:
+      params: parameters from `load`.
+      a: images [B, H, W, C] in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGBA, composited onto white) channels.
+      b: images of the shape of `a`.
 
-    Raises ValueError for images of different shapes, for other numbers of channels, and where a side is too small for
-    the network: below 31 (AlexNet) or 16 (VGG16).
+    Returns:
+      Distances, float32 [B], at least 0.
+
+    Raises:
+      ValueError: images of different shapes, another number of channels, or a side below 31 (AlexNet) or 16 (VGG16).
+
+    Reference: Zhang et al. 2018, eq. 1.
     """
     (name,) = params.keys() & _NETWORKS.keys()
     features = partial(_features, _NETWORKS[name], params[name])
-    return perceptual.distance(features, a, b, weights=params["weights"], smallest=1)
+    return perceptual.distance(features, a, b, weights=params["weights"], min_side=1)
 
 
-def _least_side(stages: tuple[_Stage, ...]) -> int:
-    """Of images whose last map has one position."""
+def _min_side(stages: tuple[_Stage, ...]) -> int:
+    """Returns the side of images whose last map has one position."""
     side = 1
     for stage in reversed(stages):
         for _ in stage.convs:
@@ -123,10 +136,10 @@ def _least_side(stages: tuple[_Stage, ...]) -> int:
 def _features(
     stages: tuple[_Stage, ...], convs: list[Mapping[str, Array]], x: Float[Array, "B H W 3"]
 ) -> tuple[Float[Array, "B h w c"], ...]:
-    """The last map of each stage."""
-    least = _least_side(stages)
-    if min(x.shape[1:3]) < least:
-        raise ValueError(f"LPIPS needs sides of at least {least}, not {x.shape[1]}x{x.shape[2]}")
+    """Returns the last feature map of each stage."""
+    min_side = _min_side(stages)
+    if min(x.shape[1:3]) < min_side:
+        raise ValueError(f"LPIPS requires sides of at least {min_side}, not {x.shape[1]}x{x.shape[2]}")
     x = (x - _MEAN[None, None, None, :]) / _DEVIATION[None, None, None, :]
     maps, remaining, layout = [], iter(convs), ("NHWC", "HWIO", "NHWC")
     for stage in stages:
@@ -135,7 +148,7 @@ def _features(
         padding = [(stage.padding, stage.padding)] * 2
         for _ in stage.convs:
             conv, strides = next(remaining), (stage.stride, stage.stride)
-            # In float32 on any device, as a published number is.
+            # float32 on every device, as in published results
             x = lax.conv_general_dilated(
                 x, conv["kernel"], strides, padding, dimension_numbers=layout, precision=lax.Precision.HIGHEST
             )

@@ -1,10 +1,10 @@
-"""The tensors of a PyTorch checkpoint, read without PyTorch and without running what the file says.
+"""Reads the tensors of a PyTorch checkpoint without PyTorch and without executing code from the file.
 
-A checkpoint is a pickle that describes the tensors, and the storages (flat runs of numbers) that they are views of.
-`torch.save` has put both into a zip archive since PyTorch 1.6, and one after the other into a plain file before.
+A checkpoint is a pickle that describes tensors, and the storages (flat arrays of numbers) of which they are views.
+Since PyTorch 1.6, `torch.save` writes both into a zip archive; before, it wrote them one after the other.
 
-The pickle is interpreted here, opcode by opcode, into dictionaries, lists, scalars and descriptions of tensors: nothing
-is imported or called. Time and memory are linear in the size of the file, whatever it says.
+The pickle is interpreted here, opcode by opcode, into dictionaries, lists, scalars and descriptions of tensors. Nothing
+is imported or called. Time and memory are linear in the size of the file for any content.
 """
 
 import io as bytes_io
@@ -14,7 +14,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -35,8 +35,8 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _PLAIN_MAGIC, _PLAIN_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_REUSE = 8  # times that tensors may repeat the bytes of the file, as tied weights do
-_NAME_SHARE = 16  # characters of all names per byte of the pickle
+_REUSE = 8  # maximum total size of tensors in units of the file size; tied weights repeat their storage
+_NAME_SHARE = 16  # maximum characters of all names per byte of the pickle
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),
     *("SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
@@ -69,7 +69,7 @@ class _Tensor(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What the pickle could import. It is compared with the names that are known, and never looked up."""
+    """Name of a global in the pickle; compared with the known names, never imported."""
 
     module: str
     attribute: str
@@ -81,13 +81,13 @@ _MARK = _Name("", "")
 
 
 class _Pickle:
-    """Interprets one pickle after another from a file of `limit` bytes."""
+    """Interprets successive pickles in a file of `limit` bytes."""
 
     def __init__(self, file: BinaryIO, limit: int):
         self._file, self._limit = file, limit
         self.storages: dict[str, _Storage] = {}
 
-    # --- the file that pickletools reads from: it asks for as many bytes as the pickle says ---
+    # --- file interface for pickletools, whose requested sizes come from the pickle and may be too large ---
 
     def read(self, count: int) -> bytes:
         return self._file.read(min(count, self._limit))
@@ -99,10 +99,10 @@ class _Pickle:
         """Returns the next value: dictionaries, lists, tuples, scalars, names, storages and tensors.
 
         Raises:
-          UnpicklingError: an opcode or a name that plain tensors do not need, or operands that do not fit.
+          UnpicklingError: an opcode or a name that plain tensors do not need, or invalid operands.
         """
         stack, memo, copied = [], {}, 0
-        for opcode, argument, _ in pickletools.genops(self):
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, self)):  # it reads with these two methods
             name = opcode.name
             if name in _LITERALS:
                 stack.append(argument)
@@ -136,7 +136,7 @@ class _Pickle:
                 items = _since_mark(stack) if name == "APPENDS" else [stack.pop()]
                 _expect(stack[-1], list).extend(items)
             elif name in ("GLOBAL", "STACK_GLOBAL"):
-                names = argument.split(" ", 1) if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
+                names = str(argument).split(" ", 1) if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
                 stack.append(_known(_Name(*(_expect(part, str) for part in names))))
             elif name == "BINPERSID":
                 storage = _storage(stack.pop())
@@ -160,26 +160,28 @@ class _Pickle:
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a checkpoint by name; those of a dictionary inside it as "dictionary.name".
+    """Returns the tensors of a checkpoint by name, those of nested dictionaries as "dictionary.name".
 
-    What is not a tensor is left out. The arrays are contiguous, their own, and of the tensors' types (bfloat16: that
-    of ml_dtypes). A zip archive has checksums, which are verified; the plain format has none.
+    Values that are not tensors are omitted. The arrays are contiguous copies of the tensors' types (bfloat16: that of
+    ml_dtypes). The checksums of a zip archive are verified; the plain format has none.
 
     Raises:
-      UserError: no such file, not a checkpoint, no tensors in it, an object that could run code, a tensor larger than
-        its storage, or contents that expand beyond the size of the file.
+      UserError: the file does not exist, is not a checkpoint, has no tensors, an object that could run code, a tensor
+        larger than its storage, or content that expands beyond the size of the file.
     """
     try:
         with io.open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
-            tensors, storages = (_read_zip if file.peek(4)[:4] == b"PK\x03\x04" else _read_plain)(file, size)
+            is_zip = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            tensors, storages = (_read_zip if is_zip else _read_plain)(file, size)
         if sum(tensor.nbytes for tensor in tensors.values()) > _REUSE * size:
             raise ValueError(f"its tensors repeat their storages more than {_REUSE} times")
         arrays = {name: _array(tensor, storages) for name, tensor in tensors.items()}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # bytes that are no pickle can raise nearly anything
+    except Exception as error:  # an invalid pickle can raise nearly any exception
         reason = excerpt(str(error)) or type(error).__name__
         raise UserError(f"{path} is not a PyTorch checkpoint that can be read: {reason}") from error
     if not arrays:
@@ -206,7 +208,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, 
         if sum(storage.nbytes for storage in interpreted.storages.values()) > size:
             raise ValueError("its storages are longer than the file")
         big_endian = f"{root}byteorder" in names and content(f"{root}byteorder") == b"big"
-        order = ">" if big_endian else "<"
+        order: Literal["<", ">"] = ">" if big_endian else "<"
         return tensors, {
             key: _numbers(content(f"{root}data/{key}"), storage, order) for key, storage in interpreted.storages.items()
         }
@@ -217,7 +219,7 @@ def _read_plain(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str
     interpreted = _Pickle(file, size)
     if (interpreted.load(), interpreted.load()) != (_PLAIN_MAGIC, _PLAIN_VERSION):
         raise pickle.UnpicklingError("it does not begin as one")
-    interpreted.load()  # the machine it was written on; the numbers are little endian always
+    interpreted.load()  # properties of the writing machine; numbers are always little endian
     start = file.tell()
     described = interpreted.load()
     tensors = dict(_named(described, file.tell() - start))
@@ -248,13 +250,13 @@ def _set_items(stack: list, items: list) -> None:
     """Sets keys and values, one after the other, in the dictionary on the stack; keys become text."""
     target = _expect(stack[-1], dict)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | float | None):  # hashing and comparing those takes a bounded time
+        if not isinstance(key, str | int | float | None):  # hashing and comparing these takes bounded time
             raise pickle.UnpicklingError("it has a key that is neither text nor a number")
         target[f"{key}"] = value
 
 
 def _known(name: _Name) -> _Name | str:
-    """Returns a name that plain tensors need; a type of storage as its name alone."""
+    """Returns a name that plain tensors need, or the type of a storage; raises UnpicklingError for others."""
     if name == _ORDERED or name in _REBUILD:
         return name
     if name.module == "torch" and name.attribute in _DTYPES:
@@ -265,7 +267,7 @@ def _known(name: _Name) -> _Name | str:
 def _rebuilt(function: Any, arguments: tuple) -> Any:
     if function == _ORDERED:
         stack = [{}]
-        for pair in _expect(arguments[0], list) if arguments else ():  # Python 2 wrote the pairs as an argument
+        for pair in _expect(arguments[0], list) if arguments else ():  # Python 2 writes the pairs as an argument
             key, value = pair
             _set_items(stack, [key, value])
         return stack[0]
@@ -277,12 +279,12 @@ def _rebuilt(function: Any, arguments: tuple) -> Any:
         if len(_expect(numbers, tuple)) > 64 or not all(_is_count(number) for number in numbers):
             raise pickle.UnpicklingError("it has a tensor whose shape, strides or offset are not counts")
     if len(shape) != len(strides):
-        raise pickle.UnpicklingError("it has a tensor of as many strides as it has not sides")
+        raise pickle.UnpicklingError("it has a tensor whose shape and strides differ in length")
     if math.prod(shape) > storage.size:
         raise pickle.UnpicklingError(f"it has a tensor of shape {shape}, larger than its storage of {storage.size}")
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.size:
-        raise pickle.UnpicklingError(f"it has a tensor that leaves its storage of {storage.size}")
+        raise pickle.UnpicklingError(f"it has a tensor that exceeds its storage of {storage.size}")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -293,25 +295,27 @@ def _is_count(value: Any) -> bool:
 def _storage(pid: Any) -> _Storage:
     """Returns the storage of a persistent id: ("storage", type, key, device, size) and None or nothing."""
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or any(pid[5:]):
-        raise pickle.UnpicklingError("it refers to something that is not a storage")  # or a view of one, which is old
+        raise pickle.UnpicklingError(
+            "it refers to something that is not a storage"
+        )  # or to a view of one, in old files
     if pid[1] not in list(_DTYPES) or not isinstance(pid[2], str) or not _is_count(pid[4]):
         raise pickle.UnpicklingError("it has a storage without a type, a key or a length")
     return _Storage(pid[1], pid[2], pid[4])
 
 
-def _numbers(data: bytes, storage: _Storage, order: str) -> np.ndarray:
+def _numbers(data: bytes, storage: _Storage, order: Literal["<", ">"]) -> np.ndarray:
     if len(data) != storage.nbytes:
         raise ValueError(f"storage {storage.key} is not of the length described")
     return np.frombuffer(data, np.dtype(_DTYPES[storage.kind]).newbyteorder(order))
 
 
-def _named(found: Any, size: int) -> Iterator[tuple[str, _Tensor]]:
-    """Yields the tensors of nested dictionaries by their path, in the order of the file.
+def _named(content: Any, size: int) -> Iterator[tuple[str, _Tensor]]:
+    """Yields the tensors of nested dictionaries with their paths, in the order of the file.
 
-    A dictionary may be in several places, but references to references multiply without end: so the characters of all
-    paths are limited by the `size` of the pickle.
+    A dictionary may be referenced several times, and nested references multiply exponentially. So the total length of
+    all paths is limited relative to `size`, the size of the pickle in bytes.
     """
-    left, stack = _NAME_SHARE * size, [("", found)]
+    left, stack = _NAME_SHARE * size, [("", content)]
     while stack:
         path, value = stack.pop()
         if isinstance(value, _Tensor):
@@ -322,11 +326,11 @@ def _named(found: Any, size: int) -> Iterator[tuple[str, _Tensor]]:
             left -= len(value) * (len(path) + 2)
             if left < 0 or (left := left - sum(map(len, value))) < 0:
                 raise ValueError("its references multiply beyond the size of the file")
-            stack += [(f"{path}.{key}" if path else key, child) for key, child in reversed(value.items())]
+            stack += [(f"{path}.{key}" if path else key, child) for key, child in reversed(list(value.items()))]
 
 
 def _array(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the view of its storage that a tensor is, copied."""
+    """Returns a copy of the view of the storage that a tensor describes."""
     numbers = storages[tensor.storage.key]
     size = numbers.itemsize
     strides = tuple(size * stride for stride in tensor.strides)

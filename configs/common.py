@@ -1,0 +1,370 @@
+"""Every config field, documented once; and functions of which config files are made.
+
+    from configs import common
+
+    def get_config() -> ConfigDict:
+        config = common.new("ddpm", "unet", "model.heads", "diffusion", "labels", "diffusion_sampler")
+        config.train.steps = 2000
+        return config
+
+A config lists its groups of fields (`GROUPS`), and changes the defaults that `FIELDS` gives them. It is locked: `add`
+and `remove` change which fields it has. `launch.py train --config=configs/digits.py --print_config` prints every value
+of a config with its documentation.
+
+`configs` is the folder of the config file if that has a common.py, else this one, so a config outside this repository
+can use it too.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import unknown
+from diffjax.runs.config_files import load_file
+
+INF = float("inf")
+
+FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b" lists choices
+    # Run
+    "seed": (0, "seed of initial weights, data order and training noise; of a pipeline: of sampling"),
+    "system": ("ddpm", "model: ddpm, latent, classifier, vae, vqvae, dvae, prior, gan, ddgan, clip, pca, glide, ..."),
+    "dtype": ("float32", "dtype of the computation: float32 | bfloat16; weights and losses are float32"),
+    # Trained models that the run uses. "@x" is the part parts.x, or another part of the same pipeline; other values are
+    # workdirs of trained runs, and '' is no model.
+    "codec": ("@codec", "autoencoder, or PCA of CLIP embeddings, whose latents or tokens are modelled"),
+    "clip": ("@clip", "CLIP that encodes captions or images"),
+    "base": ("@base", "first stage: caption to image at low resolution"),
+    "upsampler": ("@upsampler", "second stage: to higher resolution; '': none"),
+    "upsampler_2": ("", "third stage: to still higher resolution; '': none"),
+    "noised_clip": ("@noised_clip", "CLIP of noised images, for CLIP guidance; '': none"),
+    "pca": ("@pca", "principal components of CLIP image embeddings, for interpolation; '': none"),
+    "prior": ("@prior", "diffusion prior: caption to CLIP image embedding; '': none"),
+    "ar_prior": ("@ar_prior", "autoregressive prior: caption to CLIP image embedding; '': none"),
+    "decoder": ("@decoder", "first stage: CLIP image embedding to image; required"),
+    # Data
+    "data.name": ("digits", "data set: digits | fashion_mnist | cifar10 | emoji | shapes"),
+    "data.dir": ("", "folder of prepared data sets; digits and shapes need none"),
+    "data.split": ("train", "split, or a slice of a prepared one, such as train[:1000]"),
+    "data.image_size": (8, "height and width, in pixels; images of another size are resized"),
+    "data.background": ("white", "background of emoji: white | transparent"),
+    "data.flip": (False, "mirror a random half of the images"),
+    "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
+    # Text
+    "text.tokenizer": ("", "vocabulary file, such as CLIP's; '': train a tokenizer on the captions"),
+    "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),
+    "text.length": (16, "tokens per caption, start and end included; longer captions are cut"),
+    # Model
+    "model.architecture": ("unet", "network: unet | dit (diffusion), vqvae | ldm | dalle, pixelcnn | transformer"),
+    "model.channels": (32, "feature channels at the first level, that of full resolution"),
+    "model.multipliers": ((1, 2), "channels of each level, in units of model.channels; each level halves the sides"),
+    "model.blocks": (1, "residual blocks per level; the decoder of a UNet has one more"),
+    "model.attention_resolutions": ((4,), "heights of the feature maps with attention, in pixels"),
+    "model.middle_attention": (True, "attention at the lowest resolution of a UNet"),
+    "model.heads": (1, "attention heads"),
+    "model.head_channels": (32, "channels per attention head, instead of model.heads"),
+    "model.transformer_depth": (1, "layers per spatial transformer (latent diffusion); 0 or absent: plain attention"),
+    "model.dropout": (0.0, "dropout rate in residual blocks or branches"),
+    "model.time_conditioning": ("scale_shift", "time embedding in residual blocks: add | scale_shift (adaptive norm)"),
+    "model.resample": ("conv", "change of resolution: conv | pool | residual (BigGAN)"),
+    "model.norm_groups": (32, "groups of group norm"),
+    "model.norm_min_channels": (4, "minimum channels per group, so narrow levels have fewer; 0: exactly norm_groups"),
+    "model.norm_epsilon": (1e-6, "epsilon of group norm: 1e-6 in DDPM, 1e-5 in ADM"),
+    "model.residual_scale": (1.0, "factor on the sum of each residual block; ADM tests 1/sqrt(2)"),
+    "model.time_embedding": ("ddpm", "sinusoidal embedding: ddpm | adm"),
+    "model.downsample_padding": ("asymmetric", "padding of strided convolutions: asymmetric (DDPM) | symmetric (ADM)"),
+    "model.initializer": ("ddpm", "initial weights: ddpm | torch"),
+    "model.pool": ("attention", "pooling of a classifier's features: attention | mean"),
+    "model.patch": (2, "patch side of a DiT, in pixels or latents"),
+    "model.mlp_ratio": (4, "width of a transformer's MLP, in units of model.width"),
+    "model.activation": ("gelu", "activation of a transformer's MLP: gelu | quick_gelu"),
+    "model.remat": (False, "recompute each block in the backward pass, to save memory"),
+    "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
+    # Networks of autoencoders
+    "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),
+    "model.factor": (2, "downsampling factor f of the VQ-VAE network"),
+    "model.groups": (2, "levels of DALL-E's network; f = 2 ** (groups - 1)"),
+    "model.latent_channels": (16, "channels of the latent"),
+    "model.z_channels": (32, "channels between network and latent projection (ldm), or between levels (VQ-VAE-2)"),
+    "model.coarser_factors": ((2,), "downsampling factor of each coarser level of tokens; (2, 2): three levels"),
+    # Priors, CLIP, PCA and GANs
+    "model.condition": ("label", "condition of a prior: none | label | text | clip | clip_caption"),
+    "model.condition_dropout": (0.0, "share of conditions dropped, for classifier-free guidance"),
+    "model.features": (48, "channels per layer of the PixelCNN"),
+    "model.kernel": (3, "kernel side of the PixelCNN, in tokens"),
+    "model.width": (128, "channels of the transformer"),
+    "model.layers": (4, "transformer blocks, or gated layers of the PixelCNN"),
+    "model.masks": ((), "attention masks of the layers in turn: full | row | column | convolution; (): full"),
+    "model.last_mask": ("", "attention mask of the last layer; '': as model.masks"),
+    "model.mask_kernel": (5, "kernel side of the mask convolution, in tokens"),
+    "model.dimensions": (128, "dimensions of CLIP embeddings"),
+    "model.components": (40, "principal components that have tokens, in order of variance"),
+    "model.bins": (128, "tokens per principal component"),
+    "model.latent": (64, "dimensions of the GAN's latent z"),
+    "model.class_conditional": (True, "condition generator and discriminator on the class label"),
+    # Diffusion. docs/diffusion.md lists every choice; options are in brackets, as in min_snr(gamma=3)
+    "diffusion.schedule": ("cosine", "schedule: linear | scaled_linear | cosine | sigmoid | edm | rectified_flow"),
+    "diffusion.zero_terminal_snr": (False, "shift the schedule to zero signal at its end"),
+    "diffusion.timesteps": (1000, "number of timesteps T"),
+    "diffusion.continuous": (False, "train on real-valued times instead of T levels"),
+    "diffusion.rescale_timesteps": (False, "network time (t - 1) * 1000 / T instead of t - 1"),
+    "diffusion.time_sampling": ("uniform", "training times: uniform | log_normal | logit_normal | importance"),
+    "diffusion.parameterization": ("v", "network output: eps | x0 | v | flow | edm | mu"),
+    "diffusion.loss": ("mse", "training loss: mse | vlb | hybrid"),
+    "diffusion.weighting": ("simple", "weights of mse: simple | snr | truncated_snr | min_snr | p2 | edm"),
+    "diffusion.variance": ("fixed_small", "reverse variance: fixed_small | fixed_large | learned_range"),
+    "diffusion.class_conditional": (True, "condition on the class label"),
+    "diffusion.label_dropout": (0.1, "share of labels dropped, for classifier-free guidance"),
+    "diffusion.downsample": (1, "factor by which images are averaged down before diffusion"),
+    "diffusion.crop": (0, "side of random training crops, in pixels; 0: whole images"),
+    "diffusion.embedding_scale": (1.0, "factor on unit-length embeddings; sqrt(dimensions): values of unit variance"),
+    # Conditions
+    "conditions.caption.width": (128, "channels of the caption transformer"),
+    "conditions.caption.layers": (3, "blocks of the caption transformer"),
+    "conditions.caption.heads": (4, "attention heads of the caption transformer"),
+    "conditions.caption.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.clip_text.states": (True, "attend to CLIP's state of every caption token"),
+    "conditions.clip_text.embedding": (False, "condition on CLIP's embedding of the caption"),
+    "conditions.clip_text.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.image_embedding.tokens": (4, "tokens of context that the CLIP image embedding is projected to"),
+    "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),
+    "conditions.image_embedding.dropout": (0.1, "share of embeddings dropped, for classifier-free guidance"),
+    "conditions.label_token.width": (128, "channels of the class token"),
+    "conditions.label_token.dropout": (0.1, "share of labels dropped, for classifier-free guidance"),
+    "conditions.low_res_image.factor": (2, "factor by which the conditioning image is smaller"),
+    "conditions.low_res_image.degradation": ("blur", "conditioning augmentation: none | blur | noise | bsr"),
+    "conditions.masked_image.full_mask_prob": (0.25, "share of training examples with everything masked"),
+    # Codebook
+    "codebook.kind": ("vq", "quantizer: vq | residual | product | fsq"),
+    "codebook.size": (64, "entries per codebook"),
+    "codebook.depth": (1, "codebooks of kind residual and product"),
+    "codebook.shared": (False, "one codebook for all depths of kind residual, as in RQ-VAE"),
+    "codebook.levels": ((), "values per latent channel of kind fsq, such as (8, 5, 5, 5)"),
+    "codebook.update_rule": ("ema", "updates of entries: ema (running means) | gradient (codebook loss)"),
+    "codebook.decay": (0.99, "decay of running means, per step"),
+    "codebook.commitment": (0.25, "weight of the commitment loss |z - sg(e)|^2"),
+    "codebook.cosine": (False, "nearest entry by cosine similarity instead of distance"),
+    "codebook.dead_code_threshold": (0.03, "restart entries used less than this share of the mean; 0: never"),
+    "codebook.init": ("data", "initial entries: normal | data | kmeans (latents of the first batch)"),
+    "codebook.temperature": (1.0, "initial temperature of the Gumbel-softmax (dVAE)"),
+    "codebook.temperature_end": (0.0625, "final temperature"),
+    "codebook.temperature_steps": (500, "steps of the cosine decay between them"),
+    # Loss
+    "loss.likelihood": ("l1", "reconstruction loss: l1 | l2(variance=0.1) | logistic | logit_laplace"),
+    "loss.perceptual_file": ("", "weights of EfficientNet-Lite0; '': no perceptual loss"),
+    "loss.perceptual_weight": (1.0, "weight of the perceptual loss"),
+    "loss.beta": (1.0, "weight of the KL of a VAE; 1: the ELBO"),
+    "loss.free_bits": (0.0, "KL per latent channel below which it is not counted, in bits; 0: all is counted"),
+    "loss.kl_weight_start": (0.0, "initial weight of the dVAE's KL to the uniform distribution"),
+    "loss.kl_weight": (1.0, "final weight of the KL"),
+    "loss.kl_steps": (500, "steps between the initial and the final weight"),
+    "loss.text_weight": (1 / 8, "weight of the caption tokens' loss; image tokens have the rest"),
+    # Adversarial: patch discriminator of an autoencoder; leave the section out for no discriminator
+    "adversarial.weight": (0.5, "weight of the generator loss"),
+    "adversarial.adaptive": (True, "multiply the weight by the ratio of gradients at the last layer (VQGAN, eq. 7)"),
+    "adversarial.start_step": (200, "step at which the adversarial loss is enabled"),
+    "adversarial.loss": ("hinge", "discriminator loss: hinge | logistic"),
+    "adversarial.spectral_norm": (False, "divide each kernel by its largest singular value"),
+    "adversarial.r1_gamma": (0.0, "weight gamma of the R1 penalty; 0: off"),
+    "adversarial.channels": (32, "channels of the first layer"),
+    "adversarial.layers": (1, "layers of stride 2, which set the patch size"),
+    "adversarial.norm": ("group", "normalisation: group | none"),
+    "adversarial.norm_groups": (32, "groups of group norm"),
+    "adversarial.norm_min_channels": (4, "minimum channels per group; 0: exactly norm_groups"),
+    # Discriminator and mapping network of GANs
+    "discriminator.channels": (64, "feature channels at full resolution"),
+    "discriminator.multipliers": ((1, 2), "channels of each level, in units of discriminator.channels"),
+    "discriminator.residual_scale": (1.0, "factor on the sum of each residual block"),
+    "discriminator.loss": ("hinge", "discriminator loss: hinge | logistic"),
+    "discriminator.spectral_norm": (True, "divide each kernel by its largest singular value"),
+    "discriminator.r1_gamma": (0.0, "weight gamma of the R1 penalty; 0: off"),
+    "mapping.latent": (64, "dimensions of the latent z"),
+    "mapping.width": (128, "channels of the mapping network's dense layers"),
+    "mapping.layers": (3, "dense layers"),
+    # Autoregressive decoder of an autoencoder
+    "pixelcnn.features": (32, "channels per layer"),
+    "pixelcnn.layers": (6, "gated layers"),
+    "pixelcnn.kernel": (5, "kernel side, in pixels"),
+    "pixelcnn.dropout": (0.0, "dropout rate in each layer"),
+    # Encoders of CLIP
+    "image_encoder.architecture": ("vit", "image encoder: vit | resnet"),
+    "image_encoder.patch": (8, "patch side, in pixels"),
+    "image_encoder.width": (128, "channels of the transformer"),
+    "image_encoder.layers": (4, "transformer blocks"),
+    "image_encoder.heads": (4, "attention heads"),
+    "text_encoder.width": (128, "channels of the transformer"),
+    "text_encoder.layers": (3, "transformer blocks"),
+    "text_encoder.heads": (4, "attention heads"),
+    # Train
+    "train.steps": (1000, "optimizer updates"),
+    "train.batch_size": (128, "examples per step, over all devices"),
+    "train.accumulate": (1, "microbatches per step, to save memory"),
+    "train.learning_rate": (1e-3, "peak learning rate, after warm-up"),
+    "train.learning_rate_schedule": ("cosine", "after warm-up: constant | cosine (to zero at the last step)"),
+    "train.warmup_steps": (100, "steps of linear warm-up from zero"),
+    "train.clip_norm": (1.0, "maximum norm of the whole gradient; 0: no clipping"),
+    "train.weight_decay": (0.0, "decoupled weight decay (AdamW); 0: Adam"),
+    "train.beta1": (0.9, "Adam's decay of the first moment"),
+    "train.beta2": (0.99, "Adam's decay of the second moment"),
+    "train.ema_decay": (0.995, "decay of the averaged weights, per step; they are used after training"),
+    "train.max_consecutive_skips": (
+        10,
+        "consecutive steps that may be skipped for non-finite gradients before training fails",
+    ),
+    "train.log_every": (10, "steps between lines of metrics.jsonl; 0: only the last step"),
+    "train.sample_every": (500, "steps between previews; 0: only at the end"),
+    "train.num_preview_samples": (100, "images per preview; 0: no previews"),
+    "train.checkpoint_every": (500, "steps between checkpoints; 0: only at the end"),
+    "train.keep_last": (2, "recent checkpoints to keep; 0: all"),
+    "train.keep_every": (0, "also keep checkpoints at multiples of this step; 0: none"),
+    "train.discriminator.learning_rate": (5e-4, "peak learning rate of the discriminator; other fields as in train"),
+    # Sampler: defaults of the verbs sample, sweep and evaluate, and settings of previews
+    "sampler.name": ("ddim", "sampler: ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ..."),
+    "sampler.steps": (50, "sampling steps, from 1 to T"),
+    "sampler.grid": ("trailing", "time grid: leading | trailing | linspace | quadratic | karras | ..."),
+    "sampler.threshold": ("clip", "range of predicted images: none | clip | dynamic; none for latents"),
+    "sampler.guidance": (1.0, "scale s = 1 + w of classifier-free guidance; 1: no guidance"),
+    "sampler.guidance_rescale": (0.0, "share of the unguided contrast that is restored; 0: off"),
+    "sampler.guidance_low": (0.0, "lower end of the noise levels sigma / alpha that are guided, exclusive"),
+    "sampler.guidance_high": (INF, "upper end of the noise levels sigma / alpha that are guided"),
+    "sampler.classifier_scale": (1.0, "scale of classifier guidance, with --classifier"),
+    "sampler.weak_scale": (1.0, "scale of autoguidance, with --weak"),
+    "sampler.clip_scale": (0.0, "scale of CLIP guidance"),
+    "sampler.augmentation": (0.0, "level of the conditioning augmentation, for upsamplers"),
+    "sampler.strength": (1.0, "share of the diffusion process that an edited image is noised to"),
+    "sampler.resample_steps": (1, "repetitions of each step for inpainting (RePaint)"),
+    "sampler.temperature": (1.0, "temperature of tokens, or standard deviation of latents"),
+    "sampler.top_k": (0, "sample among the k most likely tokens; 0: all"),
+    "sampler.top_p": (1.0, "sample among the most likely tokens of this total probability; 1: all"),
+    "sampler.truncation": (INF, "values of z beyond this are sampled again, for less variety; inf: off"),
+    "sampler.prior": ("diffusion", "prior of unCLIP: diffusion | ar | none (the caption's own embedding)"),
+    "sampler.candidates": (2, "embeddings sampled per caption; the nearest to the caption's is used"),
+    # Rerank
+    "rerank.clip": ("@clip", "CLIP that ranks samples and measures them; '': none"),
+    "rerank.best_of": (1, "images sampled per caption, of which CLIP selects the best; 1: no reranking"),
+    # Parallel
+    "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
+    "parallel.num_devices": (0, "devices of all processes; 0: all available"),
+    "parallel.fsdp": (1, "devices that share one copy of the weights; only with jit"),
+}
+
+GROUPS = {  # fields that are added together; every section is a group of its direct fields too
+    "unet": "model.{channels multipliers blocks attention_resolutions dropout time_conditioning resample norm_groups "
+    "norm_min_channels}",
+    "process": "diffusion.{schedule zero_terminal_snr timesteps continuous}",
+    "noising": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling}",
+    "diffusion": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling "
+    "parameterization loss weighting variance}",
+    "labels": "diffusion.{class_conditional label_dropout}",
+    "diffusion_sampler": "sampler.{name steps grid threshold guidance guidance_rescale guidance_low guidance_high}",
+    "vqvae": "model.{architecture channels residual_channels blocks factor latent_channels}",
+    "ldm": "model.{architecture channels multipliers blocks attention_resolutions norm_groups norm_min_channels "
+    "dropout latent_channels z_channels}",
+    "dalle": "model.{architecture channels groups blocks latent_channels}",
+    "codebook": "codebook.{kind size depth shared levels update_rule decay commitment cosine dead_code_threshold init}",
+    "relaxed_codebook": "codebook.{size temperature temperature_end temperature_steps}",
+    "reconstruction": "loss.{likelihood perceptual_file perceptual_weight}",
+    "kl": "loss.{beta free_bits}",
+    "annealed_kl": "loss.{kl_weight_start kl_weight kl_steps}",
+    "pixelcnn_prior": "model.{architecture features layers kernel dropout condition condition_dropout}",
+    "transformer_prior": "model.{architecture width layers heads dropout condition condition_dropout}",
+    "masks": "model.{masks last_mask mask_kernel}",
+    "token_sampler": "sampler.{temperature top_k top_p guidance}",
+    "generator": "model.{class_conditional latent channels multipliers norm_groups norm_min_channels}",
+}  # fmt: skip
+
+DATASETS = {  # fields of `data` that `vary` sets for a variant of this name
+    "digits": {},
+    "fashion_mnist": {"name": "fashion_mnist", "image_size": 28},
+    "cifar10": {"name": "cifar10", "image_size": 32, "flip": True},
+    "emoji": {"name": "emoji", "image_size": 32},
+    "shapes": {"name": "shapes", "image_size": 32},
+}
+
+
+def new(system: str, *groups: str, train: bool = True) -> ConfigDict:
+    """Returns a locked config of the fields that all runs have and those of `groups`, with their defaults.
+
+    Args:
+      system: the field `system`.
+      groups: names of `GROUPS`, of sections (their direct fields) or of fields.
+      train: whether it has the section `train`; pipelines do not.
+    """
+    config = ConfigDict().lock()
+    add(config, "seed", "system", "dtype", "data", *groups, *["train"] * train, "parallel")
+    config.system = system
+    return config
+
+
+def add(config: ConfigDict, *groups: str) -> None:
+    """Adds fields with their defaults: names of `GROUPS`, of sections (their direct fields) or of fields."""
+    with config.unlocked():
+        for name in (name for group in groups for name in _names(group)):
+            path, _, field = name.rpartition(".")
+            _section(config, path)[field] = FIELDS[name][0]
+
+
+def remove(config: ConfigDict, *names: str) -> None:
+    """Removes sections or fields by their dotted names."""
+    with config.unlocked():
+        for name in names:
+            section, _, field = name.rpartition(".")
+            del (config[section] if section else config)[field]
+
+
+def add_parts(config: ConfigDict, **parts: ConfigDict | str) -> None:
+    """Adds runs that are trained before this one, into folders of its workdir: configs, or files in configs/."""
+    with config.unlocked():
+        section = _section(config, "parts")
+        for name, part in parts.items():
+            section[name] = load_file(f"{Path(__file__).parent}/{part}") if isinstance(part, str) else part
+
+
+def add_stages(config: ConfigDict, **stages: Mapping[str, Any]) -> None:
+    """Adds sampler settings of pipeline stages, which replace those of the stages' own configs."""
+    with config.unlocked():
+        _section(config, "sampler").stages = ConfigDict(stages)
+
+
+def derive(name: str, variant: str = "") -> ConfigDict:
+    """Returns the config of configs/NAME.py, locked; `variant` is the argument after its colon."""
+    return load_file(f"{Path(__file__).parent}/{name}.py" + (f":{variant}" if variant else ""))
+
+
+def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """Sets the fields of a variant: those of `DATASETS` under its name, then `variants[variant]`, by section.
+
+    Raises:
+      UserError: there is no such variant, with the nearest name.
+    """
+    check_variant(variant, variants)
+    config.data.update(DATASETS.get(variant, {}))
+    config.update(variants[variant])
+    return config
+
+
+def check_variant(variant: str, variants: Iterable[str]) -> None:
+    """Raises UserError unless `variant` is one of a config file's `variants`."""
+    if variant not in variants:
+        raise unknown("variant", variant, variants)
+
+
+def _section(config: ConfigDict, path: str) -> ConfigDict:
+    """Returns the section of a dotted name, which it adds to an unlocked config if it does not exist."""
+    for name in path.split(".") if path else ():
+        if name not in config:
+            config[name] = ConfigDict()
+        config = config[name]
+    return config
+
+
+def _names(group: str) -> list[str]:
+    """Returns the names of a group's fields."""
+    if group in GROUPS:
+        section, fields = GROUPS[group].rstrip("}").split(".{")
+        return [f"{section}.{field}" for field in fields.split()]
+    names = [name for name in FIELDS if name == group or name.rpartition(".")[0] == group]
+    if not names:
+        raise unknown("group, section or field of configs/common.py", group, {*GROUPS, *FIELDS})
+    return names

@@ -1,0 +1,79 @@
+"""Capabilities of models: whether a model samples, encodes, classifies, embeds or manipulates images."""
+
+from typing import TypeGuard
+
+from diffjax.models.base import (
+    Autoencoder,
+    Classifier,
+    ContrastiveModel,
+    GenerativeModel,
+    ImageManipulation,
+    LikelihoodModel,
+    Model,
+)
+from diffjax.models.diffusion.model import DiffusionModel
+from diffjax.models.pipelines.pipeline import Pipeline
+
+
+def is_generative(model: Model) -> TypeGuard[GenerativeModel]:
+    """Returns whether the model samples images or embeddings."""
+    return isinstance(model, GenerativeModel)
+
+
+def outputs_embeddings(model: Model) -> bool:
+    """Returns whether samples of the model, or its decoded latents, are embeddings [B, D] rather than images."""
+    return bool(getattr(model, "outputs_embeddings", False))
+
+
+def samples_images(model: Model) -> bool:
+    return is_generative(model) and not outputs_embeddings(model)
+
+
+def is_diffusion(model: Model) -> TypeGuard[DiffusionModel]:
+    """Returns whether the model is a single diffusion model, which guidance, inversion and editing require."""
+    return isinstance(model, DiffusionModel)
+
+
+def is_pipeline(model: Model) -> TypeGuard[Pipeline]:
+    """Returns whether the model is a pipeline of trained stages; it has no trained weights itself."""
+    return isinstance(model, Pipeline)
+
+
+def is_diffusion_or_pipeline(model: Model) -> bool:
+    return is_diffusion(model) or is_pipeline(model)
+
+
+def is_upsampling_stage(model: Model) -> bool:
+    """Returns whether the model is a pipeline stage conditioned on an image: an upsampler or a decoder."""
+    return isinstance(model, GenerativeModel) and bool(model.required_inputs)
+
+
+def is_autoencoder(model: Model) -> TypeGuard[Autoencoder]:
+    return isinstance(model, Autoencoder)
+
+
+def has_likelihood(model: Model) -> TypeGuard[LikelihoodModel]:
+    """Returns whether the model has a likelihood, or a bound of it, in one forward pass."""
+    return isinstance(model, LikelihoodModel)
+
+
+def is_classifier(model: Model) -> TypeGuard[Classifier]:
+    return isinstance(model, Classifier)
+
+
+def is_clip(model: Model) -> TypeGuard[ContrastiveModel]:
+    return isinstance(model, ContrastiveModel)
+
+
+def is_text_conditioned(model: Model) -> bool:
+    return model.text is not None
+
+
+def manipulates_images(model: Model) -> TypeGuard[ImageManipulation]:
+    """Returns whether the model manipulates images through their CLIP embeddings, as an unCLIP does."""
+    return isinstance(model, ImageManipulation)
+
+
+def reconditions_on_image(model: Model) -> bool:
+    """Returns whether the model samples variations of an image: unCLIP, or a stage conditioned on an image."""
+    return manipulates_images(model) or is_upsampling_stage(model)

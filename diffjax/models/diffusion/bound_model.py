@@ -1,0 +1,125 @@
+"""A trained diffusion model, bound to its parameters and to conditions."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Array, Float
+
+from diffjax.diffusion import clipping, guidance, samplers, sampling
+from diffjax.diffusion.denoiser import Denoiser, with_clipping
+from diffjax.diffusion.noise import Noise, initial_std
+from diffjax.diffusion.random import normal_each, split_each
+from diffjax.models.diffusion.data_space import downsample_mask
+from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.sampling_settings import SamplingSettings
+from diffjax.registry import lookup
+from diffjax.typing import Embeddings, Images, PRNGKeys
+
+Classify = Callable[[Array, Noise], Float[Array, "B K"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guides:
+    """Models that guide the samples of another; all trained with its noise schedule.
+
+    Attributes:
+      classify: (x, noise) -> logits of the classes; guides to the condition "label".
+      weak: denoiser of a weaker model, for autoguidance.
+      embed_noised: (x, noise) -> CLIP embeddings of noised images; guides to `text_embeddings`.
+      text_embeddings: CLIP embeddings of captions.
+    """
+
+    classify: Classify | None = None
+    weak: Denoiser | None = None
+    embed_noised: Callable[[Array, Noise], Embeddings] | None = None
+    text_embeddings: Embeddings | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundModel:
+    """A trained diffusion model, bound to its parameters and to conditions.
+
+    Attributes:
+      process: the diffusion process.
+      denoiser: under the conditions.
+      unconditional: denoiser under the null conditions, for classifier-free guidance; None: it is not supported.
+      shape: shape of one example of the data.
+      encode: images to data.
+      decode: data to images or embeddings.
+    """
+
+    process: Process
+    denoiser: Denoiser
+    unconditional: Denoiser | None
+    shape: tuple[int, ...]
+    encode: Callable[[Images], Array] = lambda images: images
+    decode: Callable[[Array], Array] = lambda x: x
+
+    def sample(
+        self,
+        keys: PRNGKeys,
+        settings: SamplingSettings,
+        conditions: Mapping[str, Array],
+        guides: Guides = Guides(),
+    ) -> Array:
+        """Samples one output per key.
+
+        Args:
+          conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
+            it, the image whose region of mask 1 is known. "latent" is the initial x_T.
+
+        Returns:
+          Images [-1, 1], or embeddings [B, D].
+        """
+        schedule, steps = self.process.schedule, settings.steps
+        levels = schedule(settings.times)
+        if "image" in conditions:
+            conditions = {**conditions, "image": self.encode(conditions["image"])}
+        if "mask" in conditions:
+            conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
+        denoise = self._guided(settings, conditions, guides)
+        make_sampler = lookup("sampler", samplers, settings.sampler).bind(
+            schedule=schedule, steps=steps, variance=self.process.variance.bind()
+        )
+        sampler = make_sampler(**settings.options)
+        if "latent" in conditions:
+            x = sampling.run(keys, denoise, sampler, levels, steps, conditions["latent"])
+        elif "image" in conditions and "mask" not in conditions:
+            x = sampling.edit(keys, denoise, sampler, levels, steps, conditions["image"], begin=settings.begin)
+        else:
+            x = sampling.sample(
+                keys, denoise, sampler, levels, steps, shape=self.shape, resample_steps=settings.resample_steps
+            )
+        return self.decode(x)
+
+    def initial_latents(self, keys: PRNGKeys, settings: SamplingSettings) -> Array:
+        """Returns the x_T [B, *shape] that `sample` starts from."""
+        first_keys, _ = split_each(keys)
+        return initial_std(self.process.schedule(settings.times[0])) * normal_each(first_keys, self.shape)
+
+    def invert(self, images: Images, settings: SamplingSettings) -> Array:
+        """Returns the x_T [B, *shape] of images by DDIM inversion, without guidance: `sampling.encode`."""
+        schedule, x0 = self.process.schedule, self.encode(images)
+        return sampling.encode(self.denoiser, x0, schedule(settings.times), settings.steps, schedule(schedule.first))
+
+    def _guided(self, settings: SamplingSettings, conditions: Mapping[str, Array], guides: Guides) -> Denoiser:
+        """Returns the denoiser with each guidance, then clipping and inpainting applied."""
+        scales, denoise = settings.scales, self.denoiser
+        interval = scales["guidance_low"], scales["guidance_high"]
+        if self.unconditional is not None:
+            rescale = scales["guidance_rescale"]
+            denoise = guidance.classifier_free(
+                denoise, self.unconditional, scales["guidance"], rescale=rescale, interval=interval
+            )
+        if guides.weak is not None:
+            denoise = guidance.autoguidance(denoise, guides.weak, scales["weak_scale"], interval=interval)
+        if guides.classify is not None:
+            denoise = guidance.classifier(denoise, guides.classify, conditions["label"], scales["classifier_scale"])
+        if guides.embed_noised is not None and guides.text_embeddings is not None:
+            denoise = guidance.clip_similarity(
+                denoise, guides.embed_noised, guides.text_embeddings, scales["clip_scale"]
+            )
+        denoise = with_clipping(denoise, lookup("threshold", clipping, settings.threshold).bind())
+        if "mask" in conditions:
+            denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])
+        return denoise

@@ -1,0 +1,106 @@
+"""Diffusion models of configs: on pixels, on latents, and unCLIP's prior on CLIP embeddings.
+
+References:
+  Ho et al. 2020, "Denoising diffusion probabilistic models" (DDPM), and what followed it by options of the config.
+  Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models".
+  Nichol et al. 2021, "GLIDE".
+  Ramesh et al. 2022, "Hierarchical text-conditional image generation with CLIP latents" (unCLIP).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, validate_number
+from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
+from diffjax.models.diffusion.conditions import ClipText, make_conditions
+from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, latent_space, pixel_space
+from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
+from diffjax.models.diffusion.process import Process
+from diffjax.models.networks import dtype_of, make, make_denoiser
+from diffjax.nn.prior_transformer import PriorTransformer
+from diffjax.typing import ImageSpec, Variables
+
+TrainedClip = tuple[ContrastiveModel, Variables]
+
+
+def build_ddpm(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None) -> DiffusionModel:
+    """Builds a diffusion model on pixels.
+
+    Its conditions make it the base of GLIDE (caption), unCLIP's decoder (CLIP embedding), an upsampler (low-resolution
+    image), or a model for inpainting (masked image).
+
+    Args:
+      clip: CLIP of the conditions.
+
+    Raises:
+      UserError: an unknown choice, or one that does not fit.
+    """
+    space = pixel_space(spec, config.diffusion.get("downsample", 1))
+    return _build_image_model(config, spec, space, {"clip": clip} if clip else {})
+
+
+def build_latent(
+    config: ConfigDict,
+    spec: ImageSpec,
+    codec: tuple[Autoencoder, Variables] | None = None,
+    clip: TrainedClip | None = None,
+) -> DiffusionModel:
+    """Builds a diffusion model on the latents of a trained autoencoder, such as Stable Diffusion 1 and 2.
+
+    Args:
+      codec: the autoencoder.
+      clip: CLIP of the conditions.
+
+    Raises:
+      UserError: a missing autoencoder, an unknown choice, or one that does not fit.
+    """
+    if codec is None:
+        raise UserError("codec='': system=latent requires a trained autoencoder; set --config.codec=WORKDIR")
+    return _build_image_model(
+        config, spec, latent_space(codec[0], codec[1]), {"codec": codec} | ({"clip": clip} if clip else {})
+    )
+
+
+def _build_image_model(
+    config: ConfigDict, spec: ImageSpec, space: DataSpace, parts: Mapping[str, Any]
+) -> DiffusionModel:
+    """Builds a diffusion model with the network of `config.model`: a UNet or DiT."""
+    process = Process.from_config(config.diffusion)
+    clip = abstract_value(parts["clip"][0].clip, parts["clip"][1]) if "clip" in parts else None
+    conditions = make_conditions(config, spec, space, clip)
+    network = make_denoiser(
+        config,
+        spec,
+        space.shape,
+        num_label_embeddings=conditions.num_label_embeddings,
+        learns_variance=process.learns_variance,
+    )
+    return make_diffusion_model(config, spec, process, space, conditions, network, parts)
+
+
+def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None) -> DiffusionModel:
+    """Builds unCLIP's diffusion prior, which samples the CLIP embedding of an image from a caption: section 2.2.
+
+    Raises:
+      UserError: a missing CLIP, an unknown choice, or one that does not fit.
+    """
+    if clip is None:
+        raise UserError("clip='': system=unclip_prior requires a trained CLIP; set --config.clip=WORKDIR")
+    process = Process.from_config(config.diffusion)
+    if process.learns_variance:
+        raise UserError(
+            f"diffusion.variance={config.diffusion.variance}: is not supported for system=unclip_prior; set it to "
+            "fixed_small or fixed_large"
+        )
+    clip_spec = abstract_value(clip[0].clip, clip[1])
+    scale = validate_number("diffusion.embedding_scale", config.diffusion.embedding_scale, low=0, exclusive="low")
+    space = EmbeddingSpace((clip_spec.dimensions,), clip[0], scale)
+    conditions = make_conditions(config, spec, space, clip_spec, masked=True)
+    if any(not isinstance(condition, ClipText) for condition in conditions.each.values()):
+        raise UserError(
+            f"conditions={', '.join(conditions.each)}: system=unclip_prior supports clip_text only; remove the others"
+        )
+    network = make(PriorTransformer, config.model, "model", dtype=dtype_of(config))
+    return make_diffusion_model(config, spec, process, space, conditions, network, {"clip": clip})

@@ -1,0 +1,78 @@
+"""`launch.py evaluate` on diffusion models, classifiers and GANs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command_line import launch, refused, results, sample
+
+
+def evaluate(workdir, *flags) -> int:
+    return launch("evaluate", f"--workdir={workdir}", "--batch_size=8", *flags)
+
+
+def test_evaluate_samples(workdir, capsys):
+    assert evaluate(workdir, "--metrics=fd_pixels,classifier_accuracy", "--num=40", "--sampler=ddim(eta=0.5)") == 0
+    captured = capsys.readouterr()
+    assert "against 1437 images of digits:train" in captured.out
+    assert captured.err.count("40 samples of 64 features") == 1
+    found = results(workdir, "fd_pixels")
+    assert "40 samples of 64 features" in found["warnings"][0] and found["not_finite"] == 0 and found["git"]
+    assert found["figures"]["fd_pixels"]["value"] > found["figures"]["fd_pixels_infinity"]["value"]
+    assert found["figures"]["fd_pixels"]["standard_error"] > 0
+    assert found["sampler"]["steps"] == 4 and found["sampler"]["name"] == "ddim(eta=0.5)"
+    assert (found["samples"], found["checkpoint"], found["seed"], found["ema_decay"]) == (40, 4, 0, 0.995)
+    assert found["reference"]["images"] == 1437 and found["versions"]["jax"]
+    accuracy = results(workdir, "classifier_accuracy")["figures"]["classifier_accuracy"]
+    assert accuracy["standard_error"] > 0 and accuracy["real"]["value"] > 0.9 and accuracy["chance"] == 0.1
+    assert Image.open(workdir / "results" / "samples.png").size == (10 * 66 + 2, 4 * 66 + 2)
+
+
+def test_evaluate_reconstruction(workdir):
+    assert evaluate(workdir, "--metrics=reconstruction", "--num=6", "--steps=5,20") == 0
+    rows = results(workdir, "reconstruction")["rows"]
+    assert [row["steps"] for row in rows] == [5, 20]
+    assert rows[1]["mse"]["mean"] < rows[0]["mse"]["mean"]
+    assert Image.open(workdir / "results" / "reconstruction.png").size == (6 * 66 + 2, 3 * 66 + 2)
+
+
+@pytest.mark.slow
+def test_evaluate_likelihood(workdir, capsys):
+    flags = ["--metrics=nll", "--num=12", "--ode_steps=4", "--exact_trace=2"]
+    assert evaluate(workdir, *flags) == 0
+    found = results(workdir, "nll")
+    parts = sum(found[name]["mean"] for name in ("prior", "kl", "decoder"))
+    assert found["bound"]["mean"] == pytest.approx(parts)
+    assert found["terms"]["t"] == list(range(20, 0, -1))
+    total = sum(found["terms"]["bits_per_dim"]) + found["prior"]["mean"]
+    assert total == pytest.approx(found["bound"]["mean"], rel=1e-4)
+    assert all(found[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
+    assert (workdir / "results" / "nll.png").stat().st_size > 5_000
+    assert "variational bound over 20 steps" in capsys.readouterr().out
+    assert found["decoder_convention"] == "exact"
+    # An estimate from some terms always has the largest one, the decoder's.
+    assert evaluate(workdir, *flags[:-1], "--terms=5", "--exact_trace=0") == 0
+    estimate = results(workdir, "nll")
+    assert estimate["decoder"] == pytest.approx(found["decoder"])
+    assert len(estimate["terms"]["t"]) < 20
+    assert evaluate(workdir, *flags[:-1], "--exact_trace=0", "--decoder=ddpm") == 0
+    published = results(workdir, "nll")
+    assert published["decoder_convention"] == "ddpm"
+    assert published["decoder"] != found["decoder"]
+    assert published["kl"] == pytest.approx(found["kl"])
+
+
+def test_evaluate_a_classifier(classifier, workdir, capsys):
+    assert evaluate(classifier, "--metrics=accuracy", "--num=50") == 0
+    rows = results(classifier, "accuracy")["rows"]
+    assert rows[0]["t"] == 1
+    assert rows[-1]["t"] == 20
+    assert all(0 <= row["accuracy"]["mean"] <= 1 for row in rows)
+    for path, metric in ((classifier, "nll"), (workdir, "accuracy")):
+        assert metric in refused(capsys, "evaluate", f"--workdir={path}", f"--metrics={metric}")
+
+
+def test_sample_a_gan(trained_runs, tmp_path):
+    arrays = sample(trained_runs("gan"), tmp_path, "--num=4", "--label=2")
+    assert arrays["images"].shape == (4, 8, 8, 1)
+    np.testing.assert_array_equal(arrays["labels"], [2] * 4)

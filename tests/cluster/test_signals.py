@@ -1,0 +1,87 @@
+"""A run's signals by themselves: noted once, heard within work that never looks."""
+
+import signal
+import threading
+
+import pytest
+
+from diffjax.cluster import signals
+from diffjax.cluster.signals import StopSignal, has_abandoned_threads
+
+
+@pytest.fixture
+def handler():
+    """Of this test: the numbers of the signals that came through."""
+    came = []
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    former = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in numbers}
+    yield came
+    for number, before in former.items():
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_first_is_noted_and_the_second_is_absorbed(number, handler):
+    with StopSignal() as stop:
+        assert stop.signal is None
+        signal.raise_signal(number)
+        assert stop.signal == number
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == number and handler == []
+
+
+def test_the_third_interrupt_acts(handler, capfd):
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert "one more" not in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+        assert "one more Ctrl-C exits without saving" in capfd.readouterr().err and handler == []
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT and handler == [signal.SIGINT]
+
+
+def test_a_hangup_that_is_ignored_stays_so(handler):
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
+
+
+def test_none_is_noted_once_it_is_left(handler):
+    with StopSignal() as stop:
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.signal is None and handler == [signal.SIGTERM]
+
+
+def test_work_gives_what_it_made_or_raised(handler):
+    with StopSignal() as stop:
+        assert stop.run_interruptible(lambda a, b: a + b, 2, 3) == 5
+        with pytest.raises(ZeroDivisionError):
+            stop.run_interruptible(lambda: 1 / 0)
+    assert not has_abandoned_threads()
+
+
+def test_a_signal_leaves_work_that_goes_on(handler):
+    began, may_end = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        may_end.wait(60)
+
+    def interrupt():
+        began.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with StopSignal() as stop:
+        assert stop.run_interruptible(work) is None
+        assert stop.signal == signal.SIGTERM and has_abandoned_threads()
+        assert stop.run_interruptible(lambda: 1) is None  # nothing is waited for any more
+    may_end.set()
+    for thread in threading.enumerate():
+        if thread.name == signals._THREAD_NAME:
+            thread.join(60)
+    assert not has_abandoned_threads()

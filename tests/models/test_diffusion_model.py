@@ -1,0 +1,274 @@
+"""Diffusion models with any conditions and data space: loss, guidance, crops, devices."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import numpy as jnp
+
+from diffjax import models
+from diffjax.diffusion.random import normal_each, split_each
+from diffjax.errors import UserError
+from diffjax.models.diffusion.conditions import make_conditions
+from diffjax.models.diffusion.data_space import pixel_space
+from diffjax.models.diffusion.guided import guided
+from diffjax.models.diffusion.model import make_diffusion_model, random_crop
+from diffjax.models.diffusion.process import Process
+from diffjax.nn.unet import UNet
+from diffjax.training.compiled_step import compile_step, make_optimizers
+from diffjax.training.sharding import Devices
+from tests import conditioned, tiny
+from tests.conditioned import CODEC, DIT, SPEC, clip, keys
+
+BATCH = tiny.batch()
+# a config and the parts that it stands on
+MODELS = {
+    "caption": lambda **changes: (conditioned.config("caption", **changes), {}),
+    "embedding": lambda **changes: (conditioned.config("image_embedding", **changes), {"clip": clip()}),
+    "decoder": lambda **changes: (conditioned.config("caption", "image_embedding", **changes), {"clip": clip()}),
+    "latent": lambda **changes: (conditioned.latent("caption", **changes), {"codec": CODEC}),
+    "unclip_prior": lambda **changes: (conditioned.prior(**changes), {"clip": clip()}),
+}
+
+
+@functools.cache
+def built(name, **changes):
+    config, parts = MODELS[name](**changes)
+    return config, *conditioned.with_random_params(models.build(config, SPEC, **parts))
+
+
+def sample_conditions(name):
+    about = dict(conditioned.example_conditions())
+    if name == "decoder":
+        embedding = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
+        about["image_embedding"] = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    del about["original"]
+    return about
+
+
+# the x_T that samples start from
+FIRST = {
+    name: np.random.default_rng(1).normal(size=(6, *shape)).astype(np.float32)
+    for name, shape in {"caption": (8, 8, 1), "decoder": (8, 8, 1), "latent": (4, 4, 4), "unclip_prior": (12,)}.items()
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("caption", "latent")]
+
+
+@pytest.mark.parametrize("name", ["decoder", "unclip_prior", *SLOW])
+def test_guidance_extrapolates_from_the_null_to_the_conditional_model(name):
+    """Scale 1 is conditional and 0 unconditional: two DDIM steps, in NumPy."""
+    (config, system, variables), about = built(name), sample_conditions(name)
+    plan = functools.partial(system.make_settings, config.sampler, steps=2)
+
+    @jax.jit
+    def estimates(x, t):
+        model = system.bind(variables, about)
+        noise = model.process.schedule(t)
+        return [d(x, noise).x0 for d in (model.denoiser, model.unconditional)], noise, model.decode(x)
+
+    def by_hand(which):
+        noise, x = [estimates(FIRST[name], t)[1] for t in plan().times], FIRST[name]
+        for now, then in itertools.pairwise(noise):
+            x0 = np.asarray(estimates(x, now.t)[0][which])
+            x0 = np.clip(x0, -1, 1) if config.sampler.threshold == "clip" else x0
+            x = then.alpha * x0 + then.sigma * (x - now.alpha * x0) / now.sigma
+        return np.asarray(estimates(x, noise[0].t)[2])
+
+    guide = jax.jit(lambda plan: system.sample(variables, keys(), {**about, "latent": FIRST[name]}, plan))
+    conditional, unconditional = by_hand(0), by_hand(1)
+    one, near_one, none, two = (guide(plan(guidance=scale)) for scale in (1.0, 1.0 + 1e-6, 0.0, 2.0))
+    np.testing.assert_allclose(one, conditional, atol=1e-5)
+    np.testing.assert_allclose(near_one, conditional, atol=1e-4)
+    np.testing.assert_allclose(none, unconditional, atol=1e-5)
+    apart = [
+        np.abs(np.asarray(a) - b).reshape(6, -1).max(axis=1)
+        for a, b in ((conditional, unconditional), (two, conditional))
+    ]
+    assert (np.array(apart) > 1e-3).all()
+    if system.outputs_embeddings:
+        np.testing.assert_allclose(np.linalg.norm(two, axis=1), 1.0, rtol=1e-5)
+
+
+def test_guidance_without_dropout_raises():
+    config = conditioned.config("label_token", conditions__label_token__dropout=0.0)
+    system = models.build(config, SPEC)
+    with pytest.raises(UserError, match="another condition's dropout > 0; leave it at 1"):
+        system.make_settings(config.sampler, guidance=2.0)
+
+
+@functools.cache
+def loss_of(name, **changes):
+    """(params, batch, keys) -> losses."""
+    _, system, variables = built(name, **changes)
+    loss = system.losses["model"]
+    return jax.jit(lambda params, batch, keys: loss({**variables, "params": params}, batch, keys, tiny.moment())[0])
+
+
+@pytest.mark.parametrize("name", ["unclip_prior", pytest.param("decoder", marks=pytest.mark.slow), *SLOW])
+def test_losses_are_per_example(name):
+    params, loss = built(name)[2]["params"], loss_of(name)
+    whole = loss(params, BATCH, keys())
+    assert whole.shape == (6,) and len(np.unique(whole)) == 6
+    turned = loss(params, jax.tree.map(lambda x: x[::-1], BATCH), keys()[::-1])
+    np.testing.assert_allclose(turned[::-1], whole, rtol=1e-4)
+
+
+def test_the_loss_of_a_zero_prior_is_the_norm_of_embeddings():
+    """Untrained it predicts zeros in the place of `embedding_scale` times a unit vector of 12 values."""
+    params = built("unclip_prior")[2]["params"]["model"]
+    silent = {"model": {**params, "out": jax.tree.map(jnp.zeros_like, params["out"])}}
+    np.testing.assert_allclose(loss_of("unclip_prior")(silent, BATCH, keys()), np.full(6, 11.3**2 / 12), rtol=1e-5)
+
+
+ONE_STEP = {"diffusion__timesteps": 1, "sampler__steps": 1}
+
+
+def test_the_loss_is_the_error_of_the_bound_denoiser():
+    """Of what is conditional or withheld, by the example's key: with one level of noise, the last."""
+    batch, half = tiny.batch(16), {"conditions__image_embedding__dropout": 0.5, "diffusion__schedule": "linear"}
+    _, system, variables = built("embedding", **half, **ONE_STEP)
+    result = loss_of("embedding", **half, **ONE_STEP)(variables["params"], batch, keys(16))
+
+    @jax.jit
+    def estimates():
+        x0 = batch["image"] / 127.5 - 1.0
+        noise_keys = jax.vmap(lambda key: jax.random.split(key, 4)[2])(keys(16))
+        model = system.bind(variables, {**batch, "original": x0})
+        noise = model.process.schedule(1.0)
+        eps = normal_each(split_each(noise_keys)[1], (8, 8, 1))
+        x = noise.alpha * x0 + noise.sigma * eps
+        return [
+            ((d(x, noise).x0 - x0) ** 2).mean((1, 2, 3)) / noise.sigma**2 for d in (model.denoiser, model.unconditional)
+        ]
+
+    conditional, unconditional = estimates()  # of v the error is that of x_0 over sigma^2
+    heard, unheard = (np.isclose(result, wanted, rtol=1e-4) for wanted in (conditional, unconditional))
+    assert (heard ^ unheard).all() and 3 <= heard.sum() <= 13
+
+
+def test_crops_depend_on_the_key_alone_and_cover_all_positions():
+    """A picture of its pixels' places tells where from."""
+    places = np.moveaxis(np.indices((8, 8)), 0, -1).astype(np.float32)
+    x = np.broadcast_to(places, (500, 8, 8, 2))
+    crop = jax.jit(lambda keys, x: random_crop(keys, 3, x))
+    result = np.asarray(crop(keys(500), x))
+    corners = result[:, 0, 0].astype(int)
+    np.testing.assert_array_equal(result, corners[:, None, None] + places[:3, :3])
+    counts = np.zeros((6, 6))
+    np.add.at(counts, tuple(corners.T), 1)
+    assert counts.min() > 0 and counts.max() < 40  # of 500 / 36 each
+    np.testing.assert_array_equal(crop(keys(500), 2 * x), 2 * result)
+    np.testing.assert_array_equal(crop(keys(500)[::-1], x)[::-1], result)
+
+
+class Copying(UNet):
+    """Answers with what it is conditional of the picture, and with x_t where that is erased."""
+
+    @nn.compact
+    def __call__(self, x, t, **inputs):
+        self.param("none", nn.initializers.zeros, ())
+        assert x.shape[1:] in ((8, 8, 3), (4, 4, 3))
+        x_t, picture, erased = jnp.split(x, 3, axis=-1)
+        return jnp.where(erased == 1.0, x_t, picture) if x.shape[1] == 4 else jnp.zeros_like(x_t)
+
+
+def test_images_and_their_conditions_are_cropped_alike():
+    """Without noise to speak of a network that copies errs by nothing, on squares; samples are whole."""
+    clean = {"diffusion__parameterization": "x0", "diffusion__schedule": "edm(sigma_max=1e-6)"}
+    config = conditioned.config("masked_image", diffusion__crop=4, **clean, **ONE_STEP)
+    space, network = (
+        pixel_space(SPEC),
+        Copying(1, attention_resolutions=(), middle_attention=False, multipliers=(1, 2)),
+    )
+    conditions = make_conditions(config, SPEC, space)
+    system = make_diffusion_model(config, SPEC, Process.from_config(config.diffusion), space, conditions, network, {})
+    variables = {"params": {"model": {"none": jnp.zeros(())}}, "frozen": {}}
+    loss = jax.jit(lambda batch: system.losses["model"](variables, batch, keys(32), tiny.moment())[0])
+    np.testing.assert_allclose(loss(tiny.batch(32)), np.zeros(32), atol=1e-9)
+    about = {"label": BATCH["label"]}
+    drawn = jax.eval_shape(system.sample, variables, keys(), about, system.make_settings(config.sampler))
+    assert drawn.shape == (6, 8, 8, 1)
+
+
+def test_guided_by_nothing_samples_are_unchanged():
+    """Guided by nothing the same is drawn: of a picture degraded by the sample's key to the level that is asked for."""
+    config, system, variables = conditioned.built("low_res_image")
+    plan, about = system.make_settings(config.sampler, steps=2, augmentation=1.0), conditioned.example_conditions()
+    plain = jax.jit(system.sample)(variables, keys(), about, plan)
+    result = jax.jit(guided(system).sample)({"model": variables}, keys(), about, plan)
+    np.testing.assert_allclose(result, plain, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["decoder", "unclip_prior"])
+def test_eight_devices_train_as_one(name):
+    config, parts = MODELS[name]()
+    system, (_, _, variables) = models.build(config, SPEC, **parts), built(name)
+    own = {group: tree for group, tree in variables.items() if group != "frozen"}
+    system = tiny.with_init(system, own)
+    result = []
+    for given in ({"mode": "jit", "num_devices": 1}, {"mode": "pmap", "num_devices": 8}):
+        devices = Devices.create(**given)
+        step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=64)
+        frozen, rows = devices.replicate(system.frozen), []
+        for seed in range(3):
+            state, metrics = step(state, devices.put_batch(tiny.batch(16, seed)), frozen)
+            rows.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        result.append(np.array(rows))
+    one, eight = result
+    np.testing.assert_allclose(eight[:, 0], one[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-3)
+
+
+def unet(**fields):
+    plain = {"channels": 8, "norm_groups": 4, "norm_min_channels": 0, "multipliers": (1, 2), "blocks": 1}
+    return {"model": plain | {"attention_resolutions": (), "middle_attention": False} | fields}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (conditioned.config("low_res_image", diffusion__crop=4), "requires a network without attention"),
+        (
+            conditioned.config("low_res_image", diffusion__crop=4, **unet(middle_attention=True)),
+            "middle_attention=False",
+        ),
+        (
+            conditioned.config("low_res_image", diffusion__crop=4, **unet(attention_resolutions=(4,))),
+            "without attention",
+        ),
+        (conditioned.config("low_res_image", diffusion__crop=9, **unet()), "diffusion.crop=9: must be at most 8"),
+        (conditioned.config("low_res_image", diffusion__crop=-1, **unet()), "diffusion.crop=-1"),
+        (conditioned.config("low_res_image", diffusion__crop=5, **unet()), "diffusion.crop=5: must be a multiple of 2"),
+        (conditioned.config("caption", diffusion__downsample=3), "diffusion.downsample=3: must divide"),
+        (
+            conditioned.config("caption", diffusion__downsample=2, model=DIT | {"patch": 8}),
+            "model.patch=8: must divide the 4x4 of x_t",
+        ),
+        (conditioned.latent("caption"), "requires a trained autoencoder; set --config.codec=WORKDIR"),
+        (conditioned.prior(), "requires a trained CLIP; set --config.clip=WORKDIR"),
+    ],
+)
+def test_invalid_configs_raise(config, message):
+    refused(message, config)
+
+
+def refused(message, config, **parts):
+    with pytest.raises(UserError, match=message) as caught:
+        models.build(config, SPEC, **parts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conditions": {"caption": conditioned.CONDITIONS["caption"]}, "text": conditioned.TEXT},
+        {"conditions": {name: conditioned.CONDITIONS[name] for name in ("clip_text", "image_embedding")}},
+        {"diffusion__class_conditional": True, "diffusion__label_dropout": 0.1},
+    ],
+)
+def test_other_conditions_of_the_prior_raise(changes):
+    refused("supports clip_text only", conditioned.prior(**changes), clip=clip())

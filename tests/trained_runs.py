@@ -1,0 +1,77 @@
+"""Tiny trained runs, trained once per session and shared by the workers of xdist."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from diffjax import cli
+from tests import tiny
+
+_QUIET = {"train__num_preview_samples": 0, "parallel__num_devices": 1}
+
+
+def _config(base: str, **changes) -> Callable[[Path], Path]:
+    return lambda folder: tiny.write(folder / "config.py", base, **_QUIET | changes)
+
+
+# Writes the config of each run in a folder.
+CONFIGS: dict[str, Callable[[Path], Path]] = {
+    "pixel": _config("digits", train__num_preview_samples=10, train__learning_rate_schedule="constant"),
+    "classifier": _config("classifier_digits"),
+    "vae": _config("vae", train__steps=2, train__num_preview_samples=10),
+    "vqvae": _config("vqvae", train__steps=2),
+    "gan": _config("gan", train__steps=2),
+    "dalle": tiny.write_dalle,  # with the parts codec, a VQ-VAE, and clip
+    "unclip": lambda folder: tiny.write_pipeline(folder, "unclip", ("clip", "prior", "decoder")),
+    "unclip_all": lambda folder: tiny.write_pipeline(
+        folder, "unclip", ("clip", "pca", "prior", "ar_prior", "decoder", "upsampler")
+    ),
+    "glide": lambda folder: tiny.write_pipeline(folder, "glide", ("base", "upsampler", "noised_clip")),
+}
+
+
+class TrainedRuns:
+    """Trains each run when it is first asked for; other processes wait for it.
+
+    The runs are read only: tests that write to a run, as `evaluate` does, use `copy`.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str) -> Path:
+        """Returns the workdir of a run of CONFIGS."""
+        folder = self._root / name
+        with _locked(self._root / f"{name}.lock"):
+            if not (folder / "done").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
+                folder.mkdir()
+                config = CONFIGS[name](folder)
+                assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={folder}/run"]) == 0
+                (folder / "done").write_text(str(config))
+        return folder / "run"
+
+    def config(self, name: str) -> Path:
+        """Returns the config file of a run."""
+        return Path((self(name).parent / "done").read_text())
+
+    def copy(self, name: str, path: Path) -> Path:
+        """Returns a copy of a run."""
+        return shutil.copytree(self(name), path, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file lock; the system releases it if the process ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def session_folder(base: Path) -> Path:
+    """Returns the folder that the workers of a session share, from the worker's base folder of temporary files."""
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -1,0 +1,149 @@
+"""One device or eight, jit or pmap: the same numbers."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from diffjax import models
+from diffjax.errors import UserError
+from diffjax.training.compiled_step import compile_step, fit_to_first_batch, lower_step, make_optimizers
+from diffjax.training.sharding import Devices
+from diffjax.typing import ImageSpec
+from tests import tiny
+
+STEPS = 5
+SPEC = ImageSpec(8, 1, 10)
+LAYOUTS = {
+    "jit on 8": {"mode": "jit", "num_devices": 8},
+    "pmap on 8": {"mode": "pmap", "num_devices": 8},
+    "fsdp 4 x 2": {"mode": "jit", "num_devices": 8, "fsdp": 2},
+    "pmap on 2, 2 parts": {"mode": "pmap", "num_devices": 2, "accumulate": 2},
+}
+ONE_LEVEL = {"model__multipliers": (1,), "model__attention_resolutions": (), "model__dropout": 0.2}
+CODEBOOKS = {
+    "codebook with restarts": {"codebook__decay": 0.5, "codebook__dead_code_threshold": 0.6},
+    "discriminator": {
+        "adversarial": tiny.config("vqgan", adversarial__start_step=2).adversarial.to_dict(),
+        "codebook__update_rule": "gradient",
+        "codebook__dead_code_threshold": 0.6,
+        "codebook__decay": 0.5,
+    },
+}
+
+
+def prior_with_codec():
+    """Returns the config of a prior, and its part: an untrained autoencoder."""
+    codec = models.build(tiny.config("vqvae"), SPEC)
+    return tiny.config("prior_transformer"), {"codec": (codec, {**tiny.randomised(codec.init), "frozen": {}})}
+
+
+KINDS = {  # config, and the parts that it depends on
+    "diffusion": lambda: (tiny.config(**ONE_LEVEL), {}),  # with dropout of labels and activations
+    "two groups": lambda: (tiny.config("gan"), {}),
+    "clip": lambda: (tiny.config("clip_shapes"), {}),
+    "autoregressive": prior_with_codec,
+} | {name: lambda changes=changes: (tiny.config("vqvae", **changes), {}) for name, changes in CODEBOOKS.items()}
+
+
+@functools.cache
+def trained(kind, mode="jit", num_devices=1, fsdp=1, accumulate=1):
+    """Returns the metrics of each step, and the variables after the last one."""
+    config, parts = KINDS[kind]()
+    config = config.copy_and_resolve_references().unlock()
+    config.train.accumulate = accumulate
+    model = models.build(config, SPEC, **parts)
+    devices = Devices.create(mode=mode, num_devices=num_devices, fsdp=fsdp)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=48)
+    state = fit_to_first_batch(model, state, tiny.batch(16))
+    frozen, history = devices.replicate(model.frozen), []
+    for seed in range(STEPS):
+        state, metrics = step(state, devices.put_batch(tiny.batch(16, seed)), frozen)
+        history.append({name: float(value) for name, value in metrics.items()})
+    if fsdp > 1:
+        leaves = jax.tree.leaves(state)
+        sharded = [leaf for leaf in leaves if leaf.addressable_shards[0].data.size < leaf.size]
+        assert sum(leaf.size for leaf in sharded) > 0.9 * sum(leaf.size for leaf in leaves)
+    return history, jax.device_get(state.variables)
+
+
+def check_same_metrics(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            rtol = 1e-5 if name.endswith("loss") else 1e-3
+            np.testing.assert_allclose(one[name], value, rtol=rtol, atol=1e-5, err_msg=name)
+
+
+def slow_except(default, cases):
+    return [pytest.param(*case, marks=[] if case == default else [pytest.mark.slow]) for case in cases]
+
+
+CASES = [
+    *(("diffusion", layout) for layout in LAYOUTS),
+    *(("codebook with restarts", layout) for layout in ("jit on 8", "pmap on 8", "pmap on 2, 2 parts")),
+    ("discriminator", "pmap on 8"),
+    ("two groups", "fsdp 4 x 2"),
+    ("clip", "pmap on 8"),
+    ("autoregressive", "fsdp 4 x 2"),
+]
+
+
+@pytest.mark.parametrize(("kind", "layout"), slow_except(("diffusion", "fsdp 4 x 2"), CASES))
+def test_layouts_have_the_same_metrics(kind, layout):
+    (actual, variables), (expected, expected_variables) = trained(kind, **LAYOUTS[layout]), trained(kind)
+    check_same_metrics(actual, expected)
+    if kind in CODEBOOKS:  # statistics of the whole batch: running means, restarts, usage, gradient ratio
+        prefix = "model/" if kind == "discriminator" else ""
+        assert {"loss", "codes_used", "perplexity", "commitment"} <= {key.removeprefix(prefix) for key in expected[0]}
+        assert sum(metrics[f"{prefix}restarts"] for metrics in expected) > 0
+        assert kind != "discriminator" or expected[-1]["model/adversarial_weight"] > 0
+        for name in ("codebook", "latents"):
+            chex.assert_trees_all_close(variables[name], expected_variables[name], rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(variables["params"], expected_variables["params"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_device_memory_of_a_sharded_state():
+    """Parameters, optimiser and average over four devices: a quarter each, by the compiled program's own count."""
+    config = tiny.config("vae", model__residual_channels=32)
+    model = models.build(config, SPEC)
+    shapes = jax.eval_shape(lambda: tiny.batch(16))
+    memory = {}
+    for fsdp in (1, 4):
+        devices = Devices.create(num_devices=4, fsdp=fsdp)
+        memory[fsdp] = lower_step(config, model, devices, shapes, 64).compile().memory_analysis()
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / 4
+    state = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))  # parameters, two moments, average
+    assert memory[1].argument_size_in_bytes == pytest.approx(state + batch, rel=0.01)
+    assert memory[4].argument_size_in_bytes == pytest.approx(state / 4 + batch, rel=0.1)  # some leaves are replicated
+    assert memory[4].output_size_in_bytes == pytest.approx(memory[1].output_size_in_bytes / 4, rel=0.1)
+
+
+@pytest.mark.slow
+def test_initial_state_does_not_depend_on_the_sharding():
+    states = []
+    for options in ({"num_devices": 1}, {"num_devices": 8, "fsdp": 4}):
+        config = tiny.config(**{f"parallel__{name}": value for name, value in options.items()})
+        model, devices = models.build(config, SPEC), Devices.create(**config.parallel)
+        _, state = compile_step(config, model, make_optimizers(config, model), devices, examples=64)
+        states.append(jax.device_get(state.variables))
+    chex.assert_trees_all_equal(*states)
+
+
+def test_invalid_layouts_are_refused():
+    cases = {
+        "did you mean 'pmap'": {"mode": "pnap"},
+        "this machine has 8": {"num_devices": 9},
+        "must divide the number of devices, 8": {"num_devices": 8, "fsdp": 3},
+        "parallel.mode='jit'": {"mode": "pmap", "fsdp": 2},
+    }
+    for message, options in cases.items():
+        with pytest.raises(UserError, match=message):
+            Devices.create(**options)
+    for size, accumulate in ((12, 1), (8, 2), (16, 0)):
+        with pytest.raises(UserError, match="make it a multiple of"):
+            Devices.create(num_devices=8).check_batch(size, accumulate)

@@ -1,0 +1,6 @@
+from typing import Any
+
+def DEFINE_config_dict(
+    name: str, config: Any, help_string: str = ..., flag_values: Any = ..., **options: Any
+) -> Any: ...
+def DEFINE_config_file(name: str, default: str | None = None, *arguments: Any, **options: Any) -> Any: ...
