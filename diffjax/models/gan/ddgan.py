@@ -81,9 +81,7 @@ class DDGAN(AdversarialModel):
         self, params: Any, batch: Batch, keys: PRNGKeys
     ) -> tuple[DiscriminatorInputs, DiscriminatorInputs]:
         """Returns real and fake x_t-1 for the same x_t: section 4, equations 4 to 6."""
-        time_key, z_key, dropout_key, pair_key, posterior_key = jnp.moveaxis(
-            jax.vmap(lambda key: jax.random.split(key, 5))(keys), 1, 0
-        )
+        time_key, z_key, dropout_key, pair_key, posterior_key = split_each(keys, 5)
         label, schedule = self.label(batch), self.process.schedule
         timesteps = schedule.timesteps
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, timesteps + 1))(time_key).astype(jnp.float32)
