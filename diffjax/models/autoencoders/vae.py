@@ -29,6 +29,7 @@ from diffjax.models.autoencoders.objective import (
     AutoencoderOutput,
     ReconstructionModel,
     check_autoencoder,
+    choose_class,
     loss_fields,
 )
 from diffjax.models.base import Autoencoder, GenerativeModel, LikelihoodModel
@@ -155,14 +156,6 @@ class CodecLikelihoodVAE(CodecVAE, LikelihoodVAE):
     """A VAE with both a codec and a likelihood."""
 
 
-_CLASSES = {  # (has a codec, has a likelihood)
-    (False, False): VAE,
-    (False, True): LikelihoodVAE,
-    (True, False): CodecVAE,
-    (True, True): CodecLikelihoodVAE,
-}
-
-
 def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VAE:
     """Builds the VAE of `config` for images of `spec`.
 
@@ -176,7 +169,8 @@ def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VAE:
     networks = EncoderDecoder.from_config(config, spec, latent_channels=channels, moments=2)
     for name in ("beta", "free_bits"):
         validate_number(f"loss.{name}", config.loss[name], low=0)
-    model = _CLASSES[networks.pixelcnn is None, networks.distribution.exact](
+    model_class = choose_class(networks, VAE, LikelihoodVAE, CodecVAE, CodecLikelihoodVAE)
+    model = model_class(
         **loss_fields(config, networks),
         latent_channels=channels,
         beta=config.loss.beta,
