@@ -208,10 +208,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.beta1": (0.9, "Adam's decay of the first moment"),
     "train.beta2": (0.99, "Adam's decay of the second moment"),
     "train.ema_decay": (0.995, "decay of the averaged weights, per step; they are used after training"),
-    "train.max_consecutive_skips": (
-        10,
-        "consecutive steps that may be skipped for non-finite gradients before training fails",
-    ),
+    "train.max_consecutive_skips": (10, "consecutive steps that may be skipped for non-finite gradients"),
     "train.log_every": (10, "steps between lines of metrics.jsonl; 0: only the last step"),
     "train.sample_every": (500, "steps between previews; 0: only at the end"),
     "train.num_preview_samples": (100, "images per preview; 0: no previews"),
@@ -274,7 +271,7 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "generator": "model.{class_conditional latent channels multipliers norm_groups norm_min_channels}",
 }  # fmt: skip
 
-DATASETS = {  # fields of `data` that `vary` sets for a variant of this name
+DATASETS = {  # fields of `data` that `new` sets, and `vary` for a variant of this name
     "digits": {},
     "fashion_mnist": {"name": "fashion_mnist", "image_size": 28},
     "cifar10": {"name": "cifar10", "image_size": 32, "flip": True},
@@ -283,17 +280,19 @@ DATASETS = {  # fields of `data` that `vary` sets for a variant of this name
 }
 
 
-def new(system: str, *groups: str, train: bool = True) -> ConfigDict:
+def new(system: str, *groups: str, data: str = "digits", train: bool = True) -> ConfigDict:
     """Returns a locked config of the fields that all runs have and those of `groups`, with their defaults.
 
     Args:
       system: the field `system`.
       groups: names of `GROUPS`, of sections (their direct fields) or of fields.
+      data: name of `DATASETS`.
       train: whether it has the section `train`; pipelines do not.
     """
     config = ConfigDict().lock()
     add(config, "seed", "system", "dtype", "data", *groups, *["train"] * train, "parallel")
     config.system = system
+    config.data.update(DATASETS[data])
     return config
 
 

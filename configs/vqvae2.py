@@ -18,11 +18,7 @@ VARIANTS = {
     "digits": {},
     "fashion_mnist": {"model": LARGER, "codebook": {"size": 256}, "train": {"steps": 1500, "batch_size": 64}},
     "cifar10": {"model": LARGER | {"factor": 4}, "codebook": {"size": 512}, "train": {"steps": 20_000}},
-    "emoji": {
-        "model": LARGER | {"factor": 4},
-        "codebook": {"size": 256},
-        "train": {"steps": 4000, "batch_size": 64},
-    },
+    "emoji": {"model": LARGER | {"factor": 4}, "codebook": {"size": 256}, "train": {"steps": 4000, "batch_size": 64}},
 }
 
 
