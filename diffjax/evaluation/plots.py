@@ -122,7 +122,8 @@ def sweep(
                 axes.errorbar(*points, yerr=errors, marker=marker, linestyle=line, label=label, capsize=2)
         if real.get(measure) is not None:
             axes.axhline(real[measure], color="0.4", linestyle=(0, (1, 1)), linewidth=1, label="real images")
-        axes.set(xscale="log", xlabel="steps", title=title)
+        axes.set(xscale="log", xlabel="steps")
+        axes.set_title(title, fontsize="small")
         axes.grid(alpha=0.3)
         ticks = sorted({row["steps"] for row in rows})
         axes.set_xticks(ticks, list(map(str, ticks)), minor=False)

@@ -260,7 +260,8 @@ def published(path: str | Path) -> tuple[ClipModel, Variables]:
 
 
 def _checked(model: ClipModel) -> ClipModel:
-    check_buildable(model.init, "config.image_encoder, config.text_encoder or config.data.image_size")
+    downsampled = ", config.diffusion.downsample" if model.noising else ""
+    check_buildable(model.init, f"config.image_encoder, config.text_encoder{downsampled} or config.data.image_size")
     return model
 
 
