@@ -86,7 +86,7 @@ class Noising:
 
     def __call__(
         self, images: Images, keys: PRNGKeys, memory: Mapping[str, Any]
-    ) -> tuple[Images, Times, Float[Array, "B"]]:
+    ) -> tuple[Images, Times, Float[Array, " B"]]:
         """Returns noised downsampled images, their random timesteps, and the weights of their losses."""
         time_key, eps_key = split_each(keys)
         t, factor = jax.vmap(self.times.sample, (0, None, None))(time_key, self.schedule, memory)

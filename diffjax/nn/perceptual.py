@@ -21,7 +21,7 @@ def distance(
     *,
     weights: Sequence[Float[Array, "1 1 1 c"]] | None = None,
     min_side: int = _MIN_SIDE,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Computes the perceptual distance per example.
 
     Every feature map is normalised to unit length over channels. The weighted squared difference is summed over

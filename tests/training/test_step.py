@@ -103,11 +103,11 @@ def test_no_two_examples_and_no_two_steps_share_randomness():
         return jax.vmap(jax.random.uniform)(keys) * variables["params"]["model"]["w"][0], Aux({})
 
     state, step = state_and_step({"model": record}, PARAMS)
+    w = 0.5
     for s in range(3):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(0), s), np.arange(8))
         seen.append(np.asarray(jax.vmap(jax.random.uniform)(keys)))
         state, metrics = step(state, batch())
-        w = 0.5 if s == 0 else w
         np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
         w = float(state.variables["params"]["model"]["w"][0])
     assert len(np.unique(seen)) == 24

@@ -40,7 +40,7 @@ class AutoencoderOutput(NamedTuple):
 
     latent: Latents  # input of the decoder
     output: Output  # parameters of p(x | z)
-    latent_cost: Float[Array, "B"]  # KL or commitment of the latent, in nats per value of the image
+    latent_cost: Float[Array, " B"]  # KL or commitment of the latent, in nats per value of the image
     metrics: dict[str, Array]
     variables: dict[str, Any]  # new values of mutable collections
 
@@ -156,7 +156,7 @@ class ReconstructionModel(Model):
 
     def _reconstruction_cost(
         self, variables: Variables, x: Images, output: Output
-    ) -> tuple[Float[Array, "B"], dict[str, Array]]:
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
         value = self.networks.distribution.nll(x, output)
         metrics = {"reconstruction": value}
         if "features" in variables["frozen"]:
@@ -165,7 +165,7 @@ class ReconstructionModel(Model):
             value, metrics = value + self.perceptual_weight * distance, metrics | {"perceptual": distance}
         return value, metrics
 
-    def _generator_loss(self, variables: Variables, output: Output) -> Float[Array, "B"]:
+    def _generator_loss(self, variables: Variables, output: Output) -> Float[Array, " B"]:
         fake = self.networks.distribution.mean(output)
         return self._adversarial.discriminator.generator_loss(*discriminator_variables(variables), fake)
 

@@ -121,7 +121,7 @@ class LikelihoodVAE(VAE, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         """Returns the ELBO and its terms, and the importance-weighted bound, in bits per dimension.
 
         Args:
@@ -144,7 +144,7 @@ class LikelihoodVAE(VAE, LikelihoodModel):
 
     def _importance_weight(
         self, params: Params, keys: PRNGKeys, x: Images, q: gaussian.Gaussian
-    ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         """Returns -log p(x | z) and log p(x, z) / q(z | x) for a sampled z, in nats."""
         prior = gaussian.Gaussian(jnp.zeros_like(q.mean), jnp.zeros_like(q.mean))
         z = gaussian.sample(keys, q)

@@ -169,7 +169,7 @@ class LikelihoodVQVAE(VQVAE, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         """Returns the ELBO under equally likely codes, and its terms, in bits per dimension.
 
         Reference: van den Oord et al. 2017, section 3.2.
