@@ -382,7 +382,7 @@ def towers(params, x):
     return [y / jnp.linalg.norm(y, axis=1, keepdims=True) for y in found]
 
 
-def test_gradients_of_parts_and_devices_are_those_of_the_batch():
+def test_gradients_of_parts_and_devices_match_the_batch():
     params = {"image": normal(5, 4), "text": normal(5, 4, seed=2), "log_scale": jnp.float32(2)}
     x, place = normal(8, 5, seed=3), np.arange(8)
 

@@ -23,7 +23,7 @@ def numpy_group_norm(x, groups, gain, bias, scale=None, shift=None, epsilon=1e-6
 
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 12), (144, 24), (7, 1), (6, 6), (64, 32)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_group_norm_is_numpys(channels, groups, adaptive):
+def test_group_norm_matches_numpy(channels, groups, adaptive):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (2, 4, 6, channels)).astype(np.float32)
     gain, bias = rng.normal(size=(2, channels)).astype(np.float32)
@@ -33,7 +33,7 @@ def test_group_norm_is_numpys(channels, groups, adaptive):
 
 
 @pytest.mark.parametrize("channels", range(1, 130))
-def test_groups_are_those_asked_for_or_refused(channels):
+def test_number_of_groups(channels):
     """Without a least number of channels exactly the groups asked for; with one the most that fit (brute force)."""
     for groups in (1, 3, 4, 32):
         if channels % groups:
@@ -45,7 +45,7 @@ def test_groups_are_those_asked_for_or_refused(channels):
         assert layers.num_groups(channels, groups, 4) == max(fit, default=1)
 
 
-def test_a_levels_width_is_a_whole_number():
+def test_level_widths_must_be_whole_numbers():
     assert layers.level_widths(256, (0.5, 1, 2)) == [128, 256, 512]
     for multiplier in (1.3, 0.001, 0):
         with pytest.raises(ValueError, match="must be a whole number from 1; use multiples of 1/8"):
@@ -63,7 +63,7 @@ def far_inputs(mean, deviation, shape):
 
 @pytest.mark.parametrize(("mean", "deviation"), FAR)
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_group_norm_far_from_zero_is_numpys(mean, deviation, adaptive):
+def test_group_norm_far_from_zero_matches_numpy(mean, deviation, adaptive):
     x, exact = far_inputs(mean, deviation, (2, 16, 16, 8))
     gain, bias = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
     tilt = np.random.default_rng(2).normal(size=(2, 2, 8)).astype(np.float32) if adaptive else ()
@@ -74,21 +74,21 @@ def test_group_norm_far_from_zero_is_numpys(mean, deviation, adaptive):
 
 
 @pytest.mark.parametrize("position", [0, 7])
-def test_group_norm_with_one_outlier_is_numpys(position):
+def test_group_norm_with_one_outlier_matches_numpy(position):
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 4)).astype(np.float32)
     x[:, position, 0] += 1e4
     y, _ = jax.jit(layers.GroupNorm(2).init_with_output)(jax.random.key(0), x)
     np.testing.assert_allclose(y, numpy_group_norm(x, 2, 1, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_group_norm_of_vectors_is_numpys():
+def test_group_norm_of_vectors_matches_numpy():
     x = np.random.default_rng(0).normal(3000, 1, (4, 12)).astype(np.float32)
     y, _ = jax.jit(layers.GroupNorm(3).init_with_output)(jax.random.key(0), x)
     expected = numpy_group_norm(x[:, None, None], 3, 1, 0)[:, 0, 0]
     np.testing.assert_allclose(y, expected, atol=2e-3)
 
 
-def test_group_norm_gradients_far_from_zero_are_those_nearby():
+def test_group_norm_gradients_do_not_depend_on_an_offset():
     """Adding a constant to all inputs changes no gradient; 4096 keeps these inputs exact in float32."""
     x = np.round(np.random.default_rng(0).normal(size=(2, 8, 8, 8)) * 256).astype(np.float32) / 256
     weight = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
@@ -111,7 +111,7 @@ def test_group_norm_has_second_derivatives():
 
 @pytest.mark.parametrize(("mean", "deviation"), FAR)
 @pytest.mark.parametrize("parameters", [True, False])
-def test_layer_norm_far_from_zero_is_numpys(mean, deviation, parameters):
+def test_layer_norm_far_from_zero_matches_numpy(mean, deviation, parameters):
     x, exact = far_inputs(mean, deviation, (6, 5, 64))
     y, _ = jax.jit(layers.LayerNorm(1e-6, use_bias=parameters, use_scale=parameters).init_with_output)(
         jax.random.key(0), x
@@ -122,14 +122,14 @@ def test_layer_norm_far_from_zero_is_numpys(mean, deviation, parameters):
     np.testing.assert_allclose(y, expected, atol=tolerance)
 
 
-def test_every_norm_of_a_network_is_one_of_these():
+def test_no_network_uses_a_fast_variance():
     """Flax's own norms take E[x^2] - E[x]^2 unless told otherwise."""
     for path in (ROOT / "diffjax").rglob("*.py"):
         norms = re.findall(r"nn\.(?:\w*Norm)\b.*", path.read_text())
         assert all("use_fast_variance=False" in norm for norm in norms), path
 
 
-def test_group_norm_gradients_are_those_of_the_definition():
+def test_group_norm_gradients_match_the_definition():
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(2, 2, 4, 4, 16)).astype(np.float32)
     x += 1
@@ -170,7 +170,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone():
     assert not np.array_equal(whole[0], whole[1])
 
 
-def test_dropout_keeps_the_mean_and_is_nothing_without_keys():
+def test_dropout_keeps_the_mean_and_is_the_identity_without_keys():
     x, keys = jnp.ones((64, 16, 16, 4)), jax.random.split(jax.random.key(1), 64)
     y = np.asarray(jax.jit(layers.Dropout(0.3).apply)({}, x, keys))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
@@ -217,7 +217,7 @@ def test_downsample_pads_as_published(padding, before):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_average_pool_and_nearest():
+def test_average_pooling_and_nearest_upsampling():
     x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
     corners = sum(x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
     np.testing.assert_allclose(jax.jit(layers.average_pool)(x), corners / 4, atol=1e-6)
@@ -227,7 +227,7 @@ def test_average_pool_and_nearest():
             np.testing.assert_array_equal(grown[:, i::2, j::2], x)
 
 
-def test_initializers_are_as_published():
+def test_initializers_match_the_published_ones():
     def kernel_and_bias(layer, shape):
         params = jax.jit(layer.init)(jax.random.key(0), np.zeros(shape, np.float32))["params"]
         return np.asarray(params["kernel"]), np.asarray(params["bias"])
