@@ -1,10 +1,13 @@
 """Each parameterization against its definition, on every kind of schedule."""
 
+import functools
+
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from diffjax.diffusion import noise_schedules, parameterizations
+from diffjax.diffusion.denoiser import from_network
 from diffjax.diffusion.noise import Noise
 from diffjax.registry import choices
 
@@ -82,6 +85,26 @@ def test_target_and_way_back(name, schedule):
     if name != "edm":
         np.testing.assert_array_equal(inner, np.ones(len(TIMES)))
         np.testing.assert_array_equal(time, TIMES - 1)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_the_denoiser_of_an_exact_network_returns_x0(name):
+    """The network receives the scaled input and the time of each example, and predicts the target."""
+    schedule = SCHEDULES["linear"]
+    rng = np.random.default_rng(1)
+    x0, eps = rng.uniform(-1, 1, (3, 4)), rng.normal(size=(3, 4))
+    noise, before = schedule(300.0), schedule(299.0)
+    _, _, scale, time = coefficients(name, noise, schedule)
+    x = noise.alpha * x0 + noise.sigma * eps
+
+    def network(scaled, times):
+        np.testing.assert_allclose(scaled, scale * x, rtol=1e-6)
+        np.testing.assert_allclose(times, np.full(3, time))
+        return jnp.asarray(TARGETS[name](x0, eps, noise.alpha, noise.sigma, before=before))
+
+    options = {"schedule": schedule} if name == "mu" else {}
+    denoise = from_network(network, functools.partial(choices(parameterizations)[name], **options))
+    np.testing.assert_allclose(denoise(x, noise).x0, x0, atol=5e-4 if name == "mu" else 1e-5)
 
 
 def test_v_is_salimans_and_hos_where_variance_is_preserved():
