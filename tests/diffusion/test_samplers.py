@@ -14,8 +14,8 @@ from scipy.integrate import solve_ivp
 from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
-from diffjax.diffusion.noise_schedules import Discrete, ScheduleTables
 from diffjax.registry import choices
+from tests.diffusion.closed_forms import discrete
 
 # Constructor, and order of convergence: in x, or in mean and variance for samplers that add noise.
 SAMPLERS = {
@@ -211,14 +211,6 @@ def test_steps_and_options_share_a_compilation(name):
     if name in TRACED:
         assert np.abs(samples[0] - samples[1]).max() > 0.01
     assert len(traces) == 1
-
-
-def discrete(alphas, sigmas):
-    """Returns the discrete schedule of levels [T + 1], which may be traced."""
-    with np.errstate(divide="ignore"):
-        log_snr = jnp.clip(2 * (jnp.log(alphas) - jnp.log(sigmas)), -40.0, 80.0)
-    power = alphas**2 + sigmas**2
-    return Discrete(len(alphas) - 1, ScheduleTables(alphas, sigmas, log_snr, alphas**2 / power, 1 / power))
 
 
 FEW = (1, 2, 3, 8, 20)  # steps
