@@ -318,7 +318,7 @@ def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
         assert np.all(np.abs(gradients[1]).max(axis=(1, 2))[times == schedule.timesteps / 2] > 0)
 
 
-def test_noise_levels_are_per_example():
+def test_losses_are_per_example():
     """A permutation of the batch permutes the loss."""
     order = np.random.default_rng(2).permutation(6 * T)
     permuted = jax.tree.map(lambda leaf: leaf[order], drawn("cosine"))

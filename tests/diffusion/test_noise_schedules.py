@@ -241,7 +241,7 @@ def test_continuous_schedules_are_precise_near_the_image():
         np.testing.assert_allclose(sigma, expected, rtol=1e-5, err_msg=name)
 
 
-def test_linear_is_ddpms():
+def test_linear_equals_ddpm():
     """The figures of Ho et al. 2020: beta from 1e-4 to 0.02 and next to no signal at the end."""
     noise = levels_at(noise_schedules.linear(1000), np.arange(1001.0))
     kept = noise.alpha**2
@@ -251,7 +251,7 @@ def test_linear_is_ddpms():
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("linear", 0.006353), ("cosine", 4.928e-5), ("scaled_linear", 0.068265)])
-def test_the_last_alpha_is_the_published_one(name, alpha):
+def test_the_last_alpha_equals_published_values(name, alpha):
     """Lin et al. 2024, table 1."""
     np.testing.assert_allclose(make(name)(1000.0).alpha, alpha, rtol=1e-4)
 
@@ -264,7 +264,7 @@ def test_continuous_is_the_limit_of_discrete(name):
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-def test_snr_falls_from_the_clean_image_on(continuous):
+def test_snr_decreases_with_time(continuous):
     for name, options in CASES:
         check_falling_snr(name, options, continuous)
 
@@ -381,7 +381,7 @@ def test_zero_terminal_snr_is_exact_under_any_compilation():
         assert schedule(1000.0).alpha == alphas[0][-1] == alphas[1][-1] == 0
 
 
-def test_zero_terminal_snr_is_refused_where_there_is_nothing_to_shift():
+def test_zero_terminal_snr_of_one_level_or_a_learned_schedule_raises():
     for name in FIXED:
         with pytest.raises(ValueError, match="at least two levels"):
             make(name, 1).with_zero_terminal_snr()
@@ -414,7 +414,7 @@ def random_params(seed):
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-def test_a_learned_schedule_starts_next_to_linear(continuous):
+def test_a_learned_schedule_is_nearly_linear_at_initialisation(continuous):
     fresh = noise_schedules.learned(continuous=continuous)
     params = fresh.init(64)
     t = np.linspace(fresh.first, 1000, 50)
@@ -426,7 +426,7 @@ def test_a_learned_schedule_starts_next_to_linear(continuous):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_learned_schedule_is_monotone_whatever_its_parameters(seed):
+def test_a_learned_schedule_is_monotone_for_any_parameters(seed):
     params = random_params(seed)
     for continuous in (False, True):
         schedule = noise_schedules.learned(100, continuous=continuous).bind(params)
@@ -445,7 +445,7 @@ def time_of(continuous, params, snr):
     return noise_schedules.learned(100, continuous=continuous).bind(params).time_at(snr)
 
 
-def test_the_gradient_reaches_every_parameter_of_a_learned_schedule():
+def test_every_parameter_of_a_learned_schedule_has_a_gradient():
     params = random_params(0)
 
     @jax.jit

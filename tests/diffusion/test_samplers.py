@@ -321,7 +321,7 @@ def test_different_names_of_one_sampler(one, other):
     np.testing.assert_allclose(sample_moments(one), sample_moments(other), rtol=1e-6, atol=1e-8)
 
 
-def test_the_ancestral_posterior_is_ddpms():
+def test_the_ancestral_posterior_equals_ddpm():
     """Eq. 7 of Ho et al. 2020 in its own letters, between neighbouring steps."""
     schedule = noise_schedules.linear(1000)
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))

