@@ -204,8 +204,8 @@ def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
 
 def test_every_value_has_a_standard_error(trained, real):
     names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["classifier_accuracy", "cas"]
-    for names, extrapolate in ((["fd_pixels"], False), (names, True)):
-        measure = Measurer(names, trained, with_errors=True, extrapolate=extrapolate)
+    for some, extrapolate in ((["fd_pixels"], False), (names, True)):
+        measure = Measurer(some, trained, with_errors=True, extrapolate=extrapolate)
         found = measure(real[0][:70], real[1][:70])
         assert all(estimate.standard_error > 0 for estimate in found.values()), found
         assert found.keys() == measure.columns.keys()
