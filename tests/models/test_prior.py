@@ -28,10 +28,10 @@ LN2 = np.log(2.0)
 @functools.cache
 def codec_of(base, **changes):
     """An untrained frozen autoencoder, with many codes in use."""
-    system = models.build(tiny.config(base, **changes), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config(base, **changes), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
     variables["params"]["model"]["encoder"]["conv_out"]["kernel"] *= 5
-    return system, variables
+    return model, variables
 
 
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
@@ -448,15 +448,19 @@ def test_a_prior_resumes(runs, capsys):
 
 ERRORS = {
     "no codec": ("prior", ["--config.codec="], "set --config.codec=WORKDIR"),
-    "codec that is not there": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
-    "codec that is none": ("prior", ["--config.codec=RUNS/prior"], "must be an autoencoder, not a run of system=prior"),
-    "codec of other images": (
+    "missing codec": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
+    "codec that is not an autoencoder": (
+        "prior",
+        ["--config.codec=RUNS/prior"],
+        "must be an autoencoder, not a run of system=prior",
+    ),
+    "codec of another image size": (
         "prior",
         ["--config.data.image_size=16"],
         "was trained on 8x8 images with 1 channels, but this config has 16x16 with 1",
     ),
-    "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
-    "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
+    "image size that is not a multiple": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
+    "missing features": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
 }
 
 
