@@ -90,7 +90,8 @@ def inpainting_conditions(mask=1.0):
     }
 
 
-@pytest.mark.parametrize("name", DROPPABLE)
+# test_ddpm shows the same of `label`.
+@pytest.mark.parametrize("name", [pytest.param("label", marks=pytest.mark.slow), *DROPPABLE[1:]])
 def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does_not(name):
     (conditional, unconditional), (other, other_unconditional) = (
         run(name)(example_conditions()),

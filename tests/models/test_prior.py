@@ -280,7 +280,7 @@ def test_samples_depend_on_the_caption_and_the_seed():
 KEYS, FIELD = jax.random.split(jax.random.key(5), 6), {"pixelcnn": "label", "dalle": "tokens"}
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+@pytest.mark.parametrize("name", ["pixelcnn", pytest.param("dalle", marks=pytest.mark.slow)])
 def test_guidance_interpolates_from_the_null_condition(name):
     """Scale 1 equals no guidance, scale 0 the null condition, with the same keys."""
     config, model, variables = built(name)

@@ -182,7 +182,7 @@ def test_unclip():
     check(net, randomise(model), {"context": context, "embedding": embedding}, theirs)
 
 
-@pytest.mark.parametrize("linear", [pytest.param(False, marks=pytest.mark.slow), True])  # Stable Diffusion 1 and 2
+@pytest.mark.parametrize("linear", [False, pytest.param(True, marks=pytest.mark.slow)])  # Stable Diffusion 1 and 2
 def test_stable_diffusion(linear):
     model = diffusers.UNet2DConditionModel(
         **THEIRS,
