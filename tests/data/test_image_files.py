@@ -256,7 +256,7 @@ def test_resize_requires_a_square():
 
 
 def test_a_mask_is_white_where_half_of_the_area_is(tmp_path):
-    """Every number of white pixels in areas of 2 x 2, and grey levels beside the middle."""
+    """Every number of white pixels in areas of 2 x 2, and grey levels next to the middle."""
     areas = np.array([[(count > np.arange(4)) * 255 for count in range(5)]] * 5, np.uint8)
     pixels = areas.reshape(5, 5, 2, 2).transpose(0, 2, 1, 3).reshape(10, 10)
     mask = image_files.load_mask(save(tmp_path / "a.png", pixels), 5)

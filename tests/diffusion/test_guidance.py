@@ -71,7 +71,7 @@ def constant(x0, **others):
 
 
 def named(name, x0, ran):
-    """A denoiser that says when it is run."""
+    """A denoiser that records its runs."""
 
     def denoise(x, noise):
         jax.debug.callback(lambda: ran.append(name))
@@ -159,17 +159,21 @@ def test_guidance_is_active_in_its_interval_only(alpha, sigma, low, high, expect
 # Gradients.
 
 
+@jax.jit
+def classifier_guided(x, level, scale):
+    denoised = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)(x, level)
+    return denoised, samplers._x0(denoised, level)
+
+
 @pytest.mark.parametrize("alpha, sigma", LEVELS)
 def test_a_classifiers_gradient_makes_the_unconditional_denoiser_conditional(alpha, sigma):
     """Bayes' rule: at scale 1, as a shift of eps, the classifier of the mixture gives E[x_0 | x_t, label] exactly."""
     x = alpha * MEANS[RNG.integers(0, 3, B)] + sigma * X  # not too far from the data, where all agree
     given, without, gradient = exact(x, alpha, sigma)
     for scale in (1.0, 2.5):
-        denoise = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)
-        denoised = denoise(jnp.asarray(x, jnp.float32), noise(alpha, sigma))
+        denoised, x0 = classifier_guided(x, noise(alpha, sigma), scale)
         np.testing.assert_allclose(denoised.x0, without, atol=1e-5)
         np.testing.assert_allclose(denoised.guidance_gradient, scale * gradient, rtol=1e-3, atol=1e-5)
-        x0 = samplers._x0(denoised, noise(alpha, sigma))
         np.testing.assert_allclose(x0, without + scale * sigma**2 / alpha * gradient, atol=1e-4 * scale)
         if scale == 1.0:
             np.testing.assert_allclose(x0, given, atol=1e-4)
@@ -186,9 +190,8 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
     denoise = guidance.classifier(base, classify, jnp.asarray(LABEL), scale)
     keys = jax.random.split(jax.random.key(0), B)
-    y, _ = samplers.ancestral(variance=function).step(
-        keys, denoise, noise(1.0, 0.0), jnp.asarray(X), noise(a, s), noise(a2, s2)
-    )
+    step = jax.jit(lambda *arrays: samplers.ancestral(variance=function).step(arrays[0], denoise, *arrays[1:])[0])
+    y = step(keys, noise(1.0, 0.0), jnp.asarray(X), noise(a, s), noise(a2, s2))
     x = np.float64(X)
     _, x0, gradient = exact(x, a, s)
     large = s**2 - (a / a2 * s2) ** 2
@@ -248,7 +251,7 @@ def test_a_guided_ancestral_trajectory_equals_adms(name, monkeypatch):
 
 
 def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
-    """It has no step before. The mean is x_0, shifted by the large variance where the variance is not zero."""
+    """No step precedes it. The mean is x_0, shifted by the large variance if the variance is not zero."""
     now, clean = noise(0.8, 0.6), noise(1.0, 0.0)
     keys = jax.random.split(jax.random.key(0), B)
     for function, shift in ((variance.fixed_small, 0.0), (variance.fixed_large, 0.36), (variance.learned_range, 0.36)):
@@ -279,7 +282,7 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
     x, h = np.float64(X), 1e-5
     expected = np.stack([(cosine(x + h * e) - cosine(x - h * e)) / (2 * h) for e in np.eye(2)], axis=1)
     denoise = guidance.clip_similarity(unconditional, encode, jnp.asarray(embedding, jnp.float32), 7.0)
-    denoised = denoise(jnp.asarray(X), noise(alpha, sigma))
+    denoised = jax.jit(denoise)(jnp.asarray(X), noise(alpha, sigma))
     np.testing.assert_allclose(denoised.guidance_gradient, 7.0 * expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
 

@@ -43,14 +43,14 @@ WEIGHTS = {
 
 
 def coefficients(name, schedule, noise):
-    """Those of a parameterization, which asks for the schedule or does not."""
+    """Returns the coefficients of a parameterization, which may require the schedule."""
     function = choices(parameterizations)[name]
     given = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
     return function(noise, **given)
 
 
 def noised(schedule, names, x0=X0, eps=EPS, output=F, spread=SPREAD, times=TIMES):
-    """Every example at a time of its own, and its x_t; the batch in equal parts by parameterization."""
+    """Returns a noised batch, in equal parts by parameterization, and its prediction."""
     times = jnp.asarray(times, jnp.float32)
     parts = [coefficients(n, schedule, schedule(t)) for n, t in zip(names, jnp.split(times, len(names)), strict=True)]
     c = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -229,7 +229,7 @@ NODES, NODE_WEIGHTS = (v.astype(np.float64) for v in np.polynomial.hermite_e.her
 
 @pytest.mark.parametrize("name", sorted(CONTINUOUS))
 def test_the_continuous_vlb_is_an_integral_over_snr(name):
-    """Quadrature over times, noise and data, in place of draws: the error is quadratic in both, so few nodes do."""
+    """Integrates over times, noise and data by quadrature; the error is quadratic in both, so few nodes suffice."""
     schedule = CONTINUOUS[name]
     edges = np.linspace(np.log(schedule.first), np.log(schedule.timesteps), 101)  # of log t: SNR is a power there
     nodes, node_weights = np.polynomial.legendre.leggauss(5)
@@ -254,7 +254,7 @@ def test_the_continuous_vlb_is_an_integral_over_snr(name):
 
 
 def test_the_continuous_vlb_is_the_limit_of_the_discrete():
-    """Of more and more levels between the same two: the sum of the steps' terms is a Riemann sum of the integral."""
+    """With more levels between the same ends, the sum of terms is a finer Riemann sum of the integral."""
     continuous = CONTINUOUS["rectified_flow"]
     limit = gaussian_bound(*ends(continuous))
     errors = []
@@ -283,12 +283,12 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
     tiny.thinned(sorted(choices(noise_schedules)), (False, True), (False, True)),
 )
 def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
-    """Of every parameterization that has a value there, by output, variance, data and the schedule itself."""
+    """Gradients of all parameterizations by output, variance, data and parameters of the schedule."""
     zero_terminal = zero_terminal and name != "learned"  # there it is refused
     schedule = choices(noise_schedules)[name](1000, continuous=continuous)
     params = schedule.init(8) if name == "learned" else {}
     schedule = schedule.with_zero_terminal_snr() if zero_terminal else schedule
-    near = 999.9 if continuous else 999.0  # where a share of the draws falls that training meets
+    near = 999.9 if continuous else 999.0  # training samples times that near to the end
     times = np.tile([schedule.first, near, schedule.timesteps, schedule.timesteps / 2], 30)
     has_value = {"eps": float(schedule(times[2]).alpha) > 0, "mu": not continuous}
     names = [n if has_value.get(n, True) else "x0" for n in PREDICTIONS]

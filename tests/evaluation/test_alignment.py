@@ -1,4 +1,4 @@
-"""Pictures against their captions: scenes read back, and a judge that knows."""
+"""Alignment of images with their captions, by detected scenes and by a CLIP with known embeddings."""
 
 import itertools
 import types
@@ -17,7 +17,7 @@ from tests import tiny
 
 
 def drawn(captions, seed=0):
-    """A true picture of each."""
+    """Returns a correct image of each caption."""
     rng = np.random.default_rng(seed)
     scenes = [shapes._arrange(rng, shapes.parse(caption)) for caption in captions]
     return np.stack([shapes.render(scene, 32) for scene in scenes])
@@ -95,7 +95,7 @@ def recoloured(caption, rng):
 
 @pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
 def test_relation_accuracy_of_wrong_images_is_chance(kind):
-    """However many objects are right: what is where says nothing of what the caption says."""
+    """Positions are independent of the caption, for any number of correct objects."""
     rng = np.random.default_rng(1)
     captions = relations(400)
     shown = {
@@ -119,7 +119,7 @@ RED, BLUE = "a small red circle", "a large blue square"
 @pytest.mark.parametrize(
     ("shown", "said"),
     [
-        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # the picture's two are alike
+        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # both objects of the image are equal
         (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
         (f"{RED} above {RED}", f"{RED} above {RED}"),
         ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
@@ -168,7 +168,7 @@ def test_a_single_caption_has_no_r_precision():
 
 
 class Knowing:
-    """A judge for whom caption i of a list and picture i are the same vector."""
+    """A CLIP for which caption i of a list and image i have the same embedding."""
 
     def __init__(self, captions):
         self._places = {caption: i for i, caption in enumerate(captions)}
@@ -194,7 +194,7 @@ def test_clip_metrics_of_right_and_wrong_captions():
 
 
 class Unordered:
-    """A judge for whom captions of the same objects are one vector, and picture i is caption i's."""
+    """A CLIP for which captions of the same objects have one embedding, which is that of image i for caption i."""
 
     def __init__(self, captions):
         self._captions = captions

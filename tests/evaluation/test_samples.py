@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    """As much of a run as a measure asks for."""
+    """The part of a run that a `Measurer` uses."""
     return types.SimpleNamespace(config=tiny.config(), system=types.SimpleNamespace(classes=10))
 
 
@@ -120,7 +120,7 @@ DAMAGED = {
     "cut": lambda data: data[: len(data) // 2],
     "not an archive": lambda data: b"x" * 1000,
     "one bit of the values": lambda data: bit_flipped(data, len(data) // 2),
-    "a value behind the archive's own checksums": valid_checksums,
+    "a value with valid checksums of the archive": valid_checksums,
     "foreign": lambda data: archive(a=np.ones(3)),
     "pickled": lambda data: archive(key=np.array([Trap()], object), sha256=np.array([Trap()], object)),
 }
@@ -190,7 +190,7 @@ def test_provenance_has_the_inputs_of_a_value(trained):
 
 
 def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
-    """Whichever split is the reference: no image of the one is in the other."""
+    """No held-out image is in the reference, for either split."""
     for split in ("train", "test"):
         measure = Measurer(["classifier_accuracy", "cas"], trained, split=split)
         fitted = open_dataset(trained.config, split)
@@ -204,15 +204,15 @@ def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
 
 def test_every_value_has_a_standard_error(trained, real):
     names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["classifier_accuracy", "cas"]
-    for names, extrapolate in ((["fd_pixels"], False), (names, True)):
-        measure = Measurer(names, trained, with_errors=True, extrapolate=extrapolate)
+    for chosen, extrapolate in ((["fd_pixels"], False), (names, True)):
+        measure = Measurer(chosen, trained, with_errors=True, extrapolate=extrapolate)
         found = measure(real[0][:70], real[1][:70])
         assert all(estimate.standard_error > 0 for estimate in found.values()), found
         assert found.keys() == measure.columns.keys()
 
 
 def test_errors_of_nearest_neighbour_metrics_equal_the_spread_over_samples():
-    """Of repeated samples against one set of real ones; errors of ten blocks are uncertain by a quarter."""
+    """Repeats samples against one real set; errors from ten blocks are uncertain by a quarter."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(100, 6)).astype(np.float32)
     metric, found = metrics.COMPARISONS["precision_recall_pixels"], []

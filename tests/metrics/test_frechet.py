@@ -99,7 +99,7 @@ def test_nan_features_give_a_nan_distance():
 
 
 def test_the_bias_is_inversely_proportional_to_the_number_of_features():
-    """And nearly as D^2 / 4 N + D / N for N features of a unit Gaussian, D << N, against the population.
+    """The bias is nearly D^2 / 4 N + D / N for N features of a unit Gaussian, D << N, against the population.
 
     The mean's share is D / N; the root of a Wishart matrix has a trace of D (1 - D / 8 N) to first order.
     """
@@ -124,7 +124,7 @@ def test_the_extrapolated_distance_is_unbiased(shift):
     error = np.std(values, ddof=1) / np.sqrt(repeats)
     assert abs(values.mean() - truth) < 3 * error
     assert np.mean([x.distances[-1] for x in found]) - truth > 3 * error
-    # The residuals' error is too small, but no more than the docstring says.
+    # The error of the residuals is too small, within the bound of the docstring.
     assert 1 < np.std(values, ddof=1) / np.mean([x.standard_error for x in found]) < 2.5
     assert np.mean([abs(x.value - truth) < 5 * x.standard_error for x in found]) > 0.8
 

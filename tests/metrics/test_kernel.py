@@ -100,7 +100,7 @@ def test_the_error_of_a_gaussian_discrepancy(shift):
 
 
 def test_interaction_variances_are_those_of_an_analysis_of_variance():
-    """Of k_ij = m + r_i + r_j + noise the noise alone, and none of a kernel that is a sum."""
+    """The interaction of k_ij = m + r_i + r_j + noise is the noise, and zero for a kernel that is a sum."""
     rng = np.random.default_rng(0)
     results = {"within": [], "across": []}
     for _ in range(300):

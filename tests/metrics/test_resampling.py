@@ -39,7 +39,7 @@ def test_the_mean_of_independent_values():
     value, error = mean(x)
     assert (value, error) == pytest.approx((x.mean(), np.std(x, ddof=1) / np.sqrt(50)))
     assert mean(x, np.arange(50)) == pytest.approx((value, error))
-    assert mean(x, np.zeros(50)) == (value, None)  # one group says nothing of others
+    assert mean(x, np.zeros(50)) == (value, None)  # one group has no spread between groups
 
 
 def test_the_mean_of_values_in_groups():
@@ -84,7 +84,7 @@ def test_the_error_of_a_share_in_groups():
 
 
 def test_leaving_out_blocks():
-    """Of a mean it is the closed form of the means of blocks; of repetitions the spread of a mean."""
+    """The error of a mean equals the closed form over block means, and the spread over repetitions."""
     x = np.random.default_rng(0).normal(size=(103, 2))
     found = jackknife(lambda some: some.mean(0), x[:100], blocks=10, seed=0)
     order = np.random.default_rng(0).permutation(100).reshape(10, 10)

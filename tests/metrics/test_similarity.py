@@ -10,7 +10,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def pair(shape, noise=40):
-    """Pictures with some structure and noised copies."""
+    """Returns images with some structure and noised copies."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = 128 + 90 * np.sin(rows / 3)[..., None] * np.cos(columns[..., None] / 4 + np.arange(shape[2]))
@@ -20,9 +20,9 @@ def pair(shape, noise=40):
 
 
 def numpy_ssim(a, b):
-    """Of one channel, window after window: Wang et al. 2004, eqs. 13 to 16.
+    """SSIM of one channel, window by window: Wang et al. 2004, eqs. 13 to 16.
 
-    The windows that stick out of small pictures see them mirrored.
+    Windows beyond the border of small images use mirrored pixels.
     """
     offsets = np.arange(11) - 5
     weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
