@@ -178,7 +178,7 @@ def tanh_decoder(x0, mean, std):
 
 
 def test_the_ddpm_decoder_equals_the_published_code():
-    """The formula differs from the exact decoder by hundredths of a bit per dimension, and by many bits in the far tails."""
+    """The formula differs from the exact decoder by hundredths of a bit per dimension, and by many in the far tails."""
     term = jax.jit(jax.vmap(likelihood.ddpm_decoder_term, (0, None, None)))
     for mean, std in ((-0.31, 0.02), (0.0, 0.00733), (0.5, 0.3), (1.2, 0.01), (-1.0, 0.003)):
         expected = tanh_decoder(GREYS, mean, std)
