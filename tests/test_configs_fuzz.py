@@ -418,6 +418,7 @@ REFUSED = {
     "ddgan": ("mapping.layers=0", "mapping.latent=-1"),
     "clip": ("model.dimensions=0", "text.length=1000000", "data.image_size=7"),
     "upsampler": ("data.image_size=7",),
+    "noised_clip": ("diffusion.downsample=8",),
     "inpainting": ("conditions.masked_image.full_mask_prob=2",),
 }
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-SHARED = {"__version__", "errors", "io", "numbers", "registry", "typing"}
+SHARED = {"__version__", "compositing", "errors", "io", "numbers", "registry", "typing"}
 MAY_IMPORT = {  # by package or root module; every one may import itself
     "diffusion": set(),
     "latents": {"typing"},
@@ -21,6 +21,7 @@ MAY_IMPORT = {  # by package or root module; every one may import itself
     "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,
     "reproduce": {"evaluation", "inference", "metrics", "models", "runs", "training"} | SHARED,
     "__version__": set(),
+    "compositing": set(),
     "errors": set(),
     "io": {"errors"},
     "numbers": set(),

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from diffjax import io
+from diffjax.compositing import composite_on_white
 from diffjax.errors import UserError, excerpt
 
 MAX_PIXELS = 2**26  # per image, such as 8192 x 8192; decoding and resizing takes less than 2 GiB
@@ -127,8 +128,7 @@ def resize(
 
 def on_white(image: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
     """Returns RGBA pixels composited onto white."""
-    alpha = image[..., 3:] / 255
-    return np.round(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.round(composite_on_white(image, 0.0, 255.0)).astype(np.uint8)
 
 
 _TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels; use a smaller image"

@@ -110,7 +110,7 @@ def best_of(
     keep: int = 1,
     seed: int = 0,
     progress: Callable[[int], Any] = lambda images: None,
-) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, "N*keep"]]:
+) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, " N*keep"]]:
     """Samples `candidates` images for each of N prompts, and returns the `keep` best by CLIP similarity.
 
     Candidate j of prompt i has the seed `seed` + j N + i, so more candidates include those of fewer.

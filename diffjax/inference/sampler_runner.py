@@ -93,7 +93,7 @@ class SampleRunner:
         return self._reconstruct(variables, images)
 
 
-def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, "N"]:
+def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, " N"]:
     seeds = np.asarray(seeds)
     if len(seeds) and not (seeds.min() >= 0 and seeds.max() < 2**32):
         raise UserError(f"--seed={seeds[0]}: seeds go up to {seeds.max()}, and must be below 2**32; lower the seed")

@@ -136,7 +136,7 @@ class LikelihoodModel(Model):
     """A model with a likelihood or a bound of it, in one forward pass."""
 
     @abc.abstractmethod
-    def likelihood(self, variables: Variables, keys: PRNGKeys, batch: Batch) -> Mapping[str, Float[Array, "B"]]:
+    def likelihood(self, variables: Variables, keys: PRNGKeys, batch: Batch) -> Mapping[str, Float[Array, " B"]]:
         """Returns bits per dimension per example, by name of the value or bound."""
 
 

@@ -70,7 +70,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_components_are_those_of_all_batches_together():
+def test_components_match_those_of_all_batches():
     """Up to the sign of each component."""
     _, variables, loss = counted()
     (mean, basis, std), statistics = spectrum(), variables["statistics"]
@@ -165,7 +165,7 @@ def prior(**changes):
     return made, *conditioned.with_random_params(system), model
 
 
-def test_an_untrained_prior_finds_all_codes_equally_likely():
+def test_an_untrained_prior_has_uniform_probabilities():
     """Its loss is per example."""
     _, system, variables, model = prior()
     params = {

@@ -113,7 +113,7 @@ def result(name):
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
-def test_an_untrained_prior_finds_all_codes_equally_likely(name):
+def test_an_untrained_prior_has_uniform_probabilities(name):
     _, model, variables = built(name)
     last = ("network",) if name == "pixelcnn" else ("head", "text_head")  # the parameters that start at zero
     init = jax.jit(lambda key: {n: p for n, p in model.init(key)["params"]["model"].items() if n in last})

@@ -50,7 +50,7 @@ class Prefix(abc.ABC):
     def null(self, values: Values) -> Values:
         """Returns null values of the same shape, for the unconditional branch of guidance."""
 
-    def drop(self, values: Values, where: Bool[Array, "B"]) -> Values:
+    def drop(self, values: Values, where: Bool[Array, " B"]) -> Values:
         """Returns values, replaced by null values where `where`."""
 
         def select(null: Array, value: Array) -> Array:
@@ -198,7 +198,7 @@ class ClipCaptionPrefix(Prefix):
             "present": present,
         }
 
-    def _quantile(self, inputs: PrefixInputs, embedding: Embeddings) -> Float[Array, "B"]:
+    def _quantile(self, inputs: PrefixInputs, embedding: Embeddings) -> Float[Array, " B"]:
         """Returns the quantile [0, 1] of the similarity of image and caption; for samples, random in [0.5, 1]."""
         if "image" not in inputs.conditions:
             return 0.5 + 0.5 * jax.vmap(jax.random.uniform)(inputs.keys)

@@ -120,7 +120,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         nats = self._nll(variables, batch, self._encode_prefix(variables, batch, keys))
         return {"codes": self._bits_per_dim(nats)} | _bits_per_token(nats)
 
@@ -187,7 +187,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
         codes = _to_codes(self._codec(variables), to_unit_range(batch["image"]))
         return self.token_model.nll(variables["params"]["model"], codes, values, dropout_keys)
 
-    def _bits_per_dim(self, nats: Mapping[str, Float[Array, "B _"]]) -> Float[Array, "B"]:
+    def _bits_per_dim(self, nats: Mapping[str, Float[Array, "B _"]]) -> Float[Array, " B"]:
         return _BITS * nats["codes"].sum(axis=-1) / self.num_values
 
 
@@ -287,7 +287,7 @@ def _check_token_sampling(settings: Mapping[str, Array]) -> None:
 def _guided(sample_token: SampleToken, scale: Array) -> SampleToken:
     """Applies classifier-free guidance to logits, of which the second half are unconditional."""
 
-    def sample_both(keys: PRNGKeys, logits: Float[Array, "2*B K"]) -> Int[Array, "2*B"]:
+    def sample_both(keys: PRNGKeys, logits: Float[Array, "2*B K"]) -> Int[Array, " 2*B"]:
         conditional, unconditional = jnp.split(logits, 2)
         tokens = sample_token(keys, unconditional + scale * (conditional - unconditional))
         return jnp.concatenate([tokens, tokens])
@@ -295,7 +295,7 @@ def _guided(sample_token: SampleToken, scale: Array) -> SampleToken:
     return sample_both
 
 
-def _bits_per_token(nats: Mapping[str, Float[Array, "B _"]]) -> dict[str, Float[Array, "B"]]:
+def _bits_per_token(nats: Mapping[str, Float[Array, "B _"]]) -> dict[str, Float[Array, " B"]]:
     bits = {"bits_per_code": _BITS * nats["codes"].mean(axis=-1)}
     return bits | ({"bits_per_token": _BITS * nats["text"].mean(axis=-1)} if "text" in nats else {})
 

@@ -97,7 +97,7 @@ class DiffusionModel(GenerativeModel):
 
     def loss(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
-    ) -> tuple[Float[Array, "B"], Aux]:
+    ) -> tuple[Float[Array, " B"], Aux]:
         """Returns the loss of denoising, with conditions dropped at random: DDPM, algorithm 1."""
         conditions_keys, dropout_keys, noise_keys, crop_keys = split_each(keys, 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
@@ -194,7 +194,7 @@ class DiffusionModel(GenerativeModel):
         inputs = {name: value for name, value in inputs._asdict().items() if value is not None}
         channels = crop(inputs.pop("channels")) if "channels" in inputs else None
 
-        def network(x: Array, t: Float[Array, "B"]) -> Array:
+        def network(x: Array, t: Float[Array, " B"]) -> Array:
             x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
             return apply(self.network, params, x, t, **inputs, dropout_keys=dropout_keys)
 
