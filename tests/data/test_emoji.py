@@ -29,7 +29,7 @@ def records(directory, split):
 
 
 def check_splits(found):
-    """No base in both splits, about a tenth in test, and no caption twice."""
+    """Checks that no base emoji is in both splits, a tenth is in test, and captions are unique."""
     bases = collections.defaultdict(set)
     for entry in found:
         bases[entry.base].add(entry.split)

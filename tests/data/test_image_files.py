@@ -1,4 +1,4 @@
-"""Image files against pixels known from NumPy or written byte by byte, and files that must be refused in one line."""
+"""Image files against known pixels, and invalid files, which raise one line."""
 
 import io
 import os
@@ -302,7 +302,7 @@ def test_an_emoji_is_read_as_its_data_set_prepares_it(packages):
             assert (found[0, 0] == 255).all()  # a corner, black where alpha is ignored
 
 
-# --- files that are refused ---
+# --- invalid files ---
 
 WHOLE = png([row.tobytes() for row in COLOURS], width=8, colour_type=RGB)
 
@@ -374,7 +374,7 @@ def files(tmp_path_factory):
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_changed_bytes_raise_or_give_pixels(tmp_path_factory, files, data):
-    """Whatever the bytes, no other exception and no hang. Formats without checksums may give other pixels."""
+    """Any bytes raise only UserError and do not hang. Formats without checksums may give other pixels."""
     kind = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[kind])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):

@@ -14,9 +14,9 @@ from diffjax.diffusion.noise import Noise
 from tests.diffusion.closed_forms import BIN, decoder, kl
 
 GREYS = -1 + 2 * np.arange(256) / 255
-MEAN, STD = 0.1, 0.15  # of the data of the bound: so narrow that none falls in a grey level's endless outer bin
+MEAN, STD = 0.1, 0.15  # data of the bound, too narrow for the infinite outer bins
 
-SCHEDULES = {  # each with a mean of the data: not 0 where no signal is left, so that the prior still fits to 1e-3 bits
+SCHEDULES = {  # with a mean of the data, small enough for the prior to fit to 1e-3 bits
     "linear": (noise_schedules.linear(1000), 0.01),
     "cosine": (noise_schedules.cosine(1000), 0.1),
     "cosine, continuous": (noise_schedules.cosine(1000, continuous=True), 0.1),
@@ -263,7 +263,7 @@ def bound(name, large):
 
 @jax.jit
 def bound_of(x0, levels, which, large):
-    """The variance as a traced choice, for one compilation."""
+    """Computes the bound with a traced choice of the variance, in one compilation."""
 
     def chosen(*variances):
         return jnp.where(large, variance.fixed_large(*variances), variance.fixed_small(*variances))
@@ -413,7 +413,7 @@ def test_the_ode_gives_the_density_of_a_correlated_gaussian(name):
 
 
 def flow_bits(x0, levels, steps, mean, basis, spread):
-    """The solved ODE: along each axis of the Gaussian (x - alpha mean) / std stays what it is."""
+    """The solved ODE: along each axis of the Gaussian (x - alpha mean) / std is constant."""
     alpha, sigma = float64(levels)
     (a, s), (a_last, s_last) = (alpha[steps - 1], sigma[steps - 1]), (alpha[0], sigma[0])
     first, last = np.sqrt(a**2 * spread + s**2), np.sqrt(a_last**2 * spread + s_last**2)
@@ -424,7 +424,7 @@ def flow_bits(x0, levels, steps, mean, basis, spread):
 
 @pytest.mark.parametrize("name", ["cosine", "rectified_flow", "edm"])
 def test_the_odes_error_falls_as_the_square_of_the_steps(name):
-    """The first level and the prior's misfit are in the reference: what is left is Heun's error."""
+    """The reference includes the first level and the misfit of the prior, which leaves Heun's error."""
     schedule = SCHEDULES[name][0]
     mean = np.full(20, 0.2)
     x0 = points(mean, BASIS, SPREAD, 16)
@@ -451,7 +451,7 @@ def test_the_first_level_counts_as_x0_at_its_own_scale():
 
 
 def test_hutchinsons_estimate_on_gaussians():
-    """Along the axes Rademacher probes give the trace itself; on a correlated one they do on average."""
+    """Rademacher probes are exact for a diagonal covariance, and unbiased for a correlated one."""
     schedule = noise_schedules.rectified_flow(1000)
     levels, mean = lay(schedule, time_grids.linspace(100, schedule)), np.full(20, 0.2)
     for basis in (np.eye(20), BASIS):

@@ -20,7 +20,7 @@ from tests.diffusion.closed_forms import decoder, discrete, kl
 MEAN, STD = 0.1, 0.3  # of Gaussian data
 RNG = np.random.default_rng(0)
 T = 20
-TIMES = np.tile(np.arange(1.0, T + 1), 6)  # every time for every parameterization: one shape for all that is compiled
+TIMES = np.tile(np.arange(1.0, T + 1), 6)  # every time for every parameterization, so that programs have one shape
 SHAPE = (6 * T, 2, 3)
 X0 = np.float32(-1 + 2 / 255 * RNG.integers(0, 256, SHAPE))
 EPS, F, SPREAD = (np.float32(RNG.normal(size=SHAPE)) for _ in range(3))
@@ -97,7 +97,7 @@ def prediction(name):
 
 @jax.jit
 def mse(batch, prediction):
-    """With every weighting."""
+    """Returns the loss by weighting."""
     return {
         name: losses.mse(batch, prediction, weighting=choices(loss_weighting)[name]) for name in ("simple", *WEIGHTS)
     }
@@ -275,7 +275,7 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
     assert abs(2 * errors[2] - errors[1]) < 2e-3 < errors[2]
 
 
-# Numbers at the ends of every process.
+# Finite values at both ends of every process.
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
 )
 def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
     """Gradients of all parameterizations by output, variance, data and parameters of the schedule."""
-    zero_terminal = zero_terminal and name != "learned"  # there it is refused
+    zero_terminal = zero_terminal and name != "learned"  # which raises
     schedule = choices(noise_schedules)[name](1000, continuous=continuous)
     params = schedule.init(8) if name == "learned" else {}
     schedule = schedule.with_zero_terminal_snr() if zero_terminal else schedule

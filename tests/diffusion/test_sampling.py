@@ -221,7 +221,7 @@ def test_later_edits_change_the_image_less(sampler):
 
 
 def test_run_starts_at_begin():
-    """The first half and the rest are the whole, for a method without noise."""
+    """Without noise, the first steps followed by the rest equal the whole run."""
     levels = lay(SCHEDULES["rectified_flow"], 20)
     keys = jax.random.split(jax.random.key(3), 64)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffjax.diffusion import noise_schedules, time_grids
 from diffjax.registry import choices
 
-# Each as a grid of n steps, whatever n in 1..T.
+# Grids of n steps, for any n in 1..T.
 GRIDS = {
     "leading": time_grids.leading,
     "trailing": time_grids.trailing,
@@ -143,7 +143,7 @@ def test_times_are_within_a_level_of_even(n):
 
 
 def space_timesteps(total, counts):
-    """Improved DDPM's spacing, one addition and one rounding of Python's at a time. Counted from zero."""
+    """Improved DDPM's spacing, with Python's additions and rounding one by one. Counted from zero."""
     taken, start = [], 0
     for i, count in enumerate(counts):
         size = total // len(counts) + (i < total % len(counts))

@@ -58,7 +58,7 @@ def test_attributes_missing_from_a_caption_are_not_counted():
     pictures = drawn(CAPTIONS)
     pictures[2] = drawn(["a small red circle below a large blue square"])[0]
     found = alignment.caption_accuracy(pictures, CAPTIONS)
-    assert found["caption_relation"].value == 0  # of one that speaks of a relation
+    assert found["caption_relation"].value == 0  # one caption has a relation
     assert found["caption_accuracy"].value == 0.75
     assert "caption_relation" not in alignment.caption_accuracy(pictures[:2], CAPTIONS[:2])
 
@@ -120,7 +120,7 @@ RED, BLUE = "a small red circle", "a large blue square"
     ("shown", "said"),
     [
         (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # both objects of the image are equal
-        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
+        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # both objects of the caption are equal
         (f"{RED} above {RED}", f"{RED} above {RED}"),
         ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
         ("a small red square above a small blue circle", "a small red circle above a small blue square"),  # a tie
@@ -149,7 +149,7 @@ def test_objects_are_identified_by_their_correct_attributes(shown, said):
 
 
 def test_errors_are_over_captions():
-    """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
+    """Images of one caption are correlated: 40 images of two captions are as uncertain as two images."""
     captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
     images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
     found = alignment.caption_accuracy(images, captions)

@@ -108,7 +108,7 @@ class Trap:
 
 
 def valid_checksums(data: bytes) -> bytes:
-    """The archive with one value changed, and the zip file's own checksums made to agree."""
+    """Returns the archive with one changed value and valid checksums of the zip file."""
     with np.load(io.BytesIO(data)) as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays["features"][3, 5] += 0.01
@@ -136,12 +136,12 @@ def test_a_damaged_reference_is_reported_and_computed_again(damage, trained, rea
     assert Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:60], real[1][:60]) == first
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 1 and f"{path} is damaged" in lines[0] and "computed again" in lines[0]
-    Measurer(["fd_pixels"], trained)  # whole again
+    Measurer(["fd_pixels"], trained)  # is intact again
     assert "damaged" not in capsys.readouterr().err and list(own_cache.iterdir()) == [path]
 
 
 def test_a_changed_bit_of_a_reference_is_detected(trained, own_cache):
-    """A changed bit is found, or is one that holds no values, as a time of the archive."""
+    """A changed bit raises, or does not belong to a value (for example a time stamp of the archive)."""
     Measurer(["fd_pixels"], trained)
     (path,) = own_cache.glob("*.npz")
     whole = path.read_bytes()

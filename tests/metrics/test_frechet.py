@@ -113,7 +113,7 @@ def test_the_bias_is_inversely_proportional_to_the_number_of_features():
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_the_extrapolated_distance_is_unbiased(shift):
-    """The truth is D shift^2, from which the distance of all features is off by many errors of the intercept's mean."""
+    """The true distance is D shift^2; that of all features is wrong by many standard errors."""
     rng = np.random.default_rng(0)
     size, count, repeats = 16, 600, 20
     reference = gaussian(np.zeros(size), np.eye(size))

@@ -14,7 +14,7 @@ def test_the_error_of_a_mean():
 
 
 def test_arrays_keep_their_rows_together():
-    """A mean difference of pairs that are alike has a small error, however much they vary."""
+    """The mean difference of similar pairs has a small error, even if pairs vary much."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 100, size=(200, 3))
     y = x + rng.normal(size=(200, 3))
@@ -43,7 +43,7 @@ def test_the_mean_of_independent_values():
 
 
 def test_the_mean_of_values_in_groups():
-    """The spread over repetitions, of groups of 5 that share most of their variation: sqrt(5) times the naive error."""
+    """The error equals the spread over repetitions. Correlated groups of 5 have sqrt(5) times the naive error."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)
 
@@ -72,7 +72,7 @@ def test_the_error_of_a_share():
 
 
 def test_the_error_of_a_share_in_groups():
-    """20 captions of 50 images each, all right or all wrong: as uncertain as 20 images."""
+    """20 captions with 50 images each, all right or all wrong, are as uncertain as 20 images."""
     right, groups = np.repeat(np.arange(20) < 12, 50), np.repeat(np.arange(20), 50)
     assert proportion_with_error(right, groups).standard_error == pytest.approx(
         proportion_with_error(np.arange(20) < 12).standard_error, rel=0.05

@@ -67,7 +67,7 @@ def test_ssim_of_flat_images():
 
 
 def test_mse_and_psnr_of_a_constant_difference():
-    """Also where a uint8 would wrap around."""
+    """Includes differences at which uint8 would wrap around."""
     a = np.zeros((3, 8, 8, 1), np.uint8)
     b = a + np.array([255, 51, 1], np.uint8)[:, None, None, None]
     expected = np.array([1, 1 / 25, 1 / 255**2])
