@@ -28,7 +28,7 @@ def test_distance_of_one_dimensional_gaussians():
 
 
 def test_distance_of_covariances_with_common_axes():
-    """|m1 - m2|^2 + sum (s1 - s2)^2, whatever the axes."""
+    """|m1 - m2|^2 + sum (s1 - s2)^2, for any axes."""
     rng = np.random.default_rng(0)
     axes = scipy.stats.ortho_group.rvs(5, random_state=0)
     first, second = rng.uniform(0.1, 3, (2, 5))

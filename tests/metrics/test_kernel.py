@@ -82,7 +82,7 @@ def test_kernel_distance_of_equal_distributions_is_unbiased(subset_size):
 
 
 def test_the_error_of_a_large_set_in_small_subsets():
-    """The error does not depend on the size of subsets."""
+    """The error equals the spread over repetitions, though each subset has few of the features."""
     rng = np.random.default_rng(0)
     results = [kernel_distance(*rng.normal(size=(2, 2000, 8)), subsets=20, subset_size=50, seed=i) for i in range(60)]
     values, errors = np.array(results).T
