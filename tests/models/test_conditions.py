@@ -11,7 +11,8 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
-from diffjax.models.diffusion.conditions import ConditionInputs, make_conditions
+from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny
@@ -231,7 +232,7 @@ def test_training_drops_captions_at_their_rate():
 
 
 def inputs(about, *, level=None, encode=lambda x: x, seed=0):
-    return ConditionInputs(about, None, encode, keys(len(about["label"]), seed), level)
+    return ConditionInputs(about, keys(len(about["label"]), seed), encode_image=encode, augmentation_level=level)
 
 
 def enlarged(images, factor):
@@ -265,9 +266,7 @@ def test_a_low_res_image_is_upsampled_and_its_level_embedded():
 def test_in_training_each_image_has_its_own_augmentation_level():
     """Uniform, by its key, and that is the level which is conditional: noise of half of it on nothing at all."""
     blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
-    degraded = jax.jit(
-        lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, None, None, keys, None))["low_res_image"]
-    )
+    degraded = jax.jit(lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, keys))["low_res_image"])
     found = degraded(keys(1000))
     level, noise = np.sort(found["level"]), found["image"] / found["level"][:, None, None, None]
     assert len(np.unique(level)) == 1000
@@ -310,7 +309,7 @@ def test_a_masked_image_is_the_known_region_and_the_mask():
     made, picture = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
     conditional = jax.jit(
         lambda about, keys: made.network_inputs(
-            {}, made.encode(ConditionInputs(about, None, lambda x: x, keys, None)), None
+            {}, made.encode(ConditionInputs(about, keys, encode_image=lambda x: x)), None
         )
     )
     channels = np.asarray(conditional(example_conditions(64), keys(64)).channels)

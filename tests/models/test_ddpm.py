@@ -8,7 +8,8 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.diffusion.conditions import ClassLabel, Conditions
+from diffjax.models.diffusion.condition_kinds import ClassLabel
+from diffjax.models.diffusion.conditions import Conditions
 from diffjax.typing import ImageSpec
 from tests import conditioned, tiny
 

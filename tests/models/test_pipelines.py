@@ -124,12 +124,12 @@ def test_a_sweep_over_a_stage_compiles_once(unclip):
 def test_settings_apply_to_the_named_stage(unclip):
     model, _ = unclip
     settings = model.make_settings({}, steps=5, guidance=3.0, **{"prior:steps": 7, "upsampler:augmentation": 0.5})
-    steps = {name: int(stage.steps) for name, stage in settings.stages.items()}
+    steps = {name: stage.num_steps for name, stage in settings.stages.items()}
     assert steps == {"prior": 7, "decoder": 5, "upsampler": 2}
-    assert settings.steps == 14
-    assert settings.stages["decoder"].scales["guidance"] == 3.0
-    assert settings.stages["prior"].scales["guidance"] == 1.0
-    assert settings.stages["upsampler"].scales["augmentation"] == 0.5
+    assert settings.num_steps == 14
+    assert settings.stages["decoder"]["guidance"] == 3.0
+    assert settings.stages["prior"]["guidance"] == 1.0
+    assert settings.stages["upsampler"]["augmentation"] == 0.5
 
 
 def test_a_config_may_override_the_settings_of_stages(unclip):
@@ -138,7 +138,7 @@ def test_a_config_may_override_the_settings_of_stages(unclip):
         {"prior": "ar", "candidates": 1, "stages": {"decoder": {"steps": 3}}}, **{"decoder:eta": 1.0}
     )
     assert set(settings.stages) == {"ar_prior", "decoder", "upsampler"}
-    assert (int(settings.stages["decoder"].steps), float(settings.stages["decoder"].options["eta"])) == (3, 1.0)
+    assert (settings.stages["decoder"].num_steps, float(settings.stages["decoder"].sampler_options["eta"])) == (3, 1.0)
 
 
 def test_settings_of_an_absent_stage_are_not_used():

@@ -8,8 +8,8 @@ import pytest
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import make_sampling_settings
 from tests import tiny
 
 
@@ -135,7 +135,7 @@ def test_the_time_input_is_not_rescaled_by_default():
 
 
 def settings_of(made, config=None, guided=True, **settings):
-    return make_sampling_settings(made, config or tiny.config().sampler, guided=guided, **settings)
+    return make_diffusion_settings(made, config or tiny.config().sampler, guided=guided, **settings)
 
 
 def test_settings_of_one_sampler_share_their_structure():
@@ -152,21 +152,21 @@ def test_an_option_in_the_name_equals_a_separate_option():
     made = process()
     one, other = settings_of(made, name="ddim(eta=0.5)"), settings_of(made, name="ddim", eta=0.5)
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert one.options["eta"] == other.options["eta"] == 0.5
-    assert settings_of(made, name="ddim(eta=0.5)", eta=1.0).options["eta"] == 1.0
+    assert one.sampler_options["eta"] == other.sampler_options["eta"] == 0.5
+    assert settings_of(made, name="ddim(eta=0.5)", eta=1.0).sampler_options["eta"] == 1.0
 
 
 def test_grids_may_set_the_number_of_steps():
-    assert settings_of(process(), grid="sections(3, 2)", steps=4).steps == 5
-    assert settings_of(process(), grid="sections", steps=4).steps == 4
+    assert settings_of(process(), grid="sections(3, 2)", steps=4).num_steps == 5
+    assert settings_of(process(), grid="sections", steps=4).num_steps == 4
     np.testing.assert_array_equal(settings_of(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
 
 
 def test_strength_sets_the_first_step_of_image_to_image():
     made = process()  # 20 timesteps
-    assert settings_of(made, steps=20, strength=1.0).begin == 0
-    assert settings_of(made, steps=20, strength=0.5).begin == 10
-    assert settings_of(made, steps=4, strength=0.01).begin == 3  # at least one step is taken
+    assert settings_of(made, steps=20, strength=1.0)["begin"] == 0
+    assert settings_of(made, steps=20, strength=0.5)["begin"] == 10
+    assert settings_of(made, steps=4, strength=0.01)["begin"] == 3  # at least one step is taken
 
 
 @pytest.mark.parametrize(

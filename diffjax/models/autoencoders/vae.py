@@ -34,7 +34,7 @@ from diffjax.models.autoencoders.objective import (
 )
 from diffjax.models.base import Autoencoder, GenerativeModel, LikelihoodModel
 from diffjax.models.images import to_unit_range
-from diffjax.models.scalar_settings import make_scalar_settings
+from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.typing import Batch, Codec, Images, ImageSpec, PRNGKey, PRNGKeys, StepContext, Variables
 
 _BITS = 1.0 / math.log(2.0)  # per nat
@@ -89,14 +89,14 @@ class VAE(ReconstructionModel, GenerativeModel):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> dict[str, Array]:
-        """Returns `temperature`, the standard deviation of the sampled latents."""
-        settings = make_scalar_settings("vae", {"temperature": 1.0}, sampler_config, capacity=capacity, **overrides)
+    ) -> SamplingSettings:
+        """Returns the scalar `temperature`, the standard deviation of the sampled latents."""
+        settings = SamplingSettings(make_scalars("vae", {"temperature": 1.0}, sampler_config, **overrides))
         validate_number("sampler.temperature", float(settings["temperature"]), low=0)
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: Mapping[str, Array]
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Images:
         latent_keys, pixel_keys = split_each(keys)
         z = settings["temperature"] * normal_each(latent_keys, self.latent_shape)
