@@ -32,11 +32,11 @@ from diffjax.models.autoregressive.prefix import (
     ClipEmbeddingPrefix,
     NullPrefix,
     Prefix,
-    PrefixInputs,
     Values,
 )
 from diffjax.models.autoregressive.token_models import MODELS, SampleToken, TokenModel
 from diffjax.models.base import Autoencoder, ContrastiveModel, GenerativeModel, LikelihoodModel, abstract_value
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import check_buildable, text_of, validate_probability
 from diffjax.models.sampling_settings import SamplingSettings, make_scalars
@@ -170,7 +170,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
 
     def _encode_prefix(self, variables: Variables, conditions: Mapping[str, Array], keys: PRNGKeys) -> Values:
         clip = self.contrastive.clip(variables["frozen"]["clip"]) if self.contrastive else None
-        return self.prefix.encode(PrefixInputs(conditions, keys, self._codec(variables), clip))
+        return self.prefix.encode(ConditionInputs(conditions, keys, clip, self._codec(variables)))
 
     def _nll(
         self, variables: Variables, batch: Batch, values: Values, dropout_keys: PRNGKeys | None = None

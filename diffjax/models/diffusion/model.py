@@ -17,8 +17,10 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
 from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.bound_model import BoundModel
-from diffjax.models.diffusion.conditions import ConditionInputs, Conditions, Params, Values
+from diffjax.models.diffusion.condition_kinds import Params, Values
+from diffjax.models.diffusion.conditions import Conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
@@ -180,7 +182,9 @@ class DiffusionModel(GenerativeModel):
         level: Array | float | None = None,
     ) -> ConditionInputs:
         encode_image = functools.partial(self.data_space.encode, variables)
-        return ConditionInputs(conditions, self._clip(variables), encode_image, keys, level)
+        return ConditionInputs(
+            conditions, keys, self._clip(variables), encode_image=encode_image, augmentation_level=level
+        )
 
     def _bound_network(
         self,
