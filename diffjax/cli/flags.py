@@ -38,7 +38,7 @@ _GROUPS = {
         *("image", "mask", "strength", "resample_steps", "interpolate", "invert"),
         *("initial_image", "keep_fraction", "base_prompt", "components"),
     ),
-    "output": ("out",),
+    "output": ("out", "from"),
 }
 _WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)

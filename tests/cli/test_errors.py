@@ -79,8 +79,8 @@ CASES = {
     "evaluate nothing": (["evaluate", "--workdir=WORKDIR", "--metrics=nll"], "is not a run"),
     "learning-rate schedule": ([*TRAIN, "--config.train.learning_rate_schedule=cosin"], "did you mean 'cosine'?"),
     "sample from nothing": (["sample", "--workdir=WORKDIR", "--out=x.png"], "is not a run"),
-    "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
-    "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
+    "sample to the folder of no run": (["sample", "--workdir=WORKDIR"], "is not a run"),
+    "sample to a GIF": (["sample", "--workdir=WORKDIR", "--out=x.gif"], "must end in .png"),
     "no samples": (["sample", "--workdir=WORKDIR", "--out=x.png", "--num=0"], "--num=0"),
     "negative seed": (["sample", "--workdir=WORKDIR", "--out=x.png", "--seed=-1"], "--seed=-1"),
     "override at sampling": (
