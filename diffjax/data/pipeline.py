@@ -7,8 +7,9 @@ overhead is about 50 us per element.
 import collections
 import dataclasses
 import functools
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -111,16 +112,19 @@ class Batches:
             batch["image"][flipped] = batch["image"][flipped, :, ::-1]
         return batch | {"index": index.astype(np.int32)}
 
-    def iterate(self, start_step: int = 0, *, threads: int = 4, buffer: int = 16) -> Iterator[HostBatch]:
+    def iterate(self, start_step: int = 0, *, threads: int | None = None, buffer: int = 16) -> Generator[HostBatch]:
         """Yields batch(start_step), batch(start_step + 1), ... without end.
 
         Args:
           start_step: number of the first batch.
-          threads: threads that read batches ahead; 0: read each batch when it is requested.
+          threads: threads that read batches ahead, each another batch; 0: read each batch when it is requested; None:
+            one per core, from 4 to 16.
           buffer: maximum number of batches read ahead.
         """
         import grain
 
+        if threads is None:
+            threads = min(max(os.cpu_count() or 4, 4), 16)
         steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch)
         iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
         try:
