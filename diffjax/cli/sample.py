@@ -54,8 +54,8 @@ from diffjax.inference.prompts import Prompts, check_text, encode_captions, read
 from diffjax.inference.reranking import Reranker, best_of, load_reranker
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import GenerativeModel
-from diffjax.models.capabilities import is_text_conditioned, outputs_embeddings
-from diffjax.models.pipelines.pipeline import PipelineSettings
+from diffjax.models.capabilities import is_pipeline, is_text_conditioned, outputs_embeddings
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import Run, load
@@ -118,7 +118,7 @@ def run(arguments: Arguments) -> int:
         else:
             prompts = edits.with_image(arguments, trained, prompts)
             grid = edits.SampleGrid(prompts, np.array([]), _columns(arguments, model, prompts.size, keep))
-    _note_rounding(arguments, settings)
+    _note_rounding(arguments, model, settings)
 
     prompts, seeds, columns = grid
     total = candidates * prompts.size
@@ -215,16 +215,16 @@ def row_title(caption: str) -> str:
     return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 3]}..."
 
 
-def _note_rounding(arguments: Arguments, settings: Any) -> None:
+def _note_rounding(arguments: Arguments, model: GenerativeModel, settings: SamplingSettings) -> None:
     """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
-    first = settings.stages[settings.main] if isinstance(settings, PipelineSettings) else settings
+    first = settings.stages[model.main_stage] if is_pipeline(model) else settings
     if arguments.strength is not None:
-        steps = int(first.steps)
-        taken = steps - int(first.begin)
+        steps = first.num_steps
+        taken = steps - int(first["begin"])
         if abs(taken - arguments.strength * steps) > 1e-6:
             note(f"--strength={arguments.strength:g}: rounded to whole steps, the last {taken} of {steps}")
     if arguments.initial_image:
-        note(f"--initial_image={arguments.initial_image}: keeps the first {first.rows} rows of tokens")
+        note(f"--initial_image={arguments.initial_image}: keeps the first {first['rows']} rows of tokens")
 
 
 def _columns(arguments: Arguments, model: GenerativeModel, count: int, keep: int) -> int | None:

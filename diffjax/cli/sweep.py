@@ -90,7 +90,7 @@ def run(arguments: Arguments) -> int:
     names = _supported_metrics(arguments, trained, model.classes)
     # All settings are made first, so that bad ones are refused before anything is sampled.
     make_settings = SettingsFactory(arguments, model, trained)
-    steps = [int(make_settings(**cell).steps) for cell in cells]
+    steps = [make_settings(**cell).num_steps for cell in cells]
     settings = [make_settings(capacity=max(steps), **cell) for cell in cells]
     conditions = prompts.default_prompts(trained, arguments.num, classes=model.classes)
     measure = _measurer(arguments, trained, names, model.classes) if names else None

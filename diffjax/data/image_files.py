@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from diffjax import io
+from diffjax.compositing import composite_on_white
 from diffjax.errors import UserError, excerpt
 
 MAX_PIXELS = 2**26  # per image, such as 8192 x 8192; decoding and resizing takes less than 2 GiB
@@ -174,7 +175,7 @@ def resize_to(
 
 def on_white(image: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
     """Returns RGBA pixels composited onto white."""
-    return composite(image, (255, 255, 255))
+    return np.round(composite_on_white(image, 0.0, 255.0)).astype(np.uint8)
 
 
 def composite(image: UInt8[np.ndarray, "H W 4"], colour: tuple[int, int, int]) -> UInt8[np.ndarray, "H W 3"]:

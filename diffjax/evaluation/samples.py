@@ -191,7 +191,7 @@ class Measurer:
     def __call__(
         self,
         images: UInt8[np.ndarray, "N H W C"],
-        labels: Int[np.ndarray, "N"],
+        labels: Int[np.ndarray, " N"],
         captions: Sequence[str] | None = None,
     ) -> Values:
         """Returns the values of samples, with their labels and captions."""

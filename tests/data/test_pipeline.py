@@ -64,7 +64,7 @@ def test_batch_is_pure_and_typed(step, seed):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 6])
-def test_shares_are_the_parts_of_the_batch(processes):
+def test_processes_read_parts_of_the_batch(processes):
     """Each process reads its own examples alone, and all together the batch, over the ends of epochs."""
     arguments = {"batch_size": 12, "seed": 3, "flip": True}
     for step in range(3):
@@ -96,7 +96,7 @@ def test_flip_is_fair_and_independent_of_the_batch_size():
     assert 150 < sum(len(seen) == 2 for seen in twice.values()) < 350
 
 
-def test_flip_mirrors_and_nothing_else():
+def test_flip_only_mirrors():
     plain = data.Batches(Numbered(50), batch_size=50, seed=0).batch(0)
     flipped = data.Batches(Numbered(50), batch_size=50, seed=0, flip=True).batch(0)
     assert not mirrored(plain).any()
@@ -126,7 +126,7 @@ def test_iterate_ends_its_threads():
     assert started and not any(thread.is_alive() for thread in started)
 
 
-def test_an_error_of_the_source_reaches_the_reader():
+def test_errors_of_the_source_are_raised_to_the_caller():
     class Broken(Numbered):
         def __getitem__(self, i):
             if i == 13:
@@ -145,7 +145,7 @@ def test_captions():
     assert batch["caption"].tolist() == [f"number {label}" for label in batch["label"]]
 
 
-def test_sources_of_many_at_once_and_of_one():
+def test_batched_reads_equal_single_reads():
     """`__getitems__`, where a source has it, gives the same batches."""
     source = data.open_dataset("digits", directory="", split="test", image_size=8)
     one_by_one = [source[i] for i in range(len(source))]
@@ -153,7 +153,7 @@ def test_sources_of_many_at_once_and_of_one():
     assert same(fast.batch(5), slow.batch(5))
 
 
-def test_examples_are_left_as_they_are():
+def test_examples_are_not_modified():
     source = data.open_dataset("digits", directory="", split="test", image_size=8)
     before = [source[i]["image"].copy() for i in range(360)]
     data.Batches(source, batch_size=360, seed=0, flip=True).batch(0)["image"][:] = 0
@@ -188,7 +188,7 @@ def test_prefetch_keeps_order_and_runs_ahead(depth):
     assert list(iterator) == [10, 20, 30, 40, 50] and put == list(range(6))
 
 
-def test_prefetch_raises_what_is_raised():
+def test_prefetch_raises_errors_of_the_source():
     def broken():
         yield from range(3)
         raise OSError("unreadable")

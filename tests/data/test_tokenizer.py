@@ -188,7 +188,7 @@ printable = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 awkward = st.lists(st.one_of(characters, st.sampled_from(TEXTS), st.sampled_from(list("'<|> aAst1&;!")))).map("".join)
 
 
-def test_there_are_enough_texts():
+def test_there_are_many_texts():
     assert len(set(TEXTS)) >= 200
 
 
@@ -225,7 +225,7 @@ def test_published_ids(published):
     assert clip.pieces(f"hello {START}world{END}") == [3306, 49406, 1002, 49407]
 
 
-def test_a_literal_is_an_id_only_where_a_word_begins(small):
+def test_literals_are_ids_only_at_the_start_of_a_word(small):
     clip = tokenizer.load(small)
     assert clip.pieces(START) == [clip.start]
     assert clip.pieces(f"cat{END}{START}") == [*clip.pieces("cat"), clip.end, clip.start]
@@ -239,13 +239,13 @@ def swapped(merges, first, second):
     return merges
 
 
-def test_two_merges_swapped_are_seen(small, tmp_path):
+def test_swapped_merges_change_the_ids(small, tmp_path):
     faulty = tokenizer.load(write_folder(tmp_path / "faulty", swapped(small_merges(), ("t", "h"), ("h", "e</w>"))))
     right = Reference(small_merges())
     assert faulty.pieces("the cat") != right("the cat") and faulty.pieces("cat") == right("cat")
 
 
-def test_two_published_merges_swapped_are_seen(published, tmp_path):
+def test_swapped_published_merges_change_the_ids(published, tmp_path):
     merges = published_merges(published)
     lines = ["#version", *(" ".join(pair) for pair in swapped(merges, ("t", "h"), ("h", "e</w>"))), ""]
     (tmp_path / FILE).write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -256,7 +256,7 @@ def test_two_published_merges_swapped_are_seen(published, tmp_path):
 # --- arrays of tokens
 
 
-def test_start_pieces_end_and_nothing(both):
+def test_ids_have_start_end_and_padding(both):
     mine, _ = both
     texts = ["", "the cat", "cat"]
     tokens = mine.encode(texts, 8)
@@ -271,7 +271,7 @@ def test_start_pieces_end_and_nothing(both):
 
 
 @pytest.mark.parametrize("length", [3, 4, 10, 11, 12, 13])
-def test_too_long_texts_keep_their_end(both, length):
+def test_truncated_texts_keep_the_end_token(both, length):
     mine, _ = both
     text = "a b c d e f g h i j"
     (tokens,) = mine.encode([text], length)
@@ -282,7 +282,7 @@ def test_too_long_texts_keep_their_end(both, length):
 
 
 @pytest.mark.parametrize("length", [2, 0, -1])
-def test_lengths_without_room_are_refused(small, length):
+def test_too_short_lengths_raise(small, length):
     clip = tokenizer.load(small)
     for function in (clip.encode, clip.overlong):
         with pytest.raises(UserError, match=f"text.length={length}: is too short; use at least 3"):
@@ -294,13 +294,13 @@ def test_lengths_without_room_are_refused(small, length):
 
 @given(text=awkward)
 @settings(max_examples=100, deadline=None)
-def test_clip_gives_back_all_but_the_spaces(both, text):
+def test_clip_decodes_all_but_spaces(both, text):
     mine, reference = both
     words = [word for word in reference.words.findall(cleaned(text)) if word not in (START, END)]
     assert mine.decode(mine.pieces(text)).replace(" ", "") == "".join(words)
 
 
-def test_clip_gives_back_words(both):
+def test_clip_decodes_words(both):
     mine, _ = both
     assert mine.decode(mine.encode(["A photo of the  CAT"], 77)[0]) == "a photo of the cat"
     assert mine.decode(mine.pieces("it's été, 日本")) == "it 's été , 日本"
@@ -322,24 +322,24 @@ def trained():
 
 @given(text=st.one_of(awkward, st.text()))
 @settings(max_examples=300, deadline=None)
-def test_trained_gives_back_any_text(trained, text):
+def test_a_trained_tokenizer_decodes_any_text(trained, text):
     pieces = trained.pieces(text)
     (ids,) = trained.encode([text], len(pieces) + 3)
     assert ids.tolist() == [trained.start, *pieces, trained.end, NO_TOKEN]
     assert trained.decode(ids) == trained.decode(pieces) == cleaned(text)
 
 
-def test_trained_has_every_byte(trained):
+def test_a_trained_tokenizer_has_every_byte(trained):
     assert [trained.bpe.id_to_token(i) for i in range(256)] == sorted(alphabet().values())
 
 
-def test_trained_takes_no_literal(trained):
+def test_a_trained_tokenizer_has_no_literals(trained):
     """The names of start and end come back as the text that they are."""
     for text in LITERALS:
         assert not {trained.start, trained.end} & {*trained.pieces(text)}
 
 
-def test_trained_joins_what_it_saw(trained):
+def test_a_trained_tokenizer_merges_frequent_pairs(trained):
     assert trained.vocabulary == 285 and (trained.start, trained.end) == (283, 284)
     tokens = trained.encode(CAPTIONS, 77)
     assert tokens.max() < 285 and (tokens != NO_TOKEN).sum(1).max() <= 10
@@ -347,7 +347,7 @@ def test_trained_joins_what_it_saw(trained):
     assert len(trained.pieces("a small red circle")) < len("a small red circle") / 2
 
 
-def test_a_vocabulary_says_how_many_it_has():
+def test_the_size_of_the_vocabulary():
     few = tokenizer.train(["a cat", "a cat"], 10_000)
     assert 258 < few.vocabulary < 270 and few.end == few.vocabulary - 1
     assert tokenizer.train(["once"], 300).vocabulary == 258
@@ -380,7 +380,7 @@ def same(a, b):
     return len({*kinds}) == 1 and np.array_equal(a.encode(texts, 77), b.encode(texts, 77))
 
 
-def test_saved_and_loaded(both, trained, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(both, trained, tmp_path):
     for own in (both[0], trained):
         own.save(tmp_path / "tokenizer.json")
         assert same(tokenizer.load(tmp_path / "tokenizer.json"), own)
@@ -389,12 +389,12 @@ def test_saved_and_loaded(both, trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_folder_of_the_published_vocabulary(published, tmp_path):
+def test_the_folder_of_the_published_vocabulary_loads(published, tmp_path):
     folder = write_folder(tmp_path / "clip", published_merges(published))
     assert same(tokenizer.load(folder), tokenizer.load(published))
 
 
-def test_other_people_s_tokenizer_json(small, tmp_path):
+def test_tokenizer_json_of_other_programs(small, tmp_path):
     """With pairs as strings, and with a normalizer and words that are not OpenAI's."""
     own = tokenizer.load(small)
     content = json.loads(own.bpe.to_str())
@@ -465,7 +465,7 @@ def damaged(small, tmp_path):
     return sorted({name.split("/")[0] for name in files})
 
 
-def test_damaged_files_are_refused(small, tmp_path):
+def test_damaged_files_raise(small, tmp_path):
     for name in damaged(small, tmp_path):
         with pytest.raises(UserError) as refused:
             tokenizer.load(tmp_path / name)
@@ -477,14 +477,14 @@ def test_damaged_files_are_refused(small, tmp_path):
         assert FILE in message and message.isprintable() and len(message) < 500
 
 
-def test_the_damaged_file_of_a_folder_is_named(small, tmp_path):
+def test_the_damaged_file_of_a_folder_is_reported(small, tmp_path):
     damaged(small, tmp_path)
     for name, file in (("cut", "merges.txt"), ("lists", "vocab.json"), ("binary", "merges.txt")):
         with pytest.raises(UserError, match=f"{tmp_path / name / file}: is not a tokenizer"):
             tokenizer.load(tmp_path / name)
 
 
-def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path):
+def test_a_decompression_bomb_is_read_to_the_limit_only(tmp_path):
     with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
         for _ in range(128):
             file.write(bytes(2**20))
@@ -499,7 +499,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["huge.json", "huge.txt"])
-def test_huge_files_are_refused(tmp_path, name):
+def test_huge_files_raise(tmp_path, name):
     with open(tmp_path / name, "wb") as file:
         file.truncate(2**36)  # 64 GiB, of which nothing is on the disk
     with pytest.raises(UserError, match=f"{name}: larger than 16,777,216 bytes"):
@@ -523,7 +523,7 @@ def bare():
 
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_changed_bytes_are_refused_or_a_tokenizer(bare, tmp_path_factory, data):
+def test_changed_bytes_raise_or_give_a_tokenizer(bare, tmp_path_factory, data):
     content, path = bytearray(bare), tmp_path_factory.getbasetemp() / "changed.json"
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
         content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'{}[]",:0'))
@@ -536,7 +536,7 @@ def test_changed_bytes_are_refused_or_a_tokenizer(bare, tmp_path_factory, data):
         assert found.encode(["a cat"], 8).shape == (1, 8)
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "vocab.json").write_text(json.dumps(Reference([]).ids))
     (tmp_path / "nothing").mkdir()
@@ -548,7 +548,7 @@ def test_missing_files_are_named(tmp_path):
 # --- beside other threads and processes
 
 
-def test_threads_share_one(both):
+def test_threads_share_a_tokenizer(both):
     mine, reference = both
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = [*pool.map(lambda _: [mine.pieces(text) for text in TEXTS], range(16))]

@@ -39,7 +39,7 @@ def test_the_percentile_of_dynamic_thresholding(percentile):
     np.testing.assert_allclose(found, dynamic(IMAGES, percentile), atol=1e-5)
 
 
-def test_dynamic_thresholding_leaves_what_is_in_range_and_saturates_few_pixels():
+def test_dynamic_thresholding_keeps_values_in_range_and_saturates_few_pixels():
     found = np.asarray(clipping.dynamic(IMAGES.astype(np.float32)))
     np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)
     assert (np.abs(found[2]) == 1).mean() < 0.02

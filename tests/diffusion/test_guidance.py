@@ -88,7 +88,7 @@ def ran_by(make, x, noise):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
-def test_classifier_free_is_linear_in_eps_as_in_both_conventions(scale):
+def test_classifier_free_guidance_equals_both_published_conventions(scale):
     """GLIDE's s, and Ho & Salimans 2022, eq. 6, with w = s - 1."""
     (alpha, sigma), x = LEVELS[1], np.float64(X)
     given = RNG.normal(size=(2, B, 2))
@@ -101,7 +101,7 @@ def test_classifier_free_is_linear_in_eps_as_in_both_conventions(scale):
     np.testing.assert_allclose(of_guided, (1 + w) * of_condition - w * without, rtol=1e-4, atol=1e-5)
 
 
-def test_classifier_free_runs_one_network_at_scale_1():
+def test_classifier_free_guidance_runs_one_network_at_scale_1():
     at = noise(*LEVELS[0])
     for scale, expected, x0 in ((1.0, ["with"], 2.0), (3.0, ["with", "without"], 4.0), (0.0, ["with", "without"], 1.0)):
         ran, guided = ran_by(lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), scale), X, at)  # noqa: B023
@@ -110,7 +110,7 @@ def test_classifier_free_runs_one_network_at_scale_1():
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescale_gives_each_example_the_conditions_std(phi):
+def test_rescale_equals_the_papers_formula_per_example(phi):
     """Lin et al. 2024, eq. 15 and 16: a share phi of the result rescaled."""
     of_condition, without = RNG.normal(size=(2, B, 3, 2)) * np.geomspace(0.1, 10, B)[:, None, None]
     guided = guidance.classifier_free(constant(of_condition), constant(without), 5.0, rescale=phi)
@@ -123,7 +123,7 @@ def test_rescale_gives_each_example_the_conditions_std(phi):
         np.testing.assert_allclose(std(result), std(of_condition), rtol=1e-4)
 
 
-def test_autoguidance_is_the_papers_formula():
+def test_autoguidance_equals_the_papers_formula():
     """Karras et al. 2024, eq. 3: w D_1 + (1 - w) D_0."""
     strong, weak = RNG.normal(size=(2, B, 2))
     for w in (0.5, 1.0, 2.5):
@@ -145,7 +145,7 @@ def test_autoguidance_is_the_papers_formula():
         (0.5, 1.0, 0.0, np.inf, "guided"),
     ],
 )
-def test_the_interval_of_guidance(alpha, sigma, low, high, expected):
+def test_guidance_is_active_in_its_interval_only(alpha, sigma, low, high, expected):
     """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]. Elsewhere the condition's network alone is run."""
     at, interval = noise(alpha, sigma), (low, high)
     make = lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), 3.0, interval=interval)  # noqa: E731
@@ -201,7 +201,7 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
-def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
+def test_a_guided_ancestral_trajectory_equals_adms(name, monkeypatch):
     """`p_sample` with `cond_fn` of ADM's code, t from zero, over all steps; the last is shifted too, without noise."""
     timesteps, scale, share = 40, 10.0, 0.3
     betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
@@ -259,7 +259,7 @@ def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
         np.testing.assert_allclose(found, shift * np.ones_like(X), rtol=1e-5)
 
 
-def test_no_signal_takes_no_shift_of_eps():
+def test_guidance_without_signal_does_not_shift_eps():
     denoised = Denoised(jnp.ones(2), guidance_gradient=jnp.full(2, 5.0))
     np.testing.assert_array_equal(samplers._x0(denoised, noise(0.0, 1.0)), 1.0)
 
@@ -305,7 +305,7 @@ WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
 
 
 @pytest.mark.parametrize("name", sorted(WRAPPERS))
-def test_gradient_and_interpolation_survive(name):
+def test_wrappers_keep_gradient_and_interpolation(name):
     wrap, expected = WRAPPERS[name]
     inner = constant(
         RNG.normal(size=(B, 2)), variance_interpolation=jnp.asarray(SHARE), guidance_gradient=jnp.asarray(GRADIENT)
@@ -321,7 +321,7 @@ SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim(), "heun": 
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_inpaint_draws_the_known_region_from_the_forward_process(name):
+def test_inpaint_samples_the_known_region_from_the_forward_process(name):
     """N(alpha known, sigma^2) at every level; exactly so where no signal is left at T. At last it is `known` itself."""
     schedule, count, known = noise_schedules.rectified_flow(1000), 20_000, 0.8
     levels = schedule(jnp.asarray(time_grids.trailing(8, schedule), jnp.float32))
@@ -354,7 +354,7 @@ def test_inpaint_mixes_where_the_mask_is_soft():
     assert denoised.guidance_gradient is None
 
 
-def test_all_of_it_together_in_one_compilation():
+def test_combined_guidance_equals_numpy_in_one_compilation():
     """Every scale is traced; DDIM's steps and each wrapper are made again one by one in NumPy."""
     schedule, steps = noise_schedules.linear(1000), 6
     grid = time_grids.trailing(steps, schedule)
@@ -406,7 +406,7 @@ def test_all_of_it_together_in_one_compilation():
 
 
 @pytest.mark.parametrize("sampler", [samplers.ancestral(), samplers.ddim(), samplers.dpmpp_2m()])
-def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
+def test_classifier_guidance_from_pure_noise_samples_the_class(sampler):
     """The whole way from next to no signal, where a small shift of eps moves x_0 without bounds."""
     schedule = noise_schedules.cosine(1000)
     means, std = np.array([-0.8, 0.6]), 0.15

@@ -160,7 +160,7 @@ def test_a_step_term_is_the_kl_of_two_gaussians(step, name):
 
 @pytest.mark.parametrize("name", sorted(VARIANCES))
 @pytest.mark.parametrize("step", ["last", "only"])
-def test_the_last_steps_variance_is_borrowed_from_the_step_before(step, name):
+def test_the_last_step_uses_the_variance_of_the_step_before(step, name):
     """L_0 has no posterior variance. Of a chain of one step there is no step before: the large one serves."""
     before, now, _ = STEPS[step]
     large = now[1] ** 2  # of the step to the clean image
@@ -177,7 +177,7 @@ def tanh_decoder(x0, mean, std):
     return -np.log2(np.maximum(probability, 1e-12))
 
 
-def test_the_published_decoder_is_ddpms_code():
+def test_the_ddpm_decoder_equals_the_published_code():
     """And differs from the exact one by hundredths of a bit a dimension, and where nothing was likely by many."""
     term = jax.jit(jax.vmap(likelihood.ddpm_decoder_term, (0, None, None)))
     for mean, std in ((-0.31, 0.02), (0.0, 0.00733), (0.5, 0.3), (1.2, 0.01), (-1.0, 0.003)):
@@ -192,7 +192,7 @@ def test_the_published_decoder_is_ddpms_code():
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
-def test_the_bound_in_ddpms_convention_is_that_of_its_code(name):
+def test_the_bound_with_ddpms_decoder_equals_its_code(name):
     """`_vb_terms_bpd` of DDPM, Improved DDPM and ADM over a whole chain, in float64 and their letters, t from zero."""
     timesteps, share = 40, 0.3
     betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
@@ -328,7 +328,7 @@ def test_every_term_of_the_bound_has_its_closed_form(name, large):
     )
 
 
-def test_terms_of_the_bound_are_chosen_by_number():
+def test_terms_of_the_bound_are_selected_by_index():
     levels, steps, x0 = chain("linear, 25")
     reverse, _ = bound_of(x0, levels, jnp.arange(steps)[::-1], False)
     np.testing.assert_allclose(reverse[::-1], bound("linear, 25", False)[0], rtol=1e-6)

@@ -51,7 +51,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 @pytest.mark.parametrize("row", PAPERS, ids=[f"{r[0]} {r[1]} {r[2]} as {r[3]}" for r in PAPERS])
-def test_the_loss_is_the_papers(row, schedule):
+def test_weighted_losses_equal_the_papers(row, schedule):
     name, options, parameterization, of, weight = row
     if name == "min_snr" and of == "v" and schedule is not SCHEDULES["preserving"]:
         pytest.skip("the paper's v preserves variance")
@@ -66,7 +66,7 @@ def test_the_loss_is_the_papers(row, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_simple_is_the_error_of_the_networks_own_output(schedule):
+def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
     """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
     noise = schedule(TIMES)
     c = parameterizations.edm(noise)
@@ -75,7 +75,7 @@ def test_simple_is_the_error_of_the_networks_own_output(schedule):
 
 
 @pytest.mark.parametrize("name", sorted(choices(loss_weighting)))
-def test_the_last_level_without_signal_has_a_weight(name):
+def test_weights_without_signal_are_finite(name):
     noise = noise_schedules.linear(100).with_zero_terminal_snr()(100.0)
     expected = {"simple": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4}[name]
     np.testing.assert_allclose(choices(loss_weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

@@ -13,7 +13,7 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 data = jax.random.key_data
 
 
-def test_each_key_is_split_and_folded_on_its_own():
+def test_keys_are_split_and_folded_per_example():
     parts = split_each(KEYS, 3)
     assert len(parts) == 3 and len(split_each(KEYS)) == 2
     folded, own = fold_in_each(KEYS, 7), fold_in_each(KEYS, jnp.array([4, 5, 6]))
@@ -43,7 +43,7 @@ def test_examples_are_noised_at_the_timesteps_of_their_keys():
     assert len(np.unique(batch.noise.t)) > 1
 
 
-def test_keys_and_examples_of_different_numbers_are_refused():
+def test_different_numbers_of_keys_and_examples_raise():
     with pytest.raises(AssertionError):
         NoisedBatch.sample(
             KEYS,

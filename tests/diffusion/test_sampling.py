@@ -99,7 +99,7 @@ def data(count, seed=0):
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_encode_takes_ddims_steps_up(name):
+def test_encode_reverses_ddims_steps(name):
     """Of one level each, in float64; the image counts as one at the first level."""
     schedule, run = SCHEDULES[name], there_and_back()[0]
     steps, first = 10, SCHEDULES[name](SCHEDULES[name].first)
@@ -115,7 +115,7 @@ def test_encode_takes_ddims_steps_up(name):
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_decoding_gives_the_image_back_the_better_the_more_steps(name):
+def test_reconstruction_improves_with_steps(name):
     schedule, (run, traces) = SCHEDULES[name], there_and_back()
     x0, first = jnp.asarray(data(64), jnp.float32), schedule(schedule.first)
     grid = time_grids.karras if name == "edm" else time_grids.linspace
@@ -162,7 +162,7 @@ def test_slerp_follows_the_great_circle():
         np.testing.assert_allclose(angle(middle, b), (1 - weight) * angle(a, b), rtol=1e-4)
 
 
-def test_slerp_of_unequal_lengths_is_the_papers_formula():
+def test_slerp_of_unequal_lengths_equals_the_papers_formula():
     """DDIM, eq. 67."""
     a, b, weight = np.array([[3.0, 0.0]]), np.array([[1.0, 1.0]]), 0.25
     angle = np.pi / 4
@@ -170,7 +170,7 @@ def test_slerp_of_unequal_lengths_is_the_papers_formula():
     np.testing.assert_allclose(sampling.slerp(jnp.asarray(a), jnp.asarray(b), jnp.array([weight])), expected, rtol=1e-5)
 
 
-def test_slerp_of_one_latent_with_itself_is_it():
+def test_slerp_of_a_latent_with_itself_is_the_latent():
     a = jax.random.normal(jax.random.key(0), (5, 4, 3))
     np.testing.assert_allclose(sampling.slerp(a, a, jnp.linspace(0.0, 1.0, 5)), a, rtol=1e-5)
     np.testing.assert_allclose(sampling.slerp(a, a * (1 + 1e-6), jnp.full(5, 0.5)), a, rtol=1e-5)
@@ -196,7 +196,7 @@ IMAGE = np.array([0.9, 0.6])  # unlike the data
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("begin", [0, 6, 15, 19])
-def test_edit_gives_the_closed_forms_moments(begin, sampler):
+def test_edit_has_the_closed_form_moments(begin, sampler):
     schedule, steps = SCHEDULES["cosine"], 20
     levels = lay(schedule, steps)
     a, s = float(levels.alpha[begin]), float(levels.sigma[begin])
@@ -206,7 +206,7 @@ def test_edit_gives_the_closed_forms_moments(begin, sampler):
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_the_later_an_edit_begins_the_nearer_it_stays(sampler):
+def test_later_edits_change_the_image_less(sampler):
     """From 0 nothing of the image is left, and many steps give the data; from the last step next to all of it."""
     schedule = SCHEDULES["cosine"]
     levels = lay(schedule, 100)
@@ -219,7 +219,7 @@ def test_the_later_an_edit_begins_the_nearer_it_stays(sampler):
     check_moments(drawn[0], *moments)
 
 
-def test_run_begins_where_it_is_told():
+def test_run_starts_at_begin():
     """The first half and the rest are the whole, for a method without noise."""
     levels = lay(SCHEDULES["rectified_flow"], 20)
     keys = jax.random.split(jax.random.key(3), 64)
@@ -270,7 +270,7 @@ def test_resampled_moments_equal_the_closed_form(steps, resample_steps, schedule
     check_moments(draw(sampler, levels, steps, resample_steps), *expected)
 
 
-def test_resampling_at_many_steps_gives_the_data():
+def test_resampling_with_many_steps_has_the_moments_of_the_data():
     levels = lay(SCHEDULES["rectified_flow"], 100)
     mean, cov = exact_moments("ancestral", levels, 100, np.zeros(2), np.eye(2), resample_steps=3)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
@@ -278,7 +278,7 @@ def test_resampling_at_many_steps_gives_the_data():
     check_moments(draw("ancestral", levels, 100, 3), mean, cov)
 
 
-def test_resampling_moves_an_inpainted_coordinate_to_its_conditional():
+def test_resampling_moves_an_inpainted_coordinate_to_its_conditional_distribution():
     """RePaint's point: the known coordinate tells of the other by their correlation, once they are in harmony."""
     steps, levels = 50, lay(SCHEDULES["rectified_flow"], 50)
     known = (MEAN[0] + 2 * np.sqrt(COVARIANCE[0, 0]), 0.0)
@@ -297,7 +297,7 @@ def test_resampling_moves_an_inpainted_coordinate_to_its_conditional():
     assert distance[0] > 0.15 and distance[2] < 0.05
 
 
-def test_resample_steps_steps_and_mask_are_traced():
+def test_steps_resample_steps_and_mask_are_traced():
     for sampler in SAMPLERS:
         run, traces = resampled(sampler)
         levels = lay(SCHEDULES["cosine"], 2)

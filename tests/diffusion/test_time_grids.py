@@ -97,7 +97,7 @@ def test_all_steps_are_the_unspaced_process(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(GRIDS) - {"times"}))
-def test_impossible_numbers_are_refused(name):
+def test_impossible_numbers_of_steps_raise(name):
     for n in (0, -1, 1001):
         with pytest.raises(ValueError, match=f"1 to 1000 steps, not {n}"):
             GRIDS[name](n, LINEAR)
@@ -109,7 +109,7 @@ def test_impossible_numbers_are_refused(name):
             GRIDS[name](11, continuous)
 
 
-def test_where_the_published_codes_are_defined_the_grids_are_theirs():
+def test_grids_equal_published_code():
     # DDIM's uniform (n divides T) and quadratic, counted from zero there.
     np.testing.assert_array_equal(time_grids.leading(50, LINEAR)[:-1][::-1] - 1, np.arange(0, 1000, 20))
     quadratic = (np.linspace(0, np.sqrt(1000 * 0.8), 10) ** 2).astype(int)
@@ -124,7 +124,7 @@ def test_where_the_published_codes_are_defined_the_grids_are_theirs():
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 64, 75, 80, 128, 999])
-def test_ends(n):
+def test_first_and_last_times_of_grids(n):
     """`trailing` and `linspace` start at T; `leading` and `linspace` visit time 1."""
     assert time_grids.trailing(n, LINEAR)[0] == time_grids.linspace(n, LINEAR)[0] == 1000
     assert time_grids.leading(n, LINEAR)[-2] == 1
@@ -157,7 +157,7 @@ def space_timesteps(total, counts):
 
 
 @pytest.mark.parametrize(("timesteps", "every"), [(1000, 1), (4000, 97)])
-def test_sections_without_counts_are_improved_ddpms_spacing(timesteps, every):
+def test_sections_without_counts_equal_improved_ddpms_spacing(timesteps, every):
     schedule = made("linear", timesteps)
     for n in range(1, timesteps + 1, every):
         np.testing.assert_array_equal(time_grids.sections(n, schedule)[:-1][::-1] - 1, space_timesteps(timesteps, (n,)))
@@ -185,7 +185,7 @@ def test_linspace_is_not_improved_ddpms_spacing():
         (5, (1, 1, 1, 1, 1)),
     ],
 )
-def test_sections_are_improved_ddpms(timesteps, counts):
+def test_sections_equal_improved_ddpms(timesteps, counts):
     found = time_grids.sections(sum(counts), made("linear", timesteps), *counts)
     np.testing.assert_array_equal(found[:-1][::-1] - 1, space_timesteps(timesteps, counts))
 
@@ -200,7 +200,7 @@ def test_sections_of_any_counts(data, timesteps):
     np.testing.assert_array_equal(found[:-1][::-1] - 1, space_timesteps(timesteps, counts))
 
 
-def test_sections_that_do_not_fit_are_refused():
+def test_sections_that_do_not_fit_raise():
     schedule = made("linear", 11)  # parts of 4, 4 and 3
     check(lambda n, schedule: time_grids.sections(n, schedule, 4, 4, 3), 11, schedule)
     with pytest.raises(ValueError, match="section 3 of 11 timesteps has 3, not 4"):
@@ -210,7 +210,7 @@ def test_sections_that_do_not_fit_are_refused():
             time_grids.sections(0, schedule, *counts)
 
 
-def test_times_are_those_given():
+def test_times_are_sorted_and_end_at_zero():
     np.testing.assert_array_equal(time_grids.times(0, LINEAR, 500, 1000, 1), [1000, 500, 1, 0])
     continuous = noise_schedules.linear(1000, continuous=True)
     np.testing.assert_array_equal(time_grids.times(9, continuous, 1.0, 2.5), [2.5, 1, 0])
@@ -229,7 +229,7 @@ def test_times_are_those_given():
         ((2.5,), "whole numbers"),
     ],
 )
-def test_bad_times_are_refused(list, message):
+def test_bad_times_raise(list, message):
     with pytest.raises(ValueError, match=message):
         time_grids.times(1, LINEAR, *list)
 
@@ -282,7 +282,7 @@ def test_real_times_are_even_in_their_own_measure(name, grid):
     np.testing.assert_allclose(times[-2], 1.0, rtol=1e-4)
 
 
-def test_karras_over_edm_is_edms():
+def test_karras_on_edm_equals_the_paper():
     """Karras et al. 2022, eq. 5, and evenly spaced in the schedule's own time."""
     sigma = (80 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     schedule = noise_schedules.edm(1000, continuous=True)
@@ -293,14 +293,14 @@ def test_karras_over_edm_is_edms():
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_many_real_times_stay_apart(name):
+def test_many_real_times_are_distinct(name):
     schedule = SCHEDULES[name](1000, continuous=True)
     check(time_grids.karras, 250, schedule)
     if name != "learned":
         check(time_grids.log_snr, 250, schedule.with_zero_terminal_snr())
 
 
-def test_karras_wants_a_positive_rho():
+def test_karras_requires_a_positive_rho():
     for rho in (0.0, -7.0):
         with pytest.raises(ValueError, match="requires rho > 0"):
             time_grids.karras(10, LINEAR, rho=rho)

@@ -74,7 +74,7 @@ def test_log_normal_has_edms_mean_and_spread():
 
 @pytest.mark.parametrize("name", ["log_normal", "logit_normal"])
 @pytest.mark.parametrize("continuous", [False, True])
-def test_what_is_beyond_an_end_stands_there(name, continuous):
+def test_times_are_clipped_to_the_ends(name, continuous):
     schedule = noise_schedules.edm(10, continuous=continuous)
     for mean, end in ((-100.0, schedule.first), (100.0, 10)):
         t, _ = draw(choices(time_sampling)[name](mean=mean), schedule, count=100)
@@ -82,7 +82,7 @@ def test_what_is_beyond_an_end_stands_there(name, continuous):
 
 
 @pytest.mark.parametrize("name", ["log_normal", "logit_normal"])
-def test_a_discrete_schedule_gets_the_nearest_level(name):
+def test_discrete_schedules_use_the_nearest_level(name):
     """Probabilities of levels: the normal's mass between midpoints, the rest at the ends."""
     schedule = noise_schedules.rectified_flow(10)
     middle = np.arange(1.5, 9)  # below the last level, which is without signal
@@ -126,7 +126,7 @@ def test_importance_is_uniform_before_its_horizon():
 
 
 @pytest.mark.parametrize("share", [0.001, 0.4])
-def test_importance_is_as_the_root_of_the_mean_square(share):
+def test_importance_is_proportional_to_the_root_mean_square_loss(share):
     """Nichol & Dhariwal 2021, eq. 18, and the factor 1 / (T p_t) that keeps the mean."""
     made = time_sampling.importance(horizon=3.0, uniform_share=share)
     t, factor = draw(made, SCHEDULE, trained(made, 3))
@@ -141,7 +141,7 @@ def test_importance_is_as_the_root_of_the_mean_square(share):
         assert weighed.std() < 0.1 * LOSSES[np.random.default_rng(0).integers(0, 5, DRAWS)].std()
 
 
-def test_importance_takes_the_unseen_for_typical():
+def test_importance_of_unvisited_times_is_the_mean():
     made = time_sampling.importance(horizon=1.0, uniform_share=0.0)
     t, factor = draw(made, SCHEDULE, trained(made, 1, seen=3))
     square = (LOSSES[:3, None] ** 2 * SPREAD**2).mean(1)
@@ -189,6 +189,6 @@ def test_memory_is_linear_in_the_batch(name):
         assert not np.array_equal(whole[key], before[key])
 
 
-def test_importance_needs_discrete_times():
+def test_importance_requires_discrete_times():
     with pytest.raises(ValueError, match="continuous=False"):
         time_sampling.importance().init(noise_schedules.linear(10, continuous=True))

@@ -35,7 +35,7 @@ def test_variance(name, v):
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
-def test_a_fixed_variance_asks_the_network_nothing(name):
+def test_a_fixed_variance_ignores_the_network(name):
     given = {"fixed_small": 0.25, "fixed_large": 0.5}[name]
     assert choices(variance)[name](0.25, 0.5) == given
 

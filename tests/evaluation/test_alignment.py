@@ -31,13 +31,13 @@ CAPTIONS = [
 ]
 
 
-def test_true_pictures_show_all_that_is_said():
+def test_correct_images_have_perfect_caption_accuracy():
     found = alignment.caption_accuracy(drawn(CAPTIONS), CAPTIONS)
     assert set(found) == set(alignment.CAPTION_VALUES)
     assert all(value == 1.0 and error > 0 for value, error in found.values())
 
 
-def test_each_part_is_judged_by_itself():
+def test_each_attribute_is_scored_separately():
     wrong = {
         "colour": "a small green circle",
         "shape": "a small red square",
@@ -54,7 +54,7 @@ def test_each_part_is_judged_by_itself():
     assert found["caption_relation"].value == 0 and found["caption_colour"].value == 1
 
 
-def test_what_a_caption_does_not_say_is_not_counted():
+def test_attributes_missing_from_a_caption_are_not_counted():
     pictures = drawn(CAPTIONS)
     pictures[2] = drawn(["a small red circle below a large blue square"])[0]
     found = alignment.caption_accuracy(pictures, CAPTIONS)
@@ -75,7 +75,7 @@ def mirrored(caption):
     return shapes.sentence(shapes.Description((first, second), relation[shapes.parse(caption).relation]))
 
 
-def test_the_relation_of_right_and_of_mirrored_images():
+def test_relation_accuracy_of_correct_and_mirrored_images():
     captions = relations(60)
     images = drawn(captions)
     right = alignment.caption_accuracy(images, captions)
@@ -94,7 +94,7 @@ def recoloured(caption, rng):
 
 
 @pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
-def test_the_relation_of_wrong_images_is_chance(kind):
+def test_relation_accuracy_of_wrong_images_is_chance(kind):
     """However many objects are right: what is where says nothing of what the caption says."""
     rng = np.random.default_rng(1)
     captions = relations(400)
@@ -128,7 +128,7 @@ RED, BLUE = "a small red circle", "a large blue square"
         ("three red circles", f"{RED} above {BLUE}"),
     ],
 )
-def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said):
+def test_unidentified_objects_are_excluded_from_the_relation(shown, said):
     found = alignment.caption_accuracy(drawn([shown]), [said])
     assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
 
@@ -143,7 +143,7 @@ def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said
         ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
     ],
 )
-def test_objects_are_identified_by_what_is_right_of_them(shown, said):
+def test_objects_are_identified_by_their_correct_attributes(shown, said):
     found = alignment.caption_accuracy(drawn([shown]), [said])
     assert found["caption_relation"].value == found["caption_relation_share"].value == 1
 
@@ -162,7 +162,7 @@ def test_errors_are_over_captions():
     assert found["clip_score"] == pytest.approx((50, 50))  # 100 and 0: deviation sqrt(2) 50, over sqrt(2)
 
 
-def test_one_caption_is_told_from_no_other():
+def test_a_single_caption_has_no_r_precision():
     found = alignment.clip_metrics(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
     assert found["r_precision"] == (None, None)
 
@@ -185,7 +185,7 @@ def marked(places):
     return np.tile(np.array(places, np.uint8)[:, None, None, None], (1, 4, 4, 3))
 
 
-def test_a_clip_tells_right_from_wrong():
+def test_clip_metrics_of_right_and_wrong_captions():
     judge = Knowing(CAPTIONS)
     right = alignment.clip_metrics(judge, marked([0, 1, 2, 3]), CAPTIONS, seed=0)
     assert (right["clip_score"].value, right["r_precision"].value) == (100, 1)
@@ -208,7 +208,7 @@ class Unordered:
         return self.embed_captions([self._captions[i] for i in images[:, 0, 0, 0]])
 
 
-def test_composition_finds_out_who_ignores_order(monkeypatch):
+def test_composition_detects_models_that_ignore_word_order(monkeypatch):
     captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
     trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
     monkeypatch.setattr(alignment, "Reranker", lambda *given: Unordered(captions))
@@ -225,7 +225,7 @@ def test_composition_finds_out_who_ignores_order(monkeypatch):
     assert alignment.composition(Settings(), trained, one).values.keys() == {"colour", "shape", "size"}
 
 
-def test_only_pictures_of_shapes_are_read():
+def test_caption_accuracy_requires_shapes():
     trained = types.SimpleNamespace(config=tiny.config("dalle_shapes", data__name="emoji"))
     with pytest.raises(UserError, match=r"requires data.name=shapes \(this run: emoji\)"):
         alignment.check_shapes("caption_accuracy", trained)

@@ -41,7 +41,7 @@ def test_logistic_is_a_distribution_over_the_levels(mean, log_scale):
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), SETTINGS)
-def test_logistic_gradients_are_finite_and_those_of_differences(mean, log_scale):
+def test_logistic_gradients_are_finite_and_equal_differences(mean, log_scale):
     _, gradient = of_levels(LOGISTIC.nll, mean, log_scale)
     assert np.isfinite(gradient).all()
     if abs(log_scale) < 7:
@@ -52,7 +52,7 @@ def test_logistic_gradients_are_finite_and_those_of_differences(mean, log_scale)
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), [(0.1, -4.0), (0.9, -1.5), (-1.2, -2.0)])
-def test_logistic_draws_levels_as_often_as_it_says(mean, log_scale):
+def test_logistic_samples_have_the_distributions_frequencies(mean, log_scale):
     count = 40_000
     output = np.broadcast_to(np.float32([mean, log_scale]), (count, 1, 1, 1, 2))
     x = np.asarray(jax.jit(LOGISTIC.sample)(jax.random.split(jax.random.key(0), count), output)).ravel()
@@ -99,7 +99,7 @@ def test_logit_laplace_is_a_density(epsilon, location, log_scale):
     assert np.isfinite(gradient).all()
 
 
-def test_logit_laplaces_scale_has_a_least_one():
+def test_logit_laplaces_scale_is_bounded_below():
     bounded = output_distributions.logit_laplace(min_scale=0.25)
     expected, _ = of_levels(LAPLACE[0.1].nll, 0.3, float(np.log(0.25 + np.exp(-1.0))))
     np.testing.assert_allclose(of_levels(bounded.nll, 0.3, -1.0)[0], expected, rtol=1e-5)

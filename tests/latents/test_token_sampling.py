@@ -67,7 +67,7 @@ def test_extremes_are_the_argmax(logits, options):
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-9}])
-def test_of_equal_logits_the_first_is_kept(options):
+def test_the_first_of_equal_logits_is_kept(options):
     tied = np.array([0.0, 2.0, 1.0, 2.0, -np.inf], np.float32)
     kept = np.isfinite(jax.jit(token_sampling.apply_filters)(tied, **options))
     assert kept.tolist() == [False, True, False, False, False]
@@ -75,7 +75,7 @@ def test_of_equal_logits_the_first_is_kept(options):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("temperature,top_k,top_p", [(1.0, 0, 1.0), (1.5, 4, 0.8)])
-def test_frequencies_of_draws(temperature, top_k, top_p, dtype):
+def test_frequencies_of_samples(temperature, top_k, top_p, dtype):
     logits = jnp.array([0.5, -1.0, 2.0, 1.5, 0.0, 1.0], dtype)  # bfloat16 has them exactly
     keys = jax.random.split(jax.random.key(0), 40_000)
     one = lambda key: token_sampling.sample(key, logits, temperature=temperature, top_k=top_k, top_p=top_p)  # noqa: E731

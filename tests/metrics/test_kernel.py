@@ -121,7 +121,7 @@ def test_the_seed_selects_the_subsets():
     assert kernel_distance(a, b, seed=1).value == pytest.approx(squared_mmd(a, b, kernel.cubic))
 
 
-def test_too_few_features_or_subsets_are_refused():
+def test_too_few_features_or_subsets_raise():
     with pytest.raises(ValueError, match="subsets"):
         kernel_distance(np.eye(3), np.eye(3)[:1], seed=0)
     with pytest.raises(ValueError, match="subsets"):

@@ -20,7 +20,7 @@ def test_pixel_features_are_averages_of_boxes(size, channels):
             np.testing.assert_allclose(found[:, i, j], box.mean((1, 2)) / 255, rtol=1e-6)
 
 
-def test_the_recogniser_knows_digits():
+def test_the_classifier_recognises_digits():
     """The figure that samples of configs/digits.py are held against: 97 % or more on held-out real digits."""
     digits = load_digits()
     images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]

@@ -22,14 +22,14 @@ def test_arrays_keep_their_rows_together():
     assert found == pytest.approx(1 / np.sqrt(600), rel=0.2)
 
 
-def test_a_seed_is_a_draw():
+def test_the_seed_determines_the_resample():
     x = np.arange(20.0)
     errors = [bootstrap(np.mean, [x], repeats=10, seed=seed) for seed in (0, 0, 1)]
     assert errors[0] == errors[1] != errors[2]
 
 
 @pytest.mark.parametrize(("lengths", "repeats"), [((3, 4), 10), ((3, 3), 1), ((), 10)])
-def test_what_cannot_be_resampled(lengths, repeats):
+def test_resampling_too_few_values_raises(lengths, repeats):
     with pytest.raises(ValueError, match="resamples"):
         bootstrap(lambda *arrays: 0.0, [np.ones(n) for n in lengths], repeats=repeats, seed=0)
 

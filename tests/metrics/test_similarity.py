@@ -42,7 +42,7 @@ def numpy_ssim(a, b):
 
 
 @every_shape
-def test_ssim_is_numpys(shape):
+def test_ssim_equals_numpy(shape):
     a, b = pair(shape)
     expected = [np.mean([numpy_ssim(x[..., c], y[..., c]) for c in range(shape[2])]) for x, y in zip(a, b, strict=True)]
     found = similarity.ssim(a, b)
@@ -52,7 +52,7 @@ def test_ssim_is_numpys(shape):
 
 
 @every_shape
-def test_of_equal_images(shape):
+def test_equal_images(shape):
     a, _ = pair(shape)
     np.testing.assert_allclose(similarity.ssim(a, a), 1)
     np.testing.assert_array_equal(similarity.mse(a, a), 0)
@@ -76,7 +76,7 @@ def test_mse_and_psnr_of_a_constant_difference():
     np.testing.assert_allclose(similarity.psnr(a, b), [0, 10 * np.log10(25), 20 * np.log10(255)], atol=1e-12)
 
 
-def test_more_noise_is_less_alike():
+def test_similarity_decreases_with_noise():
     a, b = pair((32, 32, 3), noise=10)
     _, c = pair((32, 32, 3), noise=60)
     assert (similarity.ssim(a, b) > similarity.ssim(a, c)).all() and (

@@ -217,7 +217,9 @@ PUBLISHED = {  # latent diffusion's model zoo: changes, and number of parameters
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ["KL-f8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("VQ-f4", "VQ-f8"))]
+)
 def test_published_first_stages_have_their_size(name):
     changes, parameters = PUBLISHED[name]
     common = {

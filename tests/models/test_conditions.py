@@ -11,7 +11,8 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
-from diffjax.models.diffusion.conditions import ConditionInputs, make_conditions
+from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny
@@ -90,7 +91,7 @@ def inpainting_conditions(mask=1.0):
 
 
 @pytest.mark.parametrize("name", DROPPABLE)
-def test_what_is_told_is_heard_and_what_is_withheld_is_absent(name):
+def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does_not(name):
     """Not a bit depends on it."""
     (conditional, unconditional), (other, other_untold) = (
         run(name)(example_conditions()),
@@ -101,7 +102,7 @@ def test_what_is_told_is_heard_and_what_is_withheld_is_absent(name):
 
 
 @pytest.mark.parametrize("name", ["caption", "clip_text"])
-def test_a_caption_that_is_withheld_is_one_of_no_tokens(name):
+def test_a_dropped_caption_equals_an_empty_caption(name):
     """Or of nothing but its start, as CLIP has it."""
     empty = np.where(np.arange(6) < (name == "clip_text"), example_conditions()["tokens"], NO_TOKEN)
     np.testing.assert_allclose(
@@ -109,7 +110,7 @@ def test_a_caption_that_is_withheld_is_one_of_no_tokens(name):
     )
 
 
-def test_a_sample_may_be_asked_for_without_a_caption_but_of_clip():
+def test_a_missing_caption_is_empty_and_raises_for_clip_text():
     """A caption of no tokens says nothing to the one encoder; to the other there is none."""
     silent = {"label": example_conditions()["label"]}
     found = conditions("caption").encode(inputs(silent))["caption"]
@@ -118,7 +119,7 @@ def test_a_sample_may_be_asked_for_without_a_caption_but_of_clip():
         conditions("clip_text").encode(inputs(silent))
 
 
-def test_no_gradient_comes_from_an_embedding_that_is_withheld():
+def test_a_dropped_embedding_has_no_gradient():
     embedding = jax.jit(system_clip().embed_images)(example_conditions()["original"])
     conditional, unconditional = gradients("image_embedding", {"image_embedding": embedding})
     assert (np.abs(conditional["image_embedding"]).max(axis=1) > 1e-4).all()
@@ -126,7 +127,7 @@ def test_no_gradient_comes_from_an_embedding_that_is_withheld():
 
 
 @pytest.mark.slow
-def test_no_gradient_comes_from_words_that_are_withheld():
+def test_dropped_words_have_no_gradient():
     """Of the table of CLIP's tokens only the start's row, which is the same for all, has one."""
     conditional, unconditional = gradients(
         "clip_text", {"table": table_of(conditioned.built("clip_text")[2])["embedding"]}
@@ -177,7 +178,7 @@ def dropped(count=COUNT):
     return jax.jit(rated().drop_randomly)(values(count), keys(COUNT)[:count])
 
 
-def test_each_is_dropped_at_its_rate_and_by_itself():
+def test_conditions_are_dropped_independently_at_their_rates():
     """Pairs are dropped together as often as independent ones are."""
     gone = absent(dropped())
 
@@ -190,7 +191,7 @@ def test_each_is_dropped_at_its_rate_and_by_itself():
         expect(gone[a] & gone[b], RATES[a] * RATES[b])
 
 
-def test_what_is_not_dropped_is_kept():
+def test_conditions_that_are_not_dropped_are_unchanged():
     gone, before, after = absent(dropped()), values(), dropped()
     for name in RATES:
         for old, new in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
@@ -198,13 +199,13 @@ def test_what_is_not_dropped_is_kept():
     assert (np.asarray(after["clip_text"])[:, 0] == 7).all()  # its start, even where the rest is dropped
 
 
-def test_what_is_dropped_is_of_each_examples_key_alone():
+def test_dropping_depends_on_the_key_of_the_example_alone():
     few = dropped(10)
     for old, new in zip(jax.tree.leaves(dropped()), jax.tree.leaves(few), strict=True):
         np.testing.assert_array_equal(np.asarray(old)[:10], new)
 
 
-def test_what_is_never_dropped_is_never_withheld():
+def test_conditions_without_dropout_are_never_dropped():
     none = conditions("caption", "low_res_image", conditions__caption__dropout=0.0)
     given = {"caption": values()["caption"], "low_res_image": None}
     assert not none.supports_guidance
@@ -214,7 +215,7 @@ def test_what_is_never_dropped_is_never_withheld():
 
 
 @pytest.mark.slow
-def test_training_withholds_a_caption_from_its_share():
+def test_training_drops_captions_at_their_rate():
     """A loss is that of no caption, whatever the caption, of some examples by their keys; of the rest it is not."""
     _, system, variables = conditioned.built("caption")
     batch = tiny.batch(31)
@@ -231,7 +232,7 @@ def test_training_withholds_a_caption_from_its_share():
 
 
 def inputs(about, *, level=None, encode=lambda x: x, seed=0):
-    return ConditionInputs(about, None, encode, keys(len(about["label"]), seed), level)
+    return ConditionInputs(about, keys(len(about["label"]), seed), encode_image=encode, augmentation_level=level)
 
 
 def enlarged(images, factor):
@@ -244,7 +245,7 @@ def enlarged(images, factor):
     return images
 
 
-def test_a_smaller_image_is_told_enlarged_beside_its_level():
+def test_a_low_res_image_is_upsampled_and_its_level_embedded():
     """At level 0 it is the picture itself, averaged down; the level is conditional by sines and cosines of it."""
     made, picture = conditions("low_res_image"), example_conditions()["original"]
     found = made.encode(inputs(example_conditions(), level=0.0))
@@ -262,12 +263,10 @@ def test_a_smaller_image_is_told_enlarged_beside_its_level():
     np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
 
 
-def test_in_training_each_picture_is_degraded_to_a_level_of_its_own():
+def test_in_training_each_image_has_its_own_augmentation_level():
     """Uniform, by its key, and that is the level which is conditional: noise of half of it on nothing at all."""
     blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
-    degraded = jax.jit(
-        lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, None, None, keys, None))["low_res_image"]
-    )
+    degraded = jax.jit(lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, keys))["low_res_image"])
     found = degraded(keys(1000))
     level, noise = np.sort(found["level"]), found["image"] / found["level"][:, None, None, None]
     assert len(np.unique(level)) == 1000
@@ -287,7 +286,7 @@ def sampled(name, **changes):
     )
 
 
-def test_a_sample_hears_the_level_and_the_picture_that_it_is_asked_for():
+def test_samples_depend_on_the_augmentation_level_and_the_low_res_image():
     """With nothing degraded it is the level alone that differs."""
     draw = sampled("low_res_image", conditions__low_res_image__degradation="none")
     none, some = draw(example_conditions()), draw(example_conditions(), augmentation=0.7)
@@ -296,7 +295,7 @@ def test_a_sample_hears_the_level_and_the_picture_that_it_is_asked_for():
     np.testing.assert_array_equal(none, draw(example_conditions(), augmentation=0.0))
 
 
-def test_a_level_that_degrades_nothing_is_refused():
+def test_invalid_augmentation_levels_raise():
     for name, level, message in (
         ("low_res_image", 1.5, "must be a finite number from 0 to 1"),
         ("caption", 0.5, "only supported for upsamplers"),
@@ -306,11 +305,11 @@ def test_a_level_that_degrades_nothing_is_refused():
             system.make_settings(made.sampler, augmentation=level)
 
 
-def test_an_erased_image_is_the_picture_where_it_is_kept_and_says_where():
+def test_a_masked_image_is_the_known_region_and_the_mask():
     made, picture = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
     conditional = jax.jit(
         lambda about, keys: made.network_inputs(
-            {}, made.encode(ConditionInputs(about, None, lambda x: x, keys, None)), None
+            {}, made.encode(ConditionInputs(about, keys, encode_image=lambda x: x)), None
         )
     )
     channels = np.asarray(conditional(example_conditions(64), keys(64)).channels)
@@ -323,7 +322,7 @@ def test_an_erased_image_is_the_picture_where_it_is_kept_and_says_where():
     np.testing.assert_array_equal(turned[::-1], channels)
 
 
-def test_of_a_sample_without_a_picture_all_is_erased():
+def test_without_an_image_everything_is_masked():
     made = conditions("masked_image")
     channels = np.asarray(
         made.network_inputs({}, made.encode(inputs({"label": example_conditions()["label"]})), None).channels
@@ -331,7 +330,7 @@ def test_of_a_sample_without_a_picture_all_is_erased():
     np.testing.assert_array_equal(channels, np.broadcast_to([0.0, 1.0], (6, 8, 8, 2)))
 
 
-def test_a_mask_that_is_given_says_what_is_kept():
+def test_a_passed_mask_selects_the_known_region():
     made, about = conditions("masked_image"), inpainting_conditions()
     about["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
     channels = made.network_inputs({}, made.encode(inputs(about)), None).channels
@@ -340,7 +339,7 @@ def test_a_mask_that_is_given_says_what_is_kept():
     np.testing.assert_array_equal(made.network_inputs({}, made.encode(inputs(about, seed=1)), None).channels, kept)
 
 
-def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
+def test_a_position_of_x_is_masked_if_any_of_its_pixels_is():
     space = pixel_space(SPEC, 2)
     made = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
     about = inpainting_conditions()
@@ -355,7 +354,7 @@ def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
     np.testing.assert_allclose(channels[..., 0][there], averaged[..., 0][there], atol=1e-6)
 
 
-def test_painting_in_leaves_what_is_known_and_is_told_it():
+def test_inpainting_keeps_the_known_region_and_is_conditioned_on_it():
     draw, about = sampled("masked_image"), inpainting_conditions()
     about["mask"][:, :, 4:] = 0.0
     found, picture = draw(about), np.asarray(about["image"])
@@ -367,7 +366,7 @@ def test_painting_in_leaves_what_is_known_and_is_told_it():
     np.testing.assert_array_equal(draw(hidden), found)  # and nothing of what is to be painted
 
 
-def test_all_together_stand_beside_one_another():
+def test_all_conditions_are_concatenated_in_the_order_of_the_config():
     """Embeddings and channels along the last axis, contexts along that of tokens, in the config's order."""
     made = conditions(*ALL)
     shapes = jax.eval_shape(lambda: made.network_inputs(made.init(keys()[0]), of_all(made), system_clip()))
@@ -414,7 +413,7 @@ def of_all(made):
         (("caption",), {"conditions__caption__heads": 3}, "config.model: heads=3: must divide"),
     ],
 )
-def test_what_does_not_fit_is_refused(names, changes, message):
+def test_invalid_configs_raise(names, changes, message):
     refused(message, conditioned.config(*names, **changes))
 
 
@@ -424,7 +423,7 @@ def refused(message, config, spec=SPEC, **parts):
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_clip_does_not_fit_is_refused():
+def test_contexts_of_different_or_no_width_raise():
     """Contexts of its width and another, and tokens of no width at all."""
     wider = conditioned.config("clip_text", "image_embedding", conditions__image_embedding__width=16)
     refused("conditions.clip_text 8, conditions.image_embedding 16", wider, clip=conditioned.clip())
@@ -432,7 +431,7 @@ def test_what_a_clip_does_not_fit_is_refused():
     refused("conditions.image_embedding.width=0: tokens must have", none, clip=conditioned.clip())
 
 
-def test_labels_and_texts_that_there_are_none_of_are_refused():
+def test_missing_labels_and_short_texts_raise():
     refused(
         "conditions.label_token: the data set does not have labels",
         conditioned.config("label_token"),
@@ -442,7 +441,7 @@ def test_labels_and_texts_that_there_are_none_of_are_refused():
 
 
 @pytest.mark.parametrize("name", ["image_embedding", "low_res_image"])
-def test_a_sample_without_what_it_is_made_of_is_refused(name):
+def test_a_missing_image_raises(name):
     made, system, variables = conditioned.built(name)
     about, plan = {"label": example_conditions()["label"]}, system.make_settings(made.sampler)
     with pytest.raises(UserError, match="conditioned on an image: pass --image=FILE, or sample the full pipeline"):

@@ -38,7 +38,7 @@ def test_a_factor_that_does_not_divide_the_size_raises(factor):
         pixel_space(SPEC, factor)
 
 
-def test_latents_are_those_of_the_codec():
+def test_latents_match_the_codec():
     """With the frozen variables, not those that it was built with; decoded images are clipped."""
     space = latent_space(*conditioned.CODEC)
     variables = {"frozen": {"codec": {"params": {"scale": jnp.full((), 5.0)}}}}

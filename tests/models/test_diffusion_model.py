@@ -116,7 +116,7 @@ def test_losses_are_per_example(name):
     np.testing.assert_allclose(turned[::-1], whole, rtol=1e-4)
 
 
-def test_the_loss_of_a_zero_prior_is_the_norm_of_embeddings():
+def test_the_loss_of_a_prior_that_outputs_zero_is_the_norm_of_embeddings():
     """Untrained it predicts zeros in the place of `embedding_scale` times a unit vector of 12 values."""
     params = built("unclip_prior")[2]["params"]["model"]
     silent = {"model": {**params, "out": jax.tree.map(jnp.zeros_like, params["out"])}}
@@ -193,7 +193,7 @@ def test_images_and_their_conditions_are_cropped_alike():
     assert drawn.shape == (6, 8, 8, 1)
 
 
-def test_guided_by_nothing_samples_are_unchanged():
+def test_without_guides_samples_are_unchanged():
     """Guided by nothing the same is drawn: of a picture degraded by the sample's key to the level that is asked for."""
     config, system, variables = conditioned.built("low_res_image")
     plan, about = system.make_settings(config.sampler, steps=2, augmentation=1.0), conditioned.example_conditions()

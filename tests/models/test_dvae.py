@@ -31,7 +31,6 @@ def made():
     system = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
     variables = {**tiny.randomised(system.init), "frozen": {}}
 
-    @jax.jit
     def run(params, step):
         whole, keys = {**variables, "params": params}, jax.random.split(jax.random.key(3), 6)
         loss, aux = system.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))

@@ -11,8 +11,9 @@ from scipy import stats
 from diffjax import models
 from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError
-from diffjax.models.autoregressive.prefix import ClipCaptionPrefix, PrefixInputs
+from diffjax.models.autoregressive.prefix import ClipCaptionPrefix
 from diffjax.models.autoregressive.token_models import TransformerPrior
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.pipelines import pca
 from diffjax.typing import TextSpec
@@ -70,7 +71,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_components_are_those_of_all_batches_together():
+def test_components_match_those_of_all_batches():
     """Up to the sign of each component."""
     _, variables, loss = counted()
     (mean, basis, std), statistics = spectrum(), variables["statistics"]
@@ -165,7 +166,7 @@ def prior(**changes):
     return made, *conditioned.with_random_params(system), model
 
 
-def test_an_untrained_prior_finds_all_codes_equally_likely():
+def test_an_untrained_prior_has_uniform_probabilities():
     """Its loss is per example."""
     _, system, variables, model = prior()
     params = {
@@ -206,7 +207,7 @@ def prefix_values(training):
     batch = batch if training else {"tokens": np.tile(batch["tokens"], (6, 1))}
     count = len(batch["tokens"])
     return jax.device_get(
-        jax.jit(lambda batch: model.prefix.encode(PrefixInputs(batch, keys(count), codec.codec(variables), bound)))(
+        jax.jit(lambda batch: model.prefix.encode(ConditionInputs(batch, keys(count), bound, codec.codec(variables))))(
             batch
         )
     )
@@ -279,7 +280,7 @@ def test_samples_are_guided_unit_norm_embeddings():
     def by_hand():
         bound = codec.codec(frozen)
         values = model.prefix.encode(
-            PrefixInputs(about, fold_in_each(keys(), 2**31 - 1), bound, clip()[0].clip(clip()[1]))
+            ConditionInputs(about, fold_in_each(keys(), 2**31 - 1), clip()[0].clip(clip()[1]), bound)
         )
         values = jax.tree.map(lambda *two: jnp.concatenate(two), values, model.prefix.null(values))
         known, twice = jnp.zeros((12, 0), jnp.int32), jnp.concatenate([keys(), keys()])

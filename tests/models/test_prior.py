@@ -12,9 +12,10 @@ import diffjax
 from diffjax import cli, models
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.autoregressive.prefix import CaptionPrefix, ClassPrefix, NullPrefix, PrefixInputs
+from diffjax.models.autoregressive.prefix import CaptionPrefix, ClassPrefix, NullPrefix
 from diffjax.models.autoregressive.token_models import PixelCNNPrior, TransformerPrior
 from diffjax.models.base import Autoencoder
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.runs.datasets import open_dataset
 from diffjax.typing import ImageSpec, TextSpec
@@ -113,7 +114,7 @@ def result(name):
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
-def test_an_untrained_prior_finds_all_codes_equally_likely(name):
+def test_an_untrained_prior_has_uniform_probabilities(name):
     _, model, variables = built(name)
     last = ("network",) if name == "pixelcnn" else ("head", "text_head")  # the parameters that start at zero
     init = jax.jit(lambda key: {n: p for n, p in model.init(key)["params"]["model"].items() if n in last})
@@ -353,7 +354,7 @@ def test_an_unconditional_prior_has_the_null_prefix(name):
     model = models.build(tiny.config(file, model__condition="none"), SPEC, codec=codec_of(base))
     assert model.classes == 0 and model.prefix == NullPrefix()
     codec = codec_of(base)[0].codec(codec_of(base)[1])
-    values = model.prefix.encode(PrefixInputs(BATCH, None, codec, None))
+    values = model.prefix.encode(ConditionInputs(BATCH, None, codec=codec))
     np.testing.assert_array_equal(values, model.prefix.null(0 * BATCH["label"]))  # the same for all labels
 
 

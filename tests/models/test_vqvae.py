@@ -43,14 +43,13 @@ def graded(**changes):
     """The mean loss's gradient by all variables, the loss [B], aux, and outputs of the codec."""
     _, system, variables = built(**changes)
 
-    @jax.jit
     def run(variables):
         loss, aux = loss_of(system, variables)
         codec = system.codec(variables)
         codes, z = codec.to_codes(X), codec.encode(X)
         return loss.mean(), (loss, aux, Coded(codes, z / codec.scale, codec.decode(z), codec.from_codes(codes)))
 
-    gradient, (loss, aux, coded) = jax.grad(run, has_aux=True)(variables)
+    gradient, (loss, aux, coded) = jax.device_get(jax.jit(jax.grad(run, has_aux=True))(variables))
     return gradient, loss, aux, coded
 
 

@@ -116,7 +116,7 @@ def sampling():
     return params, make_sampler(model), jax.jit(model.apply)
 
 
-def test_sampling_outputs_are_those_of_the_forward_pass(sampling):
+def test_sampling_outputs_match_the_forward_pass(sampling):
     """Also where an image is completed from its first rows."""
     params, sample, forward = sampling
     for known_rows in (0, 2):

@@ -32,7 +32,7 @@ def test_the_moments_are_exponential_averages():
     np.testing.assert_allclose(health.variance["a"], variance, rtol=1e-3)
 
 
-def test_a_spike_stands_out_once_there_are_enough_losses():
+def test_a_spike_has_a_large_deviation_after_enough_losses():
     values = np.random.default_rng(1).normal(1, 0.1, 200)
     spike = {"a": jnp.float32(2.0), "b": jnp.float32(2.0)}  # of b nothing out of the way
     assert deviation(seen(values[:99]), spike) == 0
@@ -47,7 +47,7 @@ def test_skipped_steps_are_counted():
     assert (health.skipped, health.consecutive_skips, health.updates) == (3, 1, 1)
 
 
-def test_finite_means_every_number():
+def test_is_finite_checks_every_number():
     tree = {"a": jnp.ones((2, 3)), "b": jnp.arange(3)}
     assert is_finite(tree)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
