@@ -129,7 +129,8 @@ def open_hf(query: Query) -> Records:
         values = values.to_pylist() if hasattr(values, "to_pylist") else [x.as_py() for x in values]
         if isinstance(features[label], datasets.ClassLabel):
             class_names = tuple(features[label].names)
-            labels, num_classes = np.array(values, np.int32), len(class_names)
+            labels = np.array([-1 if value is None else value for value in values], np.int32)
+            num_classes = len(class_names)
         else:
             try:
                 labels, num_classes, class_names = index_labels(values)

@@ -86,6 +86,15 @@ def slice_split(records: Records, split: str) -> Records:
     return select(records, range(start, end))
 
 
+def complement(split: str) -> str | None:
+    """Returns the rest of a split, "train[90%:]" of "train[:90%]" and the reverse; None: it is not such a slice."""
+    match = _parse(split)
+    bounds = [f"{match[i]}{match[i + 1]}" if match[i] else "" for i in (2, 4)]
+    if all(bounds) or not any(bounds) or "0" in bounds or "100%" in bounds:
+        return None
+    return f"{match[1]}[{bounds[1]}:{bounds[0]}]"
+
+
 def check_split(split: str, splits: Iterable[str], name: str) -> str:
     """Returns the name of a split without its slice. Raises MissingSplit if it is not among the `splits` of a set."""
     base = split_name(split)

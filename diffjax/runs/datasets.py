@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from diffjax import data
-from diffjax.data.records import MissingSplit
+from diffjax.data.records import MissingSplit, complement
 from diffjax.data.sources import DatasetInfo, Source, is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
@@ -56,8 +56,22 @@ def open_dataset(config: ConfigDict, split: str) -> Source:
     return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(config))
 
 
-def open_held_out(config: ConfigDict, split: str = "test") -> Source:
-    """Opens a split of held-out examples, or the training split of a set that has no such split."""
+def open_other(config: ConfigDict, split: str) -> Source:
+    """Opens examples that are not in a split: "test" or "train", else the rest of a slice such as "train[:90%]".
+
+    Raises:
+      MissingSplit: the set has only this split; the message names slices.
+    """
+    try:
+        return open_dataset(config, "train" if split.startswith("test") else "test")
+    except MissingSplit as error:
+        if not (rest := complement(split)):
+            raise MissingSplit(f"{error}, in training too (data.split=train[:90%])") from None
+        return open_dataset(config, rest)
+
+
+def open_prompts(config: ConfigDict, split: str = "test") -> Source:
+    """Opens a split for its captions and images, or the training split where `split` does not exist."""
     try:
         return open_dataset(config, split)
     except MissingSplit:

@@ -475,3 +475,11 @@ def test_built_in_sets_accept_channels_and_no_labels():
     assert info("digits", channels=3, num_classes=0) == (3, 0, ())
     np.testing.assert_array_equal(source[7]["image"], np.repeat(plain[7]["image"], 3, axis=-1))
     assert {int(e["label"]) for e in source} == {0}
+
+
+def test_the_rest_of_a_slice():
+    from diffjax.data.records import complement
+
+    rests = {"train[:90%]": "train[90%:]", "train[90%:]": "train[:90%]", "a[:-2]": "a[-2:]", "train": None}
+    assert {split: complement(split) for split in rests} == rests
+    assert complement("train[1:2]") is None and complement("train[:100%]") is None

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.errors import UserError
 from diffjax.runs import datasets
 from tests import tiny
 from tests.command_line import launch, refused, sample
@@ -79,6 +80,9 @@ def test_bad_data_writes_nothing(run, tmp_path, capsys):
     assert "empty: has no images" in error and not (tmp_path / "new").exists()
 
 
-def test_held_out_examples_of_a_set_without_a_test_split_are_its_training_examples(run):
+def test_examples_of_a_set_without_a_test_split(run):
+    """Prompts are from the training split; a classifier is tested on the rest of a slice."""
     config = diffjax.load(run[1]).config
-    assert len(datasets.open_held_out(config)) == len(datasets.open_dataset(config, "train[:80%]")) == 24
+    assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
+    with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
+        datasets.open_other(config, "train")
