@@ -203,7 +203,7 @@ def write_dalle(folder: Path, **changes) -> Path:
     shapes = {"data__name": "shapes", "data__image_size": 8, "parallel__num_devices": 1}
     text = {"tokenizer": "", "vocabulary": 300, "length": 12}
     write(folder / "codec.py", "vqvae", train__num_preview_samples=0, **shapes)
-    write(folder / "clip.py", "clip_shapes", text=text, **shapes)
+    write(folder / "clip.py", "clip_shapes", text=text, image_encoder__layers=1, text_encoder__layers=1, **shapes)
     fields = {
         "parts": {"codec": "codec.py", "clip": "clip.py"},
         "text": text,
@@ -230,7 +230,7 @@ def stage(name: str, **changes):
     """Returns a tiny config of a stage of a pipeline of 16x16 images of shapes; the first stage has 8x8 images."""
     fields = dict(SHAPES | _FAST)
     if name == "clip" or name == "noised_clip":
-        fields |= {"text": TEXT, "train__num_preview_samples": 0}
+        fields |= {"text": TEXT, "image_encoder__layers": 1, "text_encoder__layers": 1}
         if name == "noised_clip":
             fields |= {"diffusion__timesteps": 20}
         return config("clip_shapes" if name == "clip" else name, **fields | changes)

@@ -54,6 +54,7 @@ def test_train_prints_commands_that_fit_the_model(name, trained_runs, run_copy, 
     capsys.readouterr()
     assert launch("train", f"--workdir={workdir}") == 0
     output = capsys.readouterr().out
+    assert output.count(" is trained to step ") == (3 if name == "dalle" else 1)  # also the parts
     commands = output[output.index("try next:") :].splitlines()[1:]
     assert len(commands) == len(NEXT_COMMANDS[name])
     for line, command in zip(commands, NEXT_COMMANDS[name], strict=True):

@@ -44,5 +44,5 @@ def test_dynamic_thresholding_keeps_values_in_range_and_saturates_few_pixels():
     np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)
     assert (np.abs(found[2]) == 1).mean() < 0.02
     assert (np.abs(np.asarray(clipping.clip(IMAGES[2]))) == 1).mean() > 0.5
-    alone = clipping.dynamic(IMAGES[1:2].astype(np.float32))  # an example's s is its own
+    alone = clipping.dynamic(IMAGES[1:2].astype(np.float32))  # s is per example
     np.testing.assert_allclose(alone[0], found[1], atol=1e-6)

@@ -35,7 +35,7 @@ TIMES = np.array([1.0, 5.0, 20.0, 50.0, 80.0, 98.0])
 
 
 def errors(x0, x0_hat, x, alpha, sigma):
-    """Of x_0_hat, in each paper's terms."""
+    """Weight of the error of x_0_hat, as defined in each paper."""
 
     def read(x0):
         eps = (x - alpha * x0) / sigma

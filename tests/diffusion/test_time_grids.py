@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffjax.diffusion import noise_schedules, time_grids
 from diffjax.registry import choices
 
-# Each as a grid of n steps, whatever n in 1..T.
+# Grids of n steps, for any n in 1..T.
 GRIDS = {
     "leading": time_grids.leading,
     "trailing": time_grids.trailing,
@@ -72,17 +72,17 @@ def test_any_number_of_timesteps(data, timesteps, name):
 @given(data=st.data(), timesteps=st.integers(1, 4000))
 @settings(max_examples=2, deadline=None)
 def test_any_number_of_timesteps_by_level(data, timesteps):
-    """Few examples, as each is compiled; over each of them every schedule."""
+    """Few examples, as each is compiled."""
     n = data.draw(st.integers(1, timesteps))
-    for name in data.draw(st.lists(st.sampled_from(sorted(SCHEDULES)), min_size=4, max_size=4)):
+    for name in data.draw(st.lists(st.sampled_from(sorted(SCHEDULES)), min_size=2, max_size=2)):
         check(GRIDS[data.draw(st.sampled_from(OF_LEVELS))], n, made(name, timesteps))
 
 
 @pytest.mark.parametrize("name", OF_LEVELS)
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_schedule_has_every_grid_of_levels(name, zero):
-    for timesteps in (1, 2, 3, 1000):
-        for n in {n for n in (1, 2, timesteps - 1, timesteps) if 1 <= n <= timesteps}:
+    for timesteps in (1, 3, 1000):
+        for n in {1, 2, timesteps} - {timesteps + 1}:
             for schedule in SCHEDULES:
                 if not (zero and (timesteps == 1 or schedule == "learned")):
                     times = check(GRIDS[name], n, made(schedule, timesteps, zero))
@@ -143,7 +143,7 @@ def test_times_are_within_a_level_of_even(n):
 
 
 def space_timesteps(total, counts):
-    """Improved DDPM's spacing, one addition and one rounding of Python's at a time. Counted from zero."""
+    """Improved DDPM's spacing, with Python's additions and rounding one by one. Counted from zero."""
     taken, start = [], 0
     for i, count in enumerate(counts):
         size = total // len(counts) + (i < total % len(counts))
@@ -164,7 +164,7 @@ def test_sections_without_counts_equal_improved_ddpms_spacing(timesteps, every):
 
 
 def test_linspace_is_not_improved_ddpms_spacing():
-    """Where strides end in a half, sums of them are rounded to other times; and one step starts at the other end."""
+    """Sums of strides that end in a half round to other times, and a single step starts at the other end."""
     other = [n for n in range(1, 1001) if (time_grids.linspace(n, LINEAR) != time_grids.sections(n, LINEAR)).any()]
     assert other[0] == 1
     assert len(other) > 100

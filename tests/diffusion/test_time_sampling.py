@@ -105,7 +105,7 @@ SCHEDULE = noise_schedules.cosine(5)
 
 
 def batch(seen=5):
-    """Every t up to `seen` as often, with both of its losses."""
+    """Visits every t up to `seen` equally often, with both of its losses."""
     t = np.tile(np.arange(1.0, seen + 1), 2)
     return t.astype(np.float32), (LOSSES[t.astype(int) - 1] * np.repeat(SPREAD, seen)).astype(np.float32)
 
@@ -137,7 +137,7 @@ def test_importance_is_proportional_to_the_root_mean_square_loss(share):
     np.testing.assert_allclose(factor, 1 / (5 * p[index]), rtol=1e-5)
     weighed = factor * LOSSES[index]
     np.testing.assert_allclose(weighed.mean(), LOSSES.mean(), atol=4 * weighed.std() / np.sqrt(DRAWS))
-    if share < 0.01:  # with losses of their own spread gone, every weighed loss is next to the mean: why it is done
+    if share < 0.01:  # without the spread of a loss itself, every weighted loss is near the mean
         assert weighed.std() < 0.1 * LOSSES[np.random.default_rng(0).integers(0, 5, DRAWS)].std()
 
 
@@ -177,7 +177,7 @@ def test_importance_survives_losses_of_zero():
 
 @pytest.mark.parametrize("name", sorted(CONTINUOUS))
 def test_memory_is_linear_in_the_batch(name):
-    """Halves of a batch on two devices, averaged, are the whole batch."""
+    """The mean over two halves of a batch equals the whole batch."""
     made = choices(time_sampling)[name]()
     before = trained(made, 2)
     t, losses = batch()

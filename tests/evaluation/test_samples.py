@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    """As much of a run as a measure asks for."""
+    """The part of a run that a `Measurer` uses."""
     return types.SimpleNamespace(config=tiny.config(), system=types.SimpleNamespace(classes=10))
 
 
@@ -108,7 +108,7 @@ class Trap:
 
 
 def valid_checksums(data: bytes) -> bytes:
-    """The archive with one value changed, and the zip file's own checksums made to agree."""
+    """Returns the archive with one changed value and valid checksums of the zip file."""
     with np.load(io.BytesIO(data)) as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays["features"][3, 5] += 0.01
@@ -120,7 +120,7 @@ DAMAGED = {
     "cut": lambda data: data[: len(data) // 2],
     "not an archive": lambda data: b"x" * 1000,
     "one bit of the values": lambda data: bit_flipped(data, len(data) // 2),
-    "a value behind the archive's own checksums": valid_checksums,
+    "a value with valid checksums of the archive": valid_checksums,
     "foreign": lambda data: archive(a=np.ones(3)),
     "pickled": lambda data: archive(key=np.array([Trap()], object), sha256=np.array([Trap()], object)),
 }
@@ -136,12 +136,12 @@ def test_a_damaged_reference_is_reported_and_computed_again(damage, trained, rea
     assert Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:60], real[1][:60]) == first
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 1 and f"{path} is damaged" in lines[0] and "computed again" in lines[0]
-    Measurer(["fd_pixels"], trained)  # whole again
+    Measurer(["fd_pixels"], trained)  # is intact again
     assert "damaged" not in capsys.readouterr().err and list(own_cache.iterdir()) == [path]
 
 
 def test_a_changed_bit_of_a_reference_is_detected(trained, own_cache):
-    """A changed bit is found, or is one that holds no values, as a time of the archive."""
+    """A changed bit raises, or does not belong to a value (for example a time stamp of the archive)."""
     Measurer(["fd_pixels"], trained)
     (path,) = own_cache.glob("*.npz")
     whole = path.read_bytes()
@@ -190,7 +190,7 @@ def test_provenance_has_the_inputs_of_a_value(trained):
 
 
 def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
-    """Whichever split is the reference: no image of the one is in the other."""
+    """No held-out image is in the reference, for either split."""
     for split in ("train", "test"):
         measure = Measurer(["classifier_accuracy", "cas"], trained, split=split)
         fitted = open_dataset(trained.config, split)
@@ -204,15 +204,15 @@ def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
 
 def test_every_value_has_a_standard_error(trained, real):
     names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["classifier_accuracy", "cas"]
-    for some, extrapolate in ((["fd_pixels"], False), (names, True)):
-        measure = Measurer(some, trained, with_errors=True, extrapolate=extrapolate)
+    for chosen, extrapolate in ((["fd_pixels"], False), (names, True)):
+        measure = Measurer(chosen, trained, with_errors=True, extrapolate=extrapolate)
         found = measure(real[0][:70], real[1][:70])
         assert all(estimate.standard_error > 0 for estimate in found.values()), found
         assert found.keys() == measure.columns.keys()
 
 
 def test_errors_of_nearest_neighbour_metrics_equal_the_spread_over_samples():
-    """Of repeated samples against one set of real ones; errors of ten blocks are uncertain by a quarter."""
+    """Repeats samples against one real set; errors from ten blocks are uncertain by a quarter."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(100, 6)).astype(np.float32)
     metric, found = metrics.COMPARISONS["precision_recall_pixels"], []

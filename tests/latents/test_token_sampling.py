@@ -1,4 +1,4 @@
-"""Filters of logits against NumPy that looks at one token after another, draws against the probabilities."""
+"""Filters of logits against a NumPy loop over tokens, and frequencies of samples against probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def softmax(x):
 
 
 def numpy_filtered(logits, temperature, top_k, top_p):
-    """Of one example, float64."""
+    """Filtered logits of one example, float64."""
     logits = logits.astype(np.float64) / temperature
     best = sorted(range(len(logits)), key=lambda i: -logits[i])  # stable
     kept = best[: top_k or len(best)]

@@ -275,8 +275,8 @@ def test_training_distinguishes_noised_shapes():
     words = tokenizer.train([source[i]["caption"] for i in range(200)], 300)
     source = data.with_tokens(source, lambda captions: words.encode(captions, 16))
     one = data.Batches(source, batch_size=32, seed=0, keys=("image", "tokens")).batch(0)
-    system, devices = models.build(config, data.image_spec("shapes", 16)), Devices.create(mode="jit", num_devices=1)
-    step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=len(source))
+    model, devices = models.build(config, data.image_spec("shapes", 16)), Devices.create(mode="jit", num_devices=1)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=len(source))
     losses = []
     for _ in range(150):  # the same scenes, each time noised anew
         state, metrics = step(state, devices.put_batch(one), {})

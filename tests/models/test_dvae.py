@@ -28,16 +28,16 @@ SCHEDULES = {
 @pytest.fixture(scope="module")
 def made():
     """A model whose temperature ends near zero; its variables; and its loss with the gradient, by step."""
-    system = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
 
     def run(params, step):
         whole, keys = {**variables, "params": params}, jax.random.split(jax.random.key(3), 6)
-        loss, aux = system.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
+        loss, aux = model.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
         return loss.mean(), (loss, aux)
 
     graded = jax.jit(jax.grad(run, has_aux=True))
-    return system, variables, lambda step, params=variables["params"]: graded(params, jnp.asarray(step))
+    return model, variables, lambda step, params=variables["params"]: graded(params, jnp.asarray(step))
 
 
 def with_last_layer(variables, change):
@@ -88,17 +88,17 @@ def test_the_kl_is_that_of_the_logits(made):
 
 
 def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
-    system, variables, graded = made
+    model, variables, graded = made
     params = with_last_layer(variables, confident)
 
     @jax.jit
     def hard(params):
-        codec = system.codec({**variables, "params": params})
+        codec = model.codec({**variables, "params": params})
         codes = codec.to_codes(X)
         return codes, codec.from_codes(codes), codec.decode(codec.encode(X))
 
     codes, of_codes, decoded = hard(params)
-    codec = system.codec(variables)
+    codec = model.codec(variables)
     assert codec.grids == ((4, 4, 1),)
     assert codec.vocabulary == 8
     assert codec.shape == (4, 4, 4)
@@ -114,7 +114,7 @@ def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
     of_argmax = hard(variables["params"])[1]
     assert np.abs(soft.metrics["reconstruction"] - np.abs(X - of_argmax).mean(axis=(1, 2, 3))).max() > 1e-3
     share = np.bincount(np.asarray(codes[0]).ravel(), minlength=8) / 96
-    np.testing.assert_allclose(system.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
     np.testing.assert_allclose(aux.variables["codebook"]["usage"][0], share, rtol=1e-5)  # argmax, not the noisy sample
 
 
@@ -127,13 +127,13 @@ def test_gradients_reach_every_parameter(made):
 
 def test_latents_have_unit_variance(made):
     """Latents of training, which equal those of the codec at a low temperature."""
-    system, variables, graded = made
+    model, variables, graded = made
     params = with_last_layer(variables, confident)
     after = {**variables, "params": params, "latents": {"mean": jnp.zeros(()), "square": jnp.ones(())}}
     seen = graded(40, params)[1][1].variables["latents"]
     weight = 40 / 50  # decay: min(0.99, step / (10 + step))
     fresh = {"mean": seen["mean"] / (1 - weight), "square": (seen["square"] - weight) / (1 - weight)}
-    z = jax.jit(lambda latents: system.codec({**after, "latents": latents}).encode(X))(fresh)
+    z = jax.jit(lambda latents: model.codec({**after, "latents": latents}).encode(X))(fresh)
     np.testing.assert_allclose(z.std(), 1.0, rtol=1e-3)
 
 

@@ -29,10 +29,10 @@ LN2 = np.log(2.0)
 @functools.cache
 def codec_of(base, **changes):
     """An untrained frozen autoencoder, with many codes in use."""
-    system = models.build(tiny.config(base, **changes), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config(base, **changes), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
     variables["params"]["model"]["encoder"]["conv_out"]["kernel"] *= 5
-    return system, variables
+    return model, variables
 
 
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
@@ -281,7 +281,7 @@ def test_samples_depend_on_the_caption_and_the_seed():
 KEYS, FIELD = jax.random.split(jax.random.key(5), 6), {"pixelcnn": "label", "dalle": "tokens"}
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+@pytest.mark.parametrize("name", ["pixelcnn", pytest.param("dalle", marks=pytest.mark.slow)])
 def test_guidance_interpolates_from_the_null_condition(name):
     """Scale 1 equals no guidance, scale 0 the null condition, with the same keys."""
     config, model, variables = built(name)
@@ -449,15 +449,19 @@ def test_a_prior_resumes(runs, capsys):
 
 ERRORS = {
     "no codec": ("prior", ["--config.codec="], "set --config.codec=WORKDIR"),
-    "codec that is not there": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
-    "codec that is none": ("prior", ["--config.codec=RUNS/prior"], "must be an autoencoder, not a run of system=prior"),
-    "codec of other images": (
+    "missing codec": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
+    "codec that is not an autoencoder": (
+        "prior",
+        ["--config.codec=RUNS/prior"],
+        "must be an autoencoder, not a run of system=prior",
+    ),
+    "codec of another image size": (
         "prior",
         ["--config.data.image_size=16"],
         "was trained on 8x8 images with 1 channels, but this config has 16x16 with 1",
     ),
-    "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
-    "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
+    "image size that is not a multiple": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
+    "missing features": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
 }
 
 

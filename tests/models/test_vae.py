@@ -210,7 +210,7 @@ def test_an_autoregressive_decoder_is_causal():
 
     @jax.jit
     def jacobians(x, z):
-        """By the image and by the latent, of the outputs that score each pixel."""
+        """Returns the Jacobians of the outputs of each pixel by the image and by the latent."""
         decode = lambda x, z: model.networks.decode(params, z, x).sum(axis=(0, 3, 4)).reshape(64)  # noqa: E731
         return jax.jacrev(decode, (0, 1))(x, z)
 

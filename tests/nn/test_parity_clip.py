@@ -90,7 +90,7 @@ def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, acti
 
 
 def test_loss():
-    """Of all pairs of a batch, the mean of ours is theirs."""
+    """The mean over the pairs of a batch equals the loss of the peer."""
     from transformers.models.clip import modeling_clip
 
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ class TorchResNet(torch.nn.Module):
 
 
 def unit_variables(unit, conv, norm):
-    """Of parameters and of statistics."""
+    """Returns parameters and statistics of a convolution and its norm."""
     kernel = {"kernel": array(unit.conv.weight).transpose(2, 3, 1, 0)}
     params = {conv: kernel, norm: {"scale": array(unit.norm.weight), "bias": array(unit.norm.bias)}}
     running = {"mean": array(unit.norm.running_mean).copy(), "var": array(unit.norm.running_var).copy()}

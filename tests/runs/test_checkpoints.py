@@ -332,7 +332,7 @@ def test_reading_fails_with_one_line(tmp_path, monkeypatch):
         raise FileNotFoundError("a file\nof Orbax")
 
     monkeypatch.setattr(Checkpoints, "restore_ema", vanish)
-    with pytest.raises(UserError, match=r"cannot be read \(FileNotFoundError: a file\); try reopened"):
+    with pytest.raises(UserError, match=r"cannot be read \(FileNotFoundError: a file\); try again"):
         read_variables(path, template)
     assert list_steps(path)[-1] == 3 + read_checkpoints._MAX_ATTEMPTS
     with pytest.raises(UserError, match="no checkpoint of step 9 "):
@@ -350,7 +350,7 @@ def test_full_disk_fails_only_the_save(small_disk, capsys):
     assert "step 2 could not be saved" in capsys.readouterr().err
     assert checkpoints.latest_step() == 3
     checkpoints.save(4, random(4))
-    with pytest.raises(UserError, match=r"step 4 could not be saved .* make room, and run the same command reopened"):
+    with pytest.raises(UserError, match=r"step 4 could not be saved .* make room, and run the same command again"):
         checkpoints.close()
     assert sorted(path.name for path in (small_disk / "checkpoints").iterdir()) == ["1", "3"]
     with contextlib.closing(Checkpoints(small_disk / "checkpoints")) as reopened:
