@@ -138,10 +138,6 @@ def test_a_slice_of_class_folders_has_all_classes(tmp_path):
     assert counts.sum() == 30 and counts.min() >= 3  # all of one class: the order would be that of the folders
 
 
-def write_npz(path, **options):
-    np.savez(path, **options)
-
-
 @pytest.mark.parametrize(
     ("save", "keys"),
     [(np.savez, ("arr_0", "arr_1")), (np.savez, ("images", "labels")), (np.savez_compressed, ("images", "labels"))],
@@ -269,8 +265,8 @@ def test_alpha_is_composited(tmp_path, background, colour):
     want = IMAGES[1] * (alpha / 255) + np.array(colour) * (1 - alpha / 255)
     pixels = one(tmp_path, saved(Image.fromarray(rgba)), background=background)
     np.testing.assert_allclose(pixels, want, atol=0.5001)
-    kept = one(tmp_path, saved(Image.fromarray(rgba)), background="transparent")
-    np.testing.assert_array_equal(kept, rgba)
+    rgba_pixels = one(tmp_path, saved(Image.fromarray(rgba)), background="transparent")
+    np.testing.assert_array_equal(rgba_pixels, rgba)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "CMYK", "1", "LA"])
@@ -344,11 +340,11 @@ def test_batches_do_not_depend_on_the_cache(tmp_path, cache_gib):
 def test_the_cache_is_bounded(tmp_path):
     from diffjax.data.decoding import Cache
 
-    cache, made = Cache(1e-3), []  # 1 MiB
+    cache, computed = Cache(1e-3), []  # 1 MiB
     for _ in range(2):
         for i in range(20):
-            cache.get(i, lambda i: made.append(i) or {"image": np.zeros(100_000, np.uint8)})
-    assert made[:20] == list(range(20)) and made[20:] == list(range(10, 20))  # 10 of 20 fit
+            cache.get(i, lambda i: computed.append(i) or {"image": np.zeros(100_000, np.uint8)})
+    assert computed[:20] == list(range(20)) and computed[20:] == list(range(10, 20))  # 10 of 20 fit
     with pytest.raises(UserError, match=r"data\.cache_gib=-3: must be a finite number from 0"):
         Cache(-3)
 
@@ -426,14 +422,14 @@ def test_bad_archives_are_one_line(tmp_path):
     np.savez(whole, images=IMAGES, labels=LABELS)
     write(tmp_path / "cut.npz", whole.getvalue()[:-500])
     np.savez(tmp_path / "short.npz", images=IMAGES, labels=LABELS[:5])
-    np.savez(tmp_path / "names.npz", pictures=IMAGES)
+    np.savez(tmp_path / "names.npz", frames=IMAGES)
     np.savez(tmp_path / "objects.npz", images=np.array([{}] * 3, object))
     np.savez(tmp_path / "negative.npz", images=IMAGES, labels=LABELS - 1)
     np.savez(tmp_path / "wide.npz", images=np.zeros((2, 4, 4, 2), np.uint8))
     for name, message in {
         "cut": "is not an .npz file, or is damaged",
         "short": "12 images but 5 labels",
-        "names": "has no array images or arr_0, but pictures",
+        "names": "has no array images or arr_0, but frames",
         "objects": "holds Python objects",
         "negative": "label -1 is not from 0",
     }.items():
