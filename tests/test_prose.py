@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CODE = ("diffjax", "configs", "experiments", "launch.py", "setup.py", "docs/figures.py")
-TESTS = ("cli", "cluster", "reproduce", "runs", "*.py")  # folders and files of tests/
 OPENINGS = re.compile(r"^(Of|That|Those|What|Which|One|And|Whether|How|Where|As|It|Such|None of|For what)\b")
 WORDS = re.compile(
     r"\b(told|tells|asked|asks|said|says|saying|stands? (for|beside|behind|in|on)|withheld|withhold|let in|"
@@ -95,7 +94,7 @@ def files(suffix: str, places: tuple[str, ...]) -> list[Path]:
 @pytest.mark.parametrize("place", [*CODE, "tests", "pages"])
 def test_prose(place):
     if place == "tests":
-        others = [path for path in files(".py", tuple(f"tests/{name}" for name in TESTS)) if path != Path(__file__)]
+        others = [path for path in files(".py", ("tests",)) if path != Path(__file__)]
         faults_by_path = {path: faults_of_code(path) for path in others}
     elif place == "pages":
         faults_by_path = {path: faults_of_page(path) for path in [*ROOT.glob("*.md"), *files(".md", ("docs",))]}

@@ -131,9 +131,9 @@ def test_transparency_is_composited_on_white(tmp_path):
     path = save(tmp_path / "a.png", np.concatenate([COLOURS, alpha], -1))
     expected = COLOURS * (alpha / 255) + 255 * (1 - alpha / 255)
     assert np.abs(image_files.load_image(path, 8, 3) - expected).max() <= 0.51
-    kept = image_files.load_image(path, 8, 4)
-    np.testing.assert_array_equal(kept[..., 3:], alpha)
-    np.testing.assert_array_equal(kept[..., :3], np.where(alpha > 0, COLOURS, 0))
+    loaded = image_files.load_image(path, 8, 4)
+    np.testing.assert_array_equal(loaded[..., 3:], alpha)
+    np.testing.assert_array_equal(loaded[..., :3], np.where(alpha > 0, COLOURS, 0))
 
 
 def test_hidden_colour_is_white(tmp_path):

@@ -52,8 +52,8 @@ def test_every_epoch_visits_every_example_once(length, size, seed, flip):
 @given(step=st.integers(0, 10**9), seed=st.integers(0, 2**63))
 @settings(max_examples=30, deadline=None)
 def test_batch_is_pure_and_typed(step, seed):
-    batch, again = (data.Batches(Numbered(100), batch_size=8, seed=seed, flip=True).batch(step) for _ in range(2))
-    assert same(batch, again)
+    batch, repeated = (data.Batches(Numbered(100), batch_size=8, seed=seed, flip=True).batch(step) for _ in range(2))
+    assert same(batch, repeated)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         "image": ((8, 4, 4, 1), np.uint8),
         "label": ((8,), np.int32),

@@ -275,10 +275,10 @@ def test_truncated_texts_keep_the_end_token(both, length):
     mine, _ = both
     text = "a b c d e f g h i j"
     (tokens,) = mine.encode([text], length)
-    kept = min(length - 2, 10)
-    assert tokens[: kept + 2].tolist() == [mine.start, *mine.pieces(text)[:kept], mine.end]
-    assert (tokens[kept + 2 :] == NO_TOKEN).all()
-    assert mine.overlong([text, "a"], length) == [10 - kept, 0]
+    num_kept = min(length - 2, 10)
+    assert tokens[: num_kept + 2].tolist() == [mine.start, *mine.pieces(text)[:num_kept], mine.end]
+    assert (tokens[num_kept + 2 :] == NO_TOKEN).all()
+    assert mine.overlong([text, "a"], length) == [10 - num_kept, 0]
 
 
 @pytest.mark.parametrize("length", [2, 0, -1])
@@ -381,11 +381,11 @@ def same(a, b):
 
 
 def test_a_saved_tokenizer_loads_unchanged(both, trained, tmp_path):
-    for own in (both[0], trained):
-        own.save(tmp_path / "tokenizer.json")
-        assert same(tokenizer.load(tmp_path / "tokenizer.json"), own)
-        assert same(tokenizer.load(str(tmp_path)), own)  # the folder
-        assert same(pickle.loads(pickle.dumps(own)), own)
+    for loaded in (both[0], trained):
+        loaded.save(tmp_path / "tokenizer.json")
+        assert same(tokenizer.load(tmp_path / "tokenizer.json"), loaded)
+        assert same(tokenizer.load(str(tmp_path)), loaded)  # the folder
+        assert same(pickle.loads(pickle.dumps(loaded)), loaded)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
@@ -396,12 +396,12 @@ def test_the_folder_of_the_published_vocabulary_loads(published, tmp_path):
 
 def test_tokenizer_json_of_other_programs(small, tmp_path):
     """Merges are strings, and the normalizer and the word pattern differ from OpenAI's."""
-    own = tokenizer.load(small)
-    content = json.loads(own.bpe.to_str())
+    loaded = tokenizer.load(small)
+    content = json.loads(loaded.bpe.to_str())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content |= {"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Whitespace"}, "version": "0.9"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert same(tokenizer.load(tmp_path), own)
+    assert same(tokenizer.load(tmp_path), loaded)
 
 
 @pytest.fixture(scope="module")
@@ -510,13 +510,13 @@ def test_huge_files_raise(tmp_path, name):
 
 
 def test_a_byte_order_mark_and_line_ends_of_another_system_are_read(small, tmp_path):
-    own = tokenizer.load(small)
+    loaded = tokenizer.load(small)
     for name in ("vocab.json", "merges.txt"):
         content = (small / name).read_bytes()
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
-    assert same(tokenizer.load(tmp_path), own)
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + own.bpe.to_str().encode())
-    assert same(tokenizer.load(tmp_path / "a.json"), own)
+    assert same(tokenizer.load(tmp_path), loaded)
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + loaded.bpe.to_str().encode())
+    assert same(tokenizer.load(tmp_path / "a.json"), loaded)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from diffjax.registry import choices
 
 def dynamic(x0, percentile=99.5):
     """Saharia et al. 2022, sec. 2.3, one example at a time."""
-    made = []
+    choices_made = []
     for one in x0:
         s = max(np.percentile(np.abs(one), percentile), 1.0)
-        made.append(np.clip(one, -s, s) / s)
-    return np.stack(made)
+        choices_made.append(np.clip(one, -s, s) / s)
+    return np.stack(choices_made)
 
 
 PAPERS = {"none": lambda x0: x0, "clip": lambda x0: np.maximum(-1, np.minimum(1, x0)), "dynamic": dynamic}

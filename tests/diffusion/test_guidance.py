@@ -91,11 +91,11 @@ def ran_by(make, x, noise):
 def test_classifier_free_guidance_equals_both_published_conventions(scale):
     """GLIDE's s, and Ho & Salimans 2022, eq. 6, with w = s - 1."""
     (alpha, sigma), x = LEVELS[1], np.float64(X)
-    given = RNG.normal(size=(2, B, 2))
-    guided = guidance.classifier_free(constant(given[0]), constant(given[1]), scale)(
+    x0_given = RNG.normal(size=(2, B, 2))
+    guided = guidance.classifier_free(constant(x0_given[0]), constant(x0_given[1]), scale)(
         jnp.asarray(X), noise(alpha, sigma)
     )
-    of_condition, without, of_guided = ((x - alpha * x0) / sigma for x0 in (*given, np.float64(guided.x0)))
+    of_condition, without, of_guided = ((x - alpha * x0) / sigma for x0 in (*x0_given, np.float64(guided.x0)))
     w = scale - 1
     np.testing.assert_allclose(of_guided, without + scale * (of_condition - without), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(of_guided, (1 + w) * of_condition - w * without, rtol=1e-4, atol=1e-5)
@@ -169,14 +169,14 @@ def classifier_guided(x, level, scale):
 def test_a_classifiers_gradient_makes_the_unconditional_denoiser_conditional(alpha, sigma):
     """Bayes' rule: at scale 1, as a shift of eps, the classifier of the mixture gives E[x_0 | x_t, label] exactly."""
     x = alpha * MEANS[RNG.integers(0, 3, B)] + sigma * X  # not too far from the data, where all agree
-    given, without, gradient = exact(x, alpha, sigma)
+    x0_given, without, gradient = exact(x, alpha, sigma)
     for scale in (1.0, 2.5):
         denoised, x0 = classifier_guided(x, noise(alpha, sigma), scale)
         np.testing.assert_allclose(denoised.x0, without, atol=1e-5)
         np.testing.assert_allclose(denoised.guidance_gradient, scale * gradient, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(x0, without + scale * sigma**2 / alpha * gradient, atol=1e-4 * scale)
         if scale == 1.0:
-            np.testing.assert_allclose(x0, given, atol=1e-4)
+            np.testing.assert_allclose(x0, x0_given, atol=1e-4)
 
 
 @pytest.mark.parametrize("function", [variance.fixed_small, variance.fixed_large, variance.learned_range])
@@ -378,13 +378,13 @@ def test_combined_guidance_equals_numpy_in_one_compilation():
         alpha, sigma = (np.asarray(v, np.float64) for v in levels[1:])
         inside = 0
         for a, s, a2, s2 in zip(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], strict=True):
-            given, without, gradient = exact(x, a, s)
-            x0 = given
+            x0_given, without, gradient = exact(x, a, s)
+            x0 = x0_given
             if low < s / a <= high:
                 inside += 1
-                x0 = without + guide * (given - without)
+                x0 = without + guide * (x0_given - without)
                 if guide != 1:
-                    x0 = x0 * (phi * given.std(axis=1) / x0.std(axis=1) + 1 - phi)[:, None]
+                    x0 = x0 * (phi * x0_given.std(axis=1) / x0.std(axis=1) + 1 - phi)[:, None]
             x0 = MASK * known + (1 - MASK) * np.clip(x0, -1, 1)
             x0 = x0 + s**2 / a * ascend * (1 - MASK) * gradient
             x = a2 * x0 + s2 * (x - a * x0) / s

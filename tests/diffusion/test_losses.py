@@ -45,8 +45,8 @@ WEIGHTS = {
 def coefficients(name, schedule, noise):
     """Returns the coefficients of a parameterization, which may require the schedule."""
     function = choices(parameterizations)[name]
-    given = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
-    return function(noise, **given)
+    process_options = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
+    return function(noise, **process_options)
 
 
 def noised(schedule, names, x0=X0, eps=EPS, output=F, spread=SPREAD, times=TIMES):
@@ -169,7 +169,7 @@ def test_vlb_of_one_step_is_prior_and_decoder():
 
 def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
     """Improved DDPM, eq. 16: a stop-gradient in the bound."""
-    given = {"schedule": SCHEDULES["cosine"], "variance": variance.learned_range}
+    process_options = {"schedule": SCHEDULES["cosine"], "variance": variance.learned_range}
     batch, prediction = drawn("cosine")
 
     def gradient(loss):
@@ -179,9 +179,11 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
 
         return jax.jit(jax.grad(total, (0, 1), has_aux=True))(prediction.output, prediction.variance_interpolation)
 
-    hybrid, loss = gradient(lambda *t: losses.hybrid(*t, weighting=loss_weighting.simple, vlb_weight=0.02, **given))
+    hybrid, loss = gradient(
+        lambda *t: losses.hybrid(*t, weighting=loss_weighting.simple, vlb_weight=0.02, **process_options)
+    )
     mse, _ = gradient(lambda *t: losses.mse(*t, weighting=loss_weighting.simple))
-    vlb, _ = gradient(lambda *t: losses.vlb(*t, **given))
+    vlb, _ = gradient(lambda *t: losses.vlb(*t, **process_options))
     np.testing.assert_allclose(hybrid[0], mse[0], rtol=1e-5)
     of_eps = slice(0, T)
     np.testing.assert_allclose(hybrid[0][of_eps], 2 * (F - EPS)[of_eps] / 6, rtol=5e-3, atol=1e-4)  # of 6 dimensions

@@ -18,12 +18,12 @@ data = jax.random.key_data
 def test_keys_are_split_and_folded_per_example():
     parts = split_each(KEYS, 3)
     assert len(parts) == 3 and len(split_each(KEYS)) == 2
-    folded, own = fold_in_each(KEYS, 7), fold_in_each(KEYS, jnp.array([4, 5, 6]))
+    folded, folded_per_key = fold_in_each(KEYS, 7), fold_in_each(KEYS, jnp.array([4, 5, 6]))
     noise = normal_each(KEYS, (2, 5))
     for i, key in enumerate(KEYS):
         np.testing.assert_array_equal([data(part[i]) for part in parts], data(jax.random.split(key, 3)))
         np.testing.assert_array_equal(data(folded[i]), data(jax.random.fold_in(key, 7)))
-        np.testing.assert_array_equal(data(own[i]), data(jax.random.fold_in(key, 4 + i)))
+        np.testing.assert_array_equal(data(folded_per_key[i]), data(jax.random.fold_in(key, 4 + i)))
         np.testing.assert_array_equal(noise[i], jax.random.normal(key, (2, 5)))
     assert normal_each(KEYS, (), jnp.bfloat16).dtype == jnp.bfloat16
 

@@ -193,13 +193,13 @@ def theirs(monkeypatch, case, levels, x, noise):
     if "FlowMatch" in case.scheduler:  # by default they shift the last time twice
         times = case.grid(STEPS, case.schedule)[:-1]
         scheduler.set_timesteps(sigmas=times / case.schedule.timesteps)
-        asked = times - 1  # ours count from zero, theirs from one and after the shift
+        network_times = times - 1  # ours count from zero, theirs from one and after the shift
     else:
         scheduler.set_timesteps(STEPS)
-        asked = scheduler.timesteps
+        network_times = scheduler.timesteps
     alphas = np.asarray(levels.alpha, np.float64) if case.scheduler in SCALED_X else np.ones(STEPS + 1)
     x, seen = torch.tensor(x / alphas[0]), []
-    for t, time in zip(scheduler.timesteps, asked, strict=True):
+    for t, time in zip(scheduler.timesteps, network_times, strict=True):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = network(scaled.numpy(), float(time))
         if learns_variance(case):

@@ -288,8 +288,8 @@ def test_resampling_moves_an_inpainted_coordinate_to_its_conditional_distributio
     off_mean, distance = [], []
     for resample_steps in (1, 3, 10):
         x = np.asarray(draw("ancestral", levels, steps, resample_steps, KNOWN, known))
-        given = {"resample_steps": resample_steps, "mask": KNOWN, "known": known}
-        check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **given))
+        arguments = {"resample_steps": resample_steps, "mask": KNOWN, "known": known}
+        check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **arguments))
         np.testing.assert_allclose(x[:, 0], known[0], atol=1e-5)
         off_mean.append(abs(x[:, 1].mean() - mean))
         distance.append(np.hypot(off_mean[-1], x[:, 1].std() - std))  # Wasserstein's, of two Gaussians

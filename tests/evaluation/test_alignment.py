@@ -44,8 +44,8 @@ def test_each_attribute_is_scored_separately():
         "size": "a large red circle",
         "count": "two red circles",
     }
-    for part, said in wrong.items():
-        found = alignment.caption_accuracy(drawn(["a small red circle"]), [said])
+    for part, described in wrong.items():
+        found = alignment.caption_accuracy(drawn(["a small red circle"]), [described])
         assert found[f"caption_{part}"].value == 0 and found["caption_accuracy"].value == 0, part
         for other in wrong.keys() - {part, "count", "size"}:
             assert found[f"caption_{other}"].value == 1, (part, other)
@@ -117,7 +117,7 @@ RED, BLUE = "a small red circle", "a large blue square"
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
         (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # both objects of the image are equal
         (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # both objects of the caption are equal
@@ -128,13 +128,13 @@ RED, BLUE = "a small red circle", "a large blue square"
         ("three red circles", f"{RED} above {BLUE}"),
     ],
 )
-def test_unidentified_objects_are_excluded_from_the_relation(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_unidentified_objects_are_excluded_from_the_relation(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
         (f"{RED} above {BLUE}", f"{BLUE} below {RED}"),
         ("a small red cross above a small blue cross", f"{RED} above {BLUE}"),  # by colour alone
@@ -143,8 +143,8 @@ def test_unidentified_objects_are_excluded_from_the_relation(shown, said):
         ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
     ],
 )
-def test_objects_are_identified_by_their_correct_attributes(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_objects_are_identified_by_their_correct_attributes(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"].value == found["caption_relation_share"].value == 1
 
 
@@ -200,8 +200,8 @@ class Unordered:
         self._captions = captions
 
     def embed_captions(self, captions):
-        said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
-        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
+        described = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
+        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in described])
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def embed_images(self, images):
@@ -211,7 +211,7 @@ class Unordered:
 def test_composition_detects_models_that_ignore_word_order(monkeypatch):
     captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
     trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
-    monkeypatch.setattr(alignment, "Reranker", lambda *given: Unordered(captions))
+    monkeypatch.setattr(alignment, "Reranker", lambda *arguments: Unordered(captions))
     examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
     found = alignment.composition(Settings(), trained, examples).values
     assert {kind: figure["mean"] for kind, figure in found.items()} == {

@@ -71,23 +71,23 @@ def test_errors_and_extrapolation_of_fd(trained, real):
 
 
 def test_the_reference_is_cached_under_all_it_depends_on(trained, real, own_cache, monkeypatch):
-    def made():
+    def encoded():
         return {path.name for path in own_cache.glob("*.npz")}
 
     some = real[0][:100], real[1][:100]
     first = Measurer(["fd_pixels"], trained)(*some)
-    assert len(made()) == 1
+    assert len(encoded()) == 1
     with monkeypatch.context() as patched:
         patched.setattr(samples, "_batches", lambda source: (pytest.fail("computed again") for _ in range(1)))
         assert Measurer(["fd_pixels", "kd_pixels"], trained)(*some)["fd_pixels"] == first["fd_pixels"]
     Measurer(["fd_pixels"], trained, split="test")
-    assert len(made()) == 2
+    assert len(encoded()) == 2
     larger = types.SimpleNamespace(config=tiny.config(data__image_size=16), system=trained.system)
     Measurer(["fd_pixels"], larger)
-    assert len(made()) == 3
+    assert len(encoded()) == 3
     monkeypatch.setattr(reference, "fingerprint", lambda images: "another copy of the data")
     Measurer(["fd_pixels"], trained)
-    assert len(made()) == 4
+    assert len(encoded()) == 4
 
 
 def bit_flipped(data: bytes, place: int) -> bytes:
@@ -95,9 +95,9 @@ def bit_flipped(data: bytes, place: int) -> bytes:
 
 
 def archive(**arrays) -> bytes:
-    made = io.BytesIO()
-    np.savez(made, **arrays)
-    return made.getvalue()
+    encoded = io.BytesIO()
+    np.savez(encoded, **arrays)
+    return encoded.getvalue()
 
 
 class Trap:
@@ -248,14 +248,14 @@ def test_a_limit_below_zero_is_not_resolved():
     assert metrics.estimate_text("caption_relation", Estimate(None, None), 5).startswith("–")
 
 
-def needing(**given):
+def needing(**changes):
     """A run for `samples.check`, which must not load anything."""
     system = types.SimpleNamespace(classes=10, text=None)
-    return types.SimpleNamespace(config=tiny.config(**given.pop("config", {})), system=system, workdir=Workdir("."))
+    return types.SimpleNamespace(config=tiny.config(**changes.pop("config", {})), system=system, workdir=Workdir("."))
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "message"),
+    ("names", "changes", "message"),
     [
         (["fd_pixels", "fd_pixel"], {}, "did you mean 'fd_pixels'"),
         (["fd_pixels", "kid"], {}, "pass --inception=FILE"),
@@ -275,7 +275,7 @@ def needing(**given):
         (["fd_pixels"], {"split": "tset"}, "tset"),
     ],
 )
-def test_invalid_settings_raise_before_anything_is_loaded(names, given, message, monkeypatch):
+def test_invalid_settings_raise_before_anything_is_loaded(names, changes, message, monkeypatch):
     for module, loads in (
         (features, "load"),
         (samples, "load_reranker"),
@@ -284,7 +284,7 @@ def test_invalid_settings_raise_before_anything_is_loaded(names, given, message,
     ):
         monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
-        samples.check(names, needing(), given.pop("count", 100), **given)
+        samples.check(names, needing(), changes.pop("count", 100), **changes)
 
 
 @pytest.mark.parametrize("name", [name for name in metrics.COMPARISONS if name.endswith("pixels")])

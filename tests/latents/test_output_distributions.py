@@ -36,8 +36,8 @@ def test_logistic_is_a_distribution_over_the_levels(mean, log_scale):
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
     low = edges[1:] < mean  # there the cdf is precise, elsewhere its complement
     p = np.where(low, np.diff(cdf.cdf(edges)), -np.diff(cdf.sf(edges)))
-    told = p > 1e-300  # by float64
-    np.testing.assert_allclose(found[told], -np.log(p[told]), rtol=1e-4, atol=1e-3)
+    is_resolved = p > 1e-300  # by float64
+    np.testing.assert_allclose(found[is_resolved], -np.log(p[is_resolved]), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), SETTINGS)

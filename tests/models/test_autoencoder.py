@@ -59,8 +59,8 @@ def computed(kind):
 
     @jax.jit
     def run(params, step):
-        def mean(own, group):
-            whole = {**variables, "params": {**params, **own}}
+        def mean(own_loss, group):
+            whole = {**variables, "params": {**params, **own_loss}}
             loss, aux = model.losses[group](whole, BATCH, *at_step(step))
             return loss.mean(), (loss, aux)
 

@@ -190,8 +190,8 @@ def test_at_negligible_noise_the_loss_is_that_of_the_downsampled_images():
 
 def test_each_image_is_encoded_with_the_timestep_of_its_noise():
     model, variables = noised()
-    clip, schedule, given = model.clip(variables), noise_schedules.cosine(20), batch(LARGER)
-    loss, _ = noised_loss()(given)
+    clip, schedule, larger_batch = model.clip(variables), noise_schedules.cosine(20), batch(LARGER)
+    loss, _ = noised_loss()(larger_batch)
 
     @jax.jit
     def embed(images, tokens):
@@ -201,7 +201,7 @@ def test_each_image_is_encoded_with_the_timestep_of_its_noise():
         one = lambda x, t: clip.embed_noised(x[None], schedule(t))[0]  # noqa: E731
         return t, jax.lax.map(lambda pair: one(*pair), (x, t)), clip.embed_texts(tokens)
 
-    t, images, texts = embed(to_unit_range(given["image"]), given["tokens"])
+    t, images, texts = embed(to_unit_range(larger_batch["image"]), larger_batch["tokens"])
     assert len(set(t.tolist())) > 5
     expected, _ = cross_entropies(images, texts, clip.scale)
     np.testing.assert_allclose(loss, expected, rtol=1e-3)

@@ -248,18 +248,22 @@ def upsampled(images, factor):
 
 def test_a_low_res_image_is_upsampled_and_its_level_embedded():
     """At level 0 the image is averaged over squares; the level is embedded by sines and cosines."""
-    made, original = conditions("low_res_image"), example_conditions()["original"]
-    found = made.encode(inputs(example_conditions(), level=0.0))
+    all_conditions, original = conditions("low_res_image"), example_conditions()["original"]
+    found = all_conditions.encode(inputs(example_conditions(), level=0.0))
     small = np.asarray(original).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
     np.testing.assert_allclose(found["low_res_image"]["image"], small, atol=1e-6)
-    network_inputs = made.network_inputs({}, found, None)
+    network_inputs = all_conditions.network_inputs({}, found, None)
     np.testing.assert_allclose(network_inputs.channels, upsampled(small, 2), atol=1e-5)
     assert network_inputs.context is None and network_inputs.label is None
     values = {"label": example_conditions()["label"], "low_res_image": small[::-1]}  # of the previous stage
-    previous = made.encode(inputs(values, level=0.0))
-    np.testing.assert_allclose(made.network_inputs({}, previous, None).channels, upsampled(small[::-1], 2), atol=1e-5)
+    previous = all_conditions.encode(inputs(values, level=0.0))
+    np.testing.assert_allclose(
+        all_conditions.network_inputs({}, previous, None).channels, upsampled(small[::-1], 2), atol=1e-5
+    )
     angles = 1000 * 0.3 / 10000 ** (np.arange(16) / 16)
-    waves = made.network_inputs({}, made.encode(inputs(example_conditions(), level=0.3)), None).embedding
+    waves = all_conditions.network_inputs(
+        {}, all_conditions.encode(inputs(example_conditions(), level=0.3)), None
+    ).embedding
     np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
 
 
@@ -306,10 +310,10 @@ def test_invalid_augmentation_levels_raise():
 
 
 def test_a_masked_image_is_the_known_region_and_the_mask():
-    made, original = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
+    all_conditions, original = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
     network_inputs = jax.jit(
-        lambda values, keys: made.network_inputs(
-            {}, made.encode(ConditionInputs(values, keys, encode_image=lambda x: x)), None
+        lambda values, keys: all_conditions.network_inputs(
+            {}, all_conditions.encode(ConditionInputs(values, keys, encode_image=lambda x: x)), None
         )
     )
     channels = np.asarray(network_inputs(example_conditions(64), keys(64)).channels)
@@ -323,29 +327,35 @@ def test_a_masked_image_is_the_known_region_and_the_mask():
 
 
 def test_without_an_image_everything_is_masked():
-    made = conditions("masked_image")
+    all_conditions = conditions("masked_image")
     channels = np.asarray(
-        made.network_inputs({}, made.encode(inputs({"label": example_conditions()["label"]})), None).channels
+        all_conditions.network_inputs(
+            {}, all_conditions.encode(inputs({"label": example_conditions()["label"]})), None
+        ).channels
     )
     np.testing.assert_array_equal(channels, np.broadcast_to([0.0, 1.0], (6, 8, 8, 2)))
 
 
 def test_a_passed_mask_selects_the_known_region():
-    made, values = conditions("masked_image"), inpainting_conditions()
+    all_conditions, values = conditions("masked_image"), inpainting_conditions()
     values["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
-    channels = made.network_inputs({}, made.encode(inputs(values)), None).channels
+    channels = all_conditions.network_inputs({}, all_conditions.encode(inputs(values)), None).channels
     expected = np.concatenate([values["image"] * values["mask"], 1 - values["mask"]], axis=-1)
     np.testing.assert_array_equal(channels, expected)
-    np.testing.assert_array_equal(made.network_inputs({}, made.encode(inputs(values, seed=1)), None).channels, expected)
+    np.testing.assert_array_equal(
+        all_conditions.network_inputs({}, all_conditions.encode(inputs(values, seed=1)), None).channels, expected
+    )
 
 
 def test_a_position_of_x_is_masked_if_any_of_its_pixels_is():
     space = pixel_space(SPEC, 2)
-    made = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
+    all_conditions = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
     values = inpainting_conditions()
     values["mask"][:, 3, 5] = 0.0
     channels = np.asarray(
-        made.network_inputs({}, made.encode(inputs(values, encode=lambda x: space.encode({}, x))), None).channels
+        all_conditions.network_inputs(
+            {}, all_conditions.encode(inputs(values, encode=lambda x: space.encode({}, x))), None
+        ).channels
     )
     assert channels.shape == (6, 4, 4, 2)
     assert (channels[:, 1, 2, 1] == 1).all() and channels[..., 1].sum() == 6
@@ -368,8 +378,10 @@ def test_inpainting_keeps_the_known_region_and_is_conditioned_on_it():
 
 def test_all_conditions_are_concatenated_in_the_order_of_the_config():
     """Embeddings and channels are concatenated along the last axis, contexts along the axis of tokens."""
-    made = conditions(*ALL)
-    shapes = jax.eval_shape(lambda: made.network_inputs(made.init(keys()[0]), encode_all(made), bound_clip()))
+    all_conditions = conditions(*ALL)
+    shapes = jax.eval_shape(
+        lambda: all_conditions.network_inputs(all_conditions.init(keys()[0]), encode_all(all_conditions), bound_clip())
+    )
     assert shapes.label.shape == (6,)
     assert shapes.context.shape == (
         6,
@@ -378,12 +390,12 @@ def test_all_conditions_are_concatenated_in_the_order_of_the_config():
     )  # label, caption, CLIP's states of the caption, CLIP's image embedding
     assert shapes.embedding.shape == (6, 8 + 12 + 12 + 32)  # caption, CLIP's two, level
     assert shapes.channels.shape == (6, 8, 8, 1 + 1 + 1)
-    assert made.required_inputs == {"image_embedding": 12, "low_res_image": 4}
-    assert (made.classes, made.num_label_embeddings, made.text.length) == (10, 11, 6)
+    assert all_conditions.required_inputs == {"image_embedding": 12, "low_res_image": 4}
+    assert (all_conditions.classes, all_conditions.num_label_embeddings, all_conditions.text.length) == (10, 11, 6)
 
 
-def encode_all(made):
-    return made.encode(inputs(example_conditions(), level=0.0)._replace(clip=bound_clip()))
+def encode_all(all_conditions):
+    return all_conditions.encode(inputs(example_conditions(), level=0.0)._replace(clip=bound_clip()))
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,11 @@ def test_thresholds_of_latents_and_embeddings_raise():
     message = f"sampler.threshold={threshold}: is only supported for pixels"
     with pytest.raises(UserError, match=message):
         build(conditioned.latent("caption", sampler__threshold=threshold), conditioned.SPEC, codec=conditioned.CODEC)
-    made = conditioned.latent("caption")
+    latent_config = conditioned.latent("caption")
     with pytest.raises(UserError, match=message):
-        build(made, conditioned.SPEC, codec=conditioned.CODEC).make_settings(made.sampler, threshold=threshold)
+        build(latent_config, conditioned.SPEC, codec=conditioned.CODEC).make_settings(
+            latent_config.sampler, threshold=threshold
+        )
     with pytest.raises(UserError, match=message):
         build(conditioned.prior(sampler__threshold=threshold), conditioned.SPEC, clip=conditioned.clip())
 

@@ -145,8 +145,8 @@ def test_the_loss_is_the_error_of_the_bound_denoiser():
         ]
 
     conditional, unconditional = estimates()  # the error of v is that of x_0 over sigma^2
-    kept, dropped = (np.isclose(result, expected, rtol=1e-4) for expected in (conditional, unconditional))
-    assert (kept ^ dropped).all() and 3 <= kept.sum() <= 13
+    is_conditional, dropped = (np.isclose(result, expected, rtol=1e-4) for expected in (conditional, unconditional))
+    assert (is_conditional ^ dropped).all() and 3 <= is_conditional.sum() <= 13
 
 
 def test_crops_depend_on_the_key_alone_and_cover_all_positions():

@@ -28,8 +28,8 @@ BATCH = tiny.batch()
 
 def config(name="pca", **changes):
     sizes = {"pca": {"model__components": KEPT, "model__bins": BINS, "text": TEXT}, "unclip_ar_prior": {}}
-    given = {"model__layers": 1, "model__condition_dropout": 0.2} if name != "pca" else {}
-    return tiny.config(name, data__image_size=8, **sizes[name] | given | changes)
+    changed = {"model__layers": 1, "model__condition_dropout": 0.2} if name != "pca" else {}
+    return tiny.config(name, data__image_size=8, **sizes[name] | changed | changes)
 
 
 @functools.cache
@@ -40,8 +40,8 @@ def counted():
 
     @jax.jit
     def step(statistics, batch, i):
-        given = {"params": {"model": {}}, "statistics": statistics, "frozen": model.frozen}
-        return model.losses["model"](given, batch, keys(SIZE), tiny.moment(i, SIZE))
+        changed = {"params": {"model": {}}, "statistics": statistics, "frozen": model.frozen}
+        return model.losses["model"](changed, batch, keys(SIZE), tiny.moment(i, SIZE))
 
     for i, batch in enumerate(BATCHES):
         loss, aux = step(statistics, batch, i)
@@ -113,8 +113,8 @@ def test_codes_are_within_half_a_bin():
     assert len(np.unique(codes)) > BINS // 2
     basis = np.asarray(counted()[1]["statistics"]["basis"], np.float64)
     np.testing.assert_allclose(result, unit(centre @ basis[:KEPT] + spectrum()[0]), atol=1e-4)
-    kept = unit(scores(embedded()[0][:SIZE])[:, :KEPT] @ basis[:KEPT] + spectrum()[0])
-    agree = (result * embedded()[0][:SIZE]).sum(axis=1), (kept * embedded()[0][:SIZE]).sum(axis=1)
+    projected = unit(scores(embedded()[0][:SIZE])[:, :KEPT] @ basis[:KEPT] + spectrum()[0])
+    agree = (result * embedded()[0][:SIZE]).sum(axis=1), (projected * embedded()[0][:SIZE]).sum(axis=1)
     np.testing.assert_allclose(*agree, atol=0.05)  # close to those without bins
 
 
@@ -159,11 +159,11 @@ def test_quantiles_of_the_similarity_are_uniform_over_the_training_set():
 @functools.cache
 def prior(**changes):
     """Returns the config, the model, its variables, and its token model."""
-    made, (codec, variables, _) = config("unclip_ar_prior", **changes), counted()
-    model = models.build(made, SPEC, codec=(codec, variables), clip=clip())
+    pca_config, (codec, variables, _) = config("unclip_ar_prior", **changes), counted()
+    model = models.build(pca_config, SPEC, codec=(codec, variables), clip=clip())
     prefix = ClipCaptionPrefix(TextSpec(6, 300), D, 8)
-    token_model = TransformerPrior.from_config(made, codec.codec(variables), prefix)
-    return made, *conditioned.with_random_params(model), token_model
+    token_model = TransformerPrior.from_config(pca_config, codec.codec(variables), prefix)
+    return pca_config, *conditioned.with_random_params(model), token_model
 
 
 def test_an_untrained_prior_has_uniform_probabilities():
@@ -272,7 +272,7 @@ def test_null_captions_and_padding_have_no_effect():
 
 def test_samples_are_guided_unit_norm_embeddings():
     """Scale 1 equals no guidance, scale 0 the null caption; the reference samples codes with the same keys."""
-    made, model, variables, token_model = prior()
+    pca_config, model, variables, token_model = prior()
     (codec, frozen, _), conditions = counted(), {"label": BATCH["label"], "tokens": BATCH["tokens"]}
 
     @jax.jit
@@ -288,7 +288,9 @@ def test_samples_are_guided_unit_norm_embeddings():
 
     sample = jax.jit(lambda settings: model.sample(variables, keys(), conditions, settings))
     conditional, unconditional = by_hand()
-    near_one, zero, two = (sample(model.make_settings(made.sampler, guidance=scale)) for scale in (1 + 1e-6, 0.0, 2.0))
+    near_one, zero, two = (
+        sample(model.make_settings(pca_config.sampler, guidance=scale)) for scale in (1 + 1e-6, 0.0, 2.0)
+    )
     assert two.shape == (6, D)
     np.testing.assert_allclose(np.linalg.norm(two, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(near_one, conditional, atol=1e-5)
@@ -341,6 +343,6 @@ def test_a_prior_with_another_codec_or_without_clip_raises():
 
 
 def test_embeddings_have_no_rows_to_keep():
-    made, model, _, _ = prior()
+    pca_config, model, _, _ = prior()
     with pytest.raises(UserError, match="must keep 1 to"):
-        model.make_settings(made.sampler, keep_fraction=0.5)
+        model.make_settings(pca_config.sampler, keep_fraction=0.5)

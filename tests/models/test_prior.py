@@ -231,8 +231,8 @@ def test_codes_are_sampled_with_the_probabilities_they_are_scored_with(name):
         assert tuple(level.shape[1:] for level in levels) == model.grids
         codes = flat(levels)
         log_p = by_alternatives(name, codes, np.asarray(values))
-        again = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
-        np.testing.assert_array_equal(again, codes)
+        repeated = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
+        np.testing.assert_array_equal(repeated, codes)
         if not greedy:
             assert len(np.unique(codes)) > 4
             assert (codes[0] != codes[1]).any()
@@ -254,9 +254,9 @@ def sampler(name):
 def test_a_sample_depends_on_its_seed_and_label_alone(name):
     generate, sample = sampler(name)
     labels, order = np.arange(16, dtype=np.int32) % 10, np.random.default_rng(0).permutation(16)
-    images, again = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
+    images, repeated = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
     assert images.shape == (16, 8, 8, 1)
-    assert np.abs(images[order] - again).max() <= 1  # one grey level, by rounding
+    assert np.abs(images[order] - repeated).max() <= 1  # one grey level, by rounding
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
     of_three = {"label": np.full(8, 3, np.int32)}
     greedy = sample(range(50, 58), of_three, top_k=1)

@@ -239,9 +239,9 @@ def test_an_autoregressive_sample_has_the_distribution_that_the_loss_scores():
         return images, jax.vmap(jax.vmap(pixel, (None, 0, 0)), (0, None, 0))(pixel_keys, jnp.arange(64), output)
 
     images, values = jax.device_get(run(keys()))
-    again = np.clip(np.round((values.reshape(6, 8, 8, 1) + 1) * 127.5), 0, 255) / 127.5 - 1
-    assert (np.abs(again - images) > 1e-4).mean() < 0.01
-    assert len(np.unique(again)) > 50
+    rounded = np.clip(np.round((values.reshape(6, 8, 8, 1) + 1) * 127.5), 0, 255) / 127.5 - 1
+    assert (np.abs(rounded - images) > 1e-4).mean() < 0.01
+    assert len(np.unique(rounded)) > 50
 
 
 def test_the_loss_of_an_autoregressive_decoder_is_in_nats():

@@ -95,12 +95,12 @@ def test_gradients_reach_every_parameter(changes):
 
 
 def test_codebooks_are_parameters_only_with_the_gradient_update_rule():
-    own, memory = {}, {}
+    trained, memory = {}, {}
     for learned in ("ema", "gradient"):
         variables = built(codebook__update_rule=learned)[2]
-        own[learned], memory[learned] = variables["params"]["model"]["codebook"], variables["codebook"]["level_0"]
-    assert jax.tree.leaves(own["ema"]) == []
-    assert own["gradient"]["level_0"]["books"].shape == memory["ema"]["sums"].shape == (1, 8, 4)
+        trained[learned], memory[learned] = variables["params"]["model"]["codebook"], variables["codebook"]["level_0"]
+    assert jax.tree.leaves(trained["ema"]) == []
+    assert trained["gradient"]["level_0"]["books"].shape == memory["ema"]["sums"].shape == (1, 8, 4)
     assert memory["gradient"].keys() == {"counts", "usage", "shift"}
     gradient, _, _, coded = graded(codebook__update_rule="gradient")
     rows = np.abs(gradient["params"]["model"]["codebook"]["level_0"]["books"][0]).max(axis=-1)
@@ -296,8 +296,8 @@ def test_running_means_follow_the_latents():
 def test_the_ema_starts_at_the_prepared_parameters():
     _, model, variables = built(codebook__update_rule="gradient")
     optimizers = {"model": optax.adam(1e-3)}
-    own = {name: tree for name, tree in variables.items() if name != "frozen"}
-    state = fit_to_first_batch(model, tiny.initial_state(own, optimizers), BATCH)
+    trained = {name: tree for name, tree in variables.items() if name != "frozen"}
+    state = fit_to_first_batch(model, tiny.initial_state(trained, optimizers), BATCH)
     before, after = (v["params"]["model"]["codebook"]["level_0"]["books"] for v in (variables, state.variables))
     assert np.abs(after - before).max() > 0.1
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables["params"])

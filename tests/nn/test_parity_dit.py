@@ -107,6 +107,6 @@ def test_pixart_block():
         **block(model),
     }
     with torch.no_grad():
-        given = {"encoder_hidden_states": torch.tensor(context), "timestep": torch.tensor(emb @ kernel)}
-        expected = model(torch.tensor(x), **given).numpy()
+        arguments = {"encoder_hidden_states": torch.tensor(context), "timestep": torch.tensor(emb @ kernel)}
+        expected = model(torch.tensor(x), **arguments).numpy()
     check(jax.jit(Block(HEADS).apply)({"params": params}, x, emb, context), expected)

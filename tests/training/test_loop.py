@@ -21,8 +21,8 @@ from diffjax.training.nonfinite import record_skip, record_update
 
 def initial() -> TrainState:
     zero = jnp.zeros(())
-    given = {"variables": {"params": {"w": zero}}, "ema": {"w": zero}, "optimizer": {"model": {"n": zero}}}
-    return TrainState(step=jnp.zeros((), jnp.int32), **given, health=initial_health(["model"]))
+    leaves = {"variables": {"params": {"w": zero}}, "ema": {"w": zero}, "optimizer": {"model": {"n": zero}}}
+    return TrainState(step=jnp.zeros((), jnp.int32), **leaves, health=initial_health(["model"]))
 
 
 def count(state, batch):
