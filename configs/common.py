@@ -44,13 +44,22 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "ar_prior": ("@ar_prior", "autoregressive prior: caption to CLIP image embedding; '': none"),
     "decoder": ("@decoder", "first stage: CLIP image embedding to image; required"),
     # Data
-    "data.name": ("digits", "data set: digits | fashion_mnist | cifar10 | emoji | shapes"),
-    "data.dir": ("", "folder of prepared data sets; digits and shapes need none"),
-    "data.split": ("train", "split, or a slice of a prepared one, such as train[:1000]"),
+    "data.name": (
+        "digits",
+        "data set: digits | fashion_mnist | cifar10 | emoji | shapes | folder | npz:FILE | tar:PATTERN | tfds:NAME | "
+        "hf:NAME",
+    ),
+    "data.dir": ("", "folder of images or prepared data sets; digits and shapes need none"),
+    "data.split": ("train", "split, or a slice of one on disk, such as train[:1000] or train[90%:]"),
     "data.image_size": (8, "height and width, in pixels; images of another size are resized"),
-    "data.background": ("white", "background of emoji: white | transparent"),
+    "data.channels": (0, "channels: 1 (grey) | 3 | 4 (with alpha); 0: as the data set has"),
+    "data.fit": ("center_crop", "how images become square: center_crop | random_crop | pad | stretch"),
+    "data.background": ("white", "colour under alpha and around padded images: white | black | #rrggbb | transparent"),
+    "data.num_classes": (-1, "classes of the labels; 0: ignore labels; -1: as the data set has"),
+    "data.class_names": ((), "names of the classes; (): as the data set has"),
     "data.flip": (False, "mirror a random half of the images"),
     "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
+    "data.cache_gib": (-1.0, "memory of decoded images, in GiB; -1: a quarter of the machine's; 0: no cache"),
     # Text
     "text.tokenizer": ("", "vocabulary file, such as CLIP's; '': train a tokenizer on the captions"),
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),

@@ -1,5 +1,6 @@
 """`diffjax.load(workdir)`: the Python interface gives what the verbs of the command line give."""
 
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import diffjax
 from diffjax.diffusion import samplers, sampling, time_grids
 from diffjax.errors import UserError
 from diffjax.models.images import to_grey_levels
+from tests import tiny
 from tests.command_line import launch, sample
 
 
@@ -151,3 +153,55 @@ def test_invalid_arguments_of_a_denoiser_raise(run, trained_runs):
         diffjax.load(trained_runs("vae")).denoiser()
     with pytest.raises(UserError, match="pass --prompt"):
         diffjax.load(trained_runs("dalle")).sample()
+
+
+def linen_network():
+    from flax import linen as nn
+
+    module = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.constant(0.5))
+    params = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    return lambda x, t, label: module.apply(params, x)
+
+
+def nnx_network():
+    from flax import nnx
+
+    module = nnx.Linear(1, 1, use_bias=False, kernel_init=nnx.initializers.constant(0.5), rngs=nnx.Rngs(0))
+    return lambda x, t, label: module(x)
+
+
+def equinox_network():
+    equinox = pytest.importorskip("equinox")
+    module = equinox.nn.Conv2d(1, 1, 1, use_bias=False, key=jax.random.key(0))
+    module = equinox.tree_at(lambda m: m.weight, module, 0.5 * np.ones((1, 1, 1, 1), np.float32))
+    return lambda x, t, label: jax.vmap(module)(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+
+
+def haiku_network():
+    haiku = pytest.importorskip("haiku")
+    linear = haiku.without_apply_rng(
+        haiku.transform(lambda x: haiku.Linear(1, with_bias=False, w_init=haiku.initializers.Constant(0.5))(x))
+    )
+    params = linear.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    return lambda x, t, label: linear.apply(params, x)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Returns the example of the docs as a function of a network (x, t, label) -> noise."""
+    blocks = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    (source,) = [block for block in blocks if "network(" in block]
+
+    def sampled(network):
+        scope = {"network": network}
+        exec(source, scope)
+        return np.asarray(scope["images"])
+
+    return sampled
+
+
+@pytest.mark.parametrize("make_network", [linen_network, nnx_network, equinox_network, haiku_network])
+def test_the_example_samples_networks_of_any_library(example, make_network):
+    images = example(make_network())
+    assert images.shape == (4, 8, 8, 1) and np.isfinite(images).all()
+    np.testing.assert_allclose(images, example(lambda x, t, label: 0.5 * x), rtol=1e-3, atol=1e-3)

@@ -26,10 +26,15 @@ from diffjax.runs.config_fields import CONFIGS, configs_package
 # change the order of sums, so numbers agree up to rounding.
 MUTABLE_FIELDS = (
     *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
-    *("train.max_consecutive_skips", "data.dir", "parallel.", "sampler.", "rerank."),
+    *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "parallel.", "sampler.", "rerank."),
 )
 _DEFAULTS = {
     "data.on_corrupt": "raise",
+    "data.channels": 0,
+    "data.fit": "center_crop",
+    "data.num_classes": -1,
+    "data.class_names": (),
+    "data.cache_gib": -1.0,
     "diffusion.rescale_timesteps": False,
     "codebook.shared": False,
 }  # fields that old configs lack
@@ -47,6 +52,11 @@ _TYPES = {
     "data.background": str,
     "data.flip": bool,
     "data.on_corrupt": str,
+    "data.channels": int,
+    "data.fit": str,
+    "data.num_classes": int,
+    "data.class_names": tuple,
+    "data.cache_gib": float,
     "model": ConfigDict,
     "diffusion": ConfigDict,
     "sampler": ConfigDict,

@@ -1,4 +1,4 @@
-"""The emoji builder on tiny packages of the real ones' layout, and its index on the real ones."""
+"""The emoji builder on tiny packages with the layout of the real ones, and its index on the real ones."""
 
 import collections
 import shutil
@@ -22,14 +22,14 @@ def prepared(packages, tmp_path_factory):
 
 
 def records(directory, split):
-    """What stands on disk, read by tensorflow-datasets itself."""
+    """Records on disk, read by tensorflow-datasets itself."""
     import tensorflow_datasets as tfds
 
     return list(tfds.builder_from_directory(directory / "emoji/64/1.0.0").as_data_source(split=split))
 
 
 def check_splits(found):
-    """No base in both splits, about a tenth in test, and no caption twice."""
+    """Checks that no base emoji is in both splits, a tenth is in test, and captions are unique."""
     bases = collections.defaultdict(set)
     for entry in found:
         bases[entry.base].add(entry.split)
@@ -57,7 +57,7 @@ def test_packages_are_found_in_the_folder_itself(packages):
 def test_prepared_records(prepared, packages):
     train, test = records(prepared, "train"), records(prepared, "test")
     distinct = {(entry.base, entry.caption) for entry in emoji.read_entries(packages)}
-    distinct.discard(("2765", "copied heart, google style"))  # the picture is the red heart's
+    distinct.discard(("2765", "copied heart, google style"))  # its image is the red heart's
     assert {(r["base"].decode(), r["caption"].decode()) for r in train + test} == distinct
     assert len(train) + len(test) == len(distinct)
     assert not {r["base"] for r in train} & {r["base"] for r in test}
@@ -88,7 +88,7 @@ def test_source_on_white_and_transparent(prepared):
 
 
 def test_edges_do_not_darken(packages):
-    """A disc of one colour keeps that colour wherever it shows, however small it is drawn."""
+    """A disc of one colour keeps its colour in all visible pixels, at any size."""
     entry = next(e for e in emoji.read_entries(packages) if e.style == "fluent 3d" and e.path.stem.startswith("1f4"))
     pixels = emoji.load_image(entry.path, 32).astype(int)
     shown = pixels[pixels[..., 3] > 40]

@@ -1,4 +1,4 @@
-"""Image files against pixels known from NumPy or written byte by byte, and files that must be refused in one line."""
+"""Image files against known pixels, and invalid files, which raise one line."""
 
 import io
 import os
@@ -131,9 +131,9 @@ def test_transparency_is_composited_on_white(tmp_path):
     path = save(tmp_path / "a.png", np.concatenate([COLOURS, alpha], -1))
     expected = COLOURS * (alpha / 255) + 255 * (1 - alpha / 255)
     assert np.abs(image_files.load_image(path, 8, 3) - expected).max() <= 0.51
-    kept = image_files.load_image(path, 8, 4)
-    np.testing.assert_array_equal(kept[..., 3:], alpha)
-    np.testing.assert_array_equal(kept[..., :3], np.where(alpha > 0, COLOURS, 0))
+    loaded = image_files.load_image(path, 8, 4)
+    np.testing.assert_array_equal(loaded[..., 3:], alpha)
+    np.testing.assert_array_equal(loaded[..., :3], np.where(alpha > 0, COLOURS, 0))
 
 
 def test_hidden_colour_is_white(tmp_path):
@@ -256,7 +256,7 @@ def test_resize_requires_a_square():
 
 
 def test_a_mask_is_white_where_half_of_the_area_is(tmp_path):
-    """Every number of white pixels in areas of 2 x 2, and grey levels beside the middle."""
+    """Every number of white pixels in areas of 2 x 2, and grey levels next to the middle."""
     areas = np.array([[(count > np.arange(4)) * 255 for count in range(5)]] * 5, np.uint8)
     pixels = areas.reshape(5, 5, 2, 2).transpose(0, 2, 1, 3).reshape(10, 10)
     mask = image_files.load_mask(save(tmp_path / "a.png", pixels), 5)
@@ -302,7 +302,7 @@ def test_an_emoji_is_read_as_its_data_set_prepares_it(packages):
             assert (found[0, 0] == 255).all()  # a corner, black where alpha is ignored
 
 
-# --- files that are refused ---
+# --- invalid files ---
 
 WHOLE = png([row.tobytes() for row in COLOURS], width=8, colour_type=RGB)
 
@@ -374,7 +374,7 @@ def files(tmp_path_factory):
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_changed_bytes_raise_or_give_pixels(tmp_path_factory, files, data):
-    """Whatever the bytes, no other exception and no hang. Formats without checksums may give other pixels."""
+    """Any bytes raise only UserError and do not hang. Formats without checksums may give other pixels."""
     kind = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[kind])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):

@@ -1,4 +1,4 @@
-"""Sources against the data they come from, read independently."""
+"""Image sources against independent reads of their data."""
 
 import concurrent.futures
 import re
@@ -77,7 +77,7 @@ def test_upsampling_keeps_shape_and_range():
 
 
 def test_resize_ignores_colours_of_transparent_pixels():
-    pixels = np.zeros((8, 8, 4), np.uint8)  # invisible black beside opaque red, the edge within an area
+    pixels = np.zeros((8, 8, 4), np.uint8)  # transparent black next to opaque red, the edge within an area
     pixels[:, 3:] = (200, 10, 10, 255)
     small = image_files.resize(pixels, 4)
     np.testing.assert_array_equal(small[:, 1:, :3], np.broadcast_to([200, 10, 10], (4, 3, 3)))
@@ -203,7 +203,7 @@ def test_real_sets(real, name, size, lengths):
 
 @pytest.fixture
 def flipped(cifar, tmp_path):
-    """A copy of the prepared set, one byte of which is another: the folder, and which training example it harmed."""
+    """The folder of a copy of the prepared set with one flipped byte among the training records."""
     directory, _ = cifar
     copy = shutil.copytree(directory, tmp_path / "copy")
     records = next(copy.rglob("*train.array_record*"))
@@ -218,7 +218,7 @@ def opened(directory, corrupt):
 
 
 def harmed(source):
-    """The indices that cannot be read."""
+    """Returns the indices of unreadable examples."""
     bad = []
     for i in range(len(source)):
         try:
@@ -308,7 +308,7 @@ def test_skipping_ends_if_no_example_can_be_read():
 
 
 def test_batches_report_the_unreadable_example(flipped):
-    """Though they are read by other threads."""
+    """The error is raised in another thread."""
     stream = data.Batches(opened(flipped, "raise"), batch_size=8, seed=0).iterate()
     with pytest.raises(UserError, match=r"example \d+ of cifar10 train in \S+ cannot be read"):
         for _ in range(6):

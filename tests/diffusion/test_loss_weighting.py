@@ -35,14 +35,14 @@ TIMES = np.array([1.0, 5.0, 20.0, 50.0, 80.0, 98.0])
 
 
 def errors(x0, x0_hat, x, alpha, sigma):
-    """Of x_0_hat, in each paper's terms."""
+    """Weight of the error of x_0_hat, as defined in each paper."""
 
     def read(x0):
         eps = (x - alpha * x0) / sigma
         return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
 
-    right, said = read(x0), read(x0_hat)
-    return {name: (right[name] - said[name]) ** 2 for name in right}
+    right, predicted = read(x0), read(x0_hat)
+    return {name: (right[name] - predicted[name]) ** 2 for name in right}
 
 
 def test_the_table_is_complete():
@@ -70,8 +70,8 @@ def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
     """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
     noise = schedule(TIMES)
     c = parameterizations.edm(noise)
-    for made in (loss_weighting.simple(noise, c), loss_weighting.edm(noise, c)):
-        np.testing.assert_allclose(made * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
+    for weights in (loss_weighting.simple(noise, c), loss_weighting.edm(noise, c)):
+        np.testing.assert_allclose(weights * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(choices(loss_weighting)))

@@ -244,10 +244,10 @@ def test_continuous_schedules_are_precise_near_the_image():
 def test_linear_equals_ddpm():
     """The figures of Ho et al. 2020: beta from 1e-4 to 0.02 and next to no signal at the end."""
     noise = levels_at(noise_schedules.linear(1000), np.arange(1001.0))
-    kept = noise.alpha**2
-    np.testing.assert_allclose(1 - kept[1] / kept[0], 1e-4, rtol=1e-2)
-    np.testing.assert_allclose(1 - kept[1000] / kept[999], 0.02, rtol=1e-4)
-    np.testing.assert_allclose(kept[1000], 4.0358e-5, rtol=1e-4)
+    signal_power = noise.alpha**2
+    np.testing.assert_allclose(1 - signal_power[1] / signal_power[0], 1e-4, rtol=1e-2)
+    np.testing.assert_allclose(1 - signal_power[1000] / signal_power[999], 0.02, rtol=1e-4)
+    np.testing.assert_allclose(signal_power[1000], 4.0358e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("linear", 0.006353), ("cosine", 4.928e-5), ("scaled_linear", 0.068265)])

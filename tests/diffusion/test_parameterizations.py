@@ -22,7 +22,7 @@ def edm_target(x0, eps, alpha, sigma, **_):
 
 
 def bayes_mean(x0, eps, alpha, sigma, before):
-    """Of q(x_t-1 | x_t, x_0): the product of two Gaussians in x_t-1, weighted by their precisions."""
+    """Mean of q(x_t-1 | x_t, x_0), a product of two Gaussians in x_t-1, weighted by their precisions."""
     x, ratio = alpha * x0 + sigma * eps, alpha / before.alpha
     step = sigma**2 - ratio**2 * before.sigma**2
     of_x, of_x0 = ratio**2 * before.sigma**2, step  # both precisions times the two variances
@@ -30,7 +30,7 @@ def bayes_mean(x0, eps, alpha, sigma, before):
     return (of_x * from_x + of_x0 * before.alpha * x0) / (of_x + of_x0)
 
 
-# What the network is asked for, by each paper's own words.
+# The network's target as defined in each paper.
 TARGETS = {
     "eps": lambda x0, eps, alpha, sigma, **_: eps,
     "x0": lambda x0, eps, alpha, sigma, **_: x0,
@@ -174,7 +174,7 @@ def test_only_eps_is_undefined_without_signal(name, zero):
     assert last.alpha == 0
     found = coefficients(name, last, zero)
     assert np.isfinite(found).all() == (name != "eps")
-    if name in ("x0", "v", "edm"):  # x_t = eps says nothing of x_0; a flow's answer is relative to it
+    if name in ("x0", "v", "edm"):  # x_t = eps does not depend on x_0; a flow predicts relative to it
         assert found[0] == 0
 
 

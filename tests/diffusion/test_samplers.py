@@ -1,4 +1,4 @@
-"""Samplers on data with a known best denoiser: their order of convergence, and the distribution of their samples."""
+"""Samplers on data with a known optimal denoiser: order of convergence and distribution of the samples."""
 
 import functools
 import itertools
@@ -335,13 +335,13 @@ def test_the_ancestral_posterior_equals_ddpm():
 
 
 def test_the_direction_shrinks_with_eta():
-    """Else every level would be too noisy: alpha^2 var(x_0) + sigma^2 must come out at each step, here at the first."""
+    """A step keeps the variance alpha^2 var(x_0) + sigma^2 of its level, for any eta."""
     schedule = noise_schedules.cosine(1000)
     now, next = schedule(800.0), schedule(600.0)
     width = np.sqrt(now.alpha**2 * STD**2 + now.sigma**2)
     x = now.alpha * MEAN + width * jax.random.normal(jax.random.key(0), (SAMPLES,))
 
-    def sampled(x, noise):  # a draw from q(x_0 | x_t) instead of its mean makes the step exact for any eta
+    def sampled(x, noise):  # a sample of q(x_0 | x_t) instead of its mean makes the step exact for any eta
         width = STD * noise.sigma / jnp.sqrt(noise.alpha**2 * STD**2 + noise.sigma**2)
         return Denoised(best(x, noise).x0 + width * jax.random.normal(jax.random.key(5), x.shape))
 

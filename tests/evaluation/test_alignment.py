@@ -1,4 +1,4 @@
-"""Pictures against their captions: scenes read back, and a judge that knows."""
+"""Alignment of images with their captions, by detected scenes and by a CLIP with known embeddings."""
 
 import itertools
 import types
@@ -17,7 +17,7 @@ from tests import tiny
 
 
 def drawn(captions, seed=0):
-    """A true picture of each."""
+    """Returns a correct image of each caption."""
     rng = np.random.default_rng(seed)
     scenes = [shapes._arrange(rng, shapes.parse(caption)) for caption in captions]
     return np.stack([shapes.render(scene, 32) for scene in scenes])
@@ -44,8 +44,8 @@ def test_each_attribute_is_scored_separately():
         "size": "a large red circle",
         "count": "two red circles",
     }
-    for part, said in wrong.items():
-        found = alignment.caption_accuracy(drawn(["a small red circle"]), [said])
+    for part, described in wrong.items():
+        found = alignment.caption_accuracy(drawn(["a small red circle"]), [described])
         assert found[f"caption_{part}"].value == 0 and found["caption_accuracy"].value == 0, part
         for other in wrong.keys() - {part, "count", "size"}:
             assert found[f"caption_{other}"].value == 1, (part, other)
@@ -58,7 +58,7 @@ def test_attributes_missing_from_a_caption_are_not_counted():
     pictures = drawn(CAPTIONS)
     pictures[2] = drawn(["a small red circle below a large blue square"])[0]
     found = alignment.caption_accuracy(pictures, CAPTIONS)
-    assert found["caption_relation"].value == 0  # of one that speaks of a relation
+    assert found["caption_relation"].value == 0  # one caption has a relation
     assert found["caption_accuracy"].value == 0.75
     assert "caption_relation" not in alignment.caption_accuracy(pictures[:2], CAPTIONS[:2])
 
@@ -95,7 +95,7 @@ def recoloured(caption, rng):
 
 @pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
 def test_relation_accuracy_of_wrong_images_is_chance(kind):
-    """However many objects are right: what is where says nothing of what the caption says."""
+    """Positions are independent of the caption, for any number of correct objects."""
     rng = np.random.default_rng(1)
     captions = relations(400)
     shown = {
@@ -117,10 +117,10 @@ RED, BLUE = "a small red circle", "a large blue square"
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
-        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # the picture's two are alike
-        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
+        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # both objects of the image are equal
+        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # both objects of the caption are equal
         (f"{RED} above {RED}", f"{RED} above {RED}"),
         ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
         ("a small red square above a small blue circle", "a small red circle above a small blue square"),  # a tie
@@ -128,13 +128,13 @@ RED, BLUE = "a small red circle", "a large blue square"
         ("three red circles", f"{RED} above {BLUE}"),
     ],
 )
-def test_unidentified_objects_are_excluded_from_the_relation(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_unidentified_objects_are_excluded_from_the_relation(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
         (f"{RED} above {BLUE}", f"{BLUE} below {RED}"),
         ("a small red cross above a small blue cross", f"{RED} above {BLUE}"),  # by colour alone
@@ -143,13 +143,13 @@ def test_unidentified_objects_are_excluded_from_the_relation(shown, said):
         ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
     ],
 )
-def test_objects_are_identified_by_their_correct_attributes(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_objects_are_identified_by_their_correct_attributes(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"].value == found["caption_relation_share"].value == 1
 
 
 def test_errors_are_over_captions():
-    """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
+    """Images of one caption are correlated: 40 images of two captions are as uncertain as two images."""
     captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
     images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
     found = alignment.caption_accuracy(images, captions)
@@ -168,7 +168,7 @@ def test_a_single_caption_has_no_r_precision():
 
 
 class Knowing:
-    """A judge for whom caption i of a list and picture i are the same vector."""
+    """A CLIP for which caption i of a list and image i have the same embedding."""
 
     def __init__(self, captions):
         self._places = {caption: i for i, caption in enumerate(captions)}
@@ -194,14 +194,14 @@ def test_clip_metrics_of_right_and_wrong_captions():
 
 
 class Unordered:
-    """A judge for whom captions of the same objects are one vector, and picture i is caption i's."""
+    """A CLIP for which captions of the same objects have one embedding, which is that of image i for caption i."""
 
     def __init__(self, captions):
         self._captions = captions
 
     def embed_captions(self, captions):
-        said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
-        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
+        described = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
+        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in described])
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def embed_images(self, images):
@@ -211,7 +211,7 @@ class Unordered:
 def test_composition_detects_models_that_ignore_word_order(monkeypatch):
     captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
     trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
-    monkeypatch.setattr(alignment, "Reranker", lambda *given: Unordered(captions))
+    monkeypatch.setattr(alignment, "Reranker", lambda *arguments: Unordered(captions))
     examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
     found = alignment.composition(Settings(), trained, examples).values
     assert {kind: figure["mean"] for kind, figure in found.items()} == {

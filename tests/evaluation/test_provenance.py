@@ -1,4 +1,4 @@
-"""What every stored result says about how it was computed."""
+"""Provenance that is stored with every result."""
 
 import datetime
 import importlib.metadata

@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained():
-    """As much of a run as a measure asks for."""
+    """The part of a run that a `Measurer` uses."""
     return types.SimpleNamespace(config=tiny.config(), system=types.SimpleNamespace(classes=10))
 
 
@@ -71,23 +71,23 @@ def test_errors_and_extrapolation_of_fd(trained, real):
 
 
 def test_the_reference_is_cached_under_all_it_depends_on(trained, real, own_cache, monkeypatch):
-    def made():
+    def encoded():
         return {path.name for path in own_cache.glob("*.npz")}
 
     some = real[0][:100], real[1][:100]
     first = Measurer(["fd_pixels"], trained)(*some)
-    assert len(made()) == 1
+    assert len(encoded()) == 1
     with monkeypatch.context() as patched:
         patched.setattr(samples, "_batches", lambda source: (pytest.fail("computed again") for _ in range(1)))
         assert Measurer(["fd_pixels", "kd_pixels"], trained)(*some)["fd_pixels"] == first["fd_pixels"]
     Measurer(["fd_pixels"], trained, split="test")
-    assert len(made()) == 2
+    assert len(encoded()) == 2
     larger = types.SimpleNamespace(config=tiny.config(data__image_size=16), system=trained.system)
     Measurer(["fd_pixels"], larger)
-    assert len(made()) == 3
+    assert len(encoded()) == 3
     monkeypatch.setattr(reference, "fingerprint", lambda images: "another copy of the data")
     Measurer(["fd_pixels"], trained)
-    assert len(made()) == 4
+    assert len(encoded()) == 4
 
 
 def bit_flipped(data: bytes, place: int) -> bytes:
@@ -95,9 +95,9 @@ def bit_flipped(data: bytes, place: int) -> bytes:
 
 
 def archive(**arrays) -> bytes:
-    made = io.BytesIO()
-    np.savez(made, **arrays)
-    return made.getvalue()
+    encoded = io.BytesIO()
+    np.savez(encoded, **arrays)
+    return encoded.getvalue()
 
 
 class Trap:
@@ -108,7 +108,7 @@ class Trap:
 
 
 def valid_checksums(data: bytes) -> bytes:
-    """The archive with one value changed, and the zip file's own checksums made to agree."""
+    """Returns the archive with one changed value and valid checksums of the zip file."""
     with np.load(io.BytesIO(data)) as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays["features"][3, 5] += 0.01
@@ -120,7 +120,7 @@ DAMAGED = {
     "cut": lambda data: data[: len(data) // 2],
     "not an archive": lambda data: b"x" * 1000,
     "one bit of the values": lambda data: bit_flipped(data, len(data) // 2),
-    "a value behind the archive's own checksums": valid_checksums,
+    "a value with valid checksums of the archive": valid_checksums,
     "foreign": lambda data: archive(a=np.ones(3)),
     "pickled": lambda data: archive(key=np.array([Trap()], object), sha256=np.array([Trap()], object)),
 }
@@ -136,12 +136,12 @@ def test_a_damaged_reference_is_reported_and_computed_again(damage, trained, rea
     assert Measurer(["fd_pixels", "kd_pixels"], trained)(real[0][:60], real[1][:60]) == first
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 1 and f"{path} is damaged" in lines[0] and "computed again" in lines[0]
-    Measurer(["fd_pixels"], trained)  # whole again
+    Measurer(["fd_pixels"], trained)  # is intact again
     assert "damaged" not in capsys.readouterr().err and list(own_cache.iterdir()) == [path]
 
 
 def test_a_changed_bit_of_a_reference_is_detected(trained, own_cache):
-    """A changed bit is found, or is one that holds no values, as a time of the archive."""
+    """A changed bit raises, or does not belong to a value (for example a time stamp of the archive)."""
     Measurer(["fd_pixels"], trained)
     (path,) = own_cache.glob("*.npz")
     whole = path.read_bytes()
@@ -190,7 +190,7 @@ def test_provenance_has_the_inputs_of_a_value(trained):
 
 
 def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
-    """Whichever split is the reference: no image of the one is in the other."""
+    """No held-out image is in the reference, for either split."""
     for split in ("train", "test"):
         measure = Measurer(["classifier_accuracy", "cas"], trained, split=split)
         fitted = open_dataset(trained.config, split)
@@ -204,15 +204,15 @@ def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
 
 def test_every_value_has_a_standard_error(trained, real):
     names = [name for name in metrics.NAMES if name.endswith("pixels")] + ["classifier_accuracy", "cas"]
-    for some, extrapolate in ((["fd_pixels"], False), (names, True)):
-        measure = Measurer(some, trained, with_errors=True, extrapolate=extrapolate)
+    for chosen, extrapolate in ((["fd_pixels"], False), (names, True)):
+        measure = Measurer(chosen, trained, with_errors=True, extrapolate=extrapolate)
         found = measure(real[0][:70], real[1][:70])
         assert all(estimate.standard_error > 0 for estimate in found.values()), found
         assert found.keys() == measure.columns.keys()
 
 
 def test_errors_of_nearest_neighbour_metrics_equal_the_spread_over_samples():
-    """Of repeated samples against one set of real ones; errors of ten blocks are uncertain by a quarter."""
+    """Repeats samples against one real set; errors from ten blocks are uncertain by a quarter."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(100, 6)).astype(np.float32)
     metric, found = metrics.COMPARISONS["precision_recall_pixels"], []
@@ -248,14 +248,14 @@ def test_a_limit_below_zero_is_not_resolved():
     assert metrics.estimate_text("caption_relation", Estimate(None, None), 5).startswith("–")
 
 
-def needing(**given):
+def needing(**changes):
     """A run for `samples.check`, which must not load anything."""
     system = types.SimpleNamespace(classes=10, text=None)
-    return types.SimpleNamespace(config=tiny.config(**given.pop("config", {})), system=system, workdir=Workdir("."))
+    return types.SimpleNamespace(config=tiny.config(**changes.pop("config", {})), system=system, workdir=Workdir("."))
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "message"),
+    ("names", "changes", "message"),
     [
         (["fd_pixels", "fd_pixel"], {}, "did you mean 'fd_pixels'"),
         (["fd_pixels", "kid"], {}, "pass --inception=FILE"),
@@ -275,7 +275,7 @@ def needing(**given):
         (["fd_pixels"], {"split": "tset"}, "tset"),
     ],
 )
-def test_invalid_settings_raise_before_anything_is_loaded(names, given, message, monkeypatch):
+def test_invalid_settings_raise_before_anything_is_loaded(names, changes, message, monkeypatch):
     for module, loads in (
         (features, "load"),
         (samples, "load_reranker"),
@@ -284,7 +284,7 @@ def test_invalid_settings_raise_before_anything_is_loaded(names, given, message,
     ):
         monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
-        samples.check(names, needing(), given.pop("count", 100), **given)
+        samples.check(names, needing(), changes.pop("count", 100), **changes)
 
 
 @pytest.mark.parametrize("name", [name for name in metrics.COMPARISONS if name.endswith("pixels")])

@@ -151,9 +151,9 @@ def test_few_latents_all_become_entries(centres, size):
     ],
 )
 def test_fit_reduces_the_quantisation_error(options):
-    """Latents of the batch lose less than random codes, their centres less than those."""
+    """Entries from the batch have less error than random ones, and k-means centres less than those."""
     z, error = normal(16, 4, 4, 4, seed=2), {}
-    z = z * np.float32([3, 1, 0.3, 2]) + np.float32([5, 0, -2, 0])  # not how fresh codes are spread
+    z = z * np.float32([3, 1, 0.3, 2]) + np.float32([5, 0, -2, 0])  # a different distribution from initial codes
     quantizer = VectorQuantizer(4, 8, **options)
     fresh = quantizer.init(jax.random.key(0))
     quantize, lookup = jax.jit(quantizer.quantize), jax.jit(quantizer.lookup)

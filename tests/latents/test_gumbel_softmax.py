@@ -1,4 +1,4 @@
-"""Relaxed codes against the hard ones they stand for, their KL against SciPy's."""
+"""Relaxed codes against hard ones, and their KL against SciPy."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_kl_equals_scipy():
 
 
 def test_kl_of_extreme_logits():
-    """None of uniform codes, log K of certain ones, and gradients that are finite there."""
+    """The KL is 0 for uniform codes and log K for certain ones, with finite gradients."""
     extremes = np.float32([[0, 0, 0, 0], [7, 7, 7, 7], [0, 0, 1e4, 0]])[:, None, None]
     np.testing.assert_allclose(kl(extremes)[:, 0, 0], [0, 0, np.log(4)], atol=1e-6)
     assert np.isfinite(jax.jit(jax.grad(lambda x: kl(x).sum()))(extremes)).all()

@@ -194,10 +194,10 @@ def test_only_dead_codes_restart_at_latents_of_the_batch(kind, ema):
         np.testing.assert_allclose(apart.min(1), 0, atol=1e-5)
     np.testing.assert_allclose(new["counts"][:, dead], 1 / SIZE, rtol=1e-6)
     updated, _ = learned_by_one(make(kind, ema), params, memory, z)
-    again, _ = learned_by_one(quantizer, params, memory, z, key=7)
+    repeated, _ = learned_by_one(quantizer, params, memory, z, key=7)
     for name in new:
         np.testing.assert_allclose(new[name][:, ~dead], updated[name][:, ~dead], atol=1e-6)
-        np.testing.assert_array_equal(again[name], new[name])
+        np.testing.assert_array_equal(repeated[name], new[name])
     followed = "sums" if ema else "shift"
     other, _ = learned_by_one(quantizer, params, memory, z, key=8)
     assert not np.allclose(other[followed][:, dead], new[followed][:, dead])

@@ -1,4 +1,4 @@
-"""Scores of pictures and texts against their definitions, pair by pair."""
+"""Alignment scores of images and texts against their definitions, pair by pair."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_precision_by_chance_is_one_over_the_candidates():
 
 
 def test_other_images_of_the_same_caption_are_not_candidates():
-    """Else a picture could not be nearer to its own text than to them."""
+    """An image cannot be nearer to its own text than to an equal one."""
     texts = np.repeat(embedded(5, 7), 4, axis=0)
     captions = [str(i // 4) for i in range(20)]
     assert alignment.retrieval_precision(texts, texts, captions, seed=0).all()

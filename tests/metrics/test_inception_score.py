@@ -8,7 +8,7 @@ from diffjax.metrics.inception_score import inception_score
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_identical_samples_score_one(scale):
-    """Whatever their classes' distribution."""
+    """Holds for any distribution of their classes."""
     logits = np.broadcast_to(scale * np.random.default_rng(0).normal(size=7), (50, 7))
     np.testing.assert_allclose(inception_score(logits), (1, 0), atol=1e-12)
     np.testing.assert_allclose(inception_score(np.zeros((50, 7), np.float32)), (1, 0), atol=1e-12)
@@ -21,7 +21,7 @@ def test_confident_samples_of_every_class_score_their_number(scale):
 
 
 def test_mean_and_deviation_of_different_splits():
-    """The first is sure of three classes, the second of one: 3 and 1."""
+    """The first split has three certain classes and the second one, so the scores are 3 and 1."""
     logits = 1e3 * np.eye(3)[[0, 1, 2, 0, 1, 2, 1, 1, 1, 1, 1, 1]]
     np.testing.assert_allclose(inception_score(logits, splits=2), (2, 1))
 

@@ -52,7 +52,7 @@ def test_merging_is_associative_and_commutative(parts):
 def test_a_mean_far_from_zero_loses_no_precision(size):
     """Mean 1e6 and unit variance; the sum of squares of floats of 1e6 would be right to 1e-4 only."""
     x = np.random.default_rng(0).normal(size=(2000, 3))
-    x = (x + 1e6) - 1e6  # what is left of it beside 1e6, so that adding that is exact
+    x = (x + 1e6) - 1e6  # rounded so that adding 1e6 is exact
     found = functools.reduce(
         moments.merge, (moments.from_features(x[start : start + size] + 1e6) for start in range(0, len(x), size))
     )

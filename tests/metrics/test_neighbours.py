@@ -34,7 +34,7 @@ def test_against_the_definitions(n, m, size, k):
 
 
 def test_blocks_do_not_change_the_values(monkeypatch):
-    """Of sizes that the sets are no multiples of."""
+    """The sizes of the sets are not multiples of the block size."""
     real, fake = sets(np.random.default_rng(1), 37, 61, 4)
     whole = precision_recall_density_coverage(real, fake, k=3)
     monkeypatch.setattr(neighbours, "_BLOCK", 8)

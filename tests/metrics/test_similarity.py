@@ -10,7 +10,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def pair(shape, noise=40):
-    """Pictures with some structure and noised copies."""
+    """Returns images with some structure and noised copies."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = 128 + 90 * np.sin(rows / 3)[..., None] * np.cos(columns[..., None] / 4 + np.arange(shape[2]))
@@ -20,9 +20,9 @@ def pair(shape, noise=40):
 
 
 def numpy_ssim(a, b):
-    """Of one channel, window after window: Wang et al. 2004, eqs. 13 to 16.
+    """SSIM of one channel, window by window: Wang et al. 2004, eqs. 13 to 16.
 
-    The windows that stick out of small pictures see them mirrored.
+    Windows beyond the border of small images use mirrored pixels.
     """
     offsets = np.arange(11) - 5
     weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
@@ -67,7 +67,7 @@ def test_ssim_of_flat_images():
 
 
 def test_mse_and_psnr_of_a_constant_difference():
-    """Also where a uint8 would wrap around."""
+    """Includes differences at which uint8 would wrap around."""
     a = np.zeros((3, 8, 8, 1), np.uint8)
     b = a + np.array([255, 51, 1], np.uint8)[:, None, None, None]
     expected = np.array([1, 1 / 25, 1 / 255**2])

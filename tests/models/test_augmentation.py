@@ -118,8 +118,8 @@ def test_bsr_stays_close_to_the_image_and_in_range():
 
 def test_bsr_is_a_function_of_its_key():
     same = np.broadcast_to(IMAGES[:1], IMAGES.shape)
-    first, again = apply("bsr", same), apply("bsr", same)
-    np.testing.assert_array_equal(first, again)
+    first, repeated = apply("bsr", same), apply("bsr", same)
+    np.testing.assert_array_equal(first, repeated)
     for i in range(1, len(first)):
         assert np.abs(first[i] - first[0]).max() > 1e-2
 

@@ -190,8 +190,8 @@ def test_at_negligible_noise_the_loss_is_that_of_the_downsampled_images():
 
 def test_each_image_is_encoded_with_the_timestep_of_its_noise():
     model, variables = noised()
-    clip, schedule, given = model.clip(variables), noise_schedules.cosine(20), batch(LARGER)
-    loss, _ = noised_loss()(given)
+    clip, schedule, larger_batch = model.clip(variables), noise_schedules.cosine(20), batch(LARGER)
+    loss, _ = noised_loss()(larger_batch)
 
     @jax.jit
     def embed(images, tokens):
@@ -201,7 +201,7 @@ def test_each_image_is_encoded_with_the_timestep_of_its_noise():
         one = lambda x, t: clip.embed_noised(x[None], schedule(t))[0]  # noqa: E731
         return t, jax.lax.map(lambda pair: one(*pair), (x, t)), clip.embed_texts(tokens)
 
-    t, images, texts = embed(to_unit_range(given["image"]), given["tokens"])
+    t, images, texts = embed(to_unit_range(larger_batch["image"]), larger_batch["tokens"])
     assert len(set(t.tolist())) > 5
     expected, _ = cross_entropies(images, texts, clip.scale)
     np.testing.assert_allclose(loss, expected, rtol=1e-3)
@@ -275,8 +275,8 @@ def test_training_distinguishes_noised_shapes():
     words = tokenizer.train([source[i]["caption"] for i in range(200)], 300)
     source = data.with_tokens(source, lambda captions: words.encode(captions, 16))
     one = data.Batches(source, batch_size=32, seed=0, keys=("image", "tokens")).batch(0)
-    system, devices = models.build(config, data.image_spec("shapes", 16)), Devices.create(mode="jit", num_devices=1)
-    step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=len(source))
+    model, devices = models.build(config, data.image_spec("shapes", 16)), Devices.create(mode="jit", num_devices=1)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=len(source))
     losses = []
     for _ in range(150):  # the same scenes, each time noised anew
         state, metrics = step(state, devices.put_batch(one), {})

@@ -95,7 +95,10 @@ PAPERS = {
 }
 
 
-@pytest.mark.parametrize("paper", sorted(PAPERS))
+SLOW = ("EDM", "Improved DDPM, hybrid")  # the others have the same branches
+
+
+@pytest.mark.parametrize("paper", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAPERS])
 def test_choices_of_a_paper_train_and_sample(paper):
     """Gradients are finite and reach all parameters; state of time sampling is updated; samples are finite."""
     choices = {"time_sampling": "uniform"} | PAPERS[paper]

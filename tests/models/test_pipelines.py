@@ -96,13 +96,13 @@ def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
         without = model.sample(variables, keys(), conditions, settings)
         return without, model.sample(variables, keys(), {**conditions, "image_embedding": texts}, settings)
 
-    without, given = sample(sample_conditions())
-    np.testing.assert_allclose(without, given, atol=1e-5)
+    without, with_clip = sample(sample_conditions())
+    np.testing.assert_allclose(without, with_clip, atol=1e-5)
 
 
-def test_samples_do_not_depend_on_the_batch_or_devices(unclip):
+def test_samples_do_not_depend_on_the_batch_or_devices():
     """Eight devices, and five samples in batches of eight and of sixteen."""
-    model, variables = unclip
+    model, variables = pipeline("unclip", ("clip", "decoder"))
     settings = model.make_settings({}, prior="none", eta=1.0)
     whole = SampleRunner(model, batch_size=16)(variables, range(5), sample_conditions(5), settings)
     last = {name: values[3:] for name, values in sample_conditions(5).items()}

@@ -29,10 +29,10 @@ LN2 = np.log(2.0)
 @functools.cache
 def codec_of(base, **changes):
     """An untrained frozen autoencoder, with many codes in use."""
-    system = models.build(tiny.config(base, **changes), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config(base, **changes), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
     variables["params"]["model"]["encoder"]["conv_out"]["kernel"] *= 5
-    return system, variables
+    return model, variables
 
 
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
@@ -231,8 +231,8 @@ def test_codes_are_sampled_with_the_probabilities_they_are_scored_with(name):
         assert tuple(level.shape[1:] for level in levels) == model.grids
         codes = flat(levels)
         log_p = by_alternatives(name, codes, np.asarray(values))
-        again = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
-        np.testing.assert_array_equal(again, codes)
+        repeated = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
+        np.testing.assert_array_equal(repeated, codes)
         if not greedy:
             assert len(np.unique(codes)) > 4
             assert (codes[0] != codes[1]).any()
@@ -254,9 +254,9 @@ def sampler(name):
 def test_a_sample_depends_on_its_seed_and_label_alone(name):
     generate, sample = sampler(name)
     labels, order = np.arange(16, dtype=np.int32) % 10, np.random.default_rng(0).permutation(16)
-    images, again = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
+    images, repeated = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
     assert images.shape == (16, 8, 8, 1)
-    assert np.abs(images[order] - again).max() <= 1  # one grey level, by rounding
+    assert np.abs(images[order] - repeated).max() <= 1  # one grey level, by rounding
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
     of_three = {"label": np.full(8, 3, np.int32)}
     greedy = sample(range(50, 58), of_three, top_k=1)
@@ -281,7 +281,7 @@ def test_samples_depend_on_the_caption_and_the_seed():
 KEYS, FIELD = jax.random.split(jax.random.key(5), 6), {"pixelcnn": "label", "dalle": "tokens"}
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+@pytest.mark.parametrize("name", ["pixelcnn", pytest.param("dalle", marks=pytest.mark.slow)])
 def test_guidance_interpolates_from_the_null_condition(name):
     """Scale 1 equals no guidance, scale 0 the null condition, with the same keys."""
     config, model, variables = built(name)
@@ -449,15 +449,19 @@ def test_a_prior_resumes(runs, capsys):
 
 ERRORS = {
     "no codec": ("prior", ["--config.codec="], "set --config.codec=WORKDIR"),
-    "codec that is not there": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
-    "codec that is none": ("prior", ["--config.codec=RUNS/prior"], "must be an autoencoder, not a run of system=prior"),
-    "codec of other images": (
+    "missing codec": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
+    "codec that is not an autoencoder": (
+        "prior",
+        ["--config.codec=RUNS/prior"],
+        "must be an autoencoder, not a run of system=prior",
+    ),
+    "codec of another image size": (
         "prior",
         ["--config.data.image_size=16"],
         "was trained on 8x8 images with 1 channels, but this config has 16x16 with 1",
     ),
-    "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
-    "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
+    "image size that is not a multiple": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
+    "missing features": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
 }
 
 

@@ -134,26 +134,26 @@ def test_the_time_input_is_not_rescaled_by_default():
     assert Process.from_config(config).time_scale == 1.0
 
 
-def settings_of(made, config=None, guided=True, **settings):
-    return make_diffusion_settings(made, config or tiny.config().sampler, guided=guided, **settings)
+def settings_of(noising, config=None, guided=True, **settings):
+    return make_diffusion_settings(noising, config or tiny.config().sampler, guided=guided, **settings)
 
 
 def test_settings_of_one_sampler_share_their_structure():
-    made = process()
-    one = settings_of(made, capacity=20, steps=3, eta=0.0)
+    noising = process()
+    one = settings_of(noising, capacity=20, steps=3, eta=0.0)
     other = settings_of(
-        made, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, resample_steps=3
+        noising, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, resample_steps=3
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert [x.shape for x in jax.tree.leaves(one)] == [x.shape for x in jax.tree.leaves(other)]
 
 
 def test_an_option_in_the_name_equals_a_separate_option():
-    made = process()
-    one, other = settings_of(made, name="ddim(eta=0.5)"), settings_of(made, name="ddim", eta=0.5)
+    noising = process()
+    one, other = settings_of(noising, name="ddim(eta=0.5)"), settings_of(noising, name="ddim", eta=0.5)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert one.sampler_options["eta"] == other.sampler_options["eta"] == 0.5
-    assert settings_of(made, name="ddim(eta=0.5)", eta=1.0).sampler_options["eta"] == 1.0
+    assert settings_of(noising, name="ddim(eta=0.5)", eta=1.0).sampler_options["eta"] == 1.0
 
 
 def test_grids_may_set_the_number_of_steps():
@@ -163,10 +163,10 @@ def test_grids_may_set_the_number_of_steps():
 
 
 def test_strength_sets_the_first_step_of_image_to_image():
-    made = process()  # 20 timesteps
-    assert settings_of(made, steps=20, strength=1.0)["begin"] == 0
-    assert settings_of(made, steps=20, strength=0.5)["begin"] == 10
-    assert settings_of(made, steps=4, strength=0.01)["begin"] == 3  # at least one step is taken
+    noising = process()  # 20 timesteps
+    assert settings_of(noising, steps=20, strength=1.0)["begin"] == 0
+    assert settings_of(noising, steps=20, strength=0.5)["begin"] == 10
+    assert settings_of(noising, steps=4, strength=0.01)["begin"] == 3  # at least one step is taken
 
 
 @pytest.mark.parametrize(

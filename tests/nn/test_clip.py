@@ -234,7 +234,7 @@ def test_text_embedding_is_that_of_the_last_token(reader):
 
 
 def test_no_token_attends_to_later_ones(reader):
-    """By the gradient with respect to the position embeddings."""
+    """Gradients by the position embeddings show the dependencies."""
     params = reader["params"]
 
     def read(place):

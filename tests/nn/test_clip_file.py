@@ -1,4 +1,4 @@
-"""A published CLIP's folder: what is read of it, and what is said of one that is not as it should be."""
+"""Folders of published CLIPs: options, parameters, and errors of invalid files."""
 
 import jax
 import numpy as np
@@ -24,27 +24,27 @@ def test_options_and_parameters_are_read(tmp_path):
     assert params["log_scale"].shape == ()
     inputs = {"image": np.zeros((1, 8, 8, 3)), "text": np.zeros((1, 5), int)}
     for name, encoder in (("image", image), ("text", text)):
-        asked = jax.eval_shape(encoder.init, jax.random.key(0), inputs[name])["params"]
-        jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), params[name], asked)
+        expected = jax.eval_shape(encoder.init, jax.random.key(0), inputs[name])["params"]
+        jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), params[name], expected)
 
-    given, block = tensors(), params["text"]["transformer"]["block_1"]
+    published, block = tensors(), params["text"]["transformer"]["block_1"]
     name = "text_model.encoder.layers.1.self_attn.k_proj"
-    np.testing.assert_array_equal(block["qkv"]["kernel"][:, 8:16], given[f"{name}.weight"].T)
-    np.testing.assert_array_equal(block["qkv"]["bias"][8:16], given[f"{name}.bias"])
-    patch = given["vision_model.embeddings.patch_embedding.weight"]
+    np.testing.assert_array_equal(block["qkv"]["kernel"][:, 8:16], published[f"{name}.weight"].T)
+    np.testing.assert_array_equal(block["qkv"]["bias"][8:16], published[f"{name}.bias"])
+    patch = published["vision_model.embeddings.patch_embedding.weight"]
     np.testing.assert_array_equal(params["image"]["patch"]["kernel"][1, 2, 0, 7], patch[7, 0, 1, 2])
 
 
 def test_missing_fields_have_the_defaults_of_openai(tmp_path):
-    """The shapes of ViT-B/32 are asked for, and are not those of the file."""
+    """The file does not have the shapes of ViT-B/32, which are the defaults."""
     with pytest.raises(UserError, match=r"patch_embedding.weight is of shape \(12, 3, 4, 4\), not \(768, 3, 32, 32\)"):
         clip_checkpoint.load(write(tmp_path, {"model_type": "clip"}))
 
 
 def test_the_older_format_with_two_copies_of_the_options_is_read(tmp_path):
     old = CONFIG | {"text_config": TEXT | {"hidden_size": 9}, "text_config_dict": TEXT, "vision_config_dict": None}
-    places = {"text_model.embeddings.position_ids": np.arange(5)[None]}
-    found = clip_checkpoint.load(write(tmp_path, old, tensors() | places))
+    positions = {"text_model.embeddings.position_ids": np.arange(5)[None]}
+    found = clip_checkpoint.load(write(tmp_path, old, tensors() | positions))
     assert found.text_encoder.width == 8
 
 

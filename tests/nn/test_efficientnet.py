@@ -48,7 +48,7 @@ def name(module, attribute):
 
 
 def tensor(key, storage, offset, shape, strides, old=False):
-    """As PyTorch writes it, or (`old`) wrote it before 0.4."""
+    """Returns a pickled tensor as PyTorch writes it, or (`old`) wrote it before version 0.4."""
     kind = name("torch", KINDS[storage.dtype.name])
     pid = b"(" + plain("storage") + kind + plain(key) + plain("cpu") + plain(storage.size)
     rest = plain(offset) + plain(shape) + plain(strides)

@@ -120,7 +120,7 @@ def test_features_of_grey_images(params):
 
 
 def test_grey_images_are_rgb_of_equal_channels(monkeypatch):
-    """By the inputs of the first block."""
+    """The inputs of the first block are compared."""
     inputs = []
 
     def spy(params, block, branch, x):

@@ -27,14 +27,14 @@ def test_group_norm_matches_numpy(channels, groups, adaptive):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (2, 4, 6, channels)).astype(np.float32)
     gain, bias = rng.normal(size=(2, channels)).astype(np.float32)
-    tilt = rng.normal(size=(2, 2, channels)).astype(np.float32) if adaptive else ()
-    y = jax.jit(layers.GroupNorm(groups, epsilon=1e-3).apply)({"params": {"scale": gain, "bias": bias}}, x, *tilt)
-    np.testing.assert_allclose(y, numpy_group_norm(x, groups, gain, bias, *tilt, epsilon=1e-3), atol=3e-5)
+    modulation = rng.normal(size=(2, 2, channels)).astype(np.float32) if adaptive else ()
+    y = jax.jit(layers.GroupNorm(groups, epsilon=1e-3).apply)({"params": {"scale": gain, "bias": bias}}, x, *modulation)
+    np.testing.assert_allclose(y, numpy_group_norm(x, groups, gain, bias, *modulation, epsilon=1e-3), atol=3e-5)
 
 
 @pytest.mark.parametrize("channels", range(1, 130))
 def test_number_of_groups(channels):
-    """Without a least number of channels exactly the groups asked for; with one the most that fit (brute force)."""
+    """Without a minimum of channels the number is exact; with one it is the largest that fits (brute force)."""
     for groups in (1, 3, 4, 32):
         if channels % groups:
             with pytest.raises(ValueError, match=f"groups={groups}: must divide the {channels} channels"):
@@ -66,11 +66,11 @@ def far_inputs(mean, deviation, shape):
 def test_group_norm_far_from_zero_matches_numpy(mean, deviation, adaptive):
     x, exact = far_inputs(mean, deviation, (2, 16, 16, 8))
     gain, bias = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
-    tilt = np.random.default_rng(2).normal(size=(2, 2, 8)).astype(np.float32) if adaptive else ()
-    y = jax.jit(layers.GroupNorm(2).apply)({"params": {"scale": gain, "bias": bias}}, x, *tilt)
-    # what the mean of a group loses to float32 beside the deviation
+    modulation = np.random.default_rng(2).normal(size=(2, 2, 8)).astype(np.float32) if adaptive else ()
+    y = jax.jit(layers.GroupNorm(2).apply)({"params": {"scale": gain, "bias": bias}}, x, *modulation)
+    # float32 rounding of the mean of a group, relative to the deviation
     tolerance = 5e-5 + 16 * np.spacing(np.float32(abs(mean))) / deviation
-    np.testing.assert_allclose(y, numpy_group_norm(exact, 2, gain, bias, *tilt), atol=tolerance)
+    np.testing.assert_allclose(y, numpy_group_norm(exact, 2, gain, bias, *modulation), atol=tolerance)
 
 
 @pytest.mark.parametrize("position", [0, 7])
@@ -123,7 +123,7 @@ def test_layer_norm_far_from_zero_matches_numpy(mean, deviation, parameters):
 
 
 def test_no_network_uses_a_fast_variance():
-    """Flax's own norms take E[x^2] - E[x]^2 unless told otherwise."""
+    """Norms of Flax compute E[x^2] - E[x]^2 by default, which cancels far from zero."""
     for path in (ROOT / "diffjax").rglob("*.py"):
         norms = re.findall(r"nn\.(?:\w*Norm)\b.*", path.read_text())
         assert all("use_fast_variance=False" in norm for norm in norms), path

@@ -1,4 +1,4 @@
-"""The training step on an objective small enough to follow by hand."""
+"""The training step on a linear model, against NumPy."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ def batch(size=8, seed=0):
 
 
 def linear(variables, batch, keys, moment):
-    """(w . x)^2 with a little noise of each example's own key, and a running mean beside the parameters."""
+    """Returns (w . x)^2 with noise by the key of each example, and a running mean."""
     noise = jax.vmap(jax.random.normal)(keys)
     output = batch["x"] @ variables["params"]["model"]["w"] + 0.1 * noise
     return output**2, Aux({"output": output}, {"statistics": {"mean": output.mean()}})
@@ -79,7 +79,7 @@ def test_accumulation_equals_the_whole_batch(parts):
 
 
 def test_gradients_of_all_groups_are_at_the_old_parameters():
-    """As an adversarial pair needs: the second group's step must not see the first one's update."""
+    """Adversarial pairs need this: the gradient of one group must not depend on the update of the other."""
     params = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
 
     def product(variables, batch, keys, moment):
