@@ -64,7 +64,14 @@ setuptools.setup(
             "submitit>=1.5.2",
         ],
         # comparisons with implementations of peers
-        "parity": ["diffusers>=0.35", "efficientnet-lite-pytorch==0.1.0", "torch==2.13.0", "transformers>=4.50"],
+        "parity": [
+            "diffusers>=0.35",
+            "dm-haiku>=0.0.16",
+            "efficientnet-lite-pytorch==0.1.0",
+            "equinox>=0.13",
+            "torch==2.13.0",
+            "transformers>=4.50",
+        ],
         "dev": ["basedpyright>=1.31", "pre-commit>=4", "ruff>=0.8"],
     },
 )

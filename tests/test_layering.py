@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-SHARED = {"__version__", "compositing", "errors", "io", "numbers", "registry", "typing"}
+SHARED = {"__version__", "compositing", "errors", "io", "numbers", "parsing", "registry", "typing"}
 MAY_IMPORT = {  # by package or root module, which may also import itself
     "diffusion": set(),
     "latents": {"typing"},
@@ -16,7 +16,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "cluster": {"errors"},
     "metrics": {"diffusion", "nn"} | SHARED,
     "runs": {"cluster", "data", "models", "nn"} | SHARED,
-    "inference": {"cluster", "data", "metrics", "models", "nn", "runs"} | SHARED,
+    "inference": {"cluster", "data", "diffusion", "metrics", "models", "nn", "runs"} | SHARED,
     "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,
     "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,
     "reproduce": {"evaluation", "inference", "metrics", "models", "runs", "training"} | SHARED,
@@ -25,10 +25,12 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "errors": set(),
     "io": {"errors"},
     "numbers": set(),
+    "parsing": {"errors"},
     "registry": {"errors"},
     "typing": set(),
     "xla_flags": {"errors", "io"},
-    "__init__": {"__version__", "runs"},
+    "api": {"diffusion", "errors", "evaluation", "inference", "metrics", "models", "runs"},
+    "__init__": {"api", "xla_flags"},
     "__main__": {"cli"},
 }
 WITHOUT_CONFIGS = ("diffusion", "latents", "nn", "data", "cluster", "metrics")

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.cli.flags import number
 from diffjax.cluster import collectives
 from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
+from diffjax.parsing import number
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import build_model
 from diffjax.training.compiled_step import lower_step

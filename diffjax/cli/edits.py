@@ -17,7 +17,7 @@ from diffjax.cli.flags import Arguments
 from diffjax.data import image_files
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
-from diffjax.inference.prompts import Prompts, encode_captions
+from diffjax.inference.prompts import Prompts, check_label, encode_captions
 from diffjax.models.base import ImageManipulation
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage, manipulates_images
 from diffjax.models.images import to_unit_range
@@ -194,13 +194,6 @@ def image_label(arguments: Arguments, trained: Run) -> int:
         raise UserError("--label is missing: the run is conditioned on labels, and an image file does not have one")
     split, _, index = arguments.image.rpartition(":")
     return int(open_dataset(trained.config, split).__getitems__([int(index)])[0]["label"])
-
-
-def check_label(label: int, classes: int) -> None:
-    """Raises UserError for a label that a run with `classes` classes does not have."""
-    if not 0 <= label < classes:
-        problem = f"must be from 0 to {classes - 1}" if classes else "this run was trained without labels; remove it"
-        raise UserError(f"--label={label}: {problem}")
 
 
 def _note_num(arguments: Arguments, reason: str) -> None:

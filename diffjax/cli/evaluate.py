@@ -51,21 +51,16 @@ from tqdm import tqdm
 
 from diffjax import evaluation, io
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
-from diffjax.cli.settings import (
-    SettingsFactory,
-    attach_guidance_models,
-    batch_size,
-    define_settings,
-    setting_values,
-    single_setting,
-    texts,
-)
+from diffjax.cli.settings import batch_size, define_settings
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics, provenance, samples
 from diffjax.evaluation.samples import Measurer
 from diffjax.evaluation.settings import Examples, Settings
 from diffjax.inference import image_grids, prompts
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.parsing import texts
 from diffjax.runs.loading import Run, load
 
 _MAX_IMAGES = 100  # images of an example grid
@@ -164,7 +159,7 @@ class _Results:
 
 
 def _settings(arguments: Arguments) -> Settings:
-    steps = tuple(value["steps"] for value in setting_values(arguments, "steps")) if arguments.steps else ()
+    steps = tuple(value["steps"] for value in setting_values("steps", arguments.steps)) if arguments.steps else ()
     names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template", "decoder")
     files = tuple(texts(arguments.lpips or ""))
     if len(files) not in (0, 2):
@@ -175,7 +170,7 @@ def _settings(arguments: Arguments) -> Settings:
 
 def _check_samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str], classes: int) -> None:
     """Raises UserError for a metric that is not supported for the samples; loads nothing."""
-    single_setting(arguments)
+    single_setting(arguments.as_dict())
     options = {"split": arguments.reference, "inception": arguments.inception, "clip": arguments.clip}
     samples.check(names, trained, settings.count(1000), classes=classes, **options, extrapolate=True)
 
@@ -184,10 +179,10 @@ def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list
     """Returns a function that samples and compares with real images; None without metrics of samples."""
     if not names:
         return None
-    count, overrides = settings.count(1000), single_setting(arguments)
-    model, variables = attach_guidance_models(arguments, trained)
+    count, overrides = settings.count(1000), single_setting(arguments.as_dict())
+    model, variables = attach_guidance_models(trained, arguments.as_dict())
     _check_samples(arguments, settings, trained, names, model.classes)
-    sampling_settings = SettingsFactory(arguments, model, trained)(**overrides)
+    sampling_settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     conditions, captions = prompts.default_prompts(trained, count, split=settings.split, classes=model.classes)
     measure = _measurer(arguments, trained, names, arguments.reference, model.classes)
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import re
 import tempfile
 import textwrap
 import traceback
@@ -15,6 +14,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from diffjax.errors import UserError, unknown, validate_integer
+from diffjax.parsing import entries, number
 from diffjax.runs.config_files import flatten, load_file
 
 Flags = absl_flags.FlagValues
@@ -40,8 +40,6 @@ _GROUPS = {
     ),
     "output": ("out", "from"),
 }
-_WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
-_NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +55,10 @@ class Arguments:
     values: Flags
     overrides: Sequence[str]
     given_flags: frozenset[str] = frozenset()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the values of all flags by name."""
+        return self.values.flag_values_dict()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.values, name)
@@ -162,51 +164,6 @@ def _validate(name: str, text: str, flag: absl_flags.Flag) -> str:
         expected = "a whole number" if kind is int else "a finite number"
         raise UserError(f"--{name}={text}: must be {expected}{limits}") from None
     return str(value)
-
-
-def number(text: str, kind: type[int] | type[float] = float) -> int | float:
-    """Parses a number in ASCII digits; "inf" and "-inf" are numbers, "nan" is not.
-
-    Raises:
-      ValueError: `text` is not a number, has spaces or digits of other scripts, or is out of a float's range (1e400).
-    """
-    if kind is int:
-        if not _WHOLE.fullmatch(text) or len(text) > 30:
-            raise ValueError(f"{text!r} is not a whole number")
-        return int(text)
-    if text.lower() in ("inf", "+inf", "-inf"):
-        return float(text)
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(f"{text!r} is not a number")
-    value = float(text)
-    underflows = value == 0 and re.search("[1-9]", text.lower().partition("e")[0])
-    if math.isinf(value) or underflows:
-        raise ValueError(f"{text!r} is beyond the range of a float")
-    return value
-
-
-def texts(text: str) -> list[str]:
-    """Splits a list at the commas outside of brackets, and drops blank entries."""
-    return [part for part in _split(text) if part]
-
-
-def entries(name: str, text: str) -> list[str]:
-    """Returns the entries of a flag whose value is a list. Raises UserError if one is blank."""
-    parts = _split(text)
-    if not all(parts):
-        raise UserError(f"--{name}={text}: an entry is empty; separate entries with single commas, or remove the flag")
-    return parts
-
-
-def _split(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
 
 
 def check_writable(flag: str, path: Path) -> None:

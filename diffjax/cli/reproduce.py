@@ -19,8 +19,8 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, define_workdir, required
-from diffjax.cli.settings import texts
 from diffjax.errors import UserError, unknown
+from diffjax.parsing import texts
 from diffjax.reproduce import execute, report, spec, verdicts
 from diffjax.reproduce.cells import collect
 from diffjax.reproduce.outcome import Outcome

@@ -1,51 +1,15 @@
-"""Flags that require a capability of the run, or another flag; and flags that exclude one another.
+"""Flags of `sample` that require or exclude one another.
 
 Each rule is one row of a table.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from diffjax.cli.flags import Arguments
 from diffjax.errors import UserError
+from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_stage_image
 from diffjax.models import capabilities
-from diffjax.models.base import Model
 from diffjax.runs.loading import Run
-
-
-class Requirement(NamedTuple):
-    """A capability that a flag requires, and its name in the error message."""
-
-    is_met: Callable[[Model], bool]
-    text: str
-
-
-DIFFUSION = Requirement(capabilities.is_diffusion, "a diffusion model")
-DIFFUSION_OR_PIPELINE = Requirement(capabilities.is_diffusion_or_pipeline, "a diffusion model or a pipeline")
-TEXT = Requirement(capabilities.is_text_conditioned, "a text-conditioned model")
-UNCLIP = Requirement(capabilities.manipulates_images, "an unCLIP pipeline")
-NO_TEXT = Requirement(
-    lambda model: not capabilities.is_text_conditioned(model) or capabilities.is_upsampling_stage(model),
-    "a model that is not text-conditioned; use --prompt instead",
-)
-
-GUIDANCE_FLAGS: Mapping[str, Requirement] = {
-    "sampler": DIFFUSION_OR_PIPELINE,
-    "classifier": DIFFUSION,
-    "weak": DIFFUSION,
-}
-SAMPLE_FLAGS: Mapping[str, Requirement] = {
-    "image": DIFFUSION_OR_PIPELINE,
-    "interpolate": DIFFUSION_OR_PIPELINE,
-    "components": UNCLIP,
-    "base_prompt": UNCLIP,
-    "invert": UNCLIP,
-    "prompt": TEXT,
-    "prompts": TEXT,
-    "best_of": TEXT,
-    "clip": TEXT,
-    "label": NO_TEXT,
-}
 
 # Flags that each flag of `sample` requires.
 _REQUIRED_FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -79,13 +43,6 @@ def is_set(arguments: Arguments, name: str) -> bool:
     return value is not None and value is not False
 
 
-def check_capabilities(arguments: Arguments, trained: Run, table: Mapping[str, Requirement]) -> None:
-    """Raises UserError for a flag whose requirement the run does not meet."""
-    for name, requirement in table.items():
-        if is_set(arguments, name) and not requirement.is_met(trained.system):
-            raise UserError(f"--{name}: requires {requirement.text} (this run: system={trained.config.system})")
-
-
 def is_variation(arguments: Arguments, trained: Run) -> bool:
     """Returns whether samples are variations of --image: conditioned on it instead of on a prompt."""
     is_edit = arguments.mask or arguments.strength is not None
@@ -95,16 +52,13 @@ def is_variation(arguments: Arguments, trained: Run) -> bool:
 def check_sample_flags(arguments: Arguments, trained: Run) -> None:
     """Raises UserError for flags of `sample` that the run does not support, or that exclude one another."""
     model, system = trained.system, trained.config.system
-    check_capabilities(arguments, trained, SAMPLE_FLAGS)
+    check_capabilities(arguments.as_dict(), trained, SAMPLE_FLAGS)
     if arguments.initial_image and system != "prior":
         raise UserError(f"--initial_image: requires an autoregressive prior, system=prior (this run: system={system})")
     _check_required_flags(arguments)
     _check_excluded_flags(arguments, _EXCLUDED_FLAGS)
-    if capabilities.is_upsampling_stage(model) and not arguments.image:
-        raise UserError(
-            f"{trained.workdir.path}: this stage is conditioned on an image; pass --image=FILE, or sample the full "
-            "pipeline"
-        )
+    if not arguments.image:
+        check_stage_image(trained)
     interpolates_images = capabilities.manipulates_images(model) and arguments.image
     if arguments.interpolate and capabilities.is_pipeline(model) and not interpolates_images:
         raise UserError("--interpolate: requires --image=A,B and an unCLIP pipeline, if the run is a pipeline")

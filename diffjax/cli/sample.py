@@ -64,14 +64,17 @@ from diffjax.cli.flags import (
     required,
 )
 from diffjax.cli.requirements import check_sample_flags, is_variation
-from diffjax.cli.settings import SettingsFactory, attach_guidance_models, batch_size, define_settings, single_setting
+from diffjax.cli.settings import batch_size, define_settings
 from diffjax.errors import UserError, note, one_line
 from diffjax.inference import image_grids
-from diffjax.inference.prompts import Prompts, check_text, encode_captions, read_file
-from diffjax.inference.reranking import Reranker, best_of, load_reranker
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.overrides import SettingsFactory, single_setting
+from diffjax.inference.prompts import Prompts, check_label, check_text, read_file, sample_prompts
+from diffjax.inference.requirements import check_samples_images
+from diffjax.inference.reranking import best_of, prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import GenerativeModel
-from diffjax.models.capabilities import is_pipeline, is_text_conditioned, outputs_embeddings
+from diffjax.models.capabilities import is_pipeline, is_text_conditioned
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.checkpoint_files import list_steps
@@ -125,18 +128,18 @@ def run(arguments: Arguments) -> int:
     out, to_folder = _output(arguments)
     captions = _check_files(arguments, out / "00000.png" if to_folder else out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    model, variables = attach_guidance_models(arguments, trained)
-    if outputs_embeddings(model):
-        raise UserError(f"--workdir={trained.workdir.path}: outputs embeddings, not images; sample the full pipeline")
+    model, variables = attach_guidance_models(trained, arguments.as_dict())
+    check_samples_images(trained)
     check_sample_flags(arguments, trained)
-    settings = SettingsFactory(arguments, model, trained)(**_overrides(arguments))
+    settings = SettingsFactory(model, trained.config.sampler)(**_overrides(arguments))
 
     keep, candidates, reranker, grid = 1, 1, None, None
     if is_variation(arguments, trained):
         grid = edits.variations(arguments, trained, settings)
     else:
-        prompts, keep = _make_prompts(arguments, trained, model, captions)
-        candidates, reranker = _candidates(arguments, trained, captions, keep)
+        prompts, keep = sample_prompts(trained, model.classes, arguments.num, captions, arguments.label)
+        reranking = {"clip": arguments.clip, "batch_size": arguments.batch_size}
+        candidates, reranker = prepare_reranking(trained, captions, keep, arguments.best_of, **reranking)
         if arguments.interpolate:
             grid, keep, candidates = edits.interpolate_latents(arguments, trained, settings, prompts), 1, 1
         else:
@@ -267,7 +270,7 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
     """
     config = Workdir(required(arguments, "workdir")).read_config()
     if arguments.label is not None and (classes := image_spec(config).classes):
-        edits.check_label(arguments.label, classes)
+        check_label(arguments.label, classes)
     for name in ("classifier", "weak", "clip"):
         path = getattr(arguments, name)
         if path and not (name == "clip" and clip_checkpoint.is_published(path)):
@@ -284,33 +287,6 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
     if arguments.prompt:
         return [arguments.prompt]
     return read_file(arguments.prompts) if arguments.prompts else []
-
-
-def _make_prompts(
-    arguments: Arguments, trained: Run, model: GenerativeModel, captions: list[str]
-) -> tuple[Prompts, int]:
-    """Returns the conditions of samples, and the number of images per condition: --num per prompt, or one per label."""
-    if not is_text_conditioned(model):
-        return Prompts({"label": _labels(arguments, model.classes)}, None), 1
-    if not captions:
-        raise UserError("this run is text-conditioned: pass --prompt=TEXT or --prompts=FILE")
-    labels = np.arange(len(captions), dtype=np.int32) % max(model.classes, 1)
-    prompts = Prompts({"label": labels, "tokens": encode_captions(trained, captions)}, captions)
-    return prompts, arguments.num
-
-
-def _candidates(arguments: Arguments, trained: Run, captions: list[str], keep: int) -> tuple[int, Reranker | None]:
-    """Returns the number of samples per prompt, and the CLIP that ranks them; None if all are kept."""
-    candidates = arguments.best_of or keep
-    if candidates < keep:
-        raise UserError(f"--best_of={candidates}: must be at least --num={keep}, the number of images to keep")
-    if arguments.best_of == keep:
-        note(f"--best_of={keep}: has no effect, because --num keeps all {keep}")
-    if candidates == keep:
-        return candidates, None
-    reranker = load_reranker(trained, arguments.clip, arguments.batch_size)
-    reranker.note_truncated(captions)
-    return candidates, reranker
 
 
 def row_title(caption: str) -> str:
@@ -343,11 +319,4 @@ def _overrides(arguments: Arguments) -> dict[str, Any]:
     flags = {name: getattr(arguments, name) for name in ("strength", "resample_steps", "keep_fraction")}
     if arguments.initial_image and arguments.keep_fraction is None:
         flags["keep_fraction"] = 0.5
-    return single_setting(arguments) | {name: value for name, value in flags.items() if value is not None}
-
-
-def _labels(arguments: Arguments, classes: int) -> np.ndarray:
-    if arguments.label is None:
-        return np.arange(arguments.num, dtype=np.int32) % max(classes, 1)
-    edits.check_label(arguments.label, classes)
-    return np.full(arguments.num, arguments.label, np.int32)
+    return single_setting(arguments.as_dict()) | {name: value for name, value in flags.items() if value is not None}

@@ -36,25 +36,21 @@ from tqdm import tqdm
 
 from diffjax import io
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
-from diffjax.cli.settings import (
-    SettingsFactory,
-    attach_guidance_models,
-    batch_size,
-    define_settings,
-    setting_grid,
-    texts,
-)
+from diffjax.cli.settings import batch_size, define_settings
 from diffjax.errors import MissingData, UserError
 from diffjax.evaluation import plots, provenance, samples
 from diffjax.evaluation.metrics import NAMES
 from diffjax.evaluation.samples import Measurer
 from diffjax.inference import prompts
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.overrides import SettingsFactory, setting_grid
 from diffjax.inference.prompts import Prompts
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion_or_pipeline
 from diffjax.numbers import with_error
+from diffjax.parsing import texts
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run, load
 from diffjax.typing import Variables
@@ -77,7 +73,7 @@ def run(arguments: Arguments) -> int:
     names = texts(arguments.metrics)
     samples.check_names(names, arguments.inception)
     trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    cells = setting_grid(arguments)
+    cells = setting_grid(arguments.as_dict())
     if not is_diffusion_or_pipeline(trained.system):
         raise UserError(
             f"--workdir={trained.workdir.path}: requires a diffusion model or a pipeline "
@@ -86,10 +82,10 @@ def run(arguments: Arguments) -> int:
     check_writable("workdir", trained.workdir.results / "sweep.json")
     if not arguments.classifier:  # a classifier can add classes
         names = _supported_metrics(arguments, trained, trained.system.classes)
-    model, variables = attach_guidance_models(arguments, trained)
+    model, variables = attach_guidance_models(trained, arguments.as_dict())
     names = _supported_metrics(arguments, trained, model.classes)
     # All settings are made first, so that bad ones are refused before anything is sampled.
-    make_settings = SettingsFactory(arguments, model, trained)
+    make_settings = SettingsFactory(model, trained.config.sampler)
     steps = [make_settings(**cell).num_steps for cell in cells]
     settings = [make_settings(capacity=max(steps), **cell) for cell in cells]
     conditions = prompts.default_prompts(trained, arguments.num, classes=model.classes)

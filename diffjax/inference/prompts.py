@@ -86,6 +86,32 @@ def prompts_from_examples(system: Model, examples: Sequence[Example], tokenizer:
     return Prompts(conditions | {"tokens": tokenizer.encode(captions, system.text.length)}, captions)
 
 
+def sample_prompts(
+    trained: Run, classes: int, num: int, captions: Sequence[str] = (), label: int | Sequence[int] | None = None
+) -> tuple[Prompts, int]:
+    """Returns conditions of samples, and the number of images per condition: `num` per caption, or one per label.
+
+    Args:
+      classes: number of classes of the model, with those of a guiding classifier.
+      num: number of images per caption for text-conditioned runs, or of all images.
+      captions: at least one for text-conditioned runs.
+      label: class of all images, or of each of the `num`; None: the classes in turn.
+
+    Raises:
+      UserError: a text-conditioned run without captions, or a label that the run does not have.
+    """
+    if is_text_conditioned(trained.system):
+        if not captions:
+            raise UserError("this run is text-conditioned: pass --prompt=TEXT or --prompts=FILE")
+        labels = np.arange(len(captions), dtype=np.int32) % max(classes, 1)
+        return Prompts({"label": labels, "tokens": encode_captions(trained, captions)}, list(captions)), num
+    if label is None:
+        return Prompts({"label": np.arange(num, dtype=np.int32) % max(classes, 1)}, None), 1
+    for one in np.unique(label):
+        check_label(one, classes)
+    return Prompts({"label": np.broadcast_to(np.asarray(label, np.int32), num).copy()}, None), 1
+
+
 def default_prompts(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:
     """Returns conditions of a run's samples: classes in turn, and captions of `split` for text-conditioned models.
 
@@ -143,6 +169,13 @@ def read_file(path: str | Path) -> list[str]:
     if not prompts:
         raise UserError(f"--prompts={path}: every line is blank; write one prompt per line")
     return prompts
+
+
+def check_label(label: int, classes: int) -> None:
+    """Raises UserError for a label that a run with `classes` classes does not have."""
+    if not 0 <= label < classes:
+        problem = f"must be from 0 to {classes - 1}" if classes else "this run was trained without labels; remove it"
+        raise UserError(f"--label={label}: {problem}")
 
 
 def check_text(name: str, text: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, note
 from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.prompts import Prompts, note_truncated
 from diffjax.inference.sampler_runner import SampleRunner
@@ -98,6 +98,37 @@ def _clip_path(trained: Run, path: str | Path | None) -> str | Path:
     if not names:
         raise UserError("a CLIP is required to score images, and this run was trained without one: pass --clip=RUN")
     return referenced_run(trained.config, names[0], trained.workdir.path)
+
+
+def prepare_reranking(
+    trained: Run,
+    captions: Sequence[str],
+    keep: int,
+    candidates: int | None,
+    *,
+    clip: str | Path | None = None,
+    batch_size: int = 100,
+) -> tuple[int, Reranker | None]:
+    """Returns the number of samples per prompt, and the CLIP that ranks them; None if all are kept.
+
+    Args:
+      keep: number of samples to keep per prompt.
+      candidates: value of --best_of; None: `keep`.
+      clip: run or folder of the CLIP; None: the one of the run's config.
+      batch_size: images per call of the CLIP.
+
+    Raises:
+      UserError: fewer candidates than samples to keep, or no CLIP.
+    """
+    if candidates is not None and candidates < keep:
+        raise UserError(f"--best_of={candidates}: must be at least --num={keep}, the number of images to keep")
+    if candidates == keep:
+        note(f"--best_of={keep}: has no effect, because --num keeps all {keep}")
+    if candidates is None or candidates == keep:
+        return keep, None
+    reranker = load_reranker(trained, clip, batch_size)
+    reranker.note_truncated(captions)
+    return candidates, reranker
 
 
 def best_of(

@@ -14,9 +14,11 @@ import pytest
 
 import diffjax
 from diffjax import cli, data, evaluation
-from diffjax.cli import edits, evaluate, flags, sample, settings, sweep
+from diffjax.cli import edits, evaluate, flags, sample, sweep
 from diffjax.errors import UserError, printable
 from diffjax.evaluation import samples
+from diffjax.inference import overrides
+from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.runs.config_files import to_json
 from tests import tiny
@@ -243,9 +245,9 @@ def test_blank_entries_of_lists_are_refused(verb, text):
         if name in flags._LISTS:
             with pytest.raises(UserError, match=f"--{name}={text}: an entry is empty"):
                 parsed(verb, f"--{name}={text}")
-    for name in settings.SETTINGS if verb in ("sample", "sweep", "evaluate") else ():
+    for name in overrides.SETTINGS if verb in ("sample", "sweep", "evaluate") else ():
         with pytest.raises(UserError, match=f"--{name}={text}: an entry is empty"):
-            settings.setting_values(parsed(verb, f"--{name}={text}"), name)
+            overrides.setting_values(name, text)
 
 
 FLAGS = {
@@ -327,11 +329,11 @@ NOTES = {
 @pytest.mark.parametrize("flag_text", NOTES)
 def test_settings_without_effect_are_noted_once(flag_text, workdir, opened, capsys):
     arguments = parsed("sample", *flag_text.replace("SELF", str(workdir)).split())
-    model, _ = settings.attach_guidance_models(arguments, opened)
-    make_settings = settings.SettingsFactory(arguments, model, opened)
+    model, _ = attach_guidance_models(opened, arguments.as_dict())
+    make_settings = overrides.SettingsFactory(model, opened.config.sampler)
     capsys.readouterr()
     for _ in range(2):
-        make_settings(**settings.single_setting(arguments))
+        make_settings(**overrides.single_setting(arguments.as_dict()))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (NOTES[flag_text] is not None)
     assert all(line.startswith("note: ") and NOTES[flag_text] in line for line in lines)
@@ -434,7 +436,7 @@ def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(flag_text, wo
 
 def test_duplicate_values_are_noted(capsys):
     arguments = parsed("sweep", "--steps=5,7,5", "--eta=0")
-    assert [cell["steps"] for cell in settings.setting_grid(arguments)] == [5, 7]
+    assert [cell["steps"] for cell in overrides.setting_grid(arguments.as_dict())] == [5, 7]
     assert capsys.readouterr().err == "note: --steps=5,7,5: a value is listed twice, and sampled once\n"
 
 

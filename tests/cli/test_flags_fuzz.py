@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from diffjax import cli
-from diffjax.cli.settings import SETTINGS
+from diffjax.inference.overrides import SETTINGS
 from tests.fuzzing import cases
 from tests.test_configs_fuzz import named
 
@@ -19,7 +19,7 @@ WORDS = ("", "nonsense", "ddim", "trailing", "clip", "none", "test", "train", "/
 
 def flags(verb: str) -> st.SearchStrategy[list[str]]:
     """Returns a strategy for one to three flags, some with bad values."""
-    from diffjax.cli.settings import clipping, samplers, time_grids
+    from diffjax.inference.overrides import clipping, samplers, time_grids
 
     axes = {"sampler": samplers, "grid": time_grids, "threshold": clipping}
     numbers = [name for name in SETTINGS if name not in axes] + ["seed", "batch_size", "num", "checkpoint"]

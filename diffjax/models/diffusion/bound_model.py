@@ -77,7 +77,7 @@ class BoundModel:
             conditions = {**conditions, "image": self.encode(conditions["image"])}
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
-        denoise = self._guided(settings, conditions, guides)
+        denoise = self.guided_denoiser(settings, conditions, guides)
         make_sampler = lookup("sampler", samplers, settings["sampler"]).bind(
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
@@ -102,7 +102,9 @@ class BoundModel:
         schedule, x0 = self.process.schedule, self.encode(images)
         return sampling.encode(self.denoiser, x0, schedule(settings.times), settings["steps"], schedule(schedule.first))
 
-    def _guided(self, settings: SamplingSettings, conditions: Mapping[str, Array], guides: Guides) -> Denoiser:
+    def guided_denoiser(
+        self, settings: SamplingSettings, conditions: Mapping[str, Array], guides: Guides = Guides()
+    ) -> Denoiser:
         """Returns the denoiser with each guidance, then clipping and inpainting applied."""
         denoise, interval = self.denoiser, (settings["guidance_low"], settings["guidance_high"])
         if self.unconditional is not None:

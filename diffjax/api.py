@@ -1,0 +1,252 @@
+"""Python interface of a trained run: samples, denoiser, metrics and sweeps, as of the verbs of the command line."""
+
+import dataclasses
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax import numpy as jnp
+from jaxtyping import Array, Float, UInt8
+from numpy import ndarray
+
+from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.noise import Noise
+from diffjax.errors import UserError, unknown
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
+from diffjax.inference.prompts import check_text, sample_prompts
+from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images, check_stage_image
+from diffjax.inference.reranking import best_of as keep_best
+from diffjax.inference.reranking import prepare_reranking
+from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.models.capabilities import is_diffusion
+from diffjax.runs import loading
+
+_MAX_COUNT = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Run(loading.Run):
+    """A trained run. `system` is its model, `variables` its averaged parameters, `config` its config."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Run(system={self.config.system}, data={self.config.data.name}, parameters={self.parameters:,}, "
+            f"step={self.step}, path={self.workdir.path})"
+        )
+
+    def sample(
+        self,
+        num: int | None = None,
+        *,
+        labels: int | Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        seed: int = 0,
+        batch_size: int = 100,
+        best_of: int | None = None,
+        clip: str | os.PathLike | None = None,
+        classifier: str | os.PathLike | None = None,
+        weak: str | os.PathLike | None = None,
+        **settings: Any,
+    ) -> UInt8[ndarray, "N H W C"]:
+        """Samples images: those of `launch.py sample` with the same flags.
+
+        Args:
+          num: number of images, of each prompt for text-conditioned runs; None: 16, or one per label.
+          labels: class of all images, or of each; None: the classes in turn.
+          prompts: caption or captions, for text-conditioned runs.
+          seed: seed of the first sample; sample i has seed + i.
+          batch_size: samples per batch; does not change the samples.
+          best_of: number of samples per prompt, of which the `num` most similar to the prompt are kept.
+          clip: run or folder of the CLIP that `best_of` ranks by; None: the one trained with the run.
+          classifier, weak: runs that guide.
+          settings: sampling settings by flag, such as sampler="ddim", steps=20, guidance=2.0. A mapping sets them per
+            stage of a pipeline: steps={"prior": 64, "decoder": 50}. Others are those of the run's config.
+
+        Returns:
+          Images, uint8 in [0, 255]. The images of a prompt are adjacent.
+
+        Raises:
+          UserError: an argument that the run does not support.
+        """
+        num = _count(num, labels)
+        captions = _captions(prompts)
+        texts = _setting_texts(settings, several=False)
+        flags = texts | {
+            "label": labels,
+            "prompts": prompts,
+            "best_of": best_of,
+            "clip": clip,
+            "classifier": classifier,
+            "weak": weak,
+        }
+        seed, batch_size = _integer("seed", seed, 0), _integer("batch_size", batch_size, 1)
+        if clip is not None and best_of is None:
+            raise UserError("--clip: requires --best_of; add it")
+        model, variables = attach_guidance_models(self, flags)
+        check_samples_images(self)
+        check_capabilities(flags, self, SAMPLE_FLAGS)
+        check_stage_image(self)
+        sampling_settings = SettingsFactory(model, self.config.sampler)(**single_setting(texts))
+        conditions, keep = sample_prompts(self, model.classes, num, captions, labels)
+        best_of = None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT)
+        candidates, reranker = prepare_reranking(
+            self, captions, keep, best_of, clip=None if clip is None else os.fspath(clip), batch_size=batch_size
+        )
+        runner = SampleRunner(model, batch_size=min(batch_size, candidates * conditions.size))
+        images, _ = keep_best(
+            runner, variables, conditions, sampling_settings, reranker, candidates=candidates, keep=keep, seed=seed
+        )
+        return images
+
+    def denoiser(
+        self,
+        *,
+        labels: int | Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> "RunDenoiser":
+        """Returns the denoiser of a diffusion model, with guidance and clipping as in `sample`.
+
+        Args:
+          labels: class of all examples, or of each; required for class-conditional runs.
+          prompts: caption of all examples, or of each; required for text-conditioned runs.
+          settings: "guidance", "guidance_rescale", "guidance_low", "guidance_high" and "threshold", as of `sample`.
+            guidance=1 with threshold="none" gives the estimate of the network alone.
+
+        Returns:
+          A denoiser as of diffjax.diffusion: maps x_t [B, ...] and its noise level to `Denoised`, with x_0 [B, ...].
+          The level is a `Noise` of scalars, or a timestep t in [0, T].
+
+        Raises:
+          UserError: the run is not a diffusion model, or an argument that it does not support.
+        """
+        model, captions = self.system, _captions(prompts)
+        if not is_diffusion(model):
+            raise UserError(
+                f"--workdir={self.workdir.path}: requires a diffusion model (this run: system={self.config.system})"
+            )
+        check_capabilities({"label": labels, "prompts": prompts}, self, SAMPLE_FLAGS)
+        check_stage_image(self)
+        for name in settings:
+            if name not in _DENOISER_SETTINGS:
+                raise unknown("setting of a denoiser", name, _DENOISER_SETTINGS)
+        if model.classes and not captions and labels is None:
+            raise UserError("--label is missing: the run is conditioned on labels; pass labels=...")
+        overrides = single_setting(_setting_texts(settings, several=False))
+        sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
+        num = 1 if labels is None or jnp.ndim(labels) == 0 else len(labels)  # type: ignore[arg-type]
+        conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
+        return RunDenoiser(self, conditions, sampling_settings)
+
+
+_DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDenoiser:
+    """A denoiser of a run under conditions.
+
+    Attributes:
+      run: run of a diffusion model.
+      conditions: arrays [1, ...] for any batch, or [B, ...], by name.
+      settings: sampling settings, of which guidance and clipping are used.
+    """
+
+    run: Run
+    conditions: Mapping[str, ndarray]
+    settings: Any
+
+    def __repr__(self) -> str:
+        return f"RunDenoiser({self.run!r})"
+
+    def __call__(self, x: Float[Array, "B ..."], noise: Noise | Array | float) -> Denoised:
+        """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep."""
+        model: Any = self.run.system
+        conditions = {
+            name: jnp.broadcast_to(values, (len(x), *values.shape[1:])) for name, values in self.conditions.items()
+        }
+        bound = model.bind(self.run.variables, conditions)
+        noise = noise if isinstance(noise, Noise) else model.noise_schedule(jnp.asarray(noise))
+        return bound.guided_denoiser(self.settings, conditions)(x, noise)
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Run:
+    """Opens a trained or exported run with its averaged parameters, also while it trains.
+
+    Args:
+      path: folder of the run.
+      step: step of the checkpoint; None: the newest one.
+
+    Raises:
+      UserError: there is no run or no such checkpoint, or a file of the run is damaged.
+    """
+    run = loading.load(path, step)
+    return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+
+def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """Returns a whole number. Raises UserError, with the message of the flag, if it is not one in [low, high]."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise UserError(f"--{name}={value}: must be a whole number from {low:,} to {high:,}")
+    return number
+
+
+def _count(num: int | None, labels: int | Sequence[int] | None) -> int:
+    """Returns the number of samples. Raises UserError if it is not that of `labels`, or a label is not a number."""
+    each = labels is not None and jnp.ndim(labels) > 0  # type: ignore[arg-type]
+    for label in labels if each else [] if labels is None else [labels]:  # type: ignore[union-attr]
+        _integer("label", label, 0)
+    if num is None:
+        num = len(labels) if each else 16  # type: ignore[arg-type]
+    num = _integer("num", num, 1, _MAX_COUNT)
+    if each and len(labels) != num:  # type: ignore[arg-type]
+        raise UserError(f"--num={num}: there are {len(labels)} labels; pass one label per image")  # type: ignore[arg-type]
+    return num
+
+
+def _captions(prompts: str | Sequence[str] | None) -> list[str]:
+    """Returns the captions of samples. Raises UserError if one is blank or has control characters."""
+    if prompts is None:
+        return []
+    captions = [prompts] if isinstance(prompts, str) else list(prompts)
+    for caption in captions:
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError(f"--prompt={caption}: must be a text that is not blank; pass a caption")
+        check_text("--prompt", caption)
+    if not captions:
+        raise UserError("--prompts: there are no prompts; pass at least one")
+    return captions
+
+
+def _setting_texts(settings: Mapping[str, Any], *, several: bool) -> dict[str, str]:
+    """Returns sampling settings as the texts of their flags; those of value None are left out.
+
+    Args:
+      several: whether a list is several values.
+
+    Raises:
+      UserError: an unknown setting, or an empty value.
+    """
+    texts = {}
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise unknown("setting", name, SETTINGS)
+        if value is None:
+            continue
+        values = list(value) if several and isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        texts[name] = ",".join(map(_setting_text, values))
+        if not texts[name].strip():
+            raise UserError(f"--{name}={value}: the value is empty; set a value, or remove the flag")
+    return texts
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{stage}:{one}" for stage, one in value.items())
+    return str(value)

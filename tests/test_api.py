@@ -1,0 +1,207 @@
+"""`diffjax.load(workdir)`: the Python interface gives what the verbs of the command line give."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax.diffusion import samplers, sampling, time_grids
+from diffjax.errors import UserError
+from diffjax.models.images import to_grey_levels
+from tests import tiny
+from tests.command_line import launch, sample
+
+
+@pytest.fixture(scope="module")
+def workdir(trained_runs, tmp_path_factory):
+    return trained_runs.copy("pixel", tmp_path_factory.mktemp("api") / "run")
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return diffjax.load(workdir)
+
+
+def test_the_package_lists_its_public_names():
+    assert dir(diffjax) == sorted(dir(diffjax)) and {"load", "__version__", "diffusion", "models"} <= set(dir(diffjax))
+    assert all(hasattr(diffjax, name) for name in dir(diffjax))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        diffjax.lod  # noqa: B018
+
+
+def test_load_sets_xla_flags_before_it_imports_jax():
+    code = "import os, sys, diffjax; assert 'jax' not in sys.modules; diffjax.load; print(os.environ['XLA_FLAGS'])"
+    assert "xla_cpu" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_run_has_a_short_repr(run, workdir):
+    text = repr(run)
+    assert f"{run.parameters:,}" in text and f"path={workdir}" in text and "step=4" in text and "digits" in text
+    assert len(text) - len(str(workdir)) < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (
+            {"num": 3, "labels": 3, "sampler": "ddim", "steps": 3},
+            ["--num=3", "--label=3", "--sampler=ddim", "--steps=3"],
+        ),
+        (
+            {"num": 12, "seed": 5, "eta": 1.0, "guidance": 2, "steps": 3, "sampler": "ddim"},
+            ["--num=12", "--seed=5", "--eta=1", "--guidance=2", "--steps=3", "--sampler=ddim"],
+        ),
+    ],
+)
+def test_samples_equal_those_of_the_verb(run, workdir, tmp_path, options, flags):
+    images = run.sample(**options, batch_size=8)
+    np.testing.assert_array_equal(images, sample(workdir, tmp_path, *flags)["images"])
+    assert images.dtype == np.uint8 and images.shape == (options["num"], 8, 8, 1)
+
+
+def test_each_image_can_have_its_label(run):
+    one = run.sample(labels=[3, 7], sampler="ddim", steps=3, batch_size=8)
+    np.testing.assert_array_equal(one[1:], run.sample(1, labels=7, seed=1, sampler="ddim", steps=3, batch_size=8))
+
+
+@pytest.mark.parametrize("prompts", ["a small red circle", ["a large blue square", "a small red circle"]])
+def test_images_of_prompts_equal_those_of_the_verb(trained_runs, tmp_path, prompts):
+    workdir = trained_runs("dalle")
+    images = diffjax.load(workdir).sample(2, prompts=prompts, best_of=3, top_k=2, batch_size=8)
+    (tmp_path / "prompts.txt").write_text(prompts if isinstance(prompts, str) else "\n".join(prompts))
+    flags = [f"--prompts={tmp_path}/prompts.txt", "--num=2", "--best_of=3", "--top_k=2"]
+    np.testing.assert_array_equal(images, sample(workdir, tmp_path, *flags)["images"])
+
+
+@pytest.mark.slow  # trains a pipeline
+def test_settings_of_stages_are_mappings(trained_runs, tmp_path):
+    workdir = trained_runs("unclip")
+    images = diffjax.load(workdir).sample(
+        2, prompts="a small red circle", steps={"prior": 2, "decoder": 3}, batch_size=8
+    )
+    flags = ["--prompt=a small red circle", "--num=2", "--steps=prior:2,decoder:3"]
+    np.testing.assert_array_equal(images, sample(workdir, tmp_path, *flags)["images"])
+
+
+def test_an_exported_folder_and_a_checkpoint_can_be_loaded(run, workdir, tmp_path):
+    assert launch("export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}") == 0
+    exported = diffjax.load(tmp_path / "out")
+    options = {"num": 2, "sampler": "ddim", "steps": 3, "batch_size": 8}
+    np.testing.assert_array_equal(exported.sample(**options), run.sample(**options))
+    assert diffjax.load(workdir, step=2).step == 2
+
+
+@pytest.mark.parametrize("guidance", [1, 2.0])
+def test_sampling_with_the_denoiser_gives_the_samples_of_the_run(run, guidance):
+    schedule = run.system.noise_schedule
+    levels = schedule(time_grids.trailing(3, schedule))
+    denoiser = run.denoiser(labels=3, guidance=guidance)
+    keys = jax.vmap(jax.random.key)(np.arange(5, 8, dtype=np.uint32))
+    x = jax.jit(lambda keys: sampling.sample(keys, denoiser, samplers.ddim(), levels, 3, shape=(8, 8, 1)))(keys)
+    options = {"sampler": "ddim", "steps": 3, "grid": "trailing", "eta": 0, "batch_size": 8}
+    images = run.sample(3, labels=3, seed=5, guidance=guidance, **options)
+    difference = np.abs(np.asarray(to_grey_levels(x), int) - images)
+    assert difference.max() <= 1  # rounded from floats of two programs
+
+
+def test_the_denoiser_takes_a_timestep_or_a_noise_level(run):
+    x, schedule = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), run.system.noise_schedule
+    denoiser = run.denoiser(labels=[3, 7])
+    by_time, by_level = denoiser(x, 10), denoiser(x, schedule(10))
+    np.testing.assert_array_equal(by_time.x0, by_level.x0)
+    np.testing.assert_allclose(by_time.x0[1:], run.denoiser(labels=7)(x[1:], 10).x0, rtol=1e-4, atol=1e-5)
+    raw = run.denoiser(labels=[3, 7], guidance=1, threshold="none")(100 * x, 10).x0
+    assert np.abs(raw).max() > 1 >= np.abs(run.denoiser(labels=[3, 7], threshold="clip")(100 * x, 10).x0).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": 10}, "--label=10: must be from 0 to 9"),
+        ({"labels": "cat"}, "--label=cat: must be a whole number from 0"),
+        ({"labels": [1, 2], "num": 3}, "--num=3: there are 2 labels"),
+        ({"num": 0}, "--num=0: must be a whole number from 1 to 10,000,000"),
+        ({"seed": -1}, "--seed=-1: must be a whole number from 0"),
+        ({"seed": 2**32}, "--seed=4294967296: must be a whole number from 0"),
+        ({"steps": 21}, "21"),
+        ({"steps": 2.5}, "--steps=2.5: must be whole numbers"),
+        ({"steps": "2,3"}, "--steps=2,3: must be one value"),
+        ({"sampler": "dim"}, "did you mean 'ddim'?"),
+        ({"sampler": ""}, "--sampler=: the value is empty"),
+        ({"guidence": 2}, "unknown setting 'guidence': did you mean 'guidance'?"),
+        ({"prompts": "a circle"}, "--prompts: requires a text-conditioned model"),
+        ({"weak_scale": 2}, "--weak_scale: requires --weak=RUN"),
+        ({"weak": "nowhere"}, "nowhere"),
+    ],
+)
+def test_invalid_arguments_raise_the_errors_of_the_verbs(run, options, message):
+    with pytest.raises(UserError) as error:
+        run.sample(**options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_invalid_arguments_of_a_denoiser_raise(run, trained_runs):
+    with pytest.raises(UserError, match="unknown setting of a denoiser 'steps'"):
+        run.denoiser(labels=3, steps=5)
+    with pytest.raises(UserError, match="--label is missing"):
+        run.denoiser()
+    with pytest.raises(UserError, match="requires a diffusion model"):
+        diffjax.load(trained_runs("vae")).denoiser()
+    with pytest.raises(UserError, match="pass --prompt"):
+        diffjax.load(trained_runs("dalle")).sample()
+
+
+def linen_network():
+    from flax import linen as nn
+
+    module = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.constant(0.5))
+    params = module.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    return lambda x, t, label: module.apply(params, x)
+
+
+def nnx_network():
+    from flax import nnx
+
+    module = nnx.Linear(1, 1, use_bias=False, kernel_init=nnx.initializers.constant(0.5), rngs=nnx.Rngs(0))
+    return lambda x, t, label: module(x)
+
+
+def equinox_network():
+    equinox = pytest.importorskip("equinox")
+    module = equinox.nn.Conv2d(1, 1, 1, use_bias=False, key=jax.random.key(0))
+    module = equinox.tree_at(lambda m: m.weight, module, 0.5 * np.ones((1, 1, 1, 1), np.float32))
+    return lambda x, t, label: jax.vmap(module)(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+
+
+def haiku_network():
+    haiku = pytest.importorskip("haiku")
+    linear = haiku.without_apply_rng(
+        haiku.transform(lambda x: haiku.Linear(1, with_bias=False, w_init=haiku.initializers.Constant(0.5))(x))
+    )
+    params = linear.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    return lambda x, t, label: linear.apply(params, x)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Returns the example of the docs as a function of a network (x, t, label) -> noise."""
+    blocks = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    (source,) = [block for block in blocks if "network(" in block]
+
+    def sampled(network):
+        scope = {"network": network}
+        exec(source, scope)
+        return np.asarray(scope["images"])
+
+    return sampled
+
+
+@pytest.mark.parametrize("make_network", [linen_network, nnx_network, equinox_network, haiku_network])
+def test_the_example_samples_networks_of_any_library(example, make_network):
+    images = example(make_network())
+    assert images.shape == (4, 8, 8, 1) and np.isfinite(images).all()
+    np.testing.assert_allclose(images, example(lambda x, t, label: 0.5 * x), rtol=1e-3, atol=1e-3)
