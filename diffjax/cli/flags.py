@@ -21,6 +21,7 @@ Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
 _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
+_TEXT_TUPLES = ("masks", "start_fresh")  # fields that are tuples of text, also when they are empty
 _WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -265,7 +266,9 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     if isinstance(seed := holder.config.get("seed", 0), int):
         validate_integer("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():
-        kind = str if isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str) else int | float
+        is_text = name.rpartition(".")[2] in _TEXT_TUPLES
+        is_text |= isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str)
+        kind = str if is_text else int | float
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
             raise UserError(f"--config.{name}={value}: {name} must be {_type_name(known[name])}")
     return holder.config

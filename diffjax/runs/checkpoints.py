@@ -135,10 +135,13 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, it is damaged, or it does not fit the template.
         """
-        local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), template)
+        template = _on_one_device(template)
         restored = self._restore({"variables": template, "ema": template["params"]}, self._check_step(step))
         return {**restored["variables"], "params": restored["ema"]}
+
+    def restore_variables(self, template: Variables, step: int | None = None) -> Variables:
+        """Returns the variables of a checkpoint as `restore_ema` does, with the parameters that are not averaged."""
+        return self._restore({"variables": _on_one_device(template)}, self._check_step(step))["variables"]
 
     def report_damage(self) -> None:
         """Prints the damaged checkpoints that were skipped and still exist, on standard error."""
@@ -254,3 +257,9 @@ class Checkpoints:
         self._damage_by_step.pop(step, None)
         multihost.barrier("set aside")
         self._manager.reload()
+
+
+def _on_one_device(shapes: Variables) -> Variables:
+    """Returns the shapes of variables with a sharding on the first device of this process."""
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), shapes)

@@ -32,6 +32,8 @@ _DEFAULTS = {
     "data.on_corrupt": "raise",
     "diffusion.rescale_timesteps": False,
     "codebook.shared": False,
+    "train.start": "",
+    "train.start_fresh": (),
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
@@ -56,6 +58,8 @@ _TYPES = {
     "parallel.fsdp": int,
     "parts": ConfigDict,
     "train": ConfigDict,
+    "train.start": str,
+    "train.start_fresh": tuple,
     "train.steps": int,
     "train.batch_size": int,
     "train.accumulate": int,
@@ -169,6 +173,7 @@ def _check_form(config: ConfigDict, where: str, *, files: bool = False) -> None:
             fits = False  # Python's bool is an int
         if value is not ... and not fits:
             expected = {ConfigDict: "a section", int: "a whole number", float: "a number", bool: "true or false"}
+            expected[tuple] = "a tuple, such as ('label',)"
             raise UserError(f"{where}{name}={_shown(value)}: must be {expected.get(kind, 'text')}")
     for name, part in config.get("parts", {}).items():
         if not _PART_NAME.fullmatch(name) or name in _RESERVED:

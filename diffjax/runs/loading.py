@@ -72,12 +72,13 @@ class Run:
         return load_tokenizer(self.workdir.path) if self.system.text else None
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Run:
+def load(path: str | os.PathLike, step: int | None = None, *, averaged: bool = True) -> Run:
     """Opens a run with its averaged parameters, also while it trains.
 
     Args:
       path: folder of the run.
       step: step of the checkpoint; None: the newest one.
+      averaged: False: the parameters of the last step. Exported runs have only averaged ones.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
@@ -97,12 +98,12 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
             raise UserError(f"--checkpoint={step}: {path} is a pipeline, which has no checkpoints; omit the flag")
         variables, step = {"params": {}}, 0
     else:
-        variables, step = _read_variables(workdir, jax.eval_shape(system.init, jax.random.key(0)), step)
+        variables, step = _read_variables(workdir, jax.eval_shape(system.init, jax.random.key(0)), step, averaged)
     return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)
 
 
-def _read_variables(workdir: Workdir, template: Variables, step: int | None) -> tuple[Variables, int]:
-    """Returns the averaged parameters and collections of a run, and their step."""
+def _read_variables(workdir: Workdir, template: Variables, step: int | None, averaged: bool) -> tuple[Variables, int]:
+    """Returns the parameters and collections of a run, and their step."""
     if workdir.weights.exists():
         exported_step = exported_weights.step_of(workdir.weights)
         if step not in (None, exported_step):
@@ -114,7 +115,7 @@ def _read_variables(workdir: Workdir, template: Variables, step: int | None) -> 
         raise UserError(
             f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"
         )
-    return read_checkpoints.read_variables(workdir.checkpoints, template, step)
+    return read_checkpoints.read_variables(workdir.checkpoints, template, step, averaged=averaged)
 
 
 def build_model(

@@ -13,8 +13,8 @@ import numpy as np
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.models.parameter_paths import flatten
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.exported_weights import name_of
 from diffjax.runs.loading import build_model
 from diffjax.runs.workdir import Workdir
 from diffjax.training.compiled_step import compile_step, init_and_step_keys, make_optimizers
@@ -94,5 +94,4 @@ def _read_batch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _non_finite_names(tree: Any) -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [name_of(path) for path, leaf in leaves if not jnp.isfinite(leaf).all()]
+    return [name for name, leaf in flatten(tree).items() if not jnp.isfinite(leaf).all()]

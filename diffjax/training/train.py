@@ -39,6 +39,7 @@ from diffjax.training.compiled_step import (
 )
 from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
+from diffjax.training.start import StartWeights, read_start
 
 _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
@@ -68,7 +69,8 @@ def train(
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
-    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
+    _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
             if multihost.is_main_process() and is_pipeline(planned) and workdir.config.exists():
@@ -117,12 +119,26 @@ class _Preparation:
     devices: Devices
     optimizers: Optimizers
     source: Source
+    start: StartWeights | None  # initial weights; None: random, or the run has a checkpoint
 
     @classmethod
-    def create(cls, config: ConfigDict, model: Model) -> "_Preparation":
+    def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split))
+        start = None if list_steps(workdir.checkpoints) else read_start(config, model)
+        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start)
+
+
+def _check_starts_of_parts(config: ConfigDict, workdir: Workdir) -> None:
+    """Raises UserError if the initial weights of a part that is not trained yet do not fit."""
+    for name in part_names(config):
+        part, folder = part_config(config, name), Workdir(workdir.path / name)
+        if part.get("train", {}).get("start") and not list_steps(folder.checkpoints) and not folder.weights.exists():
+            try:
+                read_start(part, build_model(part, folder.path, parent=config, abstract=True))
+            except UserError as error:
+                raise UserError(f"parts.{name}.{error}") from error
+        _check_starts_of_parts(part, folder)
 
 
 def _train(
@@ -160,8 +176,8 @@ def _train(
         step, state = compile_step(
             config, system, prepared.optimizers, devices, len(source), checkpoints if start else None
         )
-        if not start and needs_first_batch(system):
-            state = fit_to_first_batch(system, state, batches.batch(0), devices)
+        if not start:
+            state = _initialise(system, state, batches, prepared)
         frozen = devices.replicate(system.frozen)
         with multihost.main_process_first("config"):
             if multihost.is_main_process() and start:
@@ -194,6 +210,17 @@ def _train(
             check_place()
             raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
+
+
+def _initialise(system: Model, state: TrainState, batches: data.Batches, prepared: _Preparation) -> TrainState:
+    """Returns a new state with the weights that the run starts from, then fitted to the first batch if needed."""
+    if prepared.start:
+        print(prepared.start.summary)
+        state = prepared.start.apply(state)
+    if needs_first_batch(system):
+        state = fit_to_first_batch(system, state, batches.batch(0), prepared.devices)
+        state = prepared.start.apply(state) if prepared.start else state  # the fit is of fresh weights only
+    return state
 
 
 def _open_checkpoints(config: ConfigDict, workdir: Workdir, check_place: Callable[[], None]) -> Checkpoints:
@@ -254,7 +281,7 @@ def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Work
     """Adds tokens to the examples of a source if the model reads captions, and stores the tokenizer in the workdir.
 
     The tokenizer is, in this order: the workdir's, that of the CLIP that the config names, that of `text.tokenizer`,
-    or a new one, trained on the captions.
+    that of the run that `train.start` names, or a new one, trained on the captions.
 
     Raises:
       UserError: the data set has no captions, or the tokenizer does not fit `text.vocabulary`.
@@ -287,6 +314,8 @@ def _choose_tokenizer(config: ConfigDict, workdir: Workdir, captions: list[str],
         return load_tokenizer(referenced_run(config, "clip", workdir.path))
     if config.text.tokenizer:
         return tokenizer.load(config.text.tokenizer)
+    if config.train.get("start"):
+        return load_tokenizer(config.train.start)
     return tokenizer.train(captions, vocabulary)
 
 
