@@ -199,6 +199,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Train
     "train.start": ("", "run, or exported run, whose weights are the initial weights; '': random weights"),
     "train.start_fresh": ((), "patterns of parameter paths that are initialised at random nevertheless: 'label'"),
+    "train.freeze": ((), "patterns of parameter paths that are not trained: 'down_*'"),
     "train.steps": (1000, "optimizer updates"),
     "train.batch_size": (128, "examples per step, over all devices"),
     "train.accumulate": (1, "microbatches per step, to save memory"),

@@ -58,9 +58,14 @@ def check_patterns(field: str, patterns: Sequence[str], paths: Iterable[str]) ->
 
 
 def _proposal(pattern: str, paths: Sequence[str]) -> str:
+    """Returns the names whose beginnings are the most similar to a pattern, or the names at the top."""
+    start = pattern.replace("*", "")
+
+    def similarity(name: str) -> float:
+        return difflib.SequenceMatcher(None, start, name[: len(start)]).ratio()
+
     names = {part for path in paths for part in (path, *path.split("/"))}
-    similar = difflib.get_close_matches(pattern.replace("*", ""), sorted(names), n=3, cutoff=0.5)
+    similar = sorted(filter(lambda name: similarity(name) > 0.6, names), key=lambda name: (-similarity(name), name))
     if similar:
-        return f"did you mean {' or '.join(similar)}?"
-    parts = sorted({"/".join(path.split("/")[:2]) for path in paths})
-    return f"choose from {', '.join(parts)}"
+        return f"did you mean {' or '.join(similar[:3])}?"
+    return f"choose from {', '.join(sorted({'/'.join(path.split('/')[:2]) for path in paths}))}"

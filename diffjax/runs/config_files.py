@@ -34,6 +34,7 @@ _DEFAULTS = {
     "codebook.shared": False,
     "train.start": "",
     "train.start_fresh": (),
+    "train.freeze": (),
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
@@ -60,6 +61,7 @@ _TYPES = {
     "train": ConfigDict,
     "train.start": str,
     "train.start_fresh": tuple,
+    "train.freeze": tuple,
     "train.steps": int,
     "train.batch_size": int,
     "train.accumulate": int,

@@ -10,7 +10,9 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
+from diffjax.errors import UserError
 from diffjax.models.base import Model
+from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_state
 from diffjax.training.optimizers import adam, learning_rate_schedule
@@ -40,14 +42,39 @@ def _learning_rate(config: ConfigDict, group: str) -> optax.Schedule:
 
 
 def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
-    """Returns the optimiser of each group of parameters, from the fields of `train` or of its section for the group."""
+    """Returns the optimiser of each group of parameters, from the fields of `train` or of its section for the group.
+
+    Frozen parameters have no optimiser state.
+    """
+    trained = trained_parameters(config, model)
 
     def optimizer(group: str) -> optax.GradientTransformation:
         c = _settings(config, group)
         options = {name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
-        return adam(_learning_rate(config, group), **options)
+        transformation = adam(_learning_rate(config, group), **options)
+        return optax.masked(transformation, trained[group]) if trained else transformation
 
     return {group: optimizer(group) for group in model.losses}
+
+
+def trained_parameters(config: ConfigDict, model: Model) -> Mapping[str, Any] | None:
+    """Returns which parameters `train.freeze` leaves trained.
+
+    Returns:
+      A tree of booleans for each group of parameters, with the structure of its parameters; None: all are trained.
+
+    Raises:
+      UserError: a pattern matches no parameter, or no parameter is left to train.
+    """
+    patterns = config.train.get("freeze", ())
+    if not patterns:
+        return None
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    check_patterns("train.freeze", patterns, flatten(params))
+    trained = jax.tree_util.tree_map_with_path(lambda keys, _: not matches(path_of(keys), patterns), params)
+    if not any(jax.tree.leaves(trained)):
+        raise UserError(f"train.freeze={patterns}: matches all parameters; leave some to train")
+    return trained
 
 
 def compile_step(
@@ -165,5 +192,6 @@ def _compile(
         examples=examples,
         accumulate=config.train.accumulate,
         max_consecutive_skips=config.train.get("max_consecutive_skips", 0),
+        trained=trained_parameters(config, model),
     )
     return devices.compile(make, shapes)

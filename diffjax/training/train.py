@@ -36,6 +36,7 @@ from diffjax.training.compiled_step import (
     make_optimizers,
     memory_advice,
     needs_first_batch,
+    trained_parameters,
 )
 from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
@@ -329,8 +330,12 @@ def _announce(
 ) -> None:
     """Prints the size of the model and data set, the devices, and warnings about the config."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    trained = jax.tree.leaves(trained_parameters(config, system))
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.variables["params"])] if trained else []
+    frozen = sum(size for size, is_trained in zip(sizes, trained, strict=True) if not is_trained)
     print(
-        f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
+        f"{config.system} on {config.data.name}: {parameters:,} parameters{f' ({frozen:,} frozen)' * bool(frozen)}, "
+        f"{examples:,} examples, "
         f"{devices.num_devices} {jax.default_backend()} device{'s' * (devices.num_devices > 1)} ({devices.mode})"
         + ("" if multihost.is_single_process() else f" of {jax.process_count()} processes")
         + (f", continuing at step {start}" if start else "")
