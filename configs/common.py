@@ -222,6 +222,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.keep_last": (2, "recent checkpoints to keep; 0: all"),
     "train.keep_every": (0, "also keep checkpoints at multiples of this step; 0: none"),
     "train.discriminator.learning_rate": (5e-4, "peak learning rate of the discriminator; other fields as in train"),
+    "train.lora.rank": (0, "rank r of LoRA, low-rank updates of the weights of train.start; 0: off"),
+    "train.lora.alpha": (8.0, "the updates are scaled by alpha / r"),
+    "train.lora.targets": (("*",), "patterns of the paths of adapted kernels: 'qkv'; '*': all dense layers"),
     # Sampler: defaults of the verbs sample, sweep and evaluate, and settings of previews
     "sampler.name": ("ddim", "sampler: ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ..."),
     "sampler.steps": (50, "sampling steps, from 1 to T"),
@@ -295,7 +298,7 @@ def new(system: str, *groups: str, train: bool = True) -> ConfigDict:
       train: whether it has the section `train`; pipelines do not.
     """
     config = ConfigDict().lock()
-    add(config, "seed", "system", "dtype", "data", *groups, *["train"] * train, "parallel")
+    add(config, "seed", "system", "dtype", "data", *groups, *["train", "train.lora"] * train, "parallel")
     config.system = system
     return config
 

@@ -21,7 +21,7 @@ Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
 _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
-_TEXT_TUPLES = ("masks", "freeze", "start_fresh")  # fields that are tuples of text, also when they are empty
+_TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
 _WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 

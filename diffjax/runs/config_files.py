@@ -35,6 +35,9 @@ _DEFAULTS = {
     "train.start": "",
     "train.start_fresh": (),
     "train.freeze": (),
+    "train.lora.rank": 0,
+    "train.lora.alpha": 8.0,
+    "train.lora.targets": ("*",),
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
@@ -62,6 +65,10 @@ _TYPES = {
     "train.start": str,
     "train.start_fresh": tuple,
     "train.freeze": tuple,
+    "train.lora": ConfigDict,
+    "train.lora.rank": int,
+    "train.lora.alpha": float,
+    "train.lora.targets": tuple,
     "train.steps": int,
     "train.batch_size": int,
     "train.accumulate": int,

@@ -15,6 +15,7 @@ from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.models import clip as clip_model
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage
+from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
 from diffjax.runs import exported_weights, read_checkpoints
 from diffjax.runs.datasets import image_spec
@@ -33,6 +34,7 @@ class Run:
     Attributes:
       variables: averaged parameters, mutable collections, and under "frozen" the variables of the runs it depends on.
       step: number of training steps that the variables had.
+      lora: of a LoRA run, the LoRA and its parameters, which are merged in `variables`.
     """
 
     workdir: Workdir
@@ -41,6 +43,7 @@ class Run:
     system: Model
     variables: Variables
     step: int
+    lora: tuple[LoraModel, Variables] | None = None
 
     @property
     def parameters(self) -> int:
@@ -93,24 +96,50 @@ def load(path: str | os.PathLike, step: int | None = None, *, averaged: bool = T
         raise UserError(
             f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file"
         ) from error
+    lora = None
     if not system.losses:
         if step is not None:
             raise UserError(f"--checkpoint={step}: {path} is a pipeline, which has no checkpoints; omit the flag")
         variables, step = {"params": {}}, 0
     else:
-        variables, step = _read_variables(workdir, jax.eval_shape(system.init, jax.random.key(0)), step, averaged)
-    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)
+        adapter = adapt(config, system, read_lora_base(workdir, system)) if is_lora(config) else None
+        variables, step = _read_variables(workdir, adapter or system, step, averaged)
+        if adapter:
+            lora = adapter, variables["params"]
+            variables = {**variables, "params": jax.jit(adapter.merge)(adapter.frozen["base"], variables["params"])}
+    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step, lora)
 
 
-def _read_variables(workdir: Workdir, template: Variables, step: int | None, averaged: bool) -> tuple[Variables, int]:
+def read_lora_base(workdir: Workdir, model: Model) -> Variables:
+    """Returns the parameters that a LoRA run adapts.
+
+    Args:
+      model: the adapted model.
+
+    Raises:
+      UserError: the file is missing or damaged, or does not fit the model.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return exported_weights.load(workdir.base, {"params": shapes["params"]})["params"]
+
+
+def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: bool) -> tuple[Variables, int]:
     """Returns the parameters and collections of a run, and their step."""
+    template = jax.eval_shape(model.init, jax.random.key(0))
     if workdir.weights.exists():
         exported_step = exported_weights.step_of(workdir.weights)
         if step not in (None, exported_step):
             raise UserError(
                 f"--checkpoint={step}: {workdir.path} is exported, with step {exported_step} only; omit the flag"
             )
-        return exported_weights.load(workdir.weights, template), exported_step
+        if not isinstance(model, LoraModel):
+            return exported_weights.load(workdir.weights, template), exported_step
+        collections = {name: tree for name, tree in template.items() if name != "params"}
+        exported = exported_weights.load(
+            workdir.weights, {**collections, **jax.eval_shape(model.export, template["params"])}
+        )
+        restored = {name: exported[name] for name in collections}
+        return {**restored, "params": model.restore(exported)}, exported_step
     if not workdir.checkpoints.exists():
         raise UserError(
             f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"

@@ -25,7 +25,7 @@ Optimizers = Mapping[str, optax.GradientTransformation]  # by group of parameter
 
 def learning_rates(config: ConfigDict) -> dict[str, optax.Schedule]:
     """Returns the learning rate schedules: of `train` as "", and of each of its sections for a group of parameters."""
-    groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict)]
+    groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict) and name != "lora"]
     return {group: _learning_rate(config, group) for group in ["", *groups]}
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffjax.cluster import multihost
 from diffjax.errors import UserError, validate_names
 from diffjax.models.base import Model
-from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
+from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
 from diffjax.runs.loading import load
 from diffjax.runs.state import TrainState
 
@@ -29,6 +29,17 @@ class StartWeights(NamedTuple):
     variables: Mapping[str, Any]
     ema: Mapping[str, Any]
     summary: str
+
+    @property
+    def averaged_params(self) -> Mapping[str, Any]:
+        """The averaged parameters as nested dictionaries, on the host."""
+        return unflatten({path: np.asarray(leaf) for path, leaf in self.ema.items()})
+
+    @property
+    def without_params(self) -> "StartWeights":
+        """The state that is not parameters, such as a codebook."""
+        others = {name: value for name, value in self.variables.items() if not name.startswith("params/")}
+        return self._replace(variables=others, ema={})
 
     def apply(self, state: TrainState) -> TrainState:
         """Returns a new state with these weights; others stay as they are."""

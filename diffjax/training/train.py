@@ -19,12 +19,14 @@ from diffjax.errors import UserError, memory_limit_as_user_error, validate_integ
 from diffjax.inference.prompts import unique_captions
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
+from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.models.pipelines.pipeline import Pipeline
+from diffjax.runs import exported_weights
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
-from diffjax.runs.loading import build_model
+from diffjax.runs.loading import build_model, read_lora_base
 from diffjax.runs.state import TrainState
 from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
@@ -41,6 +43,7 @@ from diffjax.training.compiled_step import (
 from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
 from diffjax.training.start import StartWeights, read_start
+from diffjax.typing import Variables
 
 _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
@@ -108,6 +111,7 @@ def check(config: ConfigDict) -> None:
             validate_integer(f"train.{name}", c.get(name, 0), low=0)
         num_samples = c.get("num_preview_samples", 0)
         validate_integer("train.num_preview_samples", num_samples, low=0, high=previews.MAX_SAMPLES)
+        validate_integer("train.lora.rank", c.get("lora", {}).get("rank", 0), low=0)
         validate_number("train.ema_decay", c.ema_decay, low=0, high=1, exclusive="high")
     for name in part_names(config):
         check(part_config(config, name))
@@ -121,13 +125,29 @@ class _Preparation:
     optimizers: Optimizers
     source: Source
     start: StartWeights | None  # initial weights; None: random, or the run has a checkpoint
+    lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
     @classmethod
     def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
         start = None if list_steps(workdir.checkpoints) else read_start(config, model)
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start)
+        base = None
+        if is_lora(config):
+            base = _lora_base(config, model, workdir, start)
+            model, start = adapt(config, model, base), start and start.without_params
+        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start, base)
+
+
+def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
+    """Returns the parameters that LoRA adapts, from the run that a new run starts from or from the run itself."""
+    if list_steps(workdir.checkpoints):
+        return read_lora_base(workdir, model)
+    adapt(config, model, jax.eval_shape(model.init, jax.random.key(0))["params"])  # reports errors of the config first
+    if not start:
+        rank = config.train.lora.rank
+        raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")
+    return start.averaged_params
 
 
 def _check_starts_of_parts(config: ConfigDict, workdir: Workdir) -> None:
@@ -174,24 +194,29 @@ def _train(
         if start >= config.train.steps and not preview_first:
             _report_trained(config, workdir, start)
             return None
+        trained = system if prepared.lora_base is None else adapt(config, system, prepared.lora_base)
+        if isinstance(trained, LoraModel) and not start:
+            with multihost.main_process_first("base"):
+                if multihost.is_main_process():
+                    exported_weights.save(workdir.base, {"params": trained.frozen["base"]}, 0)
         step, state = compile_step(
-            config, system, prepared.optimizers, devices, len(source), checkpoints if start else None
+            config, trained, prepared.optimizers, devices, len(source), checkpoints if start else None
         )
         if not start:
-            state = _initialise(system, state, batches, prepared)
-        frozen = devices.replicate(system.frozen)
+            state = _initialise(trained, state, batches, prepared)
+        frozen = devices.replicate(trained.frozen)
         with multihost.main_process_first("config"):
             if multihost.is_main_process() and start:
                 resume.accept(config, workdir, start)  # after the restore, which fails if the config does not fit
                 workdir.write_last_checkpoint(start)  # later checkpoints are damaged
         log = MetricsLog(workdir.path, start) if multihost.is_main_process() else NullLog()
         stack.enter_context(contextlib.closing(log))
-        _announce(config, system, state, len(source), devices, start)
+        _announce(config, trained, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
 
         def preview_in_place(step: int, state: TrainState) -> None:
             check_place()
-            preview(step, state)
+            preview(step, _with_merged_average(trained, state))
 
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         max_skips = config.train.get("max_consecutive_skips", 0)
@@ -211,6 +236,13 @@ def _train(
             check_place()
             raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
+
+
+def _with_merged_average(model: Model, state: TrainState) -> TrainState:
+    """Returns a state with the averaged parameters of the adapted model, if `model` is a LoRA."""
+    if not isinstance(model, LoraModel):
+        return state
+    return state.replace(ema=jax.jit(model.merge)(model.frozen["base"], state.ema))
 
 
 def _initialise(system: Model, state: TrainState, batches: data.Batches, prepared: _Preparation) -> TrainState:
