@@ -211,6 +211,11 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.beta1": (0.9, "Adam's decay of the first moment"),
     "train.beta2": (0.99, "Adam's decay of the second moment"),
     "train.ema_decay": (0.995, "decay of the averaged weights, per step; they are used after training"),
+    "train.ema_lengths": (
+        (),
+        "relative lengths of two averages for `launch.py ema`, such as (0.05, 0.1); (): none",
+    ),
+    "train.ema_every": (0, "steps between these averages; 0: only at the end"),
     "train.max_consecutive_skips": (
         10,
         "consecutive steps that may be skipped for non-finite gradients before training fails",

@@ -1,6 +1,7 @@
 """Export a run's weights: a folder that every verb except train accepts instead of the run.
 
-  python launch.py export --workdir=runs/digits --out=exported/digits [--checkpoint=2000] [--merge_lora]
+  python launch.py export --workdir=runs/digits --out=exported/digits [--checkpoint=2000]
+                          [--ema_length=0.1] [--merge_lora]
 
 The folder has config.json, tokenizer.json (for text-conditioned runs) and weights.safetensors: the averaged parameters
 and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
@@ -20,7 +21,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from diffjax.cli.flags import Arguments, Flags, define_workdir, required
+from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -38,12 +39,15 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_boolean(
         "merge_lora", False, "add the updates of a LoRA run to the weights that it adapts", flag_values=flags
     )
+    define_ema_length(flags)
 
 
 def run(arguments: Arguments) -> int:
     source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
     with _new_folder(out) as folder:
-        _export(source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora)
+        _export(
+            source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora, length=arguments.ema_length
+        )
     print(f"exported to {out}; try next:\n  python launch.py sample --workdir={out} --out=samples.png")
     return 0
 
@@ -73,8 +77,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _export(source: Path, out: Workdir, step: int | None, *, merge_lora: bool = False) -> None:
-    run = load(source, step)
+def _export(
+    source: Path, out: Workdir, step: int | None, *, merge_lora: bool = False, length: float | None = None
+) -> None:
+    run = load(source, step, ema_length=length)
     if merge_lora and not run.lora:
         raise UserError(f"--merge_lora: requires a LoRA run, and {source} has train.lora.rank=0; remove the flag")
     out.create()

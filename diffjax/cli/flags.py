@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.power_functions import check_length
 
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
@@ -57,8 +58,13 @@ def define_config(flags: Flags) -> None:
     )
 
 
-def define_sampling(flags: Flags) -> None:
+def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     """Defines the flags of all verbs that sample from a trained run."""
+    text = "relative length of the average of the weights (see launch.py ema --help)"
+    if several_lengths:
+        absl_flags.DEFINE_string("ema_length", None, f"{text}; several, separated by commas", flag_values=flags)
+    else:
+        define_ema_length(flags)
     for name, default, low, text in (
         ("seed", 0, 0, "seed of the first sample; sample i has SEED + i, for any batch size"),
         ("batch_size", 100, 1, "samples per batch; does not change the samples"),
@@ -67,6 +73,19 @@ def define_sampling(flags: Flags) -> None:
     absl_flags.DEFINE_integer(
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
+
+
+def define_ema_length(flags: Flags) -> None:
+    text = "relative length of the average of the weights (see launch.py ema --help)"
+    absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
+
+
+def parse_lengths(name: str, text: str) -> list[float]:
+    """Returns the relative lengths of averages in a flag's value. Raises UserError for one out of range."""
+    try:
+        return [check_length(f"--{name}", number(entry)) for entry in entries(name, text)]
+    except ValueError as error:
+        raise UserError(f"--{name}={text}: must be numbers, separated by commas") from error
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:

@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> int:
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
     captions = _check_files(arguments, out)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint)
+    trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
     model, variables = attach_guidance_models(arguments, trained)
     if outputs_embeddings(model):
         raise UserError(f"--workdir={trained.workdir.path}: outputs embeddings, not images; sample the full pipeline")

@@ -35,12 +35,21 @@ _DEFAULTS = {
     "train.start": "",
     "train.start_fresh": (),
     "train.freeze": (),
+    "train.ema_lengths": (),
+    "train.ema_every": 0,
     "train.lora.rank": 0,
     "train.lora.alpha": 8.0,
     "train.lora.targets": ("*",),
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
+_RESERVED = (
+    "averages",
+    "checkpoints",
+    "events",
+    "failed",
+    "results",
+    "samples",
+)  # folders of a run, not valid as names of parts
 _TYPES = {
     "seed": int,
     "system": str,
@@ -65,6 +74,8 @@ _TYPES = {
     "train.start": str,
     "train.start_fresh": tuple,
     "train.freeze": tuple,
+    "train.ema_lengths": tuple,
+    "train.ema_every": int,
     "train.lora": ConfigDict,
     "train.lora.rank": int,
     "train.lora.alpha": float,

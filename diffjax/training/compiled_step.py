@@ -98,7 +98,7 @@ def compile_step(
       UserError: the state does not fit on the devices, or the checkpoint does not fit the model.
     """
     init_key, _ = init_and_step_keys(config)
-    init = functools.partial(initial_state, model, optimizers)
+    init = _initial_state(config, model, optimizers)
     shapes = jax.eval_shape(init, init_key)
     devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
@@ -107,6 +107,11 @@ def compile_step(
     else:
         state = checkpoints.restore(_with_sharding(shapes, sharding))
     return _compile(config, model, optimizers, devices, examples, shapes), state
+
+
+def _initial_state(config: ConfigDict, model: Model, optimizers: Optimizers) -> Callable[[PRNGKey], TrainState]:
+    lengths = config.train.get("ema_lengths", ())
+    return functools.partial(initial_state, model, optimizers, ema_lengths=lengths)
 
 
 def compile_init(init: Callable[[PRNGKey], TrainState], sharding: Any) -> Callable[[PRNGKey], TrainState]:
@@ -123,7 +128,7 @@ def lower_step(config: ConfigDict, model: Model, devices: Devices, batch: Batch,
       examples: number of examples of the data set.
     """
     optimizers = make_optimizers(config, model)
-    shapes = jax.eval_shape(functools.partial(initial_state, model, optimizers), init_and_step_keys(config)[0])
+    shapes = jax.eval_shape(_initial_state(config, model, optimizers), init_and_step_keys(config)[0])
     frozen = jax.eval_shape(lambda tree: tree, model.frozen)
     return _compile(config, model, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
 
@@ -189,6 +194,7 @@ def _compile(
         optimizers,
         key=init_and_step_keys(config)[1],
         ema_decay=config.train.ema_decay,
+        ema_lengths=config.train.get("ema_lengths", ()),
         examples=examples,
         accumulate=config.train.accumulate,
         max_consecutive_skips=config.train.get("max_consecutive_skips", 0),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,12 +22,13 @@ from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.models.pipelines.pipeline import Pipeline
-from diffjax.runs import exported_weights
+from diffjax.runs import averages, exported_weights
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
 from diffjax.runs.loading import build_model, read_lora_base
+from diffjax.runs.power_functions import check_length
 from diffjax.runs.state import TrainState
 from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
@@ -112,6 +114,12 @@ def check(config: ConfigDict) -> None:
         num_samples = c.get("num_preview_samples", 0)
         validate_integer("train.num_preview_samples", num_samples, low=0, high=previews.MAX_SAMPLES)
         validate_integer("train.lora.rank", c.get("lora", {}).get("rank", 0), low=0)
+        validate_integer("train.ema_every", c.get("ema_every", 0), low=0)
+        lengths = c.get("ema_lengths", ())
+        for length in lengths:
+            check_length("train.ema_lengths", length)
+        if len(set(lengths)) < len(lengths) or len(lengths) == 1:
+            raise UserError(f"train.ema_lengths={lengths}: must be two different lengths, such as (0.05, 0.1), or ()")
         validate_number("train.ema_decay", c.ema_decay, low=0, high=1, exclusive="high")
     for name in part_names(config):
         check(part_config(config, name))
@@ -219,6 +227,15 @@ def _train(
             preview(step, _with_merged_average(trained, state))
 
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
+        lengths = config.train.get("ema_lengths", ())
+        if lengths and multihost.is_main_process():
+            averages.delete_after(workdir, start)
+
+        def save_averages(step: int, state: TrainState) -> None:
+            if lengths:
+                check_place()
+                _save_averages(workdir, devices, step, state)
+
         max_skips = config.train.get("max_consecutive_skips", 0)
         try:
             _, stopped = loop.run(
@@ -226,9 +243,11 @@ def _train(
                 state,
                 data.prefetch(local_batches.iterate(start), devices.put_batch),
                 start=start,
-                intervals=loop.Intervals(**{name: config.train[name] for name in intervals}),
+                intervals=loop.Intervals(
+                    **{name: config.train[name] for name in intervals}, ema_every=config.train.get("ema_every", 0)
+                ),
                 batch_size=config.train.batch_size,
-                recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place),
+                recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place, save_averages),
                 preview=preview_in_place,
                 preview_first=preview_first,
             )
@@ -236,6 +255,17 @@ def _train(
             check_place()
             raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
+
+
+def _save_averages(workdir: Workdir, devices: Devices, step: int, state: TrainState) -> None:
+    """Stores the power-function averages of a step. A full disk is reported on standard error, and ends nothing."""
+    collections = {name: tree for name, tree in state.variables.items() if name != "params"}
+    values = devices.on_host((state.power_ema, collections))
+    if multihost.is_main_process():
+        try:
+            averages.save_snapshot(workdir, step, *values)
+        except OSError as error:
+            print(f"step {step}: the averages cannot be stored ({error.strerror})", file=sys.stderr)
 
 
 def _with_merged_average(model: Model, state: TrainState) -> TrainState:
