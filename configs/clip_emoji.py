@@ -13,11 +13,11 @@ smaller.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import clip_shapes
 
 
 def get_config() -> ConfigDict:
-    config = common.derive("clip_shapes")
+    config = clip_shapes.get_config()
     config.data.update(name="emoji", image_size=64)  # the native size of Google's emoji
     config.text.update(vocabulary=2048, length=26)  # 3,500 names of emoji; the longest caption has 26 tokens
     config.train.update(steps=1200, batch_size=128, learning_rate=5e-4)  # 24 epochs

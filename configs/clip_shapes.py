@@ -15,8 +15,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.new("clip", "text", "model.dimensions", "image_encoder", "text_encoder")
-    config.data.update(common.DATASETS["shapes"])
+    config = common.new("clip", "text", "model.dimensions", "image_encoder", "text_encoder", data="shapes")
     config.train.steps = 2000
     config.train.batch_size = 512  # a smaller batch has few images that differ in one shape only
     config.train.update(learning_rate=1e-3, warmup_steps=200, weight_decay=0.1, beta2=0.98, ema_decay=0.999)

@@ -11,19 +11,19 @@ A config lists its groups of fields (`GROUPS`), and changes the defaults that `F
 and `remove` change which fields it has. `launch.py train --config=configs/digits.py --print_config` prints every value
 of a config with its documentation.
 
-`configs` is the folder of the config file if that has a common.py, else this one, so a config outside this repository
-can use it too.
+A config that builds on another imports it: `from configs import common, digits`; `config = digits.get_config()`.
+`configs` has the modules in the folder of the config file, and then those of this repository, so a config file outside
+this repository imports them in the same way.
 """
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from diffjax.errors import unknown
-from diffjax.runs.config_files import load_file
 
+T = TypeVar("T")
 INF = float("inf")
 
 FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b" lists choices
@@ -44,13 +44,22 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "ar_prior": ("@ar_prior", "autoregressive prior: caption to CLIP image embedding; '': none"),
     "decoder": ("@decoder", "first stage: CLIP image embedding to image; required"),
     # Data
-    "data.name": ("digits", "data set: digits | fashion_mnist | cifar10 | emoji | shapes"),
-    "data.dir": ("", "folder of prepared data sets; digits and shapes need none"),
-    "data.split": ("train", "split, or a slice of a prepared one, such as train[:1000]"),
+    "data.name": (
+        "digits",
+        "data set: digits | fashion_mnist | cifar10 | emoji | shapes | folder | npz:FILE | tar:PATTERN | tfds:NAME | "
+        "hf:NAME",
+    ),
+    "data.dir": ("", "folder of images or prepared data sets; digits and shapes need none"),
+    "data.split": ("train", "split, or a slice of one on disk, such as train[:1000] or train[90%:]"),
     "data.image_size": (8, "height and width, in pixels; images of another size are resized"),
-    "data.background": ("white", "background of emoji: white | transparent"),
+    "data.channels": (0, "channels: 1 (grey) | 3 | 4 (with alpha); 0: as the data set has"),
+    "data.fit": ("center_crop", "how images become square: center_crop | random_crop | pad | stretch"),
+    "data.background": ("white", "colour under alpha and around padded images: white | black | #rrggbb | transparent"),
+    "data.num_classes": (-1, "classes of the labels; 0: ignore labels; -1: as the data set has"),
+    "data.class_names": ((), "names of the classes; (): as the data set has"),
     "data.flip": (False, "mirror a random half of the images"),
     "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
+    "data.cache_gib": (-1.0, "memory of decoded images, in GiB; -1: a quarter of the machine's; 0: no cache"),
     # Text
     "text.tokenizer": ("", "vocabulary file, such as CLIP's; '': train a tokenizer on the captions"),
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),
@@ -216,10 +225,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "relative lengths of two averages for `launch.py ema`, such as (0.05, 0.1); (): none",
     ),
     "train.ema_every": (0, "steps between these averages; 0: only at the end"),
-    "train.max_consecutive_skips": (
-        10,
-        "consecutive steps that may be skipped for non-finite gradients before training fails",
-    ),
+    "train.max_consecutive_skips": (10, "consecutive steps that may be skipped for non-finite gradients"),
     "train.log_every": (10, "steps between lines of metrics.jsonl; 0: only the last step"),
     "train.sample_every": (500, "steps between previews; 0: only at the end"),
     "train.num_preview_samples": (100, "images per preview; 0: no previews"),
@@ -285,7 +291,7 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "generator": "model.{class_conditional latent channels multipliers norm_groups norm_min_channels}",
 }  # fmt: skip
 
-DATASETS = {  # fields of `data` that `vary` sets for a variant of this name
+DATASETS = {  # fields of `data` that `new` sets, and `vary` for a variant of this name
     "digits": {},
     "fashion_mnist": {"name": "fashion_mnist", "image_size": 28},
     "cifar10": {"name": "cifar10", "image_size": 32, "flip": True},
@@ -294,17 +300,19 @@ DATASETS = {  # fields of `data` that `vary` sets for a variant of this name
 }
 
 
-def new(system: str, *groups: str, train: bool = True) -> ConfigDict:
+def new(system: str, *groups: str, data: str = "digits", train: bool = True) -> ConfigDict:
     """Returns a locked config of the fields that all runs have and those of `groups`, with their defaults.
 
     Args:
       system: the field `system`.
       groups: names of `GROUPS`, of sections (their direct fields) or of fields.
+      data: name of `DATASETS`.
       train: whether it has the section `train`; pipelines do not.
     """
     config = ConfigDict().lock()
     add(config, "seed", "system", "dtype", "data", *groups, *["train", "train.lora"] * train, "parallel")
     config.system = system
+    config.data.update(DATASETS[data])
     return config
 
 
@@ -325,11 +333,9 @@ def remove(config: ConfigDict, *names: str) -> None:
 
 
 def add_parts(config: ConfigDict, **parts: ConfigDict | str) -> None:
-    """Adds runs that are trained before this one, into folders of its workdir: configs, or files in configs/."""
-    with config.unlocked():
-        section = _section(config, "parts")
-        for name, part in parts.items():
-            section[name] = load_file(f"{Path(__file__).parent}/{part}") if isinstance(part, str) else part
+    """Adds runs that are trained before this one, into folders of its workdir: configs, or names of config files."""
+    with config.unlocked(), config.ignore_type():
+        _section(config, "parts").update(parts)
 
 
 def add_stages(config: ConfigDict, **stages: Mapping[str, Any]) -> None:
@@ -338,27 +344,27 @@ def add_stages(config: ConfigDict, **stages: Mapping[str, Any]) -> None:
         _section(config, "sampler").stages = ConfigDict(stages)
 
 
-def derive(name: str, variant: str = "") -> ConfigDict:
-    """Returns the config of configs/NAME.py, locked; `variant` is the argument after its colon."""
-    return load_file(f"{Path(__file__).parent}/{name}.py" + (f":{variant}" if variant else ""))
-
-
 def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
     """Sets the fields of a variant: those of `DATASETS` under its name, then `variants[variant]`, by section.
 
     Raises:
       UserError: there is no such variant, with the nearest name.
     """
-    check_variant(variant, variants)
+    fields = choose(variant, variants)
     config.data.update(DATASETS.get(variant, {}))
-    config.update(variants[variant])
+    config.update(fields)
     return config
 
 
-def check_variant(variant: str, variants: Iterable[str]) -> None:
-    """Raises UserError unless `variant` is one of a config file's `variants`."""
+def choose(variant: str, variants: Mapping[str, T]) -> T:
+    """Returns `variants[variant]`.
+
+    Raises:
+      UserError: there is no such variant, with the nearest name.
+    """
     if variant not in variants:
         raise unknown("variant", variant, variants)
+    return variants[variant]
 
 
 def _section(config: ConfigDict, path: str) -> ConfigDict:

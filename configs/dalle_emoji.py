@@ -15,18 +15,18 @@ Setting: Ramesh et al. 2021: 64 layers of 62 heads of 64, 32x32 tokens of 8192, 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, dalle_shapes, vqvae
 
 
 def get_config() -> ConfigDict:
-    codec = common.derive("vqvae", "emoji")
+    codec = vqvae.get_config("emoji")
     codec.data.image_size = 64  # the native size of Google's emoji
     codec.model.factor = 8  # 8x8 tokens
     codec.codebook.size = 1024  # larger than at f = 4, as each token covers more pixels
     codec.loss.likelihood = "l2(variance=0.05)"  # more weight of the reconstruction, relative to commitment
     codec.train.steps = 1500  # 15 epochs
 
-    config = common.derive("dalle_shapes")
+    config = dalle_shapes.get_config()
     common.add_parts(config, codec=codec, clip="clip_emoji.py")
     config.data.update(name="emoji", image_size=64)
     config.text.update(vocabulary=2048, length=26)  # 3,500 names of emoji; the longest caption has 26 tokens

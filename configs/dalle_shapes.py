@@ -20,12 +20,10 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.new(
-        "prior", "text", "codec", "clip", "transformer_prior", "masks", "loss.text_weight", "token_sampler", "rerank"
-    )
+    config = common.new("prior", "text", "codec", "clip", "transformer_prior", "masks", "token_sampler", data="shapes")
+    common.add(config, "loss.text_weight", "rerank")
     common.add_parts(config, codec="vqvae.py:shapes", clip="clip_shapes.py")  # DALL-E's autoencoder is a dVAE
     config.clip = ""  # the transformer is conditioned on caption tokens, not on CLIP embeddings
-    config.data.update(common.DATASETS["shapes"])
     config.model.update(architecture="transformer", width=128, layers=6, heads=4, condition="text")
     config.model.condition_dropout = 0.1
     config.model.update(masks=("row", "column", "row", "row"), last_mask="convolution", mask_kernel=5)

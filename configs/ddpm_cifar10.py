@@ -15,9 +15,8 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.new("ddpm", "unet", "model.heads", "diffusion", "labels", "diffusion_sampler")
+    config = common.new("ddpm", "unet", "model.heads", "diffusion", "labels", "diffusion_sampler", data="cifar10")
     config.dtype = "bfloat16"
-    config.data.update(common.DATASETS["cifar10"])
     config.model.update(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention_resolutions=(16,))
     config.model.update(dropout=0.1, time_conditioning="add", norm_min_channels=0)
     config.diffusion.update(schedule="linear", parameterization="eps", variance="fixed_large")

@@ -27,9 +27,8 @@ VARIANTS = {
 
 
 def get_config(variant: str = "28") -> ConfigDict:
-    config = common.new("ddpm", "unet", "model.heads", "model.residual_scale", "diffusion", "labels")
-    common.add(config, "diffusion_sampler")
-    config.data.update(common.DATASETS["fashion_mnist"])
+    config = common.new("ddpm", "unet", "model.heads", "model.residual_scale", "diffusion", data="fashion_mnist")
+    common.add(config, "labels", "diffusion_sampler")
     config.model.update(channels=32, multipliers=(1, 2, 2), attention_resolutions=(7,), heads=2)
     config.train.update(steps=2000, batch_size=64, ema_decay=0.998)
     config.train.update(log_every=20, sample_every=1000, num_preview_samples=50)

@@ -22,11 +22,7 @@ VARIANTS = {
         "codebook": {"size": 256, "temperature_steps": 1200},
         "train": {"steps": 1500, "batch_size": 64},
     },
-    "cifar10": {
-        "model": LARGER,
-        "codebook": {"size": 512, "temperature_steps": 15_000},
-        "train": {"steps": 20_000},
-    },
+    "cifar10": {"model": LARGER, "codebook": {"size": 512, "temperature_steps": 15_000}, "train": {"steps": 20_000}},
     "emoji": {
         "model": LARGER,
         "codebook": {"size": 256, "temperature_steps": 1200},

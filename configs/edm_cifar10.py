@@ -27,9 +27,8 @@ VARIANTS = {
 
 
 def get_config(variant: str = "edm") -> ConfigDict:
-    config = common.new("ddpm", "unet", "model.heads", "model.residual_scale", "diffusion", "labels")
+    config = common.new("ddpm", "unet", "model.heads", "model.residual_scale", "diffusion", "labels", data="cifar10")
     common.add(config, "diffusion_sampler")
-    config.data.update(common.DATASETS["cifar10"])
     config.model.update(channels=128, multipliers=(2, 2, 2), blocks=4, attention_resolutions=(16,), dropout=0.13)
     config.model.update(time_conditioning="add", resample="residual", residual_scale=0.7071067811865476)
     config.diffusion.update(schedule="edm", continuous=True, parameterization="edm", label_dropout=0.0)

@@ -23,19 +23,14 @@ VARIANTS = {
         "data": {"image_size": 64},
         "text": {"vocabulary": 2048, "length": 26},
         "diffusion": {"time_sampling": "uniform"},  # captions of emoji state no relations
-        "model": {
-            "channels": 128,
-            "multipliers": (1, 2, 2, 2),
-            "attention_resolutions": (16, 8),
-            "dropout": 0.1,
-        },
+        "model": {"channels": 128, "multipliers": (1, 2, 2, 2), "attention_resolutions": (16, 8), "dropout": 0.1},
         "train": {"steps": 60_000, "learning_rate": 2e-4, "ema_decay": 0.9995},
     },
 }
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    config = common.new("ddpm", "text", "conditions.caption", "unet", "diffusion", "diffusion_sampler")
+    config = common.new("ddpm", "text", "conditions.caption", "unet", "diffusion", "diffusion_sampler", data="shapes")
     common.add(config, "model.architecture", "model.head_channels", "model.residual_scale")
     common.add(config, "diffusion.downsample", "diffusion.crop")
     config.model.update(channels=48, multipliers=(1, 2, 2), attention_resolutions=(8, 4))
@@ -43,5 +38,4 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.train.update(steps=6000, batch_size=48, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
     config.train.update(log_every=20, sample_every=2000, num_preview_samples=64)
     config.sampler.guidance = 2.0
-    config.data.update(common.DATASETS["shapes"])
     return common.vary(config, variant, VARIANTS)

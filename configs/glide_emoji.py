@@ -12,11 +12,11 @@ Setting: as configs/glide_shapes.py.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_shapes
 
 
 def get_config() -> ConfigDict:
-    config = common.derive("glide_shapes")
+    config = glide_shapes.get_config()
     config.data.update(name="emoji", image_size=64)  # the native size of Google's emoji
     common.add_parts(
         config, base="glide_base.py:emoji", upsampler="upsampler.py:emoji", noised_clip="noised_clip.py:emoji"

@@ -14,12 +14,12 @@ scratch.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_base
 
 VARIANTS = ("shapes", "emoji")
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    config = common.derive("glide_base", variant)
+    config = glide_base.get_config(variant)
     common.add(config, "conditions.masked_image")
     return config

@@ -19,8 +19,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.new("glide", "base", "upsampler", "upsampler_2", "noised_clip", train=False)
+    config = common.new("glide", "base", "upsampler", "upsampler_2", "noised_clip", data="shapes", train=False)
     common.add_parts(config, base="glide_base.py", upsampler="upsampler.py", noised_clip="noised_clip.py")
     common.add_stages(config, base={"steps": 50, "guidance": 2.0}, upsampler={"steps": 15})
-    config.data.update(common.DATASETS["shapes"])
     return config

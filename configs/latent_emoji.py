@@ -12,11 +12,11 @@ Setting: as configs/latent_shapes.py.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import latent_shapes
 
 
 def get_config() -> ConfigDict:
-    config = common.derive("latent_shapes")
+    config = latent_shapes.get_config()
     codec = config.parts.codec
     codec.data.update(name="emoji", image_size=64)  # the native size of Google's emoji
     codec.model.channels = 64

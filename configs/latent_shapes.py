@@ -17,24 +17,23 @@ layers of 1280, later a frozen CLIP of 768 (Stable Diffusion: conditions.clip_te
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_base, kl, vqvae
 
 VARIANTS = {  # the autoencoder, its changes, and the height of its latents
-    "f4": ("kl", {}, 8),
-    "clip": ("kl", {}, 8),
-    "f2": ("kl", {"multipliers": (1, 2)}, 16),
-    "f8": ("kl", {"multipliers": (1, 2, 2, 4)}, 4),
-    "vq": ("vqvae", {"latent_channels": 4}, 8),
+    "f4": (kl, {}, 8),
+    "clip": (kl, {}, 8),
+    "f2": (kl, {"multipliers": (1, 2)}, 16),
+    "f8": (kl, {"multipliers": (1, 2, 2, 4)}, 4),
+    "vq": (vqvae, {"latent_channels": 4}, 8),
 }
 
 
 def get_config(variant: str = "f4") -> ConfigDict:
-    common.check_variant(variant, VARIANTS)
-    codec_file, codec_model, height = VARIANTS[variant]
-    codec = common.derive(codec_file, "shapes")
+    autoencoder, codec_model, height = common.choose(variant, VARIANTS)
+    codec = autoencoder.get_config("shapes")
     codec.model.update(codec_model)
 
-    config = common.derive("glide_base")
+    config = glide_base.get_config()
     common.add(config, "codec", "model.transformer_depth")
     common.add_parts(config, codec=codec)
     common.remove(config, "diffusion.downsample", "diffusion.crop")

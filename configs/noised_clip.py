@@ -14,14 +14,13 @@ smaller.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import clip_emoji, clip_shapes, common
 
-VARIANTS = ("shapes", "emoji")
+VARIANTS = {"shapes": clip_shapes, "emoji": clip_emoji}
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    common.check_variant(variant, VARIANTS)
-    config = common.derive(f"clip_{variant}")
+    config = common.choose(variant, VARIANTS).get_config()
     common.add(config, "noising", "diffusion.downsample")  # noise of the guided model
     config.diffusion.downsample = 2  # 16x16, the resolution of the guided model
     config.image_encoder.patch = 4

@@ -11,14 +11,13 @@ Setting: Ramesh et al. 2022, section 2.2: 319 of 1,024 components, 1,024 tokens 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import clip_emoji, clip_shapes, common
 
-VARIANTS = ("shapes", "emoji")
+VARIANTS = {"shapes": clip_shapes, "emoji": clip_emoji}
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    common.check_variant(variant, VARIANTS)
-    config = common.derive(f"clip_{variant}")
+    config = common.choose(variant, VARIANTS).get_config()
     common.remove(config, "image_encoder", "text_encoder", "model")
     common.add(config, "clip", "model.components", "model.bins")
     config.system = "pca"

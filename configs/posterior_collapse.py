@@ -18,16 +18,12 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = ("vae", "vqvae")
+VARIANTS = {"vae": ("kl", "sampler.temperature"), "vqvae": ("codebook",)}  # the groups in which they differ
 
 
 def get_config(variant: str = "vae") -> ConfigDict:
-    common.check_variant(variant, VARIANTS)
-    config = common.new(variant, "vqvae", "pixelcnn", "reconstruction")
-    if variant == "vae":
-        common.add(config, "kl", "sampler.temperature")
-    else:
-        common.add(config, "codebook")
+    config = common.new(variant, "vqvae", "pixelcnn", "reconstruction", *common.choose(variant, VARIANTS))
+    if variant == "vqvae":
         config.codebook.dead_code_threshold = 0.0  # no restarts, so that usage is due to training alone
     config.model.update(architecture="vqvae", channels=32, residual_channels=16, blocks=2, factor=2, latent_channels=16)
     config.loss.likelihood = "logistic"

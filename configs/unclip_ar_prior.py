@@ -12,14 +12,13 @@ Setting: Ramesh et al. 2022: 24 layers of 2048, 319 tokens, batch 4096, 1M steps
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, dalle_emoji, dalle_shapes
 
-VARIANTS = ("shapes", "emoji")
+VARIANTS = {"shapes": dalle_shapes, "emoji": dalle_emoji}
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    common.check_variant(variant, VARIANTS)
-    config = common.derive(f"dalle_{variant}")
+    config = common.choose(variant, VARIANTS).get_config()
     common.remove(config, "text", "parts", "loss", "rerank")  # CLIP encodes the caption; only tokens are predicted
     config.codec = "@pca"
     config.clip = "@clip"

@@ -12,13 +12,13 @@ the caption for 50 %, 250 sampling steps; here smaller.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_base
 
 VARIANTS = ("shapes", "emoji")
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    config = common.derive("glide_base", variant)
+    config = glide_base.get_config(variant)
     common.add(config, "clip", "conditions.image_embedding")
     config.conditions.caption.dropout = 0.5
     return config

@@ -12,11 +12,11 @@ Setting: as configs/unclip_shapes.py.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, unclip_shapes
 
 
 def get_config() -> ConfigDict:
-    config = common.derive("unclip_shapes")
+    config = unclip_shapes.get_config()
     config.data.update(name="emoji", image_size=64)  # the native size of Google's emoji
     common.add_parts(config, clip="clip_emoji.py", pca="pca.py:emoji", upsampler="upsampler.py:emoji")
     common.add_parts(config, **{name: f"unclip_{name}.py:emoji" for name in ("prior", "ar_prior", "decoder")})

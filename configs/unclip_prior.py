@@ -12,13 +12,13 @@ steps, weight decay 0.06, 64 sampling steps, the better of two samples; here sma
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_base
 
 VARIANTS = ("shapes", "emoji")
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    config = common.derive("glide_base", variant)
+    config = glide_base.get_config(variant)
     common.remove(config, "text", "conditions", "model", "diffusion.downsample", "diffusion.crop")
     common.add(config, "clip", "conditions.clip_text", "model.width", "model.layers", "model.heads")
     common.add(config, "diffusion.embedding_scale")

@@ -19,10 +19,9 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.new("unclip", "clip", "pca", "prior", "ar_prior", "decoder", train=False)
+    config = common.new("unclip", "clip", "pca", "prior", "ar_prior", "decoder", data="shapes", train=False)
     common.add(config, "upsampler", "upsampler_2", "sampler.prior", "sampler.candidates")
     common.add_parts(config, clip="clip_shapes.py", pca="pca.py", upsampler="upsampler.py")
     common.add_parts(config, **{name: f"unclip_{name}.py" for name in ("prior", "ar_prior", "decoder")})
     common.add_stages(config, prior={"steps": 64}, decoder={"steps": 50, "guidance": 2.0}, upsampler={"steps": 15})
-    config.data.update(common.DATASETS["shapes"])
     return config

@@ -14,18 +14,18 @@ Setting: Ramesh et al. 2022, section 5.1: a small decoder without details; here 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_emoji, glide_shapes, unclip_decoder
 
-VARIANTS = ("shapes", "emoji")
+VARIANTS = {"shapes": glide_shapes, "emoji": glide_emoji}
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    base = common.derive("unclip_decoder", variant)
+    base = unclip_decoder.get_config(variant)
     common.remove(base, "conditions.image_embedding")
     common.add(base, "conditions.clip_text")
     base.conditions.clip_text.update(states=False, embedding=True)
 
-    config = common.derive(f"glide_{variant}")
+    config = VARIANTS[variant].get_config()
     common.add_parts(config, base=base, clip=f"clip_{variant}.py")
     config.noised_clip = ""  # no CLIP guidance
     return config

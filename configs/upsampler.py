@@ -13,7 +13,7 @@ quarter of the image, batch 1024 and 512, 1M steps, 27 and 15 DDIM steps; here s
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, glide_base
 
 VARIANTS = {
     "shapes": {"model": {"channels": 32}, "train": {"steps": 2500}},
@@ -22,7 +22,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    config = common.derive("glide_base", variant)
+    config = glide_base.get_config(variant)
     common.remove(config, "text", "conditions")
     common.add(config, "conditions.low_res_image", "model.middle_attention")
     config.model.update(multipliers=(1, 2), attention_resolutions=(), middle_attention=False)

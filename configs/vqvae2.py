@@ -11,23 +11,19 @@ Setting: Razavi et al. 2019: 128 channels, 512 entries of 64 channels per level,
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, vqvae
 
 LARGER = {"channels": 64, "residual_channels": 32, "latent_channels": 32, "z_channels": 64}
 VARIANTS = {
     "digits": {},
     "fashion_mnist": {"model": LARGER, "codebook": {"size": 256}, "train": {"steps": 1500, "batch_size": 64}},
     "cifar10": {"model": LARGER | {"factor": 4}, "codebook": {"size": 512}, "train": {"steps": 20_000}},
-    "emoji": {
-        "model": LARGER | {"factor": 4},
-        "codebook": {"size": 256},
-        "train": {"steps": 4000, "batch_size": 64},
-    },
+    "emoji": {"model": LARGER | {"factor": 4}, "codebook": {"size": 256}, "train": {"steps": 4000, "batch_size": 64}},
 }
 
 
 def get_config(variant: str = "digits") -> ConfigDict:
-    config = common.derive("vqvae")
+    config = vqvae.get_config()
     common.add(config, "model.z_channels", "model.coarser_factors")
     config.model.update(z_channels=32, coarser_factors=(2,))
     return common.vary(config, variant, VARIANTS)

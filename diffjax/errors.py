@@ -54,10 +54,16 @@ def note(message: str) -> None:
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """Returns the error for a name that is not among `choices`: it suggests the most similar name, and lists a few."""
+    """Returns the error for a name that is not among `choices`.
+
+    It suggests the choices that start with or contain the name, else the most similar one, and lists a few.
+    """
     choices = sorted(choices)
-    similar = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hints = [f"did you mean {similar[0]!r}?"] if similar else []
+    text = name.lower()
+    similar = [choice for choice in choices if text in choice.lower()] if len(text) > 1 else []
+    similar.sort(key=lambda choice: not choice.lower().startswith(text))
+    similar = similar or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hints = [f"did you mean {' or '.join(map(repr, similar))}?"] if similar else []
     if len(choices) <= _MAX_CHOICES or not similar:
         hints.append(f"choose from {', '.join(choices)}")
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")

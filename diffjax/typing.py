@@ -42,7 +42,7 @@ class ImageSpec(NamedTuple):
 class Aux(NamedTuple):
     """Auxiliary outputs of a loss."""
 
-    metrics: Mapping[str, Float[Array, "B"]]  # logged means over examples, by name
+    metrics: Mapping[str, Float[Array, " B"]]  # logged means over examples, by name
     variables: Mapping[str, Any] = {}  # new values of mutable collections, averaged over devices
 
 
@@ -57,7 +57,7 @@ class StepContext(NamedTuple):
     gather: Callable[[Any], Any]  # tree of local [B, ...] -> of all devices' examples, in order
 
 
-LossFn = Callable[[Variables, Batch, PRNGKeys, StepContext], tuple[Float[Array, "B"], Aux]]
+LossFn = Callable[[Variables, Batch, PRNGKeys, StepContext], tuple[Float[Array, " B"], Aux]]
 
 
 class Codec(NamedTuple):
@@ -72,7 +72,7 @@ class Codec(NamedTuple):
     grids: tuple[tuple[int, int, int], ...] = ()  # height, width and codebooks per level of tokens
     vocabulary: int = 0  # number of token ids; 0: continuous latents
     # (image embeddings, text embeddings) -> quantile of their cosine similarity among training pairs, in [0, 1]
-    agreement: Callable[[Embeddings, Embeddings], Float[Array, "B"]] | None = None
+    agreement: Callable[[Embeddings, Embeddings], Float[Array, " B"]] | None = None
 
 
 class TextSpec(NamedTuple):

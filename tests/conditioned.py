@@ -40,7 +40,7 @@ def config(*names: str, **changes) -> ConfigDict:
 
     Args:
       names: its conditions; "label" is the class label of the section `diffusion`.
-      changes: as of `tiny.config`.
+      changes: as for `tiny.config`.
     """
     conditions = {name: dict(CONDITIONS[name]) for name in names if name != "label"}
     for change in [name for name in changes if name.startswith("conditions__")]:
@@ -53,8 +53,8 @@ def config(*names: str, **changes) -> ConfigDict:
 @functools.cache
 def built(*names: str, **changes) -> tuple[ConfigDict, Model, Variables]:
     """Returns a config, its model, and random variables."""
-    made = config(*names, **changes)
-    return made, *with_random_params(models.build(made, SPEC, **parts(*names)))
+    result = config(*names, **changes)
+    return result, *with_random_params(models.build(result, SPEC, **parts(*names)))
 
 
 def parts(*names: str) -> dict[str, tuple[Model, Variables]]:
@@ -88,11 +88,11 @@ CODEC = SquaresAsChannels(), {"params": {"scale": jnp.full((), 3.0)}}
 
 def latent(*names: str, **changes) -> ConfigDict:
     """Returns the config of a diffusion model on the latents of CODEC."""
-    made = config(*names, **{"sampler__threshold": "none"} | changes)
-    with made.unlocked():
-        del made.diffusion.downsample, made.diffusion.crop
-        made.system, made.codec = "latent", "@codec"
-    return made
+    result = config(*names, **{"sampler__threshold": "none"} | changes)
+    with result.unlocked():
+        del result.diffusion.downsample, result.diffusion.crop
+        result.system, result.codec = "latent", "@codec"
+    return result
 
 
 def prior(**changes) -> ConfigDict:

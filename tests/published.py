@@ -1,4 +1,4 @@
-"""The folder of a tiny published CLIP, as Hugging Face's library saves one."""
+"""Files of a tiny published CLIP, in the format of Hugging Face's library."""
 
 import json
 
@@ -26,7 +26,7 @@ CONFIG = {"model_type": "clip", "projection_dim": 6, "text_config": TEXT, "visio
 
 
 def tensors(vocabulary=20):
-    """Random ones, under the names that Hugging Face's library gives them."""
+    """Returns random tensors, with the names of Hugging Face's library."""
     shapes = {
         "logit_scale": (),
         "text_projection.weight": (6, 8),
@@ -51,6 +51,7 @@ def tensors(vocabulary=20):
 
 
 def write(folder, config=CONFIG, weights=None, **files):
+    """Writes a CLIP and other JSON files to a folder."""
     (folder / "config.json").write_text(json.dumps(config))
     safetensors.numpy.save_file(tensors() if weights is None else weights, folder / "model.safetensors")
     for name, content in files.items():

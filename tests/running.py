@@ -1,7 +1,6 @@
-"""Training in a process of its own, to be stopped."""
+"""Training in another process, which tests stop."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,17 +10,17 @@ from tests import tiny
 
 
 def steps(workdir) -> list[dict]:
-    """The lines of metrics.jsonl, without what the machine has to do with."""
+    """Returns the lines of metrics.jsonl without metrics of the machine."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be incomplete
     return [{name: value for name, value in line.items() if name not in TIMES} for line in whole]
 
 
 def process(config, path, *flags, **options):
+    """Starts `launch.py train`; programs that this process compiled with the same flags of XLA are cached."""
     command = [sys.executable, "launch.py", "train", f"--config={config}", f"--workdir={path}", *flags]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
-    return subprocess.Popen(command, cwd=tiny.ROOT, env=environment, **given)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+    return subprocess.Popen(command, cwd=tiny.ROOT, **options)
 
 
 def wait_for_step(path, step, running):

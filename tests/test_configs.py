@@ -128,10 +128,10 @@ def test_cifar10_is_the_papers_network():
 
 
 DERIVED = """
-from configs import common
+from configs import common, digits
 
 def get_config():
-    config = common.derive("digits")
+    config = digits.get_config()
     config.train.steps = 7
     common.add(config, "sampler.classifier_scale")
     return config
@@ -146,6 +146,28 @@ def test_a_config_file_of_another_folder_uses_common(tmp_path, monkeypatch):
     assert config.train.steps == 7 and config.sampler.classifier_scale == 1.0
     assert set(flatten(config)) - set(flatten(load("digits"))) == {"sampler.classifier_scale"}
     assert {name for name in sys.modules if name.startswith("configs")} == before
+
+
+def test_a_config_file_of_another_folder_imports_configs_and_names_parts_of_both_folders(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from configs import common, dalle_shapes, my_clip\n\ndef get_config():\n"
+        "    config = dalle_shapes.get_config()\n    config.train.steps = my_clip.STEPS\n"
+        "    common.add_parts(config, clip='my_clip.py')\n    return config\n"
+    )
+    (tmp_path / "my_clip.py").write_text(
+        "from configs import clip_shapes\n\nSTEPS = 5\n\ndef get_config():\n"
+        "    config = clip_shapes.get_config()\n    config.train.steps = STEPS\n    return config\n"
+    )
+    config = load_file(str(tmp_path / "mine.py"))
+    assert config.train.steps == config.parts.clip.train.steps == 5
+    assert config.parts.codec.to_dict() == load("vqvae", "shapes").to_dict()
+
+
+def test_an_error_in_an_imported_config_is_located_there(tmp_path):
+    (tmp_path / "base.py").write_text("def get_config():\n    zero = 0\n    return 1 / zero\n")
+    (tmp_path / "mine.py").write_text("from configs import base\n\ndef get_config():\n    return base.get_config()\n")
+    with pytest.raises(UserError, match=r"mine.py: .*base.py, line 3: ZeroDivisionError: division by zero"):
+        load_file(str(tmp_path / "mine.py"))
 
 
 def test_a_common_module_next_to_the_config_file_takes_precedence(tmp_path):

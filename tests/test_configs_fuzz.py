@@ -1,7 +1,7 @@
 """Random overrides of configs: each trains two steps, or is refused in one line that names the field.
 
-Hypothesis makes them of the fields of a config and of the choices that configs/common.py lists. Slow: 1,000 of
-them, a test for each kind of system, so that xdist can share them out.
+Hypothesis generates them from the fields of a config and the choices that configs/common.py lists. Each kind of model
+is a test, so that xdist distributes them.
 """
 
 import collections
@@ -107,10 +107,10 @@ def trained(kind: str) -> str:
     return str(path)
 
 
-def written(kind: str, made) -> Path:
+def written(kind: str, config) -> Path:
     """Writes a config with few steps and small networks."""
     path = home() / f"{kind}.py"
-    values = made.to_dict()
+    values = config.to_dict()
     if "attention_resolutions" in values.get("model", {}):  # a network of one level compiles faster
         values["model"] |= {"attention_resolutions": (), "multipliers": (1,)}
     for name, value in QUICK.items():
@@ -139,34 +139,34 @@ def over_digits(base: str, codec: str, **changes):
 
 def latent(kind: str) -> Path:
     shapes = dict(tiny.SHAPES)
-    made = tiny.config("latent_shapes", **shapes, codec=trained("codec"), clip=trained("clip"))
-    with made.unlocked():
-        del made.parts
-        made.model.update({"channels": 8, "norm_groups": 4, "multipliers": (1, 2), "attention_resolutions": (4,)})
-        if "head_channels" in made.model:
-            made.model.head_channels = 4
-        made.sampler.steps, made.diffusion.timesteps = 2, 20
-    return written(kind, made)
+    config = tiny.config("latent_shapes", **shapes, codec=trained("codec"), clip=trained("clip"))
+    with config.unlocked():
+        del config.parts
+        config.model.update({"channels": 8, "norm_groups": 4, "multipliers": (1, 2), "attention_resolutions": (4,)})
+        if "head_channels" in config.model:
+            config.model.head_channels = 4
+        config.sampler.steps, config.diffusion.timesteps = 2, 20
+    return written(kind, config)
 
 
 def dalle(kind: str) -> Path:
-    made = tiny.config("dalle_shapes", **tiny.SHAPES, codec=trained("codec"), text=tiny.TEXT)
-    with made.unlocked():
-        del made.parts
-        made.rerank.clip = trained("clip")
-    return written(kind, made)
+    config = tiny.config("dalle_shapes", **tiny.SHAPES, codec=trained("codec"), text=tiny.TEXT)
+    with config.unlocked():
+        del config.parts
+        config.rerank.clip = trained("clip")
+    return written(kind, config)
 
 
 def chained(name: str, *stages: str):
     def make(kind: str) -> Path:
-        made = tiny.config(f"{name}_shapes", **tiny.SHAPES)
-        with made.unlocked():
-            del made.parts
-            for field, value in made.items():
+        config = tiny.config(f"{name}_shapes", **tiny.SHAPES)
+        with config.unlocked():
+            del config.parts
+            for field, value in config.items():
                 if isinstance(value, str) and value.startswith("@"):
-                    made[field] = trained(field) if field in stages else ""
-            made.sampler.stages = {s: {"steps": 2} for s in made.sampler.get("stages", {}) if s in stages}
-        return written(kind, made)
+                    config[field] = trained(field) if field in stages else ""
+            config.sampler.stages = {s: {"steps": 2} for s in config.sampler.get("stages", {}) if s in stages}
+        return written(kind, config)
 
     return make
 
@@ -418,6 +418,7 @@ REFUSED = {
     "ddgan": ("mapping.layers=0", "mapping.latent=-1"),
     "clip": ("model.dimensions=0", "text.length=1000000", "data.image_size=7"),
     "upsampler": ("data.image_size=7",),
+    "noised_clip": ("diffusion.downsample=8",),
     "inpainting": ("conditions.masked_image.full_mask_prob=2",),
 }
 

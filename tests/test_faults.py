@@ -1,4 +1,4 @@
-"""Whole runs under faults: a full disk, a damaged checkpoint, two at once, a signal, steps that overflow."""
+"""Runs with faults: a full disk, damaged files, a second process, signals, and non-finite steps."""
 
 import contextlib
 import json
@@ -24,12 +24,11 @@ STEPS = 6
 SETTINGS = {
     "parallel__num_devices": 1,
     "train__steps": STEPS,
-    "train__learning_rate_schedule": "constant",  # so that a run of more steps begins alike
+    "train__learning_rate_schedule": "constant",  # so that more steps do not change the first
     "train__num_preview_samples": 0,
     "train__checkpoint_every": 1,
     "train__batch_size": 8,
-    "model__multipliers": (1,),
-    "model__attention_resolutions": (),
+    "model": tiny.DIT,
 }
 
 
@@ -47,7 +46,7 @@ def run(config, tmp_path_factory):
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """Of the run, to be harmed."""
+    """Returns a copy of the run, which a test may damage."""
     return shutil.copytree(run, tmp_path / "copy")
 
 
@@ -59,7 +58,7 @@ def losses(path):
     return [(line["step"], line["loss"]) for line in running.steps(path)]
 
 
-def test_a_damaged_checkpoint_is_made_again_to_the_same_numbers(copy, run, capsys):
+def test_a_damaged_checkpoint_is_recomputed_with_the_same_losses(copy, run, capsys):
     last = copy / "checkpoints" / str(STEPS)
     victim = max((file for file in last.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -71,7 +70,7 @@ def test_a_damaged_checkpoint_is_made_again_to_the_same_numbers(copy, run, capsy
 
 
 @pytest.mark.slow
-def test_sampling_passes_over_a_damaged_checkpoint_and_leaves_it(copy, tmp_path, capsys):
+def test_sampling_skips_a_damaged_checkpoint_and_keeps_its_files(copy, tmp_path, capsys):
     last = copy / "checkpoints" / str(STEPS)
     (last / "manifest.json").unlink()
     assert launch("sample", f"--workdir={copy}", f"--out={tmp_path}/samples.npz", "--num=1") == 0
@@ -89,7 +88,7 @@ def test_sampling_passes_over_a_damaged_checkpoint_and_leaves_it(copy, tmp_path,
         "--config.parallel.num_devices=4 --config.parallel.fsdp=2",
     ],
 )
-def test_a_run_goes_on_on_other_devices(config, run, settings, tmp_path):
+def test_a_run_resumes_on_other_devices(config, run, settings, tmp_path):
     path = tmp_path / "run"
     assert launch("train", f"--config={config}", f"--workdir={path}", f"--config.train.steps={STEPS - 2}") == 0
     assert launch("train", f"--config={config}", f"--workdir={path}", *settings.split()) == 0
@@ -97,15 +96,15 @@ def test_a_run_goes_on_on_other_devices(config, run, settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_exported_weights_draw_the_same_and_are_read_by_safetensors(run, tmp_path, capsys):
+def test_an_exported_run_has_the_same_samples_and_safetensors_reads_it(run, tmp_path, capsys):
     from safetensors.numpy import load_file
 
     out = tmp_path / "exported"
     assert launch("export", f"--workdir={run}", f"--out={out}") == 0
     for path in (run, out):
         assert launch("sample", f"--workdir={path}", f"--out={tmp_path / path.name}.npz", "--num=2") == 0
-    drawn = [np.load(f"{tmp_path / path.name}.npz")["images"] for path in (run, out)]
-    np.testing.assert_array_equal(*drawn)
+    images = [np.load(f"{tmp_path / path.name}.npz")["images"] for path in (run, out)]
+    np.testing.assert_array_equal(*images)
     tensors = load_file(out / "weights.safetensors")
     parameters = diffjax.load(run).parameters
     assert sum(tensor.size for tensor in tensors.values()) == parameters
@@ -117,7 +116,7 @@ def test_exported_weights_draw_the_same_and_are_read_by_safetensors(run, tmp_pat
 
 
 @pytest.mark.slow
-def test_steps_that_overflow_are_skipped_then_stop_the_run_and_can_be_replayed(tmp_path, capsys):
+def test_non_finite_steps_are_skipped_then_stop_the_run_and_can_be_replayed(tmp_path, capsys):
     config = tiny.write(tmp_path / "wild.py", **SETTINGS, train__learning_rate=1e30, train__warmup_steps=0)
     path = tmp_path / "run"
     limit = "--config.train.max_consecutive_skips=2"
@@ -126,19 +125,20 @@ def test_steps_that_overflow_are_skipped_then_stop_the_run_and_can_be_replayed(t
     assert "is skipped: " in captured.out
     assert "launch.py replay" in captured.err
     assert launch("replay", f"--workdir={path}") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     first = min(line["step"] for line in running.steps(path) if line["skipped"])
-    assert f"step {first} of" in said
-    assert "8 examples" in said and "not finite: 0, 1, 2" in said
-    assert "parameters not finite: none" in said
+    assert f"step {first} of" in printed
+    assert "8 examples" in printed and "not finite: 0, 1, 2" in printed
+    assert "parameters not finite: none" in printed
 
 
-def test_a_run_that_did_not_fail_has_nothing_to_replay(run, capsys):
+def test_a_run_without_a_failed_step_has_nothing_to_replay(run, capsys):
     assert launch("replay", f"--workdir={run}") == 2
     assert "has failed; nothing to replay" in capsys.readouterr().err
 
 
-def test_two_at_once_and_after_a_kill(config, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_run_in_training_is_locked_and_a_kill_releases_the_lock(config, tmp_path, capsys):
     path = tmp_path / "run"
     first = running.process(config, path, "--config.train.steps=100000")
     running.wait_for_step(path, 1, first)
@@ -152,7 +152,7 @@ def test_two_at_once_and_after_a_kill(config, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", [16], indirect=True)
-def test_a_disk_that_is_full_for_a_while(config, run, small_disk):
+def test_a_disk_that_is_full_for_a_second_fails_only_some_saves(config, run, small_disk):
     path = small_disk / "run"
     training = running.process(config, path, "--config.train.steps=100", "--config.train.keep_last=1")
     running.wait_for_step(path, 5, training)
@@ -162,42 +162,42 @@ def test_a_disk_that_is_full_for_a_while(config, run, small_disk):
             file.write(bytes(2**12))
     time.sleep(1)
     ballast.unlink()
-    said = training.communicate(timeout=400)[0]
-    assert training.returncode == 0, said
-    assert "could not be saved" in said
+    printed = training.communicate(timeout=400)[0]
+    assert training.returncode == 0, printed
+    assert "could not be saved" in printed
     assert [line["step"] for line in running.steps(path)] == list(range(1, 101))
     np.testing.assert_allclose(losses(path)[:STEPS], losses(run), rtol=1e-5)  # compiled with other flags
     assert (path / "checkpoints" / "100" / "manifest.json").exists()
 
 
 @pytest.mark.slow
-def test_a_sheet_that_a_kill_prevented_is_drawn(tmp_path):
+def test_missing_previews_of_the_last_step_are_saved_on_resumption(tmp_path):
     config = tiny.write(tmp_path / "tiny.py", **SETTINGS | {"train__num_preview_samples": 4, "train__steps": 2})
     path = tmp_path / "run"
     assert launch("train", f"--config={config}", f"--workdir={path}") == 0
-    sheet = path / "samples" / "step_00000002.png"
-    drawn = sheet.read_bytes()
-    sheet.unlink()
+    preview = path / "samples" / "step_00000002.png"
+    images = preview.read_bytes()
+    preview.unlink()
     assert launch("train", f"--workdir={path}") == 0
-    assert sheet.read_bytes() == drawn
+    assert preview.read_bytes() == images
 
 
 @pytest.mark.slow
-def test_a_signal_while_it_compiles(config, tmp_path):
-    """Nothing is lost, and the exit code is the documented one."""
-    training = running.process(config, tmp_path / "run", "--config.model.channels=64")
+def test_a_signal_during_compilation_stops_the_run(config, tmp_path):
+    """The exit code is the documented one."""
+    training = running.process(config, tmp_path / "run", "--config.model.width=256", "--config.model.layers=8")
     for line in training.stdout:
         if "parameters" in line:
             break
-    time.sleep(1)  # it compiles for longer
+    time.sleep(1)  # compilation takes longer
     training.send_signal(signal.SIGTERM)
-    said = training.communicate(timeout=200)[0]
-    assert training.returncode == 128 + signal.SIGTERM, said
-    assert "the same command resumes" in said
+    printed = training.communicate(timeout=200)[0]
+    assert training.returncode == 128 + signal.SIGTERM, printed
+    assert "the same command resumes" in printed
 
 
 def error_of(capsys):
-    """The error of the last command, one line."""
+    """Returns the error of the last command, which is one line."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -219,8 +219,8 @@ FREE = {
 }
 
 
-def test_every_field_is_free_or_changes_the_numbers():
-    """The free ones are listed here again: a new field is refused until it is known to be free."""
+def test_every_field_that_changes_the_numbers_is_refused_on_resumption():
+    """Fields that change no number are listed in FREE: a new field is refused until it is added."""
     old = tiny.config(train__learning_rate_schedule="constant", train__steps=4)
     for name, value in flatten(old).items():
         free = name in FREE or name.startswith(("sampler.", "parallel.")) or name == "train.steps"
@@ -238,7 +238,7 @@ def test_every_field_is_free_or_changes_the_numbers():
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("steps", [2, 9])
-def test_only_a_decay_makes_the_number_of_steps_change_the_numbers(schedule, steps):
+def test_the_number_of_steps_changes_the_numbers_only_with_a_decaying_schedule(schedule, steps):
     settings = {"train__learning_rate_schedule": schedule, "train__warmup_steps": 1}
     old, new = (tiny.config(train__steps=count, **settings) for count in (5, steps))
     assert changes(old, new)[1] == (["train.steps"] if schedule == "cosine" else [])
@@ -246,26 +246,26 @@ def test_only_a_decay_makes_the_number_of_steps_change_the_numbers(schedule, ste
 
 @pytest.mark.slow
 def test_more_steps_of_a_decaying_schedule_are_refused_or_recorded(tmp_path, capsys):
-    """The learning rate would leap, here from zero: peak (1 + cos(pi s / steps)) / 2 without a warm-up."""
+    """The learning rate would jump, here from zero: peak (1 + cos(pi s / steps)) / 2 without a warm-up."""
     cosine = {"train__learning_rate_schedule": "cosine", "train__warmup_steps": 0, "train__learning_rate": 1e-3}
     config, path = tiny.write(tmp_path / "tiny.py", **SETTINGS | cosine | {"train__steps": 4}), tmp_path / "run"
     assert launch("train", f"--config={config}", f"--workdir={path}") == 0
     capsys.readouterr()
     longer = ["train", f"--workdir={path}", "--config.train.steps=6", "--config.train.log_every=2"]
     assert launch(*longer) == 2
-    leap = f"the learning rate at step 4 goes from 0 to {1e-3 * (1 + math.cos(math.pi * 4 / 6)) / 2:.3g}"
+    jump = f"the learning rate at step 4 goes from 0 to {1e-3 * (1 + math.cos(math.pi * 4 / 6)) / 2:.3g}"
     error = error_of(capsys)
-    assert "train.steps was 4, now 6" in error and leap in error and "--allow_config_change" in error
+    assert "train.steps was 4, now 6" in error and jump in error and "--allow_config_change" in error
     assert not (path / "config_changes.jsonl").exists() and len(running.steps(path)) == 4
     assert launch(*longer, "--allow_config_change") == 0
-    assert leap in capsys.readouterr().out
+    assert jump in capsys.readouterr().out
     (change,) = map(json.loads, (path / "config_changes.jsonl").read_text().splitlines())
     assert diffjax.load(path).config_changes == [change]
     assert change.pop("date").endswith("+00:00")
     fields = {"train.log_every": [1, 2], "train.steps": [4, 6]}
     assert change == {"step": 4, "fields": fields, "changes_numbers": ["train.steps"]}
     assert Workdir(path).read_config().train.steps == 6
-    assert launch("train", f"--workdir={path}", "--config.train.steps=3") == 2  # nor fewer
+    assert launch("train", f"--workdir={path}", "--config.train.steps=3") == 2  # fewer steps are refused too
     assert "train.steps was 6, now 3" in error_of(capsys)
 
 
@@ -287,12 +287,12 @@ def without_the_newest(path):
     shutil.rmtree(path / "checkpoints" / str(STEPS))
 
 
-def of_an_earlier_version_without_checkpoints(path):
+def earlier_version_without_checkpoints(path):
     (path / "last_checkpoint.json").unlink()
     without_checkpoints(path)
 
 
-def of_an_earlier_version_with_an_empty_folder(path):
+def earlier_version_with_an_empty_folder(path):
     (path / "last_checkpoint.json").unlink()
     with_an_empty_folder(path)
 
@@ -305,25 +305,25 @@ MISSING = {
     without_checkpoints: f"the checkpoint of step {STEPS} is missing, there is no checkpoint",
     with_an_empty_folder: f"the checkpoint of step {STEPS} is missing, there is no checkpoint",
     without_the_newest: f"the checkpoint of step {STEPS} is missing, the newest is of step {STEPS - 1}",
-    of_an_earlier_version_without_checkpoints: f"metrics.jsonl ends at step {STEPS}",
-    of_an_earlier_version_with_an_empty_folder: f"metrics.jsonl ends at step {STEPS}",
+    earlier_version_without_checkpoints: f"metrics.jsonl ends at step {STEPS}",
+    earlier_version_with_an_empty_folder: f"metrics.jsonl ends at step {STEPS}",
     without_its_config: "config.json: is missing",
 }
 
 
-@pytest.mark.parametrize("harm", MISSING, ids=lambda harm: harm.__name__)
-def test_what_is_missing_of_a_run_is_an_error_and_nothing_changes(harm, copy, config, capsys):
-    harm(copy)
+@pytest.mark.parametrize("damage", MISSING, ids=lambda damage: damage.__name__)
+def test_a_missing_file_of_a_run_is_an_error_and_nothing_changes(damage, copy, config, capsys):
+    damage(copy)
     before = contents(copy)
     for flags in ([], [f"--config={config}"]):
         assert launch("train", f"--workdir={copy}", *flags) == 2
         error = error_of(capsys)
-        assert MISSING[harm] in error and "put a copy back" in error
+        assert MISSING[damage] in error and "put a copy back" in error
     assert contents(copy) == before
 
 
 @pytest.mark.slow
-def test_a_run_goes_back_to_an_earlier_checkpoint_as_the_error_advises(copy, run):
+def test_a_run_resumes_at_an_earlier_checkpoint_as_the_error_advises(copy, run):
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
     (copy / "last_checkpoint.json").write_text(f'{{"step": {STEPS - 1}}}')
     assert launch("train", f"--workdir={copy}") == 0
@@ -367,16 +367,16 @@ def test_a_damaged_config_is_named(text, copy, tmp_path, capsys):
         assert f"{copy}/config.json: is" in error_of(capsys)
 
 
-def test_a_config_of_which_no_system_can_be_built_is_named(copy):
+def test_a_stored_config_that_no_model_can_be_built_from_is_named(copy):
     stored = json.loads((copy / "config.json").read_text())
-    stored["model"]["multipliers"] = "wide"
+    stored["model"]["width"] = "wide"
     (copy / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"config\.json: no model can be built from it"):
         diffjax.load(copy)
 
 
 @pytest.mark.slow
-def test_damaged_metrics_block_no_run(copy, run, capsys):
+def test_damaged_lines_of_metrics_are_dropped_on_resumption(copy, run, capsys):
     with (copy / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": null}\n{"step": 3, "loss": \xff}\n')
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
@@ -392,12 +392,12 @@ DAMAGED = {"cut": b"PK\x03\x04", "text": b"batch", "empty": b"", "an array": Non
 @pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_batch_of_a_failed_step_is_named(damaged, copy, capsys):
     shutil.copytree(copy / "checkpoints", copy / "failed")
-    given, path = DAMAGED[damaged], copy / "failed" / "batch.npz"
-    if isinstance(given, bytes):
-        path.write_bytes(given)
+    content, path = DAMAGED[damaged], copy / "failed" / "batch.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
     else:
         with path.open("wb") as file:
-            np.save(file, np.zeros(3)) if given is None else np.savez(file, **given)
+            np.save(file, np.zeros(3)) if content is None else np.savez(file, **content)
     assert launch("replay", f"--workdir={copy}") == 2
     assert f"{path}: is damaged" in error_of(capsys)
 
@@ -407,7 +407,7 @@ FOLDERS = ["samples", "checkpoints", "results", "events", "failed", "samples/ste
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
-def test_training_writes_through_no_link_that_leads_outside(name, copy, tmp_path, capsys):
+def test_training_does_not_write_through_links_out_of_the_run(name, copy, tmp_path, capsys):
     target, link = tmp_path / "target", copy / name
     target.write_text('{"step": 6}\n') if name in FILES else target.mkdir()
     if link.is_dir():
@@ -435,8 +435,8 @@ def test_a_lock_that_is_a_link_within_the_run_is_not_followed(copy, capsys):
 @pytest.mark.parametrize(
     "errors", [pytest.param(subprocess.DEVNULL, marks=pytest.mark.slow), subprocess.STDOUT], ids=["stdout", "both"]
 )
-def test_a_closed_output_does_not_end_training(errors, config, tmp_path):
-    """As of `train | head -1`."""
+def test_a_closed_output_does_not_stop_training(errors, config, tmp_path):
+    """Tests the exit of a reader, as in `train | head -1`."""
     path = tmp_path / "run"
     training = running.process(config, path, stderr=errors)
     training.stdout.readline()
@@ -448,29 +448,29 @@ def test_a_closed_output_does_not_end_training(errors, config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_signals_that_come_twice_save(number, config, tmp_path):
+def test_a_repeated_signal_still_saves_a_checkpoint(number, config, tmp_path):
     training = running.process(config, tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=0")
     running.wait_for_step(tmp_path, 3, training)
     training.send_signal(number)
     time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         training.send_signal(number)
-    said = training.communicate(timeout=60)[0]
-    assert training.returncode == 128 + number, said
+    printed = training.communicate(timeout=60)[0]
+    assert training.returncode == 128 + number, printed
     assert Workdir(tmp_path).last_step() == running.steps(tmp_path)[-1]["step"]
 
 
 @pytest.mark.slow
-def test_a_run_that_is_moved_while_it_trains_ends_and_continues_there(config, run, tmp_path):
+def test_a_run_moved_during_training_stops_and_resumes_in_its_new_folder(config, run, tmp_path):
     path, moved = tmp_path / "run", tmp_path / "moved"
     training = running.process(config, path, "--config.train.steps=100000")
     running.wait_for_step(path, 2, training)
     os.rename(path, moved)
-    said = training.communicate(timeout=60)[0]
-    assert training.returncode == 2, said
-    errors = [line for line in said.splitlines() if "error: " in line]
+    printed = training.communicate(timeout=60)[0]
+    assert training.returncode == 2, printed
+    errors = [line for line in printed.splitlines() if "error: " in line]
     assert len(errors) == 1 and f"--workdir={path}: the folder was moved or replaced" in errors[0]
-    assert [child.name for child in path.glob("*")] in ([], ["checkpoints"])  # of a save in progress
+    assert [child.name for child in path.glob("*")] in ([], ["checkpoints"])  # from a save in progress
     there = Workdir(moved).last_step() or 0
     assert launch("train", f"--workdir={moved}", f"--config.train.steps={there + 2}") == 0
     assert [step for step, _ in losses(moved)] == list(range(1, there + 3))

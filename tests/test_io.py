@@ -66,7 +66,7 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
     assert raised.value.filename == str(tmp_path / "missing" / "a.json")
 
 
-def test_files_of_similar_names_are_left_alone(tmp_path):
+def test_files_of_similar_names_are_not_changed(tmp_path):
     for name in ("a.new", "a.tmp", ".a.tmp", "a.json.new"):
         (tmp_path / name).write_text("user's")
     io.write_text(tmp_path / "a.json", "text")

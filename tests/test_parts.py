@@ -56,7 +56,7 @@ def test_parts_are_trained_into_folders_of_the_workdir(folder, capsys):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
+def test_trained_parts_are_skipped_on_resumption(folder, capsys):
     copy = folder / "again"
     shutil.copytree(folder / "run", copy)
     for name in ("checkpoints", "samples", "events"):
@@ -65,8 +65,8 @@ def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
     (copy / "last_checkpoint.json").write_text('{"step": 0}')
     before = (copy / "codec" / "metrics.jsonl").read_text()
     assert train(folder, "dalle", workdir="again") == 0
-    said = capsys.readouterr().out
-    assert said.count("is trained to step 4") == 2  # the parts
+    printed = capsys.readouterr().out
+    assert printed.count("is trained to step 4") == 2  # the parts
     assert (copy / "codec" / "metrics.jsonl").read_text() == before
     assert diffjax.load(copy).step == 4
     longer = "--config.parts.clip.train.steps=6"
@@ -82,7 +82,7 @@ def test_what_is_done_is_skipped_and_the_rest_goes_on(folder, capsys):
 
 
 @pytest.mark.slow
-def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
+def test_a_signal_during_a_part_stops_the_run_and_the_same_command_resumes(folder):
     run = folder / "stopped"
     running = process(folder / "dalle.py", run, "--config.parts.codec.train.steps=100000")
     wait_for_step(run / "codec", 3, running)
@@ -101,12 +101,12 @@ def test_a_signal_in_a_part_ends_all_and_the_same_command_continues(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["clip", "codec"])  # the first part, and the last
 def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, folder, tmp_path, monkeypatch):
-    settle = loop.Recorder.log_step
+    log_step = loop.Recorder.log_step
 
-    def interrupt(self, step, *given, **options):
+    def interrupt(self, step, *arguments, **options):
         if step == 2 and self.checkpoints._directory.parent.name == part:
             os.kill(os.getpid(), signal.SIGTERM)
-        return settle(self, step, *given, **options)
+        return log_step(self, step, *arguments, **options)
 
     run = tmp_path / "run"
     overrides = ["--config.train.steps=3", "--config.parts.codec.train.num_preview_samples=3"]
@@ -122,24 +122,24 @@ def test_the_folder_alone_resumes_a_pipeline_that_was_stopped_in_a_part(part, fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["deleted", "emptied", "a broken link"])
-def test_a_part_that_is_missing_is_one_line(harm, folder, tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "a broken link"])
+def test_a_missing_part_is_an_error_of_one_line(damage, folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     shutil.rmtree(run / "codec")
-    if harm == "emptied":
+    if damage == "emptied":
         (run / "codec").mkdir()
-    elif harm == "a broken link":
+    elif damage == "a broken link":
         (run / "codec").symlink_to("../elsewhere")
     for verb, *flags in (("sample", f"--out={tmp_path}/x.png"), ("train",)):
         assert cli.main(["launch.py", verb, f"--workdir={run}", *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and str(run / "codec") in error
-    assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again unsaid
+    assert not (run / "codec" / "metrics.jsonl").exists()  # it is not trained again
 
 
 @pytest.mark.slow
-def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsys):
+def test_a_missing_tokenizer_is_an_error(folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     (run / "tokenizer.json").unlink()
@@ -148,16 +148,16 @@ def test_a_tokenizer_that_is_missing_is_not_trained_anew(folder, tmp_path, capsy
     assert not (run / "tokenizer.json").exists()
 
 
-def test_a_part_that_others_stand_on_may_not_change_once_they_have_trained(tmp_path):
-    chain = config_files.load_file(str(tiny.write_pipeline(tmp_path, "unclip", ["clip", "prior", "decoder"])))
+def test_a_part_cannot_change_after_another_part_was_trained_with_it(tmp_path):
+    pipeline = config_files.load_file(str(tiny.write_pipeline(tmp_path, "unclip", ["clip", "prior", "decoder"])))
     workdir = Workdir(tmp_path / "run")
     workdir.create()
-    workdir.write_config(chain)
-    changed = ConfigDict(chain.to_dict())
+    workdir.write_config(pipeline)
+    changed = ConfigDict(pipeline.to_dict())
     changed.parts.clip.train.steps += 1
     resume.check_config(changed, workdir)  # nothing has trained
     (workdir.path / "decoder" / "checkpoints" / "4").mkdir(parents=True)
-    resume.check_config(chain, workdir)
+    resume.check_config(pipeline, workdir)
     with pytest.raises(UserError, match=r"decoder was trained with .* parts\.clip\.train\.steps was 2, now 3"):
         resume.check_config(changed, workdir)
 
@@ -170,8 +170,8 @@ def test_a_run_may_be_moved(folder):
 
 
 @pytest.mark.slow
-def test_a_part_may_be_a_run_that_there_is(folder):
-    """Then it is not trained."""
+def test_a_part_may_be_an_existing_run(folder):
+    """An existing run is not trained."""
     codec = folder / "run" / "codec"
     others = [f"--config.codec={codec}", "--config.train.steps=2"]
     assert train(folder, "dalle", *others, workdir="other") == 0
@@ -191,25 +191,25 @@ def test_a_part_that_changed_is_refused(folder, capsys):
     assert "was started with another config: parts.codec.codebook.size was 8, now 16" in capsys.readouterr().err
 
 
-def made(**parts):
+def parent_config(**parts):
     where = {"data": {"dir": ""}, "parallel": {}}
     return ConfigDict(
         {"codec": "@a", "clip": "", **where, "parts": {name: part | where for name, part in parts.items()}}
     )
 
 
-def test_parts_come_after_what_they_stand_on_and_only_those_that_are_referred_to():
+def test_referenced_parts_are_listed_after_their_dependencies():
     parts = {"a": {"codec": "@c"}, "b": {"codec": ""}, "c": {"codec": "@b"}, "clip": {}}
-    assert dependencies.part_names(made(**parts)) == ["b", "c", "a"]
+    assert dependencies.part_names(parent_config(**parts)) == ["b", "c", "a"]
     with pytest.raises(UserError, match="refer to one another"):
-        dependencies.part_names(made(a={"codec": "@b"}, b={"codec": "@a"}))
+        dependencies.part_names(parent_config(a={"codec": "@b"}, b={"codec": "@a"}))
 
 
-def test_a_part_alone_has_what_it_stands_on():
-    chain = config_files.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
-    alone = dependencies.standalone_part(chain, "ar_prior")
+def test_a_standalone_part_includes_its_dependencies():
+    pipeline = config_files.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
+    alone = dependencies.standalone_part(pipeline, "ar_prior")
     assert dependencies.part_names(alone) == ["clip", "pca"]
-    assert "parts" not in dependencies.standalone_part(chain, "upsampler")
+    assert "parts" not in dependencies.standalone_part(pipeline, "upsampler")
     assert dependencies.part_names(dependencies.standalone_part(alone, "pca")) == ["clip"]
 
 
@@ -220,7 +220,7 @@ def test_a_reference_without_its_part_is_refused(tmp_path):
         build_model(tiny.config("dalle_shapes", codec="@", **SHAPES), workdir=tmp_path, abstract=True)
 
 
-def test_what_a_part_is_trained_to_counts_for_what_the_run_comes_to():
+def test_the_hash_of_a_config_covers_its_parts():
     one, two = (tiny.config("dalle_shapes", train__steps=steps) for steps in (4, 4))
     assert dependencies.config_hash(one) == dependencies.config_hash(two)
     for change in ({"parts.codec.codebook.size": 16}, {"parts.clip.train.steps": 9}, {"parts.clip.seed": 5}):

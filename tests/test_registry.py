@@ -51,7 +51,7 @@ BAD = {
     "__import__('os')": WRITE,
     "__import__('os').getpid()": WRITE,
     "__import__": "unknown axis '__import__'",
-    "_snr": "unknown axis '_snr': did you mean 'snr'?",  # private
+    "_snr": "unknown axis '_snr': did you mean 'min_snr' or 'truncated_snr'?",
     "Array": "unknown axis 'Array'",  # imported by the module
     "min_snr(gamma='3')": WRITE,
     "min_snr(gamma=b'3')": WRITE,

@@ -1,4 +1,4 @@
-"""What launch.py sets before jax is imported, and what it leaves to the user."""
+"""Settings of launch.py before jax is imported, and settings of the user that it keeps."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def test_flags_and_cache_are_set(monkeypatch, tmp_path):
     assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
 
 
-def test_the_users_settings_win(monkeypatch, tmp_path):
+def test_settings_of_the_user_take_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_other=1 {FLAG}=LIBRARY_FUSION_TYPE_REDUCE")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "elsewhere"))
     xla_flags.configure()
@@ -29,7 +29,7 @@ def test_the_users_settings_win(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", "relative"])
-def test_a_cache_home_that_is_no_absolute_path_counts_as_unset(value, monkeypatch, tmp_path):
+def test_a_relative_cache_home_is_ignored(value, monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -40,8 +40,8 @@ def test_a_cache_home_that_is_no_absolute_path_counts_as_unset(value, monkeypatc
 
 
 @pytest.mark.parametrize("variable", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
-def test_without_a_cache_a_note_says_so(variable, monkeypatch, capsys):
-    """Also without a home: a user whom the system does not know has none."""
+def test_a_missing_cache_is_noted(variable, monkeypatch, capsys):
+    """Also without a home directory, as for a user who is not in the system's database."""
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "/proc/none")
@@ -52,14 +52,14 @@ def test_without_a_cache_a_note_says_so(variable, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("value", ["", "gs://bucket/cache"])
-def test_a_cache_that_is_off_or_far_is_left_alone(value, monkeypatch):
+def test_a_disabled_or_remote_cache_is_not_changed(value, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
     xla_flags.configure()
     assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"] == value
 
 
-def test_a_product_with_one_number_everywhere_is_right():
-    """With LIBRARY_FUSION_TYPE_DOT it read what lies behind the number (jaxlib 0.10.2)."""
+def test_a_product_with_a_constant_matrix_is_correct():
+    """With LIBRARY_FUSION_TYPE_DOT, XLA read memory past the scalar (jaxlib 0.10.2)."""
     x = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
-    found = jax.jit(lambda x, number: x @ jnp.broadcast_to(number, (16, 16)))(x, np.float32(0.5))
-    np.testing.assert_allclose(found, x @ np.full((16, 16), 0.5), atol=1e-5)
+    product = jax.jit(lambda x, number: x @ jnp.broadcast_to(number, (16, 16)))(x, np.float32(0.5))
+    np.testing.assert_allclose(product, x @ np.full((16, 16), 0.5), atol=1e-5)

@@ -16,6 +16,7 @@ from jax import numpy as jnp
 
 from diffjax.models.base import Model
 from diffjax.runs import state
+from diffjax.runs.config_fields import documented_fields, documented_name
 from diffjax.runs.config_files import flatten, load_file
 from diffjax.runs.state import TrainState
 from diffjax.typing import NO_TOKEN, Batch, LossFn, PRNGKey, StepContext, Variables
@@ -56,6 +57,7 @@ OVERRIDES = {
     "train.max_consecutive_skips": 0,
     "sampler.steps": 4,
 }
+DIT = {"architecture": "dit", "patch": 4, "width": 8, "layers": 1, "heads": 2}  # compiles faster than a UNet
 AUTOENCODERS = {
     "model.residual_channels": 8,
     "model.blocks": 1,
@@ -72,8 +74,9 @@ PRIORS = {
     "model.heads": 2,
     "model.dropout": 0.0,
 }
-GAMES = {"model.latent": 8, "discriminator.channels": 8, "mapping.latent": 8, "mapping.width": 8}
-OVERRIDES_OF = {  # systems
+GANS = {"model.latent": 8, "discriminator.channels": 8, "mapping.latent": 8, "mapping.width": 8}
+NETWORKS = ("model", "adversarial", "conditions", "discriminator", "mapping")  # sections
+OVERRIDES_OF = {  # by config.system
     "vae": AUTOENCODERS,
     "vqvae": AUTOENCODERS,
     "dvae": AUTOENCODERS,
@@ -93,23 +96,37 @@ OVERRIDES_OF = {  # systems
     "unclip": {},
     "unclip_prior": {},
     "pca": {},
-    "gan": GAMES,
-    "ddgan": GAMES | {"diffusion.timesteps": 4},
+    "gan": GANS,
+    "ddgan": GANS | {"diffusion.timesteps": 4},
 }
 
 
 def config(base: str = "digits", /, **changes):
-    """Returns a config of digits with tiny networks; `changes` by dotted name with __ for the dots."""
-    made = load_file(str(ROOT / "configs" / f"{base}.py"))
-    made.unlock()
-    overrides = OVERRIDES | OVERRIDES_OF.get(made.system, {})
-    if made.system in OVERRIDES_OF:  # their networks do not have all fields of the UNet
-        overrides = {name: value for name, value in overrides.items() if name in flatten(made)}
-    for name, value in (overrides | {name.replace("__", "."): value for name, value in changes.items()}).items():
+    """Returns a config of digits with tiny networks.
+
+    Args:
+      changes: values by dotted name with __ for the dots; for sections that the config does not have they are ignored.
+
+    Raises:
+      KeyError: a name is not in configs/common.py; models refuse unknown fields of their networks themselves.
+    """
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    known = [*documented_fields(), "parts"]
+    for name in changes:
+        if name.split(".")[0] not in NETWORKS and not any(
+            f"{field}.".startswith(f"{documented_name(name)}.") for field in known
+        ):
+            raise KeyError(f"{name}: is not in configs/common.py")
+    result = load_file(str(ROOT / "configs" / f"{base}.py"))
+    result.unlock()
+    overrides = OVERRIDES | OVERRIDES_OF.get(result.system, {})
+    if result.system in OVERRIDES_OF:  # their networks do not have all fields of the UNet
+        overrides = {name: value for name, value in overrides.items() if name in flatten(result)}
+    for name, value in (overrides | changes).items():
         section, _, field = name.rpartition(".")
-        if not section or section in made:
-            (made[section] if section else made)[field] = value
-    return made.lock()
+        if not section or section in result:
+            (result[section] if section else result)[field] = value
+    return result.lock()
 
 
 def write(path: Path, base: str = "digits", /, **changes) -> Path:
@@ -186,9 +203,13 @@ def write_dalle(folder: Path, **changes) -> Path:
     shapes = {"data__name": "shapes", "data__image_size": 8, "parallel__num_devices": 1}
     text = {"tokenizer": "", "vocabulary": 300, "length": 12}
     write(folder / "codec.py", "vqvae", train__num_preview_samples=0, **shapes)
-    write(folder / "clip.py", "clip_shapes", text=text, **shapes)
-    given = {"parts": {"codec": "codec.py", "clip": "clip.py"}, "text": text, "train__num_preview_samples": 0} | changes
-    return write(folder / "dalle.py", "dalle_shapes", **shapes | given)
+    write(folder / "clip.py", "clip_shapes", text=text, image_encoder__layers=1, text_encoder__layers=1, **shapes)
+    fields = {
+        "parts": {"codec": "codec.py", "clip": "clip.py"},
+        "text": text,
+        "train__num_preview_samples": 0,
+    } | changes
+    return write(folder / "dalle.py", "dalle_shapes", **shapes | fields)
 
 
 SHAPES = {"data__name": "shapes", "data__image_size": 16, "parallel__num_devices": 1}
@@ -207,28 +228,28 @@ _READER = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
 
 def stage(name: str, **changes):
     """Returns a tiny config of a stage of a pipeline of 16x16 images of shapes; the first stage has 8x8 images."""
-    given = dict(SHAPES | _FAST)
+    fields = dict(SHAPES | _FAST)
     if name == "clip" or name == "noised_clip":
-        given |= {"text": TEXT, "train__num_preview_samples": 0}
+        fields |= {"text": TEXT, "image_encoder__layers": 1, "text_encoder__layers": 1}
         if name == "noised_clip":
-            given |= {"diffusion__timesteps": 20}
-        return config("clip_shapes" if name == "clip" else name, **given | changes)
+            fields |= {"diffusion__timesteps": 20}
+        return config("clip_shapes" if name == "clip" else name, **fields | changes)
     if name == "pca":
-        given |= {"model__components": 4, "model__bins": 8, "text": TEXT}
+        fields |= {"model__components": 4, "model__bins": 8, "text": TEXT}
     elif name == "prior":
-        given |= {"model__width": 16, "model__layers": 1, "model__heads": 2, "diffusion__timesteps": 20}
-        given |= {"sampler__steps": 2}
+        fields |= {"model__width": 16, "model__layers": 1, "model__heads": 2, "diffusion__timesteps": 20}
+        fields |= {"sampler__steps": 2}
     elif name == "ar_prior":
-        given |= {"model__layers": 1}
+        fields |= {"model__layers": 1}
     elif name == "upsampler":
-        given |= _UNET | {"diffusion__crop": 8, "model__attention_resolutions": ()}
+        fields |= _UNET | {"diffusion__crop": 8, "model__attention_resolutions": ()}
     else:
-        given |= _UNET | {"model__attention_resolutions": (4,), "model__head_channels": 8}
-        given |= {"conditions__caption": _READER}
+        fields |= _UNET | {"model__attention_resolutions": (4,), "model__head_channels": 8}
+        fields |= {"conditions__caption": _READER}
         if name == "decoder":
-            given |= {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
+            fields |= {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}
         else:
-            given |= {"text": TEXT}
+            fields |= {"text": TEXT}
     file = {
         "base": "glide_base",
         "inpainting": "glide_inpainting",
@@ -236,13 +257,14 @@ def stage(name: str, **changes):
         "ar_prior": "unclip_ar_prior",
         "decoder": "unclip_decoder",
     }
-    return config(file.get(name, name), **given | changes)
+    return config(file.get(name, name), **fields | changes)
 
 
 def write_pipeline(folder: Path, name: str, parts: Sequence[str], **changes) -> Path:
     """Writes the config of a pipeline, `configs/NAME_shapes.py`, of tiny `parts`; other stages are left out."""
-    made = load_file(str(ROOT / "configs" / f"{name}_shapes.py"))
-    stages = [field for field, value in made.items() if value == f"@{field}"]
-    given = {field: f"@{field}" if field in parts else "" for field in stages}
-    given |= {"parts": {part: stage(part).to_dict() for part in parts}, "sampler": {}} | SHAPES
-    return write(folder / f"{name}.py", f"{name}_shapes", **given | changes)
+    result = load_file(str(ROOT / "configs" / f"{name}_shapes.py"))
+    stages = [field for field, value in result.items() if value == f"@{field}"]
+    fields = {field: f"@{field}" if field in parts else "" for field in stages}
+    models = {part: {"model": DIT} for part in ("base", "decoder")}
+    fields |= {"parts": {part: stage(part, **models.get(part, {})).to_dict() for part in parts}, "sampler": {}} | SHAPES
+    return write(folder / f"{name}.py", f"{name}_shapes", **fields | changes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffjax import cli
 from tests import tiny
 
+_ONE_LEVEL = {"model__multipliers": (1,), "model__attention_resolutions": ()}
 _QUIET = {"train__num_preview_samples": 0, "parallel__num_devices": 1}
 
 
@@ -19,8 +20,8 @@ def _config(base: str, **changes) -> Callable[[Path], Path]:
 
 # Writes the config of each run in a folder.
 CONFIGS: dict[str, Callable[[Path], Path]] = {
-    "pixel": _config("digits", train__num_preview_samples=10, train__learning_rate_schedule="constant"),
-    "classifier": _config("classifier_digits"),
+    "pixel": _config("digits", model=tiny.DIT, train__num_preview_samples=10, train__learning_rate_schedule="constant"),
+    "classifier": _config("classifier_digits", train__steps=2, **_ONE_LEVEL),
     "vae": _config("vae", train__steps=2, train__num_preview_samples=10),
     "vqvae": _config("vqvae", train__steps=2),
     "gan": _config("gan", train__steps=2),
@@ -34,7 +35,7 @@ CONFIGS: dict[str, Callable[[Path], Path]] = {
 
 
 class TrainedRuns:
-    """Trains each run when it is first asked for; other processes wait for it.
+    """Trains each run at its first use, while other processes wait for it.
 
     The runs are read only: tests that write to a run, as `evaluate` does, use `copy`.
     """

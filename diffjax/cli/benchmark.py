@@ -1,15 +1,20 @@
 """Benchmark a config's training step and sampler on this machine, or the communication of many devices.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
+  python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
 
-Uses random images, so the data set is not required. GFLOP per step are counted in the program before optimization; the
-fraction of the device's peak is printed if that is known. Times vary from run to run.
+Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
+optimization; the fraction of the device's peak is printed if that is known. Times vary from run to run.
+
+--data also reads --steps batches of the data set without training, and prints the images per second, of examples that
+are not cached yet, and the share of the time that a training step would wait for them.
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
 """
 
+import contextlib
 import resource
 import statistics
 import time
@@ -24,13 +29,14 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.cli.communication import print_communication
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
+from diffjax.data import Batches
 from diffjax.errors import UserError, memory_limit_as_user_error, note
 from diffjax.evaluation import provenance
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_generative, is_text_conditioned, is_upsampling_stage
 from diffjax.models.lora import is_lora
-from diffjax.runs.datasets import image_spec
+from diffjax.runs.datasets import image_spec, open_dataset, resolve
 from diffjax.runs.loading import build_model
 from diffjax.runs.state import TrainState, ema_variables
 from diffjax.training.compiled_step import compile_step, make_optimizers, memory_advice
@@ -56,6 +62,7 @@ def define(flags: Flags) -> None:
     define_config(flags)
     absl_flags.DEFINE_integer("steps", 20, "number of training steps to time", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_integer("samples", 100, "number of samples to time, 0: none", lower_bound=0, flag_values=flags)
+    absl_flags.DEFINE_boolean("data", False, "also time reading the data set", flag_values=flags)
     absl_flags.DEFINE_list("communication", None, "numbers of devices to compile the step for", flag_values=flags)
     absl_flags.DEFINE_string("out", None, "JSON file to write the results to", flag_values=flags)
 
@@ -67,7 +74,7 @@ def run(arguments: Arguments) -> int:
             raise UserError(f"--out={out}: the name must end in .json")
         check_writable("out", out)
         out.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("steps", "samples"):
+    for name in ("steps", "samples", "data"):
         if arguments.communication and name in arguments.given_flags:
             raise UserError(f"--{name}: has no effect with --communication, which only compiles; remove one of them")
     config = read_config(arguments)
@@ -75,6 +82,7 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
     if is_lora(config):
         raise UserError(f"train.lora.rank={config.train.lora.rank}: is not supported by benchmark; set it to 0")
+    config = resolve(config)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)
     else:
@@ -97,6 +105,10 @@ def _benchmark(arguments: Arguments, config: ConfigDict) -> dict[str, Any]:
             variables = {**ema_variables(state), "frozen": model.frozen}
             seconds = _time_sampling(arguments.samples, model, spec, config, variables)
             results["samples_per_second"] = arguments.samples / seconds
+    if arguments.data:
+        seconds = _time_data(config, arguments.steps)
+        results["data_images_per_second"] = config.train.batch_size / seconds
+        results["data_wait"] = max(0.0, 1 - results["step_seconds"] / seconds)
     results["peak_memory_gib"] = _peak_memory() / 2**30
     for name, value in results.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
@@ -144,6 +156,18 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
     start = time.perf_counter()
     runner(variables, range(count), conditions, settings)
     return time.perf_counter() - start
+
+
+def _time_data(config: ConfigDict, steps: int) -> float:
+    """Returns the seconds per batch of `steps` batches of the data set, read as for training."""
+    source = open_dataset(config, config.data.split)
+    batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
+    with contextlib.closing(batches.iterate(buffer=1)) as iterator:  # so that few batches are read before the start
+        next(iterator)
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(iterator)
+        return (time.perf_counter() - start) / steps
 
 
 def _random_batch(size: int, spec: ImageSpec, model: Model, seed: int) -> dict[str, np.ndarray]:

@@ -23,6 +23,25 @@ MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
 _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
 _TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
+# Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
+_GROUPS = {
+    "run": ("workdir", "config", "checkpoint", "allow_config_change", "print_config"),
+    "processes": ("coordinator", "processes", "process", "wait"),
+    "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
+    "sampling": (
+        *("sampler", "grid", "steps", "eta", "threshold", "temperature", "top_k", "top_p"),
+        *("truncation", "prior", "candidates", "augmentation"),
+    ),
+    "guidance": (
+        *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
+        *("classifier", "classifier_scale", "weak", "weak_scale", "clip_scale"),
+    ),
+    "editing": (
+        *("image", "mask", "strength", "resample_steps", "interpolate", "invert"),
+        *("initial_image", "keep_fraction", "base_prompt", "components"),
+    ),
+    "output": ("out", "from"),
+}
 _WHOLE = re.compile(r"[+-]?[0-9](_?[0-9])*")
 _NUMBER = re.compile(r"[+-]?([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -95,8 +114,8 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
 
     Args:
       flags: flags that the verb defines.
-      argv: the verb, then `--name=value`, `--name value`, or `--name` and `--noname` of a boolean. `read_config`
-        parses the config overrides.
+      argv: the verb, then `--name=value`, `--name value`, or `--name` and `--noname` of a boolean. Config overrides
+        have the same forms; `read_config` parses their values.
 
     Raises:
       UserError: an unknown or repeated flag, or a value that the flag does not accept.
@@ -112,6 +131,8 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
                 raise UserError(
                     f"{argument}: {argv[0]} takes no config overrides; it uses the config that the run was trained with"
                 )
+            if not equals and name.startswith("config.") and remaining and not remaining[-1].startswith("--"):
+                argument = f"{argument}={remaining.pop()}"
             overrides.append(argument)
             continue
         positive = name.removeprefix("no")
@@ -120,7 +141,7 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
         if name not in flags:
             raise unknown("flag", name, flags)
         if not equals and flags[name].boolean:
-            text = "true"
+            text = remaining.pop() if remaining and remaining[-1].lower() in ("true", "false") else "true"
         elif not equals:
             if not remaining or remaining[-1].startswith("--"):
                 raise UserError(f"--{name} has no value; write --{name}=VALUE")
@@ -304,14 +325,25 @@ def missing_field(error: Exception) -> UserError | None:
 
 def help_text(verb: str, doc: str, flags: Flags) -> str:
     """Returns the help of a verb, from its docstring and flags."""
-    lines = [f"usage: python launch.py {verb} --flag=value ...", "", doc.strip(), "", "flags:"]
-    for name in sorted(flags):
-        flag = flags[name]
-        default = "" if flag.value in (None, "", False, []) else f" (default {_plain(flag.value)})"
-        syntax = f"--{name}" if flag.boolean else f"--{name}=..."
-        text = textwrap.wrap(" ".join(flag.help.split()) + default, 84)
-        lines += [f"  {syntax:18} {text[0]}"] + [" " * 21 + line for line in text[1:]]
+    lines = [f"usage: python launch.py {verb} --flag=value ...", "", doc.strip()]
+    for group, names in _grouped(verb, flags).items():
+        lines += ["", f"{group}:"]
+        for name in names:
+            flag = flags[name]
+            default = "" if flag.value in (None, "", False, []) else f" (default {_plain(flag.value)})"
+            syntax = f"--{name}" if flag.boolean else f"--{name}=..."
+            text = textwrap.wrap(" ".join(flag.help.split()) + default, 84)
+            lines += [f"  {syntax:18} {text[0]}"] + [" " * 21 + line for line in text[1:]]
     return "\n".join(lines)
+
+
+def _grouped(verb: str, flags: Flags) -> dict[str, list[str]]:
+    """Returns the names of a verb's flags by purpose; flags that are in no group are under the name of the verb."""
+    groups = _GROUPS if "sampler" in flags else {name: _GROUPS[name] for name in ("run", "processes", "output")}
+    named = {group: [name for name in names if name in flags] for group, names in groups.items()}
+    rest = [name for name in flags if not any(name in names for names in named.values())]
+    output = named.pop("output")
+    return {group: names for group, names in (named | {verb: rest, "output": output}).items() if names}
 
 
 def _plain(value: Any) -> str:

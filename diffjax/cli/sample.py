@@ -1,9 +1,12 @@
-"""Sample images from a trained run, as a grid or as arrays.
+"""Sample images from a trained run, as a grid, as single images or as arrays.
 
   python launch.py sample --workdir=runs/digits --out=samples.png --num=100 [--label=3]
                           [--sampler=ddim --steps=20 --eta=0 --guidance=2 --grid=trailing]
 
---out=X.png writes a grid; --out=X.npz writes the arrays images (uint8 [N, H, W, C]), labels (-1: none) and seeds.
+--out=X.png (.jpg, .webp) writes a grid, by default in the folder samples of the run. --out=DIR/ writes one PNG per
+sample. --out=X.npz writes the arrays images (uint8 [N, H, W, C]), labels (-1: none) and seeds.
+PNG files store their settings: --from=X.png samples the same image again, with the other flags of the command line
+instead of the stored ones. An image of --out=DIR/ is sampled with all samples of its command, for the same pixels.
 Without --label the classes alternate. Settings that are not on the command line are those of the run's config.
 
 Text-conditioned runs:
@@ -35,17 +38,31 @@ Guidance by other runs:
   --classifier=RUN, --weak=RUN      a classifier of noised images, or a weaker model to move away from (autoguidance)
 """
 
+import itertools
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags as absl_flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from diffjax import io
+from diffjax import __version__, io
 from diffjax.cli import edits
-from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.cli.flags import (
+    MAX_COUNT,
+    Arguments,
+    Flags,
+    check_writable,
+    define_sampling,
+    define_workdir,
+    parse,
+    required,
+)
 from diffjax.cli.requirements import check_sample_flags, is_variation
 from diffjax.cli.settings import SettingsFactory, attach_guidance_models, batch_size, define_settings, single_setting
 from diffjax.errors import UserError, note, one_line
@@ -54,14 +71,18 @@ from diffjax.inference.prompts import Prompts, check_text, encode_captions, read
 from diffjax.inference.reranking import Reranker, best_of, load_reranker
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import GenerativeModel
-from diffjax.models.capabilities import is_text_conditioned, outputs_embeddings
-from diffjax.models.pipelines.pipeline import PipelineSettings
+from diffjax.models.capabilities import is_pipeline, is_text_conditioned, outputs_embeddings
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import Run, load
 from diffjax.runs.workdir import Workdir
 
 _MAX_TITLE = 100  # characters
+_OUTPUTS = (*image_grids.FORMATS, ".npz")
+_PATHS = ("workdir", "classifier", "weak", "clip", "prompts", "image", "initial_image", "mask")  # flags of files
 
 
 def define(flags: Flags) -> None:
@@ -73,7 +94,9 @@ def define(flags: Flags) -> None:
         "prompts": "UTF-8 file of prompts, one per line",
         "clip": "run or folder of the CLIP that --best_of ranks by",
         "initial_image": "image file, or SPLIT:INDEX of the data set, to complete from its top rows",
-        "out": "file to write: .png for a grid, .npz for arrays",
+        "out": "file to write: .png, .jpg or .webp for a grid, .npz for arrays; or DIR/ for one PNG per sample "
+        "(default: the next samples/sample_NUMBER.png of the run)",
+        "from": "PNG of `sample`, to sample again with its settings",
         "image": "image file, or SPLIT:INDEX of the data set, to edit or inpaint; or two, A,B, to interpolate",
         "base_prompt": "caption of --image, for the text difference to --prompt",
         "components": "numbers of principal components of --image's embedding, separated by commas",
@@ -96,10 +119,11 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    out = Path(required(arguments, "out"))
-    if out.suffix not in (".png", ".npz"):
-        raise UserError(f"--out={out}: the name must end in .png (a grid) or .npz (arrays)")
-    captions = _check_files(arguments, out)
+    index = None
+    if getattr(arguments, "from"):
+        arguments, index = _restore(arguments)
+    out, to_folder = _output(arguments)
+    captions = _check_files(arguments, out / "00000.png" if to_folder else out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
     model, variables = attach_guidance_models(arguments, trained)
     if outputs_embeddings(model):
@@ -118,7 +142,7 @@ def run(arguments: Arguments) -> int:
         else:
             prompts = edits.with_image(arguments, trained, prompts)
             grid = edits.SampleGrid(prompts, np.array([]), _columns(arguments, model, prompts.size, keep))
-    _note_rounding(arguments, settings)
+    _note_rounding(arguments, model, settings)
 
     prompts, seeds, columns = grid
     total = candidates * prompts.size
@@ -129,26 +153,104 @@ def run(arguments: Arguments) -> int:
         else:
             options = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
             images, seeds = best_of(runner, variables, prompts, settings, reranker, **options)
-    titles = prompts.captions if columns and not arguments.interpolate else None
-    _write(out, images, seeds, prompts._replace(captions=titles) if out.suffix == ".png" else prompts, columns, model)
+    settings_of = _recorder(arguments, trained, prompts, seeds, model)
+    if to_folder:
+        for i, image in enumerate(images):
+            image_grids.save(out / f"{i:05d}.png", image, settings_of(i))
+    elif index is not None and index < len(images) and out.suffix != ".npz":
+        image_grids.save(out, images[index], settings_of(index))
+    elif out.suffix != ".npz":
+        titles = (prompts.captions or []) if columns and not arguments.interpolate else []
+        image_grids.save(out, image_grids.grid(images, columns, tuple(map(row_title, titles))), settings_of(None))
+    else:
+        _write_arrays(out, images, seeds, prompts, model)
     print(f"{len(images)} samples" + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 
 
-def _write(
-    out: Path,
-    images: UInt8[np.ndarray, "N H W C"],
-    seeds: np.ndarray,
-    prompts: Prompts,
-    columns: int | None,
-    model: GenerativeModel,
+def _restore(arguments: Arguments) -> tuple[Arguments, int | None]:
+    """Returns the flags stored in --from, replaced by those of the command line; and the index of its sample.
+
+    The index is None if the image is a grid.
+
+    Raises:
+      UserError: the image has no settings, or its run is missing or has another config.
+    """
+    path = Path(getattr(arguments, "from"))
+    try:
+        stored = image_grids.read_settings(path)
+        flags, index = stored.get("flags"), stored.get("index")
+        if not isinstance(flags, dict) or (index is not None and (type(index) is not int or index < 0)):
+            raise UserError(f"{path}: its settings are damaged; name another PNG of launch.py sample")
+        flags |= {name: getattr(arguments, name) for name in arguments.given_flags - {"from"}}
+        declared = Flags()
+        define(declared)
+        merged = parse(declared, ["sample", *(f"--{name}={value}" for name, value in flags.items())])
+        workdir = Workdir(required(merged, "workdir"))
+        if not workdir.config.exists():
+            raise UserError(f"{workdir.path}: the run of the image is missing; pass its new folder as --workdir=RUN")
+        if io.short_hash(to_json(workdir.read_config())) != stored.get("config"):
+            raise UserError(f"{workdir.path}: has another config than the run of the image; pass --workdir=RUN")
+    except UserError as error:
+        raise UserError(
+            f"--from={error}" if str(error).startswith(f"{path}:") else f"--from={path}: {error}"
+        ) from error
+    return merged, None if "num" in arguments.given_flags else index
+
+
+def _output(arguments: Arguments) -> tuple[Path, bool]:
+    """Returns the path to write, and whether it is a folder. Raises UserError if the suffix is of no known format."""
+    if arguments.out is None:
+        folder = Workdir(required(arguments, "workdir")).samples
+        return next(path for n in itertools.count(1) if not (path := folder / f"sample_{n:04d}.png").exists()), False
+    out = Path(arguments.out)
+    if arguments.out.endswith("/"):
+        return out, True
+    if out.suffix not in _OUTPUTS:
+        grids = ", ".join(image_grids.FORMATS)
+        raise UserError(f"--out={out}: the name must end in {grids} (a grid), .npz (arrays) or / (a folder)")
+    return out, False
+
+
+def _recorder(
+    arguments: Arguments, trained: Run, prompts: Prompts, seeds: np.ndarray, model: GenerativeModel
+) -> Callable[[int | None], dict[str, Any]]:
+    """Returns a function from the index of a sample (None: the grid of all) to the settings to store in its image."""
+    flags = {name: getattr(arguments, name) for name in sorted(arguments.given_flags - {"out", "from"})}
+    for name in _PATHS:
+        if name in flags and Path(flags[name]).exists():
+            flags[name] = str(Path(flags[name]).resolve())
+    if list_steps(trained.workdir.checkpoints):
+        flags["checkpoint"] = trained.step
+    common = {
+        "command": shlex.join(sys.argv),
+        "version": __version__,
+        "config": io.short_hash(to_json(trained.config)),
+        "checkpoint": trained.step,
+        "sampler": trained.config.get("sampler", {}) and trained.config.sampler.to_dict() | _overrides(arguments),
+        "devices": f"{jax.devices()[0].device_kind} x {jax.local_device_count()}",
+        "flags": flags,
+    }
+    keep = max(len(seeds) // prompts.size, 1)
+
+    def settings_of(index: int | None) -> dict[str, Any]:
+        if index is None:
+            label, prompt, seed = arguments.label, arguments.prompt, arguments.seed
+        else:
+            row, seed = index // keep, int(seeds[index])
+            label = int(prompts.conditions["label"][row]) if model.classes else None
+            prompt = prompts.captions[row] if prompts.captions else None
+        return common | {"index": index, "seed": seed, "label": label, "prompt": prompt}
+
+    return settings_of
+
+
+def _write_arrays(
+    out: Path, images: UInt8[np.ndarray, "N H W C"], seeds: np.ndarray, prompts: Prompts, model: GenerativeModel
 ) -> None:
-    """Writes a grid with the prompts' captions as titles of rows, or arrays with a caption per image."""
+    """Writes arrays, with a caption per image if the model is text-conditioned."""
     out.parent.mkdir(parents=True, exist_ok=True)
     captions = prompts.captions or []
-    if out.suffix == ".png":
-        image_grids.save(out, image_grids.grid(images, columns, tuple(map(row_title, captions))))
-        return
     arrays = {"images": images, "seeds": seeds}
     arrays["labels"] = prompts.conditions["label"] if model.classes else np.full(len(seeds), -1, np.int32)
     if captions:
@@ -171,6 +273,8 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
         if path and not (name == "clip" and clip_checkpoint.is_published(path)):
             Workdir(path).read_config()
     edits.check_files(arguments)
+    if out.suffix in (".jpg", ".jpeg") and image_spec(config).channels == 4:
+        raise UserError(f"--out={out}: JPEG does not support the 4 channels of the run's images; use .png or .webp")
     check_writable("out", out)
     if arguments.prompt and arguments.prompts:
         raise UserError("--prompts: is not supported with --prompt; pass one of --prompt=TEXT and --prompts=FILE")
@@ -215,16 +319,16 @@ def row_title(caption: str) -> str:
     return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 3]}..."
 
 
-def _note_rounding(arguments: Arguments, settings: Any) -> None:
+def _note_rounding(arguments: Arguments, model: GenerativeModel, settings: SamplingSettings) -> None:
     """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
-    first = settings.stages[settings.main] if isinstance(settings, PipelineSettings) else settings
+    first = settings.stages[model.main_stage] if is_pipeline(model) else settings
     if arguments.strength is not None:
-        steps = int(first.steps)
-        taken = steps - int(first.begin)
+        steps = first.num_steps
+        taken = steps - int(first["begin"])
         if abs(taken - arguments.strength * steps) > 1e-6:
             note(f"--strength={arguments.strength:g}: rounded to whole steps, the last {taken} of {steps}")
     if arguments.initial_image:
-        note(f"--initial_image={arguments.initial_image}: keeps the first {first.rows} rows of tokens")
+        note(f"--initial_image={arguments.initial_image}: keeps the first {first['rows']} rows of tokens")
 
 
 def _columns(arguments: Arguments, model: GenerativeModel, count: int, keep: int) -> int | None:

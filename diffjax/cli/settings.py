@@ -12,20 +12,19 @@ from diffjax.cli.flags import Arguments, Flags, entries, number, texts
 from diffjax.cli.requirements import GUIDANCE_FLAGS, check_capabilities
 from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, note
-from diffjax.models.autoregressive.prior import TokenSamplingSettings
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import (
     is_autoencoder,
     is_classifier,
     is_diffusion,
     is_generative,
+    is_pipeline,
     is_text_conditioned,
 )
 from diffjax.models.diffusion.guided import guided
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
-from diffjax.models.diffusion.sampling_settings import SamplingSettings
-from diffjax.models.pipelines.pipeline import PipelineSettings
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import choices, lookup, options
 from diffjax.runs.loading import Run, load
 from diffjax.typing import Variables
@@ -214,40 +213,42 @@ class SettingsFactory:
         self._model, self._sampler_config = model, trained.config.sampler
         self._has_weak, self._printed = bool(arguments.weak), set()
 
-    def __call__(self, capacity: int | None = None, **overrides: Any) -> Any:
+    def __call__(self, capacity: int | None = None, **overrides: Any) -> SamplingSettings:
         """Returns settings with `overrides`, padded to `capacity` steps."""
         settings = self._model.make_settings(self._sampler_config, capacity=capacity, **overrides)
-        for message in _ineffective_flags(settings, overrides, has_weak=self._has_weak):
+        for message in _ineffective_flags(self._model, settings, overrides, has_weak=self._has_weak):
             if message not in self._printed:
                 self._printed.add(message)
                 note(message)
         return settings
 
 
-def _ineffective_flags(settings: Any, overrides: Mapping[str, Any], *, has_weak: bool) -> Iterator[str]:
+def _ineffective_flags(
+    model: GenerativeModel, settings: SamplingSettings, overrides: Mapping[str, Any], *, has_weak: bool
+) -> Iterator[str]:
     """Yields one line for each setting of the command line that is replaced or has no effect."""
-    is_pipeline = isinstance(settings, PipelineSettings)
-    for stage, stage_settings in (settings.stages if is_pipeline else {"": settings}).items():
-        prefix = f"{stage}:" if is_pipeline else ""
+    main = model.main_stage if is_pipeline(model) else ""
+    for stage, stage_settings in (settings.stages or {"": settings}).items():
+        prefix = f"{stage}:" * bool(stage)
         flags = {name.removeprefix(prefix): value for name, value in overrides.items() if name.startswith(prefix)}
-        if is_pipeline and stage == settings.main:
+        if stage == main:
             flags |= {name: value for name, value in overrides.items() if ":" not in name}
         suffix = f" of {stage}" * bool(stage)
-        if isinstance(stage_settings, SamplingSettings):
+        if stage_settings.times.size:
             yield from _ineffective_diffusion_flags(stage_settings, flags, suffix, has_weak)
-        elif isinstance(stage_settings, TokenSamplingSettings) and stage_settings.settings["top_k"] == 1:
+        elif stage_settings.scalars.get("top_k") == 1:
             for name in sorted({"temperature", "top_p"} & flags.keys()):
                 yield f"--{name}={flags[name]:g}{suffix}: has no effect at top_k=1, which takes the most likely token"
-    if is_pipeline and dict(settings.options).get("prior") == "none" and "candidates" in overrides:
+    if ("prior", "none") in settings.choices and "candidates" in overrides:
         yield f"--candidates={overrides['candidates']}: has no effect at prior=none, which samples no embedding"
 
 
 def _ineffective_diffusion_flags(
     settings: SamplingSettings, flags: Mapping[str, Any], suffix: str, has_weak: bool
 ) -> Iterator[str]:
-    scales = {name: float(value) for name, value in settings.scales.items()}
-    if flags.get("steps", settings.steps) != settings.steps:
-        yield f"--steps={flags['steps']}{suffix}: replaced by {int(settings.steps)}, the number of steps of the grid"
+    scales = {name: float(value) for name, value in settings.scalars.items()}
+    if flags.get("steps", settings.num_steps) != settings.num_steps:
+        yield f"--steps={flags['steps']}{suffix}: replaced by {settings.num_steps}, the number of steps of the grid"
     if has_weak and scales["weak_scale"] == 1.0:
         yield "--weak: has no effect at weak_scale=1; set --weak_scale"
     interval = {"guidance_low", "guidance_high"} & flags.keys()

@@ -104,7 +104,7 @@ def run(arguments: Arguments) -> int:
     names = _supported_metrics(arguments, trained, model.classes)
     # All settings are made first, so that bad ones are refused before anything is sampled.
     make_settings = SettingsFactory(arguments, model, trained)
-    steps = [int(make_settings(**cell).steps) for cell in grid] * len(lengths)
+    steps = [make_settings(**cell).num_steps for cell in grid] * len(lengths)
     settings = [make_settings(capacity=max(steps), **cell) for cell in grid] * len(lengths)
     cells = [{**({"ema_length": length} if length else {}), **cell} for length in lengths for cell in grid]
     conditions = prompts.default_prompts(trained, arguments.num, classes=model.classes)

@@ -7,8 +7,9 @@ overhead is about 50 us per element.
 import collections
 import dataclasses
 import functools
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -27,7 +28,10 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Mapping[str, np.ndarray]: ...
 
 
-def _read(source: RandomAccess, indices: Sequence[int]) -> Sequence[Mapping[str, np.ndarray]]:
+def _read(source: RandomAccess, indices: Sequence[int], seeds: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
+    """Returns examples, cropped at random if the source has `read_crops`; `seeds` [N, K] determine each position."""
+    if read_crops := getattr(source, "read_crops", None):
+        return read_crops(indices, np.stack([np.random.default_rng(seed.tolist()).random(2) for seed in seeds]))
     read_many = getattr(source, "__getitems__", None)
     return read_many(indices) if read_many else [source[i] for i in indices]
 
@@ -44,7 +48,8 @@ class Batches:
     """Batches of a training run: every example once per epoch, in a new random order per epoch.
 
     A batch may span several epochs, so no example is dropped, and a batch may be larger than the source. The example at
-    position p of the whole run, and whether it is flipped, depend on the seed and p, not on the batch size.
+    position p of the whole run, whether it is flipped, and the position of a random crop depend on the seed and p, not
+    on the batch size.
 
     Raises:
       UserError: an empty source, a key that its examples do not have, a batch size below 1 or larger than the
@@ -100,22 +105,26 @@ class Batches:
             here = epochs == epoch
             order, mirrored = _epoch(self.seed, epoch, length)
             indices[here], flipped[here] = order[places[here]], mirrored[places[here]]
-        examples = _read(self.source, indices.tolist())
+        seeds = np.stack([np.full_like(places, self.seed), epochs, places], axis=1)
+        examples = _read(self.source, indices.tolist(), seeds)
         batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         if self.flip:
             batch["image"][flipped] = batch["image"][flipped, :, ::-1]
         return batch | {"index": index.astype(np.int32)}
 
-    def iterate(self, start_step: int = 0, *, threads: int = 4, buffer: int = 16) -> Iterator[HostBatch]:
+    def iterate(self, start_step: int = 0, *, threads: int | None = None, buffer: int = 16) -> Generator[HostBatch]:
         """Yields batch(start_step), batch(start_step + 1), ... without end.
 
         Args:
           start_step: number of the first batch.
-          threads: threads that read batches ahead; 0: read each batch when it is requested.
+          threads: threads that read batches ahead, each another batch; 0: read each batch when it is requested; None:
+            one per core, from 4 to 16.
           buffer: maximum number of batches read ahead.
         """
         import grain
 
+        if threads is None:
+            threads = min(max(os.cpu_count() or 4, 4), 16)
         steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch)
         iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
         try:

@@ -1,4 +1,4 @@
-"""Data sets by name: properties that are known without opening them, and random access to examples.
+"""Data sets by name: the table of all sources (`OPENERS`), their properties, and random access to examples.
 
 | name | native size | channels | classes | source |
 |---|---|---|---|---|
@@ -6,20 +6,29 @@
 | fashion_mnist, cifar10 | 28, 32 | 1, 3 | 10 | tensorflow-datasets, prepared on disk as array_record |
 | emoji | 32 and 64 | 3 on white, 4 transparent | 10 | `diffjax.data.emoji`, prepared on disk as array_record |
 | shapes | any | 3 | 5 | `diffjax.data.shapes`, rendered on access |
+| folder | any | any | any | image files in `data.dir`, `diffjax.data.folder` |
+| npz:FILE, tar:PATTERN | any | any | any | arrays, WebDataset shards, `diffjax.data.archives` |
+| tfds:NAME, hf:NAME | any | any | any | tensorflow-datasets, Hugging Face, `diffjax.data.dataset_libraries` |
 """
 
 import contextlib
 import dataclasses
-import re
+import difflib
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from diffjax.data import shapes
-from diffjax.data.image_files import on_white, resize
+from diffjax.data.archives import open_npz, open_tar
+from diffjax.data.dataset_libraries import open_builder, open_hf, open_tfds, prepared_folder
+from diffjax.data.decoding import CHANNELS, Cache, Decoder, check_fit, crop, infer_channels, parse_colour
+from diffjax.data.folder import open_folder
+from diffjax.data.image_files import on_white, resize, to_pixels
+from diffjax.data.records import Query, Records
 from diffjax.errors import MissingData, UserError, excerpt, unknown, validate_integer
 from diffjax.typing import ImageSpec
 
@@ -67,6 +76,9 @@ class Source:
 
     length: int  # number of examples
     read: Callable[[Sequence[int]], list[Example]]  # indices -> examples; faster than one by one
+    # (indices, positions [N, 2]) -> examples cropped at `decoding.crop`'s positions; None: examples have one crop
+    read_crops: Callable[[Sequence[int], np.ndarray], list[Example]] | None = None
+    name_of: Callable[[int], str] | None = None  # file name of an example, for messages
 
     def __len__(self) -> int:
         return self.length
@@ -80,8 +92,30 @@ class Source:
         return self.read(indices)
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """Options of reading images; the fields are those of a config's `data`."""
+
+    image_size: int  # height and width in pixels
+    background: str = "white"  # colour under alpha and around padded images; "transparent": alpha is kept
+    fit: str = "center_crop"  # one of `decoding.FITS`
+    channels: int = 0  # 1, 3 or 4; 0: as the set has
+    num_classes: int = -1  # 0: labels are ignored; -1: as the set has
+    class_names: tuple[str, ...] = ()  # names of the classes that labels refer to; (): as the set has
+    cache_gib: float = -1.0  # memory of decoded examples in GiB; -1: a quarter of this machine's memory
+    on_corrupt: str = "raise"  # action for examples that cannot be read: "raise", or "skip"
+
+
+class DatasetInfo(NamedTuple):
+    """Properties of a data set that models depend on."""
+
+    channels: int
+    num_classes: int  # 0: no labels
+    class_names: tuple[str, ...]  # (): the classes have no names, or no labels exist
+
+
 def class_names(name: str) -> tuple[str, ...]:
-    """Returns the names of the classes 0, 1, ... of a data set.
+    """Returns the names of the classes 0, 1, ... of a built-in data set.
 
     Raises:
       UserError: an unknown data set.
@@ -91,8 +125,18 @@ def class_names(name: str) -> tuple[str, ...]:
     return CLASSES[name]
 
 
+def is_built_in(name: str) -> bool:
+    """Returns whether the properties of a data set are known without opening it.
+
+    Raises:
+      UserError: an unknown data set.
+    """
+    _opener(name)
+    return name in CLASSES
+
+
 def image_spec(name: str, image_size: int, background: str = "white") -> ImageSpec:
-    """Returns image size, channels and number of classes of a data set, without reading it.
+    """Returns image size, channels and number of classes of a built-in data set, without reading it.
 
     Args:
       name: name of the data set.
@@ -102,50 +146,181 @@ def image_spec(name: str, image_size: int, background: str = "white") -> ImageSp
     Raises:
       UserError: an unknown data set or background, a size below 1, or a transparent background for a set without one.
     """
-    classes = len(class_names(name))
-    if background not in _BACKGROUNDS:
-        raise unknown("background", background, _BACKGROUNDS)
-    if background == "transparent" and name != "emoji":
-        raise UserError(
-            f"data.background=transparent: {name} has no transparent background; use white, or the data set emoji"
-        )
-    validate_integer("data.image_size", image_size, high=_MAX_SIDE)
-    return ImageSpec(image_size, 4 if background == "transparent" else _CHANNELS[name], classes)
+    info = dataset_info(name, directory="", split="train", options=ImageOptions(image_size, background))
+    return ImageSpec(image_size, info.channels, info.num_classes)
 
 
-def open_dataset(
-    name: str, *, directory: str, split: str, image_size: int, background: str = "white", on_corrupt: str = "raise"
-) -> Source:
-    """Opens a split of a data set, with images resized to [image_size, image_size] (see `image_files.resize`).
+def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions) -> DatasetInfo:
+    """Returns the channels and classes of a data set, with those of `options` in their place.
 
     Args:
       name: name of the data set.
-      directory: folder of prepared data sets (tensorflow-datasets' `data_dir`); "" for digits and shapes.
-      split: "train" or "test"; for prepared data sets also a part, such as "train[:1000]" or "train[90%:]".
+      directory: folder of data sets.
+      split: split that is opened, for sets that are not built in.
+      options: options; channels and classes that it has are not read from the set.
+
+    Raises:
+      UserError: an unknown data set or background, a size below 1, or the errors of opening the set.
+    """
+    _check(name, options)
+    if is_built_in(name):
+        channels = 4 if options.background == "transparent" else _CHANNELS[name]
+        return _info(name, options, channels, len(CLASSES[name]), CLASSES[name])
+    if options.channels and options.num_classes >= 0:
+        return DatasetInfo(options.channels, options.num_classes, options.class_names)
+    records = _opener(name)(_query(name, directory, split), options)
+    assert isinstance(records, Records)
+    return _records_info(name, records, options)
+
+
+def open_dataset(
+    name: str,
+    *,
+    directory: str,
+    split: str,
+    image_size: int = 0,
+    background: str = "white",
+    on_corrupt: str = "raise",
+    options: ImageOptions | None = None,
+) -> Source:
+    """Opens a split of a data set, with images of [image_size, image_size] (see `image_files.resize`).
+
+    Args:
+      name: name of the data set, in `OPENERS`, with what follows its prefix.
+      directory: folder of prepared data sets or images; paths in `name` are relative to it. "" for digits and shapes.
+      split: "train" or "test"; for sets on disk also a part, such as "train[:1000]" or "train[90%:]".
       image_size: height and width in pixels.
       background: background of emoji: "white", or "transparent" for RGBA (colour 0 where alpha is 0).
       on_corrupt: action for examples that cannot be read: "raise", or "skip", which prints the index and the number of
         skipped examples on standard error, and returns the next example instead.
+      options: all options, instead of the three above.
 
     Returns:
-      Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str for emoji and shapes. Examples of
-      prepared data sets are decoded once and stay in memory (CIFAR-10 train: about 200 MB).
+      Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions; labels
+      are 0 where it has none. Decoded examples of sets on disk stay in memory up to `cache_gib`.
 
     Raises:
-      UserError: the errors of `image_spec`, an unknown split or `on_corrupt`; on access, an unreadable example.
-      MissingData: the data set is not prepared; the message has the command that prepares it.
+      UserError: the errors of `dataset_info`, an unknown split or `on_corrupt`, or labels beyond the classes; on
+        access, an unreadable example.
+      MissingData: the data set does not exist; the message has the command that prepares it, if there is one.
     """
-    image_spec(name, image_size, background)
-    if on_corrupt not in _CORRUPT:
-        raise unknown("data.on_corrupt", on_corrupt, _CORRUPT)
-    if name == "digits":
-        source = _digits(split, image_size)
-    elif name == "shapes":
-        source = _shapes(split, image_size)
+    options = options or ImageOptions(image_size, background, on_corrupt=on_corrupt)
+    _check(name, options)
+    if options.on_corrupt not in _CORRUPT:
+        raise unknown("data.on_corrupt", options.on_corrupt, _CORRUPT)
+    opened = _opener(name)(_query(name, directory, split), options)
+    if isinstance(opened, Records):
+        opened = _decoded(opened, _records_info(name, opened, options), options)
     else:
-        source = _prepared(name, directory, split, image_size, background)
+        opened = _converted(opened, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
-    return handle_corrupt_examples(source, f"{name} {split}{where}", skip=on_corrupt == "skip")
+    return handle_corrupt_examples(opened, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
+
+
+def _query(name: str, directory: str, split: str) -> Query:
+    return Query(name, name.partition(":")[2], directory or "", split)
+
+
+def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records]":
+    """Returns the function of `OPENERS` for a name. Raises UserError, with the nearest name, for another name."""
+    prefix, colon, rest = name.partition(":")
+    if prefix + colon not in OPENERS:
+        similar = difflib.get_close_matches(prefix, [key.rstrip(":") for key in OPENERS], n=1, cutoff=0.5)
+        if colon and similar and f"{similar[0]}:" in OPENERS:
+            raise UserError(f"unknown data set, data.name {name!r}: did you mean '{similar[0]}:{rest}'?")
+        if prefix + ":" in OPENERS:
+            raise UserError(f"data.name={name}: must have a name or path after the prefix, as in {prefix}:NAME")
+        raise unknown("data set, data.name", name, OPENERS)
+    if colon and not rest:
+        raise UserError(f"data.name={name}: must have a name or path after the prefix, as in {prefix}:NAME")
+    return OPENERS[prefix + colon]
+
+
+def _check(name: str, options: ImageOptions) -> None:
+    """Raises UserError for options that do not fit a data set."""
+    _opener(name)
+    if name in CLASSES and options.background not in _BACKGROUNDS:
+        raise unknown("background", options.background, _BACKGROUNDS)
+    if name in CLASSES and options.background == "transparent" and name != "emoji":
+        raise UserError(
+            f"data.background=transparent: {name} has no transparent background; use white, or the data set emoji"
+        )
+    parse_colour(options.background)
+    check_fit(options.fit)
+    validate_integer("data.image_size", options.image_size, high=_MAX_SIDE)
+    validate_integer("data.num_classes", options.num_classes, low=-1)
+    if options.channels not in CHANNELS:
+        raise UserError(f"data.channels={options.channels}: must be 1, 3 or 4, or 0 for those of the data set")
+    if options.class_names and options.num_classes not in (-1, len(options.class_names)):
+        raise UserError(
+            f"data.num_classes={options.num_classes}: data.class_names has {len(options.class_names)} names; remove one"
+        )
+
+
+def _info(name: str, options: ImageOptions, channels: int, classes: int, names: tuple[str, ...]) -> DatasetInfo:
+    """Returns the properties of a set with those that `options` overrides."""
+    wanted = len(options.class_names) if options.class_names else options.num_classes
+    if 0 < wanted < classes or (wanted > 0 and not classes):
+        problem = f"data.name={name} has {classes}" if classes else f"data.name={name} has no labels"
+        raise UserError(f"data.num_classes={wanted}: {problem}; use -1, for the classes of the set")
+    if wanted == 0:
+        return DatasetInfo(options.channels or channels, 0, ())
+    names = options.class_names or (names if wanted in (-1, classes) else ())
+    return DatasetInfo(options.channels or channels, wanted if wanted > 0 else classes, names)
+
+
+def _records_info(name: str, records: Records, options: ImageOptions) -> DatasetInfo:
+    channels = options.channels or infer_channels(records, options.background)
+    if options.class_names and records.class_names and options.num_classes != 0:
+        if unknown_names := sorted(set(records.class_names) - set(options.class_names)):
+            raise UserError(
+                f"data.name={name}: the class {unknown_names[0]!r} is not among data.class_names, the "
+                f"{len(options.class_names)} classes of the run; remove its images, or train a new run"
+            )
+        return DatasetInfo(channels, len(options.class_names), options.class_names)
+    return _info(name, options, channels, records.num_classes, records.class_names)
+
+
+def _decoded(records: Records, info: DatasetInfo, options: ImageOptions) -> Source:
+    """Returns the source of records that are decoded on access, and cached as far as the memory allows."""
+    size, cache = options.image_size, Cache(options.cache_gib)
+    decoder = Decoder(size, info.channels, options.fit, options.background)
+    numbers = np.arange(max(records.num_classes, info.num_classes))
+    if info.class_names and records.class_names and info.class_names != records.class_names:
+        numbers = np.array([info.class_names.index(name) for name in records.class_names])
+
+    def decode(i: int) -> Example:
+        record = records.read(i)
+        if info.num_classes and not 0 <= record.label < len(numbers):
+            raise UserError(f"{records.name_of(i)}: label {record.label} is beyond the {len(numbers)} classes")
+        label = np.int32(numbers[record.label] if info.num_classes else 0)
+        example: Example = {"image": decoder(record, records.name_of(i)), "label": label}
+        return example if record.caption is None else {**example, "caption": record.caption}
+
+    def read_crops(indices: Sequence[int], positions: np.ndarray) -> list[Example]:
+        examples = [cache.get(i, decode) for i in indices]
+        return [
+            {**example, "image": crop(example["image"], size, tuple(position))}
+            for example, position in zip(examples, positions, strict=True)
+        ]
+
+    if options.fit == "random_crop":
+        centred = lambda indices: read_crops(indices, np.full((len(indices), 2), 0.5))  # noqa: E731
+        return Source(records.length, centred, read_crops, records.name_of)
+    return Source(records.length, lambda indices: [cache.get(i, decode) for i in indices], name_of=records.name_of)
+
+
+def _converted(source: Source, info: DatasetInfo, options: ImageOptions) -> Source:
+    """Returns a built-in source with other channels, or without labels, if `options` has them."""
+    if options.channels == 0 and options.num_classes != 0:
+        return source
+
+    def convert(example: Example) -> Example:
+        image = Image.fromarray(example["image"].squeeze(-1) if example["image"].shape[-1] == 1 else example["image"])
+        label = example["label"] if info.num_classes else np.int32(0)
+        return {**example, "image": to_pixels(image, info.channels, (255, 255, 255)), "label": label}
+
+    return Source(source.length, lambda indices: [convert(example) for example in source.read(indices)])
 
 
 def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
@@ -160,41 +335,66 @@ def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
     corrupt: dict[int, str] = {}
     lock = threading.Lock()  # several threads may read an example, which is printed once
 
-    def one(i: int) -> Example:
+    advice = "prepare the data set again" if source.name_of is None else "replace or delete the file"
+
+    def report(j: int, error: Exception) -> None:
+        reason = (
+            excerpt(str(error), 400) if isinstance(error, UserError) else excerpt(f"{type(error).__name__}: {error}")
+        )
+        if source.name_of and (name := source.name_of(j)) not in reason:
+            reason = f"{name}: {reason}"
+        with lock:
+            new = j not in corrupt
+            corrupt[j] = f"example {j} of {what} cannot be read ({reason})"
+            if skip and new:
+                print(f"{corrupt[j]}: skipped, {len(corrupt)} of {source.length} so far", file=sys.stderr)
+
+    def one(i: int, read: Callable[[Sequence[int]], list[Example]]) -> Example:
         for j in range(i, i + source.length):
             j %= source.length
             if j not in corrupt:
                 try:
-                    return source.read([j])[0]
+                    return read([j])[0]
                 except Exception as error:  # decoders raise various exceptions
-                    reason = excerpt(f"{type(error).__name__}: {error}")
-                    with lock:
-                        new = j not in corrupt
-                        corrupt[j] = f"example {j} of {what} cannot be read ({reason})"
-                        if skip and new:
-                            print(f"{corrupt[j]}: skipped, {len(corrupt)} of {source.length} so far", file=sys.stderr)
+                    report(j, error)
             if not skip:
-                raise UserError(f"{corrupt[j]}: prepare the data set again, or skip it with data.on_corrupt='skip'")
-        raise UserError(f"none of the {source.length} examples of {what} can be read: prepare the data set again")
+                raise UserError(f"{corrupt[j]}: {advice}, or skip it with data.on_corrupt='skip'")
+        raise UserError(f"none of the {source.length} examples of {what} can be read: {advice}")
 
     def read(indices: Sequence[int]) -> list[Example]:
         if not corrupt:
             with contextlib.suppress(Exception):
                 return source.read(indices)
-        return [one(i) for i in indices]
+        return [one(i, source.read) for i in indices]
 
-    return Source(source.length, read)
+    def read_crops(indices: Sequence[int], positions: np.ndarray) -> list[Example]:
+        assert source.read_crops is not None
+        crops = source.read_crops
+        if not corrupt:
+            with contextlib.suppress(Exception):
+                return crops(indices, positions)
+        return [
+            one(i, lambda j, position=position: crops(j, position[None]))
+            for i, position in zip(indices, positions, strict=True)
+        ]
+
+    return Source(source.length, read, read_crops if source.read_crops else None, source.name_of)
 
 
 def with_tokens(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:
     """Returns a source whose examples also have "tokens" int32 [L]; `encode` maps captions to tokens [N, L]."""
 
-    def read(indices: Sequence[int]) -> list[Example]:
-        examples = source.read(indices)
+    def add_tokens(examples: list[Example]) -> list[Example]:
         tokens = encode([example["caption"] for example in examples])
         return [{**example, "tokens": row} for example, row in zip(examples, tokens, strict=True)]
 
-    return Source(source.length, read)
+    crops = source.read_crops
+    return Source(
+        source.length,
+        lambda indices: add_tokens(source.read(indices)),
+        None if crops is None else lambda indices, positions: add_tokens(crops(indices, positions)),
+        source.name_of,
+    )
 
 
 def preparation_command(name: str, directory: str | None, image_size: int = 64) -> str | None:
@@ -213,10 +413,11 @@ def _emoji_size(image_size: int) -> int:
     return 32 if image_size <= 32 else 64
 
 
-def _digits(split: str, image_size: int) -> Source:
+def _digits(query: Query, options: ImageOptions) -> Source:
     """Opens 1,797 digits; every fifth in the order of labels is in "test": 1,437 and 360, with equal classes."""
     from sklearn import datasets
 
+    split, image_size = query.split, options.image_size
     if split not in ("train", "test"):
         raise unknown("split of digits", split, ("train", "test"))
     bunch: Any = datasets.load_digits()
@@ -231,7 +432,8 @@ def _digits(split: str, image_size: int) -> Source:
     return Source(len(examples), lambda indices: [examples[i] for i in indices])
 
 
-def _shapes(split: str, image_size: int) -> Source:
+def _shapes(query: Query, options: ImageOptions) -> Source:
+    split, image_size = query.split, options.image_size
     if split not in shapes.SPLITS:
         raise unknown("split of shapes", split, shapes.SPLITS)
 
@@ -243,27 +445,15 @@ def _shapes(split: str, image_size: int) -> Source:
     return Source(_SHAPES_LENGTH[split], lambda indices: [example(i) for i in indices])
 
 
-def _prepared(name: str, directory: str | None, split: str, image_size: int, background: str) -> Source:
+def _prepared(query: Query, options: ImageOptions) -> Source:
+    name, directory, split, image_size = query.name, query.directory, query.split, options.image_size
     how = f"prepare it with `{preparation_command(name, directory, image_size)}`"
     if not directory:
         raise MissingData(f"data.dir is not set: {name} is read from disk; {how}, then set --config.data.dir")
-    import tensorflow_datasets as tfds
-
-    root = tfds.core.Path(directory).expanduser() / name / (str(_emoji_size(image_size)) if name == "emoji" else "")
-    prepared = [path.parent for path in root.glob("*/dataset_info.json")]
-    versions = [
-        path for path in prepared if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    ]  # excludes incomplete preparations
-    if not versions:
-        raise MissingData(f"{name} is not prepared in {directory}: {how}")
-    folder = max(versions, key=lambda path: tfds.core.Version(path.name))
+    folder = prepared_folder(directory, f"{name}/{_emoji_size(image_size)}" if name == "emoji" else name, how)
+    builder = open_builder(folder, how)
     try:
-        builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # damaged JSON files raise various exceptions
-        reason = excerpt(f"{type(error).__name__}: {error}")
-        raise UserError(f"{folder} is damaged ({reason}): delete it and {how}") from error
-    try:
-        data: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        data: Any = builder.as_data_source(split=split)
     except NotImplementedError:
         raise UserError(f"{name} in {directory} is not in the array_record format: {how}") from None
     except ValueError:
@@ -278,18 +468,37 @@ def _prepared(name: str, directory: str | None, split: str, image_size: int, bac
         if image.shape[-1] != channels or not 0 <= label < classes:
             raise ValueError(f"{image.shape[-1]} channels and label {label} do not exist in {name}")
         image = resize(image, image_size)
-        if name == "emoji" and background == "white":
+        if name == "emoji" and options.background == "white":
             image = on_white(image)
         example = {"image": image, "label": np.int32(label)}
         if "caption" in record:
             example["caption"] = record["caption"].decode()
         return example
 
-    decoded: dict[int, Example] = {}
+    cache = Cache(options.cache_gib)
 
     def read(indices: Sequence[int]) -> list[Example]:
-        new = [i for i in indices if i not in decoded]
-        decoded.update(zip(new, map(decode, data.__getitems__(new)), strict=True))
-        return [decoded[i] for i in indices]
+        new = [i for i in indices if i not in cache]
+        decoded = dict(zip(new, map(decode, data.__getitems__(new)), strict=True))
+        for i, example in decoded.items():
+            cache.add(i, example)
+        return [decoded[i] if i in decoded else cache[i] for i in indices]
 
     return Source(len(data), read)
+
+
+def _on_disk(opener: Callable[[Query], Records]) -> Callable[[Query, ImageOptions], Records]:
+    return lambda query, options: opener(query)
+
+
+# Name, or prefix of a name, of every data set -> function that opens a split: a source of square images, or records.
+OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records]] = {
+    "digits": _digits,
+    "shapes": _shapes,
+    **dict.fromkeys(("fashion_mnist", "cifar10", "emoji"), _prepared),
+    "folder": _on_disk(open_folder),
+    "npz:": _on_disk(open_npz),
+    "tar:": _on_disk(open_tar),
+    "tfds:": _on_disk(open_tfds),
+    "hf:": _on_disk(open_hf),
+}

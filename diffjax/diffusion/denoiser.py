@@ -11,7 +11,7 @@ from jaxtyping import Float
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.parameterizations import Coefficients
 
-Network = Callable[[Float[Array, "B ..."], Float[Array, "B"]], Float[Array, "B ..."]]  # (input, time) -> F
+Network = Callable[[Float[Array, "B ..."], Float[Array, " B"]], Float[Array, "B ..."]]  # (input, time) -> F
 Parameterization = Callable[[Noise], Coefficients]
 
 

@@ -90,7 +90,7 @@ def autoguidance(
 def classifier(
     denoiser: Denoiser,
     classify: Callable[[Float[Array, "B ..."], Noise], Float[Array, "B K"]],
-    label: Int[Array, "B"],
+    label: Int[Array, " B"],
     scale: Array | float,
 ) -> Denoiser:
     """Classifier guidance towards `label`, by scale times the gradient of log p(label | x_t).

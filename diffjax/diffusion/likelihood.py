@@ -111,7 +111,7 @@ def bound_terms(
     denoiser: Denoiser,
     x0: Examples,
     levels: Noise,
-    which: Int[Array, "K"],
+    which: Int[Array, " K"],
     *,
     variance: Callable,
     decoder: str = "exact",
@@ -149,7 +149,7 @@ def bound_terms(
 
 def ode_bits(
     keys: Keys, denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, *, exact: bool = False
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Computes -log2 p(x_0) / D - log2(2 / 255) by the probability-flow ODE.
 
     Integrates from the last noisy level, where x_0 is used as x_t / alpha_t (ibid., app. C), up to levels[0], by Heun's
@@ -237,5 +237,5 @@ def _bits(nats: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.mean(nats) / math.log(2.0)
 
 
-def _sum(x: Float[Array, "B ..."]) -> Float[Array, "B"]:
+def _sum(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))

@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
     variance_interpolation: Float[Array, "B ..."] | None = None  # for variance.learned_range; None: fixed variance
 
 
-def mse(batch: NoisedBatch, prediction: Prediction, *, weighting: Callable) -> Float[Array, "B"]:
+def mse(batch: NoisedBatch, prediction: Prediction, *, weighting: Callable) -> Float[Array, " B"]:
     """Computes weighting * mean |x0_hat - x_0|^2, for any parameterization.
 
     Args:
@@ -53,7 +53,7 @@ def mse(batch: NoisedBatch, prediction: Prediction, *, weighting: Callable) -> F
     return weighting(batch.noise, prediction.coefficients) * prediction.coefficients.out**2 * error
 
 
-def vlb(batch: NoisedBatch, prediction: Prediction, *, schedule: Schedule, variance: Callable) -> Float[Array, "B"]:
+def vlb(batch: NoisedBatch, prediction: Prediction, *, schedule: Schedule, variance: Callable) -> Float[Array, " B"]:
     """Estimates the variational bound, bits/dim, by one term at the sampled timestep; includes the prior term.
 
     On a discrete schedule: T times one term of DDPM's eq. 5. On a continuous schedule: its limit, with the decoder term
@@ -85,7 +85,7 @@ def hybrid(
     weighting: Callable,
     variance: Callable,
     vlb_weight: float = 0.001,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Computes mse + vlb_weight * vlb, where the gradient of the bound reaches the variance only.
 
     Reference: Improved DDPM (Nichol & Dhariwal 2021), eq. 16 and sec. 3.1.
@@ -97,7 +97,7 @@ def hybrid(
 
 def _discrete_terms(
     batch: NoisedBatch, prediction: Prediction, schedule: Schedule, variance: Callable
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     t = batch.noise.t
     next, before = schedule(t - 1), schedule(jnp.minimum(t + 1, schedule.timesteps))
 
@@ -111,7 +111,7 @@ def _discrete_terms(
 
 def _continuous_terms(
     batch: NoisedBatch, prediction: Prediction, schedule: Schedule, variance: Callable
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     del variance  # in the limit, all variances give the same bound
     first = schedule(schedule.first)
 

@@ -28,7 +28,7 @@ class NoisedBatch(NamedTuple):
     eps: Float[Array, "B ..."]
     x: Float[Array, "B ..."]
     noise: Noise
-    loss_factor: Float[Array, "B"]
+    loss_factor: Float[Array, " B"]
 
     @classmethod
     def sample(

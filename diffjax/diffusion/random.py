@@ -13,7 +13,7 @@ def split_each(keys: Keys, num: int = 2) -> tuple[Keys, ...]:
     return tuple(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0))
 
 
-def fold_in_each(keys: Keys, data: Int[Array, ""] | Int[Array, "B"] | int) -> Keys:
+def fold_in_each(keys: Keys, data: Int[Array, ""] | Int[Array, " B"] | int) -> Keys:
     """Folds integers into the key of each example.
 
     Args:

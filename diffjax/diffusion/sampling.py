@@ -147,7 +147,7 @@ def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""
     return lax.fori_loop(0, steps, body, x0)
 
 
-def slerp(a: Examples, b: Examples, weight: Float[Array, "B"]) -> Examples:
+def slerp(a: Examples, b: Examples, weight: Float[Array, " B"]) -> Examples:
     """Interpolates along the great circle from `a` (weight 0) to `b` (weight 1), per example.
 
     Keeps the length of Gaussian latents, unlike linear interpolation.

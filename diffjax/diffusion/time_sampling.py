@@ -25,7 +25,7 @@ class TimeSampler(NamedTuple):
 
     init: Callable[[Schedule], State]
     sample: Callable[[Key[Array, ""], Schedule, State], tuple[Array, Array]]
-    update: Callable[[State, Float[Array, "B"], Float[Array, "B"]], State]
+    update: Callable[[State, Float[Array, " B"], Float[Array, " B"]], State]
 
 
 def uniform() -> TimeSampler:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from diffjax import data
 from diffjax.data import shapes
 from diffjax.errors import UserError
 from diffjax.evaluation.settings import Examples, Result, Row, Settings, percent_with_error, share_and_error
 from diffjax.inference.reranking import Reranker
 from diffjax.metrics import alignment, resampling
 from diffjax.metrics.resampling import Estimate, proportion_with_error
+from diffjax.runs.datasets import dataset_info
 from diffjax.runs.loading import Run
 
 _CHECKS = tuple(f"caption_{part}" for part in shapes.CaptionCheck._fields)
@@ -150,7 +150,11 @@ def _wrong_captions(caption: str) -> dict[str, list[str]]:
 def zero_shot(settings: Settings, trained: Run, examples: Examples) -> Result:
     """Returns the accuracy of the class with the nearest sentence: CLIP (Radford et al. 2021), section 3.1."""
     check_template(settings.template)
-    names = data.class_names(trained.config.data.name)
+    names = dataset_info(trained.config).class_names
+    if not names:
+        raise UserError(
+            f"--metrics=zero_shot: the classes of data.name={trained.config.data.name} have no names; remove it"
+        )
     judge = Reranker(trained.workdir.path, trained.spec, settings.batch_size)
     sentences = [settings.template.format(name) for name in names]
     nearest = np.argmax(judge.embed_images(examples.images) @ judge.embed_captions(sentences).T, axis=1)

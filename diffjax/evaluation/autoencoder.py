@@ -60,7 +60,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
 
 def _lpips(
     settings: Settings, images: UInt8[np.ndarray, "N H W C"]
-) -> Callable[[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, "N H W C"]], Float[np.ndarray, "N"]]:
+) -> Callable[[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, "N H W C"]], Float[np.ndarray, " N"]]:
     """Returns a function that computes the LPIPS distance of each pair of two sets of images.
 
     Raises:

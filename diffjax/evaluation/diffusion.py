@@ -25,8 +25,8 @@ from diffjax.evaluation.settings import (
 )
 from diffjax.inference import image_grids
 from diffjax.metrics.stratified_sampling import sample_terms
-from diffjax.models.diffusion.sampling_settings import SamplingSettings
 from diffjax.models.images import to_grey_levels, to_unit_range
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.runs.loading import Run
 
 _TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
@@ -40,14 +40,14 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
     if settings.decoder not in likelihood.DECODERS:
         raise unknown("decoder", settings.decoder, likelihood.DECODERS)
     timesteps = trained.config.diffusion.timesteps
-    bound_plan = _plan(settings, trained, settings.steps[0] if settings.steps else timesteps, "trailing")
-    bound = _bound(settings, trained, examples, bound_plan)
+    bound_settings = _ddim_settings(settings, trained, settings.steps[0] if settings.steps else timesteps, "trailing")
+    bound = _bound(settings, trained, examples, bound_settings)
     ode_steps = min(settings.ode_steps, timesteps)
-    columns = _bound_columns(bound, int(bound_plan.steps))
+    columns = _bound_columns(bound, bound_settings.num_steps)
     if ode_steps:
-        columns |= _ode_columns(settings, trained, examples, _plan(settings, trained, ode_steps, "log_snr"))
-    by_time = _terms_by_time(bound, np.asarray(bound_plan.times))
-    count, steps = len(examples.images), int(bound_plan.steps)
+        columns |= _ode_columns(settings, trained, examples, _ddim_settings(settings, trained, ode_steps, "log_snr"))
+    by_time = _terms_by_time(bound, np.asarray(bound_settings.times))
+    count, steps = len(examples.images), bound_settings.num_steps
     labels = {
         "bound": f"variational bound over {steps} steps",
         "prior": "  L_T, prior term",
@@ -74,24 +74,24 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
     )
 
 
-def _bound(settings: Settings, trained: Run, examples: Examples, plan: SamplingSettings) -> dict[str, Any]:
+def _bound(settings: Settings, trained: Run, examples: Examples, sampling: SamplingSettings) -> dict[str, Any]:
     """Returns the prior's term of each image [N], and K of its other terms with their indices and weights [N, K]."""
-    steps = int(plan.steps)
+    steps = sampling.num_steps
     system: Any = trained.system
     drawn = min(max(2, settings.terms) if settings.terms else steps, steps)
     calls = -(-drawn // _TERMS_PER_CALL)
     rng = np.random.default_rng(settings.seed)
 
     @jax.jit
-    def prior(variables, conditions, x0, plan):
+    def prior(variables, conditions, x0, sampling):
         model = system.bind(variables, conditions)
-        return jax.vmap(likelihood.prior_term, (0, None))(model.encode(x0), model.process.schedule(plan.times[0]))
+        return jax.vmap(likelihood.prior_term, (0, None))(model.encode(x0), model.process.schedule(sampling.times[0]))
 
     @jax.jit
-    def terms(variables, keys, conditions, x0, plan, which):
+    def terms(variables, keys, conditions, x0, sampling, which):
         model = system.bind(variables, conditions)
         denoise = with_clipping(model.denoiser, clipping.clip)  # as DDPM evaluates it
-        levels, variance = model.process.schedule(plan.times), model.process.variance.bind()
+        levels, variance = model.process.schedule(sampling.times), model.process.variance.bind()
         convention = {"variance": variance, "decoder": settings.decoder}
         return likelihood.bound_terms(keys, denoise, model.encode(x0), levels, which, **convention).T
 
@@ -99,9 +99,9 @@ def _bound(settings: Settings, trained: Run, examples: Examples, plan: SamplingS
         which, weight = sample_terms(rng, steps, drawn)
         padded = np.resize(which, calls * _TERMS_PER_CALL).reshape(calls, _TERMS_PER_CALL)
         x0 = to_unit_range(batch["image"])
-        values = [terms(trained.variables, keys, batch, x0, plan, some) for some in padded]
+        values = [terms(trained.variables, keys, batch, x0, sampling, some) for some in padded]
         return {
-            "prior": prior(trained.variables, batch, x0, plan),
+            "prior": prior(trained.variables, batch, x0, sampling),
             "terms": np.concatenate(jax.device_get(values), axis=-1)[:, :drawn],
             "which": np.tile(which, (len(x0), 1)),
             "weight": np.tile(weight, (len(x0), 1)),
@@ -129,20 +129,24 @@ def _terms_by_time(bound: Mapping[str, Any], times: np.ndarray) -> dict[str, lis
     return {"t": times[sampled].tolist(), "bits_per_dim": (sums / counts).tolist()}
 
 
-def _ode_columns(settings: Settings, trained: Run, examples: Examples, plan: SamplingSettings) -> dict[str, np.ndarray]:
+def _ode_columns(
+    settings: Settings, trained: Run, examples: Examples, sampling: SamplingSettings
+) -> dict[str, np.ndarray]:
     """Returns bits/dim of each image by the ODE, with Hutchinson's trace [N], and with the exact one for the first."""
     system: Any = trained.system
 
     @functools.partial(jax.jit, static_argnames="exact")
-    def ode(variables, keys, conditions, x0, plan, exact):
+    def ode(variables, keys, conditions, x0, sampling, exact):
         model = system.bind(variables, conditions)
         dequantize_key, probe_key = split_each(keys)
         x0 = likelihood.dequantized(dequantize_key, model.encode(x0))
-        levels = model.process.schedule(plan.times)
-        return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, plan.steps, exact=exact)
+        levels = model.process.schedule(sampling.times)
+        return likelihood.ode_bits(probe_key, model.denoiser, x0, levels, sampling["steps"], exact=exact)
 
     def compute(exact: bool) -> Callable:
-        return lambda keys, batch: ode(trained.variables, keys, batch, to_unit_range(batch["image"]), plan, exact=exact)
+        return lambda keys, batch: ode(
+            trained.variables, keys, batch, to_unit_range(batch["image"]), sampling, exact=exact
+        )
 
     columns = {"ode_hutchinson": map_batches(settings, "likelihood by the ODE", compute(exact=False), examples)}
     count = settings.exact_trace
@@ -163,22 +167,22 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
     counts = settings.steps or (10, 20, 50, 100)
 
     @jax.jit
-    def encode_and_decode(variables, keys, conditions, x0, plan):
-        latent = system.bind(variables, conditions).invert(x0, plan)
-        return latent, system.sample(variables, keys, {**conditions, "latent": latent}, plan)
+    def encode_and_decode(variables, keys, conditions, x0, sampling):
+        latent = system.bind(variables, conditions).invert(x0, sampling)
+        return latent, system.sample(variables, keys, {**conditions, "latent": latent}, sampling)
 
     entries, shown = [], [images[:MAX_SHOWN]]
     for steps in counts:
-        plan = _plan(settings, trained, steps, grid, max(counts))
+        sampling = _ddim_settings(settings, trained, steps, grid, max(counts))
 
-        def compute(keys, batch, plan=plan):
+        def compute(keys, batch, sampling=sampling):
             conditions = dict(batch)
             x0 = to_unit_range(conditions.pop("image"))  # an image among the conditions would be edited
-            latent, x = encode_and_decode(trained.variables, keys, conditions, x0, plan)
+            latent, x = encode_and_decode(trained.variables, keys, conditions, x0, sampling)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
         errors, stds, x = map_batches(settings, f"{steps} steps", compute, examples)
-        entries.append({"steps": int(plan.steps), "mse": mean_and_error(errors), "latent_std": float(np.mean(stds))})
+        entries.append({"steps": sampling.num_steps, "mse": mean_and_error(errors), "latent_std": float(np.mean(stds))})
         shown.append(np.asarray(to_grey_levels(x[:MAX_SHOWN])))
     rows = [
         Row(f"{e['steps']} steps", f"MSE {text_with_error(**e['mse'])}, std of x_T {e['latent_std']:.3f}")
@@ -194,7 +198,9 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
     )
 
 
-def _plan(settings: Settings, trained: Run, steps: int, grid: str, capacity: int | None = None) -> SamplingSettings:
+def _ddim_settings(
+    settings: Settings, trained: Run, steps: int, grid: str, capacity: int | None = None
+) -> SamplingSettings:
     """Returns settings of DDIM without noise, guidance and thresholds; `settings.grid` replaces `grid`."""
     sampler = {"name": "ddim", "steps": steps, "grid": settings.grid or grid, "threshold": "none"}
     model: Any = trained.system

@@ -1,12 +1,14 @@
 """Tables and plots of a sweep: rows of sampler settings and metrics."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
 
 from diffjax.inference import image_grids
 from diffjax.numbers import number, with_error
@@ -24,6 +26,7 @@ _HEADINGS = {
     "classifier_scale": "classifier",
     "weak_scale": "weak",
 }
+_MAX_COLUMNS = 3  # of panels
 STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
 
 
@@ -100,28 +103,32 @@ def sweep(
         curves.setdefault(_curve_label(row, measures), []).append(i)
     titles = {**measures, **_RMS}
     shown = {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
-    columns = max(len(shown), len(curves), 1)
+    panel_rows, panel_columns = panel_grid(len(shown))
+    columns = max(panel_columns, len(curves))
     across = max(map(len, curves.values()))
-    canvas = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, 3.4 + 0.55 * MAX_EXAMPLES), layout="constrained")
-    layout = canvas.add_gridspec(2, 1, height_ratios=(3.2, 0.55 * MAX_EXAMPLES))
+    heights = 3.6 * panel_rows, 0.55 * MAX_EXAMPLES
+    canvas = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, sum(heights) + 0.2), layout="constrained")
+    layout = canvas.add_gridspec(2, 1, height_ratios=heights)
     above, below = (canvas.add_subfigure(layout[row]) for row in range(2))
 
-    panels = above.subplots(1, len(shown), squeeze=False)[0] if shown else []
-    for axes, (measure, title) in zip(panels, shown.items(), strict=True):
+    measure_panels = panels(above, len(shown))
+    for axes, (measure, title) in zip(measure_panels, shown.items(), strict=True):
         for (label, indices), (marker, line) in zip(curves.items(), STYLES * len(curves), strict=False):
             there = [rows[i] for i in indices if rows[i].get(measure) is not None]
             if there:
                 errors = [row["standard_errors"].get(measure) or 0.0 for row in there]
                 points = [row["steps"] for row in there], [row[measure] for row in there]
+                line = line if len(there) > 1 else "none"
                 axes.errorbar(*points, yerr=errors, marker=marker, linestyle=line, label=label, capsize=2)
         if real.get(measure) is not None:
             axes.axhline(real[measure], color="0.4", linestyle=(0, (1, 1)), linewidth=1, label="real images")
-        axes.set(xscale="log", xlabel="steps", title=title)
+        axes.set(xscale="log", xlabel="steps")
+        axes.set_title(title, fontsize="small")
         axes.grid(alpha=0.3)
         ticks = sorted({row["steps"] for row in rows})
         axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
         axes.minorticks_off()
-        axes.legend(fontsize="small")
+    legend_below(above, measure_panels)
 
     for axes, (label, indices) in zip(below.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         examples = np.stack([samples[i][:MAX_EXAMPLES] for i in indices], axis=1)  # [example, steps, H, W, C]
@@ -133,6 +140,32 @@ def sweep(
         axes.set(yticks=[], title=label, xlabel="steps")
         axes.spines[:].set_visible(False)
     canvas.savefig(path, dpi=110)
+
+
+def panel_grid(count: int) -> tuple[int, int]:
+    """Returns rows and columns for `count` panels, with at most three columns."""
+    rows = max(1, math.ceil(count / _MAX_COLUMNS))
+    return rows, max(1, math.ceil(count / rows))
+
+
+def panels(canvas: FigureBase, count: int) -> list[Axes]:
+    """Adds `count` axes to a figure, arranged as `panel_grid`."""
+    axes = list(canvas.subplots(*panel_grid(count), squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return axes[:count]
+
+
+def legend_below(canvas: FigureBase, panels: Sequence[Axes], title: str | None = None) -> None:
+    """Adds one legend for all panels of a figure below them, so that it covers no curve."""
+    handles = {}
+    for axes in panels:
+        handles |= {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
+    if handles:
+        columns = min(len(handles), 4)
+        canvas.legend(
+            handles=list(handles.values()), loc="outside lower center", ncols=columns, fontsize="small", title=title
+        )
 
 
 def _settings(rows: Sequence[dict], measures: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.reranking import check_reranker, load_reranker
 from diffjax.metrics import features, frechet, reference
 from diffjax.metrics.pixel_classifier import PixelClassifier
-from diffjax.runs.datasets import open_dataset
+from diffjax.runs.datasets import open_dataset, open_other
 from diffjax.runs.loading import Run
 
 _CHUNK = 1000  # real images that are read at once
@@ -75,6 +75,8 @@ def check(
         check_reranker(trained, clip)
     reference_split: str = split or trained.config.data.split
     real = len(open_dataset(trained.config, reference_split))
+    if set(names) & set(CLASS_METRICS):
+        open_other(trained.config, reference_split)  # raises if there are no held-out examples
     for name, metric in compared.items():
         if real < metric.min_images:
             raise UserError(
@@ -161,10 +163,8 @@ class Measurer:
             self.provenance["judge"] = self._judge.provenance
         self.provenance["networks"] = {name: dict(network.provenance) for name, network in networks.items()}
         if self._class_metrics:
-            held_out = "train" if reference_split.startswith("test") else "test"
-            real, self._held_out = (
-                _labelled(open_dataset(trained.config, name)) for name in (reference_split, held_out)
-            )
+            real = _labelled(source)
+            self._held_out = _labelled(open_other(trained.config, reference_split))
             self._classifier = PixelClassifier(real, self._held_out)
             self.provenance["classifier_held_out_accuracy"] = self._classifier.held_out.value
 
@@ -191,7 +191,7 @@ class Measurer:
     def __call__(
         self,
         images: UInt8[np.ndarray, "N H W C"],
-        labels: Int[np.ndarray, "N"],
+        labels: Int[np.ndarray, " N"],
         captions: Sequence[str] | None = None,
     ) -> Values:
         """Returns the values of samples, with their labels and captions."""

@@ -55,7 +55,7 @@ class Examples(NamedTuple):
         return self.batch["image"]
 
     @property
-    def labels(self) -> Int[np.ndarray, "N"]:
+    def labels(self) -> Int[np.ndarray, " N"]:
         return self.batch["label"]
 
     def first(self, count: int) -> "Examples":
@@ -119,14 +119,14 @@ def map_batches(settings: Settings, description: str, function: Callable, exampl
 
 
 def mean_and_error(
-    values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None
+    values: Float[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None
 ) -> dict[str, float | None]:
     """Returns the mean over images and its standard error, for a result file; `groups` as of `resampling.mean`."""
     return _with_names(resampling.mean(values, groups))
 
 
 def share_and_error(
-    correct: Bool[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None
+    correct: Bool[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None
 ) -> dict[str, float | None]:
     """Returns the proportion of correct images and its standard error, which is positive at 0 and 1 too."""
     return _with_names(resampling.proportion_with_error(correct, groups))

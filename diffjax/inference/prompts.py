@@ -17,7 +17,7 @@ from diffjax.errors import UserError, note
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_text_conditioned, is_upsampling_stage
 from diffjax.models.images import to_unit_range
-from diffjax.runs.datasets import open_dataset
+from diffjax.runs.datasets import open_prompts
 from diffjax.runs.loading import Run
 
 _MAX_NOTES = 5  # number of truncated prompts that are listed one by one
@@ -95,13 +95,13 @@ def default_prompts(trained: Run, count: int, *, split: str = "test", classes: i
       classes: number of classes; None: that of the model.
     """
     if is_upsampling_stage(trained.system):
-        source = open_dataset(trained.config, split)
+        source = open_prompts(trained.config, split)
         examples = source.__getitems__(range(min(count, len(source))))
         examples = [examples[i % len(examples)] for i in range(count)]
         return prompts_from_examples(trained.system, examples, trained.tokenizer)
     captions = []
     if is_text_conditioned(trained.system):
-        captions = unique_captions(open_dataset(trained.config, split), count)
+        captions = unique_captions(open_prompts(trained.config, split), count)
     return make_prompts(trained.system, count, trained.tokenizer, captions, classes=classes)
 
 

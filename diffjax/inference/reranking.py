@@ -15,6 +15,7 @@ from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics.features import Network
 from diffjax.models.capabilities import is_clip
 from diffjax.models.images import to_unit_range
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.config_files import flatten, to_json
 from diffjax.runs.dependencies import referenced_run
@@ -103,14 +104,14 @@ def best_of(
     runner: SampleRunner,
     variables: Variables,
     prompts: Prompts,
-    settings: Any,
+    settings: SamplingSettings,
     reranker: Reranker | None,
     *,
     candidates: int = 1,
     keep: int = 1,
     seed: int = 0,
     progress: Callable[[int], Any] = lambda images: None,
-) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, "N*keep"]]:
+) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, " N*keep"]]:
     """Samples `candidates` images for each of N prompts, and returns the `keep` best by CLIP similarity.
 
     Candidate j of prompt i has the seed `seed` + j N + i, so more candidates include those of fewer.

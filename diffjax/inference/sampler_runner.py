@@ -12,6 +12,7 @@ from jaxtyping import UInt8, UInt32
 from diffjax.errors import UserError
 from diffjax.inference.batching import DataParallelMap
 from diffjax.models.images import to_grey_levels, to_unit_range
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Variables
 
 
@@ -48,7 +49,7 @@ class SampleRunner:
         variables: Variables,
         seeds: Sequence[int] | np.ndarray,
         conditions: Mapping[str, np.ndarray],
-        settings: Any,
+        settings: SamplingSettings,
         *,
         progress: Callable[[int], Any] = lambda images: None,
     ) -> UInt8[np.ndarray, "N H W C"]:
@@ -83,7 +84,7 @@ class SampleRunner:
         variables: Variables,
         seeds: Sequence[int] | np.ndarray,
         conditions: Mapping[str, np.ndarray],
-        settings: Any,
+        settings: SamplingSettings,
     ) -> None:
         """Compiles the sampling program for a later call with these arguments, unless it is compiled already."""
         self._sample.compile((variables, settings), (_validate_seeds(seeds), dict(conditions)))
@@ -93,7 +94,7 @@ class SampleRunner:
         return self._reconstruct(variables, images)
 
 
-def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, "N"]:
+def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, " N"]:
     seeds = np.asarray(seeds)
     if len(seeds) and not (seeds.min() >= 0 and seeds.max() < 2**32):
         raise UserError(f"--seed={seeds[0]}: seeds go up to {seeds.max()}, and must be below 2**32; lower the seed")

@@ -87,7 +87,7 @@ def ema_update(
 
 
 def restart_candidates(
-    inputs: Float[Array, "n B ... d"], size: int, index: Int[Array, "B"], context: StepContext
+    inputs: Float[Array, "n B ... d"], size: int, index: Int[Array, " B"], context: StepContext
 ) -> Books:
     """Samples a latent of the whole batch for each entry, by the key of the step.
 

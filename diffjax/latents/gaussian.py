@@ -41,7 +41,7 @@ def kl(q: Gaussian) -> Float[Array, "B ..."]:
     return 0.5 * (q.mean**2 + jnp.exp(q.log_variance) - 1.0 - q.log_variance)
 
 
-def with_free_bits(kl: Float[Array, "B ... C"], bits: float) -> Float[Array, "B"]:
+def with_free_bits(kl: Float[Array, "B ... C"], bits: float) -> Float[Array, " B"]:
     """Sums the KL of each example, with a lower bound for each channel.
 
     The paper averages over the batch before it takes the maximum. Here each example has its own maximum, so that its
@@ -60,7 +60,7 @@ def with_free_bits(kl: Float[Array, "B ... C"], bits: float) -> Float[Array, "B"
     return jnp.maximum(by_channel, bits * jnp.log(2.0)).sum(axis=-1)
 
 
-def log_density(z: Float[Array, "B ..."], q: Gaussian) -> Float[Array, "B"]:
+def log_density(z: Float[Array, "B ..."], q: Gaussian) -> Float[Array, " B"]:
     """Computes log q(z) of each example in nats."""
     values = -0.5 * (jnp.log(2 * jnp.pi) + q.log_variance + (z - q.mean) ** 2 / jnp.exp(q.log_variance))
     return values.reshape(values.shape[0], -1).sum(axis=-1)

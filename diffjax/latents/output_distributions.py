@@ -28,7 +28,7 @@ class OutputDistribution(NamedTuple):
     """
 
     parameters: int
-    nll: Callable[[Images, Output], Float[Array, "B"]]
+    nll: Callable[[Images, Output], Float[Array, " B"]]
     mean: Callable[[Output], Images]
     sample: Callable[[PRNGKeys, Output], Images]
     exact: bool = False
@@ -130,5 +130,5 @@ def _error(penalty: Callable) -> OutputDistribution:
     return OutputDistribution(1, nll, mean, lambda keys, output: mean(output))
 
 
-def _mean(values: Images) -> Float[Array, "B"]:
+def _mean(values: Images) -> Float[Array, " B"]:
     return values.reshape(values.shape[0], -1).mean(axis=-1)

@@ -37,8 +37,8 @@ class Quantized(NamedTuple):
 
     vectors: Latents
     codes: Code
-    commitment: Float[Array, "B"]
-    codebook: Float[Array, "B"]
+    commitment: Float[Array, " B"]
+    codebook: Float[Array, " B"]
     inputs: Float[Array, "n B h w d"] | None
 
 
@@ -77,7 +77,7 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def learn(
-        self, params: Params, state: CodebookState, quantized: Quantized, index: Int[Array, "B"], context: StepContext
+        self, params: Params, state: CodebookState, quantized: Quantized, index: Int[Array, " B"], context: StepContext
     ) -> tuple[CodebookState, dict[str, Array]]:
         """Updates the state by one step.
 
@@ -256,5 +256,5 @@ class FiniteScalars(Quantizer):
         return {"usage": codebook.usage(state, quantized.codes, context)}, {}
 
 
-def _mean_square(x: Latents) -> Float[Array, "B"]:
+def _mean_square(x: Latents) -> Float[Array, " B"]:
     return (x**2).reshape(x.shape[0], -1).mean(axis=-1)

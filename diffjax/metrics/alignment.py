@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 Embedded = Float[np.ndarray, "N D"]
 
 
-def clip_score(images: Embedded, texts: Embedded) -> Float[np.ndarray, "N"]:
+def clip_score(images: Embedded, texts: Embedded) -> Float[np.ndarray, " N"]:
     """Computes 100 max(cosine, 0) of each image and its text.
 
     Hessel et al. use the factor 2.5; tables of text-to-image models use 100.
@@ -18,7 +18,7 @@ def clip_score(images: Embedded, texts: Embedded) -> Float[np.ndarray, "N"]:
     return 100 * np.maximum(np.sum(images.astype(np.float64) * texts, axis=-1), 0.0)
 
 
-def recall(queries: Embedded, answers: Embedded, *, k: int, same: Bool[np.ndarray, "N N"]) -> Float[np.ndarray, "N"]:
+def recall(queries: Embedded, answers: Embedded, *, k: int, same: Bool[np.ndarray, "N N"]) -> Float[np.ndarray, " N"]:
     """Computes recall@k per query: 1 if one of the correct answers is among the k nearest, else 0.
 
     A tie counts as a miss, so that embeddings that are all equal retrieve nothing.
@@ -40,7 +40,7 @@ def recall(queries: Embedded, answers: Embedded, *, k: int, same: Bool[np.ndarra
 
 def retrieval_precision(
     images: Embedded, texts: Embedded, captions: Sequence[str], *, candidates: int = 100, seed: int
-) -> Float[np.ndarray, "N"]:
+) -> Float[np.ndarray, " N"]:
     """Computes R-precision per image: 1 if its own text is nearer than all other candidates, else 0.
 
     Args:

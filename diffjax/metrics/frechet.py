@@ -55,8 +55,8 @@ class Extrapolation(NamedTuple):
 
     value: float
     standard_error: float
-    sizes: Int[np.ndarray, "points"]
-    distances: Float[np.ndarray, "points"]
+    sizes: Int[np.ndarray, " points"]
+    distances: Float[np.ndarray, " points"]
 
 
 def at_infinity(
@@ -106,7 +106,7 @@ def at_infinity(
     return Extrapolation(float(intercept), float(np.sqrt(covariance[1, 1])), sizes, distances)
 
 
-def _roots(eigenvalues: Float[np.ndarray, "D"]) -> Float[np.ndarray, "D"]:
+def _roots(eigenvalues: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
     """Returns roots of the eigenvalues of a positive semi-definite matrix; 0 for those within rounding of 0."""
     floor = 10 * np.finfo(np.float64).eps * eigenvalues.max()
     return np.sqrt(np.where(eigenvalues > floor, eigenvalues, 0.0))

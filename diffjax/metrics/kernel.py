@@ -147,7 +147,7 @@ def _parts(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"], kernel: Ker
     return _Parts(float(value), (single[0], single[1]), (within[0][1], within[1][1], across_noise))
 
 
-def _within(pairs: Float[np.ndarray, "N N"]) -> tuple[Float[np.ndarray, "N"], float]:
+def _within(pairs: Float[np.ndarray, "N N"]) -> tuple[Float[np.ndarray, " N"], float]:
     """Returns the mean kernel of each feature with the others, and the variance of the interaction, unbiased.
 
     Fits k_ij = m + r_i + r_j to the pairs i != j by least squares; N (N - 3) / 2 degrees of freedom remain.

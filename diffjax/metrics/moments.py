@@ -16,7 +16,7 @@ class Moments(NamedTuple):
     """
 
     count: int  # pyright: ignore[reportIncompatibleMethodOverride]
-    mean: Float[np.ndarray, "D"]
+    mean: Float[np.ndarray, " D"]
     scatter: Float[np.ndarray, "D D"]
 
     @property

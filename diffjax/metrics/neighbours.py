@@ -63,7 +63,7 @@ def precision_recall_density_coverage(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _to_neighbour(x: Float[Array, "N D"], others: Float[Array, "M D"], k: int) -> Float[Array, "N"]:
+def _to_neighbour(x: Float[Array, "N D"], others: Float[Array, "M D"], k: int) -> Float[Array, " N"]:
     """Computes the squared distance from each of `x` to the k-th nearest of `others`."""
 
     def kth_least(row):
@@ -76,12 +76,12 @@ def _to_neighbour(x: Float[Array, "N D"], others: Float[Array, "M D"], k: int) -
 
 
 @jax.jit
-def _count_balls(x: Float[Array, "N D"], centres: Float[Array, "M D"], radii: Float[Array, "M"]) -> Int[Array, "N"]:
+def _count_balls(x: Float[Array, "N D"], centres: Float[Array, "M D"], radii: Float[Array, " M"]) -> Int[Array, " N"]:
     """Counts the balls around each of `x`, their edge included; `radii` are squared."""
     return lax.map(lambda row: jnp.sum(_squared_distances(row, centres) <= radii), x, batch_size=_BLOCK)
 
 
-def _squared_distances(row: Float[Array, "D"], others: Float[Array, "M D"]) -> Float[Array, "M"]:
+def _squared_distances(row: Float[Array, " D"], others: Float[Array, "M D"]) -> Float[Array, " M"]:
     """Computes squared distances [M]; under the batches of `lax.map` one matrix product of full precision."""
     product = jnp.matmul(others, row, precision=lax.Precision.HIGHEST)
     return jnp.maximum(jnp.sum(row**2) + jnp.sum(others**2, axis=1) - 2 * product, 0.0)

@@ -23,7 +23,7 @@ class PixelClassifier:
         self._classifier.fit(_flat(train[0]), train[1])
         self.held_out = self.accuracy(*test)
 
-    def accuracy(self, images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, "N"]) -> Estimate:
+    def accuracy(self, images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, " N"]) -> Estimate:
         """Returns the proportion of images classified as their label, in [0, 1]."""
         return proportion_with_error(self._classifier.predict(_flat(images)) == labels)
 

@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     standard_error: float | None
 
 
-def mean(values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> Estimate:
+def mean(values: Float[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None) -> Estimate:
     """Computes a mean and its standard error.
 
     Args:
@@ -42,7 +42,7 @@ def mean(values: Float[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None 
     return Estimate(float(values.mean()), float(np.sqrt(variance) / len(values)))
 
 
-def proportion_with_error(success: Bool[np.ndarray, "N"], groups: Shaped[np.ndarray, "N"] | None = None) -> Estimate:
+def proportion_with_error(success: Bool[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None) -> Estimate:
     """Computes the proportion of successes in N trials, and its standard error.
 
     The error is half the width of Wilson's score interval of one standard error:
@@ -66,12 +66,12 @@ def proportion_with_error(success: Bool[np.ndarray, "N"], groups: Shaped[np.ndar
 
 
 def jackknife(
-    statistic: Callable[..., Float[np.ndarray, "K"]],
+    statistic: Callable[..., Float[np.ndarray, " K"]],
     samples: Shaped[np.ndarray, "N ..."],
     *,
     blocks: int = 10,
     seed: int,
-) -> Float[np.ndarray, "K"]:
+) -> Float[np.ndarray, " K"]:
     """Computes the standard errors of K statistics by leaving out a random block of the samples at a time.
 
     sqrt((B - 1) / B sum_b (s_b - mean s)^2) over B blocks of floor(N / B) samples. Repeats no sample, unlike a

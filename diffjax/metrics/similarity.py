@@ -7,17 +7,17 @@ from skimage.metrics import structural_similarity
 Images = UInt8[np.ndarray, "N H W C"]
 
 
-def mse(a: Images, b: Images) -> Float[np.ndarray, "N"]:
+def mse(a: Images, b: Images) -> Float[np.ndarray, " N"]:
     """Computes the mean squared difference of values in [0, 1], per pair."""
     return np.mean(((a.astype(np.float64) - b) / 255) ** 2, axis=(1, 2, 3))
 
 
-def psnr(a: Images, b: Images) -> Float[np.ndarray, "N"]:
+def psnr(a: Images, b: Images) -> Float[np.ndarray, " N"]:
     """Computes the peak signal-to-noise ratio in decibels, -10 log10(mse); 100 for equal images."""
     return -10 * np.log10(np.maximum(mse(a, b), 1e-10))
 
 
-def ssim(a: Images, b: Images) -> Float[np.ndarray, "N"]:
+def ssim(a: Images, b: Images) -> Float[np.ndarray, " N"]:
     """Computes the structural similarity with a Gaussian window of 11 pixels and sigma 1.5, the mean over channels.
 
     Images smaller than the window use a smaller one.

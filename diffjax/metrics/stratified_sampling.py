@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 def sample_terms(
     rng: np.random.Generator, terms: int, count: int
-) -> tuple[Int[np.ndarray, "count"], Float[np.ndarray, "count"]]:
+) -> tuple[Int[np.ndarray, " count"], Float[np.ndarray, " count"]]:
     """Samples `count` of the indices 0, ..., `terms` - 1, with weights that make the sum of terms unbiased.
 
     Returns the last index, and one index from each of `count` - 1 strata whose lengths fall towards the end. This suits

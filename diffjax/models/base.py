@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import (
     Batch,
     Clip,
@@ -90,10 +91,10 @@ class GenerativeModel(Model):
     required_inputs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @abc.abstractmethod
-    def make_settings(self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides) -> Any:
-        """Returns sampling settings: a pytree whose leaves are traced inputs of `sample`.
-
-        Settings with equal static fields and shapes share a compilation.
+    def make_settings(
+        self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
+    ) -> SamplingSettings:
+        """Returns sampling settings.
 
         Args:
           sampler_config: the config's `sampler` section.
@@ -105,7 +106,9 @@ class GenerativeModel(Model):
         """
 
     @abc.abstractmethod
-    def sample(self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: Any) -> Array:
+    def sample(
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+    ) -> Array:
         """Samples one output per key, independent of the batch that a key is in.
 
         Args:
@@ -136,7 +139,7 @@ class LikelihoodModel(Model):
     """A model with a likelihood or a bound of it, in one forward pass."""
 
     @abc.abstractmethod
-    def likelihood(self, variables: Variables, keys: PRNGKeys, batch: Batch) -> Mapping[str, Float[Array, "B"]]:
+    def likelihood(self, variables: Variables, keys: PRNGKeys, batch: Batch) -> Mapping[str, Float[Array, " B"]]:
         """Returns bits per dimension per example, by name of the value or bound."""
 
 
@@ -173,7 +176,9 @@ class ImageManipulation(GenerativeModel):
         """Returns the CLIP embeddings of captions."""
 
     @abc.abstractmethod
-    def invert(self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: Any) -> Array:
+    def invert(
+        self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: SamplingSettings
+    ) -> Array:
         """Returns the decoder's x_T for images, by DDIM inversion."""
 
     @property
@@ -194,7 +199,7 @@ class TrainedStage(NamedTuple):
     variables: Variables
     sampler_config: Mapping[str, Any] = {}
 
-    def make_settings(self, capacity: int | None = None, **overrides: Any) -> Any:
+    def make_settings(self, capacity: int | None = None, **overrides: Any) -> SamplingSettings:
         """Returns sampling settings: those of the stage's own config, with overrides."""
         return self.model.make_settings(self.sampler_config, capacity, **overrides)
 

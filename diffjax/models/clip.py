@@ -86,7 +86,7 @@ class Noising:
 
     def __call__(
         self, images: Images, keys: PRNGKeys, memory: Mapping[str, Any]
-    ) -> tuple[Images, Times, Float[Array, "B"]]:
+    ) -> tuple[Images, Times, Float[Array, " B"]]:
         """Returns noised downsampled images, their random timesteps, and the weights of their losses."""
         time_key, eps_key = split_each(keys)
         t, factor = jax.vmap(self.times.sample, (0, None, None))(time_key, self.schedule, memory)
@@ -260,7 +260,8 @@ def published(path: str | Path) -> tuple[ClipModel, Variables]:
 
 
 def _checked(model: ClipModel) -> ClipModel:
-    check_buildable(model.init, "config.image_encoder, config.text_encoder or config.data.image_size")
+    downsampled = ", config.diffusion.downsample" if model.noising else ""
+    check_buildable(model.init, f"config.image_encoder, config.text_encoder{downsampled} or config.data.image_size")
     return model
 
 

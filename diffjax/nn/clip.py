@@ -269,9 +269,9 @@ def clip_loss(
     texts: Embeddings,
     all_images: Float[Array, "N D"],
     all_texts: Float[Array, "N D"],
-    place: Int[Array, "B"],
+    place: Int[Array, " B"],
     scale: Scalar,
-) -> tuple[Float[Array, "B"], Int[Array, "B"]]:
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Computes the symmetric contrastive loss of image-text pairs.
 
     Args:

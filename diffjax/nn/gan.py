@@ -85,7 +85,7 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(
         self, x: Images, label: Labels | None = None, noisier: Images | None = None, t: Times | None = None
-    ) -> Float[Array, "B"]:
+    ) -> Float[Array, " B"]:
         """Computes logits, positive for real.
 
         Args:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from diffjax.compositing import composite_on_white
 from diffjax.typing import Images
 
 _MIN_SIDE = 64  # pixels; the patches in the human judgements of Zhang et al.
@@ -20,7 +21,7 @@ def distance(
     *,
     weights: Sequence[Float[Array, "1 1 1 c"]] | None = None,
     min_side: int = _MIN_SIDE,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Computes the perceptual distance per example.
 
     Every feature map is normalised to unit length over channels. The weighted squared difference is summed over
@@ -52,12 +53,6 @@ def distance(
     return sum(terms[1:], start=terms[0])
 
 
-def on_white(images: Float[Array, "*B 4"], black: float, white: float) -> Float[Array, "*B 3"]:
-    """Returns RGBA images composited onto white, with values from `black` to `white`."""
-    alpha = (images[..., 3:] - black) / (white - black)
-    return images[..., :3] * alpha + white * (1 - alpha)
-
-
 def as_rgb(images: Images, min_side: int = _MIN_SIDE) -> Float[Array, "B h w 3"]:
     """Returns images as RGB with no side below `min_side`: the inputs of the network in `distance`.
 
@@ -73,7 +68,7 @@ def as_rgb(images: Images, min_side: int = _MIN_SIDE) -> Float[Array, "B h w 3"]
     if channels == 1:
         images = images.repeat(3, axis=-1)
     elif channels == 4:
-        images = on_white(images, -1.0, 1.0)
+        images = composite_on_white(images, -1.0, 1.0)
     elif channels != 3:
         raise ValueError(f"images have {channels} channels: the perceptual distance requires 1, 3 or 4")
     times = -(-min_side // min(height, width))

@@ -52,7 +52,7 @@ class GatedLayer(nn.Module):
         self.out = Dense(self.features, dtype=self.dtype)
 
     def vertical(
-        self, window: Float[Array, "B h+k//2 W+2(k//2) C"], condition: Float[Array, "B #h #W E"] | None
+        self, window: Float[Array, "B h+k//2 W+2(k//2) C"], condition: Float[Array, " B #h #W E"] | None
     ) -> tuple[Float[Array, "B h W F"], Float[Array, "B h W 2F"]]:
         """Returns features of the vertical stack, and the input of the horizontal gate, condition included."""
         y = self.rows(window)[
@@ -98,7 +98,7 @@ class PixelCNN(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B H W C"],
-        condition: Float[Array, "B #H #W E"] | None = None,
+        condition: Float[Array, " B #H #W E"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Float[Array, "B H W outputs"]:
         """Computes the outputs of all positions in parallel.
@@ -157,7 +157,7 @@ def generate(
     params: Any,
     pick: Callable[[PRNGKeys, Float[Array, "B outputs"], Place], tuple[Any, Float[Array, "B C"]]],
     keys: PRNGKeys,
-    condition: Float[Array, "B #H #W E"] | None,
+    condition: Float[Array, " B #H #W E"] | None,
     height: int,
     width: int,
 ) -> Any:

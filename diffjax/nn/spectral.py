@@ -57,7 +57,9 @@ def _flat(tree: Mapping[str, Any]) -> dict[tuple, Any]:
     return cast(dict[tuple, Any], flatten_dict(tree))
 
 
-def _power_iteration(matrix: Float[Array, "I O"], u: Float[Array, "O"]) -> tuple[Float[Array, "I"], Float[Array, "O"]]:
+def _power_iteration(
+    matrix: Float[Array, "I O"], u: Float[Array, " O"]
+) -> tuple[Float[Array, " I"], Float[Array, " O"]]:
     v = unit_norm(matrix @ u, _EPS)
     new = matrix.T @ v
     return v, jnp.where((new != 0).any(), unit_norm(new, _EPS), u)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from diffjax.evaluation.plots import STYLES
+from diffjax.evaluation.plots import STYLES, legend_below, panel_grid, panels
 from diffjax.inference import image_grids
 from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.spec import SEED
@@ -19,6 +19,8 @@ _LOG_RATIO = 3.0  # ratio of values above which their axis is logarithmic
 def curves(path: Path, outcome: Outcome) -> bool:
     """Plots each measure against the column axis, which is logarithmic if its labels are positive numbers.
 
+    Error bars are standard deviations over seeds; one seed has no error bar.
+
     Returns:
       Whether the plot was written: it needs at least two columns.
     """
@@ -30,16 +32,22 @@ def curves(path: Path, outcome: Outcome) -> bool:
         logarithmic = min(places) > 0
     except ValueError:
         places, logarithmic = list(range(len(columns))), False
-    canvas = Figure(figsize=(4.6 * len(outcome.measures), 4.2), layout="constrained")
-    panels = canvas.subplots(1, len(outcome.measures), squeeze=False)[0]
-    for axes, measure in zip(panels, outcome.measures, strict=True):
+    count = len(outcome.measures)
+    rows, across = panel_grid(count)
+    canvas = Figure(figsize=(4.6 * across, 3.8 * rows + 0.6), layout="constrained")
+    measure_panels = panels(canvas, count)
+    for axes, measure in zip(measure_panels, outcome.measures, strict=True):
         plotted = []
         for i, (name, columns_labels) in enumerate(outcome.lines()):
             entries = [outcome.entry(measure, labels) for labels in columns_labels]
-            means, bars = [entry.mean for entry in entries], np.nan_to_num([entry.error for entry in entries])
+            means = np.array([entry.mean for entry in entries])
+            bars = [entry.error if len(entry.known) > 1 else 0.0 for entry in entries]
+            there = np.isfinite(means)
             marker, line = STYLES[i % len(STYLES)]
-            axes.errorbar(places, means, bars, marker=marker, linestyle=line, capsize=3, label=name)
-            plotted += [mean for mean in means if np.isfinite(mean)]
+            line = line if there.sum() > 1 else "none"
+            errors = bars if any(bars) else None
+            axes.errorbar(places, means, errors, marker=marker, linestyle=line, capsize=3, label=name)
+            plotted += list(means[there])
         if logarithmic:
             axes.set_xscale("log")
         if plotted and 0 < _LOG_RATIO * min(plotted) < max(plotted):
@@ -52,8 +60,8 @@ def curves(path: Path, outcome: Outcome) -> bool:
         axes.set_xlabel(outcome.experiment.column_axis)
         axes.set_title(measure.title, fontsize="medium")
         axes.grid(alpha=0.3)
-        if outcome.row_axes:
-            axes.legend(fontsize="small", title=", ".join(outcome.row_axes))
+    if outcome.row_axes:
+        legend_below(canvas, measure_panels, ", ".join(outcome.row_axes))
     canvas.savefig(path, dpi=90)
     return True
 

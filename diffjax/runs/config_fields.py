@@ -1,46 +1,39 @@
-"""Documentation of config fields, and where config files find it: configs/common.py.
-
-Config files import it by `from configs import common`. `configs` is the folder of the config file if that has a
-common.py, else the folder next to the package diffjax, no matter how and from where Python was started.
-"""
+"""The package `configs` that config files import, and the documentation of fields in its module `common`."""
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 _STAGE = re.compile(r"^((parts|sampler\.stages)\.[^.]+\.)")
 
 
 @contextlib.contextmanager
 def configs_package(folder: str) -> Iterator[None]:
-    """Makes `configs` a package of the modules in `folder`, then of those in this repository's configs/, for a while.
+    """Makes `configs` the package of the modules in `folder` and then of those in this repository's configs/.
 
-    Modules are executed anew, unless it is the same package already, as for a config file that loads another.
+    Inside the context the modules are imported anew. Afterwards `sys.modules` has the former ones.
     """
-    paths = [str(Path(folder).resolve()), str(_CONFIGS)]
-    former = {name: sys.modules[name] for name in list(sys.modules) if name.partition(".")[0] == "configs"}
-    if list(getattr(former.get("configs"), "__path__", ())) == paths:
-        yield
-        return
-    package = types.ModuleType("configs")
-    package.__path__ = paths
-    _replace({"configs": package})
+    former = _pop_configs()
+    package = sys.modules["configs"] = types.ModuleType("configs")
+    package.__path__ = [os.path.abspath(folder), str(CONFIGS)]
     try:
         yield
     finally:
-        _replace(former)
+        _pop_configs()
+        sys.modules.update(former)
 
 
-def _replace(modules: Mapping[str, types.ModuleType]) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-        del sys.modules[name]
-    sys.modules.update(modules)
+def _pop_configs() -> dict[str, types.ModuleType]:
+    """Removes `configs` and its modules from `sys.modules`, and returns them."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def documented_fields(folder: str = "") -> dict[str, tuple[Any, str]]:
@@ -48,7 +41,7 @@ def documented_fields(folder: str = "") -> dict[str, tuple[Any, str]]:
 
     It is empty for a folder without a common.py where this repository's configs/ does not exist either.
     """
-    with configs_package(folder or str(_CONFIGS)), contextlib.suppress(ImportError):
+    with configs_package(folder or str(CONFIGS)), contextlib.suppress(ImportError):
         return dict(importlib.import_module("configs.common").FIELDS)
     return {}
 

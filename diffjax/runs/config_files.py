@@ -1,7 +1,7 @@
 """Reads config files and JSON, checks the types of fields, and compares configs.
 
-A config file can name a part, a config that it depends on, by the part's file in the same folder; the loaded config
-has the part's config in its place.
+A config file can name a part, a config that it depends on, by the part's file in the same folder or in this
+repository's configs/; the loaded config has the part's config in its place.
 """
 
 import contextlib
@@ -19,17 +19,22 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.runs.config_fields import configs_package
+from diffjax.runs.config_fields import CONFIGS, configs_package
 
 # Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
 # skipped steps, places of data, devices, and settings of samplers (also for previews). Other devices (parallel.*)
 # change the order of sums, so numbers agree up to rounding.
 MUTABLE_FIELDS = (
     *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
-    *("train.max_consecutive_skips", "data.dir", "parallel.", "sampler.", "rerank."),
+    *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "parallel.", "sampler.", "rerank."),
 )
 _DEFAULTS = {
     "data.on_corrupt": "raise",
+    "data.channels": 0,
+    "data.fit": "center_crop",
+    "data.num_classes": -1,
+    "data.class_names": (),
+    "data.cache_gib": -1.0,
     "diffusion.rescale_timesteps": False,
     "codebook.shared": False,
     "train.start": "",
@@ -62,6 +67,11 @@ _TYPES = {
     "data.background": str,
     "data.flip": bool,
     "data.on_corrupt": str,
+    "data.channels": int,
+    "data.fit": str,
+    "data.num_classes": int,
+    "data.class_names": tuple,
+    "data.cache_gib": float,
     "model": ConfigDict,
     "diffusion": ConfigDict,
     "sampler": ConfigDict,
@@ -142,8 +152,10 @@ def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
     for name, part in config.get("parts", {}).items():
         if isinstance(part, str):
             with config.parts.unlocked(), config.parts.ignore_type():
-                sibling = os.path.join(os.path.dirname(file), part)
-                config.parts[name] = _load_file(sibling, (*outer, os.path.realpath(file)))
+                folder = os.path.dirname(file)
+                if not os.path.exists(os.path.join(folder, part.partition(":")[0])):
+                    folder = CONFIGS
+                config.parts[name] = _load_file(os.path.join(folder, part), (*outer, os.path.realpath(file)))
     return config.lock()
 
 
@@ -163,12 +175,18 @@ def _located(path: str, file: str) -> Iterator[None]:
 
 
 def _failure(path: str, file: str, error: BaseException) -> str:
-    """Returns the message for an exception of a config file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    """Returns the message for an exception of a config file, or of a config that it imports."""
+    folders = (os.path.abspath(os.path.dirname(file)), str(CONFIGS))
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+        or (os.path.dirname(frame.filename) in folders and os.path.basename(frame.filename) != "common.py")
+    ]
     text = str(error)
     if isinstance(error, SyntaxError) and error.filename == file:
-        lines, text = [error.lineno], error.msg
-    where = f"{file}, line {lines[-1]}: " if lines and lines[-1] else ""
+        places, text = [(file, error.lineno)], error.msg
+    where = "{}, line {}: ".format(*places[-1]) if places and places[-1][1] else ""
     first = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
     return f"cannot read --config={path}: {where}{first[:300]}; correct the file"
 

@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ from diffjax.runs.workdir import Workdir
 from diffjax.typing import Clip, Codec, ImageSpec, Variables
 
 TrainedModel = tuple[Model, Variables] | TrainedStage
+T = TypeVar("T", bound=Model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +56,12 @@ class Run:
     @property
     def codec(self) -> Codec:
         """The run as a frozen autoencoder. Raises UserError if it is not an autoencoder."""
-        if not isinstance(self.system, Autoencoder):
-            raise _not_a("an autoencoder", str(self.workdir.path), self)
-        return self.system.codec(self.variables)
+        return _system(self, Autoencoder, str(self.workdir.path)).codec(self.variables)
 
     @property
     def clip(self) -> Clip:
         """The run as a frozen CLIP. Raises UserError if it is not a CLIP."""
-        if not isinstance(self.system, ContrastiveModel):
-            raise _not_a("a CLIP", str(self.workdir.path), self)
-        return self.system.clip(self.variables)
+        return _system(self, ContrastiveModel, str(self.workdir.path)).clip(self.variables)
 
     @functools.cached_property
     def config_changes(self) -> list[dict[str, Any]]:
@@ -230,19 +227,19 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
     if clip_checkpoint.is_published(Path(path)):
         model, variables = clip_model.published(Path(path))
         return model, variables
-    run = load(path)
-    if not isinstance(run.system, ContrastiveModel):
-        raise _not_a("a CLIP", f"clip={path}", run)
-    _check_images(f"clip={path}", run.spec, spec)
-    return run.system, run.variables
+    return _open(f"clip={path}", ContrastiveModel, path, spec)
 
 
 def _open_codec(path: Path, spec: ImageSpec) -> TrainedModel:
+    return _open(f"codec={path}", Autoencoder, path, spec)
+
+
+def _open(name: str, kind: type[Model], path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
+    """Opens a run for images of `spec`; an error for a run of another kind starts with `name`."""
     run = load(path)
-    if not isinstance(run.system, Autoencoder):
-        raise _not_a("an autoencoder", f"codec={path}", run)
-    _check_images(f"codec={path}", run.spec, spec)
-    return run.system, run.variables
+    system = _system(run, kind, name)
+    _check_images(name, run.spec, spec)
+    return system, run.variables
 
 
 def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
@@ -294,8 +291,12 @@ def _trained_run(config: ConfigDict, field: str, workdir: Path | None) -> Path:
     return run
 
 
-def _not_a(kind: str, name: str, run: Run) -> UserError:
-    return UserError(f"{name}: must be {kind}, not a run of system={run.config.system}; choose another run")
+def _system(run: Run, kind: type[T], name: str) -> T:
+    """Returns the model of a run. Raises UserError, which starts with `name`, if it is of another kind."""
+    if not isinstance(run.system, kind):
+        words = "an autoencoder" if kind is Autoencoder else "a CLIP"
+        raise UserError(f"{name}: must be {words}, not a run of system={run.config.system}; choose another run")
+    return run.system
 
 
 def _check_images(name: str, theirs: ImageSpec, ours: ImageSpec) -> None:

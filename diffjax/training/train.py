@@ -25,7 +25,7 @@ from diffjax.models.pipelines.pipeline import Pipeline
 from diffjax.runs import averages, exported_weights
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.datasets import open_dataset
+from diffjax.runs.datasets import open_dataset, resolve
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
 from diffjax.runs.loading import build_model, read_lora_base
 from diffjax.runs.power_functions import check_length
@@ -70,6 +70,7 @@ def train(
     if workdir.weights.exists():
         raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
+    config = config if parent else resolve(config)
     # Building the model with abstract parts reports errors of the whole config before any part is trained.
     planned = build_model(config, workdir.path, parent=parent, abstract=True)
     names = part_names(config)

@@ -114,7 +114,7 @@ def test_a_multi_scale_autoencoder_is_a_codec(trained):
         ("evaluate", "vae", ["--metrics=accuracy"], "--metrics=accuracy"),
     ],
 )
-def test_what_an_autoencoder_does_not_support(verb, name, flags, message, trained, capsys):
+def test_unsupported_flags_of_an_autoencoder_are_refused(verb, name, flags, message, trained, capsys):
     assert message in refused(capsys, verb, f"--workdir={trained(name)}", *flags)
 
 

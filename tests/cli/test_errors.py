@@ -79,8 +79,8 @@ CASES = {
     "evaluate nothing": (["evaluate", "--workdir=WORKDIR", "--metrics=nll"], "is not a run"),
     "learning-rate schedule": ([*TRAIN, "--config.train.learning_rate_schedule=cosin"], "did you mean 'cosine'?"),
     "sample from nothing": (["sample", "--workdir=WORKDIR", "--out=x.png"], "is not a run"),
-    "sample to nowhere": (["sample", "--workdir=WORKDIR"], "--out is missing"),
-    "sample to a jpeg": (["sample", "--workdir=WORKDIR", "--out=x.jpg"], "must end in .png"),
+    "sample to the folder of no run": (["sample", "--workdir=WORKDIR"], "is not a run"),
+    "sample to a GIF": (["sample", "--workdir=WORKDIR", "--out=x.gif"], "must end in .png"),
     "no samples": (["sample", "--workdir=WORKDIR", "--out=x.png", "--num=0"], "--num=0"),
     "negative seed": (["sample", "--workdir=WORKDIR", "--out=x.png", "--seed=-1"], "--seed=-1"),
     "override at sampling": (
@@ -97,7 +97,7 @@ CASES = {
     "a negative seed of a run": ([*TRAIN, "--config.seed=-1"], "--config.seed=-1: must be a whole number from 0"),
     "a rate that overflows": ([*TRAIN, "--config.train.learning_rate=1e400"], "train.learning_rate must be a number"),
     "a field of spaces": ([*TRAIN, "--config.train.steps= "], "train.steps must be a whole number"),
-    "benchmark to a picture": (["benchmark", f"--config={CONFIG}", "--out=x.png"], "--out=x.png: the name must end in"),
+    "benchmark to an image": (["benchmark", f"--config={CONFIG}", "--out=x.png"], "--out=x.png: the name must end in"),
     "steps of no run": (
         ["benchmark", f"--config={CONFIG}", "--communication=2", "--steps=3"],
         "--steps: has no effect with --communication",
@@ -282,15 +282,21 @@ def test_bad_flags_are_refused_in_one_line(case):
 
 
 def test_forms_of_flags():
-    found = parsed(
+    parsed_flags = parsed(
         "sample", "--num", "1_000", "-seed=3", "--invert", "--strength=5e-1", "--prompt=a, b,", "--label", "0"
     )
-    assert (found.num, found.seed, found.invert, found.strength, found.label) == (1000, 3, True, 0.5, 0)
-    assert found.prompt == "a, b,"  # not a list
-    assert found.given_flags == {"num", "seed", "invert", "strength", "prompt", "label"}
+    assert (parsed_flags.num, parsed_flags.seed, parsed_flags.invert, parsed_flags.strength, parsed_flags.label) == (
+        1000,
+        3,
+        True,
+        0.5,
+        0,
+    )
+    assert parsed_flags.prompt == "a, b,"  # not a list
+    assert parsed_flags.given_flags == {"num", "seed", "invert", "strength", "prompt", "label"}
     assert parsed("train", "--noallow_config_change").allow_config_change is False
-    found = parsed("train", "--config.train.steps=3", "--allow_config_change=true")
-    assert found.overrides == ["--config.train.steps=3"]
+    parsed_flags = parsed("train", "--config.train.steps=3", "--allow_config_change=true")
+    assert parsed_flags.overrides == ["--config.train.steps=3"]
 
 
 @pytest.mark.parametrize("text", ["\u0663", "1e400", "1e-400", "nan", "0x1", "1 0", "", "--1", "1,", "infinity"])
@@ -318,17 +324,17 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("given", NOTES)
-def test_settings_without_effect_are_noted_once(given, workdir, opened, capsys):
-    arguments = parsed("sample", *given.replace("SELF", str(workdir)).split())
+@pytest.mark.parametrize("flag_text", NOTES)
+def test_settings_without_effect_are_noted_once(flag_text, workdir, opened, capsys):
+    arguments = parsed("sample", *flag_text.replace("SELF", str(workdir)).split())
     model, _ = settings.attach_guidance_models(arguments, opened)
     make_settings = settings.SettingsFactory(arguments, model, opened)
     capsys.readouterr()
     for _ in range(2):
         make_settings(**settings.single_setting(arguments))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (NOTES[given] is not None)
-    assert all(line.startswith("note: ") and NOTES[given] in line for line in lines)
+    assert len(lines) == (NOTES[flag_text] is not None)
+    assert all(line.startswith("note: ") and NOTES[flag_text] in line for line in lines)
 
 
 @pytest.fixture
@@ -358,10 +364,10 @@ SAMPLE_NOTES = {
 }
 
 
-@pytest.mark.parametrize("given", SAMPLE_NOTES)
-def test_rounding_by_sample_is_noted(given, black_samples, workdir, tmp_path, capsys):
-    size, message = SAMPLE_NOTES[given]
-    assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", *given.split()) == 0
+@pytest.mark.parametrize("flag_text", SAMPLE_NOTES)
+def test_rounding_by_sample_is_noted(flag_text, black_samples, workdir, tmp_path, capsys):
+    size, message = SAMPLE_NOTES[flag_text]
+    assert launch("sample", f"--workdir={workdir}", f"--out={tmp_path}/x.png", *flag_text.split()) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert black_samples == [size]
     assert notes == ([f"note: {message}"] if message else [])
@@ -411,18 +417,18 @@ FILE_CASES = {
 }
 
 
-@pytest.mark.parametrize("given", FILE_CASES)
-def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(given, workdir, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("flag_text", FILE_CASES)
+def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(flag_text, workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("loaded"))
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())
-    out = [] if "--out" in given else [f"--out={tmp_path}/new/deep/x.png"]
-    argv = [flag.replace("TMP", str(tmp_path)).replace("NAME", "x" * 300) for flag in [*given.split(), *out]]
+    out = [] if "--out" in flag_text else [f"--out={tmp_path}/new/deep/x.png"]
+    argv = [flag.replace("TMP", str(tmp_path)).replace("NAME", "x" * 300) for flag in [*flag_text.split(), *out]]
     assert launch("sample", f"--workdir={workdir}", *argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert FILE_CASES[given].replace("TMP", str(tmp_path)) in error
+    assert FILE_CASES[flag_text].replace("TMP", str(tmp_path)) in error
     assert sorted(tmp_path.iterdir()) == before  # the folder of --out is not created
 
 
@@ -478,7 +484,7 @@ def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monke
 
 
 def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess:
-    """`launch.py` in a shell, as redirections need; empty variables of `environment` are unset."""
+    """Runs `launch.py` in a shell, which redirections require."""
     variables = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "XLA_FLAGS": "", **environment}
     command = " ".join([sys.executable, str(tiny.ROOT / "launch.py"), *argv])
     return subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True, timeout=120)

@@ -16,13 +16,13 @@ def test_evaluate_samples(workdir, capsys):
     captured = capsys.readouterr()
     assert "against 1437 images of digits:train" in captured.out
     assert captured.err.count("40 samples of 64 features") == 1
-    found = results(workdir, "fd_pixels")
-    assert "40 samples of 64 features" in found["warnings"][0] and found["not_finite"] == 0 and found["git"]
-    assert found["figures"]["fd_pixels"]["value"] > found["figures"]["fd_pixels_infinity"]["value"]
-    assert found["figures"]["fd_pixels"]["standard_error"] > 0
-    assert found["sampler"]["steps"] == 4 and found["sampler"]["name"] == "ddim(eta=0.5)"
-    assert (found["samples"], found["checkpoint"], found["seed"], found["ema_decay"]) == (40, 4, 0, 0.995)
-    assert found["reference"]["images"] == 1437 and found["versions"]["jax"]
+    result = results(workdir, "fd_pixels")
+    assert "40 samples of 64 features" in result["warnings"][0] and result["not_finite"] == 0 and result["git"]
+    assert result["figures"]["fd_pixels"]["value"] > result["figures"]["fd_pixels_infinity"]["value"]
+    assert result["figures"]["fd_pixels"]["standard_error"] > 0
+    assert result["sampler"]["steps"] == 4 and result["sampler"]["name"] == "ddim(eta=0.5)"
+    assert (result["samples"], result["checkpoint"], result["seed"], result["ema_decay"]) == (40, 4, 0, 0.995)
+    assert result["reference"]["images"] == 1437 and result["versions"]["jax"]
     accuracy = results(workdir, "classifier_accuracy")["figures"]["classifier_accuracy"]
     assert accuracy["standard_error"] > 0 and accuracy["real"]["value"] > 0.9 and accuracy["chance"] == 0.1
     assert Image.open(workdir / "results" / "samples.png").size == (10 * 66 + 2, 4 * 66 + 2)
@@ -40,26 +40,26 @@ def test_evaluate_reconstruction(workdir):
 def test_evaluate_likelihood(workdir, capsys):
     flags = ["--metrics=nll", "--num=12", "--ode_steps=4", "--exact_trace=2"]
     assert evaluate(workdir, *flags) == 0
-    found = results(workdir, "nll")
-    parts = sum(found[name]["mean"] for name in ("prior", "kl", "decoder"))
-    assert found["bound"]["mean"] == pytest.approx(parts)
-    assert found["terms"]["t"] == list(range(20, 0, -1))
-    total = sum(found["terms"]["bits_per_dim"]) + found["prior"]["mean"]
-    assert total == pytest.approx(found["bound"]["mean"], rel=1e-4)
-    assert all(found[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
+    result = results(workdir, "nll")
+    parts = sum(result[name]["mean"] for name in ("prior", "kl", "decoder"))
+    assert result["bound"]["mean"] == pytest.approx(parts)
+    assert result["terms"]["t"] == list(range(20, 0, -1))
+    total = sum(result["terms"]["bits_per_dim"]) + result["prior"]["mean"]
+    assert total == pytest.approx(result["bound"]["mean"], rel=1e-4)
+    assert all(result[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
     assert (workdir / "results" / "nll.png").stat().st_size > 5_000
     assert "variational bound over 20 steps" in capsys.readouterr().out
-    assert found["decoder_convention"] == "exact"
+    assert result["decoder_convention"] == "exact"
     # An estimate from some terms always has the largest one, the decoder's.
     assert evaluate(workdir, *flags[:-1], "--terms=5", "--exact_trace=0") == 0
     estimate = results(workdir, "nll")
-    assert estimate["decoder"] == pytest.approx(found["decoder"])
+    assert estimate["decoder"] == pytest.approx(result["decoder"])
     assert len(estimate["terms"]["t"]) < 20
     assert evaluate(workdir, *flags[:-1], "--exact_trace=0", "--decoder=ddpm") == 0
     published = results(workdir, "nll")
     assert published["decoder_convention"] == "ddpm"
-    assert published["decoder"] != found["decoder"]
-    assert published["kl"] == pytest.approx(found["kl"])
+    assert published["decoder"] != result["decoder"]
+    assert published["kl"] == pytest.approx(result["kl"])
 
 
 def test_evaluate_a_classifier(classifier, workdir, capsys):

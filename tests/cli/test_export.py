@@ -51,9 +51,9 @@ def test_an_exported_folder_is_whole(run, tmp_path):
     assert names(out) == ["codec", "config.json", "results", "samples", "tokenizer.json", "weights.safetensors"]
     assert names(out / "codec") == ["config.json", "results", "samples", "weights.safetensors"]
     assert names(out.parent) == ["out"]
-    found = safetensors.numpy.load_file(out / "weights.safetensors")
-    assert found.keys() == {"params/w"}
-    np.testing.assert_array_equal(found["params/w"], np.arange(2**14, dtype=np.float32), strict=True)
+    tensors = safetensors.numpy.load_file(out / "weights.safetensors")
+    assert tensors.keys() == {"params/w"}
+    np.testing.assert_array_equal(tensors["params/w"], np.arange(2**14, dtype=np.float32), strict=True)
 
 
 def test_two_exports_are_equal_byte_for_byte(run, tmp_path):
@@ -91,14 +91,14 @@ def test_a_failed_export_leaves_an_empty_folder_empty(run, tmp_path, monkeypatch
     assert launch(run, tmp_path / "out") == 0
 
 
-def test_an_empty_folder_behind_a_link_is_filled(run, tmp_path):
+def test_an_empty_folder_is_filled_through_a_link(run, tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "target")
     assert launch(run, tmp_path / "out") == 0
     assert (tmp_path / "out").is_symlink() and (tmp_path / "target" / "config.json").exists()
 
 
-def test_a_folder_or_file_that_is_there_is_left_alone(run, tmp_path, capsys):
+def test_an_existing_folder_or_file_is_not_changed(run, tmp_path, capsys):
     (tmp_path / "file").write_text("user's")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_text("user's")

@@ -1,4 +1,4 @@
-"""Random flags of the verbs that sample from a trained run: each is obeyed, or refused in one line."""
+"""Random flags of the verbs that sample from a trained run: each is accepted, or refused in one line."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def flags(verb: str) -> st.SearchStrategy[list[str]]:
 
     axes = {"sampler": samplers, "grid": time_grids, "threshold": clipping}
     numbers = [name for name in SETTINGS if name not in axes] + ["seed", "batch_size", "num", "checkpoint"]
-    own = {
+    others = {
         "sample": ["label", "strength", "resample_steps", "interpolate", "keep_fraction", "best_of"],
         "sweep": [],
         "evaluate": ["ode_steps", "terms", "exact_trace", "samples"],
@@ -33,7 +33,7 @@ def flags(verb: str) -> st.SearchStrategy[list[str]]:
     def written(name, values):
         return st.sampled_from(values).map(lambda value: f"--{name}={value}")
 
-    each = [written(name, NUMBERS) for name in numbers + own[verb]]
+    each = [written(name, NUMBERS) for name in numbers + others[verb]]
     each += [written(name, WORDS) for name in words[verb]]
     each += [named(module).map(lambda value, name=name: f"--{name}={value}") for name, module in axes.items()]
     return st.lists(st.one_of(each), min_size=1, max_size=3, unique_by=lambda flag: flag.split("=")[0])
@@ -46,27 +46,27 @@ BASES = {
 }
 
 
-def check(verb: str, given: list[str], workdir, folder) -> None:
+def check(verb: str, chosen: list[str], workdir, folder) -> None:
     """Asserts that a verb succeeds without an error, or fails with one line that names a flag."""
     base = [flag.replace("OUT", str(folder)) for flag in BASES[verb]]
-    argv = ["launch.py", verb, f"--workdir={workdir}", *base, *given]
+    argv = ["launch.py", verb, f"--workdir={workdir}", *base, *chosen]
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         code = cli.main(argv)
     bars = ("image/s]", "batch/s]", "s/image]", "s/batch]", "warning: ", "note: ")
     lines = [line for line in re.split(r"[\r\n]+", err.getvalue()) if line.strip() and not any(b in line for b in bars)]
     if code:
-        assert code == 2, given
-        assert len(lines) == 1 and lines[0].startswith("error: "), (given, lines)
-        names = [re.split("[_=]", flag.lstrip("-"))[0] for flag in given]
-        values = [flag.split("=", 1)[1] for flag in given]
-        assert any(n in lines[0] for n in names) or any(v and v in lines[0] for v in values), (given, lines)
+        assert code == 2, chosen
+        assert len(lines) == 1 and lines[0].startswith("error: "), (chosen, lines)
+        names = [re.split("[_=]", flag.lstrip("-"))[0] for flag in chosen]
+        values = [flag.split("=", 1)[1] for flag in chosen]
+        assert any(n in lines[0] for n in names) or any(v and v in lines[0] for v in values), (chosen, lines)
     else:
-        assert not any(line.startswith("error") for line in lines), (given, lines)
+        assert not any(line.startswith("error") for line in lines), (chosen, lines)
 
 
 @pytest.mark.parametrize(
-    ("verb", "given"),
+    ("verb", "chosen"),
     [
         ("sample", "--guidance=nan"),
         ("sample", "--guidance=inf"),
@@ -102,15 +102,15 @@ def check(verb: str, given: list[str], workdir, folder) -> None:
         ("evaluate", "--reference=nowhere"),
     ],
 )
-def test_bad_flags_are_obeyed_or_refused(verb, given, workdir, tmp_path):
-    check(verb, given.split(), workdir, tmp_path)
+def test_bad_flags_are_obeyed_or_refused(verb, chosen, workdir, tmp_path):
+    check(verb, chosen.split(), workdir, tmp_path)
 
 
 def fuzz(verb: str, count: int, workdir, folder) -> None:
     @cases(count)
     @hypothesis.given(flags(verb))
-    def case(given):
-        check(verb, given, workdir, folder)
+    def case(chosen):
+        check(verb, chosen, workdir, folder)
 
     case()
 

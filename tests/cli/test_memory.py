@@ -109,7 +109,7 @@ def test_a_metric_out_of_memory():
     ("override", "words"),
     [
         ("train.batch_size=2147483640", ("train.batch_size=2147483640", "GiB")),
-        ("model.channels=1000000", ("training state", "parallel.fsdp")),
+        ("model.width=1000000", ("training state", "parallel.fsdp")),
     ],
 )
 def test_too_large_configs_are_refused_before_compilation(override, words, config, tmp_path, capsys):

@@ -26,10 +26,8 @@ def unclip_all(run_copy):
 
 
 CASES = {
-    "prompt": [f"--prompt={RED}", "--prior=diffusion", "--steps=prior:2,decoder:2"],
+    "diffusion prior": [f"--prompt={RED}", "--prior=diffusion", "--steps=prior:2,decoder:2"],
     "text difference": ["--image=test:0", f"--prompt={RED}", f"--base_prompt={BLUE}", "--interpolate=4"],
-}
-SLOW_CASES = {
     "autoregressive prior": [f"--prompt={RED}", "--prior=ar"],
     "no prior": [f"--prompt={RED}", "--prior=none", "--guidance=3"],
     "variations": ["--image=test:0"],
@@ -42,14 +40,13 @@ SLOW_CASES = {
 
 
 def test_samples_of_unclip(unclip, tmp_path):
-    for case in CASES.values():
-        assert sample(unclip, tmp_path, "--num=4", *case)["images"].shape == (4, 8, 8, 3)
+    assert sample(unclip, tmp_path, "--num=4", *CASES["diffusion prior"])["images"].shape == (4, 8, 8, 3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SLOW_CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_all_manipulations_of_unclip(unclip_all, tmp_path, case):
-    assert sample(unclip_all, tmp_path, "--num=4", *SLOW_CASES[case])["images"].shape == (4, 16, 16, 3)
+    assert sample(unclip_all, tmp_path, "--num=4", *CASES[case])["images"].shape == (4, 16, 16, 3)
 
 
 @pytest.mark.slow
@@ -89,6 +86,7 @@ def test_a_stage_samples_variations_of_an_image(unclip_all, tmp_path):
         assert images.shape == (2, size, size, 3)
 
 
+@pytest.mark.slow
 def test_a_finished_pipeline_is_not_trained_again(unclip, trained_runs, capsys):
     assert launch("train", f"--config={trained_runs.config('unclip')}", f"--workdir={unclip}") == 0
     assert capsys.readouterr().out.count("is trained to step 2") == 3

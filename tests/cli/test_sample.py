@@ -96,11 +96,12 @@ def test_guidance_models_must_fit_the_run(workdir, config, tmp_path, capsys):
 
 
 def test_benchmark(config, tmp_path, capsys):
-    flags = ["--steps=3", "--samples=8", f"--out={tmp_path}/b.json"]
+    flags = ["--steps=3", "--samples=8", "--data", f"--out={tmp_path}/b.json"]
     assert launch("benchmark", f"--config={config}", *flags) == 0
     results = json.loads((tmp_path / "b.json").read_text())
     for name in ("compile_seconds", "step_seconds", "images_per_second", "gflop_per_step", "samples_per_second"):
         assert results[name] > 0
+    assert results["data_images_per_second"] > 0 and 0 <= results["data_wait"] < 1
     assert results["images_per_second"] == pytest.approx(16 / results["step_seconds"])
     assert {"command", "git", "date", "device", "versions"} <= set(results)
     assert "step seconds" in capsys.readouterr().out

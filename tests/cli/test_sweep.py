@@ -26,13 +26,13 @@ def sweep(workdir, *flags) -> int:
 def test_sweep(workdir, capsys):
     flags = ["--steps=2,4", "--eta=0,1,hat", "--guidance=1,2", "--num=16"]
     assert sweep(workdir, *flags) == 0
-    found = results(workdir, "sweep")
-    assert found["compilations"] == 1 and found["complete"]
-    assert len(found["cells"]) == 12
-    assert {(c["steps"], c["eta"], c["sigma_hat"], c["guidance"]) for c in found["cells"]} == {
+    result = results(workdir, "sweep")
+    assert result["compilations"] == 1 and result["complete"]
+    assert len(result["cells"]) == 12
+    assert {(c["steps"], c["eta"], c["sigma_hat"], c["guidance"]) for c in result["cells"]} == {
         (s, e, h, g) for s in (2, 4) for e, h in ((0.0, False), (1.0, False), (1.0, True)) for g in (1.0, 2.0)
     }
-    for cell in found["cells"]:
+    for cell in result["cells"]:
         assert 0 <= cell["classifier_accuracy"] <= 1 and cell["fd_pixels"] > 0 and cell["not_finite"] == 0
         is_reference = cell["steps"] == 4
         assert (cell["rms_to_finest_grid"] is None) == is_reference
@@ -40,14 +40,14 @@ def test_sweep(workdir, capsys):
         assert errors["fd_pixels"] > 0 and errors["classifier_accuracy"] > 0
         assert (errors["rms_to_finest_grid"] is None) == is_reference
     # The program compiles once, in the cell that is sampled first, which has the most steps.
-    compiled = [cell for cell in found["cells"] if cell["compile_seconds"] > 0]
+    compiled = [cell for cell in result["cells"] if cell["compile_seconds"] > 0]
     assert [(cell["steps"], cell["eta"]) for cell in compiled] == [(4, 0.0)]
-    assert found["compile_seconds"] == compiled[0]["compile_seconds"] > 0
-    assert found["git"] is not None and found["command"]
-    held_out = found["reference"]["classifier_held_out_accuracy"]
-    real = found["baselines"]["classifier_accuracy"]["real"]
+    assert result["compile_seconds"] == compiled[0]["compile_seconds"] > 0
+    assert result["git"] is not None and result["command"]
+    held_out = result["reference"]["classifier_held_out_accuracy"]
+    real = result["baselines"]["classifier_accuracy"]["real"]
     assert real["value"] == held_out > 0.9 and real["standard_error"] > 0
-    (warning,) = found["warnings"]
+    (warning,) = result["warnings"]
     assert "16 samples of 64 features" in warning
     assert (workdir / "results" / "sweep.png").stat().st_size > 10_000
     captured = capsys.readouterr()
@@ -131,10 +131,10 @@ def test_guidance_settings_share_a_compilation(workdir, classifier, capsys):
     flags = ["--guidance=1,w1", "--guidance_high=1,inf", "--guidance_rescale=0.5", f"--classifier={classifier}"]
     flags += ["--classifier_scale=0,2", f"--weak={workdir}", "--threshold=clip", "--num=8", "--metrics=fd_pixels"]
     assert sweep(workdir, *flags) == 0
-    found = results(workdir, "sweep")
-    assert found["compilations"] == 1 and len(found["cells"]) == 8
-    assert found["guides"] == {"classifier": str(classifier), "weak": str(workdir)}
-    assert {(cell["steps"], cell["guidance"]) for cell in found["cells"]} == {(4, 1.0), (4, 2.0)}
+    result = results(workdir, "sweep")
+    assert result["compilations"] == 1 and len(result["cells"]) == 8
+    assert result["guides"] == {"classifier": str(classifier), "weak": str(workdir)}
+    assert {(cell["steps"], cell["guidance"]) for cell in result["cells"]} == {(4, 1.0), (4, 2.0)}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What is read from a program's HLO is what was written into it."""
+"""Bytes of the collectives in the HLO of programs."""
 
 import functools
 
@@ -18,16 +18,18 @@ from diffjax.typing import ImageSpec
 from tests import tiny
 
 
-def found(function, *shapes):
+def measured_bytes(function, *shapes):
     mesh = Mesh(np.array(jax.devices()), ("x",))
     spread = jax.shard_map(function, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
-    given = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes]
-    return bytes_by_kind(jax.jit(spread).lower(*given).compile().as_text())
+    inputs = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes]
+    return bytes_by_kind(jax.jit(spread).lower(*inputs).compile().as_text())
 
 
-def test_a_sum_over_devices():
-    """On each of eight devices [2, 5] float32, of which all get the sum."""
-    assert found(functools.partial(lax.psum, axis_name="x"), ((16, 5), jnp.float32)) == {"all-reduce": 2 * 5 * 4}
+def test_bytes_of_a_sum_over_devices():
+    """Each of eight devices has [2, 5] float32 and receives the sum."""
+    assert measured_bytes(functools.partial(lax.psum, axis_name="x"), ((16, 5), jnp.float32)) == {
+        "all-reduce": 2 * 5 * 4
+    }
 
 
 def test_several_kinds_and_types_of_one_program():
@@ -39,17 +41,17 @@ def test_several_kinds_and_types_of_one_program():
 
     shapes = ((16, 3), jnp.int8), ((256,), jnp.float32)
     expected = {"all-gather": 16 * 3, "reduce-scatter": 32 * 4, "collective-permute": 32 * 4}
-    assert found(exchange, *shapes) == expected
+    assert measured_bytes(exchange, *shapes) == expected
 
 
-def test_what_is_in_a_loop_counts_each_time():
+def test_collectives_in_a_loop_count_once_per_iteration():
     def loop(x):
         return lax.scan(lambda total, _: (lax.psum(jnp.sin(total), "x"), None), x, None, length=7)[0]
 
-    assert found(loop, ((8, 6), jnp.float32)) == {"all-reduce": 7 * 6 * 4}
+    assert measured_bytes(loop, ((8, 6), jnp.float32)) == {"all-reduce": 7 * 6 * 4}
 
 
-def test_one_device_tells_nobody():
+def test_one_device_does_not_communicate():
     assert bytes_by_kind(jax.jit(lambda x: x * 2).lower(jnp.ones(3)).compile().as_text()) == {}
 
 
@@ -71,25 +73,25 @@ ENTRY %main (p: bf16[8,4], q: f32[2]) -> bf16[32,4] {
 """
 
 
-def test_asynchronous_ones_and_tuples_as_accelerators_have_them():
+def test_asynchronous_collectives_and_tuples_in_hlo_of_accelerators():
     assert bytes_by_kind(HLO) == {"all-gather": 32 * 4 * 2, "all-reduce": 2 * 2 * 4}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 8])
-def test_a_step_communicates_its_gradients_and_hardly_more(fsdp):
-    """Batches, optimiser and average stay where they are; spread parameters are gathered for use."""
+def test_a_step_communicates_little_more_than_its_gradients(fsdp):
+    """Batches, optimiser state and EMA are not communicated; sharded parameters are gathered."""
     config = tiny.config("vae", model__residual_channels=32)
     system, devices = models.build(config, ImageSpec(8, 1, 10)), Devices.create(num_devices=8, fsdp=fsdp)
     compiled = lower_step(config, system, devices, jax.eval_shape(lambda: tiny.batch(16)), 64).compile()
     shapes = jax.eval_shape(system.init, jax.random.key(0))["params"]
     gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    told = bytes_by_kind(compiled.as_text())
-    assert told["all-reduce"] == pytest.approx(gradients, rel=0.1)
+    sizes = bytes_by_kind(compiled.as_text())
+    assert sizes["all-reduce"] == pytest.approx(gradients, rel=0.1)
     if fsdp == 1:
-        assert told.keys() == {"all-reduce"}
+        assert sizes.keys() == {"all-reduce"}
     else:
-        assert sum(told.values()) <= 3.2 * gradients
+        assert sum(sizes.values()) <= 3.2 * gradients
 
 
 @pytest.mark.slow

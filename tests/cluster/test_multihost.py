@@ -1,4 +1,4 @@
-"""Several processes that train one run: the same numbers as one process, one that writes, and what ends them."""
+"""Several processes that train one run: equal to one process, one of them writes, and failures of each."""
 
 import os
 import re
@@ -19,9 +19,9 @@ QUIET = {"train__sample_every": 0, "train__num_preview_samples": 0}
 
 
 def start(config, path, processes, *flags, devices=4, address=None, numbers=None, slurm=False):
-    """Processes that train one run in `path`, with `devices` virtual ones together; of them those of `numbers`.
+    """Starts the processes `numbers` of a run in `path`, which have `devices` virtual devices together.
 
-    They are told of one another by flags, or as by Slurm.
+    They find one another by flags, or by the environment variables of Slurm.
     """
     address = address or f"127.0.0.1:{free_port()}"
     flags_of_xla = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -30,11 +30,11 @@ def start(config, path, processes, *flags, devices=4, address=None, numbers=None
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes)}
     started = []
     for i in numbers or range(processes):
-        told = [f"--coordinator={address}", f"--processes={processes}", f"--process={i}"]
+        identity = [f"--coordinator={address}", f"--processes={processes}", f"--process={i}"]
         task = job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
         started.append(
             subprocess.Popen(
-                command + told * (processes > 1 and not slurm),
+                command + identity * (processes > 1 and not slurm),
                 cwd=tiny.ROOT,
                 env=environment | task if slurm else environment,
                 stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def finish(started, timeout=500):
-    """What each process printed, and its exit code."""
+    """Returns the output and the exit code of each process."""
     try:
         printed = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
@@ -65,26 +65,26 @@ def losses(path):
     return np.array([[line["step"], line["loss"]] for line in running.steps(path)])
 
 
-def check_the_same(path, reference):
+def check_equal_losses(path, reference):
     np.testing.assert_allclose(losses(path), losses(reference), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """Two processes of two devices, over which a copy of the state is spread, and one process of four."""
+    """Compares two processes of two devices, which share one copy of the state, with one process of four."""
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=3)
     one = start(config, tmp_path / "one", 1)
     two = start(config, tmp_path / "two", 2, "--config.parallel.fsdp=4")
     printed, codes = finish(one + two)
     assert codes == [0, 0, 0], printed
-    check_the_same(tmp_path / "two", tmp_path / "one")
+    check_equal_losses(tmp_path / "two", tmp_path / "one")
     assert len(losses(tmp_path / "two")) == 3
     assert "4 cpu devices (jit) of 2 processes" in printed[1]
-    assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # what is said is said once
+    assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # only the main process prints
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_need_not_be_told(tmp_path):
+def test_slurm_tasks_need_no_flags(tmp_path):
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET)
     printed, codes = finish(start(config, tmp_path / "run", 2, slurm=True))
     assert codes == [0, 0], printed
@@ -93,8 +93,8 @@ def test_tasks_of_slurm_need_not_be_told(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("mode=jit",), ("mode=jit", "fsdp=2"), ("mode=pmap",)], ids=" ".join)
-def test_previews_and_text_on_every_way_of_running(tmp_path, flags):
-    """All take part in previews; the tokenizer, which the first trains, is there for all."""
+def test_previews_and_captions_in_every_parallel_mode(tmp_path, flags):
+    """All processes sample previews and read the tokenizer, which the first trains."""
     changes = {"data__name": "shapes", "data__image_size": 8, "text": tiny.TEXT, "conditions__caption": tiny._READER}
     changes |= {"model__head_channels": 8, "train__sample_every": 2, "train__num_preview_samples": 8}
     config = tiny.write(tmp_path / "config.py", "glide_base", **changes)
@@ -102,14 +102,14 @@ def test_previews_and_text_on_every_way_of_running(tmp_path, flags):
     two = start(config, tmp_path / "two", 2, *(f"--config.parallel.{flag}" for flag in flags))
     printed, codes = finish(one + two)
     assert codes == [0, 0, 0], printed
-    check_the_same(tmp_path / "two", tmp_path / "one")
-    sheets = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("one", "two")]
-    assert sheets[0] == sheets[1] != []
+    check_equal_losses(tmp_path / "two", tmp_path / "one")
+    previews = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("one", "two")]
+    assert previews[0] == previews[1] != []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_that_dies_ends_the_other_and_the_run_continues(tmp_path, victim):
+def test_a_killed_process_stops_the_other_and_the_run_resumes(tmp_path, victim):
     config = tiny.write(
         tmp_path / "config.py", "vae", **QUIET, train__steps=2000, train__learning_rate_schedule="constant"
     )
@@ -120,8 +120,8 @@ def test_one_that_dies_ends_the_other_and_the_run_continues(tmp_path, victim):
     printed, codes = finish(pair, timeout=multihost.HEARTBEAT + 60)
     assert time.monotonic() - began < multihost.HEARTBEAT + 10
     assert codes[1 - victim] not in (0, None)
-    said = [line for line in printed[1 - victim].splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and f"process {victim}" in said[0], printed[1 - victim]
+    errors = [line for line in printed[1 - victim].splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"process {victim}" in errors[0], printed[1 - victim]
     assert "Traceback" not in printed[1 - victim] and "stack trace" not in printed[1 - victim]
     print(f"measured: the other ended {time.monotonic() - began:.2f} s later")
 
@@ -130,11 +130,11 @@ def test_one_that_dies_ends_the_other_and_the_run_continues(tmp_path, victim):
     printed, codes = finish(start(config, tmp_path / "run", 2, short) + start(config, tmp_path / "whole", 1, short))
     assert codes == [0, 0, 0], printed
     assert "continuing at step" in printed[0]
-    check_the_same(tmp_path / "run", tmp_path / "whole")
+    check_equal_losses(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=2000, train__checkpoint_every=0)
     pair = start(config, tmp_path / "run", 2)
     running.wait_for_step(tmp_path / "run", 5, pair[0])
@@ -149,8 +149,8 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_that_fails_ends_the_other(tmp_path):
-    """The second sees another folder than the first: what is wrong is said once, by it."""
+def test_a_failed_process_stops_the_other(tmp_path):
+    """The second process has another folder than the first, and alone reports it."""
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET)
     (tmp_path / "other").mkdir()
     address = f"127.0.0.1:{free_port()}"
@@ -168,10 +168,10 @@ def test_one_that_fails_ends_the_other(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", [16], indirect=True)
-def test_a_disk_without_room_fails_the_save_alone(tmp_path, small_disk):
+def test_a_full_disk_fails_only_the_save(tmp_path, small_disk):
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=30, model__channels=64)
     ballast, path = small_disk / "ballast", small_disk / "run"
-    ballast.write_bytes(bytes(16 * 2**20 - 500 * 2**10))  # no room for a state, but for what is logged
+    ballast.write_bytes(bytes(16 * 2**20 - 500 * 2**10))  # room for logs, not for a state
     pair = start(config, path, 2)
     running.wait_for_step(path, 5, pair[0])
     ballast.unlink()
@@ -183,7 +183,7 @@ def test_a_disk_without_room_fails_the_save_alone(tmp_path, small_disk):
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_come_are_said(tmp_path):
+def test_processes_that_do_not_join_are_reported(tmp_path):
     config = tiny.write(tmp_path / "config.py", "vae", **QUIET)
     began = time.monotonic()
     (printed,), (code,) = finish(start(config, tmp_path / "run", 2, "--wait=5", numbers=[0]))
@@ -199,7 +199,7 @@ def environment(monkeypatch):
     return monkeypatch
 
 
-def test_who_takes_part_is_said_by_flags_or_the_environment(environment):
+def test_settings_come_from_flags_or_the_environment(environment):
     assert multihost.resolve_settings(None, None, None) is None
     assert multihost.resolve_settings("a:1", 4, 3) == ("a:1", 4, 3)
     environment.setenv("JAX_COORDINATOR_ADDRESS", "b:2")
@@ -210,7 +210,7 @@ def test_who_takes_part_is_said_by_flags_or_the_environment(environment):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         (("a:1", 2, None), "--process .JAX_PROCESS_ID. is missing"),
         ((None, 2, 1), "--coordinator .JAX_COORDINATOR_ADDRESS. is missing"),
@@ -221,19 +221,19 @@ def test_who_takes_part_is_said_by_flags_or_the_environment(environment):
         (("a:99999", 2, 1), "must be HOST:PORT"),
     ],
 )
-def test_settings_that_cannot_be(environment, given, message):
+def test_invalid_settings_are_refused(environment, arguments, message):
     with pytest.raises(UserError, match=message) as raised:
-        multihost.resolve_settings(*given)
+        multihost.resolve_settings(*arguments)
     assert "\n" not in str(raised.value)
 
 
-def test_a_number_of_processes_that_is_none(environment):
+def test_a_number_of_processes_that_is_not_a_number_is_refused(environment):
     environment.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(UserError, match="must be whole numbers"):
         multihost.resolve_settings("a:1", None, 0)
 
 
-def test_a_coordinator_that_nobody_is(environment):
+def test_an_unreachable_coordinator_is_reported(environment):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"--coordinator=127.0.0.1:\d+: no answer after 1 s \(Connection refused\)"):
         multihost.connect(f"127.0.0.1:{free_port()}", 2, 1, wait=1)
@@ -242,7 +242,7 @@ def test_a_coordinator_that_nobody_is(environment):
 
 def test_slurm_is_detected_in_a_step_of_several_tasks(environment):
     assert not multihost.is_cluster_detected()
-    environment.setenv("SLURM_NTASKS", "8")  # of a batch script, whose own process stands alone
+    environment.setenv("SLURM_NTASKS", "8")  # of a batch script, which is one process
     assert not multihost.is_cluster_detected()
     environment.setenv("SLURM_STEP_NODELIST", "node[01-02]")
     assert multihost.is_cluster_detected()
@@ -283,12 +283,12 @@ LOGS = {  # as jax 0.10 writes them
 
 @pytest.mark.parametrize("expected", LOGS)
 def test_the_fatal_log_becomes_one_line(expected):
-    before = ["W1127 12:00:00.0 1 gpu.cc:1] A warning stays\n", "and what is none\n"]
+    before = ["W1127 12:00:00.0 1 gpu.cc:1] A warning stays\n", "another line\n"]
     *passed, last = crash_log.in_one_line(before + LOGS[expected])
     assert passed == before
     assert last.startswith(f"error: {expected}") and last.count("\n") == 1
 
 
-def test_what_is_not_fatal_stays_as_it_is():
+def test_lines_that_are_not_fatal_are_unchanged():
     lines = ["Traceback\n", "  1\n", "E1127 12:00:00.0 1 gpu.cc:1] x\n", "1\n"]
     assert list(crash_log.in_one_line(lines)) == lines

@@ -1,4 +1,4 @@
-"""A run's signals by themselves: noted once, heard within work that never looks."""
+"""Signals of a run: stored once, and received during work that does not check for them."""
 
 import signal
 import threading
@@ -11,17 +11,17 @@ from diffjax.cluster.signals import StopSignal, has_abandoned_threads
 
 @pytest.fixture
 def handler():
-    """Of this test: the numbers of the signals that came through."""
-    came = []
+    """Installs handlers; yields the numbers of the signals that they receive."""
+    received = []
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    former = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in numbers}
-    yield came
+    former = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in numbers}
+    yield received
     for number, before in former.items():
         signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_first_is_noted_and_the_second_is_absorbed(number, handler):
+def test_the_first_signal_is_stored_and_the_second_is_ignored(number, handler):
     with StopSignal() as stop:
         assert stop.signal is None
         signal.raise_signal(number)
@@ -31,7 +31,7 @@ def test_the_first_is_noted_and_the_second_is_absorbed(number, handler):
         assert stop.signal == number and handler == []
 
 
-def test_the_third_interrupt_acts(handler, capfd):
+def test_the_third_interrupt_reaches_the_previous_handler(handler, capfd):
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert "one more" not in capfd.readouterr().err
@@ -41,22 +41,22 @@ def test_the_third_interrupt_acts(handler, capfd):
         assert stop.signal == signal.SIGINT and handler == [signal.SIGINT]
 
 
-def test_a_hangup_that_is_ignored_stays_so(handler):
-    """As under nohup."""
+def test_an_ignored_hangup_stays_ignored(handler):
+    """Tests the handlers under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.signal is None
 
 
-def test_none_is_noted_once_it_is_left(handler):
+def test_signals_after_the_context_reach_the_previous_handler(handler):
     with StopSignal() as stop:
         pass
     signal.raise_signal(signal.SIGTERM)
     assert stop.signal is None and handler == [signal.SIGTERM]
 
 
-def test_work_gives_what_it_made_or_raised(handler):
+def test_interruptible_work_returns_its_result_or_raises(handler):
     with StopSignal() as stop:
         assert stop.run_interruptible(lambda a, b: a + b, 2, 3) == 5
         with pytest.raises(ZeroDivisionError):
@@ -64,7 +64,7 @@ def test_work_gives_what_it_made_or_raised(handler):
     assert not has_abandoned_threads()
 
 
-def test_a_signal_leaves_work_that_goes_on(handler):
+def test_a_signal_abandons_work_in_progress(handler):
     began, may_end = threading.Event(), threading.Event()
 
     def work():
@@ -79,7 +79,7 @@ def test_a_signal_leaves_work_that_goes_on(handler):
     with StopSignal() as stop:
         assert stop.run_interruptible(work) is None
         assert stop.signal == signal.SIGTERM and has_abandoned_threads()
-        assert stop.run_interruptible(lambda: 1) is None  # nothing is waited for any more
+        assert stop.run_interruptible(lambda: 1) is None  # it waits for nothing after a signal
     may_end.set()
     for thread in threading.enumerate():
         if thread.name == signals._THREAD_NAME:

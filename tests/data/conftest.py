@@ -100,7 +100,7 @@ def packages(tmp_path_factory):
                 tone: add(f"{unified}-{tone}", f"{name}: {words}", derived) for tone, words in TONES.items()
             }
         listing.append(emoji)
-    copy = dict(listing[1], unified="2765", image="2765.png", sort_order=99)  # the heart's picture under another name
+    copy = dict(listing[1], unified="2765", image="2765.png", sort_order=99)  # the heart's image under another name
     (google / "img/google/64/2765.png").write_bytes((google / "img/google/64" / listing[1]["image"]).read_bytes())
     names["\u2765"] = {"tts": ["copied heart"], "default": []}
     nameless = dict(listing[1], unified="1FFFF", sort_order=100)

@@ -1,4 +1,4 @@
-"""The emoji builder on tiny packages of the real ones' layout, and its index on the real ones."""
+"""The emoji builder on tiny packages with the layout of the real ones, and its index on the real ones."""
 
 import collections
 import shutil
@@ -22,14 +22,14 @@ def prepared(packages, tmp_path_factory):
 
 
 def records(directory, split):
-    """What stands on disk, read by tensorflow-datasets itself."""
+    """Records on disk, read by tensorflow-datasets itself."""
     import tensorflow_datasets as tfds
 
     return list(tfds.builder_from_directory(directory / "emoji/64/1.0.0").as_data_source(split=split))
 
 
 def check_splits(found):
-    """No base in both splits, about a tenth in test, and no caption twice."""
+    """Checks that no base emoji is in both splits, a tenth is in test, and captions are unique."""
     bases = collections.defaultdict(set)
     for entry in found:
         bases[entry.base].add(entry.split)
@@ -50,14 +50,14 @@ def test_join_and_splits(packages):
     assert variant.keywords == ("Santa Claus: dark skin tone", "word")
 
 
-def test_packages_may_lie_in_the_folder_itself(packages):
+def test_packages_are_found_in_the_folder_itself(packages):
     assert len(emoji.read_entries(packages / "node_modules")) == len(emoji.read_entries(packages))
 
 
-def test_what_is_prepared(prepared, packages):
+def test_prepared_records(prepared, packages):
     train, test = records(prepared, "train"), records(prepared, "test")
     distinct = {(entry.base, entry.caption) for entry in emoji.read_entries(packages)}
-    distinct.discard(("2765", "copied heart, google style"))  # the picture is the red heart's
+    distinct.discard(("2765", "copied heart, google style"))  # its image is the red heart's
     assert {(r["base"].decode(), r["caption"].decode()) for r in train + test} == distinct
     assert len(train) + len(test) == len(distinct)
     assert not {r["base"] for r in train} & {r["base"] for r in test}
@@ -88,7 +88,7 @@ def test_source_on_white_and_transparent(prepared):
 
 
 def test_edges_do_not_darken(packages):
-    """A disc of one colour keeps that colour wherever it shows, however small it is drawn."""
+    """A disc of one colour keeps its colour in all visible pixels, at any size."""
     entry = next(e for e in emoji.read_entries(packages) if e.style == "fluent 3d" and e.path.stem.startswith("1f4"))
     pixels = emoji.load_image(entry.path, 32).astype(int)
     shown = pixels[pixels[..., 3] > 40]
@@ -99,7 +99,7 @@ def test_edges_do_not_darken(packages):
 
 
 @pytest.mark.parametrize("missing", ["emoji-datasource-google", "cldr-annotations-derived-full"])
-def test_missing_package(missing, packages, tmp_path):
+def test_a_missing_package_is_reported(missing, packages, tmp_path):
     for package in (packages / "node_modules").iterdir():
         if package.name != missing:
             (tmp_path / package.name).symlink_to(package)
@@ -113,7 +113,7 @@ def test_missing_package(missing, packages, tmp_path):
     "file", ["emoji-datasource-google/emoji.json", "cldr-annotations-full/annotations/en/annotations.json"]
 )
 @pytest.mark.parametrize("content", [b"", b"7", b"{}", b"[1]", b'[{"unified": 3}]', b"\xff", b"[" * 100_000, None])
-def test_a_damaged_package_is_named(packages, tmp_path, file, content):
+def test_a_damaged_package_is_reported(packages, tmp_path, file, content):
     victim = shutil.copytree(packages, tmp_path / "copy") / "node_modules" / file
     victim.unlink() if content is None else victim.write_bytes(content)
     with pytest.raises(UserError, match=rf"{victim} .*run `npm install emoji-datasource-google@") as error:
@@ -121,7 +121,7 @@ def test_a_damaged_package_is_named(packages, tmp_path, file, content):
     assert str(error.value).isprintable()
 
 
-def test_a_damaged_picture_is_named(packages, tmp_path):
+def test_a_damaged_image_is_reported(packages, tmp_path):
     found = emoji.read_entries(shutil.copytree(packages, tmp_path / "copy"))
     found[0].path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=f"{found[0].path}: cannot be read as an image"):

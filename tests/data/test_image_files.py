@@ -1,4 +1,4 @@
-"""Image files against pixels known from NumPy or written byte by byte, and files that must be refused in one line."""
+"""Image files against known pixels, and invalid files, which raise one line."""
 
 import io
 import os
@@ -105,14 +105,14 @@ def test_floating_point_is_scaled_from_0_to_1(tmp_path):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, 255, np.nan, np.inf])
-def test_floating_point_of_another_range_is_refused(tmp_path, value):
+def test_floating_point_of_another_range_raises(tmp_path, value):
     values = np.zeros((4, 4), np.float32)
     values[1, 2] = value
     assert "scale them to [0, 1]" in refused(save(tmp_path / "a.tiff", values))
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_32_bit_integers_outside_16_bits_are_refused(tmp_path, value):
+def test_32_bit_integers_outside_16_bits_raise(tmp_path, value):
     assert "scale them to [0, 65535]" in refused(save(tmp_path / "a.tiff", np.full((4, 4), value, np.int32)))
 
 
@@ -131,9 +131,9 @@ def test_transparency_is_composited_on_white(tmp_path):
     path = save(tmp_path / "a.png", np.concatenate([COLOURS, alpha], -1))
     expected = COLOURS * (alpha / 255) + 255 * (1 - alpha / 255)
     assert np.abs(image_files.load_image(path, 8, 3) - expected).max() <= 0.51
-    kept = image_files.load_image(path, 8, 4)
-    np.testing.assert_array_equal(kept[..., 3:], alpha)
-    np.testing.assert_array_equal(kept[..., :3], np.where(alpha > 0, COLOURS, 0))
+    loaded = image_files.load_image(path, 8, 4)
+    np.testing.assert_array_equal(loaded[..., 3:], alpha)
+    np.testing.assert_array_equal(loaded[..., :3], np.where(alpha > 0, COLOURS, 0))
 
 
 def test_hidden_colour_is_white(tmp_path):
@@ -247,7 +247,7 @@ def test_a_square_image_is_read_silently_and_unchanged(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_resize_refuses_what_is_not_square():
+def test_resize_requires_a_square():
     with pytest.raises(ValueError, match="32x8"):
         image_files.resize(np.zeros((8, 32, 3), np.uint8), 8)
 
@@ -256,7 +256,7 @@ def test_resize_refuses_what_is_not_square():
 
 
 def test_a_mask_is_white_where_half_of_the_area_is(tmp_path):
-    """Every number of white pixels in areas of 2 x 2, and grey levels beside the middle."""
+    """Every number of white pixels in areas of 2 x 2, and grey levels next to the middle."""
     areas = np.array([[(count > np.arange(4)) * 255 for count in range(5)]] * 5, np.uint8)
     pixels = areas.reshape(5, 5, 2, 2).transpose(0, 2, 1, 3).reshape(10, 10)
     mask = image_files.load_mask(save(tmp_path / "a.png", pixels), 5)
@@ -302,7 +302,7 @@ def test_an_emoji_is_read_as_its_data_set_prepares_it(packages):
             assert (found[0, 0] == 255).all()  # a corner, black where alpha is ignored
 
 
-# --- files that are refused ---
+# --- invalid files ---
 
 WHOLE = png([row.tobytes() for row in COLOURS], width=8, colour_type=RGB)
 
@@ -328,7 +328,7 @@ def changed(content, place):
         b"BM" + bytes(50),
     ],
 )
-def test_damaged_files_are_refused_in_one_line(tmp_path, content):
+def test_damaged_files_raise_one_line(tmp_path, content):
     path = write(tmp_path / "victim.png", content)
     for function in (
         image_files.read_rgba,
@@ -338,7 +338,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, content):
         refused(path, function)
 
 
-def test_files_that_cannot_be_opened_are_refused(tmp_path):
+def test_files_that_cannot_be_opened_raise(tmp_path):
     assert "No such file" in refused(tmp_path / "none.png")
     assert "directory" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
@@ -347,7 +347,7 @@ def test_files_that_cannot_be_opened_are_refused(tmp_path):
 
 @given(place=st.integers(0, len(WHOLE) - 1), bit=st.integers(0, 7))
 @settings(max_examples=200, deadline=None)
-def test_a_flipped_bit_of_a_png_is_refused_or_harmless(tmp_path_factory, place, bit):
+def test_a_flipped_bit_of_a_png_raises_or_has_no_effect(tmp_path_factory, place, bit):
     path = tmp_path_factory.getbasetemp() / "flipped.png"
     content = bytearray(WHOLE)
     content[place] ^= 1 << bit
@@ -373,8 +373,8 @@ def files(tmp_path_factory):
 
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_changed_bytes_are_refused_or_pixels(tmp_path_factory, files, data):
-    """Whatever the bytes, no other exception and no hang. Formats without checksums may give other pixels."""
+def test_changed_bytes_raise_or_give_pixels(tmp_path_factory, files, data):
+    """Any bytes raise only UserError and do not hang. Formats without checksums may give other pixels."""
     kind = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[kind])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
@@ -413,7 +413,7 @@ def bomb(kind):
     return png([bytes(8)] * 8, width=8, before=profile)
 
 
-def test_bombs_are_reported_in_bounded_memory(tmp_path):
+def test_decompression_bombs_raise_in_bounded_memory(tmp_path):
     kinds = ("declared", "tile", "text", "profile", "pixels")
     paths = [write(tmp_path / kind, bomb(kind)) for kind in kinds]
     assert all(path.stat().st_size < 500_000 for path in paths)

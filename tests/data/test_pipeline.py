@@ -1,4 +1,4 @@
-"""Batches: pure in (seed, step), whole epochs, fair flips, and the order and errors of reading ahead."""
+"""Batches: functions of (seed, step), whole epochs, fair flips, and order and errors of prefetching."""
 
 import collections
 import itertools
@@ -41,7 +41,7 @@ def same(a, b):
 @given(length=st.integers(1, 40), size=st.integers(1, 50), seed=st.integers(0, 2**32), flip=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_epoch_visits_every_example_once(length, size, seed, flip):
-    """For any sizes, a batch larger than the source included."""
+    """Holds for any sizes, including a batch larger than the source."""
     batches = data.Batches(Numbered(length), batch_size=size, seed=seed, flip=flip)
     steps = -(-3 * length // size)
     labels = np.concatenate([batches.batch(step)["label"] for step in range(steps)])
@@ -52,8 +52,8 @@ def test_every_epoch_visits_every_example_once(length, size, seed, flip):
 @given(step=st.integers(0, 10**9), seed=st.integers(0, 2**63))
 @settings(max_examples=30, deadline=None)
 def test_batch_is_pure_and_typed(step, seed):
-    batch, again = (data.Batches(Numbered(100), batch_size=8, seed=seed, flip=True).batch(step) for _ in range(2))
-    assert same(batch, again)
+    batch, repeated = (data.Batches(Numbered(100), batch_size=8, seed=seed, flip=True).batch(step) for _ in range(2))
+    assert same(batch, repeated)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         "image": ((8, 4, 4, 1), np.uint8),
         "label": ((8,), np.int32),
@@ -64,8 +64,8 @@ def test_batch_is_pure_and_typed(step, seed):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 6])
-def test_shares_are_the_parts_of_the_batch(processes):
-    """Each process reads its own examples alone, and all together the batch, over the ends of epochs."""
+def test_processes_read_parts_of_the_batch(processes):
+    """Each process reads its own examples only, and together they read the batch, across ends of epochs."""
     arguments = {"batch_size": 12, "seed": 3, "flip": True}
     for step in range(3):
         whole = data.Batches(Numbered(17), **arguments).batch(step)
@@ -96,7 +96,7 @@ def test_flip_is_fair_and_independent_of_the_batch_size():
     assert 150 < sum(len(seen) == 2 for seen in twice.values()) < 350
 
 
-def test_flip_mirrors_and_nothing_else():
+def test_flip_only_mirrors():
     plain = data.Batches(Numbered(50), batch_size=50, seed=0).batch(0)
     flipped = data.Batches(Numbered(50), batch_size=50, seed=0, flip=True).batch(0)
     assert not mirrored(plain).any()
@@ -126,7 +126,7 @@ def test_iterate_ends_its_threads():
     assert started and not any(thread.is_alive() for thread in started)
 
 
-def test_an_error_of_the_source_reaches_the_reader():
+def test_errors_of_the_source_are_raised_to_the_caller():
     class Broken(Numbered):
         def __getitem__(self, i):
             if i == 13:
@@ -145,15 +145,15 @@ def test_captions():
     assert batch["caption"].tolist() == [f"number {label}" for label in batch["label"]]
 
 
-def test_sources_of_many_at_once_and_of_one():
-    """`__getitems__`, where a source has it, gives the same batches."""
+def test_batched_reads_equal_single_reads():
+    """`__getitems__` of a source gives the same batches."""
     source = data.open_dataset("digits", directory="", split="test", image_size=8)
     one_by_one = [source[i] for i in range(len(source))]
     fast, slow = (data.Batches(s, batch_size=100, seed=0, flip=True) for s in (source, one_by_one))
     assert same(fast.batch(5), slow.batch(5))
 
 
-def test_examples_are_left_as_they_are():
+def test_examples_are_not_modified():
     source = data.open_dataset("digits", directory="", split="test", image_size=8)
     before = [source[i]["image"].copy() for i in range(360)]
     data.Batches(source, batch_size=360, seed=0, flip=True).batch(0)["image"][:] = 0
@@ -188,7 +188,7 @@ def test_prefetch_keeps_order_and_runs_ahead(depth):
     assert list(iterator) == [10, 20, 30, 40, 50] and put == list(range(6))
 
 
-def test_prefetch_raises_what_is_raised():
+def test_prefetch_raises_errors_of_the_source():
     def broken():
         yield from range(3)
         raise OSError("unreadable")

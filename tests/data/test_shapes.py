@@ -84,7 +84,7 @@ def test_contradictions_by_kind():
 
 
 @pytest.mark.parametrize("size", [16, 32])
-def test_detected_objects_are_the_rendered_ones(size):
+def test_detected_objects_equal_rendered_objects(size):
     for i in range(100):
         scene = shapes.scene("test", i)
         found = shapes.detect_objects(shapes.render(scene, size))
@@ -95,7 +95,7 @@ def test_detected_objects_are_the_rendered_ones(size):
             np.testing.assert_allclose((a.x, a.y, a.radius), (b.x, b.y, b.radius), atol=0.25 / size)
 
 
-def test_check_survives_noise():
+def test_check_is_robust_to_noise():
     """Generated images are not exact."""
     rng = np.random.default_rng(0)
     for i in range(100):
@@ -160,7 +160,7 @@ def test_caption_and_parse_are_inverse(split, i):
     assert shapes.parse(shapes.caption(scene)) == shapes.describe(scene)
 
 
-def test_parse_reads_the_words():
+def test_parse_of_captions():
     first, second = shapes.Group(1, "small", "red", "circle"), shapes.Group(1, "large", "blue", "square")
     assert shapes.parse("a small red circle above a large blue square") == ((first, second), "above")
     assert shapes.parse("three green triangles") == ((shapes.Group(3, None, "green", "triangle"),), None)

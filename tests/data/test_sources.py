@@ -1,4 +1,4 @@
-"""Sources against the data they come from, read independently."""
+"""Image sources against independent reads of their data."""
 
 import concurrent.futures
 import re
@@ -29,12 +29,12 @@ def open_digits(split, image_size=8):
         ("shapes", "white", 3, 5),
     ],
 )
-def test_spec(name, background, channels, classes):
+def test_shapes_and_classes_of_sources(name, background, channels, classes):
     assert data.image_spec(name, 24, background) == (24, channels, classes)
     assert len(set(data.class_names(name))) == classes
 
 
-def test_digits_are_scikit_learns():
+def test_digits_equal_scikit_learns():
     bunch = load_digits()
     expected = {
         (np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes(), label)
@@ -57,7 +57,7 @@ def test_digits_split_is_stratified():
     np.testing.assert_allclose(share[1] / (share[0] + share[1]), 0.2, atol=0.006)
 
 
-def test_index_out_of_range():
+def test_an_index_out_of_range_raises():
     source = open_digits("test")
     with pytest.raises(IndexError):
         source[360]
@@ -65,19 +65,19 @@ def test_index_out_of_range():
         source[-1]
 
 
-def test_shrinking_is_the_mean_over_areas():
+def test_downsampling_averages_areas():
     small, native = open_digits("test", 4), open_digits("test")
     for i in range(20):
         mean = native[i]["image"].astype(float).reshape(4, 2, 4, 2).mean((1, 3))
         assert abs(small[i]["image"][..., 0] - mean).max() <= 0.5 + 1e-6
 
 
-def test_enlarging_keeps_shape_and_range():
+def test_upsampling_keeps_shape_and_range():
     assert open_digits("test", 20)[0]["image"].shape == (20, 20, 1)
 
 
-def test_resize_does_not_mix_in_invisible_colours():
-    pixels = np.zeros((8, 8, 4), np.uint8)  # invisible black beside opaque red, the edge within an area
+def test_resize_ignores_colours_of_transparent_pixels():
+    pixels = np.zeros((8, 8, 4), np.uint8)  # transparent black next to opaque red, the edge within an area
     pixels[:, 3:] = (200, 10, 10, 255)
     small = image_files.resize(pixels, 4)
     np.testing.assert_array_equal(small[:, 1:, :3], np.broadcast_to([200, 10, 10], (4, 3, 3)))
@@ -108,7 +108,7 @@ def test_prepared_set_is_read_by_threads(cifar):
     iterator.close()
 
 
-def test_prepared_parts_and_resizing(cifar):
+def test_splits_and_resizing_of_a_prepared_set(cifar):
     directory, _ = cifar
     whole = data.open_dataset("cifar10", directory=directory, split="train", image_size=32)
     part = data.open_dataset("cifar10", directory=directory, split="train[10:15]", image_size=16)
@@ -163,13 +163,13 @@ def test_shapes_source():
         (lambda d: data.open_dataset("cifar10", directory=d, split="train[:0]", image_size=32), "it is empty"),
     ],
 )
-def test_errors_are_one_line_that_helps(call, message, cifar):
+def test_errors_are_one_helpful_line(call, message, cifar):
     with pytest.raises(UserError) as error:
         call(cifar[0])
     assert re.search(message, str(error.value)) and "\n" not in str(error.value)
 
 
-def test_wrong_format(cifar, tmp_path):
+def test_a_wrong_format_raises(cifar, tmp_path):
     directory, _ = cifar
     (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
     for path in (directory / "cifar10" / "3.0.2").iterdir():
@@ -179,7 +179,7 @@ def test_wrong_format(cifar, tmp_path):
         data.open_dataset("cifar10", directory=tmp_path, split="train", image_size=32)
 
 
-def test_prepare_says_what_to_do(capsys):
+def test_prepare_prints_instructions(capsys):
     assert prepare.main(["digits"]) == 0 and "no preparation" in capsys.readouterr().out
     assert prepare.main(["cifar10", "--data_dir=/d"]) == 0
     assert "tfds build cifar10 --file_format=array_record --data_dir=/d" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_real_sets(real, name, size, lengths):
 
 @pytest.fixture
 def flipped(cifar, tmp_path):
-    """A copy of the prepared set, one byte of which is another: the folder, and which training example it harmed."""
+    """The folder of a copy of the prepared set with one flipped byte among the training records."""
     directory, _ = cifar
     copy = shutil.copytree(directory, tmp_path / "copy")
     records = next(copy.rglob("*train.array_record*"))
@@ -218,7 +218,7 @@ def opened(directory, corrupt):
 
 
 def harmed(source):
-    """The indices that cannot be read."""
+    """Returns the indices of unreadable examples."""
     bad = []
     for i in range(len(source)):
         try:
@@ -229,14 +229,14 @@ def harmed(source):
     return bad
 
 
-def test_an_example_that_cannot_be_read_is_named(flipped):
+def test_an_unreadable_example_is_reported(flipped):
     source = opened(flipped, "raise")
     assert len(harmed(source)) == 1
     with pytest.raises(UserError, match=r"data\.on_corrupt='skip'"):
         source.__getitems__(range(len(source)))
 
 
-def test_an_example_that_cannot_be_read_is_skipped(flipped, capsys):
+def test_an_unreadable_example_is_skipped(flipped, capsys):
     (bad,) = harmed(opened(flipped, "raise"))
     source = opened(flipped, "skip")
     images = [example["image"] for example in source.__getitems__(range(len(source)))]
@@ -246,7 +246,7 @@ def test_an_example_that_cannot_be_read_is_skipped(flipped, capsys):
     assert np.array_equal(images, whole)
 
 
-def test_skipped_examples_are_counted_and_named_once_by_any_threads(capsys):
+def test_skipped_examples_are_counted_and_reported_once_across_threads(capsys):
     barrier = threading.Barrier(8)
 
     def read(indices):
@@ -270,7 +270,7 @@ def test_skipped_examples_are_counted_and_named_once_by_any_threads(capsys):
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{", b"\xff", b'{"name": 3}', b"[" * 100_000])
-def test_a_damaged_description_is_named(cifar, tmp_path, name, content):
+def test_a_damaged_description_is_reported(cifar, tmp_path, name, content):
     copy = shutil.copytree(cifar[0], tmp_path / "copy")
     (copy / "cifar10" / "3.0.2" / name).write_bytes(content)
     with pytest.raises(
@@ -280,14 +280,14 @@ def test_a_damaged_description_is_named(cifar, tmp_path, name, content):
     assert str(error.value).isprintable()
 
 
-def test_an_unfinished_preparation_is_passed_over(cifar, tmp_path):
+def test_an_unfinished_preparation_is_ignored(cifar, tmp_path):
     copy = shutil.copytree(cifar[0], tmp_path / "copy")
     for version in ("3.0.3.incompleteAB12CD", "3.x.2"):
         shutil.copytree(copy / "cifar10" / "3.0.2", copy / "cifar10" / version)
     assert len(opened(copy, "raise")) == 40
 
 
-def test_records_of_another_data_set_are_refused(cifar, tmp_path):
+def test_records_of_another_data_set_raise(cifar, tmp_path):
     """Labels outside the classes would be read as others; fewer channels fail much later."""
     copy = shutil.copytree(cifar[0] / "cifar10", tmp_path / "fashion_mnist")
     source = sources.open_dataset("fashion_mnist", directory=str(copy.parent), split="train", image_size=32)
@@ -297,7 +297,7 @@ def test_records_of_another_data_set_are_refused(cifar, tmp_path):
         source[3]
 
 
-def test_where_none_can_be_read_skipping_ends():
+def test_skipping_ends_if_no_example_can_be_read():
     def read(indices):
         raise OSError("gone")
 
@@ -307,8 +307,8 @@ def test_where_none_can_be_read_skipping_ends():
         opened("", "ignore")
 
 
-def test_batches_say_which_example_cannot_be_read(flipped):
-    """Though they are read by other threads."""
+def test_batches_report_the_unreadable_example(flipped):
+    """The error is raised in another thread."""
     stream = data.Batches(opened(flipped, "raise"), batch_size=8, seed=0).iterate()
     with pytest.raises(UserError, match=r"example \d+ of cifar10 train in \S+ cannot be read"):
         for _ in range(6):

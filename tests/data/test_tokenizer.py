@@ -1,4 +1,4 @@
-"""Tokenizers: CLIP's ids as byte pairs by definition give them, texts that come back, and files that are refused."""
+"""Tokenizers: CLIP's ids against byte-pair encoding by its definition, decoding, and errors of files."""
 
 import concurrent.futures
 import gzip
@@ -28,11 +28,11 @@ from diffjax.typing import NO_TOKEN
 START, END = "<|startoftext|>", "<|endoftext|>"
 FILE = "bpe_simple_vocab_16e6.txt.gz"
 
-# --- byte pairs, from their definition and with the libraries that OpenAI's code has
+# --- byte-pair encoding by its definition, with the libraries of OpenAI's code
 
 
 def alphabet():
-    """A printable character for each byte: itself where it is one, else the next from 256 on."""
+    """Returns a printable character for each byte: itself if printable, otherwise the next one from 256."""
     itself = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in itself]
     return {byte: chr(byte if byte in itself else 256 + others.index(byte)) for byte in range(256)}
@@ -58,7 +58,7 @@ class Reference:
         self.known = {START: [self.ids[START]], END: [self.ids[END]]}
 
     def word(self, word):
-        """The pair that was learned first is joined wherever it stands, from the left, until no pair is known."""
+        """Joins all occurrences of the pair that was learned first, from the left, until no pair is left."""
         if word not in self.known:
             *parts, last = (self.bytes[byte] for byte in word.encode())
             parts.append(last + "</w>")
@@ -77,7 +77,7 @@ class Reference:
 
 
 def small_merges():
-    """Pairs that join some words from the left, byte by byte."""
+    """Merges that build some words from the left, byte by byte."""
     merges = {}
     words = (
         "the he hello world photo cat cats 's 've 'll !! !!! ... <| |> <|s startof text été straße 日本 ки привет 👍🏽"
@@ -115,13 +115,13 @@ def published(real):
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
-    """The folder of a CLIP whose vocabulary has few words."""
+    """The folder of a CLIP tokenizer with a small vocabulary."""
     return write_folder(tmp_path_factory.mktemp("clip") / "small", small_merges())
 
 
 @pytest.fixture(scope="session", params=["small", "published"])
 def both(request):
-    """A tokenizer of CLIP's kind and the reference for it."""
+    """A CLIP tokenizer and its reference."""
     path = request.getfixturevalue(request.param)
     merges = small_merges() if request.param == "small" else published_merges(path)
     return tokenizer.load(path), Reference(merges)
@@ -182,13 +182,13 @@ TEXTS = [
 ]  # fmt: skip
 PLAIN = ["a photo of a cat", "Hello, World!", "two small red circles above a large blue square", "the CAT's photo..."]
 
-# Code points that Python does not know may be letters to one of the two libraries alone.
+# Code points unknown to Python may be letters in only one of the two libraries.
 characters = st.characters(exclude_categories=("Cn", "Cs"))
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 awkward = st.lists(st.one_of(characters, st.sampled_from(TEXTS), st.sampled_from(list("'<|> aAst1&;!")))).map("".join)
 
 
-def test_there_are_enough_texts():
+def test_there_are_many_texts():
     assert len(set(TEXTS)) >= 200
 
 
@@ -208,7 +208,7 @@ def test_ids_of_any_text(both, text):
 
 
 def test_words_with_every_character(small):
-    """Before a letter and between signs, so that its class (letter, numeral, sign or none) matters."""
+    """Each character precedes a letter and is between signs, so that its class (letter, numeral, sign) matters."""
     words = tokenizer.load(small).bpe.pre_tokenizer
     known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
     for start in range(0, len(known), 4000):
@@ -225,7 +225,7 @@ def test_published_ids(published):
     assert clip.pieces(f"hello {START}world{END}") == [3306, 49406, 1002, 49407]
 
 
-def test_a_literal_is_an_id_only_where_a_word_begins(small):
+def test_literals_are_ids_only_at_the_start_of_a_word(small):
     clip = tokenizer.load(small)
     assert clip.pieces(START) == [clip.start]
     assert clip.pieces(f"cat{END}{START}") == [*clip.pieces("cat"), clip.end, clip.start]
@@ -239,13 +239,13 @@ def swapped(merges, first, second):
     return merges
 
 
-def test_two_merges_swapped_are_seen(small, tmp_path):
+def test_swapped_merges_change_the_ids(small, tmp_path):
     faulty = tokenizer.load(write_folder(tmp_path / "faulty", swapped(small_merges(), ("t", "h"), ("h", "e</w>"))))
     right = Reference(small_merges())
     assert faulty.pieces("the cat") != right("the cat") and faulty.pieces("cat") == right("cat")
 
 
-def test_two_published_merges_swapped_are_seen(published, tmp_path):
+def test_swapped_published_merges_change_the_ids(published, tmp_path):
     merges = published_merges(published)
     lines = ["#version", *(" ".join(pair) for pair in swapped(merges, ("t", "h"), ("h", "e</w>"))), ""]
     (tmp_path / FILE).write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -256,7 +256,7 @@ def test_two_published_merges_swapped_are_seen(published, tmp_path):
 # --- arrays of tokens
 
 
-def test_start_pieces_end_and_nothing(both):
+def test_ids_have_start_end_and_padding(both):
     mine, _ = both
     texts = ["", "the cat", "cat"]
     tokens = mine.encode(texts, 8)
@@ -271,18 +271,18 @@ def test_start_pieces_end_and_nothing(both):
 
 
 @pytest.mark.parametrize("length", [3, 4, 10, 11, 12, 13])
-def test_too_long_texts_keep_their_end(both, length):
+def test_truncated_texts_keep_the_end_token(both, length):
     mine, _ = both
     text = "a b c d e f g h i j"
     (tokens,) = mine.encode([text], length)
-    kept = min(length - 2, 10)
-    assert tokens[: kept + 2].tolist() == [mine.start, *mine.pieces(text)[:kept], mine.end]
-    assert (tokens[kept + 2 :] == NO_TOKEN).all()
-    assert mine.overlong([text, "a"], length) == [10 - kept, 0]
+    num_kept = min(length - 2, 10)
+    assert tokens[: num_kept + 2].tolist() == [mine.start, *mine.pieces(text)[:num_kept], mine.end]
+    assert (tokens[num_kept + 2 :] == NO_TOKEN).all()
+    assert mine.overlong([text, "a"], length) == [10 - num_kept, 0]
 
 
 @pytest.mark.parametrize("length", [2, 0, -1])
-def test_lengths_without_room_are_refused(small, length):
+def test_too_short_lengths_raise(small, length):
     clip = tokenizer.load(small)
     for function in (clip.encode, clip.overlong):
         with pytest.raises(UserError, match=f"text.length={length}: is too short; use at least 3"):
@@ -294,13 +294,13 @@ def test_lengths_without_room_are_refused(small, length):
 
 @given(text=awkward)
 @settings(max_examples=100, deadline=None)
-def test_clip_gives_back_all_but_the_spaces(both, text):
+def test_clip_decodes_all_but_spaces(both, text):
     mine, reference = both
     words = [word for word in reference.words.findall(cleaned(text)) if word not in (START, END)]
     assert mine.decode(mine.pieces(text)).replace(" ", "") == "".join(words)
 
 
-def test_clip_gives_back_words(both):
+def test_clip_decodes_words(both):
     mine, _ = both
     assert mine.decode(mine.encode(["A photo of the  CAT"], 77)[0]) == "a photo of the cat"
     assert mine.decode(mine.pieces("it's été, 日本")) == "it 's été , 日本"
@@ -321,33 +321,33 @@ def trained():
 
 
 @given(text=st.one_of(awkward, st.text()))
-@settings(max_examples=300, deadline=None)
-def test_trained_gives_back_any_text(trained, text):
+@settings(max_examples=150, deadline=None)
+def test_a_trained_tokenizer_decodes_any_text(trained, text):
     pieces = trained.pieces(text)
     (ids,) = trained.encode([text], len(pieces) + 3)
     assert ids.tolist() == [trained.start, *pieces, trained.end, NO_TOKEN]
     assert trained.decode(ids) == trained.decode(pieces) == cleaned(text)
 
 
-def test_trained_has_every_byte(trained):
+def test_a_trained_tokenizer_has_every_byte(trained):
     assert [trained.bpe.id_to_token(i) for i in range(256)] == sorted(alphabet().values())
 
 
-def test_trained_takes_no_literal(trained):
-    """The names of start and end come back as the text that they are."""
+def test_a_trained_tokenizer_has_no_literals(trained):
+    """The names of the start and end tokens are ordinary text."""
     for text in LITERALS:
         assert not {trained.start, trained.end} & {*trained.pieces(text)}
 
 
-def test_trained_joins_what_it_saw(trained):
+def test_a_trained_tokenizer_merges_frequent_pairs(trained):
     assert trained.vocabulary == 285 and (trained.start, trained.end) == (283, 284)
     tokens = trained.encode(CAPTIONS, 77)
     assert tokens.max() < 285 and (tokens != NO_TOKEN).sum(1).max() <= 10
-    assert trained.pieces("small small") == 2 * trained.pieces("small")  # the first word as any other
+    assert trained.pieces("small small") == 2 * trained.pieces("small")  # the first word is encoded as any other
     assert len(trained.pieces("a small red circle")) < len("a small red circle") / 2
 
 
-def test_a_vocabulary_says_how_many_it_has():
+def test_the_size_of_the_vocabulary():
     few = tokenizer.train(["a cat", "a cat"], 10_000)
     assert 258 < few.vocabulary < 270 and few.end == few.vocabulary - 1
     assert tokenizer.train(["once"], 300).vocabulary == 258
@@ -380,32 +380,34 @@ def same(a, b):
     return len({*kinds}) == 1 and np.array_equal(a.encode(texts, 77), b.encode(texts, 77))
 
 
-def test_saved_and_loaded(both, trained, tmp_path):
-    for own in (both[0], trained):
-        own.save(tmp_path / "tokenizer.json")
-        assert same(tokenizer.load(tmp_path / "tokenizer.json"), own)
-        assert same(tokenizer.load(str(tmp_path)), own)  # the folder
-        assert same(pickle.loads(pickle.dumps(own)), own)
+def test_a_saved_tokenizer_loads_unchanged(both, trained, tmp_path):
+    for loaded in (both[0], trained):
+        loaded.save(tmp_path / "tokenizer.json")
+        assert same(tokenizer.load(tmp_path / "tokenizer.json"), loaded)
+        assert same(tokenizer.load(str(tmp_path)), loaded)  # the folder
+        assert same(pickle.loads(pickle.dumps(loaded)), loaded)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_folder_of_the_published_vocabulary(published, tmp_path):
+def test_the_folder_of_the_published_vocabulary_loads(published, tmp_path):
     folder = write_folder(tmp_path / "clip", published_merges(published))
     assert same(tokenizer.load(folder), tokenizer.load(published))
 
 
-def test_other_people_s_tokenizer_json(small, tmp_path):
-    """With pairs as strings, and with a normalizer and words that are not OpenAI's."""
-    own = tokenizer.load(small)
-    content = json.loads(own.bpe.to_str())
+def test_tokenizer_json_of_other_programs(small, tmp_path):
+    """Merges are strings, and the normalizer and the word pattern differ from OpenAI's."""
+    loaded = tokenizer.load(small)
+    content = json.loads(loaded.bpe.to_str())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content |= {"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Whitespace"}, "version": "0.9"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert same(tokenizer.load(tmp_path), own)
+    assert same(tokenizer.load(tmp_path), loaded)
 
 
-def damaged(small, tmp_path):
-    """Writes files and folders that are no tokenizer: their names."""
+@pytest.fixture(scope="module")
+def damaged(small, tmp_path_factory):
+    """Folder of files and folders that are not valid tokenizers, and their names."""
+    folder = tmp_path_factory.mktemp("damaged")
     model = json.loads(tokenizer.load(small).bpe.to_str())["model"]
 
     def changed(**fields):
@@ -420,13 +422,13 @@ def damaged(small, tmp_path):
         "half.json": b'{"model": {"vocab"',
         "list.json": b"[1, 2]",
         "config.json": b'{"model": "unet", "text": {}}',
-        "picture.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+        "image.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
         "words.json": json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}).encode(),
         "few.json": json.dumps({"model": {**model, "vocab": {"a": 0, START: 1, END: 2}}}).encode(),
         "gap.json": json.dumps({"model": {**model, "vocab": a_gap}}).encode(),
         "suffix.json": json.dumps({"model": {**model, "end_of_word_suffix": "@@"}}).encode(),
         "triple.json": json.dumps({"model": {**model, "merges": [["a", "b", "c"]]}}).encode(),
-        "unheard.json": json.dumps({"model": {**model, "merges": [["t", "h"], ["q", "zz"]]}}).encode(),
+        "unknown merge.json": json.dumps({"model": {**model, "merges": [["t", "h"], ["q", "zz"]]}}).encode(),
         "whole.gz": whole,  # the same pair again and again
         "truncated.gz": whole[: len(whole) // 2],
         "flipped.gz": whole[:30] + bytes([whole[30] ^ 255]) + whole[31:],
@@ -449,7 +451,7 @@ def damaged(small, tmp_path):
         "controls.json": changed(merges=[["\x1b[2J\n", "a"]]),
         "collisions.json": changed(vocab={f"{i}": i * (2**61 - 1) for i in range(200_000)}),  # of hashes
         "short.gz": gzip.compress(gzip.decompress(whole)[:1000]),
-        "picture.gz": gzip.compress(bytes(range(256)) * 9),
+        "image.gz": gzip.compress(bytes(range(256)) * 9),
         "cut/vocab.json": vocab,
         "cut/merges.txt": b"\n".join(merges.split(b"\n")[:-5]),
         "lists/vocab.json": b"[]",
@@ -460,31 +462,32 @@ def damaged(small, tmp_path):
         "binary/merges.txt": b"\xff\xfe" + merges,
     }
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    return sorted({name.split("/")[0] for name in files})
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder, sorted({name.split("/")[0] for name in files})
 
 
-def test_damaged_files_are_refused(small, tmp_path):
-    for name in damaged(small, tmp_path):
+def test_damaged_files_raise(damaged):
+    folder, names = damaged
+    for name in names:
         with pytest.raises(UserError) as refused:
-            tokenizer.load(tmp_path / name)
+            tokenizer.load(folder / name)
         message = str(refused.value)
         assert re.match(
-            rf"{re.escape(str(tmp_path / name))}\S*: is not a tokenizer, or is damaged \(.*\); use a tokenizer.json",
+            rf"{re.escape(str(folder / name))}\S*: is not a tokenizer, or is damaged \(.*\); use a tokenizer.json",
             message,
         ), name
         assert FILE in message and message.isprintable() and len(message) < 500
 
 
-def test_the_damaged_file_of_a_folder_is_named(small, tmp_path):
-    damaged(small, tmp_path)
+def test_the_damaged_file_of_a_folder_is_reported(damaged):
+    folder, _ = damaged
     for name, file in (("cut", "merges.txt"), ("lists", "vocab.json"), ("binary", "merges.txt")):
-        with pytest.raises(UserError, match=f"{tmp_path / name / file}: is not a tokenizer"):
-            tokenizer.load(tmp_path / name)
+        with pytest.raises(UserError, match=f"{folder / name / file}: is not a tokenizer"):
+            tokenizer.load(folder / name)
 
 
-def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path):
+def test_a_decompression_bomb_is_read_to_the_limit_only(tmp_path):
     with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
         for _ in range(128):
             file.write(bytes(2**20))
@@ -499,7 +502,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["huge.json", "huge.txt"])
-def test_huge_files_are_refused(tmp_path, name):
+def test_huge_files_raise(tmp_path, name):
     with open(tmp_path / name, "wb") as file:
         file.truncate(2**36)  # 64 GiB, of which nothing is on the disk
     with pytest.raises(UserError, match=f"{name}: larger than 16,777,216 bytes"):
@@ -507,13 +510,13 @@ def test_huge_files_are_refused(tmp_path, name):
 
 
 def test_a_byte_order_mark_and_line_ends_of_another_system_are_read(small, tmp_path):
-    own = tokenizer.load(small)
+    loaded = tokenizer.load(small)
     for name in ("vocab.json", "merges.txt"):
         content = (small / name).read_bytes()
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
-    assert same(tokenizer.load(tmp_path), own)
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + own.bpe.to_str().encode())
-    assert same(tokenizer.load(tmp_path / "a.json"), own)
+    assert same(tokenizer.load(tmp_path), loaded)
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + loaded.bpe.to_str().encode())
+    assert same(tokenizer.load(tmp_path / "a.json"), loaded)
 
 
 @pytest.fixture(scope="module")
@@ -523,7 +526,7 @@ def bare():
 
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_changed_bytes_are_refused_or_a_tokenizer(bare, tmp_path_factory, data):
+def test_changed_bytes_raise_or_give_a_tokenizer(bare, tmp_path_factory, data):
     content, path = bytearray(bare), tmp_path_factory.getbasetemp() / "changed.json"
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
         content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'{}[]",:0'))
@@ -536,7 +539,7 @@ def test_changed_bytes_are_refused_or_a_tokenizer(bare, tmp_path_factory, data):
         assert found.encode(["a cat"], 8).shape == (1, 8)
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "vocab.json").write_text(json.dumps(Reference([]).ids))
     (tmp_path / "nothing").mkdir()
@@ -545,10 +548,10 @@ def test_missing_files_are_named(tmp_path):
             tokenizer.load(tmp_path / name)
 
 
-# --- beside other threads and processes
+# --- with other threads and processes
 
 
-def test_threads_share_one(both):
+def test_threads_share_a_tokenizer(both):
     mine, reference = both
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = [*pool.map(lambda _: [mine.pieces(text) for text in TEXTS], range(16))]

@@ -1,7 +1,10 @@
-"""The bound's terms in float64, from the papers: what tests of the likelihood and of the losses compare with."""
+"""Terms of the variational bound in float64, from the papers; and discrete schedules with traced tables."""
 
 import numpy as np
+from jax import numpy as jnp
 from scipy import stats
+
+from diffjax.diffusion.noise_schedules import Discrete, ScheduleTables
 
 BIN = 2 / 255
 
@@ -18,3 +21,11 @@ def decoder(x0, mean, std):
     above, below = np.where(below > 0, -below, above), np.where(below > 0, -above, below)
     high, low = stats.norm.logcdf(above), stats.norm.logcdf(below)
     return -(high + np.log1p(-np.exp(low - high))) / np.log(2)
+
+
+def discrete(alphas, sigmas):
+    """Returns the discrete schedule of levels [T + 1], which may be traced."""
+    with np.errstate(divide="ignore"):
+        log_snr = jnp.clip(2 * (jnp.log(alphas) - jnp.log(sigmas)), -40.0, 80.0)
+    power = alphas**2 + sigmas**2
+    return Discrete(len(alphas) - 1, ScheduleTables(alphas, sigmas, log_snr, alphas**2 / power, 1 / power))

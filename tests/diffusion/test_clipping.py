@@ -9,11 +9,11 @@ from diffjax.registry import choices
 
 def dynamic(x0, percentile=99.5):
     """Saharia et al. 2022, sec. 2.3, one example at a time."""
-    made = []
+    choices_made = []
     for one in x0:
         s = max(np.percentile(np.abs(one), percentile), 1.0)
-        made.append(np.clip(one, -s, s) / s)
-    return np.stack(made)
+        choices_made.append(np.clip(one, -s, s) / s)
+    return np.stack(choices_made)
 
 
 PAPERS = {"none": lambda x0: x0, "clip": lambda x0: np.maximum(-1, np.minimum(1, x0)), "dynamic": dynamic}
@@ -39,10 +39,10 @@ def test_the_percentile_of_dynamic_thresholding(percentile):
     np.testing.assert_allclose(found, dynamic(IMAGES, percentile), atol=1e-5)
 
 
-def test_dynamic_thresholding_leaves_what_is_in_range_and_saturates_few_pixels():
+def test_dynamic_thresholding_keeps_values_in_range_and_saturates_few_pixels():
     found = np.asarray(clipping.dynamic(IMAGES.astype(np.float32)))
     np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)
     assert (np.abs(found[2]) == 1).mean() < 0.02
     assert (np.abs(np.asarray(clipping.clip(IMAGES[2]))) == 1).mean() > 0.5
-    alone = clipping.dynamic(IMAGES[1:2].astype(np.float32))  # an example's s is its own
+    alone = clipping.dynamic(IMAGES[1:2].astype(np.float32))  # s is per example
     np.testing.assert_allclose(alone[0], found[1], atol=1e-6)

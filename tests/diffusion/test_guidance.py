@@ -50,7 +50,7 @@ def unconditional(x, noise):
     return Denoised(jnp.sum(jax.nn.softmax(classify(x, noise))[..., None] * by_class(x, noise), axis=1))
 
 
-# And in NumPy.
+# The mixture in NumPy.
 
 
 def exact(x, alpha, sigma):
@@ -71,7 +71,7 @@ def constant(x0, **others):
 
 
 def named(name, x0, ran):
-    """A denoiser that says when it is run."""
+    """A denoiser that records its runs."""
 
     def denoise(x, noise):
         jax.debug.callback(lambda: ran.append(name))
@@ -88,20 +88,20 @@ def ran_by(make, x, noise):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
-def test_classifier_free_is_linear_in_eps_as_in_both_conventions(scale):
+def test_classifier_free_guidance_equals_both_published_conventions(scale):
     """GLIDE's s, and Ho & Salimans 2022, eq. 6, with w = s - 1."""
     (alpha, sigma), x = LEVELS[1], np.float64(X)
-    given = RNG.normal(size=(2, B, 2))
-    guided = guidance.classifier_free(constant(given[0]), constant(given[1]), scale)(
+    x0_given = RNG.normal(size=(2, B, 2))
+    guided = guidance.classifier_free(constant(x0_given[0]), constant(x0_given[1]), scale)(
         jnp.asarray(X), noise(alpha, sigma)
     )
-    of_condition, without, of_guided = ((x - alpha * x0) / sigma for x0 in (*given, np.float64(guided.x0)))
+    of_condition, without, of_guided = ((x - alpha * x0) / sigma for x0 in (*x0_given, np.float64(guided.x0)))
     w = scale - 1
     np.testing.assert_allclose(of_guided, without + scale * (of_condition - without), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(of_guided, (1 + w) * of_condition - w * without, rtol=1e-4, atol=1e-5)
 
 
-def test_classifier_free_runs_one_network_at_scale_1():
+def test_classifier_free_guidance_runs_one_network_at_scale_1():
     at = noise(*LEVELS[0])
     for scale, expected, x0 in ((1.0, ["with"], 2.0), (3.0, ["with", "without"], 4.0), (0.0, ["with", "without"], 1.0)):
         ran, guided = ran_by(lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), scale), X, at)  # noqa: B023
@@ -110,8 +110,8 @@ def test_classifier_free_runs_one_network_at_scale_1():
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescale_gives_each_example_the_conditions_std(phi):
-    """Lin et al. 2024, eq. 15 and 16: a share phi of the result rescaled."""
+def test_rescale_equals_the_papers_formula_per_example(phi):
+    """Lin et al. 2024, eq. 15 and 16, with factor phi."""
     of_condition, without = RNG.normal(size=(2, B, 3, 2)) * np.geomspace(0.1, 10, B)[:, None, None]
     guided = guidance.classifier_free(constant(of_condition), constant(without), 5.0, rescale=phi)
     x0 = without + 5.0 * (of_condition - without)
@@ -123,7 +123,7 @@ def test_rescale_gives_each_example_the_conditions_std(phi):
         np.testing.assert_allclose(std(result), std(of_condition), rtol=1e-4)
 
 
-def test_autoguidance_is_the_papers_formula():
+def test_autoguidance_equals_the_papers_formula():
     """Karras et al. 2024, eq. 3: w D_1 + (1 - w) D_0."""
     strong, weak = RNG.normal(size=(2, B, 2))
     for w in (0.5, 1.0, 2.5):
@@ -145,8 +145,8 @@ def test_autoguidance_is_the_papers_formula():
         (0.5, 1.0, 0.0, np.inf, "guided"),
     ],
 )
-def test_the_interval_of_guidance(alpha, sigma, low, high, expected):
-    """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]. Elsewhere the condition's network alone is run."""
+def test_guidance_is_active_in_its_interval_only(alpha, sigma, low, high, expected):
+    """Kynkaanniemi et al. 2024, eq. 6: sigma / alpha in (low, high]. Elsewhere only the conditional network runs."""
     at, interval = noise(alpha, sigma), (low, high)
     make = lambda n: guidance.classifier_free(n("with", 2.0), n("without", 1.0), 3.0, interval=interval)  # noqa: E731
     ran, x0 = ran_by(make, X, at)
@@ -159,20 +159,24 @@ def test_the_interval_of_guidance(alpha, sigma, low, high, expected):
 # Gradients.
 
 
+@jax.jit
+def classifier_guided(x, level, scale):
+    denoised = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)(x, level)
+    return denoised, samplers._x0(denoised, level)
+
+
 @pytest.mark.parametrize("alpha, sigma", LEVELS)
 def test_a_classifiers_gradient_makes_the_unconditional_denoiser_conditional(alpha, sigma):
     """Bayes' rule: at scale 1, as a shift of eps, the classifier of the mixture gives E[x_0 | x_t, label] exactly."""
     x = alpha * MEANS[RNG.integers(0, 3, B)] + sigma * X  # not too far from the data, where all agree
-    given, without, gradient = exact(x, alpha, sigma)
+    x0_given, without, gradient = exact(x, alpha, sigma)
     for scale in (1.0, 2.5):
-        denoise = guidance.classifier(unconditional, classify, jnp.asarray(LABEL), scale)
-        denoised = denoise(jnp.asarray(x, jnp.float32), noise(alpha, sigma))
+        denoised, x0 = classifier_guided(x, noise(alpha, sigma), scale)
         np.testing.assert_allclose(denoised.x0, without, atol=1e-5)
         np.testing.assert_allclose(denoised.guidance_gradient, scale * gradient, rtol=1e-3, atol=1e-5)
-        x0 = samplers._x0(denoised, noise(alpha, sigma))
         np.testing.assert_allclose(x0, without + scale * sigma**2 / alpha * gradient, atol=1e-4 * scale)
         if scale == 1.0:
-            np.testing.assert_allclose(x0, given, atol=1e-4)
+            np.testing.assert_allclose(x0, x0_given, atol=1e-4)
 
 
 @pytest.mark.parametrize("function", [variance.fixed_small, variance.fixed_large, variance.learned_range])
@@ -186,9 +190,8 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
     denoise = guidance.classifier(base, classify, jnp.asarray(LABEL), scale)
     keys = jax.random.split(jax.random.key(0), B)
-    y, _ = samplers.ancestral(variance=function).step(
-        keys, denoise, noise(1.0, 0.0), jnp.asarray(X), noise(a, s), noise(a2, s2)
-    )
+    step = jax.jit(lambda *arrays: samplers.ancestral(variance=function).step(arrays[0], denoise, *arrays[1:])[0])
+    y = step(keys, noise(1.0, 0.0), jnp.asarray(X), noise(a, s), noise(a2, s2))
     x = np.float64(X)
     _, x0, gradient = exact(x, a, s)
     large = s**2 - (a / a2 * s2) ** 2
@@ -201,7 +204,7 @@ def test_ancestral_shifts_the_mean_by_variance_times_gradient(function):
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
-def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
+def test_a_guided_ancestral_trajectory_equals_adms(name, monkeypatch):
     """`p_sample` with `cond_fn` of ADM's code, t from zero, over all steps; the last is shifted too, without noise."""
     timesteps, scale, share = 40, 10.0, 0.3
     betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
@@ -211,7 +214,7 @@ def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
     clipped = np.append(posterior[1], posterior[1:])
     large = np.append(posterior[1], betas[1:])
     learned = np.exp(share * np.log(betas) + (1 - share) * np.log(clipped))
-    model_variance, noise_variance = {  # what the mean is shifted by, and what the noise has
+    model_variance, noise_variance = {  # variance of the shift of the mean, and of the noise
         "fixed_small": (posterior, clipped),
         "fixed_large": (large, large),
         "learned_range": (learned, learned),
@@ -244,11 +247,11 @@ def test_a_guided_ancestral_trajectory_is_adms(name, monkeypatch):
         x = mean + (t != 0) * np.sqrt(noise_variance[t]) * draws[i]
         np.testing.assert_allclose(found, x, atol=2e-4, err_msg=f"t={t}")
     shift = model_variance[0] * np.abs(gradient).max()
-    assert (shift > 5e-3) == (name != "fixed_small")  # else the last step would show nothing
+    assert (shift > 5e-3) == (name != "fixed_small")  # otherwise the last step would test nothing
 
 
 def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
-    """It has no step before. The mean is x_0, shifted by the large variance where the variance is not zero."""
+    """No step precedes it. The mean is x_0, shifted by the large variance if the variance is not zero."""
     now, clean = noise(0.8, 0.6), noise(1.0, 0.0)
     keys = jax.random.split(jax.random.key(0), B)
     for function, shift in ((variance.fixed_small, 0.0), (variance.fixed_large, 0.36), (variance.learned_range, 0.36)):
@@ -259,13 +262,13 @@ def test_a_chain_of_one_step_is_shifted_by_its_own_variance():
         np.testing.assert_allclose(found, shift * np.ones_like(X), rtol=1e-5)
 
 
-def test_no_signal_takes_no_shift_of_eps():
+def test_guidance_without_signal_does_not_shift_eps():
     denoised = Denoised(jnp.ones(2), guidance_gradient=jnp.full(2, 5.0))
     np.testing.assert_array_equal(samplers._x0(denoised, noise(0.0, 1.0)), 1.0)
 
 
 def test_clip_similaritys_gradient_is_that_of_the_cosine():
-    """By central differences in float64."""
+    """Compares with central differences in float64."""
     matrix, embedding = RNG.normal(size=(2, 5)), RNG.normal(size=(B, 5))
     alpha, sigma = LEVELS[0]
 
@@ -279,14 +282,14 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
     x, h = np.float64(X), 1e-5
     expected = np.stack([(cosine(x + h * e) - cosine(x - h * e)) / (2 * h) for e in np.eye(2)], axis=1)
     denoise = guidance.clip_similarity(unconditional, encode, jnp.asarray(embedding, jnp.float32), 7.0)
-    denoised = denoise(jnp.asarray(X), noise(alpha, sigma))
+    denoised = jax.jit(denoise)(jnp.asarray(X), noise(alpha, sigma))
     np.testing.assert_allclose(denoised.guidance_gradient, 7.0 * expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
 
 
 GRADIENT, SHARE = (np.float32(RNG.normal(size=(B, 2))) for _ in range(2))
 MASK = np.float32([[1.0, 0.0]])
-WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
+WRAPPERS = {  # wrapper of a denoiser with GRADIENT, and the expected gradient
     "with_clipping": (lambda d: denoisers.with_clipping(d, clipping.clip), GRADIENT),
     "inpaint": (lambda d: guidance.inpaint(d, jnp.zeros((1, 2)), jnp.asarray(MASK)), GRADIENT * (1 - MASK)),
     "classifier_free": (lambda d: guidance.classifier_free(d, constant(X), 3.0), GRADIENT),
@@ -305,7 +308,7 @@ WRAPPERS = {  # of a denoiser with GRADIENT: what becomes of it
 
 
 @pytest.mark.parametrize("name", sorted(WRAPPERS))
-def test_gradient_and_interpolation_survive(name):
+def test_wrappers_keep_gradient_and_interpolation(name):
     wrap, expected = WRAPPERS[name]
     inner = constant(
         RNG.normal(size=(B, 2)), variance_interpolation=jnp.asarray(SHARE), guidance_gradient=jnp.asarray(GRADIENT)
@@ -315,14 +318,14 @@ def test_gradient_and_interpolation_survive(name):
     np.testing.assert_array_equal(denoised.variance_interpolation, SHARE)
 
 
-# In-painting, and all together.
+# Inpainting, and combined guidance.
 
 SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim(), "heun": samplers.heun()}
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_inpaint_draws_the_known_region_from_the_forward_process(name):
-    """N(alpha known, sigma^2) at every level; exactly so where no signal is left at T. At last it is `known` itself."""
+def test_inpaint_samples_the_known_region_from_the_forward_process(name):
+    """The region is N(alpha known, sigma^2) at each level, exactly if alpha_T = 0, and `known` at the end."""
     schedule, count, known = noise_schedules.rectified_flow(1000), 20_000, 0.8
     levels = schedule(jnp.asarray(time_grids.trailing(8, schedule), jnp.float32))
 
@@ -354,8 +357,8 @@ def test_inpaint_mixes_where_the_mask_is_soft():
     assert denoised.guidance_gradient is None
 
 
-def test_all_of_it_together_in_one_compilation():
-    """Every scale is traced; DDIM's steps and each wrapper are made again one by one in NumPy."""
+def test_combined_guidance_equals_numpy_in_one_compilation():
+    """Every scale is traced; the reference computes DDIM's steps and each wrapper in NumPy."""
     schedule, steps = noise_schedules.linear(1000), 6
     grid = time_grids.trailing(steps, schedule)
     levels = schedule(jnp.asarray(grid, jnp.float32))
@@ -375,19 +378,19 @@ def test_all_of_it_together_in_one_compilation():
         alpha, sigma = (np.asarray(v, np.float64) for v in levels[1:])
         inside = 0
         for a, s, a2, s2 in zip(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], strict=True):
-            given, without, gradient = exact(x, a, s)
-            x0 = given
+            x0_given, without, gradient = exact(x, a, s)
+            x0 = x0_given
             if low < s / a <= high:
                 inside += 1
-                x0 = without + guide * (given - without)
+                x0 = without + guide * (x0_given - without)
                 if guide != 1:
-                    x0 = x0 * (phi * given.std(axis=1) / x0.std(axis=1) + 1 - phi)[:, None]
+                    x0 = x0 * (phi * x0_given.std(axis=1) / x0.std(axis=1) + 1 - phi)[:, None]
             x0 = MASK * known + (1 - MASK) * np.clip(x0, -1, 1)
             x0 = x0 + s**2 / a * ascend * (1 - MASK) * gradient
             x = a2 * x0 + s2 * (x - a * x0) / s
         return x, inside
 
-    table = [  # scales, and in how many of the steps the guidance is within
+    table = [  # scales, and the number of steps in the interval
         ((1.0, 0.0, 0.0, np.inf, 0.0), 6),
         ((4.0, 0.0, 0.0, np.inf, 0.0), 6),
         ((4.0, 0.7, 0.5, 20.0, 0.0), 4),
@@ -406,8 +409,8 @@ def test_all_of_it_together_in_one_compilation():
 
 
 @pytest.mark.parametrize("sampler", [samplers.ancestral(), samplers.ddim(), samplers.dpmpp_2m()])
-def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
-    """The whole way from next to no signal, where a small shift of eps moves x_0 without bounds."""
+def test_classifier_guidance_from_pure_noise_samples_the_class(sampler):
+    """Starts at nearly no signal, where a small shift of eps moves x_0 without bounds."""
     schedule = noise_schedules.cosine(1000)
     means, std = np.array([-0.8, 0.6]), 0.15
 
@@ -420,7 +423,7 @@ def test_a_classifier_gives_its_class_from_the_noisy_end(sampler):
         each = means[None] + gain * (x[:, None] - (n.alpha * means)[None])
         return Denoised((jax.nn.softmax(shares(x, n)) * each).sum(-1))
 
-    def classify(x, n):  # as a trained one, a little wrong: its gradient does not vanish with the signal
+    def classify(x, n):  # slightly wrong, as if trained: its gradient does not vanish with the signal
         return shares(x, n) + 0.02 * x[:, None] * jnp.array([[0.0, 1.0]])
 
     label = jnp.ones(2000, jnp.int32)

@@ -14,9 +14,9 @@ from diffjax.diffusion.noise import Noise
 from tests.diffusion.closed_forms import BIN, decoder, kl
 
 GREYS = -1 + 2 * np.arange(256) / 255
-MEAN, STD = 0.1, 0.15  # of the data of the bound: so narrow that none falls in a grey level's endless outer bin
+MEAN, STD = 0.1, 0.15  # data of the bound, too narrow for the infinite outer bins
 
-SCHEDULES = {  # each with a mean of the data: not 0 where no signal is left, so that the prior still fits to 1e-3 bits
+SCHEDULES = {  # with a mean of the data, small enough for the prior to fit to 1e-3 bits
     "linear": (noise_schedules.linear(1000), 0.01),
     "cosine": (noise_schedules.cosine(1000), 0.1),
     "cosine, continuous": (noise_schedules.cosine(1000, continuous=True), 0.1),
@@ -130,7 +130,7 @@ X0, X0_HAT, X = np.float32([-0.9, 0.2]), np.float32([-0.7, 0.5]), np.float32([0.
 
 @functools.cache
 def step_terms():
-    """One program for the whole table."""
+    """Computes the whole table in one program."""
 
     @jax.jit
     @jax.vmap
@@ -160,8 +160,8 @@ def test_a_step_term_is_the_kl_of_two_gaussians(step, name):
 
 @pytest.mark.parametrize("name", sorted(VARIANCES))
 @pytest.mark.parametrize("step", ["last", "only"])
-def test_the_last_steps_variance_is_borrowed_from_the_step_before(step, name):
-    """L_0 has no posterior variance. Of a chain of one step there is no step before: the large one serves."""
+def test_the_last_step_uses_the_variance_of_the_step_before(step, name):
+    """L_0 has no posterior variance. A chain of one step has no step before and uses the large variance."""
     before, now, _ = STEPS[step]
     large = now[1] ** 2  # of the step to the clean image
     small = (before[1] ** 2 - (before[0] / now[0] * now[1]) ** 2) * (now[1] / before[1]) ** 2 if now[0] else large
@@ -177,8 +177,8 @@ def tanh_decoder(x0, mean, std):
     return -np.log2(np.maximum(probability, 1e-12))
 
 
-def test_the_published_decoder_is_ddpms_code():
-    """And differs from the exact one by hundredths of a bit a dimension, and where nothing was likely by many."""
+def test_the_ddpm_decoder_equals_the_published_code():
+    """The formula differs from the exact decoder by hundredths of a bit per dimension, and by many in the far tails."""
     term = jax.jit(jax.vmap(likelihood.ddpm_decoder_term, (0, None, None)))
     for mean, std in ((-0.31, 0.02), (0.0, 0.00733), (0.5, 0.3), (1.2, 0.01), (-1.0, 0.003)):
         expected = tanh_decoder(GREYS, mean, std)
@@ -192,7 +192,7 @@ def test_the_published_decoder_is_ddpms_code():
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
-def test_the_bound_in_ddpms_convention_is_that_of_its_code(name):
+def test_the_bound_with_ddpms_decoder_equals_its_code(name):
     """`_vb_terms_bpd` of DDPM, Improved DDPM and ADM over a whole chain, in float64 and their letters, t from zero."""
     timesteps, share = 40, 0.3
     betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
@@ -263,7 +263,7 @@ def bound(name, large):
 
 @jax.jit
 def bound_of(x0, levels, which, large):
-    """The variance as a traced choice, for one compilation."""
+    """Computes the bound with a traced choice of the variance, in one compilation."""
 
     def chosen(*variances):
         return jnp.where(large, variance.fixed_large(*variances), variance.fixed_small(*variances))
@@ -274,7 +274,7 @@ def bound_of(x0, levels, which, large):
 
 
 def exact_bound(levels, steps, large):
-    """Of each term but the last: (mean, standard deviation) in bits. Of the last: mean. Of the prior: mean."""
+    """Mean and standard deviation of each term but the last, mean of the last, and mean of the prior, in bits."""
     alpha, sigma = float64(levels)
     forward, small, weight = (v[:-1] for v in pairs(levels, steps))
     left = (STD * sigma) ** 2 / ((STD * alpha) ** 2 + sigma**2)  # variance of x_0 given x_t
@@ -321,14 +321,14 @@ def test_every_term_of_the_bound_has_its_closed_form(name, large):
     np.testing.assert_array_less(np.abs(errors.sum()), 5 * np.sqrt(np.sum(stds**2) / x0.size) + 1e-4)
     terms_error = 5 * terms[-1].std() / np.sqrt(len(x0))
     np.testing.assert_allclose(terms[-1].mean(), last, atol=terms_error)
-    whole = expected.sum() + last + exact_prior  # x_0 is drawn, so the prior's share has a Monte-Carlo error too
+    whole = expected.sum() + last + exact_prior  # x_0 is random, so the prior term has a Monte-Carlo error too
     spread = np.sqrt(np.sum(stds**2) + (terms[-1].std() * 16) ** 2 + (prior.std() * 16) ** 2)
     np.testing.assert_allclose(
         terms.sum(axis=0).mean() + prior.mean(), whole, atol=5 * spread / np.sqrt(x0.size) + 1e-4
     )
 
 
-def test_terms_of_the_bound_are_chosen_by_number():
+def test_terms_of_the_bound_are_selected_by_index():
     levels, steps, x0 = chain("linear, 25")
     reverse, _ = bound_of(x0, levels, jnp.arange(steps)[::-1], False)
     np.testing.assert_allclose(reverse[::-1], bound("linear, 25", False)[0], rtol=1e-6)
@@ -413,7 +413,7 @@ def test_the_ode_gives_the_density_of_a_correlated_gaussian(name):
 
 
 def flow_bits(x0, levels, steps, mean, basis, spread):
-    """The solved ODE: along each axis of the Gaussian (x - alpha mean) / std stays what it is."""
+    """The solved ODE: along each axis of the Gaussian (x - alpha mean) / std is constant."""
     alpha, sigma = float64(levels)
     (a, s), (a_last, s_last) = (alpha[steps - 1], sigma[steps - 1]), (alpha[0], sigma[0])
     first, last = np.sqrt(a**2 * spread + s**2), np.sqrt(a_last**2 * spread + s_last**2)
@@ -424,7 +424,7 @@ def flow_bits(x0, levels, steps, mean, basis, spread):
 
 @pytest.mark.parametrize("name", ["cosine", "rectified_flow", "edm"])
 def test_the_odes_error_falls_as_the_square_of_the_steps(name):
-    """The first level and the prior's misfit are in the reference: what is left is Heun's error."""
+    """The reference includes the first level and the misfit of the prior, which leaves Heun's error."""
     schedule = SCHEDULES[name][0]
     mean = np.full(20, 0.2)
     x0 = points(mean, BASIS, SPREAD, 16)
@@ -440,7 +440,7 @@ def test_the_odes_error_falls_as_the_square_of_the_steps(name):
 
 
 def test_the_first_level_counts_as_x0_at_its_own_scale():
-    """Of a chain that stops half way: the density is that of x_t / alpha_t."""
+    """If the chain stops at t, the density is that of x_t / alpha_t."""
     schedule, mean = SCHEDULES["rectified_flow"][0], np.full(20, 0.2)
     levels = lay(schedule, np.append(np.linspace(1000, 400, 101), 0.0))
     x0 = points(mean, BASIS, SPREAD, 16)
@@ -451,7 +451,7 @@ def test_the_first_level_counts_as_x0_at_its_own_scale():
 
 
 def test_hutchinsons_estimate_on_gaussians():
-    """Along the axes Rademacher probes give the trace itself; on a correlated one they do on average."""
+    """Rademacher probes are exact for a diagonal covariance, and unbiased for a correlated one."""
     schedule = noise_schedules.rectified_flow(1000)
     levels, mean = lay(schedule, time_grids.linspace(100, schedule)), np.full(20, 0.2)
     for basis in (np.eye(20), BASIS):
@@ -491,7 +491,7 @@ def test_the_ode_gives_the_density_of_a_mixture():
 
 
 def test_the_bound_is_above_the_odes_value():
-    """By what the closed form is above the data's entropy."""
+    """The gap equals that of the closed form and the entropy of the data."""
     schedule = noise_schedules.rectified_flow(1000)
     flow = lay(schedule, time_grids.linspace(200, schedule), 200)
     keys = jax.random.split(jax.random.key(3), 8)

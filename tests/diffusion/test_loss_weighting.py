@@ -35,14 +35,14 @@ TIMES = np.array([1.0, 5.0, 20.0, 50.0, 80.0, 98.0])
 
 
 def errors(x0, x0_hat, x, alpha, sigma):
-    """Of x_0_hat, in each paper's terms."""
+    """Weight of the error of x_0_hat, as defined in each paper."""
 
     def read(x0):
         eps = (x - alpha * x0) / sigma
         return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0}
 
-    right, said = read(x0), read(x0_hat)
-    return {name: (right[name] - said[name]) ** 2 for name in right}
+    right, predicted = read(x0), read(x0_hat)
+    return {name: (right[name] - predicted[name]) ** 2 for name in right}
 
 
 def test_the_table_is_complete():
@@ -51,7 +51,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 @pytest.mark.parametrize("row", PAPERS, ids=[f"{r[0]} {r[1]} {r[2]} as {r[3]}" for r in PAPERS])
-def test_the_loss_is_the_papers(row, schedule):
+def test_weighted_losses_equal_the_papers(row, schedule):
     name, options, parameterization, of, weight = row
     if name == "min_snr" and of == "v" and schedule is not SCHEDULES["preserving"]:
         pytest.skip("the paper's v preserves variance")
@@ -66,16 +66,16 @@ def test_the_loss_is_the_papers(row, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
-def test_simple_is_the_error_of_the_networks_own_output(schedule):
+def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
     """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
     noise = schedule(TIMES)
     c = parameterizations.edm(noise)
-    for made in (loss_weighting.simple(noise, c), loss_weighting.edm(noise, c)):
-        np.testing.assert_allclose(made * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
+    for weights in (loss_weighting.simple(noise, c), loss_weighting.edm(noise, c)):
+        np.testing.assert_allclose(weights * np.asarray(c.out) ** 2, np.ones(len(TIMES)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(choices(loss_weighting)))
-def test_the_last_level_without_signal_has_a_weight(name):
+def test_weights_without_signal_are_finite(name):
     noise = noise_schedules.linear(100).with_zero_terminal_snr()(100.0)
     expected = {"simple": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4}[name]
     np.testing.assert_allclose(choices(loss_weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

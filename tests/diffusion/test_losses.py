@@ -15,12 +15,12 @@ from diffjax.diffusion.noise_schedules import Discrete
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.registry import choices
 from tests import tiny
-from tests.diffusion.closed_forms import decoder, kl
+from tests.diffusion.closed_forms import decoder, discrete, kl
 
 MEAN, STD = 0.1, 0.3  # of Gaussian data
 RNG = np.random.default_rng(0)
 T = 20
-TIMES = np.tile(np.arange(1.0, T + 1), 6)  # every time for every parameterization: one shape for all that is compiled
+TIMES = np.tile(np.arange(1.0, T + 1), 6)  # every time for every parameterization, so that programs have one shape
 SHAPE = (6 * T, 2, 3)
 X0 = np.float32(-1 + 2 / 255 * RNG.integers(0, 256, SHAPE))
 EPS, F, SPREAD = (np.float32(RNG.normal(size=SHAPE)) for _ in range(3))
@@ -43,14 +43,14 @@ WEIGHTS = {
 
 
 def coefficients(name, schedule, noise):
-    """Those of a parameterization, which asks for the schedule or does not."""
+    """Returns the coefficients of a parameterization, which may require the schedule."""
     function = choices(parameterizations)[name]
-    given = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
-    return function(noise, **given)
+    process_options = {"schedule": schedule} if "schedule" in inspect.signature(function).parameters else {}
+    return function(noise, **process_options)
 
 
 def noised(schedule, names, x0=X0, eps=EPS, output=F, spread=SPREAD, times=TIMES):
-    """Every example at a time of its own, and its x_t; the batch in equal parts by parameterization."""
+    """Returns a noised batch, in equal parts by parameterization, and its prediction."""
     times = jnp.asarray(times, jnp.float32)
     parts = [coefficients(n, schedule, schedule(t)) for n, t in zip(names, jnp.split(times, len(names)), strict=True)]
     c = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -97,7 +97,7 @@ def prediction(name):
 
 @jax.jit
 def mse(batch, prediction):
-    """With every weighting."""
+    """Returns the loss by weighting."""
     return {
         name: losses.mse(batch, prediction, weighting=choices(loss_weighting)[name]) for name in ("simple", *WEIGHTS)
     }
@@ -140,10 +140,15 @@ def exact_terms(name):
     return per_example(terms), per_example(kl(alpha[-1] * x0, sigma[-1] ** 2, 0, unit)) / np.log(2)
 
 
+@jax.jit
+def learned_vlb(batch, prediction, alphas, sigmas):
+    return losses.vlb(batch, prediction, schedule=discrete(alphas, sigmas), variance=variance.learned_range)
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_vlb_over_all_times_is_the_bound(name):
     """T times each term, plus the prior: the mean over times is their sum, for every parameterization."""
-    vlb = losses.vlb(*drawn(name), schedule=SCHEDULES[name], variance=variance.learned_range)
+    vlb = learned_vlb(*drawn(name), *SCHEDULES[name].tables[:2])
     terms, prior = exact_terms(name)
     np.testing.assert_allclose(vlb, T * terms + prior, rtol=5e-3)
     means = np.mean(np.split(np.asarray(vlb, np.float64), 6), axis=1)
@@ -157,13 +162,14 @@ def test_vlb_of_one_step_is_prior_and_decoder():
     alpha, sigma = (table[1] for table in tables(schedule))
     prior = per_example(kl(alpha * np.float64(X0), sigma**2, 0, 1)) / np.log(2)
     expected = prior + per_example(decoder(X0, F, sigma))
-    for function in (variance.fixed_small, variance.fixed_large):
-        np.testing.assert_allclose(losses.vlb(*one, schedule=schedule, variance=function), expected, rtol=1e-3)
+    functions = (variance.fixed_small, variance.fixed_large)
+    for vlb in jax.jit(lambda *one: [losses.vlb(*one, schedule=schedule, variance=f) for f in functions])(*one):
+        np.testing.assert_allclose(vlb, expected, rtol=1e-3)
 
 
 def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
     """Improved DDPM, eq. 16: a stop-gradient in the bound."""
-    given = {"schedule": SCHEDULES["cosine"], "variance": variance.learned_range}
+    process_options = {"schedule": SCHEDULES["cosine"], "variance": variance.learned_range}
     batch, prediction = drawn("cosine")
 
     def gradient(loss):
@@ -173,9 +179,11 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
 
         return jax.jit(jax.grad(total, (0, 1), has_aux=True))(prediction.output, prediction.variance_interpolation)
 
-    hybrid, loss = gradient(lambda *t: losses.hybrid(*t, weighting=loss_weighting.simple, vlb_weight=0.02, **given))
+    hybrid, loss = gradient(
+        lambda *t: losses.hybrid(*t, weighting=loss_weighting.simple, vlb_weight=0.02, **process_options)
+    )
     mse, _ = gradient(lambda *t: losses.mse(*t, weighting=loss_weighting.simple))
-    vlb, _ = gradient(lambda *t: losses.vlb(*t, **given))
+    vlb, _ = gradient(lambda *t: losses.vlb(*t, **process_options))
     np.testing.assert_allclose(hybrid[0], mse[0], rtol=1e-5)
     of_eps = slice(0, T)
     np.testing.assert_allclose(hybrid[0][of_eps], 2 * (F - EPS)[of_eps] / 6, rtol=5e-3, atol=1e-4)  # of 6 dimensions
@@ -223,7 +231,7 @@ NODES, NODE_WEIGHTS = (v.astype(np.float64) for v in np.polynomial.hermite_e.her
 
 @pytest.mark.parametrize("name", sorted(CONTINUOUS))
 def test_the_continuous_vlb_is_an_integral_over_snr(name):
-    """Quadrature over times, noise and data, in place of draws: the error is quadratic in both, so few nodes do."""
+    """Integrates over times, noise and data by quadrature; the error is quadratic in both, so few nodes suffice."""
     schedule = CONTINUOUS[name]
     edges = np.linspace(np.log(schedule.first), np.log(schedule.timesteps), 101)  # of log t: SNR is a power there
     nodes, node_weights = np.polynomial.legendre.leggauss(5)
@@ -248,7 +256,7 @@ def test_the_continuous_vlb_is_an_integral_over_snr(name):
 
 
 def test_the_continuous_vlb_is_the_limit_of_the_discrete():
-    """Of more and more levels between the same two: the sum of the steps' terms is a Riemann sum of the integral."""
+    """With more levels between the same ends, the sum of terms is a finer Riemann sum of the integral."""
     continuous = CONTINUOUS["rectified_flow"]
     limit = gaussian_bound(*ends(continuous))
     errors = []
@@ -269,7 +277,7 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
     assert abs(2 * errors[2] - errors[1]) < 2e-3 < errors[2]
 
 
-# Numbers at the ends of every process.
+# Finite values at both ends of every process.
 
 
 @pytest.mark.parametrize(
@@ -277,12 +285,12 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
     tiny.thinned(sorted(choices(noise_schedules)), (False, True), (False, True)),
 )
 def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
-    """Of every parameterization that has a value there, by output, variance, data and the schedule itself."""
-    zero_terminal = zero_terminal and name != "learned"  # there it is refused
+    """Gradients of all parameterizations by output, variance, data and parameters of the schedule."""
+    zero_terminal = zero_terminal and name != "learned"  # which raises
     schedule = choices(noise_schedules)[name](1000, continuous=continuous)
     params = schedule.init(8) if name == "learned" else {}
     schedule = schedule.with_zero_terminal_snr() if zero_terminal else schedule
-    near = 999.9 if continuous else 999.0  # where a share of the draws falls that training meets
+    near = 999.9 if continuous else 999.0  # training samples times that near to the end
     times = np.tile([schedule.first, near, schedule.timesteps, schedule.timesteps / 2], 30)
     has_value = {"eps": float(schedule(times[2]).alpha) > 0, "mu": not continuous}
     names = [n if has_value.get(n, True) else "x0" for n in PREDICTIONS]
@@ -302,7 +310,7 @@ def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
         return sum(map(jnp.sum, values.values())), values
 
     arguments = (prediction.output, prediction.variance_interpolation, batch.x0, params)
-    gradients, values = jax.grad(total, (0, 1, 2, 3), has_aux=True)(*arguments)
+    gradients, values = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(*arguments)
     for loss, value in values.items():
         assert np.isfinite(value).all(), (loss, times[~np.isfinite(value)])
     for leaf in jax.tree.leaves(gradients):
@@ -312,12 +320,12 @@ def test_gradients_are_finite_at_both_ends(name, continuous, zero_terminal):
         assert np.all(np.abs(gradients[1]).max(axis=(1, 2))[times == schedule.timesteps / 2] > 0)
 
 
-def test_noise_levels_are_per_example():
+def test_losses_are_per_example():
     """A permutation of the batch permutes the loss."""
     order = np.random.default_rng(2).permutation(6 * T)
     permuted = jax.tree.map(lambda leaf: leaf[order], drawn("cosine"))
-    for loss in (
-        functools.partial(losses.mse, weighting=loss_weighting.min_snr),
-        functools.partial(losses.vlb, schedule=SCHEDULES["cosine"], variance=variance.learned_range),
-    ):
-        np.testing.assert_allclose(loss(*permuted), loss(*drawn("cosine"))[order], rtol=1e-5)
+    np.testing.assert_allclose(mse(*permuted)["min_snr"], mse(*drawn("cosine"))["min_snr"][order], rtol=1e-5)
+    tables = SCHEDULES["cosine"].tables[:2]
+    np.testing.assert_allclose(
+        learned_vlb(*permuted, *tables), learned_vlb(*drawn("cosine"), *tables)[order], rtol=1e-5
+    )

@@ -1,10 +1,13 @@
 """Each parameterization against its definition, on every kind of schedule."""
 
+import functools
+
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from diffjax.diffusion import noise_schedules, parameterizations
+from diffjax.diffusion.denoiser import from_network
 from diffjax.diffusion.noise import Noise
 from diffjax.registry import choices
 
@@ -19,7 +22,7 @@ def edm_target(x0, eps, alpha, sigma, **_):
 
 
 def bayes_mean(x0, eps, alpha, sigma, before):
-    """Of q(x_t-1 | x_t, x_0): the product of two Gaussians in x_t-1, weighted by their precisions."""
+    """Mean of q(x_t-1 | x_t, x_0), a product of two Gaussians in x_t-1, weighted by their precisions."""
     x, ratio = alpha * x0 + sigma * eps, alpha / before.alpha
     step = sigma**2 - ratio**2 * before.sigma**2
     of_x, of_x0 = ratio**2 * before.sigma**2, step  # both precisions times the two variances
@@ -27,7 +30,7 @@ def bayes_mean(x0, eps, alpha, sigma, before):
     return (of_x * from_x + of_x0 * before.alpha * x0) / (of_x + of_x0)
 
 
-# What the network is asked for, by each paper's own words.
+# The network's target as defined in each paper.
 TARGETS = {
     "eps": lambda x0, eps, alpha, sigma, **_: eps,
     "x0": lambda x0, eps, alpha, sigma, **_: x0,
@@ -60,7 +63,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_target_and_way_back(name, schedule):
+def test_targets_and_their_inverses(name, schedule):
     if name == "mu" and schedule.continuous:
         pytest.skip("has no step before")
     rng = np.random.default_rng(0)
@@ -84,7 +87,27 @@ def test_target_and_way_back(name, schedule):
         np.testing.assert_array_equal(time, TIMES - 1)
 
 
-def test_v_is_salimans_and_hos_where_variance_is_preserved():
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_the_denoiser_of_an_exact_network_returns_x0(name):
+    """The network receives the scaled input and the time of each example, and predicts the target."""
+    schedule = SCHEDULES["linear"]
+    rng = np.random.default_rng(1)
+    x0, eps = rng.uniform(-1, 1, (3, 4)), rng.normal(size=(3, 4))
+    noise, before = schedule(300.0), schedule(299.0)
+    _, _, scale, time = coefficients(name, noise, schedule)
+    x = noise.alpha * x0 + noise.sigma * eps
+
+    def network(scaled, times):
+        np.testing.assert_allclose(scaled, scale * x, rtol=1e-6)
+        np.testing.assert_allclose(times, np.full(3, time))
+        return jnp.asarray(TARGETS[name](x0, eps, noise.alpha, noise.sigma, before=before))
+
+    options = {"schedule": schedule} if name == "mu" else {}
+    denoise = from_network(network, functools.partial(choices(parameterizations)[name], **options))
+    np.testing.assert_allclose(denoise(x, noise).x0, x0, atol=5e-4 if name == "mu" else 1e-5)
+
+
+def test_v_equals_salimans_and_ho_if_variance_is_preserved():
     """x_0 = alpha x - sigma v: app. D."""
     noise = noise_schedules.cosine(1000)(TIMES)
     skip, out, _, _ = coefficients("v", noise)
@@ -92,7 +115,7 @@ def test_v_is_salimans_and_hos_where_variance_is_preserved():
     np.testing.assert_allclose(out, -noise.sigma, rtol=1e-6)
 
 
-def test_flow_of_a_rectified_flow_is_its_velocity():
+def test_flow_of_a_rectified_flow_is_the_velocity():
     """x_0 = x_t - t v where alpha = 1 - t."""
     noise = noise_schedules.rectified_flow(1000)(TIMES)
     skip, out, _, _ = coefficients("flow", noise)
@@ -101,7 +124,7 @@ def test_flow_of_a_rectified_flow_is_its_velocity():
 
 
 @pytest.mark.parametrize("data", [0.5, 1.3])
-def test_edm_is_table_1(data):
+def test_edm_equals_the_papers_table_1(data):
     sigma = np.array([0.002, 0.1, 0.5, 1.0, 7.0, 80.0])
     noise = Noise(jnp.ones(6), jnp.ones(6), jnp.asarray(sigma, jnp.float32))
     skip, out, inner, time = map(np.asarray, parameterizations.edm(noise, sigma_data=data))
@@ -126,7 +149,7 @@ def test_edm_has_unit_variances_for_gaussian_data(schedule):
 @pytest.mark.parametrize(
     "schedule", [noise_schedules.linear(1000), noise_schedules.scaled_linear(1000)], ids=["linear", "scaled"]
 )
-def test_mu_is_ddpms(schedule):
+def test_mu_equals_ddpm(schedule):
     """Eq. 7 of Ho et al. 2020 in its own letters."""
     beta = np.linspace(1e-4, 0.02, 1000)
     if schedule(1000.0).alpha > 0.05:
@@ -146,16 +169,16 @@ def test_mu_is_ddpms(schedule):
     "zero", [noise_schedules.rectified_flow(50), noise_schedules.cosine(50).with_zero_terminal_snr()]
 )
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_eps_alone_has_no_value_without_signal(name, zero):
+def test_only_eps_is_undefined_without_signal(name, zero):
     last = zero(50.0)
     assert last.alpha == 0
     found = coefficients(name, last, zero)
     assert np.isfinite(found).all() == (name != "eps")
-    if name in ("x0", "v", "edm"):  # x_t = eps says nothing of x_0; a flow's answer is relative to it
+    if name in ("x0", "v", "edm"):  # x_t = eps does not depend on x_0; a flow predicts relative to it
         assert found[0] == 0
 
 
-def test_the_clean_level_has_values_where_a_sampler_asks_for_them():
+def test_coefficients_at_the_clean_level_are_finite():
     """x0_hat = x at the clean image, for all that speak of it."""
     clean = noise_schedules.cosine(50)(0.0)
     for name in ("eps", "v", "flow", "edm"):

@@ -145,7 +145,7 @@ def network(x, time, xp=np):
 
 
 def spread(x, xp=np):
-    """What a network that learns its variance says of it: -1 is small, 1 is large."""
+    """Network output for a learned variance, from -1 (small) to 1 (large)."""
     return xp.sin(3.0 * x)
 
 
@@ -193,13 +193,13 @@ def theirs(monkeypatch, case, levels, x, noise):
     if "FlowMatch" in case.scheduler:  # by default they shift the last time twice
         times = case.grid(STEPS, case.schedule)[:-1]
         scheduler.set_timesteps(sigmas=times / case.schedule.timesteps)
-        asked = times - 1  # ours count from zero, theirs from one and after the shift
+        network_times = times - 1  # ours count from zero, theirs from one and after the shift
     else:
         scheduler.set_timesteps(STEPS)
-        asked = scheduler.timesteps
+        network_times = scheduler.timesteps
     alphas = np.asarray(levels.alpha, np.float64) if case.scheduler in SCALED_X else np.ones(STEPS + 1)
     x, seen = torch.tensor(x / alphas[0]), []
-    for t, time in zip(scheduler.timesteps, asked, strict=True):
+    for t, time in zip(scheduler.timesteps, network_times, strict=True):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = network(scaled.numpy(), float(time))
         if learns_variance(case):
@@ -230,7 +230,7 @@ def test_steps(name, monkeypatch):
     check(ours(monkeypatch, case.sampler, denoiser, levels, x, noise), expected, case.tolerance)
 
 
-# EDMEulerScheduler adds its churn after the network was asked, and then takes a step of Euler's.
+# EDMEulerScheduler adds its churn after the network's evaluation, then takes an Euler step.
 @pytest.mark.parametrize("schedule", [EDM, VP], ids=["edm", "vp"])
 @pytest.mark.parametrize("churn", [3.0, 80.0])
 def test_churn(schedule, churn, monkeypatch):
@@ -346,7 +346,7 @@ def test_real_times():
 
 @pytest.mark.parametrize("steps", [2, 18])
 def test_edm_levels(steps):
-    """One rule twice: as a grid over EDM's continuous schedule, and as its discrete schedule."""
+    """The rule of EDM as a grid over its continuous schedule and as its discrete schedule."""
     scheduler = diffusers.EDMEulerScheduler()
     scheduler.set_timesteps(steps)
     for schedule, grid in ((EDM, time_grids.karras), (noise_schedules.edm(steps), time_grids.trailing)):

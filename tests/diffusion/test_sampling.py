@@ -76,7 +76,7 @@ def check_moments(x, mean, cov):
     np.testing.assert_array_less(np.abs(deviation.T @ deviation / len(x) - cov), 5 * error + 1e-5)
 
 
-# Up to a latent, and down again.
+# Encoding to a latent, and decoding.
 
 
 @functools.cache
@@ -99,8 +99,8 @@ def data(count, seed=0):
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_encode_takes_ddims_steps_up(name):
-    """Of one level each, in float64; the image counts as one at the first level."""
+def test_encode_reverses_ddims_steps(name):
+    """Compares with steps in float64; the image is treated as one at the first level."""
     schedule, run = SCHEDULES[name], there_and_back()[0]
     steps, first = 10, SCHEDULES[name](SCHEDULES[name].first)
     levels = lay(schedule, steps)
@@ -115,7 +115,7 @@ def test_encode_takes_ddims_steps_up(name):
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_decoding_gives_the_image_back_the_better_the_more_steps(name):
+def test_reconstruction_improves_with_steps(name):
     schedule, (run, traces) = SCHEDULES[name], there_and_back()
     x0, first = jnp.asarray(data(64), jnp.float32), schedule(schedule.first)
     grid = time_grids.karras if name == "edm" else time_grids.linspace
@@ -130,7 +130,7 @@ def test_decoding_gives_the_image_back_the_better_the_more_steps(name):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_latents_of_the_data_are_standard_normal(name):
-    """On an exploding schedule sigma_max times so. Along each axis of the data the flow keeps (x - mean) / std."""
+    """Their std is sigma_max on exploding schedules. The flow keeps (x - mean) / std along each axis of the data."""
     schedule, run = SCHEDULES[name], there_and_back()[0]
     x0 = data(64)
     grid = time_grids.karras if name == "edm" else time_grids.linspace
@@ -144,6 +144,8 @@ def test_latents_of_the_data_are_standard_normal(name):
 
 # Between latents.
 
+slerp = jax.jit(sampling.slerp)
+
 
 def test_slerp_follows_the_great_circle():
     rng = np.random.default_rng(0)
@@ -152,7 +154,6 @@ def test_slerp_follows_the_great_circle():
     a, b = np.float32(a), np.float32(b)
     norm = lambda v: np.linalg.norm(np.float64(v).reshape(5, -1), axis=1)  # noqa: E731
     angle = lambda u, v: np.arccos(np.sum(np.float64(u) * v, axis=(1, 2)) / norm(u) / norm(v))  # noqa: E731
-    slerp = jax.jit(sampling.slerp)
     np.testing.assert_allclose(slerp(a, b, np.zeros(5)), a, atol=1e-6)
     np.testing.assert_allclose(slerp(a, b, np.ones(5)), b, atol=1e-6)
     for weight in (np.full(5, 0.5), np.linspace(0.1, 0.9, 5)):  # an example its own
@@ -162,19 +163,19 @@ def test_slerp_follows_the_great_circle():
         np.testing.assert_allclose(angle(middle, b), (1 - weight) * angle(a, b), rtol=1e-4)
 
 
-def test_slerp_of_unequal_lengths_is_the_papers_formula():
+def test_slerp_of_unequal_lengths_equals_the_papers_formula():
     """DDIM, eq. 67."""
     a, b, weight = np.array([[3.0, 0.0]]), np.array([[1.0, 1.0]]), 0.25
     angle = np.pi / 4
     expected = (np.sin(0.75 * angle) * a + np.sin(0.25 * angle) * b) / np.sin(angle)
-    np.testing.assert_allclose(sampling.slerp(jnp.asarray(a), jnp.asarray(b), jnp.array([weight])), expected, rtol=1e-5)
+    np.testing.assert_allclose(slerp(a, b, np.array([weight])), expected, rtol=1e-5)
 
 
-def test_slerp_of_one_latent_with_itself_is_it():
-    a = jax.random.normal(jax.random.key(0), (5, 4, 3))
-    np.testing.assert_allclose(sampling.slerp(a, a, jnp.linspace(0.0, 1.0, 5)), a, rtol=1e-5)
-    np.testing.assert_allclose(sampling.slerp(a, a * (1 + 1e-6), jnp.full(5, 0.5)), a, rtol=1e-5)
-    gradient = jax.grad(lambda a: jnp.sum(sampling.slerp(a, a + 0.1, jnp.full(5, 0.5))))(a)
+def test_slerp_of_a_latent_with_itself_is_the_latent():
+    a = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    np.testing.assert_allclose(slerp(a, a, np.linspace(0.0, 1.0, 5)), a, rtol=1e-5)
+    np.testing.assert_allclose(slerp(a, a * np.float32(1 + 1e-6), np.full(5, 0.5)), a, rtol=1e-5)
+    gradient = jax.jit(jax.grad(lambda a: jnp.sum(sampling.slerp(a, a + 0.1, jnp.full(5, 0.5)))))(a)
     assert np.isfinite(gradient).all()
 
 
@@ -196,7 +197,7 @@ IMAGE = np.array([0.9, 0.6])  # unlike the data
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("begin", [0, 6, 15, 19])
-def test_edit_gives_the_closed_forms_moments(begin, sampler):
+def test_edit_has_the_closed_form_moments(begin, sampler):
     schedule, steps = SCHEDULES["cosine"], 20
     levels = lay(schedule, steps)
     a, s = float(levels.alpha[begin]), float(levels.sigma[begin])
@@ -206,8 +207,8 @@ def test_edit_gives_the_closed_forms_moments(begin, sampler):
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_the_later_an_edit_begins_the_nearer_it_stays(sampler):
-    """From 0 nothing of the image is left, and many steps give the data; from the last step next to all of it."""
+def test_later_edits_change_the_image_less(sampler):
+    """From step 0 nothing of the image remains; from the last step nearly all of it."""
     schedule = SCHEDULES["cosine"]
     levels = lay(schedule, 100)
     image = jnp.tile(jnp.asarray(IMAGE, jnp.float32), (COUNT, 1))
@@ -219,8 +220,8 @@ def test_the_later_an_edit_begins_the_nearer_it_stays(sampler):
     check_moments(drawn[0], *moments)
 
 
-def test_run_begins_where_it_is_told():
-    """The first half and the rest are the whole, for a method without noise."""
+def test_run_starts_at_begin():
+    """Without noise, the first steps followed by the rest equal the whole run."""
     levels = lay(SCHEDULES["rectified_flow"], 20)
     keys = jax.random.split(jax.random.key(3), 64)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
@@ -270,7 +271,7 @@ def test_resampled_moments_equal_the_closed_form(steps, resample_steps, schedule
     check_moments(draw(sampler, levels, steps, resample_steps), *expected)
 
 
-def test_resampling_at_many_steps_gives_the_data():
+def test_resampling_with_many_steps_has_the_moments_of_the_data():
     levels = lay(SCHEDULES["rectified_flow"], 100)
     mean, cov = exact_moments("ancestral", levels, 100, np.zeros(2), np.eye(2), resample_steps=3)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
@@ -278,17 +279,17 @@ def test_resampling_at_many_steps_gives_the_data():
     check_moments(draw("ancestral", levels, 100, 3), mean, cov)
 
 
-def test_resampling_moves_an_inpainted_coordinate_to_its_conditional():
-    """RePaint's point: the known coordinate tells of the other by their correlation, once they are in harmony."""
-    steps, levels = 50, lay(SCHEDULES["rectified_flow"], 50)
+def test_resampling_moves_an_inpainted_coordinate_to_its_conditional_distribution():
+    """The coordinates are correlated, so resampling moves the other one to its conditional distribution (RePaint)."""
+    steps, levels = 25, lay(SCHEDULES["rectified_flow"], 25)
     known = (MEAN[0] + 2 * np.sqrt(COVARIANCE[0, 0]), 0.0)
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     mean, std = MEAN[1] + slope * (known[0] - MEAN[0]), np.sqrt(COVARIANCE[1, 1] - slope * COVARIANCE[0, 1])
     off_mean, distance = [], []
     for resample_steps in (1, 3, 10):
         x = np.asarray(draw("ancestral", levels, steps, resample_steps, KNOWN, known))
-        given = {"resample_steps": resample_steps, "mask": KNOWN, "known": known}
-        check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **given))
+        arguments = {"resample_steps": resample_steps, "mask": KNOWN, "known": known}
+        check_moments(x, *exact_moments("ancestral", levels, steps, np.zeros(2), np.eye(2), **arguments))
         np.testing.assert_allclose(x[:, 0], known[0], atol=1e-5)
         off_mean.append(abs(x[:, 1].mean() - mean))
         distance.append(np.hypot(off_mean[-1], x[:, 1].std() - std))  # Wasserstein's, of two Gaussians
@@ -297,7 +298,7 @@ def test_resampling_moves_an_inpainted_coordinate_to_its_conditional():
     assert distance[0] > 0.15 and distance[2] < 0.05
 
 
-def test_resample_steps_steps_and_mask_are_traced():
+def test_steps_resample_steps_and_mask_are_traced():
     for sampler in SAMPLERS:
         run, traces = resampled(sampler)
         levels = lay(SCHEDULES["cosine"], 2)

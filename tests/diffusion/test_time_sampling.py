@@ -13,10 +13,10 @@ DRAWS = 20_000
 LEAST_P = 1e-4
 
 
-def draw(made, schedule, state=None, count=DRAWS):
-    state = made.init(schedule) if state is None else state
+def draw(sampling, schedule, state=None, count=DRAWS):
+    state = sampling.init(schedule) if state is None else state
     keys = jax.random.split(jax.random.key(0), count)
-    t, factor = jax.jit(jax.vmap(lambda key: made.sample(key, schedule, state)))(keys)
+    t, factor = jax.jit(jax.vmap(lambda key: sampling.sample(key, schedule, state)))(keys)
     return np.asarray(t, np.float64), np.asarray(factor, np.float64)
 
 
@@ -74,7 +74,7 @@ def test_log_normal_has_edms_mean_and_spread():
 
 @pytest.mark.parametrize("name", ["log_normal", "logit_normal"])
 @pytest.mark.parametrize("continuous", [False, True])
-def test_what_is_beyond_an_end_stands_there(name, continuous):
+def test_times_are_clipped_to_the_ends(name, continuous):
     schedule = noise_schedules.edm(10, continuous=continuous)
     for mean, end in ((-100.0, schedule.first), (100.0, 10)):
         t, _ = draw(choices(time_sampling)[name](mean=mean), schedule, count=100)
@@ -82,16 +82,16 @@ def test_what_is_beyond_an_end_stands_there(name, continuous):
 
 
 @pytest.mark.parametrize("name", ["log_normal", "logit_normal"])
-def test_a_discrete_schedule_gets_the_nearest_level(name):
+def test_discrete_schedules_use_the_nearest_level(name):
     """Probabilities of levels: the normal's mass between midpoints, the rest at the ends."""
     schedule = noise_schedules.rectified_flow(10)
     middle = np.arange(1.5, 9)  # below the last level, which is without signal
     if name == "log_normal":
-        made, log_sigma = time_sampling.log_normal(mean=0.0, std=1.0), special.logit(np.arange(1, 10) / 10)
+        sampling, log_sigma = time_sampling.log_normal(mean=0.0, std=1.0), special.logit(np.arange(1, 10) / 10)
         cumulative = stats.norm.cdf((log_sigma[1:] + log_sigma[:-1]) / 2)
     else:
-        made, cumulative = time_sampling.logit_normal(), stats.norm.cdf(special.logit(middle / 10))
-    t, _ = draw(made, schedule)
+        sampling, cumulative = time_sampling.logit_normal(), stats.norm.cdf(special.logit(middle / 10))
+    t, _ = draw(sampling, schedule)
     np.testing.assert_array_equal(t, np.round(t))
     counts = np.bincount(t.astype(int), minlength=11)
     assert counts[0] == 0
@@ -105,31 +105,31 @@ SCHEDULE = noise_schedules.cosine(5)
 
 
 def batch(seen=5):
-    """Every t up to `seen` as often, with both of its losses."""
+    """Visits every t up to `seen` equally often, with both of its losses."""
     t = np.tile(np.arange(1.0, seen + 1), 2)
     return t.astype(np.float32), (LOSSES[t.astype(int) - 1] * np.repeat(SPREAD, seen)).astype(np.float32)
 
 
-def trained(made, steps, seen=5):
-    state = made.init(SCHEDULE)
+def trained(sampling, steps, seen=5):
+    state = sampling.init(SCHEDULE)
     for _ in range(steps):
-        state = made.update(state, *batch(seen))
+        state = sampling.update(state, *batch(seen))
     return state
 
 
 def test_importance_is_uniform_before_its_horizon():
-    made = time_sampling.importance(horizon=3.0)
+    sampling = time_sampling.importance(horizon=3.0)
     for steps in (0, 2):
-        t, factor = draw(made, SCHEDULE, trained(made, steps))
+        t, factor = draw(sampling, SCHEDULE, trained(sampling, steps))
         assert stats.chisquare(np.bincount(t.astype(int), minlength=6)[1:]).pvalue > LEAST_P
         np.testing.assert_allclose(factor, np.ones(DRAWS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.4])
-def test_importance_is_as_the_root_of_the_mean_square(share):
+def test_importance_is_proportional_to_the_root_mean_square_loss(share):
     """Nichol & Dhariwal 2021, eq. 18, and the factor 1 / (T p_t) that keeps the mean."""
-    made = time_sampling.importance(horizon=3.0, uniform_share=share)
-    t, factor = draw(made, SCHEDULE, trained(made, 3))
+    sampling = time_sampling.importance(horizon=3.0, uniform_share=share)
+    t, factor = draw(sampling, SCHEDULE, trained(sampling, 3))
     root = np.sqrt((LOSSES[:, None] ** 2 * SPREAD**2).mean(1))
     p = share / 5 + (1 - share) * root / root.sum()
     index = t.astype(int) - 1
@@ -137,13 +137,13 @@ def test_importance_is_as_the_root_of_the_mean_square(share):
     np.testing.assert_allclose(factor, 1 / (5 * p[index]), rtol=1e-5)
     weighed = factor * LOSSES[index]
     np.testing.assert_allclose(weighed.mean(), LOSSES.mean(), atol=4 * weighed.std() / np.sqrt(DRAWS))
-    if share < 0.01:  # with losses of their own spread gone, every weighed loss is next to the mean: why it is done
+    if share < 0.01:  # without the spread of a loss itself, every weighted loss is near the mean
         assert weighed.std() < 0.1 * LOSSES[np.random.default_rng(0).integers(0, 5, DRAWS)].std()
 
 
-def test_importance_takes_the_unseen_for_typical():
-    made = time_sampling.importance(horizon=1.0, uniform_share=0.0)
-    t, factor = draw(made, SCHEDULE, trained(made, 1, seen=3))
+def test_importance_of_unvisited_times_is_the_mean():
+    sampling = time_sampling.importance(horizon=1.0, uniform_share=0.0)
+    t, factor = draw(sampling, SCHEDULE, trained(sampling, 1, seen=3))
     square = (LOSSES[:3, None] ** 2 * SPREAD**2).mean(1)
     root = np.sqrt(np.append(square, [square.mean()] * 2))
     index = t.astype(int) - 1
@@ -152,12 +152,12 @@ def test_importance_takes_the_unseen_for_typical():
 
 
 def test_importance_forgets_over_its_horizon():
-    made = time_sampling.importance(horizon=4.0)
+    sampling = time_sampling.importance(horizon=4.0)
     rng = np.random.default_rng(0)
-    state, squares, draws = made.init(SCHEDULE), np.zeros(5), np.zeros(5)
+    state, squares, draws = sampling.init(SCHEDULE), np.zeros(5), np.zeros(5)
     for _ in range(6):
         t, loss = rng.integers(1, 6, 8).astype(np.float32), rng.uniform(size=8).astype(np.float32)
-        state = made.update(state, t, loss)
+        state = sampling.update(state, t, loss)
         squares, draws = 0.75 * squares, 0.75 * draws
         for i, value in zip(t.astype(int) - 1, loss, strict=True):
             squares[i] += value**2 / 8
@@ -168,27 +168,27 @@ def test_importance_forgets_over_its_horizon():
 
 
 def test_importance_survives_losses_of_zero():
-    made = time_sampling.importance(horizon=1.0)
-    state = made.update(made.init(SCHEDULE), batch()[0], np.zeros(10, np.float32))
-    t, factor = draw(made, SCHEDULE, state)
+    sampling = time_sampling.importance(horizon=1.0)
+    state = sampling.update(sampling.init(SCHEDULE), batch()[0], np.zeros(10, np.float32))
+    t, factor = draw(sampling, SCHEDULE, state)
     assert stats.chisquare(np.bincount(t.astype(int), minlength=6)[1:]).pvalue > LEAST_P
     np.testing.assert_allclose(factor, np.ones(DRAWS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(CONTINUOUS))
 def test_memory_is_linear_in_the_batch(name):
-    """Halves of a batch on two devices, averaged, are the whole batch."""
-    made = choices(time_sampling)[name]()
-    before = trained(made, 2)
+    """The mean over two halves of a batch equals the whole batch."""
+    sampling = choices(time_sampling)[name]()
+    before = trained(sampling, 2)
     t, losses = batch()
-    whole = made.update(before, t, losses)
-    halves = [made.update(before, t[part], losses[part]) for part in (slice(0, 5), slice(5, 10))]
+    whole = sampling.update(before, t, losses)
+    halves = [sampling.update(before, t[part], losses[part]) for part in (slice(0, 5), slice(5, 10))]
     assert set(whole) == ({"squared_losses", "counts", "age"} if name == "importance" else set())
     for key in whole:
         np.testing.assert_allclose((halves[0][key] + halves[1][key]) / 2, whole[key], rtol=1e-6)
         assert not np.array_equal(whole[key], before[key])
 
 
-def test_importance_needs_discrete_times():
+def test_importance_requires_discrete_times():
     with pytest.raises(ValueError, match="continuous=False"):
         time_sampling.importance().init(noise_schedules.linear(10, continuous=True))

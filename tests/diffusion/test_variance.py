@@ -35,9 +35,9 @@ def test_variance(name, v):
 
 
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
-def test_a_fixed_variance_asks_the_network_nothing(name):
-    given = {"fixed_small": 0.25, "fixed_large": 0.5}[name]
-    assert choices(variance)[name](0.25, 0.5) == given
+def test_a_fixed_variance_ignores_the_network(name):
+    expected_log_ratio = {"fixed_small": 0.25, "fixed_large": 0.5}[name]
+    assert choices(variance)[name](0.25, 0.5) == expected_log_ratio
 
 
 def test_a_learned_variance_is_between_the_two_and_finite_at_the_last_step():

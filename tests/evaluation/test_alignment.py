@@ -1,4 +1,4 @@
-"""Pictures against their captions: scenes read back, and a judge that knows."""
+"""Alignment of images with their captions, by detected scenes and by a CLIP with known embeddings."""
 
 import itertools
 import types
@@ -17,7 +17,7 @@ from tests import tiny
 
 
 def drawn(captions, seed=0):
-    """A true picture of each."""
+    """Returns a correct image of each caption."""
     rng = np.random.default_rng(seed)
     scenes = [shapes._arrange(rng, shapes.parse(caption)) for caption in captions]
     return np.stack([shapes.render(scene, 32) for scene in scenes])
@@ -31,21 +31,21 @@ CAPTIONS = [
 ]
 
 
-def test_true_pictures_show_all_that_is_said():
+def test_correct_images_have_perfect_caption_accuracy():
     found = alignment.caption_accuracy(drawn(CAPTIONS), CAPTIONS)
     assert set(found) == set(alignment.CAPTION_VALUES)
     assert all(value == 1.0 and error > 0 for value, error in found.values())
 
 
-def test_each_part_is_judged_by_itself():
+def test_each_attribute_is_scored_separately():
     wrong = {
         "colour": "a small green circle",
         "shape": "a small red square",
         "size": "a large red circle",
         "count": "two red circles",
     }
-    for part, said in wrong.items():
-        found = alignment.caption_accuracy(drawn(["a small red circle"]), [said])
+    for part, described in wrong.items():
+        found = alignment.caption_accuracy(drawn(["a small red circle"]), [described])
         assert found[f"caption_{part}"].value == 0 and found["caption_accuracy"].value == 0, part
         for other in wrong.keys() - {part, "count", "size"}:
             assert found[f"caption_{other}"].value == 1, (part, other)
@@ -54,11 +54,11 @@ def test_each_part_is_judged_by_itself():
     assert found["caption_relation"].value == 0 and found["caption_colour"].value == 1
 
 
-def test_what_a_caption_does_not_say_is_not_counted():
+def test_attributes_missing_from_a_caption_are_not_counted():
     pictures = drawn(CAPTIONS)
     pictures[2] = drawn(["a small red circle below a large blue square"])[0]
     found = alignment.caption_accuracy(pictures, CAPTIONS)
-    assert found["caption_relation"].value == 0  # of one that speaks of a relation
+    assert found["caption_relation"].value == 0  # one caption has a relation
     assert found["caption_accuracy"].value == 0.75
     assert "caption_relation" not in alignment.caption_accuracy(pictures[:2], CAPTIONS[:2])
 
@@ -75,7 +75,7 @@ def mirrored(caption):
     return shapes.sentence(shapes.Description((first, second), relation[shapes.parse(caption).relation]))
 
 
-def test_the_relation_of_right_and_of_mirrored_images():
+def test_relation_accuracy_of_correct_and_mirrored_images():
     captions = relations(60)
     images = drawn(captions)
     right = alignment.caption_accuracy(images, captions)
@@ -94,8 +94,8 @@ def recoloured(caption, rng):
 
 
 @pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
-def test_the_relation_of_wrong_images_is_chance(kind):
-    """However many objects are right: what is where says nothing of what the caption says."""
+def test_relation_accuracy_of_wrong_images_is_chance(kind):
+    """Positions are independent of the caption, for any number of correct objects."""
     rng = np.random.default_rng(1)
     captions = relations(400)
     shown = {
@@ -117,10 +117,10 @@ RED, BLUE = "a small red circle", "a large blue square"
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
-        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # the picture's two are alike
-        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # the caption's are: each stands above another
+        (f"{RED} above {RED}", f"{RED} above {BLUE}"),  # both objects of the image are equal
+        (f"{RED} above {BLUE}", f"{RED} above {RED}"),  # both objects of the caption are equal
         (f"{RED} above {RED}", f"{RED} above {RED}"),
         ("a small green cross above a small green cross", f"{RED} above {BLUE}"),
         ("a small red square above a small blue circle", "a small red circle above a small blue square"),  # a tie
@@ -128,13 +128,13 @@ RED, BLUE = "a small red circle", "a large blue square"
         ("three red circles", f"{RED} above {BLUE}"),
     ],
 )
-def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_unidentified_objects_are_excluded_from_the_relation(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"] == (None, None) and found["caption_relation_share"].value == 0
 
 
 @pytest.mark.parametrize(
-    ("shown", "said"),
+    ("shown", "described"),
     [
         (f"{RED} above {BLUE}", f"{BLUE} below {RED}"),
         ("a small red cross above a small blue cross", f"{RED} above {BLUE}"),  # by colour alone
@@ -143,13 +143,13 @@ def test_objects_that_are_not_identified_say_nothing_of_the_relation(shown, said
         ("a large red square above a small blue circle", f"{BLUE} above {RED}"),  # colour against shape and size
     ],
 )
-def test_objects_are_identified_by_what_is_right_of_them(shown, said):
-    found = alignment.caption_accuracy(drawn([shown]), [said])
+def test_objects_are_identified_by_their_correct_attributes(shown, described):
+    found = alignment.caption_accuracy(drawn([shown]), [described])
     assert found["caption_relation"].value == found["caption_relation_share"].value == 1
 
 
 def test_errors_are_over_captions():
-    """Images of one caption are alike: 40 images of two captions are as uncertain as two."""
+    """Images of one caption are correlated: 40 images of two captions are as uncertain as two images."""
     captions = ["a small red circle"] * 20 + ["two blue squares"] * 20
     images = np.concatenate([drawn(captions[:1])[[0] * 20], drawn(["a small red circle"])[[0] * 20]])
     found = alignment.caption_accuracy(images, captions)
@@ -162,13 +162,13 @@ def test_errors_are_over_captions():
     assert found["clip_score"] == pytest.approx((50, 50))  # 100 and 0: deviation sqrt(2) 50, over sqrt(2)
 
 
-def test_one_caption_is_told_from_no_other():
+def test_a_single_caption_has_no_r_precision():
     found = alignment.clip_metrics(Knowing(CAPTIONS), marked([0, 1]), [CAPTIONS[0]] * 2, seed=0)
     assert found["r_precision"] == (None, None)
 
 
 class Knowing:
-    """A judge for whom caption i of a list and picture i are the same vector."""
+    """A CLIP for which caption i of a list and image i have the same embedding."""
 
     def __init__(self, captions):
         self._places = {caption: i for i, caption in enumerate(captions)}
@@ -185,7 +185,7 @@ def marked(places):
     return np.tile(np.array(places, np.uint8)[:, None, None, None], (1, 4, 4, 3))
 
 
-def test_a_clip_tells_right_from_wrong():
+def test_clip_metrics_of_right_and_wrong_captions():
     judge = Knowing(CAPTIONS)
     right = alignment.clip_metrics(judge, marked([0, 1, 2, 3]), CAPTIONS, seed=0)
     assert (right["clip_score"].value, right["r_precision"].value) == (100, 1)
@@ -194,24 +194,24 @@ def test_a_clip_tells_right_from_wrong():
 
 
 class Unordered:
-    """A judge for whom captions of the same objects are one vector, and picture i is caption i's."""
+    """A CLIP for which captions of the same objects have one embedding, which is that of image i for caption i."""
 
     def __init__(self, captions):
         self._captions = captions
 
     def embed_captions(self, captions):
-        said = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
-        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in said])
+        described = [sorted(map(str, shapes.parse(caption).groups)) for caption in captions]
+        found = np.stack([np.random.default_rng(zlib.crc32(str(each).encode())).normal(size=256) for each in described])
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def embed_images(self, images):
         return self.embed_captions([self._captions[i] for i in images[:, 0, 0, 0]])
 
 
-def test_composition_finds_out_who_ignores_order(monkeypatch):
+def test_composition_detects_models_that_ignore_word_order(monkeypatch):
     captions = [*CAPTIONS, "a large red circle left of a small blue cross"]
     trained = types.SimpleNamespace(config=tiny.config("clip_shapes"), workdir=Workdir("."), spec=None, step=0)
-    monkeypatch.setattr(alignment, "Reranker", lambda *given: Unordered(captions))
+    monkeypatch.setattr(alignment, "Reranker", lambda *arguments: Unordered(captions))
     examples = types.SimpleNamespace(images=marked(range(5)), captions=captions)
     found = alignment.composition(Settings(), trained, examples).values
     assert {kind: figure["mean"] for kind, figure in found.items()} == {
@@ -225,7 +225,7 @@ def test_composition_finds_out_who_ignores_order(monkeypatch):
     assert alignment.composition(Settings(), trained, one).values.keys() == {"colour", "shape", "size"}
 
 
-def test_only_pictures_of_shapes_are_read():
+def test_caption_accuracy_requires_shapes():
     trained = types.SimpleNamespace(config=tiny.config("dalle_shapes", data__name="emoji"))
     with pytest.raises(UserError, match=r"requires data.name=shapes \(this run: emoji\)"):
         alignment.check_shapes("caption_accuracy", trained)

@@ -1,4 +1,4 @@
-"""What every stored result says about how it was computed."""
+"""Provenance that is stored with every result."""
 
 import datetime
 import importlib.metadata
@@ -81,14 +81,14 @@ def test_packages_that_are_not_installed_have_no_version():
     assert provenance._version("no-such-package-of-this-name") is None
 
 
-def test_what_makes_figures_incomparable():
+def test_differences_that_make_values_incomparable():
     one = {"samples": 100, "seed": 0, "sampler": {"steps": 3}, "reference": {"split": "train", "networks": {"x": 1}}}
     assert provenance.differences([one, {**one, "seed": 1, "sampler": {"steps": 9}}]) == []
     other = {**one, "samples": 200, "reference": {"split": "test", "networks": {"x": 1}}}
     assert provenance.differences([one, other]) == ["reference.split", "samples"]
 
 
-def test_when_and_by_which_command_does_not_matter_but_the_code_does():
+def test_code_matters_but_time_and_command_do_not():
     one = {"date": "2024-01-01T00:00:00Z", "command": "a", "git": {"commit": "1", "dirty": False}, "dataset": 1}
     assert provenance.differences([one, {**one, "date": "2025-01-01T00:00:00Z", "command": "b"}]) == []
     assert provenance.differences([one, {**one, "git": {"commit": "2", "dirty": False}}]) == ["git.commit"]

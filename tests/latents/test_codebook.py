@@ -28,7 +28,7 @@ def test_nearest_far_from_zero_is_the_least_distance():
     np.testing.assert_array_equal(jax.jit(codebook.nearest)(z, book), expected)
 
 
-def test_normalized_is_of_length_one_and_zero_stays():
+def test_unit_length_keeps_zero():
     x = normal(3, 4)
     x[1] = 0
     length = np.linalg.norm(x, axis=-1, keepdims=True)
@@ -38,7 +38,7 @@ def test_normalized_is_of_length_one_and_zero_stays():
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_a_fresh_memory_stands_for_its_books(ema):
+def test_initial_statistics_give_the_initial_codebooks(ema):
     books = normal(2, 5, 3)
     memory = codebook.init(jnp.asarray(books), ema=ema)
     np.testing.assert_allclose(memory["counts"], np.full((2, 5), 0.2), rtol=1e-6)
@@ -49,7 +49,7 @@ def test_a_fresh_memory_stands_for_its_books(ema):
         assert not memory["shift"].any()
 
 
-def test_with_no_decay_codes_become_the_means_of_what_they_stand_for():
+def test_without_decay_entries_become_the_means_of_their_latents():
     memory = codebook.init(jnp.asarray(normal(2, 4, 3)), ema=True)
     inputs, codes = normal(2, 6, 2, 3, seed=1), np.random.default_rng(0).integers(0, 4, (6, 2, 2))
     codes[0, 0] = codes[1, 0] = 0
@@ -60,7 +60,7 @@ def test_with_no_decay_codes_become_the_means_of_what_they_stand_for():
             np.testing.assert_allclose(means[book, code], inputs[book][codes[..., book] == code].mean(0), atol=1e-6)
 
 
-def test_usage_is_numpys():
+def test_usage_metrics_equal_numpy():
     seen = np.float32([[0.5, 0.5, 0, 0], [3, 0, 0, 0], [1, 1, 1, 1], [0.1, 0.2, 0.3, 0]])
     p = np.float64(seen) / seen.sum(-1, keepdims=True)
     perplexity = np.exp(-np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1))
@@ -72,7 +72,7 @@ def test_usage_is_numpys():
     assert np.isfinite(usage(jnp.zeros_like(seen))["perplexity"])
 
 
-def test_what_is_seen_begins_anew_with_an_epoch():
+def test_usage_restarts_with_each_epoch():
     memory, codes = codebook.init(jnp.asarray(normal(2, 4, 3)), ema=True), np.zeros((2, 1, 2, 2), int)
     codes[..., 1] = [[[1, 3]], [[3, 3]]]
     see = jax.jit(lambda memory, epoch: codebook.usage(memory, codes, tiny.moment()._replace(new_epoch=epoch)))
@@ -89,7 +89,7 @@ candidates = jax.jit(
 )
 
 
-def test_candidates_are_every_latent_alike_and_each_codebooks_own():
+def test_candidates_are_uniform_and_independent_between_codebooks():
     inputs = normal(2, 4, 3, 2, 5)
     found = np.asarray(candidates(inputs, jnp.arange(4), jax.random.key(0)))
     for book in range(2):
@@ -102,7 +102,7 @@ def test_candidates_are_every_latent_alike_and_each_codebooks_own():
     assert (candidates(inputs, jnp.arange(4), jax.random.key(1)) != found).any()
 
 
-def test_candidates_of_parts_average_to_those_of_the_whole():
+def test_mean_of_candidates_of_parts_equals_candidates_of_the_batch():
     inputs, index = normal(1, 4, 2, 2, 3), np.array([2, 0, 3, 1])  # examples in any order
     whole = candidates(inputs, index, jax.random.key(0))
     parts = [candidates(inputs[:, i : i + 2], index[i : i + 2], jax.random.key(0)) for i in (0, 2)]
@@ -132,7 +132,7 @@ def test_books_from_data():
 
 @pytest.mark.parametrize("centres", [True, False])
 @pytest.mark.parametrize("size", [5, 12])
-def test_with_no_more_latents_than_codes_all_are_taken(centres, size):
+def test_few_latents_all_become_entries(centres, size):
     latents = normal(5, 3)
     book = codebook.from_data(np.random.default_rng(0), latents, size, centres=centres)
     assert book.shape == (size, 3) and len(np.unique(book, axis=0)) == size
@@ -150,10 +150,10 @@ def test_with_no_more_latents_than_codes_all_are_taken(centres, size):
         {"depth": 1, "ema": False, "cosine": True},
     ],
 )
-def test_fit_reduces_what_quantising_loses(options):
-    """Latents of the batch lose less than random codes, their centres less than those."""
+def test_fit_reduces_the_quantisation_error(options):
+    """Entries from the batch have less error than random ones, and k-means centres less than those."""
     z, error = normal(16, 4, 4, 4, seed=2), {}
-    z = z * np.float32([3, 1, 0.3, 2]) + np.float32([5, 0, -2, 0])  # not how fresh codes are spread
+    z = z * np.float32([3, 1, 0.3, 2]) + np.float32([5, 0, -2, 0])  # a different distribution from initial codes
     quantizer = VectorQuantizer(4, 8, **options)
     fresh = quantizer.init(jax.random.key(0))
     quantize, lookup = jax.jit(quantizer.quantize), jax.jit(quantizer.lookup)
@@ -170,7 +170,7 @@ def test_fit_reduces_what_quantising_loses(options):
     assert error["kmeans"] < 0.9 * error["data"] < 0.9 * error["normal"]
 
 
-def test_fit_of_residual_codebooks_gives_each_what_those_before_left():
+def test_fit_of_residual_codebooks_uses_the_residuals():
     z = normal(4, 4, 4, 3)
     quantizer = VectorQuantizer(3, 6, depth=2, ema=False, initial="data")
     books = np.asarray(quantizer.fit(*quantizer.init(jax.random.key(0)), z)[0]["books"], np.float64)

@@ -18,14 +18,14 @@ def example(shape=(3, 2, 2, 4), seed=0):
 
 
 @pytest.mark.parametrize(("mean", "log_variance"), CASES)
-def test_kl_is_the_integral(mean, log_variance):
+def test_kl_equals_the_integral(mean, log_variance):
     q, p = stats.norm(mean, np.exp(log_variance / 2)), stats.norm()
     expected, _ = integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), *q.interval(1 - 1e-14))
     found = kl(Gaussian(jnp.full((1, 1), mean), jnp.full((1, 1), log_variance)))
     np.testing.assert_allclose(found, [[expected]], atol=1e-6)
 
 
-def test_kl_is_the_mean_of_log_ratios_of_draws():
+def test_kl_equals_the_mean_log_ratio_of_samples():
     q, count = example((1, 2, 2, 3)), 40_000
     many = Gaussian(*(np.repeat(x, count, 0) for x in q))
     z = draw(jax.random.split(jax.random.key(0), count), many)
@@ -34,7 +34,7 @@ def test_kl_is_the_mean_of_log_ratios_of_draws():
     assert abs(ratio.mean() - float(kl(q).sum())) < 4 * ratio.std() / np.sqrt(count)
 
 
-def test_draws_have_the_moments_asked_for():
+def test_samples_have_the_moments_of_the_distribution():
     q, count = example((1, 2, 3)), 40_000
     many = Gaussian(*(np.repeat(x, count, 0) for x in q))
     z = np.asarray(draw(jax.random.split(jax.random.key(1), count), many))
@@ -46,7 +46,7 @@ def test_draws_have_the_moments_asked_for():
     assert stats.kstest(standard[:, 0], "norm").pvalue > 1e-4
 
 
-def test_a_draw_is_reparameterised_and_depends_on_its_key_alone():
+def test_samples_are_reparameterised_and_depend_only_on_their_keys():
     q, keys = example(), jax.random.split(jax.random.key(2), 3)
     z = draw(keys, q)
     other = draw(keys[::-1], Gaussian(*(x[[0, 1, 0]] for x in q)))
@@ -66,7 +66,7 @@ def test_split_keeps_the_extremes_finite():
 
 @pytest.mark.parametrize("shape", [(3, 2, 2, 4), (3, 4)])
 @pytest.mark.parametrize("bits", [0.0, 0.5, 3.0])
-def test_free_bits_are_a_floor_for_each_channel(shape, bits):
+def test_free_bits_bound_each_channel_below(shape, bits):
     kl = np.random.default_rng(0).exponential(0.5, shape).astype(np.float32)
     expected = np.zeros(3)
     for b in range(3):
@@ -75,7 +75,7 @@ def test_free_bits_are_a_floor_for_each_channel(shape, bits):
     np.testing.assert_allclose(jax.jit(gaussian.with_free_bits)(kl, bits), expected, rtol=1e-6)
 
 
-def test_free_bits_push_no_channel_that_has_less():
+def test_channels_below_free_bits_have_no_gradient():
     kl = np.zeros((2, 2, 2, 3), np.float32)
     kl[0, ..., 0], kl[1, ..., 2] = 1.0, 0.1  # 4 and 0.4 nats of a channel; 2 bits are 1.39
     gradient = jax.jit(jax.grad(lambda kl: gaussian.with_free_bits(kl, 2.0).sum()))(kl)
@@ -84,7 +84,7 @@ def test_free_bits_push_no_channel_that_has_less():
     np.testing.assert_array_equal(gradient, expected)
 
 
-def test_log_density_is_scipys():
+def test_log_density_equals_scipy():
     q, z = example(), np.random.default_rng(3).normal(size=(3, 2, 2, 4)).astype(np.float32)
     expected = stats.norm.logpdf(z, q.mean, np.exp(np.float64(q.log_variance) / 2)).sum((1, 2, 3))
     np.testing.assert_allclose(log_density(z, q), expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Relaxed codes against the hard ones they stand for, their KL against SciPy's."""
+"""Relaxed codes against hard ones, and their KL against SciPy."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ KEYS = jax.random.split(jax.random.key(0), 4)
 relaxed, kl = jax.jit(gumbel_softmax.sample_relaxed), jax.jit(gumbel_softmax.kl_to_uniform)
 
 
-def test_of_one_key_every_temperature_relaxes_the_same_perturbed_logits():
+def test_temperatures_relax_the_same_perturbed_logits_of_a_key():
     """softmax(y / t), so the logarithms of two temperatures differ by their ratio and a constant."""
     warm = relaxed(KEYS, LOGITS, 1.0)
     for temperature in (0.5, 2.0):
@@ -22,7 +22,7 @@ def test_of_one_key_every_temperature_relaxes_the_same_perturbed_logits():
     assert (perturbation - perturbation.mean(-1, keepdims=True)).std() == pytest.approx(np.pi / np.sqrt(6), rel=0.2)
 
 
-def test_cold_the_code_is_the_hard_one_of_the_perturbed_logits():
+def test_low_temperature_gives_the_argmax_of_the_perturbed_logits():
     noise = jax.jit(jax.vmap(lambda key: jax.random.gumbel(key, LOGITS.shape[1:])))(KEYS)
     hard = np.argmax(LOGITS + noise, axis=-1)
     cold = relaxed(KEYS, LOGITS, 1e-4)
@@ -33,7 +33,7 @@ def test_cold_the_code_is_the_hard_one_of_the_perturbed_logits():
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
-def test_the_greatest_is_drawn_as_often_as_softmax_says(temperature):
+def test_argmax_frequencies_equal_softmax(temperature):
     count, logits = 40_000, np.float32([0.5, -1.0, 2.0, 1.5, 0.0])
     keys = jax.random.split(jax.random.key(1), count)
     codes = relaxed(keys, np.broadcast_to(logits, (count, 1, 1, 5)), temperature).argmax(-1)
@@ -49,14 +49,14 @@ def test_rows_are_probabilities_and_gradients_are_finite():
         assert np.isfinite(gradient(LOGITS, temperature)).all() and np.any(gradient(LOGITS, temperature))
 
 
-def test_kl_is_scipys():
+def test_kl_equals_scipy():
     p = np.exp(np.float64(LOGITS)) / np.exp(np.float64(LOGITS)).sum(-1, keepdims=True)
     expected = stats.entropy(p, np.full_like(p, 1 / 6), axis=-1)
     np.testing.assert_allclose(kl(LOGITS), expected, atol=1e-6)
 
 
-def test_kl_of_the_extremes():
-    """None of uniform codes, log K of certain ones, and gradients that are finite there."""
+def test_kl_of_extreme_logits():
+    """The KL is 0 for uniform codes and log K for certain ones, with finite gradients."""
     extremes = np.float32([[0, 0, 0, 0], [7, 7, 7, 7], [0, 0, 1e4, 0]])[:, None, None]
     np.testing.assert_allclose(kl(extremes)[:, 0, 0], [0, 0, np.log(4)], atol=1e-6)
     assert np.isfinite(jax.jit(jax.grad(lambda x: kl(x).sum()))(extremes)).all()

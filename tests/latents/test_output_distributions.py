@@ -29,19 +29,19 @@ def of_levels(nll, *parameters):
 
 @pytest.mark.parametrize(("mean", "log_scale"), SETTINGS)
 def test_logistic_is_a_distribution_over_the_levels(mean, log_scale):
-    """Also where scales are beyond what is let through, -7 to 7, and means beyond the range."""
+    """Includes log-scales outside [-7, 7] and means outside the range."""
     found = np.float64(of_levels(LOGISTIC.nll, mean, log_scale)[0])
     np.testing.assert_allclose(np.exp(-found).sum(), 1, atol=2e-5)
     cdf = stats.logistic(mean, np.exp(np.clip(log_scale, -7, 7)))
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
     low = edges[1:] < mean  # there the cdf is precise, elsewhere its complement
     p = np.where(low, np.diff(cdf.cdf(edges)), -np.diff(cdf.sf(edges)))
-    told = p > 1e-300  # by float64
-    np.testing.assert_allclose(found[told], -np.log(p[told]), rtol=1e-4, atol=1e-3)
+    is_resolved = p > 1e-300  # by float64
+    np.testing.assert_allclose(found[is_resolved], -np.log(p[is_resolved]), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), SETTINGS)
-def test_logistic_gradients_are_finite_and_those_of_differences(mean, log_scale):
+def test_logistic_gradients_are_finite_and_equal_differences(mean, log_scale):
     _, gradient = of_levels(LOGISTIC.nll, mean, log_scale)
     assert np.isfinite(gradient).all()
     if abs(log_scale) < 7:
@@ -52,7 +52,7 @@ def test_logistic_gradients_are_finite_and_those_of_differences(mean, log_scale)
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), [(0.1, -4.0), (0.9, -1.5), (-1.2, -2.0)])
-def test_logistic_draws_levels_as_often_as_it_says(mean, log_scale):
+def test_logistic_samples_have_the_distributions_frequencies(mean, log_scale):
     count = 40_000
     output = np.broadcast_to(np.float32([mean, log_scale]), (count, 1, 1, 1, 2))
     x = np.asarray(jax.jit(LOGISTIC.sample)(jax.random.split(jax.random.key(0), count), output)).ravel()
@@ -83,7 +83,7 @@ LAPLACE = {epsilon: output_distributions.logit_laplace(epsilon=epsilon) for epsi
 @pytest.mark.parametrize("epsilon", LAPLACE)
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (1.0, -2.0), (-0.5, 0.7), (0.2, -1.0)])
 def test_logit_laplace_is_a_density(epsilon, location, log_scale):
-    """Over (0, 1), of which images take up what lies between epsilon and 1 - epsilon."""
+    """The density integrates to 1 over (0, 1); images use [epsilon, 1 - epsilon]."""
     laplace = stats.laplace(location, np.exp(log_scale))
     density = lambda y: laplace.pdf(special.logit(y)) / (y * (1 - y))  # noqa: E731
     places = [0, epsilon, special.expit(location), 1 - epsilon, 1]
@@ -99,7 +99,7 @@ def test_logit_laplace_is_a_density(epsilon, location, log_scale):
     assert np.isfinite(gradient).all()
 
 
-def test_logit_laplaces_scale_has_a_least_one():
+def test_logit_laplaces_scale_is_bounded_below():
     bounded = output_distributions.logit_laplace(min_scale=0.25)
     expected, _ = of_levels(LAPLACE[0.1].nll, 0.3, float(np.log(0.25 + np.exp(-1.0))))
     np.testing.assert_allclose(of_levels(bounded.nll, 0.3, -1.0)[0], expected, rtol=1e-5)

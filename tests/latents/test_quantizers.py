@@ -125,7 +125,7 @@ def test_quantize_equals_numpy(kind, ema):
 
 
 @every_kind
-def test_gradients_are_closed_forms(kind, ema):
+def test_gradients_equal_closed_forms(kind, ema):
     """The gradient of the decoder reaches z, that of the commitment z only, that of the codebook the entries only."""
     quantizer, z = make(kind, ema), latents()
     params, memory = state(quantizer)
@@ -194,17 +194,17 @@ def test_only_dead_codes_restart_at_latents_of_the_batch(kind, ema):
         np.testing.assert_allclose(apart.min(1), 0, atol=1e-5)
     np.testing.assert_allclose(new["counts"][:, dead], 1 / SIZE, rtol=1e-6)
     updated, _ = learned_by_one(make(kind, ema), params, memory, z)
-    again, _ = learned_by_one(quantizer, params, memory, z, key=7)
+    repeated, _ = learned_by_one(quantizer, params, memory, z, key=7)
     for name in new:
         np.testing.assert_allclose(new[name][:, ~dead], updated[name][:, ~dead], atol=1e-6)
-        np.testing.assert_array_equal(again[name], new[name])
+        np.testing.assert_array_equal(repeated[name], new[name])
     followed = "sums" if ema else "shift"
     other, _ = learned_by_one(quantizer, params, memory, z, key=8)
     assert not np.allclose(other[followed][:, dead], new[followed][:, dead])
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_without_restarts_dead_codes_stay(ema):
+def test_without_restarts_dead_codes_do_not_move(ema):
     quantizer = make("vq", ema)
     params, memory = state(quantizer, dead=[1, 4])
     z = np.float32(numpy_books(quantizer, params, memory)[0, np.resize([0, 2, 3, 5], (BATCH, 2, 3))])
@@ -254,7 +254,7 @@ def rounded(levels, z):
 
 
 @every_levels
-def test_finite_scalars_are_the_papers(levels):
+def test_finite_scalars_equal_the_paper(levels):
     """Mentzer et al. 2024, app. A.1. Its tan moves even numbers of levels so that 0 nearly stays 0."""
     numbers = np.array(levels)
     z = np.float32(list(itertools.product(np.linspace(-4, 4, 41), repeat=len(levels))))[:, None, None]
@@ -277,7 +277,7 @@ def test_finite_scalars_are_the_papers(levels):
 
 
 @every_levels
-def test_finite_scalars_reach_every_code_and_come_back(levels):
+def test_finite_scalars_use_every_code_and_invert_it(levels):
     z = np.float32(list(itertools.product(np.linspace(-4, 4, 41), repeat=len(levels))))[:, None, None]
     found, looked_up, book, _ = rounded(levels, z)
     count = int(np.prod(levels))

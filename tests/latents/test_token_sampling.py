@@ -1,4 +1,4 @@
-"""Filters of logits against NumPy that looks at one token after another, draws against the probabilities."""
+"""Filters of logits against a NumPy loop over tokens, and frequencies of samples against probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,18 @@ def softmax(x):
 
 
 def numpy_filtered(logits, temperature, top_k, top_p):
-    """Of one example, float64."""
+    """Filtered logits of one example, float64."""
     logits = logits.astype(np.float64) / temperature
     best = sorted(range(len(logits)), key=lambda i: -logits[i])  # stable
-    kept = best[: top_k or len(best)]
+    remaining = best[: top_k or len(best)]
     if top_p < 1:
-        p = dict(zip(kept, softmax(logits[kept]), strict=True))
+        p = dict(zip(remaining, softmax(logits[remaining]), strict=True))
         nucleus, mass = [], 0.0
         while not nucleus or mass < top_p:
-            nucleus.append(kept[len(nucleus)])
+            nucleus.append(remaining[len(nucleus)])
             mass += p[nucleus[-1]]
-        kept = nucleus
-    return np.array([x if i in kept else -np.inf for i, x in enumerate(logits)])
+        remaining = nucleus
+    return np.array([x if i in remaining else -np.inf for i, x in enumerate(logits)])
 
 
 SETTINGS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.7), (2.0, 4, 0.8), (1.0, 9, 0.3), (0.7, 1, 0.9)]
@@ -55,8 +55,8 @@ def test_no_setting_changes_nothing(logits):
 
 def test_nucleus_ends_with_the_token_that_reaches_the_probability():
     logits, compiled = np.log([0.125, 0.5, 0.125, 0.25]), jax.jit(token_sampling.apply_filters)
-    for top_p, kept in ((0.49, [1]), (0.51, [1, 3]), (0.74, [1, 3]), (0.76, [0, 1, 3]), (0.88, [0, 1, 2, 3])):
-        assert np.flatnonzero(np.isfinite(compiled(logits, top_p=top_p))).tolist() == kept
+    for top_p, remaining in ((0.49, [1]), (0.51, [1, 3]), (0.74, [1, 3]), (0.76, [0, 1, 3]), (0.88, [0, 1, 2, 3])):
+        assert np.flatnonzero(np.isfinite(compiled(logits, top_p=top_p))).tolist() == remaining
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-9}, {"top_p": 0.0}, {"temperature": 1e-6}])
@@ -67,15 +67,15 @@ def test_extremes_are_the_argmax(logits, options):
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-9}])
-def test_of_equal_logits_the_first_is_kept(options):
+def test_the_first_of_equal_logits_is_kept(options):
     tied = np.array([0.0, 2.0, 1.0, 2.0, -np.inf], np.float32)
-    kept = np.isfinite(jax.jit(token_sampling.apply_filters)(tied, **options))
-    assert kept.tolist() == [False, True, False, False, False]
+    remaining = np.isfinite(jax.jit(token_sampling.apply_filters)(tied, **options))
+    assert remaining.tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("temperature,top_k,top_p", [(1.0, 0, 1.0), (1.5, 4, 0.8)])
-def test_frequencies_of_draws(temperature, top_k, top_p, dtype):
+def test_frequencies_of_samples(temperature, top_k, top_p, dtype):
     logits = jnp.array([0.5, -1.0, 2.0, 1.5, 0.0, 1.0], dtype)  # bfloat16 has them exactly
     keys = jax.random.split(jax.random.key(0), 40_000)
     one = lambda key: token_sampling.sample(key, logits, temperature=temperature, top_k=top_k, top_p=top_p)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Scores of pictures and texts against their definitions, pair by pair."""
+"""Alignment scores of images and texts against their definitions, pair by pair."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_clip_score_is_a_hundred_cosines_and_never_below_zero():
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_recall_is_that_of_a_sorted_list(k):
+def test_recall_equals_that_of_a_sorted_list(k):
     queries, answers = embedded(12, 2), embedded(12, 3)
     same = np.eye(12, dtype=bool)
     same[3, 4] = same[4, 3] = True  # two with one caption: either will do
@@ -33,27 +33,27 @@ def test_recall_is_that_of_a_sorted_list(k):
     assert alignment.recall(queries, answers, k=k, same=same).tolist() == [float(w) for w in wanted]
 
 
-def test_what_is_embedded_alike_is_not_retrieved():
+def test_ties_are_not_retrieved():
     alike = np.tile(embedded(1, 0), (5, 1))
     assert alignment.recall(alike, alike, k=4, same=np.eye(5, dtype=bool)).sum() == 0
     assert alignment.recall(alike, alike, k=5, same=np.eye(5, dtype=bool)).sum() == 5
 
 
-def test_perfect_and_hopeless_precision():
+def test_best_and_worst_precision():
     texts = embedded(30, 4)
     captions = [str(i) for i in range(30)]
     assert alignment.retrieval_precision(texts, texts, captions, seed=0).all()
     assert not alignment.retrieval_precision(-texts, texts, captions, seed=0).any()
 
 
-def test_precision_by_chance_is_one_in_as_many():
+def test_precision_by_chance_is_one_over_the_candidates():
     captions = [str(i) for i in range(2000)]
     found = alignment.retrieval_precision(embedded(2000, 5, 32), embedded(2000, 6, 32), captions, candidates=10, seed=0)
     assert abs(found.mean() - 0.1) < 4 * np.sqrt(0.09 / 2000)
 
 
-def test_other_pictures_of_the_same_caption_are_no_candidates():
-    """Else a picture could not be nearer to its own text than to them."""
+def test_other_images_of_the_same_caption_are_not_candidates():
+    """An image cannot be nearer to its own text than to an equal one."""
     texts = np.repeat(embedded(5, 7), 4, axis=0)
     captions = [str(i // 4) for i in range(20)]
     assert alignment.retrieval_precision(texts, texts, captions, seed=0).all()

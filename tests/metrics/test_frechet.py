@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import options, settings
 from hypothesis import strategies as st
 
 from diffjax.metrics import moments
@@ -22,13 +22,13 @@ def random_gaussian(rng, size):
     return gaussian(rng.normal(size=size), root @ root.T + 0.1 * np.eye(size))
 
 
-def test_of_gaussians_on_a_line():
+def test_distance_of_one_dimensional_gaussians():
     """(m1 - m2)^2 + (s1 - s2)^2."""
     assert frechet_distance(gaussian([1], [[4]]), gaussian([-2], [[25]])) == pytest.approx(9 + 9)
 
 
-def test_of_covariances_with_common_axes():
-    """|m1 - m2|^2 + sum (s1 - s2)^2, whatever the axes."""
+def test_distance_of_covariances_with_common_axes():
+    """|m1 - m2|^2 + sum (s1 - s2)^2, for any axes."""
     rng = np.random.default_rng(0)
     axes = scipy.stats.ortho_group.rvs(5, random_state=0)
     first, second = rng.uniform(0.1, 3, (2, 5))
@@ -52,7 +52,7 @@ def test_against_scipy(size):
     assert distance_to(b)(a) == frechet_distance(a, b)
 
 
-def test_of_covariances_without_common_directions():
+def test_distance_of_covariances_without_common_directions():
     """A direction without variance, such as the corner pixels of the digits."""
     flat, other = gaussian(np.zeros(3), np.diag([1, 0, 0])), gaussian(np.zeros(3), np.diag([0, 4, 0]))
     assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-12)
@@ -63,7 +63,7 @@ def test_of_covariances_without_common_directions():
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-8])
-def test_of_fewer_features_than_dimensions(spread):
+def test_distance_of_fewer_features_than_dimensions(spread):
     """The covariances are singular; the trace of the root is the sum of singular values of the features' product.
 
     `spread` is the ratio of the least standard deviation to the largest.
@@ -81,7 +81,7 @@ def test_of_fewer_features_than_dimensions(spread):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(2, 12), st.floats(-100, 100))
+@options(st.integers(0, 2**32), st.integers(1, 8), st.integers(2, 12), st.floats(-100, 100))
 def test_a_common_rotation_and_shift_change_nothing(seed, dimension, count, shift):
     """Also of singular covariances: `count` may be less than `dimension`."""
     rng = np.random.default_rng(seed)
@@ -92,14 +92,14 @@ def test_a_common_rotation_and_shift_change_nothing(seed, dimension, count, shif
     assert frechet_distance(*moved) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_what_is_not_a_number_is_not_hidden():
+def test_nan_features_give_a_nan_distance():
     """A distance of zero would be a perfect score."""
     broken = gaussian([np.nan], [[1]])
     assert np.isnan(frechet_distance(broken, gaussian([0], [[1]])))
 
 
-def test_the_bias_falls_like_one_over_the_number_of_features():
-    """And nearly as D^2 / 4 N + D / N for N features of a unit Gaussian, D << N, against the population.
+def test_the_bias_is_inversely_proportional_to_the_number_of_features():
+    """The bias is nearly D^2 / 4 N + D / N for N features of a unit Gaussian, D << N, against the population.
 
     The mean's share is D / N; the root of a Wishart matrix has a trace of D (1 - D / 8 N) to first order.
     """
@@ -112,8 +112,8 @@ def test_the_bias_falls_like_one_over_the_number_of_features():
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
-def test_at_infinity_there_is_no_bias(shift):
-    """The truth is D shift^2, from which the distance of all features is off by many errors of the intercept's mean."""
+def test_the_extrapolated_distance_is_unbiased(shift):
+    """The true distance is D shift^2; that of all features is wrong by many standard errors."""
     rng = np.random.default_rng(0)
     size, count, repeats = 16, 600, 20
     reference = gaussian(np.zeros(size), np.eye(size))
@@ -124,12 +124,12 @@ def test_at_infinity_there_is_no_bias(shift):
     error = np.std(values, ddof=1) / np.sqrt(repeats)
     assert abs(values.mean() - truth) < 3 * error
     assert np.mean([x.distances[-1] for x in found]) - truth > 3 * error
-    # The residuals' error is too small, but no more than the docstring says.
+    # The error of the residuals is too small, within the bound of the docstring.
     assert 1 < np.std(values, ddof=1) / np.mean([x.standard_error for x in found]) < 2.5
     assert np.mean([abs(x.value - truth) < 5 * x.standard_error for x in found]) > 0.8
 
 
-def test_the_line_is_of_least_squares():
+def test_the_extrapolation_is_a_least_squares_line():
     x = np.random.default_rng(0).normal(size=(200, 3))
     reference = gaussian(np.zeros(3), np.eye(3))
     found = at_infinity(x, distance_to(reference), seed=0, points=5, smallest=40)
@@ -146,7 +146,7 @@ def test_the_smallest_size_is_well_above_the_dimension_if_it_can_be(count, size,
     assert at_infinity(x, distance_to(gaussian(np.zeros(size), np.eye(size))), seed=0, points=3).sizes[0] == smallest
 
 
-@pytest.mark.parametrize("given", [{"smallest": 1}, {"smallest": 10}, {"points": 2}])
-def test_no_line_through_too_little(given):
+@pytest.mark.parametrize("options", [{"smallest": 1}, {"smallest": 10}, {"points": 2}])
+def test_too_few_features_for_extrapolation_raise(options):
     with pytest.raises(ValueError, match="no line"):
-        at_infinity(np.eye(10), distance_to(gaussian(np.zeros(10), np.eye(10))), seed=0, **given)
+        at_infinity(np.eye(10), distance_to(gaussian(np.zeros(10), np.eye(10))), seed=0, **options)

@@ -37,7 +37,7 @@ def test_biased_squared_mmd_of_equal_sets_is_zero():
     x = np.random.default_rng(0).normal(size=(20, 4))
     for name in (kernel.cubic, kernel.gaussian(10.0)):
         assert squared_mmd(x, x, name, unbiased=False) == pytest.approx(0, abs=1e-12)
-        assert squared_mmd(x, x, name) < 0  # unbiased: what is below zero makes up for what is above
+        assert squared_mmd(x, x, name) < 0  # unbiased, so negative values occur
 
 
 def raw_moments(mean, std):
@@ -82,7 +82,7 @@ def test_kernel_distance_of_equal_distributions_is_unbiased(subset_size):
 
 
 def test_the_error_of_a_large_set_in_small_subsets():
-    """The features that one subset holds are not what its error depends on: nothing is counted twice or left out."""
+    """The error equals the spread over repetitions, though each subset has few of the features."""
     rng = np.random.default_rng(0)
     results = [kernel_distance(*rng.normal(size=(2, 2000, 8)), subsets=20, subset_size=50, seed=i) for i in range(60)]
     values, errors = np.array(results).T
@@ -100,7 +100,7 @@ def test_the_error_of_a_gaussian_discrepancy(shift):
 
 
 def test_interaction_variances_are_those_of_an_analysis_of_variance():
-    """Of k_ij = m + r_i + r_j + noise the noise alone, and none of a kernel that is a sum."""
+    """The interaction of k_ij = m + r_i + r_j + noise is the noise, and zero for a kernel that is a sum."""
     rng = np.random.default_rng(0)
     results = {"within": [], "across": []}
     for _ in range(300):
@@ -121,7 +121,7 @@ def test_the_seed_selects_the_subsets():
     assert kernel_distance(a, b, seed=1).value == pytest.approx(squared_mmd(a, b, kernel.cubic))
 
 
-def test_too_few_features_or_subsets_are_refused():
+def test_too_few_features_or_subsets_raise():
     with pytest.raises(ValueError, match="subsets"):
         kernel_distance(np.eye(3), np.eye(3)[:1], seed=0)
     with pytest.raises(ValueError, match="subsets"):

@@ -31,7 +31,7 @@ def check_equal(found, expected):
 
 @settings(deadline=None, max_examples=60)
 @given(batches())
-def test_a_fold_of_merges_is_numpys(parts):
+def test_merged_moments_equal_numpy(parts):
     merged = functools.reduce(moments.merge, map(moments.from_features, parts))
     x = np.concatenate(parts).astype(np.float64)
     deviations = x - x.mean(0)
@@ -49,10 +49,10 @@ def test_merging_is_associative_and_commutative(parts):
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 2000])
-def test_a_mean_far_from_zero_costs_no_digits(size):
+def test_a_mean_far_from_zero_loses_no_precision(size):
     """Mean 1e6 and unit variance; the sum of squares of floats of 1e6 would be right to 1e-4 only."""
     x = np.random.default_rng(0).normal(size=(2000, 3))
-    x = (x + 1e6) - 1e6  # what is left of it beside 1e6, so that adding that is exact
+    x = (x + 1e6) - 1e6  # rounded so that adding 1e6 is exact
     found = functools.reduce(
         moments.merge, (moments.from_features(x[start : start + size] + 1e6) for start in range(0, len(x), size))
     )
@@ -61,7 +61,7 @@ def test_a_mean_far_from_zero_costs_no_digits(size):
     np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), atol=1e-10)
 
 
-def test_features_are_left_as_they_are():
+def test_features_are_not_modified():
     x = np.random.default_rng(0).normal(size=(5, 2))
     before = x.copy()
     moments.from_features(x)

@@ -33,8 +33,8 @@ def test_against_the_definitions(n, m, size, k):
     )
 
 
-def test_in_blocks(monkeypatch):
-    """Of sizes that the sets are no multiples of."""
+def test_blocks_do_not_change_the_values(monkeypatch):
+    """The sizes of the sets are not multiples of the block size."""
     real, fake = sets(np.random.default_rng(1), 37, 61, 4)
     whole = precision_recall_density_coverage(real, fake, k=3)
     monkeypatch.setattr(neighbours, "_BLOCK", 8)
@@ -44,7 +44,7 @@ def test_in_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("offset", [1e4, 1e7])
-def test_far_from_zero(offset):
+def test_features_far_from_zero_lose_no_precision(offset):
     """In float32 the products of features of 1e4 are right to 10, the squared distances are of order 1."""
     real, fake = sets(np.random.default_rng(2), 50, 40, 3)
     np.testing.assert_allclose(
@@ -52,12 +52,12 @@ def test_far_from_zero(offset):
     )
 
 
-def test_of_sets_apart():
+def test_distant_sets_have_zero_values():
     x = np.random.default_rng(3).normal(size=(20, 2))
     assert precision_recall_density_coverage(x, x + 100, k=3) == (0, 0, 0, 0)
 
 
-def test_of_one_distribution():
+def test_coverage_and_density_of_equal_distributions():
     """The expected coverage is 1 - prod_{i<k} (N - 1 - i) / (2 N - 1 - i) for N = M: which of 2 N - 1 are nearest."""
     rng = np.random.default_rng(4)
     n, k = 200, 5
@@ -67,7 +67,7 @@ def test_of_one_distribution():
     assert found[2] == pytest.approx(1, abs=0.05)
 
 
-def test_a_mode_that_is_missing_costs_recall_and_coverage():
+def test_a_missing_mode_reduces_recall_and_coverage():
     rng = np.random.default_rng(5)
     modes = np.repeat([[0.0], [50.0]], 100, axis=0)
     found = precision_recall_density_coverage(modes + rng.normal(size=(200, 2)), rng.normal(size=(200, 2)), k=5)
@@ -75,6 +75,6 @@ def test_a_mode_that_is_missing_costs_recall_and_coverage():
     assert found.recall < 0.55 and found.coverage < 0.55
 
 
-def test_more_neighbours_than_features():
+def test_more_neighbours_than_features_raise():
     with pytest.raises(ValueError, match="more than k features"):
         precision_recall_density_coverage(np.eye(5), np.eye(3), k=3)

@@ -1,4 +1,4 @@
-"""Features of pixels, and the recogniser."""
+"""Features of pixels, and the pixel classifier."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def test_pixel_features_are_averages_of_boxes(size, channels):
             np.testing.assert_allclose(found[:, i, j], box.mean((1, 2)) / 255, rtol=1e-6)
 
 
-def test_the_recogniser_knows_digits():
-    """The figure that samples of configs/digits.py are held against: 97 % or more on held-out real digits."""
+def test_the_classifier_recognises_digits():
+    """Accuracy on held-out real digits is at least 97 %, the baseline of configs/digits.py."""
     digits = load_digits()
     images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
     train, test = (images[:1400], digits.target[:1400]), (images[1400:], digits.target[1400:])

@@ -14,7 +14,7 @@ def test_the_error_of_a_mean():
 
 
 def test_arrays_keep_their_rows_together():
-    """A mean difference of pairs that are alike has a small error, however much they vary."""
+    """The mean difference of similar pairs has a small error, even if pairs vary much."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 100, size=(200, 3))
     y = x + rng.normal(size=(200, 3))
@@ -22,14 +22,14 @@ def test_arrays_keep_their_rows_together():
     assert found == pytest.approx(1 / np.sqrt(600), rel=0.2)
 
 
-def test_a_seed_is_a_draw():
+def test_the_seed_determines_the_resample():
     x = np.arange(20.0)
     errors = [bootstrap(np.mean, [x], repeats=10, seed=seed) for seed in (0, 0, 1)]
     assert errors[0] == errors[1] != errors[2]
 
 
 @pytest.mark.parametrize(("lengths", "repeats"), [((3, 4), 10), ((3, 3), 1), ((), 10)])
-def test_what_cannot_be_resampled(lengths, repeats):
+def test_resampling_too_few_values_raises(lengths, repeats):
     with pytest.raises(ValueError, match="resamples"):
         bootstrap(lambda *arrays: 0.0, [np.ones(n) for n in lengths], repeats=repeats, seed=0)
 
@@ -39,11 +39,11 @@ def test_the_mean_of_independent_values():
     value, error = mean(x)
     assert (value, error) == pytest.approx((x.mean(), np.std(x, ddof=1) / np.sqrt(50)))
     assert mean(x, np.arange(50)) == pytest.approx((value, error))
-    assert mean(x, np.zeros(50)) == (value, None)  # one group says nothing of others
+    assert mean(x, np.zeros(50)) == (value, None)  # one group has no spread between groups
 
 
 def test_the_mean_of_values_in_groups():
-    """The spread over repetitions, of groups of 5 that share most of their variation: sqrt(5) times the naive error."""
+    """The error equals the spread over repetitions. Correlated groups of 5 have sqrt(5) times the naive error."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)
 
@@ -72,7 +72,7 @@ def test_the_error_of_a_share():
 
 
 def test_the_error_of_a_share_in_groups():
-    """20 captions of 50 images each, all right or all wrong: as uncertain as 20 images."""
+    """20 captions with 50 images each, all right or all wrong, are as uncertain as 20 images."""
     right, groups = np.repeat(np.arange(20) < 12, 50), np.repeat(np.arange(20), 50)
     assert proportion_with_error(right, groups).standard_error == pytest.approx(
         proportion_with_error(np.arange(20) < 12).standard_error, rel=0.05
@@ -84,7 +84,7 @@ def test_the_error_of_a_share_in_groups():
 
 
 def test_leaving_out_blocks():
-    """Of a mean it is the closed form of the means of blocks; of repetitions the spread of a mean."""
+    """The error of a mean equals the closed form over block means, and the spread over repetitions."""
     x = np.random.default_rng(0).normal(size=(103, 2))
     found = jackknife(lambda some: some.mean(0), x[:100], blocks=10, seed=0)
     order = np.random.default_rng(0).permutation(100).reshape(10, 10)

@@ -10,7 +10,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def pair(shape, noise=40):
-    """Pictures with some structure and noised copies."""
+    """Returns images with some structure and noised copies."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = 128 + 90 * np.sin(rows / 3)[..., None] * np.cos(columns[..., None] / 4 + np.arange(shape[2]))
@@ -20,9 +20,9 @@ def pair(shape, noise=40):
 
 
 def numpy_ssim(a, b):
-    """Of one channel, window after window: Wang et al. 2004, eqs. 13 to 16.
+    """SSIM of one channel, window by window: Wang et al. 2004, eqs. 13 to 16.
 
-    The windows that stick out of small pictures see them mirrored.
+    Windows beyond the border of small images use mirrored pixels.
     """
     offsets = np.arange(11) - 5
     weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
@@ -42,7 +42,7 @@ def numpy_ssim(a, b):
 
 
 @every_shape
-def test_ssim_is_numpys(shape):
+def test_ssim_equals_numpy(shape):
     a, b = pair(shape)
     expected = [np.mean([numpy_ssim(x[..., c], y[..., c]) for c in range(shape[2])]) for x, y in zip(a, b, strict=True)]
     found = similarity.ssim(a, b)
@@ -52,7 +52,7 @@ def test_ssim_is_numpys(shape):
 
 
 @every_shape
-def test_of_equal_images(shape):
+def test_equal_images(shape):
     a, _ = pair(shape)
     np.testing.assert_allclose(similarity.ssim(a, a), 1)
     np.testing.assert_array_equal(similarity.mse(a, a), 0)
@@ -67,7 +67,7 @@ def test_ssim_of_flat_images():
 
 
 def test_mse_and_psnr_of_a_constant_difference():
-    """Also where a uint8 would wrap around."""
+    """Includes differences at which uint8 would wrap around."""
     a = np.zeros((3, 8, 8, 1), np.uint8)
     b = a + np.array([255, 51, 1], np.uint8)[:, None, None, None]
     expected = np.array([1, 1 / 25, 1 / 255**2])
@@ -76,7 +76,7 @@ def test_mse_and_psnr_of_a_constant_difference():
     np.testing.assert_allclose(similarity.psnr(a, b), [0, 10 * np.log10(25), 20 * np.log10(255)], atol=1e-12)
 
 
-def test_more_noise_is_less_alike():
+def test_similarity_decreases_with_noise():
     a, b = pair((32, 32, 3), noise=10)
     _, c = pair((32, 32, 3), noise=60)
     assert (similarity.ssim(a, b) > similarity.ssim(a, c)).all() and (

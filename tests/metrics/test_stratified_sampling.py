@@ -1,4 +1,4 @@
-"""Which terms of a sum are drawn."""
+"""Sampled terms of a sum."""
 
 import numpy as np
 import pytest

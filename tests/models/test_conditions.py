@@ -11,7 +11,8 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
-from diffjax.models.diffusion.conditions import ConditionInputs, make_conditions
+from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny
@@ -19,7 +20,7 @@ from tests.conditioned import SPEC, TEXT, example_conditions, keys
 
 DROPPABLE = ("label", "label_token", "caption", "clip_text", "image_embedding")
 ALL = (*DROPPABLE, "low_res_image", "masked_image")
-X = np.random.default_rng(5).normal(size=(6, 8, 8, 1)).astype(np.float32)  # noised pictures
+X = np.random.default_rng(5).normal(size=(6, 8, 8, 1)).astype(np.float32)  # noised images
 
 
 @functools.cache
@@ -28,60 +29,61 @@ def estimates(name):
 
     The values are embeddings of images, or an embedding table of the CLIP.
     """
-    _, system, variables = conditioned.built(name)
+    _, model, variables = conditioned.built(name)
 
-    def estimate(conditions_of_samples, own, which):
-        known = jax.tree.map(lambda leaf: leaf, variables)  # a copy
-        if "table" in own:
-            table_of(known)["embedding"] = own["table"]
-        model = system.bind(known, conditions_of_samples | {n: x for n, x in own.items() if n != "table"})
-        return getattr(model, which)(X, model.process.schedule(10.0)).x0
+    def estimate(conditions, values, which):
+        copied = jax.tree.map(lambda leaf: leaf, variables)
+        if "table" in values:
+            token_table(copied)["embedding"] = values["table"]
+        bound = model.bind(copied, conditions | {n: x for n, x in values.items() if n != "table"})
+        return getattr(bound, which)(X, bound.process.schedule(10.0)).x0
 
-    return lambda conditions_of_samples, conditional, unconditional: (
-        estimate(conditions_of_samples, conditional, "denoiser"),
-        estimate(conditions_of_samples, unconditional, "unconditional"),
+    return lambda conditions, conditional, unconditional: (
+        estimate(conditions, conditional, "denoiser"),
+        estimate(conditions, unconditional, "unconditional"),
     )
 
 
 @functools.cache
 def run(name):
+    """Returns (conditions) -> x_0 of the conditional and of the unconditional model."""
     both = estimates(name)
-    return jax.jit(lambda conditions_of_samples: both(conditions_of_samples, {}, {}))
+    return jax.jit(lambda conditions: both(conditions, {}, {}))
 
 
-def gradients(name, own):
-    """Of what is conditional and of what is not, by values of their own."""
+def gradients(name, values):
+    """Returns the gradients of the conditional and of the unconditional estimate, each by `values`."""
     both = functools.partial(estimates(name), example_conditions())
 
     @jax.jit
-    def pulled(own):
-        found, pull = jax.vjp(both, own, own)
-        return pull(found)
+    def differentiate(values):
+        outputs, pull = jax.vjp(both, values, values)
+        return pull(outputs)
 
-    return pulled(own)
+    return differentiate(values)
 
 
-def table_of(variables):
+def token_table(variables):
     return variables["frozen"]["clip"]["params"]["model"]["text"]["token"]
 
 
-def system_clip():
-    system, variables = conditioned.clip()
-    return system.clip(variables)
+def bound_clip():
+    model, variables = conditioned.clip()
+    return model.clip(variables)
 
 
 def others(tree):
-    """Of each example what was another's."""
+    """Returns the values of other examples for each example."""
     return jax.tree.map(lambda x: np.roll(x, 2, axis=0), tree)
 
 
 def apart(a, b):
-    """By example."""
+    """Returns the largest difference of each example, [B]."""
     return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
 
 
 def inpainting_conditions(mask=1.0):
-    """A picture to be painted in, where a mask does not keep it."""
+    """Returns conditions with an image and a constant mask; 1: the known region."""
     return {
         **example_conditions(),
         "image": example_conditions()["original"],
@@ -89,51 +91,50 @@ def inpainting_conditions(mask=1.0):
     }
 
 
-@pytest.mark.parametrize("name", DROPPABLE)
-def test_what_is_told_is_heard_and_what_is_withheld_is_absent(name):
-    """Not a bit depends on it."""
-    (conditional, unconditional), (other, other_untold) = (
+# test_ddpm shows the same of `label`.
+@pytest.mark.parametrize("name", [pytest.param("label", marks=pytest.mark.slow), *DROPPABLE[1:]])
+def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does_not(name):
+    (conditional, unconditional), (other, other_unconditional) = (
         run(name)(example_conditions()),
         run(name)(others(example_conditions())),
     )
     assert (apart(conditional, other) > 1e-3).all() and (apart(conditional, unconditional) > 1e-3).all()
-    np.testing.assert_array_equal(unconditional, other_untold)
+    np.testing.assert_array_equal(unconditional, other_unconditional)
 
 
 @pytest.mark.parametrize("name", ["caption", "clip_text"])
-def test_a_caption_that_is_withheld_is_one_of_no_tokens(name):
-    """Or of nothing but its start, as CLIP has it."""
+def test_a_dropped_caption_equals_an_empty_caption(name):
+    """The caption of CLIP keeps its start token."""
     empty = np.where(np.arange(6) < (name == "clip_text"), example_conditions()["tokens"], NO_TOKEN)
     np.testing.assert_allclose(
         run(name)({**example_conditions(), "tokens": empty})[0], run(name)(example_conditions())[1], atol=1e-5
     )
 
 
-def test_a_sample_may_be_asked_for_without_a_caption_but_of_clip():
-    """A caption of no tokens says nothing to the one encoder; to the other there is none."""
-    silent = {"label": example_conditions()["label"]}
-    found = conditions("caption").encode(inputs(silent))["caption"]
-    np.testing.assert_array_equal(found, np.full((6, 6), NO_TOKEN))
+def test_a_missing_caption_is_empty_and_raises_for_clip_text():
+    without_caption = {"label": example_conditions()["label"]}
+    tokens = conditions("caption").encode(inputs(without_caption))["caption"]
+    np.testing.assert_array_equal(tokens, np.full((6, 6), NO_TOKEN))
     with pytest.raises(UserError, match="this run is conditioned on captions: pass --prompt"):
-        conditions("clip_text").encode(inputs(silent))
+        conditions("clip_text").encode(inputs(without_caption))
 
 
-def test_no_gradient_comes_from_an_embedding_that_is_withheld():
-    embedding = jax.jit(system_clip().embed_images)(example_conditions()["original"])
+def test_a_dropped_embedding_has_no_gradient():
+    embedding = jax.jit(bound_clip().embed_images)(example_conditions()["original"])
     conditional, unconditional = gradients("image_embedding", {"image_embedding": embedding})
     assert (np.abs(conditional["image_embedding"]).max(axis=1) > 1e-4).all()
     np.testing.assert_array_equal(unconditional["image_embedding"], 0.0)
 
 
 @pytest.mark.slow
-def test_no_gradient_comes_from_words_that_are_withheld():
-    """Of the table of CLIP's tokens only the start's row, which is the same for all, has one."""
+def test_dropped_words_have_no_gradient():
+    """In the table of CLIP's tokens, only the row of the start token has a gradient; it is never dropped."""
     conditional, unconditional = gradients(
-        "clip_text", {"table": table_of(conditioned.built("clip_text")[2])["embedding"]}
+        "clip_text", {"table": token_table(conditioned.built("clip_text")[2])["embedding"]}
     )
-    heard = [np.flatnonzero(np.abs(gradient["table"]).max(axis=1)) for gradient in (conditional, unconditional)]
-    np.testing.assert_array_equal(heard[0], np.unique(np.maximum(example_conditions()["tokens"], 0)))
-    np.testing.assert_array_equal(heard[1], [0])
+    rows = [np.flatnonzero(np.abs(gradient["table"]).max(axis=1)) for gradient in (conditional, unconditional)]
+    np.testing.assert_array_equal(rows[0], np.unique(np.maximum(example_conditions()["tokens"], 0)))
+    np.testing.assert_array_equal(rows[1], [0])
 
 
 RATES = {"label": 0.1, "label_token": 0.2, "caption": 0.3, "clip_text": 0.4, "image_embedding": 0.5}
@@ -141,28 +142,29 @@ COUNT = 10_000
 
 
 def conditions(*names, **changes):
-    """The conditions of a config; what CLIP would say of them is not conditions_of_samples."""
-    system, variables = conditioned.clip()
-    made = conditioned.config(*names, **changes)
-    return make_conditions(made, SPEC, pixel_space(SPEC), abstract_value(system.clip, variables))
+    """Returns the conditions of a config, with an abstract CLIP."""
+    model, variables = conditioned.clip()
+    config = conditioned.config(*names, **changes)
+    return make_conditions(config, SPEC, pixel_space(SPEC), abstract_value(model.clip, variables))
 
 
 @functools.cache
-def rated():
+def conditions_with_rates():
     rates = {f"conditions__{name}__dropout": rate for name, rate in RATES.items() if name != "label"}
     return conditions(*RATES, diffusion__label_dropout=RATES["label"], **rates)
 
 
-def values(count=COUNT):
+def encoded_values(count=COUNT):
+    """Returns encoded conditions of `count` examples, none of them null."""
     tokens = np.where(np.arange(6) < 2 + np.arange(count)[:, None] % 5, 7, NO_TOKEN).astype(np.int32)
     label = (np.arange(count) % 10).astype(np.int32)
-    picture = {"embedding": np.random.default_rng(0).normal(size=(count, 12)), "present": np.ones(count, bool)}
-    conditional = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
-    return {**conditional, "image_embedding": jax.tree.map(jnp.asarray, picture)}
+    image_embedding = {"embedding": np.random.default_rng(0).normal(size=(count, 12)), "present": np.ones(count, bool)}
+    discrete = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
+    return {**discrete, "image_embedding": jax.tree.map(jnp.asarray, image_embedding)}
 
 
-def absent(found):
-    """Of each condition whether an example is without it."""
+def is_null(found):
+    """Returns whether each example has the null value, [B], for each condition."""
     return {
         "label": np.asarray(found["label"] == 10),
         "label_token": np.asarray(found["label_token"] == 10),
@@ -174,213 +176,226 @@ def absent(found):
 
 @functools.cache
 def dropped(count=COUNT):
-    return jax.jit(rated().drop_randomly)(values(count), keys(COUNT)[:count])
+    return jax.jit(conditions_with_rates().drop_randomly)(encoded_values(count), keys(COUNT)[:count])
 
 
-def test_each_is_dropped_at_its_rate_and_by_itself():
-    """Pairs are dropped together as often as independent ones are."""
-    gone = absent(dropped())
+def test_conditions_are_dropped_independently_at_their_rates():
+    """The rate of dropping a pair is the product of both rates."""
+    is_dropped = is_null(dropped())
 
-    def expect(found, rate):
+    def assert_rate(found, rate):
         np.testing.assert_allclose(found.mean(), rate, atol=4.5 * np.sqrt(rate * (1 - rate) / COUNT))
 
     for name, rate in RATES.items():
-        expect(gone[name], rate)
+        assert_rate(is_dropped[name], rate)
     for a, b in itertools.combinations(RATES, 2):
-        expect(gone[a] & gone[b], RATES[a] * RATES[b])
+        assert_rate(is_dropped[a] & is_dropped[b], RATES[a] * RATES[b])
 
 
-def test_what_is_not_dropped_is_kept():
-    gone, before, after = absent(dropped()), values(), dropped()
+def test_conditions_that_are_not_dropped_are_unchanged():
+    is_dropped, before, after = is_null(dropped()), encoded_values(), dropped()
     for name in RATES:
         for old, new in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
-            np.testing.assert_array_equal(np.asarray(new)[~gone[name]], np.asarray(old)[~gone[name]])
-    assert (np.asarray(after["clip_text"])[:, 0] == 7).all()  # its start, even where the rest is dropped
+            np.testing.assert_array_equal(np.asarray(new)[~is_dropped[name]], np.asarray(old)[~is_dropped[name]])
+    assert (np.asarray(after["clip_text"])[:, 0] == 7).all()  # the start token is never dropped
 
 
-def test_what_is_dropped_is_of_each_examples_key_alone():
+def test_dropping_depends_on_the_key_of_the_example_alone():
     few = dropped(10)
     for old, new in zip(jax.tree.leaves(dropped()), jax.tree.leaves(few), strict=True):
         np.testing.assert_array_equal(np.asarray(old)[:10], new)
 
 
-def test_what_is_never_dropped_is_never_withheld():
-    none = conditions("caption", "low_res_image", conditions__caption__dropout=0.0)
-    given = {"caption": values()["caption"], "low_res_image": None}
-    assert not none.supports_guidance
-    assert none.drop_randomly(given, keys(COUNT))["caption"] is given["caption"]
-    assert none.drop_all(given, COUNT)["caption"] is given["caption"]
-    assert rated().supports_guidance
+def test_conditions_without_dropout_are_never_dropped():
+    without_dropout = conditions("caption", "low_res_image", conditions__caption__dropout=0.0)
+    encoded = {"caption": encoded_values()["caption"], "low_res_image": None}
+    assert not without_dropout.supports_guidance
+    assert without_dropout.drop_randomly(encoded, keys(COUNT))["caption"] is encoded["caption"]
+    assert without_dropout.drop_all(encoded, COUNT)["caption"] is encoded["caption"]
+    assert conditions_with_rates().supports_guidance
 
 
 @pytest.mark.slow
-def test_training_withholds_a_caption_from_its_share():
-    """A loss is that of no caption, whatever the caption, of some examples by their keys; of the rest it is not."""
-    _, system, variables = conditioned.built("caption")
+def test_training_drops_captions_at_their_rate():
+    """The loss of an example equals that without a caption, or depends on the caption, by the key."""
+    _, model, variables = conditioned.built("caption")
     batch = tiny.batch(31)
     loss = jax.jit(
-        lambda tokens: system.losses["model"](variables, {**batch, "tokens": tokens}, keys(31), tiny.moment())[0]
+        lambda tokens: model.losses["model"](variables, {**batch, "tokens": tokens}, keys(31), tiny.moment())[0]
     )
-    none, one, other = (
+    without, one, other = (
         np.asarray(loss(tokens)) for tokens in (np.full((31, 6), NO_TOKEN), batch["tokens"], others(batch["tokens"]))
     )
-    gone = one == none
-    np.testing.assert_array_equal(gone, other == none)
-    assert 2 <= gone.sum() <= 16  # a quarter of 31
-    assert (np.abs(one - other) > 1e-6)[~gone].all()
+    is_dropped = one == without
+    np.testing.assert_array_equal(is_dropped, other == without)
+    assert 2 <= is_dropped.sum() <= 16  # a quarter of 31
+    assert (np.abs(one - other) > 1e-6)[~is_dropped].all()
 
 
-def inputs(about, *, level=None, encode=lambda x: x, seed=0):
-    return ConditionInputs(about, None, encode, keys(len(about["label"]), seed), level)
+def inputs(values, *, level=None, encode=lambda x: x, seed=0):
+    return ConditionInputs(values, keys(len(values["label"]), seed), encode_image=encode, augmentation_level=level)
 
 
-def enlarged(images, factor):
-    """Linear interpolation at half-pixel centres along both axes; np.interp repeats the edges."""
+def upsampled(images, factor):
+    """Returns images interpolated linearly at half-pixel centres along both axes; np.interp repeats the edges."""
     for axis in (1, 2):
         side = images.shape[axis]
-        places = (np.arange(factor * side) + 0.5) / factor - 0.5
-        along = functools.partial(np.interp, places, np.arange(side))
+        positions = (np.arange(factor * side) + 0.5) / factor - 0.5
+        along = functools.partial(np.interp, positions, np.arange(side))
         images = np.apply_along_axis(along, axis, images)
     return images
 
 
-def test_a_smaller_image_is_told_enlarged_beside_its_level():
-    """At level 0 it is the picture itself, averaged down; the level is conditional by sines and cosines of it."""
-    made, picture = conditions("low_res_image"), example_conditions()["original"]
-    found = made.encode(inputs(example_conditions(), level=0.0))
-    small = np.asarray(picture).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
+def test_a_low_res_image_is_upsampled_and_its_level_embedded():
+    """At level 0 the image is averaged over squares; the level is embedded by sines and cosines."""
+    all_conditions, original = conditions("low_res_image"), example_conditions()["original"]
+    found = all_conditions.encode(inputs(example_conditions(), level=0.0))
+    small = np.asarray(original).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
     np.testing.assert_allclose(found["low_res_image"]["image"], small, atol=1e-6)
-    conditional = made.network_inputs({}, found, None)
-    np.testing.assert_allclose(conditional.channels, enlarged(small, 2), atol=1e-5)
-    assert conditional.context is None and conditional.label is None
-    own = made.encode(
-        inputs({"label": example_conditions()["label"], "low_res_image": small[::-1]}, level=0.0)
-    )  # of the stage before
-    np.testing.assert_allclose(made.network_inputs({}, own, None).channels, enlarged(small[::-1], 2), atol=1e-5)
+    network_inputs = all_conditions.network_inputs({}, found, None)
+    np.testing.assert_allclose(network_inputs.channels, upsampled(small, 2), atol=1e-5)
+    assert network_inputs.context is None and network_inputs.label is None
+    values = {"label": example_conditions()["label"], "low_res_image": small[::-1]}  # of the previous stage
+    previous = all_conditions.encode(inputs(values, level=0.0))
+    np.testing.assert_allclose(
+        all_conditions.network_inputs({}, previous, None).channels, upsampled(small[::-1], 2), atol=1e-5
+    )
     angles = 1000 * 0.3 / 10000 ** (np.arange(16) / 16)
-    waves = made.network_inputs({}, made.encode(inputs(example_conditions(), level=0.3)), None).embedding
+    waves = all_conditions.network_inputs(
+        {}, all_conditions.encode(inputs(example_conditions(), level=0.3)), None
+    ).embedding
     np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
 
 
-def test_in_training_each_picture_is_degraded_to_a_level_of_its_own():
-    """Uniform, by its key, and that is the level which is conditional: noise of half of it on nothing at all."""
+def test_in_training_each_image_has_its_own_augmentation_level():
+    """Levels are uniform and depend on the key; the standard deviation of the noise is half of the encoded level."""
     blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
-    degraded = jax.jit(
-        lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, None, None, keys, None))["low_res_image"]
-    )
+    degraded = jax.jit(lambda keys: conditions("low_res_image").encode(ConditionInputs(blank, keys))["low_res_image"])
     found = degraded(keys(1000))
     level, noise = np.sort(found["level"]), found["image"] / found["level"][:, None, None, None]
     assert len(np.unique(level)) == 1000
-    assert np.abs(level - (np.arange(1000) + 0.5) / 1000).max() < 1.63 / np.sqrt(1000)  # Kolmogorov's, at 1 %
+    assert np.abs(level - (np.arange(1000) + 0.5) / 1000).max() < 1.63 / np.sqrt(1000)  # Kolmogorov-Smirnov at 1 %
     np.testing.assert_allclose(np.mean(np.square(noise)), 0.25, rtol=5 * np.sqrt(2 / 16_000))
-    turned = degraded(keys(1000)[::-1])
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[::-1], turned), found)
+    of_reversed = degraded(keys(1000)[::-1])
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[::-1], of_reversed), found)
 
 
 @functools.cache
 def sampled(name, **changes):
-    """(what is conditions_of_samples, the plan) -> samples by the same keys."""
-    made, system, variables = conditioned.built(name, **changes)
-    draw = jax.jit(lambda conditions_of_samples, plan: system.sample(variables, keys(), conditions_of_samples, plan))
-    return lambda conditions_of_samples, **settings: np.asarray(
-        draw(conditions_of_samples, system.make_settings(made.sampler, **settings))
+    """Returns (conditions, **settings) -> samples with the same keys."""
+    config, model, variables = conditioned.built(name, **changes)
+    sample = jax.jit(lambda conditions, settings: model.sample(variables, keys(), conditions, settings))
+    return lambda conditions, **settings: np.asarray(
+        sample(conditions, model.make_settings(config.sampler, **settings))
     )
 
 
-def test_a_sample_hears_the_level_and_the_picture_that_it_is_asked_for():
-    """With nothing degraded it is the level alone that differs."""
-    draw = sampled("low_res_image", conditions__low_res_image__degradation="none")
-    none, some = draw(example_conditions()), draw(example_conditions(), augmentation=0.7)
-    assert (apart(none, some) > 1e-3).all()
-    assert (apart(none, draw(others(example_conditions()))) > 1e-3).all()
-    np.testing.assert_array_equal(none, draw(example_conditions(), augmentation=0.0))
+def test_samples_depend_on_the_augmentation_level_and_the_low_res_image():
+    """With degradation "none", the level only changes its embedding."""
+    sample = sampled("low_res_image", conditions__low_res_image__degradation="none")
+    clean, augmented = sample(example_conditions()), sample(example_conditions(), augmentation=0.7)
+    assert (apart(clean, augmented) > 1e-3).all()
+    assert (apart(clean, sample(others(example_conditions()))) > 1e-3).all()
+    np.testing.assert_array_equal(clean, sample(example_conditions(), augmentation=0.0))
 
 
-def test_a_level_that_degrades_nothing_is_refused():
+def test_invalid_augmentation_levels_raise():
     for name, level, message in (
         ("low_res_image", 1.5, "must be a finite number from 0 to 1"),
         ("caption", 0.5, "only supported for upsamplers"),
     ):
-        made, system, _ = conditioned.built(name)
+        config, model, _ = conditioned.built(name)
         with pytest.raises(UserError, match=message):
-            system.make_settings(made.sampler, augmentation=level)
+            model.make_settings(config.sampler, augmentation=level)
 
 
-def test_an_erased_image_is_the_picture_where_it_is_kept_and_says_where():
-    made, picture = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
-    conditional = jax.jit(
-        lambda about, keys: made.network_inputs(
-            {}, made.encode(ConditionInputs(about, None, lambda x: x, keys, None)), None
+def test_a_masked_image_is_the_known_region_and_the_mask():
+    all_conditions, original = conditions("masked_image"), np.asarray(example_conditions(64)["original"])
+    network_inputs = jax.jit(
+        lambda values, keys: all_conditions.network_inputs(
+            {}, all_conditions.encode(ConditionInputs(values, keys, encode_image=lambda x: x)), None
         )
     )
-    channels = np.asarray(conditional(example_conditions(64), keys(64)).channels)
-    image, erased = channels[..., :1], channels[..., 1:]
-    assert channels.shape == (64, 8, 8, 2) and set(np.unique(erased)) == {0.0, 1.0}
-    np.testing.assert_array_equal(image, np.where(erased == 1.0, 0.0, picture))
-    shares = erased.mean(axis=(1, 2, 3))
-    assert shares.min() > 0 and len(np.unique(erased.reshape(64, -1), axis=0)) > 30 and 0.3 < shares.mean() < 0.7
-    turned = conditional(jax.tree.map(lambda x: x[::-1], example_conditions(64)), keys(64)[::-1]).channels
-    np.testing.assert_array_equal(turned[::-1], channels)
+    channels = np.asarray(network_inputs(example_conditions(64), keys(64)).channels)
+    image, masked = channels[..., :1], channels[..., 1:]
+    assert channels.shape == (64, 8, 8, 2) and set(np.unique(masked)) == {0.0, 1.0}
+    np.testing.assert_array_equal(image, np.where(masked == 1.0, 0.0, original))
+    shares = masked.mean(axis=(1, 2, 3))
+    assert shares.min() > 0 and len(np.unique(masked.reshape(64, -1), axis=0)) > 30 and 0.3 < shares.mean() < 0.7
+    of_reversed = network_inputs(jax.tree.map(lambda x: x[::-1], example_conditions(64)), keys(64)[::-1]).channels
+    np.testing.assert_array_equal(of_reversed[::-1], channels)
 
 
-def test_of_a_sample_without_a_picture_all_is_erased():
-    made = conditions("masked_image")
+def test_without_an_image_everything_is_masked():
+    all_conditions = conditions("masked_image")
     channels = np.asarray(
-        made.network_inputs({}, made.encode(inputs({"label": example_conditions()["label"]})), None).channels
+        all_conditions.network_inputs(
+            {}, all_conditions.encode(inputs({"label": example_conditions()["label"]})), None
+        ).channels
     )
     np.testing.assert_array_equal(channels, np.broadcast_to([0.0, 1.0], (6, 8, 8, 2)))
 
 
-def test_a_mask_that_is_given_says_what_is_kept():
-    made, about = conditions("masked_image"), inpainting_conditions()
-    about["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
-    channels = made.network_inputs({}, made.encode(inputs(about)), None).channels
-    kept = np.concatenate([about["image"] * about["mask"], 1 - about["mask"]], axis=-1)
-    np.testing.assert_array_equal(channels, kept)
-    np.testing.assert_array_equal(made.network_inputs({}, made.encode(inputs(about, seed=1)), None).channels, kept)
+def test_a_passed_mask_selects_the_known_region():
+    all_conditions, values = conditions("masked_image"), inpainting_conditions()
+    values["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
+    channels = all_conditions.network_inputs({}, all_conditions.encode(inputs(values)), None).channels
+    expected = np.concatenate([values["image"] * values["mask"], 1 - values["mask"]], axis=-1)
+    np.testing.assert_array_equal(channels, expected)
+    np.testing.assert_array_equal(
+        all_conditions.network_inputs({}, all_conditions.encode(inputs(values, seed=1)), None).channels, expected
+    )
 
 
-def test_a_coarser_position_is_erased_where_any_of_its_pixels_is():
+def test_a_position_of_x_is_masked_if_any_of_its_pixels_is():
     space = pixel_space(SPEC, 2)
-    made = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
-    about = inpainting_conditions()
-    about["mask"][:, 3, 5] = 0.0
+    all_conditions = make_conditions(conditioned.config("masked_image", diffusion__downsample=2), SPEC, space)
+    values = inpainting_conditions()
+    values["mask"][:, 3, 5] = 0.0
     channels = np.asarray(
-        made.network_inputs({}, made.encode(inputs(about, encode=lambda x: space.encode({}, x))), None).channels
+        all_conditions.network_inputs(
+            {}, all_conditions.encode(inputs(values, encode=lambda x: space.encode({}, x))), None
+        ).channels
     )
     assert channels.shape == (6, 4, 4, 2)
     assert (channels[:, 1, 2, 1] == 1).all() and channels[..., 1].sum() == 6
-    averaged = np.asarray(about["original"]).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
-    there = channels[..., 1] == 0
-    np.testing.assert_allclose(channels[..., 0][there], averaged[..., 0][there], atol=1e-6)
+    averaged = np.asarray(values["original"]).reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
+    known = channels[..., 1] == 0
+    np.testing.assert_allclose(channels[..., 0][known], averaged[..., 0][known], atol=1e-6)
 
 
-def test_painting_in_leaves_what_is_known_and_is_told_it():
-    draw, about = sampled("masked_image"), inpainting_conditions()
-    about["mask"][:, :, 4:] = 0.0
-    found, picture = draw(about), np.asarray(about["image"])
-    np.testing.assert_allclose(found[:, :, :4], picture[:, :, :4], atol=1e-6)
-    assert (apart(found[:, :, 4:], picture[:, :, 4:]) > 1e-3).all()
-    other = {**about, "image": np.where(about["mask"] == 1, np.roll(picture, 1, axis=0), picture)}
-    assert (apart(draw(other)[:, :, 4:], found[:, :, 4:]) > 1e-3).all()  # the other half has heard of it
-    hidden = {**about, "image": np.where(about["mask"] == 1, picture, -picture)}
-    np.testing.assert_array_equal(draw(hidden), found)  # and nothing of what is to be painted
+def test_inpainting_keeps_the_known_region_and_is_conditioned_on_it():
+    sample, values = sampled("masked_image"), inpainting_conditions()
+    values["mask"][:, :, 4:] = 0.0
+    samples, image = sample(values), np.asarray(values["image"])
+    np.testing.assert_allclose(samples[:, :, :4], image[:, :, :4], atol=1e-6)
+    assert (apart(samples[:, :, 4:], image[:, :, 4:]) > 1e-3).all()
+    other_known = {**values, "image": np.where(values["mask"] == 1, np.roll(image, 1, axis=0), image)}
+    assert (apart(sample(other_known)[:, :, 4:], samples[:, :, 4:]) > 1e-3).all()
+    other_unknown = {**values, "image": np.where(values["mask"] == 1, image, -image)}
+    np.testing.assert_array_equal(sample(other_unknown), samples)
 
 
-def test_all_together_stand_beside_one_another():
-    """Embeddings and channels along the last axis, contexts along that of tokens, in the config's order."""
-    made = conditions(*ALL)
-    shapes = jax.eval_shape(lambda: made.network_inputs(made.init(keys()[0]), of_all(made), system_clip()))
+def test_all_conditions_are_concatenated_in_the_order_of_the_config():
+    """Embeddings and channels are concatenated along the last axis, contexts along the axis of tokens."""
+    all_conditions = conditions(*ALL)
+    shapes = jax.eval_shape(
+        lambda: all_conditions.network_inputs(all_conditions.init(keys()[0]), encode_all(all_conditions), bound_clip())
+    )
     assert shapes.label.shape == (6,)
-    assert shapes.context.shape == (6, 1 + 6 + 6 + 2, 8)  # label, caption, CLIP's of it, CLIP's of the picture
+    assert shapes.context.shape == (
+        6,
+        1 + 6 + 6 + 2,
+        8,
+    )  # label, caption, CLIP's states of the caption, CLIP's image embedding
     assert shapes.embedding.shape == (6, 8 + 12 + 12 + 32)  # caption, CLIP's two, level
     assert shapes.channels.shape == (6, 8, 8, 1 + 1 + 1)
-    assert made.required_inputs == {"image_embedding": 12, "low_res_image": 4}
-    assert (made.classes, made.num_label_embeddings, made.text.length) == (10, 11, 6)
+    assert all_conditions.required_inputs == {"image_embedding": 12, "low_res_image": 4}
+    assert (all_conditions.classes, all_conditions.num_label_embeddings, all_conditions.text.length) == (10, 11, 6)
 
 
-def of_all(made):
-    return made.encode(inputs(example_conditions(), level=0.0)._replace(clip=system_clip()))
+def encode_all(all_conditions):
+    return all_conditions.encode(inputs(example_conditions(), level=0.0)._replace(clip=bound_clip()))
 
 
 @pytest.mark.parametrize(
@@ -414,37 +429,36 @@ def of_all(made):
         (("caption",), {"conditions__caption__heads": 3}, "config.model: heads=3: must divide"),
     ],
 )
-def test_what_does_not_fit_is_refused(names, changes, message):
-    refused(message, conditioned.config(*names, **changes))
+def test_invalid_configs_raise(names, changes, message):
+    assert_raises(message, conditioned.config(*names, **changes))
 
 
-def refused(message, config, spec=SPEC, **parts):
+def assert_raises(message, config, spec=SPEC, **parts):
     with pytest.raises(UserError, match=message) as caught:
         models.build(config, spec, **parts)
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_clip_does_not_fit_is_refused():
-    """Contexts of its width and another, and tokens of no width at all."""
+def test_contexts_of_different_or_no_width_raise():
     wider = conditioned.config("clip_text", "image_embedding", conditions__image_embedding__width=16)
-    refused("conditions.clip_text 8, conditions.image_embedding 16", wider, clip=conditioned.clip())
-    none = conditioned.config("image_embedding", conditions__image_embedding__width=0)
-    refused("conditions.image_embedding.width=0: tokens must have", none, clip=conditioned.clip())
+    assert_raises("conditions.clip_text 8, conditions.image_embedding 16", wider, clip=conditioned.clip())
+    no_width = conditioned.config("image_embedding", conditions__image_embedding__width=0)
+    assert_raises("conditions.image_embedding.width=0: tokens must have", no_width, clip=conditioned.clip())
 
 
-def test_labels_and_texts_that_there_are_none_of_are_refused():
-    refused(
+def test_missing_labels_and_short_texts_raise():
+    assert_raises(
         "conditions.label_token: the data set does not have labels",
         conditioned.config("label_token"),
         ImageSpec(8, 1, 0),
     )
-    refused("length must be from 3", conditioned.config("caption", text=TEXT | {"length": 2}))
+    assert_raises("length must be from 3", conditioned.config("caption", text=TEXT | {"length": 2}))
 
 
 @pytest.mark.parametrize("name", ["image_embedding", "low_res_image"])
-def test_a_sample_without_what_it_is_made_of_is_refused(name):
-    made, system, variables = conditioned.built(name)
-    about, plan = {"label": example_conditions()["label"]}, system.make_settings(made.sampler)
+def test_a_missing_image_raises(name):
+    config, model, variables = conditioned.built(name)
+    values, settings = {"label": example_conditions()["label"]}, model.make_settings(config.sampler)
     with pytest.raises(UserError, match="conditioned on an image: pass --image=FILE, or sample the full pipeline"):
-        jax.eval_shape(system.sample, variables, keys(), about, plan)
-    assert set(system.required_inputs) == {name}
+        jax.eval_shape(model.sample, variables, keys(), values, settings)
+    assert set(model.required_inputs) == {name}

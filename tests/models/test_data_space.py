@@ -38,8 +38,8 @@ def test_a_factor_that_does_not_divide_the_size_raises(factor):
         pixel_space(SPEC, factor)
 
 
-def test_latents_are_those_of_the_codec():
-    """With the frozen variables, not those that it was built with; decoded images are clipped."""
+def test_latents_match_the_codec():
+    """The codec has the frozen variables of the call; decoded images are clipped."""
     space = latent_space(*conditioned.CODEC)
     variables = {"frozen": {"codec": {"params": {"scale": jnp.full((), 5.0)}}}}
     z = space.encode(variables, GREY)
@@ -51,10 +51,10 @@ def test_latents_are_those_of_the_codec():
 
 @pytest.mark.slow
 def test_latents_of_a_trained_autoencoder_have_unit_variance():
-    """By the statistics of training, computed in NumPy; the scale does not change decoded images."""
-    system = build(tiny.config("kl"), conditioned.SPEC)
-    frozen = {**tiny.randomised(system.init), "frozen": {}}
-    space = latent_space(system, frozen)
+    """The statistics of training are computed in NumPy; the scale does not change decoded images."""
+    model = build(tiny.config("kl"), conditioned.SPEC)
+    frozen = {**tiny.randomised(model.init), "frozen": {}}
+    space = latent_space(model, frozen)
 
     @jax.jit
     def run(statistics):
@@ -75,9 +75,11 @@ def test_thresholds_of_latents_and_embeddings_raise():
     message = f"sampler.threshold={threshold}: is only supported for pixels"
     with pytest.raises(UserError, match=message):
         build(conditioned.latent("caption", sampler__threshold=threshold), conditioned.SPEC, codec=conditioned.CODEC)
-    made = conditioned.latent("caption")
+    latent_config = conditioned.latent("caption")
     with pytest.raises(UserError, match=message):
-        build(made, conditioned.SPEC, codec=conditioned.CODEC).make_settings(made.sampler, threshold=threshold)
+        build(latent_config, conditioned.SPEC, codec=conditioned.CODEC).make_settings(
+            latent_config.sampler, threshold=threshold
+        )
     with pytest.raises(UserError, match=message):
         build(conditioned.prior(sampler__threshold=threshold), conditioned.SPEC, clip=conditioned.clip())
 

@@ -79,14 +79,14 @@ def test_the_last_step_returns_the_clean_image():
 
 def test_a_deterministic_sampler_still_has_random_latents():
     """Samples from one x_T differ by z; the output is the last estimate, a tanh."""
-    made, system, variables = built("ddgan")
+    gan_config, model, variables = built("ddgan")
     keys, label = jax.random.split(jax.random.key(0), 6), jnp.zeros(6, jnp.int32)
-    draw = jax.jit(lambda keys, latent, plan: system.sample(variables, keys, {"label": label, "latent": latent}, plan))
+    draw = jax.jit(lambda keys, latent, plan: model.sample(variables, keys, {"label": label, "latent": latent}, plan))
     latent = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), (6, 8, 8, 1))
-    images = draw(keys, latent, system.make_settings(made.sampler, name="ddim"))
+    images = draw(keys, latent, model.make_settings(gan_config.sampler, name="ddim"))
     assert np.abs(images).max() <= 1
     assert np.asarray(images).std(axis=0).max() > 1e-3  # by z
-    np.testing.assert_array_equal(draw(keys, latent, system.make_settings(made.sampler, name="ddim")), images)
+    np.testing.assert_array_equal(draw(keys, latent, model.make_settings(gan_config.sampler, name="ddim")), images)
 
 
 def test_every_timestep_has_its_own_latent():
@@ -94,19 +94,19 @@ def test_every_timestep_has_its_own_latent():
     calls = []
 
     class Recorder:
-        def init(self, *args, **given):
+        def init(self, *args, **arguments):
             return {"params": {}}
 
-        def apply(self, variables, x, t, *, embedding, **given):
+        def apply(self, variables, x, t, *, embedding, **arguments):
             jax.debug.callback(lambda t, z: calls.append((float(t[0]), np.asarray(z))), t, embedding)
             return x
 
-    made = config("ddgan", mapping__width=4)
-    system = dataclasses.replace(models.build(made, SPEC), unet=Recorder())
+    gan_config = config("ddgan", mapping__width=4)
+    model = dataclasses.replace(models.build(gan_config, SPEC), unet=Recorder())
     mapping = {"dense_0": {"kernel": jnp.eye(4), "bias": jnp.full(4, 10.0)}}  # the style is z, normalised, plus ten
     variables = {"params": {"generator": {"unet": {}, "mapping": mapping}}}
     keys, label = jax.random.split(jax.random.key(0), 64), jnp.zeros(64, jnp.int32)
-    system.sample(variables, keys, {"label": label}, system.make_settings(made.sampler))
+    model.sample(variables, keys, {"label": label}, model.make_settings(gan_config.sampler))
     jax.effects_barrier()
     assert sorted(t for t, _ in calls) == [0, 1, 2, 3]
     latents = np.stack([z for _, z in sorted(calls, key=lambda pair: pair[0])])  # [T, B, Z]

@@ -8,7 +8,8 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.diffusion.conditions import ClassLabel, Conditions
+from diffjax.models.diffusion.condition_kinds import ClassLabel
+from diffjax.models.diffusion.conditions import Conditions
 from diffjax.typing import ImageSpec
 from tests import conditioned, tiny
 
@@ -16,14 +17,13 @@ SPEC = ImageSpec(8, 1, 10)
 
 
 @pytest.fixture(scope="module")
-def unet():
-    """Returns the config of a UNet conditioned on labels, its model, and random variables."""
-    config = tiny.config()
-    return config, *conditioned.with_random_params(models.build(config, SPEC))
+def built():
+    """Returns the config of a model conditioned on labels, the model, and random variables."""
+    return conditioned.built("label")
 
 
-def test_losses_are_per_example(unet):
-    _, model, variables = unet
+def test_losses_are_per_example(built):
+    _, model, variables = built
     batch, keys = tiny.batch(), jax.random.split(jax.random.key(3), 6)
     loss = jax.jit(lambda batch, keys: model.losses["model"](variables, batch, keys, tiny.moment())[0])
     losses = loss(batch, keys)
@@ -42,9 +42,9 @@ def test_labels_are_dropped_at_their_rate():
     np.testing.assert_array_equal(dropped[~is_null], np.asarray(labels)[~is_null])
 
 
-def test_guidance_and_batches_and_compilation(unet):
-    """One program per batch size samples all settings; samples do not depend on the batch; guidance 1 is off."""
-    config, model, variables = unet
+def test_samples_depend_on_the_guidance_but_not_on_the_batch(built):
+    """Guidance 0 is unconditional and 1 is conditional; all settings share one compilation per batch size."""
+    config, model, variables = built
     seeds, labels = np.arange(20), np.arange(20, dtype=np.int32) % 10
     large, small = SampleRunner(model, batch_size=24), SampleRunner(model, batch_size=8)
 
@@ -60,7 +60,7 @@ def test_guidance_and_batches_and_compilation(unet):
     assert np.abs(sample(labels, guidance=3.0) - unguided).max() > 1
 
     noisy = sample(labels, eta=1.0)
-    assert np.abs(sample(labels, small, eta=1.0) - noisy).max() <= 1  # grey level: sums round differently
+    assert np.abs(sample(labels, small, eta=1.0) - noisy).max() <= 1  # one grey level: sums round differently
     later = small(variables, seeds[13:], {"label": labels[13:]}, model.make_settings(config.sampler, 20, eta=1.0))
     assert np.abs(later.astype(int) - noisy[13:]).max() <= 1
 
@@ -95,7 +95,10 @@ PAPERS = {
 }
 
 
-@pytest.mark.parametrize("paper", sorted(PAPERS))
+SLOW = ("EDM", "Improved DDPM, hybrid")  # the others have the same branches
+
+
+@pytest.mark.parametrize("paper", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAPERS])
 def test_choices_of_a_paper_train_and_sample(paper):
     """Gradients are finite and reach all parameters; state of time sampling is updated; samples are finite."""
     choices = {"time_sampling": "uniform"} | PAPERS[paper]
@@ -131,7 +134,7 @@ def test_missing_fields_of_group_norm_raise():
             models.build(config, SPEC)
 
 
-def test_an_unconditional_model_has_no_labels(unet):
+def test_an_unconditional_model_has_no_labels():
     config = tiny.config(diffusion__class_conditional=False, sampler__guidance=1.0)
     model = models.build(config, SPEC)
     assert "label" not in str(jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0))))

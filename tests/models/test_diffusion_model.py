@@ -24,7 +24,7 @@ from tests import conditioned, tiny
 from tests.conditioned import CODEC, DIT, SPEC, clip, keys
 
 BATCH = tiny.batch()
-# a config and the parts that it stands on
+# config, and the trained models that it depends on
 MODELS = {
     "caption": lambda **changes: (conditioned.config("caption", **changes), {}),
     "embedding": lambda **changes: (conditioned.config("image_embedding", **changes), {"clip": clip()}),
@@ -41,179 +41,181 @@ def built(name, **changes):
 
 
 def sample_conditions(name):
-    about = dict(conditioned.example_conditions())
+    conditions = dict(conditioned.example_conditions())
     if name == "decoder":
         embedding = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
-        about["image_embedding"] = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    del about["original"]
-    return about
+        conditions["image_embedding"] = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    del conditions["original"]
+    return conditions
 
 
-# the x_T that samples start from
-FIRST = {
+# initial x_T of the samples
+INITIAL = {
     name: np.random.default_rng(1).normal(size=(6, *shape)).astype(np.float32)
     for name, shape in {"caption": (8, 8, 1), "decoder": (8, 8, 1), "latent": (4, 4, 4), "unclip_prior": (12,)}.items()
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("caption", "latent")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("caption", "latent", "decoder")]
 
 
-@pytest.mark.parametrize("name", ["decoder", "unclip_prior", *SLOW])
+@pytest.mark.parametrize("name", ["unclip_prior", *SLOW])
 def test_guidance_extrapolates_from_the_null_to_the_conditional_model(name):
     """Scale 1 is conditional and 0 unconditional: two DDIM steps, in NumPy."""
-    (config, system, variables), about = built(name), sample_conditions(name)
-    plan = functools.partial(system.make_settings, config.sampler, steps=2)
+    (config, model, variables), conditions = built(name), sample_conditions(name)
+    settings = functools.partial(model.make_settings, config.sampler, steps=2)
 
     @jax.jit
     def estimates(x, t):
-        model = system.bind(variables, about)
-        noise = model.process.schedule(t)
-        return [d(x, noise).x0 for d in (model.denoiser, model.unconditional)], noise, model.decode(x)
+        bound = model.bind(variables, conditions)
+        noise = bound.process.schedule(t)
+        return [d(x, noise).x0 for d in (bound.denoiser, bound.unconditional)], noise, bound.decode(x)
 
     def by_hand(which):
-        noise, x = [estimates(FIRST[name], t)[1] for t in plan().times], FIRST[name]
+        noise, x = [estimates(INITIAL[name], t)[1] for t in settings().times], INITIAL[name]
         for now, then in itertools.pairwise(noise):
             x0 = np.asarray(estimates(x, now.t)[0][which])
             x0 = np.clip(x0, -1, 1) if config.sampler.threshold == "clip" else x0
             x = then.alpha * x0 + then.sigma * (x - now.alpha * x0) / now.sigma
         return np.asarray(estimates(x, noise[0].t)[2])
 
-    guide = jax.jit(lambda plan: system.sample(variables, keys(), {**about, "latent": FIRST[name]}, plan))
+    sample = jax.jit(lambda settings: model.sample(variables, keys(), conditions | {"latent": INITIAL[name]}, settings))
     conditional, unconditional = by_hand(0), by_hand(1)
-    one, near_one, none, two = (guide(plan(guidance=scale)) for scale in (1.0, 1.0 + 1e-6, 0.0, 2.0))
+    one, near_one, zero, two = (sample(settings(guidance=scale)) for scale in (1.0, 1.0 + 1e-6, 0.0, 2.0))
     np.testing.assert_allclose(one, conditional, atol=1e-5)
     np.testing.assert_allclose(near_one, conditional, atol=1e-4)
-    np.testing.assert_allclose(none, unconditional, atol=1e-5)
+    np.testing.assert_allclose(zero, unconditional, atol=1e-5)
     apart = [
         np.abs(np.asarray(a) - b).reshape(6, -1).max(axis=1)
         for a, b in ((conditional, unconditional), (two, conditional))
     ]
     assert (np.array(apart) > 1e-3).all()
-    if system.outputs_embeddings:
+    if model.outputs_embeddings:
         np.testing.assert_allclose(np.linalg.norm(two, axis=1), 1.0, rtol=1e-5)
 
 
 def test_guidance_without_dropout_raises():
     config = conditioned.config("label_token", conditions__label_token__dropout=0.0)
-    system = models.build(config, SPEC)
+    model = models.build(config, SPEC)
     with pytest.raises(UserError, match="another condition's dropout > 0; leave it at 1"):
-        system.make_settings(config.sampler, guidance=2.0)
+        model.make_settings(config.sampler, guidance=2.0)
 
 
 @functools.cache
 def loss_of(name, **changes):
-    """(params, batch, keys) -> losses."""
-    _, system, variables = built(name, **changes)
-    loss = system.losses["model"]
+    """Returns (params, batch, keys) -> losses."""
+    _, model, variables = built(name, **changes)
+    loss = model.losses["model"]
     return jax.jit(lambda params, batch, keys: loss({**variables, "params": params}, batch, keys, tiny.moment())[0])
 
 
-@pytest.mark.parametrize("name", ["unclip_prior", pytest.param("decoder", marks=pytest.mark.slow), *SLOW])
+@pytest.mark.parametrize("name", ["unclip_prior", *SLOW])
 def test_losses_are_per_example(name):
     params, loss = built(name)[2]["params"], loss_of(name)
     whole = loss(params, BATCH, keys())
     assert whole.shape == (6,) and len(np.unique(whole)) == 6
-    turned = loss(params, jax.tree.map(lambda x: x[::-1], BATCH), keys()[::-1])
-    np.testing.assert_allclose(turned[::-1], whole, rtol=1e-4)
+    of_reversed = loss(params, jax.tree.map(lambda x: x[::-1], BATCH), keys()[::-1])
+    np.testing.assert_allclose(of_reversed[::-1], whole, rtol=1e-4)
 
 
-def test_the_loss_of_a_zero_prior_is_the_norm_of_embeddings():
-    """Untrained it predicts zeros in the place of `embedding_scale` times a unit vector of 12 values."""
+def test_the_loss_of_a_prior_that_outputs_zero_is_the_norm_of_embeddings():
+    """The target is `embedding_scale` times a unit vector of 12 values."""
     params = built("unclip_prior")[2]["params"]["model"]
-    silent = {"model": {**params, "out": jax.tree.map(jnp.zeros_like, params["out"])}}
-    np.testing.assert_allclose(loss_of("unclip_prior")(silent, BATCH, keys()), np.full(6, 11.3**2 / 12), rtol=1e-5)
+    zero = {"model": {**params, "out": jax.tree.map(jnp.zeros_like, params["out"])}}
+    np.testing.assert_allclose(loss_of("unclip_prior")(zero, BATCH, keys()), np.full(6, 11.3**2 / 12), rtol=1e-5)
 
 
 ONE_STEP = {"diffusion__timesteps": 1, "sampler__steps": 1}
 
 
 def test_the_loss_is_the_error_of_the_bound_denoiser():
-    """Of what is conditional or withheld, by the example's key: with one level of noise, the last."""
+    """The error is that of the conditional or of the unconditional denoiser, by the example's key; T = 1."""
     batch, half = tiny.batch(16), {"conditions__image_embedding__dropout": 0.5, "diffusion__schedule": "linear"}
-    _, system, variables = built("embedding", **half, **ONE_STEP)
+    _, model, variables = built("embedding", **half, **ONE_STEP)
     result = loss_of("embedding", **half, **ONE_STEP)(variables["params"], batch, keys(16))
 
     @jax.jit
     def estimates():
         x0 = batch["image"] / 127.5 - 1.0
         noise_keys = jax.vmap(lambda key: jax.random.split(key, 4)[2])(keys(16))
-        model = system.bind(variables, {**batch, "original": x0})
-        noise = model.process.schedule(1.0)
+        bound = model.bind(variables, {**batch, "original": x0})
+        noise = bound.process.schedule(1.0)
         eps = normal_each(split_each(noise_keys)[1], (8, 8, 1))
         x = noise.alpha * x0 + noise.sigma * eps
         return [
-            ((d(x, noise).x0 - x0) ** 2).mean((1, 2, 3)) / noise.sigma**2 for d in (model.denoiser, model.unconditional)
+            ((d(x, noise).x0 - x0) ** 2).mean((1, 2, 3)) / noise.sigma**2 for d in (bound.denoiser, bound.unconditional)
         ]
 
-    conditional, unconditional = estimates()  # of v the error is that of x_0 over sigma^2
-    heard, unheard = (np.isclose(result, wanted, rtol=1e-4) for wanted in (conditional, unconditional))
-    assert (heard ^ unheard).all() and 3 <= heard.sum() <= 13
+    conditional, unconditional = estimates()  # the error of v is that of x_0 over sigma^2
+    is_conditional, dropped = (np.isclose(result, expected, rtol=1e-4) for expected in (conditional, unconditional))
+    assert (is_conditional ^ dropped).all() and 3 <= is_conditional.sum() <= 13
 
 
 def test_crops_depend_on_the_key_alone_and_cover_all_positions():
-    """A picture of its pixels' places tells where from."""
-    places = np.moveaxis(np.indices((8, 8)), 0, -1).astype(np.float32)
-    x = np.broadcast_to(places, (500, 8, 8, 2))
+    """The image has the positions of its pixels as values, so that crops show their position."""
+    positions = np.moveaxis(np.indices((8, 8)), 0, -1).astype(np.float32)
+    x = np.broadcast_to(positions, (500, 8, 8, 2))
     crop = jax.jit(lambda keys, x: random_crop(keys, 3, x))
     result = np.asarray(crop(keys(500), x))
     corners = result[:, 0, 0].astype(int)
-    np.testing.assert_array_equal(result, corners[:, None, None] + places[:3, :3])
+    np.testing.assert_array_equal(result, corners[:, None, None] + positions[:3, :3])
     counts = np.zeros((6, 6))
     np.add.at(counts, tuple(corners.T), 1)
-    assert counts.min() > 0 and counts.max() < 40  # of 500 / 36 each
+    assert counts.min() > 0 and counts.max() < 40  # 500 / 36 are expected
     np.testing.assert_array_equal(crop(keys(500), 2 * x), 2 * result)
     np.testing.assert_array_equal(crop(keys(500)[::-1], x)[::-1], result)
 
 
-class Copying(UNet):
-    """Answers with what it is conditional of the picture, and with x_t where that is erased."""
+class CopyingNetwork(UNet):
+    """Outputs the conditioning image, and x_t where that is masked."""
 
     @nn.compact
     def __call__(self, x, t, **inputs):
         self.param("none", nn.initializers.zeros, ())
         assert x.shape[1:] in ((8, 8, 3), (4, 4, 3))
-        x_t, picture, erased = jnp.split(x, 3, axis=-1)
-        return jnp.where(erased == 1.0, x_t, picture) if x.shape[1] == 4 else jnp.zeros_like(x_t)
+        x_t, image, mask = jnp.split(x, 3, axis=-1)
+        return jnp.where(mask == 1.0, x_t, image) if x.shape[1] == 4 else jnp.zeros_like(x_t)
 
 
 def test_images_and_their_conditions_are_cropped_alike():
-    """Without noise to speak of a network that copies errs by nothing, on squares; samples are whole."""
+    """At negligible noise, a network that copies its inputs has no error; samples are not cropped."""
     clean = {"diffusion__parameterization": "x0", "diffusion__schedule": "edm(sigma_max=1e-6)"}
     config = conditioned.config("masked_image", diffusion__crop=4, **clean, **ONE_STEP)
     space, network = (
         pixel_space(SPEC),
-        Copying(1, attention_resolutions=(), middle_attention=False, multipliers=(1, 2)),
+        CopyingNetwork(1, attention_resolutions=(), middle_attention=False, multipliers=(1, 2)),
     )
     conditions = make_conditions(config, SPEC, space)
-    system = make_diffusion_model(config, SPEC, Process.from_config(config.diffusion), space, conditions, network, {})
+    model = make_diffusion_model(config, SPEC, Process.from_config(config.diffusion), space, conditions, network, {})
     variables = {"params": {"model": {"none": jnp.zeros(())}}, "frozen": {}}
-    loss = jax.jit(lambda batch: system.losses["model"](variables, batch, keys(32), tiny.moment())[0])
+    loss = jax.jit(lambda batch: model.losses["model"](variables, batch, keys(32), tiny.moment())[0])
     np.testing.assert_allclose(loss(tiny.batch(32)), np.zeros(32), atol=1e-9)
-    about = {"label": BATCH["label"]}
-    drawn = jax.eval_shape(system.sample, variables, keys(), about, system.make_settings(config.sampler))
-    assert drawn.shape == (6, 8, 8, 1)
+    conditions = {"label": BATCH["label"]}
+    samples = jax.eval_shape(model.sample, variables, keys(), conditions, model.make_settings(config.sampler))
+    assert samples.shape == (6, 8, 8, 1)
 
 
-def test_guided_by_nothing_samples_are_unchanged():
-    """Guided by nothing the same is drawn: of a picture degraded by the sample's key to the level that is asked for."""
-    config, system, variables = conditioned.built("low_res_image")
-    plan, about = system.make_settings(config.sampler, steps=2, augmentation=1.0), conditioned.example_conditions()
-    plain = jax.jit(system.sample)(variables, keys(), about, plan)
-    result = jax.jit(guided(system).sample)({"model": variables}, keys(), about, plan)
-    np.testing.assert_allclose(result, plain, atol=1e-5)
+def test_without_guides_samples_are_unchanged():
+    config, model, variables = conditioned.built("low_res_image")
+    settings = model.make_settings(config.sampler, steps=2, augmentation=1.0)
+    run = jax.jit(
+        lambda sample, variables: sample(variables, keys(), conditioned.example_conditions(), settings),
+        static_argnums=0,
+    )
+    unguided = run(model.sample, variables)
+    np.testing.assert_allclose(run(guided(model).sample, {"model": variables}), unguided, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["decoder", "unclip_prior"])
 def test_eight_devices_train_as_one(name):
     config, parts = MODELS[name]()
-    system, (_, _, variables) = models.build(config, SPEC, **parts), built(name)
-    own = {group: tree for group, tree in variables.items() if group != "frozen"}
-    system = tiny.with_init(system, own)
+    model, (_, _, variables) = models.build(config, SPEC, **parts), built(name)
+    initial = {group: tree for group, tree in variables.items() if group != "frozen"}
+    model = tiny.with_init(model, initial)
     result = []
-    for given in ({"mode": "jit", "num_devices": 1}, {"mode": "pmap", "num_devices": 8}):
-        devices = Devices.create(**given)
-        step, state = compile_step(config, system, make_optimizers(config, system), devices, examples=64)
-        frozen, rows = devices.replicate(system.frozen), []
+    for options in ({"mode": "jit", "num_devices": 1}, {"mode": "pmap", "num_devices": 8}):
+        devices = Devices.create(**options)
+        step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=64)
+        frozen, rows = devices.replicate(model.frozen), []
         for seed in range(3):
             state, metrics = step(state, devices.put_batch(tiny.batch(16, seed)), frozen)
             rows.append([float(metrics["loss"]), float(metrics["grad_norm"])])
@@ -253,10 +255,10 @@ def unet(**fields):
     ],
 )
 def test_invalid_configs_raise(config, message):
-    refused(message, config)
+    assert_raises(message, config)
 
 
-def refused(message, config, **parts):
+def assert_raises(message, config, **parts):
     with pytest.raises(UserError, match=message) as caught:
         models.build(config, SPEC, **parts)
     assert "\n" not in str(caught.value)
@@ -271,4 +273,4 @@ def refused(message, config, **parts):
     ],
 )
 def test_other_conditions_of_the_prior_raise(changes):
-    refused("supports clip_text only", conditioned.prior(**changes), clip=clip())
+    assert_raises("supports clip_text only", conditioned.prior(**changes), clip=clip())

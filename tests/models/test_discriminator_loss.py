@@ -60,13 +60,13 @@ def computed():
             build = functools.partial(DiscriminatorLoss, loss=loss, spectral_norm=False)
             on_linear, penalized = build(Linear(), r1_gamma=1.0), build(Patches(), r1_gamma=3.0)
             through = jax.grad(lambda fake, d=on_linear: d.train_loss(LINEAR, {}, (real,), (fake,))[0].sum())
-            own = jax.grad(lambda fake, d=on_linear: d.generator_loss(LINEAR, {}, fake).sum())
+            separate = jax.grad(lambda fake, d=on_linear: d.generator_loss(LINEAR, {}, fake).sum())
             results[loss] = {
                 "linear": build(Linear(), r1_gamma=0.0).train_loss(LINEAR, {}, (real,), (fake,)),
                 "generator": on_linear.generator_loss(LINEAR, {}, fake),
                 "patches": build(Patches(), r1_gamma=0.0).train_loss(patches, {}, (real,), (fake,)),
                 "penalized": penalized.train_loss(patches, {}, (real,), (fake,)),
-                "gradients": (through(fake), own(fake)),
+                "gradients": (through(fake), separate(fake)),
             }
         return results
 
@@ -97,10 +97,10 @@ def test_r1_is_the_squared_gradient_at_real_images(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_only_the_generator_loss_has_a_gradient_by_fake_images(loss):
-    through, own = computed()[0][loss]["gradients"]
+    through, separate = computed()[0][loss]["gradients"]
     assert not np.any(through)
     slope = np.ones(5) if loss == "hinge" else 1 / (1 + np.exp(linear(FAKE)))  # the logistic one does not saturate
-    np.testing.assert_allclose(own.reshape(5, -1), -slope[:, None] * W[:, 0][None], rtol=1e-4)
+    np.testing.assert_allclose(separate.reshape(5, -1), -slope[:, None] * W[:, 0][None], rtol=1e-4)
 
 
 def test_spectral_normalisation_has_norm_one_and_converges():

@@ -26,19 +26,18 @@ SCHEDULES = {
 
 
 @pytest.fixture(scope="module")
-def made():
+def tiny_dvae():
     """A model whose temperature ends near zero; its variables; and its loss with the gradient, by step."""
-    system = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config("dvae", loss__likelihood="l1", **SCHEDULES), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
 
-    @jax.jit
     def run(params, step):
         whole, keys = {**variables, "params": params}, jax.random.split(jax.random.key(3), 6)
-        loss, aux = system.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
+        loss, aux = model.losses["model"](whole, BATCH, keys, tiny.moment()._replace(step=step))
         return loss.mean(), (loss, aux)
 
     graded = jax.jit(jax.grad(run, has_aux=True))
-    return system, variables, lambda step, params=variables["params"]: graded(params, jnp.asarray(step))
+    return model, variables, lambda step, params=variables["params"]: graded(params, jnp.asarray(step))
 
 
 def with_last_layer(variables, change):
@@ -69,8 +68,8 @@ def test_annealing_has_its_start_end_and_shape(start, end):
 @pytest.mark.parametrize(
     "step,weight,temperature", [(0, 0.5, 2.0), (10, 1.75, 1.7071), (20, 3.0, 1.00005), (40, 3.0, 1e-4)]
 )
-def test_the_kl_is_weighted_by_its_schedule(made, step, weight, temperature):
-    _, (loss, aux) = made[2](step)
+def test_the_kl_is_weighted_by_its_schedule(tiny_dvae, step, weight, temperature):
+    _, (loss, aux) = tiny_dvae[2](step)
     np.testing.assert_allclose(aux.metrics["kl_weight"], weight, rtol=1e-4)
     np.testing.assert_allclose(aux.metrics["temperature"], temperature, rtol=1e-3)
     nats = np.log(2.0) * aux.metrics["kl"]
@@ -78,9 +77,9 @@ def test_the_kl_is_weighted_by_its_schedule(made, step, weight, temperature):
     np.testing.assert_allclose(loss, aux.metrics["reconstruction"] + weight * nats, rtol=1e-4)
 
 
-def test_the_kl_is_that_of_the_logits(made):
+def test_the_kl_is_that_of_the_logits(tiny_dvae):
     """log K minus the entropy, for an encoder with constant logits."""
-    _, variables, graded = made
+    _, variables, graded = tiny_dvae
     logits = np.linspace(-2, 2, 8).astype(np.float32)
     params = with_last_layer(variables, lambda head: {"kernel": 0 * head["kernel"], "bias": jnp.asarray(logits)})
     p = np.exp(logits) / np.exp(logits).sum()
@@ -88,18 +87,18 @@ def test_the_kl_is_that_of_the_logits(made):
     np.testing.assert_allclose(graded(0, params)[1][1].metrics["kl"], nats / 64 / np.log(2), rtol=1e-4)
 
 
-def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
-    system, variables, graded = made
+def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(tiny_dvae):
+    model, variables, graded = tiny_dvae
     params = with_last_layer(variables, confident)
 
     @jax.jit
     def hard(params):
-        codec = system.codec({**variables, "params": params})
+        codec = model.codec({**variables, "params": params})
         codes = codec.to_codes(X)
         return codes, codec.from_codes(codes), codec.decode(codec.encode(X))
 
     codes, of_codes, decoded = hard(params)
-    codec = system.codec(variables)
+    codec = model.codec(variables)
     assert codec.grids == ((4, 4, 1),)
     assert codec.vocabulary == 8
     assert codec.shape == (4, 4, 4)
@@ -115,26 +114,26 @@ def test_at_a_low_temperature_the_relaxed_code_is_the_hard_one(made):
     of_argmax = hard(variables["params"])[1]
     assert np.abs(soft.metrics["reconstruction"] - np.abs(X - of_argmax).mean(axis=(1, 2, 3))).max() > 1e-3
     share = np.bincount(np.asarray(codes[0]).ravel(), minlength=8) / 96
-    np.testing.assert_allclose(system.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.summarize(aux.variables)["codes_used"], (share > 0).mean(), rtol=1e-6)
     np.testing.assert_allclose(aux.variables["codebook"]["usage"][0], share, rtol=1e-5)  # argmax, not the noisy sample
 
 
-def test_gradients_reach_every_parameter(made):
-    gradient, _ = made[2](0)
+def test_gradients_reach_every_parameter(tiny_dvae):
+    gradient, _ = tiny_dvae[2](0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
 
 
-def test_latents_have_unit_variance(made):
+def test_latents_have_unit_variance(tiny_dvae):
     """Latents of training, which equal those of the codec at a low temperature."""
-    system, variables, graded = made
+    model, variables, graded = tiny_dvae
     params = with_last_layer(variables, confident)
     after = {**variables, "params": params, "latents": {"mean": jnp.zeros(()), "square": jnp.ones(())}}
     seen = graded(40, params)[1][1].variables["latents"]
     weight = 40 / 50  # decay: min(0.99, step / (10 + step))
     fresh = {"mean": seen["mean"] / (1 - weight), "square": (seen["square"] - weight) / (1 - weight)}
-    z = jax.jit(lambda latents: system.codec({**after, "latents": latents}).encode(X))(fresh)
+    z = jax.jit(lambda latents: model.codec({**after, "latents": latents}).encode(X))(fresh)
     np.testing.assert_allclose(z.std(), 1.0, rtol=1e-3)
 
 

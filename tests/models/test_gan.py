@@ -35,18 +35,18 @@ TINY = {
 
 def config(name, **changes):
     """A config on digits made tiny; `changes` by dotted name with __ for the dots."""
-    made = load_file(str(tiny.ROOT / "configs" / f"{name}.py")).unlock()
+    gan_config = load_file(str(tiny.ROOT / "configs" / f"{name}.py")).unlock()
     for path, value in (TINY[name] | {path.replace("__", "."): value for path, value in changes.items()}).items():
         section, _, field = path.rpartition(".")
-        (made[section] if section else made)[field] = value
-    return made.lock()
+        (gan_config[section] if section else gan_config)[field] = value
+    return gan_config.lock()
 
 
 @functools.cache
 def built(name):
-    made = config(name)
-    model = models.build(made, SPEC)
-    return made, model, tiny.randomised(model.init)
+    gan_config = config(name)
+    model = models.build(gan_config, SPEC)
+    return gan_config, model, tiny.randomised(model.init)
 
 
 @functools.cache
@@ -104,20 +104,22 @@ def test_gradients_reach_a_group_and_the_discriminator_loss_no_other(name):
 @pytest.mark.parametrize("name", TINY)
 def test_a_sample_depends_on_its_key_and_label_alone(name):
     """Among other examples, and at another position in the batch."""
-    made, model, variables = built(name)
-    generate, settings = SampleRunner(model, batch_size=8), model.make_settings(made.sampler)
+    gan_config, model, variables = built(name)
+    generate, settings = SampleRunner(model, batch_size=8), model.make_settings(gan_config.sampler)
     labels = np.arange(16, dtype=np.int32) % 10
     images = generate(variables, np.arange(16), {"label": labels}, settings)
     assert images.shape == (16, 8, 8, 1)
     order = np.random.default_rng(0).permutation(16)[:11]
-    again = generate(variables, order, {"label": labels[order]}, settings)
-    assert np.abs(images[order].astype(int) - again).max() <= 1  # one grey level, by rounding
+    repeated = generate(variables, order, {"label": labels[order]}, settings)
+    assert np.abs(images[order].astype(int) - repeated).max() <= 1  # one grey level, by rounding
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_unconditional_model_has_no_label_embedding(name):
-    made = config(name, **{"model__class_conditional" if name == "gan" else "diffusion__class_conditional": False})
-    model = models.build(made, SPEC._replace(classes=0))
+    gan_config = config(
+        name, **{"model__class_conditional" if name == "gan" else "diffusion__class_conditional": False}
+    )
+    model = models.build(gan_config, SPEC._replace(classes=0))
     assert model.classes == 0
     variables = jax.eval_shape(model.init, jax.random.key(0))
     assert "label" not in str(jax.tree.structure(variables))
@@ -127,11 +129,11 @@ def test_an_unconditional_model_has_no_label_embedding(name):
 
 
 def test_truncation_bounds_z_and_compiles_once():
-    made, model, variables = built("gan")
+    gan_config, model, variables = built("gan")
     generator, labels = SampleRunner(model, batch_size=8), {"label": np.zeros(8, np.int32)}
     spreads = []
     for bound in (float("inf"), 1.0, 1e-3):
-        images = generator(variables, range(8), labels, model.make_settings(made.sampler, truncation=bound))
+        images = generator(variables, range(8), labels, model.make_settings(gan_config.sampler, truncation=bound))
         spreads.append(images.std(axis=0).mean())
     assert generator.compilations == 1
     assert spreads[0] > spreads[1] > 10 * spreads[2]
@@ -139,10 +141,10 @@ def test_truncation_bounds_z_and_compiles_once():
 
 def test_untruncated_samples_have_normal_latents():
     """Mean and standard deviation of each pixel, against latents of NumPy."""
-    made, model, variables = built("gan")
+    gan_config, model, variables = built("gan")
     label = jnp.zeros(2000, jnp.int32)
     draw = jax.jit(lambda keys, settings: model.sample(variables, keys, {"label": label}, settings))
-    images = np.asarray(draw(jax.random.split(jax.random.key(0), 2000), model.make_settings(made.sampler)))
+    images = np.asarray(draw(jax.random.split(jax.random.key(0), 2000), model.make_settings(gan_config.sampler)))
     network = Network(8, 1, 10, latent=4, channels=8, multipliers=(1, 2), norm_min_channels=4)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 4)), jnp.float32)
     others = np.asarray(jax.jit(network.apply)({"params": variables["params"]["generator"]}, z, label))

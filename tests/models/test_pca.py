@@ -11,8 +11,9 @@ from scipy import stats
 from diffjax import models
 from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError
-from diffjax.models.autoregressive.prefix import ClipCaptionPrefix, PrefixInputs
+from diffjax.models.autoregressive.prefix import ClipCaptionPrefix
 from diffjax.models.autoregressive.token_models import TransformerPrior
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.pipelines import pca
 from diffjax.typing import TextSpec
@@ -27,32 +28,32 @@ BATCH = tiny.batch()
 
 def config(name="pca", **changes):
     sizes = {"pca": {"model__components": KEPT, "model__bins": BINS, "text": TEXT}, "unclip_ar_prior": {}}
-    given = {"model__layers": 1, "model__condition_dropout": 0.2} if name != "pca" else {}
-    return tiny.config(name, data__image_size=8, **sizes[name] | given | changes)
+    changed = {"model__layers": 1, "model__condition_dropout": 0.2} if name != "pca" else {}
+    return tiny.config(name, data__image_size=8, **sizes[name] | changed | changes)
 
 
 @functools.cache
 def counted():
     """(model, variables after all batches, losses of the last)."""
-    system = models.build(config(), SPEC, clip=clip())
-    statistics = jax.jit(system.init)(jax.random.key(0))["statistics"]
+    model = models.build(config(), SPEC, clip=clip())
+    statistics = jax.jit(model.init)(jax.random.key(0))["statistics"]
 
     @jax.jit
     def step(statistics, batch, i):
-        given = {"params": {"model": {}}, "statistics": statistics, "frozen": system.frozen}
-        return system.losses["model"](given, batch, keys(SIZE), tiny.moment(i, SIZE))
+        changed = {"params": {"model": {}}, "statistics": statistics, "frozen": model.frozen}
+        return model.losses["model"](changed, batch, keys(SIZE), tiny.moment(i, SIZE))
 
     for i, batch in enumerate(BATCHES):
         loss, aux = step(statistics, batch, i)
         statistics = aux.variables["statistics"]
-    return system, {"params": {"model": {}}, "statistics": statistics, "frozen": system.frozen}, loss
+    return model, {"params": {"model": {}}, "statistics": statistics, "frozen": model.frozen}, loss
 
 
 @functools.cache
 def embedded():
     """Embeddings of images and captions of all batches, [STEPS * SIZE, D] each."""
-    system, variables = clip()
-    bound = system.clip(variables)
+    model, variables = clip()
+    bound = model.clip(variables)
     embed = jax.jit(lambda b: (bound.embed_images(to_unit_range(b["image"])), bound.embed_texts(b["tokens"])))
     images, texts = zip(*map(embed, BATCHES), strict=True)
     return np.concatenate(images).astype(np.float64), np.concatenate(texts).astype(np.float64)
@@ -70,7 +71,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_components_are_those_of_all_batches_together():
+def test_components_match_those_of_all_batches():
     """Up to the sign of each component."""
     _, variables, loss = counted()
     (mean, basis, std), statistics = spectrum(), variables["statistics"]
@@ -90,11 +91,11 @@ def scores(embeddings):
 @functools.cache
 def coded():
     """Codes of the images of the first batch, and their embeddings."""
-    system, variables, _ = counted()
+    model, variables, _ = counted()
 
     @jax.jit
     def run(images):
-        codec = system.codec(variables)
+        codec = model.codec(variables)
         codes = codec.to_codes(images)
         return codes[0], codec.from_codes(codes)
 
@@ -112,15 +113,15 @@ def test_codes_are_within_half_a_bin():
     assert len(np.unique(codes)) > BINS // 2
     basis = np.asarray(counted()[1]["statistics"]["basis"], np.float64)
     np.testing.assert_allclose(result, unit(centre @ basis[:KEPT] + spectrum()[0]), atol=1e-4)
-    kept = unit(scores(embedded()[0][:SIZE])[:, :KEPT] @ basis[:KEPT] + spectrum()[0])
-    agree = (result * embedded()[0][:SIZE]).sum(axis=1), (kept * embedded()[0][:SIZE]).sum(axis=1)
+    projected = unit(scores(embedded()[0][:SIZE])[:, :KEPT] @ basis[:KEPT] + spectrum()[0])
+    agree = (result * embedded()[0][:SIZE]).sum(axis=1), (projected * embedded()[0][:SIZE]).sum(axis=1)
     np.testing.assert_allclose(*agree, atol=0.05)  # close to those without bins
 
 
 def test_values_out_of_range_have_the_outermost_codes():
-    system, variables, _ = counted()
+    model, variables, _ = counted()
     narrow = {**variables, "statistics": {**variables["statistics"], "std": variables["statistics"]["std"] * 1e-4}}
-    codes = jax.jit(lambda x: system.codec(narrow).to_codes(x)[0])(to_unit_range(BATCHES[0]["image"]))
+    codes = jax.jit(lambda x: model.codec(narrow).to_codes(x)[0])(to_unit_range(BATCHES[0]["image"]))
     positive = scores(embedded()[0][:SIZE])[:, :KEPT] > 0
     np.testing.assert_array_equal(codes[:, :, 0, 0], np.where(positive, BINS - 1, 0))
 
@@ -134,8 +135,8 @@ def test_projection_on_the_first_components():
     strangers = unit(np.random.default_rng(0).normal(size=(6, D))).astype(np.float32)
     np.testing.assert_allclose(project(statistics, strangers, D), strangers, atol=1e-5)
     for count in (0, 3):
-        wanted = unit(scores(x)[:, :count] @ basis[:count] + spectrum()[0])
-        np.testing.assert_allclose(project(statistics, x.astype(np.float32), count), wanted, atol=1e-4)
+        expected = unit(scores(x)[:, :count] @ basis[:count] + spectrum()[0])
+        np.testing.assert_allclose(project(statistics, x.astype(np.float32), count), expected, atol=1e-4)
 
 
 def agreements(images, texts):
@@ -157,17 +158,17 @@ def test_quantiles_of_the_similarity_are_uniform_over_the_training_set():
 
 @functools.cache
 def prior(**changes):
-    """(config, model, variables, token model)."""
-    made, (codec, variables, _) = config("unclip_ar_prior", **changes), counted()
-    system = models.build(made, SPEC, codec=(codec, variables), clip=clip())
+    """Returns the config, the model, its variables, and its token model."""
+    pca_config, (codec, variables, _) = config("unclip_ar_prior", **changes), counted()
+    model = models.build(pca_config, SPEC, codec=(codec, variables), clip=clip())
     prefix = ClipCaptionPrefix(TextSpec(6, 300), D, 8)
-    model = TransformerPrior.from_config(made, codec.codec(variables), prefix)
-    return made, *conditioned.with_random_params(system), model
+    token_model = TransformerPrior.from_config(pca_config, codec.codec(variables), prefix)
+    return pca_config, *conditioned.with_random_params(model), token_model
 
 
-def test_an_untrained_prior_finds_all_codes_equally_likely():
+def test_an_untrained_prior_has_uniform_probabilities():
     """Its loss is per example."""
-    _, system, variables, model = prior()
+    _, model, variables, token_model = prior()
     params = {
         **variables["params"]["model"],
         "head": jax.tree.map(jnp.zeros_like, variables["params"]["model"]["head"]),
@@ -179,36 +180,36 @@ def test_an_untrained_prior_finds_all_codes_equally_likely():
         np.testing.assert_allclose(aux.metrics[name], np.full(6, np.log2(BINS)), rtol=1e-6)
     whole, _ = loss(variables["params"], BATCH, keys())
     assert whole.shape == (6,) and len(np.unique(whole)) == 6
-    turned, _ = loss(variables["params"], jax.tree.map(lambda x: x[::-1], BATCH), keys()[::-1])
-    np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
+    of_reversed, _ = loss(variables["params"], jax.tree.map(lambda x: x[::-1], BATCH), keys()[::-1])
+    np.testing.assert_allclose(of_reversed[::-1], whole, rtol=1e-5)
     assert (
-        system.output_size == D
-        and system.outputs_embeddings
-        and system.text.length == 6
-        and model.grids == ((KEPT, 1, 1),)
+        model.output_size == D
+        and model.outputs_embeddings
+        and model.text.length == 6
+        and token_model.grids == ((KEPT, 1, 1),)
     )
 
 
 @functools.cache
 def losses():
-    _, system, variables, _ = prior()
-    loss = system.losses["model"]
+    _, model, variables, _ = prior()
+    loss = model.losses["model"]
     return jax.jit(lambda params, batch, keys: loss({**variables, "params": params}, batch, keys, tiny.moment()))
 
 
 @functools.cache
 def prefix_values(training):
-    """Values of the prefix of training pairs, or of samples."""
-    _, _, _, model = prior()
+    """Returns values of the prefix of training pairs, or of samples."""
+    _, _, _, token_model = prior()
     codec, variables, _ = counted()
     bound = clip()[0].clip(clip()[1])
     batch = {name: np.concatenate([b[name] for b in BATCHES]) for name in ("image", "tokens")}
     batch = batch if training else {"tokens": np.tile(batch["tokens"], (6, 1))}
     count = len(batch["tokens"])
     return jax.device_get(
-        jax.jit(lambda batch: model.prefix.encode(PrefixInputs(batch, keys(count), codec.codec(variables), bound)))(
-            batch
-        )
+        jax.jit(
+            lambda batch: token_model.prefix.encode(ConditionInputs(batch, keys(count), bound, codec.codec(variables)))
+        )(batch)
     )
 
 
@@ -221,7 +222,7 @@ def test_training_is_conditioned_on_the_similarity():
 
 
 def test_samples_are_conditioned_on_the_upper_half_of_the_levels():
-    """Uniformly, by their keys."""
+    """Levels are uniform."""
     level = prefix_values(False)["level"]
     assert level.min() >= LEVELS // 2 and level.max() < LEVELS
     counts = np.bincount(level - LEVELS // 2, minlength=LEVELS // 2)
@@ -230,9 +231,9 @@ def test_samples_are_conditioned_on_the_upper_half_of_the_levels():
 
 @functools.cache
 def scored():
-    """(codes [N, KEPT], values [N, ...]) -> -log p of every code."""
-    _, _, variables, model = prior()
-    run = jax.jit(lambda codes, values: model.nll(variables["params"]["model"], codes, values, None)["codes"])
+    """Returns (codes [N, KEPT], values [N, ...]) -> -log p of every code."""
+    _, _, variables, token_model = prior()
+    run = jax.jit(lambda codes, values: token_model.nll(variables["params"]["model"], codes, values, None)["codes"])
     return lambda codes, values: np.asarray(run((codes[:, :, None, None],), values))
 
 
@@ -257,10 +258,9 @@ def test_the_prior_is_causal_and_depends_on_each_condition():
 
 
 def test_null_captions_and_padding_have_no_effect():
-    """Not a bit depends on either."""
-    _, _, _, model = prior()
+    _, _, _, token_model = prior()
     codes, values = np.tile(coded()[0][:1, :, 0, 0], (10, 1)), some(prefix_values(True), np.arange(10))
-    null = scored()(codes, model.prefix.null(values))
+    null = scored()(codes, token_model.prefix.null(values))
     np.testing.assert_array_equal(null, np.broadcast_to(null[:1], null.shape))
     assert (np.abs(scored()(codes, values) - null).max(axis=1) > 1e-3).all()
     padded = ~values["present"][:, :6]
@@ -271,29 +271,31 @@ def test_null_captions_and_padding_have_no_effect():
 
 
 def test_samples_are_guided_unit_norm_embeddings():
-    """Scale 1 equals no guidance, scale 0 the null caption: sampled by hand with the same keys."""
-    made, system, variables, model = prior()
-    (codec, frozen, _), about = counted(), {"label": BATCH["label"], "tokens": BATCH["tokens"]}
+    """Scale 1 equals no guidance, scale 0 the null caption; the reference samples codes with the same keys."""
+    pca_config, model, variables, token_model = prior()
+    (codec, frozen, _), conditions = counted(), {"label": BATCH["label"], "tokens": BATCH["tokens"]}
 
     @jax.jit
     def by_hand():
         bound = codec.codec(frozen)
-        values = model.prefix.encode(
-            PrefixInputs(about, fold_in_each(keys(), 2**31 - 1), bound, clip()[0].clip(clip()[1]))
+        values = token_model.prefix.encode(
+            ConditionInputs(conditions, fold_in_each(keys(), 2**31 - 1), clip()[0].clip(clip()[1]), bound)
         )
-        values = jax.tree.map(lambda *two: jnp.concatenate(two), values, model.prefix.null(values))
+        values = jax.tree.map(lambda *two: jnp.concatenate(two), values, token_model.prefix.null(values))
         known, twice = jnp.zeros((12, 0), jnp.int32), jnp.concatenate([keys(), keys()])
-        codes = model.sample(variables["params"]["model"], twice, values, jax.vmap(jax.random.categorical), known)
+        codes = token_model.sample(variables["params"]["model"], twice, values, jax.vmap(jax.random.categorical), known)
         return jnp.split(bound.from_codes(codes), 2)
 
-    guide = jax.jit(lambda drawing: system.sample(variables, keys(), about, drawing))
+    sample = jax.jit(lambda settings: model.sample(variables, keys(), conditions, settings))
     conditional, unconditional = by_hand()
-    near_one, none, two = (guide(system.make_settings(made.sampler, guidance=scale)) for scale in (1 + 1e-6, 0.0, 2.0))
+    near_one, zero, two = (
+        sample(model.make_settings(pca_config.sampler, guidance=scale)) for scale in (1 + 1e-6, 0.0, 2.0)
+    )
     assert two.shape == (6, D)
     np.testing.assert_allclose(np.linalg.norm(two, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(near_one, conditional, atol=1e-5)
-    np.testing.assert_allclose(none, unconditional, atol=1e-5)
-    assert np.abs(conditional - none).max() > 0.1 and np.abs(two - conditional).max() > 0.1
+    np.testing.assert_allclose(zero, unconditional, atol=1e-5)
+    assert np.abs(conditional - zero).max() > 0.1 and np.abs(two - conditional).max() > 0.1
     assert len(np.unique(conditional, axis=0)) == 6
 
 
@@ -341,6 +343,6 @@ def test_a_prior_with_another_codec_or_without_clip_raises():
 
 
 def test_embeddings_have_no_rows_to_keep():
-    made, system, _, _ = prior()
+    pca_config, model, _, _ = prior()
     with pytest.raises(UserError, match="must keep 1 to"):
-        system.make_settings(made.sampler, keep_fraction=0.5)
+        model.make_settings(pca_config.sampler, keep_fraction=0.5)

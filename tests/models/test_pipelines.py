@@ -14,34 +14,36 @@ from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import TrainedStage
 from diffjax.models.pipelines.pipeline import shared_text
 from diffjax.runs.datasets import image_spec
-from tests import tiny
+from tests import conditioned, tiny
 
 UNCLIP = ("clip", "pca", "prior", "ar_prior", "decoder", "upsampler")
 GLIDE = ("base", "upsampler", "noised_clip")
+# Images are denoised by DiTs of one layer, which compile faster than the UNets of the configs.
+DIT = {"base": {"model": conditioned.DIT}, "decoder": {"model": conditioned.DIT}}
+DIT["upsampler"] = {"model": conditioned.DIT, "diffusion__crop": 0}
 
 
 @functools.cache
-def part(name: str, **changes):
-    """A stage with random weights, as `workdir` opens one."""
-    config = tiny.stage(name, **changes)
-    beside = {"clip": "clip"} | ({"codec": "pca"} if name == "ar_prior" else {})
-    given = {field: part(other) for field, other in beside.items() if config.get(field)}
-    system = models.build(config, image_spec(config), **given)
-    variables = {**tiny.randomised(system.init), "frozen": system.frozen}
-    return TrainedStage(system, variables, config.get("sampler", {}))
+def stage(name: str, **changes) -> TrainedStage:
+    """Returns a stage with random parameters, as `runs.loading` opens it."""
+    config = tiny.stage(name, **DIT.get(name, {}) | changes)
+    dependencies = {"clip": "clip"} | ({"codec": "pca"} if name == "ar_prior" else {})
+    parts = {field: stage(other) for field, other in dependencies.items() if config.get(field)}
+    model = models.build(config, image_spec(config), **parts)
+    return TrainedStage(model, conditioned.with_random_params(model)[1], config.get("sampler", {}))
 
 
-def built(name: str, parts, **changed):
-    """A tiny chain, and its variables."""
+def pipeline(name: str, stages, **changes):
+    """Returns a tiny pipeline and its variables; `changes` are other stages, or None without one."""
     config = tiny.config(f"{name}_shapes", **tiny.SHAPES, sampler={})
-    given = {stage: part(stage) for stage in parts} | changed
-    system = models.build(config, image_spec(config), **{n: p for n, p in given.items() if p})
-    return system, {"params": {}, "frozen": system.frozen}
+    parts = {name: stage(name) for name in stages} | changes
+    model = models.build(config, image_spec(config), **{name: part for name, part in parts.items() if part})
+    return model, {"params": {}, "frozen": model.frozen}
 
 
 @pytest.fixture(scope="module")
 def unclip():
-    return built("unclip", UNCLIP)
+    return pipeline("unclip", UNCLIP)
 
 
 def sample_conditions(count: int = 3) -> dict[str, np.ndarray]:
@@ -54,87 +56,97 @@ def keys(count: int = 3):
     return jax.random.split(jax.random.key(1), count)
 
 
-def test_a_pipeline_is_its_stages_in_sequence(unclip):
-    """Each run by itself, its result copied to the host before the next."""
-    system, variables = unclip
-    plan = system.make_settings({}, prior="diffusion", candidates=2)
+def test_a_pipeline_equals_its_stages_in_sequence(unclip):
+    """Each stage is sampled by itself, and its result is copied to the host before the next."""
+    model, variables = unclip
+    settings = model.make_settings({}, prior="diffusion", candidates=2)
     conditions, frozen = sample_conditions(), variables["frozen"]
-    images = jax.jit(system.sample)(variables, keys(), conditions, plan)
+    images = jax.jit(model.sample)(variables, keys(), conditions, settings)
 
-    def stage(name, keys, condition):
-        run = jax.jit(part(name)[0].sample)
-        return np.asarray(run(frozen[name], keys, condition, plan.stages[name]))
+    def sample(name, keys, condition):
+        run = jax.jit(stage(name).model.sample)
+        return np.asarray(run(frozen[name], keys, condition, settings.stages[name]))
 
-    prior_keys, decoder_keys = split_each(fold_in_each(keys(), 2**16))
-    drawn = np.stack([stage("prior", fold_in_each(prior_keys, k), conditions) for k in range(2)], axis=1)
-    text = np.asarray(part("clip")[0].clip(frozen["clip"]).embed_texts(conditions["tokens"]))
-    best = np.einsum("bkd,bd->bk", drawn, text).argmax(axis=1)
-    embedding = drawn[np.arange(3), best]
+    @jax.jit
+    def split(keys):
+        prior_keys, decoder_keys = split_each(fold_in_each(keys, 2**16))
+        return [fold_in_each(prior_keys, k) for k in range(2)], decoder_keys, fold_in_each(keys, 0)
+
+    prior_keys, decoder_keys, upsampler_keys = split(keys())
+    candidates = np.stack([sample("prior", prior_keys[k], conditions) for k in range(2)], axis=1)
+    texts = np.asarray(jax.jit(stage("clip").model.clip(frozen["clip"]).embed_texts)(conditions["tokens"]))
+    best = np.einsum("bkd,bd->bk", candidates, texts).argmax(axis=1)
+    embedding = candidates[np.arange(3), best]
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=-1), 1.0, atol=1e-5)
-    small = stage("decoder", decoder_keys, {**conditions, "image_embedding": embedding})
+    small = sample("decoder", decoder_keys, {**conditions, "image_embedding": embedding})
     assert small.shape == (3, 8, 8, 3)
-    large = stage("upsampler", fold_in_each(keys(), 0), {**conditions, "low_res_image": small.clip(-1, 1)})
+    large = sample("upsampler", upsampler_keys, {**conditions, "low_res_image": small.clip(-1, 1)})
     assert images.shape == (3, 16, 16, 3)
     np.testing.assert_allclose(images, large, atol=1e-4)
 
 
-def test_without_a_prior_the_embedding_of_the_caption_is_decoded(unclip):
-    system, variables = unclip
-    plan = system.make_settings({}, prior="none")
-    assert set(plan.stages) == {"decoder", "upsampler"}
-    text = part("clip")[0].clip(variables["frozen"]["clip"]).embed_texts(sample_conditions()["tokens"])
-    draw = jax.jit(system.sample)
-    without = draw(variables, keys(), sample_conditions(), plan)
-    given = draw(variables, keys(), {**sample_conditions(), "image_embedding": text}, plan)
-    np.testing.assert_allclose(without, given, atol=1e-5)
+def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
+    model, variables = pipeline("unclip", ("clip", "decoder"))
+    settings = model.make_settings({}, prior="none")
+    assert set(settings.stages) == {"decoder"}
+
+    @jax.jit
+    def sample(conditions):
+        texts = stage("clip").model.clip(variables["frozen"]["clip"]).embed_texts(conditions["tokens"])
+        without = model.sample(variables, keys(), conditions, settings)
+        return without, model.sample(variables, keys(), {**conditions, "image_embedding": texts}, settings)
+
+    without, with_clip = sample(sample_conditions())
+    np.testing.assert_allclose(without, with_clip, atol=1e-5)
 
 
-def test_samples_do_not_depend_on_the_batch_or_devices(unclip):
+def test_samples_do_not_depend_on_the_batch_or_devices():
     """Eight devices, and five samples in batches of eight and of sixteen."""
-    system, variables = unclip
-    plan = system.make_settings({}, prior="none", eta=1.0)
-    whole = SampleRunner(system, batch_size=16)(variables, range(5), sample_conditions(5), plan)
+    model, variables = pipeline("unclip", ("clip", "decoder"))
+    settings = model.make_settings({}, prior="none", eta=1.0)
+    whole = SampleRunner(model, batch_size=16)(variables, range(5), sample_conditions(5), settings)
     last = {name: values[3:] for name, values in sample_conditions(5).items()}
-    images = SampleRunner(system, batch_size=8)(variables, [3, 4], last, plan)
+    images = SampleRunner(model, batch_size=8)(variables, [3, 4], last, settings)
     assert np.abs(images.astype(int) - whole[3:]).max() <= 1
 
 
 @pytest.mark.slow
 def test_a_sweep_over_a_stage_compiles_once(unclip):
-    system, variables = unclip
-    generator = SampleRunner(system, batch_size=8)
+    model, variables = unclip
+    runner = SampleRunner(model, batch_size=8)
     for steps in (1, 3):
         for guidance in (1.0, 3.0):
-            plan = system.make_settings({}, 8, prior="none", **{"decoder:steps": steps, "guidance": guidance})
-            generator(variables, range(2), sample_conditions(2), plan)
-    assert generator.compilations == 1
+            settings = model.make_settings({}, 8, prior="none", **{"decoder:steps": steps, "guidance": guidance})
+            runner(variables, range(2), sample_conditions(2), settings)
+    assert runner.compilations == 1
 
 
 def test_settings_apply_to_the_named_stage(unclip):
-    system, _ = unclip
-    plan = system.make_settings({}, steps=5, guidance=3.0, **{"prior:steps": 7, "upsampler:augmentation": 0.5})
-    assert {name: int(stage.steps) for name, stage in plan.stages.items()} == {"prior": 7, "decoder": 5, "upsampler": 2}
-    assert plan.steps == 14
-    assert plan.stages["decoder"].scales["guidance"] == 3.0
-    assert plan.stages["prior"].scales["guidance"] == 1.0
-    assert plan.stages["upsampler"].scales["augmentation"] == 0.5
+    model, _ = unclip
+    settings = model.make_settings({}, steps=5, guidance=3.0, **{"prior:steps": 7, "upsampler:augmentation": 0.5})
+    steps = {name: stage.num_steps for name, stage in settings.stages.items()}
+    assert steps == {"prior": 7, "decoder": 5, "upsampler": 2}
+    assert settings.num_steps == 14
+    assert settings.stages["decoder"]["guidance"] == 3.0
+    assert settings.stages["prior"]["guidance"] == 1.0
+    assert settings.stages["upsampler"]["augmentation"] == 0.5
 
 
 def test_a_config_may_override_the_settings_of_stages(unclip):
-    system, _ = unclip
-    plan = system.make_settings(
+    model, _ = unclip
+    settings = model.make_settings(
         {"prior": "ar", "candidates": 1, "stages": {"decoder": {"steps": 3}}}, **{"decoder:eta": 1.0}
     )
-    assert set(plan.stages) == {"ar_prior", "decoder", "upsampler"}
-    assert (int(plan.stages["decoder"].steps), float(plan.stages["decoder"].options["eta"])) == (3, 1.0)
+    assert set(settings.stages) == {"ar_prior", "decoder", "upsampler"}
+    assert (settings.stages["decoder"].num_steps, float(settings.stages["decoder"].sampler_options["eta"])) == (3, 1.0)
 
 
 def test_settings_of_an_absent_stage_are_not_used():
-    system, _ = built("unclip", UNCLIP, prior=None, ar_prior=None)
+    model, _ = pipeline("unclip", UNCLIP, prior=None, ar_prior=None)
     settings = {"prior": "none", "stages": {"prior": {"steps": 64}, "decoder": {"steps": 3}}}
-    assert set(system.make_settings(settings).stages) == {"decoder", "upsampler"}
+    assert set(model.make_settings(settings).stages) == {"decoder", "upsampler"}
     with pytest.raises(UserError, match="unknown stage 'prior'"):
-        system.make_settings(settings, **{"prior:steps": 3})
+        model.make_settings(settings, **{"prior:steps": 3})
 
 
 @pytest.mark.parametrize(
@@ -157,9 +169,11 @@ MISFITS = {
     "no decoder": ("unclip", UNCLIP, {"decoder": None}, "decoder='': system=unclip .*unclip_decoder.py"),
     "no CLIP": ("unclip", UNCLIP, {"clip": None}, "clip='': system=unclip requires"),
     "no base": ("glide", GLIDE, {"base": None}, "base='': system=glide requires"),
-    "a decoder of no embedding": ("unclip", UNCLIP, {"decoder": "base"}, "decoder: must be conditioned on CLIP"),
-    "an upsampler of nothing": ("glide", GLIDE, {"upsampler": "base"}, "upsampler: is not an upsampler"),
-    "two upsamplers of one size": (
+    "decoder without image_embedding": (
+        "unclip", UNCLIP, {"decoder": "base"}, "decoder: must be conditioned on CLIP",
+    ),
+    "upsampler without low_res_image": ("glide", GLIDE, {"upsampler": "base"}, "upsampler: is not an upsampler"),
+    "two upsamplers of the same size": (
         "glide", GLIDE, {"upsampler_2": "upsampler"}, "upsampler_2: upsamples images of 8x8, .* samples 16x16",
     ),
 }  # fmt: skip
@@ -167,61 +181,61 @@ MISFITS = {
 
 @pytest.mark.parametrize("case", MISFITS)
 def test_stages_that_do_not_fit_raise(case):
-    name, parts, changed, message = MISFITS[case]
+    name, stages, changes, message = MISFITS[case]
     with pytest.raises(UserError, match=message):
-        built(name, parts, **{stage: other and part(other) for stage, other in changed.items()})
+        pipeline(name, stages, **{field: other and stage(other) for field, other in changes.items()})
 
 
 def test_embeddings_of_another_size_raise():
-    other = part("clip", model__dimensions=8)
+    other = stage("clip", model__dimensions=8)
     with pytest.raises(UserError, match="decoder: has embeddings of 12 values, and clip has 8"):
-        built("unclip", UNCLIP, clip=other)
+        pipeline("unclip", UNCLIP, clip=other)
 
 
 def test_captions_of_another_length_raise():
-    clip = part("clip")[0]
+    clip = stage("clip").model
     longer = dataclasses.replace(clip, text=clip.text._replace(length=20))
     with pytest.raises(UserError, match=r"clip 20 of 300, .*12 of 300 tokens"):
-        shared_text({"clip": longer, "decoder": part("decoder")[0]})
+        shared_text({"clip": longer, "decoder": stage("decoder").model})
 
 
 def test_a_missing_prior_raises():
-    system, _ = built("unclip", UNCLIP, ar_prior=None)
+    model, _ = pipeline("unclip", UNCLIP, ar_prior=None)
     with pytest.raises(UserError, match="ar_prior='': system=unclip with prior=ar requires"):
-        system.make_settings({}, prior="ar")
+        model.make_settings({}, prior="ar")
 
 
-def test_a_clip_of_noised_images_guides():
-    system, variables = built("glide", GLIDE)
-    draw = jax.jit(system.sample)
-    plain = draw(variables, keys(), sample_conditions(), system.make_settings({}))
-    guided = draw(variables, keys(), sample_conditions(), system.make_settings({}, clip_scale=50.0))
-    assert plain.shape == (3, 16, 16, 3)
-    assert np.abs(plain - guided).max() > 1e-3
+def test_a_clip_of_noised_images_guides_the_base_model():
+    model, variables = pipeline("glide", ("base", "noised_clip"))
+    settings = [model.make_settings({}, clip_scale=scale) for scale in (0.0, 50.0)]
+    sample = jax.jit(lambda: [model.sample(variables, keys(), sample_conditions(), each) for each in settings])
+    unguided, guided = sample()
+    assert unguided.shape == (3, 8, 8, 3)
+    assert np.abs(unguided - guided).max() > 1e-3
     assert np.isfinite(guided).all()
 
 
 def test_guidance_without_a_clip_raises():
-    system, _ = built("glide", GLIDE, noised_clip=None)
+    model, _ = pipeline("glide", GLIDE, noised_clip=None)
     with pytest.raises(UserError, match="noised_clip='': system=glide with clip_scale requires"):
-        system.make_settings({}, clip_scale=5.0)
+        model.make_settings({}, clip_scale=5.0)
 
 
 @pytest.mark.slow
 def test_the_known_region_stays_through_all_stages():
-    system, variables = built("glide", GLIDE)
+    model, variables = pipeline("glide", GLIDE)
     image = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
-    kept = np.zeros((3, 16, 16, 3), np.float32)
-    kept[:, :, :8] = 1.0
-    images = jax.jit(system.sample)(
-        variables, keys(), {**sample_conditions(), "image": image, "mask": kept}, system.make_settings({})
+    mask = np.zeros((3, 16, 16, 3), np.float32)
+    mask[:, :, :8] = 1.0
+    images = jax.jit(model.sample)(
+        variables, keys(), {**sample_conditions(), "image": image, "mask": mask}, model.make_settings({})
     )
     np.testing.assert_allclose(images[:, :, :8], image[:, :, :8], atol=1e-5)
     assert np.abs(images[:, :, 8:] - image[:, :, 8:]).mean() > 0.1
 
 
 def test_a_pipeline_trains_nothing(unclip):
-    system = unclip[0]
-    assert not system.losses
-    assert tuple(system.stages) == ("decoder", "prior", "ar_prior", "upsampler")
-    assert system.output_size == 16
+    model = unclip[0]
+    assert not model.losses
+    assert tuple(model.stages) == ("decoder", "prior", "ar_prior", "upsampler")
+    assert model.output_size == 16

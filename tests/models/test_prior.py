@@ -12,9 +12,10 @@ import diffjax
 from diffjax import cli, models
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.autoregressive.prefix import CaptionPrefix, ClassPrefix, NullPrefix, PrefixInputs
+from diffjax.models.autoregressive.prefix import CaptionPrefix, ClassPrefix, NullPrefix
 from diffjax.models.autoregressive.token_models import PixelCNNPrior, TransformerPrior
 from diffjax.models.base import Autoencoder
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.runs.datasets import open_dataset
 from diffjax.typing import ImageSpec, TextSpec
@@ -28,10 +29,10 @@ LN2 = np.log(2.0)
 @functools.cache
 def codec_of(base, **changes):
     """An untrained frozen autoencoder, with many codes in use."""
-    system = models.build(tiny.config(base, **changes), SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(tiny.config(base, **changes), SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
     variables["params"]["model"]["encoder"]["conv_out"]["kernel"] *= 5
-    return system, variables
+    return model, variables
 
 
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
@@ -113,7 +114,7 @@ def result(name):
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
-def test_an_untrained_prior_finds_all_codes_equally_likely(name):
+def test_an_untrained_prior_has_uniform_probabilities(name):
     _, model, variables = built(name)
     last = ("network",) if name == "pixelcnn" else ("head", "text_head")  # the parameters that start at zero
     init = jax.jit(lambda key: {n: p for n, p in model.init(key)["params"]["model"].items() if n in last})
@@ -230,8 +231,8 @@ def test_codes_are_sampled_with_the_probabilities_they_are_scored_with(name):
         assert tuple(level.shape[1:] for level in levels) == model.grids
         codes = flat(levels)
         log_p = by_alternatives(name, codes, np.asarray(values))
-        again = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
-        np.testing.assert_array_equal(again, codes)
+        repeated = log_p.argmax(axis=-1) if greedy else sample_again(log_p, first + np.arange(codes.shape[1]))
+        np.testing.assert_array_equal(repeated, codes)
         if not greedy:
             assert len(np.unique(codes)) > 4
             assert (codes[0] != codes[1]).any()
@@ -253,9 +254,9 @@ def sampler(name):
 def test_a_sample_depends_on_its_seed_and_label_alone(name):
     generate, sample = sampler(name)
     labels, order = np.arange(16, dtype=np.int32) % 10, np.random.default_rng(0).permutation(16)
-    images, again = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
+    images, repeated = sample(np.arange(16), {"label": labels}), sample(order, {"label": labels[order]})
     assert images.shape == (16, 8, 8, 1)
-    assert np.abs(images[order] - again).max() <= 1  # one grey level, by rounding
+    assert np.abs(images[order] - repeated).max() <= 1  # one grey level, by rounding
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
     of_three = {"label": np.full(8, 3, np.int32)}
     greedy = sample(range(50, 58), of_three, top_k=1)
@@ -280,7 +281,7 @@ def test_samples_depend_on_the_caption_and_the_seed():
 KEYS, FIELD = jax.random.split(jax.random.key(5), 6), {"pixelcnn": "label", "dalle": "tokens"}
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "dalle"])
+@pytest.mark.parametrize("name", ["pixelcnn", pytest.param("dalle", marks=pytest.mark.slow)])
 def test_guidance_interpolates_from_the_null_condition(name):
     """Scale 1 equals no guidance, scale 0 the null condition, with the same keys."""
     config, model, variables = built(name)
@@ -353,7 +354,7 @@ def test_an_unconditional_prior_has_the_null_prefix(name):
     model = models.build(tiny.config(file, model__condition="none"), SPEC, codec=codec_of(base))
     assert model.classes == 0 and model.prefix == NullPrefix()
     codec = codec_of(base)[0].codec(codec_of(base)[1])
-    values = model.prefix.encode(PrefixInputs(BATCH, None, codec, None))
+    values = model.prefix.encode(ConditionInputs(BATCH, None, codec=codec))
     np.testing.assert_array_equal(values, model.prefix.null(0 * BATCH["label"]))  # the same for all labels
 
 
@@ -448,15 +449,19 @@ def test_a_prior_resumes(runs, capsys):
 
 ERRORS = {
     "no codec": ("prior", ["--config.codec="], "set --config.codec=WORKDIR"),
-    "codec that is not there": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
-    "codec that is none": ("prior", ["--config.codec=RUNS/prior"], "must be an autoencoder, not a run of system=prior"),
-    "codec of other images": (
+    "missing codec": ("prior", ["--config.codec=nowhere"], "nowhere is not a run"),
+    "codec that is not an autoencoder": (
+        "prior",
+        ["--config.codec=RUNS/prior"],
+        "must be an autoencoder, not a run of system=prior",
+    ),
+    "codec of another image size": (
         "prior",
         ["--config.data.image_size=16"],
         "was trained on 8x8 images with 1 channels, but this config has 16x16 with 1",
     ),
-    "size that does not divide": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
-    "features that are not there": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
+    "image size that is not a multiple": ("vqvae", ["--config.model.factor=16"], "is not a multiple of 16"),
+    "missing features": ("vqvae", ["--config.loss.perceptual_file=nowhere.pth"], "nowhere.pth"),
 }
 
 

@@ -1,13 +1,15 @@
 """The diffusion process of a config, and sampling settings."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import make_sampling_settings
 from tests import tiny
 
 
@@ -15,139 +17,156 @@ def process(**changes) -> Process:
     return Process.from_config(tiny.config(**changes).diffusion)
 
 
-def loss_of(made: Process, network, x0, keys):
-    return made.train_loss(network, x0, keys, made.times.init(made.schedule))[0]
+def losses(process: Process, network, x0, keys, params=None):
+    """Returns losses [B], and the network's time inputs [B] in training."""
+    bound = process.bind(process.init() if params is None else params)
+    times = []
+
+    def recording_network(x, t):
+        times.append(t)
+        return network(x, t)
+
+    return bound.train_loss(recording_network, x0, keys, bound.times.init(bound.schedule))[0], times[0]
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
 
 
 def test_the_loss_is_that_of_ddpm():
     """Algorithm 1 of Ho et al. 2020 in NumPy: a network that is off by a constant has its square as loss."""
-    made = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
+    ddpm = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
     x0 = np.random.default_rng(0).uniform(-1, 1, (64, 4, 4, 1)).astype(np.float32)
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    seen = []
+    alphas, sigmas = (jnp.asarray(f, jnp.float32) for f in (np.sqrt(bar), np.sqrt(1 - bar)))
 
     def network(x, t):
-        index = np.asarray(t).astype(int)
-        seen.append(index)
-        alpha, sigma = (f(bar[index])[:, None, None, None] for f in (np.sqrt, lambda b: np.sqrt(1 - b)))
-        return jnp.asarray((x - alpha * x0) / sigma + 0.3)
+        alpha, sigma = (table[jnp.int32(t)][:, None, None, None] for table in (alphas, sigmas))
+        return (x - alpha * x0) / sigma + 0.3
 
-    loss = loss_of(made, network, x0, jax.random.split(jax.random.key(0), 64))
+    loss, times = jax.jit(lambda keys: losses(ddpm, network, x0, keys))(keys(64))
     np.testing.assert_allclose(loss, 0.09 * np.ones(64), atol=2e-3)
-    assert seen[0].min() >= 0
-    assert seen[0].max() <= 999
-    assert len(np.unique(seen[0])) > 40
+    np.testing.assert_array_equal(times, np.round(times))
+    assert times.min() >= 0
+    assert times.max() <= 999
+    assert len(np.unique(times)) > 40
 
 
-@pytest.mark.parametrize("continuous", [False, True])
-@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
-def test_the_exact_network_has_loss_zero(parameterization, continuous):
+def test_the_exact_network_has_loss_zero():
     """For x_0 = 0 every target is known from x_t alone, so the loss of the right network is zero."""
-    made = process(
-        diffusion__parameterization=parameterization, diffusion__continuous=continuous, diffusion__timesteps=100
-    )
+    axes = list(itertools.product(("eps", "x0", "v"), (False, True)))
+    processes = [
+        process(diffusion__parameterization=name, diffusion__continuous=continuous, diffusion__timesteps=100)
+        for name, continuous in axes
+    ]
 
-    def network(x, t):
-        c = made.coefficients(made.schedule(t + 1))
-        return -x * jax.vmap(lambda c: c.skip / c.out)(c)[:, None]
+    def losses_of(process, keys, error):
+        def network(x, t):
+            c = process.coefficients(process.schedule(t + 1))
+            return error - x * jax.vmap(lambda c: c.skip / c.out)(c)[:, None]
 
-    keys = jax.random.split(jax.random.key(1), 50)
-    np.testing.assert_allclose(loss_of(made, network, jnp.zeros((50, 3)), keys), np.zeros(50), atol=1e-6)
-    worse = loss_of(made, lambda x, t: network(x, t) + 0.5, jnp.zeros((50, 3)), keys)
-    np.testing.assert_allclose(worse, 0.25 * np.ones(50), rtol=1e-4)
+        return losses(process, network, jnp.zeros((50, 3)), keys)[0]
+
+    run = jax.jit(lambda keys, error: [losses_of(process, keys, error) for process in processes])
+    for axis, exact, worse in zip(axes, run(keys(50, 1), 0.0), run(keys(50, 1), 0.5), strict=True):
+        np.testing.assert_allclose(exact, np.zeros(50), atol=1e-6, err_msg=str(axis))
+        np.testing.assert_allclose(worse, 0.25 * np.ones(50), rtol=1e-4, err_msg=str(axis))
 
 
 def test_timesteps_are_uniform():
-    made = process(diffusion__timesteps=4)
-    seen = []
-    loss_of(made, lambda x, t: seen.append(t) or x, jnp.zeros((4000, 1)), jax.random.split(jax.random.key(0), 4000))
-    counts = np.bincount(np.asarray(seen[0]).astype(int), minlength=4)
+    four = process(diffusion__timesteps=4)
+    run = jax.jit(lambda keys: losses(four, lambda x, t: x, jnp.zeros((4000, 1)), keys))
+    counts = np.bincount(np.asarray(run(keys(4000))[1]).astype(int), minlength=4)
     np.testing.assert_allclose(counts, 1000 * np.ones(4), atol=5 * np.sqrt(4000 * 0.25 * 0.75))
 
 
-def test_the_variance_doubles_the_channels_and_learns_from_the_bound():
-    made = process(diffusion__variance="learned_range", diffusion__loss="hybrid")
-    x0, keys = jnp.zeros((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
+def test_a_learned_variance_doubles_the_channels_and_has_a_gradient():
+    """The variance is learned from the variational bound."""
+    learned = process(diffusion__variance="learned_range", diffusion__loss="hybrid")
 
     def loss(spread):
         network = lambda x, t: jnp.concatenate([0.1 * x, jnp.full_like(x, spread)], axis=-1)  # noqa: E731
-        return loss_of(made, network, x0, keys).mean()
+        return losses(learned, network, jnp.zeros((6, 2, 2, 1)), keys(6))[0].mean()
 
-    assert jax.grad(loss)(0.3) != 0
+    assert jax.jit(jax.grad(loss))(0.3) != 0
 
 
-def test_a_learned_schedule_moves_with_its_parameters():
-    made = process(diffusion__schedule="learned", diffusion__loss="vlb")
-    params = made.init()
-    moved = {"schedule": {**params["schedule"], "ends": jnp.array([-10.0, 2.0])}}
-    last = made.bind(moved).schedule(20.0)
-    np.testing.assert_allclose(last.alpha**2, 1 / (1 + np.exp(2.0)), rtol=1e-5)
-    x0, keys = jnp.zeros((6, 2, 2, 1)), jax.random.split(jax.random.key(0), 6)
-    grads = jax.grad(lambda p: loss_of(made.bind(p), lambda x, t: 0.1 * x, x0, keys).mean())(params)
-    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+def test_a_learned_schedule_depends_on_its_parameters():
+    learned = process(diffusion__schedule="learned", diffusion__loss="vlb")
+
+    @jax.jit
+    def run():
+        params = learned.init()
+        changed = {"schedule": {**params["schedule"], "ends": jnp.array([-10.0, 2.0])}}
+        loss = lambda p: losses(learned, lambda x, t: 0.1 * x, jnp.zeros((6, 2, 2, 1)), keys(6), p)[0].mean()  # noqa: E731
+        return learned.bind(changed).schedule(20.0).alpha, jax.grad(loss)(params)
+
+    last_alpha, gradients = run()
+    np.testing.assert_allclose(last_alpha**2, 1 / (1 + np.exp(2.0)), rtol=1e-5)
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
     assert process().init() == {}
 
 
 @pytest.mark.parametrize(("timesteps", "rescale", "most"), [(4000, True, 999.75), (4000, False, 3999), (20, True, 950)])
-def test_the_networks_time_is_rescaled_as_improved_ddpms(timesteps, rescale, most):
+def test_the_time_input_is_rescaled_as_in_improved_ddpm(timesteps, rescale, most):
     """`_scale_timesteps` of its code: (t - 1) * 1000 / T, in training as in sampling."""
-    made = process(diffusion__timesteps=timesteps, diffusion__rescale_timesteps=rescale)
-    seen = []
+    rescaled = process(diffusion__timesteps=timesteps, diffusion__rescale_timesteps=rescale)
 
-    def network(x, time):
-        seen.append(np.asarray(time, np.float64))
-        return 0.1 * x
+    @jax.jit
+    def run(keys):
+        times = []
+        denoise = rescaled.denoiser(lambda x, time: times.append(time) or x)
+        for t in (1, 2, timesteps):
+            denoise(jnp.zeros((2, 3)), rescaled.schedule(float(t)))
+        return times, losses(rescaled, lambda x, time: 0.1 * x, jnp.zeros((500, 1)), keys)[1]
 
-    denoise = made.denoiser(network)
-    for t in (1, 2, timesteps):
-        denoise(jnp.zeros((2, 3)), made.schedule(float(t)))
+    in_sampling, in_training = run(keys(500))
     factor = 1000 / timesteps if rescale else 1
-    np.testing.assert_allclose(np.stack(seen)[:, 0], factor * np.array([0, 1, timesteps - 1]), rtol=1e-6)
-    assert seen[-1][0] == pytest.approx(most)
-    loss_of(made, network, jnp.zeros((500, 1)), jax.random.split(jax.random.key(0), 500))
-    np.testing.assert_allclose(seen[-1] / factor, np.round(seen[-1] / factor), atol=1e-3)
-    assert 0.9 * most < seen[-1].max() <= most
+    np.testing.assert_allclose(np.stack(in_sampling)[:, 0], factor * np.array([0, 1, timesteps - 1]), rtol=1e-6)
+    assert in_sampling[-1][0] == pytest.approx(most)
+    np.testing.assert_allclose(in_training / factor, np.round(in_training / factor), atol=1e-3)
+    assert 0.9 * most < in_training.max() <= most
 
 
-def test_the_networks_time_is_not_rescaled_by_default():
+def test_the_time_input_is_not_rescaled_by_default():
     config = tiny.config().diffusion.copy_and_resolve_references().unlock()
-    del config.rescale_timesteps  # as in configs of before
+    del config.rescale_timesteps  # as in older configs
     assert Process.from_config(config).time_scale == 1.0
 
 
-def settings_of(made, config=None, guided=True, **settings):
-    return make_sampling_settings(made, config or tiny.config().sampler, guided=guided, **settings)
+def settings_of(noising, config=None, guided=True, **settings):
+    return make_diffusion_settings(noising, config or tiny.config().sampler, guided=guided, **settings)
 
 
 def test_settings_of_one_sampler_share_their_structure():
-    made = process()
-    one = settings_of(made, capacity=20, steps=3, eta=0.0)
+    noising = process()
+    one = settings_of(noising, capacity=20, steps=3, eta=0.0)
     other = settings_of(
-        made, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, resample_steps=3
+        noising, capacity=20, steps=20, eta=1.0, guidance=3.0, grid="quadratic", strength=0.5, resample_steps=3
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert [x.shape for x in jax.tree.leaves(one)] == [x.shape for x in jax.tree.leaves(other)]
 
 
-def test_an_option_in_the_name_equals_an_option_of_its_own():
-    made = process()
-    one, other = settings_of(made, name="ddim(eta=0.5)"), settings_of(made, name="ddim", eta=0.5)
+def test_an_option_in_the_name_equals_a_separate_option():
+    noising = process()
+    one, other = settings_of(noising, name="ddim(eta=0.5)"), settings_of(noising, name="ddim", eta=0.5)
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert one.options["eta"] == other.options["eta"] == 0.5
-    assert settings_of(made, name="ddim(eta=0.5)", eta=1.0).options["eta"] == 1.0
+    assert one.sampler_options["eta"] == other.sampler_options["eta"] == 0.5
+    assert settings_of(noising, name="ddim(eta=0.5)", eta=1.0).sampler_options["eta"] == 1.0
 
 
 def test_grids_may_set_the_number_of_steps():
-    assert settings_of(process(), grid="sections(3, 2)", steps=4).steps == 5
-    assert settings_of(process(), grid="sections", steps=4).steps == 4
+    assert settings_of(process(), grid="sections(3, 2)", steps=4).num_steps == 5
+    assert settings_of(process(), grid="sections", steps=4).num_steps == 4
     np.testing.assert_array_equal(settings_of(process(), grid="times(20, 7, 1)").times, [20, 7, 1, 0])
 
 
 def test_strength_sets_the_first_step_of_image_to_image():
-    made = process()  # 20 timesteps
-    assert settings_of(made, steps=20, strength=1.0).begin == 0
-    assert settings_of(made, steps=20, strength=0.5).begin == 10
-    assert settings_of(made, steps=4, strength=0.01).begin == 3  # at least one step is taken
+    noising = process()  # 20 timesteps
+    assert settings_of(noising, steps=20, strength=1.0)["begin"] == 0
+    assert settings_of(noising, steps=20, strength=0.5)["begin"] == 10
+    assert settings_of(noising, steps=4, strength=0.01)["begin"] == 3  # at least one step is taken
 
 
 @pytest.mark.parametrize(

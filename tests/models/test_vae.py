@@ -210,7 +210,7 @@ def test_an_autoregressive_decoder_is_causal():
 
     @jax.jit
     def jacobians(x, z):
-        """By the image and by the latent, of the outputs that score each pixel."""
+        """Returns the Jacobians of the outputs of each pixel by the image and by the latent."""
         decode = lambda x, z: model.networks.decode(params, z, x).sum(axis=(0, 3, 4)).reshape(64)  # noqa: E731
         return jax.jacrev(decode, (0, 1))(x, z)
 
@@ -239,9 +239,9 @@ def test_an_autoregressive_sample_has_the_distribution_that_the_loss_scores():
         return images, jax.vmap(jax.vmap(pixel, (None, 0, 0)), (0, None, 0))(pixel_keys, jnp.arange(64), output)
 
     images, values = jax.device_get(run(keys()))
-    again = np.clip(np.round((values.reshape(6, 8, 8, 1) + 1) * 127.5), 0, 255) / 127.5 - 1
-    assert (np.abs(again - images) > 1e-4).mean() < 0.01
-    assert len(np.unique(again)) > 50
+    rounded = np.clip(np.round((values.reshape(6, 8, 8, 1) + 1) * 127.5), 0, 255) / 127.5 - 1
+    assert (np.abs(rounded - images) > 1e-4).mean() < 0.01
+    assert len(np.unique(rounded)) > 50
 
 
 def test_the_loss_of_an_autoregressive_decoder_is_in_nats():

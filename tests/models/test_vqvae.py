@@ -27,30 +27,29 @@ X = to_unit_range(BATCH["image"])
 @functools.cache
 def built(base="vqvae", **changes):
     config = tiny.config(base, **changes)
-    system = models.build(config, SPEC)
-    variables = {**tiny.randomised(system.init), "frozen": {}}
+    model = models.build(config, SPEC)
+    variables = {**tiny.randomised(model.init), "frozen": {}}
     variables["params"]["model"]["encoder"]["conv_out"]["kernel"] *= 5  # so that latents differ
-    return config, system, variables
+    return config, model, variables
 
 
-def loss_of(system, variables, step=1):
+def loss_of(model, variables, step=1):
     keys = jax.random.split(jax.random.key(3), 6)
-    return system.losses["model"](variables, BATCH, keys, tiny.moment(step))
+    return model.losses["model"](variables, BATCH, keys, tiny.moment(step))
 
 
 @functools.cache
 def graded(**changes):
     """The mean loss's gradient by all variables, the loss [B], aux, and outputs of the codec."""
-    _, system, variables = built(**changes)
+    _, model, variables = built(**changes)
 
-    @jax.jit
     def run(variables):
-        loss, aux = loss_of(system, variables)
-        codec = system.codec(variables)
+        loss, aux = loss_of(model, variables)
+        codec = model.codec(variables)
         codes, z = codec.to_codes(X), codec.encode(X)
         return loss.mean(), (loss, aux, Coded(codes, z / codec.scale, codec.decode(z), codec.from_codes(codes)))
 
-    gradient, (loss, aux, coded) = jax.grad(run, has_aux=True)(variables)
+    gradient, (loss, aux, coded) = jax.device_get(jax.jit(jax.grad(run, has_aux=True))(variables))
     return gradient, loss, aux, coded
 
 
@@ -68,16 +67,16 @@ def leaves(tree):
 @pytest.mark.parametrize("learned", ["ema", "gradient"])
 def test_the_weight_applies_to_the_commitment_loss_only(learned):
     """Commitment and codebook loss have the same value, |z - e|^2."""
-    _, system, variables = built(codebook__update_rule=learned)
+    _, model, variables = built(codebook__update_rule=learned)
     _, loss, aux, coded = graded(codebook__update_rule=learned)
-    book = books(system, variables)[0]
+    book = books(model, variables)[0]
     distance = ((coded.latents[..., None, :] - book[None, None, None]) ** 2).sum(-1).min(-1).mean(axis=(1, 2)) / 4
     np.testing.assert_allclose(aux.metrics["commitment"], distance, rtol=1e-4)
     weight = 0.25 + (learned == "gradient")
     np.testing.assert_allclose(loss, aux.metrics["reconstruction"] + weight * distance, rtol=1e-4)
 
 
-def books(system, variables, level="level_0"):
+def books(model, variables, level="level_0"):
     memory, params = variables["codebook"][level], variables["params"]["model"]["codebook"][level]
     return codebook.means(memory) if "sums" in memory else params["books"] + memory["shift"]
 
@@ -96,12 +95,12 @@ def test_gradients_reach_every_parameter(changes):
 
 
 def test_codebooks_are_parameters_only_with_the_gradient_update_rule():
-    own, memory = {}, {}
+    trained, memory = {}, {}
     for learned in ("ema", "gradient"):
         variables = built(codebook__update_rule=learned)[2]
-        own[learned], memory[learned] = variables["params"]["model"]["codebook"], variables["codebook"]["level_0"]
-    assert jax.tree.leaves(own["ema"]) == []
-    assert own["gradient"]["level_0"]["books"].shape == memory["ema"]["sums"].shape == (1, 8, 4)
+        trained[learned], memory[learned] = variables["params"]["model"]["codebook"], variables["codebook"]["level_0"]
+    assert jax.tree.leaves(trained["ema"]) == []
+    assert trained["gradient"]["level_0"]["books"].shape == memory["ema"]["sums"].shape == (1, 8, 4)
     assert memory["gradient"].keys() == {"counts", "usage", "shift"}
     gradient, _, _, coded = graded(codebook__update_rule="gradient")
     rows = np.abs(gradient["params"]["model"]["codebook"]["level_0"]["books"][0]).max(axis=-1)
@@ -111,15 +110,15 @@ def test_codebooks_are_parameters_only_with_the_gradient_update_rule():
 def test_the_gradient_is_passed_straight_through():
     """Without commitment loss, the encoder gets the gradient of the reconstruction by the codebook entries."""
     config, _, variables = built()
-    system = models.build(tiny.config("vqvae", codebook__commitment=0.0), SPEC)
+    model = models.build(tiny.config("vqvae", codebook__commitment=0.0), SPEC)
     levels = MultiScaleEncoder.from_config(config, SPEC, make_quantizer(config))
     params, memory = variables["params"]["model"], variables["codebook"]
 
     @jax.jit
     def both(encoder):
         def loss(encoder):
-            model = {**params, "encoder": encoder}
-            return loss_of(system, {**variables, "params": {"model": model}})[0].mean()
+            changed = {**params, "encoder": encoder}
+            return loss_of(model, {**variables, "params": {"model": changed}})[0].mean()
 
         vectors = levels.encode(params, memory, X).quantized[0].vectors
         at_codes = jax.grad(lambda z: ((X - levels.networks.reconstruct(params, z)) ** 2 / 0.2).mean())(vectors)
@@ -127,8 +126,8 @@ def test_the_gradient_is_passed_straight_through():
         return jax.grad(loss)(encoder), pull(at_codes)[0]
 
     gradient, expected = both(params["encoder"])
-    for (path, ours), (_, wanted) in zip(leaves(gradient), leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-6, err_msg=str(path))
+    for (path, ours), (_, theirs) in zip(leaves(gradient), leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6, err_msg=str(path))
 
 
 KINDS = {
@@ -151,9 +150,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_codec_encodes_and_decodes(kind):
     changes, grids, vocabulary = KINDS[kind]
-    _, system, variables = built(**changes)
+    _, model, variables = built(**changes)
     _, loss, aux, coded = graded(**changes)
-    codec = system.codec(variables)
+    codec = model.codec(variables)
     assert codec.grids == grids
     assert codec.vocabulary == vocabulary
     assert tuple(level.shape[1:] for level in coded.codes) == grids
@@ -172,12 +171,12 @@ def test_the_codec_encodes_and_decodes(kind):
 @pytest.mark.parametrize("base", ["vqvae", "vqvae2"])
 def test_latents_have_unit_variance(base):
     """Before quantisation with one scale; else the input of the decoder."""
-    _, system, variables = built(base)
+    _, model, variables = built(base)
 
     @jax.jit
     def run(variables):
-        after = {**loss_of(system, variables, step=0)[1].variables, "codebook": variables["codebook"]}
-        codec = system.codec({**variables, **after})
+        after = {**loss_of(model, variables, step=0)[1].variables, "codebook": variables["codebook"]}
+        codec = model.codec({**variables, **after})
         return codec.encode(X), codec.scale
 
     z, scale = run(variables)
@@ -186,8 +185,8 @@ def test_latents_have_unit_variance(base):
 
 
 def test_each_scale_is_conditioned_on_the_coarser_ones_only():
-    _, system, variables = built(**THREE)
-    to_codes = jax.jit(lambda variables: system.codec(variables).to_codes(X)[::-1])  # the finest first
+    _, model, variables = built(**THREE)
+    to_codes = jax.jit(lambda variables: model.codec(variables).to_codes(X)[::-1])  # the finest first
     before, names = to_codes(variables), sorted(variables["codebook"])
     assert names == ["level_0", "level_1", "level_2"]
     for changed, name in enumerate(names):
@@ -202,12 +201,12 @@ def test_each_scale_is_conditioned_on_the_coarser_ones_only():
 @pytest.mark.parametrize("changes", [{"base": "vqvae2"}, {"codebook__update_rule": "gradient"}])
 def test_codebooks_are_initialised_with_latents_of_the_first_batch(changes):
     """Every entry is a latent, given the codes of the coarser scales, and so all are in use."""
-    config, system, variables = built(**changes)
-    fitted = system.prepare(variables, BATCH)
+    config, model, variables = built(**changes)
+    fitted = model.prepare(variables, BATCH)
     levels = MultiScaleEncoder.from_config(config, SPEC, make_quantizer(config))
     z, quantized, _ = jax.jit(levels.encode)(fitted["params"]["model"], fitted["codebook"], X)
     for level, name in enumerate(levels.names):
-        distance = np.abs(z[level][..., None, :] - books(system, fitted, name)[0][None, None, None]).max(axis=-1)
+        distance = np.abs(z[level][..., None, :] - books(model, fitted, name)[0][None, None, None]).max(axis=-1)
         assert distance.min(axis=(0, 1, 2)).max() < 1e-5
         assert len(np.unique(quantized[level].codes)) == 8
     for name in ("encoder", "decoder"):
@@ -277,28 +276,28 @@ def test_a_collapsed_codebook_recovers_by_restarts(update_rule):
 
 def test_running_means_follow_the_latents():
     """With fixed networks, an entry tends to the mean of its latents."""
-    _, system, variables = built(codebook__decay=0.5)
+    _, model, variables = built(codebook__decay=0.5)
 
     @jax.jit
     def run(variables):
         still = {name: tree for name, tree in variables.items() if name != "codebook"}
-        learn = lambda _, codes: loss_of(system, {**still, "codebook": codes})[1].variables["codebook"]  # noqa: E731
+        learn = lambda _, codes: loss_of(model, {**still, "codebook": codes})[1].variables["codebook"]  # noqa: E731
         codes = lax.fori_loop(0, 40, learn, variables["codebook"])
-        codec = system.codec({**still, "codebook": codes})
+        codec = model.codec({**still, "codebook": codes})
         return codes, codec.encode(X) / codec.scale, codec.to_codes(X)[0]
 
     memory, z, codes = jax.device_get(run(variables))
-    z, codes, book = z.reshape(-1, 4), codes.reshape(-1), books(system, {**variables, "codebook": memory})[0]
+    z, codes, book = z.reshape(-1, 4), codes.reshape(-1), books(model, {**variables, "codebook": memory})[0]
     assert len(np.unique(codes)) > 2
     for code in np.unique(codes):
         np.testing.assert_allclose(book[code], z[codes == code].mean(axis=0), rtol=1e-3, atol=1e-4)
 
 
 def test_the_ema_starts_at_the_prepared_parameters():
-    _, system, variables = built(codebook__update_rule="gradient")
+    _, model, variables = built(codebook__update_rule="gradient")
     optimizers = {"model": optax.adam(1e-3)}
-    own = {name: tree for name, tree in variables.items() if name != "frozen"}
-    state = fit_to_first_batch(system, tiny.initial_state(own, optimizers), BATCH)
+    trained = {name: tree for name, tree in variables.items() if name != "frozen"}
+    state = fit_to_first_batch(model, tiny.initial_state(trained, optimizers), BATCH)
     before, after = (v["params"]["model"]["codebook"]["level_0"]["books"] for v in (variables, state.variables))
     assert np.abs(after - before).max() > 0.1
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables["params"])

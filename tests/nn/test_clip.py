@@ -1,4 +1,4 @@
-"""CLIP: encoders by parts, numbers of parameters, and the loss by brute force, on one device and on several."""
+"""CLIP: its encoders, numbers of parameters, and the loss by brute force, on one device and on several."""
 
 import math
 from functools import partial
@@ -13,7 +13,7 @@ from diffjax.nn import clip
 from diffjax.nn.transformer import Transformer
 from diffjax.typing import NO_TOKEN
 
-SIZES = {"width": 8, "layers": 2, "heads": 2, "dimensions": 6}
+SIZES = {"width": 8, "layers": 1, "heads": 2, "dimensions": 6}
 
 
 def vit(**options):
@@ -72,9 +72,14 @@ def test_vit_sequence_is_class_token_and_patches_in_raster_order():
     tokens -= tokens.mean(axis=-1, keepdims=True)
     tokens /= np.sqrt(tokens.var(axis=-1, keepdims=True) + 1e-5)
     tokens = tokens * params["norm_in"]["scale"] + params["norm_in"]["bias"]
-    transformer = Transformer(8, 2, 2, activation="quick_gelu")
-    h = transformer.apply({"params": params["transformer"]}, tokens.astype(np.float32), "all")
-    found = jax.jit(vit().apply)(variables, x)
+    transformer = Transformer(8, 1, 2, activation="quick_gelu")
+
+    @jax.jit
+    def run(variables, tokens):
+        h = transformer.apply({"params": variables["params"]["transformer"]}, tokens, "all")
+        return vit().apply(variables, x), h
+
+    found, h = run(variables, tokens.astype(np.float32))
     np.testing.assert_allclose(found, h[:, 0] @ params["out"]["kernel"], atol=1e-5)
 
 
@@ -229,7 +234,7 @@ def test_text_embedding_is_that_of_the_last_token(reader):
 
 
 def test_no_token_attends_to_later_ones(reader):
-    """By the gradient with respect to the position embeddings."""
+    """Gradients by the position embeddings show the dependencies."""
     params = reader["params"]
 
     def read(place):
@@ -259,6 +264,7 @@ ENCODERS = {"vit": (vit, uniform(2, 8, 8, 3)), "resnet": (resnet, uniform(2, 8, 
 def test_remat_has_one_checkpoint_per_block(name):
     """test_transformer compares the numbers of a rematerialised transformer."""
     encoder, x = ENCODERS[name]
+    encoder = encoder if name == "resnet" else partial(encoder, layers=2)
     variables = jax.eval_shape(encoder().init, jax.random.key(0), x)
     traced = str(jax.make_jaxpr(encoder(remat=True).apply)(variables, x))
     assert traced.count("remat") == (3 if name == "resnet" else 2)
@@ -307,11 +313,10 @@ def test_initialisation():
 
     def norms(key):
         params = resnet().init(key, np.zeros((1, 8, 8, 3)))["params"]
-        return [block for name, block in params.items() if name.startswith("stage")]
+        blocks = [block for name, block in params.items() if name.startswith("stage")]
+        return [{name: block[name]["scale"] for name in ("norm_1", "norm_2")} for block in blocks]
 
-    for block in jax.jit(lambda key: [{n: b[n]["scale"] for n in ("norm_1", "norm_2")} for b in norms(key)])(
-        jax.random.key(0)
-    ):
+    for block in jax.jit(norms)(jax.random.key(0)):
         assert not np.any(block["norm_2"]) and np.all(block["norm_1"] == 1)
 
 
@@ -360,15 +365,15 @@ def test_loss_by_brute_force():
 
 
 def test_loss_of_perfect_wrong_and_uniform_predictions():
-    same, place = np.eye(4, dtype=np.float32), np.arange(4)
-    found, nearest = clip.clip_loss(same, same, same, same, place, 1e4)  # exp would overflow
+    same, place, loss = np.eye(4, dtype=np.float32), np.arange(4), jax.jit(clip.clip_loss)
+    found, nearest = loss(same, same, same, same, place, 1e4)  # exp would overflow
     np.testing.assert_array_equal(found, 0)
     np.testing.assert_array_equal(nearest, place)
-    found, nearest = clip.clip_loss(same, same[::-1], same, same[::-1], place, 1e4)
+    found, nearest = loss(same, same[::-1], same, same[::-1], place, 1e4)
     np.testing.assert_allclose(found, 1e4)
     np.testing.assert_array_equal(nearest, place[::-1])
     one = np.ones((4, 1), np.float32)
-    np.testing.assert_allclose(clip.clip_loss(one, one, one, one, place, 50.0)[0], math.log(4), rtol=1e-5)
+    np.testing.assert_allclose(loss(one, one, one, one, place, 50.0)[0], math.log(4), rtol=1e-5)
 
 
 def towers(params, x):
@@ -377,7 +382,7 @@ def towers(params, x):
     return [y / jnp.linalg.norm(y, axis=1, keepdims=True) for y in found]
 
 
-def test_gradients_of_parts_and_devices_are_those_of_the_batch():
+def test_gradients_of_parts_and_devices_match_the_batch():
     params = {"image": normal(5, 4), "text": normal(5, 4, seed=2), "log_scale": jnp.float32(2)}
     x, place = normal(8, 5, seed=3), np.arange(8)
 

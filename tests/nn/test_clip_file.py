@@ -1,4 +1,4 @@
-"""A published CLIP's folder: what is read of it, and what is said of one that is not as it should be."""
+"""Folders of published CLIPs: options, parameters, and errors of invalid files."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from diffjax.nn.pretrained import clip_checkpoint
 from tests.published import CONFIG, TEXT, VISION, tensors, write
 
 
-def test_what_is_read(tmp_path):
+def test_options_and_parameters_are_read(tmp_path):
     found = clip_checkpoint.load(write(tmp_path))
     image, text = found.image_encoder, found.text_encoder
     assert (found.image_size, found.text_length, image.dimensions, text.dimensions) == (8, 5, 6, 6)
@@ -24,31 +24,31 @@ def test_what_is_read(tmp_path):
     assert params["log_scale"].shape == ()
     inputs = {"image": np.zeros((1, 8, 8, 3)), "text": np.zeros((1, 5), int)}
     for name, encoder in (("image", image), ("text", text)):
-        asked = jax.eval_shape(encoder.init, jax.random.key(0), inputs[name])["params"]
-        jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), params[name], asked)
+        expected = jax.eval_shape(encoder.init, jax.random.key(0), inputs[name])["params"]
+        jax.tree.map(lambda leaf, shape: np.testing.assert_equal(leaf.shape, shape.shape), params[name], expected)
 
-    given, block = tensors(), params["text"]["transformer"]["block_1"]
+    published, block = tensors(), params["text"]["transformer"]["block_1"]
     name = "text_model.encoder.layers.1.self_attn.k_proj"
-    np.testing.assert_array_equal(block["qkv"]["kernel"][:, 8:16], given[f"{name}.weight"].T)
-    np.testing.assert_array_equal(block["qkv"]["bias"][8:16], given[f"{name}.bias"])
-    patch = given["vision_model.embeddings.patch_embedding.weight"]
+    np.testing.assert_array_equal(block["qkv"]["kernel"][:, 8:16], published[f"{name}.weight"].T)
+    np.testing.assert_array_equal(block["qkv"]["bias"][8:16], published[f"{name}.bias"])
+    patch = published["vision_model.embeddings.patch_embedding.weight"]
     np.testing.assert_array_equal(params["image"]["patch"]["kernel"][1, 2, 0, 7], patch[7, 0, 1, 2])
 
 
-def test_what_a_config_leaves_out_is_openais(tmp_path):
-    """The shapes of ViT-B/32 are asked for, and are not those of the file."""
+def test_missing_fields_have_the_defaults_of_openai(tmp_path):
+    """The file does not have the shapes of ViT-B/32, which are the defaults."""
     with pytest.raises(UserError, match=r"patch_embedding.weight is of shape \(12, 3, 4, 4\), not \(768, 3, 32, 32\)"):
         clip_checkpoint.load(write(tmp_path, {"model_type": "clip"}))
 
 
-def test_of_old_the_options_stood_twice(tmp_path):
+def test_the_older_format_with_two_copies_of_the_options_is_read(tmp_path):
     old = CONFIG | {"text_config": TEXT | {"hidden_size": 9}, "text_config_dict": TEXT, "vision_config_dict": None}
-    places = {"text_model.embeddings.position_ids": np.arange(5)[None]}
-    found = clip_checkpoint.load(write(tmp_path, old, tensors() | places))
+    positions = {"text_model.embeddings.position_ids": np.arange(5)[None]}
+    found = clip_checkpoint.load(write(tmp_path, old, tensors() | positions))
     assert found.text_encoder.width == 8
 
 
-def test_how_pixels_are_normalised_may_stand_beside_it(tmp_path):
+def test_pixel_statistics_are_read_from_the_preprocessor_config(tmp_path):
     pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": 8}
     found = clip_checkpoint.load(write(tmp_path, preprocessor_config=pixels))
     assert found.image_encoder.pixel_mean == (0.5, 0.4, 0.3) and found.image_encoder.pixel_std == (0.2, 0.2, 0.1)
@@ -70,13 +70,13 @@ def test_half_precision_is_read_as_float32(tmp_path):
         (lambda x: np.where(x == x.max(), np.inf, x), "text_projection.weight has values that are not finite"),
     ],
 )
-def test_weights_that_are_no_finite_floating_point_are_refused(tmp_path, change, message):
+def test_weights_that_are_not_finite_floats_raise(tmp_path, change, message):
     changed = {"text_projection.weight": change(tensors()["text_projection.weight"])}
     with pytest.raises(UserError, match=message):
         clip_checkpoint.load(write(tmp_path, weights=tensors() | changed))
 
 
-def test_names_of_tensors_are_text(tmp_path):
+def test_unprintable_names_of_tensors_raise(tmp_path):
     with pytest.raises(UserError, match="name is not text") as error:
         clip_checkpoint.load(write(tmp_path, weights=tensors() | {"a\x1b[2J\nb": np.zeros(1, np.float32)}))
     assert str(error.value).isprintable()
@@ -120,7 +120,7 @@ def test_names_of_tensors_are_text(tmp_path):
         (CONFIG | {"vision_config": VISION | {"image_size": 12}}, r"is of shape \(5, 12\), not \(10, 12\)"),
     ],
 )
-def test_what_is_no_clip_is_refused(tmp_path, config, message):
+def test_invalid_configs_raise(tmp_path, config, message):
     with pytest.raises(UserError, match=message) as caught:
         clip_checkpoint.load(write(tmp_path, config))
     assert str(caught.value).isprintable() and str(tmp_path) in str(caught.value) and len(str(caught.value)) < 500
@@ -140,7 +140,7 @@ def test_what_is_no_clip_is_refused(tmp_path, config, message):
         {"image_std": [1, 1, -0.5]},
     ],
 )
-def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
+def test_invalid_pixel_statistics_raise(tmp_path, pixels):
     with pytest.raises(
         UserError, match=r"preprocessor_config.json: image_.* a (positive )?number for each of 3 channels"
     ):
@@ -148,7 +148,7 @@ def test_pixels_that_are_not_of_three_channels_are_refused(tmp_path, pixels):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_files_that_are_missing_or_damaged(tmp_path, name):
+def test_missing_and_damaged_files_raise(tmp_path, name):
     file = write(tmp_path) / name
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match=f"{name} is not .*") as caught:
@@ -163,7 +163,7 @@ def test_files_that_are_missing_or_damaged(tmp_path, name):
 @pytest.mark.parametrize(
     "content", [b"", b"7", b"[]", b'"model_type"', b"null", b"[" * 200_000, b"\xff\xfe", b'{"image_std": [NaN, 1, 1]}']
 )
-def test_settings_that_are_not_what_they_should_be_are_one_line(tmp_path, name, content):
+def test_malformed_config_files_are_reported_in_one_line(tmp_path, name, content):
     (write(tmp_path) / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as caught:
         clip_checkpoint.load(tmp_path)
@@ -171,7 +171,7 @@ def test_settings_that_are_not_what_they_should_be_are_one_line(tmp_path, name, 
     assert clip_checkpoint.is_published(tmp_path) == (name != "config.json")
 
 
-def test_settings_at_any_depth_are_one_line(tmp_path):
+def test_deeply_nested_config_files_are_reported_in_one_line(tmp_path):
     for depth in range(100, 1100, 50):
         nested = b'{"model_type": ' + b"[" * depth + b"]" * depth + b"}"
         (write(tmp_path) / "config.json").write_bytes(nested)
@@ -179,7 +179,7 @@ def test_settings_at_any_depth_are_one_line(tmp_path):
             clip_checkpoint.load(tmp_path)
 
 
-def test_huge_settings_are_refused(tmp_path):
+def test_huge_config_files_raise(tmp_path):
     with open(write(tmp_path) / "config.json", "r+b") as file:
         file.truncate(2**36)
     with pytest.raises(UserError, match=r"config.json: larger than 16,777,216 bytes"):

@@ -15,12 +15,17 @@ from tests import tiny
 
 SMALL = {"width": 16, "layers": 2, "heads": 2}
 SHALLOW = {**SMALL, "layers": 1}
-X, T = jax.random.normal(jax.random.key(0), (2, 4, 6, 3)), jnp.array([3.0, 700.0])
-LABEL = jnp.array([1, 0])
-EMBEDDING = jax.random.normal(jax.random.key(1), (2, 5))
-CONTEXT = jax.random.normal(jax.random.key(2), (2, 3, 6))
+RNG = np.random.default_rng(0)
+X, T = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32), np.array([3.0, 700.0], np.float32)
+LABEL = np.array([1, 0], np.int32)
+EMBEDDING = RNG.normal(size=(2, 5)).astype(np.float32)
+CONTEXT = RNG.normal(size=(2, 3, 6)).astype(np.float32)
 EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
-KEYS = jax.random.split(jax.random.key(3), 2)
+
+
+@pytest.fixture(scope="module")
+def dropout_keys():
+    return jax.random.split(jax.random.key(3), 2)
 
 
 def shapes(net, x=X, **inputs):
@@ -65,16 +70,16 @@ def test_initial_output_is_zero():
 
 
 def test_initial_block_is_the_identity():
-    x, emb = jax.random.normal(jax.random.key(0), (2, 5, 16)), jnp.ones((2, 16))
+    x, emb = RNG.normal(size=(2, 5, 16)).astype(np.float32), np.ones((2, 16), np.float32)
     y, _ = jax.jit(Block(2).init_with_output)(jax.random.key(0), x, emb, CONTEXT)
     np.testing.assert_array_equal(y, x)
 
 
 def test_unpatchify_is_the_inverse_of_patchify():
-    patches = patchify(X, 2)
+    patches = np.asarray(jax.jit(patchify, static_argnums=1)(X, 2))
     assert patches.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(patches[1, 0, 2], X[1, :2, 4:].reshape(-1))
-    np.testing.assert_array_equal(unpatchify(patches, 2), X)
+    np.testing.assert_array_equal(jax.jit(unpatchify, static_argnums=1)(patches, 2), X)
 
 
 def test_output_patches_depend_on_input_patches():
@@ -90,7 +95,7 @@ def test_output_patches_depend_on_input_patches():
 
 
 def test_grid_embedding():
-    found = grid_embedding(3, 5, 16)
+    found = jax.jit(lambda: grid_embedding(3, 5, 16))()
     frequencies = 10000.0 ** (-np.arange(4) / 4)
     for row, column in np.ndindex(3, 5):
         waves = [wave(place * frequencies) for place in (column, row) for wave in (np.sin, np.cos)]
@@ -122,23 +127,23 @@ def test_output_depends_on_the_context():
     np.testing.assert_array_equal(apply(changed(params, "context_", lambda p: 2 * p)), unconditioned)
 
 
-def test_an_example_does_not_depend_on_the_others():
+def test_an_example_does_not_depend_on_the_others(dropout_keys):
     net = DiT(3, **SHALLOW, num_label_embeddings=2, dropout=0.5)
     params = randomised(net, **EVERYTHING)
     apply = jax.jit(lambda x, t, keys, inputs: net.apply({"params": params}, x, t, dropout_keys=keys, **inputs))
-    both = apply(X, T, KEYS, EVERYTHING)
-    second = jnp.array([1, 1])
-    inputs = jax.tree.map(lambda leaf: leaf[second], (X, T, KEYS, EVERYTHING))
+    both = apply(X, T, dropout_keys, EVERYTHING)
+    second = np.array([1, 1])
+    inputs = jax.tree.map(lambda leaf: leaf[second], (X, T, dropout_keys, EVERYTHING))
     np.testing.assert_allclose(apply(*inputs), both[second], atol=1e-5)
-    assert np.abs(both - apply(X, T, KEYS[::-1], EVERYTHING)).max() > 1e-3
+    assert np.abs(both - apply(X, T, dropout_keys[::-1], EVERYTHING)).max() > 1e-3
 
 
-def test_remat_does_not_change_loss_and_gradients():
+def test_remat_does_not_change_loss_and_gradients(dropout_keys):
     params = randomised(DiT(3, **SHALLOW), context=CONTEXT)
 
     def loss(params, remat):
         net = DiT(3, **SHALLOW, dropout=0.3, remat=remat)
-        return jnp.mean(net.apply({"params": params}, X, T, context=CONTEXT, dropout_keys=KEYS) ** 2)
+        return jnp.mean(net.apply({"params": params}, X, T, context=CONTEXT, dropout_keys=dropout_keys) ** 2)
 
     plain, remat = (jax.jit(jax.value_and_grad(partial(loss, remat=remat)))(params) for remat in (False, True))
     chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-6)

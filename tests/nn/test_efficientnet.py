@@ -48,7 +48,7 @@ def name(module, attribute):
 
 
 def tensor(key, storage, offset, shape, strides, old=False):
-    """As PyTorch writes it, or (`old`) wrote it before 0.4."""
+    """Returns a pickled tensor as PyTorch writes it, or (`old`) wrote it before version 0.4."""
     kind = name("torch", KINDS[storage.dtype.name])
     pid = b"(" + plain("storage") + kind + plain(key) + plain("cpu") + plain(storage.size)
     rest = plain(offset) + plain(shape) + plain(strides)
@@ -131,7 +131,7 @@ def test_a_big_endian_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     "module, attribute", [("os", "system"), ("builtins", "eval"), ("torch._utils", "_rebuild_qtensor")]
 )
-def test_a_file_that_calls_for_code_is_refused(tmp_path, write, module, attribute):
+def test_a_file_that_runs_code_raises(tmp_path, write, module, attribute):
     victim = tmp_path / "victim"
     write(tmp_path / "file", name(module, attribute) + b"(" + plain(f"touch {victim}") + b"tR", {})
     with pytest.raises(UserError, match=rf"calls for '{module}\.{attribute}'") as error:
@@ -143,7 +143,7 @@ def test_a_file_that_calls_for_code_is_refused(tmp_path, write, module, attribut
 @pytest.mark.parametrize(
     "offset, shape, strides", [(0, (4, 4), (4, 2)), (20, (2,), (10,)), (-1, (2,), (1,)), (3, (2,), (-8,))]
 )
-def test_a_tensor_outside_its_storage_is_refused(tmp_path, write, offset, shape, strides):
+def test_a_tensor_outside_its_storage_raises(tmp_path, write, offset, shape, strides):
     a = np.zeros(16, np.float32)
     write(tmp_path / "file", dictionary({"a": tensor("0", a, offset, shape, strides)}), {"0": a})
     with pytest.raises(UserError, match="not a PyTorch checkpoint"):
@@ -301,7 +301,7 @@ def test_invalid_storages_are_reported(tmp_path, storage):
 
 
 @WRITERS
-def test_names_of_tensors_are_text(tmp_path, write):
+def test_unprintable_names_of_tensors_raise(tmp_path, write):
     write(tmp_path / "file", dictionary({"a\x1b[2J\nb": tensor("0", ONE, 0, (1,), (1,))}), {"0": ONE})
     with pytest.raises(UserError, match="name is not text") as error:
         torch_checkpoint.read(tmp_path / "file")
@@ -524,7 +524,7 @@ def test_three_photographs_are_classified():
 @needs_weights
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(33, 60), pytest.param((224, 224), marks=pytest.mark.slow)])
-def test_the_published_network_is_that_of_pytorch(size):
+def test_the_published_network_matches_pytorch(size):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
     model = theirs.from_name("efficientnet-lite0", image_size=None).eval()  # None: padded for the size of the input

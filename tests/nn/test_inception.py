@@ -120,7 +120,7 @@ def test_features_of_grey_images(params):
 
 
 def test_grey_images_are_rgb_of_equal_channels(monkeypatch):
-    """By the inputs of the first block."""
+    """The inputs of the first block are compared."""
     inputs = []
 
     def spy(params, block, branch, x):
@@ -189,7 +189,7 @@ def test_a_missing_file_is_reported_with_its_source(tmp_path):
 
 
 @pytest.mark.parity
-def test_features_are_those_of_pytorch(tmp_path, state):
+def test_features_match_pytorch(tmp_path, state):
     torch = pytest.importorskip("torch")
     F = torch.nn.functional
     tensors = {key: torch.tensor(value) for key, value in state.items()}

@@ -82,7 +82,7 @@ def test_latent_diffusion(model, outputs, latent, fields):
 
 
 def random_parameters(net, x):
-    """Of unit gain through ReLUs, with biases."""
+    """Returns random parameters of unit gain through ReLUs, with biases."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
     return jax.tree.map(

@@ -90,7 +90,7 @@ def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, acti
 
 
 def test_loss():
-    """Of all pairs of a batch, the mean of ours is theirs."""
+    """The mean over the pairs of a batch equals the loss of the peer."""
     from transformers.models.clip import modeling_clip
 
     rng = np.random.default_rng(0)
@@ -151,12 +151,12 @@ class TorchResNet(torch.nn.Module):
             x = block(x)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.place
-        # CLIP's output projection is the attention's own, and to the embedding: here it comes after one that is none.
+        # CLIP projects to the embedding inside the attention; here the attention's output projection is the identity.
         return self.out(self.attention(x[:, :1], x, x, need_weights=False)[0][:, 0])
 
 
 def unit_variables(unit, conv, norm):
-    """Of parameters and of statistics."""
+    """Returns parameters and statistics of a convolution and its norm."""
     kernel = {"kernel": array(unit.conv.weight).transpose(2, 3, 1, 0)}
     params = {conv: kernel, norm: {"scale": array(unit.norm.weight), "bias": array(unit.norm.bias)}}
     running = {"mean": array(unit.norm.running_mean).copy(), "var": array(unit.norm.running_var).copy()}
@@ -166,13 +166,13 @@ def unit_variables(unit, conv, norm):
 def resnet_variables(model):
     params, statistics = {}, {}
     for i, unit in enumerate(model.stem):
-        own, running = unit_variables(unit, f"conv_{i}", f"norm_{i}")
-        params, statistics = params | own, statistics | running
+        unit_params, running = unit_variables(unit, f"conv_{i}", f"norm_{i}")
+        params, statistics = params | unit_params, statistics | running
     for name, block in model.blocks.items():
         units = {str(i): unit for i, unit in enumerate(block.units)}
         units |= {"skip": block.skip} if block.skip is not None else {}
         found = [unit_variables(unit, f"conv_{i}", f"norm_{i}") for i, unit in units.items()]
-        params[name] = {key: value for own, _ in found for key, value in own.items()}
+        params[name] = {key: value for unit_params, _ in found for key, value in unit_params.items()}
         statistics[name] = {key: value for _, running in found for key, value in running.items()}
     weights, biases = (np.split(array(p), 3) for p in (model.attention.in_proj_weight, model.attention.in_proj_bias))
     pool = {name: {"kernel": w.T, "bias": b} for name, w, b in zip("qkv", weights, biases, strict=True)}
@@ -198,7 +198,7 @@ def test_modified_resnet():
         np.testing.assert_allclose(jax.jit(ours.apply)(variables, images), expected, atol=1e-4)
 
         trained = model.train()(pixels).numpy()
-    found, after = jax.jit(lambda *given: ours.apply(*given, lambda tree: tree, mutable=["batch_stats"]))(
+    found, after = jax.jit(lambda *arguments: ours.apply(*arguments, lambda tree: tree, mutable=["batch_stats"]))(
         variables, images
     )
     np.testing.assert_allclose(found, trained, atol=1e-4, rtol=1e-4)

@@ -29,7 +29,7 @@ def array(x):
 
 
 def dense(*modules):
-    """One kernel [I, O] from linear layers of the same input, side by side."""
+    """Returns one kernel [I, O] of linear layers with the same input."""
     return {
         "kernel": np.concatenate([array(m.weight).T for m in modules], 1),
         "bias": np.concatenate([array(m.bias) for m in modules]),
@@ -107,6 +107,6 @@ def test_pixart_block():
         **block(model),
     }
     with torch.no_grad():
-        given = {"encoder_hidden_states": torch.tensor(context), "timestep": torch.tensor(emb @ kernel)}
-        expected = model(torch.tensor(x), **given).numpy()
+        arguments = {"encoder_hidden_states": torch.tensor(context), "timestep": torch.tensor(emb @ kernel)}
+        expected = model(torch.tensor(x), **arguments).numpy()
     check(jax.jit(Block(HEADS).apply)({"params": params}, x, emb, context), expected)

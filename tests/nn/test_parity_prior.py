@@ -51,8 +51,8 @@ def test_whole_forward_pass(masked):
     lengths = np.array([5, 2, 0]) if masked else np.array([5, 5, 5])
     mask = np.arange(LENGTH)[None] < lengths[:, None]  # without one, theirs is not causal
     with torch.no_grad():
-        given = (torch.tensor(value) for value in (x, t, embedding, context, mask))
-        expected = model(*given).predicted_image_embedding.numpy()
+        torch_inputs = (torch.tensor(value) for value in (x, t, embedding, context, mask))
+        expected = model(*torch_inputs).predicted_image_embedding.numpy()
     ours = PriorTransformer(HEADS * HEAD, LAYERS, HEADS)
     inputs = {"embedding": embedding, "context": context, "context_mask": mask if masked else None}
     found = jax.jit(ours.apply)({"params": parameters(model)}, x, t, **inputs)

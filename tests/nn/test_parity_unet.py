@@ -1,4 +1,4 @@
-"""The U-Net gives the numbers of diffusers' models with the same random weights."""
+"""The U-Net has the outputs of diffusers' models with the same random weights."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def norm(m):
 
 
 def dense(*modules):
-    """One kernel [I, O] from linear layers or 1x1 convolutions of the same input, side by side."""
+    """Returns one kernel [I, O] of linear layers or 1x1 convolutions with the same input."""
     params = {"kernel": np.concatenate([array(m.weight).reshape(len(m.weight), -1).T for m in modules], 1)}
     if modules[0].bias is not None:
         params["bias"] = np.concatenate([array(m.bias) for m in modules])
@@ -182,7 +182,7 @@ def test_unclip():
     check(net, randomise(model), {"context": context, "embedding": embedding}, theirs)
 
 
-@pytest.mark.parametrize("linear", [pytest.param(False, marks=pytest.mark.slow), True])  # Stable Diffusion 1 and 2
+@pytest.mark.parametrize("linear", [False, pytest.param(True, marks=pytest.mark.slow)])  # Stable Diffusion 1 and 2
 def test_stable_diffusion(linear):
     model = diffusers.UNet2DConditionModel(
         **THEIRS,

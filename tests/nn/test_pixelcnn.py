@@ -116,8 +116,8 @@ def sampling():
     return params, make_sampler(model), jax.jit(model.apply)
 
 
-def test_sampling_outputs_are_those_of_the_forward_pass(sampling):
-    """Also where an image is completed from its first rows."""
+def test_sampling_outputs_match_the_forward_pass(sampling):
+    """Sampling starts without known rows, or completes an image from its first rows."""
     params, sample, forward = sampling
     for known_rows in (0, 2):
         values = sample(params, known_rows=known_rows)

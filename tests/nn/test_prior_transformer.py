@@ -67,7 +67,7 @@ def test_initial_output_is_zero():
 
 @pytest.mark.parametrize("tokens", [None, 2])
 def test_positions_attend_to_previous_positions_with_a_token(params, tokens):
-    """By gradients, exactly zero or not. The order is context, embedding, time, image, query."""
+    """Gradients are zero exactly where attention is masked. The order is context, embedding, time, image, query."""
     mask = None if tokens is None else np.arange(L)[None] < tokens
 
     @jax.jit
@@ -104,7 +104,7 @@ def test_output_does_not_depend_on_padding(params):
 
 @pytest.mark.parametrize("names", [(), ("embedding", "context")])
 def test_output_depends_on_every_input_and_parameter(names):
-    """By gradients; absent inputs have no parameters."""
+    """Gradients show the dependencies; absent inputs have no parameters."""
     net, inputs = small(layers=1), {name: INPUTS[name] for name in names}
     params = parameters(net, **inputs)
     assert set(params) == {"time_0", "time_1", "image", "query", "place", "transformer", "out", *names}

@@ -136,7 +136,7 @@ def pick(keys, output, position, **options):
 
 
 @pytest.mark.parametrize("kind", ["causal", "sparse", "layers"])
-def test_sampling_outputs_are_those_of_the_forward_pass(params, kind):
+def test_sampling_outputs_match_the_forward_pass(params, kind):
     model, length = small(layers=2 if kind == "layers" else 1), 6
     known = 1 if kind == "layers" else 4
     total = known + length - 1

@@ -1,4 +1,4 @@
-"""The U-Net's structure, gradients and precision; its numbers are compared with a peer's in test_parity_unet."""
+"""The U-Net's structure, gradients and precision; test_parity_unet compares its outputs with a peer's."""
 
 import chex
 import jax
@@ -15,19 +15,24 @@ GROUPS = {"norm_groups": 4}
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,), **GROUPS}
 # The smallest network: no block on the way down, one on the way up.
 TINY = {"channels": 8, "multipliers": (1,), "blocks": 0, "attention_resolutions": (), **GROUPS}
-X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 700.0])
-LABEL = jnp.array([1, 0])
-EMBEDDING = jax.random.normal(jax.random.key(1), (2, 5))
-CONTEXT = jax.random.normal(jax.random.key(2), (2, 3, 6))
+RNG = np.random.default_rng(0)
+X, T = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32), np.array([3.0, 700.0], np.float32)
+LABEL = np.array([1, 0], np.int32)
+EMBEDDING = RNG.normal(size=(2, 5)).astype(np.float32)
+CONTEXT = RNG.normal(size=(2, 3, 6)).astype(np.float32)
 EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
-KEYS = jax.random.split(jax.random.key(3), 2)
+
+
+@pytest.fixture(scope="module")
+def dropout_keys():
+    return jax.random.split(jax.random.key(3), 2)
 
 
 def parameters(net, **inputs):
     """Random parameters, none of them zero, from shapes alone: no compilation."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), X, T, **inputs)["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
 
 
 def loss_and_gradients(net, params, **inputs):
@@ -62,11 +67,11 @@ def test_every_parameter_gets_a_gradient(options):
     assert set(silent) <= {"['pool']['k']['bias']"}  # adds the same to all logits of a softmax
 
 
-def test_remat_does_not_change_loss_and_gradients():
+def test_remat_does_not_change_loss_and_gradients(dropout_keys):
     options = {**TINY, "dropout": 0.3}
-    params = parameters(UNet(3, **options), context=CONTEXT)
+    params = parameters(UNet(3, **options))
     plain, remat = (
-        loss_and_gradients(UNet(3, **options, remat=remat), params, context=CONTEXT, dropout_keys=KEYS)
+        loss_and_gradients(UNet(3, **options, remat=remat), params, dropout_keys=dropout_keys)
         for remat in (False, True)
     )
     chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-6)
@@ -86,14 +91,14 @@ def test_bfloat16_is_close_with_float32_parameters():
     assert np.abs(a - b).max() < 0.05 * np.abs(a).max()
 
 
-def test_an_example_does_not_depend_on_the_others():
+def test_an_example_does_not_depend_on_the_others(dropout_keys):
     net = UNet(3, **TINY, dropout=0.5)
     params = parameters(net)
-    apply = jax.jit(lambda x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
-    both = apply(X, T, KEYS)
-    second = jnp.array([1, 1])
-    np.testing.assert_allclose(apply(X[second], T[second], KEYS[second]), both[second], atol=1e-5)
-    assert np.abs(both - apply(X, T, KEYS[::-1])).max() > 1e-3
+    apply = jax.jit(lambda params, x, t, keys: net.apply({"params": params}, x, t, dropout_keys=keys))
+    both = apply(params, X, T, dropout_keys)
+    second = np.array([1, 1])
+    np.testing.assert_allclose(apply(params, X[second], T[second], dropout_keys[second]), both[second], atol=1e-5)
+    assert np.abs(both - apply(params, X, T, dropout_keys[::-1])).max() > 1e-3
 
 
 def test_attention_blocks_are_where_ddpm_has_them():

@@ -9,7 +9,9 @@ from tests import tiny
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "tiny.py"
-    return str(tiny.write(path, train__num_preview_samples=0, sampler__guidance=1.0, parallel__num_devices=1))
+    return str(
+        tiny.write(path, model=tiny.DIT, train__num_preview_samples=0, sampler__guidance=1.0, parallel__num_devices=1)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -85,8 +85,8 @@ def test_a_failed_training_is_recorded_and_a_lost_cell_is_evaluated_again_withou
     assert "loss = nan" in results[failed.key]["error"] or "grad_norm" in results[failed.key]["error"]
     assert store.images(failed.key) is None
     assert lost.key == every[0].key
-    again = values(results)[lost.key]
-    assert again.items() <= values(before)[lost.key].items()
+    recomputed = values(results)[lost.key]
+    assert recomputed.items() <= values(before)[lost.key].items()
     assert (
         checkpoints.items()
         <= {path: path.stat().st_mtime_ns for path in (root / "runs").glob("*/checkpoints/*")}.items()
@@ -114,7 +114,7 @@ def stored(make, tmp_path, reference):
     store = Store(tmp_path)
     for cell, grey in zip(group.cells, (0, 3, reference), strict=True):
         if grey is None:
-            store.save(cell.key, {"error": "failed"}, np.zeros((2, 4, 4, 1), np.uint8))  # samples of an earlier try
+            store.save(cell.key, {"error": "failed"}, np.zeros((2, 4, 4, 1), np.uint8))  # samples of an earlier attempt
         else:
             store.save(cell.key, {"estimates": {}}, np.full((2, 4, 4, 1), grey, np.uint8))
     results = collect(store, group.cells, [Measure("rms_to_finest_grid")])
@@ -136,7 +136,7 @@ def test_the_last_logged_values_are_those_of_the_last_valid_line(tmp_path):
     assert select_estimate({"loss": 0.5}, "loss") == Estimate(0.5, None)
 
 
-def test_a_value_that_a_run_does_not_have_is_left_out():
+def test_missing_values_are_left_out():
     values = {"mse": {"mean": 0.5, "standard_error": 0.1}, "codes": [{"used": 1.0}]}
     assert select_estimate(values, "mse") == Estimate(0.5, 0.1)
     assert select_estimate(values, "codes.-1.used") == Estimate(1.0, None)

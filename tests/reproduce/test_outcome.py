@@ -1,4 +1,4 @@
-"""Entries over seeds, orderings and failures, from results made by hand."""
+"""Entries over seeds, orderings and failures, from results written by hand."""
 
 import json
 import math
@@ -18,9 +18,9 @@ RATES = ("low", "high")
 
 @pytest.fixture
 def outcome(make):
-    """Returns a function: the outcome of values by (rate, steps, seed); None is pending, text an error."""
+    """Returns a function that returns the outcome of values by (rate, steps, seed); None is pending, text an error."""
 
-    def made(values, better="lower", labels=None, sampling=None, **fields):
+    def make_outcome(values, better="lower", labels=None, sampling=None, **fields):
         seeds = sorted({key[2] for key in values})
         measure = Measure("fd_pixels", better=better)
         experiment = make({"seeds": seeds, "axes": labels or {}}, measures=[measure], **fields)
@@ -36,7 +36,7 @@ def outcome(make):
 
         return Outcome(experiment, [measure], cells, {cell.key: result(cell) for cell in cells})
 
-    return made
+    return make_outcome
 
 
 def table(function, seeds=(0, 1, 2)):
@@ -46,10 +46,10 @@ def table(function, seeds=(0, 1, 2)):
 MORE_STEPS = Ordering(claim="", order=[{"steps": "4"}, {"steps": "2"}])
 
 
-def test_figures_are_means_and_deviations_over_seeds(outcome):
-    found = outcome(table(lambda rate, n, seed: n + seed))
-    figure = found.entry(found.measures[0], {"rate": "low", "steps": "4"})
-    assert figure.mean == 5 and figure.error == pytest.approx(1)
+def test_entries_are_means_and_deviations_over_seeds(outcome):
+    computed = outcome(table(lambda rate, n, seed: n + seed))
+    entry = computed.entry(computed.measures[0], {"rate": "low", "steps": "4"})
+    assert entry.mean == 5 and entry.error == pytest.approx(1)
 
 
 def test_the_error_of_one_seed_is_of_its_samples(outcome):
@@ -61,10 +61,10 @@ def test_the_error_of_one_seed_is_of_its_samples(outcome):
 
 
 def test_a_share_without_a_stored_error_gets_one_from_its_samples(outcome):
-    found = outcome(table(lambda *_: 0.5, seeds=(0,)))
-    cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
-    found._results[cell.key]["estimates"]["caption_accuracy"] = {"value": 0.5, "standard_error": None}
-    error = found.entry(Measure("caption_accuracy"), {"rate": "low", "steps": "2"}).error
+    computed = outcome(table(lambda *_: 0.5, seeds=(0,)))
+    cell = computed.cell({"rate": "low", "steps": "2", "seed": "0"})
+    computed._results[cell.key]["estimates"]["caption_accuracy"] = {"value": 0.5, "standard_error": None}
+    error = computed.entry(Measure("caption_accuracy"), {"rate": "low", "steps": "2"}).error
     assert error == pytest.approx(math.sqrt(0.25 / 12), rel=0.1)  # binomial
 
 
@@ -91,16 +91,16 @@ def test_an_ordering_within_its_uncertainty_is_undecided(outcome):
 def test_one_image_of_200_more_is_undecided(outcome):
     values = table(lambda rate, n, seed: 0.240 if n == 2 else 0.245, seeds=(0,))
     error = math.sqrt(0.24 * 0.76 / 200)
-    found = outcome(values, better="higher", sampling=error)
-    assert found.verdict(MORE_STEPS).word == "undecided"
+    computed = outcome(values, better="higher", sampling=error)
+    assert computed.verdict(MORE_STEPS).word == "undecided"
     assert "undecided in 2 of 2 settings; 1 seed, the error covers the samples only" in describe(
-        found.verdict(MORE_STEPS)
+        computed.verdict(MORE_STEPS)
     )
 
 
 def test_settings_are_not_counted_as_seeds(outcome):
-    found = outcome(table(lambda rate, n, seed: float(-n), seeds=(0,)), sampling=0.1).verdict(MORE_STEPS)
-    assert (found.settings, found.seeds, found.word) == (2, 1, "holds")
+    computed = outcome(table(lambda rate, n, seed: float(-n), seeds=(0,)), sampling=0.1).verdict(MORE_STEPS)
+    assert (computed.settings, computed.seeds, computed.word) == (2, 1, "holds")
 
 
 def test_one_seed_without_any_error_is_undecided(outcome):
@@ -110,18 +110,18 @@ def test_one_seed_without_any_error_is_undecided(outcome):
 
 def test_an_ordering_that_holds_in_one_setting_only(outcome):
     values = table(lambda rate, n, seed: n if rate == "low" else -n)
-    found = outcome(values, sampling=0.1)
-    verdict = found.verdict(MORE_STEPS)
+    computed = outcome(values, sampling=0.1)
+    verdict = computed.verdict(MORE_STEPS)
     assert (verdict.word, verdict.held, verdict.reversed) == ("holds in part", 1, 1)
     high = Ordering(claim="", order=MORE_STEPS.order, where={"rate": ("high",)})
-    assert found.verdict(high).word == "holds"
+    assert computed.verdict(high).word == "holds"
 
 
 def test_equal_differences_without_a_known_error_are_undecided(outcome):
     """Seeds that agree exactly, up to rounding, do not show that another training would agree too."""
-    found = difference([1.1, 2.3, 3.7], [0.1, 1.3, 2.7], [None] * 3)
-    assert found.value == pytest.approx(1) and math.isinf(found.margin) and math.isnan(found.error)
-    assert not found.holds and not found.reversed
+    computed = difference([1.1, 2.3, 3.7], [0.1, 1.3, 2.7], [None] * 3)
+    assert computed.value == pytest.approx(1) and math.isinf(computed.margin) and math.isnan(computed.error)
+    assert not computed.holds and not computed.reversed
     assert outcome(table(lambda rate, n, seed: float(-n))).verdict(MORE_STEPS).word == "undecided"
     assert outcome(table(lambda rate, n, seed: float(-n)), sampling=0.1).verdict(MORE_STEPS).word == "holds"
 
@@ -135,49 +135,49 @@ def test_cells_that_failed_or_are_not_done_are_left_out(outcome):
     values["low", 2, 1] = "step 3: loss = nan"
     values["high", 4, 2] = None
     values["high", 4, 0] = math.nan
-    found = outcome(values)
-    assert (found.verdict(MORE_STEPS).seeds, found.done) == (1, 11)
-    assert found.errors == {"rate low, steps 2, seed 1": "step 3: loss = nan"}
-    figure = found.entry(found.measures[0], {"rate": "low", "steps": "2"})
-    assert (len(figure.known), figure.failed, figure.pending) == (2, 1, 0)
+    computed = outcome(values)
+    assert (computed.verdict(MORE_STEPS).seeds, computed.done) == (1, 11)
+    assert computed.errors == {"rate low, steps 2, seed 1": "step 3: loss = nan"}
+    entry = computed.entry(computed.measures[0], {"rate": "low", "steps": "2"})
+    assert (len(entry.known), entry.failed, entry.pending) == (2, 1, 0)
     nothing = outcome({key: None for key in values})
     assert nothing.verdict(MORE_STEPS).word == "not measured"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_equal_settings_are_called_an_order_in_at_most_one_case_in_twenty(seeds):
-    """Simulated: trainings that differ by 1, samples by 0.5, of two settings that are the same."""
+def test_equal_settings_are_called_ordered_in_at_most_one_case_in_twenty(seeds):
+    """Simulates trainings that differ by 1, samples by 0.5, of two settings that are the same."""
     rng, called, trials = np.random.default_rng(0), 0, 4000
     for _ in range(trials):
-        spread = 1.0 if seeds > 1 else 0.0  # one seed knows of no other training
+        spread = 1.0 if seeds > 1 else 0.0  # one seed has no other training
         values = spread * rng.normal(size=(2, seeds)) + 0.5 * rng.normal(size=(2, seeds))
-        found = difference(*values, [(0.5, 0.5)] * seeds)
-        called += found.holds or found.reversed
+        computed = difference(*values, [(0.5, 0.5)] * seeds)
+        called += computed.holds or computed.reversed
     assert called / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
     if seeds == 1:
         assert called / trials >= 0.03  # and the interval is not wider than it must be
 
 
 def test_a_difference_of_many_errors_is_found():
-    found = difference([1.0, 1.1, 0.9], [0.0, 0.1, -0.1], [(0.05, 0.05)] * 3)
-    assert found.holds and found.value == pytest.approx(1.0)
+    computed = difference([1.0, 1.1, 0.9], [0.0, 0.1, -0.1], [(0.05, 0.05)] * 3)
+    assert computed.holds and computed.value == pytest.approx(1.0)
 
 
 def test_the_share_of_runs_that_fail(outcome):
     values = table(lambda rate, n, seed: float(seed))
     values["low", 2, 0] = "not finite"
-    found = outcome(values)
-    share = found.failures(found.measures[0], {"rate": "low", "steps": "2"}, threshold=1.5)
+    computed = outcome(values)
+    share = computed.failures(computed.measures[0], {"rate": "low", "steps": "2"}, threshold=1.5)
     assert sorted(share.known) == [0, 1, 1]  # an error, 1, and 2 above 1.5
 
 
-def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
+def test_a_report_is_complete_and_self_contained(outcome, tmp_path):
     values = table(lambda rate, n, seed: 10.0 - n + seed)
     values["low", 2, 1] = "step 3: loss = nan | inf"
     orderings = [Ordering(claim="more is better", order=MORE_STEPS.order)]
-    found = outcome(values, sampling=0.1, orderings=orderings, failure_threshold=9.0)
+    computed = outcome(values, sampling=0.1, orderings=orderings, failure_threshold=9.0)
     path = report.write(
-        tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "the command"
+        tmp_path / "r", computed, "smoke", computed.experiment.scales["smoke"], Store(tmp_path), "the command"
     )
     text = path.read_text()
     assert "| low | 9.0 ± 1.4 (1 failed) | 7.0 ± 1.0 | 3.50 | – |" in text  # ours, then the paper's
@@ -191,55 +191,61 @@ def test_a_report_is_whole_and_stands_alone(outcome, tmp_path):
     assert 'src="curves' not in page
 
 
-def test_no_columns_of_the_paper_where_it_has_no_figure_of_these_cells(outcome, tmp_path):
-    found = outcome(table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})])
-    scale = found.experiment.scales["smoke"]
-    text = report.write(tmp_path / "r", found, "smoke", scale, Store(tmp_path), "the command").read_text()
+def test_columns_of_a_paper_without_values_for_these_cells_are_left_out(outcome, tmp_path):
+    computed = outcome(
+        table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})]
+    )
+    scale = computed.experiment.scales["smoke"]
+    text = report.write(tmp_path / "r", computed, "smoke", scale, Store(tmp_path), "the command").read_text()
     assert "The paper (elsewhere) has no values for these cells." in text and "paper: " not in text
 
 
-def test_figures_that_are_not_comparable_are_said(outcome, tmp_path):
-    found = outcome(table(lambda *_: 1.0, seeds=(0,)))
-    cell = found.cell({"rate": "low", "steps": "2", "seed": "0"})
-    found._results[cell.key]["provenance"] = {"samples": 50_000}
-    path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], Store(tmp_path), "")
+def test_values_that_are_not_comparable_are_reported(outcome, tmp_path):
+    computed = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    cell = computed.cell({"rate": "low", "steps": "2", "seed": "0"})
+    computed._results[cell.key]["provenance"] = {"samples": 50_000}
+    path = report.write(tmp_path / "r", computed, "smoke", computed.experiment.scales["smoke"], Store(tmp_path), "")
     assert "**Not all results are comparable**: they differ in samples." in path.read_text()
 
 
 def test_a_report_is_written_again_from_its_results(outcome, tmp_path):
     values = table(lambda rate, n, seed: 10.0 - n + seed / 3)
     values["low", 2, 1], values["high", 4, 0] = "step 3: loss = nan", None
-    found = outcome(values, sampling=0.25, orderings=[Ordering(claim="more is better", order=MORE_STEPS.order)])
-    given = "smoke", found.experiment.scales["smoke"]
-    path = report.write(tmp_path, found, *given, Store(tmp_path), "the command")
+    computed = outcome(values, sampling=0.25, orderings=[Ordering(claim="more is better", order=MORE_STEPS.order)])
+    arguments = "smoke", computed.experiment.scales["smoke"]
+    path = report.write(tmp_path, computed, *arguments, Store(tmp_path), "the command")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    again, command = report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
-    report.write(tmp_path, again, *given, None, command)
+    reread, command = report.read(
+        tmp_path / "results.json", computed.experiment, "smoke", computed._cells, computed.measures
+    )
+    report.write(tmp_path, reread, *arguments, None, command)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
     json.loads(before["results.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert path.exists()
     with pytest.raises(UserError, match=r"--scale=small: .* has results of scale smoke"):
-        report.read(tmp_path / "results.json", found.experiment, "small", found._cells, found.measures)
+        report.read(tmp_path / "results.json", computed.experiment, "small", computed._cells, computed.measures)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"provenance": {}, "seeds": 3}', "\udc80"])
-def test_results_that_are_damaged_are_named(outcome, tmp_path, content):
-    found = outcome(table(lambda *_: 1.0))
+def test_damaged_results_are_named(outcome, tmp_path, content):
+    computed = outcome(table(lambda *_: 1.0))
     (tmp_path / "results.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"results\.json.*reproduce") as raised:
-        report.read(tmp_path / "results.json", found.experiment, "smoke", found._cells, found.measures)
+        report.read(tmp_path / "results.json", computed.experiment, "smoke", computed._cells, computed.measures)
     assert "\n" not in str(raised.value)
 
 
-def test_text_from_results_is_no_markup(outcome, tmp_path):
+def test_text_of_results_is_escaped(outcome, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     hostile = f"<script>x</script> ![a]({secret}) \x1b[2J `</code>`\n\n# heading | cell"
     values = table(lambda *_: 1.0)
     values["low", 2, 1] = hostile
-    found = outcome(values, title=hostile, claim=hostile, orderings=[Ordering(claim=hostile, order=MORE_STEPS.order)])
+    computed = outcome(
+        values, title=hostile, claim=hostile, orderings=[Ordering(claim=hostile, order=MORE_STEPS.order)]
+    )
     store = Store(tmp_path)
-    path = report.write(tmp_path / "r", found, "smoke", found.experiment.scales["smoke"], store, "the command")
+    path = report.write(tmp_path / "r", computed, "smoke", computed.experiment.scales["smoke"], store, "the command")
     page = path.with_suffix(".html").read_text()
     assert "<script>" not in page and "c2VjcmV0" not in page  # "secret" in base 64
     assert page.count("<img") == 1  # the curves
@@ -247,7 +253,7 @@ def test_text_from_results_is_no_markup(outcome, tmp_path):
     assert page.count("&lt;script&gt;") >= 4  # shown as text
 
 
-def test_papers_stand_beside_the_measure_they_name():
+def test_a_paper_names_its_measure():
     paper = Paper("bits", {("2",): 1.0}, metrics=("nll.bound",))
     assert paper.metrics == (Measure("nll", "bound").name,)
     assert Axis("steps", {"2": {"sampler.steps": 2}}) == steps(2)

@@ -1,4 +1,4 @@
-"""Which cells there are, and which share a training."""
+"""Cells of an experiment, and trainings that they share."""
 
 import pytest
 
@@ -13,10 +13,10 @@ def groups(experiment, **overrides):
 
 
 def test_cells_that_differ_in_the_sampler_share_a_training(make):
-    found = groups(make())
-    assert [len(group.cells) for group in found] == [2, 2]
-    assert all(len(group.trainings) == 1 for group in found)
-    cells = [cell for group in found for cell in group.cells]
+    found_groups = groups(make())
+    assert [len(group.cells) for group in found_groups] == [2, 2]
+    assert all(len(group.trainings) == 1 for group in found_groups)
+    cells = [cell for group in found_groups for cell in group.cells]
     assert len({cell.key for cell in cells}) == 4
     assert [cell.labels for cell in cells][:2] == [
         {"rate": "low", "steps": "2", "seed": "0"},
@@ -26,13 +26,13 @@ def test_cells_that_differ_in_the_sampler_share_a_training(make):
     assert [cell.config.train.learning_rate for cell in cells] == [1e-3, 1e-3, 2e-3, 2e-3]
 
 
-def test_seeds_are_trainings(make):
-    found = groups(make({"seeds": (0, 7)}))
-    assert len(found) == 4
-    assert {group.cells[0].config.seed for group in found} == {0, 7}
+def test_each_seed_is_a_training(make):
+    found_groups = groups(make({"seeds": (0, 7)}))
+    assert len(found_groups) == 4
+    assert {group.cells[0].config.seed for group in found_groups} == {0, 7}
 
 
-def test_where_the_data_lie_changes_no_key(make):
+def test_the_data_folder_changes_no_key(make):
     keys = [
         [cell.key for group in groups(make(), **{"data.dir": d}) for cell in group.cells] for d in ("", "elsewhere")
     ]
@@ -43,8 +43,10 @@ def test_where_the_data_lie_changes_no_key(make):
     "scale",
     [{"fields": {"train.steps": 5}}, {"fields": {"sampler.name": "heun"}}, {"measures": [Measure("kd_pixels")]}],
 )
-def test_what_determines_a_figure_changes_every_key(make, scale):
-    before, after = ({cell.key for group in groups(made) for cell in group.cells} for made in (make(), make(scale)))
+def test_fields_that_determine_a_value_change_every_key(make, scale):
+    before, after = (
+        {cell.key for group in groups(experiment) for cell in group.cells} for experiment in (make(), make(scale))
+    )
     assert not before & after
 
 
@@ -56,16 +58,16 @@ def test_headings_change_no_key(make):
     assert before == after
 
 
-def test_a_part_of_the_labels(make):
-    found = groups(make({"axes": {"steps": ("4",)}}))
-    assert [cell.labels["steps"] for group in found for cell in group.cells] == ["4", "4"]
+def test_a_scale_may_have_some_labels_of_an_axis(make):
+    found_groups = groups(make({"axes": {"steps": ("4",)}}))
+    assert [cell.labels["steps"] for group in found_groups for cell in group.cells] == ["4", "4"]
 
 
-def test_a_classifier_is_trained_once_a_seed(make, config):
-    given = {"seeds": (0, 1), "classifier": ("configs/classifier_digits.py", {"train.steps": 2})}
-    found = groups(make(given))
-    assert len({cell.classifier for group in found for cell in group.cells}) == 2
-    for group in found:
+def test_a_classifier_is_trained_once_per_seed(make, config):
+    fields_of_scale = {"seeds": (0, 1), "classifier": ("configs/classifier_digits.py", {"train.steps": 2})}
+    found_groups = groups(make(fields_of_scale))
+    assert len({cell.classifier for group in found_groups for cell in group.cells}) == 2
+    for group in found_groups:
         assert next(iter(group.trainings)) == group.cells[0].classifier
         assert set(group.trainings) == {group.cells[0].classifier, group.cells[0].training}
 
@@ -98,29 +100,29 @@ def test_fields_that_do_not_fit_are_refused(make, changes, message):
         {"axes": [steps(8)]},
     ],
 )
-def test_what_an_experiment_names_must_be_there(make, changes):
+def test_names_that_do_not_exist_are_refused(make, changes):
     with pytest.raises(UserError, match="unknown"):
         make(**changes)
 
 
-def chain(**fields):
+def pipeline_config(**fields):
     return plan.with_fields(load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py")), fields)
 
 
 def test_a_pattern_sets_all_fields_that_match():
-    made = chain(**{"*train.steps": 3, "parts.*.model.width": 8, "sampler.stages.ar_prior.top_k": 5})
-    assert {part.train.steps for part in made.parts.values()} == {3}
-    assert (made.parts.prior.model.width, made.parts.clip.text_encoder.width) == (8, 128)
-    assert made.sampler.stages.ar_prior.top_k == 5
+    pipeline = pipeline_config(**{"*train.steps": 3, "parts.*.model.width": 8, "sampler.stages.ar_prior.top_k": 5})
+    assert {part.train.steps for part in pipeline.parts.values()} == {3}
+    assert (pipeline.parts.prior.model.width, pipeline.parts.clip.text_encoder.width) == (8, 128)
+    assert pipeline.sampler.stages.ar_prior.top_k == 5
     with pytest.raises(UserError, match="did you mean"):
-        chain(**{"parts.prior.model.widht": 8})
+        pipeline_config(**{"parts.prior.model.widht": 8})
 
 
-def test_a_chain_says_the_settings_of_its_stages_and_a_seed_is_of_all_parts(make):
+def test_a_pipeline_has_settings_of_its_stages_and_one_seed_for_all_parts(make):
     config = str(tiny.ROOT / "configs" / "unclip_shapes.py")
     axes = [Axis("rate", {"low": {"sampler.stages.prior.steps": 7}, "high": {"parts.prior.sampler.guidance": 3.0}})]
-    given = {"axes": axes, "column_axis": "", "papers": (), "orderings": ()}
-    experiment = make(scales={"smoke": Scale(config=config, duration="seconds", seeds=(0, 3))}, **given)
+    fields_of_scale = {"axes": axes, "column_axis": "", "papers": (), "orderings": ()}
+    experiment = make(scales={"smoke": Scale(config=config, duration="seconds", seeds=(0, 3))}, **fields_of_scale)
     cells = [cell for group in groups(experiment) for cell in group.cells]
     assert len({cell.key for cell in cells}) == 4 and len({cell.training for cell in cells}) == 2
     by = {tuple(cell.labels.values()): cell.config for cell in cells}

@@ -27,6 +27,6 @@ def test_an_experiment_runs_and_reports(name, workdir):
     folder = workdir / f"{name}_smoke"
     results = json.loads((folder / "results.json").read_text())
     assert not results["errors"] or name == "gan_stability"  # where failing is what is measured
-    assert all(figure["pending"] == 0 for figure in results["figures"])
-    assert any(figure["values"] for figure in results["figures"])
+    assert all(entry["pending"] == 0 for entry in results["entries"])
+    assert any(entry["values"] for entry in results["entries"])
     assert (folder / "report.md").exists() and (folder / "report.html").exists()

@@ -29,14 +29,14 @@ def state(width=8, seed=0, step=0):
     def init(key):
         return {"params": {"model": {"w": jax.random.normal(key, (width, 4))}}, "counts": {"n": jnp.arange(3.0)}}
 
-    made = initial_state(tiny.LossModel(init_function=init), OPTIMIZERS, jax.random.key(seed))
-    ema = jax.tree.map(lambda x: x + 1, made.ema)
-    return made.replace(step=jnp.asarray(step, jnp.int32), ema=ema)
+    fresh = initial_state(tiny.LossModel(init_function=init), OPTIMIZERS, jax.random.key(seed))
+    ema = jax.tree.map(lambda x: x + 1, fresh.ema)
+    return fresh.replace(step=jnp.asarray(step, jnp.int32), ema=ema)
 
 
-def shapes(of, sharding=None):
+def shapes(tree, sharding=None):
     sharding = sharding or SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), of)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def test_round_trip(tmp_path):
@@ -44,11 +44,11 @@ def test_round_trip(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(7, saved)
     checkpoints.close()
-    again = Checkpoints(tmp_path / "c")
-    assert again.latest_step() == 7
-    chex.assert_trees_all_equal(again.restore(shapes(saved)), saved)
+    reopened = Checkpoints(tmp_path / "c")
+    assert reopened.latest_step() == 7
+    chex.assert_trees_all_equal(reopened.restore(shapes(saved)), saved)
     template = jax.eval_shape(lambda: saved.variables)
-    chex.assert_trees_all_equal(again.restore_ema(template), ema_variables(saved))
+    chex.assert_trees_all_equal(reopened.restore_ema(template), ema_variables(saved))
 
 
 def test_restores_onto_other_devices(tmp_path):
@@ -70,8 +70,8 @@ def test_retention(tmp_path):
     for step in range(1, 10):
         checkpoints.save(step, state(seed=step))
     checkpoints.close()
-    kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
-    assert kept == [4, 8, 9]
+    remaining = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    assert remaining == [4, 8, 9]
 
 
 def test_a_saved_step_is_not_overwritten(tmp_path):
@@ -131,7 +131,7 @@ DAMAGES = {"cut": cut, "flipped": flip, "emptied": empty, "removed": lambda file
 
 
 def test_damaged_files_are_named_and_the_earlier_checkpoint_is_used(tmp_path, capsys):
-    """One file per kind of damage, from different items of the checkpoint; every change is found by the digest."""
+    """Damages one file per kind, from different items of the checkpoint; the digest finds every change."""
     whole = three(tmp_path / "whole")
     victims = files(whole / "3")
     for number, (kind, damage) in enumerate(DAMAGES.items()):
@@ -256,7 +256,7 @@ def test_leftovers_do_not_prevent_saving(tmp_path, capsys):
 
 
 def test_steps_before_a_damaged_checkpoint_are_kept(tmp_path):
-    """The damaged one is renamed, since as the newest it would be kept in the place of a good one."""
+    """The damaged one is renamed, since as the newest it would be remaining in the place of a good one."""
     path = three(tmp_path)
     (path / "3").rename(path / "30")
     flip(files(path / "30")[0])
@@ -326,7 +326,7 @@ def test_reading_fails_with_one_line(tmp_path, monkeypatch):
         read_variables(tmp_path / "empty", template)
     path = three(tmp_path / "run")
 
-    def vanish(self, *given):
+    def vanish(self, *arguments):
         steps = list_steps(path)
         (path / str(steps[-1])).rename(path / str(steps[-1] + 1))
         raise FileNotFoundError("a file\nof Orbax")
@@ -346,12 +346,12 @@ def test_full_disk_fails_only_the_save(small_disk, capsys):
     checkpoints = Checkpoints(small_disk / "checkpoints")
     checkpoints.save(1, state(seed=1))
     checkpoints.save(2, random(2))
-    checkpoints.save(3, state(seed=3))  # there is room again for a smaller one
+    checkpoints.save(3, state(seed=3))  # there is room reopened for a smaller one
     assert "step 2 could not be saved" in capsys.readouterr().err
     assert checkpoints.latest_step() == 3
     checkpoints.save(4, random(4))
     with pytest.raises(UserError, match=r"step 4 could not be saved .* make room, and run the same command again"):
         checkpoints.close()
     assert sorted(path.name for path in (small_disk / "checkpoints").iterdir()) == ["1", "3"]
-    with contextlib.closing(Checkpoints(small_disk / "checkpoints")) as again:
-        chex.assert_trees_all_equal(again.restore(shapes(state())).ema, state(seed=3).ema)
+    with contextlib.closing(Checkpoints(small_disk / "checkpoints")) as reopened:
+        chex.assert_trees_all_equal(reopened.restore(shapes(state())).ema, state(seed=3).ema)

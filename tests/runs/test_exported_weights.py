@@ -1,4 +1,4 @@
-"""Exported weights: what another library reads of them, and every kind of damage."""
+"""Exported weights: read by another library, and damaged in every way."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def path(tmp_path):
 
 
 def written(path, tensors, **metadata):
-    """The file of an older version or of another program."""
+    """Writes a file as an older version or another program does."""
     safetensors.numpy.save_file(tensors, path, metadata={"format": "np", **metadata})
     return path
 
@@ -62,13 +62,13 @@ def refused(path, match, tree=TREE):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_saved_is_loaded_and_read_by_another_library(path, capsys):
+def test_saved_variables_are_loaded_and_read_by_another_library(path, capsys):
     same(exported_weights.load(path, template()), TREE)
     assert exported_weights.step_of(path) == 7 and capsys.readouterr().err == ""
-    found = safetensors.numpy.load_file(path)
-    assert found.keys() == flat().keys()
+    loaded = safetensors.numpy.load_file(path)
+    assert loaded.keys() == flat().keys()
     for name, leaf in flat().items():
-        np.testing.assert_array_equal(found[name], leaf, strict=True)
+        np.testing.assert_array_equal(loaded[name], leaf, strict=True)
     with safetensors.safe_open(path, framework="numpy") as file:
         assert file.metadata().keys() == {"format", "sha256", "step"} and file.metadata()["step"] == "7"
 
@@ -112,16 +112,16 @@ def test_changed_bytes_are_refused_or_harmless(tmp_path_factory, data):
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content[: data.draw(st.integers(0, 3 * len(content)))])
     try:
-        found = exported_weights.load(path, template())
+        loaded = exported_weights.load(path, template())
         step = exported_weights.step_of(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        same(found, TREE)
+        same(loaded, TREE)
         assert step == 7 or b'"sha256"' not in content or b'"step"' not in content
 
 
-def test_values_that_were_changed_are_refused(path, tmp_path):
+def test_changed_values_are_refused(path, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -158,7 +158,7 @@ def test_a_file_without_a_checksum_is_accepted_with_a_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("step", ["x", "", "-1", "1.5", "1e3", "²", "9" * 5000, "1\n2"])
-def test_a_step_that_is_no_number_is_refused(tmp_path, step):
+def test_a_step_that_is_not_a_number_is_refused(tmp_path, step):
     path = written(tmp_path / "a", flat(), step=step)
     with pytest.raises(UserError, match=r"its step is .*, not a number; export it again") as error:
         exported_weights.step_of(path)

@@ -21,8 +21,8 @@ from diffjax.training.nonfinite import record_skip, record_update
 
 def initial() -> TrainState:
     zero = jnp.zeros(())
-    given = {"variables": {"params": {"w": zero}}, "ema": {"w": zero}, "optimizer": {"model": {"n": zero}}}
-    return TrainState(step=jnp.zeros((), jnp.int32), **given, health=initial_health(["model"]))
+    leaves = {"variables": {"params": {"w": zero}}, "ema": {"w": zero}, "optimizer": {"model": {"n": zero}}}
+    return TrainState(step=jnp.zeros((), jnp.int32), **leaves, health=initial_health(["model"]))
 
 
 def count(state, batch):
@@ -73,7 +73,7 @@ def test_intervals_of_logging_saving_and_previews(tmp_path):
     assert saved(tmp_path) == [2, 4, 6]
     assert shown == [(3, 3), (6, 6)]
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
-    # At full precision: the text read back is the float32 of the step's own loss.
+    # Losses are logged at full precision: the text parses to the float32 loss of the step.
     assert [np.float32(line["loss"]) for line in lines(tmp_path)] == [np.float32(1) / b for b in BATCHES[[1, 3, 5]]]
 
 
@@ -118,11 +118,11 @@ def test_a_spike_is_logged(tmp_path):
 def test_waiting_for_data_is_measured_and_reported(tmp_path, capsys):
     def slow():
         for batch in BATCHES:
-            time.sleep(0.3)
+            time.sleep(0.1)
             yield batch
 
     run(tmp_path, slow())
-    assert max(line["data_wait"] for line in lines(tmp_path)) > 0.5
+    assert max(line["data_wait"] for line in lines(tmp_path)) > 0.15
     assert "waits for data" in capsys.readouterr().out
 
 

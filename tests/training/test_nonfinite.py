@@ -1,4 +1,4 @@
-"""What is remembered of a run's steps, against NumPy."""
+"""Running moments of losses and counts of skipped steps, against NumPy."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def test_the_moments_are_exponential_averages():
     mean, variance = 0.0, 0.0
     for step, value in enumerate(values):
         decay = min(0.99, step / (10 + step))
-        # Of a mixture of two, `decay` of the one before and the rest at `value`.
+        # Moments of a mixture: the previous distribution with weight `decay`, else `value`.
         new = decay * mean + (1 - decay) * value
         variance = decay * (variance + (mean - new) ** 2) + (1 - decay) * (value - new) ** 2
         mean = new
@@ -32,9 +32,9 @@ def test_the_moments_are_exponential_averages():
     np.testing.assert_allclose(health.variance["a"], variance, rtol=1e-3)
 
 
-def test_a_spike_stands_out_once_there_are_enough_losses():
+def test_a_spike_has_a_large_deviation_after_enough_losses():
     values = np.random.default_rng(1).normal(1, 0.1, 200)
-    spike = {"a": jnp.float32(2.0), "b": jnp.float32(2.0)}  # of b nothing out of the way
+    spike = {"a": jnp.float32(2.0), "b": jnp.float32(2.0)}  # b has no spike
     assert deviation(seen(values[:99]), spike) == 0
     np.testing.assert_allclose(deviation(seen(values), spike), 10, rtol=0.3)
     assert deviation(seen(values), {"a": jnp.float32(1.0), "b": jnp.float32(2.0)}) < 1
@@ -47,7 +47,7 @@ def test_skipped_steps_are_counted():
     assert (health.skipped, health.consecutive_skips, health.updates) == (3, 1, 1)
 
 
-def test_finite_means_every_number():
+def test_is_finite_checks_every_number():
     tree = {"a": jnp.ones((2, 3)), "b": jnp.arange(3)}
     assert is_finite(tree)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):

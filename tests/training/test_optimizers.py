@@ -1,4 +1,4 @@
-"""The optimiser's parts against their formulas."""
+"""Learning-rate schedules and Adam against their formulas."""
 
 import jax
 import numpy as np
@@ -68,7 +68,7 @@ def test_gains_biases_and_scalars_do_not_decay():
 
 
 def test_the_state_has_the_structure_of_optax_adamw():
-    """So that checkpoints of both can be read."""
+    """Checkpoints of both can then be read."""
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     ours = adam(lambda step: 1e-3, clip_norm=1.0, weight_decay=0.1, beta1=0.9, beta2=0.99)
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda step: 1e-3, weight_decay=0.1))

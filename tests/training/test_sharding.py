@@ -1,4 +1,4 @@
-"""One device or eight, jit or pmap: the same numbers."""
+"""Training on one or eight devices, by jit or pmap, has the same metrics."""
 
 import functools
 
@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 from diffjax.training.compiled_step import compile_step, fit_to_first_batch, lower_step, make_optimizers
 from diffjax.training.sharding import Devices
 from diffjax.typing import ImageSpec
-from tests import tiny
+from tests import conditioned, tiny
 
 STEPS = 5
 SPEC = ImageSpec(8, 1, 10)
@@ -22,7 +22,7 @@ LAYOUTS = {
     "fsdp 4 x 2": {"mode": "jit", "num_devices": 8, "fsdp": 2},
     "pmap on 2, 2 parts": {"mode": "pmap", "num_devices": 2, "accumulate": 2},
 }
-ONE_LEVEL = {"model__multipliers": (1,), "model__attention_resolutions": (), "model__dropout": 0.2}
+DIFFUSION = {"model": conditioned.DIT | {"width": 16, "dropout": 0.2}}
 CODEBOOKS = {
     "codebook with restarts": {"codebook__decay": 0.5, "codebook__dead_code_threshold": 0.6},
     "discriminator": {
@@ -41,7 +41,7 @@ def prior_with_codec():
 
 
 KINDS = {  # config, and the parts that it depends on
-    "diffusion": lambda: (tiny.config(**ONE_LEVEL), {}),  # with dropout of labels and activations
+    "diffusion": lambda: (tiny.config(**DIFFUSION), {}),  # with dropout of labels and activations
     "two groups": lambda: (tiny.config("gan"), {}),
     "clip": lambda: (tiny.config("clip_shapes"), {}),
     "autoregressive": prior_with_codec,
@@ -134,7 +134,7 @@ def test_initial_state_does_not_depend_on_the_sharding():
     chex.assert_trees_all_equal(*states)
 
 
-def test_invalid_layouts_are_refused():
+def test_invalid_layouts_raise():
     cases = {
         "did you mean 'pmap'": {"mode": "pnap"},
         "this machine has 8": {"num_devices": 9},

@@ -1,4 +1,4 @@
-"""The training step on an objective small enough to follow by hand."""
+"""The training step on a linear model, against NumPy."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ def batch(size=8, seed=0):
 
 
 def linear(variables, batch, keys, moment):
-    """(w . x)^2 with a little noise of each example's own key, and a running mean beside the parameters."""
+    """Returns (w . x)^2 with noise by the key of each example, and a running mean."""
     noise = jax.vmap(jax.random.normal)(keys)
     output = batch["x"] @ variables["params"]["model"]["w"] + 0.1 * noise
     return output**2, Aux({"output": output}, {"statistics": {"mean": output.mean()}})
@@ -56,7 +56,7 @@ def test_one_step_by_hand():
     assert new.step == 1
 
 
-def test_the_average_warms_up():
+def test_the_ema_decay_warms_up():
     """Decay min(0.9, (1 + s) / (10 + s)) at step s, followed in float64."""
     state, step = state_and_step({"model": linear}, PARAMS)
     average = np.array([0.5, -1.0, 2.0])
@@ -78,8 +78,8 @@ def test_accumulation_equals_the_whole_batch(parts):
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
 
 
-def test_groups_take_their_gradients_at_the_old_parameters():
-    """As an adversarial pair needs: the second group's step must not see the first one's update."""
+def test_gradients_of_all_groups_are_at_the_old_parameters():
+    """Adversarial pairs need this: the gradient of one group must not depend on the update of the other."""
     params = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
 
     def product(variables, batch, keys, moment):
@@ -96,25 +96,25 @@ def test_groups_take_their_gradients_at_the_old_parameters():
     assert metrics["b/loss"] == -6.0
 
 
-def test_no_two_examples_and_no_two_steps_share_randomness():
+def test_examples_and_steps_have_different_randomness():
     seen = []
 
     def record(variables, batch, keys, moment):
         return jax.vmap(jax.random.uniform)(keys) * variables["params"]["model"]["w"][0], Aux({})
 
     state, step = state_and_step({"model": record}, PARAMS)
+    w = 0.5
     for s in range(3):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(0), s), np.arange(8))
         seen.append(np.asarray(jax.vmap(jax.random.uniform)(keys)))
         state, metrics = step(state, batch())
-        w = 0.5 if s == 0 else w
         np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
         w = float(state.variables["params"]["model"]["w"][0])
     assert len(np.unique(seen)) == 24
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_but_counts(bad):
+def test_a_non_finite_step_is_skipped_and_counted(bad):
     state, step = state_and_step({"model": linear}, PARAMS, max_consecutive_skips=1)
     state, _ = step(state, batch(seed=1))
     wild = batch(seed=2)
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(bad):
     chex.assert_trees_all_equal(same(sound), same(without))
 
 
-def test_past_the_limit_no_step_changes_anything():
+def test_steps_after_too_many_skips_are_skipped():
     state, step = state_and_step({"model": linear}, PARAMS, max_consecutive_skips=1)
     wild = batch() | {"x": np.full((8, 3), np.nan, np.float32)}
     for _ in range(2):
@@ -140,7 +140,7 @@ def test_past_the_limit_no_step_changes_anything():
     chex.assert_trees_all_equal(after.variables, state.variables)
 
 
-def test_one_group_that_is_not_finite_holds_back_the_other():
+def test_a_non_finite_group_skips_the_step_of_both_groups():
     def other(variables, batch, keys, moment):
         return jnp.full(8, jnp.inf) * variables["params"]["other"]["w"].sum(), Aux({}, {})
 

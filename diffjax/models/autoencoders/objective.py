@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -32,6 +32,7 @@ from diffjax.nn.pretrained import efficientnet
 from diffjax.typing import Aux, Batch, Images, Latents, LossFn, PRNGKey, PRNGKeys, Scalar, StepContext, Variables
 
 _MAX_ADAPTIVE_WEIGHT = 1e4  # as in VQGAN's code
+M = TypeVar("M", bound="ReconstructionModel")
 
 
 class AutoencoderOutput(NamedTuple):
@@ -39,7 +40,7 @@ class AutoencoderOutput(NamedTuple):
 
     latent: Latents  # input of the decoder
     output: Output  # parameters of p(x | z)
-    latent_cost: Float[Array, "B"]  # KL or commitment of the latent, in nats per value of the image
+    latent_cost: Float[Array, " B"]  # KL or commitment of the latent, in nats per value of the image
     metrics: dict[str, Array]
     variables: dict[str, Any]  # new values of mutable collections
 
@@ -155,7 +156,7 @@ class ReconstructionModel(Model):
 
     def _reconstruction_cost(
         self, variables: Variables, x: Images, output: Output
-    ) -> tuple[Float[Array, "B"], dict[str, Array]]:
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
         value = self.networks.distribution.nll(x, output)
         metrics = {"reconstruction": value}
         if "features" in variables["frozen"]:
@@ -164,7 +165,7 @@ class ReconstructionModel(Model):
             value, metrics = value + self.perceptual_weight * distance, metrics | {"perceptual": distance}
         return value, metrics
 
-    def _generator_loss(self, variables: Variables, output: Output) -> Float[Array, "B"]:
+    def _generator_loss(self, variables: Variables, output: Output) -> Float[Array, " B"]:
         fake = self.networks.distribution.mean(output)
         return self._adversarial.discriminator.generator_loss(*discriminator_variables(variables), fake)
 
@@ -211,6 +212,20 @@ def loss_fields(config: ConfigDict, networks: EncoderDecoder) -> dict[str, Any]:
         "adversarial": AdversarialLoss.from_config(config) if config.get("adversarial") else None,
         "note": note,
     }
+
+
+def choose_class(
+    networks: EncoderDecoder, plain: type[M], with_likelihood: type[M], with_codec: type[M], with_both: type[M]
+) -> type[M]:
+    """Returns the class of a model with these networks.
+
+    It has a likelihood if the output distribution is a probability of grey levels, and a codec unless the decoder is
+    autoregressive.
+    """
+    exact = networks.distribution.exact
+    if networks.pixelcnn is None:
+        return with_both if exact else with_codec
+    return with_likelihood if exact else plain
 
 
 def check_autoencoder(model: ReconstructionModel) -> None:

@@ -29,11 +29,12 @@ from diffjax.models.autoencoders.objective import (
     AutoencoderOutput,
     ReconstructionModel,
     check_autoencoder,
+    choose_class,
     loss_fields,
 )
 from diffjax.models.base import Autoencoder, GenerativeModel, LikelihoodModel
 from diffjax.models.images import to_unit_range
-from diffjax.models.scalar_settings import make_scalar_settings
+from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.typing import Batch, Codec, Images, ImageSpec, PRNGKey, PRNGKeys, StepContext, Variables
 
 _BITS = 1.0 / math.log(2.0)  # per nat
@@ -88,14 +89,14 @@ class VAE(ReconstructionModel, GenerativeModel):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> dict[str, Array]:
-        """Returns `temperature`, the standard deviation of the sampled latents."""
-        settings = make_scalar_settings("vae", {"temperature": 1.0}, sampler_config, capacity=capacity, **overrides)
+    ) -> SamplingSettings:
+        """Returns the scalar `temperature`, the standard deviation of the sampled latents."""
+        settings = SamplingSettings(make_scalars("vae", {"temperature": 1.0}, sampler_config, **overrides))
         validate_number("sampler.temperature", float(settings["temperature"]), low=0)
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: Mapping[str, Array]
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Images:
         latent_keys, pixel_keys = split_each(keys)
         z = settings["temperature"] * normal_each(latent_keys, self.latent_shape)
@@ -120,7 +121,7 @@ class LikelihoodVAE(VAE, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         """Returns the ELBO and its terms, and the importance-weighted bound, in bits per dimension.
 
         Args:
@@ -143,7 +144,7 @@ class LikelihoodVAE(VAE, LikelihoodModel):
 
     def _importance_weight(
         self, params: Params, keys: PRNGKeys, x: Images, q: gaussian.Gaussian
-    ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         """Returns -log p(x | z) and log p(x, z) / q(z | x) for a sampled z, in nats."""
         prior = gaussian.Gaussian(jnp.zeros_like(q.mean), jnp.zeros_like(q.mean))
         z = gaussian.sample(keys, q)
@@ -153,14 +154,6 @@ class LikelihoodVAE(VAE, LikelihoodModel):
 
 class CodecLikelihoodVAE(CodecVAE, LikelihoodVAE):
     """A VAE with both a codec and a likelihood."""
-
-
-_CLASSES = {  # (has a codec, has a likelihood)
-    (False, False): VAE,
-    (False, True): LikelihoodVAE,
-    (True, False): CodecVAE,
-    (True, True): CodecLikelihoodVAE,
-}
 
 
 def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VAE:
@@ -176,7 +169,8 @@ def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VAE:
     networks = EncoderDecoder.from_config(config, spec, latent_channels=channels, moments=2)
     for name in ("beta", "free_bits"):
         validate_number(f"loss.{name}", config.loss[name], low=0)
-    model = _CLASSES[networks.pixelcnn is None, networks.distribution.exact](
+    model_class = choose_class(networks, VAE, LikelihoodVAE, CodecVAE, CodecLikelihoodVAE)
+    model = model_class(
         **loss_fields(config, networks),
         latent_channels=channels,
         beta=config.loss.beta,

@@ -26,6 +26,7 @@ from diffjax.models.autoencoders.objective import (
     AutoencoderOutput,
     ReconstructionModel,
     check_autoencoder,
+    choose_class,
     loss_fields,
 )
 from diffjax.models.base import Autoencoder, LikelihoodModel
@@ -168,7 +169,7 @@ class LikelihoodVQVAE(VQVAE, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         """Returns the ELBO under equally likely codes, and its terms, in bits per dimension.
 
         Reference: van den Oord et al. 2017, section 3.2.
@@ -185,14 +186,6 @@ class CodecLikelihoodVQVAE(CodecVQVAE, LikelihoodVQVAE):
     """A VQ-VAE with both a codec and a likelihood."""
 
 
-_CLASSES = {  # (has a codec, has a likelihood)
-    (False, False): VQVAE,
-    (False, True): LikelihoodVQVAE,
-    (True, False): CodecVQVAE,
-    (True, True): CodecLikelihoodVQVAE,
-}
-
-
 def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VQVAE:
     """Builds the VQ-VAE of `config` for images of `spec`.
 
@@ -204,7 +197,8 @@ def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VQVAE:
     """
     encoder, section = MultiScaleEncoder.from_config(config, spec, make_quantizer(config)), config.codebook
     networks = encoder.networks
-    model = _CLASSES[networks.pixelcnn is None, networks.distribution.exact](
+    model_class = choose_class(networks, VQVAE, LikelihoodVQVAE, CodecVQVAE, CodecLikelihoodVQVAE)
+    model = model_class(
         **loss_fields(config, networks),
         encoder=encoder,
         commitment=section.commitment,

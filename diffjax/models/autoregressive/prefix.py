@@ -6,27 +6,18 @@ autoregressive prior. Each can be dropped, for classifier-free guidance.
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range, unit_variance
-from diffjax.typing import NO_TOKEN, Clip, Codec, Embeddings, Labels, PRNGKey, PRNGKeys, TextSpec, Tokens
+from diffjax.typing import NO_TOKEN, Clip, Embeddings, Labels, PRNGKey, TextSpec, Tokens
 
 Params = dict[str, Any]
 Values = Any  # pytree of [B, ...]
-
-
-class PrefixInputs(NamedTuple):
-    """Inputs that a prefix is computed from."""
-
-    conditions: Mapping[str, Array]  # a training batch, with "image", or the conditions of samples, without
-    keys: PRNGKeys
-    codec: Codec
-    clip: Clip | None
 
 
 class Prefix(abc.ABC):
@@ -39,7 +30,7 @@ class Prefix(abc.ABC):
         """Returns fresh parameters, normal with standard deviation `std`. Consumes `key`."""
 
     @abc.abstractmethod
-    def encode(self, inputs: PrefixInputs) -> Values:
+    def encode(self, inputs: ConditionInputs) -> Values:
         """Returns the condition's values, before any trained parameter."""
 
     @abc.abstractmethod
@@ -50,7 +41,7 @@ class Prefix(abc.ABC):
     def null(self, values: Values) -> Values:
         """Returns null values of the same shape, for the unconditional branch of guidance."""
 
-    def drop(self, values: Values, where: Bool[Array, "B"]) -> Values:
+    def drop(self, values: Values, where: Bool[Array, " B"]) -> Values:
         """Returns values, replaced by null values where `where`."""
 
         def select(null: Array, value: Array) -> Array:
@@ -66,7 +57,7 @@ class NullPrefix(Prefix):
     def init(self, key: PRNGKey, width: int, std: float) -> Params:
         return {"start": std * jax.random.normal(key, (1, width))}
 
-    def encode(self, inputs: PrefixInputs) -> Labels:
+    def encode(self, inputs: ConditionInputs) -> Labels:
         return jnp.zeros_like(inputs.conditions["label"])
 
     def embed(self, params: Params, values: Labels) -> Float[Array, "B P W"]:
@@ -85,7 +76,7 @@ class ClassPrefix(Prefix):
     def init(self, key: PRNGKey, width: int, std: float) -> Params:
         return {"label": std * jax.random.normal(key, (self.classes + 1, width))}
 
-    def encode(self, inputs: PrefixInputs) -> Labels:
+    def encode(self, inputs: ConditionInputs) -> Labels:
         return inputs.conditions["label"]
 
     def embed(self, params: Params, values: Labels) -> Float[Array, "B P W"]:
@@ -118,7 +109,7 @@ class CaptionPrefix(Prefix):
         shapes = {"token": (self.vocabulary, width), "place": (self.length, width)}
         return {name: std * jax.random.normal(k, s) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
 
-    def encode(self, inputs: PrefixInputs) -> Tokens:
+    def encode(self, inputs: ConditionInputs) -> Tokens:
         return inputs.conditions["tokens"]
 
     def targets(self, values: Tokens) -> Int[Array, "B L"]:
@@ -143,7 +134,7 @@ class ClipEmbeddingPrefix(Prefix):
         kernel = std * jax.random.normal(key, (self.dimensions, width))
         return {"kernel": kernel, "bias": jnp.zeros((width,))}
 
-    def encode(self, inputs: PrefixInputs) -> Embeddings:
+    def encode(self, inputs: ConditionInputs) -> Embeddings:
         return _clip(inputs).embed_texts(inputs.conditions["tokens"])
 
     def embed(self, params: Params, values: Embeddings) -> Float[Array, "B P W"]:
@@ -186,7 +177,7 @@ class ClipCaptionPrefix(Prefix):
         keys = jax.random.split(key, len(shapes))
         return {name: std * jax.random.normal(k, s) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
 
-    def encode(self, inputs: PrefixInputs) -> Values:
+    def encode(self, inputs: ConditionInputs) -> Values:
         clip, tokens = _clip(inputs), inputs.conditions["tokens"]
         embedding = clip.embed_texts(tokens)
         level = jnp.clip(jnp.floor(self._quantile(inputs, embedding) * self.levels), 0, self.levels - 1)
@@ -198,12 +189,12 @@ class ClipCaptionPrefix(Prefix):
             "present": present,
         }
 
-    def _quantile(self, inputs: PrefixInputs, embedding: Embeddings) -> Float[Array, "B"]:
+    def _quantile(self, inputs: ConditionInputs, embedding: Embeddings) -> Float[Array, " B"]:
         """Returns the quantile [0, 1] of the similarity of image and caption; for samples, random in [0.5, 1]."""
         if "image" not in inputs.conditions:
             return 0.5 + 0.5 * jax.vmap(jax.random.uniform)(inputs.keys)
         codec = inputs.codec
-        assert codec.agreement is not None
+        assert codec is not None and codec.agreement is not None
         return codec.agreement(codec.encode(to_unit_range(inputs.conditions["image"])), embedding)
 
     def embed(self, params: Params, values: Values) -> Float[Array, "B P W"]:
@@ -219,6 +210,6 @@ class ClipCaptionPrefix(Prefix):
         return {**values, "present": jnp.zeros_like(values["present"])}
 
 
-def _clip(inputs: PrefixInputs) -> Clip:
+def _clip(inputs: ConditionInputs) -> Clip:
     assert inputs.clip is not None  # `prior.build` requires one
     return inputs.clip

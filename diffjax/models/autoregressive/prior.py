@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -33,14 +32,14 @@ from diffjax.models.autoregressive.prefix import (
     ClipEmbeddingPrefix,
     NullPrefix,
     Prefix,
-    PrefixInputs,
     Values,
 )
 from diffjax.models.autoregressive.token_models import MODELS, SampleToken, TokenModel
 from diffjax.models.base import Autoencoder, ContrastiveModel, GenerativeModel, LikelihoodModel, abstract_value
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import check_buildable, text_of, validate_probability
-from diffjax.models.scalar_settings import make_scalar_settings
+from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.typing import (
     Aux,
     Batch,
@@ -61,16 +60,6 @@ _SETTINGS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "kee
 _CONDITIONS = ("none", "label", "text", "clip", "clip_caption")
 _BITS = 1 / math.log(2)  # per nat
 _CONDITIONS_FOLD = 2**31 - 1  # folded into sample keys for the conditions; no token position has this number
-
-
-@flax.struct.dataclass
-class TokenSamplingSettings:
-    """Settings of token sampling. Leaves are traced; settings with equal static fields share a compilation."""
-
-    settings: dict[str, Array]  # of latents/token_sampling.py
-    guidance: Array  # scale of classifier-free guidance
-    guided: bool = flax.struct.field(pytree_node=False)
-    rows: int = flax.struct.field(pytree_node=False)  # rows of tokens to keep from the given image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,23 +109,24 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
 
     def likelihood(
         self, variables: Variables, keys: PRNGKeys, batch: Batch, samples: int
-    ) -> dict[str, Float[Array, "B"]]:
+    ) -> dict[str, Float[Array, " B"]]:
         nats = self._nll(variables, batch, self._encode_prefix(variables, batch, keys))
         return {"codes": self._bits_per_dim(nats)} | _bits_per_token(nats)
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> TokenSamplingSettings:
-        settings = make_scalar_settings("prior", _SETTINGS, sampler_config, **overrides)
-        keep_fraction, guidance = float(settings.pop("keep_fraction")), settings.pop("guidance")
-        _check_token_sampling(settings)
+    ) -> SamplingSettings:
+        scalars = make_scalars("prior", _SETTINGS, sampler_config, **overrides)
+        keep_fraction, guidance = float(scalars.pop("keep_fraction")), scalars["guidance"]
+        _check_token_sampling(scalars)
         guided = bool(guidance != 1.0)
         if guided and not self.condition_dropout:
             raise UserError(
                 f"sampler.guidance={guidance:g}: requires a prior trained with model.condition_dropout > 0; leave it "
                 "at 1, or train with it"
             )
-        return TokenSamplingSettings(settings, guidance, guided, self._rows_to_keep(keep_fraction))
+        rows = self._rows_to_keep(keep_fraction)
+        return SamplingSettings(scalars, choices=(("guided", guided), ("rows", rows)))
 
     def _rows_to_keep(self, keep_fraction: float) -> int:
         height = self.codec_spec.grids[0][0]
@@ -154,15 +144,16 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
         variables: Variables,
         keys: PRNGKeys,
         conditions: Mapping[str, Array],
-        settings: TokenSamplingSettings,
+        settings: SamplingSettings,
     ) -> Images:
         values = self._encode_prefix(variables, conditions, fold_in_each(keys, _CONDITIONS_FOLD))
-        known = self._known_tokens(variables, conditions, len(keys), settings.rows)
-        sample_token = jax.vmap(functools.partial(token_sampling.sample, **settings.settings))
-        if settings.guided:
+        known = self._known_tokens(variables, conditions, len(keys), settings["rows"])
+        filters = {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+        sample_token = jax.vmap(functools.partial(token_sampling.sample, **filters))
+        if settings["guided"]:
             values = jax.tree.map(lambda *both: jnp.concatenate(both), values, self.prefix.null(values))
             known = jnp.concatenate([known, known])
-            sample_token = _guided(sample_token, settings.guidance)
+            sample_token = _guided(sample_token, settings["guidance"])
         codes = self.token_model.sample(variables["params"]["model"], keys, values, sample_token, known)
         return _from_codes(self._codec(variables), tuple(level[: len(keys)] for level in codes))
 
@@ -179,7 +170,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
 
     def _encode_prefix(self, variables: Variables, conditions: Mapping[str, Array], keys: PRNGKeys) -> Values:
         clip = self.contrastive.clip(variables["frozen"]["clip"]) if self.contrastive else None
-        return self.prefix.encode(PrefixInputs(conditions, keys, self._codec(variables), clip))
+        return self.prefix.encode(ConditionInputs(conditions, keys, clip, self._codec(variables)))
 
     def _nll(
         self, variables: Variables, batch: Batch, values: Values, dropout_keys: PRNGKeys | None = None
@@ -187,7 +178,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
         codes = _to_codes(self._codec(variables), to_unit_range(batch["image"]))
         return self.token_model.nll(variables["params"]["model"], codes, values, dropout_keys)
 
-    def _bits_per_dim(self, nats: Mapping[str, Float[Array, "B _"]]) -> Float[Array, "B"]:
+    def _bits_per_dim(self, nats: Mapping[str, Float[Array, "B _"]]) -> Float[Array, " B"]:
         return _BITS * nats["codes"].sum(axis=-1) / self.num_values
 
 
@@ -287,7 +278,7 @@ def _check_token_sampling(settings: Mapping[str, Array]) -> None:
 def _guided(sample_token: SampleToken, scale: Array) -> SampleToken:
     """Applies classifier-free guidance to logits, of which the second half are unconditional."""
 
-    def sample_both(keys: PRNGKeys, logits: Float[Array, "2*B K"]) -> Int[Array, "2*B"]:
+    def sample_both(keys: PRNGKeys, logits: Float[Array, "2*B K"]) -> Int[Array, " 2*B"]:
         conditional, unconditional = jnp.split(logits, 2)
         tokens = sample_token(keys, unconditional + scale * (conditional - unconditional))
         return jnp.concatenate([tokens, tokens])
@@ -295,7 +286,7 @@ def _guided(sample_token: SampleToken, scale: Array) -> SampleToken:
     return sample_both
 
 
-def _bits_per_token(nats: Mapping[str, Float[Array, "B _"]]) -> dict[str, Float[Array, "B"]]:
+def _bits_per_token(nats: Mapping[str, Float[Array, "B _"]]) -> dict[str, Float[Array, " B"]]:
     bits = {"bits_per_code": _BITS * nats["codes"].mean(axis=-1)}
     return bits | ({"bits_per_token": _BITS * nats["text"].mean(axis=-1)} if "text" in nats else {})
 

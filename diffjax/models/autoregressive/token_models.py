@@ -27,7 +27,7 @@ from diffjax.typing import Codec, Codes, PRNGKey, PRNGKeys
 Params = dict[str, Any]
 # (keys, logits) -> a token per row of the logits. With guidance there are twice as many rows as keys: conditional
 # and then unconditional logits, and both rows of an example get the same token.
-SampleToken = Callable[[PRNGKeys, Float[Array, "B K"]], Int[Array, "B"]]
+SampleToken = Callable[[PRNGKeys, Float[Array, "B K"]], Int[Array, " B"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ class TransformerPrior(TokenModel):
         return Dense(self.vocabulary, "zero")
 
     @property
-    def _levels(self) -> Int[np.ndarray, "N"]:
+    def _levels(self) -> Int[np.ndarray, " N"]:
         """Scale of each token."""
         return np.repeat(np.arange(len(self.grids)), self._lengths)
 

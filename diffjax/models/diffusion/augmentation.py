@@ -116,7 +116,7 @@ def bsr(
     return jnp.clip(_jpeg(image, last_quality, level), -1.0, 1.0)
 
 
-def _offsets(sigma: float) -> Float[np.ndarray, "k"]:
+def _offsets(sigma: float) -> Float[np.ndarray, " k"]:
     """Returns the pixel offsets of a kernel with a radius of four standard deviations."""
     radius = int(4.0 * sigma + 0.5)
     return np.arange(-radius, radius + 1, dtype=np.float32)
@@ -131,7 +131,7 @@ def _normalised(weights: Array) -> Array:
     return weights / jnp.sum(weights)
 
 
-def _ellipse(offsets: Float[np.ndarray, "k"], axes: Float[Array, "2"], angle: Scalar) -> Float[Array, "k k"]:
+def _ellipse(offsets: Float[np.ndarray, " k"], axes: Float[Array, "2"], angle: Scalar) -> Float[Array, "k k"]:
     """Returns a Gaussian kernel with standard deviations `axes`, rotated by `angle`."""
     y, x = np.meshgrid(offsets, offsets, indexing="ij")
     along, across = jnp.cos(angle) * y + jnp.sin(angle) * x, jnp.cos(angle) * x - jnp.sin(angle) * y

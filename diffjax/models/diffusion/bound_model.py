@@ -11,7 +11,7 @@ from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.models.diffusion.data_space import downsample_mask
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import SamplingSettings
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import lookup
 from diffjax.typing import Embeddings, Images, PRNGKeys
 
@@ -71,24 +71,24 @@ class BoundModel:
         Returns:
           Images [-1, 1], or embeddings [B, D].
         """
-        schedule, steps = self.process.schedule, settings.steps
+        schedule, steps = self.process.schedule, settings["steps"]
         levels = schedule(settings.times)
         if "image" in conditions:
             conditions = {**conditions, "image": self.encode(conditions["image"])}
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
         denoise = self._guided(settings, conditions, guides)
-        make_sampler = lookup("sampler", samplers, settings.sampler).bind(
+        make_sampler = lookup("sampler", samplers, settings["sampler"]).bind(
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
-        sampler = make_sampler(**settings.options)
+        sampler = make_sampler(**settings.sampler_options)
         if "latent" in conditions:
             x = sampling.run(keys, denoise, sampler, levels, steps, conditions["latent"])
         elif "image" in conditions and "mask" not in conditions:
-            x = sampling.edit(keys, denoise, sampler, levels, steps, conditions["image"], begin=settings.begin)
+            x = sampling.edit(keys, denoise, sampler, levels, steps, conditions["image"], begin=settings["begin"])
         else:
             x = sampling.sample(
-                keys, denoise, sampler, levels, steps, shape=self.shape, resample_steps=settings.resample_steps
+                keys, denoise, sampler, levels, steps, shape=self.shape, resample_steps=settings["resample_steps"]
             )
         return self.decode(x)
 
@@ -100,26 +100,25 @@ class BoundModel:
     def invert(self, images: Images, settings: SamplingSettings) -> Array:
         """Returns the x_T [B, *shape] of images by DDIM inversion, without guidance: `sampling.encode`."""
         schedule, x0 = self.process.schedule, self.encode(images)
-        return sampling.encode(self.denoiser, x0, schedule(settings.times), settings.steps, schedule(schedule.first))
+        return sampling.encode(self.denoiser, x0, schedule(settings.times), settings["steps"], schedule(schedule.first))
 
     def _guided(self, settings: SamplingSettings, conditions: Mapping[str, Array], guides: Guides) -> Denoiser:
         """Returns the denoiser with each guidance, then clipping and inpainting applied."""
-        scales, denoise = settings.scales, self.denoiser
-        interval = scales["guidance_low"], scales["guidance_high"]
+        denoise, interval = self.denoiser, (settings["guidance_low"], settings["guidance_high"])
         if self.unconditional is not None:
-            rescale = scales["guidance_rescale"]
+            rescale = settings["guidance_rescale"]
             denoise = guidance.classifier_free(
-                denoise, self.unconditional, scales["guidance"], rescale=rescale, interval=interval
+                denoise, self.unconditional, settings["guidance"], rescale=rescale, interval=interval
             )
         if guides.weak is not None:
-            denoise = guidance.autoguidance(denoise, guides.weak, scales["weak_scale"], interval=interval)
+            denoise = guidance.autoguidance(denoise, guides.weak, settings["weak_scale"], interval=interval)
         if guides.classify is not None:
-            denoise = guidance.classifier(denoise, guides.classify, conditions["label"], scales["classifier_scale"])
+            denoise = guidance.classifier(denoise, guides.classify, conditions["label"], settings["classifier_scale"])
         if guides.embed_noised is not None and guides.text_embeddings is not None:
             denoise = guidance.clip_similarity(
-                denoise, guides.embed_noised, guides.text_embeddings, scales["clip_scale"]
+                denoise, guides.embed_noised, guides.text_embeddings, settings["clip_scale"]
             )
-        denoise = with_clipping(denoise, lookup("threshold", clipping, settings.threshold).bind())
+        denoise = with_clipping(denoise, lookup("threshold", clipping, settings["threshold"]).bind())
         if "mask" in conditions:
             denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])
         return denoise

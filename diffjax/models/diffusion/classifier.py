@@ -56,7 +56,7 @@ class NoisedImageClassifier(Classifier):
 
     def loss(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
-    ) -> tuple[Float[Array, "B"], Aux]:
+    ) -> tuple[Float[Array, " B"], Aux]:
         """Returns the cross-entropy of the labels of images at random noise levels."""
         time_keys, eps_keys, dropout_keys = split_each(keys, 3)
         memory = variables.get("times", {})

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from diffjax.models.base import Classifier, ContrastiveModel, GenerativeModel
 from diffjax.models.diffusion.bound_model import Guides
 from diffjax.models.diffusion.model import DiffusionModel, condition_keys
-from diffjax.models.diffusion.sampling_settings import SamplingSettings
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import LossFn, PRNGKey, PRNGKeys, Variables
 
 
@@ -51,7 +51,7 @@ class GuidedModel(GenerativeModel):
     def sample(
         self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Array:
-        extra = condition_keys(keys), settings.scales["augmentation"]
+        extra = condition_keys(keys), settings["augmentation"]
         clip = self.noised_clip.clip(variables["noised_clip"]) if self.noised_clip else None
         guides = Guides(
             classify=functools.partial(self.classifier.classify, variables["classifier"]) if self.classifier else None,

@@ -74,6 +74,6 @@ def _reflected(position: Array) -> Array:
     return 1.0 - jnp.abs(1.0 - position % 2.0)
 
 
-def _centres(side: int) -> Float[Array, "side"]:
+def _centres(side: int) -> Float[Array, " side"]:
     """Returns the centres of `side` pixels that span [0, 1]."""
     return (jnp.arange(side) + 0.5) / side

@@ -17,13 +17,16 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
 from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
+from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.bound_model import BoundModel
-from diffjax.models.diffusion.conditions import ConditionInputs, Conditions, Params, Values
+from diffjax.models.diffusion.condition_kinds import Params, Values
+from diffjax.models.diffusion.conditions import Conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
+from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import SamplingSettings, make_sampling_settings
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.unet import UNet
 from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
@@ -97,7 +100,7 @@ class DiffusionModel(GenerativeModel):
 
     def loss(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
-    ) -> tuple[Float[Array, "B"], Aux]:
+    ) -> tuple[Float[Array, " B"], Aux]:
         """Returns the loss of denoising, with conditions dropped at random: DDPM, algorithm 1."""
         conditions_keys, dropout_keys, noise_keys, crop_keys = split_each(keys, 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
@@ -119,7 +122,7 @@ class DiffusionModel(GenerativeModel):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        return make_sampling_settings(
+        return make_diffusion_settings(
             self.process,
             sampler_config,
             guided=self.conditions.supports_guidance,
@@ -132,7 +135,7 @@ class DiffusionModel(GenerativeModel):
     def sample(
         self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Array:
-        bound = self.bind(variables, conditions, condition_keys(keys), settings.scales["augmentation"])
+        bound = self.bind(variables, conditions, condition_keys(keys), settings["augmentation"])
         return bound.sample(keys, settings, conditions)
 
     def bind(
@@ -179,7 +182,9 @@ class DiffusionModel(GenerativeModel):
         level: Array | float | None = None,
     ) -> ConditionInputs:
         encode_image = functools.partial(self.data_space.encode, variables)
-        return ConditionInputs(conditions, self._clip(variables), encode_image, keys, level)
+        return ConditionInputs(
+            conditions, keys, self._clip(variables), encode_image=encode_image, augmentation_level=level
+        )
 
     def _bound_network(
         self,
@@ -194,7 +199,7 @@ class DiffusionModel(GenerativeModel):
         inputs = {name: value for name, value in inputs._asdict().items() if value is not None}
         channels = crop(inputs.pop("channels")) if "channels" in inputs else None
 
-        def network(x: Array, t: Float[Array, "B"]) -> Array:
+        def network(x: Array, t: Float[Array, " B"]) -> Array:
             x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
             return apply(self.network, params, x, t, **inputs, dropout_keys=dropout_keys)
 

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, validate_number
 from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
-from diffjax.models.diffusion.conditions import ClipText, make_conditions
+from diffjax.models.diffusion.condition_kinds import ClipText
+from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, latent_space, pixel_space
 from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
 from diffjax.models.diffusion.process import Process

@@ -22,12 +22,13 @@ from diffjax.diffusion.noise import Noise, perturb, posterior_mean, posterior_va
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.models.diffusion.bound_model import BoundModel
+from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.sampling_settings import SamplingSettings, make_sampling_settings
 from diffjax.models.gan.discriminator_loss import DiscriminatorInputs
 from diffjax.models.gan.gan import AdversarialModel, make_discriminator
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable, classes_of, make, make_unet
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.gan import MappingNetwork
 from diffjax.nn.unet import UNet
 from diffjax.typing import Batch, Images, ImageSpec, Labels, PRNGKey, PRNGKeys, Times, Variables
@@ -93,7 +94,7 @@ class DDGAN(AdversarialModel):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        return make_sampling_settings(self.process, sampler_config, guided=False, capacity=capacity, **overrides)
+        return make_diffusion_settings(self.process, sampler_config, guided=False, capacity=capacity, **overrides)
 
     def sample(
         self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings

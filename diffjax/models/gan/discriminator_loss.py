@@ -62,14 +62,14 @@ class DiscriminatorLoss:
     def _normalized(self, params: Params, power: PowerIteration) -> tuple[Params, PowerIteration]:
         return spectral.normalized(params, power) if self.spectral_norm else (params, power)
 
-    def generator_loss(self, params: Params, power: PowerIteration, *fake: Array | None) -> Float[Array, "B"]:
+    def generator_loss(self, params: Params, power: PowerIteration, *fake: Array | None) -> Float[Array, " B"]:
         """Returns the generator's loss per example, which falls as its images look real."""
         logits = self.logits(params, power, *fake)
         return _mean(-logits if self.loss == "hinge" else jax.nn.softplus(-logits))
 
     def train_loss(
         self, params: Params, power: PowerIteration, real: DiscriminatorInputs, fake: DiscriminatorInputs
-    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]], PowerIteration]:
+    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]], PowerIteration]:
         """Returns the discriminator's loss and metrics per example, and the power iteration after the step.
 
         No gradient reaches the generator.
@@ -90,7 +90,7 @@ class DiscriminatorLoss:
             loss, metrics = loss + self.r1_gamma / 2 * squares, metrics | {"penalty": squares}
         return loss, metrics, updated
 
-    def _squared_gradient(self, params: Params, images: Array, *conditions: Array | None) -> Float[Array, "B"]:
+    def _squared_gradient(self, params: Params, images: Array, *conditions: Array | None) -> Float[Array, " B"]:
         def score(images: Array) -> Array:
             return _mean(apply(self.network, params, images, *conditions)).sum()
 
@@ -113,5 +113,5 @@ def is_active(context: StepContext, start_step: int) -> Float[Array, ""]:
     return (context.step >= start_step).astype(jnp.float32)
 
 
-def _mean(logits: Float[Array, "B ..."]) -> Float[Array, "B"]:
+def _mean(logits: Float[Array, "B ..."]) -> Float[Array, " B"]:
     return logits.reshape(logits.shape[0], -1).mean(axis=-1)

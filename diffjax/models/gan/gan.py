@@ -27,7 +27,7 @@ from diffjax.models.gan.discriminator_loss import (
 )
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable, check_norms, classes_of, dtype_of, make
-from diffjax.models.scalar_settings import make_scalar_settings
+from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.nn.gan import Discriminator, Generator
 from diffjax.typing import Aux, Batch, Images, ImageSpec, Labels, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
@@ -115,11 +115,9 @@ class GAN(AdversarialModel):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> dict[str, Array]:
-        """Returns `truncation`, the bound on the absolute value of each element of z; inf: no truncation."""
-        settings = make_scalar_settings(
-            "gan", {"truncation": float("inf")}, sampler_config, capacity=capacity, **overrides
-        )
+    ) -> SamplingSettings:
+        """Returns the scalar `truncation`, the bound on the absolute value of each element of z; inf: no truncation."""
+        settings = SamplingSettings(make_scalars("gan", {"truncation": float("inf")}, sampler_config, **overrides))
         if not settings["truncation"] > 0:
             raise UserError(
                 f"truncation={settings['truncation']:g}: must be above 0; it bounds the absolute value of each element "
@@ -128,7 +126,7 @@ class GAN(AdversarialModel):
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: Mapping[str, Array]
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Images:
         """Samples images with the truncation trick: elements of z beyond the bound are sampled again.
 

@@ -20,13 +20,13 @@ from diffjax.models.diffusion.guided import GuidedModel, guided
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
     Pipeline,
-    PipelineSettings,
     frozen_variables,
     missing_stage_error,
     present,
     shared_text,
     upsampled_size,
 )
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Images, ImageSpec, PRNGKeys, Variables
 
 
@@ -45,19 +45,19 @@ class Glide(Pipeline):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> PipelineSettings:
+    ) -> SamplingSettings:
         """Makes settings, with CLIP guidance as a static option, as its gradient costs more than all else."""
         settings = super().make_settings(sampler_config, capacity, **overrides)
-        scales = {name: float(stage.scales["clip_scale"]) for name, stage in settings.stages.items()}
+        scales = {name: float(stage["clip_scale"]) for name, stage in settings.stages.items()}
         for name, scale in scales.items():
             if name != "base" and scale != 0:
                 raise UserError(f"clip_scale={name}:{scale:g}: noised_clip only guides base; leave out {name}:")
         if scales["base"] and self.clip_guided_base is None:
             raise missing_stage_error("system=glide with clip_scale", "noised_clip", "noised_clip")
-        return dataclasses.replace(settings, options=(("clip_guidance", bool(scales["base"])),))
+        return dataclasses.replace(settings, choices=(("clip_guidance", bool(scales["base"])),))
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: PipelineSettings
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Images:
         frozen, base_keys = variables["frozen"], fold_in_each(keys, FIRST_STAGE_FOLD)
         if settings["clip_guidance"] and self.clip_guided_base is not None:

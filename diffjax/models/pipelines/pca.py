@@ -157,7 +157,7 @@ def project(statistics: Statistics, embeddings: Embeddings, count: Array | int) 
     return unit_norm(z @ statistics["basis"] + statistics["mean"][None, :], 1e-8)
 
 
-def agreement(statistics: Statistics, images: Embeddings, texts: Embeddings) -> Float[Array, "B"]:
+def agreement(statistics: Statistics, images: Embeddings, texts: Embeddings) -> Float[Array, " B"]:
     """Returns the quantile [0, 1] of the similarity of each pair among the training pairs, taken as normal."""
     mean, square = statistics["agreement"]
     std = jnp.sqrt(jnp.maximum(square - mean**2, 1e-12))

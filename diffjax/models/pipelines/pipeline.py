@@ -8,35 +8,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import flax.struct
 from jaxtyping import Array
 
 from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError, unknown
 from diffjax.models.base import GenerativeModel, Model, TrainedStage
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Images, LossFn, PRNGKey, PRNGKeys, TextSpec, Variables
 
 UPSAMPLERS = ("upsampler", "upsampler_2")
 # Folded into sample keys for the stages before the upsamplers, which fold their number in.
 FIRST_STAGE_FOLD = 2**16
-
-
-@flax.struct.dataclass
-class PipelineSettings:
-    """Sampling settings of a pipeline. Equal options share a compilation."""
-
-    stages: dict[str, Any]  # settings by stage
-    options: tuple = flax.struct.field(pytree_node=False)  # (name, value) of the pipeline's own settings
-    main: str = flax.struct.field(pytree_node=False)  # stage of settings without a stage's name
-
-    @property
-    def steps(self) -> int:
-        """Steps of all diffusion stages together."""
-        return sum(int(getattr(settings, "steps", 0)) for settings in self.stages.values())
-
-    def __getitem__(self, name: str) -> Any:
-        """Returns one of the pipeline's own settings."""
-        return dict(self.options)[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +51,18 @@ class Pipeline(GenerativeModel):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> PipelineSettings:
+    ) -> SamplingSettings:
         options, sections = self._read_settings(sampler_config, overrides)
         for name in overrides:
             stage = name.rpartition(":")[0]
             if stage in self.stages and not self.is_used(stage, options):
                 raise UserError(f"{name}={overrides[name]}: the stage {stage} is not used; change --prior")
-        settings = {
+        stages = {
             name: stage.make_settings(capacity, **sections.get(name, {}))
             for name, stage in self.stages.items()
             if self.is_used(name, options)
         }
-        return PipelineSettings(settings, tuple(sorted(options.items())), self.main_stage)
+        return SamplingSettings(choices=tuple(sorted(options.items())), stages=stages)
 
     def _read_settings(
         self, sampler_config: Mapping[str, Any], overrides: Mapping[str, Any]
@@ -110,7 +92,7 @@ class Pipeline(GenerativeModel):
         variables: Variables,
         keys: PRNGKeys,
         conditions: Mapping[str, Array],
-        settings: PipelineSettings,
+        settings: SamplingSettings,
     ) -> Array:
         """Samples a stage."""
         return self.stages[stage].model.sample(variables["frozen"][stage], keys, conditions, settings.stages[stage])
@@ -121,7 +103,7 @@ class Pipeline(GenerativeModel):
         keys: PRNGKeys,
         conditions: Mapping[str, Array],
         image: Images,
-        settings: PipelineSettings,
+        settings: SamplingSettings,
     ) -> Images:
         """Samples the upsamplers, each conditioned on the image of the stage before it.
 

@@ -19,7 +19,6 @@ from diffjax.models.pipelines import pca as components
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
     Pipeline,
-    PipelineSettings,
     frozen_variables,
     missing_stage_error,
     present,
@@ -27,6 +26,7 @@ from diffjax.models.pipelines.pipeline import (
     shared_text,
     upsampled_size,
 )
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Clip, Embeddings, Images, ImageSpec, PRNGKeys, Tokens, Variables
 
 _PRIORS = {"diffusion": "prior", "ar": "ar_prior", "none": None}  # stage by the setting `prior`
@@ -57,7 +57,7 @@ class Unclip(Pipeline, ImageManipulation):
 
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
-    ) -> PipelineSettings:
+    ) -> SamplingSettings:
         prior = overrides.get("prior", sampler_config.get("prior", self.option_defaults["prior"]))
         if prior not in _PRIORS:
             raise unknown("prior", prior, _PRIORS)
@@ -70,7 +70,7 @@ class Unclip(Pipeline, ImageManipulation):
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: PipelineSettings
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Images:
         """Samples images. With "image_embedding" or "original" in `conditions` the prior is not used."""
         prior_keys, decoder_keys = split_each(fold_in_each(keys, FIRST_STAGE_FOLD))
@@ -80,7 +80,7 @@ class Unclip(Pipeline, ImageManipulation):
         return self.upsample(variables, keys, conditions, image, settings)
 
     def _image_embedding(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: PipelineSettings
+        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Embeddings:
         """Returns the embedding to decode."""
         if "image_embedding" in conditions:
@@ -112,7 +112,7 @@ class Unclip(Pipeline, ImageManipulation):
         return self._clip(variables).embed_texts(tokens)
 
     def invert(
-        self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: PipelineSettings
+        self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Array:
         decoder = self.stages["decoder"].model.bind(variables["frozen"]["decoder"], conditions)
         return decoder.invert(images, settings.stages["decoder"])

@@ -101,7 +101,7 @@ def load(backbone_path: str | Path, linear_path: str | Path) -> Params:
     return jax.tree.map(lambda tensor: tensor.astype(np.float32), params)
 
 
-def distance(params: Params, a: Images, b: Images) -> Float[Array, "B"]:
+def distance(params: Params, a: Images, b: Images) -> Float[Array, " B"]:
     """Computes LPIPS per example, at the images' own size.
 
     Args:

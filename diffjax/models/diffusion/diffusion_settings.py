@@ -4,7 +4,6 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 from jax import Array
@@ -13,6 +12,7 @@ from jax import numpy as jnp
 from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, validate_integer, validate_number
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import check_options, lookup, options
 
 _SCALES = {  # of guidance: traced inputs
@@ -35,21 +35,7 @@ _DEFAULTS = {
 SETTINGS = {"name", "steps", *_DEFAULTS}
 
 
-@flax.struct.dataclass
-class SamplingSettings:
-    """Sampling settings. Every leaf is a traced input: equal static fields and shapes share a compilation."""
-
-    times: Array  # [capacity + 1] time grid, zeros after its end
-    steps: Array  # int32
-    begin: Array  # int32: first step of image-to-image
-    resample_steps: Array  # int32
-    scales: dict[str, Array]
-    options: dict[str, Array]  # of the sampler
-    sampler: str = flax.struct.field(pytree_node=False)
-    threshold: str = flax.struct.field(pytree_node=False)
-
-
-def make_sampling_settings(
+def make_diffusion_settings(
     process: Process,
     sampler_config: Mapping[str, Any],
     *,
@@ -59,7 +45,10 @@ def make_sampling_settings(
     capacity: int | None = None,
     **overrides: Any,
 ) -> SamplingSettings:
-    """Makes sampling settings.
+    """Makes the sampling settings of a diffusion model.
+
+    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler and
+    threshold.
 
     Args:
       sampler_config: the config's `sampler` section.
@@ -87,15 +76,17 @@ def make_sampling_settings(
     times = _times(process, settings)
     steps = len(times) - 1
     begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
+    scalars = {
+        "steps": jnp.asarray(steps),
+        "begin": jnp.asarray(min(int(begin), steps - 1)),
+        "resample_steps": jnp.asarray(int(settings["resample_steps"])),
+        **_arrays({name: settings[name] for name in _SCALES}),
+    }
     return SamplingSettings(
+        scalars=scalars,
+        choices=(("sampler", sampler.name), ("threshold", settings["threshold"])),
         times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
-        steps=jnp.asarray(steps),
-        begin=jnp.asarray(min(int(begin), steps - 1)),
-        resample_steps=jnp.asarray(int(settings["resample_steps"])),
-        scales=_arrays({name: settings[name] for name in _SCALES}),
-        options=_arrays(sampler_options),
-        sampler=sampler.name,
-        threshold=settings["threshold"],
+        sampler_options=_arrays(sampler_options),
     )
 
 

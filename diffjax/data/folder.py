@@ -1,0 +1,201 @@
+"""Folders of image files, in the conventions of `imagefolder` of Hugging Face's `datasets`.
+
+    DIR/x.png                           images
+    DIR/x.png, DIR/x.txt                with a caption next to each
+    DIR/cat/x.png                       labelled by the name of their folder
+    DIR/metadata.{jsonl,csv,parquet}    columns file_name, text (caption), label
+    DIR/{train,validation,test}/...     splits, each of one of these kinds; without them, everything is "train"
+
+The order of examples is by a hash of their names, so that a slice of a split has all classes.
+"""
+
+import csv
+import io as text_io
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffjax import io
+from diffjax.data.image_files import read_file
+from diffjax.data.records import Query, Record, Records, check_split, index_labels, slice_split
+from diffjax.errors import MissingData, UserError, note
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+SPLITS = ("train", "validation", "test")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_MAX_METADATA = 2**32  # bytes
+
+
+class _Split(NamedTuple):
+    """Images of a split: paths below the root, in order, with their annotations."""
+
+    files: list[str]
+    labels: list[Any] | None
+    captions: list[str] | None  # None: no captions, or captions in files
+    has_caption_files: bool
+
+
+def open_folder(query: Query) -> Records:
+    """Opens a split of the folder `data.dir`.
+
+    Raises:
+      MissingData: the folder does not exist.
+      UserError: it has no images, or no such split, or its metadata is not valid.
+    """
+    if not query.directory:
+        raise MissingData("data.dir is not set: data.name=folder reads images from it; set --config.data.dir")
+    root = Path(query.directory).expanduser()
+    if not root.is_dir():
+        raise MissingData(f"data.dir={root}: is not a folder; pass a folder of images")
+    names = [name for name in SPLITS if (root / name).is_dir()] or ["train"]
+    wanted = check_split(query.split, names, f"the folder {root}")
+    has_splits = (root / wanted).is_dir()
+    splits = {name: _read_split(root / name if has_splits else root) for name in names}
+    classes: list[Any] = [label for split in splits.values() for label in split.labels or ()]
+    split = splits[wanted]
+    folder = root / wanted if has_splits else root
+    if not split.files:
+        raise UserError(f"data.dir={folder}: has no images ({', '.join(SUFFIXES)}); pass a folder of images")
+    try:
+        _, num_classes, class_names = index_labels(classes)
+    except ValueError as error:
+        raise UserError(f"data.dir={root}: {error}; correct the metadata") from error
+    labels = None
+    if split.labels is not None and num_classes > 1:
+        numbers = {name: i for i, name in enumerate(class_names)}
+        labels = np.array([numbers[x] if class_names else int(x) for x in split.labels], np.int32)
+    else:
+        num_classes, class_names = 0, ()
+
+    def read(i: int) -> Record:
+        path = folder / split.files[i]
+        caption = split.captions[i] if split.captions else None
+        if split.has_caption_files:
+            caption = _read_text(path.with_suffix(".txt"))
+        return Record(read_file(path), 0 if labels is None else int(labels[i]), caption)
+
+    records = Records(len(split.files), read, lambda i: str(folder / split.files[i]), num_classes, class_names, labels)
+    return slice_split(records, query.split)
+
+
+def _read_split(folder: Path) -> _Split:
+    images, texts, metadata = [], set(), []
+    for path in _walk(str(folder)):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in SUFFIXES:
+            images.append(path)
+        elif suffix == ".txt":
+            texts.add(path[: -len(suffix)])
+        elif os.path.basename(path) in METADATA:
+            metadata.append(path)
+    if metadata:
+        return _with_metadata(folder, set(images), sorted(metadata))
+    images.sort(key=_order)
+    folders = [os.path.dirname(path) for path in images]
+    labels = [os.path.basename(name) for name in folders]
+    if any(folders) and not all(folders):
+        note(f"{folder} has images outside of its sub-folders, so the sub-folders are not classes")
+    captioned = [os.path.splitext(path)[0] in texts for path in images]
+    if any(captioned) and not all(captioned):
+        raise UserError(
+            f"{folder / images[captioned.index(False)]}: has no caption file ({captioned.count(False)} of "
+            f"{len(images)} images lack a .txt); add it, or remove the .txt files"
+        )
+    return _Split(images, labels if images and all(folders) else None, None, any(captioned))
+
+
+def _with_metadata(folder: Path, images: set[str], files: list[str]) -> _Split:
+    """Returns the images that metadata files name, relative to the folder of each."""
+    rows: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for number, row in enumerate(_rows(folder / file), 1):
+            name = row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{folder / file}: row {number} has no file_name; add the column")
+            rows[os.path.normpath(os.path.join(os.path.dirname(file), name))] = row
+    if missing := [name for name in rows if name not in images]:
+        raise UserError(
+            f"{folder / files[0]}: names {len(missing)} images that do not exist, such as {missing[0]}; correct "
+            "file_name, which is relative to the metadata file"
+        )
+    if len(rows) < len(images):
+        note(f"{folder / files[0]} does not name {len(images) - len(rows)} of {len(images)} images: they are not used")
+    names = sorted(rows, key=_order)
+    labels = _column(rows, names, ("label",), folder / files[0])
+    captions = _column(rows, names, ("text", "caption"), folder / files[0])
+    return _Split(names, labels, captions and [str(caption) for caption in captions], False)
+
+
+def _column(rows: dict[str, dict[str, Any]], names: list[str], columns: tuple[str, ...], file: Path) -> list | None:
+    """Returns the values of the first of `columns` that the rows have; None: they have none of them."""
+    for column in columns:
+        values = [rows[name].get(column) for name in names]
+        missing = [name for name, value in zip(names, values, strict=True) if value is None]
+        if len(missing) < len(values):
+            if missing:
+                raise UserError(f"{file}: {missing[0]} has no {column}; {len(missing)} of {len(names)} rows lack it")
+            return values
+    return None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        content = io.read_bytes(path, _MAX_METADATA)
+        if path.suffix == ".jsonl":
+            for line in content.decode("utf-8-sig").split("\n"):
+                if line.strip():
+                    row = io.parse_json(line)
+                    if not isinstance(row, dict):
+                        raise ValueError("a line is not an object")
+                    yield row
+        elif path.suffix == ".csv":
+            yield from csv.DictReader(text_io.StringIO(content.decode("utf-8-sig"), newline=""))
+        else:
+            yield from _parquet_rows(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: is damaged ({str(error)[:200]}); correct the file") from error
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: requires pyarrow; install it with `pip install 'diffjax[hf]'`") from None
+    file = parquet.ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if name in ("file_name", "text", "caption", "label")]
+    return file.read(columns).to_pylist()
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Yields the files below a folder, relative to it, without hidden ones."""
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    pending.append(path)
+                else:
+                    yield path
+
+
+def _order(path: str) -> tuple[int, str]:
+    return zlib.crc32(path.encode("utf-8", "surrogateescape")), path
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return io.read_bytes(path, io.MAX_JSON).decode("utf-8-sig").strip()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8; save it as UTF-8") from error

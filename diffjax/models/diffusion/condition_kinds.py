@@ -1,0 +1,306 @@
+"""Kinds of conditioning inputs of a denoiser, besides x_t and t: a class per kind.
+
+References:
+  Ho & Salimans 2022, "Classifier-free diffusion guidance".
+  Nichol et al. 2021, "GLIDE".
+  Ramesh et al. 2022, "Hierarchical text-conditional image generation with CLIP latents" (unCLIP).
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffjax.diffusion.random import split_each
+from diffjax.errors import UserError
+from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion.data_space import downsample_mask
+from diffjax.models.diffusion.inpainting_masks import random_mask
+from diffjax.models.images import downsample, unit_variance, upsample_bilinear
+from diffjax.models.networks import apply
+from diffjax.nn.caption_encoder import CaptionEncoder
+from diffjax.nn.layers import Dense, timestep_embedding
+from diffjax.typing import NO_TOKEN, Clip, Embeddings, Images, Labels, PRNGKey, TextSpec
+
+Params = dict[str, Any]
+Values = Any  # tree of [B, ...]
+Mask = Bool[Array, " B"]
+
+
+class NetworkInputs(NamedTuple):
+    """Conditioning inputs that a denoising network accepts."""
+
+    label: Labels | None = None
+    embedding: Embeddings | None = None  # added to the timestep's embedding
+    context: Float[Array, "B L W"] | None = None  # for cross-attention
+    context_mask: Bool[Array, "B L"] | None = None  # True where the context has a token
+    channels: Float[Array, "B H W C"] | None = None  # concatenated with x_t
+
+
+class Condition(abc.ABC):
+    """A conditioning input.
+
+    Attributes:
+      dropout: fraction of training examples for which it is dropped.
+    """
+
+    dropout: float = 0.0
+
+    @property
+    def supports_guidance(self) -> bool:
+        """True if training drops the condition, so that samples can be guided towards it."""
+        return self.dropout > 0
+
+    def init(self, key: PRNGKey) -> Params:
+        """Returns fresh parameters."""
+        return {}
+
+    @abc.abstractmethod
+    def encode(self, inputs: ConditionInputs) -> Values:
+        """Returns the values of the condition, before any trained parameter."""
+
+    def drop(self, values: Values, mask: Mask) -> Values:
+        """Returns values with the null condition where `mask` is True."""
+        raise NotImplementedError(f"{type(self).__name__} does not support guidance")
+
+    @abc.abstractmethod
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        """Returns the values as the network accepts them."""
+
+    def context_width(self, clip: Clip | None) -> int:
+        """Width of the context; 0: the condition has none."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabel(Condition):
+    """Class label; the last row of the network's embedding table is the null class."""
+
+    classes: int
+    dropout: float = 0.0
+
+    def encode(self, inputs: ConditionInputs) -> Labels:
+        return inputs.conditions["label"]
+
+    def drop(self, values: Labels, mask: Mask) -> Labels:
+        return jnp.where(mask, self.classes, values)
+
+    def network_inputs(self, params: Params, values: Labels, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(label=values)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassToken(Condition):
+    """Class label as one token of context: Rombach et al. 2022, appendix E."""
+
+    classes: int
+    width: int
+    dropout: float = 0.0
+
+    def init(self, key: PRNGKey) -> Params:
+        return {"table": jax.random.normal(key, (self.classes + 1, self.width))}
+
+    def encode(self, inputs: ConditionInputs) -> Labels:
+        return inputs.conditions["label"]
+
+    def drop(self, values: Labels, mask: Mask) -> Labels:
+        return jnp.where(mask, self.classes, values)
+
+    def network_inputs(self, params: Params, values: Labels, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(context=params["table"][values][:, None])
+
+    def context_width(self, clip: Clip | None) -> int:
+        return self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption(Condition):
+    """Caption, encoded by a transformer that is trained with the denoiser: GLIDE, section 3.1.
+
+    Its states are context, and the last one is an embedding too. The null caption has no tokens.
+    """
+
+    text: TextSpec
+    encoder: CaptionEncoder
+    dropout: float = 0.0
+
+    def init(self, key: PRNGKey) -> Params:
+        return dict(self.encoder.init(key, jnp.zeros((1, self.text.length), jnp.int32))["params"])
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        null = jnp.full((len(inputs.keys), self.text.length), NO_TOKEN)
+        return inputs.conditions.get("tokens", null)
+
+    def drop(self, values: Values, mask: Mask) -> Values:
+        return jnp.where(mask[:, None], NO_TOKEN, values)
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        states = apply(self.encoder, params, values)
+        return NetworkInputs(embedding=states[:, -1], context=states)
+
+    def context_width(self, clip: Clip | None) -> int:
+        return self.encoder.width
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipText(Condition):
+    """Caption, encoded by a frozen CLIP: Stable Diffusion; unCLIP's prior. The null caption is the start token alone.
+
+    Attributes:
+      states: whether the states of tokens are context.
+      embedding: whether the embedding of the caption is an embedding.
+      masked: whether the network accepts a mask of the context.
+    """
+
+    states: bool = True
+    embedding: bool = False
+    dropout: float = 0.0
+    masked: bool = False
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        if "tokens" not in inputs.conditions:
+            raise UserError("this run is conditioned on captions: pass --prompt=TEXT too")
+        return inputs.conditions["tokens"]
+
+    def drop(self, values: Values, mask: Mask) -> Values:
+        is_later = jnp.arange(values.shape[1])[None, :] > 0
+        return jnp.where(mask[:, None] & is_later, NO_TOKEN, values)
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        assert clip is not None
+        return NetworkInputs(
+            embedding=unit_variance(clip.embed_texts(values)) if self.embedding else None,
+            context=clip.text_states(values) if self.states else None,
+            context_mask=values != NO_TOKEN if self.states and self.masked else None,
+        )
+
+    def context_width(self, clip: Clip | None) -> int:
+        return clip.width if clip and self.states else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEmbedding(Condition):
+    """CLIP embedding of an image, as an embedding and as tokens of context: unCLIP, section 2.1.
+
+    The null condition is a learned embedding.
+
+    Attributes:
+      dimensions: dimension of the embedding.
+      tokens: number of tokens of context.
+      width: width of the context.
+    """
+
+    dimensions: int
+    tokens: int = 4
+    width: int = 0
+    dropout: float = 0.0
+
+    def init(self, key: PRNGKey) -> Params:
+        params = {"null": jnp.zeros((self.dimensions,))}
+        if not self.tokens:
+            return params
+        return params | {"tokens": self._to_tokens.init(key, jnp.zeros((1, self.dimensions)))["params"]}
+
+    @property
+    def _to_tokens(self) -> Dense:
+        return Dense(self.tokens * self.width, "torch")
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        embedding = inputs.conditions.get("image_embedding")
+        if embedding is None:
+            original = _original(inputs.conditions)
+            assert inputs.clip is not None
+            embedding = inputs.clip.embed_images(original)
+        return {"embedding": embedding, "present": jnp.ones(len(embedding), bool)}
+
+    def drop(self, values: Values, mask: Mask) -> Values:
+        return {**values, "present": values["present"] & ~mask}
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        embedding = jnp.where(values["present"][:, None], unit_variance(values["embedding"]), params["null"][None, :])
+        if not self.tokens:
+            return NetworkInputs(embedding=embedding)
+        tokens = apply(self._to_tokens, params["tokens"], embedding)
+        return NetworkInputs(embedding=embedding, context=tokens.reshape(len(tokens), self.tokens, self.width))
+
+    def context_width(self, clip: Clip | None) -> int:
+        return self.width if self.tokens else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LowResImage(Condition):
+    """Low-resolution image, with conditioning augmentation at a level that the network receives.
+
+    In training, levels are uniform in [0, 1]. References: Ho et al. 2021, "Cascaded diffusion models"; unCLIP, section
+    2.3.
+
+    Attributes:
+      size: height and width of the image.
+      data_size: height and width of x_t.
+      degrade: augmentation of one image, a function of augmentation.py.
+    """
+
+    size: int
+    data_size: int
+    degrade: Callable[[PRNGKey, Array, Array], Array]
+
+    _FREQUENCIES = 32
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        level_keys, keys = split_each(inputs.keys)
+        image = inputs.conditions.get("low_res_image")
+        if image is None:
+            original = _original(inputs.conditions)
+            image = downsample(original, original.shape[1] // self.size)
+        level = jax.vmap(jax.random.uniform)(level_keys)
+        if inputs.augmentation_level is not None:
+            level = jnp.full_like(level, inputs.augmentation_level)
+        return {"image": jax.vmap(self.degrade)(keys, image, level), "level": level}
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        level = timestep_embedding(1000.0 * values["level"], self._FREQUENCIES, convention="adm")
+        image = upsample_bilinear(values["image"], self.data_size // self.size)
+        return NetworkInputs(embedding=level, channels=image)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedImage(Condition):
+    """Image with a masked part, and the mask, for inpainting: GLIDE, section 4.3; latent diffusion.
+
+    In training, masks are random. Samples without an image have everything masked.
+
+    Attributes:
+      shape: shape of x_t.
+      full_mask_prob: fraction of training examples with everything masked.
+    """
+
+    shape: tuple[int, ...]
+    full_mask_prob: float = 0.25
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        conditions, count = inputs.conditions, len(inputs.keys)
+        if "mask" in conditions:
+            image, known = conditions["image"], conditions["mask"][..., :1]
+        elif "original" in conditions:
+            image = conditions["original"]
+            mask = functools.partial(random_mask, side=image.shape[1], full_mask_prob=self.full_mask_prob)
+            known = 1.0 - jax.vmap(mask)(inputs.keys)
+        else:
+            return {"image": jnp.zeros((count, *self.shape)), "masked": jnp.ones((count, *self.shape[:2], 1))}
+        assert inputs.encode_image is not None
+        image = inputs.encode_image(image * known)
+        return {"image": image, "masked": 1.0 - downsample_mask(known, self.shape[0])}
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(channels=jnp.concatenate([values["image"], values["masked"]], axis=-1))
+
+
+def _original(conditions: Mapping[str, Array]) -> Images:
+    if "original" not in conditions:
+        raise UserError("this run is a stage conditioned on an image: pass --image=FILE, or sample the full pipeline")
+    return conditions["original"]

@@ -1,0 +1,76 @@
+"""Forms of flags on the command line, the groups of the help text, and proposals for unknown names."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags as absl_flags
+
+from diffjax import cli
+from diffjax.cli.flags import define_config, parse, read_config
+from diffjax.diffusion import samplers
+from diffjax.errors import UserError, unknown
+from diffjax.registry import choices
+
+
+def parsed(*argv):
+    flags = absl_flags.FlagValues()
+    define_config(flags)
+    absl_flags.DEFINE_integer("num", 1, "number", flag_values=flags)
+    absl_flags.DEFINE_boolean("invert", False, "switch", flag_values=flags)
+    arguments = parse(flags, ["verb", *argv])
+    return arguments, read_config(arguments) if arguments.config else None
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["with =", "without ="])
+def test_a_value_follows_an_equals_sign_or_a_space(separate):
+    pairs = {
+        "--config": "configs/digits.py",
+        "--num": "-3",
+        "--invert": "true",
+        "--config.train.steps": "10",
+        "--config.data.flip": "true",
+    }
+    argv = [*sum(pairs.items(), ())] if separate else [f"{name}={value}" for name, value in pairs.items()]
+    arguments, config = parsed(*argv)
+    assert (arguments.num, arguments.invert) == (-3, True)
+    assert (config.train.steps, config.data.flip) == (10, True)
+
+
+def test_a_boolean_needs_no_value():
+    arguments, config = parsed("--config", "configs/digits.py", "--invert", "--noconfig.data.flip")
+    assert arguments.invert and not config.data.flip
+
+
+def test_the_help_groups_flags_by_purpose(capsys):
+    assert cli.main(["launch.py", "sample", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("run:")
+    groups = {}
+    for line in lines[first:]:
+        if line and not line.startswith(" "):
+            groups[line] = []
+        elif line.startswith("  --"):
+            groups[[*groups][-1]].append(line.split()[0].split("=")[0])
+    assert [*groups][:5] == ["run:", "samples:", "sampling:", "guidance:", "editing:"]
+    assert [*groups][-1] == "output:"
+    assert groups["run:"][0] == "--workdir" and "--guidance" in groups["guidance:"] and "--mask" in groups["editing:"]
+
+
+def test_a_reader_may_close_the_help_early():
+    command = f"{sys.executable} launch.py sample --help | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
+
+
+def test_an_unknown_name_proposes_all_names_that_contain_it():
+    message = str(unknown("sampler", "dpm", choices(samplers)))
+    names = [name for name in choices(samplers) if "dpm" in name]
+    assert len(names) > 1 and all(repr(name) in message for name in names)
+    assert "did you mean 'top_k' or 'stop_k'?" in str(unknown("flag", "top_", ["stop_k", "top_k", "num"]))
+
+
+def test_an_unknown_name_proposes_the_most_similar_one():
+    with pytest.raises(UserError, match="unknown flag 'nmu': did you mean 'num'"):
+        parsed("--nmu=3")

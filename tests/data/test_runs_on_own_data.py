@@ -1,0 +1,88 @@
+"""Runs on a folder of images: from training to sampling, without the data, and changes of the data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffjax
+from diffjax.errors import UserError
+from diffjax.runs import datasets
+from tests import tiny
+from tests.command_line import launch, refused, sample
+
+NAMES = ("ant", "bee")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 30 images in two classes."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(30):
+        path = root / NAMES[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """The command that trains on them, and the run's folder."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny.write(folder / "config.py", data__name="folder", data__dir=str(images), data__split="train[:80%]")
+    command = ["train", f"--config={config}", f"--workdir={folder}/run"]
+    assert launch(*command) == 0
+    return command, folder / "run"
+
+
+def test_the_run_knows_its_channels_and_classes(run):
+    config = json.loads((run[1] / "config.json").read_text())
+    assert (config["data"]["channels"], config["data"]["num_classes"]) == (3, 2)
+    assert tuple(config["data"]["class_names"]) == NAMES
+    trained = diffjax.load(run[1])
+    assert trained.spec == (8, 3, 2) and datasets.dataset_info(trained.config).class_names == NAMES
+
+
+def test_sampling_needs_no_data(run, tmp_path):
+    copy = shutil.copytree(run[1], tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "gone")
+    (copy / "config.json").write_text(json.dumps(config))
+    assert sample(copy, tmp_path, "--num=2", "--label=1")["images"].shape == (2, 8, 8, 3)
+
+
+def test_the_same_command_resumes(run, capsys):
+    assert launch(*run[0], "--config.train.steps=4") == 0
+    assert "is trained to step 4" in capsys.readouterr().out
+
+
+def test_another_class_is_refused(run, images, tmp_path, capsys):
+    copy = shutil.copytree(images, tmp_path / "images")
+    shutil.copytree(copy / "ant", copy / "cow")
+    error = refused(capsys, *run[0], f"--config.data.dir={copy}")
+    assert "data.num_classes was 2, now 3" in error
+    error = refused(capsys, "train", f"--workdir={run[1]}", f"--config.data.dir={copy}")
+    assert "the class 'cow' is not among data.class_names" in error
+
+
+def test_a_set_without_labels_is_refused_by_a_class_conditional_model(run, images, tmp_path, capsys):
+    flags = [f"--config.data.dir={images / 'ant'}", f"--workdir={tmp_path}/new"]
+    error = refused(capsys, *run[0][:2], *flags)
+    assert "diffusion.class_conditional=True: the data set does not have labels; set it to False" in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_bad_data_writes_nothing(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    error = refused(capsys, *run[0][:2], f"--config.data.dir={tmp_path}/empty", f"--workdir={tmp_path}/new")
+    assert "empty: has no images" in error and not (tmp_path / "new").exists()
+
+
+def test_examples_of_a_set_without_a_test_split(run):
+    """Prompts are from the training split; a classifier is tested on the rest of a slice."""
+    config = diffjax.load(run[1]).config
+    assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
+    with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
+        datasets.open_other(config, "train")
