@@ -206,6 +206,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "text_encoder.layers": (3, "transformer blocks"),
     "text_encoder.heads": (4, "attention heads"),
     # Train
+    "train.start": ("", "run, or exported run, whose weights are the initial weights; '': random weights"),
+    "train.start_fresh": ((), "patterns of parameter paths that are initialised at random nevertheless: 'label'"),
+    "train.freeze": ((), "patterns of parameter paths that are not trained: 'down_*'"),
     "train.steps": (1000, "optimizer updates"),
     "train.batch_size": (128, "examples per step, over all devices"),
     "train.accumulate": (1, "microbatches per step, to save memory"),
@@ -217,6 +220,11 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.beta1": (0.9, "Adam's decay of the first moment"),
     "train.beta2": (0.99, "Adam's decay of the second moment"),
     "train.ema_decay": (0.995, "decay of the averaged weights, per step; they are used after training"),
+    "train.ema_lengths": (
+        (),
+        "relative lengths of two averages for `launch.py ema`, such as (0.05, 0.1); (): none",
+    ),
+    "train.ema_every": (0, "steps between these averages; 0: only at the end"),
     "train.max_consecutive_skips": (10, "consecutive steps that may be skipped for non-finite gradients"),
     "train.log_every": (10, "steps between lines of metrics.jsonl; 0: only the last step"),
     "train.sample_every": (500, "steps between previews; 0: only at the end"),
@@ -225,6 +233,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.keep_last": (2, "recent checkpoints to keep; 0: all"),
     "train.keep_every": (0, "also keep checkpoints at multiples of this step; 0: none"),
     "train.discriminator.learning_rate": (5e-4, "peak learning rate of the discriminator; other fields as in train"),
+    "train.lora.rank": (0, "rank r of LoRA, low-rank updates of the weights of train.start; 0: off"),
+    "train.lora.alpha": (8.0, "the updates are scaled by alpha / r"),
+    "train.lora.targets": (("*",), "patterns of the paths of adapted kernels: 'qkv'; '*': all dense layers"),
     # Sampler: defaults of the verbs sample, sweep and evaluate, and settings of previews
     "sampler.name": ("ddim", "sampler: ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ..."),
     "sampler.steps": (50, "sampling steps, from 1 to T"),
@@ -299,7 +310,7 @@ def new(system: str, *groups: str, data: str = "digits", train: bool = True) -> 
       train: whether it has the section `train`; pipelines do not.
     """
     config = ConfigDict().lock()
-    add(config, "seed", "system", "dtype", "data", *groups, *["train"] * train, "parallel")
+    add(config, "seed", "system", "dtype", "data", *groups, *["train", "train.lora"] * train, "parallel")
     config.system = system
     config.data.update(DATASETS[data])
     return config

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 _MAX_CHOICES = 16  # number of choices that an error lists even if one is similar
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -121,3 +121,14 @@ def validate_integer(name: str, value: int, low: int = 1, high: int = 2**31 - 1)
     if low <= value <= high and value == int(value):
         return value
     raise UserError(f"{name}={value}: must be a whole number from {low} to {high:,}")
+
+
+def validate_names(name: str, value: Sequence[str]) -> Sequence[str]:
+    """Returns `value` if it is a tuple or a list of text without empty entries.
+
+    Raises:
+      UserError: `value` is not; the message has the field's `name`.
+    """
+    if isinstance(value, tuple | list) and all(isinstance(entry, str) and entry for entry in value):
+        return value
+    raise UserError(f"{name}={value!r:.80}: must be a tuple of text, such as ('label',)")

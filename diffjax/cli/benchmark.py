@@ -35,6 +35,7 @@ from diffjax.evaluation import provenance
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_generative, is_text_conditioned, is_upsampling_stage
+from diffjax.models.lora import is_lora
 from diffjax.runs.datasets import image_spec, open_dataset, resolve
 from diffjax.runs.loading import build_model
 from diffjax.runs.state import TrainState, ema_variables
@@ -79,6 +80,8 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments)
     if "train" not in config:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
+    if is_lora(config):
+        raise UserError(f"train.lora.rank={config.train.lora.rank}: is not supported by benchmark; set it to 0")
     config = resolve(config)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)

@@ -98,7 +98,7 @@ def run(arguments: Arguments) -> int:
         evaluation.check_name(name)
     compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names if name in evaluation.OF_RECONSTRUCTIONS]
     samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], arguments.inception)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint)
+    trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
     settings = _settings(arguments)
     for name in names:
         check_writable("workdir", trained.workdir.results / f"{name}.json")

@@ -1,10 +1,14 @@
 """Export a run's weights: a folder that every verb except train accepts instead of the run.
 
   python launch.py export --workdir=runs/digits --out=exported/digits [--checkpoint=2000]
+                          [--ema_length=0.1] [--merge_lora]
 
 The folder has config.json, tokenizer.json (for text-conditioned runs) and weights.safetensors: the averaged parameters
 and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
 so training cannot resume from an export. If the export fails, for instance on a full disk, it leaves no folder.
+
+Of a LoRA run, weights.safetensors has the LoRA alone, with names as in peft and diffusers. The weights that it adapts
+are next to it, in base.safetensors. --merge_lora adds the LoRA to the weights, so that the export is an ordinary one.
 """
 
 import contextlib
@@ -15,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
-from diffjax.cli.flags import Arguments, Flags, define_workdir, required
+from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -31,12 +36,18 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer(
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
+    absl_flags.DEFINE_boolean(
+        "merge_lora", False, "add the updates of a LoRA run to the weights that it adapts", flag_values=flags
+    )
+    define_ema_length(flags)
 
 
 def run(arguments: Arguments) -> int:
     source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
     with _new_folder(out) as folder:
-        _export(source, Workdir(folder), arguments.checkpoint)
+        _export(
+            source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora, length=arguments.ema_length
+        )
     print(f"exported to {out}; try next:\n  python launch.py sample --workdir={out} --out=samples.png")
     return 0
 
@@ -66,8 +77,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _export(source: Path, out: Workdir, step: int | None) -> None:
-    run = load(source, step)
+def _export(
+    source: Path, out: Workdir, step: int | None, *, merge_lora: bool = False, length: float | None = None
+) -> None:
+    run = load(source, step, ema_length=length)
+    if merge_lora and not run.lora:
+        raise UserError(f"--merge_lora: requires a LoRA run, and {source} has train.lora.rank=0; remove the flag")
     out.create()
     for name in part_names(run.config):
         if not name.isidentifier():  # "..", or a path, would be outside the folder
@@ -76,12 +91,19 @@ def _export(source: Path, out: Workdir, step: int | None) -> None:
     if is_text_conditioned(run.system):
         _copy_within(run.workdir.tokenizer, out.tokenizer)
     if run.system.losses:  # a pipeline does not have weights of its own
-        exported_weights.save(
-            out.weights, {name: tree for name, tree in run.variables.items() if name != "frozen"}, run.step
-        )
+        variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+        if run.lora and not merge_lora:
+            adapter, matrices = run.lora
+            variables = {**adapter.export(matrices), **{k: tree for k, tree in variables.items() if k != "params"}}
+            _copy_within(run.workdir.base, out.base)
+        exported_weights.save(out.weights, variables, run.step)
     if run.workdir.config_changes.exists():
         shutil.copyfile(run.workdir.config_changes, out.config_changes)
-    out.write_config(run.config)
+    config = run.config
+    if merge_lora:
+        config = ConfigDict(config.to_dict())
+        config.train.lora.rank = 0
+    out.write_config(config)
 
 
 def _copy_within(file: Path, target: Path) -> None:

@@ -16,11 +16,13 @@ from ml_collections import ConfigDict, config_flags
 from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.parsing import entries, number
 from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.power_functions import check_length
 
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
 _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
+_TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
     "run": ("workdir", "config", "checkpoint", "allow_config_change", "print_config"),
@@ -77,8 +79,13 @@ def define_config(flags: Flags) -> None:
     )
 
 
-def define_sampling(flags: Flags) -> None:
+def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     """Defines the flags of all verbs that sample from a trained run."""
+    text = "relative length of the average of the weights (see launch.py ema --help)"
+    if several_lengths:
+        absl_flags.DEFINE_string("ema_length", None, f"{text}; several, separated by commas", flag_values=flags)
+    else:
+        define_ema_length(flags)
     for name, default, low, text in (
         ("seed", 0, 0, "seed of the first sample; sample i has SEED + i, for any batch size"),
         ("batch_size", 100, 1, "samples per batch; does not change the samples"),
@@ -87,6 +94,19 @@ def define_sampling(flags: Flags) -> None:
     absl_flags.DEFINE_integer(
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
+
+
+def define_ema_length(flags: Flags) -> None:
+    text = "relative length of the average of the weights (see launch.py ema --help)"
+    absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
+
+
+def parse_lengths(name: str, text: str) -> list[float]:
+    """Returns the relative lengths of averages in a flag's value. Raises UserError for one out of range."""
+    try:
+        return [check_length(f"--{name}", number(entry)) for entry in entries(name, text)]
+    except ValueError as error:
+        raise UserError(f"--{name}={text}: must be numbers, separated by commas") from error
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
@@ -243,7 +263,9 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     if isinstance(seed := holder.config.get("seed", 0), int):
         validate_integer("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():
-        kind = str if isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str) else int | float
+        is_text = name.rpartition(".")[2] in _TEXT_TUPLES
+        is_text |= isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str)
+        kind = str if is_text else int | float
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
             raise UserError(f"--config.{name}={value}: {name} must be {_type_name(known[name])}")
     return holder.config

@@ -127,7 +127,7 @@ def run(arguments: Arguments) -> int:
         arguments, index = _restore(arguments)
     out, to_folder = _output(arguments)
     captions = _check_files(arguments, out / "00000.png" if to_folder else out)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint)
+    trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
     model, variables = attach_guidance_models(trained, arguments.as_dict())
     check_samples_images(trained)
     check_sample_flags(arguments, trained)

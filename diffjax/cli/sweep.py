@@ -1,6 +1,7 @@
 """Sweep sampling settings of a trained run: a table, a plot, and results/sweep.json.
 
   python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
+  python launch.py sweep --workdir=runs/digits --ema_length=0.05,0.1,0.15
 
 Computes every combination of the lists, a cell each. All cells start from the same noise. Each sampler compiles once,
 for all numbers of steps, etas and guidance scales. Every finished cell is printed and written at once, so a sweep that
@@ -35,7 +36,16 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax import io
-from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax.cli.flags import (
+    MAX_COUNT,
+    Arguments,
+    Flags,
+    check_writable,
+    define_sampling,
+    define_workdir,
+    parse_lengths,
+    required,
+)
 from diffjax.cli.settings import batch_size, define_settings
 from diffjax.errors import MissingData, UserError
 from diffjax.evaluation import plots, provenance, samples
@@ -58,7 +68,7 @@ from diffjax.typing import Variables
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
-    define_sampling(flags)
+    define_sampling(flags, several_lengths=True)
     absl_flags.DEFINE_integer("num", 500, "number of samples per cell", 2, MAX_COUNT, flag_values=flags)
     define_settings(flags, several=True)
     for name, default, text in (
@@ -72,8 +82,11 @@ def define(flags: Flags) -> None:
 def run(arguments: Arguments) -> int:
     names = texts(arguments.metrics)
     samples.check_names(names, arguments.inception)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint)
-    cells = setting_grid(arguments.as_dict())
+    lengths = parse_lengths("ema_length", arguments.ema_length) if arguments.ema_length else [None]
+    path = required(arguments, "workdir")
+    runs = {length: load(path, arguments.checkpoint, ema_length=length) for length in lengths}
+    trained = runs[lengths[0]]
+    grid = setting_grid(arguments.as_dict())
     if not is_diffusion_or_pipeline(trained.system):
         raise UserError(
             f"--workdir={trained.workdir.path}: requires a diffusion model or a pipeline "
@@ -82,12 +95,14 @@ def run(arguments: Arguments) -> int:
     check_writable("workdir", trained.workdir.results / "sweep.json")
     if not arguments.classifier:  # a classifier can add classes
         names = _supported_metrics(arguments, trained, trained.system.classes)
-    model, variables = attach_guidance_models(trained, arguments.as_dict())
+    model, _ = attach_guidance_models(trained, arguments.as_dict())
+    variables = {length: attach_guidance_models(run, arguments.as_dict())[1] for length, run in runs.items()}
     names = _supported_metrics(arguments, trained, model.classes)
     # All settings are made first, so that bad ones are refused before anything is sampled.
     make_settings = SettingsFactory(model, trained.config.sampler)
-    steps = [make_settings(**cell).num_steps for cell in cells]
-    settings = [make_settings(capacity=max(steps), **cell) for cell in cells]
+    steps = [make_settings(**cell).num_steps for cell in grid] * len(lengths)
+    settings = [make_settings(capacity=max(steps), **cell) for cell in grid] * len(lengths)
+    cells = [{**({"ema_length": length} if length else {}), **cell} for length in lengths for cell in grid]
     conditions = prompts.default_prompts(trained, arguments.num, classes=model.classes)
     measure = _measurer(arguments, trained, names, model.classes) if names else None
     runner = SampleRunner(model, batch_size=batch_size(arguments, arguments.num))
@@ -102,10 +117,10 @@ class _Sweep:
     arguments: Arguments
     trained: Run
     runner: SampleRunner
-    variables: Variables
+    variables: dict[float | None, Variables]  # by ema_length
     prompts: Prompts
     measure: Measurer | None
-    cells: list[dict[str, Any]]  # overrides of the sampling settings
+    cells: list[dict[str, Any]]  # overrides of the sampling settings, and ema_length
     steps: list[int]  # per cell
     settings: list[Any]  # per cell
 
@@ -124,7 +139,7 @@ class _Sweep:
         """Returns the content of the results file for the finished cells."""
         guides = {name: getattr(self.arguments, name) for name in ("classifier", "weak")}
         return {
-            **provenance.of_run(self.trained),
+            **{name: value for name, value in provenance.of_run(self.trained).items() if name != "ema_length"},
             "num": self.arguments.num,
             "seed": self.arguments.seed,
             "sampler": self.trained.config.sampler.to_dict(),
@@ -174,7 +189,11 @@ class _Sweep:
 
     def _sample(self, i: int, progress: Callable[[int], Any]) -> tuple[UInt8[np.ndarray, "N H W C"], dict[str, float]]:
         """Returns the samples of cell `i`, and its times in seconds."""
-        inputs = self.variables, self.arguments.seed + np.arange(self.arguments.num), self.prompts.conditions
+        inputs = (
+            self.variables[self.cells[i].get("ema_length")],
+            self.arguments.seed + np.arange(self.arguments.num),
+            self.prompts.conditions,
+        )
         compilations, start = self.runner.compilations, time.perf_counter()
         self.runner.compile(*inputs, self.settings[i])
         compile_seconds = time.perf_counter() - start if self.runner.compilations > compilations else 0.0

@@ -64,6 +64,7 @@ def of_run(trained: Run) -> dict[str, Any]:
         "config_changes": trained.config_changes,
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a pipeline is not trained itself
+        **({"ema_length": trained.ema_length} if trained.ema_length else {}),
         "data": trained.config.data.name,
         **environment(),
     }

@@ -19,7 +19,13 @@ from diffjax.runs.checkpoint_files import find_damage, list_steps, write_manifes
 from diffjax.runs.state import TrainState
 from diffjax.typing import Variables
 
-_ITEMS = ("variables", "ema", "optimizer", "health")  # stored separately, so that sampling reads no optimiser state
+_ITEMS = (
+    "variables",
+    "ema",
+    "optimizer",
+    "health",
+    "power_ema",
+)  # stored separately, so that sampling reads no optimiser state
 _METADATA_SIZE = 2**20  # bytes, upper bound of the files that describe a state
 
 
@@ -93,7 +99,7 @@ class Checkpoints:
                 return
         self._saving, self._failure = step, None
         self._damage_by_step.pop(step, None)
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _ITEMS}
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _items(state)}
         if not multihost.is_single_process() and multihost.any_process(self._lacks_space(state)):
             self._report_failure("no space left on device")
             return
@@ -115,7 +121,11 @@ class Checkpoints:
           UserError: there is no such checkpoint, it is damaged, or it does not fit the template.
         """
         step = self._check_step(step)
-        names = [name for name in _ITEMS if (self._directory / str(step) / name).exists()]
+        names = [name for name in _items(template) if (self._directory / str(step) / name).exists()]
+        if template.power_ema and "power_ema" not in names:
+            raise UserError(
+                f"checkpoint {step} in {self._directory} has no averages of train.ema_lengths; train a new run"
+            )
         items = self._restore({name: getattr(template, name) for name in names}, step)
         if "health" not in items:  # format 1
 
@@ -135,10 +145,13 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, it is damaged, or it does not fit the template.
         """
-        local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), template)
+        template = _on_one_device(template)
         restored = self._restore({"variables": template, "ema": template["params"]}, self._check_step(step))
         return {**restored["variables"], "params": restored["ema"]}
+
+    def restore_variables(self, template: Variables, step: int | None = None) -> Variables:
+        """Returns the variables of a checkpoint as `restore_ema` does, with the parameters that are not averaged."""
+        return self._restore({"variables": _on_one_device(template)}, self._check_step(step))["variables"]
 
     def report_damage(self) -> None:
         """Prints the damaged checkpoints that were skipped and still exist, on standard error."""
@@ -254,3 +267,14 @@ class Checkpoints:
         self._damage_by_step.pop(step, None)
         multihost.barrier("set aside")
         self._manager.reload()
+
+
+def _items(state: TrainState) -> list[str]:
+    """Returns the items that a state has: runs without train.ema_lengths have no power_ema."""
+    return [name for name in _ITEMS if name != "power_ema" or state.power_ema]
+
+
+def _on_one_device(shapes: Variables) -> Variables:
+    """Returns the shapes of variables with a sharding on the first device of this process."""
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=local), shapes)

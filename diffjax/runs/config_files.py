@@ -37,9 +37,24 @@ _DEFAULTS = {
     "data.cache_gib": -1.0,
     "diffusion.rescale_timesteps": False,
     "codebook.shared": False,
+    "train.start": "",
+    "train.start_fresh": (),
+    "train.freeze": (),
+    "train.ema_lengths": (),
+    "train.ema_every": 0,
+    "train.lora.rank": 0,
+    "train.lora.alpha": 8.0,
+    "train.lora.targets": ("*",),
 }  # fields that old configs lack
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_RESERVED = ("checkpoints", "events", "failed", "results", "samples")  # folders of a run, not valid as names of parts
+_RESERVED = (
+    "averages",
+    "checkpoints",
+    "events",
+    "failed",
+    "results",
+    "samples",
+)  # folders of a run, not valid as names of parts
 _TYPES = {
     "seed": int,
     "system": str,
@@ -66,6 +81,15 @@ _TYPES = {
     "parallel.fsdp": int,
     "parts": ConfigDict,
     "train": ConfigDict,
+    "train.start": str,
+    "train.start_fresh": tuple,
+    "train.freeze": tuple,
+    "train.ema_lengths": tuple,
+    "train.ema_every": int,
+    "train.lora": ConfigDict,
+    "train.lora.rank": int,
+    "train.lora.alpha": float,
+    "train.lora.targets": tuple,
     "train.steps": int,
     "train.batch_size": int,
     "train.accumulate": int,
@@ -187,6 +211,7 @@ def _check_form(config: ConfigDict, where: str, *, files: bool = False) -> None:
             fits = False  # Python's bool is an int
         if value is not ... and not fits:
             expected = {ConfigDict: "a section", int: "a whole number", float: "a number", bool: "true or false"}
+            expected[tuple] = "a tuple, such as ('label',)"
             raise UserError(f"{where}{name}={_shown(value)}: must be {expected.get(kind, 'text')}")
     for name, part in config.get("parts", {}).items():
         if not _PART_NAME.fullmatch(name) or name in _RESERVED:

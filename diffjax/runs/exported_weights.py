@@ -18,6 +18,7 @@ import safetensors
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
+from diffjax.models.parameter_paths import flatten, path_of
 from diffjax.typing import Variables
 
 _TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
@@ -35,8 +36,7 @@ def save(path: Path, variables: Variables, step: int) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    tensors = {name_of(keys): np.asarray(leaf, order="C") for keys, leaf in leaves}
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in flatten(variables).items()}
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # larger types first: all are aligned
     header: dict[str, Any] = {"__metadata__": {"format": "np", "sha256": checksum(tensors, step), "step": str(step)}}
     end = 0
@@ -60,7 +60,7 @@ def load(path: Path, template: Variables) -> Variables:
     Raises:
       UserError: the file cannot be read, has another model, or does not match its checksum.
     """
-    expected = {name_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    expected = flatten(template)
     with _opened(path) as file:
         if differing := sorted(set(file.keys()) ^ expected.keys()):
             name = excerpt(differing[0])
@@ -75,7 +75,7 @@ def load(path: Path, template: Variables) -> Variables:
         print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
     elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
         raise UserError(f"{path} is damaged: its contents do not have its checksum; export it again")
-    return jax.tree_util.tree_map_with_path(lambda keys, _: tensors[name_of(keys)], template)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: tensors[path_of(keys)], template)
 
 
 def step_of(path: Path) -> int:
@@ -116,8 +116,3 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the header may name types and shapes that NumPy does not have
         raise UserError(f"{path} cannot be read ({excerpt(str(error))}): export it again") from error
-
-
-def name_of(keys: Any) -> str:
-    """Returns the name of a leaf of nested dictionaries: its keys, joined by slashes."""
-    return "/".join(str(entry.key) for entry in keys)

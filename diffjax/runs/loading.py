@@ -15,8 +15,9 @@ from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.models import clip as clip_model
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage
+from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
-from diffjax.runs import exported_weights, read_checkpoints
+from diffjax.runs import averages, exported_weights, read_checkpoints
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.dependencies import part_config, referenced_run
 from diffjax.runs.tokenizers import check_same_tokenizer, load_tokenizer
@@ -34,6 +35,8 @@ class Run:
     Attributes:
       variables: averaged parameters, mutable collections, and under "frozen" the variables of the runs it depends on.
       step: number of training steps that the variables had.
+      lora: of a LoRA run, the LoRA and its parameters, which are merged in `variables`.
+      ema_length: relative length of the average, if it was reconstructed.
     """
 
     workdir: Workdir
@@ -42,6 +45,8 @@ class Run:
     system: Model
     variables: Variables
     step: int
+    lora: tuple[LoraModel, Variables] | None = None
+    ema_length: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -69,12 +74,17 @@ class Run:
         return load_tokenizer(self.workdir.path) if self.system.text else None
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Run:
+def load(
+    path: str | os.PathLike, step: int | None = None, *, averaged: bool = True, ema_length: float | None = None
+) -> Run:
     """Opens a run with its averaged parameters, also while it trains.
 
     Args:
       path: folder of the run.
       step: step of the checkpoint; None: the newest one.
+      averaged: False: the parameters of the last step. Exported runs have only averaged ones.
+      ema_length: relative length of the average, which is reconstructed (averages.py); None: the average of
+        train.ema_decay.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
@@ -89,29 +99,79 @@ def load(path: str | os.PathLike, step: int | None = None) -> Run:
         raise UserError(
             f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file"
         ) from error
+    lora = None
     if not system.losses:
         if step is not None:
             raise UserError(f"--checkpoint={step}: {path} is a pipeline, which has no checkpoints; omit the flag")
+        if ema_length is not None:
+            raise UserError(f"--ema_length={ema_length:g}: {path} is a pipeline, without weights; omit the flag")
         variables, step = {"params": {}}, 0
     else:
-        variables, step = _read_variables(workdir, jax.eval_shape(system.init, jax.random.key(0)), step)
-    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step)
+        adapter = adapt(config, system, read_lora_base(workdir, system)) if is_lora(config) else None
+        if ema_length is None:
+            variables, step = _read_variables(workdir, adapter or system, step, averaged)
+        else:
+            variables, step = averages.load_average(
+                workdir, _shapes(adapter or system), config.train.get("ema_lengths", ()), ema_length, step
+            )
+        if adapter:
+            lora = adapter, variables["params"]
+            variables = {**variables, "params": jax.jit(adapter.merge)(adapter.frozen["base"], variables["params"])}
+    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step, lora, ema_length)
 
 
-def _read_variables(workdir: Workdir, template: Variables, step: int | None) -> tuple[Variables, int]:
-    """Returns the averaged parameters and collections of a run, and their step."""
+def read_template(workdir: Workdir) -> tuple[Variables, tuple[float, ...]]:
+    """Returns the shapes of the variables that a run trains, and the relative lengths of its stored averages.
+
+    Raises:
+      UserError: there is no run, or it is a pipeline.
+    """
+    config = workdir.read_config()
+    model = build_model(config, workdir.path)
+    if not model.losses:
+        raise UserError(f"--workdir={workdir.path}: is a pipeline, without weights; name one of its parts")
+    adapter = adapt(config, model, _shapes(model)["params"]) if is_lora(config) else None
+    return _shapes(adapter or model), config.train.get("ema_lengths", ())
+
+
+def _shapes(model: Model) -> Variables:
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def read_lora_base(workdir: Workdir, model: Model) -> Variables:
+    """Returns the parameters that a LoRA run adapts.
+
+    Args:
+      model: the adapted model.
+
+    Raises:
+      UserError: the file is missing or damaged, or does not fit the model.
+    """
+    return exported_weights.load(workdir.base, {"params": _shapes(model)["params"]})["params"]
+
+
+def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: bool) -> tuple[Variables, int]:
+    """Returns the parameters and collections of a run, and their step."""
+    template = _shapes(model)
     if workdir.weights.exists():
         exported_step = exported_weights.step_of(workdir.weights)
         if step not in (None, exported_step):
             raise UserError(
                 f"--checkpoint={step}: {workdir.path} is exported, with step {exported_step} only; omit the flag"
             )
-        return exported_weights.load(workdir.weights, template), exported_step
+        if not isinstance(model, LoraModel):
+            return exported_weights.load(workdir.weights, template), exported_step
+        collections = {name: tree for name, tree in template.items() if name != "params"}
+        exported = exported_weights.load(
+            workdir.weights, {**collections, **jax.eval_shape(model.export, template["params"])}
+        )
+        restored = {name: exported[name] for name in collections}
+        return {**restored, "params": model.restore(exported)}, exported_step
     if not workdir.checkpoints.exists():
         raise UserError(
             f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"
         )
-    return read_checkpoints.read_variables(workdir.checkpoints, template, step)
+    return read_checkpoints.read_variables(workdir.checkpoints, template, step, averaged=averaged)
 
 
 def build_model(

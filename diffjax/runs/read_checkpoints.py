@@ -17,16 +17,19 @@ _MAX_UNCHANGED = 3  # failures with the same list of checkpoints that count as d
 T = TypeVar("T")
 
 
-def read_variables(directory: Path, template: Variables, step: int | None = None) -> tuple[Variables, int]:
+def read_variables(
+    directory: Path, template: Variables, step: int | None = None, *, averaged: bool = True
+) -> tuple[Variables, int]:
     """Reads the variables that sampling needs.
 
     Args:
       directory: folder of the checkpoints.
       template: shapes of the variables.
       step: step of the checkpoint; None: the newest undamaged one.
+      averaged: read the averaged parameters instead of those of the last step.
 
     Returns:
-      The variables with averaged parameters, as `Checkpoints.restore_ema`, and their step.
+      The variables, as `Checkpoints.restore_ema` or `restore_variables`, and their step.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged, does not fit the shapes, or is replaced too fast.
@@ -35,7 +38,8 @@ def read_variables(directory: Path, template: Variables, step: int | None = None
     def attempt(checkpoints: Checkpoints) -> tuple[Variables, int]:
         chosen = checkpoints.latest_step() if step is None else step
         files = list_files(directory / str(chosen))
-        variables = checkpoints.restore_ema(template, chosen)
+        restore = checkpoints.restore_ema if averaged else checkpoints.restore_variables
+        variables = restore(template, chosen)
         if chosen is None or list_files(directory / str(chosen)) != files:
             raise FileNotFoundError(f"checkpoint {chosen} was deleted while it was read")
         return variables, chosen

@@ -9,6 +9,7 @@ import optax
 from jax import numpy as jnp
 
 from diffjax.models.base import Model
+from diffjax.runs.power_functions import name_of
 from diffjax.typing import PRNGKey, Scalar, Variables
 
 
@@ -45,6 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32, number of steps so far, skipped ones included.
       ema: exponential moving average of variables["params"], float32.
       optimizer: optimiser state of each group of parameters.
+      power_ema: power-function averages of variables["params"], by name of their length (`power_functions.name_of`).
     """
 
     step: Scalar
@@ -52,9 +54,16 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Mapping[str, Any]
     optimizer: Mapping[str, optax.OptState]
     health: Health
+    power_ema: Mapping[str, Any] = flax.struct.field(default_factory=dict)
 
 
-def initial_state(model: Model, optimizers: Mapping[str, optax.GradientTransformation], key: PRNGKey) -> TrainState:
+def initial_state(
+    model: Model,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    key: PRNGKey,
+    *,
+    ema_lengths: Iterable[float] = (),
+) -> TrainState:
     """Returns the state before the first step. Consumes `key`."""
     variables = model.init(key)
     return TrainState(
@@ -63,6 +72,7 @@ def initial_state(model: Model, optimizers: Mapping[str, optax.GradientTransform
         ema=jax.tree.map(jnp.copy, variables["params"]),  # copied, since training donates the state
         optimizer={group: opt.init(variables["params"][group]) for group, opt in optimizers.items()},
         health=initial_health(optimizers),
+        power_ema={name_of(length): jax.tree.map(jnp.copy, variables["params"]) for length in ema_lengths},
     )
 
 

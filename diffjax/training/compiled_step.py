@@ -10,7 +10,9 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
+from diffjax.errors import UserError
 from diffjax.models.base import Model
+from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_state
 from diffjax.training.optimizers import adam, learning_rate_schedule
@@ -23,7 +25,7 @@ Optimizers = Mapping[str, optax.GradientTransformation]  # by group of parameter
 
 def learning_rates(config: ConfigDict) -> dict[str, optax.Schedule]:
     """Returns the learning rate schedules: of `train` as "", and of each of its sections for a group of parameters."""
-    groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict)]
+    groups = [name for name, value in config.train.items() if isinstance(value, ConfigDict) and name != "lora"]
     return {group: _learning_rate(config, group) for group in ["", *groups]}
 
 
@@ -40,14 +42,39 @@ def _learning_rate(config: ConfigDict, group: str) -> optax.Schedule:
 
 
 def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
-    """Returns the optimiser of each group of parameters, from the fields of `train` or of its section for the group."""
+    """Returns the optimiser of each group of parameters, from the fields of `train` or of its section for the group.
+
+    Frozen parameters have no optimiser state.
+    """
+    trained = trained_parameters(config, model)
 
     def optimizer(group: str) -> optax.GradientTransformation:
         c = _settings(config, group)
         options = {name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
-        return adam(_learning_rate(config, group), **options)
+        transformation = adam(_learning_rate(config, group), **options)
+        return optax.masked(transformation, trained[group]) if trained else transformation
 
     return {group: optimizer(group) for group in model.losses}
+
+
+def trained_parameters(config: ConfigDict, model: Model) -> Mapping[str, Any] | None:
+    """Returns which parameters `train.freeze` leaves trained.
+
+    Returns:
+      A tree of booleans for each group of parameters, with the structure of its parameters; None: all are trained.
+
+    Raises:
+      UserError: a pattern matches no parameter, or no parameter is left to train.
+    """
+    patterns = config.train.get("freeze", ())
+    if not patterns:
+        return None
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    check_patterns("train.freeze", patterns, flatten(params))
+    trained = jax.tree_util.tree_map_with_path(lambda keys, _: not matches(path_of(keys), patterns), params)
+    if not any(jax.tree.leaves(trained)):
+        raise UserError(f"train.freeze={patterns}: matches all parameters; leave some to train")
+    return trained
 
 
 def compile_step(
@@ -71,7 +98,7 @@ def compile_step(
       UserError: the state does not fit on the devices, or the checkpoint does not fit the model.
     """
     init_key, _ = init_and_step_keys(config)
-    init = functools.partial(initial_state, model, optimizers)
+    init = _initial_state(config, model, optimizers)
     shapes = jax.eval_shape(init, init_key)
     devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
@@ -80,6 +107,11 @@ def compile_step(
     else:
         state = checkpoints.restore(_with_sharding(shapes, sharding))
     return _compile(config, model, optimizers, devices, examples, shapes), state
+
+
+def _initial_state(config: ConfigDict, model: Model, optimizers: Optimizers) -> Callable[[PRNGKey], TrainState]:
+    lengths = config.train.get("ema_lengths", ())
+    return functools.partial(initial_state, model, optimizers, ema_lengths=lengths)
 
 
 def compile_init(init: Callable[[PRNGKey], TrainState], sharding: Any) -> Callable[[PRNGKey], TrainState]:
@@ -96,7 +128,7 @@ def lower_step(config: ConfigDict, model: Model, devices: Devices, batch: Batch,
       examples: number of examples of the data set.
     """
     optimizers = make_optimizers(config, model)
-    shapes = jax.eval_shape(functools.partial(initial_state, model, optimizers), init_and_step_keys(config)[0])
+    shapes = jax.eval_shape(_initial_state(config, model, optimizers), init_and_step_keys(config)[0])
     frozen = jax.eval_shape(lambda tree: tree, model.frozen)
     return _compile(config, model, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
 
@@ -162,8 +194,10 @@ def _compile(
         optimizers,
         key=init_and_step_keys(config)[1],
         ema_decay=config.train.ema_decay,
+        ema_lengths=config.train.get("ema_lengths", ()),
         examples=examples,
         accumulate=config.train.accumulate,
         max_consecutive_skips=config.train.get("max_consecutive_skips", 0),
+        trained=trained_parameters(config, model),
     )
     return devices.compile(make, shapes)

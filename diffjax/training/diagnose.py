@@ -13,9 +13,10 @@ import numpy as np
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.models.lora import adapt, is_lora
+from diffjax.models.parameter_paths import flatten
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.exported_weights import name_of
-from diffjax.runs.loading import build_model
+from diffjax.runs.loading import build_model, read_lora_base
 from diffjax.runs.workdir import Workdir
 from diffjax.training.compiled_step import compile_step, init_and_step_keys, make_optimizers
 from diffjax.training.sharding import Devices
@@ -49,6 +50,8 @@ def replay(workdir: Workdir) -> Replay:
         raise UserError(f"{workdir.failed}: is missing, as no step of {workdir.path} has failed; nothing to replay")
     config = workdir.read_config()
     model = build_model(config, workdir.path, training=True)
+    if is_lora(config):
+        model = adapt(config, model, read_lora_base(workdir, model))
     devices = Devices.create(num_devices=1)
     with contextlib.closing(Checkpoints(workdir.failed)) as checkpoints:
         _, state = compile_step(config, model, make_optimizers(config, model), devices, 1, checkpoints)
@@ -94,5 +97,4 @@ def _read_batch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _non_finite_names(tree: Any) -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [name_of(path) for path, leaf in leaves if not jnp.isfinite(leaf).all()]
+    return [name for name, leaf in flatten(tree).items() if not jnp.isfinite(leaf).all()]

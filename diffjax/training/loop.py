@@ -36,6 +36,7 @@ class Intervals:
     log_every: int
     sample_every: int
     checkpoint_every: int
+    ema_every: int = 0
 
 
 class NotFinite(UserError):
@@ -60,6 +61,7 @@ class Recorder:
       warn: returns a warning about the metrics of a step, or None. Each warning is printed once.
       max_consecutive_skips: as for `make_step`.
       before_save: raises UserError if nothing may be saved.
+      save_averages: stores the power-function averages of a state.
     """
 
     log: MetricsLog | NullLog
@@ -67,6 +69,7 @@ class Recorder:
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
     max_consecutive_skips: int = 0
     before_save: Callable[[], None] = lambda: None
+    save_averages: Callable[[int, TrainState], None] = lambda step, state: None
     warnings: set[str | None] = dataclasses.field(default_factory=lambda: {None})  # printed already
 
     def log_step(
@@ -187,6 +190,9 @@ def run(
             stop.agree()
             pending = step, metrics
             is_last = step == intervals.steps
+            if is_last or _is_due(step, intervals.ema_every):
+                log_pending()
+                recorder.save_averages(step, state)  # before the checkpoint, so that resuming skips none
             if is_last or _is_due(step, intervals.checkpoint_every):
                 log_pending()
                 recorder.save(step, state)

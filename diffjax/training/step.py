@@ -1,7 +1,7 @@
 """The training step of every model: gradients of each group of parameters, an optax update, and the EMA."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from diffjax.models.base import Model
+from diffjax.runs.power_functions import exponent, name_of, update_weight
 from diffjax.runs.state import TrainState
 from diffjax.training import nonfinite
 from diffjax.typing import Batch, LossFn, PRNGKey, PRNGKeys, Scalar, StepContext, Variables
@@ -25,9 +26,11 @@ def make_step(
     *,
     key: PRNGKey,
     ema_decay: float,
+    ema_lengths: Sequence[float] = (),
     examples: int,
     accumulate: int = 1,
     max_consecutive_skips: int = 0,
+    trained: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
 ) -> Step:
     """Returns the training step, a pure function of (state, batch, frozen variables).
@@ -47,9 +50,12 @@ def make_step(
       key: random key of the run.
       ema_decay: decay of the EMA; at step s it is min(ema_decay, (1 + s) / (10 + s)), so that the average forgets the
         initial weights.
+      ema_lengths: relative lengths of the power-function averages in the state.
       examples: number of examples per epoch.
       accumulate: number of equal parts of the batch, processed one after another.
       max_consecutive_skips: number of consecutive steps that may be skipped.
+      trained: tree of booleans for each group of parameters, with the structure of its parameters; the others are
+        frozen: their gradients are zero, and their average is their value. None: all are trained.
       axis_name: device axis, if the step runs as one program per device on a share of the batch; None: the step gets
         the global batch.
     """
@@ -57,13 +63,15 @@ def make_step(
     mean = functools.partial(lax.pmean, axis_name=axis_name) if axis_name else _identity
     gather = functools.partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else _identity
     prefix = functools.partial(_prefix, model.losses)
+    exponents = {name_of(length): exponent(length) for length in ema_lengths}
+    losses_of_trained = _freeze(model.losses, trained) if trained else model.losses
 
     def step(state: TrainState, batch: Batch, frozen: Mapping[str, Variables] = {}) -> tuple[TrainState, Metrics]:
         batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
         context = make_step_context(state.step, key, batch_size, examples)._replace(mean=mean, gather=gather)
         keys = example_keys(context, batch)
         variables = {**state.variables, "frozen": frozen}
-        grads, metrics, collections = mean(_accumulate(model.losses, variables, batch, keys, context, accumulate))
+        grads, metrics, collections = mean(_accumulate(losses_of_trained, variables, batch, keys, context, accumulate))
 
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
         if model.summarize:
@@ -74,11 +82,20 @@ def make_step(
             updates, optimizer[group] = opt.update(grads[group], state.optimizer[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        power_ema = {
+            name: optax.incremental_update(params, state.power_ema[name], update_weight(gamma, state.step + 1))
+            for name, gamma in exponents.items()
+        }
+        if trained:
+            ema = _replace_frozen(trained, ema, params)
+            power_ema = {name: _replace_frozen(trained, average, params) for name, average in power_ema.items()}
         losses = {group: metrics[f"{prefix(group)}loss"] for group in optimizers}
         new = state.replace(
             variables={**state.variables, **collections, "params": params},
-            ema=optax.incremental_update(params, state.ema, 1.0 - decay),
+            ema=ema,
             optimizer=optimizer,
+            power_ema=power_ema,
             health=nonfinite.record_update(state.health, losses),
         )
         old = state.replace(health=nonfinite.record_skip(state.health))
@@ -113,6 +130,28 @@ def example_keys(context: StepContext, batch: Batch) -> PRNGKeys:
 
 def _identity(tree: Any) -> Any:
     return tree
+
+
+def _replace_frozen(trained: Mapping[str, Any], average: Any, params: Any) -> Any:
+    """Returns an average with the values of the parameters that are not `trained`, as sums round."""
+    return jax.tree.map(lambda is_trained, leaf, param: leaf if is_trained else param, trained, average, params)
+
+
+def _freeze(losses: Mapping[str, LossFn], trained: Mapping[str, Any]) -> dict[str, LossFn]:
+    """Returns the losses with zero gradients for the parameters of their group that are not `trained`."""
+
+    def freeze(group: str, loss_fn: LossFn) -> LossFn:
+        def frozen_loss(variables, *arguments):
+            params = jax.tree.map(
+                lambda is_trained, param: param if is_trained else lax.stop_gradient(param),
+                trained[group],
+                variables["params"][group],
+            )
+            return loss_fn({**variables, "params": {**variables["params"], group: params}}, *arguments)
+
+        return frozen_loss
+
+    return {group: freeze(group, loss_fn) for group, loss_fn in losses.items()}
 
 
 def _accumulate(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,12 +20,15 @@ from diffjax.errors import UserError, memory_limit_as_user_error, validate_integ
 from diffjax.inference.prompts import unique_captions
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
+from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.models.pipelines.pipeline import Pipeline
+from diffjax.runs import averages, exported_weights
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.datasets import open_dataset, resolve
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
-from diffjax.runs.loading import build_model
+from diffjax.runs.loading import build_model, read_lora_base
+from diffjax.runs.power_functions import check_length
 from diffjax.runs.state import TrainState
 from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
@@ -36,9 +40,12 @@ from diffjax.training.compiled_step import (
     make_optimizers,
     memory_advice,
     needs_first_batch,
+    trained_parameters,
 )
 from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
+from diffjax.training.start import StartWeights, read_start
+from diffjax.typing import Variables
 
 _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
@@ -69,7 +76,8 @@ def train(
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
-    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
+    _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
             if multihost.is_main_process() and is_pipeline(planned) and workdir.config.exists():
@@ -106,6 +114,13 @@ def check(config: ConfigDict) -> None:
             validate_integer(f"train.{name}", c.get(name, 0), low=0)
         num_samples = c.get("num_preview_samples", 0)
         validate_integer("train.num_preview_samples", num_samples, low=0, high=previews.MAX_SAMPLES)
+        validate_integer("train.lora.rank", c.get("lora", {}).get("rank", 0), low=0)
+        validate_integer("train.ema_every", c.get("ema_every", 0), low=0)
+        lengths = c.get("ema_lengths", ())
+        for length in lengths:
+            check_length("train.ema_lengths", length)
+        if len(set(lengths)) < len(lengths) or len(lengths) == 1:
+            raise UserError(f"train.ema_lengths={lengths}: must be two different lengths, such as (0.05, 0.1), or ()")
         validate_number("train.ema_decay", c.ema_decay, low=0, high=1, exclusive="high")
     for name in part_names(config):
         check(part_config(config, name))
@@ -118,12 +133,42 @@ class _Preparation:
     devices: Devices
     optimizers: Optimizers
     source: Source
+    start: StartWeights | None  # initial weights; None: random, or the run has a checkpoint
+    lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
     @classmethod
-    def create(cls, config: ConfigDict, model: Model) -> "_Preparation":
+    def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split))
+        start = None if list_steps(workdir.checkpoints) else read_start(config, model)
+        base = None
+        if is_lora(config):
+            base = _lora_base(config, model, workdir, start)
+            model, start = adapt(config, model, base), start and start.without_params
+        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start, base)
+
+
+def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
+    """Returns the parameters that LoRA adapts, from the run that a new run starts from or from the run itself."""
+    if list_steps(workdir.checkpoints):
+        return read_lora_base(workdir, model)
+    adapt(config, model, jax.eval_shape(model.init, jax.random.key(0))["params"])  # reports errors of the config first
+    if not start:
+        rank = config.train.lora.rank
+        raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")
+    return start.averaged_params
+
+
+def _check_starts_of_parts(config: ConfigDict, workdir: Workdir) -> None:
+    """Raises UserError if the initial weights of a part that is not trained yet do not fit."""
+    for name in part_names(config):
+        part, folder = part_config(config, name), Workdir(workdir.path / name)
+        if part.get("train", {}).get("start") and not list_steps(folder.checkpoints) and not folder.weights.exists():
+            try:
+                read_start(part, build_model(part, folder.path, parent=config, abstract=True))
+            except UserError as error:
+                raise UserError(f"parts.{name}.{error}") from error
+        _check_starts_of_parts(part, folder)
 
 
 def _train(
@@ -158,26 +203,40 @@ def _train(
         if start >= config.train.steps and not preview_first:
             _report_trained(config, workdir, start)
             return None
+        trained = system if prepared.lora_base is None else adapt(config, system, prepared.lora_base)
+        if isinstance(trained, LoraModel) and not start:
+            with multihost.main_process_first("base"):
+                if multihost.is_main_process():
+                    exported_weights.save(workdir.base, {"params": trained.frozen["base"]}, 0)
         step, state = compile_step(
-            config, system, prepared.optimizers, devices, len(source), checkpoints if start else None
+            config, trained, prepared.optimizers, devices, len(source), checkpoints if start else None
         )
-        if not start and needs_first_batch(system):
-            state = fit_to_first_batch(system, state, batches.batch(0), devices)
-        frozen = devices.replicate(system.frozen)
+        if not start:
+            state = _initialise(trained, state, batches, prepared)
+        frozen = devices.replicate(trained.frozen)
         with multihost.main_process_first("config"):
             if multihost.is_main_process() and start:
                 resume.accept(config, workdir, start)  # after the restore, which fails if the config does not fit
                 workdir.write_last_checkpoint(start)  # later checkpoints are damaged
         log = MetricsLog(workdir.path, start) if multihost.is_main_process() else NullLog()
         stack.enter_context(contextlib.closing(log))
-        _announce(config, system, state, len(source), devices, start)
+        _announce(config, trained, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
 
         def preview_in_place(step: int, state: TrainState) -> None:
             check_place()
-            preview(step, state)
+            preview(step, _with_merged_average(trained, state))
 
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
+        lengths = config.train.get("ema_lengths", ())
+        if lengths and multihost.is_main_process():
+            averages.delete_after(workdir, start)
+
+        def save_averages(step: int, state: TrainState) -> None:
+            if lengths:
+                check_place()
+                _save_averages(workdir, devices, step, state)
+
         max_skips = config.train.get("max_consecutive_skips", 0)
         try:
             _, stopped = loop.run(
@@ -185,9 +244,11 @@ def _train(
                 state,
                 data.prefetch(local_batches.iterate(start), devices.put_batch),
                 start=start,
-                intervals=loop.Intervals(**{name: config.train[name] for name in intervals}),
+                intervals=loop.Intervals(
+                    **{name: config.train[name] for name in intervals}, ema_every=config.train.get("ema_every", 0)
+                ),
                 batch_size=config.train.batch_size,
-                recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place),
+                recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place, save_averages),
                 preview=preview_in_place,
                 preview_first=preview_first,
             )
@@ -195,6 +256,35 @@ def _train(
             check_place()
             raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
+
+
+def _save_averages(workdir: Workdir, devices: Devices, step: int, state: TrainState) -> None:
+    """Stores the power-function averages of a step. A full disk is reported on standard error, and ends nothing."""
+    collections = {name: tree for name, tree in state.variables.items() if name != "params"}
+    values = devices.on_host((state.power_ema, collections))
+    if multihost.is_main_process():
+        try:
+            averages.save_snapshot(workdir, step, *values)
+        except OSError as error:
+            print(f"step {step}: the averages cannot be stored ({error.strerror})", file=sys.stderr)
+
+
+def _with_merged_average(model: Model, state: TrainState) -> TrainState:
+    """Returns a state with the averaged parameters of the adapted model, if `model` is a LoRA."""
+    if not isinstance(model, LoraModel):
+        return state
+    return state.replace(ema=jax.jit(model.merge)(model.frozen["base"], state.ema))
+
+
+def _initialise(system: Model, state: TrainState, batches: data.Batches, prepared: _Preparation) -> TrainState:
+    """Returns a new state with the weights that the run starts from, then fitted to the first batch if needed."""
+    if prepared.start:
+        print(prepared.start.summary)
+        state = prepared.start.apply(state)
+    if needs_first_batch(system):
+        state = fit_to_first_batch(system, state, batches.batch(0), prepared.devices)
+        state = prepared.start.apply(state) if prepared.start else state  # the fit is of fresh weights only
+    return state
 
 
 def _open_checkpoints(config: ConfigDict, workdir: Workdir, check_place: Callable[[], None]) -> Checkpoints:
@@ -255,7 +345,7 @@ def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Work
     """Adds tokens to the examples of a source if the model reads captions, and stores the tokenizer in the workdir.
 
     The tokenizer is, in this order: the workdir's, that of the CLIP that the config names, that of `text.tokenizer`,
-    or a new one, trained on the captions.
+    that of the run that `train.start` names, or a new one, trained on the captions.
 
     Raises:
       UserError: the data set has no captions, or the tokenizer does not fit `text.vocabulary`.
@@ -288,6 +378,8 @@ def _choose_tokenizer(config: ConfigDict, workdir: Workdir, captions: list[str],
         return load_tokenizer(referenced_run(config, "clip", workdir.path))
     if config.text.tokenizer:
         return tokenizer.load(config.text.tokenizer)
+    if config.train.get("start"):
+        return load_tokenizer(config.train.start)
     return tokenizer.train(captions, vocabulary)
 
 
@@ -301,8 +393,12 @@ def _announce(
 ) -> None:
     """Prints the size of the model and data set, the devices, and warnings about the config."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    trained = jax.tree.leaves(trained_parameters(config, system))
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.variables["params"])] if trained else []
+    frozen = sum(size for size, is_trained in zip(sizes, trained, strict=True) if not is_trained)
     print(
-        f"{config.system} on {config.data.name}: {parameters:,} parameters, {examples:,} examples, "
+        f"{config.system} on {config.data.name}: {parameters:,} parameters{f' ({frozen:,} frozen)' * bool(frozen)}, "
+        f"{examples:,} examples, "
         f"{devices.num_devices} {jax.default_backend()} device{'s' * (devices.num_devices > 1)} ({devices.mode})"
         + ("" if multihost.is_single_process() else f" of {jax.process_count()} processes")
         + (f", continuing at step {start}" if start else "")

@@ -22,11 +22,13 @@ def run(tmp_path, monkeypatch):
     (source / "tokenizer.json").write_text("{}")
     variables = {"params": {"w": np.arange(2**14, dtype=np.float32)}, "frozen": {"codec": np.zeros(3)}}
 
-    def load(path, step=None):
+    def load(path, step=None, *, ema_length=None):
         path = Path(path)
         config = ConfigDict({"whole": path.resolve() == source})
         system = types.SimpleNamespace(text=True if config.whole else None, losses=True)
-        return types.SimpleNamespace(workdir=Workdir(path), config=config, system=system, variables=variables, step=5)
+        return types.SimpleNamespace(
+            workdir=Workdir(path), config=config, system=system, variables=variables, step=5, lora=None
+        )
 
     load.parts = ()
     monkeypatch.setattr(export, "load", load)

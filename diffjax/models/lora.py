@@ -1,0 +1,158 @@
+"""LoRA: trained low-rank updates of the kernels of a frozen model.
+
+A kernel W [in, out] becomes W + (alpha / r) A B, with A [in, r] Gaussian and B [r, out] zero at the start. (The paper
+writes B A, for kernels [out, in].) The update is a function of the parameters before the model is applied, so networks
+do not know of it. Dense layers and 1x1 convolutions, such as attention projections, can be adapted.
+
+Reference: Hu et al. 2021 (LoRA), section 4.1.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.models.base import Model
+from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
+from diffjax.typing import LossFn, PRNGKey, Scalar, Variables
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraModel(Model):
+    """A model whose parameters are the matrices A and B of the adapted layers of another model.
+
+    Attributes:
+      model: the adapted model. Its parameters are in `frozen` under "base".
+      kernels: shapes of the adapted kernels, by path of the layer, such as "model/middle_attention/qkv".
+      rank: number r of columns of A and rows of B.
+      alpha: the update is scaled by alpha / r.
+    """
+
+    model: Model
+    kernels: Mapping[str, tuple[int, ...]]
+    rank: int
+    alpha: float
+
+    def init(self, key: PRNGKey) -> Variables:
+        matrices = {}
+        for layer, shape in self.kernels.items():
+            layer_key = jax.random.fold_in(key, zlib.crc32(layer.encode()))
+            inputs, outputs = math.prod(shape[:-1]), shape[-1]
+            a = jax.random.normal(layer_key, (inputs, self.rank)) / math.sqrt(inputs)
+            matrices |= {f"{layer}/lora_A": a, f"{layer}/lora_B": jnp.zeros((self.rank, outputs))}
+        collections = {name: tree for name, tree in self.model.init(key).items() if name != "params"}
+        return {**collections, "params": unflatten(matrices)}
+
+    @property
+    def losses(self) -> Mapping[str, LossFn]:
+        return {group: functools.partial(self._loss, loss) for group, loss in self.model.losses.items()}
+
+    def _loss(self, loss: Callable, variables: Variables, *arguments: Any) -> Any:
+        params = self.merge(variables["frozen"]["base"], variables["params"])
+        return loss({**variables, "params": params}, *arguments)
+
+    def merge(self, base: Params, matrices: Params) -> Params:
+        """Returns the parameters of the adapted model: the base parameters with the updates added.
+
+        Args:
+          base: parameters of `model`.
+          matrices: parameters of this model.
+        """
+        flat = flatten(matrices)
+
+        def add(keys: Any, leaf: Any) -> Any:
+            layer = path_of(keys[:-1])
+            if path_of(keys[-1:]) != "kernel" or layer not in self.kernels:
+                return leaf
+            update = flat[f"{layer}/lora_A"] @ flat[f"{layer}/lora_B"]
+            return leaf + (self.alpha / self.rank) * update.reshape(leaf.shape)
+
+        return jax.tree_util.tree_map_with_path(add, base)
+
+    def export(self, matrices: Params) -> dict[str, Any]:
+        """Returns the parameters under the names and in the layout of peft and diffusers.
+
+        Each layer has "LAYER.lora_A.weight" [r, in], "LAYER.lora_B.weight" [out, r] and "LAYER.alpha".
+        """
+        exported = {}
+        for path, leaf in flatten(matrices).items():
+            layer, _, name = path.replace("/", ".").rpartition(".")
+            exported |= {f"{layer}.{name}.weight": leaf.T, f"{layer}.alpha": jnp.float32(self.alpha)}
+        return exported
+
+    def restore(self, exported: Mapping[str, Any]) -> Params:
+        """Returns the parameters from their exported form; inverse of `export`."""
+        return unflatten(
+            {
+                f"{layer}/{name}": exported[f"{layer.replace('/', '.')}.{name}.weight"].T
+                for layer in self.kernels
+                for name in ("lora_A", "lora_B")
+            }
+        )
+
+    def summarize(self, collections: Mapping[str, Any]) -> Mapping[str, Scalar]:
+        return self.model.summarize(collections)
+
+    def warn(self, metrics: Mapping[str, float]) -> str | None:
+        return self.model.warn(metrics)
+
+
+def is_lora(config: ConfigDict) -> bool:
+    """Returns whether a config trains LoRA matrices."""
+    return bool(config.get("train", {}).get("lora", {}).get("rank", 0))
+
+
+def adapt(config: ConfigDict, model: Model, base: Params) -> LoraModel:
+    """Returns the LoRA of a model, as `train.lora` describes it.
+
+    Args:
+      base: parameters of `model`, or their shapes.
+
+    Raises:
+      UserError: the model has no layers to adapt or several losses, or a field of `train` does not go with LoRA.
+    """
+    c = config.train.lora
+    rank = validate_integer("train.lora.rank", c.rank)
+    alpha = validate_number("train.lora.alpha", c.alpha, low=0, exclusive="low")
+    for name in ("freeze", "start_fresh"):
+        if config.train.get(name):
+            raise UserError(
+                f"train.{name}={config.train[name]}: is not supported with train.lora.rank, which freezes all other "
+                "weights; select layers by train.lora.targets"
+            )
+    if len(model.losses) != 1:
+        raise UserError(
+            f"train.lora.rank={rank}: is only supported for models with one loss, and system={config.system} trains "
+            f"{', '.join(model.losses)}; set it to 0"
+        )
+    leaves = {path: leaf.shape for path, leaf in flatten(base).items()}
+    kernels = {path: shape for path, shape in leaves.items() if _is_dense(path, shape)}
+    if not kernels:
+        raise UserError(f"train.lora.rank={rank}: system={config.system} has no dense layers to adapt; set it to 0")
+    check_patterns("train.lora.targets", c.targets, kernels)
+    adapted = {path.rpartition("/")[0]: shape for path, shape in kernels.items() if matches(path, c.targets)}
+    if not adapted:
+        raise UserError(f"train.lora.targets={c.targets}: must name at least one layer, such as ('*',)")
+    return LoraModel(
+        classes=model.classes,
+        text=model.text,
+        frozen={**model.frozen, "base": base},
+        model=model,
+        kernels=adapted,
+        rank=rank,
+        alpha=alpha,
+    )
+
+
+def _is_dense(path: str, shape: tuple[int, ...]) -> bool:
+    """Returns whether a parameter is the kernel of a dense layer or of a 1x1 convolution."""
+    return path.endswith("/kernel") and len(shape) in (2, 4) and shape[:-2] in ((), (1, 1))
