@@ -63,7 +63,7 @@ from diffjax.cli.flags import (
     parse,
     required,
 )
-from diffjax.cli.requirements import check_sample_flags, is_variation
+from diffjax.cli.sample_flags import check_sample_flags, is_variation
 from diffjax.cli.settings import batch_size, define_settings
 from diffjax.errors import UserError, note, one_line
 from diffjax.inference import image_grids

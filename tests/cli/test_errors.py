@@ -134,7 +134,9 @@ def opened(workdir):
 def without_loading(opened, monkeypatch):
     """Returns the run loaded once, in the place of loading it for each command."""
     for verb in (sample, sweep, evaluate):
-        monkeypatch.setattr(verb, "load", lambda path, step=None: opened if step is None else diffjax.load(path, step))
+        monkeypatch.setattr(
+            verb, "load", lambda path, step=None, **_: opened if step is None else diffjax.load(path, step)
+        )
 
 
 # Flags of `sample` that do not fit a class-conditional diffusion model of digits at 4 of 20 steps.
@@ -215,7 +217,7 @@ def test_unsupported_metrics_are_refused_before_anything_is_computed(
 
 def test_missing_weights_are_reported_before_the_run_is_loaded(workdir, monkeypatch, capsys):
     for verb in (evaluate, sweep):
-        monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr(verb, "load", lambda *_, **__: pytest.fail("loaded"))
     for verb in ("evaluate", "sweep"):
         assert cli.main(["launch.py", verb, f"--workdir={workdir}", "--metrics=fid"]) == 2
         assert "download https://" in capsys.readouterr().err
@@ -421,7 +423,7 @@ FILE_CASES = {
 
 @pytest.mark.parametrize("flag_text", FILE_CASES)
 def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(flag_text, workdir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(sample, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())

@@ -138,7 +138,7 @@ def opened(unclip):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_do_not_fit_a_pipeline(unclip, opened, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(sample_verb, "load", lambda *_: opened)  # loading takes a second
+    monkeypatch.setattr(sample_verb, "load", lambda *_, **__: opened)  # loading takes a second
     flags, message = REFUSED[case]
     assert message in refused(capsys, "sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags)
     assert not (tmp_path / "a.png").exists()

@@ -112,7 +112,7 @@ def opened(dalle):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_do_not_fit_a_text_conditioned_run(dalle, opened, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(sample_verb, "load", lambda *_: opened)
+    monkeypatch.setattr(sample_verb, "load", lambda *_, **__: opened)
     flags, message = REFUSED[case]
     (tmp_path / "latin.txt").write_bytes("ein grüner Kreis".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("\n \n")

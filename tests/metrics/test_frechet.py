@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-from hypothesis import options, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffjax.metrics import moments
@@ -81,7 +81,7 @@ def test_distance_of_fewer_features_than_dimensions(spread):
 
 
 @settings(deadline=None, max_examples=40)
-@options(st.integers(0, 2**32), st.integers(1, 8), st.integers(2, 12), st.floats(-100, 100))
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(2, 12), st.floats(-100, 100))
 def test_a_common_rotation_and_shift_change_nothing(seed, dimension, count, shift):
     """Also of singular covariances: `count` may be less than `dimension`."""
     rng = np.random.default_rng(seed)
