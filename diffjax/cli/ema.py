@@ -13,7 +13,8 @@ Reference: Karras et al. 2024 (EDM2), section 3.2.
 
 from absl import flags as absl_flags
 
-from diffjax.cli.flags import Arguments, Flags, define_workdir, parse_lengths, required
+from diffjax.cli.flags import Arguments, Flags, define_workdir, required
+from diffjax.cli.settings import parse_lengths
 from diffjax.runs import averages
 from diffjax.runs.loading import read_template
 from diffjax.runs.workdir import Workdir

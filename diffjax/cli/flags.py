@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.parsing import entries, number
 from diffjax.runs.config_files import flatten, load_file
-from diffjax.runs.power_functions import check_length
 
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
@@ -99,14 +98,6 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
 def define_ema_length(flags: Flags) -> None:
     text = "relative length of the average of the weights (see launch.py ema --help)"
     absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
-
-
-def parse_lengths(name: str, text: str) -> list[float]:
-    """Returns the relative lengths of averages in a flag's value. Raises UserError for one out of range."""
-    try:
-        return [check_length(f"--{name}", number(entry)) for entry in entries(name, text)]
-    except ValueError as error:
-        raise UserError(f"--{name}={text}: must be numbers, separated by commas") from error
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:

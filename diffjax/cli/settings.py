@@ -6,8 +6,10 @@ import jax
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags
-from diffjax.errors import note
+from diffjax.errors import UserError, note
 from diffjax.inference.overrides import SETTINGS
+from diffjax.parsing import entries, number
+from diffjax.runs.power_functions import check_length
 
 
 def define_settings(flags: Flags, *, several: bool) -> None:
@@ -32,3 +34,11 @@ def batch_size(arguments: Arguments, total: int) -> int:
             whole = math.ceil(size / devices) * devices
             note(f"--batch_size={size}: rounded up to {whole}, a multiple of the {devices} devices")
     return size
+
+
+def parse_lengths(name: str, text: str) -> list[float]:
+    """Returns the relative lengths of averages in a flag's value. Raises UserError for one out of range."""
+    try:
+        return [check_length(f"--{name}", number(entry)) for entry in entries(name, text)]
+    except ValueError as error:
+        raise UserError(f"--{name}={text}: must be numbers, separated by commas") from error

@@ -43,10 +43,9 @@ from diffjax.cli.flags import (
     check_writable,
     define_sampling,
     define_workdir,
-    parse_lengths,
     required,
 )
-from diffjax.cli.settings import batch_size, define_settings
+from diffjax.cli.settings import batch_size, define_settings, parse_lengths
 from diffjax.errors import MissingData, UserError
 from diffjax.evaluation import plots, provenance, samples
 from diffjax.evaluation.metrics import NAMES

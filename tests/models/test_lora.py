@@ -18,7 +18,13 @@ from tests import tiny
 from tests.command_line import launch, refused, sample
 
 RNG = np.random.default_rng(0)
-QUIET = {"train__num_preview_samples": 0, "parallel__num_devices": 1, "train__learning_rate_schedule": "constant"}
+# A run of the same network as the shared run "pixel".
+PIXEL = {
+    "model": tiny.DIT,
+    "train__num_preview_samples": 0,
+    "parallel__num_devices": 1,
+    "train__learning_rate_schedule": "constant",
+}
 
 
 def random(*shape):
@@ -135,7 +141,7 @@ def lora_run(trained_runs, tmp_path_factory):
     """A LoRA of a run that is gone; it was trained for two steps and resumed for two."""
     folder = tmp_path_factory.mktemp("lora")
     base = shutil.copytree(trained_runs("pixel"), folder / "base")
-    config = tiny.write(folder / "config.py", train__lora={"rank": 2, "alpha": 4.0, "targets": ("qkv", "out")}, **QUIET)
+    config = tiny.write(folder / "config.py", train__lora={"rank": 2, "alpha": 4.0, "targets": ("qkv", "out")}, **PIXEL)
     run = ["train", f"--config={config}", f"--config.train.start={base}", f"--workdir={folder / 'run'}"]
     assert launch(*run, "--config.train.steps=2") == 0
     shutil.rmtree(base)
@@ -178,7 +184,7 @@ def test_exports_of_a_lora_give_its_samples(lora_run, tmp_path, capsys):
 
 
 def test_a_lora_requires_a_run_to_adapt(tmp_path, capsys):
-    config = tiny.write(tmp_path / "config.py", train__lora={"rank": 2, "alpha": 4.0, "targets": ("*",)}, **QUIET)
+    config = tiny.write(tmp_path / "config.py", train__lora={"rank": 2, "alpha": 4.0, "targets": ("*",)}, **PIXEL)
     error = refused(capsys, "train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     assert error.startswith("error: train.lora.rank=2: requires train.start")
     assert not (tmp_path / "run").exists()

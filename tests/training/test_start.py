@@ -16,7 +16,13 @@ from diffjax.training.start import read_start
 from tests import tiny
 from tests.command_line import launch, refused
 
-QUIET = {"train__num_preview_samples": 0, "parallel__num_devices": 1, "train__learning_rate_schedule": "constant"}
+# A run of the same network as the shared run "pixel".
+PIXEL = {
+    "model": tiny.DIT,
+    "train__num_preview_samples": 0,
+    "parallel__num_devices": 1,
+    "train__learning_rate_schedule": "constant",
+}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def initial(config):
 
 def test_the_first_state_has_the_weights_and_averages_of_the_run(trained_runs):
     run = trained_runs("pixel")
-    fresh, state = initial(tiny.config(train__start=str(run), seed=1, **QUIET))
+    fresh, state = initial(tiny.config(train__start=str(run), seed=1, **PIXEL))
     last, averaged = load(run, averaged=False), load(run)
     jax.tree.map(np.testing.assert_array_equal, state.variables["params"], last.variables["params"])
     jax.tree.map(np.testing.assert_array_equal, state.ema, averaged.variables["params"])
@@ -72,19 +78,16 @@ def test_the_first_state_has_the_weights_and_averages_of_the_run(trained_runs):
 
 def test_listed_weights_are_fresh(trained_runs):
     run = trained_runs("pixel")
-    fresh, state = initial(tiny.config(train__start=str(run), train__start_fresh=("label", "conv_in/kernel"), **QUIET))
+    fresh, state = initial(tiny.config(train__start=str(run), train__start_fresh=("label", "patch/kernel"), **PIXEL))
     theirs, ours = flatten(load(run, averaged=False).variables["params"]), flatten(state.variables["params"])
     initial_params = flatten(fresh.variables["params"])
     for name, leaf in ours.items():
-        is_fresh = "/label/" in name or name.endswith("conv_in/kernel")
+        is_fresh = "/label/" in name or name.endswith("patch/kernel")
         np.testing.assert_array_equal(leaf, initial_params[name] if is_fresh else theirs[name])
 
 
 def test_weights_that_do_not_fit_are_named(trained_runs):
-    config = tiny.config(train__start=str(trained_runs("pixel")), diffusion__class_conditional=True, **QUIET)
-    config.unlock()
-    config.model.middle_attention, config.data.image_size = True, 8
-    config.model.multipliers = (1, 3)
+    config = tiny.config(train__start=str(trained_runs("pixel")), **PIXEL | {"model": {**tiny.DIT, "width": 16}})
     model = build_model(config)
     with pytest.raises(
         UserError, match=r"does not fit the model: .*\(\d+(x\d+)* instead of \d+.* and \d+ more; .*start_fresh"
@@ -95,7 +98,7 @@ def test_weights_that_do_not_fit_are_named(trained_runs):
 def test_a_run_starts_from_a_run_or_its_export_and_then_resumes_without_it(trained_runs, tmp_path, capsys):
     source = shutil.copytree(trained_runs("pixel"), tmp_path / "source")
     assert launch("export", f"--workdir={source}", f"--out={tmp_path / 'exported'}") == 0
-    config = tiny.write(tmp_path / "config.py", **QUIET)
+    config = tiny.write(tmp_path / "config.py", **PIXEL)
     run = ["train", f"--config={config}", f"--config.train.start={tmp_path / 'exported'}"]
     refused(capsys, *run, "--config.train.start_fresh=lable", f"--workdir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
@@ -124,7 +127,7 @@ def test_an_unreadable_start_is_refused_and_nothing_is_written(
         shutil.copytree(trained_runs("pixel"), tmp_path / start)
         for manifest in (tmp_path / start).glob("checkpoints/*/manifest.json"):
             manifest.unlink()
-    config = tiny.write(tmp_path / "config.py", **QUIET)
+    config = tiny.write(tmp_path / "config.py", **PIXEL)
     capsys.readouterr()
     assert launch("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.train.start={start}") == 2
     assert f"error: {message}" in capsys.readouterr().err
@@ -132,6 +135,6 @@ def test_an_unreadable_start_is_refused_and_nothing_is_written(
 
 
 def test_fresh_weights_require_a_start(tmp_path):
-    config = tiny.config(train__start_fresh=("label",), **QUIET)
+    config = tiny.config(train__start_fresh=("label",), **PIXEL)
     with pytest.raises(UserError, match=r"train.start_fresh=.*requires train.start"):
         read_start(config, build_model(config))
