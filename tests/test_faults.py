@@ -215,6 +215,7 @@ FREE = {
     "train.keep_every": 3,
     "train.max_consecutive_skips": 5,
     "data.dir": "there",
+    "data.cache_gib": 1.0,
     "sampler.guidance_high": 1.0,
 }
 

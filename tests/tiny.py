@@ -75,7 +75,7 @@ PRIORS = {
     "model.dropout": 0.0,
 }
 GANS = {"model.latent": 8, "discriminator.channels": 8, "mapping.latent": 8, "mapping.width": 8}
-NETWORKS = ("model", "adversarial", "conditions", "discriminator", "mapping")  # sections
+NETWORKS = ("model", "adversarial", "conditions", "discriminator", "mapping", "image_encoder")  # sections
 OVERRIDES_OF = {  # by config.system
     "vae": AUTOENCODERS,
     "vqvae": AUTOENCODERS,
