@@ -1,5 +1,6 @@
 """Tests run on eight virtual CPU devices, and raise for implicit broadcasting of ranks."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,14 @@ for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP
 def cache(tmp_path_factory):
     """Keeps statistics of real images apart from the user's."""
     os.environ["DIFFJAX_CACHE"] = str(session_folder(tmp_path_factory.getbasetemp()) / "cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Frees the compiled programs of a file, which later files seldom use; they stay in the cache on disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
