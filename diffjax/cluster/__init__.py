@@ -1,0 +1,1 @@
+"""Processes on several hosts: initialisation, agreement, signals and crash logs."""

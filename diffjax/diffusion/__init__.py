@@ -1,1 +1,1 @@
-"""The mathematics of diffusion: pure functions on independent axes. Imports nothing else of ours."""
+"""Mathematics of diffusion: pure functions on independent axes. Imports nothing else of diffjax."""

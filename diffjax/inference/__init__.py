@@ -1,0 +1,1 @@
+"""Sampling of models: settings, prompts, batches over devices, reranking and image files."""

@@ -1,1 +1,1 @@
-"""Measures of samples. A number from here never stands without what produced it."""
+"""Mathematics of metrics: pure functions of arrays, each against a reference that is stated with the value."""

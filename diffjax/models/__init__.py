@@ -1,4 +1,4 @@
-"""Models: `build` makes that of a config, and the classes of base.py say what it can do."""
+"""Models: `build` makes the model of a config, and the classes of base.py define its capabilities."""
 
 from diffjax.models.build import build
 

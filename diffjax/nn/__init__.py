@@ -1,0 +1,1 @@
+"""Flax modules: denoising networks, encoders and decoders, transformers and their blocks."""

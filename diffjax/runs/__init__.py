@@ -1,0 +1,1 @@
+"""A run on disk: its folder, config, data, dependencies, checkpoints, and how it is opened."""

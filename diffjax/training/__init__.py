@@ -1,1 +1,1 @@
-"""Training: knows no system and no paper, takes an objective."""
+"""Training of any model: the step, its compilation and sharding, the loop, logging and previews."""
