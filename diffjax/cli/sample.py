@@ -156,18 +156,19 @@ def run(arguments: Arguments) -> int:
         else:
             options = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
             images, seeds = best_of(runner, variables, prompts, settings, reranker, **options)
-    settings_of = _recorder(arguments, trained, prompts, seeds, model)
+    settings_of, written = _recorder(arguments, trained, prompts, seeds, model), f"{len(images)} samples"
     if to_folder:
         for i, image in enumerate(images):
             image_grids.save(out / f"{i:05d}.png", image, settings_of(i))
     elif index is not None and index < len(images) and out.suffix != ".npz":
         image_grids.save(out, images[index], settings_of(index))
+        written = f"sample {index} of {len(images)}"
     elif out.suffix != ".npz":
         titles = (prompts.captions or []) if columns and not arguments.interpolate else []
         image_grids.save(out, image_grids.grid(images, columns, tuple(map(row_title, titles))), settings_of(None))
     else:
         _write_arrays(out, images, seeds, prompts, model)
-    print(f"{len(images)} samples" + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
+    print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 
 
