@@ -80,11 +80,7 @@ def define_config(flags: Flags) -> None:
 
 def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     """Defines the flags of all verbs that sample from a trained run."""
-    text = "relative length of the average of the weights (see launch.py ema --help)"
-    if several_lengths:
-        absl_flags.DEFINE_string("ema_length", None, f"{text}; several, separated by commas", flag_values=flags)
-    else:
-        define_ema_length(flags)
+    define_ema_length(flags, several=several_lengths)
     for name, default, low, text in (
         ("seed", 0, 0, "seed of the first sample; sample i has SEED + i, for any batch size"),
         ("batch_size", 100, 1, "samples per batch; does not change the samples"),
@@ -95,9 +91,12 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     )
 
 
-def define_ema_length(flags: Flags) -> None:
+def define_ema_length(flags: Flags, *, several: bool = False) -> None:
     text = "relative length of the average of the weights (see launch.py ema --help)"
-    absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
+    if several:
+        absl_flags.DEFINE_string("ema_length", None, f"{text}; several, separated by commas", flag_values=flags)
+    else:
+        absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
 
 
 def parse(flags: Flags, argv: Sequence[str]) -> Arguments:

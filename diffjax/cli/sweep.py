@@ -94,8 +94,9 @@ def run(arguments: Arguments) -> int:
     check_writable("workdir", trained.workdir.results / "sweep.json")
     if not arguments.classifier:  # a classifier can add classes
         names = _supported_metrics(arguments, trained, trained.system.classes)
-    model, _ = attach_guidance_models(trained, arguments.as_dict())
-    variables = {length: attach_guidance_models(run, arguments.as_dict())[1] for length, run in runs.items()}
+    attached = {length: attach_guidance_models(run, arguments.as_dict()) for length, run in runs.items()}
+    model, _ = attached[lengths[0]]
+    variables = {length: of_run for length, (_, of_run) in attached.items()}
     names = _supported_metrics(arguments, trained, model.classes)
     # All settings are made first, so that bad ones are refused before anything is sampled.
     make_settings = SettingsFactory(model, trained.config.sampler)

@@ -14,8 +14,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from diffjax import io
-from diffjax.compositing import composite_on_white
+from diffjax import compositing, io
 from diffjax.errors import UserError, excerpt
 
 MAX_PIXELS = 2**26  # per image, such as 8192 x 8192; decoding and resizing takes less than 2 GiB
@@ -175,13 +174,12 @@ def resize_to(
 
 def on_white(image: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
     """Returns RGBA pixels composited onto white."""
-    return np.round(composite_on_white(image, 0.0, 255.0)).astype(np.uint8)
+    return composite(image, (255, 255, 255))
 
 
 def composite(image: UInt8[np.ndarray, "H W 4"], colour: tuple[int, int, int]) -> UInt8[np.ndarray, "H W 3"]:
     """Returns RGBA pixels composited onto a colour, values from 0 to 255."""
-    alpha = image[..., 3:] / 255
-    return np.round(image[..., :3] * alpha + np.array(colour) * (1 - alpha)).astype(np.uint8)
+    return np.round(compositing.composite(image, 0.0, 255.0, np.array(colour))).astype(np.uint8)
 
 
 def to_pixels(image: Image.Image, channels: int, background: tuple[int, int, int]) -> UInt8[np.ndarray, "H W C"]:

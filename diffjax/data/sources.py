@@ -224,15 +224,13 @@ def _query(name: str, directory: str, split: str) -> Query:
 def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records]":
     """Returns the function of `OPENERS` for a name. Raises UserError, with the nearest name, for another name."""
     prefix, colon, rest = name.partition(":")
+    if f"{prefix}:" in OPENERS and not rest:
+        raise UserError(f"data.name={name}: must have a name or path after the prefix, as in {prefix}:NAME")
     if prefix + colon not in OPENERS:
         similar = difflib.get_close_matches(prefix, [key.rstrip(":") for key in OPENERS], n=1, cutoff=0.5)
         if colon and similar and f"{similar[0]}:" in OPENERS:
             raise UserError(f"unknown data set, data.name {name!r}: did you mean '{similar[0]}:{rest}'?")
-        if prefix + ":" in OPENERS:
-            raise UserError(f"data.name={name}: must have a name or path after the prefix, as in {prefix}:NAME")
         raise unknown("data set, data.name", name, OPENERS)
-    if colon and not rest:
-        raise UserError(f"data.name={name}: must have a name or path after the prefix, as in {prefix}:NAME")
     return OPENERS[prefix + colon]
 
 

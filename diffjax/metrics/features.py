@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from diffjax import io
-from diffjax.compositing import composite_on_white
+from diffjax.compositing import composite
 from diffjax.errors import UserError
 from diffjax.metrics import pixels
 from diffjax.nn import perceptual
@@ -89,7 +89,7 @@ def _effnet(params: Any, images: UInt8[Array, "B H W C"]) -> Features:
 
 def _inception(params, images):
     if images.shape[-1] == 4:
-        images = jnp.round(composite_on_white(images, 0.0, 255.0)).astype(jnp.uint8)
+        images = jnp.round(composite(images, 0.0, 255.0)).astype(jnp.uint8)
     return inception.features(params, images)._asdict()
 
 

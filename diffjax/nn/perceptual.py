@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from diffjax.compositing import composite_on_white
+from diffjax.compositing import composite
 from diffjax.typing import Images
 
 _MIN_SIDE = 64  # pixels; the patches in the human judgements of Zhang et al.
@@ -68,7 +68,7 @@ def as_rgb(images: Images, min_side: int = _MIN_SIDE) -> Float[Array, "B h w 3"]
     if channels == 1:
         images = images.repeat(3, axis=-1)
     elif channels == 4:
-        images = composite_on_white(images, -1.0, 1.0)
+        images = composite(images, -1.0, 1.0)
     elif channels != 3:
         raise ValueError(f"images have {channels} channels: the perceptual distance requires 1, 3 or 4")
     times = -(-min_side // min(height, width))
