@@ -108,7 +108,8 @@ def open_hf(query: Query) -> Records:
         if os.path.isdir(folder) and {"dataset_dict.json", "state.json"} & {*os.listdir(folder)}:
             loaded: Any = datasets.load_from_disk(folder)
         else:
-            loaded = datasets.load_dataset(*query.path.split(","), cache_dir=query.directory or None)
+            path, _, subset = query.path.partition(",")
+            loaded = datasets.load_dataset(path, subset or None, cache_dir=query.directory or None)
     except Exception as error:  # the library raises various exceptions
         reason = excerpt(f"{type(error).__name__}: {error}")
         raise UserError(f"data.name={query.name}: cannot be loaded ({reason}); correct the path or name") from error
