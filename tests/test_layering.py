@@ -10,7 +10,8 @@ SHARED = {"__version__", "compositing", "errors", "io", "numbers", "parsing", "r
 MAY_IMPORT = {  # by package or root module, which may also import itself
     "diffusion": set(),
     "latents": {"typing"},
-    "nn": {"latents"} | SHARED,
+    "published": SHARED,
+    "nn": {"latents", "published"} | SHARED,
     "models": {"diffusion", "latents", "nn"} | SHARED,
     "data": SHARED,
     "cluster": {"errors"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "__init__": {"api", "xla_flags"},
     "__main__": {"cli"},
 }
-WITHOUT_CONFIGS = ("diffusion", "latents", "nn", "data", "cluster", "metrics")
+WITHOUT_CONFIGS = ("diffusion", "latents", "published", "nn", "data", "cluster", "metrics")
 
 
 def package_of(path: Path) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from diffjax import io
 from diffjax.errors import UserError, excerpt
 from diffjax.nn.clip import TextTransformer, VisionTransformer
-from diffjax.nn.pretrained.checkpoint_reader import Weights
 from diffjax.nn.transformer import ACTIVATIONS
+from diffjax.published.tensors import Weights
 
 # Defaults of fields that a config.json may omit.
 _ENCODER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from diffjax.nn.pretrained.checkpoint_reader import Weights
+from diffjax.published.tensors import Weights
 
 
 class _Stage(NamedTuple):

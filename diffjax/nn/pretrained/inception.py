@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float, UInt8
 
-from diffjax.nn.pretrained.checkpoint_reader import Weights
+from diffjax.published.tensors import Weights
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from diffjax.errors import UserError
 from diffjax.nn import perceptual
-from diffjax.nn.pretrained.checkpoint_reader import Weights
+from diffjax.published.tensors import Weights
 from diffjax.typing import Images
 
 # Sources of the files: the backbone, by torchvision, and the channel weights.

@@ -4,15 +4,20 @@ A checkpoint is a pickle that describes tensors, and the storages (flat arrays o
 Since PyTorch 1.6, `torch.save` writes both into a zip archive; before, it wrote them one after the other.
 
 The pickle is interpreted here, opcode by opcode, into dictionaries, lists, scalars and descriptions of tensors. Nothing
-is imported or called. Time and memory are linear in the size of the file for any content.
+is imported or called: an object of any class becomes an `_Object`, which has its arguments and attributes. So whole
+modules (`torch.save(model)`), TorchScript archives and training checkpoints with the objects of a trainer are read too.
+Time and memory are linear in the size of the file for any content. Tensors are read one at a time, on access.
 """
 
+import contextlib
+import dataclasses
+import functools
 import io as bytes_io
 import math
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
@@ -21,6 +26,7 @@ import numpy as np
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
+from diffjax.published.lazy import LazyTensor
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -43,7 +49,7 @@ _LITERALS = {
     "BINBYTES8",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -75,8 +81,22 @@ class _Name(NamedTuple):
     attribute: str
 
 
+@dataclasses.dataclass(eq=False)
+class _Object:
+    """An object of a class or a function's result, neither of which is imported.
+
+    Attributes:
+      children: items and attributes by name, in dictionaries that are not copied, as several objects may share one.
+    """
+
+    children: list[dict[str, Any]] = dataclasses.field(default_factory=lambda: [{}])
+
+
 _ORDERED = _Name("collections", "OrderedDict")
 _REBUILD = (_Name("torch._utils", "_rebuild_tensor"), _Name("torch._utils", "_rebuild_tensor_v2"))  # of 0.3; now
+_PARAMETER = (_Name("torch._utils", "_rebuild_parameter"), _Name("torch._utils", "_rebuild_parameter_with_state"))
+_FROM_TYPE = _Name("torch._tensor", "_rebuild_from_type_v2")
+_MODULE_DICTS = ("_parameters", "_buffers", "_modules")  # attributes of torch.nn.Module, not in names of state_dict()
 _MARK = _Name("", "")
 
 
@@ -96,10 +116,10 @@ class _Pickle:
         return self._file.readline()
 
     def load(self) -> Any:
-        """Returns the next value: dictionaries, lists, tuples, scalars, names, storages and tensors.
+        """Returns the next value: dictionaries, lists, tuples, scalars, names, objects, storages and tensors.
 
         Raises:
-          UnpicklingError: an opcode or a name that plain tensors do not need, or invalid operands.
+          UnpicklingError: an unknown opcode, or invalid operands.
         """
         stack, memo, copied = [], {}, 0
         for opcode, argument, _ in pickletools.genops(cast(BinaryIO, self)):  # it reads with these two methods
@@ -118,23 +138,30 @@ class _Pickle:
                 memo[len(memo)] = stack[-1]
             elif name == "MARK":
                 stack.append(_MARK)
+            elif name == "POP":
+                stack.pop()
+            elif name == "POP_MARK":
+                _since_mark(stack)
+            elif name == "DUP":
+                stack.append(stack[-1])
             elif name == "TUPLE":
                 stack.append(tuple(_since_mark(stack)))
             elif name in _TUPLES:
                 items = [stack.pop() for _ in range(_TUPLES[name])]
                 stack.append(tuple(reversed(items)))
-            elif name == "LIST":
+            elif name in ("LIST", "FROZENSET"):
                 stack.append(_since_mark(stack))
             elif name == "DICT":
                 items = _since_mark(stack)
                 stack.append({})
-                _set_items(stack, items)
+                _set_items(stack[-1], items)
             elif name in ("SETITEM", "SETITEMS"):
                 items = _since_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                _set_items(stack, items)
-            elif name in ("APPEND", "APPENDS"):
-                items = _since_mark(stack) if name == "APPENDS" else [stack.pop()]
-                _expect(stack[-1], list).extend(items)
+                _set_items(stack[-1], items)
+            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+                items = [stack.pop()] if name == "APPEND" else _since_mark(stack)
+                if not isinstance(stack[-1], _Object):  # such as a deque
+                    _expect(stack[-1], list).extend(items)
             elif name in ("GLOBAL", "STACK_GLOBAL"):
                 names = str(argument).split(" ", 1) if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
                 stack.append(_known(_Name(*(_expect(part, str) for part in names))))
@@ -148,74 +175,114 @@ class _Pickle:
                 copied += len(arguments[0]) if function == _ORDERED and arguments else 0
                 if copied > self._limit:
                     raise pickle.UnpicklingError("it copies one list again and again")
-                stack.append(_rebuilt(function, arguments))
-            elif name == "BUILD":  # attributes of a dictionary, such as the versions of modules
-                stack.pop()
-                _expect(stack[-1], dict)
+                stack.append(_result(function, arguments))
+            elif name in ("NEWOBJ", "NEWOBJ_EX"):
+                del stack[-2 if name == "NEWOBJ" else -3 :]
+                stack.append(_Object())
+            elif name in ("OBJ", "INST"):
+                _since_mark(stack)
+                stack.append(_Object())
+            elif name == "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], _Object):
+                    _set_state(stack[-1], state)
+                elif not isinstance(stack[-1], dict | _Tensor):  # attributes of a dictionary or of a tensor
+                    raise pickle.UnpicklingError("it sets attributes of something that is not an object")
             elif name == "STOP":
                 return stack.pop()
             elif name not in ("PROTO", "FRAME"):
-                raise pickle.UnpicklingError(f"it has the opcode {name}, and only plain tensors are read")
+                raise pickle.UnpicklingError(f"it has the opcode {name}, which checkpoints do not have")
         raise pickle.UnpicklingError("it has no end")
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def open_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     """Returns the tensors of a checkpoint by name, those of nested dictionaries as "dictionary.name".
 
     Values that are not tensors are omitted. The arrays are contiguous copies of the tensors' types (bfloat16: that of
     ml_dtypes). The checksums of a zip archive are verified; the plain format has none.
 
     Raises:
-      UserError: the file does not exist, is not a checkpoint, has no tensors, an object that could run code, a tensor
-        larger than its storage, or content that expands beyond the size of the file.
+      UserError: the file does not exist, is not a checkpoint, has no tensors, a tensor larger than its storage, or
+        content that expands beyond the size of the file; on access to a tensor, a damaged storage.
     """
-    try:
-        with io.open_regular(path) as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            is_zip = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            tensors, storages = (_read_zip if is_zip else _read_plain)(file, size)
+    with _reported(path), io.open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        tensors, read = (_open_zip if is_zip else _open_plain)(file, size)
         if sum(tensor.nbytes for tensor in tensors.values()) > _REUSE * size:
             raise ValueError(f"its tensors repeat their storages more than {_REUSE} times")
-        arrays = {name: _array(tensor, storages) for name, tensor in tensors.items()}
+    if not tensors:
+        raise UserError(f"{path} has no named tensors")
+
+    @functools.lru_cache(maxsize=1)  # tied weights, and views of one storage, often follow each other
+    def numbers(storage: _Storage) -> np.ndarray:
+        with _reported(path), io.open_regular(path) as file:
+            return read(file, storage)
+
+    return {
+        name: LazyTensor(
+            tensor.shape, np.dtype(_DTYPES[tensor.storage.kind]), functools.partial(_array, tensor, numbers)
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+@contextlib.contextmanager
+def _reported(path: str | Path) -> Iterator[None]:
+    """Raises UserError in the place of any error of reading a file."""
+    try:
+        yield
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # an invalid pickle can raise nearly any exception
         reason = excerpt(str(error)) or type(error).__name__
         raise UserError(f"{path} is not a PyTorch checkpoint that can be read: {reason}") from error
-    if not arrays:
-        raise UserError(f"{path} has no named tensors")
-    return arrays
 
 
-def _read_zip(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
-    """Returns the tensors by name and the storages by key."""
+_ReadStorage = Callable[[BinaryIO, _Storage], np.ndarray]
+
+
+def _open_zip(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], _ReadStorage]:
+    """Returns the tensors by name, and a function that reads a storage from the opened file."""
+
+    def entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+        info = archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+            raise ValueError(f"its entry {name!r} is compressed, or longer than the file")
+        return info
+
+    def content(archive: zipfile.ZipFile, name: str) -> bytes:
+        return archive.read(entry(archive, name))
+
     with zipfile.ZipFile(file) as archive:
-
-        def content(name: str) -> bytes:
-            entry = archive.getinfo(name)
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                raise ValueError(f"its entry {name!r} is compressed, or longer than the file")
-            return archive.read(entry)
-
         names = archive.namelist()
         pickled = next((name for name in names if name.split("/")[-1] == "data.pkl"), "data.pkl")
         root = pickled.removesuffix("data.pkl")
-        description = content(pickled)
+        description = content(archive, pickled)
         interpreted = _Pickle(bytes_io.BytesIO(description), len(description))
         tensors = dict(_named(interpreted.load(), len(description)))
-        if sum(storage.nbytes for storage in interpreted.storages.values()) > size:
+        storages = interpreted.storages
+        if sum(storage.nbytes for storage in storages.values()) > size:
             raise ValueError("its storages are longer than the file")
-        big_endian = f"{root}byteorder" in names and content(f"{root}byteorder") == b"big"
+        for key, storage in storages.items():
+            if entry(archive, f"{root}data/{key}").file_size != storage.nbytes:
+                raise ValueError(f"storage {key} is not of the length described")
+        big_endian = f"{root}byteorder" in names and content(archive, f"{root}byteorder") == b"big"
         order: Literal["<", ">"] = ">" if big_endian else "<"
-        return tensors, {
-            key: _numbers(content(f"{root}data/{key}"), storage, order) for key, storage in interpreted.storages.items()
-        }
+
+    def read(file: BinaryIO, storage: _Storage) -> np.ndarray:
+        with zipfile.ZipFile(file) as archive:
+            return _numbers(content(archive, f"{root}data/{storage.key}"), storage, order)
+
+    return tensors, read
 
 
-def _read_plain(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]]:
-    """Returns the tensors by name and the storages by key: five pickles, then each storage's length and numbers."""
+def _open_plain(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], _ReadStorage]:
+    """Returns the same of five pickles, then each storage's length and numbers."""
     interpreted = _Pickle(file, size)
     if (interpreted.load(), interpreted.load()) != (_PLAIN_MAGIC, _PLAIN_VERSION):
         raise pickle.UnpicklingError("it does not begin as one")
@@ -223,13 +290,21 @@ def _read_plain(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str
     start = file.tell()
     described = interpreted.load()
     tensors = dict(_named(described, file.tell() - start))
-    storages = {}
+    positions = {}
     for key in _expect(interpreted.load(), list):
         storage = interpreted.storages[key]
-        if int.from_bytes(file.read(8), "little") != storage.size or storage.nbytes > size:
+        if int.from_bytes(file.read(8), "little") != storage.size or file.tell() + storage.nbytes > size:
             raise ValueError(f"storage {key} is not of the length described")
-        storages[key] = _numbers(file.read(storage.nbytes), storage, "<")
-    return tensors, storages
+        positions[key] = file.tell()
+        file.seek(storage.nbytes, 1)
+    if missing := interpreted.storages.keys() - positions.keys():
+        raise ValueError(f"storage {min(missing)} is missing")
+
+    def read(file: BinaryIO, storage: _Storage) -> np.ndarray:
+        file.seek(positions[storage.key])
+        return _numbers(file.read(storage.nbytes), storage, "<")
+
+    return tensors, read
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -246,33 +321,48 @@ def _since_mark(stack: list) -> list:
     return items[::-1]
 
 
-def _set_items(stack: list, items: list) -> None:
-    """Sets keys and values, one after the other, in the dictionary on the stack; keys become text."""
-    target = _expect(stack[-1], dict)
+def _set_items(target: Any, items: list) -> None:
+    """Sets keys and values, one after the other; keys become text. Items with other keys than text are omitted."""
+    children = _children(target)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | float | None):  # hashing and comparing these takes bounded time
-            raise pickle.UnpicklingError("it has a key that is neither text nor a number")
-        target[f"{key}"] = value
+        if isinstance(key, str | int | float | None):  # hashing and comparing these takes bounded time
+            children[f"{key}"] = value
+
+
+def _children(target: Any) -> dict[str, Any]:
+    return target.children[0] if isinstance(target, _Object) else _expect(target, dict)
+
+
+def _set_state(target: _Object, state: Any) -> None:
+    """Adds attributes: a dictionary, or one and those of the slots."""
+    target.children += [part for part in (state if isinstance(state, tuple) else (state,)) if isinstance(part, dict)]
 
 
 def _known(name: _Name) -> _Name | str:
-    """Returns a name that plain tensors need, or the type of a storage; raises UnpicklingError for others."""
-    if name == _ORDERED or name in _REBUILD:
-        return name
-    if name.module == "torch" and name.attribute in _DTYPES:
-        return name.attribute
-    raise pickle.UnpicklingError(f"it calls for {f'{name.module}.{name.attribute}'!r}, and only plain tensors are read")
+    """Returns the type of a storage for its name, and other names unchanged."""
+    return name.attribute if name.module == "torch" and name.attribute in _DTYPES else name
 
 
-def _rebuilt(function: Any, arguments: tuple) -> Any:
+def _result(function: Any, arguments: tuple) -> Any:
+    """Returns the result of a function that rebuilds tensors; of any other function, an object without attributes."""
     if function == _ORDERED:
-        stack = [{}]
+        result = {}
         for pair in _expect(arguments[0], list) if arguments else ():  # Python 2 writes the pairs as an argument
             key, value = pair
-            _set_items(stack, [key, value])
-        return stack[0]
-    if function not in _REBUILD:
+            _set_items(result, [key, value])
+        return result
+    if function == _FROM_TYPE:  # of a subclass of tensors
+        function, _, arguments, *_ = arguments
+    if function in _PARAMETER:
+        return _expect(arguments[0], _Tensor)
+    if function in _REBUILD:
+        return _rebuilt(arguments)
+    if not isinstance(function, _Name | _Object | str):  # str: the type of a storage
         raise pickle.UnpicklingError("it calls for something that is not a function")
+    return _Object()
+
+
+def _rebuilt(arguments: tuple) -> _Tensor:
     storage, offset, shape, strides = arguments[:4]
     _expect(storage, _Storage)
     for numbers in (shape, strides, (offset,)):
@@ -322,16 +412,20 @@ def _named(content: Any, size: int) -> Iterator[tuple[str, _Tensor]]:
             if not path.isprintable():
                 raise ValueError(f"a tensor's name is not text: {path!r}")
             yield path, value
-        elif isinstance(value, Mapping):
-            left -= len(value) * (len(path) + 2)
-            if left < 0 or (left := left - sum(map(len, value))) < 0:
+            continue
+        parts = value.children if isinstance(value, _Object) else [value] if isinstance(value, dict) else []
+        for part in reversed(parts):
+            left -= (len(part) + 1) * (len(path) + 2)
+            if left < 0 or (left := left - sum(map(len, part))) < 0:
                 raise ValueError("its references multiply beyond the size of the file")
-            stack += [(f"{path}.{key}" if path else key, child) for key, child in reversed(list(value.items()))]
+            for key, child in reversed(list(part.items())):
+                inside = isinstance(value, _Object) and key in _MODULE_DICTS
+                stack.append((path if inside else f"{path}.{key}" if path else key, child))
 
 
-def _array(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+def _array(tensor: _Tensor, numbers_of: Callable[[_Storage], np.ndarray]) -> np.ndarray:
     """Returns a copy of the view of the storage that a tensor describes."""
-    numbers = storages[tensor.storage.key]
+    numbers = numbers_of(tensor.storage)
     size = numbers.itemsize
     strides = tuple(size * stride for stride in tensor.strides)
     view = np.ndarray(tensor.shape, numbers.dtype, numbers, tensor.offset * size, strides)

@@ -1,20 +1,31 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`Weights` opens a PyTorch checkpoint (torch_checkpoint.py) or a safetensors file. The loader of a network pops each
-tensor by its name and expected shape, and finally asserts that none is left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py) or a safetensors file, or the shards of either. The loader of
+a network pops each tensor of `Weights` by its name and expected shape, and finally asserts that none is left.
 """
 
+import contextlib
+import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
-import safetensors.numpy
+import safetensors
 from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
-from diffjax.nn.pretrained import torch_checkpoint
+from diffjax.published.lazy import LazyTensor
+from diffjax.published.torch_file import open_torch_file
+
+_INDEX_SUFFIX = ".index.json"  # lists the shards of a large checkpoint
+_TYPES = {  # NumPy's types of safetensors' names
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 
 
 class Weights:
@@ -25,10 +36,10 @@ class Weights:
     """
 
     def __init__(self, path: str | Path, network: str, *, source: str = ""):
-        """Reads the file, and verifies a checksum at the end of its name, as in vgg16-397923af.pth.
+        """Opens the file, and verifies a checksum at the end of its name, as in vgg16-397923af.pth.
 
         Args:
-          path: PyTorch checkpoint, or safetensors file by its suffix.
+          path: file, see `open_tensors`.
           network: name of the expected network, for error messages.
           source: where to get the file, appended to error messages.
 
@@ -37,7 +48,7 @@ class Weights:
         """
         self.network, self._path, self._source = network, path, f"; {source}" if source else ""
         try:
-            self._left = read_safetensors(path) if Path(path).suffix == ".safetensors" else torch_checkpoint.read(path)
+            self._left = open_tensors(path)
             _verify_name(Path(path))
         except UserError as error:
             raise UserError(f"{error}{self._source}") from error
@@ -59,10 +70,10 @@ class Weights:
         if self.shape(name) != shape:
             fault = f"of shape {self.shape(name)}, not {shape}" if name in self._left else "missing"
             raise UserError(f"{self._path} is not {self.network}: {name} is {fault}{self._source}")
-        tensor = self._left.pop(name)
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise UserError(f"{self._path} is not {self.network}: {name} is of type {tensor.dtype}{self._source}")
-        tensor = tensor.astype(np.float64)
+        lazy = self._left.pop(name)
+        if not jnp.issubdtype(lazy.dtype, jnp.floating):
+            raise UserError(f"{self._path} is not {self.network}: {name} is of type {lazy.dtype}{self._source}")
+        tensor = lazy.read().astype(np.float64)
         if not np.isfinite(tensor).all():
             raise UserError(f"{self._path} is damaged: {name} has values that are not finite{self._source}")
         return tensor
@@ -94,22 +105,70 @@ class Weights:
             raise UserError(f"{self._path} is not {self.network}, which has no {unknown[0]}{self._source}")
 
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file by name.
+def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
+    """Returns the tensors of a checkpoint by name.
+
+    Args:
+      path: safetensors file by its suffix; PyTorch checkpoint; or the index of one in shards (.index.json).
 
     Raises:
-      UserError: the file cannot be opened, is not a safetensors file, or has a name that is not text.
+      UserError: a file cannot be opened, is damaged or has a name that is not text, or an index does not match its
+        shards.
     """
-    try:
-        with io.open_regular(path):  # errors of the library do not contain the reason
-            tensors = safetensors.numpy.load_file(path)
-        if unprintable := next((name for name in tensors if not name.isprintable()), None):
-            raise ValueError(f"a tensor's name is not text: {unprintable!r}")
+    path = Path(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return _open_shards(path)
+    return _open_safetensors(path) if path.suffix == ".safetensors" else open_torch_file(path)
+
+
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    with _reported(path), io.open_regular(path):  # errors of the library do not contain the reason
+        file = safetensors.safe_open(path, framework="numpy")  # mapped into memory, not read
+        tensors = {}
+        for name in list(file.keys()):
+            if not name.isprintable():
+                raise ValueError(f"a tensor's name is not text: {name!r}")
+            described = file.get_slice(name)
+            if described.get_dtype() not in _TYPES:
+                raise ValueError(f"{name} is of type {described.get_dtype()}, which is not supported")
+            dtype = np.dtype(_TYPES[described.get_dtype()])
+            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, file, name))
         return tensors
+
+
+def _get(path: Path, file: safetensors.safe_open, name: str) -> np.ndarray:
+    with _reported(path):
+        return file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Raises UserError in the place of any error of reading a safetensors file."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the header may have types and shapes unknown to NumPy
         raise UserError(f"{path} is not a safetensors file that can be read: {excerpt(str(error))}") from error
+
+
+def _open_shards(index: Path) -> dict[str, LazyTensor]:
+    try:
+        content = io.read_json(index, "download it again")
+    except OSError as error:
+        raise UserError(f"cannot read {index}: {error.strerror or error}") from error
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not all(_is_file_name(name) for name in shard_of.values()):
+        raise UserError(f"{index}: weight_map must have the file of each tensor; download it again")
+    shards = {name: open_tensors(index.with_name(name)) for name in sorted(set(shard_of.values()))}
+    for name, shard in shard_of.items():
+        if name not in shards[shard]:
+            raise UserError(f"{index.with_name(shard)} has no {excerpt(name)}, as {index} states; download both again")
+    return {name: shards[shard][name] for name, shard in shard_of.items()}
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and not name.endswith(_INDEX_SUFFIX)
 
 
 def _verify_name(path: Path) -> None:
