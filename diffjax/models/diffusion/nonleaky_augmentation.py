@@ -115,7 +115,7 @@ def warp(image: Float[Array, "side side C"], transform: Transform) -> Float[Arra
     return jnp.einsum("iy,jx,yxc->ijc", shrink, shrink, warped, precision="highest")
 
 
-def _filters(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _filters(side: int) -> tuple[Array, Array, Array]:
     """Returns matrices that enlarge and shrink one axis of an image by 2, and the positions between the two.
 
     Returns:
@@ -128,7 +128,7 @@ def _filters(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     output = np.arange(-2 * _MARGIN, 2 * (side + _MARGIN))
     enlarge = _taps(fine, pixels) @ np.eye(side)[reflected]
     shrink = _taps(output, np.arange(side)).T
-    return enlarge.astype(np.float32), shrink.astype(np.float32), (output / 2).astype(np.float32)
+    return jnp.asarray(enlarge, jnp.float32), jnp.asarray(shrink, jnp.float32), jnp.asarray(output / 2, jnp.float32)
 
 
 def _taps(fine: np.ndarray, pixels: np.ndarray) -> np.ndarray:
