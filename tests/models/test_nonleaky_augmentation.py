@@ -49,7 +49,7 @@ def least_asymmetric_filter(moments: int) -> np.ndarray:
     """Returns Daubechies' orthogonal filter of the least asymmetry, by spectral factorisation."""
     y = np.roots([math.comb(moments - 1 + k, k) for k in reversed(range(moments))])
     pairs = [np.roots([1, 4 * root - 2, 1]) for root in y if root.imag >= -1e-9]  # a root z, and 1 / z
-    frequencies, found = np.linspace(0, np.pi / 2, 50), []
+    frequencies, candidates = np.linspace(0, np.pi / 2, 50), []
     for chosen in itertools.product((0, 1), repeat=len(pairs)):
         zeros = [pair[i] for pair, i in zip(pairs, chosen, strict=True)]
         zeros += [zero.conj() for zero in zeros if abs(zero.imag) > 1e-9]
@@ -57,13 +57,13 @@ def least_asymmetric_filter(moments: int) -> np.ndarray:
         taps *= np.sqrt(2) / taps.sum()
         phase = np.unwrap(np.angle(np.exp(-1j * np.outer(frequencies, np.arange(2 * moments))) @ taps))
         slope, offset = np.polyfit(frequencies, phase, 1)
-        found.append((np.abs(phase - slope * frequencies - offset).max(), -slope, taps))
-    least = min(asymmetry for asymmetry, _, _ in found)
-    return min((delay, taps.tolist()) for asymmetry, delay, taps in found if asymmetry < least + 1e-6)[1]
+        candidates.append((np.abs(phase - slope * frequencies - offset).max(), -slope, taps))
+    least = min(asymmetry for asymmetry, _, _ in candidates)
+    return min((delay, taps.tolist()) for asymmetry, delay, taps in candidates if asymmetry < least + 1e-6)[1]
 
 
 def test_the_filter_is_the_least_asymmetric_wavelet_with_six_vanishing_moments():
-    """Of the filter and its reversal, it is the one with the smaller delay."""
+    """The filter has a smaller delay than its reversal, which is as symmetric."""
     np.testing.assert_allclose(augmentation._SYM6, least_asymmetric_filter(6), atol=1e-11)
 
 
