@@ -89,8 +89,9 @@ def test_examples_of_a_set_without_a_test_split(run):
 
 
 def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(images, tmp_path, capsys):
-    folder, captioned = shutil.copytree(images / "ant", tmp_path / "images"), {"caption": {"width": 8, "layers": 1}}
-    changes = conditioned.PLAIN | {"conditions": captioned, "data__name": "folder", "data__dir": str(folder)}
+    folder = shutil.copytree(images / "ant", tmp_path / "images")
+    captioned = {"conditions": {"caption": conditioned.CONDITIONS["caption"]}}
+    changes = conditioned.PLAIN | captioned | {"data__name": "folder", "data__dir": str(folder)}
     config = tiny.write(tmp_path / "config.py", "glide_base", **changes, train__steps=2, train__num_preview_samples=0)
     command = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
     assert "has no captions, but this model is conditioned on them; add captions" in refused(capsys, *command)
