@@ -60,6 +60,11 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "data.flip": (False, "mirror a random half of the images"),
     "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
     "data.cache_gib": (-1.0, "memory of decoded images, in GiB; -1: a quarter of the machine's; 0: no cache"),
+    "data.augment.prob": (0.0, "probability of each transform of non-leaky augmentation; only system=ddpm; 0: off"),
+    "data.augment.transforms": (
+        ("x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation"),
+        "its transforms; x_flip has probability 1/2",
+    ),
     # Text
     "text.tokenizer": ("", "vocabulary file, such as CLIP's; '': train a tokenizer on the captions"),
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),
@@ -310,7 +315,8 @@ def new(system: str, *groups: str, data: str = "digits", train: bool = True) -> 
       train: whether it has the section `train`; pipelines do not.
     """
     config = ConfigDict().lock()
-    add(config, "seed", "system", "dtype", "data", *groups, *["train", "train.lora"] * train, "parallel")
+    training = ["data.augment", "train", "train.lora"] * train
+    add(config, "seed", "system", "dtype", "data", *groups, *training, "parallel")
     config.system = system
     config.data.update(DATASETS[data])
     return config

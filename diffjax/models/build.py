@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.errors import unknown
+from diffjax.errors import UserError, unknown
 from diffjax.models import clip
 from diffjax.models.autoencoders import dvae, vae, vqvae
 from diffjax.models.autoregressive import prior
@@ -46,4 +46,9 @@ def build(config: ConfigDict, spec: ImageSpec, **parts: Any) -> Model:
     """
     if config.system not in _BUILDERS:
         raise unknown("system", config.system, _BUILDERS)
+    if config.system != "ddpm" and (prob := config.data.get("augment", {}).get("prob", 0.0)):
+        raise UserError(
+            f"data.augment.prob={prob}: is only supported for system=ddpm, diffusion on pixels; set it to 0 for "
+            f"system={config.system}"
+        )
     return _BUILDERS[config.system](config, spec, **parts)

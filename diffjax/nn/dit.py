@@ -144,6 +144,7 @@ class DiT(nn.Module):
         label: Labels | None = None,
         embedding: Float[Array, "B E"] | None = None,
         context: Float[Array, "B L D"] | None = None,
+        augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images:
         """Computes the network output. The parameters fit images of any size.
@@ -154,6 +155,8 @@ class DiT(nn.Module):
           label: class labels [B], rows of the label embedding table.
           embedding: vector condition [B, E]; a linear map of it is added to the time embedding, as the label's is.
           context: sequence [B, L, D] that every block attends to. Parameters exist if it was set at initialisation.
+          augment_label: parameters [B, A] of the augmentation of an image; a linear map of them, without bias, is added
+            to the sinusoidal embedding of the time, as in EDM's networks.
           dropout_keys: one key per example; None: no dropout.
 
         Returns:
@@ -165,6 +168,8 @@ class DiT(nn.Module):
         """
         self._check(x, label)
         emb = timestep_embedding(t, FREQUENCIES, convention="adm")
+        if augment_label is not None:
+            emb = emb + Dense(FREQUENCIES, bias=False, name="augment")(augment_label.astype(jnp.float32))
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_0")(emb)
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_1")(nn.silu(emb))
         if self.num_label_embeddings:

@@ -75,6 +75,7 @@ class UNet(nn.Module):
         label: Labels | None = None,
         embedding: Float[Array, "B E"] | None = None,
         context: Float[Array, "B L D"] | None = None,
+        augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images | Float[Array, "B O"]:
         """Computes the network output.
@@ -86,6 +87,8 @@ class UNet(nn.Module):
           embedding: vector condition [B, E]; a linear map of it is added to the time embedding (GLIDE, unCLIP), as the
             label's is.
           context: sequence [B, L, D] to attend to.
+          augment_label: parameters [B, A] of the augmentation of an image; a linear map of them, without bias, is added
+            to the sinusoidal embedding of the time (EDM).
           dropout_keys: one key per example; None: no dropout.
 
         Returns:
@@ -103,6 +106,8 @@ class UNet(nn.Module):
 
         dense = partial(Dense, initializer=self.initializer)
         emb = timestep_embedding(t, self.channels, convention=self.time_embedding)
+        if augment_label is not None:
+            emb = emb + dense(emb.shape[-1], bias=False, name="augment")(augment_label.astype(jnp.float32))
         emb = dense(4 * self.channels, name="time_0")(emb)
         emb = dense(4 * self.channels, name="time_1")(nn.silu(emb))
         if self.num_label_embeddings:

@@ -354,8 +354,8 @@ def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Work
         return source
     if "caption" not in source[0]:
         raise UserError(
-            f"data.name={config.data.name}: has no captions, but system={config.system} requires them; choose shapes "
-            "or emoji"
+            f"data.name={config.data.name}: has no captions, but this model is conditioned on them; add captions "
+            "(docs/data.md), or choose shapes or emoji"
         )
     captions, spec = unique_captions(source, _TOKENIZER_CAPTIONS), system.text
     text_tokenizer = _choose_tokenizer(config, workdir, captions, spec.vocabulary)

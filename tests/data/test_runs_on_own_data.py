@@ -10,7 +10,7 @@ from PIL import Image
 import diffjax
 from diffjax.errors import UserError
 from diffjax.runs import datasets
-from tests import tiny
+from tests import conditioned, tiny
 from tests.command_line import launch, refused, sample
 
 NAMES = ("ant", "bee")
@@ -86,3 +86,17 @@ def test_examples_of_a_set_without_a_test_split(run):
     assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
     with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
         datasets.open_other(config, "train")
+
+
+def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(images, tmp_path, capsys):
+    folder = shutil.copytree(images / "ant", tmp_path / "images")
+    captioned = {"conditions": {"caption": conditioned.CONDITIONS["caption"]}}
+    changes = conditioned.PLAIN | captioned | {"data__name": "folder", "data__dir": str(folder)}
+    config = tiny.write(tmp_path / "config.py", "glide_base", **changes, train__steps=2, train__num_preview_samples=0)
+    command = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
+    assert "has no captions, but this model is conditioned on them; add captions" in refused(capsys, *command)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.with_suffix(".txt").write_text(f"an ant of {i} spots\n")
+    assert launch(*command) == 0
+    samples = sample(tmp_path / "run", tmp_path, "--num=2", "--steps=2", "--prompt=an ant of 3 spots")
+    assert samples["images"].shape == (2, 8, 8, 3)

@@ -20,7 +20,8 @@ X, T = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32), np.array([3.0, 700.0], 
 LABEL = np.array([1, 0], np.int32)
 EMBEDDING = RNG.normal(size=(2, 5)).astype(np.float32)
 CONTEXT = RNG.normal(size=(2, 3, 6)).astype(np.float32)
-EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
+AUGMENT = RNG.normal(size=(2, 9)).astype(np.float32)
+EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT, "augment_label": AUGMENT}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ X, T = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32), np.array([3.0, 700.0], 
 LABEL = np.array([1, 0], np.int32)
 EMBEDDING = RNG.normal(size=(2, 5)).astype(np.float32)
 CONTEXT = RNG.normal(size=(2, 3, 6)).astype(np.float32)
-EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT}
+AUGMENT = RNG.normal(size=(2, 9)).astype(np.float32)
+EVERYTHING = {"label": LABEL, "embedding": EMBEDDING, "context": CONTEXT, "augment_label": AUGMENT}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,17 @@ def test_every_parameter_gets_a_gradient(options):
     _, gradients = loss_and_gradients(net, parameters(net, **EVERYTHING), **EVERYTHING)
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
     assert set(silent) <= {"['pool']['k']['bias']"}  # adds the same to all logits of a softmax
+
+
+def test_a_zero_augment_label_is_no_label():
+    """EDM's networks map the label without bias, and add it before the layers of the time embedding."""
+    net = UNet(3, **TINY)
+    params = parameters(net, augment_label=AUGMENT)
+    assert {name: leaf.shape for name, leaf in params["augment"].items()} == {"kernel": (9, 8)}
+    apply = jax.jit(lambda params, label: net.apply({"params": params}, X, T, augment_label=label))
+    none = apply({name: leaf for name, leaf in params.items() if name != "augment"}, None)
+    np.testing.assert_allclose(apply(params, jnp.zeros((2, 9))), none, atol=1e-5)
+    assert np.abs(apply(params, AUGMENT) - none).max() > 1e-3
 
 
 def test_remat_does_not_change_loss_and_gradients(dropout_keys):

@@ -121,10 +121,11 @@ def test_published_results_belong_to_one_measure():
             assert len(shown) == len(set(shown)), f"{name}: two papers for one measure"
 
 
-def test_edm_settings_end_at_the_config_of_edm():
-    """Setting E of the paper's scale is configs/edm_cifar10.py."""
-    (last,) = (c.config for g in groups("edm_settings", "paper") for c in g.cells if c.labels["setting"][0] == "E")
-    expected = plan.with_fields(load_file("configs/edm_cifar10.py"), {"data.dir": "anywhere"})
+@pytest.mark.parametrize(("setting", "variant"), [("E", "edm"), ("F", "augment")])
+def test_edm_settings_end_at_the_configs_of_edm(setting, variant):
+    """Settings E and F of the paper's scale are configs/edm_cifar10.py."""
+    (last,) = (c.config for g in groups("edm_settings", "paper") for c in g.cells if c.labels["setting"][0] == setting)
+    expected = plan.with_fields(load_file(f"configs/edm_cifar10.py:{variant}"), {"data.dir": "anywhere"})
     expected = flatten(expected)
     for name, value in flatten(last).items():
         assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name

@@ -22,7 +22,7 @@ LAYOUTS = {
     "fsdp 4 x 2": {"mode": "jit", "num_devices": 8, "fsdp": 2},
     "pmap on 2, 2 parts": {"mode": "pmap", "num_devices": 2, "accumulate": 2},
 }
-DIFFUSION = {"model": conditioned.DIT | {"width": 16, "dropout": 0.2}}
+DIFFUSION = {"model": conditioned.DIT | {"width": 16, "dropout": 0.2}, "data__augment": {"prob": 0.3}}
 CODEBOOKS = {
     "codebook with restarts": {"codebook__decay": 0.5, "codebook__dead_code_threshold": 0.6},
     "discriminator": {
@@ -41,7 +41,7 @@ def prior_with_codec():
 
 
 KINDS = {  # config, and the parts that it depends on
-    "diffusion": lambda: (tiny.config(**DIFFUSION), {}),  # with dropout of labels and activations
+    "diffusion": lambda: (tiny.config(**DIFFUSION), {}),  # with dropout and augmentation
     "two groups": lambda: (tiny.config("gan"), {}),
     "clip": lambda: (tiny.config("clip_shapes"), {}),
     "autoregressive": prior_with_codec,

@@ -4,6 +4,7 @@ References:
   Ho & Salimans 2022, "Classifier-free diffusion guidance".
   Nichol et al. 2021, "GLIDE".
   Ramesh et al. 2022, "Hierarchical text-conditional image generation with CLIP latents" (unCLIP).
+  Karras et al. 2022, "Elucidating the design space of diffusion-based generative models" (EDM).
 """
 
 import abc
@@ -21,6 +22,7 @@ from diffjax.errors import UserError
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.data_space import downsample_mask
 from diffjax.models.diffusion.inpainting_masks import random_mask
+from diffjax.models.diffusion.nonleaky_augmentation import NUM_LABELS
 from diffjax.models.images import downsample, unit_variance, upsample_bilinear
 from diffjax.models.networks import apply
 from diffjax.nn.caption_encoder import CaptionEncoder
@@ -40,6 +42,7 @@ class NetworkInputs(NamedTuple):
     context: Float[Array, "B L W"] | None = None  # for cross-attention
     context_mask: Bool[Array, "B L"] | None = None  # True where the context has a token
     channels: Float[Array, "B H W C"] | None = None  # concatenated with x_t
+    augment_label: Float[Array, "B 9"] | None = None  # added to the sinusoidal embedding of the timestep
 
 
 class Condition(abc.ABC):
@@ -298,6 +301,18 @@ class MaskedImage(Condition):
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
         return NetworkInputs(channels=jnp.concatenate([values["image"], values["masked"]], axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentLabel(Condition):
+    """Parameters of non-leaky augmentation: EDM, appendix F.2. Samples have zeros, so they are not transformed."""
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        zeros = jnp.zeros((len(inputs.keys), NUM_LABELS))
+        return inputs.conditions.get("augment_label", zeros)
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(augment_label=values)
 
 
 def _original(conditions: Mapping[str, Array]) -> Images:

@@ -19,6 +19,7 @@ from diffjax.errors import UserError, unknown, validate_integer, validate_number
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion import augmentation
 from diffjax.models.diffusion.condition_kinds import (
+    AugmentLabel,
     Caption,
     ClassLabel,
     ClassToken,
@@ -33,6 +34,7 @@ from diffjax.models.diffusion.condition_kinds import (
     Values,
 )
 from diffjax.models.diffusion.data_space import DataSpace
+from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.networks import classes_of, dtype_of, make, text_of, validate_probability
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.registry import lookup
@@ -121,14 +123,14 @@ class Conditions:
             arrays = [value for part in parts if (value := getattr(part, field)) is not None]
             return jnp.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0] if arrays else None
 
-        axes = {"label": 0, "embedding": -1, "context": 1, "context_mask": 1, "channels": -1}
+        axes = {"label": 0, "embedding": -1, "context": 1, "context_mask": 1, "channels": -1, "augment_label": -1}
         return NetworkInputs(**{field: concatenated(field, axis) for field, axis in axes.items()})
 
 
 def make_conditions(
     config: ConfigDict, spec: ImageSpec, space: DataSpace, clip: Clip | None = None, *, masked: bool = False
 ) -> Conditions:
-    """Builds the conditions of a config: its section `conditions`, and `diffusion.class_conditional`.
+    """Builds the conditions of a config: its section `conditions`, `diffusion.class_conditional` and `data.augment`.
 
     Args:
       masked: whether the network accepts a mask of the context.
@@ -159,6 +161,8 @@ def make_conditions(
             each[name] = makers[name](**section)
         except TypeError as error:
             raise UserError(f"config.conditions.{name}: {str(error).split('() ')[-1]}") from error
+    if NonLeakyAugmentation.from_config(config):
+        each["augment"] = AugmentLabel()
     _check_context(each, clip)
     if not {"caption", "clip_text"} & each.keys():
         return Conditions(each)

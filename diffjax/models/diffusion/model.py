@@ -23,6 +23,7 @@ from diffjax.models.diffusion.condition_kinds import Params, Values
 from diffjax.models.diffusion.conditions import Conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
+from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
@@ -45,6 +46,7 @@ class DiffusionModel(GenerativeModel):
       network: (x_t, t, **network inputs) -> output; x_t with the channels of conditions.
       contrastive: frozen CLIP of conditions; None: no condition uses one.
       crop: height and width of training crops of the data; 0: no crops.
+      nonleaky_augmentation: augmentation of training images; None: off.
     """
 
     image_spec: ImageSpec
@@ -54,6 +56,7 @@ class DiffusionModel(GenerativeModel):
     network: nn.Module
     contrastive: ContrastiveModel | None = None
     crop: int = 0
+    nonleaky_augmentation: NonLeakyAugmentation | None = None
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -101,11 +104,18 @@ class DiffusionModel(GenerativeModel):
     def loss(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
     ) -> tuple[Float[Array, " B"], Aux]:
-        """Returns the loss of denoising, with conditions dropped at random: DDPM, algorithm 1."""
-        conditions_keys, dropout_keys, noise_keys, crop_keys = split_each(keys, 4)
+        """Returns the loss of denoising, with conditions dropped at random: DDPM, algorithm 1.
+
+        Conditions that are computed from the image are computed from the augmented one.
+        """
+        augment = self.nonleaky_augmentation
+        conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
         original = to_unit_range(batch["image"])
-        conditions = {**batch, "original": original}
+        conditions = dict(batch)
+        if augment:
+            original, conditions["augment_label"] = augment(augment_keys[0], original)
+        conditions["original"] = original
         values = self.conditions.encode(self._condition_inputs(variables, conditions, conditions_keys))
         drop_keys = fold_in_each(conditions_keys, len(self.conditions.each))
         values = self.conditions.drop_randomly(values, drop_keys)
@@ -235,6 +245,7 @@ def make_diffusion_model(
         network=network,
         contrastive=cast(ContrastiveModel, parts["clip"][0]) if "clip" in parts else None,
         crop=crop,
+        nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
         classes=conditions.classes,
         text=conditions.text,
         frozen={name: part[1] for name, part in parts.items()},
