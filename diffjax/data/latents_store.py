@@ -4,11 +4,12 @@ A record is one example: the arrays of `Index.arrays`, and its caption in UTF-8 
 is written last, and has the size and SHA-256 of every shard.
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -106,35 +107,53 @@ def write_split(
     Returns:
       The value of `Index.splits` for the split.
     """
+    record_type, shards = _record_type(arrays), []
+    records = _records_to_write(record_type, batches)
+    record = next(records, None)
+    while record is not None:
+        path = folder / f"{quote(split, safe='')}-{len(shards):05d}.array_record"
+        examples, size = 0, 0
+        with _writer(path) as write:
+            while record is not None and (size + len(record) <= _SHARD_BYTES or not examples):
+                write(record)
+                examples, size = examples + 1, size + len(record)
+                record = next(records, None)
+        bytes_on_disk, digest = path.stat().st_size, io.file_hash(path)
+        shards.append({"file": path.name, "examples": examples, "bytes": bytes_on_disk, "sha256": digest})
+    return {"examples": sum(shard["examples"] for shard in shards), "shards": shards}
+
+
+def _records_to_write(
+    record_type: np.dtype, batches: Iterable[tuple[Mapping[str, np.ndarray], Sequence[str] | None]]
+) -> Iterator[bytes]:
+    for values, captions in batches:
+        rows = np.empty(len(values[LABEL]), record_type)
+        for name in record_type.names or ():
+            rows[name] = values[name]
+        for i, row in enumerate(rows):
+            yield row.tobytes() + (captions[i].encode() if captions else b"")
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[Callable[[bytes], Any]]:
+    """Yields a function that appends a record to a shard. Raises OSError if the disk is full."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    record_type, shards, writer = _record_type(arrays), [], None
+    writer = ArrayRecordWriter(str(path), _OPTIONS)
 
-    def finish() -> None:
-        if writer is not None:
-            writer.close()
-            path = folder / shards[-1]["file"]
-            shards[-1] |= {"bytes": path.stat().st_size, "sha256": io.file_hash(path)}
+    def unless_full(write: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except RuntimeError as error:
+            raise OSError(errno.ENOSPC, str(error), str(path)) from error
 
     try:
-        size = math.inf
-        for values, captions in batches:
-            rows = np.empty(len(values[LABEL]), record_type)
-            for name in arrays:
-                rows[name] = values[name]
-            for i, row in enumerate(rows):
-                record = row.tobytes() + (captions[i].encode() if captions else b"")
-                if size + len(record) > _SHARD_BYTES:
-                    finish()
-                    shards.append({"file": f"{quote(split, safe='')}-{len(shards):05d}.array_record", "examples": 0})
-                    writer, size = ArrayRecordWriter(str(folder / shards[-1]["file"]), _OPTIONS), 0
-                assert writer is not None
-                writer.write(record)
-                shards[-1]["examples"] += 1
-                size += len(record)
-    finally:
-        finish()
-    return {"examples": sum(shard["examples"] for shard in shards), "shards": shards}
+        yield lambda record: unless_full(writer.write, record)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        raise
+    unless_full(writer.close)
 
 
 @dataclasses.dataclass(frozen=True)

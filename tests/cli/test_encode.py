@@ -271,6 +271,15 @@ def test_encode_refuses_other_runs_and_folders(parts, config, store, trained_run
     assert "--text_states: the config has no conditions.clip_text" in refused(capsys, *flags)
 
 
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
+def test_a_full_disk_leaves_nothing(small_disk, parts, config, capsys):
+    (small_disk / "other").write_bytes(bytes(2**20 - 2**14))
+    assert launch("encode", f"--workdir={parts}/codec", f"--config={config}", f"--out={small_disk}/out") == 2
+    error = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+    assert error.startswith(f"error: --out={small_disk}/out: cannot be written") and "No space left" in error
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
 def test_an_interrupted_encode_leaves_nothing(parts, config, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
