@@ -1,5 +1,7 @@
 """The data set of a config: its images, and for training also stored latents of them."""
 
+import contextlib
+
 from ml_collections import ConfigDict
 
 from diffjax import data
@@ -85,6 +87,19 @@ def open_training_examples(config: ConfigDict) -> Source:
       UserError: the data set is not prepared, or has no such split.
     """
     return _open(config.data, config.data.split)
+
+
+def open_held_out_examples(config: ConfigDict) -> Source:
+    """Opens examples that a config is not trained on (see `open_other`): stored latents, or images if none are stored.
+
+    Raises:
+      MissingSplit: the set has only the split that the config is trained on.
+    """
+    other = other_split(config, config.data.split)
+    if uses_latents(config):
+        with contextlib.suppress(MissingSplit):
+            return _open(config.data, other)
+    return open_dataset(config, other)
 
 
 def _open(c: ConfigDict, split: str) -> Source:

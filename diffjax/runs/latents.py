@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
+from diffjax.data.examples import Source
 from diffjax.data.latents_store import open_latents, read_index
 from diffjax.data.records import Query
 from diffjax.errors import UserError
@@ -16,8 +17,8 @@ from diffjax.models.base import Model
 from diffjax.models.capabilities import is_diffusion
 from diffjax.models.diffusion.data_space import LatentSpace
 from diffjax.models.parameter_paths import flatten
+from diffjax.runs.config_files import flatten as flatten_config
 from diffjax.runs.datasets import uses_latents
-from diffjax.runs.dependencies import part_names
 from diffjax.typing import Variables
 
 
@@ -33,15 +34,15 @@ def digest(variables: Variables) -> str:
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for a config on stored latents whose autoencoder or CLIP is not trained yet."""
-    if not uses_latents(config) or not (names := part_names(config)):
+    if not uses_latents(config):
         return
-    workdir = read_index(config.data.dir).codec["workdir"]
-    for field in (field for field, value in config.items() if value in {f"@{name}" for name in names}):
-        run = workdir if field == "codec" else "RUN"
-        raise UserError(
-            f"{field}={config[field]}: is trained with the run, but data.name=latents requires a trained run; set "
-            f"--config.{field}={run}"
-        )
+    for field, value in flatten_config(config).items():
+        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts."):
+            run = read_index(config.data.dir).codec["workdir"] if field == "codec" else "RUN"
+            raise UserError(
+                f"{field}={value}: is trained with the run, but data.name=latents requires a trained run; set "
+                f"--config.{field}={run}"
+            )
 
 
 def check_model(config: ConfigDict, model: Model) -> None:
@@ -78,12 +79,14 @@ def check_model(config: ConfigDict, model: Model) -> None:
             f"({index.clip['workdir']}); set that run, or encode again"
         )
     if multihost.is_main_process():
-        open_latents(Query(config.data.name, "", directory, config.data.split)).check_content()
+        for split in index.splits:
+            open_latents(Query(config.data.name, "", directory, split)).check_content()
 
 
-def example_fields(config: ConfigDict, model: Model) -> tuple[str, ...]:
-    """Returns the fields of examples that a model is trained on."""
-    return (*(stored_arrays(config) or ("image",)), "label", *["tokens"] * (model.text is not None))
+def example_fields(config: ConfigDict, model: Model, source: Source) -> tuple[str, ...]:
+    """Returns the fields of the examples of a source that the loss of a model reads."""
+    stored = [name for name in ("latent", *text_arrays(config)) if name in source[0]]
+    return (*(stored or ["image"]), "label", *["tokens"] * (model.text is not None))
 
 
 def stored_arrays(config: ConfigDict) -> dict[str, tuple[int, ...]]:

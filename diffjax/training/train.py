@@ -198,7 +198,7 @@ def _train(
         batch_size=config.train.batch_size,
         seed=config.seed,
         flip=config.data.flip,
-        keys=latents.example_fields(config, system),
+        keys=latents.example_fields(config, system, source),
     )
     local_batches = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
