@@ -121,6 +121,8 @@ def encode(
         raise UserError("data.fit=random_crop: an image has many crops; set center_crop, or train on the images")
     spec, info = image_spec(config), dataset_info(config)
     trained, codec = open_codec(workdir, spec)
+    if codec.outputs_embeddings:
+        raise UserError(f"--workdir={workdir}: encodes embeddings; choose the run of an autoencoder of images")
     text = _CaptionEncoder.create(config, spec) if text_states else None
     sources = _open_splits(config, splits)
     has_captions = all("caption" in source[0] for source in sources.values())
