@@ -23,7 +23,7 @@ from diffjax import __version__, xla_flags
 from diffjax.cli.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, one_line, printable, unknown
 
-VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "export", "ema", "replay")
+VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "encode", "export", "ema", "replay")
 _CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # errors of a pipe without a reader, and of a closed terminal
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM themselves, or in their processes
 

@@ -36,7 +36,8 @@ from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_generative, is_text_conditioned, is_upsampling_stage
 from diffjax.models.lora import is_lora
-from diffjax.runs.datasets import image_spec, open_dataset, resolve
+from diffjax.runs.datasets import image_spec, open_training_examples, resolve
+from diffjax.runs.latents import stored_arrays
 from diffjax.runs.loading import build_model
 from diffjax.runs.state import TrainState, ema_variables
 from diffjax.training.compiled_step import compile_step, make_optimizers, memory_advice
@@ -122,7 +123,7 @@ def _time_training(
     batch_size = config.train.batch_size
     step, state = compile_step(config, model, make_optimizers(config, model), devices, _EXAMPLES)
     frozen = devices.replicate(model.frozen)
-    batch = devices.put_batch(_random_batch(batch_size, spec, model, config.seed))
+    batch = devices.put_batch(_random_batch(config, spec, model))
 
     start = time.perf_counter()
     lowered = step.lower(state, batch, frozen)
@@ -160,8 +161,9 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
 
 def _time_data(config: ConfigDict, steps: int) -> float:
     """Returns the seconds per batch of `steps` batches of the data set, read as for training."""
-    source = open_dataset(config, config.data.split)
-    batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
+    source = open_training_examples(config)
+    keys = (*(stored_arrays(config) or ("image",)), "label")
+    batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys)
     with contextlib.closing(batches.iterate(buffer=1)) as iterator:  # so that few batches are read before the start
         next(iterator)
         start = time.perf_counter()
@@ -170,10 +172,13 @@ def _time_data(config: ConfigDict, steps: int) -> float:
         return (time.perf_counter() - start) / steps
 
 
-def _random_batch(size: int, spec: ImageSpec, model: Model, seed: int) -> dict[str, np.ndarray]:
-    shape = size, spec.size, spec.size, spec.channels
+def _random_batch(config: ConfigDict, spec: ImageSpec, model: Model) -> dict[str, np.ndarray]:
+    size, rng = config.train.batch_size, np.random.default_rng(config.seed)
+    arrays = {name: rng.standard_normal((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
+    images = {} if arrays else {"image": rng.integers(0, 256, (size, spec.size, spec.size, spec.channels), np.uint8)}
     batch = {
-        "image": np.random.default_rng(seed).integers(0, 256, shape, np.uint8),
+        **arrays,
+        **images,
         "label": np.arange(size, dtype=np.int32) % max(spec.classes, 1),
         "index": np.arange(size, dtype=np.int32),
     }

@@ -14,6 +14,7 @@ from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
 from diffjax.parsing import number
 from diffjax.runs.datasets import image_spec
+from diffjax.runs.latents import stored_arrays
 from diffjax.runs.loading import build_model
 from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
@@ -50,8 +51,9 @@ def _row(config: ConfigDict, spec: ImageSpec, model: Model, count: int, examples
     devices = Devices.create(**{**config.parallel, "num_devices": count})
     multiple = count * config.train.accumulate
     size = math.ceil(config.train.batch_size / multiple) * multiple
+    stored = {name: ((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
     shapes = {
-        "image": ((size, spec.size, spec.size, spec.channels), np.uint8),
+        **(stored or {"image": ((size, spec.size, spec.size, spec.channels), np.uint8)}),
         "label": ((size,), np.int32),
         "index": ((size,), np.int32),
     } | ({"tokens": ((size, model.text.length), np.int32)} if model.text else {})

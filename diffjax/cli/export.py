@@ -11,17 +11,14 @@ Of a LoRA run, weights.safetensors has the LoRA alone, with names as in peft and
 are next to it, in base.safetensors. --merge_lora adds the LoRA to the weights, so that the export is an ordinary one.
 """
 
-import contextlib
-import os
-import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
+from diffjax.cli.new_folder import new_folder
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -44,37 +41,12 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         _export(
             source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora, length=arguments.ema_length
         )
     print(f"exported to {out}; try next:\n  python launch.py sample --workdir={out} --out=samples.png")
     return 0
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `out` if the block succeeds, and is deleted if it fails.
-
-    Raises:
-      UserError: `out` is not empty or cannot be created, or the disk is full.
-    """
-    target = Path(os.path.realpath(out))  # fills an empty folder that `out` links to, and keeps the link
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"--out={out} is not empty; choose a new folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        if error.filename and not Path(error.filename).is_relative_to(target.parent):
-            raise  # reading the run failed
-        reason = error.strerror or error
-        raise UserError(f"--out={out}: cannot be written ({reason}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _export(

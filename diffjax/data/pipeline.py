@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,13 @@ def _read(source: RandomAccess, indices: Sequence[int], seeds: np.ndarray) -> Se
         return read_crops(indices, np.stack([np.random.default_rng(seed.tolist()).random(2) for seed in seeds]))
     read_many = getattr(source, "__getitems__", None)
     return read_many(indices) if read_many else [source[i] for i in indices]
+
+
+def _mirror(example: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Returns an example mirrored left and right; those with latents have the latents of their mirror image."""
+    if "mirrored_latent" in example:
+        return {**example, "latent": example["mirrored_latent"]}
+    return {**example, "image": example["image"][:, ::-1]}
 
 
 @functools.lru_cache(maxsize=4)
@@ -107,9 +114,9 @@ class Batches:
             indices[here], flipped[here] = order[places[here]], mirrored[places[here]]
         seeds = np.stack([np.full_like(places, self.seed), epochs, places], axis=1)
         examples = _read(self.source, indices.tolist(), seeds)
-        batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         if self.flip:
-            batch["image"][flipped] = batch["image"][flipped, :, ::-1]
+            examples = [_mirror(example) if f else example for example, f in zip(examples, flipped, strict=True)]
+        batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         return batch | {"index": index.astype(np.int32)}
 
     def iterate(self, start_step: int = 0, *, threads: int | None = None, buffer: int = 16) -> Generator[HostBatch]:
@@ -131,6 +138,26 @@ class Batches:
             yield from iterator
         finally:
             iterator.close()  # ends the threads
+
+
+def read_in_order(source: RandomAccess, size: int, *, buffer: int = 4) -> Generator[list[Mapping[str, Any]]]:
+    """Yields all examples in their order, `size` at a time, read ahead by threads.
+
+    Args:
+      buffer: maximum number of groups read ahead.
+    """
+    import grain
+
+    def read(start: int) -> list[Mapping[str, Any]]:
+        indices = range(start, min(start + size, len(source)))
+        return list(_read(source, indices, np.empty(0)))
+
+    starts = grain.MapDataset.range(0, len(source), size).map(read)
+    iterator = iter(starts.to_iter_dataset(grain.ReadOptions(num_threads=buffer, prefetch_buffer_size=buffer)))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
 
 
 def prefetch(iterator: Iterable[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Iterator[T]:

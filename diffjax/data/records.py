@@ -62,28 +62,36 @@ def split_name(split: str) -> str:
     return _parse(split)[1]
 
 
-def slice_split(records: Records, split: str) -> Records:
-    """Returns the part of a whole split that a slice such as "train[:90%]", "train[90%:]" or "train[:1000]" names.
-
-    Percentages are rounded to the nearest number of examples, so that consecutive parts neither overlap nor leave gaps.
+def split_range(length: int, split: str) -> range:
+    """Returns the positions that a slice such as "train[:90%]" names, of a split with `length` examples.
 
     Raises:
-      UserError: the part is empty.
+      UserError: the slice is empty.
     """
     match = _parse(split)
 
     def position(number: str | None, percent: str, default: int) -> int:
         if number is None:
             return default
-        value = round(int(number) * records.length / 100) if percent else int(number)
-        return min(max(value + records.length * (value < 0), 0), records.length)
+        value = round(int(number) * length / 100) if percent else int(number)
+        return min(max(value + length * (value < 0), 0), length)
 
-    start, end = position(match[2], match[3], 0), position(match[4], match[5], records.length)
+    start, end = position(match[2], match[3], 0), position(match[4], match[5], length)
     if start >= end:
-        raise UserError(f"data.split={split}: has no examples, as the split has {records.length}; choose another part")
-    if (start, end) == (0, records.length):
-        return records
-    return select(records, range(start, end))
+        raise UserError(f"data.split={split}: has no examples, as the split has {length}; choose another part")
+    return range(start, end)
+
+
+def slice_split(records: Records, split: str) -> Records:
+    """Returns the part of a whole split that a slice such as "train[:90%]", "train[90%:]" or "train[:1000]" names.
+
+    Percentages are rounded to the nearest number of examples, so that consecutive parts neither overlap nor leave gaps.
+
+    Raises:
+      UserError: the slice is empty.
+    """
+    positions = split_range(records.length, split)
+    return records if len(positions) == records.length else select(records, positions)
 
 
 def complement(split: str) -> str | None:

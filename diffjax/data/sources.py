@@ -9,11 +9,12 @@
 | folder | any | any | any | image files in `data.dir`, `diffjax.data.folder` |
 | npz:FILE, tar:PATTERN | any | any | any | arrays, WebDataset shards, `diffjax.data.archives` |
 | tfds:NAME, hf:NAME | any | any | any | tensorflow-datasets, Hugging Face, `diffjax.data.dataset_libraries` |
+| latents | any | any | any | images that an autoencoder has encoded, `diffjax.data.latents_store` |
 """
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,9 +33,12 @@ from diffjax.data.examples import (
 )
 from diffjax.data.folder import open_folder
 from diffjax.data.image_files import on_white, resize
+from diffjax.data.latents_store import StoredLatents, open_latents
 from diffjax.data.records import Query, Records
 from diffjax.errors import MissingData, UserError, unknown, validate_integer
 from diffjax.typing import ImageSpec
+
+T = TypeVar("T")
 
 CLASSES = {
     "digits": tuple("0123456789"),
@@ -126,9 +130,11 @@ def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions
         return _info(name, options, channels, len(CLASSES[name]), CLASSES[name])
     if options.channels and options.num_classes >= 0:
         return DatasetInfo(options.channels, options.num_classes, options.class_names)
-    records = _opener(name)(_query(name, directory, split), options)
-    assert isinstance(records, Records)
-    return _records_info(name, records, options)
+    opened = _opener(name)(_query(name, directory, split), options)
+    if isinstance(opened, StoredLatents):
+        return _latents_info(name, opened, options)
+    assert isinstance(opened, Records)
+    return _records_info(name, opened, options)
 
 
 def open_dataset(
@@ -155,7 +161,8 @@ def open_dataset(
 
     Returns:
       Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions; labels
-      are 0 where it has none. Decoded examples of sets on disk stay in memory up to `cache_gib`.
+      are 0 where it has none. Decoded examples of sets on disk stay in memory up to `cache_gib`. Examples of "latents"
+      have "latent": float32 [h, w, c] instead of an image (see `latents_store.Index`).
 
     Raises:
       UserError: the errors of `dataset_info`, an unknown split or `on_corrupt`, or labels beyond the classes; on
@@ -169,6 +176,9 @@ def open_dataset(
     opened = _opener(name)(_query(name, directory, split), options)
     if isinstance(opened, Records):
         opened = decode_records(opened, _records_info(name, opened, options), options)
+    elif isinstance(opened, StoredLatents):
+        _latents_info(name, opened, options)  # reports options that do not fit
+        opened = Source(opened.length, opened.read)
     else:
         opened = convert_images(opened, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
@@ -179,7 +189,7 @@ def _query(name: str, directory: str, split: str) -> Query:
     return Query(name, name.partition(":")[2], directory or "", split)
 
 
-def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records]":
+def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records | StoredLatents]":
     """Returns the function of `OPENERS` for a name. Raises UserError, with the nearest name, for another name."""
     prefix, colon, rest = name.partition(":")
     if f"{prefix}:" in OPENERS and not rest:
@@ -235,6 +245,18 @@ def _records_info(name: str, records: Records, options: ImageOptions) -> Dataset
             )
         return DatasetInfo(channels, len(options.class_names), options.class_names)
     return _info(name, options, channels, records.num_classes, records.class_names)
+
+
+def _latents_info(name: str, latents: StoredLatents, options: ImageOptions) -> DatasetInfo:
+    """Returns the properties of encoded images. Raises UserError for options of other images."""
+    stored = latents.index.data
+    for field, value in (("image_size", options.image_size), ("channels", options.channels)):
+        if value not in (0, stored[field]):
+            raise UserError(
+                f"data.{field}={value}: {latents.directory} has latents of images with {stored[field]}; set it to that "
+                "number, or encode the images again"
+            )
+    return _info(name, options, stored["channels"], stored["num_classes"], tuple(stored["class_names"]))
 
 
 def preparation_command(name: str, directory: str | None, image_size: int = 64) -> str | None:
@@ -327,12 +349,12 @@ def _prepared(query: Query, options: ImageOptions) -> Source:
     return Source(len(data), read)
 
 
-def _on_disk(opener: Callable[[Query], Records]) -> Callable[[Query, ImageOptions], Records]:
+def _on_disk(opener: Callable[[Query], T]) -> Callable[[Query, ImageOptions], T]:
     return lambda query, options: opener(query)
 
 
 # Name, or prefix of a name, of every data set -> function that opens a split: a source of square images, or records.
-OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records]] = {
+OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records | StoredLatents]] = {
     "digits": _digits,
     "shapes": _shapes,
     **dict.fromkeys(("fashion_mnist", "cifar10", "emoji"), _prepared),
@@ -341,4 +363,5 @@ OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records]] = {
     "tar:": _on_disk(open_tar),
     "tfds:": _on_disk(open_tfds),
     "hf:": _on_disk(open_hf),
+    "latents": _on_disk(open_latents),
 }

@@ -11,7 +11,7 @@ from diffjax.evaluation.settings import Examples, Result, Row, Settings, percent
 from diffjax.inference.reranking import Reranker
 from diffjax.metrics import alignment, resampling
 from diffjax.metrics.resampling import Estimate, proportion_with_error
-from diffjax.runs.datasets import dataset_info
+from diffjax.runs.datasets import dataset_info, image_data
 from diffjax.runs.loading import Run
 
 _CHECKS = tuple(f"caption_{part}" for part in shapes.CaptionCheck._fields)
@@ -69,10 +69,8 @@ def caption_accuracy(images: UInt8[np.ndarray, "N H W C"], captions: Sequence[st
 
 def check_shapes(name: str, trained: Run) -> None:
     """Raises UserError unless the captions are those of `shapes`, the only images that can be read."""
-    if trained.config.data.name != "shapes":
-        raise UserError(
-            f"--metrics={name}: requires data.name=shapes (this run: {trained.config.data.name}); remove it"
-        )
+    if (data_name := image_data(trained.config).name) != "shapes":
+        raise UserError(f"--metrics={name}: requires data.name=shapes (this run: {data_name}); remove it")
 
 
 def check_template(template: str) -> None:

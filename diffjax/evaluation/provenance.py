@@ -15,7 +15,9 @@ from typing import Any
 import jax
 
 from diffjax import io
+from diffjax.errors import UserError
 from diffjax.runs.config_files import to_json
+from diffjax.runs.datasets import image_data
 from diffjax.runs.loading import Run
 
 _PACKAGES = ("diffjax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -65,7 +67,7 @@ def of_run(trained: Run) -> dict[str, Any]:
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a pipeline is not trained itself
         **({"ema_length": trained.ema_length} if trained.ema_length else {}),
-        "data": trained.config.data.name,
+        "data": _data_name(trained),
         **environment(),
     }
 
@@ -75,6 +77,14 @@ def differences(provenances: Iterable[Mapping[str, Any]]) -> list[str]:
     flat = [dict(_leaves(provenance)) for provenance in provenances]
     names = sorted({name for one in flat for name in one if name.partition(".")[0] not in _MAY_DIFFER})
     return [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1]
+
+
+def _data_name(trained: Run) -> str:
+    """Returns the name of the data set of the images; "latents" if the run is on stored latents that are missing."""
+    try:
+        return image_data(trained.config).name
+    except UserError:
+        return trained.config.data.name
 
 
 @functools.cache  # the state at the first call: a checkout may change while a process runs

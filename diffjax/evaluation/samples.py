@@ -26,7 +26,7 @@ from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.reranking import check_reranker, load_reranker
 from diffjax.metrics import features, frechet, reference
 from diffjax.metrics.pixel_classifier import PixelClassifier
-from diffjax.runs.datasets import open_dataset, open_other
+from diffjax.runs.datasets import image_data, open_dataset, open_other
 from diffjax.runs.loading import Run
 
 _CHUNK = 1000  # real images that are read at once
@@ -148,7 +148,7 @@ class Measurer:
         source = open_dataset(trained.config, reference_split)
         images = _images(source, 256)
         self.provenance: dict[str, Any] = {
-            "data": trained.config.data.name,
+            "data": image_data(trained.config).name,
             "split": reference_split,
             "images": min(len(source), _MAX_REFERENCE),
             "pixels": f"{'x'.join(map(str, images.shape[1:]))}, 8 bits",

@@ -1,15 +1,37 @@
-"""The data set of a config."""
+"""The data set of a config: its images, and for training also stored latents of them."""
+
+import contextlib
 
 from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.data.examples import DatasetInfo, Source
+from diffjax.data.latents_store import read_index
 from diffjax.data.records import MissingSplit, complement
 from diffjax.data.sources import is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
 
 _OPTIONS = ("background", "fit", "channels", "num_classes", "class_names", "cache_gib", "on_corrupt")
+
+
+def uses_latents(config: ConfigDict) -> bool:
+    """Returns whether a run is trained on stored latents."""
+    return config.data.name == "latents"
+
+
+def image_data(config: ConfigDict) -> ConfigDict:
+    """Returns the section `data` of a config's images: of stored latents, those that were encoded.
+
+    Raises:
+      UserError: there are no stored latents in `data.dir`.
+    """
+    if not uses_latents(config):
+        return config.data
+    c = ConfigDict(config.data.copy_and_resolve_references()).unlock()
+    stored = read_index(c.dir).data
+    c.update({name: stored[name] for name in ("name", "dir", "fit", "background")})
+    return c
 
 
 def image_spec(config: ConfigDict) -> ImageSpec:
@@ -24,7 +46,7 @@ def image_spec(config: ConfigDict) -> ImageSpec:
 def dataset_info(config: ConfigDict) -> DatasetInfo:
     """Returns the channels and classes of a config's data set, opened only if needed (see `image_spec`)."""
     c = config.data
-    return data.dataset_info(c.name, directory=c.dir, split=c.split, options=_options(config))
+    return data.dataset_info(c.name, directory=c.dir, split=c.split, options=_options(c))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -41,20 +63,47 @@ def _resolve_section(config: ConfigDict, directory: str) -> None:
     """Resolves a config in place, and its parts, which have the same folder of data (`part_config`)."""
     if not is_built_in(config.data.name):
         c = config.data
-        info = data.dataset_info(c.name, directory=directory, split=c.split, options=_options(config))
-        config.data.update(channels=info.channels, num_classes=info.num_classes, class_names=info.class_names)
+        info = data.dataset_info(c.name, directory=directory, split=c.split, options=_options(c))
+        if uses_latents(config):
+            c.update(fit=image_data(config).fit, background=image_data(config).background)
+        c.update(channels=info.channels, num_classes=info.num_classes, class_names=info.class_names)
     for name in part_names(config):
         _resolve_section(config.parts[name], directory)
 
 
 def open_dataset(config: ConfigDict, split: str) -> Source:
-    """Opens a split of a config's data set.
+    """Opens a split of a config's images.
 
     Raises:
       UserError: the data set is not prepared, or has no such split.
     """
-    c = config.data
-    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(config))
+    return _open(image_data(config), split)
+
+
+def open_training_examples(config: ConfigDict) -> Source:
+    """Opens the examples that a config is trained on: images, or stored latents.
+
+    Raises:
+      UserError: the data set is not prepared, or has no such split.
+    """
+    return _open(config.data, config.data.split)
+
+
+def open_held_out_examples(config: ConfigDict) -> Source:
+    """Opens examples that a config is not trained on (see `open_other`): stored latents, or images if none are stored.
+
+    Raises:
+      MissingSplit: the set has only the split that the config is trained on.
+    """
+    other = other_split(config, config.data.split)
+    if uses_latents(config):
+        with contextlib.suppress(MissingSplit):
+            return _open(config.data, other)
+    return open_dataset(config, other)
+
+
+def _open(c: ConfigDict, split: str) -> Source:
+    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(c))
 
 
 def open_other(config: ConfigDict, split: str) -> Source:
@@ -63,12 +112,19 @@ def open_other(config: ConfigDict, split: str) -> Source:
     Raises:
       MissingSplit: the set has only this split; the message names slices.
     """
+    return open_dataset(config, other_split(config, split))
+
+
+def other_split(config: ConfigDict, split: str) -> str:
+    """Returns the split that `open_other` opens, with its errors."""
+    other = "train" if split.startswith("test") else "test"
     try:
-        return open_dataset(config, "train" if split.startswith("test") else "test")
+        open_dataset(config, other)
     except MissingSplit as error:
         if not (rest := complement(split)):
             raise MissingSplit(f"{error}, in training too (data.split=train[:90%])") from None
-        return open_dataset(config, rest)
+        return rest
+    return other
 
 
 def open_prompts(config: ConfigDict, split: str = "test") -> Source:
@@ -79,6 +135,6 @@ def open_prompts(config: ConfigDict, split: str = "test") -> Source:
         return open_dataset(config, config.data.split)
 
 
-def _options(config: ConfigDict) -> data.ImageOptions:
-    fields = {name: config.data[name] for name in _OPTIONS if name in config.data}  # old configs lack some
-    return data.ImageOptions(config.data.image_size, **fields)
+def _options(c: ConfigDict) -> data.ImageOptions:
+    fields = {name: c[name] for name in _OPTIONS if name in c}  # old configs lack some
+    return data.ImageOptions(c.image_size, **fields)

@@ -227,19 +227,26 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
     if clip_checkpoint.is_published(Path(path)):
         model, variables = clip_model.published(Path(path))
         return model, variables
-    return _open(f"clip={path}", ContrastiveModel, path, spec)
+    run, model = _open(f"clip={path}", ContrastiveModel, path, spec)
+    return model, run.variables
 
 
-def _open_codec(path: Path, spec: ImageSpec) -> TrainedModel:
+def open_codec(path: str | os.PathLike, spec: ImageSpec) -> tuple[Run, Autoencoder]:
+    """Opens the run of an autoencoder for images of `spec`. Raises UserError for other runs and images."""
     return _open(f"codec={path}", Autoencoder, path, spec)
 
 
-def _open(name: str, kind: type[Model], path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
+def _open_codec(path: Path, spec: ImageSpec) -> TrainedModel:
+    run, model = open_codec(path, spec)
+    return model, run.variables
+
+
+def _open(name: str, kind: type[T], path: str | os.PathLike, spec: ImageSpec) -> tuple[Run, T]:
     """Opens a run for images of `spec`; an error for a run of another kind starts with `name`."""
     run = load(path)
-    system = _system(run, kind, name)
+    model = _system(run, kind, name)
     _check_images(name, run.spec, spec)
-    return system, run.variables
+    return run, model
 
 
 def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:

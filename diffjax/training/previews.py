@@ -46,8 +46,8 @@ def make_preview(
     prompts, layout = _prompts(system, source, workdir, count)
     if prompts.size < count:
         print(f"train.num_preview_samples={count}: only {prompts.size} are sampled, one per example of the data set")
-    examples = source.__getitems__(range(min(count, _NUM_RECONSTRUCTIONS, len(source))))
-    images = np.stack([example["image"] for example in examples])
+    shown = min(count, _NUM_RECONSTRUCTIONS, len(source)) if is_autoencoder(system) else 0
+    images = np.array([example["image"] for example in source.__getitems__(range(shown))])
 
     def preview(step: int, state: TrainState) -> None:
         variables = {**ema_variables(state), "frozen": system.frozen}

@@ -22,10 +22,10 @@ from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.models.pipelines.pipeline import Pipeline
-from diffjax.runs import averages, exported_weights
+from diffjax.runs import averages, exported_weights, latents
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.checkpoints import Checkpoints
-from diffjax.runs.datasets import open_dataset, resolve
+from diffjax.runs.datasets import open_training_examples, resolve
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
 from diffjax.runs.loading import build_model, read_lora_base
 from diffjax.runs.power_functions import check_length
@@ -70,9 +70,11 @@ def train(
     if workdir.weights.exists():
         raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
+    latents.check_config(config)
     config = config if parent else resolve(config)
     # Building the model with abstract parts reports errors of the whole config before any part is trained.
     planned = build_model(config, workdir.path, parent=parent, abstract=True)
+    latents.check_model(config, planned)
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
@@ -145,7 +147,7 @@ class _Preparation:
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start, base)
+        return cls(devices, make_optimizers(config, model), open_training_examples(config), start, base)
 
 
 def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
@@ -192,7 +194,11 @@ def _train(
     with multihost.main_process_first("tokenizer"):
         source = with_tokens(config, system, prepared.source, workdir)
     batches = data.Batches(
-        source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=batch_fields(system)
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        flip=config.data.flip,
+        keys=latents.example_fields(config, system, source),
     )
     local_batches = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
@@ -381,11 +387,6 @@ def _choose_tokenizer(config: ConfigDict, workdir: Workdir, captions: list[str],
     if config.train.get("start"):
         return load_tokenizer(config.train.start)
     return tokenizer.train(captions, vocabulary)
-
-
-def batch_fields(system: Model) -> tuple[str, ...]:
-    """Returns the fields of examples that a model is trained on."""
-    return ("image", "label", "tokens") if system.text else ("image", "label")
 
 
 def _announce(

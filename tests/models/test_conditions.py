@@ -159,7 +159,7 @@ def encoded_values(count=COUNT):
     tokens = np.where(np.arange(6) < 2 + np.arange(count)[:, None] % 5, 7, NO_TOKEN).astype(np.int32)
     label = (np.arange(count) % 10).astype(np.int32)
     image_embedding = {"embedding": np.random.default_rng(0).normal(size=(count, 12)), "present": np.ones(count, bool)}
-    discrete = {"label": label, "label_token": label, "caption": tokens, "clip_text": tokens}
+    discrete = {"label": label, "label_token": label, "caption": tokens, "clip_text": {"tokens": tokens}}
     return {**discrete, "image_embedding": jax.tree.map(jnp.asarray, image_embedding)}
 
 
@@ -169,7 +169,7 @@ def is_null(found):
         "label": np.asarray(found["label"] == 10),
         "label_token": np.asarray(found["label_token"] == 10),
         "caption": np.asarray(found["caption"] == NO_TOKEN).all(axis=1),
-        "clip_text": np.asarray(found["clip_text"] == NO_TOKEN)[:, 1:].all(axis=1),
+        "clip_text": np.asarray(found["clip_text"]["tokens"] == NO_TOKEN)[:, 1:].all(axis=1),
         "image_embedding": ~np.asarray(found["image_embedding"]["present"]),
     }
 
@@ -197,7 +197,7 @@ def test_conditions_that_are_not_dropped_are_unchanged():
     for name in RATES:
         for old, new in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
             np.testing.assert_array_equal(np.asarray(new)[~is_dropped[name]], np.asarray(old)[~is_dropped[name]])
-    assert (np.asarray(after["clip_text"])[:, 0] == 7).all()  # the start token is never dropped
+    assert (np.asarray(after["clip_text"]["tokens"])[:, 0] == 7).all()  # the start token is never dropped
 
 
 def test_dropping_depends_on_the_key_of_the_example_alone():

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -27,7 +27,7 @@ from diffjax.models.images import downsample, unit_variance, upsample_bilinear
 from diffjax.models.networks import apply
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.nn.layers import Dense, timestep_embedding
-from diffjax.typing import NO_TOKEN, Clip, Embeddings, Images, Labels, PRNGKey, TextSpec
+from diffjax.typing import NO_TOKEN, Clip, Embeddings, Images, Labels, PRNGKey, TextSpec, Tokens
 
 Params = dict[str, Any]
 Values = Any  # tree of [B, ...]
@@ -53,6 +53,8 @@ class Condition(abc.ABC):
     """
 
     dropout: float = 0.0
+
+    reads_image: ClassVar[bool] = False  # whether it is computed from the training image
 
     @property
     def supports_guidance(self) -> bool:
@@ -168,18 +170,20 @@ class ClipText(Condition):
     def encode(self, inputs: ConditionInputs) -> Values:
         if "tokens" not in inputs.conditions:
             raise UserError("this run is conditioned on captions: pass --prompt=TEXT too")
-        return inputs.conditions["tokens"]
+        names = ("tokens", "text_states", "text_embedding")
+        return {name: inputs.conditions[name] for name in names if name in inputs.conditions}
 
     def drop(self, values: Values, mask: Mask) -> Values:
-        is_later = jnp.arange(values.shape[1])[None, :] > 0
-        return jnp.where(mask[:, None] & is_later, NO_TOKEN, values)
+        return {**values, "tokens": jnp.where(mask[:, None], _null_tokens(values["tokens"]), values["tokens"])}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
         assert clip is not None
+        tokens = values["tokens"]
+        embed = functools.partial(_stored_or_encoded, values)
         return NetworkInputs(
-            embedding=unit_variance(clip.embed_texts(values)) if self.embedding else None,
-            context=clip.text_states(values) if self.states else None,
-            context_mask=values != NO_TOKEN if self.states and self.masked else None,
+            embedding=unit_variance(embed("text_embedding", clip.embed_texts)) if self.embedding else None,
+            context=embed("text_states", clip.text_states) if self.states else None,
+            context_mask=tokens != NO_TOKEN if self.states and self.masked else None,
         )
 
     def context_width(self, clip: Clip | None) -> int:
@@ -202,6 +206,8 @@ class ImageEmbedding(Condition):
     tokens: int = 4
     width: int = 0
     dropout: float = 0.0
+
+    reads_image = True
 
     def init(self, key: PRNGKey) -> Params:
         params = {"null": jnp.zeros((self.dimensions,))}
@@ -252,6 +258,7 @@ class LowResImage(Condition):
     data_size: int
     degrade: Callable[[PRNGKey, Array, Array], Array]
 
+    reads_image = True
     _FREQUENCIES = 32
 
     def encode(self, inputs: ConditionInputs) -> Values:
@@ -285,6 +292,8 @@ class MaskedImage(Condition):
     shape: tuple[int, ...]
     full_mask_prob: float = 0.25
 
+    reads_image = True
+
     def encode(self, inputs: ConditionInputs) -> Values:
         conditions, count = inputs.conditions, len(inputs.keys)
         if "mask" in conditions:
@@ -313,6 +322,21 @@ class AugmentLabel(Condition):
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
         return NetworkInputs(augment_label=values)
+
+
+def _null_tokens(tokens: Tokens) -> Tokens:
+    """Returns the tokens of null captions: the start token alone."""
+    return jnp.where(jnp.arange(tokens.shape[1])[None, :] > 0, NO_TOKEN, tokens)
+
+
+def _stored_or_encoded(values: Mapping[str, Array], name: str, encode: Callable[[Tokens], Array]) -> Array:
+    """Returns what `encode` computes of tokens: of stored values, only the null caption is computed."""
+    tokens = values["tokens"]
+    if name not in values:
+        return encode(tokens)
+    null = _null_tokens(tokens)
+    is_null = (tokens == null).all(axis=1).reshape(-1, *[1] * (values[name].ndim - 1))
+    return jnp.where(is_null, encode(null[:1]), values[name])
 
 
 def _original(conditions: Mapping[str, Array]) -> Images:

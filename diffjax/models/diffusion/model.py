@@ -111,17 +111,20 @@ class DiffusionModel(GenerativeModel):
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
-        original = to_unit_range(batch["image"])
-        conditions = dict(batch)
-        if augment:
-            original, conditions["augment_label"] = augment(augment_keys[0], original)
-        conditions["original"] = original
+        if "latent" in batch:  # encoded before training
+            conditions, x_0 = batch, batch["latent"]
+        else:
+            original, conditions = to_unit_range(batch["image"]), dict(batch)
+            if augment:
+                original, conditions["augment_label"] = augment(augment_keys[0], original)
+            conditions["original"] = original
+            x_0 = lax.stop_gradient(self.data_space.encode(variables, original))
         values = self.conditions.encode(self._condition_inputs(variables, conditions, conditions_keys))
         drop_keys = fold_in_each(conditions_keys, len(self.conditions.each))
         values = self.conditions.drop_randomly(values, drop_keys)
         value, memory = self.process.bind(variables["params"]["model"]).train_loss(
             self._bound_network(variables, values, dropout_keys, crop),
-            crop(lax.stop_gradient(self.data_space.encode(variables, original))),
+            crop(x_0),
             noise_keys,
             variables.get("times", {}),
         )

@@ -1,0 +1,113 @@
+"""Checks that stored latents are those that a config would compute from the images."""
+
+import hashlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax.cluster import multihost
+from diffjax.data.examples import Source
+from diffjax.data.latents_store import open_latents, read_index
+from diffjax.data.records import Query
+from diffjax.errors import UserError
+from diffjax.models.base import Model
+from diffjax.models.capabilities import is_diffusion
+from diffjax.models.diffusion.data_space import LatentSpace
+from diffjax.models.parameter_paths import flatten
+from diffjax.runs.config_files import flatten as flatten_config
+from diffjax.runs.datasets import uses_latents
+from diffjax.typing import Variables
+
+
+def digest(variables: Variables) -> str:
+    """Returns the SHA-256 of all arrays and their names, as 64 hexadecimal digits."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(flatten(jax.device_get(variables)).items()):
+        leaf = np.ascontiguousarray(leaf)
+        total.update(f"{path} {leaf.dtype} {leaf.shape} ".encode())
+        total.update(leaf.tobytes())
+    return total.hexdigest()
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError for a config on stored latents whose autoencoder or CLIP is not trained yet."""
+    if not uses_latents(config):
+        return
+    for field, value in flatten_config(config).items():
+        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts."):
+            run = read_index(config.data.dir).codec["workdir"] if field == "codec" else "RUN"
+            raise UserError(
+                f"{field}={value}: is trained with the run, but data.name=latents requires a trained run; set "
+                f"--config.{field}={run}"
+            )
+
+
+def check_model(config: ConfigDict, model: Model) -> None:
+    """Checks that the stored latents of a config are those that its model would compute; reads all of their shards.
+
+    Raises:
+      UserError: they are of another autoencoder, lack mirror images, are damaged, or the model requires images.
+    """
+    if not uses_latents(config):
+        return
+    directory = config.data.dir
+    if not is_diffusion(model) or not isinstance(model.data_space, LatentSpace):
+        raise UserError(
+            f"data.name=latents: is only supported for system=latent, not {config.system}; set the images' data set"
+        )
+    if names := [name for name, one in model.conditions.each.items() if one.reads_image]:
+        raise UserError(
+            f"data.name=latents: conditions.{names[0]} is computed from images; remove it, or set the images' data set"
+        )
+    index = read_index(directory)
+    if index.codec["digest"] != digest(model.frozen["codec"]):
+        raise UserError(
+            f"codec={config.codec}: its weights are not those that encoded {directory} ({index.codec['workdir']} at "
+            f"step {index.codec['step']}); set that run, or encode the images again"
+        )
+    if config.data.flip and not index.has_mirrored:
+        raise UserError(
+            f"data.flip=True: {directory} has no latents of mirror images; set it to False, or encode with "
+            "--config.data.flip=True"
+        )
+    if index.clip and "clip" in model.frozen and index.clip["digest"] != digest(model.frozen["clip"]):
+        raise UserError(
+            f"clip={config.clip}: its weights are not those that encoded the captions of {directory} "
+            f"({index.clip['workdir']}); set that run, or encode again"
+        )
+    if multihost.is_main_process():
+        for split in index.splits:
+            open_latents(Query(config.data.name, "", directory, split)).check_content()
+
+
+def example_fields(config: ConfigDict, model: Model, source: Source) -> tuple[str, ...]:
+    """Returns the fields of the examples of a source that the loss of a model reads."""
+    stored = [name for name in ("latent", *text_arrays(config)) if name in source[0]]
+    return (*(stored or ["image"]), "label", *["tokens"] * (model.text is not None))
+
+
+def stored_arrays(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of stored arrays that a config is trained on, by name; empty: it is trained on images."""
+    if not uses_latents(config):
+        return {}
+    stored = read_index(config.data.dir).arrays
+    return {name: tuple(stored[name]) for name in ("latent", *text_arrays(config)) if name in stored}
+
+
+def text_arrays(config: ConfigDict) -> list[str]:
+    """Returns which arrays a config's model uses that a frozen CLIP computes of captions.
+
+    They are "text_states", the states of the tokens, and "text_embedding".
+    """
+    section = config.get("conditions", {}).get("clip_text")
+    if section is None:
+        return []
+    return ["text_states"] * section.get("states", True) + ["text_embedding"] * section.get("embedding", False)
+
+
+def describe(path: str | os.PathLike, step: int | None, variables: Variables) -> dict[str, Any]:
+    """Returns the entry of an index for a trained model."""
+    return {"workdir": os.path.abspath(path), "step": step, "digest": digest(variables)}
