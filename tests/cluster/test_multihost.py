@@ -72,13 +72,16 @@ def check_equal_losses(path, reference):
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Compares two processes of two devices, which share one copy of the state, with one process of four."""
-    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=3)
+    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=3, train__eval_every=2)
     one = start(config, tmp_path / "one", 1)
     two = start(config, tmp_path / "two", 2, "--config.parallel.fsdp=4")
     printed, codes = finish(one + two)
     assert codes == [0, 0, 0], printed
     check_equal_losses(tmp_path / "two", tmp_path / "one")
     assert len(losses(tmp_path / "two")) == 3
+    held_out = [[line.get("eval/loss") for line in running.steps(tmp_path / run)] for run in ("one", "two")]
+    assert held_out[0][0] is None
+    np.testing.assert_allclose(held_out[1][1:], held_out[0][1:], rtol=1e-5)
     assert "4 cpu devices (jit) of 2 processes" in printed[1]
     assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # only the main process prints
 
