@@ -33,7 +33,8 @@ class MetricMeans:
         sums, self._sums = jax.device_get(self._sums), None
         updates = int(sums["updates"])
         means = {name: float(value) / updates if updates else float("nan") for name, value in sums["sums"].items()}
-        return means | {name: float(value) for name, value in (sums["largest"] | sums["latest"]).items()}
+        values = means | {name: float(value) for name, value in (sums["largest"] | sums["latest"]).items()}
+        return dict(sorted(values.items(), key=lambda item: not item[0].endswith("loss")))  # losses first
 
 
 @jax.jit

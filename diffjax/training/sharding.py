@@ -150,7 +150,8 @@ class Devices:
 
     def as_global(self, tree: Any) -> Any:
         """Returns a part of the training state as global arrays, for `compile_global`."""
-        return self.replicate(tree) if self.mode == "pmap" else tree
+        is_local = self.mode == "pmap" and multihost.is_single_process()  # else steps return global arrays
+        return self.replicate(tree) if is_local else tree
 
     def compile_global(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of global arrays, compiled for the devices; its results are on all of them."""

@@ -164,7 +164,7 @@ class _Preparation:
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
         source = open_dataset(config, config.data.split)
-        held_out = open_held_out(config) if has_losses(model) else None
+        held_out = open_held_out(config) if config.train.get("eval_every", 0) and has_losses(model) else None
         return cls(devices, make_optimizers(config, model), source, held_out, start, base)
 
 
