@@ -80,13 +80,13 @@ class WandbLogger:
         Raises:
           UserError: wandb cannot be started.
         """
-        wandb = _import_wandb()
+        wandb, run_id = _import_wandb(), _run_id(workdir)
         self._last, self._image, self._failed, is_offline = last, wandb.Image, False, _is_offline(wandb)
-        settings = wandb.Settings(console="off", silent=True, init_timeout=_TIMEOUT, finish_timeout=_TIMEOUT)
         try:
+            settings = wandb.Settings(console="off", silent=True, init_timeout=_TIMEOUT, finish_timeout=_TIMEOUT)
             self._run = wandb.init(
                 dir=str(workdir.path),
-                id=_run_id(workdir),
+                id=run_id,
                 resume=None if is_offline else "allow",
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=os.environ.get("WANDB_NAME", name),
