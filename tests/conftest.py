@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-from diffjax import xla_flags  # noqa: E402
+from diffjax import progress, xla_flags  # noqa: E402
 
 xla_flags.configure()
 
@@ -43,6 +43,12 @@ def free_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_messages_of_compilations():
+    """Omits the messages, which depend on the load of the machine, from the standard error that tests compare."""
+    progress._DELAY = 1e6
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,10 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 from diffjax.training.loop import TIMES
 from tests import tiny
 
@@ -14,6 +18,17 @@ def steps(workdir) -> list[dict]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be incomplete
     return [{name: value for name, value in line.items() if name not in TIMES} for line in whole]
+
+
+def state_arrays(workdir, step: int) -> dict[str, bytes]:
+    """Returns the bytes of every array of a checkpoint, by name."""
+    folder = (workdir / "checkpoints" / str(step)).absolute()
+    with ocp.StandardCheckpointer() as reader:
+        return {
+            part + jax.tree_util.keystr(keys): np.asarray(leaf).tobytes()
+            for part in ("variables", "ema", "optimizer", "health")
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(reader.restore(folder / part))
+        }
 
 
 def process(config, path, *flags, **options):

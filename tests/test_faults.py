@@ -209,6 +209,8 @@ def contents(path):
 
 FREE = {
     "train.log_every": 2,
+    "train.eval_every": 2,
+    "train.eval_batches": 2,
     "train.sample_every": 2,
     "train.checkpoint_every": 3,
     "train.keep_last": 1,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-SHARED = {"__version__", "compositing", "errors", "io", "numbers", "parsing", "registry", "typing"}
+SHARED = {"__version__", "compositing", "errors", "io", "numbers", "parsing", "progress", "registry", "typing"}
 MAY_IMPORT = {  # by package or root module, which may also import itself
     "diffusion": set(),
     "latents": {"typing"},
@@ -27,6 +27,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "io": {"errors"},
     "numbers": set(),
     "parsing": {"errors"},
+    "progress": set(),
     "registry": {"errors"},
     "typing": set(),
     "xla_flags": {"errors", "io"},

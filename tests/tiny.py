@@ -51,6 +51,7 @@ OVERRIDES = {
     "train.batch_size": 16,
     "train.warmup_steps": 1,
     "train.log_every": 1,
+    "train.eval_every": 0,
     "train.sample_every": 0,
     "train.num_preview_samples": 10,
     "train.checkpoint_every": 2,

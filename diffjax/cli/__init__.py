@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from absl import flags as absl_flags
 
-from diffjax import __version__, xla_flags
+from diffjax import __version__, progress, xla_flags
 from diffjax.cli.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, one_line, printable, unknown
 
@@ -76,7 +76,7 @@ def _launch(argv: Sequence[str]) -> int:
     if argv[1] not in VERBS:
         raise unknown("verb", argv[1], VERBS)
     xla_flags.configure()
-    with _stoppable(argv[1]):
+    with _stoppable(argv[1]), progress.shown():
         try:
             verb = importlib.import_module(f"diffjax.cli.{argv[1]}")  # imported late: jax takes seconds to import
         except ImportError as error:

@@ -21,6 +21,7 @@ from diffjax.inference.prompts import Prompts, check_label, encode_captions
 from diffjax.models.base import ImageManipulation
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage, manipulates_images
 from diffjax.models.images import to_unit_range
+from diffjax.progress import announced_jit
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run
 from diffjax.typing import Embeddings, ImageSpec, Variables
@@ -81,7 +82,7 @@ def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, promp
     def initial_latents(variables, keys, conditions, settings):
         return model.bind(variables, conditions).initial_latents(keys, settings)
 
-    @jax.jit
+    @announced_jit("the inversion")
     def encoded(variables, images, conditions, settings):
         return model.bind(variables, conditions).invert(images, settings)
 
@@ -257,7 +258,7 @@ def _inverted(
     settings: Any,
 ) -> np.ndarray:
     """Returns the decoder's x_T for images."""
-    invert = jax.jit(manipulation.invert)
+    invert = announced_jit("the inversion")(manipulation.invert)
     return np.asarray(invert(variables, images, {"image_embedding": embeddings}, settings))
 
 

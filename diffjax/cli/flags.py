@@ -24,7 +24,7 @@ _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
 _TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
-    "run": ("workdir", "config", "checkpoint", "ema_length", "allow_config_change", "print_config"),
+    "run": ("workdir", "config", "checkpoint", "ema_length", "logger", "allow_config_change", "print_config"),
     "processes": ("coordinator", "processes", "process", "wait"),
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (

@@ -8,6 +8,9 @@ checkpoint first; the exit code is then 128 + the signal's number. A closed stan
 A config that would change the results of a run is refused. --allow_config_change accepts it, and records the change in
 config_changes.jsonl.
 
+metrics.jsonl has the metrics (docs/logging.md). --logger selects where they are shown besides: tensorboard (the folder
+events of the run), wandb (Weights & Biases), or none.
+
 To train one run with several processes, start each with --coordinator=HOST:PORT --processes=N --process=I; under Slurm
 and on TPU slices this is detected (docs/scaling.md).
 """
@@ -29,12 +32,16 @@ from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
 from diffjax.runs.checkpoints import list_steps
 from diffjax.runs.workdir import Workdir
+from diffjax.training.loggers import check_logger
 from diffjax.training.train import train
 
 
 def define(flags: Flags) -> None:
     define_config(flags)
     define_workdir(flags)
+    absl_flags.DEFINE_string(
+        "logger", "tensorboard", "besides metrics.jsonl: tensorboard | wandb | none", flag_values=flags
+    )
     absl_flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS)", flag_values=flags
     )
@@ -64,7 +71,11 @@ def run(arguments: Arguments) -> int:
     multihost.connect(arguments.coordinator, arguments.processes, arguments.process, wait=arguments.wait)
     with multihost.fail_together():
         try:
-            system, stopped = train(config, workdir, allow_config_change=arguments.allow_config_change)
+            if multihost.is_main_process():
+                check_logger(arguments.logger)
+            system, stopped = train(
+                config, workdir, allow_config_change=arguments.allow_config_change, logger=arguments.logger
+            )
         except KeyboardInterrupt:
             print("interrupted without saving; the same command resumes at the last checkpoint", flush=True)
             return 128 + signal.SIGINT

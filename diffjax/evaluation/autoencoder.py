@@ -25,6 +25,7 @@ from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import similarity
 from diffjax.models.images import to_unit_range
 from diffjax.nn.pretrained import lpips
+from diffjax.progress import announced_jit
 from diffjax.runs.loading import Run
 
 
@@ -77,7 +78,7 @@ def _lpips(
         jax.eval_shape(distance, params, (batch, batch))
     except ValueError as error:
         raise UserError(f"--lpips={','.join(settings.lpips)}: {error}") from error
-    compiled = DataParallelMap(size).compile(distance)
+    compiled = DataParallelMap(size).compile(distance, "LPIPS")
     return lambda images, reconstructed: compiled(params, (images, reconstructed))
 
 
@@ -86,7 +87,7 @@ def _code_usage(settings: Settings, trained: Run, examples: Examples) -> list[di
 
     model: Any = trained.system
 
-    @jax.jit
+    @announced_jit("the encoder")
     def to_codes(variables, images):
         return model.codec(variables).to_codes(to_unit_range(images))
 
@@ -107,7 +108,7 @@ def _code_usage(settings: Settings, trained: Run, examples: Examples) -> list[di
 def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
     """Returns bounds of an autoencoder in bits/dim, or bits/dim of a prior over codes."""
     model: Any = trained.system
-    bits = jax.jit(functools.partial(model.likelihood, samples=settings.draws))
+    bits = announced_jit("the likelihood")(functools.partial(model.likelihood, samples=settings.draws))
     values = map_batches(settings, "nll", functools.partial(bits, trained.variables), examples)
     labels = {
         "elbo": "bits/dim, ELBO",

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax import numpy as jnp
 
@@ -19,6 +18,7 @@ from diffjax.evaluation.settings import (
 )
 from diffjax.models.diffusion.process import make_schedule
 from diffjax.models.images import to_unit_range
+from diffjax.progress import announced_jit
 from diffjax.runs.loading import Run
 
 _TIMES = 9  # evaluated times, evenly spaced
@@ -29,7 +29,7 @@ def accuracy(settings: Settings, trained: Run, examples: Examples) -> Result:
     model: Any = trained.system
     schedule = make_schedule(trained.config.diffusion)
 
-    @jax.jit
+    @announced_jit("the classifier")
     def is_correct(variables, keys, batch, t):
         noise, x0 = schedule(t), to_unit_range(batch["image"])
         x = perturb(x0, normal_each(keys, x0.shape[1:]), noise)

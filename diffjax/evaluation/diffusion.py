@@ -1,6 +1,5 @@
 """Metrics of diffusion models: likelihood, and reconstruction by DDIM."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from diffjax.inference import image_grids
 from diffjax.metrics.stratified_sampling import sample_terms
 from diffjax.models.images import to_grey_levels, to_unit_range
 from diffjax.models.sampling_settings import SamplingSettings
+from diffjax.progress import announced_jit
 from diffjax.runs.loading import Run
 
 _TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
@@ -87,7 +87,7 @@ def _bound(settings: Settings, trained: Run, examples: Examples, sampling: Sampl
         model = system.bind(variables, conditions)
         return jax.vmap(likelihood.prior_term, (0, None))(model.encode(x0), model.process.schedule(sampling.times[0]))
 
-    @jax.jit
+    @announced_jit("the likelihood bound")
     def terms(variables, keys, conditions, x0, sampling, which):
         model = system.bind(variables, conditions)
         denoise = with_clipping(model.denoiser, clipping.clip)  # as DDPM evaluates it
@@ -135,7 +135,7 @@ def _ode_columns(
     """Returns bits/dim of each image by the ODE, with Hutchinson's trace [N], and with the exact one for the first."""
     system: Any = trained.system
 
-    @functools.partial(jax.jit, static_argnames="exact")
+    @announced_jit("the likelihood by the ODE", static_argnames="exact")
     def ode(variables, keys, conditions, x0, sampling, exact):
         model = system.bind(variables, conditions)
         dequantize_key, probe_key = split_each(keys)
@@ -166,7 +166,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
     system: Any = trained.system
     counts = settings.steps or (10, 20, 50, 100)
 
-    @jax.jit
+    @announced_jit("DDIM encoding and decoding")
     def encode_and_decode(variables, keys, conditions, x0, sampling):
         latent = system.bind(variables, conditions).invert(x0, sampling)
         return latent, system.sample(variables, keys, {**conditions, "latent": latent}, sampling)

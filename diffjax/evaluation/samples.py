@@ -172,7 +172,9 @@ class Measurer:
         """Compiles the feature networks, and reads or computes the features of the real images."""
         self._extract, self._references, self._distances = {}, {}, {}
         for name, network in networks.items():
-            extract = functools.partial(DataParallelMap(batch_size).compile(network.extract), network.params)
+            extract = functools.partial(
+                DataParallelMap(batch_size).compile(network.extract, "the feature network"), network.params
+            )
             key = self.provenance | {"network": name, **network.provenance}
             self._extract[name] = extract
             self._references[name] = reference.load_or_make(key, extract, _batches(source))

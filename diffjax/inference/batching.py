@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax.cluster.multihost import put
 from diffjax.errors import memory_limit_as_user_error
+from diffjax.progress import Compilation
 
 
 def memory_advice(batch_size: int) -> str:
@@ -34,17 +35,27 @@ class DataParallelMap:
         self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
         self.replicated, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
-    def compile(self, function: Callable[[Any, Any], Any]) -> "BatchedFunction":
-        """Returns `function(shared, batch)` as a function of any number of examples."""
-        return BatchedFunction(function, self)
+    def compile(self, function: Callable[[Any, Any], Any], name: str = "a program") -> "BatchedFunction":
+        """Returns `function(shared, batch)` as a function of any number of examples.
+
+        Args:
+          name: name of the function, such as "the sampler", for the message that it compiles.
+        """
+        return BatchedFunction(function, self, name)
 
 
 class BatchedFunction:
     """`function(shared, batch)` compiled once for the batch size of a `DataParallelMap`."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], plan: DataParallelMap):
+    def __init__(self, function: Callable[[Any, Any], Any], plan: DataParallelMap, name: str):
+        self._compilation = Compilation(name)
+
+        def traced(shared: Any, batch: Any) -> Any:
+            self._compilation.start()
+            return function(shared, batch)
+
         out = plan.split if plan.split.is_fully_addressable else plan.replicated
-        self._compiled = jax.jit(function, in_shardings=(plan.replicated, plan.split), out_shardings=out)
+        self._compiled = jax.jit(traced, in_shardings=(plan.replicated, plan.split), out_shardings=out)
         self._plan = plan
 
     def __call__(self, shared: Any, inputs: Any, progress: Callable[[int], Any] = lambda examples: None) -> Any:
@@ -65,13 +76,15 @@ class BatchedFunction:
         count, results = len(jax.tree.leaves(inputs)[0]), []
         for start in range(0, count, size):
             with memory_limit_as_user_error(memory_advice(size)):
-                results.append(jax.device_get(self._compiled(shared, self._batch(inputs, start))))
+                with self._compilation:
+                    result = self._compiled(shared, self._batch(inputs, start))
+                results.append(jax.device_get(result))
             progress(min(size, count - start))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
     def compile(self, shared: Any, inputs: Any) -> None:
         """Compiles the function for arguments of these shapes; a later call with such arguments shares the program."""
-        with memory_limit_as_user_error(memory_advice(self._plan.batch_size)):
+        with memory_limit_as_user_error(memory_advice(self._plan.batch_size)), self._compilation:
             self._compiled.lower(put(shared, self._plan.replicated), self._batch(inputs, 0)).compile()
 
     def _batch(self, inputs: Any, start: int) -> Any:

@@ -51,8 +51,10 @@ class Reranker:
         def embed_images(variables: Variables, images: Any) -> Any:
             return bind(variables).embed_images(to_unit_range(images))
 
-        self._features, self._embed_images = embed_images, batches.compile(embed_images)
-        self._embed_captions = batches.compile(lambda variables, tokens: bind(variables).embed_texts(tokens))
+        self._features, self._embed_images = embed_images, batches.compile(embed_images, "the image encoder")
+        self._embed_captions = batches.compile(
+            lambda variables, tokens: bind(variables).embed_texts(tokens), "the text encoder"
+        )
 
     def embed_images(self, images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
         """Returns embeddings of unit norm."""

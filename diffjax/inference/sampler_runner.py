@@ -42,7 +42,8 @@ class SampleRunner:
             codec = system.codec(variables)
             return to_grey_levels(codec.decode(codec.encode(to_unit_range(images))))
 
-        self._sample, self._reconstruct = batches.compile(sample), batches.compile(reconstruct)
+        self._sample = batches.compile(sample, "the sampler")
+        self._reconstruct = batches.compile(reconstruct, "the autoencoder")
 
     def __call__(
         self,

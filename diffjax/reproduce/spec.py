@@ -183,7 +183,7 @@ def smoke(
       train_steps: training steps of the run and of each of its parts.
       config, duration, measures, fields, axes, num, classifier: as of `Scale`.
     """
-    short = {"*train.steps": train_steps, "*train.num_preview_samples": 0}
+    short = {"*train.steps": train_steps, "*train.num_preview_samples": 0, "*train.eval_every": 0}
     return Scale(
         config=config,
         duration=duration,

@@ -26,6 +26,7 @@ from diffjax.runs.config_fields import CONFIGS, configs_package
 # change the order of sums, so numbers agree up to rounding.
 MUTABLE_FIELDS = (
     *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
+    *("train.eval_every", "train.eval_batches"),
     *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "parallel.", "sampler.", "rerank."),
 )
 _DEFAULTS = {
@@ -42,6 +43,8 @@ _DEFAULTS = {
     "train.freeze": (),
     "train.ema_lengths": (),
     "train.ema_every": 0,
+    "train.eval_every": 0,
+    "train.eval_batches": 10,
     "train.lora.rank": 0,
     "train.lora.alpha": 8.0,
     "train.lora.targets": ("*",),
@@ -54,6 +57,7 @@ _RESERVED = (
     "failed",
     "results",
     "samples",
+    "wandb",
 )  # folders of a run, not valid as names of parts
 _TYPES = {
     "seed": int,
@@ -98,6 +102,8 @@ _TYPES = {
     "train.learning_rate_schedule": str,
     "train.ema_decay": float,
     "train.log_every": int,
+    "train.eval_every": int,
+    "train.eval_batches": int,
     "train.sample_every": int,
     "train.num_preview_samples": int,
     "train.checkpoint_every": int,

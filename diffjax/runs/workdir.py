@@ -29,6 +29,8 @@ class Workdir:
         self.config_changes = self.path / "config_changes.jsonl"  # changes of the config when the run was resumed
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events"  # TensorBoard events
+        self.wandb = self.path / "wandb"  # files of wandb, with --logger=wandb
+        self.wandb_run = self.path / "wandb.json"  # id of the run of wandb
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.path / "last_checkpoint.json"  # step of the newest checkpoint that was written
         self.samples = self.path / "samples"  # previews
@@ -61,7 +63,8 @@ class Workdir:
         """
         root = self.path.resolve()
         for written in vars(self).values():
-            for link in _links(written) if written != self.path else ():
+            # wandb links its folders of runs to its cache, and writes to new ones only.
+            for link in _links(written, below=written != self.wandb) if written != self.path else ():
                 if not link.resolve().is_relative_to(root):
                     raise UserError(
                         f"{link}: is a symbolic link to {os.readlink(link)}, outside of the run, and training would "
@@ -196,11 +199,11 @@ class Workdir:
         io.write_json(self.last_checkpoint, {"step": step})
 
 
-def _links(path: Path) -> Iterator[Path]:
-    """Yields the symbolic links at and below a path, without following them."""
+def _links(path: Path, *, below: bool = True) -> Iterator[Path]:
+    """Yields the symbolic links at a path, and with `below` those in it, without following them."""
     if path.is_symlink():
         yield path
-    elif path.is_dir():
+    elif below and path.is_dir():
         for child in path.iterdir():
             yield from _links(child)
 

@@ -13,6 +13,7 @@ from diffjax.cluster import multihost
 from diffjax.errors import UserError
 from diffjax.models.base import Model
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
+from diffjax.progress import compiling
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_state
 from diffjax.training.optimizers import adam, learning_rate_schedule
@@ -103,7 +104,8 @@ def compile_step(
     devices.check_state(shapes)
     sharding = devices.state_sharding(shapes)
     if checkpoints is None:
-        state = compile_init(init, sharding)(init_key)
+        with compiling("the initial state"):
+            state = compile_init(init, sharding)(init_key)
     else:
         state = checkpoints.restore(_with_sharding(shapes, sharding))
     return _compile(config, model, optimizers, devices, examples, shapes), state
@@ -192,6 +194,7 @@ def _compile(
         make_step,
         model,
         optimizers,
+        learning_rates={group: _learning_rate(config, group) for group in model.losses},
         key=init_and_step_keys(config)[1],
         ema_decay=config.train.ema_decay,
         ema_lengths=config.train.get("ema_lengths", ()),

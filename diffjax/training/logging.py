@@ -1,35 +1,43 @@
-"""Logs of a run: metrics.jsonl for programs, and TensorBoard events."""
+"""The log of a run: metrics.jsonl for programs, and a logger for people."""
 
+import contextlib
 import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from diffjax import io
+from diffjax.training.loggers import Logger, NullLogger
 
-_MIN_FREE_SPACE = 2**24  # bytes; with less no event is written, as a full disk ends the writer's thread, then blocks
+# Bytes; with less nothing is passed to the logger, as a full disk ends the thread that writes TensorBoard events, which
+# then blocks.
+_MIN_FREE_SPACE = 2**24
 
 
-class MetricsLog:
-    """Appends one JSON object per logged step, at full precision (null: not finite), and logs to TensorBoard.
+class MetricsLog(contextlib.AbstractContextManager):
+    """Appends one JSON object per logged step to metrics.jsonl, at full precision (null: not finite).
 
-    Lines that a full disk rejects are written later, once there is space.
+    Passes finite metrics and images to a logger too. Lines that a full disk rejects are written later, once there is
+    space.
     """
 
-    def __init__(self, directory: Path, start: int):
+    def __init__(self, directory: Path, start: int, open_logger: Callable[[int], Logger] = lambda last: NullLogger()):
         """Opens the log of a run that starts or resumes at step `start`.
 
         Lines of later steps are dropped, as these steps are repeated. Damaged lines are dropped too, and counted on
         standard error: a damaged log does not prevent a run from resuming.
+
+        Args:
+          open_logger: opens the logger, with the last step that was logged before.
         """
         self._directory = directory
         path = directory / "metrics.jsonl"
+        logger = open_logger(last_logged_step(path))  # before any change, as it can fail
         if path.exists():
             lines = list(_lines(path))
             if damaged := [number for number, (_, step) in enumerate(lines, 1) if step is None]:
@@ -43,10 +51,9 @@ class MetricsLog:
                 temporary.write_bytes(b"".join(line + b"\n" for line in valid))
         elif start:
             print(f"{path}: is missing; a new file starts at step {start}", file=sys.stderr)
-        self._events_disabled = False
+        self._logger, self._logger_paused = logger, False
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
-        self._events = SummaryWriter(str(directory / "events"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the metrics of a step."""
@@ -59,22 +66,27 @@ class MetricsLog:
                 f"step {step}: metrics.jsonl cannot be written ({error.strerror}); trying again later", file=sys.stderr
             )
         if self._has_space():
-            for name, value in values.items():
-                if finite[name] is not None:
-                    self._events.add_scalar(name, value, step)
+            self._logger.scalars(step, {name: value for name, value in finite.items() if value is not None})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs an image, uint8 [H, W, C]."""
         if self._has_space():
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._logger.image(step, name, image)
 
-    def close(self) -> None:
-        """Writes the remaining lines. Raises OSError if they cannot be written."""
+    def close(self, *, failed: bool = False) -> None:
+        """Writes the remaining lines. Raises OSError if they cannot be written.
+
+        Args:
+          failed: whether an error ended the run.
+        """
         try:
             self._write()
         finally:
             self._file.close()
-            self._events.close()
+            self._logger.close(failed=failed)
+
+    def __exit__(self, error_type, error, trace) -> None:
+        self.close(failed=error_type is not None)
 
     def _write(self) -> None:
         while self._unwritten:
@@ -83,20 +95,20 @@ class MetricsLog:
 
     def _has_space(self) -> bool:
         space = shutil.disk_usage(self._directory).free > _MIN_FREE_SPACE
-        if not space and not self._events_disabled:
-            print(f"{self._directory}/events: the disk is full, so TensorBoard events are omitted", file=sys.stderr)
-        self._events_disabled = not space
+        if not space and not self._logger_paused:
+            print(f"{self._directory}: the disk is full, so only metrics.jsonl is written (--logger)", file=sys.stderr)
+        self._logger_paused = not space
         return space
 
 
-class NullLog:
+class NullLog(contextlib.AbstractContextManager):
     """A log that discards everything, for processes other than the main one."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def image(self, step: int, name: str, image: np.ndarray) -> None: ...
 
-    def close(self) -> None: ...
+    def __exit__(self, error_type, error, trace) -> None: ...
 
 
 def last_logged_step(path: Path) -> int:

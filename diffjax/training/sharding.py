@@ -110,6 +110,10 @@ class Devices:
             mesh = self._local_mesh
             batch = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
             return jax.device_put(batch, NamedSharding(mesh, _BATCH))
+        return self.put_global_batch(batch)
+
+    def put_global_batch(self, batch: Any) -> Any:
+        """Puts this process's share of a batch on its devices as global arrays, for `compile_global`."""
         sharding = NamedSharding(self.mesh, _BATCH)
         if multihost.is_single_process():
             return jax.device_put(batch, sharding)
@@ -143,6 +147,16 @@ class Devices:
     def replicate(self, tree: Any) -> Any:
         """Copies host arrays, the same in every process, to every device."""
         return multihost.put(tree, NamedSharding(self.mesh, P()))
+
+    def as_global(self, tree: Any) -> Any:
+        """Returns a part of the training state as global arrays, for `compile_global`."""
+        is_local = self.mode == "pmap" and multihost.is_single_process()  # else steps return global arrays
+        return self.replicate(tree) if is_local else tree
+
+    def compile_global(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of global arrays, compiled for the devices; its results are on all of them."""
+        compiled = jax.jit(function, out_shardings=NamedSharding(self.mesh, P()))
+        return compiled if multihost.is_single_process() else _start_together(compiled)
 
     def on_host(self, tree: Any) -> Any:
         """Copies global arrays to the memory of every process. All processes must call it."""
@@ -190,7 +204,7 @@ class Devices:
         return run
 
 
-def _start_together(step: Any) -> Step:
+def _start_together(step: Any) -> Any:
     """Wraps a step so that it starts when all processes have compiled it, as collectives time out after 30 seconds.
 
     It does not work for pmap, whose compiled programs take no global arrays (jax 0.10).

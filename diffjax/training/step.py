@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def make_step(
     model: Model,
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
+    learning_rates: Mapping[str, optax.Schedule] = MappingProxyType({}),
     key: PRNGKey,
     ema_decay: float,
     ema_lengths: Sequence[float] = (),
@@ -42,11 +44,13 @@ def make_step(
     more than `max_consecutive_skips` consecutive skips every step is skipped, which preserves the state before the
     first of them.
 
-    The step returns the metrics of the losses and "grad_norm", "skipped" (number of skipped steps),
-    "consecutive_skips", and "loss_deviation", in standard deviations of the losses of the last 100 steps.
+    The step returns the metrics of the losses; of each group "grad_norm", the norm of its gradient before clipping, and
+    "learning_rate"; "skipped" (number of skipped steps), "consecutive_skips", and "loss_deviation", in standard
+    deviations of the losses of the last 100 steps. With several groups, names start with that of the group and a slash.
 
     Args:
       optimizers: optimiser of each group of parameters.
+      learning_rates: learning rate of each group by number of updates, which its optimiser applies; logged only.
       key: random key of the run.
       ema_decay: decay of the EMA; at step s it is min(ema_decay, (1 + s) / (10 + s)), so that the average forgets the
         initial weights.
@@ -62,7 +66,7 @@ def make_step(
 
     mean = functools.partial(lax.pmean, axis_name=axis_name) if axis_name else _identity
     gather = functools.partial(lax.all_gather, axis_name=axis_name, tiled=True) if axis_name else _identity
-    prefix = functools.partial(_prefix, model.losses)
+    prefix = functools.partial(group_prefix, model.losses)
     exponents = {name_of(length): exponent(length) for length in ema_lengths}
     losses_of_trained = _freeze(model.losses, trained) if trained else model.losses
 
@@ -73,7 +77,7 @@ def make_step(
         variables = {**state.variables, "frozen": frozen}
         grads, metrics, collections = mean(_accumulate(losses_of_trained, variables, batch, keys, context, accumulate))
 
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, **{f"{prefix(group)}grad_norm": optax.global_norm(grads[group]) for group in optimizers}}
         if model.summarize:
             metrics |= {prefix("model") + name: value for name, value in model.summarize(collections).items()}
 
@@ -103,6 +107,10 @@ def make_step(
         new = jax.tree.map(functools.partial(jnp.where, step_ok), new, old).replace(step=state.step + 1)
         return new, {
             **metrics,
+            **{
+                f"{prefix(group)}learning_rate": jnp.asarray(schedule(state.health.updates), jnp.float32)
+                for group, schedule in learning_rates.items()
+            },
             "skipped": new.health.skipped,
             "consecutive_skips": new.health.consecutive_skips,
             "loss_deviation": nonfinite.deviation(state.health, losses),
@@ -189,12 +197,12 @@ def _gradients(
 
         (loss, aux), grads[group] = jax.value_and_grad(mean_loss, has_aux=True)(variables["params"][group])
         metrics |= {
-            _prefix(losses, group) + name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()
+            group_prefix(losses, group) + name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()
         }
         collections |= aux.variables
     return grads, metrics, collections
 
 
-def _prefix(losses: Mapping[str, LossFn], group: str) -> str:
-    """Returns the prefix of a group's metrics."""
+def group_prefix(losses: Mapping[str, LossFn], group: str) -> str:
+    """Returns the prefix of a group's metrics: its name if there are several."""
     return f"{group}/" if len(losses) > 1 else ""

@@ -42,6 +42,8 @@ from diffjax.training.compiled_step import (
     needs_first_batch,
     trained_parameters,
 )
+from diffjax.training.held_out import has_losses, make_evaluate, open_held_out
+from diffjax.training.loggers import open_logger
 from diffjax.training.logging import MetricsLog, NullLog
 from diffjax.training.sharding import Devices
 from diffjax.training.start import StartWeights, read_start
@@ -51,7 +53,12 @@ _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer
 
 
 def train(
-    config: ConfigDict, workdir: Workdir, *, allow_config_change: bool = False, parent: ConfigDict | None = None
+    config: ConfigDict,
+    workdir: Workdir,
+    *,
+    allow_config_change: bool = False,
+    logger: str = "tensorboard",
+    parent: ConfigDict | None = None,
 ) -> tuple[Model | None, int | None]:
     """Trains the parts of a config and then its model, or resumes each at its last checkpoint.
 
@@ -59,6 +66,7 @@ def train(
 
     Args:
       allow_config_change: resume even if fields changed that affect the numbers of a step (see `resume`).
+      logger: name of the logger, of `loggers.LOGGERS`.
       parent: config that this one is a part of.
 
     Returns:
@@ -94,7 +102,7 @@ def train(
             part = Workdir(workdir.path / name)
             if resume.is_trained_elsewhere(part):
                 continue
-            options = {"allow_config_change": allow_config_change, "parent": config}
+            options: Any = {"allow_config_change": allow_config_change, "logger": logger, "parent": config}
             _, stopped = train(part_config(config, name), part, **options)
             if stopped:
                 return None, stopped
@@ -102,18 +110,27 @@ def train(
         if prepared is None:
             _complete_pipeline(config, cast(Pipeline, system), workdir)
             return system, None
-        return system, _train(config, system, workdir, prepared, check_place)
+        return system, _train(config, system, workdir, prepared, check_place, logger)
 
 
 def check(config: ConfigDict) -> None:
     """Checks the numbers of a config and of its parts. Raises UserError for numbers out of range."""
     validate_integer("seed", config.seed, low=0)
-    counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "max_consecutive_skips")
+    counts = (
+        "log_every",
+        "eval_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_last",
+        "keep_every",
+        "max_consecutive_skips",
+    )
     if "train" in config:
         c = config.train
         validate_integer("train.steps", c.steps)
         for name in counts:
             validate_integer(f"train.{name}", c.get(name, 0), low=0)
+        validate_integer("train.eval_batches", c.get("eval_batches", 1))
         num_samples = c.get("num_preview_samples", 0)
         validate_integer("train.num_preview_samples", num_samples, low=0, high=previews.MAX_SAMPLES)
         validate_integer("train.lora.rank", c.get("lora", {}).get("rank", 0), low=0)
@@ -135,6 +152,7 @@ class _Preparation:
     devices: Devices
     optimizers: Optimizers
     source: Source
+    held_out: Source | None  # examples of the held-out loss; None: no such loss
     start: StartWeights | None  # initial weights; None: random, or the run has a checkpoint
     lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
@@ -147,7 +165,9 @@ class _Preparation:
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
-        return cls(devices, make_optimizers(config, model), open_training_examples(config), start, base)
+        source = open_training_examples(config)
+        held_out = open_held_out(config) if config.train.get("eval_every", 0) and has_losses(model) else None
+        return cls(devices, make_optimizers(config, model), source, held_out, start, base)
 
 
 def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
@@ -179,11 +199,13 @@ def _train(
     workdir: Workdir,
     prepared: _Preparation,
     check_place: Callable[[], None],
+    logger: str,
 ) -> int | None:
     """Trains a model with parameters. Returns the signal that ended training early, or None.
 
     Args:
       check_place: raises UserError if the run's folder is no longer at its path.
+      logger: name of the logger.
     """
     devices = prepared.devices
     if system.text and list_steps(workdir.checkpoints) and not workdir.tokenizer.exists():
@@ -224,8 +246,7 @@ def _train(
             if multihost.is_main_process() and start:
                 resume.accept(config, workdir, start)  # after the restore, which fails if the config does not fit
                 workdir.write_last_checkpoint(start)  # later checkpoints are damaged
-        log = MetricsLog(workdir.path, start) if multihost.is_main_process() else NullLog()
-        stack.enter_context(contextlib.closing(log))
+        log = stack.enter_context(_open_log(config, workdir, start, logger))
         _announce(config, trained, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
 
@@ -233,6 +254,11 @@ def _train(
             check_place()
             preview(step, _with_merged_average(trained, state))
 
+        evaluate = None
+        if prepared.held_out:
+            held_out = _with_run_tokens(system, prepared.held_out, workdir)
+            fields = latents.example_fields(config, system, held_out)
+            evaluate = make_evaluate(config, trained, held_out, fields, devices, frozen)
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         lengths = config.train.get("ema_lengths", ())
         if lengths and multihost.is_main_process():
@@ -251,17 +277,42 @@ def _train(
                 data.prefetch(local_batches.iterate(start), devices.put_batch),
                 start=start,
                 intervals=loop.Intervals(
-                    **{name: config.train[name] for name in intervals}, ema_every=config.train.get("ema_every", 0)
+                    **{name: config.train[name] for name in intervals},
+                    ema_every=config.train.get("ema_every", 0),
+                    eval_every=config.train.get("eval_every", 0),
                 ),
                 batch_size=config.train.batch_size,
                 recorder=loop.Recorder(log, checkpoints, system.warn, max_skips, check_place, save_averages),
                 preview=preview_in_place,
                 preview_first=preview_first,
+                evaluate=evaluate,
             )
         except loop.NotFinite as error:
             check_place()
             raise UserError(save_failed_step(workdir, batches, error)) from error
     return stopped
+
+
+def _open_log(config: ConfigDict, workdir: Workdir, start: int, logger: str) -> MetricsLog | NullLog:
+    """Opens the log of a run in the main process. A part is named PARENT/PART in wandb."""
+    if not multihost.is_main_process():
+        return NullLog()
+    path = workdir.path.resolve()
+    is_part = (path.parent / "config.json").exists()
+    run_name = f"{path.parent.name}/{path.name}" if is_part else path.name
+    return MetricsLog(
+        workdir.path,
+        start,
+        lambda last: open_logger(logger, workdir, config, run_name=run_name, start=start, last=last),
+    )
+
+
+def _with_run_tokens(system: Model, source: Source, workdir: Workdir) -> Source:
+    """Adds tokens to examples if the model reads captions, by the tokenizer of the run."""
+    if system.text is None:
+        return source
+    text_tokenizer, length = tokenizer.load(workdir.tokenizer), system.text.length
+    return data.with_tokens(source, lambda texts: text_tokenizer.encode(texts, length))
 
 
 def _save_averages(workdir: Workdir, devices: Devices, step: int, state: TrainState) -> None:

@@ -69,16 +69,26 @@ def check_equal_losses(path, reference):
     np.testing.assert_allclose(losses(path), losses(reference), rtol=1e-5, atol=1e-5)
 
 
+def check_equal_held_out_losses(path, reference, evaluated):
+    held_out = [
+        {line["step"]: line["eval/loss"] for line in running.steps(run) if "eval/loss" in line}
+        for run in (path, reference)
+    ]
+    assert list(held_out[1]) == evaluated
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Compares two processes of two devices, which share one copy of the state, with one process of four."""
-    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=3)
+    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=3, train__eval_every=2)
     one = start(config, tmp_path / "one", 1)
     two = start(config, tmp_path / "two", 2, "--config.parallel.fsdp=4")
     printed, codes = finish(one + two)
     assert codes == [0, 0, 0], printed
     check_equal_losses(tmp_path / "two", tmp_path / "one")
     assert len(losses(tmp_path / "two")) == 3
+    check_equal_held_out_losses(tmp_path / "two", tmp_path / "one", [2, 3])
     assert "4 cpu devices (jit) of 2 processes" in printed[1]
     assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # only the main process prints
 
@@ -97,12 +107,14 @@ def test_previews_and_captions_in_every_parallel_mode(tmp_path, flags):
     """All processes sample previews and read the tokenizer, which the first trains."""
     changes = {"data__name": "shapes", "data__image_size": 8, "text": tiny.TEXT, "conditions__caption": tiny._READER}
     changes |= {"model__head_channels": 8, "train__sample_every": 2, "train__num_preview_samples": 8}
+    changes |= {"train__eval_every": 2}
     config = tiny.write(tmp_path / "config.py", "glide_base", **changes)
     one = start(config, tmp_path / "one", 1)
     two = start(config, tmp_path / "two", 2, *(f"--config.parallel.{flag}" for flag in flags))
     printed, codes = finish(one + two)
     assert codes == [0, 0, 0], printed
     check_equal_losses(tmp_path / "two", tmp_path / "one")
+    check_equal_held_out_losses(tmp_path / "two", tmp_path / "one", [2, 4])
     previews = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("one", "two")]
     assert previews[0] == previews[1] != []
 

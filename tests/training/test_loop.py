@@ -16,6 +16,7 @@ from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_health
 from diffjax.training import loop
 from diffjax.training.logging import MetricsLog
+from diffjax.training.metric_means import MetricMeans
 from diffjax.training.nonfinite import record_skip, record_update
 
 
@@ -35,8 +36,21 @@ def count(state, batch):
 
 
 def run(
-    path, batches, *, start=0, steps=6, step=count, state=None, every=2, limit=0, on_saved=lambda step: None, **options
+    path,
+    batches,
+    *,
+    start=0,
+    steps=6,
+    step=count,
+    state=None,
+    every=2,
+    log_every=2,
+    eval_every=0,
+    limit=0,
+    on_saved=lambda step: None,
+    **options,
 ):
+    path.mkdir(exist_ok=True)
     log, checkpoints = MetricsLog(path, start), Checkpoints(path / "checkpoints", on_saved=on_saved)
     try:
         return loop.run(
@@ -44,7 +58,9 @@ def run(
             state or initial(),
             iter(batches),
             start=start,
-            intervals=loop.Intervals(steps=steps, log_every=2, sample_every=3, checkpoint_every=every),
+            intervals=loop.Intervals(
+                steps=steps, log_every=log_every, sample_every=3, checkpoint_every=every, eval_every=eval_every
+            ),
             batch_size=1,
             recorder=loop.Recorder(log, checkpoints, max_consecutive_skips=limit),
             **options,
@@ -62,6 +78,16 @@ def saved(path):
     return sorted(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
 
 
+def restore(path, step):
+    """Returns the state of a checkpoint."""
+    checkpoints = Checkpoints(path / "checkpoints")
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), initial())
+    state = checkpoints.restore(template, step)
+    checkpoints.close()
+    return state
+
+
 BATCHES = np.arange(1.0, 10.0, dtype=np.float32)
 
 
@@ -73,8 +99,6 @@ def test_intervals_of_logging_saving_and_previews(tmp_path):
     assert saved(tmp_path) == [2, 4, 6]
     assert shown == [(3, 3), (6, 6)]
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
-    # Losses are logged at full precision: the text parses to the float32 loss of the step.
-    assert [np.float32(line["loss"]) for line in lines(tmp_path)] == [np.float32(1) / b for b in BATCHES[[1, 3, 5]]]
 
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0])
@@ -94,7 +118,59 @@ def test_skipped_steps_are_logged_and_counted(tmp_path):
     assert stopped is None
     assert state.variables["params"]["w"] == np.delete(BATCHES[:6], [2, 4]).sum()
     assert {line["step"]: line["skipped"] for line in lines(tmp_path)} == {2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
-    assert {line["step"]: line["loss"] for line in lines(tmp_path)}[3] is None  # JSON has no NaN
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path)}
+    assert losses.pop(3) is None and losses.pop(5) is None  # no step that counts; JSON has no NaN
+    np.testing.assert_allclose(list(losses.values()), [(1 / BATCHES[:2]).mean(), 1 / BATCHES[3], 1 / BATCHES[5]], 1e-6)
+
+
+def test_lines_have_the_means_of_the_steps_since_the_line_before(tmp_path):
+    batches = BATCHES.copy()
+    batches[4] = np.nan  # step 5 is skipped, and does not count
+    run(tmp_path / "each", batches, steps=8, every=0, log_every=1, limit=1)
+    run(tmp_path / "means", batches, steps=8, every=3, log_every=4, limit=1)
+    each = {line["step"]: line for line in lines(tmp_path / "each")}
+    last = 0
+    for line in lines(tmp_path / "means"):
+        # at each checkpoint, at each fourth step, at the skipped one
+        steps = [step for step in range(last + 1, line["step"] + 1) if step != 5]
+        last = line["step"]
+        for name in ("loss", "grad_norm") if steps else ():
+            np.testing.assert_allclose(line[name], np.mean([each[step][name] for step in steps]), rtol=1e-6)
+        assert line["skipped"] == each[last]["skipped"] == (last >= 5)
+        assert line["images_per_second"] > 0
+    assert [line["step"] for line in lines(tmp_path / "means")] == [3, 4, 5, 6, 8]
+
+
+def test_metric_means_of_random_metrics():
+    rng, means = np.random.default_rng(0), MetricMeans()
+    losses, skips = rng.normal(size=50).astype(np.float32), rng.random(50) < 0.3
+    assert means.read() == {}
+    for i in range(50):
+        metrics = {"a/loss": np.nan if skips[i] else losses[i], "loss_deviation": losses[i], "a/learning_rate": 0.1 * i}
+        means.add({name: jnp.float32(value) for name, value in metrics.items()} | {"consecutive_skips": int(skips[i])})
+    values = means.read()
+    np.testing.assert_allclose(values["a/loss"], losses[~skips].mean(dtype=np.float64), rtol=1e-5)
+    assert values["loss_deviation"] == losses[~skips].max()  # a spike is not averaged away
+    assert values["a/learning_rate"] == np.float32(4.9) and "consecutive_skips" not in values
+    assert means.read() == {}
+
+
+def test_a_resumed_run_logs_the_lines_of_an_uninterrupted_one(tmp_path):
+    """Resuming after a kill, from a checkpoint between two lines of log_every."""
+    run(tmp_path, BATCHES, steps=9, every=3, log_every=4)
+    whole = [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in lines(tmp_path)]
+    restored = restore(tmp_path, 3)
+    run(tmp_path, BATCHES[3:], start=3, steps=9, every=3, log_every=4, state=restored)
+    assert [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in lines(tmp_path)] == whole
+
+
+def test_held_out_metrics_are_logged_with_those_of_their_step(tmp_path):
+    def evaluate(state):
+        return {"eval/loss": float(state.variables["params"]["w"])}
+
+    run(tmp_path, BATCHES, steps=7, log_every=2, every=0, eval_every=3, evaluate=evaluate)
+    sums = {step: BATCHES[:step].sum() for step in (3, 6, 7)}
+    assert {line["step"]: line.get("eval/loss") for line in lines(tmp_path)} == {2: None, 4: None, **sums}
 
 
 def test_too_many_consecutive_skips_stop_the_run(tmp_path):
@@ -235,11 +311,6 @@ def test_resuming_drops_the_lines_of_repeated_steps(tmp_path):
     run(tmp_path, BATCHES)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "los')  # a kill in the middle of a line
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), initial())
-    state = checkpoints.restore(template, 4)
-    checkpoints.close()
-    state, _ = run(tmp_path, BATCHES[4:], start=4, steps=8, state=state)
+    state, _ = run(tmp_path, BATCHES[4:], start=4, steps=8, state=restore(tmp_path, 4))
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
     assert state.variables["params"]["w"] == BATCHES[:8].sum()

@@ -27,6 +27,11 @@ def linear(variables, batch, keys, moment):
     return output**2, Aux({"output": output}, {"statistics": {"mean": output.mean()}})
 
 
+def still(variables, batch, keys, moment):
+    """Returns w . x, whose gradient is the mean of x."""
+    return batch["x"] @ variables["params"]["model"]["w"], Aux({})
+
+
 def state_and_step(losses, params, **options):
     optimizers = {group: optax.sgd(RATE) for group in losses}
     variables = {"params": params, "statistics": {"mean": jnp.zeros(())}}
@@ -94,6 +99,34 @@ def test_gradients_of_all_groups_are_at_the_old_parameters():
     np.testing.assert_allclose(new.variables["params"]["b"], 3.0 + RATE * 2.0, rtol=1e-6)
     assert metrics["a/loss"] == 6.0
     assert metrics["b/loss"] == -6.0
+    assert (metrics["a/grad_norm"], metrics["b/grad_norm"]) == (3.0, 2.0)
+
+
+def test_the_learning_rate_is_that_of_the_update():
+    """A skipped step does not advance the schedule, as in the optimiser."""
+    schedule = optax.linear_schedule(0.0, 1.0, 4)
+    optimizers = {"model": optax.sgd(schedule)}
+    model = tiny.LossModel(init_function=lambda key: {"params": PARAMS}, loss_functions={"model": still})
+    step = make_step(
+        model,
+        optimizers,
+        learning_rates={"model": schedule},
+        key=jax.random.key(0),
+        ema_decay=0.9,
+        examples=64,
+        max_consecutive_skips=1,
+    )
+    state, step = initial_state(model, optimizers, jax.random.key(1)), jax.jit(step)
+    w, updates = np.array(PARAMS["model"]["w"]), 0
+    for s in range(6):
+        data = batch()
+        if s == 2:
+            data["x"][0] = np.nan
+        state, metrics = step(state, data)
+        assert metrics["learning_rate"] == min(updates / 4, 1)
+        if s != 2:
+            w, updates = w - min(updates / 4, 1) * data["x"].mean(0), updates + 1
+        np.testing.assert_allclose(state.variables["params"]["model"]["w"], w, rtol=1e-5)
 
 
 def test_examples_and_steps_have_different_randomness():
