@@ -36,6 +36,8 @@ class Workdir:
         self.tokenizer = self.path / "tokenizer.json"  # only if the model reads captions
         self.weights = self.path / "weights.safetensors"  # only in exported runs, which have no checkpoints
         self.base = self.path / "base.safetensors"  # only in LoRA runs: weights of the run that they started from
+        self.adapter = self.path / "adapter_model.safetensors"  # only in exported LoRA runs: for peft
+        self.adapter_config = self.path / "adapter_config.json"  # of the same
         self.averages = self.path / "averages"  # averages of the weights at intervals, with train.ema_lengths
         self.failed = self.path / "failed"  # state and batch of a step with non-finite numbers, for replay
         self.lock = self.path / ".lock"

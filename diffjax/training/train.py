@@ -222,10 +222,11 @@ def _train(
         stack.enter_context(contextlib.closing(log))
         _announce(config, trained, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
+        merge = jax.jit(trained.merge) if isinstance(trained, LoraModel) else None
 
         def preview_in_place(step: int, state: TrainState) -> None:
             check_place()
-            preview(step, _with_merged_average(trained, state))
+            preview(step, state.replace(ema=merge(frozen["base"], state.ema)) if merge else state)
 
         intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
         lengths = config.train.get("ema_lengths", ())
@@ -267,13 +268,6 @@ def _save_averages(workdir: Workdir, devices: Devices, step: int, state: TrainSt
             averages.save_snapshot(workdir, step, *values)
         except OSError as error:
             print(f"step {step}: the averages cannot be stored ({error.strerror})", file=sys.stderr)
-
-
-def _with_merged_average(model: Model, state: TrainState) -> TrainState:
-    """Returns a state with the averaged parameters of the adapted model, if `model` is a LoRA."""
-    if not isinstance(model, LoraModel):
-        return state
-    return state.replace(ema=jax.jit(model.merge)(model.frozen["base"], state.ema))
 
 
 def _initialise(system: Model, state: TrainState, batches: data.Batches, prepared: _Preparation) -> TrainState:
