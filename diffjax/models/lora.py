@@ -41,6 +41,7 @@ class LoraModel(Model):
     kernels: Mapping[str, tuple[int, ...]]
     rank: int
     alpha: float
+    note: str = ""
 
     def init(self, key: PRNGKey) -> Variables:
         matrices = {}
@@ -143,9 +144,14 @@ def adapt(config: ConfigDict, model: Model, base: Params) -> LoraModel:
     adapted = {path.rpartition("/")[0]: shape for path, shape in kernels.items() if matches(path, c.targets)}
     if not adapted:
         raise UserError(f"train.lora.targets={c.targets}: must name at least one layer, such as ('*',)")
+    if rank > (largest := max(max(shape) for shape in adapted.values())):
+        raise UserError(
+            f"train.lora.rank={rank}: must be at most {largest}, the largest side of an adapted kernel; lower it"
+        )
     return LoraModel(
         classes=model.classes,
         text=model.text,
+        note=model.note,
         frozen={**model.frozen, "base": base},
         model=model,
         kernels=adapted,

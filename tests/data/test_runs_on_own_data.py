@@ -86,3 +86,12 @@ def test_examples_of_a_set_without_a_test_split(run):
     assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
     with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
         datasets.open_other(config, "train")
+
+
+def test_another_number_of_images_is_noted_when_the_run_is_resumed(run, images, tmp_path, capsys):
+    copy, folder = shutil.copytree(run[1], tmp_path / "run"), shutil.copytree(images, tmp_path / "images")
+    for i in range(5):
+        shutil.copy(folder / "ant" / "0.png", folder / "ant" / f"more_{i}.png")
+    flags = f"--config.data.dir={folder}", "--config.train.steps=5", "--allow_config_change"
+    assert launch("train", f"--workdir={copy}", *flags) == 0
+    assert "note: the data set has 28 examples, before 24: they come in another order" in capsys.readouterr().err

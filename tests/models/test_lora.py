@@ -128,6 +128,7 @@ def test_the_format_of_peft():
         ({"of": model(a=outputs, b=outputs)}, "train.lora.rank=2: is only supported for models with one loss"),
         ({"targets": ("conv_3",)}, "train.lora.targets=conv_3: matches no parameter; did you mean conv_1"),
         ({"targets": ()}, "train.lora.targets=.*must name at least one"),
+        ({"rank": 5}, "train.lora.rank=5: must be at most 4, the largest side of an adapted kernel"),
         ({"alpha": 0.0}, "train.lora.alpha=0: must be a finite number above 0"),
         ({"train__freeze": ("dense",)}, "train.freeze=.*is not supported with train.lora.rank"),
         ({"train__start_fresh": ("dense",)}, "train.start_fresh=.*is not supported with train.lora.rank"),

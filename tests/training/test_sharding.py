@@ -160,7 +160,7 @@ def started(kind, mode="jit", num_devices=1, fsdp=1):
     zeros = jax.tree.map(np.zeros_like, WEIGHTS)
     model = tiny.LossModel(init_function=lambda key: {"params": zeros}, loss_functions={"model": two_layers})
     named = flatten(WEIGHTS)
-    start = StartWeights({f"params/{name}": leaf for name, leaf in named.items()}, named, "")
+    start = StartWeights({f"params/{name}": leaf for name, leaf in named.items()}, named, None, "")
     if kind == "lora":
         model, start = adapt(config, model, start.averaged_params), start.without_params
     devices = Devices.create(mode=mode, num_devices=num_devices, fsdp=fsdp)
