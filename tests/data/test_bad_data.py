@@ -240,7 +240,7 @@ def test_misspelt_names_of_prepared_sets(cifar, configs, tmp_path, capsys):
         ({"image": IMAGES[:2], "label": [0.5, 1.0]}, "column label: labels must be all whole numbers"),
         ({"image": IMAGES[:2], "label": [0, None]}, "hf:x:1: label -1 is not from 0 to 1, as there are 2 classes"),
         ({"image": [IMAGES[0]], "text": [None]}, "hf:x:0: has no text; remove the row"),
-        ({"image": []}, "has no examples"),
+        ({"image": []}, "data.name=hf:x: cannot be loaded"),
     ],
 )
 def test_hugging_face_sets_that_are_refused(columns, message, configs, tmp_path, capsys):

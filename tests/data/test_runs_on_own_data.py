@@ -31,7 +31,8 @@ def images(tmp_path_factory):
 def run(images, tmp_path_factory):
     """The command that trains on them, and the run's folder."""
     folder = tmp_path_factory.mktemp("run")
-    config = tiny.write(folder / "config.py", data__name="folder", data__dir=str(images), data__split="train[:80%]")
+    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]", "model": tiny.DIT}
+    config = tiny.write(folder / "config.py", **fields)
     command = ["train", f"--config={config}", f"--workdir={folder}/run"]
     assert launch(*command) == 0
     return command, folder / "run"

@@ -199,7 +199,7 @@ REFUSED = {
         "START --config.train.lora.rank=2 --config.train.lora.targets=conv",
         "targets=conv: matches no",
     ),
-    "LoRA of all rank": ("START --config.train.lora.rank=100", "train.lora.rank=100: must be at most"),
+    "LoRA of all rank": ("START --config.train.lora.rank=9999", "train.lora.rank=9999: must be at most"),
 }
 
 
