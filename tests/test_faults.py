@@ -213,6 +213,7 @@ FREE = {
     "train.checkpoint_every": 3,
     "train.keep_last": 1,
     "train.keep_every": 3,
+    "train.ema_every": 3,
     "train.max_consecutive_skips": 5,
     "data.dir": "there",
     "data.cache_gib": 1.0,
