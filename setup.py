@@ -71,6 +71,7 @@ setuptools.setup(
             "dm-haiku>=0.0.16",
             "efficientnet-lite-pytorch==0.1.0",
             "equinox>=0.13",
+            "peft>=0.15",
             "torch==2.13.0",
             "transformers>=4.50",
         ],

@@ -215,6 +215,7 @@ FREE = {
     "train.checkpoint_every": 3,
     "train.keep_last": 1,
     "train.keep_every": 3,
+    "train.ema_every": 3,
     "train.max_consecutive_skips": 5,
     "data.dir": "there",
     "data.cache_gib": 1.0,
@@ -331,7 +332,7 @@ def test_a_run_resumes_at_an_earlier_checkpoint_as_the_error_advises(copy, run):
     (copy / "last_checkpoint.json").write_text(f'{{"step": {STEPS - 1}}}')
     assert launch("train", f"--workdir={copy}") == 0
     assert losses(copy) == losses(run)
-    assert json.loads((copy / "last_checkpoint.json").read_text()) == {"step": STEPS}
+    assert json.loads((copy / "last_checkpoint.json").read_text())["step"] == STEPS
 
 
 @pytest.mark.parametrize("text", ["[]", '{"step": "4"}', '{"step": -1}', '{"step": true}', "{", ""])

@@ -7,8 +7,9 @@ The folder has config.json, tokenizer.json (for text-conditioned runs) and weigh
 and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
 so training cannot resume from an export. If the export fails, for instance on a full disk, it leaves no folder.
 
-Of a LoRA run, weights.safetensors has the LoRA alone, with names as in peft and diffusers. The weights that it adapts
-are next to it, in base.safetensors. --merge_lora adds the LoRA to the weights, so that the export is an ordinary one.
+Of a LoRA run, weights.safetensors has the LoRA alone, and base.safetensors the weights that it adapts. The LoRA is also
+written in the format of peft, as adapter_model.safetensors and adapter_config.json. --merge_lora adds the LoRA to the
+weights, so that the export is an ordinary one.
 """
 
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
+from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.cli.new_folder import new_folder
 from diffjax.errors import UserError
@@ -66,8 +68,11 @@ def _export(
         variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
         if run.lora and not merge_lora:
             adapter, matrices = run.lora
-            variables = {**adapter.export(matrices), **{k: tree for k, tree in variables.items() if k != "params"}}
+            variables["params"] = matrices
             _copy_within(run.workdir.base, out.base)
+            tensors, fields = adapter.to_peft(matrices)
+            exported_weights.save(out.adapter, tensors, run.step)
+            io.write_json(out.adapter_config, fields)
         exported_weights.save(out.weights, variables, run.step)
     if run.workdir.config_changes.exists():
         shutil.copyfile(run.workdir.config_changes, out.config_changes)

@@ -6,7 +6,7 @@ import math
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
 _LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
-_TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
+# Fields that are tuples of text, also when they are empty.
+_TEXT_TUPLES = ("class_names", "masks", "freeze", "start_fresh", "targets")
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
     "run": ("workdir", "config", "checkpoint", "ema_length", "logger", "allow_config_change", "print_config"),
@@ -239,10 +240,11 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
                 number(text, type(known[path]))
             except ValueError as error:
                 raise UserError(f"{override}: {path} must be {_type_name(known[path])}") from error
+    overrides = [_with_tuple(override, known) for override in arguments.overrides]
     holder = Flags()
-    config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *arguments.overrides])
+    config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *overrides])
     try:
-        holder(["", *arguments.overrides])
+        holder(["", *overrides])
     except absl_flags.IllegalFlagValueError as error:
         name = str(error).removeprefix("flag --config.").split("=")[0]
         raise UserError(
@@ -253,12 +255,25 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     if isinstance(seed := holder.config.get("seed", 0), int):
         validate_integer("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():
-        is_text = name.rpartition(".")[2] in _TEXT_TUPLES
-        is_text |= isinstance(known[name], tuple) and isinstance((*known[name], 0)[0], str)
-        kind = str if is_text else int | float
+        kind = str if _is_text_tuple(name, known[name]) else int | float
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
-            raise UserError(f"--config.{name}={value}: {name} must be {_type_name(known[name])}")
+            example = known[name] or (("label",) if kind is str else (1, 2))
+            raise UserError(f"--config.{name}={value}: {name} must be {_type_name(example)}")
     return holder.config
+
+
+def _with_tuple(override: str, known: Mapping[str, Any]) -> str:
+    """Returns an override with the entries of a tuple of text in quotes: a,b is ('a', 'b')."""
+    name, equals, text = override.partition("=")
+    field = name.lstrip("-").removeprefix("config.")
+    if not equals or not _is_text_tuple(field, known.get(field)) or text.strip()[:1] in ("(", "[", "'", '"'):
+        return override
+    return f"{name}={tuple(entries(name.lstrip('-'), text))!r}"
+
+
+def _is_text_tuple(name: str, value: Any) -> bool:
+    """Returns whether a config field is a tuple of text, which may be empty."""
+    return isinstance(value, tuple) and (name.rpartition(".")[2] in _TEXT_TUPLES or isinstance((*value, 0)[0], str))
 
 
 def missing_field(error: Exception) -> UserError | None:

@@ -184,7 +184,8 @@ def _restore(arguments: Arguments) -> tuple[Arguments, int | None]:
     try:
         stored = image_grids.read_settings(path)
         flags, index = stored.get("flags"), stored.get("index")
-        if not isinstance(flags, dict) or (index is not None and (type(index) is not int or index < 0)):
+        bad_index = index is not None and (type(index) is not int or index < 0)
+        if not isinstance(flags, dict) or {"out", "from"} & flags.keys() or bad_index:  # neither flag is stored
             raise UserError(f"{path}: its settings are damaged; name another PNG of launch.py sample")
         flags |= {name: getattr(arguments, name) for name in arguments.given_flags - {"from"}}
         declared = Flags()

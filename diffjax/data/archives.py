@@ -46,6 +46,8 @@ def open_npz(query: Query) -> Records:
     if labels is not None:
         if labels.ndim == 2 and labels.shape[1] > 1:
             labels = labels.argmax(axis=1)  # one-hot
+        if labels.ndim not in (1, 2):
+            raise UserError(f"{path}: {label_key} has shape {labels.shape}; it must be [N], or one-hot [N, classes]")
         if len(labels) != len(images):
             raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; write the file again")
         try:
@@ -59,6 +61,7 @@ def open_npz(query: Query) -> Records:
         num_classes,
         class_names,
         labels,
+        "write the file again",
     )
     return slice_split(records, query.split)
 
@@ -163,7 +166,7 @@ def open_tar(query: Query) -> Records:
             raise UserError(f"{name_of(i)}: has no caption, but {name_of(0)} has one; add it")
         return Record(content(i, "image") or b"", 0 if numbers is None else int(numbers[i]), caption)
 
-    records = Records(count, read, name_of, num_classes, class_names, numbers)
+    records = Records(count, read, name_of, num_classes, class_names, numbers, "write the shard again")
     return slice_split(records, query.split)
 
 
@@ -199,11 +202,23 @@ def _members(shard: str) -> list[tuple[str, int, int]]:
                             "pattern"
                         )
                     members.append((member.name, member.offset_data, member.size))
+            _check_end(shard, archive.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         compressed = shard.endswith((".gz", ".tgz", ".xz", ".bz2", ".zst"))
         advice = "unpack it to .tar, for random access" if compressed else "copy the shard again"
         raise UserError(f"{shard}: is not a whole .tar ({str(error)[:200]}); {advice}") from error
     return members
+
+
+def _check_end(shard: str, offset: int) -> None:
+    """Raises UserError unless the files of a .tar end, at `offset`, with the block of zeros that marks the end."""
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise UserError(f"{shard}: ends early, without the mark of its end; copy the shard again")
+    if any(block):
+        raise UserError(f"{shard}: is damaged at byte {offset:,}; copy the shard again")
 
 
 def _files(query: Query) -> list[str]:

@@ -1,8 +1,9 @@
 """Image sets of the libraries tensorflow-datasets and Hugging Face's datasets; columns are chosen by their type."""
 
+import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ def prepared_folder(directory: str, name: str, how: str) -> Any:
     # excludes incomplete preparations
     versions = [path for path in prepared if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     if not versions:
-        raise MissingData(f"{name} is not prepared in {directory}: {how}")
+        others = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        similar = difflib.get_close_matches(root.name, others, n=1)
+        proposal = f"did you mean {similar[0]!r}? Otherwise " if similar else ""
+        raise MissingData(f"{name} is not prepared in {directory}: {proposal}{how}")
     return max(versions, key=lambda path: tfds.core.Version(path.name))
 
 
@@ -44,11 +48,34 @@ def open_builder(folder: Any, how: str) -> Any:
         raise UserError(f"{folder} is damaged ({reason}): delete it and {how}") from error
 
 
+def open_split(builder: Any, split: str, how: str) -> Any:
+    """Returns the records of a split of a prepared set, with random access.
+
+    Raises:
+      NotImplementedError: the set is not in the array_record format.
+      ValueError: the set has no such split, or the split is empty.
+      UserError: a file is missing, or has other records than the description of the set.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    data = builder.as_data_source(split=split)
+    for file in builder.info.splits[split].file_instructions:
+        reader = ArrayRecordReader(str(file.filename))
+        count = reader.num_records() if reader.ok() else 0
+        if count != file.examples_in_shard:
+            raise UserError(
+                f"{file.filename}: is missing, damaged or ends early, as {count:,} of {file.examples_in_shard:,} "
+                f"records can be read; delete {builder.data_path} and {how}"
+            )
+        reader.close()
+    return data
+
+
 def open_tfds(query: Query) -> Records:
     """Opens an image set of tensorflow-datasets that is prepared as array_record in `data.dir`.
 
-    The image, label and caption are its only Image, ClassLabel and Text features, or those named "image", "label" and
-    "text" or "caption".
+    The image and label are its only Image and ClassLabel features, or those named "image" and "label"; the caption is
+    the Text feature named "text" or "caption".
 
     Raises:
       MissingData: it is not prepared; the message has the command that prepares it.
@@ -68,9 +95,10 @@ def open_tfds(query: Query) -> Records:
     if image is None:
         raise UserError(f"data.name={query.name}: has no image feature, but {', '.join(features)}; choose another set")
     label = _column(features, tfds.features.ClassLabel, ("label",), name)
-    caption = _column(features, tfds.features.Text, ("text", "caption"), name)
+    texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]  # also file names
+    caption = _named(texts, ("text", "caption"))
     try:
-        data: Any = builder.as_data_source(split=query.split)  # pyright: ignore[reportCallIssue]
+        data = open_split(builder, query.split, how)
     except NotImplementedError:
         raise UserError(f"{name} is not in the array_record format: {how}") from None
     except ValueError as error:
@@ -84,7 +112,8 @@ def open_tfds(query: Query) -> Records:
         return Record(values[image], int(values[label]) if label else 0, text)
 
     names = tuple(features[label].names) if label else ()
-    return Records(len(data), read, lambda i: f"{name} {query.split}:{i}", len(names), names)
+    name_of = lambda i: f"{name} {query.split}:{i}"  # noqa: E731
+    return Records(len(data), read, name_of, len(names), names, None, "prepare the data set again")
 
 
 def open_hf(query: Query) -> Records:
@@ -140,13 +169,16 @@ def open_hf(query: Query) -> Records:
 
     def read(i: int) -> Record:
         row = data[i]
+        if missing := [name for name in (image, caption) if name and row[name] is None]:
+            raise UserError(f"{query.name}:{i}: has no {missing[0]}; remove the row")
         content = row[image]["bytes"]
         if content is None:
             with open(row[image]["path"], "rb") as file:
                 content = file.read()
         return Record(content, 0 if labels is None else int(labels[i]), str(row[caption]) if caption else None)
 
-    records = Records(len(data), read, lambda i: f"{query.name}:{i}", num_classes, class_names, labels)
+    name_of, remedy = lambda i: f"{query.name}:{i}", "prepare the data set again"
+    records = Records(len(data), read, name_of, num_classes, class_names, labels, remedy)
     return slice_split(records, query.split)
 
 
@@ -163,5 +195,5 @@ def _column(features: Mapping[str, Any], kind: type, names: Sequence[str], where
     return (preferred or columns or [None])[0]
 
 
-def _named(features: Mapping[str, Any], names: Sequence[str]) -> str | None:
+def _named(features: Iterable[str], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in features), None)

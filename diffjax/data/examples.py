@@ -27,6 +27,7 @@ class Source:
     # (indices, positions [N, 2]) -> examples cropped at `decoding.crop`'s positions; None: examples have one crop
     read_crops: Callable[[Sequence[int], np.ndarray], list[Example]] | None = None
     name_of: Callable[[int], str] | None = None  # file name of an example, for messages
+    remedy: str = "prepare the data set again"  # what to do about an example that cannot be read, for messages
 
     def __len__(self) -> int:
         return self.length
@@ -75,11 +76,14 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
     numbers = np.arange(max(records.num_classes, info.num_classes))
     if info.class_names and records.class_names and info.class_names != records.class_names:
         numbers = np.array([info.class_names.index(name) for name in records.class_names])
+    if info.num_classes and records.labels is not None and options.on_corrupt == "raise":
+        for i in np.flatnonzero((records.labels < 0) | (records.labels >= len(numbers)))[:1].tolist():
+            raise _beyond_classes(records.name_of(i), int(records.labels[i]), len(numbers))
 
     def decode(i: int) -> Example:
         record = records.read(i)
         if info.num_classes and not 0 <= record.label < len(numbers):
-            raise UserError(f"{records.name_of(i)}: label {record.label} is beyond the {len(numbers)} classes")
+            raise _beyond_classes(records.name_of(i), record.label, len(numbers))
         label = np.int32(numbers[record.label] if info.num_classes else 0)
         example: Example = {"image": decoder(record, records.name_of(i)), "label": label}
         return example if record.caption is None else {**example, "caption": record.caption}
@@ -93,8 +97,15 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
 
     if options.fit == "random_crop":
         centred = lambda indices: read_crops(indices, np.full((len(indices), 2), 0.5))  # noqa: E731
-        return Source(records.length, centred, read_crops, records.name_of)
-    return Source(records.length, lambda indices: [cache.get(i, decode) for i in indices], name_of=records.name_of)
+        return Source(records.length, centred, read_crops, records.name_of, records.remedy)
+    read = lambda indices: [cache.get(i, decode) for i in indices]  # noqa: E731
+    return Source(records.length, read, None, records.name_of, records.remedy)
+
+
+def _beyond_classes(name: str, label: int, classes: int) -> UserError:
+    return UserError(
+        f"{name}: label {label} is not from 0 to {classes - 1}, as there are {classes} classes; correct it"
+    )
 
 
 def convert_images(source: Source, info: DatasetInfo, options: ImageOptions) -> Source:
@@ -121,8 +132,7 @@ def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
     """
     corrupt: dict[int, str] = {}
     lock = threading.Lock()  # several threads may read an example, which is printed once
-
-    advice = "prepare the data set again" if source.name_of is None else "replace or delete the file"
+    advice = source.remedy
 
     def report(j: int, error: Exception) -> None:
         reason = (

@@ -116,18 +116,26 @@ def _with_metadata(folder: Path, images: set[str], files: list[str]) -> _Split:
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
                 raise UserError(f"{folder / file}: row {number} has no file_name; add the column")
-            rows[os.path.normpath(os.path.join(os.path.dirname(file), name))] = row
+            path = os.path.normpath(os.path.join(os.path.dirname(file), name))
+            if path in rows:
+                raise UserError(f"{folder / file}: row {number} names {name} again; keep one row for each image")
+            rows[path] = row
+    if not rows:
+        raise UserError(f"{folder / files[0]}: names no images; add rows with file_name, or delete the file")
     if missing := [name for name in rows if name not in images]:
         raise UserError(
-            f"{folder / files[0]}: names {len(missing)} images that do not exist, such as {missing[0]}; correct "
-            "file_name, which is relative to the metadata file"
+            f"{folder / files[0]}: names {len(missing)} images that are not in the folder, such as {missing[0]}; "
+            "correct file_name, which is relative to the metadata file"
         )
     if len(rows) < len(images):
         note(f"{folder / files[0]} does not name {len(images) - len(rows)} of {len(images)} images: they are not used")
     names = sorted(rows, key=_order)
     labels = _column(rows, names, ("label",), folder / files[0])
     captions = _column(rows, names, ("text", "caption"), folder / files[0])
-    return _Split(names, labels, captions and [str(caption) for caption in captions], False)
+    for name, caption in zip(names, captions or (), strict=bool(captions)):
+        if not isinstance(caption, str):
+            raise UserError(f"{folder / files[0]}: the caption of {name} must be text, not {caption!r:.80}; correct it")
+    return _Split(names, labels, captions, False)
 
 
 def _column(rows: dict[str, dict[str, Any]], names: list[str], columns: tuple[str, ...], file: Path) -> list | None:
@@ -153,7 +161,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                         raise ValueError("a line is not an object")
                     yield row
         elif path.suffix == ".csv":
-            yield from csv.DictReader(text_io.StringIO(content.decode("utf-8-sig"), newline=""))
+            text = text_io.StringIO(content.decode("utf-8-sig"), newline="")
+            for row in csv.DictReader(text, skipinitialspace=True):
+                if None in row:
+                    raise ValueError(f"the row of {row.get('file_name')} has too many cells: quote text with commas")
+                yield row
         else:
             yield from _parquet_rows(path)
     except OSError as error:
@@ -173,19 +185,32 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Yields the files below a folder, relative to it, without hidden ones."""
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    pending.append(path)
-                else:
-                    yield path
+    """Yields the files below a folder, relative to it, without hidden ones.
+
+    Raises:
+      UserError: a folder cannot be read, or is a symbolic link to one that contains it.
+    """
+    pending: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]  # with the real paths of parents
+    try:
+        while pending:
+            folder, parents = pending.pop()
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if not entry.is_dir():
+                        yield path
+                    elif (real := os.path.realpath(entry.path)) not in parents:
+                        pending.append((path, (*parents, real)))
+                    else:
+                        raise UserError(
+                            f"data.dir={root}: {path} is a symbolic link to a folder that contains it; delete the link"
+                        )
+    except OSError as error:
+        raise UserError(
+            f"data.dir={root}: {error.filename} cannot be read ({error.strerror}); correct or delete it"
+        ) from error
 
 
 def _order(path: str) -> tuple[int, str]:

@@ -10,6 +10,7 @@ import numpy as np
 from diffjax.errors import UserError
 
 _SPLIT = re.compile(r"(\w+)(?:\[(?:(-?\d+)(%?))?:(?:(-?\d+)(%?))?\])?")
+_MAX_CLASSES = 1_000_000  # labels are numbers of classes from 0; others, such as dates, are mistakes
 
 
 class Query(NamedTuple):
@@ -39,6 +40,7 @@ class Records:
     num_classes: int = 0  # 0: no labels
     class_names: tuple[str, ...] = ()  # (): classes have no names
     labels: np.ndarray | None = None  # int [length], if they are known without reading
+    remedy: str = "replace or delete the file"  # what to do about a record that cannot be read, for messages
 
 
 def select(records: Records, indices: Sequence[int] | np.ndarray) -> Records:
@@ -123,19 +125,27 @@ def index_labels(values: Sequence[object]) -> tuple[np.ndarray, int, tuple[str, 
     """Returns labels [N] as int32, the number of classes and their names, of whole numbers or of names.
 
     Raises:
-      ValueError: numbers are negative or not whole, or there are both numbers and names.
+      ValueError: numbers are negative, not whole or above a million, or there are both numbers and names.
     """
     if all(isinstance(value, str) for value in values) and not all(str(value).isdecimal() for value in values):
         names = tuple(sorted({str(value) for value in values}))
         numbers = {name: i for i, name in enumerate(names)}
         return np.array([numbers[str(value)] for value in values], np.int32), len(names), names
     try:
-        labels = np.array([int(str(value)) for value in values], np.int64)
-    except ValueError:
+        labels = np.array([_whole(value) for value in values], np.int64)
+    except (ValueError, OverflowError):
         raise ValueError("labels must be all whole numbers, or all names") from None
-    if len(labels) and (labels.min() < 0 or labels.max() >= 2**31):
-        raise ValueError(f"label {labels.min() if labels.min() < 0 else labels.max()} is not from 0 to 2^31 - 1")
+    if len(labels) and (labels.min() < 0 or labels.max() >= _MAX_CLASSES):
+        label = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"label {label} is not from 0 to {_MAX_CLASSES - 1:,}")
     return labels.astype(np.int32), int(labels.max(initial=-1)) + 1, ()
+
+
+def _whole(value: object) -> int:
+    """Returns a whole number, also of text or floating point. Raises ValueError or OverflowError for other values."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(str(value))
 
 
 def _parse(split: str) -> re.Match[str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffjax.data import shapes
 from diffjax.data.archives import open_npz, open_tar
-from diffjax.data.dataset_libraries import open_builder, open_hf, open_tfds, prepared_folder
+from diffjax.data.dataset_libraries import open_builder, open_hf, open_split, open_tfds, prepared_folder
 from diffjax.data.decoding import CHANNELS, Cache, check_fit, infer_channels, parse_colour
 from diffjax.data.examples import (
     DatasetInfo,
@@ -315,7 +315,7 @@ def _prepared(query: Query, options: ImageOptions) -> Source:
     folder = prepared_folder(directory, f"{name}/{_emoji_size(image_size)}" if name == "emoji" else name, how)
     builder = open_builder(folder, how)
     try:
-        data: Any = builder.as_data_source(split=split)
+        data = open_split(builder, split, how)
     except NotImplementedError:
         raise UserError(f"{name} in {directory} is not in the array_record format: {how}") from None
     except ValueError:

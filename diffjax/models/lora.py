@@ -41,6 +41,7 @@ class LoraModel(Model):
     kernels: Mapping[str, tuple[int, ...]]
     rank: int
     alpha: float
+    note: str = ""
 
     def init(self, key: PRNGKey) -> Variables:
         matrices = {}
@@ -78,26 +79,27 @@ class LoraModel(Model):
 
         return jax.tree_util.tree_map_with_path(add, base)
 
-    def export(self, matrices: Params) -> dict[str, Any]:
-        """Returns the parameters under the names and in the layout of peft and diffusers.
+    def to_peft(self, matrices: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the parameters in the format of peft, for modules that have the names of the layers.
 
-        Each layer has "LAYER.lora_A.weight" [r, in], "LAYER.lora_B.weight" [out, r] and "LAYER.alpha".
+        Returns:
+          Tensors of adapter_model.safetensors: of each layer "base_model.model.LAYER.lora_A.weight" [r, in] and
+          "base_model.model.LAYER.lora_B.weight" [out, r], with two more dimensions of size 1 for a convolution. And the
+          fields of adapter_config.json.
         """
-        exported = {}
+        tensors = {}
         for path, leaf in flatten(matrices).items():
-            layer, _, name = path.replace("/", ".").rpartition(".")
-            exported |= {f"{layer}.{name}.weight": leaf.T, f"{layer}.alpha": jnp.float32(self.alpha)}
-        return exported
-
-    def restore(self, exported: Mapping[str, Any]) -> Params:
-        """Returns the parameters from their exported form; inverse of `export`."""
-        return unflatten(
-            {
-                f"{layer}/{name}": exported[f"{layer.replace('/', '.')}.{name}.weight"].T
-                for layer in self.kernels
-                for name in ("lora_A", "lora_B")
-            }
-        )
+            layer, _, name = path.rpartition("/")
+            ones = (1,) * (len(self.kernels[layer]) - 2)
+            tensors[f"base_model.model.{_dotted(layer)}.{name}.weight"] = leaf.T.reshape(*leaf.T.shape, *ones)
+        return tensors, {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "target_modules": sorted(map(_dotted, self.kernels)),
+            "bias": "none",
+            "inference_mode": True,
+        }
 
     def summarize(self, collections: Mapping[str, Any]) -> Mapping[str, Scalar]:
         return self.model.summarize(collections)
@@ -142,15 +144,24 @@ def adapt(config: ConfigDict, model: Model, base: Params) -> LoraModel:
     adapted = {path.rpartition("/")[0]: shape for path, shape in kernels.items() if matches(path, c.targets)}
     if not adapted:
         raise UserError(f"train.lora.targets={c.targets}: must name at least one layer, such as ('*',)")
+    if rank > (largest := max(max(shape) for shape in adapted.values())):
+        raise UserError(
+            f"train.lora.rank={rank}: must be at most {largest}, the largest side of an adapted kernel; lower it"
+        )
     return LoraModel(
         classes=model.classes,
         text=model.text,
+        note=model.note,
         frozen={**model.frozen, "base": base},
         model=model,
         kernels=adapted,
         rank=rank,
         alpha=alpha,
     )
+
+
+def _dotted(layer: str) -> str:
+    return layer.replace("/", ".")
 
 
 def _is_dense(path: str, shape: tuple[int, ...]) -> bool:

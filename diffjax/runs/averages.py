@@ -100,6 +100,8 @@ def save_reconstruction(workdir: Workdir, variables: Variables, length: float, s
 
 def _check_step(workdir: Workdir, length: float, step: int | None) -> int:
     steps = list_snapshots(workdir)
+    if workdir.weights.exists():
+        raise UserError(f"--ema_length={length:g}: {workdir.path} is exported, with one average only; omit the flag")
     if not steps:
         raise UserError(
             f"--ema_length={length:g}: {workdir.path} has no averages to reconstruct from; train with "

@@ -26,7 +26,7 @@ from diffjax.runs.config_fields import CONFIGS, configs_package
 # change the order of sums, so numbers agree up to rounding.
 MUTABLE_FIELDS = (
     *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
-    *("train.eval_every", "train.eval_batches"),
+    *("train.eval_every", "train.eval_batches", "train.ema_every"),
     *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "parallel.", "sampler.", "rerank."),
 )
 _DEFAULTS = {

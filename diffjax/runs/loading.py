@@ -159,14 +159,7 @@ def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: 
             raise UserError(
                 f"--checkpoint={step}: {workdir.path} is exported, with step {exported_step} only; omit the flag"
             )
-        if not isinstance(model, LoraModel):
-            return exported_weights.load(workdir.weights, template), exported_step
-        collections = {name: tree for name, tree in template.items() if name != "params"}
-        exported = exported_weights.load(
-            workdir.weights, {**collections, **jax.eval_shape(model.export, template["params"])}
-        )
-        restored = {name: exported[name] for name in collections}
-        return {**restored, "params": model.restore(exported)}, exported_step
+        return exported_weights.load(workdir.weights, template), exported_step
     if not workdir.checkpoints.exists():
         raise UserError(
             f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"

@@ -38,6 +38,8 @@ class Workdir:
         self.tokenizer = self.path / "tokenizer.json"  # only if the model reads captions
         self.weights = self.path / "weights.safetensors"  # only in exported runs, which have no checkpoints
         self.base = self.path / "base.safetensors"  # only in LoRA runs: weights of the run that they started from
+        self.adapter = self.path / "adapter_model.safetensors"  # only in exported LoRA runs: for peft
+        self.adapter_config = self.path / "adapter_config.json"  # of the same
         self.averages = self.path / "averages"  # averages of the weights at intervals, with train.ema_lengths
         self.failed = self.path / "failed"  # state and batch of a step with non-finite numbers, for replay
         self.lock = self.path / ".lock"
@@ -131,6 +133,8 @@ class Workdir:
             raise UserError(
                 f"{self.path} is not a run, as it has no config.json; train one with launch.py train"
             ) from error
+        except OSError as error:
+            raise UserError(f"{self.config}: cannot be read ({error.strerror}); choose the folder of a run") from error
         except (UserError, ValueError) as error:
             kind = "is damaged" if isinstance(error, UserError) else "is not JSON"
             raise UserError(f"{self.config}: {kind} ({error}); restore it, or choose another folder") from error
@@ -179,8 +183,12 @@ class Workdir:
         before = self.config_changes.read_text() if self.config_changes.exists() else ""
         io.write_text(self.config_changes, f"{before}{io.to_json(change)}\n")
 
-    def read_last_checkpoint(self) -> int | None:
-        """Returns the step of the newest checkpoint that was written; 0: none yet; None: the run has no such record.
+    def read_last_checkpoint(self) -> tuple[int | None, int | None]:
+        """Returns the record of the newest checkpoint that was written.
+
+        Returns:
+          Its step (0: there is no checkpoint yet; None: the run has no record), and the number of examples of the data
+          set (None: it is not recorded).
 
         Raises:
           UserError: the record is damaged.
@@ -189,14 +197,15 @@ class Workdir:
         try:
             record = io.read_json(self.last_checkpoint, advice)
         except FileNotFoundError:
-            return None
+            return None, None
         step = record.get("step") if isinstance(record, dict) else None
         if type(step) is not int or step < 0:
             raise UserError(f"{self.last_checkpoint} is damaged; {advice}")
-        return step
+        examples = record.get("examples")
+        return step, examples if type(examples) is int else None
 
-    def write_last_checkpoint(self, step: int) -> None:
-        io.write_json(self.last_checkpoint, {"step": step})
+    def write_last_checkpoint(self, step: int, examples: int) -> None:
+        io.write_json(self.last_checkpoint, {"step": step, "examples": examples})
 
 
 def _links(path: Path, *, below: bool = True) -> Iterator[Path]:

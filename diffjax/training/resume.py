@@ -61,7 +61,7 @@ def check_complete(config: ConfigDict, workdir: Workdir) -> None:
     restore = f"put a copy back, or choose another --workdir to start again (nothing in {workdir.path} was changed)"
     if newest and not workdir.config.exists():
         raise UserError(f"{workdir.config}: is missing, and the run has checkpoints; {restore}")
-    last = workdir.read_last_checkpoint()
+    last, _ = workdir.read_last_checkpoint()
     rewind = f'to continue from step {newest}, write {{"step": {newest}}} to {workdir.last_checkpoint}'
     if last is not None and last > newest:
         present = f"the newest is of step {newest}" if newest else "there is no checkpoint"

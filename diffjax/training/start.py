@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
+from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, validate_names
 from diffjax.models.base import Model
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
@@ -23,11 +24,13 @@ class StartWeights(NamedTuple):
     Attributes:
       variables: arrays by path, such as "params/model/conv_in/kernel" and "codebook/...".
       ema: averaged parameters by path, such as "model/conv_in/kernel".
+      tokenizer: tokenizer of captions; None: the run reads no captions.
       summary: description for the log.
     """
 
     variables: Mapping[str, Any]
     ema: Mapping[str, Any]
+    tokenizer: Tokenizer | None
     summary: str
 
     @property
@@ -67,6 +70,7 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
     try:
         averaged = load(path)
         last = load(path, averaged.step, averaged=False)
+        tokenizer = averaged.tokenizer if model.text else None
     except UserError as error:
         raise UserError(f"train.start={path}: {error}") from error
     if not averaged.system.losses:
@@ -75,11 +79,16 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
     theirs, ema = (flatten({**run.variables, "frozen": {}}) for run in (last, averaged))
     check_patterns("train.start_fresh", fresh, map(_short, wanted))
     taken = {name for name in wanted if not matches(_short(name), fresh)}
+    if not taken:
+        raise UserError(
+            f"train.start_fresh={fresh}: matches all weights, so none are of train.start; unset one of them"
+        )
     _check_shapes(path, {name: wanted[name] for name in taken}, theirs)
     unused = theirs.keys() - taken
     return StartWeights(
         variables={name: theirs[name] for name in taken},
         ema={_short(name): ema[name] for name in taken if name.startswith("params/")},
+        tokenizer=tokenizer,
         summary=f"starts from {path}, step {averaged.step}: {len(taken)} arrays taken"
         + (f", {len(wanted) - len(taken)} fresh" if len(wanted) > len(taken) else "")
         + (f", {len(unused)} of the run unused" if unused else ""),

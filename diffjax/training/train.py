@@ -15,8 +15,9 @@ from diffjax import data, io
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.examples import Source
+from diffjax.data.sources import is_built_in
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import UserError, memory_limit_as_user_error, validate_integer, validate_number
+from diffjax.errors import UserError, memory_limit_as_user_error, note, validate_integer, validate_number
 from diffjax.inference.prompts import unique_captions
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
@@ -28,7 +29,7 @@ from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.datasets import open_training_examples, resolve
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
 from diffjax.runs.loading import build_model, read_lora_base
-from diffjax.runs.power_functions import check_length
+from diffjax.runs.power_functions import check_length, name_of
 from diffjax.runs.state import TrainState
 from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.runs.workdir import Workdir
@@ -75,6 +76,8 @@ def train(
     Raises:
       UserError: the config or the folder is not valid, or too many steps were not finite.
     """
+    if workdir.path.exists() and not workdir.path.is_dir():
+        raise UserError(f"--workdir={workdir.path}: is not a folder; choose another path")
     if workdir.weights.exists():
         raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
@@ -87,6 +90,8 @@ def train(
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
     prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
+    if is_pipeline(planned) and not all(resume.is_trained_elsewhere(Workdir(workdir.path / name)) for name in names):
+        check_examples(config, planned, open_dataset(config, config.data.split))
     _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
@@ -94,8 +99,8 @@ def train(
                 resume.accept(config, workdir, 0)
             elif multihost.is_main_process() and not list_steps(workdir.checkpoints):
                 workdir.write_config(config)
-                if not is_pipeline(planned):
-                    workdir.write_last_checkpoint(0)
+                if prepared:
+                    workdir.write_last_checkpoint(0, len(prepared.source))
             multihost.check_shared(workdir.config)
         for number, name in enumerate(names, 1):
             print(f"part {number} of {len(names)}: {name}")
@@ -138,8 +143,10 @@ def check(config: ConfigDict) -> None:
         lengths = c.get("ema_lengths", ())
         for length in lengths:
             check_length("train.ema_lengths", length)
-        if len(set(lengths)) < len(lengths) or len(lengths) == 1:
+        if len(set(map(name_of, lengths))) < len(lengths) or len(lengths) == 1:
             raise UserError(f"train.ema_lengths={lengths}: must be two different lengths, such as (0.05, 0.1), or ()")
+        if c.get("ema_every", 0) and not lengths:
+            raise UserError(f"train.ema_every={c.ema_every}: requires train.ema_lengths; set them, such as (0.05, 0.1)")
         validate_number("train.ema_decay", c.ema_decay, low=0, high=1, exclusive="high")
     for name in part_names(config):
         check(part_config(config, name))
@@ -166,6 +173,7 @@ class _Preparation:
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
         source = open_training_examples(config)
+        check_examples(config, model, source)
         held_out = open_held_out(config) if config.train.get("eval_every", 0) and has_losses(model) else None
         return cls(devices, make_optimizers(config, model), source, held_out, start, base)
 
@@ -214,7 +222,8 @@ def _train(
             "--workdir to start again"
         )
     with multihost.main_process_first("tokenizer"):
-        source = with_tokens(config, system, prepared.source, workdir)
+        start_tokenizer = prepared.start.tokenizer if prepared.start else None
+        source = with_tokens(config, system, prepared.source, workdir, start_tokenizer)
     batches = data.Batches(
         source,
         batch_size=config.train.batch_size,
@@ -225,7 +234,7 @@ def _train(
     local_batches = dataclasses.replace(batches, share=(jax.process_index(), jax.process_count()))
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_limit_as_user_error(memory_advice(config, devices)))
-        checkpoints = stack.enter_context(_open_checkpoints(config, workdir, check_place))
+        checkpoints = stack.enter_context(_open_checkpoints(config, workdir, check_place, len(source)))
         start = checkpoints.latest_step() or 0
         preview_first = previews.previews_missing(config, system, workdir, start)
         if start >= config.train.steps and not preview_first:
@@ -245,14 +254,18 @@ def _train(
         with multihost.main_process_first("config"):
             if multihost.is_main_process() and start:
                 resume.accept(config, workdir, start)  # after the restore, which fails if the config does not fit
-                workdir.write_last_checkpoint(start)  # later checkpoints are damaged
+                _, before = workdir.read_last_checkpoint()
+                if before not in (None, len(source)):
+                    note(f"the data set has {len(source):,} examples, before {before:,}: they come in another order")
+                workdir.write_last_checkpoint(start, len(source))  # later checkpoints are damaged
         log = stack.enter_context(_open_log(config, workdir, start, logger))
         _announce(config, trained, state, len(source), devices, start)
         preview = previews.make_preview(config, system, source, workdir, log, devices)
+        merge = jax.jit(trained.merge) if isinstance(trained, LoraModel) else None
 
         def preview_in_place(step: int, state: TrainState) -> None:
             check_place()
-            preview(step, _with_merged_average(trained, state))
+            preview(step, state.replace(ema=merge(frozen["base"], state.ema)) if merge else state)
 
         evaluate = None
         if prepared.held_out:
@@ -326,13 +339,6 @@ def _save_averages(workdir: Workdir, devices: Devices, step: int, state: TrainSt
             print(f"step {step}: the averages cannot be stored ({error.strerror})", file=sys.stderr)
 
 
-def _with_merged_average(model: Model, state: TrainState) -> TrainState:
-    """Returns a state with the averaged parameters of the adapted model, if `model` is a LoRA."""
-    if not isinstance(model, LoraModel):
-        return state
-    return state.replace(ema=jax.jit(model.merge)(model.frozen["base"], state.ema))
-
-
 def _initialise(system: Model, state: TrainState, batches: data.Batches, prepared: _Preparation) -> TrainState:
     """Returns a new state with the weights that the run starts from, then fitted to the first batch if needed."""
     if prepared.start:
@@ -344,13 +350,15 @@ def _initialise(system: Model, state: TrainState, batches: data.Batches, prepare
     return state
 
 
-def _open_checkpoints(config: ConfigDict, workdir: Workdir, check_place: Callable[[], None]) -> Checkpoints:
+def _open_checkpoints(
+    config: ConfigDict, workdir: Workdir, check_place: Callable[[], None], examples: int
+) -> Checkpoints:
     """Opens the checkpoints for writing; the main process records the newest step in last_checkpoint.json."""
 
     def record_step(step: int) -> None:
         with contextlib.suppress(OSError, UserError):  # on a full disk the older record stays valid
             check_place()
-            workdir.write_last_checkpoint(step)
+            workdir.write_last_checkpoint(step, examples)
 
     return Checkpoints(
         workdir.checkpoints,
@@ -398,24 +406,21 @@ def _complete_pipeline(config: ConfigDict, system: Pipeline, workdir: Workdir) -
     print(f"{config.system}: all stages are trained: {', '.join(system.stages)}")
 
 
-def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Workdir) -> Source:
+def with_tokens(
+    config: ConfigDict, system: Model, source: Source, workdir: Workdir, start_tokenizer: Tokenizer | None = None
+) -> Source:
     """Adds tokens to the examples of a source if the model reads captions, and stores the tokenizer in the workdir.
 
     The tokenizer is, in this order: the workdir's, that of the CLIP that the config names, that of `text.tokenizer`,
-    that of the run that `train.start` names, or a new one, trained on the captions.
+    `start_tokenizer`, that of the run that the initial weights are from, or a new one, trained on the captions.
 
     Raises:
-      UserError: the data set has no captions, or the tokenizer does not fit `text.vocabulary`.
+      UserError: the tokenizer does not fit `text.vocabulary`.
     """
     if system.text is None:
         return source
-    if "caption" not in source[0]:
-        raise UserError(
-            f"data.name={config.data.name}: has no captions, but this model is conditioned on them; add captions "
-            "(docs/data.md), or choose shapes or emoji"
-        )
     captions, spec = unique_captions(source, _TOKENIZER_CAPTIONS), system.text
-    text_tokenizer = _choose_tokenizer(config, workdir, captions, spec.vocabulary)
+    text_tokenizer = _choose_tokenizer(config, workdir, captions, spec.vocabulary, start_tokenizer)
     if text_tokenizer.vocabulary > spec.vocabulary:
         raise UserError(
             f"text.tokenizer={config.text.tokenizer}: has {text_tokenizer.vocabulary} tokens, but text.vocabulary is "
@@ -428,16 +433,32 @@ def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Work
     return data.with_tokens(source, lambda texts: text_tokenizer.encode(texts, spec.length))
 
 
-def _choose_tokenizer(config: ConfigDict, workdir: Workdir, captions: list[str], vocabulary: int) -> Tokenizer:
+def _choose_tokenizer(
+    config: ConfigDict, workdir: Workdir, captions: list[str], vocabulary: int, start_tokenizer: Tokenizer | None
+) -> Tokenizer:
     if workdir.tokenizer.exists():
         return tokenizer.load(workdir.tokenizer)
     if config.get("clip"):
         return load_tokenizer(referenced_run(config, "clip", workdir.path))
     if config.text.tokenizer:
         return tokenizer.load(config.text.tokenizer)
-    if config.train.get("start"):
-        return load_tokenizer(config.train.start)
-    return tokenizer.train(captions, vocabulary)
+    return start_tokenizer or tokenizer.train(captions, vocabulary)
+
+
+def check_examples(config: ConfigDict, model: Model, source: Source) -> None:
+    """Checks the first example of a data set. Prints a note if the user's own data have captions that are not used.
+
+    Raises:
+      UserError: it cannot be read, or has no caption and the model reads captions.
+    """
+    name, has_captions = config.data.name, "caption" in source[0]
+    if model.text and not has_captions:
+        raise UserError(
+            f"data.name={name}: has no captions, but this model is conditioned on them; add captions (docs/data.md), or "
+            "choose shapes or emoji"
+        )
+    if has_captions and not model.text and not is_built_in(name):
+        note(f"data.name={name}: the captions are not used, as this model is not text-conditioned")
 
 
 def _announce(

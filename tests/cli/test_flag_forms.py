@@ -37,6 +37,29 @@ def test_a_value_follows_an_equals_sign_or_a_space(separate):
     assert (config.train.steps, config.data.flip) == (10, True)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("qkv", ("qkv",)),
+        ("down_*,label", ("down_*", "label")),
+        ("('down_*', 'label')", ("down_*", "label")),
+        ("()", ()),
+    ],
+)
+def test_tuples_of_text_need_no_quotes(text, value):
+    _, config = parsed("--config", "configs/digits.py", f"--config.train.freeze={text}")
+    assert config.train.freeze == value
+    _, config = parsed("--config", "configs/digits.py", "--config.data.class_names", text)
+    assert config.data.class_names == value
+
+
+def test_a_tuple_of_the_wrong_kind_is_refused():
+    with pytest.raises(UserError, match=r"train.freeze=\(3,\): train.freeze must be a tuple, such as \('label',\)"):
+        parsed("--config=configs/digits.py", "--config.train.freeze=(3,)")
+    with pytest.raises(UserError, match=r"train.freeze=a,,b: an entry is empty"):
+        parsed("--config=configs/digits.py", "--config.train.freeze=a,,b")
+
+
 def test_a_boolean_needs_no_value():
     arguments, config = parsed("--config", "configs/digits.py", "--invert", "--noconfig.data.flip")
     assert arguments.invert and not config.data.flip

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.inference import image_grids
 from tests.command_line import launch, refused
 
 FLAGS = ("--num=3", "--seed=7", "--steps=2", "--eta=0.5", "--guidance=2")
@@ -68,6 +69,11 @@ def test_an_image_that_cannot_be_sampled_again_is_refused(folder, workdir, tmp_p
     (tmp_path / "text.png").write_text("text")
     for name in ("text.png", "missing.png"):
         assert "is not a PNG that can be read" in refused(capsys, "sample", f"--from={tmp_path}/{name}")
+    for flags in ({"out": str(tmp_path / "victim.png")}, {"from": str(plain)}, []):
+        stored = json.loads(Image.open(folder / "00000.png").text["diffjax"])
+        image_grids.save(tmp_path / "made.png", np.zeros((8, 8, 1), np.uint8), stored | {"flags": flags})
+        assert "its settings are damaged" in refused(capsys, "sample", f"--from={tmp_path}/made.png")
+    assert not (tmp_path / "victim.png").exists()
     image = f"--from={folder}/00000.png"
     error = refused(capsys, "sample", image, f"--workdir={tmp_path}")
     assert error.startswith(f"error: {image}: {tmp_path}: the run of the image is missing")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import chex
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from diffjax.cluster import crash_log, multihost
 from diffjax.errors import UserError
@@ -91,6 +93,25 @@ def test_two_processes_train_as_one(tmp_path):
     check_equal_held_out_losses(tmp_path / "two", tmp_path / "one", [2, 3])
     assert "4 cpu devices (jit) of 2 processes" in printed[1]
     assert "trained to step 3" in printed[1] and "trained" not in printed[2]  # only the main process prints
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_lora_as_one(trained_runs, tmp_path):
+    """With previews and averages; two processes resume with a state that they share."""
+    lora = {"rank": 4, "alpha": 8.0, "targets": ("*",)}
+    fields = {"model": tiny.DIT, "train__lora": lora, "train__learning_rate_schedule": "constant"}
+    averages = {"train__ema_lengths": (0.05, 0.1), "train__ema_every": 2, "train__sample_every": 2}
+    config = tiny.write(tmp_path / "config.py", **fields, **averages, train__start=str(trained_runs("pixel")))
+    one, two = tmp_path / "one", tmp_path / "two"
+    printed, codes = finish(start(config, one, 1) + start(config, two, 2, "--config.train.steps=2"))
+    assert codes == [0, 0, 0], printed
+    printed, codes = finish(start(config, two, 2, "--config.parallel.fsdp=4"))
+    assert codes == [0, 0], printed
+    check_equal_losses(two, one)
+    for path in (one / "averages").iterdir():
+        expected, actual = (safetensors.numpy.load_file(run / "averages" / path.name) for run in (one, two))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
+    assert len(list((two / "samples").iterdir())) == 2
 
 
 @pytest.mark.slow

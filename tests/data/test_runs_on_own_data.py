@@ -31,7 +31,8 @@ def images(tmp_path_factory):
 def run(images, tmp_path_factory):
     """The command that trains on them, and the run's folder."""
     folder = tmp_path_factory.mktemp("run")
-    config = tiny.write(folder / "config.py", data__name="folder", data__dir=str(images), data__split="train[:80%]")
+    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]", "model": tiny.DIT}
+    config = tiny.write(folder / "config.py", **fields)
     command = ["train", f"--config={config}", f"--workdir={folder}/run"]
     assert launch(*command) == 0
     return command, folder / "run"
@@ -100,3 +101,12 @@ def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(ima
     assert launch(*command) == 0
     samples = sample(tmp_path / "run", tmp_path, "--num=2", "--steps=2", "--prompt=an ant of 3 spots")
     assert samples["images"].shape == (2, 8, 8, 3)
+
+
+def test_another_number_of_images_is_noted_when_the_run_is_resumed(run, images, tmp_path, capsys):
+    copy, folder = shutil.copytree(run[1], tmp_path / "run"), shutil.copytree(images, tmp_path / "images")
+    for i in range(5):
+        shutil.copy(folder / "ant" / "0.png", folder / "ant" / f"more_{i}.png")
+    flags = f"--config.data.dir={folder}", "--config.train.steps=5", "--allow_config_change"
+    assert launch("train", f"--workdir={copy}", *flags) == 0
+    assert "note: the data set has 28 examples, before 24: they come in another order" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import safetensors.numpy
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.models.lora import adapt
+from diffjax.models.lora import LoraModel, adapt
 from diffjax.models.parameter_paths import flatten
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.loading import build_model, load
@@ -107,16 +107,18 @@ def test_gradients_are_those_of_the_matrices():
     np.testing.assert_allclose(gradients["lora_B"], 1.5 * a.T @ g, rtol=1e-4)
 
 
-def test_the_exported_form_has_the_layout_of_peft():
+def test_the_format_of_peft():
     """peft keeps A as [r, in] and B as [out, r], and adds (alpha / r) B A to a weight [out, in]."""
     adapter = lora()
     trained = matrices(adapter)
-    exported = adapter.export(trained)
-    a, b = (np.float64(exported[f"model.dense.lora_{name}.weight"]) for name in "AB")
-    update = exported["model.dense.alpha"] / a.shape[0] * b @ a
-    merged = adapter.merge(BASE, trained)["model"]["dense"]["kernel"]
-    np.testing.assert_allclose(merged.T, BASE["model"]["dense"]["kernel"].T + update, rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, adapter.restore(exported), trained)
+    tensors, fields = adapter.to_peft(trained)
+    assert fields["target_modules"] == ["model.conv_1", "model.dense"]
+    for name, shape in (("dense", ()), ("conv_1", (1, 1))):
+        a, b = (np.float64(tensors[f"base_model.model.model.{name}.lora_{matrix}.weight"]) for matrix in "AB")
+        assert (a.shape, b.shape) == ((2, 3, *shape), (BASE["model"][name]["kernel"].shape[-1], 2, *shape))
+        update = fields["lora_alpha"] / fields["r"] * b.reshape(-1, 2) @ a.reshape(2, -1)
+        kernel, merged = (tree["model"][name]["kernel"].squeeze() for tree in (BASE, adapter.merge(BASE, trained)))
+        np.testing.assert_allclose(merged.T, kernel.T + update, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,7 @@ def test_the_exported_form_has_the_layout_of_peft():
         ({"of": model(a=outputs, b=outputs)}, "train.lora.rank=2: is only supported for models with one loss"),
         ({"targets": ("conv_3",)}, "train.lora.targets=conv_3: matches no parameter; did you mean conv_1"),
         ({"targets": ()}, "train.lora.targets=.*must name at least one"),
+        ({"rank": 5}, "train.lora.rank=5: must be at most 4, the largest side of an adapted kernel"),
         ({"alpha": 0.0}, "train.lora.alpha=0: must be a finite number above 0"),
         ({"train__freeze": ("dense",)}, "train.freeze=.*is not supported with train.lora.rank"),
         ({"train__start_fresh": ("dense",)}, "train.start_fresh=.*is not supported with train.lora.rank"),
@@ -137,16 +140,39 @@ def test_settings_that_cannot_be_are_refused(options, message):
 
 
 @pytest.fixture(scope="module")
-def lora_run(trained_runs, tmp_path_factory):
-    """A LoRA of a run that is gone; it was trained for two steps and resumed for two."""
+def traces():
+    """Numbers of times that updates were traced, by command."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def lora_run(trained_runs, tmp_path_factory, traces):
+    """A LoRA of a run that is gone; it was trained for one step and resumed for three, with a preview of each."""
     folder = tmp_path_factory.mktemp("lora")
     base = shutil.copytree(trained_runs("pixel"), folder / "base")
-    config = tiny.write(folder / "config.py", train__lora={"rank": 2, "alpha": 4.0, "targets": ("qkv", "out")}, **PIXEL)
+    changes = {"train__lora": {"rank": 2, "alpha": 4.0, "targets": ("qkv", "out")}, "train__sample_every": 1}
+    config = tiny.write(folder / "config.py", **PIXEL | changes | {"train__num_preview_samples": 10})
     run = ["train", f"--config={config}", f"--config.train.start={base}", f"--workdir={folder / 'run'}"]
-    assert launch(*run, "--config.train.steps=2") == 0
-    shutil.rmtree(base)
-    assert launch(*run) == 0
+
+    def train(*flags):
+        traces.append(0)
+        assert launch(*run, *flags) == 0
+
+    def counted(self, *arguments, merge=LoraModel.merge):
+        traces[-1] += 1
+        return merge(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoraModel, "merge", counted)
+        train("--config.train.steps=1")
+        shutil.rmtree(base)
+        train()
     return folder / "run"
+
+
+def test_previews_merge_by_one_program(lora_run, traces):
+    assert len(list((lora_run / "samples").glob("step_*.png"))) == 4
+    assert traces[0] == traces[1]
 
 
 def test_a_lora_run_trains_and_stores_the_matrices_alone(lora_run, trained_runs):
@@ -170,9 +196,7 @@ def test_exports_of_a_lora_give_its_samples(lora_run, tmp_path, capsys):
     assert launch("export", f"--workdir={lora_run}", f"--out={tmp_path / 'lora'}") == 0
     assert launch("export", f"--workdir={lora_run}", f"--out={tmp_path / 'merged'}", "--merge_lora") == 0
     alone = safetensors.numpy.load_file(tmp_path / "lora" / "weights.safetensors")
-    layers = load(lora_run).lora[0].kernels
-    suffixes = ("lora_A.weight", "lora_B.weight", "alpha")
-    assert set(alone) == {f"{layer.replace('/', '.')}.{suffix}" for layer in layers for suffix in suffixes}
+    assert set(alone) == {f"params/{path}" for path in flatten(load(lora_run).lora[1])}
     assert set(safetensors.numpy.load_file(tmp_path / "merged" / "weights.safetensors")) == {
         f"params/{path}" for path in flatten(load(lora_run).variables["params"])
     }

@@ -156,7 +156,9 @@ def test_what_cannot_be_reconstructed_is_refused(run, trained_runs, tmp_path, ca
         capsys, "sample", f"--workdir={run}", out, "--ema_length=0.1", "--checkpoint=9"
     )
     assert "--length=0.4: must be" in refused(capsys, "ema", f"--workdir={run}", "--length=0.4")
-    for lengths in ((0.05,), (0.05, 0.05), (0.05, 0.5)):
+    for lengths in ((0.05,), (0.05, 0.05), (0.05, 0.05 + 1e-12), (0.05, 0.5)):
         config = tiny.config(train__ema_lengths=lengths)
         with pytest.raises(UserError, match=r"train\.ema_lengths"):
             check(config)
+    with pytest.raises(UserError, match=r"train\.ema_every=5: requires train\.ema_lengths"):
+        check(tiny.config(train__ema_every=5))

@@ -1,4 +1,4 @@
-"""Training on one or eight devices, by jit or pmap, has the same metrics."""
+"""Training on one or several devices, by jit or pmap, has the same metrics."""
 
 import functools
 
@@ -6,12 +6,16 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.errors import UserError
+from diffjax.models.lora import adapt
+from diffjax.models.parameter_paths import flatten
 from diffjax.training.compiled_step import compile_step, fit_to_first_batch, lower_step, make_optimizers
 from diffjax.training.sharding import Devices
-from diffjax.typing import ImageSpec
+from diffjax.training.start import StartWeights
+from diffjax.typing import Aux, ImageSpec
 from tests import conditioned, tiny
 
 STEPS = 5
@@ -132,6 +136,53 @@ def test_initial_state_does_not_depend_on_the_sharding():
         _, state = compile_step(config, model, make_optimizers(config, model), devices, examples=64)
         states.append(jax.device_get(state.variables))
     chex.assert_trees_all_equal(*states)
+
+
+RNG = np.random.default_rng(0)
+FIRST, SECOND = (RNG.normal(size=shape).astype(np.float32) / 4 for shape in ((8, 16), (16, 4)))
+WEIGHTS = {"model": {"first": {"kernel": FIRST}, "second": {"kernel": SECOND, "bias": np.float32([0.1, -0.2, 0.3, 0])}}}
+FIELDS = {
+    "lora": {"train__lora": {"rank": 4, "alpha": 8.0, "targets": ("*",)}},
+    "freeze": {"train__freeze": ("first",)},
+}
+
+
+def two_layers(variables, batch, keys, context):
+    first, second = (variables["params"]["model"][name] for name in ("first", "second"))
+    outputs = jnp.tanh(batch["x"] @ first["kernel"]) @ second["kernel"] + second["bias"][None, :]
+    return (outputs**2).sum(-1), Aux({})
+
+
+@functools.cache
+def started(kind, mode="jit", num_devices=1, fsdp=1):
+    """Returns the metrics of each step and the last state of a LoRA, or of frozen weights, of given first weights."""
+    config = tiny.config(train__ema_lengths=(0.05, 0.1), train__weight_decay=0.1, **FIELDS[kind])
+    zeros = jax.tree.map(np.zeros_like, WEIGHTS)
+    model = tiny.LossModel(init_function=lambda key: {"params": zeros}, loss_functions={"model": two_layers})
+    named = flatten(WEIGHTS)
+    start = StartWeights({f"params/{name}": leaf for name, leaf in named.items()}, named, None, "")
+    if kind == "lora":
+        model, start = adapt(config, model, start.averaged_params), start.without_params
+    devices = Devices.create(mode=mode, num_devices=num_devices, fsdp=fsdp)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=48)
+    state, frozen, history = start.apply(state), devices.replicate(model.frozen), []
+    for seed in range(STEPS):
+        x = np.random.default_rng(seed).normal(size=(16, 8)).astype(np.float32)
+        state, metrics = step(state, devices.put_batch({"x": x, "index": np.arange(16, dtype=np.int32)}), frozen)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history, jax.device_get(state)
+
+
+@pytest.mark.parametrize("layout", [{"mode": "pmap", "num_devices": 4}, {"num_devices": 4, "fsdp": 2}])
+@pytest.mark.parametrize("kind", FIELDS)
+def test_layouts_have_the_same_starting_weights_updates_and_averages(kind, layout):
+    (actual, state), (expected, expected_state) = started(kind, **layout), started(kind)
+    check_same_metrics(actual, expected)
+    for name in ("variables", "ema", "power_ema"):
+        chex.assert_trees_all_close(getattr(state, name), getattr(expected_state, name), rtol=1e-5, atol=1e-6)
+    assert expected[-1]["loss"] < expected[0]["loss"]
+    if kind == "freeze":
+        np.testing.assert_array_equal(state.variables["params"]["model"]["first"]["kernel"], FIRST)
 
 
 def test_invalid_layouts_raise():

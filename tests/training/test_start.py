@@ -1,6 +1,8 @@
 """Initial weights from another run: what is taken, what is fresh, and what is refused."""
 
 import shutil
+import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -111,27 +113,118 @@ def test_a_run_starts_from_a_run_or_its_export_and_then_resumes_without_it(train
     assert list_steps(tmp_path / "run" / "checkpoints")[-1] == 3
 
 
-@pytest.mark.parametrize(
-    ("start", "message"),
-    [
-        ("/nowhere", "train.start=/nowhere: /nowhere is not a run"),
-        ("@codec", "train.start=@codec: must be the folder"),
-        ("damaged", "train.start=damaged: every checkpoint in"),
-    ],
-)
-def test_an_unreadable_start_is_refused_and_nothing_is_written(
-    start, message, trained_runs, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    if start == "damaged":
-        shutil.copytree(trained_runs("pixel"), tmp_path / start)
-        for manifest in (tmp_path / start).glob("checkpoints/*/manifest.json"):
-            manifest.unlink()
-    config = tiny.write(tmp_path / "config.py", **PIXEL)
+def each(pattern, change):
+    """Returns a function that changes the files of a run that match a pattern."""
+
+    def change_files(run):
+        for file in [*run.glob(pattern)]:
+            change(file)
+
+    return change_files
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change_last_byte(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+
+
+# What is done to a copy of a run, or of an exported run, and the error of a run that starts from it.
+DAMAGES = {
+    "no manifests": (each("checkpoints/*/manifest.json", Path.unlink), "every checkpoint in"),
+    "cut manifests": (each("checkpoints/*/manifest.json", cut), "every checkpoint in"),
+    "cut arrays": (each("checkpoints/*/variables/d/*", cut), "every checkpoint in"),
+    "no checkpoint": (each("checkpoints", shutil.rmtree), "start has no checkpoint yet"),
+    "no config": (each("config.json", Path.unlink), "config.json: is missing"),
+    "cut config": (each("config.json", cut), "config.json: is not JSON"),
+    "no run": (each("*", lambda path: shutil.rmtree(path) if path.is_dir() else path.unlink()), "is not a run"),
+    "cut export": (each("weights.safetensors", cut), "weights.safetensors cannot be read"),
+    "changed export": (each("weights.safetensors", change_last_byte), "weights.safetensors is damaged"),
+    "empty export": (each("weights.safetensors", lambda file: file.write_bytes(b"")), "weights.safetensors cannot be"),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(trained_runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start") / "exported"
+    assert launch("export", f"--workdir={trained_runs('pixel')}", f"--out={folder}") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("start") / "config.py", **PIXEL)
+
+
+def check_refused(capsys, config, tmp_path, message, *flags):
+    """Checks that a run is refused with one error, after lines on damage, and that nothing is written."""
     capsys.readouterr()
-    assert launch("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--config.train.start={start}") == 2
-    assert f"error: {message}" in capsys.readouterr().err
+    assert launch("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags) == 2
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert all("is damaged and skipped" in note for note in notes)
+    assert error.startswith("error: ") and message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_start_is_refused(damage, trained_runs, exported, config_file, tmp_path, capsys):
+    change, message = DAMAGES[damage]
+    start = shutil.copytree(exported if "export" in damage else trained_runs("pixel"), tmp_path / "start")
+    change(start)
+    check_refused(capsys, config_file, tmp_path, message, f"--config.train.start={start}")
+
+
+# Flags, with START for a run of the same network, and the error.
+REFUSED = {
+    "no folder": ("--config.train.start=/nowhere", "train.start=/nowhere: /nowhere is not a run"),
+    "a file": (f"--config.train.start={__file__}", f"{__file__}/config.json: cannot be read (Not a directory)"),
+    "a part": ("--config.train.start=@codec", "train.start=@codec: must be the folder"),
+    "fresh without start": ("--config.train.start_fresh=label", "train.start_fresh=('label',): requires train.start"),
+    "fresh nothing": (
+        "START --config.train.start_fresh=lable",
+        "train.start_fresh=lable: matches no parameter; did you",
+    ),
+    "fresh everything": ("START --config.train.start_fresh=*", "train.start_fresh=('*',): matches all weights"),
+    "other shapes": (
+        "START --config.model.width=16",
+        "does not fit the model: model/block_0/mlp_in/bias (32 instead of",
+    ),
+    "freeze nothing": ("--config.train.freeze=qvk,label", "train.freeze=qvk: matches no parameter; did you mean qkv"),
+    "freeze everything": ("--config.train.freeze=*", "train.freeze=('*',): matches all parameters"),
+    "LoRA of nothing": ("--config.train.lora.rank=2", "train.lora.rank=2: requires train.start"),
+    "LoRA of no layer": (
+        "START --config.train.lora.rank=2 --config.train.lora.targets=conv",
+        "targets=conv: matches no",
+    ),
+    "LoRA of all rank": ("START --config.train.lora.rank=9999", "train.lora.rank=9999: must be at most"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_initial_weights_that_are_refused(case, trained_runs, config_file, tmp_path, capsys):
+    flags, message = REFUSED[case]
+    flags = flags.replace("START", f"--config.train.start={trained_runs('pixel')}").split()
+    check_refused(capsys, config_file, tmp_path, message, *flags)
+
+
+def test_a_file_in_the_place_of_the_folder(config_file, tmp_path, capsys):
+    (tmp_path / "run").write_text("text")
+    error = refused(capsys, "train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
+    assert error == f"error: --workdir={tmp_path / 'run'}: is not a folder; choose another path\n"
+
+
+def test_a_start_without_captions_has_no_tokenizer(monkeypatch):
+    """A text-conditioned model then trains a new tokenizer."""
+    config = tiny.stage("base", model=tiny.DIT, train__start="unconditional", train__start_fresh=("*caption*",))
+    model = build_model(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    run = types.SimpleNamespace(system=model, variables=variables, step=1, tokenizer=None)
+    monkeypatch.setattr("diffjax.training.start.load", lambda *_, **__: run)
+    assert read_start(config, model).tokenizer is None
 
 
 def test_fresh_weights_require_a_start(tmp_path):
