@@ -50,12 +50,9 @@ from diffjax import evaluation
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, write_table
 from diffjax.cli.settings import batch_size, define_settings
-from diffjax.errors import UserError
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
-from diffjax.evaluation.settings import Settings
 from diffjax.evaluation.store import ResultsStore, flat_row
-from diffjax.inference.overrides import setting_values
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
 
@@ -92,7 +89,7 @@ def run(arguments: Arguments) -> int:
     references = References(arguments.reference, arguments.clip, arguments.inception)
     evaluations.check_names(names, references)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
-    settings = _settings(arguments)
+    settings = evaluations.make_settings(arguments.as_dict())
     results = ResultsStore(trained.workdir.results)
     check_output(arguments, results)
     prepared = evaluations.prepare(names, trained, settings, arguments.as_dict(), references)
@@ -114,13 +111,3 @@ def run(arguments: Arguments) -> int:
     if not code:
         print(results.path)
     return code
-
-
-def _settings(arguments: Arguments) -> Settings:
-    steps = tuple(value["steps"] for value in setting_values("steps", arguments.steps)) if arguments.steps else ()
-    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template", "decoder")
-    files = tuple(texts(arguments.lpips or ""))
-    if len(files) not in (0, 2):
-        raise UserError(f"--lpips={arguments.lpips}: must be two files, BACKBONE,LINEAR")
-    options = {name: getattr(arguments, name) for name in names}
-    return Settings(**options, steps=steps, draws=arguments.samples, lpips=files)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax import evaluation, io
+from diffjax.errors import UserError
 from diffjax.evaluation import metrics, provenance, samples, store
 from diffjax.evaluation.samples import Measurer
 from diffjax.evaluation.settings import Examples, Settings
@@ -18,11 +19,20 @@ from diffjax.evaluation.store import Entry, ResultsStore, Writers, make_id
 from diffjax.evaluation.sweep import named
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, single_setting
+from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.parsing import texts
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
+# Options of metrics of data, with the least value of those that are whole numbers.
+OPTIONS = {
+    **dict.fromkeys(("decoder", "template", "lpips")),
+    "ode_steps": 0,
+    "samples": 1,
+    "terms": 0,
+    "exact_trace": 0,
+}
 _MAX_IMAGES = 100  # images of an example grid
 _NOT_SHOWN = ("seed", "batch_size", "num")  # fields of Settings that are not settings of an entry
 
@@ -55,6 +65,26 @@ def check_names(names: Sequence[str], references: References) -> None:
         evaluation.check_name(name)
     compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names if name in evaluation.OF_RECONSTRUCTIONS]
     samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], references.inception)
+
+
+def make_settings(flags: Mapping[str, Any]) -> Settings:
+    """Returns settings of metrics of data from values of flags by name; None or absent: not set.
+
+    Raises:
+      UserError: --steps is not a list of whole numbers, or --lpips not two files.
+    """
+    names = ("seed", "batch_size", "split", "num", "grid", *OPTIONS)
+    fields = {name: flags[name] for name in names if flags.get(name) is not None}
+    if "samples" in fields:
+        fields["draws"] = fields.pop("samples")
+    if "lpips" in fields:
+        fields["lpips"] = tuple(texts(fields["lpips"]))
+        if len(fields["lpips"]) != 2:
+            raise UserError(f"--lpips={flags['lpips']}: must be two files, BACKBONE,LINEAR")
+    if flags.get("steps"):
+        values = setting_values("steps", flags["steps"])
+        fields["steps"] = tuple(value["steps"] for value in values if "steps" in value)  # others are of stages
+    return Settings(**fields)
 
 
 def prepare(

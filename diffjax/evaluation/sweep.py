@@ -143,6 +143,10 @@ class Sweep:
         """Returns a table of the finished cells, in the order of the settings."""
         return plots.table([table_row(entry) for entry in self.finished], self.columns) if self.finished else ""
 
+    def result(self) -> "SweepResult":
+        """Returns the finished cells."""
+        return SweepResult([store.flat_row(entry) for entry in self.finished], self.table())
+
     def plot(self, path: Path) -> None:
         """Writes a plot of the metrics against the steps, with samples. All cells must be finished."""
         rows = [table_row(entry) for entry in self.finished]
@@ -242,6 +246,28 @@ class Sweep:
             assert self._results is not None
             self._examples[i] = _read_examples(self._results.file(f"cells/{self._ids[i]}.png"))
         return self._examples[i]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SweepResult:
+    """Results of a sweep; `repr` is a table.
+
+    Attributes:
+      rows: a flat row per cell: settings, num, seed, metrics with standard errors, times, provenance.
+    """
+
+    rows: list[dict[str, Any]]
+    _table: str
+
+    def __repr__(self) -> str:
+        return self._table
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes the rows as CSV: the file of `launch.py sweep --csv`."""
+        store.write_csv(path, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
