@@ -165,7 +165,8 @@ class Comparison:
         lines.append(
             f"checkpoints: {', '.join(f'{name} {step}' for name, step in zip(self._names, steps, strict=True))}"
         )
-        compared = [{name: entry.get(name) for name in _COMPARED} for of_run in entries for entry in of_run.values()]
+        fields = (*_COMPARED, "finest") if metric == "rms_to_finest_grid" else _COMPARED
+        compared = [{name: entry.get(name) for name in fields} for of_run in entries for entry in of_run.values()]
         if different := provenance.differences(compared, shared=True):
             lines.append(f"the results differ in {', '.join(different)}")
         return "\n".join(lines)
