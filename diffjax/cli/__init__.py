@@ -1,4 +1,7 @@
-"""Verbs of launch.py, one module per verb: `define(flags)` declares flags, `run(arguments)` returns an exit code."""
+"""Verbs of launch.py, one module per verb: `define(flags)` declares flags, `run(arguments)` returns an exit code.
+
+A verb with arguments without a name describes them in POSITIONAL.
+"""
 
 import ast
 import contextlib
@@ -23,7 +26,10 @@ from diffjax import __version__, progress, xla_flags
 from diffjax.cli.flags import help_text, missing_field, parse
 from diffjax.errors import UserError, one_line, printable, unknown
 
-VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "encode", "export", "ema", "replay")
+VERBS = (
+    *("train", "sample", "sweep", "evaluate", "compare", "reproduce"),
+    *("benchmark", "encode", "export", "ema", "replay"),
+)
 _CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # errors of a pipe without a reader, and of a closed terminal
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM themselves, or in their processes
 
@@ -83,10 +89,11 @@ def _launch(argv: Sequence[str]) -> int:
             raise UserError(f"{error}: install diffjax and what it requires with `pip install -e .`") from error
         flags = absl_flags.FlagValues()
         verb.define(flags)
+        positional = getattr(verb, "POSITIONAL", "")
         if {"-h", "--help", "-help"} & set(argv[2:]):
-            print(help_text(argv[1], verb.__doc__ or "", flags))
+            print(help_text(argv[1], verb.__doc__ or "", flags, positional))
             return 0
-        return verb.run(parse(flags, argv[1:]))
+        return verb.run(parse(flags, argv[1:], positional=bool(positional)))
 
 
 @contextlib.contextmanager

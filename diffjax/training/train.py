@@ -91,7 +91,7 @@ def train(
     system = None if names else build_model(config, workdir.path, training=True)
     prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
     if is_pipeline(planned) and not all(resume.is_trained_elsewhere(Workdir(workdir.path / name)) for name in names):
-        check_examples(config, planned, open_dataset(config, config.data.split))
+        check_examples(config, planned, open_training_examples(config))
     _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
@@ -454,8 +454,8 @@ def check_examples(config: ConfigDict, model: Model, source: Source) -> None:
     name, has_captions = config.data.name, "caption" in source[0]
     if model.text and not has_captions:
         raise UserError(
-            f"data.name={name}: has no captions, but this model is conditioned on them; add captions (docs/data.md), or "
-            "choose shapes or emoji"
+            f"data.name={name}: has no captions, but this model is conditioned on them; add captions "
+            "(docs/data.md), or choose shapes or emoji"
         )
     if has_captions and not model.text and not is_built_in(name):
         note(f"data.name={name}: the captions are not used, as this model is not text-conditioned")
