@@ -61,6 +61,7 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.parsing import texts
+from diffjax.runs.datasets import dataset_info
 from diffjax.runs.loading import Run, load
 
 _MAX_IMAGES = 100  # images of an example grid
@@ -272,5 +273,6 @@ def _compare(
         columns = metrics.columns_of(evaluation.OF_RECONSTRUCTIONS.get(name, name))
         values = {c: metrics.result_entry(c, estimates[c], baselines.get(c)) for c in columns if c in estimates}
         results.save(name, {"figures": values, **shared})
-    width = image_grids.class_columns(trained.system.classes, min(_MAX_IMAGES, len(images)))
-    results.write(grid, lambda path: image_grids.save(path, image_grids.grid(images[:_MAX_IMAGES], width)))
+    class_names = dataset_info(trained.config).class_names
+    layout = image_grids.class_layout(trained.system.classes, min(_MAX_IMAGES, len(images)), class_names)
+    results.write(grid, lambda path: image_grids.save(path, image_grids.grid(images[:_MAX_IMAGES], layout)))

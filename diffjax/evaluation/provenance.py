@@ -22,6 +22,7 @@ _PACKAGES = ("diffjax", "jax", "jaxlib", "flax", "optax", "numpy")
 _PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 # Fields that a table compares, and fields that do not affect results.
 _MAY_DIFFER = {
+    "captions",
     "workdir",
     "system",
     "classifier",
