@@ -17,6 +17,7 @@ MAX_COLUMNS = 3  # of panels
 _PANEL, _MIN_WIDTH = (4.2, 3.4), 5.5  # width and height of a panel, and least width of a figure, inches
 _LETTER, _ENTRY, _LINE = 0.075, 0.7, 0.21  # legend: width of a letter, width of a marker, height of a line, inches
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
+_MAX_MARKERS = 60  # points of a curve up to which they have markers
 _LOG_RATIO = 10.0  # ratio of values above which their axis is logarithmic
 _MIN_SPAN = 0.05  # least range of a linear axis, as a fraction of its largest value
 _REAL = "real images"
@@ -134,6 +135,7 @@ def _fill(axes: Axes, panel: Panel, axis: HorizontalAxis) -> None:
         if not finite.any():
             continue
         marker, line = _STYLES[i % len(_STYLES)]
+        marker = marker if finite.sum() <= _MAX_MARKERS else ""
         style = {"color": f"C{i % 10}", "marker": marker, "label": curve.label or None, "markersize": 5}
         style["linestyle"] = line if axis.connected and finite.sum() > 1 else "none"
         x, y = np.asarray(curve.x, float)[finite], y[finite]
