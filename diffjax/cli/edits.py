@@ -17,6 +17,7 @@ from diffjax.cli.flags import Arguments
 from diffjax.data import image_files
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
+from diffjax.inference.image_grids import Layout
 from diffjax.inference.prompts import Prompts, check_label, encode_captions
 from diffjax.models.base import ImageManipulation
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage, manipulates_images
@@ -37,12 +38,12 @@ class SampleGrid(NamedTuple):
     Attributes:
       prompts: conditions of the samples.
       seeds: one integer per sample.
-      columns: number of images per row; None: an approximately square grid.
+      layout: rows, columns and their labels.
     """
 
     prompts: Prompts
     seeds: np.ndarray
-    columns: int | None
+    layout: Layout
 
 
 def check_files(arguments: Arguments) -> None:
@@ -71,6 +72,17 @@ def with_image(arguments: Arguments, trained: Run, prompts: Prompts) -> Prompts:
         edits["mask"] = 1.0 - load_mask(arguments.mask, trained.spec)
     repeated = {name: np.repeat(value[None], prompts.size, axis=0) for name, value in edits.items()}
     return prompts._replace(conditions={**prompts.conditions, **repeated})
+
+
+def description(arguments: Arguments) -> str:
+    """Returns what is done to --image or --initial_image, for the title of the samples; "" without an edit."""
+    if arguments.initial_image:
+        return f"completions of {_name(arguments.initial_image)}"
+    if arguments.mask:
+        return f"{_name(arguments.image)}, inpainted by the mask {_name(arguments.mask)}"
+    if arguments.strength is not None:
+        return f"{_name(arguments.image)}, edited with strength {arguments.strength:g}"
+    return ""
 
 
 def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, prompts: Prompts) -> SampleGrid:
@@ -103,7 +115,12 @@ def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, promp
     indices = rows.repeat(count)
     conditions = _select(prompts.conditions, indices) | {"latent": _slerp(start, end, np.linspace(0, 1, count))}
     captions = prompts.captions and [prompts.captions[i] for i in indices]
-    return SampleGrid(Prompts(conditions, captions), seeds.repeat(count), count)
+    pair = _pair_names(arguments) if arguments.image else ""
+    labels = [pair or f"seed {seed} to {seed + 1}" for seed in seeds]
+    if prompts.captions:
+        labels = [f"{label}: {prompts.captions[i]}" for label, i in zip(labels, rows, strict=True)]
+    layout = Layout(count, labels, _fractions(count), "latents, interpolated from left to right")
+    return SampleGrid(Prompts(conditions, captions), seeds.repeat(count), layout)
 
 
 def variations(arguments: Arguments, trained: Run, settings: Any) -> SampleGrid:
@@ -128,7 +145,13 @@ def _interpolate_images(
     z = np.asarray(manipulation.embed(trained.variables, jnp.asarray(images)))
     x = _inverted(manipulation, trained.variables, images, z, settings)
     positions = np.linspace(0, 1, arguments.interpolate)
-    return _one_row(arguments, _slerp(z[:1], z[1:], positions), _slerp(x[:1], x[1:], positions))
+    layout = Layout(
+        len(positions),
+        [_pair_names(arguments)],
+        _fractions(len(positions)),
+        "image embeddings and latents, interpolated from left to right",
+    )
+    return _one_row(arguments, _slerp(z[:1], z[1:], positions), _slerp(x[:1], x[1:], positions), layout)
 
 
 def _text_diff(arguments: Arguments, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
@@ -143,7 +166,13 @@ def _text_diff(arguments: Arguments, trained: Run, manipulation: ImageManipulati
         raise UserError("--base_prompt: has the same embedding as --prompt; change one of them")
     x = _inverted(manipulation, trained.variables, images, z, settings)
     positions = np.linspace(0, _MAX_TEXT_DIFF, arguments.interpolate)
-    return _one_row(arguments, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0))
+    layout = Layout(
+        len(positions),
+        [_name(arguments.image)],
+        [f"{round(position, 2):g}" for position in positions],
+        f"moved along the difference of two texts, from '{arguments.base_prompt}' to '{arguments.prompt}'",
+    )
+    return _one_row(arguments, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0), layout)
 
 
 def _principal_components(arguments: Arguments, trained: Run, manipulation: ImageManipulation) -> SampleGrid:
@@ -154,7 +183,9 @@ def _principal_components(arguments: Arguments, trained: Run, manipulation: Imag
     counts = _parse_components(arguments.components, z.shape[-1])
     project, embeddings = manipulation.project, jnp.asarray(z)
     projections = [np.asarray(project(trained.variables, embeddings, jnp.asarray(count))) for count in counts]
-    return _one_row(arguments, np.concatenate(projections), None)
+    title = f"from the first principal components of the image embedding, of {z.shape[-1]}; columns: their number"
+    layout = Layout(len(counts), [_name(arguments.image)], list(map(str, counts)), title)
+    return _one_row(arguments, np.concatenate(projections), None, layout)
 
 
 def _image_variations(arguments: Arguments, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
@@ -166,7 +197,7 @@ def _image_variations(arguments: Arguments, trained: Run, manipulation: ImageMan
     prompts = _embedding_prompts(z.repeat(count, 0), x)
     if arguments.prompt:
         prompts.conditions["tokens"] = encode_captions(trained, [arguments.prompt]).repeat(count, 0)
-    return SampleGrid(prompts, arguments.seed + np.arange(count), None)
+    return SampleGrid(prompts, arguments.seed + np.arange(count), _variation_layout(arguments))
 
 
 def _stage_variations(arguments: Arguments, trained: Run) -> SampleGrid:
@@ -177,7 +208,8 @@ def _stage_variations(arguments: Arguments, trained: Run) -> SampleGrid:
     if is_text_conditioned(trained.system) and arguments.prompt:
         captions = [arguments.prompt] * arguments.num
         conditions["tokens"] = encode_captions(trained, [arguments.prompt]).repeat(arguments.num, 0)
-    return SampleGrid(Prompts(conditions, captions), arguments.seed + np.arange(arguments.num), None)
+    layout = _variation_layout(arguments)
+    return SampleGrid(Prompts(conditions, captions), arguments.seed + np.arange(arguments.num), layout)
 
 
 def image_label(arguments: Arguments, trained: Run) -> int:
@@ -262,10 +294,30 @@ def _inverted(
     return np.asarray(invert(variables, images, {"image_embedding": embeddings}, settings))
 
 
-def _one_row(arguments: Arguments, embeddings: np.ndarray, x: np.ndarray | None) -> SampleGrid:
+def _one_row(arguments: Arguments, embeddings: np.ndarray, x: np.ndarray | None, layout: Layout) -> SampleGrid:
     """Returns samples of one seed in one row."""
     _note_num(arguments, "there is one row")
-    return SampleGrid(_embedding_prompts(embeddings, x), np.full(len(embeddings), arguments.seed), len(embeddings))
+    return SampleGrid(_embedding_prompts(embeddings, x), np.full(len(embeddings), arguments.seed), layout)
+
+
+def _variation_layout(arguments: Arguments) -> Layout:
+    caption = f": {arguments.prompt}" if arguments.prompt else ""
+    return Layout(title=f"variations of {_name(arguments.image)}{caption}")
+
+
+def _pair_names(arguments: Arguments) -> str:
+    """Returns the names of the two images of --image."""
+    return " to ".join(map(_name, arguments.image.split(",")))
+
+
+def _name(image: str) -> str:
+    """Returns an image of the command line without its folder."""
+    return Path(image).name
+
+
+def _fractions(count: int) -> list[str]:
+    """Returns positions from 0 to 1 as labels of columns."""
+    return [f"{round(position, 2):g}" for position in np.linspace(0, 1, count)]
 
 
 def _embedding_prompts(embeddings: Embeddings | np.ndarray, x: np.ndarray | None) -> Prompts:

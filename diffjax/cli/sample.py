@@ -49,6 +49,7 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffjax import __version__, io
@@ -65,9 +66,10 @@ from diffjax.cli.flags import (
 )
 from diffjax.cli.sample_flags import check_sample_flags, is_variation
 from diffjax.cli.settings import batch_size, define_settings
-from diffjax.errors import UserError, note, one_line
+from diffjax.errors import UserError, note
 from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.image_grids import Layout
 from diffjax.inference.overrides import SettingsFactory, single_setting
 from diffjax.inference.prompts import Prompts, check_label, check_text, read_file, sample_prompts
 from diffjax.inference.requirements import check_samples_images
@@ -79,11 +81,10 @@ from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import to_json
-from diffjax.runs.datasets import image_spec
+from diffjax.runs.datasets import dataset_info, image_spec
 from diffjax.runs.loading import Run, load
 from diffjax.runs.workdir import Workdir
 
-_MAX_TITLE = 100  # characters
 _OUTPUTS = (*image_grids.FORMATS, ".npz")
 _PATHS = ("workdir", "classifier", "weak", "clip", "prompts", "image", "initial_image", "mask")  # flags of files
 
@@ -144,10 +145,10 @@ def run(arguments: Arguments) -> int:
             grid, keep, candidates = edits.interpolate_latents(arguments, trained, settings, prompts), 1, 1
         else:
             prompts = edits.with_image(arguments, trained, prompts)
-            grid = edits.SampleGrid(prompts, np.array([]), _columns(arguments, model, prompts.size, keep))
+            grid = edits.SampleGrid(prompts, np.array([]), _layout(arguments, trained, model, prompts, keep))
     _note_rounding(arguments, model, settings)
 
-    prompts, seeds, columns = grid
+    prompts, seeds, layout = grid
     total = candidates * prompts.size
     runner = SampleRunner(model, batch_size=batch_size(arguments, total))
     with tqdm(total=total, unit="image") as bar:
@@ -164,8 +165,7 @@ def run(arguments: Arguments) -> int:
         image_grids.save(out, images[index], settings_of(index))
         written = f"sample {index} of {len(images)}"
     elif out.suffix != ".npz":
-        titles = (prompts.captions or []) if columns and not arguments.interpolate else []
-        image_grids.save(out, image_grids.grid(images, columns, tuple(map(row_title, titles))), settings_of(None))
+        image_grids.save(out, image_grids.grid(images, layout), settings_of(None))
     else:
         _write_arrays(out, images, seeds, prompts, model)
     print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
@@ -232,7 +232,7 @@ def _recorder(
         "version": __version__,
         "config": io.short_hash(to_json(trained.config)),
         "checkpoint": trained.step,
-        "sampler": trained.config.get("sampler", {}) and trained.config.sampler.to_dict() | _overrides(arguments),
+        "sampler": trained.config.get("sampler", ConfigDict()).to_dict() | _overrides(arguments),
         "devices": f"{jax.devices()[0].device_kind} x {jax.local_device_count()}",
         "flags": flags,
     }
@@ -291,12 +291,6 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
     return read_file(arguments.prompts) if arguments.prompts else []
 
 
-def row_title(caption: str) -> str:
-    """Returns a caption as the title of a row: one printable line of at most 100 characters."""
-    line = one_line(caption)
-    return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 3]}..."
-
-
 def _note_rounding(arguments: Arguments, model: GenerativeModel, settings: SamplingSettings) -> None:
     """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
     first = settings.stages[model.main_stage] if is_pipeline(model) else settings
@@ -309,11 +303,18 @@ def _note_rounding(arguments: Arguments, model: GenerativeModel, settings: Sampl
         note(f"--initial_image={arguments.initial_image}: keeps the first {first['rows']} rows of tokens")
 
 
-def _columns(arguments: Arguments, model: GenerativeModel, count: int, keep: int) -> int | None:
-    """Returns the columns of the grid: one row per prompt, or one column per class."""
+def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts: Prompts, keep: int) -> Layout:
+    """Returns the layout of the grid: a row per prompt or a column per class, and a title for one prompt or class."""
+    names = dataset_info(trained.config).class_names
     if is_text_conditioned(model):
-        return keep if count > 1 else None
-    return image_grids.class_columns(model.classes, count) if arguments.label is None else None
+        captions = prompts.captions or []
+        layout = Layout(keep, captions) if prompts.size > 1 else Layout(title=captions[0])
+    elif arguments.label is None:
+        layout = image_grids.class_layout(model.classes, prompts.size, names)
+    else:
+        name = image_grids.class_label(arguments.label, model.classes, names)
+        layout = Layout(title=f"class {name.removeprefix('class ')}")
+    return layout._replace(title="; ".join(filter(None, [layout.title, edits.description(arguments)])))
 
 
 def _overrides(arguments: Arguments) -> dict[str, Any]:

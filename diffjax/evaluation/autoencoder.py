@@ -49,8 +49,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
             perplexity = f"perplexity {usage['perplexity']:.1f} of {usage['vocabulary']}"
             rows.append(Row(f"codes of level {level} ({grid})", f"{perplexity}, {usage['used']:.1%} in use"))
     rows.append(Row("reconstruction.png", "images above their reconstructions"))
-    shown = np.concatenate([images[:MAX_SHOWN], reconstructed[:MAX_SHOWN]])
-    grid_image = image_grids.grid(shown, columns=len(images[:MAX_SHOWN]))
+    grid_image = image_grids.pairs(images[:MAX_SHOWN], reconstructed[:MAX_SHOWN])
     return Result(
         title=f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}",
         values=values,

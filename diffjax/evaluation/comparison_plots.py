@@ -1,78 +1,53 @@
 """Plots of a comparison of runs: metrics against sampler steps or runs, and training curves."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from diffjax.evaluation import store
+from diffjax.evaluation import panels, store
 from diffjax.evaluation.comparison import Comparison, settings_of, value_text
+from diffjax.evaluation.panels import HorizontalAxis
 
-_MAX_COLUMNS = 3  # of panels
-_STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
+_Curves = Mapping[str, Sequence[tuple[float, float]]]  # positions and values by label
 
 
 def comparison(path: Path, compared: Comparison, names: Sequence[str]) -> None:
-    """Writes a plot with a panel per metric in `names`: a colour per run, and a marker and line per setting.
+    """Writes a plot with a panel per metric in `names`, and a curve per run and combination of settings.
 
     It has no error bars, as they are not of several seeds: the table has the standard errors.
     """
-    rows = math.ceil(len(names) / _MAX_COLUMNS)
-    columns = math.ceil(len(names) / rows)
-    canvas = Figure(figsize=(4.4 * columns, 3.6 * rows + 0.6), layout="constrained")
-    panels = list(canvas.subplots(rows, columns, squeeze=False).flat)
-    for unused in panels[len(names) :]:
-        unused.remove()
-    handles = {}
-    for axes, name in zip(panels, names, strict=False):
-        if compared.is_logged(name):
-            _training_curves(axes, compared, name)
-        else:
-            _stored_values(axes, compared, name)
-        axes.set_title(compared.title(name), fontsize="small")
-        axes.grid(alpha=0.3)
-        handles |= {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
-    canvas.legend(handles=list(handles.values()), loc="outside lower center", ncols=2 * columns, fontsize="small")
+    parts = [_logged(compared, name) if compared.is_logged(name) else _stored(compared, name) for name in names]
+    labels = sorted({label for curves, _ in parts for label in curves})
+    shown = []
+    for name, (curves, axis) in zip(names, parts, strict=True):
+        points = [(label, curves.get(label, ())) for label in labels]
+        of_labels = [panels.Curve(label, [x for x, _ in p], [y for _, y in p]) for label, p in points]
+        shown.append(panels.Panel(compared.title(name), of_labels, axis=axis))
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=110)
+    panels.plot(shown, None).savefig(path)
 
 
-def _training_curves(axes: Axes, compared: Comparison, name: str) -> None:
-    for i, run in enumerate(compared.runs):
-        steps, values = [step for step, _ in run.logged(name)], [value for _, value in run.logged(name)]
-        axes.plot(steps, values, color=f"C{i % 10}", linewidth=1, marker="." * (len(steps) == 1), label=run.name)
-    axes.set(xlabel="training step")
+def _logged(compared: Comparison, name: str) -> tuple[_Curves, HorizontalAxis]:
+    """Returns the values of the training logs by run, against the training step."""
+    curves = {run.name: run.logged(name) for run in compared.runs}
+    return curves, HorizontalAxis("training step", [step for points in curves.values() for step, _ in points] or [0])
 
 
-def _stored_values(axes: Axes, compared: Comparison, name: str) -> None:
-    """Plots values against steps if the results differ in steps, else against runs."""
+def _stored(compared: Comparison, name: str) -> tuple[_Curves, HorizontalAxis]:
+    """Returns stored values by run and settings, against steps if the results differ in steps, else against runs."""
     entries = [run.stored(name) for run in compared.runs]
     settings = [settings_of(entry) for of_run in entries for entry in of_run]
     different = [n for n in store.columns_of(settings) if len({value_text(s.get(n)) for s in settings}) > 1]
     steps = sorted({s["steps"] for s in settings if isinstance(s.get("steps"), int)})
-    groups: list[str] = []
+    points: dict[str, list[tuple[float, float]]] = {}
     for i, (run, of_run) in enumerate(zip(compared.runs, entries, strict=True)):
-        curves: dict[str, list[tuple[Any, float]]] = {}
         for entry in of_run:
             value, of_entry = store.estimates(entry)[name].value, settings_of(entry)
             x = of_entry.get("steps") if len(steps) > 1 else i
             if value is not None and x is not None:
                 words = [f"{n} {value_text(of_entry[n])}" for n in different if n != "steps" and n in of_entry]
-                curves.setdefault(", ".join(words), []).append((x, value))
-        for label, points in curves.items():
-            groups += [label] * (label not in groups)
-            marker, line = _STYLES[groups.index(label) % len(_STYLES)]
-            x, y = ([point[k] for point in sorted(points)] for k in (0, 1))
-            text = f"{run.name}, {label}" if label else run.name
-            line = line if len(points) > 1 else "none"
-            axes.plot(x, y, marker=marker, linestyle=line, color=f"C{i % 10}", label=text)
+                points.setdefault(", ".join([run.name, *words]), []).append((x, value))
+    curves = {label: sorted(of_label) for label, of_label in points.items()}
     if len(steps) > 1:
-        axes.set(xscale="log", xlabel="sampler steps")
-        axes.set_xticks(steps, list(map(str, steps)), minor=False)
-        axes.minorticks_off()
-    else:
-        axes.set(xlim=(-0.5, len(compared.runs) - 0.5))
-        axes.set_xticks(range(len(compared.runs)), [run.name for run in compared.runs])
+        return curves, panels.horizontal_axis("sampler steps", list(map(str, steps)))
+    names = [run.name for run in compared.runs]
+    return curves, HorizontalAxis("", range(len(names)), names, connected=False)

@@ -171,7 +171,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
         latent = system.bind(variables, conditions).invert(x0, sampling)
         return latent, system.sample(variables, keys, {**conditions, "latent": latent}, sampling)
 
-    entries, shown = [], [images[:MAX_SHOWN]]
+    entries, shown, labels = [], [images[:MAX_SHOWN]], ["images"]
     for steps in counts:
         sampling = _ddim_settings(settings, trained, steps, grid, max(counts))
 
@@ -184,12 +184,13 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
         errors, stds, x = map_batches(settings, f"{steps} steps", compute, examples)
         entries.append({"steps": sampling.num_steps, "mse": mean_and_error(errors), "latent_std": float(np.mean(stds))})
         shown.append(np.asarray(to_grey_levels(x[:MAX_SHOWN])))
+        labels.append(f"{sampling.num_steps} steps")
     rows = [
         Row(f"{e['steps']} steps", f"MSE {text_with_error(**e['mse'])}, std of x_T {e['latent_std']:.3f}")
         for e in entries
     ]
     rows.append(Row("reconstruction.png", "the images, then one row per number of steps"))
-    grid_image = image_grids.grid(np.concatenate(shown), columns=len(shown[0]))
+    grid_image = image_grids.grid(np.concatenate(shown), image_grids.Layout(len(shown[0]), labels))
     return Result(
         title=f"reconstruction of {len(images)} images of {settings.split}, checkpoint {trained.step}, grid {grid}",
         values={"grid": grid, "rows": entries, "mse": entries[-1]["mse"]},

@@ -1,7 +1,6 @@
 """Evaluations of a run: metrics of data, of reconstructions and of samples, each an entry of the results store."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.parsing import texts
+from diffjax.runs.datasets import dataset_info
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
@@ -309,12 +309,9 @@ def _text(
 
 def _grid_writer(trained: Run, images: UInt8[np.ndarray, "N H W C"]) -> Callable[[Path], None]:
     """Returns a function that writes a grid of the first images."""
-    width = image_grids.class_columns(trained.system.classes, min(_MAX_IMAGES, len(images)))
-    return functools.partial(_save_grid, images[:_MAX_IMAGES], width)
-
-
-def _save_grid(images: UInt8[np.ndarray, "N H W C"], width: int | None, path: Path) -> None:
-    image_grids.save(path, image_grids.grid(images, width))
+    names = dataset_info(trained.config).class_names
+    layout = image_grids.class_layout(trained.system.classes, min(_MAX_IMAGES, len(images)), names)
+    return lambda path: image_grids.save(path, image_grids.grid(images[:_MAX_IMAGES], layout))
 
 
 def _estimates(name: str, values: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,31 +3,27 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 
+from diffjax.evaluation import panels
 from diffjax.inference import image_grids
 from diffjax.numbers import number, with_error
 
-matplotlib.use("Agg")
-
 MAX_EXAMPLES = 10  # samples shown per setting
 _RMS = {"rms_to_finest_grid": "RMS difference from the most steps (grey levels)"}
-_NOT_SETTINGS = {"steps", "seconds", "compile_seconds", "not_finite", "standard_errors", "sigma_hat", *_RMS}
+_NOT_SETTINGS = {"steps", "seconds", "compile_seconds", "not_finite", "standard_errors", *_RMS}
 _WIDTH = 17  # characters of a metric whose values are not known yet
 _HEADINGS = {
-    "name": "sampler",
     "compile_seconds": "compiling",
     "guidance_rescale": "rescale",
     "classifier_scale": "classifier",
     "weak_scale": "weak",
 }
-_MAX_COLUMNS = 3  # of panels
-STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":"), ("*", "-.")]
+_MAX_WIDTH = 1700  # of samples side by side, pixels
 
 
 def table(rows: Sequence[dict], measures: Iterable[str]) -> str:
@@ -66,20 +62,25 @@ def _aligned(texts: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True))
 
 
-def _curve_label(row: dict, measures: Iterable[str]) -> str:
-    """Returns the settings of a row, except the steps, as text."""
-    words = [f"{_HEADINGS.get(name, name)} {_text(row, name)}" for name in _settings([row], measures)]
-    return ", ".join(words).removeprefix("sampler ") or "samples"
+def _label(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Returns the settings of a row with these names, such as "ddim, eta 0, 50 steps"."""
+    words = [_setting(name, _text(row, name)) for name in sorted(names, key="steps".__eq__) if name in row]
+    return ", ".join(words)
+
+
+def _setting(name: str, text: str) -> str:
+    """Returns a setting in words."""
+    if name == "steps":
+        return f"{text} step{'s' * (text != '1')}"
+    return text if name == "sampler" else f"{_HEADINGS.get(name, name)} {text}"
 
 
 def bound_terms(path: Path, terms: Mapping[str, Sequence[float]], title: str) -> None:
     """Writes a plot of the terms of the variational bound against t, on logarithmic axes: Improved DDPM, fig. 2."""
-    canvas = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = canvas.subplots()
-    axes.plot(terms["t"], np.maximum(terms["bits_per_dim"], 1e-8), ".-", markersize=3, linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim", title=title)
-    axes.grid(alpha=0.3)
-    canvas.savefig(path, dpi=110)
+    curve = panels.Curve("", terms["t"], np.maximum(terms["bits_per_dim"], 1e-8).tolist())
+    axis = panels.HorizontalAxis("t", terms["t"], logarithmic=True)
+    figure = panels.plot([panels.Panel(f"{title} (bits/dim)", [curve])], axis)
+    figure.savefig(path)
 
 
 def sweep(
@@ -89,7 +90,11 @@ def sweep(
     samples: Sequence[UInt8[np.ndarray, "N H W C"]],
     real: Mapping[str, float] = {},
 ) -> None:
-    """Writes a plot of metrics against steps, with a curve per setting, above samples of each row.
+    """Writes a plot of metrics above samples of each row.
+
+    The horizontal axis is the number of steps, or another numeric setting if only that differs, and each combination of
+    the other settings is a curve. One row has samples only. The plot has no error bars, as there is one seed: the table
+    has the standard errors.
 
     Args:
       path: PNG to write.
@@ -98,86 +103,126 @@ def sweep(
       samples: samples of each row.
       real: values of real images by metric, shown as horizontal lines.
     """
-    curves: dict[str, list[int]] = {}
-    for i, row in sorted(enumerate(rows), key=lambda pair: pair[1]["steps"]):
-        curves.setdefault(_curve_label(row, measures), []).append(i)
+    figure = sweep_figure(rows, measures, real)
+    image = _sweep_samples(rows, measures, samples, with_constants=figure is None)
+    if figure is not None:
+        above, width = panels.pixels(figure), image.shape[1]
+        missing = max(0, width - above.shape[1])
+        above = np.pad(above, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), constant_values=255)
+        image = image_grids.pad(image, image.shape[0], above.shape[1])
+        image = np.concatenate([above, image])
+    image_grids.save(path, image)
+
+
+def sweep_figure(rows: Sequence[dict], measures: Mapping[str, str], real: Mapping[str, float] = {}) -> Figure | None:
+    """Returns the plot of `sweep` without samples; None if there is only one row or no value."""
     titles = {**measures, **_RMS}
     shown = {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
-    panel_rows, panel_columns = panel_grid(len(shown))
-    columns = max(panel_columns, len(curves))
-    across = max(map(len, curves.values()))
-    heights = 3.6 * panel_rows, 0.55 * MAX_EXAMPLES
-    canvas = Figure(figsize=(max(4.0, 0.55 * across + 0.6) * columns, sum(heights) + 0.2), layout="constrained")
-    layout = canvas.add_gridspec(2, 1, height_ratios=heights)
-    above, below = (canvas.add_subfigure(layout[row]) for row in range(2))
-
-    measure_panels = panels(above, len(shown))
-    for axes, (measure, title) in zip(measure_panels, shown.items(), strict=True):
-        for (label, indices), (marker, line) in zip(curves.items(), STYLES * len(curves), strict=False):
-            there = [rows[i] for i in indices if rows[i].get(measure) is not None]
-            if there:
-                errors = [row["standard_errors"].get(measure) or 0.0 for row in there]
-                points = [row["steps"] for row in there], [row[measure] for row in there]
-                line = line if len(there) > 1 else "none"
-                axes.errorbar(*points, yerr=errors, marker=marker, linestyle=line, label=label, capsize=2)
-        if real.get(measure) is not None:
-            axes.axhline(real[measure], color="0.4", linestyle=(0, (1, 1)), linewidth=1, label="real images")
-        axes.set(xscale="log", xlabel="steps")
-        axes.set_title(title, fontsize="small")
-        axes.grid(alpha=0.3)
-        ticks = sorted({row["steps"] for row in rows})
-        axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
-        axes.minorticks_off()
-    legend_below(above, measure_panels)
-
-    for axes, (label, indices) in zip(below.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        examples = np.stack([samples[i][:MAX_EXAMPLES] for i in indices], axis=1)  # [example, steps, H, W, C]
-        grid = image_grids.grid(examples.reshape(-1, *examples.shape[2:]), columns=len(indices))
-        axes.imshow(grid, cmap="gray" if grid.shape[-1] == 1 else None, vmin=0, vmax=255)
-        width = grid.shape[1] / len(indices)
-        centres = [(j + 0.5) * width for j in range(len(indices))]
-        axes.set_xticks(centres, [str(rows[i]["steps"]) for i in indices])
-        axes.set(yticks=[], title=label, xlabel="steps")
-        axes.spines[:].set_visible(False)
-    canvas.savefig(path, dpi=110)
+    if len(rows) < 2 or not shown:
+        return None
+    grouping, shown_panels = _Curves(rows, measures), []
+    for measure, title in shown.items():
+        curves = [
+            panels.Curve(label, [grouping.position(i) for i in indices], [rows[i].get(measure) for i in indices])
+            for label, indices in grouping.indices.items()
+        ]
+        shown_panels.append(panels.Panel(title, curves, real.get(measure)))
+    return panels.plot(shown_panels, grouping.axis, title=grouping.constants)
 
 
-def panel_grid(count: int) -> tuple[int, int]:
-    """Returns rows and columns for `count` panels, with at most three columns."""
-    rows = max(1, math.ceil(count / _MAX_COLUMNS))
-    return rows, max(1, math.ceil(count / rows))
+class _Curves:
+    """The settings that differ between rows: one is the horizontal axis, and the others distinguish curves.
+
+    Attributes:
+      name: setting of the horizontal axis; None if no numeric setting differs: the axis has an entry per row.
+      indices: indices of the rows of each curve, by its label.
+      constants: settings that are equal in all rows, as text.
+    """
+
+    def __init__(self, rows: Sequence[dict], measures: Iterable[str]):
+        self._rows = rows
+        settings = ["steps", *_settings(rows, measures)]
+        distinct = {name: {_text(row, name) for row in rows} for name in settings}
+        differ = [name for name in settings if len(distinct[name]) > 1]
+        numeric = [name for name in differ if all(_is_number(row, name) for row in rows)]
+        if "steps" in differ or not numeric:
+            self.name = "steps" if "steps" in differ else None
+        else:
+            self.name = max(numeric, key=lambda name: len(distinct[name]))
+        # The steps of a pipeline are those of a stage, which has them as a setting too.
+        repeated = [name for name in differ if name.endswith(":steps")] if self.name == "steps" else []
+        repeated = [name for name in repeated if all(row.get(name) == row["steps"] for row in rows)]
+        self._others = [name for name in differ if name not in (self.name, *repeated)]
+        same = [name for name in settings if name not in differ]
+        self.constants = _label(rows[0], same)
+        self.indices: dict[str, list[int]] = {}
+        for i in range(len(rows)):
+            self.indices.setdefault(_label(rows[i], self._others) if self.name else "", []).append(i)
+        if self.name:
+            for indices in self.indices.values():
+                indices.sort(key=lambda i: rows[i][self.name])
+
+    @property
+    def axis(self) -> panels.HorizontalAxis:
+        """The horizontal axis."""
+        if self.name is None:
+            labels = [_label(row, self._others) for row in self._rows]
+            return panels.HorizontalAxis("", range(len(labels)), labels, connected=False)
+        ticks = sorted({_text(row, self.name) for row in self._rows}, key=float)
+        return panels.horizontal_axis(_HEADINGS.get(self.name, self.name), ticks)
+
+    def position(self, i: int) -> float:
+        """Returns the position of row `i` on the axis."""
+        return i if self.name is None else float(_text(self._rows[i], self.name))
+
+    def label(self, i: int) -> str:
+        """Returns the label of row `i` among those of its curve."""
+        names = self._others if self.name is None else [self.name]
+        return _label(self._rows[i], names)
 
 
-def panels(canvas: FigureBase, count: int) -> list[Axes]:
-    """Adds `count` axes to a figure, arranged as `panel_grid`."""
-    axes = list(canvas.subplots(*panel_grid(count), squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.remove()
-    return axes[:count]
+def _sweep_samples(
+    rows: Sequence[dict],
+    measures: Iterable[str],
+    samples: Sequence[UInt8[np.ndarray, "N H W C"]],
+    with_constants: bool,
+) -> UInt8[np.ndarray, "H W C"]:
+    """Returns a grid of the first samples: a block per curve, with a row of images per row of the table.
+
+    Args:
+      with_constants: add the settings that are equal in all rows to the title.
+    """
+    grouping, blocks = _Curves(rows, measures), []
+    for label, indices in grouping.indices.items():
+        images = np.concatenate([image_grids.to_rgb(samples[i][:MAX_EXAMPLES]) for i in indices])
+        columns = len(images) // len(indices)
+        layout = image_grids.Layout(columns, [grouping.label(i) for i in indices], title=label)
+        blocks.append(image_grids.grid(images, layout).pixels)
+    height, width = np.max([block.shape[:2] for block in blocks], axis=0)
+    blocks = np.stack([image_grids.pad(block, height, width) for block in blocks])
+    columns = int(np.clip(_MAX_WIDTH // width, 1, min(panels.MAX_COLUMNS, len(blocks))))
+    title = "Samples, of the same seeds and conditions in each column"
+    if with_constants and grouping.constants:
+        title = f"{grouping.constants}: samples"
+    layout = image_grids.Layout(columns, title=title)
+    return image_grids.grid(blocks, layout, enlarge_to=1, gap=12).pixels
 
 
-def legend_below(canvas: FigureBase, panels: Sequence[Axes], title: str | None = None) -> None:
-    """Adds one legend for all panels of a figure below them, so that it covers no curve."""
-    handles = {}
-    for axes in panels:
-        handles |= {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
-    if handles:
-        columns = min(len(handles), 4)
-        canvas.legend(
-            handles=list(handles.values()), loc="outside lower center", ncols=columns, fontsize="small", title=title
-        )
+def _is_number(row: Mapping[str, Any], name: str) -> bool:
+    value = row.get(name)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _settings(rows: Sequence[dict], measures: Iterable[str]) -> list[str]:
     """Returns the names of the settings of rows, except the steps; they distinguish curves."""
-    others = {*_NOT_SETTINGS, *measures}
+    others = {*_NOT_SETTINGS, *measures, *(name for row in rows for name in row.get("standard_errors", ()))}
     return list(dict.fromkeys(name for row in rows for name in row if name not in others))
 
 
-def _text(row: dict, name: str) -> str:
+def _text(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name, "")
-    if name == "eta" and row.get("sigma_hat"):
-        return "hat"
     if name in row.get("standard_errors", {}):
         return with_error(value, row["standard_errors"][name])
     if name in ("seconds", "compile_seconds"):

@@ -27,6 +27,7 @@ _ABOVE = ("api.py", "cli", "reproduce", "training")  # packages that import eval
 _PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 # Fields that a table compares, and fields that do not affect results.
 _MAY_DIFFER = {
+    "captions",
     "workdir",
     "system",
     "classifier",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from diffjax.errors import MissingData, UserError, note
@@ -247,7 +246,7 @@ class Sweep:
         """Returns the first samples of a finished cell."""
         if i not in self._examples:
             assert self._results is not None
-            self._examples[i] = _read_examples(self._results.file(f"cells/{self._ids[i]}.png"))
+            self._examples[i] = image_grids.read_images(self._results.file(f"cells/{self._ids[i]}.png"))
         return self._examples[i]
 
 
@@ -375,12 +374,4 @@ def _rms_difference(images: np.ndarray, reference: np.ndarray) -> Estimate:
 
 
 def _save_examples(images: UInt8[np.ndarray, "N H W C"], path: Path) -> None:
-    """Writes images side by side."""
-    image_grids.save(path, np.concatenate(images, axis=1))
-
-
-def _read_examples(path: Path) -> UInt8[np.ndarray, "N H W C"]:
-    """Reads square images that `_save_examples` wrote."""
-    with Image.open(path, formats=["PNG"]) as image:
-        strip = np.atleast_3d(np.asarray(image))
-    return np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
+    image_grids.save(path, image_grids.grid(images, image_grids.Layout(len(images))))

@@ -210,6 +210,8 @@ class CellEvaluator:
         judge = self._judge if candidates > 1 else None
         images, _ = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates)
         depends: dict[str, Any] = {"sampler": cell.sampler.to_dict(), "warnings": []}
+        if conditions.captions:
+            depends["captions"] = conditions.captions[:SHOWN]  # of the samples that the report shows
         if not self._measure_samples:
             return CellResult({}, depends, images)
         estimates = self._measure_samples(images, conditions.conditions["label"], conditions.captions)

@@ -117,24 +117,46 @@ def _markdown(outcome: Outcome, scale_name: str, scale: Scale, command: str, ima
         lines += [f"### {_escape(measure.title)}", *_measure_table(outcome, measure)]
     if experiment.failure_threshold is not None:
         lines += _failures(outcome, experiment.failure_threshold)
-    lines += [f"![{Path(name).stem}]({name})" for name in images]
+    if "curves.png" in images:
+        lines += ["## Curves", _about_curves(outcome), "![curves](curves.png)"]
     if "samples.png" in images:
-        reconstructed = any("reconstructions" in provenance for provenance in outcome.provenances)
-        shown = (
-            "Test images above their reconstructions"
-            if reconstructed
-            else "First samples of each cell, from the same noise"
-        )
-        lines.append(f"{shown}. Training seed {outcome.axes[SEED][0]}.")
+        lines += ["## Samples", _about_samples(outcome), "![samples](samples.png)"]
     if outcome.errors:
         rows = [[_escape(text) for text in pair] for pair in outcome.errors.items()]
         lines += ["## Cells that failed", _table(["cell", "error"], rows)]
     lines += [
         "## Provenance",
         *(["The commit, date and device of these results were not recorded."] if "date" not in shared else []),
-        "```json\n" + io.to_json(shared, indent=2) + "\n```",
+        "```json\n" + io.to_json({n: v for n, v in shared.items() if n != "captions"}, indent=2) + "\n```",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _about_curves(outcome: Outcome) -> str:
+    """Returns what the axes, curves and error bars of curves.png are."""
+    seeds = len(outcome.axes[SEED])
+    words = [f"Panels: measures. Horizontal axis: {_escape(outcome.experiment.column_axis)}."]
+    if outcome.row_axes:
+        words.append(f"Curves: {_escape(', '.join(outcome.row_axes))}.")
+    words.append(f"Error bars: standard deviation over {seeds} seeds." if seeds > 1 else "One seed, so no error bars.")
+    return " ".join(words)
+
+
+def _about_samples(outcome: Outcome) -> str:
+    """Returns what the rows, columns and cells of samples.png are, and the captions of the samples."""
+    row_axes, column_axis = ", ".join(outcome.row_axes), outcome.experiment.column_axis
+    words = [f"{name}: {_escape(axis)}." for name, axis in (("Columns", column_axis), ("Rows", row_axes)) if axis]
+    if any("reconstructions" in provenance for provenance in outcome.provenances):
+        words.append(f"Each cell: {figures.SHOWN // 2} test images above their reconstructions.")
+    else:
+        words.append(f"Each cell: the first {figures.SHOWN} samples, from the same noise in all cells.")
+    words.append(f"Training seed {outcome.axes[SEED][0]}.")
+    captions = _shared(outcome.provenances).get("captions") or []
+    if captions:
+        words.append("Captions, in reading order:")
+    return "\n\n".join(
+        [" ".join(words), *["\n".join(f"{i}. {_escape(text)}" for i, text in enumerate(captions, 1))] * bool(captions)]
+    )
 
 
 def _count(number: int, noun: str) -> str:
@@ -164,10 +186,7 @@ def _measure_table(outcome: Outcome, measure: Measure) -> list[str]:
     """Returns our results, with the paper's if it has any of these cells."""
     experiment = outcome.experiment
     paper = _paper(outcome, measure)
-    headings = [
-        ", ".join(outcome.row_axes) or experiment.column_axis,
-        *(column or "ours" for column in outcome.columns),
-    ]
+    headings = [_corner(outcome), *(column or "ours" for column in outcome.columns)]
     ours, reported = [], []
     for name, columns in outcome.lines():
         ours.append([name or "ours", *(_entry_text(outcome.entry(measure, labels)) for labels in columns)])
@@ -178,6 +197,12 @@ def _measure_table(outcome: Outcome, measure: Measure) -> list[str]:
     headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns]
     lines = [[*line, *map(numbers.number, values)] for line, values in zip(ours, reported, strict=True)]
     return [f"The paper's setting: {paper.setting}.", _table(headings, lines)]
+
+
+def _corner(outcome: Outcome) -> str:
+    """Returns the names of the rows and columns of a table, for its first heading."""
+    rows, column_axis = ", ".join(outcome.row_axes), outcome.experiment.column_axis
+    return " ".join(filter(None, [f"{rows} ↓" * bool(rows), f"{column_axis} →" * bool(column_axis)]))
 
 
 def _paper(outcome: Outcome, measure: Measure) -> Paper:
@@ -196,7 +221,7 @@ def _failures(outcome: Outcome, threshold: float) -> list[str]:
     beyond = "above" if measure.direction == "lower" else "below"
     return [
         f"### Failed runs: an error, or {measure.title.split(' (')[0]} {beyond} {threshold:g}",
-        _table([", ".join(outcome.row_axes), *(column or "share" for column in outcome.columns)], shares),
+        _table([_corner(outcome), *(column or "share" for column in outcome.columns)], shares),
     ]
 
 

@@ -1,9 +1,9 @@
 """Previews: grids of samples, and of an autoencoder's reconstructions, saved during training."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,10 +12,12 @@ from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.examples import Source
 from diffjax.inference import image_grids
+from diffjax.inference.image_grids import Layout
 from diffjax.inference.prompts import Prompts, make_prompts, prompts_from_examples, unique_captions
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_autoencoder, is_generative, is_upsampling_stage, outputs_embeddings
+from diffjax.runs.datasets import dataset_info
 from diffjax.runs.state import TrainState, ema_variables
 from diffjax.runs.workdir import Workdir
 from diffjax.training.logging import MetricsLog, NullLog
@@ -43,7 +45,7 @@ def make_preview(
     # With several processes all of them sample, as each has only a part of the state.
     all_devices = None if multihost.is_single_process() else list(devices.mesh.devices.flat)
     runner = SampleRunner(system, batch_size=count, devices=all_devices)
-    prompts, layout = _prompts(system, source, workdir, count)
+    prompts, layout = _prompts(system, source, workdir, count, dataset_info(config).class_names)
     if prompts.size < count:
         print(f"train.num_preview_samples={count}: only {prompts.size} are sampled, one per example of the data set")
     shown = min(count, _NUM_RECONSTRUCTIONS, len(source)) if is_autoencoder(system) else 0
@@ -55,13 +57,12 @@ def make_preview(
             if kind == "step" and is_generative(system):
                 settings = system.make_settings(config.sampler)
                 samples = runner(variables, range(prompts.size), prompts.conditions, settings)
-                grid = image_grids.grid(samples, **layout)
+                grid = image_grids.grid(samples, layout)
             else:
-                pairs = np.concatenate([images, runner.reconstruct(variables, images)])
-                grid = image_grids.grid(pairs, len(images))
+                grid = image_grids.pairs(images, runner.reconstruct(variables, images))
             if multihost.is_main_process():
                 image_grids.save(_file(workdir, kind, step), grid)
-            log.image(step, "samples" if kind == "step" else kind, grid)
+            log.image(step, "samples" if kind == "step" else kind, grid.pixels)
 
     return preview
 
@@ -74,18 +75,20 @@ def previews_missing(config: ConfigDict, system: Model, workdir: Workdir, step: 
     return is_due and has_previews and not all(_file(workdir, kind, step).exists() for kind in _kinds(system))
 
 
-def _prompts(system: Model, source: Source, workdir: Workdir, count: int) -> tuple[Prompts, dict[str, Any]]:
+def _prompts(
+    system: Model, source: Source, workdir: Workdir, count: int, class_names: Sequence[str]
+) -> tuple[Prompts, Layout]:
     """Returns the conditions of at most `count` samples, and the layout of their grid."""
     text_tokenizer = tokenizer.load(workdir.tokenizer) if system.text else None
     if is_upsampling_stage(system):
         examples = source.__getitems__(range(min(count, len(source))))
-        return prompts_from_examples(system, examples, text_tokenizer), {"columns": _SAMPLES_PER_CAPTION}
+        return prompts_from_examples(system, examples, text_tokenizer), Layout(_SAMPLES_PER_CAPTION)
     if system.text:
-        captions = unique_captions(source, math.ceil(count / _SAMPLES_PER_CAPTION))
+        rows = math.ceil(count / _SAMPLES_PER_CAPTION)
+        captions = list(itertools.islice(itertools.cycle(unique_captions(source, rows)), rows))
         repeated = [caption for caption in captions for _ in range(_SAMPLES_PER_CAPTION)]
-        layout = {"columns": _SAMPLES_PER_CAPTION, "titles": captions}
-        return make_prompts(system, count, text_tokenizer, repeated), layout
-    return make_prompts(system, count), {"columns": image_grids.class_columns(system.classes, count)}
+        return make_prompts(system, count, text_tokenizer, repeated), Layout(_SAMPLES_PER_CAPTION, captions)
+    return make_prompts(system, count), image_grids.class_layout(system.classes, count, class_names)
 
 
 def _kinds(system: Model) -> list[str]:

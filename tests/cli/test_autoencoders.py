@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import diffjax
+from diffjax.inference.image_grids import read_images
 from diffjax.inference.sampler_runner import SampleRunner
 from tests import tiny
 from tests.command_line import launch, refused, result, sample
@@ -37,7 +37,7 @@ def trained(run_copy, tmp_path_factory):
 def test_an_autoencoder_is_trained_and_evaluated(name, trained):
     workdir = trained(name)
     if name != "vqvae":  # which is trained without previews
-        assert Image.open(workdir / "samples" / "reconstruction_00000002.png").size == (10 * 66 + 2, 2 * 66 + 2)
+        assert len(read_images(workdir / "samples" / "reconstruction_00000002.png")) == 2 * 10
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert launch("evaluate", f"--workdir={workdir}", "--metrics=reconstruction", "--num=12", "--batch_size=8") == 0
@@ -49,7 +49,7 @@ def test_an_autoencoder_is_trained_and_evaluated(name, trained):
     for level in values.get("codes", []):
         assert 1 <= level["perplexity"] <= level["vocabulary"] == 8
         assert 0 < level["used"] <= 1
-    assert Image.open(workdir / "results" / "reconstruction.png").size == (10 * 66 + 2, 2 * 66 + 2)
+    assert len(read_images(workdir / "results" / "reconstruction.png")) == 2 * 10
 
 
 def test_missing_weights_are_reported_before_anything_is_computed(trained, monkeypatch, capsys, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import diffjax
 from diffjax.cli import sample as sample_verb
 from diffjax.data import shapes, tokenizer
+from diffjax.inference import image_grids
 from tests.command_line import entries, launch, refused, sample
 
 RED, BLUE = "a small red circle", "a large blue square"
@@ -39,14 +40,23 @@ CASES = {
 }
 
 
+def grid(workdir, folder, *flags):
+    """Returns the images of a grid of `launch.py sample`."""
+    path = folder / "grid.png"
+    assert launch("sample", f"--workdir={workdir}", f"--out={path}", "--batch_size=8", *flags) == 0
+    return image_grids.read_images(path)
+
+
 def test_samples_of_unclip(unclip, tmp_path):
-    assert sample(unclip, tmp_path, "--num=4", *CASES["diffusion prior"])["images"].shape == (4, 8, 8, 3)
+    assert grid(unclip, tmp_path, "--num=4", *CASES["diffusion prior"]).shape == (4, 8, 8, 3)
+    settings = image_grids.read_settings(tmp_path / "grid.png")
+    assert settings["prompt"] == RED and settings["sampler"]["decoder:steps"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_all_manipulations_of_unclip(unclip_all, tmp_path, case):
-    assert sample(unclip_all, tmp_path, "--num=4", *CASES[case])["images"].shape == (4, 16, 16, 3)
+    assert grid(unclip_all, tmp_path, "--num=4", *CASES[case]).shape == (4, 16, 16, 3)
 
 
 @pytest.mark.slow

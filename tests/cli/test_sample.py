@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.inference.image_grids import GAP, read_images
 from tests import tiny
 from tests.command_line import launch, refused, sample
 
@@ -18,7 +19,8 @@ def images(workdir, folder, *flags):
 def test_a_grid_has_one_column_per_class(workdir, tmp_path):
     path = tmp_path / "new" / "s.png"
     assert launch("sample", f"--workdir={workdir}", f"--out={path}", "--num=20", "--batch_size=8") == 0
-    assert Image.open(path).size == (10 * 66 + 2, 2 * 66 + 2)
+    assert Image.open(path).width == 10 * (64 + GAP) + GAP  # the labels of the classes are above the columns
+    np.testing.assert_array_equal(read_images(path), sample(workdir, tmp_path, "--num=20")["images"])
 
 
 def test_samples_depend_on_their_seeds_only(workdir, tmp_path):
@@ -76,7 +78,8 @@ def test_interpolation_starts_and_ends_at_its_end_points(workdir, tmp_path):
 def test_interpolation_between_two_images(workdir, tmp_path):
     flags = ["--image=test:1,test:2", "--interpolate=4", f"--out={tmp_path}/s.png"]
     assert launch("sample", f"--workdir={workdir}", *flags) == 0
-    assert Image.open(tmp_path / "s.png").size == (4 * 66 + 2, 66 + 2)
+    assert read_images(tmp_path / "s.png").shape == (4, 8, 8, 1)
+    assert Image.open(tmp_path / "s.png").width > 4 * (64 + GAP) + GAP  # the names of the images are on the left
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.inference.image_grids import GAP, read_images
 from diffjax.runs.workdir import Workdir
 from tests.command_line import launch, refused
 from tests.running import process, steps, wait_for_step
@@ -21,8 +22,9 @@ def test_train_writes_a_complete_workdir(workdir):
     assert all(np.isfinite(line["loss"]) for line in steps(workdir))
     assert list((workdir / "events").glob("events.out.tfevents.*"))
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
-    grid = Image.open(workdir / "samples" / "step_00000004.png")
-    assert grid.size == (10 * 66 + 2, 66 + 2)  # ten classes in a row, enlarged eight times
+    preview = workdir / "samples" / "step_00000004.png"
+    assert Image.open(preview).width == 10 * (64 + GAP) + GAP  # ten classes in a row, enlarged eight times
+    assert read_images(preview).shape == (10, 8, 8, 1)
     run = diffjax.load(workdir)
     assert (run.step, run.system.classes, run.spec.size) == (4, 10, 8)
     assert diffjax.load(workdir, step=2).step == 2

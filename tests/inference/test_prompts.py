@@ -1,8 +1,7 @@
-"""Files of prompts, notes about truncated prompts, and titles of grids."""
+"""Files of prompts, and notes about truncated prompts."""
 
 import pytest
 
-from diffjax.cli.sample import row_title
 from diffjax.data import tokenizer
 from diffjax.errors import UserError
 from diffjax.inference import prompts
@@ -60,8 +59,3 @@ def test_truncated_prompts_are_noted(capsys):
     assert [line.partition(",")[0] for line in lines[:5]] == [f"note: prompt {i}" for i in range(2, 7)]
     assert lines[5:] == ["note: 2 more prompts are cut to the 4 tokens that the model reads"]
     assert max(map(len, lines)) < 200
-
-
-def test_titles_are_short_and_printable():
-    assert row_title("x" * 10_000) == "x" * 97 + "..."
-    assert row_title("red\n\x1b[2Jblue") == r"red \x1b[2Jblue"

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
+from PIL import Image
 
 from diffjax.errors import UserError
-from diffjax.reproduce import Axis, Measure, Ordering, Paper, report, steps
+from diffjax.inference import image_grids
+from diffjax.reproduce import Axis, Measure, Ordering, Paper, figures, report, steps
 from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.plan import make_groups
 from diffjax.reproduce.store import Store
@@ -189,6 +193,85 @@ def test_a_report_is_complete_and_self_contained(outcome, tmp_path):
     page = path.with_suffix(".html").read_text()
     assert page.count("<table>") == text.count("| --- |\n") and 'src="data:image/png;base64,' in page
     assert 'src="curves' not in page
+
+
+def stored_samples(computed, folder, channels=1, size=4):
+    """Returns a store with random samples of each cell of the first seed, and the samples by rate and steps."""
+    store, rng, images = Store(folder), np.random.default_rng(0), {}
+    for rate in RATES:
+        for n in ("2", "4"):
+            images[rate, n] = rng.integers(0, 256, (12, size, size, channels), np.uint8)
+            cell = computed.cell({"rate": rate, "steps": n, "seed": computed.axes["seed"][0]})
+            store.save(cell.key, {"estimates": {}}, images[rate, n])
+    return store, images
+
+
+def test_a_report_names_rows_columns_and_captions(outcome, tmp_path):
+    computed = outcome(table(lambda rate, n, seed: n + seed))
+    for result in computed._results.values():
+        result["provenance"]["captions"] = ["two red circles", "a <b>blue</b> square"]
+    store, _ = stored_samples(computed, tmp_path)
+    scale = computed.experiment.scales["smoke"]
+    path = report.write(tmp_path / "r", computed, "smoke", scale, store, "the command")
+    text, page = path.read_text(), path.with_suffix(".html").read_text()
+    assert "| rate ↓ steps → | 2 | 4 | paper: 2 | paper: 4 |" in text
+    _, curves, samples = re.split("^## (?:Curves|Samples)$", text.split("## Provenance")[0], flags=re.M)
+    assert "Horizontal axis: steps. Curves: rate. Error bars: standard deviation over 3 seeds." in curves
+    assert "Columns: steps. Rows: rate. Each cell: the first 8 samples, from the same noise in all cells." in samples
+    assert "1. two red circles\n2. a &lt;b&gt;blue&lt;/b&gt; square\n" in samples
+    assert "<li>two red circles</li>" in page and "<h2>Samples</h2>" in page and page.count("<img") == 2
+    assert "captions" not in text.split("## Provenance")[1]
+    reread, _ = report.read(
+        tmp_path / "r/results.json", computed.experiment, "smoke", computed._cells, computed.measures
+    )
+    report.write(tmp_path / "r", reread, "smoke", scale, None, "the command")
+    assert path.read_text() == text
+
+
+def test_curves_have_error_bars_over_several_seeds_only(outcome):
+    for seeds, expected in (((0,), 0), ((0, 1, 2), 2)):
+        figure = figures.curves_figure(outcome(table(lambda rate, n, seed: n + seed, seeds), sampling=0.5))
+        assert sum(isinstance(part, ErrorbarContainer) for part in figure.axes[0].containers) == expected
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == list(RATES)
+
+
+def test_values_in_one_column_have_no_curves(outcome, tmp_path):
+    pending = table(lambda rate, n, seed: n + seed if n == 2 else None)
+    assert figures.curves_figure(outcome(pending)) is None
+    assert not figures.curves(tmp_path / "curves.png", outcome(table(lambda *_: 1.0), labels={"steps": ("2",)}))
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize(("channels", "size", "scale"), [(1, 4, 16), (3, 30, 2), (4, 70, 1)])
+def test_samples_of_cells_are_enlarged_by_a_whole_factor(outcome, tmp_path, channels, size, scale):
+    """The image has the first eight samples of each cell, in the rows and columns of the table."""
+    computed = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    store, images = stored_samples(computed, tmp_path, channels, size)
+    assert figures.samples(tmp_path / "samples.png", computed, store)
+    pixels = np.asarray(Image.open(tmp_path / "samples.png"))
+    places = {}
+    for key, samples in images.items():
+        for i in range(figures.SHOWN):
+            enlarged = image_grids.to_rgb(samples)[i].repeat(scale, 0).repeat(scale, 1)
+            height, width = enlarged.shape[:2]
+            corners = np.argwhere((pixels[: 1 - height, : 1 - width] == enlarged[0, 0]).all(-1))
+            at = [(y, x) for y, x in corners if (pixels[y : y + height, x : x + width] == enlarged).all()]
+            assert len(at) == 1, (key, i)
+            places[(*key, i)] = at[0]
+    assert places["low", "2", 0][0] == places["low", "4", 0][0] < places["high", "2", 0][0]
+    assert places["low", "2", 0][1] == places["high", "2", 0][1] < places["low", "4", 0][1]
+    assert places["low", "2", 3][0] == places["low", "2", 0][0] < places["low", "2", 4][0]  # two rows of four
+
+
+def test_samples_of_cells_that_are_missing_leave_a_gap(outcome, tmp_path):
+    computed = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    assert not figures.samples(tmp_path / "samples.png", computed, Store(tmp_path))
+    cell = computed.cell({"rate": "high", "steps": "4", "seed": "0"})
+    store = Store(tmp_path)
+    store.save(cell.key, {"estimates": {}}, np.full((3, 4, 4, 1), 255, np.uint8))
+    assert figures.samples(tmp_path / "samples.png", computed, store)
+    white = (np.asarray(Image.open(tmp_path / "samples.png")) == 255).all(-1)
+    assert white.sum() == 3 * 64 * 64
 
 
 def test_columns_of_a_paper_without_values_for_these_cells_are_left_out(outcome, tmp_path):
