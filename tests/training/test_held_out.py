@@ -81,7 +81,7 @@ def test_layouts_have_the_same_held_out_losses(layout):
 
 
 def test_held_out_losses_of_a_gan_on_two_devices():
-    """Of both groups, with the discriminator's mean logits of real and generated images."""
+    """Both groups have one, with the discriminator's mean logits of real and generated images."""
     names = {"generator/loss", "discriminator/loss", "discriminator/real", "discriminator/fake"}
     one, two = evaluated("gan", num_devices=1), evaluated("gan", num_devices=2, mode="pmap")
     assert one.keys() == {f"eval/{name}" for name in names}
