@@ -140,12 +140,18 @@ class _Preparation:
     def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
+        source = open_dataset(config, config.data.split)
+        if model.text and "caption" not in source[0]:
+            raise UserError(
+                f"data.name={config.data.name}: has no captions, but this model is conditioned on them; add captions "
+                "(docs/data.md), or choose shapes or emoji"
+            )
         start = None if list_steps(workdir.checkpoints) else read_start(config, model)
         base = None
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start, base)
+        return cls(devices, make_optimizers(config, model), source, start, base)
 
 
 def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
@@ -348,15 +354,10 @@ def with_tokens(config: ConfigDict, system: Model, source: Source, workdir: Work
     that of the run that `train.start` names, or a new one, trained on the captions.
 
     Raises:
-      UserError: the data set has no captions, or the tokenizer does not fit `text.vocabulary`.
+      UserError: the tokenizer does not fit `text.vocabulary`.
     """
     if system.text is None:
         return source
-    if "caption" not in source[0]:
-        raise UserError(
-            f"data.name={config.data.name}: has no captions, but this model is conditioned on them; add captions "
-            "(docs/data.md), or choose shapes or emoji"
-        )
     captions, spec = unique_captions(source, _TOKENIZER_CAPTIONS), system.text
     text_tokenizer = _choose_tokenizer(config, workdir, captions, spec.vocabulary)
     if text_tokenizer.vocabulary > spec.vocabulary:
