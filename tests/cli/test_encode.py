@@ -17,7 +17,7 @@ from diffjax.runs.config_files import load_file
 from diffjax.runs.loading import open_clip
 from diffjax.runs.tokenizers import load_tokenizer
 from tests import tiny
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import launch, refused, result, sample
 from tests.running import steps
 
 SPLITS = {"train[:80%]": 32, "train[80%:]": 8}
@@ -161,7 +161,7 @@ def test_metrics_compare_with_the_images(run, tmp_path):
     copy = shutil.copytree(run[1], tmp_path / "run")
     flags = ["--metrics=fd_pixels", "--num=8", "--batch_size=8", "--split=train[80%:]"]
     assert launch("evaluate", f"--workdir={copy}", *flags) == 0
-    assert results(copy, "fd_pixels")["reference"]["data"] == "folder"
+    assert result(copy, "fd_pixels")["reference"]["data"] == "folder"
 
 
 def test_benchmark_reads_stored_latents(config, store, capsys):

@@ -96,6 +96,7 @@ def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(ima
     config = tiny.write(tmp_path / "config.py", "glide_base", **changes, train__steps=2, train__num_preview_samples=0)
     command = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
     assert "has no captions, but this model is conditioned on them; add captions" in refused(capsys, *command)
+    assert not (tmp_path / "run").exists()
     for i, path in enumerate(sorted(folder.iterdir())):
         path.with_suffix(".txt").write_text(f"an ant of {i} spots\n")
     assert launch(*command) == 0

@@ -124,7 +124,7 @@ def test_labels_of_near_ticks_do_not_overlap():
 
 
 def test_a_curve_per_setting_and_none_for_what_is_equal():
-    figure = plots.sweep_figure(rows(name=("ddim", "heun"), guidance=(1.0,), steps=(5, 10, 20)), MEASURES)
+    figure = plots.sweep_figure(rows(sampler=("ddim", "heun"), guidance=(1.0,), steps=(5, 10, 20)), MEASURES)
     rendered(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ddim", "heun"]
     assert figure.get_suptitle() == "guidance 1"
@@ -132,7 +132,7 @@ def test_a_curve_per_setting_and_none_for_what_is_equal():
 
 
 def test_another_numeric_setting_is_the_axis_if_the_steps_are_equal():
-    figure = plots.sweep_figure(rows(name=("ddim", "heun"), guidance=(1.0, 2.0, 4.0)), MEASURES)
+    figure = plots.sweep_figure(rows(sampler=("ddim", "heun"), guidance=(1.0, 2.0, 4.0)), MEASURES)
     (axes, _) = rendered(figure)
     assert axes.get_xlabel() == "guidance" and ticks(axes.xaxis) == ["1", "2", "4"]
     assert len(curves(axes)) == 2 and figure.get_suptitle() == "10 steps"
@@ -147,7 +147,7 @@ def test_steps_of_a_pipeline_are_those_of_a_stage():
 
 
 def test_settings_without_an_order_are_points():
-    figure = plots.sweep_figure(rows(name=("ddim", "heun", "unipc")), MEASURES)
+    figure = plots.sweep_figure(rows(sampler=("ddim", "heun", "unipc")), MEASURES)
     (axes, _) = rendered(figure)
     assert not curves(axes) and not figure.legends
     assert ticks(axes.xaxis) == ["ddim", "heun", "unipc"]
