@@ -151,6 +151,7 @@ def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) ->
     fields = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _NOT_SHOWN}
     defaults = dataclasses.asdict(Settings())
     shown = {field: value for field, value in fields.items() if field == "split" or value != defaults[field]}
+    shown = {field: _plain(value) for field, value in shown.items()}
     identity = make_id(
         metrics=[name],
         settings={**fields, "lpips": list(map(io.file_hash, settings.lpips)), "seed": settings.seed},
@@ -263,6 +264,11 @@ def _of_reconstructions(
         return entry, {"reconstructions.png": _grid_writer(trained, images)}
 
     return Evaluation(identity, shown, work)
+
+
+def _plain(value: Any) -> Any:
+    """Returns the value of a setting as JSON has it; a tuple of one value is that value."""
+    return value if not isinstance(value, tuple) else value[0] if len(value) == 1 else list(value)
 
 
 def _model_inputs(trained: Run, variables: Any) -> dict[str, Any]:

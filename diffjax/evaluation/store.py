@@ -49,7 +49,8 @@ class ResultsStore:
         self.failed: list[Path] = []
         if damaged or len(self.entries) < len(values):
             where = f"line {damaged[0]}" if damaged else "an entry that lacks fields"
-            note(f"{self.path}: {len(damaged) + len(values) - len(self.entries)} damaged lines are ignored: {where}")
+            count = len(damaged) + len(values) - len(self.entries)
+            note(f"{self.path}: damaged lines are ignored: {count}, the first is {where}")
 
     def find(self, identity: str, settings: Mapping[str, Any]) -> Entry | None:
         """Returns the newest entry with an id, of the present code, whose files exist; None: there is no such entry.
