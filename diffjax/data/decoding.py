@@ -62,19 +62,7 @@ class Decoder:
             )
         if self.fit == "pad":
             return image_files.resize(_pad(pixels, self.background), size)
-        return image_files.resize(crop(pixels, side), size)
-
-
-def crop(image: Pixels, size: int, position: tuple[float, float] = (0.5, 0.5)) -> Pixels:
-    """Returns a square of an image.
-
-    Args:
-      image: [H, W, C], at least `size` pixels high and wide.
-      size: side of the square in pixels.
-      position: of the square, vertical and horizontal: 0 is the top or left edge, 1 the other.
-    """
-    (y, x) = (int(min(p * (side - size + 1), side - size)) for p, side in zip(position, image.shape[:2], strict=True))
-    return image[y : y + size, x : x + size]
+        return image_files.resize(image_files.crop(pixels, side), size)
 
 
 def check_fit(fit: str) -> None:

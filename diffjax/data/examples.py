@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from diffjax.data.decoding import Cache, Decoder, crop
-from diffjax.data.image_files import to_pixels
+from diffjax.data.decoding import Cache, Decoder
+from diffjax.data.image_files import crop, to_pixels
 from diffjax.data.records import Records
 from diffjax.errors import UserError, excerpt
 
@@ -24,7 +24,7 @@ class Source:
 
     length: int  # number of examples
     read: Callable[[Sequence[int]], list[Example]]  # indices -> examples; faster than one by one
-    # (indices, positions [N, 2]) -> examples cropped at `decoding.crop`'s positions; None: examples have one crop
+    # (indices, positions [N, 2]) -> examples cropped at `image_files.crop`'s positions; None: examples have one crop
     read_crops: Callable[[Sequence[int], np.ndarray], list[Example]] | None = None
     name_of: Callable[[int], str] | None = None  # file name of an example, for messages
 

@@ -5,6 +5,7 @@ onto a background unless the alpha channel is requested. Colour profiles are ign
 """
 
 import io as bytes_io
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -120,6 +121,22 @@ def decode(content: bytes, name: str | Path, *, min_side: int = 0, note_frames: 
         raise _unreadable(name, error) from error
 
 
+def crop(
+    image: UInt8[np.ndarray, "H W C"], size: int, position: tuple[float, float] = (0.5, 0.5)
+) -> UInt8[np.ndarray, "size size C"]:
+    """Returns a square of an image.
+
+    Args:
+      image: image of at least `size` pixels high and wide.
+      size: side of the square in pixels.
+      position: position of the square, vertical and horizontal: 0 is the top or left edge, 1 the bottom or right one.
+        An odd margin is one pixel smaller at the top or left of the centre. Uniform positions are equally likely.
+    """
+    spaces = (side - size for side in image.shape[:2])
+    top, left = (max(math.ceil(p * (space + 1)) - 1, 0) for p, space in zip(position, spaces, strict=True))
+    return image[top : top + size, left : left + size]
+
+
 def resize(
     image: UInt8[np.ndarray, "S S C"], size: int, *, enlarge: Image.Resampling = Image.Resampling.BICUBIC
 ) -> UInt8[np.ndarray, "size size C"]:
@@ -228,8 +245,7 @@ def _cropped(path: str | Path) -> UInt8[np.ndarray, "S S 4"]:
     side = min(height, width)
     if height != width:
         print(f"{path} has {width}x{height} pixels: using the central {side}x{side}", file=sys.stderr)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
+    return crop(pixels, side)
 
 
 def _open(content: bytes, path: str | Path) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import sources
+from diffjax.data import image_files, sources
 from diffjax.data.examples import ImageOptions
 from diffjax.errors import MissingData, UserError
 
@@ -296,6 +296,23 @@ def test_fits(tmp_path):
     assert not padded[:4].any() and not padded[8:].any()
     transparent = one(tmp_path, content, size=12, fit="pad", background="transparent")
     assert not transparent[:4].any() and (transparent[4:8, ..., 3] == 255).all()
+
+
+@pytest.mark.parametrize("fit", ["center_crop", "random_crop"])
+@pytest.mark.parametrize("shape", [(8, 11), (8, 12), (13, 8)])
+def test_the_centre_is_that_of_image_files(tmp_path, shape, fit):
+    """Also of odd margins, which are one pixel smaller at the top or left."""
+    pixels = RNG.integers(0, 256, (*shape, 3), np.uint8)
+    found = one(tmp_path, saved(Image.fromarray(pixels)), fit=fit)
+    top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
+    np.testing.assert_array_equal(found, pixels[top : top + 8, left : left + 8])
+    np.testing.assert_array_equal(found, image_files.load_image(tmp_path / "set" / "image.png", 8, 3))
+
+
+def test_positions_of_crops_are_equally_likely():
+    positions = np.linspace(0, 1, 3001)[1:]
+    lefts = [int(image_files.crop(np.arange(10)[None, :, None], 1, (0, p))[0, 0, 0]) for p in positions]
+    assert np.bincount(lefts).tolist() == [300] * 10
 
 
 def test_jpeg_at_reduced_scale_is_the_mean(tmp_path):
