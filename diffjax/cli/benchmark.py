@@ -30,6 +30,7 @@ from diffjax import io
 from diffjax.cli.communication import print_communication
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
 from diffjax.data import Batches
+from diffjax.data.sources import OpenedSets
 from diffjax.errors import UserError, memory_limit_as_user_error, note
 from diffjax.evaluation import provenance
 from diffjax.inference.sampler_runner import SampleRunner
@@ -82,17 +83,18 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
     if is_lora(config):
         raise UserError(f"train.lora.rank={config.train.lora.rank}: is not supported by benchmark; set it to 0")
-    config = resolve(config)
+    opened: OpenedSets = {}
+    config = resolve(config, opened)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)
     else:
-        results = _benchmark(arguments, config)
+        results = _benchmark(arguments, config, opened)
     if arguments.out:
         io.write_json(arguments.out, {"config": config.to_dict(), **results, **provenance.environment()})
     return 0
 
 
-def _benchmark(arguments: Arguments, config: ConfigDict) -> dict[str, Any]:
+def _benchmark(arguments: Arguments, config: ConfigDict, opened: OpenedSets) -> dict[str, Any]:
     """Times training and sampling; prints and returns the results."""
     spec, model = image_spec(config), build_model(config, training=True)
     devices = Devices.create(**config.parallel)
@@ -106,7 +108,7 @@ def _benchmark(arguments: Arguments, config: ConfigDict) -> dict[str, Any]:
             seconds = _time_sampling(arguments.samples, model, spec, config, variables)
             results["samples_per_second"] = arguments.samples / seconds
     if arguments.data:
-        seconds = _time_data(config, arguments.steps)
+        seconds = _time_data(config, arguments.steps, opened)
         results["data_images_per_second"] = config.train.batch_size / seconds
         results["data_wait"] = max(0.0, 1 - results["step_seconds"] / seconds)
     results["peak_memory_gib"] = _peak_memory() / 2**30
@@ -158,9 +160,9 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
     return time.perf_counter() - start
 
 
-def _time_data(config: ConfigDict, steps: int) -> float:
+def _time_data(config: ConfigDict, steps: int, opened: OpenedSets) -> float:
     """Returns the seconds per batch of `steps` batches of the data set, read as for training."""
-    source = open_dataset(config, config.data.split)
+    source = open_dataset(config, config.data.split, opened)
     batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
     with contextlib.closing(batches.iterate(buffer=1)) as iterator:  # so that few batches are read before the start
         next(iterator)

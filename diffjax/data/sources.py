@@ -65,6 +65,7 @@ CLASSES = {
     ),  # Unicode's groups
     "shapes": shapes.SHAPES,  # the shape of a scene's first object
 }
+OpenedSets = dict[Query, Records]  # sets that are not built in, so that a command opens each of them once
 _CHANNELS = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "emoji": 3, "shapes": 3}
 _BACKGROUNDS = ("white", "transparent")
 _CORRUPT = ("raise", "skip")
@@ -108,7 +109,9 @@ def image_spec(name: str, image_size: int, background: str = "white") -> ImageSp
     return ImageSpec(image_size, info.channels, info.num_classes)
 
 
-def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions) -> DatasetInfo:
+def dataset_info(
+    name: str, *, directory: str, split: str, options: ImageOptions, opened: OpenedSets | None = None
+) -> DatasetInfo:
     """Returns the channels and classes of a data set, with those of `options` in their place.
 
     Args:
@@ -116,6 +119,7 @@ def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions
       directory: folder of data sets.
       split: split that is opened, for sets that are not built in.
       options: options; channels and classes that it has are not read from the set.
+      opened: sets that need not be opened again; this one is added. None: no others.
 
     Raises:
       UserError: an unknown data set or background, a size below 1, or the errors of opening the set.
@@ -126,7 +130,7 @@ def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions
         return _info(name, options, channels, len(CLASSES[name]), CLASSES[name])
     if options.channels and options.num_classes >= 0:
         return DatasetInfo(options.channels, options.num_classes, options.class_names)
-    records = _opener(name)(_query(name, directory, split), options)
+    records = _open(_query(name, directory, split), options, opened)
     assert isinstance(records, Records)
     return _records_info(name, records, options)
 
@@ -140,6 +144,7 @@ def open_dataset(
     background: str = "white",
     on_corrupt: str = "raise",
     options: ImageOptions | None = None,
+    opened: OpenedSets | None = None,
 ) -> Source:
     """Opens a split of a data set, with images of [image_size, image_size] (see `image_files.resize`).
 
@@ -152,6 +157,7 @@ def open_dataset(
       on_corrupt: action for examples that cannot be read: "raise", or "skip", which prints the index and the number of
         skipped examples on standard error, and returns the next example instead.
       options: all options, instead of the three above.
+      opened: as for `dataset_info`.
 
     Returns:
       Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions; labels
@@ -166,17 +172,26 @@ def open_dataset(
     _check(name, options)
     if options.on_corrupt not in _CORRUPT:
         raise unknown("data.on_corrupt", options.on_corrupt, _CORRUPT)
-    opened = _opener(name)(_query(name, directory, split), options)
-    if isinstance(opened, Records):
-        opened = decode_records(opened, _records_info(name, opened, options), options)
+    found = _open(_query(name, directory, split), options, opened)
+    if isinstance(found, Records):
+        source = decode_records(found, _records_info(name, found, options), options)
     else:
-        opened = convert_images(opened, dataset_info(name, directory="", split=split, options=options), options)
+        source = convert_images(found, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
-    return handle_corrupt_examples(opened, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
+    return handle_corrupt_examples(source, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
 
 
 def _query(name: str, directory: str, split: str) -> Query:
     return Query(name, name.partition(":")[2], directory or "", split)
+
+
+def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Source | Records:
+    if opened is not None and query in opened:
+        return opened[query]
+    result = _opener(query.name)(query, options)
+    if opened is not None and isinstance(result, Records):
+        opened[query] = result
+    return result
 
 
 def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records]":

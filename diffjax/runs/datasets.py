@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from diffjax import data
 from diffjax.data.examples import DatasetInfo, Source
 from diffjax.data.records import MissingSplit, complement
-from diffjax.data.sources import is_built_in
+from diffjax.data.sources import OpenedSets, is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
 
@@ -27,34 +27,44 @@ def dataset_info(config: ConfigDict) -> DatasetInfo:
     return data.dataset_info(c.name, directory=c.dir, split=c.split, options=_options(config))
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, opened: OpenedSets | None = None) -> ConfigDict:
     """Returns a config with the channels and classes of its data sets, so that a run needs no data to be opened.
 
     Built-in data sets, whose properties are known, and parts that are not used keep their fields.
+
+    Args:
+      config: config, with those of its parts.
+      opened: sets that need not be opened again; those that are opened are added.
     """
     config = ConfigDict(config.copy_and_resolve_references()).unlock()
-    _resolve_section(config, config.data.dir)
+    _resolve_section(config, config.data.dir, {} if opened is None else opened)
     return config.lock()
 
 
-def _resolve_section(config: ConfigDict, directory: str) -> None:
+def _resolve_section(config: ConfigDict, directory: str, opened: OpenedSets) -> None:
     """Resolves a config in place, and its parts, which have the same folder of data (`part_config`)."""
     if not is_built_in(config.data.name):
         c = config.data
-        info = data.dataset_info(c.name, directory=directory, split=c.split, options=_options(config))
+        options = _options(config)
+        info = data.dataset_info(c.name, directory=directory, split=c.split, options=options, opened=opened)
         config.data.update(channels=info.channels, num_classes=info.num_classes, class_names=info.class_names)
     for name in part_names(config):
-        _resolve_section(config.parts[name], directory)
+        _resolve_section(config.parts[name], directory, opened)
 
 
-def open_dataset(config: ConfigDict, split: str) -> Source:
+def open_dataset(config: ConfigDict, split: str, opened: OpenedSets | None = None) -> Source:
     """Opens a split of a config's data set.
+
+    Args:
+      config: config of a run.
+      split: split, or a slice of one.
+      opened: sets that need not be opened again, see `resolve`.
 
     Raises:
       UserError: the data set is not prepared, or has no such split.
     """
     c = config.data
-    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(config))
+    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(config), opened=opened)
 
 
 def open_other(config: ConfigDict, split: str) -> Source:

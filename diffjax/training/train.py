@@ -15,6 +15,7 @@ from diffjax import data, io
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.examples import Source
+from diffjax.data.sources import OpenedSets
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, memory_limit_as_user_error, validate_integer, validate_number
 from diffjax.inference.prompts import unique_captions
@@ -51,7 +52,12 @@ _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer
 
 
 def train(
-    config: ConfigDict, workdir: Workdir, *, allow_config_change: bool = False, parent: ConfigDict | None = None
+    config: ConfigDict,
+    workdir: Workdir,
+    *,
+    allow_config_change: bool = False,
+    parent: ConfigDict | None = None,
+    opened: OpenedSets | None = None,
 ) -> tuple[Model | None, int | None]:
     """Trains the parts of a config and then its model, or resumes each at its last checkpoint.
 
@@ -60,6 +66,7 @@ def train(
     Args:
       allow_config_change: resume even if fields changed that affect the numbers of a step (see `resume`).
       parent: config that this one is a part of.
+      opened: data sets that need not be opened again, of the parent.
 
     Returns:
       The model (None: a signal came before it was built), and the signal that ended the run early, or None.
@@ -70,13 +77,14 @@ def train(
     if workdir.weights.exists():
         raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
-    config = config if parent else resolve(config)
+    opened = {} if opened is None else opened
+    config = config if parent else resolve(config, opened)
     # Building the model with abstract parts reports errors of the whole config before any part is trained.
     planned = build_model(config, workdir.path, parent=parent, abstract=True)
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
-    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir, opened)
     _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
@@ -92,7 +100,7 @@ def train(
             part = Workdir(workdir.path / name)
             if resume.is_trained_elsewhere(part):
                 continue
-            options = {"allow_config_change": allow_config_change, "parent": config}
+            options = {"allow_config_change": allow_config_change, "parent": config, "opened": opened}
             _, stopped = train(part_config(config, name), part, **options)
             if stopped:
                 return None, stopped
@@ -137,7 +145,7 @@ class _Preparation:
     lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
     @classmethod
-    def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
+    def create(cls, config: ConfigDict, model: Model, workdir: Workdir, opened: OpenedSets) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
         start = None if list_steps(workdir.checkpoints) else read_start(config, model)
@@ -145,7 +153,8 @@ class _Preparation:
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
-        return cls(devices, make_optimizers(config, model), open_dataset(config, config.data.split), start, base)
+        source = open_dataset(config, config.data.split, opened)
+        return cls(devices, make_optimizers(config, model), source, start, base)
 
 
 def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartWeights | None) -> Variables:
