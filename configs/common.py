@@ -60,6 +60,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "data.flip": (False, "mirror a random half of the images"),
     "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
     "data.cache_gib": (-1.0, "memory of decoded images, in GiB; -1: a quarter of the machine's; 0: no cache"),
+    "data.workers": (0, "processes that read batches ahead; 0: threads of this process, one per core"),
     # Text
     "text.tokenizer": ("", "vocabulary file, such as CLIP's; '': train a tokenizer on the captions"),
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),

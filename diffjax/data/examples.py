@@ -5,17 +5,16 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from diffjax.data.decoding import Cache, Decoder
+from diffjax.data.cache import Cache, Example
+from diffjax.data.decoding import Decoder
 from diffjax.data.image_files import crop, to_pixels
 from diffjax.data.records import Records
 from diffjax.errors import UserError, excerpt
-
-Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
       info: channels and classes of the examples.
       options: size, fit, background and size of the cache of decoded examples.
     """
-    size, cache = options.image_size, Cache(options.cache_gib)
+    size, cache = options.image_size, Cache(options.cache_gib, records.length)
     decoder = Decoder(size, info.channels, options.fit, options.background)
     numbers = np.arange(max(records.num_classes, info.num_classes))
     if info.class_names and records.class_names and info.class_names != records.class_names:
@@ -110,6 +109,22 @@ def convert_images(source: Source, info: DatasetInfo, options: ImageOptions) -> 
     return Source(source.length, lambda indices: [convert(example) for example in source.read(indices)])
 
 
+class _Lock:
+    """Lock of the threads of a process; a pickled copy is another lock."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["_Lock"], tuple[()]]:
+        return _Lock, ()
+
+
 def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
     """Returns a source that reports, or skips, examples that cannot be read.
 
@@ -120,7 +135,7 @@ def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
         return the next example instead.
     """
     corrupt: dict[int, str] = {}
-    lock = threading.Lock()  # several threads may read an example, which is printed once
+    lock = _Lock()  # several threads may read an example, which is printed once
 
     advice = "prepare the data set again" if source.name_of is None else "replace or delete the file"
 

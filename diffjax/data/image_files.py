@@ -108,7 +108,9 @@ def decode(content: bytes, name: str | Path, *, min_side: int = 0, note_frames: 
             print(f"{name} has several frames: using the first", file=sys.stderr)
         image.load()
         _check_size(image, name)
-        return ImageOps.exif_transpose(_eight_bits(image, name))
+        image = _eight_bits(image, name)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -174,10 +176,9 @@ def resize_to(
     down = Image.Resampling.BOX if height < image.shape[0] else enlarge
 
     def resized(channel: int) -> np.ndarray:
-        values = image[..., channel].astype(np.float32)
+        floats = Image.fromarray(np.ascontiguousarray(image[..., channel])).convert("F")
         if image.shape[-1] == 4 and channel < 3:
-            values *= image[..., 3].astype(np.float32) / 255
-        floats = Image.fromarray(values)
+            floats = Image.fromarray(np.asarray(floats) * (image[..., 3].astype(np.float32) / 255))
         if across != down:
             floats = floats.resize((width, floats.height), across)
         return np.asarray(floats.resize((width, height), down))
@@ -209,7 +210,8 @@ def to_pixels(image: Image.Image, channels: int, background: tuple[int, int, int
     """
     if channels < 4 and has_alpha(image):
         image = Image.fromarray(composite(np.asarray(image.convert("RGBA")), background))
-    pixels = np.asarray(image.convert(_MODES[channels]))
+    mode = _MODES[channels]
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # `convert` always copies
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from diffjax.data import shapes
 from diffjax.data.archives import open_npz, open_tar
+from diffjax.data.cache import Cache, Example
 from diffjax.data.dataset_libraries import open_builder, open_hf, open_tfds, prepared_folder
-from diffjax.data.decoding import CHANNELS, Cache, check_fit, infer_channels, parse_colour
+from diffjax.data.decoding import CHANNELS, check_fit, infer_channels, parse_colour
 from diffjax.data.examples import (
     DatasetInfo,
-    Example,
     ImageOptions,
     Source,
     convert_images,
@@ -172,11 +172,11 @@ def open_dataset(
     _check(name, options)
     if options.on_corrupt not in _CORRUPT:
         raise unknown("data.on_corrupt", options.on_corrupt, _CORRUPT)
-    found = _open(_query(name, directory, split), options, opened)
-    if isinstance(found, Records):
-        source = decode_records(found, _records_info(name, found, options), options)
+    data = _open(_query(name, directory, split), options, opened)
+    if isinstance(data, Records):
+        source = decode_records(data, _records_info(name, data, options), options)
     else:
-        source = convert_images(found, dataset_info(name, directory="", split=split, options=options), options)
+        source = convert_images(data, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
     return handle_corrupt_examples(source, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
 
@@ -330,14 +330,15 @@ def _prepared(query: Query, options: ImageOptions) -> Source:
             example["caption"] = record["caption"].decode()
         return example
 
-    cache = Cache(options.cache_gib)
+    cache = Cache(options.cache_gib, len(data))
 
     def read(indices: Sequence[int]) -> list[Example]:
-        new = [i for i in indices if i not in cache]
-        decoded = dict(zip(new, map(decode, data.__getitems__(new)), strict=True))
-        for i, example in decoded.items():
-            cache.add(i, example)
-        return [decoded[i] if i in decoded else cache[i] for i in indices]
+        examples = {i: example for i in indices if (example := cache.find(i))}
+        new = [i for i in indices if i not in examples]
+        for i, record in zip(new, data.__getitems__(new), strict=True):
+            examples[i] = decode(record)
+            cache.add(i, examples[i])
+        return [examples[i] for i in indices]
 
     return Source(len(data), read)
 

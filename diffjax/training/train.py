@@ -48,6 +48,7 @@ from diffjax.training.sharding import Devices
 from diffjax.training.start import StartWeights, read_start
 from diffjax.typing import Variables
 
+_MAX_WORKERS = 256  # processes that read data
 _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
 
@@ -114,6 +115,7 @@ def train(
 def check(config: ConfigDict) -> None:
     """Checks the numbers of a config and of its parts. Raises UserError for numbers out of range."""
     validate_integer("seed", config.seed, low=0)
+    validate_integer("data.workers", config.data.get("workers", 0), low=0, high=_MAX_WORKERS)
     counts = ("log_every", "sample_every", "checkpoint_every", "keep_last", "keep_every", "max_consecutive_skips")
     if "train" in config:
         c = config.train
@@ -246,12 +248,14 @@ def _train(
                 check_place()
                 _save_averages(workdir, devices, step, state)
 
+        iterator = local_batches.iterate(start, workers=config.data.get("workers", 0))
+        stack.enter_context(contextlib.closing(iterator))
         max_skips = config.train.get("max_consecutive_skips", 0)
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
-                data.prefetch(local_batches.iterate(start), devices.put_batch),
+                data.prefetch(iterator, devices.put_batch),
                 start=start,
                 intervals=loop.Intervals(
                     **{name: config.train[name] for name in intervals}, ema_every=config.train.get("ema_every", 0)

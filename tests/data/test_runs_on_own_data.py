@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,6 +83,16 @@ def test_training_opens_a_set_once(run, tmp_path, monkeypatch):
     )
     assert launch(*run[0][:2], f"--workdir={tmp_path}/new") == 0
     assert [query.split for query in queries] == ["train[:80%]"]
+
+
+def test_processes_read_the_same_data(run, tmp_path):
+    """A run that resumes with worker processes ends with the same parameters."""
+    flags = *run[0][:2], f"--workdir={tmp_path}/new"
+    assert launch(*flags, "--config.train.steps=2", "--config.train.learning_rate_schedule=constant") == 0
+    assert launch(*flags, "--config.train.learning_rate_schedule=constant", "--config.data.workers=1") == 0
+    assert launch(*run[0][:2], f"--workdir={tmp_path}/other", "--config.train.learning_rate_schedule=constant") == 0
+    states = [diffjax.load(tmp_path / name).variables for name in ("new", "other")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_bad_data_writes_nothing(run, tmp_path, capsys):
