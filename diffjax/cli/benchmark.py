@@ -7,8 +7,8 @@
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
 optimization; the fraction of the device's peak is printed if that is known. Times vary from run to run.
 
---data also reads --steps batches of the data set without training, and prints the images per second, of examples that
-are not cached yet, and the share of the time that a training step would wait for them.
+--data also reads --steps batches of the data set without training and without a cache, by the threads or data.workers
+of a run. It prints the images per second, and the share of the time that a training step would wait for them.
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
@@ -30,6 +30,7 @@ from diffjax import io
 from diffjax.cli.communication import print_communication
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
 from diffjax.data import Batches
+from diffjax.data.pipeline import default_threads
 from diffjax.data.sources import OpenedSets
 from diffjax.errors import UserError, memory_limit_as_user_error, note
 from diffjax.evaluation import provenance
@@ -161,11 +162,15 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
 
 
 def _time_data(config: ConfigDict, steps: int, opened: OpenedSets) -> float:
-    """Returns the seconds per batch of `steps` batches of the data set, read as for training."""
+    """Returns the seconds per batch of `steps` batches of the data set, decoded as in the first epoch of training."""
+    config, workers = ConfigDict(config.to_dict()), config.data.get("workers", 0)
+    config.data.cache_gib = 0.0  # else examples of a small set are read again
     source = open_dataset(config, config.data.split, opened)
     batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip)
-    with contextlib.closing(batches.iterate(buffer=1)) as iterator:  # so that few batches are read before the start
-        next(iterator)
+    ahead = 3 * workers or default_threads()  # batches that are read ahead, which are not timed
+    with contextlib.closing(batches.iterate(workers=workers, buffer=ahead)) as iterator:
+        for _ in range(ahead):
+            next(iterator)
         start = time.perf_counter()
         for _ in range(steps):
             next(iterator)
