@@ -32,10 +32,12 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Mapping[str, np.ndarray]: ...
 
 
-def _read(source: RandomAccess, indices: Sequence[int], seeds: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
-    """Returns examples, cropped at random if the source has `read_crops`; `seeds` [N, K] determine each position."""
+def _read(
+    source: RandomAccess, indices: Sequence[int], seeds: Sequence[tuple[int, ...]]
+) -> Sequence[Mapping[str, np.ndarray]]:
+    """Returns examples, cropped at random if the source has `read_crops`; `seeds` determine the position of each."""
     if read_crops := getattr(source, "read_crops", None):
-        return read_crops(indices, np.stack([np.random.default_rng(seed.tolist()).random(2) for seed in seeds]))
+        return read_crops(indices, np.stack([np.random.default_rng(seed).random(2) for seed in seeds]))
     read_many = getattr(source, "__getitems__", None)
     return read_many(indices) if read_many else [source[i] for i in indices]
 
@@ -109,7 +111,7 @@ class Batches:
             here = epochs == epoch
             order, mirrored = _epoch(self.seed, epoch, length)
             indices[here], flipped[here] = order[places[here]], mirrored[places[here]]
-        seeds = np.stack([np.full_like(places, self.seed), epochs, places], axis=1)
+        seeds = [(self.seed, epoch, place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
         examples = _read(self.source, indices.tolist(), seeds)
         batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         if self.flip:

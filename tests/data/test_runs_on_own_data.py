@@ -86,12 +86,9 @@ def test_training_opens_a_set_once(run, tmp_path, monkeypatch):
 
 
 def test_processes_read_the_same_data(run, tmp_path):
-    """A run that resumes with worker processes ends with the same parameters."""
-    flags = *run[0][:2], f"--workdir={tmp_path}/new"
-    assert launch(*flags, "--config.train.steps=2", "--config.train.learning_rate_schedule=constant") == 0
-    assert launch(*flags, "--config.train.learning_rate_schedule=constant", "--config.data.workers=1") == 0
-    assert launch(*run[0][:2], f"--workdir={tmp_path}/other", "--config.train.learning_rate_schedule=constant") == 0
-    states = [diffjax.load(tmp_path / name).variables for name in ("new", "other")]
+    """Training with worker processes ends with the same parameters."""
+    assert launch(*run[0][:2], f"--workdir={tmp_path}/new", "--config.data.workers=1") == 0
+    states = [diffjax.load(path).variables for path in (run[1], tmp_path / "new")]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
