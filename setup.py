@@ -23,6 +23,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
+        "cloudpickle>=3.0",
         "flax>=0.12,<0.13",
         "ftfy>=6.2,<7",
         "grain>=0.2.15",

@@ -60,6 +60,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "data.flip": (False, "mirror a random half of the images"),
     "data.on_corrupt": ("raise", "unreadable examples: raise | skip"),
     "data.cache_gib": (-1.0, "memory of decoded images, in GiB; -1: a quarter of the machine's; 0: no cache"),
+    "data.workers": (0, "processes that read batches ahead; 0: threads of this process, one per core"),
     "data.augment.prob": (0.0, "probability of each transform of non-leaky augmentation; only system=ddpm; 0: off"),
     "data.augment.transforms": (
         ("x_flip", "y_flip", "scaling", "rotation", "anisotropy", "translation"),

@@ -228,6 +228,17 @@ def test_print_config_shows_every_value_its_origin_and_documentation(capsys):
         assert shown[name][0] == repr(changed.get(name, value))
 
 
+def test_a_data_set_is_overridden_for_all_parts_that_share_it(capsys):
+    """Except for a part whose own field is overridden, or differs in the file, and for sizes."""
+    overrides = ("--config.data.name=folder", "--config.data.channels=3", "--config.data.image_size=24")
+    shown = printed(capsys, f"--config={FOLDER}/dalle_shapes.py", *overrides, "--config.parts.clip.data.channels=1")
+    assert {shown[f"{part}data.name"][0] for part in ("", "parts.clip.", "parts.codec.")} == {"'folder'"}
+    assert [shown[f"{part}data.channels"][0] for part in ("", "parts.clip.", "parts.codec.")] == ["3", "1", "3"]
+    assert [shown[f"{part}data.image_size"][0] for part in ("", "parts.clip.", "parts.codec.")] == ["24", "32", "32"]
+    shown = printed(capsys, f"--config={FOLDER}/dalle_shapes.py", "--config.parts.clip.data.name=folder")
+    assert shown["data.name"][0] == shown["parts.codec.data.name"][0] == "'shapes'"
+
+
 def test_print_config_groups_fields_by_section_and_part(capsys):
     cli.main(["launch.py", "train", "--print_config", f"--config={FOLDER}/glide_shapes.py"])
     headings = re.findall(r"\n\n(\S+)\n", capsys.readouterr().out)

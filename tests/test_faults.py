@@ -219,6 +219,7 @@ FREE = {
     "train.max_consecutive_skips": 5,
     "data.dir": "there",
     "data.cache_gib": 1.0,
+    "data.workers": 2,
     "sampler.guidance_high": 1.0,
 }
 

@@ -7,8 +7,8 @@
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
 optimization; the fraction of the device's peak is printed if that is known. Times vary from run to run.
 
---data also reads --steps batches of the data set without training, and prints the images per second, of examples that
-are not cached yet, and the share of the time that a training step would wait for them.
+--data also reads --steps batches of the data set without training and without a cache, by the threads or data.workers
+of a run. It prints the images per second, and the share of the time that a training step would wait for them.
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
@@ -30,6 +30,8 @@ from diffjax import io
 from diffjax.cli.communication import print_communication
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
 from diffjax.data import Batches
+from diffjax.data.pipeline import default_threads
+from diffjax.data.sources import OpenedSets
 from diffjax.errors import UserError, memory_limit_as_user_error, note
 from diffjax.evaluation import provenance
 from diffjax.inference.sampler_runner import SampleRunner
@@ -83,17 +85,18 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
     if is_lora(config):
         raise UserError(f"train.lora.rank={config.train.lora.rank}: is not supported by benchmark; set it to 0")
-    config = resolve(config)
+    opened: OpenedSets = {}
+    config = resolve(config, opened)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)
     else:
-        results = _benchmark(arguments, config)
+        results = _benchmark(arguments, config, opened)
     if arguments.out:
         io.write_json(arguments.out, {"config": config.to_dict(), **results, **provenance.environment()})
     return 0
 
 
-def _benchmark(arguments: Arguments, config: ConfigDict) -> dict[str, Any]:
+def _benchmark(arguments: Arguments, config: ConfigDict, opened: OpenedSets) -> dict[str, Any]:
     """Times training and sampling; prints and returns the results."""
     spec, model = image_spec(config), build_model(config, training=True)
     devices = Devices.create(**config.parallel)
@@ -107,7 +110,7 @@ def _benchmark(arguments: Arguments, config: ConfigDict) -> dict[str, Any]:
             seconds = _time_sampling(arguments.samples, model, spec, config, variables)
             results["samples_per_second"] = arguments.samples / seconds
     if arguments.data:
-        seconds = _time_data(config, arguments.steps)
+        seconds = _time_data(config, arguments.steps, opened)
         results["data_images_per_second"] = config.train.batch_size / seconds
         results["data_wait"] = max(0.0, 1 - results["step_seconds"] / seconds)
     results["peak_memory_gib"] = _peak_memory() / 2**30
@@ -159,13 +162,17 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
     return time.perf_counter() - start
 
 
-def _time_data(config: ConfigDict, steps: int) -> float:
-    """Returns the seconds per batch of `steps` batches of the data set, read as for training."""
-    source = open_training_examples(config)
+def _time_data(config: ConfigDict, steps: int, opened: OpenedSets) -> float:
+    """Returns the seconds per batch of `steps` batches of the data set, decoded as in the first epoch of training."""
+    config, workers = ConfigDict(config.to_dict()), config.data.get("workers", 0)
+    config.data.cache_gib = 0.0  # else examples of a small set are read again
+    source = open_training_examples(config, opened)
     keys = (*(stored_arrays(config) or ("image",)), "label")
     batches = Batches(source, batch_size=config.train.batch_size, seed=config.seed, flip=config.data.flip, keys=keys)
-    with contextlib.closing(batches.iterate(buffer=1)) as iterator:  # so that few batches are read before the start
-        next(iterator)
+    ahead = 3 * workers or default_threads()  # batches that are read ahead, which are not timed
+    with contextlib.closing(batches.iterate(workers=workers, buffer=ahead)) as iterator:
+        for _ in range(ahead):
+            next(iterator)
         start = time.perf_counter()
         for _ in range(steps):
             next(iterator)

@@ -23,6 +23,11 @@ MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 _LISTS = ("communication", "components", "image", "lpips", "metric", "metrics", "slurm")
 # Fields that are tuples of text, also when they are empty.
 _TEXT_TUPLES = ("class_names", "masks", "freeze", "start_fresh", "targets")
+# Fields of `data` that select a data set and how it is read; sizes and flips differ between parts.
+_SHARED_DATA = (
+    *("name", "split", "background", "fit", "channels", "num_classes", "class_names"),
+    *("on_corrupt", "cache_gib", "workers"),
+)
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
     "run": ("workdir", "config", "checkpoint", "ema_length", "logger", "allow_config_change", "print_config"),
@@ -219,6 +224,8 @@ def required(arguments: Arguments, name: str) -> str:
 def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> ConfigDict:
     """Returns the config of --config, by default `stored`, with the command line's overrides.
 
+    Overrides of the fields of `data` that select and read a data set are those of the parts on the same set, too.
+
     Raises:
       UserError: there is no config, or an override does not fit it.
     """
@@ -258,6 +265,14 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         ) from error
     except absl_flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
+    shared = {
+        path: holder.config.data[field]
+        for field in _SHARED_DATA
+        for path in known
+        if path.startswith("parts.") and path.endswith(f".data.{field}") and path not in seen
+        if f"data.{field}" in seen and known[path] == known[f"data.{field}"]
+    }
+    holder.config.update_from_flattened_dict(shared)
     if isinstance(seed := holder.config.get("seed", 0), int):
         validate_integer("--config.seed", seed, low=0, high=2**32 - 1)  # jax takes others modulo 2**32, so they repeat
     for name, value in flatten(holder.config).items():

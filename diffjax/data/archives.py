@@ -4,6 +4,7 @@ import glob
 import io as bytes_io
 import os
 import tarfile
+import weakref
 import zipfile
 from typing import Any
 
@@ -87,7 +88,29 @@ def _read_array(path: str, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     start += int.from_bytes(local[28:30], "little") + header
     if start + int(np.prod(shape)) * dtype.itemsize > os.path.getsize(path):
         raise ValueError("the file ends early")
-    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+    return _Mapped(path, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+class _Mapped(np.memmap):
+    """Array that is mapped from a file; pickled by the place in the file, not by its values."""
+
+    def __reduce__(self) -> tuple[type["_Mapped"], tuple[object, ...]]:
+        order = "C" if self.flags.c_contiguous else "F"
+        return _Mapped, (self.filename, self.dtype, "r", self.offset, self.shape, order)
+
+
+class _File:
+    """File that threads read at any position; a pickled copy opens the file again."""
+
+    def __init__(self, path: str):
+        self.path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __reduce__(self) -> tuple[type["_File"], tuple[str]]:
+        return _File, (self.path,)
 
 
 def open_tar(query: Query) -> Records:
@@ -123,14 +146,14 @@ def open_tar(query: Query) -> Records:
         raise UserError(f"data.name={query.name}: the shards have no images ({', '.join(SUFFIXES)})")
     if len(with_image) < len(keys):
         note(f"data.name={query.name}: {len(keys) - len(with_image)} of {len(keys)} keys have no image")
-    descriptors = [os.open(shard, os.O_RDONLY) for shard in shards]
+    files = [_File(shard) for shard in shards]
 
     def name_of(i: int) -> str:
         return f"{shards[shard_of[with_image[i]]]}:{keys[with_image[i]]}"
 
     def content(i: int, kind: str) -> bytes | None:
         size, offset = index[kind][with_image[i]].tolist()
-        return None if offset < 0 else os.pread(descriptors[shard_of[with_image[i]]], size, offset)
+        return None if offset < 0 else files[shard_of[with_image[i]]].read(size, offset)
 
     def annotation(i: int, kind: str, fields: tuple[str, ...]) -> Any:
         """Returns the label or caption of an example from its file, or from its .json; None: it has none."""

@@ -1,9 +1,6 @@
-"""Decoding of records to square uint8 images, and a bounded cache of decoded examples."""
+"""Decoding of records to square uint8 images."""
 
 import dataclasses
-import threading
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,12 +8,11 @@ from PIL import Image, ImageColor
 
 from diffjax.data import image_files
 from diffjax.data.records import Record, Records
-from diffjax.errors import UserError, machine_memory, unknown, validate_number
+from diffjax.errors import UserError, unknown
 
 FITS = ("center_crop", "random_crop", "pad", "stretch")
 CHANNELS = (0, 1, 3, 4)  # 0: as the data have them
 _INSPECTED = 256  # images whose headers are read to determine the number of channels
-_OVERHEAD = 700  # bytes of Python objects per cached example
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -62,19 +58,7 @@ class Decoder:
             )
         if self.fit == "pad":
             return image_files.resize(_pad(pixels, self.background), size)
-        return image_files.resize(crop(pixels, side), size)
-
-
-def crop(image: Pixels, size: int, position: tuple[float, float] = (0.5, 0.5)) -> Pixels:
-    """Returns a square of an image.
-
-    Args:
-      image: [H, W, C], at least `size` pixels high and wide.
-      size: side of the square in pixels.
-      position: of the square, vertical and horizontal: 0 is the top or left edge, 1 the other.
-    """
-    (y, x) = (int(min(p * (side - size + 1), side - size)) for p, side in zip(position, image.shape[:2], strict=True))
-    return image[y : y + size, x : x + size]
+        return image_files.resize(image_files.crop(pixels, side), size)
 
 
 def check_fit(fit: str) -> None:
@@ -142,47 +126,3 @@ def _pad(pixels: Pixels, background: str) -> Pixels:
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels
     return square
-
-
-class Cache:
-    """Keeps the first examples that fit into a number of bytes. Thread-safe.
-
-    Nothing is evicted: every epoch reads every example once, in random order, so all are equally worth keeping.
-    """
-
-    def __init__(self, cache_gib: float):
-        """Creates an empty cache.
-
-        Args:
-          cache_gib: maximum size in GiB; -1: a quarter of this machine's memory.
-
-        Raises:
-          UserError: another negative size.
-        """
-        if cache_gib != -1:
-            validate_number("data.cache_gib", cache_gib, low=0)
-        self._left = machine_memory() // 4 if cache_gib == -1 else int(cache_gib * 2**30)
-        self._examples: dict[int, dict[str, Any]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, i: int, make: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """Returns example i, from the cache or by `make(i)`."""
-        example = self._examples.get(i)
-        if example is None:
-            example = make(i)
-            self.add(i, example)
-        return example
-
-    def add(self, i: int, example: dict[str, Any]) -> None:
-        """Keeps example i if there is room for it."""
-        size = _OVERHEAD + example["image"].nbytes + 4 * len(example.get("caption", ""))
-        with self._lock:
-            if size <= self._left and i not in self._examples:
-                self._left -= size
-                self._examples[i] = example
-
-    def __contains__(self, i: int) -> bool:
-        return i in self._examples
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._examples[i]

@@ -5,17 +5,16 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from diffjax.data.decoding import Cache, Decoder, crop
-from diffjax.data.image_files import to_pixels
+from diffjax.data.cache import Cache, Example
+from diffjax.data.decoding import Decoder
+from diffjax.data.image_files import crop, to_pixels
 from diffjax.data.records import Records
 from diffjax.errors import UserError, excerpt
-
-Example = dict[str, Any]  # "image" uint8 [H, W, C], "label" int32 [], "caption" str where the set has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Source:
 
     length: int  # number of examples
     read: Callable[[Sequence[int]], list[Example]]  # indices -> examples; faster than one by one
-    # (indices, positions [N, 2]) -> examples cropped at `decoding.crop`'s positions; None: examples have one crop
+    # (indices, positions [N, 2]) -> examples cropped at `image_files.crop`'s positions; None: examples have one crop
     read_crops: Callable[[Sequence[int], np.ndarray], list[Example]] | None = None
     name_of: Callable[[int], str] | None = None  # file name of an example, for messages
     remedy: str = "prepare the data set again"  # what to do about an example that cannot be read, for messages
@@ -71,7 +70,7 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
       info: channels and classes of the examples.
       options: size, fit, background and size of the cache of decoded examples.
     """
-    size, cache = options.image_size, Cache(options.cache_gib)
+    size, cache = options.image_size, Cache(options.cache_gib, records.length)
     decoder = Decoder(size, info.channels, options.fit, options.background)
     numbers = np.arange(max(records.num_classes, info.num_classes))
     if info.class_names and records.class_names and info.class_names != records.class_names:
@@ -121,6 +120,22 @@ def convert_images(source: Source, info: DatasetInfo, options: ImageOptions) -> 
     return Source(source.length, lambda indices: [convert(example) for example in source.read(indices)])
 
 
+class _Lock:
+    """Lock of the threads of a process; a pickled copy is another lock."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["_Lock"], tuple[()]]:
+        return _Lock, ()
+
+
 def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
     """Returns a source that reports, or skips, examples that cannot be read.
 
@@ -131,7 +146,7 @@ def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
         return the next example instead.
     """
     corrupt: dict[int, str] = {}
-    lock = threading.Lock()  # several threads may read an example, which is printed once
+    lock = _Lock()  # several threads may read an example, which is printed once
     advice = source.remedy
 
     def report(j: int, error: Exception) -> None:

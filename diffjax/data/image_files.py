@@ -5,6 +5,7 @@ onto a background unless the alpha channel is requested. Colour profiles are ign
 """
 
 import io as bytes_io
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -107,7 +108,9 @@ def decode(content: bytes, name: str | Path, *, min_side: int = 0, note_frames: 
             print(f"{name} has several frames: using the first", file=sys.stderr)
         image.load()
         _check_size(image, name)
-        return ImageOps.exif_transpose(_eight_bits(image, name))
+        image = _eight_bits(image, name)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -118,6 +121,22 @@ def decode(content: bytes, name: str | Path, *, min_side: int = 0, note_frames: 
         raise _unreadable(name, error) from error
     except Exception as error:  # a damaged file can raise nearly any exception
         raise _unreadable(name, error) from error
+
+
+def crop(
+    image: UInt8[np.ndarray, "H W C"], size: int, position: tuple[float, float] = (0.5, 0.5)
+) -> UInt8[np.ndarray, "size size C"]:
+    """Returns a square of an image.
+
+    Args:
+      image: image of at least `size` pixels high and wide.
+      size: side of the square in pixels.
+      position: position of the square, vertical and horizontal: 0 is the top or left edge, 1 the bottom or right one.
+        An odd margin is one pixel smaller at the top or left of the centre. Uniform positions are equally likely.
+    """
+    spaces = (side - size for side in image.shape[:2])
+    top, left = (max(math.ceil(p * (space + 1)) - 1, 0) for p, space in zip(position, spaces, strict=True))
+    return image[top : top + size, left : left + size]
 
 
 def resize(
@@ -157,10 +176,9 @@ def resize_to(
     down = Image.Resampling.BOX if height < image.shape[0] else enlarge
 
     def resized(channel: int) -> np.ndarray:
-        values = image[..., channel].astype(np.float32)
+        floats = Image.fromarray(np.ascontiguousarray(image[..., channel])).convert("F")
         if image.shape[-1] == 4 and channel < 3:
-            values *= image[..., 3].astype(np.float32) / 255
-        floats = Image.fromarray(values)
+            floats = Image.fromarray(np.asarray(floats) * (image[..., 3].astype(np.float32) / 255))
         if across != down:
             floats = floats.resize((width, floats.height), across)
         return np.asarray(floats.resize((width, height), down))
@@ -192,7 +210,8 @@ def to_pixels(image: Image.Image, channels: int, background: tuple[int, int, int
     """
     if channels < 4 and has_alpha(image):
         image = Image.fromarray(composite(np.asarray(image.convert("RGBA")), background))
-    pixels = np.asarray(image.convert(_MODES[channels]))
+    mode = _MODES[channels]
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # `convert` always copies
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -228,8 +247,7 @@ def _cropped(path: str | Path) -> UInt8[np.ndarray, "S S 4"]:
     side = min(height, width)
     if height != width:
         print(f"{path} has {width}x{height} pixels: using the central {side}x{side}", file=sys.stderr)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
+    return crop(pixels, side)
 
 
 def _open(content: bytes, path: str | Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Batches of a data source, read ahead by grain's threads. A batch is a pure function of (seed, step).
+"""Batches of a data source, read ahead by grain's threads or processes. A batch is a pure function of (seed, step).
 
 So one integer, the step, resumes a run. An element of the grain pipeline is a batch, not an example, because grain's
 overhead is about 50 us per element.
@@ -7,14 +7,18 @@ overhead is about 50 us per element.
 import collections
 import dataclasses
 import functools
+import multiprocessing
 import os
+import pickle
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from diffjax.errors import UserError, machine_memory
+from diffjax.errors import UserError, excerpt, machine_memory
 
 T = TypeVar("T")
 HostBatch = dict[str, np.ndarray]
@@ -28,10 +32,12 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Mapping[str, np.ndarray]: ...
 
 
-def _read(source: RandomAccess, indices: Sequence[int], seeds: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
-    """Returns examples, cropped at random if the source has `read_crops`; `seeds` [N, K] determine each position."""
+def _read(
+    source: RandomAccess, indices: Sequence[int], seeds: Sequence[tuple[int, ...]]
+) -> Sequence[Mapping[str, np.ndarray]]:
+    """Returns examples, cropped at random if the source has `read_crops`; `seeds` determine the position of each."""
     if read_crops := getattr(source, "read_crops", None):
-        return read_crops(indices, np.stack([np.random.default_rng(seed.tolist()).random(2) for seed in seeds]))
+        return read_crops(indices, np.stack([np.random.default_rng(seed).random(2) for seed in seeds]))
     read_many = getattr(source, "__getitems__", None)
     return read_many(indices) if read_many else [source[i] for i in indices]
 
@@ -112,32 +118,90 @@ class Batches:
             here = epochs == epoch
             order, mirrored = _epoch(self.seed, epoch, length)
             indices[here], flipped[here] = order[places[here]], mirrored[places[here]]
-        seeds = np.stack([np.full_like(places, self.seed), epochs, places], axis=1)
+        seeds = [(self.seed, epoch, place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
         examples = _read(self.source, indices.tolist(), seeds)
         if self.flip:
             examples = [_mirror(example) if f else example for example, f in zip(examples, flipped, strict=True)]
         batch = {key: np.stack([example[key] for example in examples]) for key in self.keys}
         return batch | {"index": index.astype(np.int32)}
 
-    def iterate(self, start_step: int = 0, *, threads: int | None = None, buffer: int = 16) -> Generator[HostBatch]:
+    def iterate(
+        self, start_step: int = 0, *, workers: int = 0, threads: int | None = None, buffer: int = 16
+    ) -> Generator[HostBatch]:
         """Yields batch(start_step), batch(start_step + 1), ... without end.
 
         Args:
           start_step: number of the first batch.
-          threads: threads that read batches ahead, each another batch; 0: read each batch when it is requested; None:
-            one per core, from 4 to 16.
-          buffer: maximum number of batches read ahead.
+          workers: processes that read batches ahead, each another batch; 0: threads of this process.
+          threads: threads that read batches ahead; 0: read each batch when it is requested; None: `default_threads`.
+            Each worker has one.
+          buffer: maximum number of batches read ahead by threads; each worker reads one or two ahead.
+
+        Raises:
+          UserError: the source cannot be used by several processes, or a worker ended unexpectedly.
         """
         import grain
+        from absl import flags
 
-        if threads is None:
-            threads = min(max(os.cpu_count() or 4, 4), 16)
-        steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch)
-        iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
+        read, options = self.batch, grain.ReadOptions(default_threads() if threads is None else threads, buffer)
+        if workers:
+            read, options = _BatchReader(self, workers), grain.ReadOptions(1, 1)
+        steps = grain.MapDataset.range(start_step, sys.maxsize).map(read).to_iter_dataset(options)
+        if workers:
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, of which the command line has none
+            steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers), _start_worker)
+        iterator = iter(steps)
         try:
             yield from iterator
+        except RuntimeError as error:
+            if not workers or "exit code" not in str(error):
+                raise
+            reason = excerpt(str(error).partition(". ")[0])
+            raise UserError(
+                f"data.workers={workers}: {reason}; if memory or /dev/shm is full, use fewer workers or a smaller batch"
+            ) from error
         finally:
-            iterator.close()  # ends the threads
+            iterator.close()  # ends the threads and processes
+
+
+class _BatchReader:
+    """Function from a step to its batch that is sent to other processes, pickled once."""
+
+    def __init__(self, batches: Batches, workers: int):
+        import cloudpickle  # unlike pickle, supports functions that are defined in functions
+
+        try:
+            self._pickled = cloudpickle.dumps(batches)
+        except Exception as error:  # objects raise various exceptions
+            reason = excerpt(f"{type(error).__name__}: {error}")
+            raise UserError(
+                f"data.workers={workers}: this data set cannot be read by other processes ({reason}); set it to 0"
+            ) from error
+        self._batches: Batches | None = None
+
+    def __call__(self, step: int) -> HostBatch:
+        batches = self._batches or pickle.loads(self._pickled)
+        self._batches = batches
+        return batches.batch(step)
+
+
+def _start_worker(index: int, workers: int) -> None:
+    """Prepares a process that reads batches: signals are handled by its parent, and it ends with its parent."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def default_threads() -> int:
+    """Returns the number of threads that read batches, unless another one is given: one per core, from 4 to 16."""
+    return min(max(os.cpu_count() or 4, 4), 16)
 
 
 def read_in_order(source: RandomAccess, size: int, *, buffer: int = 4) -> Generator[list[Mapping[str, Any]]]:
@@ -150,7 +214,7 @@ def read_in_order(source: RandomAccess, size: int, *, buffer: int = 4) -> Genera
 
     def read(start: int) -> list[Mapping[str, Any]]:
         indices = range(start, min(start + size, len(source)))
-        return list(_read(source, indices, np.empty(0)))
+        return list(_read(source, indices, []))
 
     starts = grain.MapDataset.range(0, len(source), size).map(read)
     iterator = iter(starts.to_iter_dataset(grain.ReadOptions(num_threads=buffer, prefetch_buffer_size=buffer)))

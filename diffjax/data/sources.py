@@ -20,11 +20,11 @@ import numpy as np
 
 from diffjax.data import shapes
 from diffjax.data.archives import open_npz, open_tar
+from diffjax.data.cache import Cache, Example
 from diffjax.data.dataset_libraries import open_builder, open_hf, open_split, open_tfds, prepared_folder
-from diffjax.data.decoding import CHANNELS, Cache, check_fit, infer_channels, parse_colour
+from diffjax.data.decoding import CHANNELS, check_fit, infer_channels, parse_colour
 from diffjax.data.examples import (
     DatasetInfo,
-    Example,
     ImageOptions,
     Source,
     convert_images,
@@ -69,6 +69,7 @@ CLASSES = {
     ),  # Unicode's groups
     "shapes": shapes.SHAPES,  # the shape of a scene's first object
 }
+OpenedSets = dict[Query, Records]  # sets that are not built in, so that a command opens each of them once
 _CHANNELS = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "emoji": 3, "shapes": 3}
 _BACKGROUNDS = ("white", "transparent")
 _CORRUPT = ("raise", "skip")
@@ -112,7 +113,9 @@ def image_spec(name: str, image_size: int, background: str = "white") -> ImageSp
     return ImageSpec(image_size, info.channels, info.num_classes)
 
 
-def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions) -> DatasetInfo:
+def dataset_info(
+    name: str, *, directory: str, split: str, options: ImageOptions, opened: OpenedSets | None = None
+) -> DatasetInfo:
     """Returns the channels and classes of a data set, with those of `options` in their place.
 
     Args:
@@ -120,6 +123,7 @@ def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions
       directory: folder of data sets.
       split: split that is opened, for sets that are not built in.
       options: options; channels and classes that it has are not read from the set.
+      opened: sets that need not be opened again; this one is added. None: no others.
 
     Raises:
       UserError: an unknown data set or background, a size below 1, or the errors of opening the set.
@@ -130,11 +134,11 @@ def dataset_info(name: str, *, directory: str, split: str, options: ImageOptions
         return _info(name, options, channels, len(CLASSES[name]), CLASSES[name])
     if options.channels and options.num_classes >= 0:
         return DatasetInfo(options.channels, options.num_classes, options.class_names)
-    opened = _opener(name)(_query(name, directory, split), options)
-    if isinstance(opened, StoredLatents):
-        return _latents_info(name, opened, options)
-    assert isinstance(opened, Records)
-    return _records_info(name, opened, options)
+    data = _open(_query(name, directory, split), options, opened)
+    if isinstance(data, StoredLatents):
+        return _latents_info(name, data, options)
+    assert isinstance(data, Records)
+    return _records_info(name, data, options)
 
 
 def open_dataset(
@@ -146,6 +150,7 @@ def open_dataset(
     background: str = "white",
     on_corrupt: str = "raise",
     options: ImageOptions | None = None,
+    opened: OpenedSets | None = None,
 ) -> Source:
     """Opens a split of a data set, with images of [image_size, image_size] (see `image_files.resize`).
 
@@ -158,6 +163,7 @@ def open_dataset(
       on_corrupt: action for examples that cannot be read: "raise", or "skip", which prints the index and the number of
         skipped examples on standard error, and returns the next example instead.
       options: all options, instead of the three above.
+      opened: as for `dataset_info`.
 
     Returns:
       Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions; labels
@@ -173,20 +179,29 @@ def open_dataset(
     _check(name, options)
     if options.on_corrupt not in _CORRUPT:
         raise unknown("data.on_corrupt", options.on_corrupt, _CORRUPT)
-    opened = _opener(name)(_query(name, directory, split), options)
-    if isinstance(opened, Records):
-        opened = decode_records(opened, _records_info(name, opened, options), options)
-    elif isinstance(opened, StoredLatents):
-        _latents_info(name, opened, options)  # reports options that do not fit
-        opened = Source(opened.length, opened.read)
+    data = _open(_query(name, directory, split), options, opened)
+    if isinstance(data, Records):
+        source = decode_records(data, _records_info(name, data, options), options)
+    elif isinstance(data, StoredLatents):
+        _latents_info(name, data, options)  # reports options that do not fit
+        source = Source(data.length, data.read)
     else:
-        opened = convert_images(opened, dataset_info(name, directory="", split=split, options=options), options)
+        source = convert_images(data, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""
-    return handle_corrupt_examples(opened, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
+    return handle_corrupt_examples(source, f"{name} {split}{where}", skip=options.on_corrupt == "skip")
 
 
 def _query(name: str, directory: str, split: str) -> Query:
     return Query(name, name.partition(":")[2], directory or "", split)
+
+
+def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Source | Records | StoredLatents:
+    if opened is not None and query in opened:
+        return opened[query]
+    result = _opener(query.name)(query, options)
+    if opened is not None and isinstance(result, Records):
+        opened[query] = result
+    return result
 
 
 def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records | StoredLatents]":
@@ -337,14 +352,15 @@ def _prepared(query: Query, options: ImageOptions) -> Source:
             example["caption"] = record["caption"].decode()
         return example
 
-    cache = Cache(options.cache_gib)
+    cache = Cache(options.cache_gib, len(data))
 
     def read(indices: Sequence[int]) -> list[Example]:
-        new = [i for i in indices if i not in cache]
-        decoded = dict(zip(new, map(decode, data.__getitems__(new)), strict=True))
-        for i, example in decoded.items():
-            cache.add(i, example)
-        return [decoded[i] if i in decoded else cache[i] for i in indices]
+        examples = {i: example for i in indices if (example := cache.find(i))}
+        new = [i for i in indices if i not in examples]
+        for i, record in zip(new, data.__getitems__(new), strict=True):
+            examples[i] = decode(record)
+            cache.add(i, examples[i])
+        return [examples[i] for i in indices]
 
     return Source(len(data), read)
 

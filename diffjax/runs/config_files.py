@@ -27,7 +27,7 @@ from diffjax.runs.config_fields import CONFIGS, configs_package
 MUTABLE_FIELDS = (
     *("train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_last", "train.keep_every"),
     *("train.eval_every", "train.eval_batches", "train.ema_every"),
-    *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "parallel.", "sampler.", "rerank."),
+    *("train.max_consecutive_skips", "data.dir", "data.cache_gib", "data.workers", "parallel.", "sampler.", "rerank."),
 )
 _DEFAULTS = {
     "data.on_corrupt": "raise",
@@ -36,6 +36,7 @@ _DEFAULTS = {
     "data.num_classes": -1,
     "data.class_names": (),
     "data.cache_gib": -1.0,
+    "data.workers": 0,
     "diffusion.rescale_timesteps": False,
     "codebook.shared": False,
     "train.start": "",
@@ -76,6 +77,7 @@ _TYPES = {
     "data.num_classes": int,
     "data.class_names": tuple,
     "data.cache_gib": float,
+    "data.workers": int,
     "model": ConfigDict,
     "diffusion": ConfigDict,
     "sampler": ConfigDict,

@@ -8,7 +8,7 @@ from diffjax import data
 from diffjax.data.examples import DatasetInfo, Source
 from diffjax.data.latents_store import read_index
 from diffjax.data.records import MissingSplit, complement
-from diffjax.data.sources import is_built_in
+from diffjax.data.sources import OpenedSets, is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
 
@@ -49,61 +49,72 @@ def dataset_info(config: ConfigDict) -> DatasetInfo:
     return data.dataset_info(c.name, directory=c.dir, split=c.split, options=_options(c))
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, opened: OpenedSets | None = None) -> ConfigDict:
     """Returns a config with the channels and classes of its data sets, so that a run needs no data to be opened.
 
     Built-in data sets, whose properties are known, and parts that are not used keep their fields.
+
+    Args:
+      config: config, with those of its parts.
+      opened: sets that need not be opened again; those that are opened are added.
     """
     config = ConfigDict(config.copy_and_resolve_references()).unlock()
-    _resolve_section(config, config.data.dir)
+    _resolve_section(config, config.data.dir, {} if opened is None else opened)
     return config.lock()
 
 
-def _resolve_section(config: ConfigDict, directory: str) -> None:
+def _resolve_section(config: ConfigDict, directory: str, opened: OpenedSets) -> None:
     """Resolves a config in place, and its parts, which have the same folder of data (`part_config`)."""
     if not is_built_in(config.data.name):
         c = config.data
-        info = data.dataset_info(c.name, directory=directory, split=c.split, options=_options(c))
+        options = _options(c)
+        info = data.dataset_info(c.name, directory=directory, split=c.split, options=options, opened=opened)
         if uses_latents(config):
             c.update(fit=image_data(config).fit, background=image_data(config).background)
         c.update(channels=info.channels, num_classes=info.num_classes, class_names=info.class_names)
     for name in part_names(config):
-        _resolve_section(config.parts[name], directory)
+        _resolve_section(config.parts[name], directory, opened)
 
 
-def open_dataset(config: ConfigDict, split: str) -> Source:
+def open_dataset(config: ConfigDict, split: str, opened: OpenedSets | None = None) -> Source:
     """Opens a split of a config's images.
+
+    Args:
+      config: config of a run.
+      split: split, or a slice of one.
+      opened: sets that need not be opened again, see `resolve`.
 
     Raises:
       UserError: the data set is not prepared, or has no such split.
     """
-    return _open(image_data(config), split)
+    return _open(image_data(config), split, opened)
 
 
-def open_training_examples(config: ConfigDict) -> Source:
+def open_training_examples(config: ConfigDict, opened: OpenedSets | None = None) -> Source:
     """Opens the examples that a config is trained on: images, or stored latents.
 
     Raises:
       UserError: the data set is not prepared, or has no such split.
     """
-    return _open(config.data, config.data.split)
+    return _open(config.data, config.data.split, opened)
 
 
-def open_held_out_examples(config: ConfigDict) -> Source:
+def open_held_out_examples(config: ConfigDict, opened: OpenedSets | None = None) -> Source:
     """Opens examples that a config is not trained on (see `open_other`): stored latents, or images if none are stored.
 
     Raises:
       MissingSplit: the set has only the split that the config is trained on.
     """
-    other = other_split(config, config.data.split)
+    opened = {} if opened is None else opened
+    other = other_split(config, config.data.split, opened)
     if uses_latents(config):
         with contextlib.suppress(MissingSplit):
-            return _open(config.data, other)
-    return open_dataset(config, other)
+            return _open(config.data, other, opened)
+    return open_dataset(config, other, opened)
 
 
-def _open(c: ConfigDict, split: str) -> Source:
-    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(c))
+def _open(c: ConfigDict, split: str, opened: OpenedSets | None) -> Source:
+    return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(c), opened=opened)
 
 
 def open_other(config: ConfigDict, split: str) -> Source:
@@ -112,14 +123,15 @@ def open_other(config: ConfigDict, split: str) -> Source:
     Raises:
       MissingSplit: the set has only this split; the message names slices.
     """
-    return open_dataset(config, other_split(config, split))
+    opened: OpenedSets = {}
+    return open_dataset(config, other_split(config, split, opened), opened)
 
 
-def other_split(config: ConfigDict, split: str) -> str:
+def other_split(config: ConfigDict, split: str, opened: OpenedSets | None = None) -> str:
     """Returns the split that `open_other` opens, with its errors."""
     other = "train" if split.startswith("test") else "test"
     try:
-        open_dataset(config, other)
+        open_dataset(config, other, opened)
     except MissingSplit as error:
         if not (rest := complement(split)):
             raise MissingSplit(f"{error}, in training too (data.split=train[:90%])") from None

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.data.records import MissingSplit
-from diffjax.data.sources import Source
+from diffjax.data.sources import OpenedSets, Source
 from diffjax.errors import UserError
 from diffjax.models.base import Model
 from diffjax.progress import Compilation
@@ -21,8 +21,11 @@ from diffjax.training.step import example_keys, group_prefix, make_step_context
 from diffjax.typing import Batch, PRNGKey, Scalar, Variables
 
 
-def open_held_out(config: ConfigDict) -> Source | None:
+def open_held_out(config: ConfigDict, opened: OpenedSets | None = None) -> Source | None:
     """Opens the held-out examples of a config: its test split, else the rest of a slice such as train[:90%].
+
+    Args:
+      opened: sets that need not be opened again.
 
     Returns:
       None if `train.eval_every` is 0, or if all examples are trained on, which is printed.
@@ -33,7 +36,7 @@ def open_held_out(config: ConfigDict) -> Source | None:
     if not config.train.get("eval_every", 0):
         return None
     try:
-        return open_held_out_examples(config)
+        return open_held_out_examples(config, opened)
     except MissingSplit:
         print(
             f"no held-out loss: data.name={config.data.name} has no examples besides data.split={config.data.split}; "

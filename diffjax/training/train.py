@@ -15,7 +15,7 @@ from diffjax import data, io
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
 from diffjax.data.examples import Source
-from diffjax.data.sources import is_built_in
+from diffjax.data.sources import OpenedSets, is_built_in
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, memory_limit_as_user_error, note, validate_integer, validate_number
 from diffjax.inference.prompts import unique_captions
@@ -50,6 +50,7 @@ from diffjax.training.sharding import Devices
 from diffjax.training.start import StartWeights, read_start
 from diffjax.typing import Variables
 
+_MAX_WORKERS = 256  # processes that read data
 _TOKENIZER_CAPTIONS = 5_000  # first captions of the data set, which a tokenizer is trained on
 
 
@@ -60,6 +61,7 @@ def train(
     allow_config_change: bool = False,
     logger: str = "tensorboard",
     parent: ConfigDict | None = None,
+    opened: OpenedSets | None = None,
 ) -> tuple[Model | None, int | None]:
     """Trains the parts of a config and then its model, or resumes each at its last checkpoint.
 
@@ -69,6 +71,7 @@ def train(
       allow_config_change: resume even if fields changed that affect the numbers of a step (see `resume`).
       logger: name of the logger, of `loggers.LOGGERS`.
       parent: config that this one is a part of.
+      opened: data sets that need not be opened again, of the parent.
 
     Returns:
       The model (None: a signal came before it was built), and the signal that ended the run early, or None.
@@ -82,16 +85,17 @@ def train(
         raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
     check(config)
     latents.check_config(config)
-    config = config if parent else resolve(config)
+    opened = {} if opened is None else opened
+    config = config if parent else resolve(config, opened)
     # Building the model with abstract parts reports errors of the whole config before any part is trained.
     planned = build_model(config, workdir.path, parent=parent, abstract=True)
     latents.check_model(config, planned)
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
-    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir, opened)
     if is_pipeline(planned) and not all(resume.is_trained_elsewhere(Workdir(workdir.path / name)) for name in names):
-        check_examples(config, planned, open_training_examples(config))
+        check_examples(config, planned, open_training_examples(config, opened))
     _check_starts_of_parts(config, workdir)
     with workdir.locked() if multihost.is_main_process() else contextlib.nullcontext(lambda: None) as check_place:
         with multihost.main_process_first("begin"):
@@ -107,7 +111,8 @@ def train(
             part = Workdir(workdir.path / name)
             if resume.is_trained_elsewhere(part):
                 continue
-            options: Any = {"allow_config_change": allow_config_change, "logger": logger, "parent": config}
+            options: Any = {"allow_config_change": allow_config_change, "logger": logger}
+            options |= {"parent": config, "opened": opened}
             _, stopped = train(part_config(config, name), part, **options)
             if stopped:
                 return None, stopped
@@ -121,6 +126,7 @@ def train(
 def check(config: ConfigDict) -> None:
     """Checks the numbers of a config and of its parts. Raises UserError for numbers out of range."""
     validate_integer("seed", config.seed, low=0)
+    validate_integer("data.workers", config.data.get("workers", 0), low=0, high=_MAX_WORKERS)
     counts = (
         "log_every",
         "eval_every",
@@ -164,7 +170,7 @@ class _Preparation:
     lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
     @classmethod
-    def create(cls, config: ConfigDict, model: Model, workdir: Workdir) -> "_Preparation":
+    def create(cls, config: ConfigDict, model: Model, workdir: Workdir, opened: OpenedSets) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate)
         start = None if list_steps(workdir.checkpoints) else read_start(config, model)
@@ -172,9 +178,9 @@ class _Preparation:
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
             model, start = adapt(config, model, base), start and start.without_params
-        source = open_training_examples(config)
+        source = open_training_examples(config, opened)
         check_examples(config, model, source)
-        held_out = open_held_out(config) if config.train.get("eval_every", 0) and has_losses(model) else None
+        held_out = open_held_out(config, opened) if has_losses(model) else None
         return cls(devices, make_optimizers(config, model), source, held_out, start, base)
 
 
@@ -282,12 +288,14 @@ def _train(
                 check_place()
                 _save_averages(workdir, devices, step, state)
 
+        iterator = local_batches.iterate(start, workers=config.data.get("workers", 0))
+        stack.enter_context(contextlib.closing(iterator))
         max_skips = config.train.get("max_consecutive_skips", 0)
         try:
             _, stopped = loop.run(
                 lambda state, batch: step(state, batch, frozen),
                 state,
-                data.prefetch(local_batches.iterate(start), devices.put_batch),
+                data.prefetch(iterator, devices.put_batch),
                 start=start,
                 intervals=loop.Intervals(
                     **{name: config.train[name] for name in intervals},

@@ -3,16 +3,20 @@
 import csv
 import io
 import json
+import pathlib
+import re
 import tarfile
 
+import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import sources
+from diffjax.data import image_files, records, sources
 from diffjax.data.examples import ImageOptions
 from diffjax.errors import MissingData, UserError
+from tests import tiny
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
@@ -203,17 +207,23 @@ def test_hugging_face_is_optional(monkeypatch):
         opened("hf:cifar10")
 
 
-def test_every_source_is_in_one_table(tmp_path, monkeypatch):
-    """A function from a query to records is all that a new source needs."""
-    from diffjax.data.records import Record, Records
+def test_the_example_of_a_source(tmp_path, monkeypatch):
+    """A function from a query to records is all that a new source needs; CONTRIBUTING.md shows one."""
+    import tifffile
 
-    def open_greys(query):
-        levels = range(int(query.path))
-        return Records(len(levels), lambda i: Record(np.full((4, 4), i, np.uint8)), lambda i: f"grey {i}")
-
-    monkeypatch.setitem(sources.OPENERS, "greys:", lambda query, options: open_greys(query))
-    assert info("greys:7") == (1, 0, ())
-    assert [int(e["image"][0, 0, 0]) for e in opened("greys:7")] == list(range(7))
+    text = (tiny.ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r"```python\n(def open_pages.*?)```", text, re.DOTALL)[1]
+    assert code.count("\n") <= 15
+    scope = {"Path": pathlib.Path, "tifffile": tifffile, **vars(records)}
+    exec(code, scope)
+    name, entry = re.search(r'`"(pages:)": (.*?)` in the table `OPENERS`', text).groups()
+    monkeypatch.setitem(sources.OPENERS, name, eval(entry, vars(sources) | scope))
+    tifffile.imwrite(tmp_path / "x.tif", IMAGES, photometric="rgb")
+    write(tmp_path / "x.txt", "\n".join(NAMES[label] for label in LABELS))
+    assert info("pages:x.tif", tmp_path) == (3, 3, NAMES)
+    assert contents(opened("pages:x.tif", tmp_path)) == expected()
+    assert contents(opened("pages:x.tif", tmp_path, "train[4:]")) == expected(indices=range(4, 12))
+    cloudpickle.dumps(opened("pages:x.tif", tmp_path))
 
 
 # --- pixels ---
@@ -298,6 +308,23 @@ def test_fits(tmp_path):
     assert not transparent[:4].any() and (transparent[4:8, ..., 3] == 255).all()
 
 
+@pytest.mark.parametrize("fit", ["center_crop", "random_crop"])
+@pytest.mark.parametrize("shape", [(8, 11), (8, 12), (13, 8)])
+def test_the_centre_is_that_of_image_files(tmp_path, shape, fit):
+    """Also of odd margins, which are one pixel smaller at the top or left."""
+    pixels = RNG.integers(0, 256, (*shape, 3), np.uint8)
+    found = one(tmp_path, saved(Image.fromarray(pixels)), fit=fit)
+    top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
+    np.testing.assert_array_equal(found, pixels[top : top + 8, left : left + 8])
+    np.testing.assert_array_equal(found, image_files.load_image(tmp_path / "set" / "image.png", 8, 3))
+
+
+def test_positions_of_crops_are_equally_likely():
+    positions = np.linspace(0, 1, 3001)[1:]
+    lefts = [int(image_files.crop(np.arange(10)[None, :, None], 1, (0, p))[0, 0, 0]) for p in positions]
+    assert np.bincount(lefts).tolist() == [300] * 10
+
+
 def test_jpeg_at_reduced_scale_is_the_mean(tmp_path):
     """Decoding at 1/8 of the size, of a smooth image."""
     y, x = np.mgrid[:1024, :1024] / 1024
@@ -338,15 +365,15 @@ def test_batches_do_not_depend_on_the_cache(tmp_path, cache_gib):
 
 
 def test_the_cache_is_bounded(tmp_path):
-    from diffjax.data.decoding import Cache
+    from diffjax.data.cache import Cache
 
-    cache, computed = Cache(1e-3), []  # 1 MiB
+    cache, computed = Cache(1e-3, 20), []  # 1 MiB
     for _ in range(2):
         for i in range(20):
-            cache.get(i, lambda i: computed.append(i) or {"image": np.zeros(100_000, np.uint8)})
+            cache.get(i, lambda i: computed.append(i) or {"image": np.full((100, 1000, 1), i, np.uint8), "label": i})
     assert computed[:20] == list(range(20)) and computed[20:] == list(range(10, 20))  # 10 of 20 fit
     with pytest.raises(UserError, match=r"data\.cache_gib=-3: must be a finite number from 0"):
-        Cache(-3)
+        Cache(-3, 20)
 
 
 # --- bad input ---

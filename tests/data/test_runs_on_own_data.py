@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.data import sources
 from diffjax.errors import UserError
 from diffjax.runs import datasets
 from tests import conditioned, tiny
@@ -73,6 +75,22 @@ def test_a_set_without_labels_is_refused_by_a_class_conditional_model(run, image
     error = refused(capsys, *run[0][:2], *flags)
     assert "diffusion.class_conditional=True: the data set does not have labels; set it to False" in error
     assert not (tmp_path / "new").exists()
+
+
+def test_training_opens_a_set_once(run, tmp_path, monkeypatch):
+    queries, opener = [], sources.OPENERS["folder"]
+    monkeypatch.setitem(
+        sources.OPENERS, "folder", lambda query, options: queries.append(query) or opener(query, options)
+    )
+    assert launch(*run[0][:2], f"--workdir={tmp_path}/new") == 0
+    assert [query.split for query in queries] == ["train[:80%]"]
+
+
+def test_processes_read_the_same_data(run, tmp_path):
+    """Training with worker processes ends with the same parameters."""
+    assert launch(*run[0][:2], f"--workdir={tmp_path}/new", "--config.data.workers=1") == 0
+    states = [diffjax.load(path).variables for path in (run[1], tmp_path / "new")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_bad_data_writes_nothing(run, tmp_path, capsys):
