@@ -1,29 +1,50 @@
-"""Python interface of a trained run: samples, denoiser, metrics and sweeps, as of the verbs of the command line."""
+"""Python interface of runs: training, samples, denoiser, metrics and sweeps, as of the verbs of the command line."""
 
+import contextlib
 import dataclasses
+import functools
+import io
+import logging
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 from numpy import ndarray
+from PIL import Image
 
-from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
-from diffjax.errors import UserError, unknown
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown
+from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
 from diffjax.inference.prompts import check_text, sample_prompts
-from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images, check_stage_image
+from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images
 from diffjax.inference.reranking import best_of as keep_best
 from diffjax.inference.reranking import prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.capabilities import is_diffusion
+from diffjax.models.base import GenerativeModel
+from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
+from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.runs import loading
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.config_files import checked, load_file, with_fields
+from diffjax.runs.workdir import Workdir
+from diffjax.training import train as training
 
 _MAX_COUNT = 10_000_000
+
+
+@contextlib.contextmanager
+def public() -> Iterator[None]:
+    """Context of each public function: errors name its arguments, and libraries do not report their internals."""
+    with naming_arguments(), quiet_libraries():
+        yield
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,6 +57,7 @@ class Run(loading.Run):
             f"step={self.step}, path={self.workdir.path})"
         )
 
+    @public()
     def sample(
         self,
         num: int | None = None,
@@ -72,7 +94,7 @@ class Run(loading.Run):
         """
         num = _count(num, labels)
         captions = _captions(prompts)
-        texts = _setting_texts(settings, several=False)
+        texts = _setting_texts(settings, several=False, arguments=_SAMPLE_ARGUMENTS)
         flags = texts | {
             "label": labels,
             "prompts": prompts,
@@ -86,20 +108,20 @@ class Run(loading.Run):
             raise UserError("--clip: requires --best_of; add it")
         model, variables = attach_guidance_models(self, flags)
         check_samples_images(self)
-        check_capabilities(flags, self, SAMPLE_FLAGS)
-        check_stage_image(self)
+        self._check_conditions(flags)
         sampling_settings = SettingsFactory(model, self.config.sampler)(**single_setting(texts))
         conditions, keep = sample_prompts(self, model.classes, num, captions, labels)
         best_of = None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT)
         candidates, reranker = prepare_reranking(
             self, captions, keep, best_of, clip=None if clip is None else os.fspath(clip), batch_size=batch_size
         )
-        runner = SampleRunner(model, batch_size=min(batch_size, candidates * conditions.size))
+        runner = self._runner(model, min(batch_size, candidates * conditions.size))
         images, _ = keep_best(
             runner, variables, conditions, sampling_settings, reranker, candidates=candidates, keep=keep, seed=seed
         )
         return images
 
+    @public()
     def denoiser(
         self,
         *,
@@ -108,6 +130,8 @@ class Run(loading.Run):
         **settings: Any,
     ) -> "RunDenoiser":
         """Returns the denoiser of a diffusion model, with guidance and clipping as in `sample`.
+
+        The conditions are encoded here, once. The denoiser is a pure function of arrays, which jax transforms.
 
         Args:
           labels: class of all examples, or of each; required for class-conditional runs.
@@ -124,66 +148,163 @@ class Run(loading.Run):
         """
         model, captions = self.system, _captions(prompts)
         if not is_diffusion(model):
-            raise UserError(
-                f"--workdir={self.workdir.path}: requires a diffusion model (this run: system={self.config.system})"
-            )
-        check_capabilities({"label": labels, "prompts": prompts}, self, SAMPLE_FLAGS)
-        check_stage_image(self)
+            raise UserError(f"{self.workdir.path}: requires a diffusion model (this run: system={self.config.system})")
         for name in settings:
             if name not in _DENOISER_SETTINGS:
-                raise unknown("setting of a denoiser", name, _DENOISER_SETTINGS)
+                raise unknown("argument of a denoiser", name, ["labels", "prompts", *_DENOISER_SETTINGS])
+        self._check_conditions({"label": labels, "prompts": prompts})
         if model.classes and not captions and labels is None:
-            raise UserError("--label is missing: the run is conditioned on labels; pass labels=...")
+            raise UserError("labels is missing: the run is conditioned on labels; pass labels=...")
+        each = labels is not None and jnp.ndim(labels) > 0  # type: ignore[arg-type]
+        num = _count(None if each else 1, labels)
         overrides = single_setting(_setting_texts(settings, several=False))
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
-        num = 1 if labels is None or jnp.ndim(labels) == 0 else len(labels)  # type: ignore[arg-type]
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
-        return RunDenoiser(self, conditions, sampling_settings)
+        arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
+        bound: BoundModel = model.bind(self.variables, arrays)
+        denoise = bound.guided_denoiser(sampling_settings, arrays)
+        return RunDenoiser(repr(self), denoise, bound.process.schedule, num if each else max(len(captions), 1))
+
+    def _runner(self, model: GenerativeModel, batch_size: int) -> SampleRunner:
+        """Returns the runner of a batch size, the same at each call for the run's model, so that it compiles once."""
+        if model is not self.system:  # with guidance by other models
+            return SampleRunner(model, batch_size=batch_size)
+        return self._runners.setdefault(batch_size, SampleRunner(model, batch_size=batch_size))
+
+    @functools.cached_property
+    def _runners(self) -> dict[int, SampleRunner]:
+        return {}
+
+    def _check_conditions(self, flags: Mapping[str, Any]) -> None:
+        """Raises UserError for conditions that the run does not support, or if one that it requires is missing."""
+        check_capabilities(flags, self, SAMPLE_FLAGS)
+        if is_upsampling_stage(self.system):
+            raise UserError(
+                f"{self.workdir.path}: this stage is conditioned on an image; load the full pipeline, or use "
+                "launch.py sample --image=FILE"
+            )
+        if is_text_conditioned(self.system) and flags.get("prompts") is None:
+            raise UserError("prompts is missing: the run is conditioned on captions; pass prompts=...")
 
 
+_SAMPLE_ARGUMENTS = ("num", "labels", "prompts", "seed", "batch_size", "best_of", "clip", "classifier", "weak")
 _DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RunDenoiser:
     """A denoiser of a run under conditions.
 
     Attributes:
-      run: run of a diffusion model.
-      conditions: arrays [1, ...] for any batch, or [B, ...], by name.
-      settings: sampling settings, of which guidance and clipping are used.
+      run: the run in words.
+      denoiser: denoiser with guidance and clipping, bound to the encoded conditions.
+      noise_schedule: noise schedule of the run.
+      num_conditions: number of conditions; 1: for all examples of a batch.
     """
 
-    run: Run
-    conditions: Mapping[str, ndarray]
-    settings: Any
+    run: str
+    denoiser: Denoiser
+    noise_schedule: Schedule
+    num_conditions: int
 
     def __repr__(self) -> str:
-        return f"RunDenoiser({self.run!r})"
+        return f"RunDenoiser({self.run})"
 
     def __call__(self, x: Float[Array, "B ..."], noise: Noise | Array | float) -> Denoised:
-        """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep."""
-        model: Any = self.run.system
-        conditions = {
-            name: jnp.broadcast_to(values, (len(x), *values.shape[1:])) for name, values in self.conditions.items()
-        }
-        bound = model.bind(self.run.variables, conditions)
-        noise = noise if isinstance(noise, Noise) else model.noise_schedule(jnp.asarray(noise))
-        return bound.guided_denoiser(self.settings, conditions)(x, noise)
+        """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep.
+
+        Raises:
+          UserError: the numbers of examples and of conditions differ.
+        """
+        if self.num_conditions not in (1, len(x)):
+            raise UserError(
+                f"x: has {len(x)} examples for the {self.num_conditions} labels or prompts of the denoiser; pass as "
+                "many, or make a denoiser with one"
+            )
+        return self.denoiser(x, noise if isinstance(noise, Noise) else self.noise_schedule(jnp.asarray(noise)))
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Run:
+@public()
+def load(workdir: str | os.PathLike, checkpoint: int | None = None, *, ema_length: float | None = None) -> Run:
     """Opens a trained or exported run with its averaged parameters, also while it trains.
 
     Args:
-      path: folder of the run.
-      step: step of the checkpoint; None: the newest one.
+      workdir: folder of the run.
+      checkpoint: training step of the checkpoint; None: the newest one.
+      ema_length: relative length of the average, which is reconstructed; None: the average of train.ema_decay.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
-    run = loading.load(path, step)
+    run = loading.load(workdir, checkpoint, ema_length=ema_length)
     return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+
+@public()
+def train(
+    config: str | os.PathLike | ConfigDict | None,
+    workdir: str | os.PathLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    allow_config_change: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains a config, or resumes a run: `launch.py train` with the same config.
+
+    Ctrl-C, or the interruption of a notebook's kernel, saves a checkpoint first; the same call resumes.
+
+    Args:
+      config: config file, such as "configs/digits.py", or its ConfigDict; None: that of the run, which resumes.
+      workdir: folder of the run.
+      overrides: values of config fields by dotted name, such as {"train.steps": 500}.
+      allow_config_change: resume even if the config changes the results of the run; the change is recorded.
+      progress: print messages and a progress bar.
+
+    Returns:
+      The trained run.
+
+    Raises:
+      UserError: the config or the folder is not valid, or too many steps were not finite.
+      KeyboardInterrupt: a signal stopped the training.
+    """
+    folder = Workdir(workdir)
+    if config is None:
+        if not folder.config.exists() and not list_steps(folder.checkpoints):
+            raise UserError(f"config is missing: {workdir} has no run to resume; pass a config file")
+        config = folder.read_config()
+    elif isinstance(config, ConfigDict):
+        config = checked(config)
+    elif isinstance(config, str | os.PathLike):
+        config = load_file(os.fspath(config))
+    else:
+        raise UserError(f"config={config!r:.80}: must be a config file or a ConfigDict")
+    config = with_fields(config, overrides or {})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_libraries(logging.CRITICAL))  # a failed save is one line, not tracebacks
+        if not progress:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            _, stopped = training.train(config, folder, allow_config_change=allow_config_change)
+        except (AttributeError, KeyError) as error:
+            if (user_error := missing_field(error)) is None:
+                raise
+            raise user_error from error
+    if stopped:
+        raise KeyboardInterrupt(f"training stopped by signal {stopped} and is saved; the same call resumes")
+    return load(workdir)
+
+
+@public()
+def image_grid(images: UInt8[ndarray, "N H W C"], columns: int | None = None) -> Image.Image:
+    """Returns images in rows as one image of Pillow, which notebooks show. Small images are enlarged.
+
+    Args:
+      images: uint8 in [0, 255].
+      columns: number of images per row; None: an approximately square grid.
+    """
+    image = image_grids.grid(images, None if columns is None else _integer("columns", columns, 1))
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
@@ -224,11 +345,12 @@ def _captions(prompts: str | Sequence[str] | None) -> list[str]:
     return captions
 
 
-def _setting_texts(settings: Mapping[str, Any], *, several: bool) -> dict[str, str]:
+def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Sequence[str] = ()) -> dict[str, str]:
     """Returns sampling settings as the texts of their flags; those of value None are left out.
 
     Args:
       several: whether a list is several values.
+      arguments: other arguments of the function, for the error of an unknown one.
 
     Raises:
       UserError: an unknown setting, or an empty value.
@@ -236,10 +358,13 @@ def _setting_texts(settings: Mapping[str, Any], *, several: bool) -> dict[str, s
     texts = {}
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise unknown("setting", name, SETTINGS)
+            raise unknown("argument", name, [*arguments, *SETTINGS])
         if value is None:
             continue
-        values = list(value) if several and isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if is_list and not several:
+            raise UserError(f"--{name}={value}: must be one value; a sweep takes several")
+        values = list(value) if is_list else [value]
         texts[name] = ",".join(map(_setting_text, values))
         if not texts[name].strip():
             raise UserError(f"--{name}={value}: the value is empty; set a value, or remove the flag")

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import tempfile
 import textwrap
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -259,15 +258,6 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
         if isinstance(value, tuple) and not all(isinstance(item, kind) for item in value):
             raise UserError(f"--config.{name}={value}: {name} must be {_type_name(known[name])}")
     return holder.config
-
-
-def missing_field(error: Exception) -> UserError | None:
-    """Returns the error for a field that a config lacks, if ml_collections raised `error` for one; else None."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    if "ml_collections" not in innermost.filename:
-        return None
-    field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
-    return UserError(f"the config does not have the field {field!r}; configs/digits.py has all fields")
 
 
 def help_text(verb: str, doc: str, flags: Flags) -> str:

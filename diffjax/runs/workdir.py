@@ -40,6 +40,9 @@ class Workdir:
         self.failed = self.path / "failed"  # state and batch of a step with non-finite numbers, for replay
         self.lock = self.path / ".lock"
 
+    def __repr__(self) -> str:
+        return f"Workdir({str(self.path)!r})"
+
     def create(self) -> None:
         """Creates the folders.
 
