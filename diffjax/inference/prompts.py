@@ -11,7 +11,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Int
 
-from diffjax.data.sources import Example, Source
+from diffjax.data.examples import Example, Source
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, note
 from diffjax.models.base import Model

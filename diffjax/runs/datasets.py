@@ -3,8 +3,9 @@
 from ml_collections import ConfigDict
 
 from diffjax import data
+from diffjax.data.examples import DatasetInfo, Source
 from diffjax.data.records import MissingSplit, complement
-from diffjax.data.sources import DatasetInfo, Source, is_built_in
+from diffjax.data.sources import is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
-from diffjax.data.sources import Source
+from diffjax.data.examples import Source
 from diffjax.inference import image_grids
 from diffjax.inference.prompts import Prompts, make_prompts, prompts_from_examples, unique_captions
 from diffjax.inference.sampler_runner import SampleRunner

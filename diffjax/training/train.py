@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffjax import data, io
 from diffjax.cluster import multihost
 from diffjax.data import tokenizer
-from diffjax.data.sources import Source
+from diffjax.data.examples import Source
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, memory_limit_as_user_error, validate_integer, validate_number
 from diffjax.inference.prompts import unique_captions

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffjax import data
 from diffjax.data import sources
-from diffjax.data.sources import ImageOptions
+from diffjax.data.examples import ImageOptions
 from diffjax.errors import MissingData, UserError
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from diffjax import data
-from diffjax.data import image_files, prepare, sources
+from diffjax.data import examples, image_files, prepare, sources
 from diffjax.errors import UserError
 
 
@@ -254,7 +254,7 @@ def test_skipped_examples_are_counted_and_reported_once_across_threads(capsys):
             raise OSError("gone\x1b[2J\nsecond line")
         return [{"image": np.full((1, 1, 1), i, np.uint8)} for i in indices]
 
-    source = sources.handle_corrupt_examples(sources.Source(9, read), "numbers", skip=True)
+    source = examples.handle_corrupt_examples(examples.Source(9, read), "numbers", skip=True)
 
     def work(_):
         barrier.wait()
@@ -302,7 +302,7 @@ def test_skipping_ends_if_no_example_can_be_read():
         raise OSError("gone")
 
     with pytest.raises(UserError, match="none of the 3 examples"):
-        sources.handle_corrupt_examples(sources.Source(3, read), "nothing", skip=True)[0]
+        examples.handle_corrupt_examples(examples.Source(3, read), "nothing", skip=True)[0]
     with pytest.raises(UserError, match=r"unknown data\.on_corrupt"):
         opened("", "ignore")
 
