@@ -7,6 +7,7 @@ import io
 import logging
 import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown
+from diffjax.evaluation import evaluations
+from diffjax.evaluation.evaluations import References
+from diffjax.evaluation.store import Entry, ResultsStore, estimates
+from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
 from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
@@ -28,6 +33,7 @@ from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, che
 from diffjax.inference.reranking import best_of as keep_best
 from diffjax.inference.reranking import prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.metrics.resampling import Estimate
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
 from diffjax.models.diffusion.bound_model import BoundModel
@@ -155,15 +161,14 @@ class Run(loading.Run):
         self._check_conditions({"label": labels, "prompts": prompts})
         if model.classes and not captions and labels is None:
             raise UserError("labels is missing: the run is conditioned on labels; pass labels=...")
-        each = labels is not None and jnp.ndim(labels) > 0  # type: ignore[arg-type]
-        num = _count(None if each else 1, labels)
+        num = _count(1 if _each(labels) is None else None, labels)
         overrides = single_setting(_setting_texts(settings, several=False))
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
         arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
         bound: BoundModel = model.bind(self.variables, arrays)
         denoise = bound.guided_denoiser(sampling_settings, arrays)
-        return RunDenoiser(repr(self), denoise, bound.process.schedule, num if each else max(len(captions), 1))
+        return RunDenoiser(repr(self), denoise, bound.process.schedule, max(num, len(captions)))
 
     def _runner(self, model: GenerativeModel, batch_size: int) -> SampleRunner:
         """Returns the runner of a batch size, the same at each call for the run's model, so that it compiles once."""
@@ -185,6 +190,121 @@ class Run(loading.Run):
             )
         if is_text_conditioned(self.system) and flags.get("prompts") is None:
             raise UserError("prompts is missing: the run is conditioned on captions; pass prompts=...")
+
+    @public()
+    def sweep(
+        self,
+        *,
+        metrics: str | Sequence[str] | None = None,
+        num: int = 500,
+        seed: int = 0,
+        batch_size: int = 100,
+        clip: str | os.PathLike | None = None,
+        inception: str | os.PathLike | None = None,
+        classifier: str | os.PathLike | None = None,
+        weak: str | os.PathLike | None = None,
+        store: bool = True,
+        recompute: bool = False,
+        **settings: Any,
+    ) -> SweepResult:
+        """Samples and measures every combination of settings: the cells of `launch.py sweep` with the same flags.
+
+        Args:
+          metrics: names of metrics of samples; None: fd_pixels and classifier_accuracy, if the run supports them.
+          num: number of samples per cell.
+          seed: seed of the first sample; sample i has seed + i.
+          batch_size: samples per batch; does not change the samples.
+          clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
+          inception: weights file of FID's InceptionV3.
+          classifier, weak: runs that guide.
+          store: append each cell to the run's results when it is finished, and do not compute stored cells again.
+          recompute: compute cells that are stored too.
+          settings: sampling settings by flag, a value or a list of values each: steps=[5, 10], sampler="ddim".
+
+        Returns:
+          A row per cell, in the order of the settings.
+
+        Raises:
+          UserError: an argument that the run does not support.
+        """
+        flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
+        options = SweepOptions(
+            metrics=None if metrics is None else _metric_names(metrics),
+            num=_integer("num", num, 2, _MAX_COUNT),
+            seed=_integer("seed", seed, 0),
+            batch_size=_integer("batch_size", batch_size, 1),
+            clip=_path(clip),
+            inception=_path(inception),
+            recompute=recompute,
+        )
+        sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
+        _print_warnings(list(sweep.compute()))
+        return sweep.result()
+
+    @public()
+    def evaluate(
+        self,
+        metrics: str | Sequence[str],
+        *,
+        num: int | None = None,
+        seed: int = 0,
+        batch_size: int = 100,
+        split: str = "test",
+        reference: str | None = None,
+        clip: str | os.PathLike | None = None,
+        inception: str | os.PathLike | None = None,
+        classifier: str | os.PathLike | None = None,
+        weak: str | os.PathLike | None = None,
+        store: bool = True,
+        recompute: bool = False,
+        **settings: Any,
+    ) -> dict[str, Estimate]:
+        """Computes metrics: those of `launch.py evaluate` with the same flags.
+
+        Args:
+          metrics: names in evaluation.NAMES.
+          num: number of images, the first of the split, or of samples; None: 256 images, 1000 samples.
+          seed: seed of the first image or sample.
+          batch_size: images per batch; does not change the samples.
+          split: split of the data set, for metrics of data.
+          reference: split to compare samples with; None: the training split.
+          clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
+          inception: weights file of FID's InceptionV3.
+          classifier, weak: runs that guide.
+          store: append the metrics to the run's results, and do not compute stored ones again.
+          recompute: compute metrics that are stored too.
+          settings: sampling settings by flag, one value each (steps: several for reconstruction); and decoder, terms,
+            ode_steps, exact_trace, samples, template and lpips of `launch.py evaluate`.
+
+        Returns:
+          The estimates with their standard errors, by name: "fd_pixels"; "nll.bound", "nll.kl" for nll.
+
+        Raises:
+          UserError: an argument that the run does not support.
+        """
+        options = {name: settings.pop(name) for name in evaluations.OPTIONS if name in settings}
+        flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
+        of_metrics = evaluations.make_settings(
+            flags
+            | {name: _option(name, value) for name, value in options.items() if value is not None}
+            | {
+                "num": None if num is None else _integer("num", num, 2, _MAX_COUNT),
+                "seed": _integer("seed", seed, 0),
+                "batch_size": _integer("batch_size", batch_size, 1),
+                "split": split,
+            }
+        )
+        names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))
+        evaluations.check_names(names, references)
+        prepared = evaluations.prepare(names, self, of_metrics, flags, references)
+        results = self._results if store else None
+        entries = [entry for entry, _ in evaluations.compute(prepared, results, recompute=recompute)]
+        _print_warnings(entries)
+        return {name: estimate for entry in entries for name, estimate in estimates(entry).items()}
+
+    @property
+    def _results(self) -> ResultsStore:
+        return ResultsStore(self.workdir.results)
 
 
 _SAMPLE_ARGUMENTS = ("num", "labels", "prompts", "seed", "batch_size", "best_of", "clip", "classifier", "weak")
@@ -320,15 +440,45 @@ def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
 
 def _count(num: int | None, labels: int | Sequence[int] | None) -> int:
     """Returns the number of samples. Raises UserError if it is not that of `labels`, or a label is not a number."""
-    each = labels is not None and jnp.ndim(labels) > 0  # type: ignore[arg-type]
-    for label in labels if each else [] if labels is None else [labels]:  # type: ignore[union-attr]
+    each = _each(labels)
+    for label in each or ([] if labels is None else [labels]):
         _integer("label", label, 0)
     if num is None:
-        num = len(labels) if each else 16  # type: ignore[arg-type]
+        num = 16 if each is None else len(each)
     num = _integer("num", num, 1, _MAX_COUNT)
-    if each and len(labels) != num:  # type: ignore[arg-type]
-        raise UserError(f"--num={num}: there are {len(labels)} labels; pass one label per image")  # type: ignore[arg-type]
+    if each is not None and len(each) != num:
+        raise UserError(f"--num={num}: there are {len(each)} labels; pass one label per image")
     return num
+
+
+def _each(labels: Any) -> list[Any] | None:
+    """Returns the label of each image; None: one label, or none, for all images."""
+    return list(labels) if jnp.ndim(labels) > 0 else None
+
+
+def _path(path: str | os.PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _metric_names(metrics: str | Sequence[str]) -> list[str]:
+    """Returns the names of metrics. Raises UserError for an empty list."""
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not names:
+        raise UserError("--metrics: there are no metrics; pass at least one")
+    return names
+
+
+def _option(name: str, value: Any) -> Any:
+    """Returns the value of an option of `evaluate`. Raises UserError if it must be a whole number and is not."""
+    low = evaluations.OPTIONS[name]
+    if low is not None:
+        return _integer(name, value, low, _MAX_COUNT)
+    return value if isinstance(value, str) else ",".join(map(os.fspath, value))
+
+
+def _print_warnings(entries: Sequence[Entry]) -> None:
+    for text in dict.fromkeys(text for entry in entries for text in entry["warnings"]):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _captions(prompts: str | Sequence[str] | None) -> list[str]:

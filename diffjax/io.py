@@ -1,7 +1,8 @@
-"""Atomic writes, bounded reads, strict JSON, and hashes."""
+"""Atomic writes, bounded reads, strict JSON in files and in lines, and hashes."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -122,6 +123,62 @@ def read_json(path: str | Path, advice: str) -> Any:
         return from_json(read_bytes(path, MAX_JSON))
     except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def append_json_line(path: str | Path, value: Any) -> None:
+    """Appends a line with a value, in the form of `to_json`, and waits until it is on the disk.
+
+    Other processes may append at the same time. A line without an end, of a process that was killed, stays apart.
+
+    Raises:
+      OSError: the line cannot be written; the file is as before.
+    """
+    line = to_json(value).encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            unwritten = (b"\n" if _is_torn(path) else b"") + line
+            while unwritten:  # a full disk may accept a part of the line
+                unwritten = unwritten[os.write(file.fileno(), unwritten) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(size)
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def read_json_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Reads a file of one JSON object per line.
+
+    Returns:
+      The objects, and the numbers of damaged lines, from 1. A last line without an end, which is being written or was
+      torn by a kill, counts as neither, unless it is whole. Both are empty if there is no file.
+    """
+    values, damaged = [], []
+    try:
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return values, damaged
+    for number, line in enumerate(lines, 1):
+        try:
+            value = from_json(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            values.append(value)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    return values, damaged
+
+
+def _is_torn(path: str | Path) -> bool:
+    """Returns whether the last line of a file lacks its end."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def short_hash(data: str | bytes) -> str:

@@ -58,13 +58,11 @@ def main() -> int:
     print(f"\nREADME, {arguments.name}:")
     print("training: " + ("not timed, the run exists" if trained else f"{seconds / 60:.1f} minutes, with compilation"))
     if quoted:
-        (cell,) = quoted["cells"]
-        real = quoted["baselines"]["classifier_accuracy"]["real"]
-        print(f"on {quoted['device']}; samples: {quoted['num']}, steps: {cell['steps']}")
-        accuracy, error = cell["classifier_accuracy"], cell["standard_errors"]["classifier_accuracy"]
-        print(f"classifier accuracy: {percent(accuracy, error)}")
-        print(f"classifier accuracy of real images: {percent(real['value'], real['standard_error'])}")
-        print(f"fd_pixels: {cell['fd_pixels']:.3f} ± {cell['standard_errors']['fd_pixels']:.3f}")
+        accuracy, distance = quoted["metrics"]["classifier_accuracy"], quoted["metrics"]["fd_pixels"]
+        print(f"on {quoted['device']}; samples: {quoted['num']}, steps: {quoted['settings']['steps']}")
+        print(f"classifier accuracy: {percent(accuracy)}")
+        print(f"classifier accuracy of real images: {percent(accuracy['real'])}")
+        print(f"fd_pixels: {distance['value']:.3f} ± {distance['standard_error']:.3f}")
     return 0
 
 
@@ -74,13 +72,13 @@ def launch(*arguments: str) -> None:
 
 
 def sweep(workdir: Path, flags: tuple[str, ...]) -> dict:
-    """Returns the results of a sweep."""
-    launch("sweep", f"--workdir={workdir}", *flags)
-    return json.loads((workdir / "results" / "sweep.json").read_text())
+    """Returns the newest entry of a sweep."""
+    launch("sweep", f"--workdir={workdir}", "--recompute", *flags)
+    return json.loads((workdir / "results" / "results.jsonl").read_text().splitlines()[-1])
 
 
-def percent(share: float, error: float) -> str:
-    return f"{100 * share:.1f} ± {100 * error:.1f} %"
+def percent(proportion: dict) -> str:
+    return f"{100 * proportion['value']:.1f} ± {100 * proportion['standard_error']:.1f} %"
 
 
 if __name__ == "__main__":

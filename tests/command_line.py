@@ -32,9 +32,14 @@ def sample(workdir: Path, folder: Path, *arguments) -> dict[str, np.ndarray]:
     return dict(np.load(path))
 
 
-def results(workdir: Path, name: str) -> dict:
-    """Returns the content of a results file of a run."""
-    return json.loads((workdir / "results" / f"{name}.json").read_text())
+def entries(workdir: Path) -> list[dict]:
+    """Returns the entries of a run's results store."""
+    return [json.loads(line) for line in (workdir / "results" / "results.jsonl").read_text().splitlines()]
+
+
+def result(workdir: Path, metric: str) -> dict:
+    """Returns the newest entry with a metric; the name of a metric of data, such as nll, matches all its values."""
+    return next(e for e in reversed(entries(workdir)) if any(f"{n}.".startswith(f"{metric}.") for n in e["metrics"]))
 
 
 def parsed(verb: str, *argv: str) -> flags.Arguments:

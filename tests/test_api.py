@@ -1,5 +1,6 @@
 """`diffjax.load(workdir)`: the Python interface gives what the verbs of the command line give."""
 
+import csv
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids
 from diffjax.errors import UserError
 from diffjax.models.images import to_grey_levels
 from tests import tiny
-from tests.command_line import launch, sample
+from tests.command_line import entries, launch, sample
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,63 @@ def test_jax_transforms_the_denoiser(run):
     np.testing.assert_allclose(np.vdot(jax.jit(jax.grad(loss))(x), direction), slope, rtol=1e-2)
     each = jax.jit(jax.vmap(lambda x, t: denoiser(x[None], t).x0[0]))(x, np.array([2, 7, 15]))
     np.testing.assert_allclose(each[1:2], jax.jit(denoiser)(x[1:2], 7).x0, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path):
+    options = {"steps": [2, 4], "eta": 0, "num": 8, "metrics": ["fd_pixels"], "seed": 3, "batch_size": 8}
+    flags = ["--steps=2,4", "--eta=0", "--num=8", "--metrics=fd_pixels", "--seed=3", "--batch_size=8"]
+    (workdir / "results" / "results.jsonl").unlink(missing_ok=True)
+    result = run.sweep(**options, store=False)
+    assert not (workdir / "results" / "results.jsonl").exists()
+    assert launch("sweep", f"--workdir={workdir}", *flags) == 0
+    stored = [(entry["settings"]["steps"], entry["metrics"]) for entry in entries(workdir)]
+    assert [steps for steps, _ in stored] == [4, 2]
+    for row, (steps, metrics) in zip(result.rows, stored[::-1], strict=True):
+        assert (row["steps"], row["eta"], row["num"], row["seed"]) == (steps, 0, 8, 3)
+        for name, about in metrics.items():
+            assert (row[name], row[f"{name}_standard_error"]) == (about["value"], about["standard_error"])
+    assert len(result) == 2 and "fd_pixels" in repr(result) and "±" in repr(result)
+    result.to_csv(tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["fd_pixels"]) for row in rows] == [row["fd_pixels"] for row in result.rows]
+    from_store = run.sweep(**options)
+    assert [row["date"] for row in from_store.rows] == [entry["date"] for entry in entries(workdir)[::-1]]
+
+
+def test_metrics_equal_those_of_the_verb(run, workdir, capsys):
+    options = {"num": 8, "steps": 3, "batch_size": 8}
+    metrics = run.evaluate(["fd_pixels", "reconstruction"], **options, store=False)
+    flags = ["--metrics=fd_pixels,reconstruction", "--num=8", "--steps=3", "--batch_size=8"]
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    stored = {name: about for entry in entries(workdir)[-2:] for name, about in entry["metrics"].items()}
+    assert {"fd_pixels", "fd_pixels_infinity", "reconstruction.mse"} <= metrics.keys() == stored.keys()
+    for name, estimate in metrics.items():
+        assert estimate.standard_error == stored[name]["standard_error"]
+    assert metrics["fd_pixels"].value == stored["fd_pixels"]["value"]
+    capsys.readouterr()
+    assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
+    out = capsys.readouterr().out
+    assert out.count("--recompute computes it again") == 2 and "FD-pixels" in out and "MSE" in out
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("sweep", {"steps": [2, "x"]}, "must be whole numbers"),
+        ("sweep", {"metrics": "fd_pixel"}, "did you mean 'fd_pixels'?"),
+        ("sweep", {"num": 1}, "must be a whole number from 2"),
+        ("sweep", {"guidence": [1, 2]}, "did you mean 'guidance'?"),
+        ("evaluate", {"metrics": []}, "there are no metrics"),
+        ("evaluate", {"metrics": "fid"}, "inception"),
+        ("evaluate", {"metrics": "nll", "terms": -1}, "terms=-1: must be a whole number from 0"),
+        ("evaluate", {"metrics": "fd_pixels", "steps": [2, 3]}, "must be one value"),
+    ],
+)
+def test_invalid_arguments_of_metrics_raise(run, method, options, message):
+    with pytest.raises(UserError) as error:
+        getattr(run, method)(**options)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,6 @@ def launch(*arguments):
 def test_samples_of_digits_are_recognised(tmp_path):
     launch("train", "--config=configs/digits.py", f"--workdir={tmp_path}", "--config.train.steps=500")
     launch("sweep", f"--workdir={tmp_path}", "--steps=50", "--num=500")
-    results = json.loads((tmp_path / "results" / "sweep.json").read_text())
-    assert results["reference"]["classifier_held_out_accuracy"] >= 0.97
-    assert results["cells"][0]["classifier_accuracy"] >= 0.9
+    entry = json.loads((tmp_path / "results" / "results.jsonl").read_text())
+    assert entry["reference"]["classifier_held_out_accuracy"] >= 0.97
+    assert entry["metrics"]["classifier_accuracy"]["value"] >= 0.9

@@ -1,4 +1,7 @@
-"""Verbs of launch.py, one module per verb: `define(flags)` declares flags, `run(arguments)` returns an exit code."""
+"""Verbs of launch.py, one module per verb: `define(flags)` declares flags, `run(arguments)` returns an exit code.
+
+A verb with arguments without a name describes them in POSITIONAL.
+"""
 
 import ast
 import contextlib
@@ -21,7 +24,7 @@ from diffjax import __version__, xla_flags
 from diffjax.cli.flags import help_text, parse
 from diffjax.errors import UserError, missing_field, one_line, printable, quiet_libraries, unknown
 
-VERBS = ("train", "sample", "sweep", "evaluate", "reproduce", "benchmark", "export", "ema", "replay")
+VERBS = ("train", "sample", "sweep", "evaluate", "compare", "reproduce", "benchmark", "export", "ema", "replay")
 _CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # errors of a pipe without a reader, and of a closed terminal
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM themselves, or in their processes
 
@@ -80,10 +83,11 @@ def _launch(argv: Sequence[str]) -> int:
             raise UserError(f"{error}: install diffjax and what it requires with `pip install -e .`") from error
         flags = absl_flags.FlagValues()
         verb.define(flags)
+        positional = getattr(verb, "POSITIONAL", "")
         if {"-h", "--help", "-help"} & set(argv[2:]):
-            print(help_text(argv[1], verb.__doc__ or "", flags))
+            print(help_text(argv[1], verb.__doc__ or "", flags, positional))
             return 0
-        return verb.run(parse(flags, argv[1:]))
+        return verb.run(parse(flags, argv[1:], positional=bool(positional)))
 
 
 @contextlib.contextmanager

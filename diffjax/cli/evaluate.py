@@ -37,40 +37,32 @@ all captions with a wrong colour, shape, size, order of two objects, or binding 
 
 accuracy, for classifiers of noised images: at nine timesteps.
 
-Values have standard errors. Writes results/METRIC.json with everything that the value depends on, and example images.
+Values have standard errors. Appends an entry per metric of data, and one for all metrics of samples, to the store
+results/results.jsonl, with everything that the values depend on; writes example images. Entries in the store with the
+same inputs and code are printed and not computed again.
 """
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags as absl_flags
-from tqdm import tqdm
 
-from diffjax import evaluation, io
-from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, check_writable, define_sampling, define_workdir, required
+from diffjax import evaluation
+from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, write_table
 from diffjax.cli.settings import batch_size, define_settings
-from diffjax.errors import UserError
-from diffjax.evaluation import metrics, provenance, samples
-from diffjax.evaluation.samples import Measurer
-from diffjax.evaluation.settings import Examples, Settings
-from diffjax.inference import image_grids, prompts
-from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
-from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.evaluation import evaluations, metrics
+from diffjax.evaluation.evaluations import References
+from diffjax.evaluation.store import ResultsStore, flat_row
 from diffjax.parsing import texts
-from diffjax.runs.loading import Run, load
-
-_MAX_IMAGES = 100  # images of an example grid
-_Work = Callable[["_Results"], None]
+from diffjax.runs.loading import load
 
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
     define_settings(flags, several=False)
+    define_recompute(flags, "metrics")
+    define_csv(flags)
     for name, default, text in (
         ("metrics", None, f"{' | '.join(evaluation.NAMES)}; several, separated by commas"),
         ("split", "test", "split of the data set, for metrics of data"),
@@ -94,183 +86,28 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
-    for name in names:
-        evaluation.check_name(name)
-    compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names if name in evaluation.OF_RECONSTRUCTIONS]
-    samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], arguments.inception)
+    references = References(arguments.reference, arguments.clip, arguments.inception)
+    evaluations.check_names(names, references)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
-    settings = _settings(arguments)
-    for name in names:
-        check_writable("workdir", trained.workdir.results / f"{name}.json")
-        evaluation.check(name, trained, settings)
-    of_data = [name for name in names if name in evaluation.OF_DATA]
-    of_reconstructions = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
-    of_samples = [name for name in names if name in metrics.NAMES]
-    # Errors are raised before anything is computed, and before other models are loaded.
-    examples = evaluation.examples(settings, trained) if of_data or of_reconstructions else None
-    if of_reconstructions and examples:
-        options = {"split": settings.split, "inception": arguments.inception, "clip": arguments.clip}
-        samples.check(compared, trained, len(examples.images), **options, extrapolate=True)
-    if of_samples and not arguments.classifier:  # a classifier can add classes
-        _check_samples(arguments, settings, trained, of_samples, trained.system.classes)
-    samples_of = _samples(arguments, settings, trained, of_samples)
-    reconstructions_of = _reconstructions(arguments, settings, trained, of_reconstructions, examples)
-    results = _Results(trained)
-    for name in of_data:
-        assert examples is not None
-        result = evaluation.evaluate(name, trained, settings, examples)
-        print(result.text)
-        results.save(name, {**result.values, **result.provenance})
-        for file, plot in result.plots.items():
-            results.write(file, plot)
-    for compare in (reconstructions_of, samples_of):
-        if compare:
-            compare(results)
-    return results.exit_code()
-
-
-class _Results:
-    """Files in the run's results folder. A file that cannot be written is printed, and does not stop other metrics."""
-
-    def __init__(self, trained: Run):
-        self._folder, self._failed = trained.workdir.results, []
-        self._folder.mkdir(exist_ok=True)
-
-    def save(self, name: str, result: dict) -> None:
-        """Writes NAME.json."""
-        self.write(f"{name}.json", lambda path: io.write_json(path, result))
-
-    def write(self, name: str, write: Callable[[Path], None]) -> None:
-        path = self._folder / name
-        try:
-            write(path)
-        except OSError as error:
-            self._failed.append(str(path))
-            print(f"warning: {path}: cannot be written ({error.strerror or error})", file=sys.stderr)
-        else:
-            print(path)
-
-    def exit_code(self) -> int:
-        """Returns 0; or 2, with one line on standard error, if a file could not be written."""
-        if not self._failed:
-            return 0
-        print(f"error: {', '.join(self._failed)}: cannot be written; free space and run this again", file=sys.stderr)
-        return 2
-
-
-def _settings(arguments: Arguments) -> Settings:
-    steps = tuple(value["steps"] for value in setting_values("steps", arguments.steps)) if arguments.steps else ()
-    names = ("seed", "batch_size", "split", "num", "grid", "terms", "ode_steps", "exact_trace", "template", "decoder")
-    files = tuple(texts(arguments.lpips or ""))
-    if len(files) not in (0, 2):
-        raise UserError(f"--lpips={arguments.lpips}: must be two files, BACKBONE,LINEAR")
-    options = {name: getattr(arguments, name) for name in names}
-    return Settings(**options, steps=steps, draws=arguments.samples, lpips=files)
-
-
-def _check_samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str], classes: int) -> None:
-    """Raises UserError for a metric that is not supported for the samples; loads nothing."""
-    single_setting(arguments.as_dict())
-    options = {"split": arguments.reference, "inception": arguments.inception, "clip": arguments.clip}
-    samples.check(names, trained, settings.count(1000), classes=classes, **options, extrapolate=True)
-
-
-def _samples(arguments: Arguments, settings: Settings, trained: Run, names: list[str]) -> _Work | None:
-    """Returns a function that samples and compares with real images; None without metrics of samples."""
-    if not names:
-        return None
-    count, overrides = settings.count(1000), single_setting(arguments.as_dict())
-    model, variables = attach_guidance_models(trained, arguments.as_dict())
-    _check_samples(arguments, settings, trained, names, model.classes)
-    sampling_settings = SettingsFactory(model, trained.config.sampler)(**overrides)
-    conditions, captions = prompts.default_prompts(trained, count, split=settings.split, classes=model.classes)
-    measure = _measurer(arguments, trained, names, arguments.reference, model.classes)
-
-    def work(results: _Results) -> None:
-        seeds = settings.seed + np.arange(count)
-        runner = SampleRunner(model, batch_size=batch_size(arguments, count))
-        with tqdm(total=count, unit="image") as bar:
-            images = runner(variables, seeds, conditions, sampling_settings, progress=bar.update)
-        inputs = {
-            "sampler": {**trained.config.sampler.to_dict(), **overrides},
-            "samples": count,
-            "not_finite": runner.not_finite,
-            "seed": settings.seed,
-            "guides": {name: getattr(arguments, name) for name in ("classifier", "weak") if getattr(arguments, name)},
-        }
-        if captions:
-            inputs["prompts"] = f"{len(set(captions))} captions of {settings.split}"
-        print(f"{count} samples, seeds from {settings.seed}, checkpoint {trained.step}")
-        generated = images, conditions["label"], captions
-        _compare(trained, names, measure, generated, inputs, results, "samples.png", measure.baselines(settings.split))
-
-    return work
-
-
-def _reconstructions(
-    arguments: Arguments, settings: Settings, trained: Run, names: list[str], examples: Examples | None
-) -> _Work | None:
-    """Returns a function that compares reconstructions with the originals; None without metrics of reconstructions."""
-    if not names or examples is None:
-        return None
-    compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names]
-    measure = _measurer(arguments, trained, compared, settings.split, 0)
-
-    def work(results: _Results) -> None:
-        runner = SampleRunner(trained.system, batch_size=settings.batch_size)
-        images = runner.reconstruct(trained.variables, examples.images)
-        print(f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}")
-        inputs = {"reconstructions": len(images)}
-        _compare(trained, names, measure, (images, examples.labels), inputs, results, "reconstructions.png", {})
-
-    return work
-
-
-def _measurer(arguments: Arguments, trained: Run, names: list[str], split: str | None, classes: int) -> Measurer:
-    return Measurer(
-        names,
-        trained,
-        split=split,
-        classes=classes,
-        inception=arguments.inception,
-        clip=arguments.clip,
-        batch_size=arguments.batch_size,
-        with_errors=True,
-        extrapolate=True,
-        seed=arguments.seed,
-    )
-
-
-def _compare(
-    trained: Run,
-    names: list[str],
-    measure: Measurer,
-    generated: tuple,
-    inputs: dict[str, Any],
-    results: _Results,
-    grid: str,
-    baselines: dict[str, dict],
-) -> None:
-    """Prints and writes the metrics of generated images, with what they depend on; writes a grid of the images.
-
-    Args:
-      generated: arguments of `measure`: images, their labels, and their captions if they have any.
-      inputs: what the images depend on, for the result files.
-      grid: file name of the grid.
-      baselines: values of real images, by column.
-    """
-    images, estimates = generated[0], measure(*generated)
-    reference = measure.provenance
-    for text in measure.warnings:
-        print(f"warning: {text}", file=sys.stderr)
-    print(f"  against {reference['images']} images of {reference['data']}:{reference['split']}")
-    for name, estimate in estimates.items():
-        text = metrics.estimate_text(name, estimate, len(images), baselines.get(name))
-        print(f"  {measure.columns[name].heading:36} {text}")
-    shared = {**provenance.of_run(trained), **inputs, "reference": reference, "warnings": measure.warnings}
-    for name in names:
-        columns = metrics.columns_of(evaluation.OF_RECONSTRUCTIONS.get(name, name))
-        values = {c: metrics.result_entry(c, estimates[c], baselines.get(c)) for c in columns if c in estimates}
-        results.save(name, {"figures": values, **shared})
-    width = image_grids.class_columns(trained.system.classes, min(_MAX_IMAGES, len(images)))
-    results.write(grid, lambda path: image_grids.save(path, image_grids.grid(images[:_MAX_IMAGES], width)))
+    settings = evaluations.make_settings(arguments.as_dict())
+    results = ResultsStore(trained.workdir.results)
+    check_output(arguments, results)
+    prepared = evaluations.prepare(names, trained, settings, arguments.as_dict(), references)
+    if set(names) & set(metrics.NAMES):
+        batch_size(arguments, settings.count(evaluations.DEFAULT_SAMPLES))  # for its note
+    entries = []
+    for entry, is_stored in evaluations.compute(prepared, results, recompute=arguments.recompute):
+        entries.append(entry)
+        for text in entry["warnings"]:
+            print(f"warning: {text}", file=sys.stderr)
+        print(entry["text"])
+        if is_stored:
+            print(f"  from {results.path}, {entry['date']}; --recompute computes it again")
+        for path in map(results.file, entry["files"]):
+            if path not in results.failed:
+                print(path)
+    write_table(arguments, list(map(flat_row, entries)))
+    code = report_unwritten(results)
+    if not code:
+        print(results.path)
+    return code

@@ -19,7 +19,7 @@ from diffjax.runs.config_files import flatten, load_file
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
-_LISTS = ("communication", "components", "image", "lpips", "metrics", "slurm")
+_LISTS = ("communication", "components", "image", "lpips", "metric", "metrics", "slurm")
 _TEXT_TUPLES = ("masks", "freeze", "start_fresh", "targets")  # fields that are tuples of text, also when they are empty
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
@@ -38,7 +38,7 @@ _GROUPS = {
         *("image", "mask", "strength", "resample_steps", "interpolate", "invert"),
         *("initial_image", "keep_fraction", "base_prompt", "components"),
     ),
-    "output": ("out", "from"),
+    "output": ("out", "from", "csv", "recompute"),
 }
 
 
@@ -50,11 +50,13 @@ class Arguments:
       values: all flags; those that are not on the command line have their defaults.
       overrides: config overrides, unparsed.
       given_flags: names of the flags on the command line.
+      positional: arguments without a name.
     """
 
     values: Flags
     overrides: Sequence[str]
     given_flags: frozenset[str] = frozenset()
+    positional: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the values of all flags by name."""
@@ -98,7 +100,7 @@ def define_ema_length(flags: Flags, *, several: bool = False) -> None:
         absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
 
 
-def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
+def parse(flags: Flags, argv: Sequence[str], *, positional: bool = False) -> Arguments:
     """Parses a command line.
 
     Each flag is set at most once. Values and entries of lists must not be blank; numbers must be finite and in ASCII.
@@ -107,13 +109,17 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
       flags: flags that the verb defines.
       argv: the verb, then `--name=value`, `--name value`, or `--name` and `--noname` of a boolean. Config overrides
         have the same forms; `read_config` parses their values.
+      positional: whether the verb takes arguments without a name.
 
     Raises:
       UserError: an unknown or repeated flag, or a value that the flag does not accept.
     """
-    remaining, overrides, parsed = list(argv[:0:-1]), [], {}
+    remaining, overrides, unnamed, parsed = list(argv[:0:-1]), [], [], {}
     while remaining:
         argument = remaining.pop()
+        if positional and argument.strip() and not argument.startswith("-"):
+            unnamed.append(argument)
+            continue
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or not name:
             raise UserError(f"unexpected argument {argument!r}: flags are written --name=value")
@@ -144,7 +150,7 @@ def parse(flags: Flags, argv: Sequence[str]) -> Arguments:
         flags([argv[0], *(f"--{name}={text}" for name, text in parsed.items())])
     except absl_flags.Error as error:
         raise UserError(str(error)) from error
-    return Arguments(flags, overrides, frozenset(parsed))
+    return Arguments(flags, overrides, frozenset(parsed), unnamed)
 
 
 def _validate(name: str, text: str, flag: absl_flags.Flag) -> str:
@@ -260,9 +266,10 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     return holder.config
 
 
-def help_text(verb: str, doc: str, flags: Flags) -> str:
-    """Returns the help of a verb, from its docstring and flags."""
-    lines = [f"usage: python launch.py {verb} --flag=value ...", "", doc.strip()]
+def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:
+    """Returns the help of a verb, from its docstring, its flags, and its arguments without a name."""
+    usage = " ".join(["usage: python launch.py", verb, *([positional] if positional else []), "--flag=value ..."])
+    lines = [usage, "", doc.strip()]
     for group, names in _grouped(verb, flags).items():
         lines += ["", f"{group}:"]
         for name in names:

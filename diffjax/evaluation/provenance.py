@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import json
 import platform
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffjax import io
 from diffjax.runs.config_files import to_json
@@ -51,7 +53,7 @@ def environment() -> dict[str, Any]:
         "git": _git(_PACKAGE_FOLDER),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()} ({_cpu_model()})",
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": _versions(),
     }
 
 
@@ -60,7 +62,7 @@ def of_run(trained: Run) -> dict[str, Any]:
     return {
         "workdir": str(trained.workdir.path),
         "system": trained.config.system,
-        "config": io.short_hash(to_json(trained.config)),
+        "config": config_hash(trained),
         "config_changes": trained.config_changes,
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a pipeline is not trained itself
@@ -70,10 +72,37 @@ def of_run(trained: Run) -> dict[str, Any]:
     }
 
 
-def differences(provenances: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Returns the dotted paths of fields whose differences make results not comparable."""
+@functools.cache
+def code() -> str:
+    """Returns a hash of the code that results depend on: the Python files of this package, and `versions`."""
+    sources = {str(path.relative_to(_PACKAGE_FOLDER)): io.file_hash(path) for path in _PACKAGE_FOLDER.rglob("*.py")}
+    return io.short_hash(io.to_json({"sources": sources, "versions": _versions()}, sort_keys=True))
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns a hash of the names, types, shapes and values of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def config_hash(trained: Run) -> str:
+    return io.short_hash(to_json(trained.config))
+
+
+def differences(provenances: Iterable[Mapping[str, Any]], *, shared: bool = False) -> list[str]:
+    """Returns the dotted paths of fields whose differences make results not comparable.
+
+    Args:
+      shared: ignore fields that some results lack.
+    """
     flat = [dict(_leaves(provenance)) for provenance in provenances]
     names = sorted({name for one in flat for name in one if name.partition(".")[0] not in _MAY_DIFFER})
+    if shared:
+        names = [name for name in names if all(name in one for one in flat)]
     return [name for name in names if len({json.dumps(one.get(name)) for one in flat}) > 1]
 
 
@@ -105,6 +134,10 @@ def _cpu_model() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(models), "") or platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -357,11 +357,17 @@ def training_fields(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def different_fields(*configs: ConfigDict) -> dict[str, tuple[Any, ...]]:
+    """Returns the value of each config for every field that differs, by dotted name, of parts too; None: missing."""
+    flat = [{**_DEFAULTS, **flatten(from_json(to_json(config)))} for config in configs]
+    values = {name: tuple(one.get(name) for one in flat) for name in sorted(set().union(*flat))}
+    return {name: of_field for name, of_field in values.items() if any(value != of_field[0] for value in of_field)}
+
+
 def changed_fields(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns (old, new) of every field that differs, by dotted name; None: a missing field. Parts are omitted."""
-    before, after = ({**_DEFAULTS, **flatten(from_json(to_json(config)))} for config in (old, new))
     return {
-        name: (before.get(name), after.get(name))
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith("parts.")
+        name: (before, after)
+        for name, (before, after) in different_fields(old, new).items()
+        if not name.startswith("parts.")
     }

@@ -9,7 +9,7 @@ from PIL import Image
 import diffjax
 from diffjax.inference.sampler_runner import SampleRunner
 from tests import tiny
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import launch, refused, result, sample
 
 SLOW_AUTOENCODERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("vqvae2", "dvae", "vqgan", "kl")]
 PRIORS = {"prior_pixelcnn": "vqvae", "prior_transformer": "vqvae2"}
@@ -41,7 +41,7 @@ def test_an_autoencoder_is_trained_and_evaluated(name, trained):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert launch("evaluate", f"--workdir={workdir}", "--metrics=reconstruction", "--num=12", "--batch_size=8") == 0
-    values = results(workdir, "reconstruction")
+    values = result(workdir, "reconstruction")["details"]
     assert 0 < values["mse"]["mean"] < 1
     assert values["psnr"]["mean"] == pytest.approx(-10 * np.log10(values["mse"]["mean"]), abs=2)
     assert -1 <= values["ssim"]["mean"] <= 1
@@ -64,10 +64,10 @@ def test_reconstructions_are_compared_with_the_originals(trained):
     workdir = trained("vqvae")
     flags = ["--metrics=recon_fd_pixels,recon_precision_recall_pixels", "--num=40", "--batch_size=8"]
     assert launch("evaluate", f"--workdir={workdir}", *flags) == 0
-    values = results(workdir, "recon_fd_pixels")
-    assert values["figures"]["fd_pixels"]["value"] > 0
-    assert values["reconstructions"] == 40 and values["reference"]["split"] == "test"
-    assert 0 <= results(workdir, "recon_precision_recall_pixels")["figures"]["recall_pixels"]["value"] <= 1
+    entry = result(workdir, "recon_fd_pixels")
+    assert entry["metrics"]["recon_fd_pixels"]["value"] > 0
+    assert entry["num"] == 40 and entry["reference"]["split"] == entry["settings"]["split"] == "test"
+    assert 0 <= entry["metrics"]["recon_recall_pixels"]["value"] <= 1
 
 
 def test_samples_and_likelihoods_of_a_vae(trained, tmp_path):
@@ -75,7 +75,7 @@ def test_samples_and_likelihoods_of_a_vae(trained, tmp_path):
     assert arrays["images"].shape == (4, 8, 8, 1)
     np.testing.assert_array_equal(arrays["labels"], [-1] * 4)
     assert launch("evaluate", f"--workdir={trained('vae')}", "--metrics=nll", "--num=6", "--samples=3") == 0
-    values = results(trained("vae"), "nll")
+    values = result(trained("vae"), "nll")["details"]
     assert values["elbo"]["mean"] == pytest.approx(values["nll"]["mean"] + values["kl"]["mean"])
     assert values["importance_weighted"]["mean"] < values["elbo"]["mean"] + 0.1
 
@@ -87,7 +87,7 @@ def test_samples_and_likelihoods_of_priors(name, trained, tmp_path):
     assert arrays["images"].shape == (4, 8, 8, 1)
     np.testing.assert_array_equal(arrays["labels"], range(4))
     assert launch("evaluate", f"--workdir={trained(name)}", "--metrics=nll", "--num=6") == 0
-    assert results(trained(name), "nll")["bits_per_code"]["mean"] == pytest.approx(3, abs=0.2)  # of 8 codes
+    assert result(trained(name), "nll")["details"]["bits_per_code"]["mean"] == pytest.approx(3, abs=0.2)  # of 8 codes
 
 
 @pytest.mark.slow

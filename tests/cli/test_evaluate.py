@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import launch, refused, result, sample
 
 
 def evaluate(workdir, *flags) -> int:
@@ -16,21 +16,25 @@ def test_evaluate_samples(workdir, capsys):
     captured = capsys.readouterr()
     assert "against 1437 images of digits:train" in captured.out
     assert captured.err.count("40 samples of 64 features") == 1
-    result = results(workdir, "fd_pixels")
-    assert "40 samples of 64 features" in result["warnings"][0] and result["not_finite"] == 0 and result["git"]
-    assert result["figures"]["fd_pixels"]["value"] > result["figures"]["fd_pixels_infinity"]["value"]
-    assert result["figures"]["fd_pixels"]["standard_error"] > 0
-    assert result["sampler"]["steps"] == 4 and result["sampler"]["name"] == "ddim(eta=0.5)"
-    assert (result["samples"], result["checkpoint"], result["seed"], result["ema_decay"]) == (40, 4, 0, 0.995)
-    assert result["reference"]["images"] == 1437 and result["versions"]["jax"]
-    accuracy = results(workdir, "classifier_accuracy")["figures"]["classifier_accuracy"]
+    entry = result(workdir, "fd_pixels")
+    assert entry["verb"] == "evaluate" and entry["settings"] == {"sampler": "ddim(eta=0.5)", "steps": 4}
+    assert "40 samples of 64 features" in entry["warnings"][0] and entry["not_finite"] == 0 and entry["git"]
+    assert entry["metrics"]["fd_pixels"]["value"] > entry["metrics"]["fd_pixels_infinity"]["value"]
+    assert entry["metrics"]["fd_pixels"]["standard_error"] > 0
+    assert entry["sampler"]["steps"] == 4 and entry["sampler"]["name"] == "ddim(eta=0.5)"
+    assert (entry["num"], entry["checkpoint"], entry["seed"], entry["ema_decay"]) == (40, 4, 0, 0.995)
+    assert entry["reference"]["images"] == 1437 and entry["versions"]["jax"]
+    accuracy = entry["metrics"]["classifier_accuracy"]
     assert accuracy["standard_error"] > 0 and accuracy["real"]["value"] > 0.9 and accuracy["chance"] == 0.1
     assert Image.open(workdir / "results" / "samples.png").size == (10 * 66 + 2, 4 * 66 + 2)
 
 
 def test_evaluate_reconstruction(workdir):
     assert evaluate(workdir, "--metrics=reconstruction", "--num=6", "--steps=5,20") == 0
-    rows = results(workdir, "reconstruction")["rows"]
+    entry = result(workdir, "reconstruction")
+    rows = entry["details"]["rows"]
+    assert entry["settings"] == {"split": "test", "steps": [5, 20]} and entry["num"] == 6
+    assert entry["metrics"]["reconstruction.mse"]["value"] == rows[1]["mse"]["mean"]
     assert [row["steps"] for row in rows] == [5, 20]
     assert rows[1]["mse"]["mean"] < rows[0]["mse"]["mean"]
     assert Image.open(workdir / "results" / "reconstruction.png").size == (6 * 66 + 2, 3 * 66 + 2)
@@ -40,31 +44,31 @@ def test_evaluate_reconstruction(workdir):
 def test_evaluate_likelihood(workdir, capsys):
     flags = ["--metrics=nll", "--num=12", "--ode_steps=4", "--exact_trace=2"]
     assert evaluate(workdir, *flags) == 0
-    result = results(workdir, "nll")
-    parts = sum(result[name]["mean"] for name in ("prior", "kl", "decoder"))
-    assert result["bound"]["mean"] == pytest.approx(parts)
-    assert result["terms"]["t"] == list(range(20, 0, -1))
-    total = sum(result["terms"]["bits_per_dim"]) + result["prior"]["mean"]
-    assert total == pytest.approx(result["bound"]["mean"], rel=1e-4)
-    assert all(result[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
+    exact = result(workdir, "nll")["details"]
+    parts = sum(exact[name]["mean"] for name in ("prior", "kl", "decoder"))
+    assert exact["bound"]["mean"] == pytest.approx(parts)
+    assert exact["terms"]["t"] == list(range(20, 0, -1))
+    total = sum(exact["terms"]["bits_per_dim"]) + exact["prior"]["mean"]
+    assert total == pytest.approx(exact["bound"]["mean"], rel=1e-4)
+    assert all(exact[name]["standard_error"] > 0 for name in ("bound", "ode_hutchinson", "ode_exact_trace"))
     assert (workdir / "results" / "nll.png").stat().st_size > 5_000
     assert "variational bound over 20 steps" in capsys.readouterr().out
-    assert result["decoder_convention"] == "exact"
+    assert exact["decoder_convention"] == "exact"
     # An estimate from some terms always has the largest one, the decoder's.
     assert evaluate(workdir, *flags[:-1], "--terms=5", "--exact_trace=0") == 0
-    estimate = results(workdir, "nll")
-    assert estimate["decoder"] == pytest.approx(result["decoder"])
+    estimate = result(workdir, "nll")["details"]
+    assert estimate["decoder"] == pytest.approx(exact["decoder"])
     assert len(estimate["terms"]["t"]) < 20
     assert evaluate(workdir, *flags[:-1], "--exact_trace=0", "--decoder=ddpm") == 0
-    published = results(workdir, "nll")
+    published = result(workdir, "nll")["details"]
     assert published["decoder_convention"] == "ddpm"
-    assert published["decoder"] != result["decoder"]
-    assert published["kl"] == pytest.approx(result["kl"])
+    assert published["decoder"] != exact["decoder"]
+    assert published["kl"] == pytest.approx(exact["kl"])
 
 
 def test_evaluate_a_classifier(classifier, workdir, capsys):
     assert evaluate(classifier, "--metrics=accuracy", "--num=50") == 0
-    rows = results(classifier, "accuracy")["rows"]
+    rows = result(classifier, "accuracy")["details"]["rows"]
     assert rows[0]["t"] == 1
     assert rows[-1]["t"] == 20
     assert all(0 <= row["accuracy"]["mean"] <= 1 for row in rows)

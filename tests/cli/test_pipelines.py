@@ -8,7 +8,7 @@ import pytest
 import diffjax
 from diffjax.cli import sample as sample_verb
 from diffjax.data import shapes, tokenizer
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import entries, launch, refused, sample
 
 RED, BLUE = "a small red circle", "a large blue square"
 
@@ -72,11 +72,11 @@ def test_glide_samples_inpaints_and_is_guided_by_clip(run_copy, tmp_path):
 @pytest.mark.slow
 def test_a_pipeline_is_evaluated_and_swept(unclip, capsys):
     assert launch("evaluate", f"--workdir={unclip}", "--metrics=caption_accuracy", "--num=8", "--prior=none") == 0
-    assert results(unclip, "caption_accuracy")["samples"] == 8
+    assert entries(unclip)[-1]["num"] == 8
     flags = ["--steps=decoder:1,decoder:3", "--num=8", "--metrics=caption_accuracy", "--prior=none"]
     assert launch("sweep", f"--workdir={unclip}", *flags) == 0
     assert "1 compilation(s)" in capsys.readouterr().out
-    assert [cell["decoder:steps"] for cell in results(unclip, "sweep")["cells"]] == [1, 3]
+    assert sorted(cell["settings"]["decoder:steps"] for cell in entries(unclip)[-2:]) == [1, 3]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from diffjax.data import shapes, tokenizer
 from diffjax.evaluation import samples
 from diffjax.inference.reranking import load_reranker
 from tests import published, tiny
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import launch, refused, result, sample
 
 RED, BLUE = "a small red circle", "three blue squares"
 
@@ -132,23 +132,23 @@ def test_samples_are_compared_with_their_captions(dalle, capsys, monkeypatch):
     flags = ["--metrics=clip_score,r_precision,cmmd,caption_accuracy", "--num=24", "--batch_size=8"]
     assert launch("evaluate", f"--workdir={dalle}", *flags) == 0
     assert "CLIP score" in capsys.readouterr().out
-    values = results(dalle, "caption_accuracy")["figures"]
+    values = result(dalle, "caption_accuracy")["metrics"]
     parts = [values[f"caption_{part}"]["value"] for part in ("count", "colour", "shape")]
     assert values["caption_accuracy"]["value"] <= min(parts)
-    assert 0 <= results(dalle, "clip_score")["figures"]["clip_score"]["value"] <= 100
-    assert "captions of test" in results(dalle, "caption_accuracy")["prompts"]
+    assert 0 <= result(dalle, "clip_score")["metrics"]["clip_score"]["value"] <= 100
+    assert "captions of test" in result(dalle, "caption_accuracy")["prompts"]
 
 
 def test_metrics_of_a_clip(dalle, capsys):
     clip = dalle / "clip"
     assert launch("evaluate", f"--workdir={clip}", "--metrics=retrieval,composition", "--num=40") == 0
-    retrieval = results(clip, "retrieval")
+    retrieval = result(clip, "retrieval")["details"]
     for direction in ("text_of_image", "image_of_text"):
         values = [retrieval[f"{direction}_{k}"]["mean"] for k in (1, 5, 10)]
         assert values == sorted(values)
         assert 1 / 40 <= retrieval[f"{direction}_1"]["chance"] < 0.1 < retrieval[f"{direction}_10"]["chance"] < 0.5
     assert retrieval["captions"] <= 40
-    composition = results(clip, "composition")
+    composition = result(clip, "composition")["details"]
     assert {"colour", "shape", "size", "order", "binding"} <= composition.keys()
     assert composition["order"]["chance"] == 0.5
     assert "order" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_a_published_clip_ranks_and_scores(dalle, published_clip, tmp_path):
     assert sample(dalle, tmp_path, *flags)["images"].shape == (2, 8, 8, 3)
     flags = ["--metrics=clip_score", "--num=8", f"--clip={published_clip}"]
     assert launch("evaluate", f"--workdir={dalle}", *flags) == 0
-    assert results(dalle, "clip_score")["reference"]["judge"]["clip"].startswith("sha256:")
+    assert result(dalle, "clip_score")["reference"]["judge"]["clip"].startswith("sha256:")
 
 
 @pytest.mark.slow

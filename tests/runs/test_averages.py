@@ -12,7 +12,7 @@ from diffjax.runs.power_functions import exponent, inner_product, relative_lengt
 from diffjax.runs.workdir import Workdir
 from diffjax.training.train import check
 from tests import tiny
-from tests.command_line import launch, refused, results, sample
+from tests.command_line import entries, launch, refused, sample
 
 LENGTHS = (0.05, 0.10)
 
@@ -134,18 +134,13 @@ def test_a_run_stores_averages_from_which_another_is_reconstructed(run, tmp_path
     np.testing.assert_array_equal(sample(run, tmp_path, "--num=4", "--ema_length=0.08")["images"], first)
 
 
-def test_a_sweep_over_lengths(run):
+def test_a_sweep_over_lengths(run, capsys):
     lengths = "--ema_length=0.05,0.1"
     assert launch("sweep", f"--workdir={run}", lengths, "--steps=2,4", "--num=10", "--metrics=fd_pixels") == 0
-    swept = results(run, "sweep")
-    assert [(cell["ema_length"], cell["steps"]) for cell in swept["cells"]] == [
-        (0.05, 2),
-        (0.05, 4),
-        (0.1, 2),
-        (0.1, 4),
-    ]
-    assert swept["compilations"] == 1
-    assert swept["cells"][0]["fd_pixels"] != swept["cells"][2]["fd_pixels"]
+    cells = {(e["settings"]["ema_length"], e["settings"]["steps"]): e["metrics"]["fd_pixels"] for e in entries(run)}
+    assert cells.keys() == {(0.05, 2), (0.05, 4), (0.1, 2), (0.1, 4)}
+    assert "1 compilation(s)" in capsys.readouterr().out
+    assert cells[0.05, 2] != cells[0.1, 2]
 
 
 def test_what_cannot_be_reconstructed_is_refused(run, trained_runs, tmp_path, capsys):

@@ -1,0 +1,53 @@
+"""Flags and messages of the results store and of CSV tables, for the verbs that use them."""
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from diffjax.cli.flags import Arguments, Flags, check_writable
+from diffjax.evaluation.store import ResultsStore, write_csv
+
+
+def define_csv(flags: Flags) -> None:
+    absl_flags.DEFINE_string("csv", None, "file to write the table to, as CSV", flag_values=flags)
+
+
+def define_recompute(flags: Flags, things: str) -> None:
+    absl_flags.DEFINE_boolean(
+        "recompute", False, f"compute {things} that are in the run's results already", flag_values=flags
+    )
+
+
+def check_output(arguments: Arguments, results: ResultsStore) -> None:
+    """Raises UserError if the store or the CSV file cannot be written."""
+    check_writable("workdir", results.path)
+    if arguments.csv:
+        check_writable("csv", Path(arguments.csv))
+
+
+def write_table(arguments: Arguments, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows to the file of --csv, if it is set, and prints its path."""
+    if arguments.csv and rows:
+        write_csv(arguments.csv, rows)
+        print(arguments.csv)
+
+
+def report_unwritten(results: ResultsStore) -> int:
+    """Returns 0; or 2, with one line on standard error, if a file could not be written."""
+    if results.unwritten:
+        results.write()
+    paths = [*results.failed, *([results.path] if results.unwritten else [])]
+    if not paths:
+        return 0
+    names = ", ".join(map(str, paths))
+    print(f"error: {names}: cannot be written; free space and run this again", file=sys.stderr)
+    return 2
+
+
+def signal_of(interruption: KeyboardInterrupt) -> int:
+    """Returns the number of the signal that raised an exception."""
+    return interruption.args[0] if interruption.args else signal.SIGINT

@@ -1,0 +1,329 @@
+"""Evaluations of a run: metrics of data, of reconstructions and of samples, each an entry of the results store."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from diffjax import evaluation, io
+from diffjax.errors import UserError
+from diffjax.evaluation import metrics, provenance, samples, store
+from diffjax.evaluation.samples import Measurer
+from diffjax.evaluation.settings import Examples, Settings
+from diffjax.evaluation.store import Entry, ResultsStore, Writers, make_id
+from diffjax.evaluation.sweep import named
+from diffjax.inference import image_grids, prompts
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
+from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.parsing import texts
+from diffjax.runs.loading import Run
+
+DEFAULT_SAMPLES = 1000
+# Options of metrics of data, with the least value of those that are whole numbers.
+OPTIONS = {
+    **dict.fromkeys(("decoder", "template", "lpips")),
+    "ode_steps": 0,
+    "samples": 1,
+    "terms": 0,
+    "exact_trace": 0,
+}
+_MAX_IMAGES = 100  # images of an example grid
+_NOT_SHOWN = ("seed", "batch_size", "num")  # fields of Settings that are not settings of an entry
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """Real images, networks and models that guide, for metrics of samples and reconstructions."""
+
+    split: str | None = None  # split of the real images that samples are compared with; None: the training split
+    clip: str | None = None  # run or folder of a CLIP; None: the one trained with the run
+    inception: str | None = None  # weights file of FID's InceptionV3
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one set of images, not computed yet.
+
+    Attributes:
+      id: hash of everything that the metrics depend on.
+      compute: returns the entry, and functions that write its images.
+    """
+
+    id: str
+    compute: Callable[[], tuple[Entry, Writers]]
+
+
+def check_names(names: Sequence[str], references: References) -> None:
+    """Raises UserError for an unknown metric, or if the weights of its network are missing; reads no file."""
+    for name in names:
+        evaluation.check_name(name)
+    compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names if name in evaluation.OF_RECONSTRUCTIONS]
+    samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], references.inception)
+
+
+def make_settings(flags: Mapping[str, Any]) -> Settings:
+    """Returns settings of metrics of data from values of flags by name; None or absent: not set.
+
+    Raises:
+      UserError: --steps is not a list of whole numbers, or --lpips not two files.
+    """
+    names = ("seed", "batch_size", "split", "num", "grid", *OPTIONS)
+    fields = {name: flags[name] for name in names if flags.get(name) is not None}
+    if "samples" in fields:
+        fields["draws"] = fields.pop("samples")
+    if "lpips" in fields:
+        fields["lpips"] = tuple(texts(fields["lpips"]))
+        if len(fields["lpips"]) != 2:
+            raise UserError(f"--lpips={flags['lpips']}: must be two files, BACKBONE,LINEAR")
+    if flags.get("steps"):
+        values = setting_values("steps", flags["steps"])
+        fields["steps"] = tuple(value["steps"] for value in values if "steps" in value)  # others are of stages
+    return Settings(**fields)
+
+
+def prepare(
+    names: Sequence[str],
+    trained: Run,
+    settings: Settings,
+    flags: Mapping[str, Any],
+    references: References,
+) -> list[Evaluation]:
+    """Checks all metrics before anything is computed, and returns their evaluations.
+
+    Args:
+      names: names in evaluation.NAMES.
+      flags: texts of sampling settings by name, and "classifier" and "weak"; None or absent: not set.
+
+    Raises:
+      UserError: a metric or a setting that the run does not support.
+    """
+    for name in names:
+        evaluation.check(name, trained, settings)
+    of_data = [name for name in names if name in evaluation.OF_DATA]
+    of_reconstructions = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
+    of_samples = [name for name in names if name in metrics.NAMES]
+    examples = evaluation.examples(settings, trained) if of_data or of_reconstructions else None
+    if of_reconstructions and examples:
+        compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in of_reconstructions]
+        options = {"split": settings.split, "inception": references.inception, "clip": references.clip}
+        samples.check(compared, trained, len(examples.images), **options, extrapolate=True)
+    if of_samples and not flags.get("classifier"):  # a classifier can add classes
+        single_setting(flags)
+        _check_samples(of_samples, trained, settings, references, trained.system.classes)
+    sampled = [_of_samples(of_samples, trained, settings, flags, references)] if of_samples else []
+    evaluations = []
+    if examples:
+        evaluations += [_of_data(name, trained, settings, examples) for name in of_data]
+        if of_reconstructions:
+            evaluations.append(_of_reconstructions(of_reconstructions, trained, settings, examples, references))
+    return evaluations + sampled
+
+
+def compute(
+    evaluations: Sequence[Evaluation], results: ResultsStore | None = None, *, recompute: bool = False
+) -> Iterator[tuple[Entry, bool]]:
+    """Computes and stores evaluations. Yields the entry of each, and whether it was stored before.
+
+    Args:
+      results: store of the run; None: nothing is stored.
+      recompute: whether to compute those that are stored too.
+    """
+    for one in evaluations:
+        stored = results.find(one.id) if results and not recompute else None
+        if stored:
+            yield stored, True
+            continue
+        entry, files = one.compute()
+        if results:
+            results.add(entry, files)
+        yield entry, False
+
+
+def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) -> Evaluation:
+    fields = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _NOT_SHOWN}
+    defaults = dataclasses.asdict(Settings())
+    shown = {field: value for field, value in fields.items() if field == "split" or value != defaults[field]}
+    identity = make_id(
+        metrics=[name],
+        settings={**fields, "lpips": list(map(io.file_hash, settings.lpips)), "seed": settings.seed},
+        examples=provenance.fingerprint(examples.batch),
+        captions=examples.captions,
+        **_model_inputs(trained, trained.variables),
+    )
+
+    def work() -> tuple[Entry, Writers]:
+        result = evaluation.evaluate(name, trained, settings, examples)
+        fields = {
+            "settings": shown,
+            "num": len(examples.images),
+            "seed": settings.seed,
+            "metrics": dict(_estimates(name, result.values)),
+            "details": dict(result.values),
+            "text": result.text,
+            "warnings": [],
+            "files": list(result.plots),
+        }
+        return store.make_entry("evaluate", trained, identity, fields), result.plots
+
+    return Evaluation(identity, work)
+
+
+def _of_samples(
+    names: Sequence[str], trained: Run, settings: Settings, flags: Mapping[str, Any], references: References
+) -> Evaluation:
+    count, overrides = settings.count(DEFAULT_SAMPLES), single_setting(flags)
+    model, variables = attach_guidance_models(trained, flags)
+    _check_samples(names, trained, settings, references, model.classes)
+    sampling_settings = SettingsFactory(model, trained.config.sampler)(**overrides)
+    conditions, captions = prompts.default_prompts(trained, count, split=settings.split, classes=model.classes)
+    measure = _measurer(names, trained, settings, references, references.split, model.classes)
+    sampler = {**trained.config.sampler.to_dict(), **overrides}
+    guides = {name: str(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
+    identity = make_id(
+        metrics=sorted(names),
+        sampler=sampler,
+        prompts=provenance.fingerprint(conditions),
+        captions=captions,
+        split=settings.split if captions else None,
+        num=count,
+        seed=settings.seed,
+        reference=measure.provenance,
+        **_model_inputs(trained, variables),
+    )
+
+    def work() -> tuple[Entry, Writers]:
+        seeds = settings.seed + np.arange(count)
+        runner = SampleRunner(model, batch_size=min(settings.batch_size, count))
+        with tqdm(total=count, unit="image") as bar:
+            images = runner(variables, seeds, conditions, sampling_settings, progress=bar.update)
+        estimates = measure(images, conditions["label"], captions)
+        baselines = measure.baselines(settings.split)
+        title = f"{count} samples, seeds from {settings.seed}, checkpoint {trained.step}"
+        steps = {"steps": sampling_settings.num_steps} if sampling_settings.num_steps else {}
+        length = {"ema_length": trained.ema_length} if trained.ema_length else {}
+        fields = {
+            "settings": {**length, **named(overrides), **steps},
+            "num": count,
+            "seed": settings.seed,
+            "metrics": {name: metrics.result_entry(name, estimates[name], baselines.get(name)) for name in estimates},
+            "not_finite": runner.not_finite,
+            "sampler": sampler,
+            "guides": guides,
+            **({"prompts": f"{len(set(captions))} captions of {settings.split}"} if captions else {}),
+            "reference": measure.provenance,
+            "text": _text(title, measure, estimates, count, baselines),
+            "warnings": list(measure.warnings),
+            "files": ["samples.png"],
+        }
+        entry = store.make_entry("evaluate", trained, identity, fields)
+        return entry, {"samples.png": _grid_writer(trained, images)}
+
+    return Evaluation(identity, work)
+
+
+def _of_reconstructions(
+    names: Sequence[str], trained: Run, settings: Settings, examples: Examples, references: References
+) -> Evaluation:
+    compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names]
+    measure = _measurer(compared, trained, settings, references, settings.split, 0)
+    identity = make_id(
+        metrics=sorted(names),
+        examples=provenance.fingerprint(examples.batch),
+        seed=settings.seed,
+        reference=measure.provenance,
+        **_model_inputs(trained, trained.variables),
+    )
+
+    def work() -> tuple[Entry, Writers]:
+        runner = SampleRunner(trained.system, batch_size=settings.batch_size)
+        images = runner.reconstruct(trained.variables, examples.images)
+        estimates = measure(images, examples.labels)
+        title = f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}"
+        fields = {
+            "settings": {"split": settings.split},
+            "num": len(images),
+            "seed": settings.seed,
+            "metrics": {f"recon_{name}": metrics.result_entry(name, estimates[name]) for name in estimates},
+            "reference": measure.provenance,
+            "text": _text(title, measure, estimates, len(images), {}),
+            "warnings": list(measure.warnings),
+            "files": ["reconstructions.png"],
+        }
+        entry = store.make_entry("evaluate", trained, identity, fields)
+        return entry, {"reconstructions.png": _grid_writer(trained, images)}
+
+    return Evaluation(identity, work)
+
+
+def _model_inputs(trained: Run, variables: Any) -> dict[str, Any]:
+    """Returns what samples and likelihoods of a model depend on, for an id."""
+    return {"config": provenance.config_hash(trained), "weights": provenance.fingerprint(variables)}
+
+
+def _check_samples(
+    names: Sequence[str], trained: Run, settings: Settings, references: References, classes: int
+) -> None:
+    """Raises UserError for a metric that is not supported for the samples; loads nothing."""
+    options = {"split": references.split, "inception": references.inception, "clip": references.clip}
+    samples.check(names, trained, settings.count(DEFAULT_SAMPLES), classes=classes, **options, extrapolate=True)
+
+
+def _measurer(
+    names: Sequence[str], trained: Run, settings: Settings, references: References, split: str | None, classes: int
+) -> Measurer:
+    return Measurer(
+        names,
+        trained,
+        split=split,
+        classes=classes,
+        inception=references.inception,
+        clip=references.clip,
+        batch_size=settings.batch_size,
+        with_errors=True,
+        extrapolate=True,
+        seed=settings.seed,
+    )
+
+
+def _text(
+    title: str, measure: Measurer, estimates: metrics.Values, count: int, baselines: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Returns the lines that show estimates."""
+    reference = measure.provenance
+    lines = [title, f"  against {reference['images']} images of {reference['data']}:{reference['split']}"]
+    for name, estimate in estimates.items():
+        text = metrics.estimate_text(name, estimate, count, baselines.get(name))
+        lines.append(f"  {measure.columns[name].heading:36} {text}")
+    return "\n".join(lines)
+
+
+def _grid_writer(trained: Run, images: UInt8[np.ndarray, "N H W C"]) -> Callable[[Path], None]:
+    """Returns a function that writes a grid of the first images."""
+    width = image_grids.class_columns(trained.system.classes, min(_MAX_IMAGES, len(images)))
+    return functools.partial(_save_grid, images[:_MAX_IMAGES], width)
+
+
+def _save_grid(images: UInt8[np.ndarray, "N H W C"], width: int | None, path: Path) -> None:
+    image_grids.save(path, image_grids.grid(images, width))
+
+
+def _estimates(name: str, values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the estimates in the values of a metric of data, by dotted name, such as nll.bound."""
+    if isinstance(values, Mapping) and {"mean", "standard_error"} <= values.keys():
+        others = {key: value for key, value in values.items() if key not in ("mean", "standard_error")}
+        yield name, {"value": values["mean"], "standard_error": values["standard_error"], **others}
+    elif isinstance(values, Mapping):
+        for key, child in values.items():
+            yield from _estimates(f"{name}.{key}", child)
+    elif isinstance(values, list):
+        for i, child in enumerate(values):
+            if isinstance(child, Mapping):
+                yield from _estimates(f"{name}.{i}", child)
+    elif isinstance(values, float):
+        yield name, {"value": values, "standard_error": None}
