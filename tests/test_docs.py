@@ -41,9 +41,11 @@ def test_every_example_of_the_python_page_runs(trained_runs, tmp_path, monkeypat
     trained_runs.copy("pixel", tmp_path / "runs" / "digits")
     monkeypatch.chdir(tmp_path)
     scope = {"network": lambda x, t, label: 0.1 * x}
-    first, second, third = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL)
+    first, metrics, second, third = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL)
     exec(first, scope)
     assert scope["images"].shape == (16, 8, 8, 1) and (tmp_path / "threes.png").exists()
+    exec(metrics, scope)
+    assert len(scope["sweep"]) == 2 and scope["fd_pixels"].value > 0
     exec(second, scope)
     assert scope["x0"].shape == scope["gradient"].shape == scope["x0_of_each"].shape == (4, 8, 8, 1)
     np.testing.assert_allclose(scope["x0_of_each"][3], scope["x0"][3], atol=1e-4)
