@@ -45,7 +45,7 @@ def test_every_example_of_the_python_page_runs(trained_runs, tmp_path, monkeypat
     exec(first, scope)
     assert scope["images"].shape == (16, 8, 8, 1) and (tmp_path / "threes.png").exists()
     exec(metrics, scope)
-    assert len(scope["sweep"]) == 2 and scope["fd_pixels"].value > 0
+    assert len(scope["result"]) == 3 and scope["metrics"]["nll.bound"].value > 0
     exec(second, scope)
     assert scope["x0"].shape == scope["gradient"].shape == scope["x0_of_each"].shape == (4, 8, 8, 1)
     np.testing.assert_allclose(scope["x0_of_each"][3], scope["x0"][3], atol=1e-4)

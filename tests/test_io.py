@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -85,3 +86,34 @@ def test_permissions_follow_the_umask(tmp_path):
     io.write_text(tmp_path / "a", "text")
     (tmp_path / "b").write_text("text")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_lines_are_appended_after_an_incomplete_one(tmp_path):
+    path = tmp_path / "x.jsonl"
+    assert io.read_json_lines(path) == ([], [])
+    io.append_json_line(path, {"a": math.inf})
+    with path.open("a") as file:
+        file.write('{"b": 2')  # of a process that was killed
+    assert io.read_json_lines(path) == ([{"a": math.inf}], [])
+    io.append_json_line(path, {"c": 3})
+    assert io.read_json_lines(path) == ([{"a": math.inf}, {"c": 3}], [2])
+    with path.open("a") as file:
+        file.write('[1]\n\n{"d": 4}')  # not an object; a blank line; a whole line without its end
+    assert io.read_json_lines(path) == ([{"a": math.inf}, {"c": 3}, {"d": 4}], [2, 4])
+    io.append_json_line(path, {"e": 5})
+    assert io.read_json_lines(path)[0][-2:] == [{"d": 4}, {"e": 5}]
+
+
+def test_a_line_that_a_full_disk_rejects_leaves_the_file(tmp_path, monkeypatch):
+    path, write, calls = tmp_path / "x.jsonl", os.write, iter(range(2))
+    io.append_json_line(path, {"a": 1})
+
+    def full(descriptor, data):
+        if next(calls) == 0:
+            return write(descriptor, data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        io.append_json_line(path, {"b": 2})
+    assert raised.value.filename == str(path) and path.read_text() == '{"a": 1}\n'

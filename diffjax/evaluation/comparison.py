@@ -121,7 +121,7 @@ class Comparison:
             self._logged_table(name) if self.is_logged(name) else self._stored_table(name) for name in self.metrics
         ]
         if self.fields:
-            rows = [[name, *map(_value_text, values)] for name, values in self.fields.items()]
+            rows = [[name, *map(value_text, values)] for name, values in self.fields.items()]
             blocks.append("config fields that differ\n" + _aligned([["", *self._names], *rows]))
         else:
             blocks.append("the configs are equal")
@@ -159,13 +159,14 @@ class Comparison:
         rows = []
         for key in order:
             estimates = [store.estimates(of_run[key])[metric] if key in of_run else None for of_run in entries]
-            rows.append([*(_value_text(keys[key].get(name, "")) for name in settings), *map(_estimate_text, estimates)])
+            rows.append([*(value_text(keys[key].get(name, "")) for name in settings), *map(_estimate_text, estimates)])
         steps = [next((entry.get("checkpoint") for entry in of_run.values()), None) for of_run in entries]
         lines = [self.title(metric), _aligned([[*settings, *self._names], *rows])]
         lines.append(
             f"checkpoints: {', '.join(f'{name} {step}' for name, step in zip(self._names, steps, strict=True))}"
         )
-        compared = [{name: entry.get(name) for name in _COMPARED} for of_run in entries for entry in of_run.values()]
+        fields = (*_COMPARED, "finest") if metric == "rms_to_finest_grid" else _COMPARED
+        compared = [{name: entry.get(name) for name in fields} for of_run in entries for entry in of_run.values()]
         if different := provenance.differences(compared, shared=True):
             lines.append(f"the results differ in {', '.join(different)}")
         return "\n".join(lines)
@@ -205,7 +206,8 @@ def _estimate_text(estimate: Estimate | None) -> str:
     return "" if estimate is None else with_error(*estimate)
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Returns a setting or the value of a config field as a short text."""
     text = f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
 

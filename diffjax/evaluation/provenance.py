@@ -21,6 +21,7 @@ from diffjax.runs.config_files import to_json
 from diffjax.runs.loading import Run
 
 _PACKAGES = ("diffjax", "jax", "jaxlib", "flax", "optax", "numpy")
+_ABOVE = ("api.py", "cli", "reproduce", "training")  # packages that import evaluation, or that it does not import
 _PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 # Fields that a table compares, and fields that do not affect results.
 _MAY_DIFFER = {
@@ -74,8 +75,9 @@ def of_run(trained: Run) -> dict[str, Any]:
 
 @functools.cache
 def code() -> str:
-    """Returns a hash of the code that results depend on: the Python files of this package, and `versions`."""
-    sources = {str(path.relative_to(_PACKAGE_FOLDER)): io.file_hash(path) for path in _PACKAGE_FOLDER.rglob("*.py")}
+    """Returns a hash of the code that results depend on: the Python files that evaluation imports, and `versions`."""
+    files = {path.relative_to(_PACKAGE_FOLDER): path for path in _PACKAGE_FOLDER.rglob("*.py")}
+    sources = {str(name): io.file_hash(path) for name, path in files.items() if name.parts[0] not in _ABOVE}
     return io.short_hash(io.to_json({"sources": sources, "versions": _versions()}, sort_keys=True))
 
 

@@ -7,6 +7,7 @@ An entry is a dict of strict JSON:
   settings: what was set for the entry, by name: sampling settings with the number of steps, or settings of a metric.
   num, seed: number of images, and seed of the first.
   metrics: {"value", "standard_error"} by name; for some also "real", the same of real images, and "chance".
+  finest: steps of the samples that rms_to_finest_grid compares with, for cells.
   files: names of image files in the folder of results.
 Other fields are its provenance: checkpoint, sampler, guides, reference, data, config, command, git, date, device, ...
 """

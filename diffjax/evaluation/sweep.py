@@ -217,6 +217,7 @@ class Sweep:
     ) -> Entry:
         """Measures the samples of cell `i`, and stores its entry with the first samples."""
         measure, cell = self._measure, self._cells[i]
+        finest = self._cells[next(group[0] for group in self._groups if i in group)]
         values = dict(measure(images, self._prompts.conditions["label"], self._prompts.captions)) if measure else {}
         entries = {name: result_entry(name, values[name], self.baselines.get(name)) for name in values}
         file = f"cells/{self._ids[i]}.png"
@@ -227,6 +228,7 @@ class Sweep:
             "metrics": {**entries, _RMS: distance._asdict()},
             "not_finite": self._runner.not_finite,
             **times,
+            "finest": finest.step_settings,
             "sampler": self._sampler(cell),
             "guides": self._guides,
             "reference": self._reference,
@@ -297,12 +299,15 @@ class _Cell:
 
 
 def named(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns overrides of sampling settings by the names of their flags."""
-    renamed = {}
+    """Returns overrides of sampling settings by the names of their flags; eta is "hat" for DDPM's larger variance."""
+    flags = {}
     for name, value in overrides.items():
         stage, colon, setting = name.rpartition(":")
-        renamed[f"{stage}{colon}{'sampler' if setting == 'name' else setting}"] = value
-    return renamed
+        if setting == "sigma_hat":
+            flags |= {f"{stage}{colon}eta": "hat"} if value else {}
+        else:
+            flags[f"{stage}{colon}{'sampler' if setting == 'name' else setting}"] = value
+    return flags
 
 
 def table_row(entry: Entry) -> dict[str, Any]:

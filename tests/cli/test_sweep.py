@@ -69,8 +69,8 @@ def test_sweep(workdir, tmp_path, capsys):
     assert sweep(workdir, *flags) == 0
     cells = entries(workdir)
     assert len(cells) == 12
-    assert {tuple(cell["settings"][n] for n in ("steps", "eta", "sigma_hat", "guidance")) for cell in cells} == {
-        (s, e, h, g) for s in (2, 4) for e, h in ((0.0, False), (1.0, False), (1.0, True)) for g in (1.0, 2.0)
+    assert {tuple(cell["settings"][name] for name in ("steps", "eta", "guidance")) for cell in cells} == {
+        (steps, eta, guidance) for steps in (2, 4) for eta in (0.0, 1.0, "hat") for guidance in (1.0, 2.0)
     }
     for cell in cells:
         metrics, is_reference = cell["metrics"], cell["settings"]["steps"] == 4
@@ -78,6 +78,8 @@ def test_sweep(workdir, tmp_path, capsys):
         assert all(metrics[name]["standard_error"] > 0 for name in ("fd_pixels", "classifier_accuracy"))
         assert (metrics["rms_to_finest_grid"]["value"] is None) == is_reference
         assert (metrics["rms_to_finest_grid"]["standard_error"] is None) == is_reference
+        assert cell["finest"] == {"steps": 4}
+        assert cell["sampler"]["sigma_hat"] == (cell["settings"]["eta"] == "hat")
         assert (cell["verb"], cell["num"], cell["seed"], cell["not_finite"]) == ("sweep", 16, 0, 0)
         assert cell["checkpoint"] == 4 and cell["git"] is not None and cell["command"] and cell["device"]
         held_out = cell["reference"]["classifier_held_out_accuracy"]
@@ -94,11 +96,10 @@ def test_sweep(workdir, tmp_path, capsys):
     assert captured.err.count("16 samples of 64 features") == 1
     rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
     assert len(rows) == 12
-    for row in rows:  # in the order of the flags
-        key = [str(row[name]) for name in ("steps", "eta", "sigma_hat", "guidance")]
-        (cell,) = [
-            c for c in cells if [str(c["settings"][n]) for n in ("steps", "eta", "sigma_hat", "guidance")] == key
-        ]
+    assert [row["steps"] for row in rows] == 6 * ["2", "4"]  # in the order of the settings
+    for row in rows:
+        key = [row[name] for name in ("steps", "eta", "guidance")]
+        (cell,) = [c for c in cells if [str(c["settings"][name]) for name in ("steps", "eta", "guidance")] == key]
         for name, about in cell["metrics"].items():
             numbers = row[name], row[f"{name}_standard_error"]
             assert numbers == tuple("" if x is None else repr(x) for x in (about["value"], about["standard_error"]))

@@ -135,7 +135,14 @@ def test_a_killed_process_stops_the_other_and_the_run_resumes(tmp_path, victim):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
-    config = tiny.write(tmp_path / "config.py", "vae", **QUIET, train__steps=2000, train__checkpoint_every=0)
+    config = tiny.write(
+        tmp_path / "config.py",
+        "vae",
+        **QUIET,
+        train__steps=2000,
+        train__checkpoint_every=0,
+        train__learning_rate_schedule="constant",
+    )
     pair = start(config, tmp_path / "run", 2)
     running.wait_for_step(tmp_path / "run", 5, pair[0])
     pair[1].send_signal(signal.SIGTERM)

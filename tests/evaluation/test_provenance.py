@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from diffjax import io
@@ -93,3 +94,34 @@ def test_code_matters_but_time_and_command_do_not():
     assert provenance.differences([one, {**one, "date": "2025-01-01T00:00:00Z", "command": "b"}]) == []
     assert provenance.differences([one, {**one, "git": {"commit": "2", "dirty": False}}]) == ["git.commit"]
     assert provenance.differences([one, {**one, "dataset": 2}]) == ["dataset"]
+
+
+def test_a_fingerprint_depends_on_names_types_shapes_and_values():
+    tree = {"a": np.zeros((2, 3), np.float32), "b": [np.ones(4, np.int8)]}
+    others = [
+        {"c": tree["a"], "b": tree["b"]},
+        {**tree, "a": tree["a"].astype(np.int32)},
+        {**tree, "a": tree["a"].reshape(3, 2)},
+        {**tree, "b": [np.array([1, 1, 1, 2], np.int8)]},
+    ]
+    prints = [provenance.fingerprint(one) for one in (tree, *others)]
+    assert len(set(prints)) == 5
+    assert provenance.fingerprint(jax.tree.map(jax.numpy.asarray, tree)) == prints[0]
+
+
+def test_the_code_of_a_result_is_a_hash_of_sources_and_versions(monkeypatch, tmp_path):
+    def code():
+        return provenance.code.__wrapped__()
+
+    assert code() == code() == provenance.code()
+    monkeypatch.setattr(provenance, "_PACKAGE_FOLDER", tmp_path)
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "samplers.py").write_text("x = 1")
+    first = code()
+    (tmp_path / "cli" / "sweep.py").write_text("x = 1")  # evaluation does not import it
+    assert code() == first
+    (tmp_path / "samplers.py").write_text("x = 2")
+    assert code() != first
+    second = code()
+    monkeypatch.setattr(provenance, "_version", lambda package: "0")
+    assert code() != second
