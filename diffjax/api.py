@@ -205,6 +205,7 @@ class Run(loading.Run):
         weak: str | os.PathLike | None = None,
         store: bool = True,
         recompute: bool = False,
+        progress: bool = True,
         **settings: Any,
     ) -> SweepResult:
         """Samples and measures every combination of settings: the cells of `launch.py sweep` with the same flags.
@@ -219,6 +220,7 @@ class Run(loading.Run):
           classifier, weak: runs that guide.
           store: append each cell to the run's results when it is finished, and do not compute stored cells again.
           recompute: compute cells that are stored too.
+          progress: print a progress bar.
           settings: sampling settings by flag, a value or a list of values each: steps=[5, 10], sampler="ddim".
 
         Returns:
@@ -238,7 +240,9 @@ class Run(loading.Run):
             recompute=recompute,
         )
         sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
-        _print_warnings(list(sweep.compute()))
+        with _output(progress):
+            entries = list(sweep.compute())
+        _print_warnings(entries)
         return sweep.result()
 
     @public()
@@ -399,11 +403,7 @@ def train(
     else:
         raise UserError(f"config={config!r:.80}: must be a config file or a ConfigDict")
     config = with_fields(config, overrides or {})
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_libraries(logging.CRITICAL))  # a failed save is one line, not tracebacks
-        if not progress:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    with _output(progress), quiet_libraries(logging.CRITICAL):  # a failed save is one line, not tracebacks
         try:
             _, stopped = training.train(config, folder, allow_config_change=allow_config_change)
         except (AttributeError, KeyError) as error:
@@ -425,6 +425,16 @@ def image_grid(images: UInt8[ndarray, "N H W C"], columns: int | None = None) ->
     """
     image = image_grids.grid(images, None if columns is None else _integer("columns", columns, 1))
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+@contextlib.contextmanager
+def _output(shown: bool) -> Iterator[None]:
+    """Hides standard output and error unless `shown`."""
+    if shown:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:

@@ -196,11 +196,12 @@ def test_jax_transforms_the_denoiser(run):
     np.testing.assert_allclose(each[1:2], jax.jit(denoiser)(x[1:2], 7).x0, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path):
+def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path, capsys):
     options = {"steps": [2, 4], "eta": 0, "num": 8, "metrics": ["fd_pixels"], "seed": 3, "batch_size": 8}
     flags = ["--steps=2,4", "--eta=0", "--num=8", "--metrics=fd_pixels", "--seed=3", "--batch_size=8"]
     (workdir / "results" / "results.jsonl").unlink(missing_ok=True)
-    result = run.sweep(**options, store=False)
+    result = run.sweep(**options, store=False, progress=False)
+    assert capsys.readouterr() == ("", "")
     assert not (workdir / "results" / "results.jsonl").exists()
     assert launch("sweep", f"--workdir={workdir}", *flags) == 0
     stored = [(entry["settings"]["steps"], entry["metrics"]) for entry in entries(workdir)]
