@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax import io
+from diffjax import evaluation, io
 from diffjax.errors import UserError, note, unknown
 from diffjax.evaluation import metrics, provenance, store
 from diffjax.evaluation.store import Entry, ResultsStore
@@ -191,7 +191,8 @@ def _check_metric(name: str, runs: Sequence[Compared], owned: Mapping[str, set[s
     """Raises UserError for a metric that two runs do not have; notes runs without it."""
     without = [run for run in runs if name not in owned[run.name]]
     advice = "run launch.py sweep or evaluate with --workdir={}"
-    if len(without) == len(runs) and any(run.entries for run in runs):
+    is_result = name in metrics.COLUMNS or name.partition(".")[0] in evaluation.NAMES
+    if len(without) == len(runs) and (any(run.entries for run in runs) or not is_result):
         raise unknown("metric", name, set().union(*owned.values()))
     if len(without) > len(runs) - 2:
         if empty := [run for run in without if not run.entries]:

@@ -166,7 +166,8 @@ class Checkpoints:
         except Exception as error:
             self._handle_failure(self._saving, error)
         step, self._saving = self._saving, None
-        if step is not None and not self._failure:
+        # The folder gets its name last. After an error that ended training it may be missing.
+        if step is not None and not self._failure and step in list_steps(self._directory):
             self._on_saved(step)
 
     def close(self) -> None:

@@ -104,16 +104,19 @@ def test_runs_of_one_name_are_distinguished_by_their_paths(runs, tmp_path, capsy
 
 def test_bad_comparisons_are_refused(runs, tmp_path, capsys):
     a, b = runs
-    empty = write_run(tmp_path / "empty")
+    empty = write_run(tmp_path / "empty", log=[{"step": 1, "grad_norm": 1.0, "loss": 2.0}])
+    untrained = write_run(tmp_path / "untrained")
     cases = {
         (a, "--metric=loss"): "name at least two runs",
         (a, tmp_path / "a" / ".." / "a", "--metric=loss"): "the run is named twice",
         (a, tmp_path, "--metric=loss"): f"{tmp_path} is not a run",
+        (empty, untrained, "--metric=fd_pixels"): f"{empty}: has no results; run launch.py sweep or evaluate",
+        (empty, untrained, "--metric=los"): "unknown metric 'los': did you mean 'loss'?",
         (a, empty, "--metric=fd_pixels"): f"{empty}: has no results; run launch.py sweep or evaluate",
         (a, b, "--metric=fd_pixel"): "unknown metric 'fd_pixel': did you mean 'fd_pixels'?",
         (a, b, "--metric=kd_pixels"): f"--metric=kd_pixels: {b} does not have it; choose from fd_pixels, loss",
         (a, b): "--metric is missing; choose from fd_pixels, loss",
-        (a, empty): "the runs have no metric in common",
+        (a, untrained): "the runs have no metric in common",
         (a, b, "--metric=loss", "--out=x.jpg"): "--out=x.jpg: the name must end in .png",
         (a, b, "--runs=x"): "unknown flag 'runs'",
     }

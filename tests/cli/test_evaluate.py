@@ -1,9 +1,13 @@
 """`launch.py evaluate` on diffusion models, classifiers and GANs."""
 
+import csv
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffjax import io
 from tests.command_line import launch, refused, result, sample
 
 
@@ -38,6 +42,33 @@ def test_evaluate_reconstruction(workdir):
     assert [row["steps"] for row in rows] == [5, 20]
     assert rows[1]["mse"]["mean"] < rows[0]["mse"]["mean"]
     assert Image.open(workdir / "results" / "reconstruction.png").size == (6 * 66 + 2, 3 * 66 + 2)
+
+
+def test_evaluations_are_stored_once_and_written_as_csv(workdir, tmp_path, monkeypatch, capsys):
+    flags = ["--metrics=reconstruction,fd_pixels", "--num=5", "--steps=2", "--seed=7", f"--csv={tmp_path}/a.csv"]
+    append = io.append_json_line
+
+    def full(path, entry):
+        if "fd_pixels" in entry["metrics"]:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        append(path, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "append_json_line", full)
+        assert evaluate(workdir, *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ") and "FD-pixels" in captured.out
+    assert evaluate(workdir, *flags) == 0  # computes fd_pixels only
+    out = capsys.readouterr().out
+    assert out.count("--recompute computes it again") == 1 and "MSE" in out
+    by_data, by_samples = result(workdir, "reconstruction"), result(workdir, "fd_pixels")
+    assert by_data["date"] <= by_samples["date"] and by_samples["seed"] == 7
+    with (tmp_path / "a.csv").open() as file:
+        first, second = csv.DictReader(file)
+    about = by_data["metrics"]["reconstruction.mse"]
+    assert float(first["reconstruction.mse"]) == about["value"] and first["fd_pixels"] == ""
+    assert float(first["reconstruction.mse_standard_error"]) == about["standard_error"]
+    assert float(second["fd_pixels"]) == by_samples["metrics"]["fd_pixels"]["value"] and second["steps"] == "2"
 
 
 @pytest.mark.slow

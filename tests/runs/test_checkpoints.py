@@ -287,6 +287,26 @@ def test_on_saved_is_called_after_each_save(tmp_path):
     assert reported == [1, 2]
 
 
+def test_a_save_that_ends_training_is_not_reported_as_saved(tmp_path, monkeypatch):
+    """The processes of several hosts stop with the error of a save, and close the checkpoints."""
+    reported = []
+    with (
+        pytest.raises(RuntimeError, match="the other process stopped"),
+        Checkpoints(tmp_path, on_saved=reported.append) as checkpoints,
+    ):
+        checkpoints.save(1, state())
+        checkpoints.wait()
+        monkeypatch.setattr("diffjax.cluster.multihost.is_single_process", lambda: False)
+        monkeypatch.setattr("diffjax.cluster.multihost.any_process", bool)
+
+        def save(*_, **__):
+            raise RuntimeError("the other process stopped")
+
+        monkeypatch.setattr(checkpoints._manager, "save", save)
+        checkpoints.save(2, state())
+    assert reported == [1] and list_steps(tmp_path) == [1]
+
+
 @pytest.fixture
 def replaced(tmp_path):
     """Yields a folder in which a thread replaces the only checkpoint repeatedly."""
