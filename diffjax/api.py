@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from PIL import Image
 from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
-from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown
+from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown, validate_number
 from diffjax.evaluation import evaluations
 from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.store import Entry, ResultsStore, estimates
@@ -168,7 +169,7 @@ class Run(loading.Run):
         arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
         bound: BoundModel = model.bind(self.variables, arrays)
         denoise = bound.guided_denoiser(sampling_settings, arrays)
-        return RunDenoiser(repr(self), denoise, bound.process.schedule, max(num, len(captions)))
+        return RunDenoiser(repr(self), denoise, bound.process.schedule, bound.shape, max(num, len(captions)))
 
     def _runner(self, model: GenerativeModel, batch_size: int) -> SampleRunner:
         """Returns the runner of a batch size, the same at each call for the run's model, so that it compiles once."""
@@ -323,12 +324,14 @@ class RunDenoiser:
       run: the run in words.
       denoiser: denoiser with guidance and clipping, bound to the encoded conditions.
       noise_schedule: noise schedule of the run.
+      shape: shape of x_t, without the batch.
       num_conditions: number of conditions; 1: for all examples of a batch.
     """
 
     run: str
     denoiser: Denoiser
     noise_schedule: Schedule
+    shape: tuple[int, ...]
     num_conditions: int
 
     def __repr__(self) -> str:
@@ -338,14 +341,22 @@ class RunDenoiser:
         """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep.
 
         Raises:
-          UserError: the numbers of examples and of conditions differ.
+          UserError: `x` has another shape, its number of examples is not that of the conditions, or the timestep is out
+            of range.
         """
+        if jnp.shape(x)[1:] != self.shape or not jnp.ndim(x):
+            expected = ", ".join(map(str, ("B", *self.shape)))
+            raise UserError(f"x: has the shape {list(jnp.shape(x))}; it must be [{expected}]")
         if self.num_conditions not in (1, len(x)):
             raise UserError(
                 f"x: has {len(x)} examples for the {self.num_conditions} labels or prompts of the denoiser; pass as "
                 "many, or make a denoiser with one"
             )
-        return self.denoiser(x, noise if isinstance(noise, Noise) else self.noise_schedule(jnp.asarray(noise)))
+        if isinstance(noise, Noise):
+            return self.denoiser(x, noise)
+        if isinstance(noise, int | float):
+            validate_number("t", noise, low=0, high=self.noise_schedule.timesteps)
+        return self.denoiser(x, self.noise_schedule(jnp.asarray(noise)))
 
 
 @public()
@@ -422,7 +433,12 @@ def image_grid(images: UInt8[ndarray, "N H W C"], columns: int | None = None) ->
     Args:
       images: uint8 in [0, 255].
       columns: number of images per row; None: an approximately square grid.
+
+    Raises:
+      UserError: `images` is another array.
     """
+    if getattr(images, "dtype", None) != np.uint8 or np.ndim(images) != 4 or not len(images):
+        raise UserError("images: must be a uint8 array [N, H, W, C], such as those of `run.sample`")
     image = image_grids.grid(images, None if columns is None else _integer("columns", columns, 1))
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
@@ -527,7 +543,7 @@ def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Seq
         values = list(value) if is_list else [value]
         texts[name] = ",".join(map(_setting_text, values))
         if not texts[name].strip():
-            raise UserError(f"--{name}={value}: the value is empty; set a value, or remove the flag")
+            raise UserError(f"--{name}={value}: the value is empty; set a value, or omit it")
     return texts
 
 

@@ -105,7 +105,20 @@ def test_invalid_training_raises_and_writes_nothing(tmp_path, monkeypatch, confi
     assert not os.listdir(tmp_path)
 
 
-def test_images_are_shown_in_rows(run):
+def test_a_file_and_a_run_of_an_older_version_cannot_be_loaded(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=re.escape(f"workdir={tmp_path / 'file'}: is a file; name the folder of a run")):
+        diffjax.load(tmp_path / "file")
+    config = re.sub(r'"time_sampling": "\w+",', "", run.workdir.config.read_text())
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"time_sampling.*if an older version of diffjax wrote it"):
+        diffjax.load(tmp_path)
+
+
+def test_images_are_shown_in_rows():
+    for images in ([1, 2], np.zeros((2, 8, 8, 1)), np.zeros((8, 8, 1), np.uint8)):
+        with pytest.raises(UserError, match="must be a uint8 array"):
+            diffjax.image_grid(images)
     assert diffjax.image_grid(np.zeros((6, 8, 8, 1), np.uint8), columns=3).size == (3 * 66 + 2, 2 * 66 + 2)
 
 
@@ -179,8 +192,14 @@ def test_the_denoiser_takes_a_timestep_or_a_noise_level(run):
     by_time, by_level = denoiser(x, 10), denoiser(x, schedule(10))
     np.testing.assert_array_equal(by_time.x0, by_level.x0)
     np.testing.assert_allclose(by_time.x0[1:], run.denoiser(labels=7)(x[1:], 10).x0, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="has 3 examples for the 2 labels"):
-        denoiser(jax.numpy.zeros((3, 8, 8, 1)), 10)
+    for shape, t, message in (
+        ((3, 8, 8, 1), 10, "x: has 3 examples for the 2 labels"),
+        ((2, 4, 4, 1), 10, r"x: has the shape \[2, 4, 4, 1\]; it must be \[B, 8, 8, 1\]"),
+        ((8, 8, 1), 10, "it must be"),
+        ((2, 8, 8, 1), 21, "t=21: must be a finite number from 0 to 20"),
+    ):
+        with pytest.raises(UserError, match=message):
+            denoiser(jnp.zeros(shape), t)
     raw = run.denoiser(labels=[3, 7], guidance=1, threshold="none")(100 * x, 10).x0
     assert np.abs(raw).max() > 1 >= np.abs(run.denoiser(labels=[3, 7], threshold="clip")(100 * x, 10).x0).max()
 

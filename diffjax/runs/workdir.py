@@ -122,6 +122,8 @@ class Workdir:
         """Returns the config of the run. Raises UserError if it is missing or damaged."""
         try:
             return from_json(self.config.read_bytes())
+        except NotADirectoryError as error:
+            raise UserError(f"--workdir={self.path}: is a file; name the folder of a run") from error
         except FileNotFoundError as error:
             if list_steps(self.checkpoints) or self.weights.exists():
                 raise UserError(
