@@ -240,8 +240,8 @@ class Run(loading.Run):
             inception=_path(inception),
             recompute=recompute,
         )
-        sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
         with _output(progress):
+            sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
             entries = list(sweep.compute())
         _print_warnings(entries)
         return sweep.result()

@@ -219,8 +219,10 @@ def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path, capsys):
     options = {"steps": [2, 4], "eta": 0, "num": 8, "metrics": ["fd_pixels"], "seed": 3, "batch_size": 8}
     flags = ["--steps=2,4", "--eta=0", "--num=8", "--metrics=fd_pixels", "--seed=3", "--batch_size=8"]
     (workdir / "results" / "results.jsonl").unlink(missing_ok=True)
+    capsys.readouterr()
     result = run.sweep(**options, store=False, progress=False)
-    assert capsys.readouterr() == ("", "")
+    out, error = capsys.readouterr()
+    assert not out and error.startswith("warning: fd_pixels: 8 samples") and error.count("\n") == 1
     assert not (workdir / "results" / "results.jsonl").exists()
     assert launch("sweep", f"--workdir={workdir}", *flags) == 0
     stored = [(entry["settings"]["steps"], entry["metrics"]) for entry in entries(workdir)]

@@ -14,7 +14,7 @@ notebooks = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(notebooks)
 
 PARAMETERS = {  # tiny sizes
-    "train_and_sample": {"TRAIN_STEPS": 5, "NUM": 10, "STEPS": [1, 2], "WORKDIR": "run"},
+    "train_and_sample": {"TRAIN_STEPS": 5, "NUM": 80, "STEPS": [1, 2], "WORKDIR": "run"},
     "your_own_denoiser": {"NUM_POINTS": 200, "MAX_STEPS": 8, "TRAIN_STEPS": 100},
     "reproduce_a_table": {"TRAIN_STEPS": 5, "SEEDS": (0, 1), "NUM": 10, "STEPS": ("10", "20"), "WORKDIR": "cells"},
 }
