@@ -1,4 +1,6 @@
-"""Executes the notebooks of docs/notebooks/ and stores their outputs.
+"""Executes the notebooks of docs/notebooks/ from the start and stores their outputs.
+
+Deletes their runs of before, in runs/notebooks/.
 
 pip install -e '.[notebooks]'
 python docs/notebooks.py [NAME ...]
@@ -7,6 +9,7 @@ python docs/notebooks.py [NAME ...]
 import base64
 import io
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +82,7 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def main() -> None:
+    shutil.rmtree(FOLDER.parents[1] / "runs" / "notebooks", ignore_errors=True)
     for name in sys.argv[1:] or names():
         notebook = execute(name, FOLDER)
         if problems := faults(notebook):
