@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
@@ -12,8 +11,6 @@ from matplotlib.figure import Figure, FigureBase
 
 from diffjax.inference import image_grids
 from diffjax.numbers import number, with_error
-
-matplotlib.use("Agg")
 
 MAX_EXAMPLES = 10  # samples shown per setting
 _RMS = {"rms_to_finest_grid": "RMS difference from the most steps (grey levels)"}
