@@ -52,10 +52,12 @@ class Evaluation:
 
     Attributes:
       id: hash of everything that the metrics depend on.
+      settings: what is set for the entry, by name.
       compute: returns the entry, and functions that write its images.
     """
 
     id: str
+    settings: Mapping[str, Any]
     compute: Callable[[], tuple[Entry, Writers]]
 
 
@@ -135,7 +137,7 @@ def compute(
       recompute: whether to compute those that are stored too.
     """
     for one in evaluations:
-        stored = results.find(one.id) if results and not recompute else None
+        stored = results.find(one.id, one.settings) if results and not recompute else None
         if stored:
             yield stored, True
             continue
@@ -149,6 +151,7 @@ def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) ->
     fields = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _NOT_SHOWN}
     defaults = dataclasses.asdict(Settings())
     shown = {field: value for field, value in fields.items() if field == "split" or value != defaults[field]}
+    shown = {field: _plain(value) for field, value in shown.items()}
     identity = make_id(
         metrics=[name],
         settings={**fields, "lpips": list(map(io.file_hash, settings.lpips)), "seed": settings.seed},
@@ -159,7 +162,7 @@ def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) ->
 
     def work() -> tuple[Entry, Writers]:
         result = evaluation.evaluate(name, trained, settings, examples)
-        fields = {
+        values = {
             "settings": shown,
             "num": len(examples.images),
             "seed": settings.seed,
@@ -169,9 +172,9 @@ def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) ->
             "warnings": [],
             "files": list(result.plots),
         }
-        return store.make_entry("evaluate", trained, identity, fields), result.plots
+        return store.make_entry("evaluate", trained, identity, values), result.plots
 
-    return Evaluation(identity, work)
+    return Evaluation(identity, shown, work)
 
 
 def _of_samples(
@@ -185,6 +188,9 @@ def _of_samples(
     measure = _measurer(names, trained, settings, references, references.split, model.classes)
     sampler = {**trained.config.sampler.to_dict(), **overrides}
     guides = {name: str(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
+    length = {"ema_length": trained.ema_length} if trained.ema_length else {}
+    steps = {"steps": sampling_settings.num_steps} if sampling_settings.num_steps else {}
+    shown = {**length, **named(overrides), **steps}
     identity = make_id(
         metrics=sorted(names),
         sampler=sampler,
@@ -205,10 +211,8 @@ def _of_samples(
         estimates = measure(images, conditions["label"], captions)
         baselines = measure.baselines(settings.split)
         title = f"{count} samples, seeds from {settings.seed}, checkpoint {trained.step}"
-        steps = {"steps": sampling_settings.num_steps} if sampling_settings.num_steps else {}
-        length = {"ema_length": trained.ema_length} if trained.ema_length else {}
         fields = {
-            "settings": {**length, **named(overrides), **steps},
+            "settings": shown,
             "num": count,
             "seed": settings.seed,
             "metrics": {name: metrics.result_entry(name, estimates[name], baselines.get(name)) for name in estimates},
@@ -224,7 +228,7 @@ def _of_samples(
         entry = store.make_entry("evaluate", trained, identity, fields)
         return entry, {"samples.png": _grid_writer(trained, images)}
 
-    return Evaluation(identity, work)
+    return Evaluation(identity, shown, work)
 
 
 def _of_reconstructions(
@@ -232,6 +236,7 @@ def _of_reconstructions(
 ) -> Evaluation:
     compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names]
     measure = _measurer(compared, trained, settings, references, settings.split, 0)
+    shown = {"split": settings.split}
     identity = make_id(
         metrics=sorted(names),
         examples=provenance.fingerprint(examples.batch),
@@ -246,7 +251,7 @@ def _of_reconstructions(
         estimates = measure(images, examples.labels)
         title = f"{len(images)} reconstructions of {settings.split}, checkpoint {trained.step}"
         fields = {
-            "settings": {"split": settings.split},
+            "settings": shown,
             "num": len(images),
             "seed": settings.seed,
             "metrics": {f"recon_{name}": metrics.result_entry(name, estimates[name]) for name in estimates},
@@ -258,7 +263,12 @@ def _of_reconstructions(
         entry = store.make_entry("evaluate", trained, identity, fields)
         return entry, {"reconstructions.png": _grid_writer(trained, images)}
 
-    return Evaluation(identity, work)
+    return Evaluation(identity, shown, work)
+
+
+def _plain(value: Any) -> Any:
+    """Returns the value of a setting as JSON has it; a tuple of one value is that value."""
+    return value if not isinstance(value, tuple) else value[0] if len(value) == 1 else list(value)
 
 
 def _model_inputs(trained: Run, variables: Any) -> dict[str, Any]:

@@ -49,14 +49,23 @@ class ResultsStore:
         self.failed: list[Path] = []
         if damaged or len(self.entries) < len(values):
             where = f"line {damaged[0]}" if damaged else "an entry that lacks fields"
-            note(f"{self.path}: {len(damaged) + len(values) - len(self.entries)} damaged lines are ignored: {where}")
+            count = len(damaged) + len(values) - len(self.entries)
+            note(f"{self.path}: damaged lines are ignored: {count}, the first is {where}")
 
-    def find(self, identity: str) -> Entry | None:
-        """Returns the newest entry with an id, of the present code, whose files exist; None: there is no such entry."""
-        for entry in reversed(self.entries):
-            if entry["id"] == identity and entry["code"] == provenance.code() and self._has_files(entry):
-                return entry
-        return None
+    def find(self, identity: str, settings: Mapping[str, Any]) -> Entry | None:
+        """Returns the newest entry with an id, of the present code, whose files exist; None: there is no such entry.
+
+        If the entry has other settings (of flags that repeat a value of the config), it is stored with these too.
+        """
+        same = [entry for entry in self.entries if entry["id"] == identity and entry["code"] == provenance.code()]
+        same = [entry for entry in same if self._has_files(entry)]
+        if not same:
+            return None
+        equal = [entry for entry in same if entry["settings"] == settings]
+        if not equal:
+            equal = [{**same[-1], "settings": dict(settings)}]
+            self.add(equal[0], {})
+        return equal[-1]
 
     def is_outdated(self, identity: str) -> bool:
         """Returns whether all entries with an id are of other code."""

@@ -56,7 +56,7 @@ class Sweep:
       columns: columns of the metrics, by name.
       baselines: values of real images and by chance, by metric.
       compilations: number of compilations of the sampler.
-      compile_seconds: their time.
+      compile_seconds: their time in seconds.
     """
 
     def __init__(
@@ -105,9 +105,10 @@ class Sweep:
         self._ids = self._make_ids(names)
         self.entries: list[Entry | None] = [None] * len(self._cells)
         if results and not options.recompute:
-            self.entries = [results.find(identity) for identity in self._ids]
+            self.entries = list(map(results.find, self._ids, self.settings))
             if outdated := sum(map(results.is_outdated, self._ids)):
-                note(f"{results.path}: {outdated} of the cells were computed by other code, and are computed again")
+                cells = f"{outdated} of {len(self._ids)} cells"
+                note(f"{results.path}: {cells} were computed by other code, and are computed again")
         self.num_stored = len(self.finished)
         self._examples: dict[int, np.ndarray] = {}
         self.compile_seconds = 0.0

@@ -61,6 +61,7 @@ def test_evaluations_are_stored_once_and_written_as_csv(workdir, tmp_path, monke
     assert evaluate(workdir, *flags) == 0  # computes fd_pixels only
     out = capsys.readouterr().out
     assert out.count("--recompute computes it again") == 1 and "MSE" in out
+    lines = len((workdir / "results" / "results.jsonl").read_bytes().splitlines())
     by_data, by_samples = result(workdir, "reconstruction"), result(workdir, "fd_pixels")
     assert by_data["date"] <= by_samples["date"] and by_samples["seed"] == 7
     with (tmp_path / "a.csv").open() as file:
@@ -68,6 +69,9 @@ def test_evaluations_are_stored_once_and_written_as_csv(workdir, tmp_path, monke
     about = by_data["metrics"]["reconstruction.mse"]
     assert float(first["reconstruction.mse"]) == about["value"] and first["fd_pixels"] == ""
     assert float(first["reconstruction.mse_standard_error"]) == about["standard_error"]
+    assert first["steps"] == "2" and evaluate(workdir, *flags) == 0
+    assert [result(workdir, "reconstruction"), result(workdir, "fd_pixels")] == [by_data, by_samples]
+    assert len((workdir / "results" / "results.jsonl").read_bytes().splitlines()) == lines
     assert float(second["fd_pixels"]) == by_samples["metrics"]["fd_pixels"]["value"] and second["steps"] == "2"
 
 

@@ -138,6 +138,7 @@ def test_only_cells_with_the_same_inputs_are_taken_from_the_store(workdir, monke
         ("--steps=2", [2]),  # as its own reference
         ("--steps=4 --seed=1", [4]),
         ("--steps=4 --guidance=3", [4]),
+        ("--steps=4 --grid=trailing", []),  # the grid of the config, and the row of the table has it
         ("--steps=2,4 --recompute", [4, 2]),
         ("--steps=4 --checkpoint=2", [4]),
     ]
@@ -145,12 +146,15 @@ def test_only_cells_with_the_same_inputs_are_taken_from_the_store(workdir, monke
         sampled.clear()
         assert sweep(workdir, *flags, *text.split()) == 0
         assert sampled == steps, text
+        if "grid" in text:
+            assert entries(workdir)[-1]["settings"] == {"grid": "trailing", "steps": 4}
+            assert sum(line.split()[:2] == ["trailing", "4"] for line in capsys.readouterr().out.splitlines()) == 1
     sampled.clear()
     assert sweep(workdir, "--steps=4", "--num=8", "--metrics=kd_pixels") == 0 and sampled == [4]
     monkeypatch.setattr(provenance, "code", lambda: "changed")
     capsys.readouterr()
     assert sweep(workdir, *flags, "--steps=4") == 0 and sampled == [4, 4]
-    assert "1 of the cells were computed by other code" in capsys.readouterr().err
+    assert "1 of 1 cells were computed by other code" in capsys.readouterr().err
     first = workdir / "results" / entries(workdir)[-1]["files"][0]
     first.unlink()  # the samples for the plot
     assert sweep(workdir, *flags, "--steps=4") == 0 and sampled == [4, 4, 4] and first.exists()
