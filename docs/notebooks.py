@@ -54,6 +54,7 @@ def execute(name: str, folder: Path, parameters: Mapping[str, Any] | None = None
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _compressed(output.data["image/png"])
+                output.data.pop("image/jpeg", None)  # Pillow's images are in both formats
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
