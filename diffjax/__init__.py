@@ -1,26 +1,33 @@
-"""diffjax: a JAX research codebase for scalable diffusion. `diffjax.load(workdir)` opens a trained run."""
+"""diffjax: a JAX research codebase for scalable diffusion.
+
+`diffjax.train(config, workdir)` trains a run, and `diffjax.load(workdir)` opens one.
+"""
 
 import importlib
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("data", "diffusion", "errors", "evaluation", "inference", "latents", "metrics", "models", "nn", "runs")
+_FUNCTIONS = ("image_grid", "load", "train")
+_PACKAGES = (
+    *("data", "diffusion", "errors", "evaluation", "inference", "latents", "metrics", "models", "nn", "reproduce"),
+    "runs",
+)
 
 
 def __getattr__(name: str):
     # Late, so that XLA's flags are set before jax is imported.
-    if name == "load":
+    if name in _FUNCTIONS:
         from diffjax import xla_flags
 
         xla_flags.configure()
-        from diffjax.api import load
+        from diffjax import api
 
-        globals()["load"] = load
-        return load
+        globals().update({function: getattr(api, function) for function in _FUNCTIONS})
+        return globals()[name]
     if name in _PACKAGES:
         return importlib.import_module(f"diffjax.{name}")
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return ["__version__", "load", *_PACKAGES]
+    return sorted(["__version__", *_FUNCTIONS, *_PACKAGES])

@@ -1,35 +1,57 @@
-"""Python interface of a trained run: samples, denoiser, metrics and sweeps, as of the verbs of the command line."""
+"""Python interface of runs: training, samples, denoiser, metrics and sweeps, as of the verbs of the command line."""
 
+import contextlib
 import dataclasses
+import functools
+import io
+import logging
 import operator
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 from numpy import ndarray
+from PIL import Image
 
-from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
-from diffjax.errors import UserError, unknown
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown, validate_number
 from diffjax.evaluation import evaluations
 from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.store import Entry, ResultsStore, estimates
 from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
+from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
 from diffjax.inference.prompts import check_text, sample_prompts
-from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images, check_stage_image
+from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images
 from diffjax.inference.reranking import best_of as keep_best
 from diffjax.inference.reranking import prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics.resampling import Estimate
-from diffjax.models.capabilities import is_diffusion
+from diffjax.models.base import GenerativeModel
+from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
+from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.runs import loading
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.config_files import checked, load_file, with_fields
+from diffjax.runs.workdir import Workdir
+from diffjax.training import train as training
 
 _MAX_COUNT = 10_000_000
+
+
+@contextlib.contextmanager
+def public() -> Iterator[None]:
+    """Context of each public function: errors name its arguments, and libraries do not report their internals."""
+    with naming_arguments(), quiet_libraries():
+        yield
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,6 +64,7 @@ class Run(loading.Run):
             f"step={self.step}, path={self.workdir.path})"
         )
 
+    @public()
     def sample(
         self,
         num: int | None = None,
@@ -78,7 +101,7 @@ class Run(loading.Run):
         """
         num = _count(num, labels)
         captions = _captions(prompts)
-        texts = _setting_texts(settings, several=False)
+        texts = _setting_texts(settings, several=False, arguments=_SAMPLE_ARGUMENTS)
         flags = texts | {
             "label": labels,
             "prompts": prompts,
@@ -92,20 +115,20 @@ class Run(loading.Run):
             raise UserError("--clip: requires --best_of; add it")
         model, variables = attach_guidance_models(self, flags)
         check_samples_images(self)
-        check_capabilities(flags, self, SAMPLE_FLAGS)
-        check_stage_image(self)
+        self._check_conditions(flags)
         sampling_settings = SettingsFactory(model, self.config.sampler)(**single_setting(texts))
         conditions, keep = sample_prompts(self, model.classes, num, captions, labels)
         best_of = None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT)
         candidates, reranker = prepare_reranking(
             self, captions, keep, best_of, clip=None if clip is None else os.fspath(clip), batch_size=batch_size
         )
-        runner = SampleRunner(model, batch_size=min(batch_size, candidates * conditions.size))
+        runner = self._runner(model, min(batch_size, candidates * conditions.size))
         images, _ = keep_best(
             runner, variables, conditions, sampling_settings, reranker, candidates=candidates, keep=keep, seed=seed
         )
         return images
 
+    @public()
     def denoiser(
         self,
         *,
@@ -114,6 +137,8 @@ class Run(loading.Run):
         **settings: Any,
     ) -> "RunDenoiser":
         """Returns the denoiser of a diffusion model, with guidance and clipping as in `sample`.
+
+        The conditions are encoded here, once. The denoiser is a pure function of arrays, which jax transforms.
 
         Args:
           labels: class of all examples, or of each; required for class-conditional runs.
@@ -130,22 +155,44 @@ class Run(loading.Run):
         """
         model, captions = self.system, _captions(prompts)
         if not is_diffusion(model):
-            raise UserError(
-                f"--workdir={self.workdir.path}: requires a diffusion model (this run: system={self.config.system})"
-            )
-        check_capabilities({"label": labels, "prompts": prompts}, self, SAMPLE_FLAGS)
-        check_stage_image(self)
+            raise UserError(f"{self.workdir.path}: requires a diffusion model (this run: system={self.config.system})")
         for name in settings:
             if name not in _DENOISER_SETTINGS:
-                raise unknown("setting of a denoiser", name, _DENOISER_SETTINGS)
+                raise unknown("argument of a denoiser", name, ["labels", "prompts", *_DENOISER_SETTINGS])
+        self._check_conditions({"label": labels, "prompts": prompts})
         if model.classes and not captions and labels is None:
-            raise UserError("--label is missing: the run is conditioned on labels; pass labels=...")
+            raise UserError("labels is missing: the run is conditioned on labels; pass labels=...")
+        num = _count(1 if _each(labels) is None else None, labels)
         overrides = single_setting(_setting_texts(settings, several=False))
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
-        num = len(_each(labels) or [0])
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
-        return RunDenoiser(self, conditions, sampling_settings)
+        arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
+        bound: BoundModel = model.bind(self.variables, arrays)
+        denoise = bound.guided_denoiser(sampling_settings, arrays)
+        return RunDenoiser(repr(self), denoise, bound.process.schedule, bound.shape, max(num, len(captions)))
 
+    def _runner(self, model: GenerativeModel, batch_size: int) -> SampleRunner:
+        """Returns the runner of a batch size, the same at each call for the run's model, so that it compiles once."""
+        if model is not self.system:  # with guidance by other models
+            return SampleRunner(model, batch_size=batch_size)
+        return self._runners.setdefault(batch_size, SampleRunner(model, batch_size=batch_size))
+
+    @functools.cached_property
+    def _runners(self) -> dict[int, SampleRunner]:
+        return {}
+
+    def _check_conditions(self, flags: Mapping[str, Any]) -> None:
+        """Raises UserError for conditions that the run does not support, or if one that it requires is missing."""
+        check_capabilities(flags, self, SAMPLE_FLAGS)
+        if is_upsampling_stage(self.system):
+            raise UserError(
+                f"{self.workdir.path}: this stage is conditioned on an image; load the full pipeline, or use "
+                "launch.py sample --image=FILE"
+            )
+        if is_text_conditioned(self.system) and flags.get("prompts") is None:
+            raise UserError("prompts is missing: the run is conditioned on captions; pass prompts=...")
+
+    @public()
     def sweep(
         self,
         *,
@@ -159,6 +206,7 @@ class Run(loading.Run):
         weak: str | os.PathLike | None = None,
         store: bool = True,
         recompute: bool = False,
+        progress: bool = True,
         **settings: Any,
     ) -> SweepResult:
         """Samples and measures every combination of settings: the cells of `launch.py sweep` with the same flags.
@@ -173,6 +221,7 @@ class Run(loading.Run):
           classifier, weak: runs that guide.
           store: append each cell to the run's results when it is finished, and do not compute stored cells again.
           recompute: compute cells that are stored too.
+          progress: print a progress bar.
           settings: sampling settings by flag, a value or a list of values each: steps=[5, 10], sampler="ddim".
 
         Returns:
@@ -191,10 +240,13 @@ class Run(loading.Run):
             inception=_path(inception),
             recompute=recompute,
         )
-        sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
-        _print_warnings(list(sweep.compute()))
+        with _output(progress):
+            sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
+            entries = list(sweep.compute())
+        _print_warnings(entries)
         return sweep.result()
 
+    @public()
     def evaluate(
         self,
         metrics: str | Sequence[str],
@@ -260,49 +312,146 @@ class Run(loading.Run):
         return ResultsStore(self.workdir.results)
 
 
+_SAMPLE_ARGUMENTS = ("num", "labels", "prompts", "seed", "batch_size", "best_of", "clip", "classifier", "weak")
 _DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RunDenoiser:
     """A denoiser of a run under conditions.
 
     Attributes:
-      run: run of a diffusion model.
-      conditions: arrays [1, ...] for any batch, or [B, ...], by name.
-      settings: sampling settings, of which guidance and clipping are used.
+      run: the run in words.
+      denoiser: denoiser with guidance and clipping, bound to the encoded conditions.
+      noise_schedule: noise schedule of the run.
+      shape: shape of x_t, without the batch.
+      num_conditions: number of conditions; 1: for all examples of a batch.
     """
 
-    run: Run
-    conditions: Mapping[str, ndarray]
-    settings: Any
+    run: str
+    denoiser: Denoiser
+    noise_schedule: Schedule
+    shape: tuple[int, ...]
+    num_conditions: int
 
     def __repr__(self) -> str:
-        return f"RunDenoiser({self.run!r})"
+        return f"RunDenoiser({self.run})"
 
     def __call__(self, x: Float[Array, "B ..."], noise: Noise | Array | float) -> Denoised:
-        """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep."""
-        model: Any = self.run.system
-        conditions = {
-            name: jnp.broadcast_to(values, (len(x), *values.shape[1:])) for name, values in self.conditions.items()
-        }
-        bound = model.bind(self.run.variables, conditions)
-        noise = noise if isinstance(noise, Noise) else model.noise_schedule(jnp.asarray(noise))
-        return bound.guided_denoiser(self.settings, conditions)(x, noise)
+        """Returns the estimate of x_0 for `x` at one noise level, a `Noise` of scalars or a timestep.
+
+        Raises:
+          UserError: `x` has another shape, its number of examples is not that of the conditions, or the timestep is out
+            of range.
+        """
+        if jnp.shape(x)[1:] != self.shape or not jnp.ndim(x):
+            expected = ", ".join(map(str, ("B", *self.shape)))
+            raise UserError(f"x: has the shape {list(jnp.shape(x))}; it must be [{expected}]")
+        if self.num_conditions not in (1, len(x)):
+            raise UserError(
+                f"x: has {len(x)} examples for the {self.num_conditions} labels or prompts of the denoiser; pass as "
+                "many, or make a denoiser with one"
+            )
+        if isinstance(noise, Noise):
+            return self.denoiser(x, noise)
+        if isinstance(noise, int | float):
+            validate_number("t", noise, low=0, high=self.noise_schedule.timesteps)
+        return self.denoiser(x, self.noise_schedule(jnp.asarray(noise)))
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Run:
+@public()
+def load(workdir: str | os.PathLike, checkpoint: int | None = None, *, ema_length: float | None = None) -> Run:
     """Opens a trained or exported run with its averaged parameters, also while it trains.
 
     Args:
-      path: folder of the run.
-      step: step of the checkpoint; None: the newest one.
+      workdir: folder of the run.
+      checkpoint: training step of the checkpoint; None: the newest one.
+      ema_length: relative length of the average, which is reconstructed; None: the average of train.ema_decay.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
-    run = loading.load(path, step)
+    run = loading.load(workdir, checkpoint, ema_length=ema_length)
     return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+
+@public()
+def train(
+    config: str | os.PathLike | ConfigDict | None,
+    workdir: str | os.PathLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    allow_config_change: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains a config, or resumes a run: `launch.py train` with the same config.
+
+    Ctrl-C, or the interruption of a notebook's kernel, saves a checkpoint first; the same call resumes.
+
+    Args:
+      config: config file, such as "configs/digits.py", or its ConfigDict; None: that of the run, which resumes.
+      workdir: folder of the run.
+      overrides: values of config fields by dotted name, such as {"train.steps": 500}.
+      allow_config_change: resume even if the config changes the results of the run; the change is recorded.
+      progress: print messages and a progress bar.
+
+    Returns:
+      The trained run.
+
+    Raises:
+      UserError: the config or the folder is not valid, or too many steps were not finite.
+      KeyboardInterrupt: a signal stopped the training.
+    """
+    folder = Workdir(workdir)
+    if config is None:
+        if not folder.config.exists() and not list_steps(folder.checkpoints):
+            raise UserError(f"config is missing: {workdir} has no run to resume; pass a config file")
+        config = folder.read_config()
+    elif isinstance(config, ConfigDict):
+        config = checked(config)
+    elif isinstance(config, str | os.PathLike):
+        config = load_file(os.fspath(config))
+    else:
+        raise UserError(f"config={config!r:.80}: must be a config file or a ConfigDict")
+    config = with_fields(config, overrides or {})
+    with _output(progress), quiet_libraries(logging.CRITICAL):  # a failed save is one line, not tracebacks
+        try:
+            _, stopped = training.train(config, folder, allow_config_change=allow_config_change)
+        except (AttributeError, KeyError) as error:
+            if (user_error := missing_field(error)) is None:
+                raise
+            raise user_error from error
+    if stopped:
+        raise KeyboardInterrupt(f"training stopped by signal {stopped} and is saved; the same call resumes")
+    return load(workdir)
+
+
+@public()
+def image_grid(images: UInt8[ndarray, "N H W C"], columns: int | None = None) -> Image.Image:
+    """Returns images in rows as one image of Pillow, which notebooks show. Small images are enlarged.
+
+    Args:
+      images: uint8 in [0, 255].
+      columns: number of images per row; None: an approximately square grid.
+
+    Raises:
+      UserError: `images` is another array.
+    """
+    if getattr(images, "dtype", None) != np.uint8 or np.ndim(images) != 4 or not len(images):
+        raise UserError("images: must be a uint8 array [N, H, W, C], such as those of `run.sample`")
+    layout = image_grids.Layout(None if columns is None else _integer("columns", columns, 1))
+    image = image_grids.grid(images, layout).pixels
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+@contextlib.contextmanager
+def _output(shown: bool) -> Iterator[None]:
+    """Hides standard output and error unless `shown`."""
+    if shown:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
@@ -373,11 +522,12 @@ def _captions(prompts: str | Sequence[str] | None) -> list[str]:
     return captions
 
 
-def _setting_texts(settings: Mapping[str, Any], *, several: bool) -> dict[str, str]:
+def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Sequence[str] = ()) -> dict[str, str]:
     """Returns sampling settings as the texts of their flags; those of value None are left out.
 
     Args:
       several: whether a list is several values.
+      arguments: other arguments of the function, for the error of an unknown one.
 
     Raises:
       UserError: an unknown setting, or an empty value.
@@ -385,13 +535,16 @@ def _setting_texts(settings: Mapping[str, Any], *, several: bool) -> dict[str, s
     texts = {}
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise unknown("setting", name, SETTINGS)
+            raise unknown("argument", name, [*arguments, *SETTINGS])
         if value is None:
             continue
-        values = list(value) if several and isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if is_list and not several:
+            raise UserError(f"--{name}={value}: must be one value; a sweep takes several")
+        values = list(value) if is_list else [value]
         texts[name] = ",".join(map(_setting_text, values))
         if not texts[name].strip():
-            raise UserError(f"--{name}={value}: the value is empty; set a value, or remove the flag")
+            raise UserError(f"--{name}={value}: the value is empty; set a value, or omit it")
     return texts
 
 

@@ -1,16 +1,23 @@
 """User-facing errors and notes, argument validation, and printable text."""
 
 import contextlib
+import contextvars
 import difflib
+import logging
 import math
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 _MAX_CHOICES = 16  # number of choices that an error lists even if one is similar
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 _MAX_LENGTH, _END = 2_000, 500  # characters of a message, and of its end if its middle is left out
+_FLAG = re.compile(r"launch\.py[^;`]*|--(?:config\.)?(\w+)")  # a command, or a flag outside of commands
+_ARGUMENTS = {"label": "labels", "prompt": "prompts"}  # arguments with other names than their flags
+_names_arguments = contextvars.ContextVar("names_arguments", default=False)
 _LINE_BREAKS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
@@ -21,7 +28,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(one_line(str(message)))
+        super().__init__(one_line(_with_names(str(message))))
 
 
 class MissingData(UserError):
@@ -50,7 +57,40 @@ def excerpt(text: str, limit: int = 200) -> str:
 
 def note(message: str) -> None:
     """Prints a line on standard error about an input that was rounded, cut or replaced, or has no effect."""
-    print(f"note: {one_line(message)}", file=sys.stderr)
+    print(f"note: {one_line(_with_names(message))}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Makes errors and notes name arguments of Python functions, as in `steps=2.5`, instead of flags, `--steps=2.5`.
+
+    Flags of commands, such as `launch.py train --workdir=RUN`, stay.
+    """
+    token = _names_arguments.set(True)
+    try:
+        yield
+    finally:
+        _names_arguments.reset(token)
+
+
+def _with_names(message: str) -> str:
+    if not _names_arguments.get():
+        return message
+    return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[1]) if match[1] else match[0], message)
+
+
+@contextlib.contextmanager
+def quiet_libraries(level: int = logging.ERROR) -> Iterator[None]:
+    """Hides what libraries report about their internals: records of absl's logger below `level`, and warnings."""
+    logger = logging.getLogger("absl")
+    is_shown = lambda record: record.levelno >= level  # noqa: E731
+    logger.addFilter(is_shown)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="orbax|grain|tensorflow_datasets")
+        try:
+            yield
+        finally:
+            logger.removeFilter(is_shown)
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
@@ -67,6 +107,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     if len(choices) <= _MAX_CHOICES or not similar:
         hints.append(f"choose from {', '.join(choices)}")
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
+
+
+def missing_field(error: Exception) -> UserError | None:
+    """Returns the error for a field that a config lacks, if ml_collections raised `error` for one; else None."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    if "ml_collections" not in innermost.filename:
+        return None
+    field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
+    return UserError(f"the config does not have the field {field!r}; configs/digits.py has all fields")
 
 
 def machine_memory() -> int:

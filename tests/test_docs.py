@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -32,6 +33,24 @@ def test_the_example_sampler_is_dpmpp_2m():
     ]
     np.testing.assert_allclose(samples[0], samples[1], rtol=1e-4, atol=1e-5)
     assert np.abs(samples[0] - samples[2]).max() > 0.01
+
+
+def test_every_example_of_the_python_page_runs(trained_runs, tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    shutil.copy(trained_runs.config("pixel"), tmp_path / "configs" / "digits.py")
+    trained_runs.copy("pixel", tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    scope = {"network": lambda x, t, label: 0.1 * x}
+    first, metrics, second, third = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL)
+    exec(first, scope)
+    assert scope["images"].shape == (16, 8, 8, 1) and (tmp_path / "threes.png").exists()
+    exec(metrics, scope)
+    assert len(scope["result"]) == 3 and scope["metrics"]["nll.bound"].value > 0
+    exec(second, scope)
+    assert scope["x0"].shape == scope["gradient"].shape == scope["x0_of_each"].shape == (4, 8, 8, 1)
+    np.testing.assert_allclose(scope["x0_of_each"][3], scope["x0"][3], atol=1e-4)
+    exec(third, scope)
+    assert scope["images"].shape == (4, 8, 8, 1)
 
 
 @pytest.mark.parametrize("page", ["combinations", "experiments"])

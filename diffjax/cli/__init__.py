@@ -8,14 +8,12 @@ import contextlib
 import errno
 import importlib
 import io
-import logging
 import os
 import re
 import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -23,8 +21,8 @@ from typing import Any, NoReturn, TextIO
 from absl import flags as absl_flags
 
 from diffjax import __version__, progress, xla_flags
-from diffjax.cli.flags import help_text, missing_field, parse
-from diffjax.errors import UserError, one_line, printable, unknown
+from diffjax.cli.flags import help_text, parse
+from diffjax.errors import UserError, missing_field, one_line, printable, quiet_libraries, unknown
 
 VERBS = (
     *("train", "sample", "sweep", "evaluate", "compare", "reproduce"),
@@ -50,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       0, or 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    with _output():
+    with _output(), quiet_libraries():
         try:
             code = _launch(argv)
             sys.stdout.flush()
@@ -68,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _launch(argv: Sequence[str]) -> int:
-    _quiet_libraries()
     if len(argv) < 2 or argv[1] in ("-h", "--help", "-help", "help"):
         print(_overview())
         return 0 if len(argv) > 1 else 2
@@ -201,8 +198,3 @@ def _summary(verb: str) -> str:
     """Returns the first line of a verb's docstring, without importing the verb and jax."""
     source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
-
-
-def _quiet_libraries() -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="orbax|grain|tensorflow_datasets")

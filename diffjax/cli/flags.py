@@ -5,7 +5,6 @@ import dataclasses
 import math
 import tempfile
 import textwrap
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -295,15 +294,6 @@ def _with_tuple(override: str, known: Mapping[str, Any]) -> str:
 def _is_text_tuple(name: str, value: Any) -> bool:
     """Returns whether a config field is a tuple of text, which may be empty."""
     return isinstance(value, tuple) and (name.rpartition(".")[2] in _TEXT_TUPLES or isinstance((*value, 0)[0], str))
-
-
-def missing_field(error: Exception) -> UserError | None:
-    """Returns the error for a field that a config lacks, if ml_collections raised `error` for one; else None."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    if "ml_collections" not in innermost.filename:
-        return None
-    field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
-    return UserError(f"the config does not have the field {field!r}; configs/digits.py has all fields")
 
 
 def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:

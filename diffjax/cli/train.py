@@ -27,6 +27,7 @@ from diffjax.cli import print_config
 from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.cluster import multihost
 from diffjax.cluster.signals import has_abandoned_threads
+from diffjax.errors import quiet_libraries
 from diffjax.models import capabilities
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
@@ -67,9 +68,8 @@ def run(arguments: Arguments) -> int:
     workdir = Workdir(required(arguments, "workdir"))
     has_started = workdir.config.exists() or list_steps(workdir.checkpoints)
     config = read_config(arguments, workdir.read_config() if has_started else None)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is one line, not tracebacks
     multihost.connect(arguments.coordinator, arguments.processes, arguments.process, wait=arguments.wait)
-    with multihost.fail_together():
+    with multihost.fail_together(), quiet_libraries(logging.CRITICAL):  # a failed save is one line, not tracebacks
         try:
             if multihost.is_main_process():
                 check_logger(arguments.logger)

@@ -21,7 +21,8 @@ class StopSignal(contextlib.AbstractContextManager):
     """Records the first SIGTERM, SIGINT or SIGHUP, so that the loop can end in good order.
 
     Further signals are ignored: schedulers and terminals send several, which must not interrupt the save. SIGKILL and
-    the third Ctrl-C end the process at once. A SIGHUP that is ignored already, as under nohup, stays ignored.
+    the third Ctrl-C end the process at once. A SIGHUP that is ignored already, as under nohup, stays ignored. No signal
+    is recorded outside of the main thread.
 
     Several processes agree on `signal`: each sends its signal at every step, and at the next step all receive the
     largest of all.
@@ -69,7 +70,8 @@ class StopSignal(contextlib.AbstractContextManager):
 
     def __enter__(self):
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        noted = [number for number in _SIGNALS if not (number == signal.SIGHUP and ignored)]
+        is_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+        noted = [number for number in _SIGNALS if is_main and not (number == signal.SIGHUP and ignored)]
         self._former = {number: signal.signal(number, self._note) for number in noted}
         return self
 

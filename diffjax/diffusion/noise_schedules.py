@@ -92,7 +92,7 @@ class ScheduleTables(NamedTuple):
 class Discrete(Schedule):
     """T levels from tables. Interpolates log-SNR at a timestep between two integers, which samplers may visit."""
 
-    tables: ScheduleTables
+    tables: ScheduleTables = dataclasses.field(repr=False)
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> "Discrete":

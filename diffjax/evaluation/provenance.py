@@ -46,14 +46,14 @@ def environment() -> dict[str, Any]:
 
     Returns:
       A dict of strict JSON:
-        command: arguments of this process, quoted for a shell.
+        command: arguments of this process, quoted for a shell; "notebook" for the kernel of one.
         git: {"commit": str, "dirty": bool} of the checkout with this package; None without a checkout or git.
         date: current time in UTC, ISO 8601, in seconds.
         device: kind and number of the devices, and the model of the CPU, such as "cpu x 1 (AMD EPYC 7B13)".
         versions: installed version of each package that results depend on; None: not installed.
     """
     return {
-        "command": shlex.join(sys.argv),
+        "command": "notebook" if "ipykernel" in sys.argv[0] else shlex.join(sys.argv),
         "git": _git(_PACKAGE_FOLDER),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()} ({_cpu_model()})",

@@ -44,7 +44,7 @@ class Model(abc.ABC):
 
     classes: int = 0
     text: TextSpec | None = None
-    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     note: ClassVar[str] = ""  # printed when training starts
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import sys
@@ -15,12 +16,14 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from diffjax import evaluation
-from diffjax.errors import UserError
+from diffjax.errors import UserError, quiet_libraries
 from diffjax.evaluation.metrics import COMPARISONS
 from diffjax.metrics import features
 from diffjax.reproduce import spec
-from diffjax.reproduce.cells import RunOptions, run_group
+from diffjax.reproduce.cells import RunOptions, collect, run_group
+from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.plan import JobGroup, get_measures, get_scale, make_groups
+from diffjax.reproduce.spec import Experiment, Scale
 from diffjax.reproduce.store import Store
 from diffjax.runs.datasets import open_dataset
 
@@ -62,10 +65,14 @@ class Job:
 def run_job(job: Job, number: int) -> None:
     """Runs job group `number`, with its output in logs/."""
     groups, options = job.plan()
-    logs = Path(job.root) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"{groups[number].cells[0].training}.log").open("a") as log, _redirect_output(log):
+    with _open_log(job.root, groups[number]) as log, _redirect_output(log):
         run_group(job.store, groups[number], options)
+
+
+def _open_log(root: str | os.PathLike, group: JobGroup) -> TextIO:
+    logs = Path(root) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return (logs / f"{group.cells[0].training}.log").open("a")
 
 
 def check(groups: Sequence[JobGroup], options: RunOptions) -> None:
@@ -96,6 +103,43 @@ def local(job: Job, groups: Sequence[JobGroup]) -> None:
                 _save_error(job.store, groups[pending.pop(0)], _KILLED)
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def in_process(
+    experiment: Experiment,
+    scale: Scale,
+    root: str | os.PathLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    inception: str | None = None,
+    batch_size: int = 100,
+) -> Outcome:
+    """Runs the pending cells of an experiment in this process, with their output in logs/.
+
+    Args:
+      root: folder of the results, which keeps finished cells.
+      overrides: config fields that depend on the machine, such as data.dir.
+      inception, batch_size: as of `RunOptions`.
+
+    Returns:
+      The outcome of all cells. A cell that fails has its error there.
+
+    Raises:
+      UserError: an invalid field of a config, or a missing data set.
+    """
+    store, measures = Store(Path(root)), tuple(get_measures(experiment, scale))
+    options = RunOptions(measures, scale.num, inception, batch_size)
+    groups = make_groups(experiment, scale, overrides or {})
+    check(groups, options)
+    for group in groups:
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(_open_log(root, group))
+            stack.enter_context(contextlib.redirect_stdout(log))
+            stack.enter_context(contextlib.redirect_stderr(log))
+            stack.enter_context(quiet_libraries(logging.CRITICAL))
+            run_group(store, group, options)
+    cells = [cell for group in groups for cell in group.cells]
+    return Outcome(experiment, measures, cells, collect(store, cells, measures))
 
 
 def slurm(job: Job, groups: Sequence[JobGroup], parameters: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax import io
-from diffjax.errors import UserError, unknown
+from diffjax.errors import unknown
 from diffjax.reproduce.spec import SEED, Change, Experiment, Fields, Labels, Measure, Multiply, Scale
-from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.config_files import flatten, load_file, with_fields
 from diffjax.runs.dependencies import config_hash
 
 
@@ -123,35 +123,6 @@ def _multiplied(config: ConfigDict, changed: Fields) -> dict[str, Any]:
         for name in fnmatch.filter(known, pattern):
             result[name] = type(known[name])(round(known[name] * value.factor, 12))
     return result
-
-
-def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
-    """Returns a copy of the config with other values.
-
-    Raises:
-      UserError: a field that the config does not have, or a value of another type. Fields of `sampler` may be new: the
-        sampler's settings are checked when its plan is made.
-    """
-    copy = config.copy_and_resolve_references().unlock()
-    known = flatten(copy)
-    for pattern, value in fields.items():
-        for name in fnmatch.filter(known, pattern) if "*" in pattern else [pattern]:
-            if name not in known and not name.startswith("sampler."):
-                raise unknown("config field", name, known)
-            try:
-                _set(copy, name, value)
-            except (TypeError, KeyError) as error:
-                raise UserError(f"{name}={value!r}: {str(error).splitlines()[0]}") from error
-    return copy.lock()
-
-
-def _set(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets a field by its dotted name. Creates missing subsections, but no missing section."""
-    section, _, field = name.rpartition(".")
-    if "." in section and config.get(section) is None:
-        _set(config, section, ConfigDict())
-    target: Any = config[section] if section else config
-    target[field] = value
 
 
 def _with_stage_settings(config: ConfigDict) -> ConfigDict:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffjax import evaluation
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import metrics
+from diffjax.runs.config_fields import CONFIGS
 
 # Config fields by dotted name, or by a pattern: "*train.steps" matches the run's field and those of its parts.
 Fields = Mapping[str, Any]
@@ -254,7 +255,13 @@ class Experiment:
 
 
 def load(path: str) -> Experiment:
-    """Returns the experiment of a file. Raises UserError if it cannot be read."""
+    """Returns the experiment of a file; a file that does not exist is looked up in this repository.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if not Path(path).exists() and (CONFIGS.parent / path).exists():
+        path = str(CONFIGS.parent / path)
     if not Path(path).is_file():
         files = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.py")))
         raise UserError(f"--experiment={path}: no such file" + (f"; choose from {files}" if files else ""))

@@ -5,20 +5,21 @@ repository's configs/; the loaded config has the part's config in its place.
 """
 
 import contextlib
+import fnmatch
 import json
 import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
-from diffjax.errors import UserError
+from diffjax.errors import UserError, unknown
 from diffjax.runs.config_fields import CONFIGS, configs_package
 
 # Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
@@ -113,6 +114,13 @@ _TYPES = {
     "train.keep_every": int,
     "train.max_consecutive_skips": int,
 }
+_KINDS = {  # in words
+    ConfigDict: "a section",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a tuple, such as ('label',)",
+}
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
@@ -122,7 +130,8 @@ def load_file(path: str) -> ConfigDict:
     The file is executed anew at each call, from its source.
 
     Args:
-      path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10.
+      path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10. A file that does not
+        exist is looked up in this repository.
 
     Returns:
       The config, locked, with plain values and parts that are configs.
@@ -131,6 +140,8 @@ def load_file(path: str) -> ConfigDict:
       UserError: the file cannot be read or fails, which the message locates by file and line, or what it returns is
         not a config.
     """
+    if not os.path.exists(path.partition(":")[0]) and os.path.exists(CONFIGS.parent / path.partition(":")[0]):
+        path = str(CONFIGS.parent / path)
     return _load_file(path, ())
 
 
@@ -218,9 +229,7 @@ def _check_form(config: ConfigDict, where: str, *, files: bool = False) -> None:
         if isinstance(value, bool) and kind is not bool:
             fits = False  # Python's bool is an int
         if value is not ... and not fits:
-            expected = {ConfigDict: "a section", int: "a whole number", float: "a number", bool: "true or false"}
-            expected[tuple] = "a tuple, such as ('label',)"
-            raise UserError(f"{where}{name}={_shown(value)}: must be {expected.get(kind, 'text')}")
+            raise UserError(f"{where}{name}={_shown(value)}: must be {_KINDS.get(kind, 'text')}")
     for name, part in config.get("parts", {}).items():
         if not _PART_NAME.fullmatch(name) or name in _RESERVED:
             raise UserError(
@@ -286,6 +295,52 @@ def from_json(text: str | bytes) -> ConfigDict:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"not a config: {reason[:200]}") from error
     return config
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """Returns a copy of a config that was built in Python, with plain values.
+
+    Raises:
+      UserError: names of parts or types of fields are not valid.
+    """
+    _check_form(config, "config: ")
+    return from_json(to_json(config)).lock()
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of the config with other values.
+
+    Args:
+      fields: values by dotted name, such as {"train.steps": 1000}; `*` in a name sets all fields that match.
+
+    Raises:
+      UserError: a field that the config does not have, or a value of another type. Fields of `sampler` may be new: the
+        sampler's settings are checked when its settings are made.
+    """
+    copy = config.copy_and_resolve_references().unlock()
+    known = flatten(copy)
+    for pattern, value in fields.items():
+        for name in fnmatch.filter(known, pattern) if "*" in pattern else [pattern]:
+            field = next((field for field in known if field.startswith(f"{name}.")), None)
+            if field and not isinstance(value, Mapping | ConfigDict):
+                raise UserError(f"{name} is a section; set one of its fields, such as {field}")
+            if name not in known and not name.startswith("sampler."):
+                raise unknown("config field", name, known)
+            try:
+                _set(copy, name, value)
+            except (TypeError, KeyError, ValueError) as error:
+                expected = _KINDS.get(type(known.get(name)), "text")
+                raise UserError(f"{name}={_shown(value)}: must be {expected}") from error
+    return copy.lock()
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets a field by its dotted name. Creates missing subsections, but no missing section."""
+    section, _, field = name.rpartition(".")
+    if "." in section and config.get(section) is None:
+        _set(config, section, ConfigDict())
+    target: Any = config[section] if section else config
+    target[field] = value
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

@@ -97,7 +97,8 @@ def load(
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
-            f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file"
+            f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file, or "
+            "train the run again if an older version of diffjax wrote it"
         ) from error
     lora = None
     if not system.losses:

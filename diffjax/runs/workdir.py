@@ -44,6 +44,9 @@ class Workdir:
         self.failed = self.path / "failed"  # state and batch of a step with non-finite numbers, for replay
         self.lock = self.path / ".lock"
 
+    def __repr__(self) -> str:
+        return f"Workdir({str(self.path)!r})"
+
     def create(self) -> None:
         """Creates the folders.
 
@@ -124,6 +127,8 @@ class Workdir:
         """Returns the config of the run. Raises UserError if it is missing or damaged."""
         try:
             return from_json(self.config.read_bytes())
+        except NotADirectoryError as error:
+            raise UserError(f"--workdir={self.path}: is a file; name the folder of a run") from error
         except FileNotFoundError as error:
             if list_steps(self.checkpoints) or self.weights.exists():
                 raise UserError(

@@ -1,5 +1,6 @@
 """Signals of a run: stored once, and received during work that does not check for them."""
 
+import concurrent.futures
 import signal
 import threading
 
@@ -85,3 +86,12 @@ def test_a_signal_abandons_work_in_progress(handler):
         if thread.name == signals._THREAD_NAME:
             thread.join(60)
     assert not has_abandoned_threads()
+
+
+def test_other_threads_than_the_main_one_record_no_signal(handler):
+    def stop_signal():
+        with StopSignal() as stop:
+            return stop.run_interruptible(lambda: 3), stop.signal
+
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        assert threads.submit(stop_signal).result() == (3, None)

@@ -12,6 +12,7 @@ from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
 from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion.condition_kinds import Caption, ClipText
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.typing import NO_TOKEN, ImageSpec
@@ -20,6 +21,7 @@ from tests.conditioned import SPEC, TEXT, example_conditions, keys
 
 DROPPABLE = ("label", "label_token", "caption", "clip_text", "image_embedding")
 ALL = (*DROPPABLE, "low_res_image", "masked_image")
+WHICH = ("denoiser", "unconditional")
 X = np.random.default_rng(5).normal(size=(6, 8, 8, 1)).astype(np.float32)  # noised images
 
 
@@ -39,8 +41,8 @@ def estimates(name):
         return getattr(bound, which)(X, bound.process.schedule(10.0)).x0
 
     return lambda conditions, conditional, unconditional: (
-        estimate(conditions, conditional, "denoiser"),
-        estimate(conditions, unconditional, "unconditional"),
+        estimate(conditions, conditional, WHICH[0]),
+        estimate(conditions, unconditional, WHICH[1]),
     )
 
 
@@ -100,6 +102,18 @@ def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does
     )
     assert (apart(conditional, other) > 1e-3).all() and (apart(conditional, unconditional) > 1e-3).all()
     np.testing.assert_array_equal(unconditional, other_unconditional)
+
+
+@pytest.mark.parametrize("name", ["caption", "clip_text"])
+def test_conditions_are_encoded_once_and_one_holds_for_a_batch(name, monkeypatch):
+    _, model, variables = conditioned.built(name)
+    expected = run(name)(example_conditions())
+    bound = model.bind(variables, {field: values[2:3] for field, values in example_conditions().items()})
+    monkeypatch.delattr({"caption": Caption, "clip_text": ClipText}[name], "network_inputs")  # encodes captions
+    both = jax.jit(lambda x: [getattr(bound, which)(x, bound.process.schedule(10.0)).x0 for which in WHICH])(X)
+    for result, batch in zip(both, expected, strict=True):
+        np.testing.assert_allclose(result[2], batch[2], atol=1e-5)
+        assert apart(result, np.roll(result, 1, axis=0)).min() > 1e-3  # x_t differs
 
 
 @pytest.mark.parametrize("name", ["caption", "clip_text"])

@@ -9,9 +9,9 @@ import pytest
 from diffjax.metrics.resampling import Estimate
 from diffjax.reproduce import Axis, Measure, Scale, cells, steps
 from diffjax.reproduce.cells import RunOptions, collect, run_group, select_estimate
-from diffjax.reproduce.plan import make_groups, with_fields
+from diffjax.reproduce.plan import make_groups
 from diffjax.reproduce.store import Store
-from diffjax.runs.config_files import load_file
+from diffjax.runs.config_files import load_file, with_fields
 from diffjax.runs.dependencies import config_hash
 from diffjax.runs.workdir import Workdir
 from diffjax.training.logging import last_logged

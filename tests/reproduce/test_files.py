@@ -6,7 +6,7 @@ import json
 import pytest
 
 from diffjax.reproduce import Axis, Multiply, plan, spec
-from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.config_files import flatten, load_file, with_fields
 from diffjax.runs.loading import build_model
 from tests import tiny
 
@@ -125,7 +125,7 @@ def test_published_results_belong_to_one_measure():
 def test_edm_settings_end_at_the_configs_of_edm(setting, variant):
     """Settings E and F of the paper's scale are configs/edm_cifar10.py."""
     (last,) = (c.config for g in groups("edm_settings", "paper") for c in g.cells if c.labels["setting"][0] == setting)
-    expected = plan.with_fields(load_file(f"configs/edm_cifar10.py:{variant}"), {"data.dir": "anywhere"})
+    expected = with_fields(load_file(f"configs/edm_cifar10.py:{variant}"), {"data.dir": "anywhere"})
     expected = flatten(expected)
     for name, value in flatten(last).items():
         assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name

@@ -4,7 +4,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.reproduce import Axis, Measure, Ordering, Scale, plan, spec, steps
-from diffjax.runs.config_files import load_file
+from diffjax.runs.config_files import load_file, with_fields
 from tests import tiny
 
 
@@ -106,7 +106,7 @@ def test_names_that_do_not_exist_are_refused(make, changes):
 
 
 def pipeline_config(**fields):
-    return plan.with_fields(load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py")), fields)
+    return with_fields(load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py")), fields)
 
 
 def test_a_pattern_sets_all_fields_that_match():

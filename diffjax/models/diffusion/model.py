@@ -158,10 +158,10 @@ class DiffusionModel(GenerativeModel):
         keys: PRNGKeys | None = None,
         level: Array | float = 0.0,
     ) -> BoundModel:
-        """Binds the model to variables and conditions.
+        """Binds the model to variables and conditions, which are encoded here, once.
 
         Args:
-          conditions: arrays [B, ...] by name, as of `sample`.
+          conditions: arrays [B, ...] by name, as of `sample`. Those of one example hold for all of a batch.
           keys: keys of the conditions, for augmentation and random masks; None: fixed ones.
           level: level [0, 1] of conditioning augmentation.
         """
@@ -213,8 +213,12 @@ class DiffusionModel(GenerativeModel):
         channels = crop(inputs.pop("channels")) if "channels" in inputs else None
 
         def network(x: Array, t: Float[Array, " B"]) -> Array:
-            x = x if channels is None else jnp.concatenate([x, channels], axis=-1)
-            return apply(self.network, params, x, t, **inputs, dropout_keys=dropout_keys)
+            def for_batch(value: Array) -> Array:
+                return jnp.broadcast_to(value, (len(x), *value.shape[1:]))
+
+            each = jax.tree.map(for_batch, inputs)
+            x = x if channels is None else jnp.concatenate([x, for_batch(channels)], axis=-1)
+            return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys)
 
         return network
 
