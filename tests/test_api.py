@@ -107,7 +107,7 @@ def test_invalid_training_raises_and_writes_nothing(tmp_path, monkeypatch, confi
 
 def test_a_file_and_a_run_of_an_older_version_cannot_be_loaded(run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=re.escape(f"workdir={tmp_path / 'file'}: is a file; name the folder of a run")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'file'}: is a file; name the folder of a run")):
         diffjax.load(tmp_path / "file")
     config = re.sub(r'"time_sampling": "\w+",', "", run.workdir.config.read_text())
     (tmp_path / "config.json").write_text(config)

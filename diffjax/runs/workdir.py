@@ -128,7 +128,7 @@ class Workdir:
         try:
             return from_json(self.config.read_bytes())
         except NotADirectoryError as error:
-            raise UserError(f"--workdir={self.path}: is a file; name the folder of a run") from error
+            raise UserError(f"{self.path}: is a file; name the folder of a run") from error
         except FileNotFoundError as error:
             if list_steps(self.checkpoints) or self.weights.exists():
                 raise UserError(

@@ -27,7 +27,7 @@ def test_train_writes_a_complete_workdir(workdir):
     assert read_images(preview).shape == (10, 8, 8, 1)
     run = diffjax.load(workdir)
     assert (run.step, run.system.classes, run.spec.size) == (4, 10, 8)
-    assert diffjax.load(workdir, step=2).step == 2
+    assert diffjax.load(workdir, checkpoint=2).step == 2
 
 
 def test_a_finished_run_is_not_trained_again(workdir, config, capsys):

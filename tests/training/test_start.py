@@ -180,7 +180,7 @@ def test_a_damaged_start_is_refused(damage, trained_runs, exported, config_file,
 # Flags, with START for a run of the same network, and the error.
 REFUSED = {
     "no folder": ("--config.train.start=/nowhere", "train.start=/nowhere: /nowhere is not a run"),
-    "a file": (f"--config.train.start={__file__}", f"{__file__}/config.json: cannot be read (Not a directory)"),
+    "a file": (f"--config.train.start={__file__}", f"{__file__}: is a file"),
     "a part": ("--config.train.start=@codec", "train.start=@codec: must be the folder"),
     "fresh without start": ("--config.train.start_fresh=label", "train.start_fresh=('label',): requires train.start"),
     "fresh nothing": (
