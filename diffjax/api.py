@@ -24,7 +24,7 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown, validate_number
 from diffjax.evaluation import evaluations
 from diffjax.evaluation.evaluations import References
-from diffjax.evaluation.store import Entry, ResultsStore, estimates
+from diffjax.evaluation.results_store import Entry, ResultsStore, estimates
 from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
 from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models

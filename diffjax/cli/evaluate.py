@@ -52,7 +52,7 @@ from diffjax.cli.results import check_output, define_csv, define_recompute, repo
 from diffjax.cli.settings import batch_size, define_settings
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
-from diffjax.evaluation.store import ResultsStore, flat_row
+from diffjax.evaluation.results_store import ResultsStore, flat_row
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
 

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, check_writable
-from diffjax.evaluation.store import ResultsStore, write_csv
+from diffjax.evaluation.results_store import ResultsStore, write_csv
 
 
 def define_csv(flags: Flags) -> None:

@@ -28,10 +28,11 @@ from tqdm import tqdm
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, signal_of, write_table
 from diffjax.cli.settings import batch_size, define_settings, parse_lengths
-from diffjax.evaluation import plots, samples
+from diffjax.evaluation import samples
 from diffjax.evaluation.metrics import NAMES
-from diffjax.evaluation.store import ResultsStore, flat_row
+from diffjax.evaluation.results_store import ResultsStore, flat_row
 from diffjax.evaluation.sweep import DEFAULT_METRICS, Sweep, SweepOptions, table_row
+from diffjax.evaluation.tables import TableLines
 from diffjax.numbers import with_error
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
@@ -85,7 +86,7 @@ def run(arguments: Arguments) -> int:
 
 def _compute(sweep: Sweep) -> None:
     """Computes the cells that are not stored, and prints a line for each."""
-    lines, warnings = plots.TableLines(sweep.settings, sweep.columns), set()
+    lines, warnings = TableLines(sweep.settings, sweep.columns), set()
     if sweep.num_stored < len(sweep.entries):
         print(lines.head)
     for entry in sweep.compute():
