@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax import evaluation, io
+from diffjax import evaluation
 from diffjax.errors import UserError, note, unknown
 from diffjax.evaluation import metrics, provenance, results_store
 from diffjax.evaluation.results_store import Entry, ResultsStore
@@ -69,10 +69,8 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> list[ComparedRun]:
 
 
 def _open_run(name: str, workdir: Workdir) -> ComparedRun:
-    config = workdir.read_config()
-    lines, _ = io.read_json_lines(workdir.metrics)
-    log = [line for line in lines if type(line.get("step")) is int]
-    return ComparedRun(name, workdir.path, config, ResultsStore(workdir.results).entries, log)
+    config, entries = workdir.read_config(), ResultsStore(workdir.results).entries
+    return ComparedRun(name, workdir.path, config, entries, workdir.read_metrics())
 
 
 class Comparison:
