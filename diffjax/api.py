@@ -289,7 +289,7 @@ class Run(loading.Run):
         """
         options = {name: settings.pop(name) for name in evaluations.OPTIONS if name in settings}
         flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
-        of_metrics = evaluations.make_settings(
+        metric_settings = evaluations.make_settings(
             flags
             | {name: _option(name, value) for name, value in options.items() if value is not None}
             | {
@@ -301,7 +301,7 @@ class Run(loading.Run):
         )
         names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))
         evaluations.check_names(names, references)
-        prepared = evaluations.prepare(names, self, of_metrics, flags, references)
+        prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None
         entries = [entry for entry, _ in evaluations.compute(prepared, results, recompute=recompute)]
         _print_warnings(entries)

@@ -39,7 +39,7 @@ from diffjax.inference.batching import BatchedFunction, DataParallelMap
 from diffjax.models.base import ContrastiveModel
 from diffjax.models.images import to_unit_range
 from diffjax.parsing import entries
-from diffjax.runs.datasets import dataset_info, image_spec, open_dataset, other_split, uses_latents
+from diffjax.runs.datasets import dataset_info, held_out_split, image_spec, open_dataset, uses_latents
 from diffjax.runs.dependencies import referenced_run
 from diffjax.runs.latents import describe, text_arrays
 from diffjax.runs.loading import open_clip, open_codec
@@ -192,7 +192,7 @@ def _open_splits(config: ConfigDict, splits: Sequence[str] | None) -> dict[str, 
     if splits is None:
         splits = [config.data.split]
         with contextlib.suppress(MissingSplit):
-            splits.append(other_split(config, config.data.split))
+            splits.append(held_out_split(config, config.data.split))
     return {split: open_dataset(config, split) for split in splits}
 
 

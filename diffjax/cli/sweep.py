@@ -26,7 +26,16 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, signal_of, write_table
+from diffjax.cli.results import (
+    check_output,
+    define_clip,
+    define_csv,
+    define_inception,
+    define_recompute,
+    report_unwritten,
+    signal_of,
+    write_table,
+)
 from diffjax.cli.settings import batch_size, define_settings, parse_lengths
 from diffjax.evaluation import samples
 from diffjax.evaluation.metrics import NAMES
@@ -45,13 +54,10 @@ def define(flags: Flags) -> None:
     define_settings(flags, several=True)
     define_recompute(flags, "cells")
     define_csv(flags)
-    default = ",".join(DEFAULT_METRICS)
-    for name, value, text in (
-        ("metrics", default, f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
-        ("clip", None, "run or folder of a CLIP, for metrics that require one"),
-        ("inception", None, "weights file of FID's InceptionV3"),
-    ):
-        absl_flags.DEFINE_string(name, value, text, flag_values=flags)
+    define_clip(flags)
+    define_inception(flags)
+    text = f"of samples: {' | '.join(NAMES)}; several, separated by commas"
+    absl_flags.DEFINE_string("metrics", ",".join(DEFAULT_METRICS), text, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:

@@ -295,4 +295,4 @@ def test_image_data_are_those_that_were_encoded(config, store, images):
     resolved = datasets.resolve(on_store)
     section = datasets.image_data(resolved)
     assert (section.name, section.dir, section.channels) == ("folder", str(images), 3)
-    assert datasets.other_split(resolved, "train[:80%]") == "train[80%:]"
+    assert datasets.held_out_split(resolved, "train[:80%]") == "train[80%:]"

@@ -102,9 +102,9 @@ def test_bad_data_writes_nothing(run, tmp_path, capsys):
 def test_examples_of_a_set_without_a_test_split(run):
     """Prompts are from the training split; a classifier is tested on the rest of a slice."""
     config = diffjax.load(run[1]).config
-    assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
+    assert (len(datasets.open_prompts(config)), len(datasets.open_held_out_images(config, "train[:80%]"))) == (24, 6)
     with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
-        datasets.open_other(config, "train")
+        datasets.open_held_out_images(config, "train")
 
 
 def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(images, tmp_path, capsys):
