@@ -284,7 +284,7 @@ def test_an_interrupted_encode_leaves_nothing(parts, config, tmp_path, monkeypat
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffjax.cli.encode.write_index", interrupt)
+    monkeypatch.setattr("diffjax.inference.latent_encoding.write_index", interrupt)
     assert launch("encode", f"--workdir={parts}/codec", f"--config={config}", f"--out={tmp_path}/out") == 130
     assert not list(tmp_path.iterdir())
 
