@@ -57,7 +57,7 @@ class ResultsStore:
 
         If the entry has other settings (of flags that repeat a value of the config), it is stored with these too.
         """
-        same = [entry for entry in self.entries if entry["id"] == identity and entry["code"] == provenance.code()]
+        same = [entry for entry in self.entries if entry["id"] == identity and entry["code"] == provenance.code_hash()]
         same = [entry for entry in same if self._has_files(entry)]
         if not same:
             return None
@@ -70,7 +70,7 @@ class ResultsStore:
     def is_outdated(self, identity: str) -> bool:
         """Returns whether all entries with an id are of other code."""
         codes = [entry["code"] for entry in self.entries if entry["id"] == identity]
-        return bool(codes) and provenance.code() not in codes
+        return bool(codes) and provenance.code_hash() not in codes
 
     def add(self, entry: Entry, files: Writers) -> None:
         """Writes an entry and its files; prints a warning if that fails."""
@@ -111,8 +111,8 @@ def make_entry(verb: str, trained: Run, identity: str, fields: Mapping[str, Any]
       identity: from `make_id`.
       fields: settings, num, seed, metrics, files and what else the metrics depend on.
     """
-    named = {"verb": verb, "id": identity, "code": provenance.code()}
-    return {**named, **fields, **provenance.of_run(trained)}
+    named = {"verb": verb, "id": identity, "code": provenance.code_hash()}
+    return {**named, **fields, **provenance.run_provenance(trained)}
 
 
 def make_id(**inputs: Any) -> str:

@@ -199,7 +199,7 @@ class CellEvaluator:
         depends["seed"] = int(cell.labels[SEED])
         if cell.classifier:
             depends["classifier"] = cell.classifier
-        return CellResult(estimates, {**provenance.of_run(self._trained), **depends}, images)
+        return CellResult(estimates, {**provenance.run_provenance(self._trained), **depends}, images)
 
     def _evaluate_samples(self, cell: Cell) -> CellResult:
         model: Any = self._trained.system

@@ -16,7 +16,7 @@ _STAGE = re.compile(r"^((parts|sampler\.stages)\.[^.]+\.)")
 
 def in_repository(path: str) -> str:
     """Returns the path of a file, in this repository if it does not exist in the current folder but does there."""
-    if not os.path.exists(path) and (CONFIGS.parent / path).exists():
+    if not os.path.exists(path) and (CONFIGS.parent / path).is_file():
         return str(CONFIGS.parent / path)
     return path
 
