@@ -65,7 +65,7 @@ def define(flags: Flags) -> None:
     define_csv(flags)
     for name, default, text in (
         ("metrics", None, f"{' | '.join(evaluation.NAMES)}; several, separated by commas"),
-        ("split", "test", "split of the data set, for metrics of data"),
+        ("split", None, "split, for metrics of data (default: test, or the rest of the slice in data.split)"),
         ("reference", None, "split to compare samples with (default: the training split)"),
         ("clip", None, "run or folder of a CLIP (default: the CLIP trained with the run)"),
         ("decoder", "exact", "L_0 of a diffusion model's bound: exact | ddpm (as in DDPM's code)"),

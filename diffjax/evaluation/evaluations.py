@@ -21,7 +21,7 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.parsing import texts
-from diffjax.runs.datasets import dataset_info
+from diffjax.runs.datasets import dataset_info, test_split
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
@@ -100,7 +100,7 @@ def prepare(
 
     Args:
       names: names in evaluation.NAMES.
-      flags: texts of sampling settings by name, and "classifier" and "weak"; None or absent: not set.
+      flags: texts of sampling settings by name, and "split", "classifier" and "weak"; None or absent: not set.
 
     Raises:
       UserError: a metric or a setting that the run does not support.
@@ -110,6 +110,8 @@ def prepare(
     of_data = [name for name in names if name in evaluation.OF_DATA]
     of_reconstructions = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
     of_samples = [name for name in names if name in metrics.NAMES]
+    if (of_data or of_reconstructions) and flags.get("split") is None:
+        settings = dataclasses.replace(settings, split=test_split(trained.config))
     examples = evaluation.examples(settings, trained) if of_data or of_reconstructions else None
     if of_reconstructions and examples:
         compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in of_reconstructions]

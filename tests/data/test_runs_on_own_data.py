@@ -103,6 +103,7 @@ def test_examples_of_a_set_without_a_test_split(run):
     """Prompts are from the training split; a classifier is tested on the rest of a slice."""
     config = diffjax.load(run[1]).config
     assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
+    assert datasets.test_split(config) == "train[80%:]"
     with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
         datasets.open_other(config, "train")
 
