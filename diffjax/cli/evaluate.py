@@ -60,7 +60,7 @@ from diffjax.runs.loading import load
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    define_settings(flags, several=False)
+    define_settings(flags)
     define_recompute(flags, "metrics")
     define_csv(flags)
     for name, default, text in (
