@@ -254,7 +254,7 @@ class Run(loading.Run):
         num: int | None = None,
         seed: int = 0,
         batch_size: int = 100,
-        split: str = "test",
+        split: str | None = None,
         reference: str | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
@@ -271,7 +271,7 @@ class Run(loading.Run):
           num: number of images, the first of the split, or of samples; None: 256 images, 1000 samples.
           seed: seed of the first image or sample.
           batch_size: images per batch; does not change the samples.
-          split: split of the data set, for metrics of data.
+          split: split, for metrics of data; None: test, or the rest of the slice in `data.split`.
           reference: split to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
@@ -288,7 +288,8 @@ class Run(loading.Run):
           UserError: an argument that the run does not support.
         """
         options = {name: settings.pop(name) for name in evaluations.OPTIONS if name in settings}
-        flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
+        flags = _setting_texts(settings, several=True)
+        flags |= {"classifier": _path(classifier), "weak": _path(weak), "split": split}
         metric_settings = evaluations.make_settings(
             flags
             | {name: _option(name, value) for name, value in options.items() if value is not None}
@@ -296,7 +297,6 @@ class Run(loading.Run):
                 "num": None if num is None else _integer("num", num, 2, _MAX_COUNT),
                 "seed": _integer("seed", seed, 0),
                 "batch_size": _integer("batch_size", batch_size, 1),
-                "split": split,
             }
         )
         names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))

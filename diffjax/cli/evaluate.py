@@ -68,14 +68,14 @@ from diffjax.runs.loading import load
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    define_settings(flags, several=False)
+    define_settings(flags)
     define_recompute(flags, "metrics")
     define_csv(flags)
     define_clip(flags)
     define_inception(flags)
     for name, default, text in (
         ("metrics", None, f"{' | '.join(evaluation.NAMES)}; several, separated by commas"),
-        ("split", "test", "split of the data set, for metrics of data"),
+        ("split", None, "split, for metrics of data (default: test, or the rest of the slice in data.split)"),
         ("reference", None, "split to compare samples with (default: the training split)"),
         ("decoder", "exact", "L_0 of a diffusion model's bound: exact | ddpm (as in DDPM's code)"),
         ("template", "a {}", "sentence with {} for the class name, for zero_shot"),

@@ -3,7 +3,8 @@
   python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
   python launch.py sweep --workdir=runs/digits --ema_length=0.05,0.1,0.15
 
-Computes every combination of the lists, a cell each. All cells start from the same noise. Each sampler compiles once,
+--ema_length, --metrics and the settings of sampling and guidance take several values, separated by commas. Computes
+every combination of the settings, a cell each. All cells start from the same noise. Each sampler compiles once,
 for all numbers of steps, etas and guidance scales. Every finished cell is printed and appended to the store at once.
 The same command resumes a sweep that was stopped: cells in the store with the same inputs and code are not computed
 again.
@@ -51,12 +52,12 @@ def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags, several_lengths=True)
     absl_flags.DEFINE_integer("num", 500, "number of samples per cell", 2, MAX_COUNT, flag_values=flags)
-    define_settings(flags, several=True)
+    define_settings(flags)
     define_recompute(flags, "cells")
     define_csv(flags)
     define_clip(flags)
     define_inception(flags)
-    text = f"of samples: {' | '.join(NAMES)}; several, separated by commas"
+    text = f"of samples: {' | '.join(NAMES)}"
     absl_flags.DEFINE_string("metrics", ",".join(DEFAULT_METRICS), text, flag_values=flags)
 
 

@@ -20,7 +20,7 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, by_flag, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.parsing import texts
-from diffjax.runs.datasets import dataset_info
+from diffjax.runs.datasets import dataset_info, test_split
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
@@ -99,7 +99,7 @@ def prepare(
 
     Args:
       names: names in evaluation.NAMES.
-      flags: texts of sampling settings by name, and "classifier" and "weak"; None or absent: not set.
+      flags: texts of sampling settings by name, and "split", "classifier" and "weak"; None or absent: not set.
 
     Raises:
       UserError: a metric or a setting that the run does not support.
@@ -109,6 +109,8 @@ def prepare(
     data_metrics = [name for name in names if name in evaluation.OF_DATA]
     reconstruction_metrics = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
     sample_metrics = [name for name in names if name in metrics.NAMES]
+    if (data_metrics or reconstruction_metrics) and flags.get("split") is None:
+        settings = dataclasses.replace(settings, split=test_split(trained.config))
     examples = evaluation.examples(settings, trained) if data_metrics or reconstruction_metrics else None
     if reconstruction_metrics and examples:
         compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in reconstruction_metrics]

@@ -139,6 +139,19 @@ def held_out_split(config: ConfigDict, split: str, opened: OpenedSets | None = N
     return other
 
 
+def test_split(config: ConfigDict) -> str:
+    """Returns the split that metrics of data use by default: "test", else the rest of a slice such as "train[:90%]".
+
+    Raises:
+      MissingSplit: the set has only the split that the config is trained on.
+    """
+    try:
+        open_dataset(config, "test")
+    except MissingSplit:
+        return held_out_split(config, config.data.split)
+    return "test"
+
+
 def open_prompts(config: ConfigDict, split: str = "test") -> Source:
     """Opens a split for its captions and images, or the training split where `split` does not exist."""
     try:
