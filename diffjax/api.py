@@ -24,7 +24,7 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.errors import UserError, missing_field, naming_arguments, quiet_libraries, unknown, validate_number
 from diffjax.evaluation import evaluations
 from diffjax.evaluation.evaluations import References
-from diffjax.evaluation.store import Entry, ResultsStore, estimates
+from diffjax.evaluation.results_store import Entry, ResultsStore, estimates
 from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
 from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
@@ -254,7 +254,7 @@ class Run(loading.Run):
         num: int | None = None,
         seed: int = 0,
         batch_size: int = 100,
-        split: str = "test",
+        split: str | None = None,
         reference: str | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
@@ -271,7 +271,7 @@ class Run(loading.Run):
           num: number of images, the first of the split, or of samples; None: 256 images, 1000 samples.
           seed: seed of the first image or sample.
           batch_size: images per batch; does not change the samples.
-          split: split of the data set, for metrics of data.
+          split: split, for metrics of data; None: test, or the rest of the slice in `data.split`.
           reference: split to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
@@ -288,20 +288,20 @@ class Run(loading.Run):
           UserError: an argument that the run does not support.
         """
         options = {name: settings.pop(name) for name in evaluations.OPTIONS if name in settings}
-        flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
-        of_metrics = evaluations.make_settings(
+        flags = _setting_texts(settings, several=True)
+        flags |= {"classifier": _path(classifier), "weak": _path(weak), "split": split}
+        metric_settings = evaluations.make_settings(
             flags
             | {name: _option(name, value) for name, value in options.items() if value is not None}
             | {
                 "num": None if num is None else _integer("num", num, 2, _MAX_COUNT),
                 "seed": _integer("seed", seed, 0),
                 "batch_size": _integer("batch_size", batch_size, 1),
-                "split": split,
             }
         )
         names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))
         evaluations.check_names(names, references)
-        prepared = evaluations.prepare(names, self, of_metrics, flags, references)
+        prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None
         entries = [entry for entry, _ in evaluations.compute(prepared, results, recompute=recompute)]
         _print_warnings(entries)

@@ -222,12 +222,12 @@ def test_a_reference_without_its_part_is_refused(tmp_path):
 
 def test_the_hash_of_a_config_covers_its_parts():
     one, two = (tiny.config("dalle_shapes", train__steps=steps) for steps in (4, 4))
-    assert dependencies.config_hash(one) == dependencies.config_hash(two)
+    assert dependencies.training_hash(one) == dependencies.training_hash(two)
     for change in ({"parts.codec.codebook.size": 16}, {"parts.clip.train.steps": 9}, {"parts.clip.seed": 5}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert dependencies.config_hash(changed) != dependencies.config_hash(one), change
+        assert dependencies.training_hash(changed) != dependencies.training_hash(one), change
     for change in ({"parts.clip.train.log_every": 9}, {"rerank.best_of": 9}, {"data.dir": "there"}):
         changed = ConfigDict(two.to_dict())
         changed.update_from_flattened_dict(change)
-        assert dependencies.config_hash(changed) == dependencies.config_hash(one), change
+        assert dependencies.training_hash(changed) == dependencies.training_hash(one), change

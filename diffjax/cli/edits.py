@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from diffjax.cli.flags import Arguments
 from diffjax.data import image_files
+from diffjax.data.records import MissingSplit
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
 from diffjax.inference.image_grids import Layout
@@ -28,7 +29,7 @@ from diffjax.runs.loading import Run
 from diffjax.typing import Embeddings, ImageSpec, Variables
 
 _REGIONS = ("left", "right", "top", "bottom", "center")  # named masks
-_INDEX = re.compile("[^:]+:[0-9]+")  # an image of the data set, such as test:7
+_INDEX = re.compile(r"[^:\[]+(\[[^\]]*\])?:[0-9]+")  # an image of the data set, such as test:7 or train[90%:]:7
 _MAX_TEXT_DIFF = 0.5  # fraction of the path from the image's embedding to the text difference: unCLIP, section 3.3
 
 
@@ -249,7 +250,10 @@ def load_image(text: str, trained: Run) -> Float[np.ndarray, "H W C"]:
     """Loads an image file, or the image SPLIT:INDEX of the run's data set; returns it in [-1, 1]."""
     split, _, index = text.rpartition(":")
     if _INDEX.fullmatch(text):
-        source = open_dataset(trained.config, split)
+        try:
+            source = open_dataset(trained.config, split)
+        except MissingSplit as error:  # its message names data.split
+            raise UserError(f"--image={text}: {str(error).partition(': ')[2]}") from error
         if int(index) >= len(source):
             raise UserError(f"--image={text}: must be below {split}:{len(source)}, the number of images")
         return np.asarray(to_unit_range(source.__getitems__([int(index)])[0]["image"]))

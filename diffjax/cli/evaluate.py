@@ -48,11 +48,19 @@ from absl import flags as absl_flags
 
 from diffjax import evaluation
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, write_table
+from diffjax.cli.results import (
+    check_output,
+    define_clip,
+    define_csv,
+    define_inception,
+    define_recompute,
+    report_unwritten,
+    write_table,
+)
 from diffjax.cli.settings import batch_size, define_settings
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
-from diffjax.evaluation.store import ResultsStore, flat_row
+from diffjax.evaluation.results_store import ResultsStore, flat_row
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
 
@@ -60,17 +68,17 @@ from diffjax.runs.loading import load
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    define_settings(flags, several=False)
+    define_settings(flags)
     define_recompute(flags, "metrics")
     define_csv(flags)
+    define_clip(flags)
+    define_inception(flags)
     for name, default, text in (
         ("metrics", None, f"{' | '.join(evaluation.NAMES)}; several, separated by commas"),
-        ("split", "test", "split of the data set, for metrics of data"),
+        ("split", None, "split, for metrics of data (default: test, or the rest of the slice in data.split)"),
         ("reference", None, "split to compare samples with (default: the training split)"),
-        ("clip", None, "run or folder of a CLIP (default: the CLIP trained with the run)"),
         ("decoder", "exact", "L_0 of a diffusion model's bound: exact | ddpm (as in DDPM's code)"),
         ("template", "a {}", "sentence with {} for the class name, for zero_shot"),
-        ("inception", None, "weights file of FID's InceptionV3"),
         ("lpips", None, "weights files of LPIPS, BACKBONE,LINEAR"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)

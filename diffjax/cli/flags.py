@@ -99,11 +99,9 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
 
 
 def define_ema_length(flags: Flags, *, several: bool = False) -> None:
+    define = absl_flags.DEFINE_string if several else absl_flags.DEFINE_float
     text = "relative length of the average of the weights (see launch.py ema --help)"
-    if several:
-        absl_flags.DEFINE_string("ema_length", None, f"{text}; several, separated by commas", flag_values=flags)
-    else:
-        absl_flags.DEFINE_float("ema_length", None, text, flag_values=flags)
+    define("ema_length", None, text, flag_values=flags)
 
 
 def parse(flags: Flags, argv: Sequence[str], *, positional: bool = False) -> Arguments:
@@ -307,7 +305,7 @@ def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:
             default = "" if flag.value in (None, "", False, []) else f" (default {_plain(flag.value)})"
             syntax = f"--{name}" if flag.boolean else f"--{name}=..."
             text = textwrap.wrap(" ".join(flag.help.split()) + default, 84)
-            lines += [f"  {syntax:18} {text[0]}"] + [" " * 21 + line for line in text[1:]]
+            lines += [f"  {syntax:22} {text[0]}"] + [" " * 25 + line for line in text[1:]]
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, define_workdir, required
+from diffjax.cli.results import define_inception
 from diffjax.errors import UserError, unknown
 from diffjax.parsing import texts
 from diffjax.reproduce import execute, report, spec, verdicts
@@ -31,12 +32,12 @@ _EXECUTORS = ("local", "slurm")
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
+    define_inception(flags)
     for name, default, text in (
         ("experiment", None, "experiment file, such as experiments/ddim_table1.py"),
         ("scale", "smoke", "smoke | small | paper"),
         ("data_dir", None, "folder of prepared data sets (data.dir of the configs)"),
         ("results", None, "results.json to write the report of again; replaces --workdir"),
-        ("inception", None, "weights file of FID's InceptionV3"),
         ("executor", "local", "local: one after another on this machine; slurm: one job per training run"),
         ("slurm", "", "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600"),
     ):

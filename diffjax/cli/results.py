@@ -1,4 +1,4 @@
-"""Flags and messages of the results store and of CSV tables, for the verbs that use them."""
+"""Flags and messages of metrics, of the results store and of CSV tables, for the verbs that use them."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, check_writable
-from diffjax.evaluation.store import ResultsStore, write_csv
+from diffjax.evaluation.results_store import ResultsStore, write_csv
 
 
 def define_csv(flags: Flags) -> None:
@@ -20,6 +20,15 @@ def define_recompute(flags: Flags, things: str) -> None:
     absl_flags.DEFINE_boolean(
         "recompute", False, f"compute {things} that are in the run's results already", flag_values=flags
     )
+
+
+def define_inception(flags: Flags) -> None:
+    absl_flags.DEFINE_string("inception", None, "weights file of FID's InceptionV3", flag_values=flags)
+
+
+def define_clip(flags: Flags) -> None:
+    text = "run or folder of a CLIP, for metrics that require one (default: the CLIP trained with the run)"
+    absl_flags.DEFINE_string("clip", None, text, flag_values=flags)
 
 
 def check_output(arguments: Arguments, results: ResultsStore) -> None:

@@ -92,7 +92,7 @@ _PATHS = ("workdir", "classifier", "weak", "clip", "prompts", "image", "initial_
 def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags)
-    define_settings(flags, several=False)
+    define_settings(flags)
     for name, text in {
         "prompt": "caption of the images",
         "prompts": "UTF-8 file of prompts, one per line",

@@ -12,11 +12,10 @@ from diffjax.parsing import entries, number
 from diffjax.runs.power_functions import check_length
 
 
-def define_settings(flags: Flags, *, several: bool) -> None:
-    """Defines the flags of SETTINGS, and of guidance models; with `several` each setting is a list."""
+def define_settings(flags: Flags) -> None:
+    """Defines the flags of SETTINGS, and of guidance models."""
     for name, setting in SETTINGS.items():
-        text = f"{setting.help}; several, separated by commas" if several else setting.help
-        absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+        absl_flags.DEFINE_string(name, None, setting.help, flag_values=flags)
     for name, text in {
         "classifier": "run of a classifier of noised images, for guidance (configs/classifier_digits.py)",
         "weak": "run of a weaker model of the same data, to move away from (autoguidance)",

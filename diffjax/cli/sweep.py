@@ -3,7 +3,8 @@
   python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
   python launch.py sweep --workdir=runs/digits --ema_length=0.05,0.1,0.15
 
-Computes every combination of the lists, a cell each. All cells start from the same noise. Each sampler compiles once,
+--ema_length, --metrics and the settings of sampling and guidance take several values, separated by commas. Computes
+every combination of the settings, a cell each. All cells start from the same noise. Each sampler compiles once,
 for all numbers of steps, etas and guidance scales. Every finished cell is printed and appended to the store at once.
 The same command resumes a sweep that was stopped: cells in the store with the same inputs and code are not computed
 again.
@@ -26,12 +27,22 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
-from diffjax.cli.results import check_output, define_csv, define_recompute, report_unwritten, signal_of, write_table
+from diffjax.cli.results import (
+    check_output,
+    define_clip,
+    define_csv,
+    define_inception,
+    define_recompute,
+    report_unwritten,
+    signal_of,
+    write_table,
+)
 from diffjax.cli.settings import batch_size, define_settings, parse_lengths
-from diffjax.evaluation import plots, samples
+from diffjax.evaluation import samples
 from diffjax.evaluation.metrics import NAMES
-from diffjax.evaluation.store import ResultsStore, flat_row
+from diffjax.evaluation.results_store import ResultsStore, flat_row
 from diffjax.evaluation.sweep import DEFAULT_METRICS, Sweep, SweepOptions, table_row
+from diffjax.evaluation.tables import TableLines
 from diffjax.numbers import with_error
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
@@ -41,16 +52,13 @@ def define(flags: Flags) -> None:
     define_workdir(flags)
     define_sampling(flags, several_lengths=True)
     absl_flags.DEFINE_integer("num", 500, "number of samples per cell", 2, MAX_COUNT, flag_values=flags)
-    define_settings(flags, several=True)
+    define_settings(flags)
     define_recompute(flags, "cells")
     define_csv(flags)
-    default = ",".join(DEFAULT_METRICS)
-    for name, value, text in (
-        ("metrics", default, f"of samples: {' | '.join(NAMES)}; several, separated by commas"),
-        ("clip", None, "run or folder of a CLIP, for metrics that require one"),
-        ("inception", None, "weights file of FID's InceptionV3"),
-    ):
-        absl_flags.DEFINE_string(name, value, text, flag_values=flags)
+    define_clip(flags)
+    define_inception(flags)
+    text = f"of samples: {' | '.join(NAMES)}"
+    absl_flags.DEFINE_string("metrics", ",".join(DEFAULT_METRICS), text, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
@@ -85,7 +93,7 @@ def run(arguments: Arguments) -> int:
 
 def _compute(sweep: Sweep) -> None:
     """Computes the cells that are not stored, and prints a line for each."""
-    lines, warnings = plots.TableLines(sweep.settings, sweep.columns), set()
+    lines, warnings = TableLines(sweep.settings, sweep.columns), set()
     if sweep.num_stored < len(sweep.entries):
         print(lines.head)
     for entry in sweep.compute():

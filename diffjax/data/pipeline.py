@@ -152,7 +152,10 @@ class Batches:
             steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers), _start_worker)
         iterator = iter(steps)
         try:
-            yield from iterator
+            for batch in iterator:
+                # A copy: shared memory that is in use when the program ends is reported as leaked.
+                yield {key: np.array(value) for key, value in batch.items()} if workers else batch
+                del batch
         except RuntimeError as error:
             if not workers or "exit code" not in str(error):
                 raise

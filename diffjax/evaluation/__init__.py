@@ -51,7 +51,7 @@ def evaluate(name: str, trained: Run, settings: Settings, examples: Examples) ->
     """
     result = _function(name, trained)(settings, trained, examples)
     depends = {"split": settings.split, "images": len(examples.images), "seed": settings.seed}
-    return dataclasses.replace(result, provenance={**provenance.of_run(trained), **depends})
+    return dataclasses.replace(result, provenance={**provenance.run_provenance(trained), **depends})
 
 
 def _function(name: str, trained: Run) -> Evaluate:

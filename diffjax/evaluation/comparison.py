@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax import evaluation, io
+from diffjax import evaluation
 from diffjax.errors import UserError, note, unknown
-from diffjax.evaluation import metrics, provenance, store
-from diffjax.evaluation.store import Entry, ResultsStore
+from diffjax.evaluation import metrics, provenance, results_store
+from diffjax.evaluation.results_store import Entry, ResultsStore
+from diffjax.evaluation.tables import RMS_TITLES, aligned
 from diffjax.metrics.resampling import Estimate
 from diffjax.numbers import number, with_error
 from diffjax.runs.config_files import different_fields
@@ -23,7 +24,7 @@ _MAX_VALUE = 40  # characters of a config field's value in a table
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """A run that is compared.
 
     Attributes:
@@ -48,7 +49,7 @@ class Compared:
         return [(line["step"], line[metric]) for line in self.log if line.get(metric) is not None]
 
 
-def open_runs(paths: Sequence[str | os.PathLike]) -> list[Compared]:
+def open_runs(paths: Sequence[str | os.PathLike]) -> list[ComparedRun]:
     """Reads the configs, results and logs of runs.
 
     Raises:
@@ -67,11 +68,9 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> list[Compared]:
     ]
 
 
-def _open_run(name: str, workdir: Workdir) -> Compared:
-    config = workdir.read_config()
-    lines, _ = io.read_json_lines(workdir.metrics)
-    log = [line for line in lines if type(line.get("step")) is int]
-    return Compared(name, workdir.path, config, ResultsStore(workdir.results).entries, log)
+def _open_run(name: str, workdir: Workdir) -> ComparedRun:
+    config, entries = workdir.read_config(), ResultsStore(workdir.results).entries
+    return ComparedRun(name, workdir.path, config, entries, workdir.read_metrics())
 
 
 class Comparison:
@@ -83,7 +82,7 @@ class Comparison:
       fields: values of the config fields that differ, a value per run, by dotted name.
     """
 
-    def __init__(self, runs: Sequence[Compared], names: Sequence[str]):
+    def __init__(self, runs: Sequence[ComparedRun], names: Sequence[str]):
         """Selects the results of the metrics `names`.
 
         Raises:
@@ -112,7 +111,7 @@ class Comparison:
             return f"{metric} in training"
         column = metrics.COLUMNS.get(metric.removeprefix("recon_"))
         if column is None:
-            return metric
+            return RMS_TITLES.get(metric, metric)
         return f"reconstructions: {column.title}" if metric.startswith("recon_") else column.title
 
     def text(self) -> str:
@@ -122,7 +121,7 @@ class Comparison:
         ]
         if self.fields:
             rows = [[name, *map(value_text, values)] for name, values in self.fields.items()]
-            blocks.append("config fields that differ\n" + _aligned([["", *self._names], *rows]))
+            blocks.append("config fields that differ\n" + aligned([["", *self._names], *rows]))
         else:
             blocks.append("the configs are equal")
         return "\n\n".join(blocks)
@@ -141,7 +140,7 @@ class Comparison:
                 for entry in run.stored(metric):
                     shared = {"run": run.name, "checkpoint": entry.get("checkpoint"), **settings_of(entry)}
                     row = rows.setdefault((run.name, _key(entry)), {**shared, **fields})
-                    estimate = store.estimates(entry)[metric]
+                    estimate = results_store.estimates(entry)[metric]
                     row |= {metric: estimate.value, f"{metric}_standard_error": estimate.standard_error}
         return list(rows.values())
 
@@ -155,17 +154,17 @@ class Comparison:
         order = sorted(keys, key=lambda key: keys[key].get("steps") or 0)
         if not any(sum(key in of_run for of_run in entries) > 1 for key in order):
             note(f"{metric}: no two runs have results of the same settings, number of samples and seed")
-        settings = store.columns_of(keys.values())
+        settings = results_store.column_names(keys.values())
         rows = []
         for key in order:
-            estimates = [store.estimates(of_run[key])[metric] if key in of_run else None for of_run in entries]
+            estimates = [results_store.estimates(of_run[key])[metric] if key in of_run else None for of_run in entries]
             rows.append([*(value_text(keys[key].get(name, "")) for name in settings), *map(_estimate_text, estimates)])
         steps = [next((entry.get("checkpoint") for entry in of_run.values()), None) for of_run in entries]
-        lines = [self.title(metric), _aligned([[*settings, *self._names], *rows])]
+        lines = [self.title(metric), aligned([[*settings, *self._names], *rows])]
         lines.append(
             f"checkpoints: {', '.join(f'{name} {step}' for name, step in zip(self._names, steps, strict=True))}"
         )
-        fields = (*_COMPARED, "finest") if metric == "rms_to_finest_grid" else _COMPARED
+        fields = (*_COMPARED, "finest") if metric in RMS_TITLES else _COMPARED
         compared = [{name: entry.get(name) for name in fields} for of_run in entries for entry in of_run.values()]
         if different := provenance.differences(compared, shared=True):
             lines.append(f"the results differ in {', '.join(different)}")
@@ -175,7 +174,7 @@ class Comparison:
         last = [run.logged(metric)[-1] if run.logged(metric) else (None, None) for run in self.runs]
         steps = ["" if step is None else str(step) for step, _ in last]
         rows = [["", *self._names], ["last step", *steps], [metric, *(number(value) for _, value in last)]]
-        return f"{self.title(metric)}\n{_aligned(rows)}"
+        return f"{self.title(metric)}\n{aligned(rows)}"
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _key(entry: Entry) -> str:
     return json.dumps(settings_of(entry), sort_keys=True, default=str)
 
 
-def _check_metric(name: str, runs: Sequence[Compared], owned: Mapping[str, set[str]], common: Sequence[str]) -> None:
+def _check_metric(name: str, runs: Sequence[ComparedRun], owned: Mapping[str, set[str]], common: Sequence[str]) -> None:
     """Raises UserError for a metric that two runs do not have; notes runs without it."""
     without = [run for run in runs if name not in owned[run.name]]
     advice = "run launch.py sweep or evaluate with --workdir={}"
@@ -211,9 +210,3 @@ def value_text(value: Any) -> str:
     """Returns a setting or the value of a config field as a short text."""
     text = f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

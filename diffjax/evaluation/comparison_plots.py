@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffjax.evaluation import panels, store
+from diffjax.evaluation import panels, results_store
 from diffjax.evaluation.comparison import Comparison, settings_of, value_text
 from diffjax.evaluation.panels import HorizontalAxis
 
@@ -36,12 +36,12 @@ def _stored(compared: Comparison, name: str) -> tuple[_Curves, HorizontalAxis]:
     """Returns stored values by run and settings, against steps if the results differ in steps, else against runs."""
     entries = [run.stored(name) for run in compared.runs]
     settings = [settings_of(entry) for of_run in entries for entry in of_run]
-    different = [n for n in store.columns_of(settings) if len({value_text(s.get(n)) for s in settings}) > 1]
+    different = [n for n in results_store.column_names(settings) if len({value_text(s.get(n)) for s in settings}) > 1]
     steps = sorted({s["steps"] for s in settings if isinstance(s.get("steps"), int)})
     points: dict[str, list[tuple[float, float]]] = {}
     for i, (run, of_run) in enumerate(zip(compared.runs, entries, strict=True)):
         for entry in of_run:
-            value, of_entry = store.estimates(entry)[name].value, settings_of(entry)
+            value, of_entry = results_store.estimates(entry)[name].value, settings_of(entry)
             x = of_entry.get("steps") if len(steps) > 1 else i
             if value is not None and x is not None:
                 words = [f"{n} {value_text(of_entry[n])}" for n in different if n != "steps" and n in of_entry]

@@ -11,17 +11,16 @@ from tqdm import tqdm
 
 from diffjax import evaluation, io
 from diffjax.errors import UserError
-from diffjax.evaluation import metrics, provenance, samples, store
+from diffjax.evaluation import metrics, provenance, results_store, samples
+from diffjax.evaluation.results_store import Entry, ResultsStore, Writers, make_id
 from diffjax.evaluation.samples import Measurer
 from diffjax.evaluation.settings import Examples, Settings
-from diffjax.evaluation.store import Entry, ResultsStore, Writers, make_id
-from diffjax.evaluation.sweep import named
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, setting_values, single_setting
+from diffjax.inference.overrides import SettingsFactory, by_flag, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.parsing import texts
-from diffjax.runs.datasets import dataset_info
+from diffjax.runs.datasets import dataset_info, test_split
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
@@ -100,30 +99,32 @@ def prepare(
 
     Args:
       names: names in evaluation.NAMES.
-      flags: texts of sampling settings by name, and "classifier" and "weak"; None or absent: not set.
+      flags: texts of sampling settings by name, and "split", "classifier" and "weak"; None or absent: not set.
 
     Raises:
       UserError: a metric or a setting that the run does not support.
     """
     for name in names:
         evaluation.check(name, trained, settings)
-    of_data = [name for name in names if name in evaluation.OF_DATA]
-    of_reconstructions = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
-    of_samples = [name for name in names if name in metrics.NAMES]
-    examples = evaluation.examples(settings, trained) if of_data or of_reconstructions else None
-    if of_reconstructions and examples:
-        compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in of_reconstructions]
+    data_metrics = [name for name in names if name in evaluation.OF_DATA]
+    reconstruction_metrics = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
+    sample_metrics = [name for name in names if name in metrics.NAMES]
+    if (data_metrics or reconstruction_metrics) and flags.get("split") is None:
+        settings = dataclasses.replace(settings, split=test_split(trained.config))
+    examples = evaluation.examples(settings, trained) if data_metrics or reconstruction_metrics else None
+    if reconstruction_metrics and examples:
+        compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in reconstruction_metrics]
         options = {"split": settings.split, "inception": references.inception, "clip": references.clip}
         samples.check(compared, trained, len(examples.images), **options, extrapolate=True)
-    if of_samples and not flags.get("classifier"):  # a classifier can add classes
+    if sample_metrics and not flags.get("classifier"):  # a classifier can add classes
         single_setting(flags)
-        _check_samples(of_samples, trained, settings, references, trained.system.classes)
-    sampled = [_of_samples(of_samples, trained, settings, flags, references)] if of_samples else []
+        _check_samples(sample_metrics, trained, settings, references, trained.system.classes)
+    sampled = [_sample_evaluation(sample_metrics, trained, settings, flags, references)] if sample_metrics else []
     evaluations = []
     if examples:
-        evaluations += [_of_data(name, trained, settings, examples) for name in of_data]
-        if of_reconstructions:
-            evaluations.append(_of_reconstructions(of_reconstructions, trained, settings, examples, references))
+        evaluations += [_data_evaluation(name, trained, settings, examples) for name in data_metrics]
+    if examples and reconstruction_metrics:
+        evaluations.append(_reconstruction_evaluation(reconstruction_metrics, trained, settings, examples, references))
     return evaluations + sampled
 
 
@@ -136,18 +137,18 @@ def compute(
       results: store of the run; None: nothing is stored.
       recompute: whether to compute those that are stored too.
     """
-    for one in evaluations:
-        stored = results.find(one.id, one.settings) if results and not recompute else None
+    for prepared in evaluations:
+        stored = results.find(prepared.id, prepared.settings) if results and not recompute else None
         if stored:
             yield stored, True
             continue
-        entry, files = one.compute()
+        entry, files = prepared.compute()
         if results:
             results.add(entry, files)
         yield entry, False
 
 
-def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) -> Evaluation:
+def _data_evaluation(name: str, trained: Run, settings: Settings, examples: Examples) -> Evaluation:
     fields = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _NOT_SHOWN}
     defaults = dataclasses.asdict(Settings())
     shown = {field: value for field, value in fields.items() if field == "split" or value != defaults[field]}
@@ -172,12 +173,12 @@ def _of_data(name: str, trained: Run, settings: Settings, examples: Examples) ->
             "warnings": [],
             "files": list(result.plots),
         }
-        return store.make_entry("evaluate", trained, identity, values), result.plots
+        return results_store.make_entry("evaluate", trained, identity, values), result.plots
 
     return Evaluation(identity, shown, work)
 
 
-def _of_samples(
+def _sample_evaluation(
     names: Sequence[str], trained: Run, settings: Settings, flags: Mapping[str, Any], references: References
 ) -> Evaluation:
     count, overrides = settings.count(DEFAULT_SAMPLES), single_setting(flags)
@@ -190,7 +191,7 @@ def _of_samples(
     guides = {name: str(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
     length = {"ema_length": trained.ema_length} if trained.ema_length else {}
     steps = {"steps": sampling_settings.num_steps} if sampling_settings.num_steps else {}
-    shown = {**length, **named(overrides), **steps}
+    shown = {**length, **by_flag(overrides), **steps}
     identity = make_id(
         metrics=sorted(names),
         sampler=sampler,
@@ -225,13 +226,13 @@ def _of_samples(
             "warnings": list(measure.warnings),
             "files": ["samples.png"],
         }
-        entry = store.make_entry("evaluate", trained, identity, fields)
+        entry = results_store.make_entry("evaluate", trained, identity, fields)
         return entry, {"samples.png": _grid_writer(trained, images)}
 
     return Evaluation(identity, shown, work)
 
 
-def _of_reconstructions(
+def _reconstruction_evaluation(
     names: Sequence[str], trained: Run, settings: Settings, examples: Examples, references: References
 ) -> Evaluation:
     compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names]
@@ -260,7 +261,7 @@ def _of_reconstructions(
             "warnings": list(measure.warnings),
             "files": ["reconstructions.png"],
         }
-        entry = store.make_entry("evaluate", trained, identity, fields)
+        entry = results_store.make_entry("evaluate", trained, identity, fields)
         return entry, {"reconstructions.png": _grid_writer(trained, images)}
 
     return Evaluation(identity, shown, work)

@@ -1,4 +1,4 @@
-"""Tables and plots of a sweep: rows of sampler settings and metrics."""
+"""Plots of a sweep, whose rows have sampler settings and metrics, and of the variational bound."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,70 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from diffjax.evaluation import panels
+from diffjax.evaluation import panels, tables
 from diffjax.inference import image_grids
-from diffjax.numbers import number, with_error
 
 MAX_EXAMPLES = 10  # samples shown per setting
-_RMS = {"rms_to_finest_grid": "RMS difference from the most steps (grey levels)"}
-_NOT_SETTINGS = {"steps", "seconds", "compile_seconds", "not_finite", "standard_errors", *_RMS}
-_WIDTH = 17  # characters of a metric whose values are not known yet
-_HEADINGS = {
-    "compile_seconds": "compiling",
-    "guidance_rescale": "rescale",
-    "classifier_scale": "classifier",
-    "weak_scale": "weak",
-}
 _MAX_WIDTH = 1700  # of samples side by side, pixels
-
-
-def table(rows: Sequence[dict], measures: Iterable[str]) -> str:
-    """Returns the rows in aligned columns, settings first. Omits metrics without any value."""
-    shown = [name for name in (*measures, *_RMS) if any(row.get(name) is not None for row in rows)]
-    columns = [*_settings(rows, measures), "steps", *shown, "seconds", "compile_seconds"]
-    lines = [[_HEADINGS.get(name, name) for name in columns]]
-    lines += [[_text(row, name) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
-class TableLines:
-    """Formats the lines of a table one by one, before the values of later lines are known.
-
-    Attributes:
-      head: line of headings.
-    """
-
-    def __init__(self, cells: Sequence[dict], measures: Iterable[str]):
-        """Computes the widths of the columns from all settings, `cells`, and the names of the metrics."""
-        settings = _settings(cells, measures)
-        self._names = [*settings, "steps", *measures, *_RMS, "seconds", "compile_seconds"]
-        headings = [_HEADINGS.get(name, name) for name in self._names]
-        widest = {name: max(len(_text(cell, name)) for cell in cells) for name in settings}
-        least = dict.fromkeys((*measures, *_RMS), _WIDTH) | {"steps": 5} | widest
-        self._widths = [max(len(h), least.get(name, 0)) for name, h in zip(self._names, headings, strict=True)]
-        self.head = _aligned(headings, self._widths)
-
-    def line(self, row: dict) -> str:
-        """Returns the line of a row."""
-        return _aligned([_text(row, name) for name in self._names], self._widths)
-
-
-def _aligned(texts: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True))
-
-
-def _label(row: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Returns the settings of a row with these names, such as "ddim, eta 0, 50 steps"."""
-    words = [_setting(name, _text(row, name)) for name in sorted(names, key="steps".__eq__) if name in row]
-    return ", ".join(words)
-
-
-def _setting(name: str, text: str) -> str:
-    """Returns a setting in words."""
-    if name == "steps":
-        return f"{text} step{'s' * (text != '1')}"
-    return text if name == "sampler" else f"{_HEADINGS.get(name, name)} {text}"
 
 
 def bound_terms(path: Path, terms: Mapping[str, Sequence[float]], title: str) -> None:
@@ -116,7 +57,7 @@ def sweep(
 
 def sweep_figure(rows: Sequence[dict], measures: Mapping[str, str], real: Mapping[str, float] = {}) -> Figure | None:
     """Returns the plot of `sweep` without samples; None if there is only one row or no value."""
-    titles = {**measures, **_RMS}
+    titles = {**measures, **tables.RMS_TITLES}
     shown = {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
     if len(rows) < 2 or not shown:
         return None
@@ -141,8 +82,8 @@ class _Curves:
 
     def __init__(self, rows: Sequence[dict], measures: Iterable[str]):
         self._rows = rows
-        settings = ["steps", *_settings(rows, measures)]
-        distinct = {name: {_text(row, name) for row in rows} for name in settings}
+        settings = ["steps", *tables.setting_names(rows, measures)]
+        distinct = {name: {tables.text_of(row, name) for row in rows} for name in settings}
         differ = [name for name in settings if len(distinct[name]) > 1]
         numeric = [name for name in differ if all(_is_number(row, name) for row in rows)]
         if "steps" in differ or not numeric:
@@ -154,10 +95,10 @@ class _Curves:
         repeated = [name for name in repeated if all(row.get(name) == row["steps"] for row in rows)]
         self._others = [name for name in differ if name not in (self.name, *repeated)]
         same = [name for name in settings if name not in differ]
-        self.constants = _label(rows[0], same)
+        self.constants = tables.label(rows[0], same)
         self.indices: dict[str, list[int]] = {}
         for i in range(len(rows)):
-            self.indices.setdefault(_label(rows[i], self._others) if self.name else "", []).append(i)
+            self.indices.setdefault(tables.label(rows[i], self._others) if self.name else "", []).append(i)
         if self.name:
             for indices in self.indices.values():
                 indices.sort(key=lambda i: rows[i][self.name])
@@ -166,19 +107,19 @@ class _Curves:
     def axis(self) -> panels.HorizontalAxis:
         """The horizontal axis."""
         if self.name is None:
-            labels = [_label(row, self._others) for row in self._rows]
+            labels = [tables.label(row, self._others) for row in self._rows]
             return panels.HorizontalAxis("", range(len(labels)), labels, connected=False)
-        ticks = sorted({_text(row, self.name) for row in self._rows}, key=float)
-        return panels.horizontal_axis(_HEADINGS.get(self.name, self.name), ticks)
+        ticks = sorted({tables.text_of(row, self.name) for row in self._rows}, key=float)
+        return panels.horizontal_axis(tables.heading(self.name), ticks)
 
     def position(self, i: int) -> float:
         """Returns the position of row `i` on the axis."""
-        return i if self.name is None else float(_text(self._rows[i], self.name))
+        return i if self.name is None else float(tables.text_of(self._rows[i], self.name))
 
     def label(self, i: int) -> str:
         """Returns the label of row `i` among those of its curve."""
         names = self._others if self.name is None else [self.name]
-        return _label(self._rows[i], names)
+        return tables.label(self._rows[i], names)
 
 
 def _sweep_samples(
@@ -213,18 +154,3 @@ def _is_number(row: Mapping[str, Any], name: str) -> bool:
     if isinstance(value, bool):
         return False
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _settings(rows: Sequence[dict], measures: Iterable[str]) -> list[str]:
-    """Returns the names of the settings of rows, except the steps; they distinguish curves."""
-    others = {*_NOT_SETTINGS, *measures, *(name for row in rows for name in row.get("standard_errors", ()))}
-    return list(dict.fromkeys(name for row in rows for name in row if name not in others))
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name, "")
-    if name in row.get("standard_errors", {}):
-        return with_error(value, row["standard_errors"][name])
-    if name in ("seconds", "compile_seconds"):
-        return number(value or None)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

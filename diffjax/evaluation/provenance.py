@@ -61,7 +61,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def of_run(trained: Run) -> dict[str, Any]:
+def run_provenance(trained: Run) -> dict[str, Any]:
     """Returns the provenance that all results of a run share, with the `environment`."""
     return {
         "workdir": str(trained.workdir.path),
@@ -77,7 +77,7 @@ def of_run(trained: Run) -> dict[str, Any]:
 
 
 @functools.cache
-def code() -> str:
+def code_hash() -> str:
     """Returns a hash of the code that results depend on: the Python files that evaluation imports, and `versions`."""
     files = {path.relative_to(_PACKAGE_FOLDER): path for path in _PACKAGE_FOLDER.rglob("*.py")}
     sources = {str(name): io.file_hash(path) for name, path in files.items() if name.parts[0] not in _ABOVE}
@@ -95,6 +95,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def config_hash(trained: Run) -> str:
+    """Returns a hash of the stored config of a run, parts included."""
     return io.short_hash(to_json(trained.config))
 
 

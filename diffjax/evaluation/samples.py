@@ -26,7 +26,7 @@ from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.reranking import check_reranker, load_reranker
 from diffjax.metrics import features, frechet, reference
 from diffjax.metrics.pixel_classifier import PixelClassifier
-from diffjax.runs.datasets import image_data, open_dataset, open_other
+from diffjax.runs.datasets import image_data, open_dataset, open_held_out_images
 from diffjax.runs.loading import Run
 
 _CHUNK = 1000  # real images that are read at once
@@ -76,7 +76,7 @@ def check(
     reference_split: str = split or trained.config.data.split
     real = len(open_dataset(trained.config, reference_split))
     if set(names) & set(CLASS_METRICS):
-        open_other(trained.config, reference_split)  # raises if there are no held-out examples
+        open_held_out_images(trained.config, reference_split)  # raises if there are no held-out examples
     for name, metric in compared.items():
         if real < metric.min_images:
             raise UserError(
@@ -164,7 +164,7 @@ class Measurer:
         self.provenance["networks"] = {name: dict(network.provenance) for name, network in networks.items()}
         if self._class_metrics:
             real = _labelled(source)
-            self._held_out = _labelled(open_other(trained.config, reference_split))
+            self._held_out = _labelled(open_held_out_images(trained.config, reference_split))
             self._classifier = PixelClassifier(real, self._held_out)
             self.provenance["classifier_held_out_accuracy"] = self._classifier.held_out.value
 

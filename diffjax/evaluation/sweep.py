@@ -14,13 +14,13 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax.errors import MissingData, UserError, note
-from diffjax.evaluation import plots, provenance, samples, store
+from diffjax.evaluation import plots, provenance, results_store, samples, tables
 from diffjax.evaluation.metrics import result_entry
+from diffjax.evaluation.results_store import SAMPLING_FIELDS, Entry, ResultsStore, make_id
 from diffjax.evaluation.samples import Measurer
-from diffjax.evaluation.store import Entry, ResultsStore, make_id
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, setting_grid
+from diffjax.inference.overrides import SettingsFactory, by_flag, setting_grid
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
 from diffjax.metrics.resampling import Estimate
@@ -141,11 +141,11 @@ class Sweep:
 
     def table(self) -> str:
         """Returns a table of the finished cells, in the order of the settings."""
-        return plots.table([table_row(entry) for entry in self.finished], self.columns) if self.finished else ""
+        return tables.table([table_row(entry) for entry in self.finished], self.columns) if self.finished else ""
 
     def result(self) -> "SweepResult":
         """Returns the finished cells."""
-        return SweepResult([store.flat_row(entry) for entry in self.finished], self.table())
+        return SweepResult([results_store.flat_row(entry) for entry in self.finished], self.table())
 
     def plot(self, path: Path) -> None:
         """Writes a plot of the metrics against the steps, with samples. All cells must be finished."""
@@ -236,7 +236,7 @@ class Sweep:
             "files": [file],
         }
         trained = dataclasses.replace(self._trained, ema_length=cell.ema_length)
-        self.entries[i] = entry = store.make_entry("sweep", trained, self._ids[i], fields)
+        self.entries[i] = entry = results_store.make_entry("sweep", trained, self._ids[i], fields)
         self._examples[i] = images[: plots.MAX_EXAMPLES].copy()
         if self._results:
             self._results.add(entry, {file: functools.partial(_save_examples, self._examples[i])})
@@ -269,7 +269,7 @@ class SweepResult:
 
     def to_csv(self, path: str | Path) -> None:
         """Writes the rows as CSV: the file of `launch.py sweep --csv`."""
-        store.write_csv(path, self.rows)
+        results_store.write_csv(path, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +285,7 @@ class _Cell:
     def named_settings(self) -> dict[str, Any]:
         """The settings that distinguish the cell, by the names of flags."""
         length = {"ema_length": self.ema_length} if self.ema_length else {}
-        return {**length, **named(self.overrides), "steps": self.steps}
+        return {**length, **by_flag(self.overrides), "steps": self.steps}
 
     @functools.cached_property
     def step_settings(self) -> dict[str, Any]:
@@ -298,22 +298,10 @@ class _Cell:
         return {name: value for name, value in self.named_settings.items() if not _is_steps(name)}
 
 
-def named(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns overrides of sampling settings by the names of their flags; eta is "hat" for DDPM's larger variance."""
-    flags = {}
-    for name, value in overrides.items():
-        stage, colon, setting = name.rpartition(":")
-        if setting == "sigma_hat":
-            flags |= {f"{stage}{colon}eta": "hat"} if value else {}
-        else:
-            flags[f"{stage}{colon}{'sampler' if setting == 'name' else setting}"] = value
-    return flags
-
-
 def table_row(entry: Entry) -> dict[str, Any]:
     """Returns the row of an entry for a table or plot: settings, values, "standard_errors" and times."""
-    estimates = store.estimates(entry)
-    times = {name: entry[name] for name in ("not_finite", "seconds", "compile_seconds")}
+    estimates = results_store.estimates(entry)
+    times = {name: entry[name] for name in SAMPLING_FIELDS}
     values = {name: estimate.value for name, estimate in estimates.items()}
     errors = {name: estimate.standard_error for name, estimate in estimates.items()}
     return {**entry["settings"], **values, "standard_errors": errors, **times}

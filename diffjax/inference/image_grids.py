@@ -167,9 +167,10 @@ def pad(image: UInt8[np.ndarray, "h w C"], height: int, width: int) -> UInt8[np.
 
 
 def class_layout(classes: int, count: int, names: Sequence[str] = ()) -> Layout:
-    """Returns a layout with a column per class, for samples whose classes alternate.
+    """Returns a layout with whole columns of one class, for samples whose classes alternate.
 
-    Without classes, or with more than 20 classes or fewer samples than classes, the grid is approximately square.
+    The classes are repeated over the columns as often as makes the grid approximately square. Without classes, or with
+    more than 20 classes or fewer samples than classes, the columns are not those of classes.
 
     Args:
       classes: number of classes.
@@ -178,7 +179,8 @@ def class_layout(classes: int, count: int, names: Sequence[str] = ()) -> Layout:
     """
     if not 1 < classes <= min(count, 20):
         return SQUARE
-    return Layout(classes, column_labels=[class_label(i, classes, names) for i in range(classes)])
+    columns = classes * max(1, round(math.sqrt(count) / classes))
+    return Layout(columns, column_labels=[class_label(i % classes, classes, names) for i in range(columns)])
 
 
 def class_label(label: int, classes: int, names: Sequence[str] = ()) -> str:

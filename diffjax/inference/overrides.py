@@ -141,6 +141,18 @@ def setting_values(name: str, text: str) -> list[dict[str, Any]]:
         raise UserError(f"--{name}={text}: must be {kind} separated by commas") from error
 
 
+def by_flag(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns overrides of sampling settings by the names of their flags; eta is "hat" for DDPM's larger variance."""
+    flags = {}
+    for name, value in overrides.items():
+        stage, colon, setting = name.rpartition(":")
+        if setting == "sigma_hat":
+            flags |= {f"{stage}{colon}eta": "hat"} if value else {}
+        else:
+            flags[f"{stage}{colon}{'sampler' if setting == 'name' else setting}"] = value
+    return flags
+
+
 class SettingsFactory:
     """Makes sampling settings of a run; prints one note per flag that has no effect or is replaced."""
 

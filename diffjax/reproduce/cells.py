@@ -27,9 +27,8 @@ from diffjax.reproduce.plan import Cell, JobGroup
 from diffjax.reproduce.spec import SEED, Measure
 from diffjax.reproduce.store import Store
 from diffjax.runs.config_files import flatten
-from diffjax.runs.dependencies import config_hash, part_names, standalone_part
+from diffjax.runs.dependencies import part_names, standalone_part, training_hash
 from diffjax.runs.loading import Run, build_model, load
-from diffjax.training.logging import last_logged
 from diffjax.training.train import train
 
 
@@ -100,14 +99,14 @@ def _train_all(store: Store, trainings: Mapping[str, ConfigDict]) -> dict[str, E
 
 def train_with_parts(store: Store, config: ConfigDict) -> None:
     """Trains a config, after its parts. A part is a run of its own, which all runs with an equal part share."""
-    key = config_hash(config)
+    key = training_hash(config)
     missing = [name for name in part_names(config) if not store.has_part(key, name)]
     if missing:
         build_model(config, abstract=True)  # reports an invalid config before any part is trained
     for name in missing:
         part = standalone_part(config, name)
         train_with_parts(store, part)
-        store.link_part(key, name, config_hash(part))
+        store.link_part(key, name, training_hash(part))
     with store.lock(key):
         _, stopped = train(config, store.run(key))
     if stopped:
@@ -200,7 +199,7 @@ class CellEvaluator:
         depends["seed"] = int(cell.labels[SEED])
         if cell.classifier:
             depends["classifier"] = cell.classifier
-        return CellResult(estimates, {**provenance.of_run(self._trained), **depends}, images)
+        return CellResult(estimates, {**provenance.run_provenance(self._trained), **depends}, images)
 
     def _evaluate_samples(self, cell: Cell) -> CellResult:
         model: Any = self._trained.system
@@ -234,7 +233,8 @@ class CellEvaluator:
             if measure.metric in evaluation.OF_DATA:
                 estimate = select_estimate(self._data_result(cell, measure).values, measure.value)
             elif measure.metric == "training":
-                estimate = select_estimate(last_logged(self._trained.workdir.metrics), measure.value)
+                lines = self._trained.workdir.read_metrics()
+                estimate = select_estimate(lines[-1] if lines else {}, measure.value)
             else:
                 continue
             if estimate is not None:

@@ -13,7 +13,7 @@ from diffjax import io
 from diffjax.errors import unknown
 from diffjax.reproduce.spec import SEED, Change, Experiment, Fields, Labels, Measure, Multiply, Scale
 from diffjax.runs.config_files import flatten, load_file, with_fields
-from diffjax.runs.dependencies import config_hash
+from diffjax.runs.dependencies import training_hash
 
 
 class Cell(NamedTuple):
@@ -72,11 +72,11 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
         changes = [axis.change(labels[axis.name], labels) for axis in experiment.axes]
         for seed in scale.seeds:
             config = _cell_config(load_config, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
-            training, classifier = config_hash(config), ""
+            training, classifier = training_hash(config), ""
             if scale.classifier:
                 file, changed = scale.classifier
                 classifier_config = with_fields(load_config(file), {**changed, "seed": seed, **overrides})
-                classifier = config_hash(classifier_config)
+                classifier = training_hash(classifier_config)
                 trainings[classifier] = classifier_config
             trainings[training] = config
             key = io.short_hash(f"{training} {classifier} {_sampling_json(config)} {measured} {scale.num}")

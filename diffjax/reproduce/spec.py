@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from diffjax import evaluation
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import metrics
-from diffjax.runs.config_fields import CONFIGS
+from diffjax.runs.config_fields import in_repository
 
 # Config fields by dotted name, or by a pattern: "*train.steps" matches the run's field and those of its parts.
 Fields = Mapping[str, Any]
@@ -260,8 +260,7 @@ def load(path: str) -> Experiment:
     Raises:
       UserError: the file cannot be read.
     """
-    if not Path(path).exists() and (CONFIGS.parent / path).exists():
-        path = str(CONFIGS.parent / path)
+    path = in_repository(path)
     if not Path(path).is_file():
         files = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.py")))
         raise UserError(f"--experiment={path}: no such file" + (f"; choose from {files}" if files else ""))

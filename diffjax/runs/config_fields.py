@@ -14,6 +14,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 _STAGE = re.compile(r"^((parts|sampler\.stages)\.[^.]+\.)")
 
 
+def in_repository(path: str) -> str:
+    """Returns the path of a file, in this repository if it does not exist in the current folder but does there."""
+    if not os.path.exists(path) and (CONFIGS.parent / path).is_file():
+        return str(CONFIGS.parent / path)
+    return path
+
+
 @contextlib.contextmanager
 def configs_package(folder: str) -> Iterator[None]:
     """Makes `configs` the package of the modules in `folder` and then of those in this repository's configs/.

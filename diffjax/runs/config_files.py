@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError, unknown
-from diffjax.runs.config_fields import CONFIGS, configs_package
+from diffjax.runs.config_fields import CONFIGS, configs_package, in_repository
 
 # Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
 # skipped steps, places of data, devices, and settings of samplers (also for previews). Other devices (parallel.*)
@@ -140,9 +140,8 @@ def load_file(path: str) -> ConfigDict:
       UserError: the file cannot be read or fails, which the message locates by file and line, or what it returns is
         not a config.
     """
-    if not os.path.exists(path.partition(":")[0]) and os.path.exists(CONFIGS.parent / path.partition(":")[0]):
-        path = str(CONFIGS.parent / path)
-    return _load_file(path, ())
+    file, colon, argument = path.partition(":")
+    return _load_file(f"{in_repository(file)}{colon}{argument}", ())
 
 
 def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:

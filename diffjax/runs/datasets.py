@@ -100,35 +100,35 @@ def open_training_examples(config: ConfigDict, opened: OpenedSets | None = None)
 
 
 def open_held_out_examples(config: ConfigDict, opened: OpenedSets | None = None) -> Source:
-    """Opens examples that a config is not trained on (see `open_other`): stored latents, or images if none are stored.
+    """Opens the examples of `held_out_split` for a loss: stored latents, or images if these are not stored.
 
     Raises:
       MissingSplit: the set has only the split that the config is trained on.
     """
     opened = {} if opened is None else opened
-    other = other_split(config, config.data.split, opened)
+    split = held_out_split(config, config.data.split, opened)
     if uses_latents(config):
         with contextlib.suppress(MissingSplit):
-            return _open(config.data, other, opened)
-    return open_dataset(config, other, opened)
+            return _open(config.data, split, opened)
+    return open_dataset(config, split, opened)
 
 
 def _open(c: ConfigDict, split: str, opened: OpenedSets | None) -> Source:
     return data.open_dataset(c.name, directory=c.dir, split=split, options=_options(c), opened=opened)
 
 
-def open_other(config: ConfigDict, split: str) -> Source:
-    """Opens examples that are not in a split: "test" or "train", else the rest of a slice such as "train[:90%]".
+def open_held_out_images(config: ConfigDict, split: str) -> Source:
+    """Opens the images of `held_out_split`, with its errors."""
+    opened: OpenedSets = {}
+    return open_dataset(config, held_out_split(config, split, opened), opened)
+
+
+def held_out_split(config: ConfigDict, split: str, opened: OpenedSets | None = None) -> str:
+    """Returns a split without the examples of `split`: "test" or "train", else the rest of a slice: train[:90%].
 
     Raises:
       MissingSplit: the set has only this split; the message names slices.
     """
-    opened: OpenedSets = {}
-    return open_dataset(config, other_split(config, split, opened), opened)
-
-
-def other_split(config: ConfigDict, split: str, opened: OpenedSets | None = None) -> str:
-    """Returns the split that `open_other` opens, with its errors."""
     other = "train" if split.startswith("test") else "test"
     try:
         open_dataset(config, other, opened)
@@ -137,6 +137,19 @@ def other_split(config: ConfigDict, split: str, opened: OpenedSets | None = None
             raise MissingSplit(f"{error}, in training too (data.split=train[:90%])") from None
         return rest
     return other
+
+
+def test_split(config: ConfigDict) -> str:
+    """Returns the split that metrics of data use by default: "test", else the rest of a slice such as "train[:90%]".
+
+    Raises:
+      MissingSplit: the set has only the split that the config is trained on.
+    """
+    try:
+        open_dataset(config, "test")
+    except MissingSplit:
+        return held_out_split(config, config.data.split)
+    return "test"
 
 
 def open_prompts(config: ConfigDict, split: str = "test") -> Source:

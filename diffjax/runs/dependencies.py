@@ -81,9 +81,9 @@ def referenced_run(config: ConfigDict, field: str, workdir: Path | None) -> Path
     return (workdir if value[1:] in config.get("parts", {}) else workdir.parent) / value[1:]
 
 
-def config_hash(config: ConfigDict) -> str:
+def training_hash(config: ConfigDict) -> str:
     """Returns a short hash of all that determines the trained parameters, parts included."""
-    parts = {f"parts.{name}": config_hash(part_config(config, name)) for name in part_names(config)}
+    parts = {f"parts.{name}": training_hash(part_config(config, name)) for name in part_names(config)}
     fields = {**training_fields(config), "train.steps": config.get("train", {}).get("steps", 0), **parts}
     return io.short_hash(io.to_json(fields, sort_keys=True))
 

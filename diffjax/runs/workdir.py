@@ -188,6 +188,11 @@ class Workdir:
         before = self.config_changes.read_text() if self.config_changes.exists() else ""
         io.write_text(self.config_changes, f"{before}{io.to_json(change)}\n")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics.jsonl, in order: "step", and values by name. Damaged lines are left out."""
+        lines, _ = io.read_json_lines(self.metrics)
+        return [line for line in lines if type(line.get("step")) is int and line["step"] >= 0]
+
     def read_last_checkpoint(self) -> tuple[int | None, int | None]:
         """Returns the record of the newest checkpoint that was written.
 

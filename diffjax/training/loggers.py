@@ -95,7 +95,7 @@ class WandbLogger:
                 reinit="finish_previous",
             )
         except Exception as error:  # its errors have many types
-            raise UserError(f"--logger=wandb: cannot start ({one_line(str(error))[:300]}); {_OFFLINE}") from error
+            raise UserError(f"--logger=wandb: cannot start ({_reason(error)}); {_OFFLINE}") from error
         print(f"wandb: {f'offline, in {Path(self._run.dir).parent}' if is_offline else self._run.url}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -118,7 +118,7 @@ class WandbLogger:
             act()
         except Exception as error:
             self._failed = True
-            print(f"--logger=wandb: stops ({one_line(str(error))[:300]}); training continues", file=sys.stderr)
+            print(f"--logger=wandb: stops ({_reason(error)}); training continues", file=sys.stderr)
 
 
 LOGGERS = ("tensorboard", "wandb", "none")
@@ -140,7 +140,7 @@ def check_logger(name: str) -> None:
     try:
         is_logged_in = wandb.login(prompt=False)
     except Exception as error:
-        raise UserError(f"--logger=wandb: {one_line(str(error))[:300]}; {_OFFLINE}") from error
+        raise UserError(f"--logger=wandb: {_reason(error)}; {_OFFLINE}") from error
     if not is_logged_in:
         raise UserError(f"--logger=wandb: there is no login of wandb on this machine; {_OFFLINE}")
 
@@ -170,6 +170,11 @@ def _import_wandb() -> Any:
 
 def _is_offline(wandb: Any) -> bool:
     return os.environ.get("WANDB_MODE", wandb.setup().settings.mode) in ("offline", "dryrun", "disabled")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the message of an error of wandb, which may have many lines, as a short line."""
+    return one_line(str(error))[:300]
 
 
 def _run_id(workdir: Workdir) -> str:

@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,9 +36,10 @@ class MetricsLog(contextlib.AbstractContextManager):
         """
         self._directory = directory
         path = directory / "metrics.jsonl"
-        logger = open_logger(last_logged_step(path))  # before any change, as it can fail
+        lines = list(_lines(path)) if path.exists() else []
+        last = max((step for _, step in lines if step is not None), default=0)
+        logger = open_logger(last)  # before any change, as it can fail
         if path.exists():
-            lines = list(_lines(path))
             if damaged := [number for number, (_, step) in enumerate(lines, 1) if step is None]:
                 print(
                     f"{path}: {len(damaged)} damaged line{'s' * (len(damaged) > 1)} dropped, the first is line "
@@ -109,17 +109,6 @@ class NullLog(contextlib.AbstractContextManager):
     def image(self, step: int, name: str, image: np.ndarray) -> None: ...
 
     def __exit__(self, error_type, error, trace) -> None: ...
-
-
-def last_logged_step(path: Path) -> int:
-    """Returns the largest step in the valid lines of a metrics.jsonl, 0 without any."""
-    return max((step for _, step in _lines(path) if step is not None), default=0) if path.exists() else 0
-
-
-def last_logged(path: Path) -> dict[str, Any]:
-    """Returns the values of the last valid line of a metrics.jsonl, {} without any."""
-    lines = [line for line, step in _lines(path) if step is not None] if path.exists() else []
-    return io.from_json(lines[-1]) if lines else {}
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int | None]]:

@@ -205,9 +205,10 @@ def run(
             stop.run_interruptible(_save_preview, preview, start, state, bar.write)
         speed.restart()
         for step in range(start + 1, intervals.steps + 1):
-            with speed.waiting():
+            is_first = step == start + 1
+            with speed.excluded() if is_first else speed.waiting():  # threads and workers start with the first batch
                 batch = next(batches)
-            if step == start + 1:
+            if is_first:
                 with speed.excluded():
                     result = stop.run_interruptible(first_step, state, batch)
                 if result is None:

@@ -23,7 +23,6 @@ from diffjax.runs.config_files import changed_fields, flatten, training_fields
 from diffjax.runs.dependencies import part_config, part_names, referenced_run, standalone_part
 from diffjax.runs.workdir import Workdir
 from diffjax.training.compiled_step import learning_rates
-from diffjax.training.logging import last_logged_step
 
 _FLAG = "--allow_config_change"
 
@@ -69,7 +68,7 @@ def check_complete(config: ConfigDict, workdir: Workdir) -> None:
             f"{workdir.checkpoints}: the checkpoint of step {last} is missing, {present}; {restore}; {rewind}"
         )
     if last is None and "train" in config and workdir.config.exists():  # a run of an earlier version
-        logged = last_logged_step(workdir.metrics)
+        logged = max((line["step"] for line in workdir.read_metrics()), default=0)
         every = workdir.read_config().get("train", {}).get("checkpoint_every", 0)
         if logged and (not workdir.checkpoints.exists() or 0 < every < logged - newest):
             raise UserError(

@@ -284,7 +284,7 @@ def test_an_interrupted_encode_leaves_nothing(parts, config, tmp_path, monkeypat
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffjax.cli.encode.write_index", interrupt)
+    monkeypatch.setattr("diffjax.inference.latent_encoding.write_index", interrupt)
     assert launch("encode", f"--workdir={parts}/codec", f"--config={config}", f"--out={tmp_path}/out") == 130
     assert not list(tmp_path.iterdir())
 
@@ -295,4 +295,4 @@ def test_image_data_are_those_that_were_encoded(config, store, images):
     resolved = datasets.resolve(on_store)
     section = datasets.image_data(resolved)
     assert (section.name, section.dir, section.channels) == ("folder", str(images), 3)
-    assert datasets.other_split(resolved, "train[:80%]") == "train[80%:]"
+    assert datasets.held_out_split(resolved, "train[:80%]") == "train[80%:]"

@@ -1,5 +1,6 @@
 """Forms of flags on the command line, the groups of the help text, and proposals for unknown names."""
 
+import re
 import subprocess
 import sys
 
@@ -77,6 +78,8 @@ def test_the_help_groups_flags_by_purpose(capsys):
             groups[[*groups][-1]].append(line.split()[0].split("=")[0])
     assert [*groups][:5] == ["run:", "samples:", "sampling:", "guidance:", "editing:"]
     assert [*groups][-1] == "output:"
+    texts = [re.match(r"  --\S+ +", line) for line in lines[first:]]
+    assert {text.end() for text in texts if text} == {25}
     assert groups["run:"][0] == "--workdir" and "--guidance" in groups["guidance:"] and "--mask" in groups["editing:"]
 
 

@@ -151,7 +151,7 @@ def test_only_cells_with_the_same_inputs_are_taken_from_the_store(workdir, monke
             assert sum(line.split()[:2] == ["trailing", "4"] for line in capsys.readouterr().out.splitlines()) == 1
     sampled.clear()
     assert sweep(workdir, "--steps=4", "--num=8", "--metrics=kd_pixels") == 0 and sampled == [4]
-    monkeypatch.setattr(provenance, "code", lambda: "changed")
+    monkeypatch.setattr(provenance, "code_hash", lambda: "changed")
     capsys.readouterr()
     assert sweep(workdir, *flags, "--steps=4") == 0 and sampled == [4, 4]
     assert "1 of 1 cells were computed by other code" in capsys.readouterr().err

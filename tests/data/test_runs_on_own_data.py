@@ -102,9 +102,17 @@ def test_bad_data_writes_nothing(run, tmp_path, capsys):
 def test_examples_of_a_set_without_a_test_split(run):
     """Prompts are from the training split; a classifier is tested on the rest of a slice."""
     config = diffjax.load(run[1]).config
-    assert (len(datasets.open_prompts(config)), len(datasets.open_other(config, "train[:80%]"))) == (24, 6)
+    assert (len(datasets.open_prompts(config)), len(datasets.open_held_out_images(config, "train[:80%]"))) == (24, 6)
+    assert datasets.test_split(config) == "train[80%:]"
     with pytest.raises(UserError, match=r"no split 'test'.*in training too \(data.split=train\[:90%\]\)"):
-        datasets.open_other(config, "train")
+        datasets.open_held_out_images(config, "train")
+
+
+def test_an_image_of_a_slice_is_edited(run, tmp_path, capsys):
+    flags = ["--strength=0.5", "--num=1", f"--out={tmp_path}/x.png"]
+    assert launch("sample", f"--workdir={run[1]}", "--image=train[80%:]:5", *flags) == 0
+    error = refused(capsys, "sample", f"--workdir={run[1]}", "--image=test:5", *flags)
+    assert "--image=test:5: " in error and "has no split 'test'; choose from train, or a part" in error
 
 
 def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(images, tmp_path, capsys):

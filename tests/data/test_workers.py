@@ -57,6 +57,7 @@ def test_batches_are_those_of_threads(tmp_path):
     for step, batch in zip(range(3, 12), iterator, strict=False):
         for key, value in reference.batch(step).items():
             assert batch[key].dtype == value.dtype
+            assert batch[key].flags.owndata  # not shared memory, which is reported as leaked if the program ends
             np.testing.assert_array_equal(batch[key], value)
     iterator.close()
     assert not multiprocessing.active_children()

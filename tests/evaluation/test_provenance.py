@@ -111,9 +111,9 @@ def test_a_fingerprint_depends_on_names_types_shapes_and_values():
 
 def test_the_code_of_a_result_is_a_hash_of_sources_and_versions(monkeypatch, tmp_path):
     def code():
-        return provenance.code.__wrapped__()
+        return provenance.code_hash.__wrapped__()
 
-    assert code() == code() == provenance.code()
+    assert code() == code() == provenance.code_hash()
     monkeypatch.setattr(provenance, "_PACKAGE_FOLDER", tmp_path)
     (tmp_path / "cli").mkdir()
     (tmp_path / "samplers.py").write_text("x = 1")

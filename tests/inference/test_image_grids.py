@@ -103,6 +103,7 @@ def test_a_label_is_missing(layout):
 
 def test_each_class_has_a_column():
     assert image_grids.class_layout(3, 9, ("cat", "dog", "owl")) == Layout(3, column_labels=["cat", "dog", "owl"])
+    assert image_grids.class_layout(3, 100, ("cat", "dog", "owl")) == Layout(9, column_labels=["cat", "dog", "owl"] * 3)
     assert image_grids.class_layout(2, 2).column_labels == ["class 0", "class 1"]
     assert image_grids.class_layout(2, 2, ("cat",)).column_labels == ["class 0", "class 1"]
     for classes, count in ((0, 9), (1, 9), (10, 9), (21, 100)):

@@ -12,9 +12,8 @@ from diffjax.reproduce.cells import RunOptions, collect, run_group, select_estim
 from diffjax.reproduce.plan import make_groups
 from diffjax.reproduce.store import Store
 from diffjax.runs.config_files import load_file, with_fields
-from diffjax.runs.dependencies import config_hash
+from diffjax.runs.dependencies import training_hash
 from diffjax.runs.workdir import Workdir
-from diffjax.training.logging import last_logged
 from tests import tiny
 
 MEASURES = [
@@ -127,12 +126,13 @@ def test_rms_to_finest_grid_needs_the_samples_of_the_most_steps(make, tmp_path):
     assert stored(make, tmp_path / "failed", reference=None) == [None, None, None]
 
 
-def test_the_last_logged_values_are_those_of_the_last_valid_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_logged(path) == {}
-    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step": 3, "loss": NaN}\n{"step": 4, "lo')
-    assert last_logged(path) == {"step": 2, "loss": None}
-    assert select_estimate(last_logged(path), "loss") is None
+def test_damaged_lines_of_the_log_are_left_out(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_metrics() == []
+    lines = '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step": 3, "loss": NaN}\n{"step": 4, "lo'
+    workdir.metrics.write_text(lines)
+    assert workdir.read_metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert select_estimate(workdir.read_metrics()[-1], "loss") is None
     assert select_estimate({"loss": 0.5}, "loss") == Estimate(0.5, None)
 
 
@@ -164,7 +164,7 @@ def test_parts_are_trained_once_and_shared(tmp_path, monkeypatch):
         changed = with_fields(pipeline, {name.replace("__", "."): value for name, value in fields.items()})
         trained.clear()
         cells.train_with_parts(store, changed)
-        return store.run(config_hash(changed)).path, sorted(trained)
+        return store.run(training_hash(changed)).path, sorted(trained)
 
     path, systems = newly_trained()
     assert systems == ["clip", "ddpm", "ddpm", "pca", "prior", "unclip", "unclip_prior"]

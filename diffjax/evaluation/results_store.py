@@ -28,7 +28,7 @@ Entry = dict[str, Any]
 Writers = Mapping[str, Callable[[Path], None]]  # functions that write an image to a path, by file name
 
 _PROVENANCE = ("checkpoint", "workdir", "date", "device")  # columns of a table's provenance
-_TIMES = ("not_finite", "seconds", "compile_seconds")
+SAMPLING_FIELDS = ("not_finite", "seconds", "compile_seconds")  # of an entry, about its sampling
 
 
 class ResultsStore:
@@ -57,7 +57,7 @@ class ResultsStore:
 
         If the entry has other settings (of flags that repeat a value of the config), it is stored with these too.
         """
-        same = [entry for entry in self.entries if entry["id"] == identity and entry["code"] == provenance.code()]
+        same = [entry for entry in self.entries if entry["id"] == identity and entry["code"] == provenance.code_hash()]
         same = [entry for entry in same if self._has_files(entry)]
         if not same:
             return None
@@ -70,7 +70,7 @@ class ResultsStore:
     def is_outdated(self, identity: str) -> bool:
         """Returns whether all entries with an id are of other code."""
         codes = [entry["code"] for entry in self.entries if entry["id"] == identity]
-        return bool(codes) and provenance.code() not in codes
+        return bool(codes) and provenance.code_hash() not in codes
 
     def add(self, entry: Entry, files: Writers) -> None:
         """Writes an entry and its files; prints a warning if that fails."""
@@ -111,8 +111,8 @@ def make_entry(verb: str, trained: Run, identity: str, fields: Mapping[str, Any]
       identity: from `make_id`.
       fields: settings, num, seed, metrics, files and what else the metrics depend on.
     """
-    named = {"verb": verb, "id": identity, "code": provenance.code()}
-    return {**named, **fields, **provenance.of_run(trained)}
+    named = {"verb": verb, "id": identity, "code": provenance.code_hash()}
+    return {**named, **fields, **provenance.run_provenance(trained)}
 
 
 def make_id(**inputs: Any) -> str:
@@ -130,7 +130,7 @@ def flat_row(entry: Entry) -> dict[str, Any]:
     row = {**entry["settings"], "num": entry["num"], "seed": entry["seed"]}
     for name, estimate in estimates(entry).items():
         row |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
-    row |= {name: entry[name] for name in _TIMES if name in entry}
+    row |= {name: entry[name] for name in SAMPLING_FIELDS if name in entry}
     row |= {name: entry[name] for name in _PROVENANCE if name in entry}
     return row | {"commit": (entry.get("git") or {}).get("commit")}
 
@@ -140,12 +140,12 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
+        writer = csv.DictWriter(file, column_names(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Returns the names in any of the rows, in their order."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
