@@ -101,10 +101,10 @@ def save_reconstruction(workdir: Workdir, variables: Variables, length: float, s
 def _check_step(workdir: Workdir, length: float, step: int | None) -> int:
     steps = list_snapshots(workdir)
     if workdir.weights.exists():
-        raise UserError(f"--ema_length={length:g}: {workdir.path} is exported, with one average only; omit the flag")
+        raise UserError(f"{workdir.path}: is exported, with one average only; name the run for length {length:g}")
     if not steps:
         raise UserError(
-            f"--ema_length={length:g}: {workdir.path} has no averages to reconstruct from; train with "
+            f"{workdir.path}: has no averages to reconstruct length {length:g} from; train with "
             "--config.train.ema_lengths=0.05,0.1 and --config.train.ema_every=N"
         )
     if step is not None and step not in steps:
