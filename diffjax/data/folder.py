@@ -124,7 +124,7 @@ def _with_metadata(folder: Path, images: set[str], files: list[str]) -> _Split:
         raise UserError(f"{folder / files[0]}: names no images; add rows with file_name, or delete the file")
     if missing := [name for name in rows if name not in images]:
         raise UserError(
-            f"{folder / files[0]}: names {len(missing)} images that are not in the folder, such as {missing[0]}; "
+            f"{folder / files[0]}: names images that are not in the folder ({len(missing)}), such as {missing[0]}; "
             "correct file_name, which is relative to the metadata file"
         )
     if len(rows) < len(images):

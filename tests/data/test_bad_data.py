@@ -70,10 +70,10 @@ FOLDERS = {
     "missing": (lambda root: root.rmdir(), "data.dir=DIR: is not a folder"),
     "no such image": (
         metadata("file_name\n0.png\ngone.png\n"),
-        "names 1 images that are not in the folder, such as gone",
+        "names images that are not in the folder (1), such as gone",
     ),
-    "absolute path": (metadata("file_name\n/0.png\n"), "are not in the folder, such as /0.png; correct file_name"),
-    "path out of the folder": (metadata("file_name\n../0.png\n"), "are not in the folder, such as ../0.png"),
+    "absolute path": (metadata("file_name\n/0.png\n"), "are not in the folder (1), such as /0.png; correct file_name"),
+    "path out of the folder": (metadata("file_name\n../0.png\n"), "are not in the folder (1), such as ../0.png"),
     "image twice": (metadata("file_name\n0.png\n1.png\n./0.png\n"), "metadata.csv: row 3 names ./0.png again"),
     "two metadata files": (
         lambda root: (metadata("file_name\n0.png\n1.png")(root), rows(0, 1)(root)),

@@ -404,7 +404,7 @@ def mixed_labels(root):
     ("writer", "options", "message"),
     [
         (lambda root: None, {}, "has no images"),
-        (bad_metadata, {}, r"metadata.jsonl: names 1 images that are not in the folder, such as gone.png"),
+        (bad_metadata, {}, r"metadata.jsonl: names images that are not in the folder \(1\), such as gone.png"),
         (mixed, {}, r"data.channels=0: \S+2.png is grey, but \S+1.png has colours; set data.channels"),
         (lone_caption, {}, r"7.png: has no caption file \(1 of 12 images lack a .txt\)"),
         (mixed_labels, {}, "labels must be all whole numbers, or all names"),
