@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import hashlib
 import json
 import platform
 import shlex
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from diffjax import io
 from diffjax.errors import UserError
+from diffjax.models.parameter_paths import tree_hash
 from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import image_data
 from diffjax.runs.loading import Run
@@ -85,13 +84,8 @@ def code_hash() -> str:
 
 
 def fingerprint(tree: Any) -> str:
-    """Returns a hash of the names, types, shapes and values of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8).data)
-    return digest.hexdigest()[:16]
+    """Returns a short `tree_hash`."""
+    return tree_hash(tree)[:16]
 
 
 def config_hash(trained: Run) -> str:

@@ -6,10 +6,12 @@ consecutive names of a path, with the wildcards of shells: "label", "down_*", "m
 
 import difflib
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffjax.errors import UserError, validate_names
 
@@ -34,6 +36,16 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
             section = section.setdefault(key, {})
         section[name] = leaf
     return tree
+
+
+def tree_hash(tree: Any) -> str:
+    """Returns the SHA-256 of the names, types, shapes and values of a tree of arrays, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:

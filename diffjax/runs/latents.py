@@ -1,11 +1,8 @@
 """Checks that stored latents are those that a config would compute from the images."""
 
-import hashlib
 import os
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
@@ -16,20 +13,10 @@ from diffjax.errors import UserError
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_diffusion
 from diffjax.models.diffusion.data_space import LatentSpace
-from diffjax.models.parameter_paths import flatten
+from diffjax.models.parameter_paths import tree_hash
 from diffjax.runs.config_files import flatten as flatten_config
 from diffjax.runs.datasets import uses_latents
 from diffjax.typing import Variables
-
-
-def digest(variables: Variables) -> str:
-    """Returns the SHA-256 of all arrays and their names, as 64 hexadecimal digits."""
-    total = hashlib.sha256()
-    for path, leaf in sorted(flatten(jax.device_get(variables)).items()):
-        leaf = np.ascontiguousarray(leaf)
-        total.update(f"{path} {leaf.dtype} {leaf.shape} ".encode())
-        total.update(leaf.tobytes())
-    return total.hexdigest()
 
 
 def check_config(config: ConfigDict) -> None:
@@ -63,7 +50,7 @@ def check_model(config: ConfigDict, model: Model) -> None:
             f"data.name=latents: conditions.{names[0]} is computed from images; remove it, or set the images' data set"
         )
     index = read_index(directory)
-    if index.codec["digest"] != digest(model.frozen["codec"]):
+    if index.codec["digest"] != tree_hash(model.frozen["codec"]):
         raise UserError(
             f"codec={config.codec}: its weights are not those that encoded {directory} ({index.codec['workdir']} at "
             f"step {index.codec['step']}); set that run, or encode the images again"
@@ -73,7 +60,7 @@ def check_model(config: ConfigDict, model: Model) -> None:
             f"data.flip=True: {directory} has no latents of mirror images; set it to False, or encode with "
             "--config.data.flip=True"
         )
-    if index.clip and "clip" in model.frozen and index.clip["digest"] != digest(model.frozen["clip"]):
+    if index.clip and "clip" in model.frozen and index.clip["digest"] != tree_hash(model.frozen["clip"]):
         raise UserError(
             f"clip={config.clip}: its weights are not those that encoded the captions of {directory} "
             f"({index.clip['workdir']}); set that run, or encode again"
@@ -110,4 +97,4 @@ def text_arrays(config: ConfigDict) -> list[str]:
 
 def describe(path: str | os.PathLike, step: int | None, variables: Variables) -> dict[str, Any]:
     """Returns the entry of an index for a trained model."""
-    return {"workdir": os.path.abspath(path), "step": step, "digest": digest(variables)}
+    return {"workdir": os.path.abspath(path), "step": step, "digest": tree_hash(variables)}

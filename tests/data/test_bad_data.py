@@ -8,24 +8,13 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests import tiny
 from tests.command_line import refused
+from tests.image_folders import png, write
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 1, 0, 1])
-
-
-def png(pixels):
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def images(root, *names):

@@ -1,6 +1,5 @@
 """Folders that are unusual and valid: encodings of metadata, names of files, small and animated images, links."""
 
-import io
 import json
 import os
 
@@ -10,19 +9,9 @@ from PIL import Image
 
 from diffjax import data
 from diffjax.data.examples import ImageOptions
+from tests.image_folders import png, write
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-
-
-def png(pixels):
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def contents(root, size=8):
