@@ -23,8 +23,6 @@ from diffjax.training.metric_means import MetricMeans
 from diffjax.training.step import Metrics
 from diffjax.typing import Batch
 
-# Metrics of the machine; data_wait: share of the time spent waiting for data
-TIMES = ("images_per_second", "data_wait")
 _SPIKE = 6.0  # standard deviations of a loss above its mean that are reported
 _WATCHED = ("consecutive_skips", "loss_deviation")  # metrics that are read at every step
 
@@ -97,7 +95,7 @@ class Recorder:
           metrics: metrics of the step on the device.
           state: returns the newest state, which no later step has changed.
           write: prints a line.
-          measure: returns other metrics of the line, such as those of TIMES.
+          measure: returns other metrics of the line, such as `images_per_second`.
 
         Returns:
           The logged metrics, {} if nothing is logged.
@@ -274,7 +272,7 @@ class _Speed:
         self._since += time.monotonic() - before
 
     def read(self) -> dict[str, float]:
-        """Returns the metrics of TIMES since the last call."""
+        """Returns `images_per_second` and `data_wait`, the share of time waiting for data, since the last call."""
         elapsed = max(time.monotonic() - self._since, 1e-9)
         metrics = {"images_per_second": self.steps * self._batch_size / elapsed, "data_wait": self._waited / elapsed}
         self.restart()
