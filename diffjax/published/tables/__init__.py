@@ -1,0 +1,1 @@
+"""Tables of published networks: one file per network of this package, one function per naming."""
