@@ -1,6 +1,5 @@
 """Pipelines of diffusers with random weights sample the same images after an import, and after an export."""
 
-import functools
 import json
 
 import jax
@@ -97,8 +96,7 @@ def sample(run, latents):
     """Returns images of a run from x_T."""
     settings = run.system.make_settings(run.config.sampler, steps=STEPS)
     keys = jax.random.split(jax.random.key(0), len(latents))
-    draw = jax.jit(functools.partial(run.system.sample, run.variables))
-    return np.asarray(draw(keys, {"latent": latents}, settings))
+    return np.asarray(jax.jit(run.system.sample)(run.variables, keys, {"latent": latents}, settings))
 
 
 def sample_theirs(pipeline, latents):
