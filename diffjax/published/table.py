@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from jax import numpy as jnp
 
 from diffjax.errors import UserError, excerpt
 from diffjax.published.lazy import LazyTensor
@@ -200,6 +201,9 @@ def read(
     for path, leaf in shapes.items():
         each, shape = stored[path], tuple(leaf.shape)
         found = [tensors[name] for name in each.tensors]
+        for name, tensor in zip(each.tensors, found, strict=True):
+            if not jnp.issubdtype(tensor.dtype, jnp.floating):  # such as quantized weights
+                raise UserError(f"{network}: {name} is of type {tensor.dtype}, and must be floating point")
         try:
             value = each.entry.read(each.leaf, [tensor.read() for tensor in found], shape)
         except (ValueError, IndexError):  # shapes that do not fit one another

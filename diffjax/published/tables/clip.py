@@ -5,7 +5,7 @@ One table serves all CLIPs of a naming, also those with one encoder, because it 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from diffjax.published.table import Block, Constant, Module, Shape, Table, Tenso
 _BATCH_NORM = {"scale": ".weight", "bias": ".bias", "mean": ".running_mean", "var": ".running_var"}
 _GLIDE_SUFFIXES = {"kernel": ".w", "bias": ".b", "scale": ".g"}
 _GLIDE_LOG_SCALE = math.log(100)  # not in the files: a constant of the published code
+
+TRANSFORMERS_PROJECTIONS = ("text_projection.weight", "visual_projection.weight")  # linear maps to embeddings
 
 # Regular expressions of names of tensors that are not parameters of a CLIP.
 TRANSFORMERS_IGNORED = (r".*\.position_ids",)  # 0, 1, 2, ... in files of older versions
@@ -46,13 +48,16 @@ class _QueriesKeysValues(Module):
         return [tensors[0], tensors[2]] if leaf == "bias" else tensors
 
 
-def transformers(*, text: str = "text_model", image: str = "vision_model") -> Table:
+def transformers(names: Iterable[str] = ()) -> Table:
     """Returns the table of transformers' CLIPModel, and of its classes with one encoder.
 
     Args:
-      text: module of the text encoder; "": none, as CLIPTextModel is saved by transformers 5.
-      image: module of the image encoder.
+      names: names of the file's tensors: those of classes with one encoder may not begin with its module, text_model or
+        vision_model, as in files of transformers 5. (): they do, which every version reads.
     """
+    names = list(names)
+    without = any(name.startswith("encoder.") for name in names)
+    text, image = ("", "") if without else ("text_model", "vision_model")
     block = {
         "norm_attention": "layer_norm1",
         "qkv": fused("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
