@@ -268,6 +268,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Rerank
     "rerank.clip": ("@clip", "CLIP that ranks samples and measures them; '': none"),
     "rerank.best_of": (1, "images sampled per caption, of which CLIP selects the best; 1: no reranking"),
+    # Published weights: how the files of the network are named, for launch.py import and export
+    "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | ..."),
+    "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
     # Parallel
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
     "parallel.num_devices": (0, "devices of all processes; 0: all available"),

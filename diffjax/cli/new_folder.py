@@ -11,7 +11,7 @@ from diffjax.errors import UserError
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, *, flag: str = "out") -> Iterator[Path]:
     """Yields a temporary folder that becomes `out` if the block succeeds, and is deleted if it fails.
 
     Raises:
@@ -21,7 +21,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"--out={out} is not empty; choose a new folder")
+            raise UserError(f"--{flag}={out} is not empty; choose a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
@@ -30,6 +30,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         if error.filename and not Path(error.filename).is_relative_to(target.parent):
             raise  # reading the run failed
         reason = error.strerror or error
-        raise UserError(f"--out={out}: cannot be written ({reason}); free space or choose another folder") from error
+        raise UserError(f"--{flag}={out}: cannot be written ({reason}); free space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

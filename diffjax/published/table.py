@@ -243,7 +243,7 @@ def read(
             described = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in found)
             wanted = "x".join(map(str, shape)) or "a number"
             raise UserError(f"{network}: {each.tensors[0]} is {described}, and does not fit {path}, {wanted}")
-        value = np.ascontiguousarray(value, dtype=leaf.dtype)
+        value = np.array(value, leaf.dtype, order="C")
         if not np.isfinite(value).all():
             raise UserError(f"{network}: {each.tensors[0]} has values that are not finite; download the file again")
         for name in each.copies:

@@ -1,0 +1,106 @@
+"""What an import consists of, and checks of another library's configs."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax import io
+from diffjax.data.tokenizer import Tokenizer
+from diffjax.errors import UserError, excerpt
+from diffjax.published.lazy import LazyTensor
+from diffjax.published.table import Table
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedRun:
+    """A run to write: its config, and where its variables come from.
+
+    Attributes:
+      source: file or folder, for error messages.
+      config: config of the run; its parts are configs too.
+      table: names of the tensors, by paths of the model's variables.
+      tensors: tensors of the source by name.
+      ignored: regular expressions of names of tensors that are not parameters.
+      tokenizer: tokenizer of captions, if the model reads them.
+      parts: runs of the config's parts, by name.
+    """
+
+    source: Path
+    config: ConfigDict
+    table: Table
+    tensors: Mapping[str, LazyTensor]
+    ignored: Sequence[str] = ()
+    tokenizer: Tokenizer | None = None
+    parts: Mapping[str, "ImportedRun"] = dataclasses.field(default_factory=dict)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read."""
+    try:
+        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must have fields; download it again")
+    return content
+
+
+def with_defaults(path: Path, config: Json, defaults: Json) -> dict[str, Any]:
+    """Returns a config with the values of fields that it omits, without private ones.
+
+    Raises:
+      UserError: a number, a list or a text is of another type than the default.
+    """
+    fields = {name: value for name, value in config.items() if not name.startswith("_")}
+    for name, default in defaults.items():
+        value = fields.get(name)
+        if value is None or default is None or isinstance(value, str) == isinstance(default, str):
+            continue
+        raise refused(path, name, value, "has another type")
+    return {**defaults, **fields}
+
+
+def check_expressed(path: Path, config: Json, expressed: Json, *, ignored: Collection[str] = ()) -> None:
+    """Checks that our config expresses every field of another library's config.
+
+    Args:
+      path: file of the config, for error messages.
+      config: their fields, with defaults.
+      expressed: their fields, computed from our config.
+      ignored: fields that do not affect the numbers.
+
+    Raises:
+      UserError: a field has another value than our config expresses; the message names it.
+    """
+    for name, value in config.items():
+        if name in ignored:
+            continue
+        if name not in expressed:
+            if value not in (None, False, 0, (), []):
+                raise refused(path, name, value, "is not known")
+        elif _plain(value) != _plain(expressed[name]):
+            only = excerpt(io.to_json(_plain(expressed[name])), 80)
+            raise refused(path, name, value, f"is not supported; only {only} is, with the other fields")
+
+
+def refused(path: Path, name: str, value: Any, reason: str) -> UserError:
+    """Returns the error for a field that is not supported."""
+    try:
+        shown = excerpt(io.to_json(value), 80)
+    except (TypeError, ValueError, RecursionError):
+        shown = "(nested)"
+    return UserError(f"{path}: {name}={shown}: {reason}")
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value in which equal configs are equal: lists for tuples, numbers without their type."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

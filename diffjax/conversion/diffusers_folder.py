@@ -1,0 +1,177 @@
+"""Folders of diffusers and transformers: the tensors of a component, and whole pipelines as runs."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffjax.conversion import autoencoder_config, scheduler_config, unet_config
+from diffjax.conversion.components import ImportedRun, Json, read_json, refused
+from diffjax.errors import UserError, unknown
+from diffjax.published.lazy import LazyTensor
+from diffjax.published.table import Block, Table
+from diffjax.published.tensors import open_tensors
+from diffjax.runs.config_files import load_file
+
+_FILES = [  # in order of preference
+    f"{stem}{suffix}"
+    for suffix in (
+        *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
+        *(".bin", ".bin.index.json", ".fp16.bin"),
+    )
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+]
+_OLD_NAMES = {  # of attention in files of diffusers before 0.18
+    r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",
+    r"(.*\.attentions\.\d+)\.key\.(weight|bias)": r"\1.to_k.\2",
+    r"(.*\.attentions\.\d+)\.value\.(weight|bias)": r"\1.to_v.\2",
+    r"(.*\.attentions\.\d+)\.proj_attn\.(weight|bias)": r"\1.to_out.0.\2",
+}
+
+
+def open_component(folder: Path) -> dict[str, LazyTensor]:
+    """Returns the tensors of a component's folder, such as unet/, under the names of today.
+
+    Raises:
+      UserError: the folder has no file of weights, or it cannot be read.
+    """
+    for name in _FILES:
+        if (folder / name).exists():
+            return rename(open_tensors(folder / name), _OLD_NAMES)
+    raise UserError(
+        f"{folder} has no weights; it must have {_FILES[0]}, or another file that diffusers or transformers writes"
+    )
+
+
+def rename(tensors: Mapping[str, LazyTensor], patterns: Mapping[str, str]) -> dict[str, LazyTensor]:
+    """Returns tensors with the names that match a regular expression replaced."""
+
+    def renamed(name: str) -> str:
+        for pattern, replacement in patterns.items():
+            if match := re.fullmatch(pattern, name):
+                return match.expand(replacement)
+        return name
+
+    return {renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def read_folder(folder: Path) -> ImportedRun:
+    """Returns the run of a folder of diffusers: a pipeline (model_index.json) or a component (config.json).
+
+    Raises:
+      UserError: the folder is neither, or has a component or an option that is not supported.
+    """
+    if (folder / "model_index.json").exists():
+        index = read_json(folder / "model_index.json")
+        name = index.get("_class_name")
+        if name not in PIPELINES:
+            raise unknown(f"pipeline of {folder}/model_index.json, _class_name", str(name), PIPELINES)
+        return PIPELINES[name](folder, index)
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} has neither model_index.json nor config.json; use the folder of a pipeline or a model"
+        )
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name in autoencoder_config.CLASSES:
+        return read_autoencoder(folder, config)
+    if name == "UNet2DModel":
+        return _pixels(folder, config, {"_class_name": "DDPMScheduler"}, scheduler=folder / "scheduler_config.json")
+    raise unknown(
+        f"class of {folder}/config.json, _class_name", str(name), (*autoencoder_config.CLASSES, "UNet2DModel")
+    )
+
+
+def read_autoencoder(folder: Path, config: Json, *, scaling_factor: float | None = None) -> ImportedRun:
+    """Returns the run of an AutoencoderKL or VQModel.
+
+    Args:
+      scaling_factor: factor of latents; None: that of its config.
+    """
+    ours = autoencoder_config.read(folder / "config.json", config)
+    factor = config.get("scaling_factor", 0.18215) if scaling_factor is None else scaling_factor
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise refused(folder / "config.json", "scaling_factor", factor, "must be positive")
+    table = autoencoder_config.diffusers_table(ours, factor)
+    return ImportedRun(folder, ours, table, open_component(folder), parts={})
+
+
+def _read_pixels(folder: Path, index: Json) -> ImportedRun:
+    unet = read_json(folder / "unet" / "config.json")
+    path = folder / "scheduler" / "scheduler_config.json"
+    return _pixels(folder / "unet", unet, read_json(path), scheduler=path)
+
+
+def _pixels(folder: Path, unet: Json, scheduler_fields: Json, *, scheduler: Path) -> ImportedRun:
+    """Returns the run of a diffusion model on pixels."""
+    path = folder / "config.json"
+    side = _side(path, unet)
+    channels, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
+    if outputs not in (channels, 2 * channels):
+        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
+    config = _base("configs/published/ddpm.py")
+    config.data.update(image_size=side, channels=channels)
+    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    _set_process(config, scheduler, scheduler_fields, learns_variance=outputs != channels)
+    _set_classes(config, unet.get("num_class_embeds") or 0)
+    table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
+    return ImportedRun(folder, config, table, open_component(folder))
+
+
+def _read_latents(folder: Path, index: Json) -> ImportedRun:
+    """Returns the run of an unconditional latent diffusion model: LDMPipeline."""
+    path = folder / "unet" / "config.json"
+    unet, vae = read_json(path), read_json(folder / "vqvae" / "config.json")
+    codec = read_autoencoder(folder / "vqvae", vae, scaling_factor=vae.get("scaling_factor", 1.0))
+    config = _base("configs/published/latent_diffusion.py")
+    side = _side(path, unet)
+    _set_codec(config, codec, side)
+    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _set_process(config, scheduler, read_json(scheduler))
+    config.sampler.threshold = "none"
+    table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
+    return ImportedRun(folder / "unet", config, table, open_component(folder / "unet"), parts={"codec": codec})
+
+
+def _set_codec(config: ConfigDict, codec: ImportedRun, side: int) -> None:
+    """Sets the images of a latent diffusion model and its part `codec`, for latents of side x side."""
+    factor = 2 ** (len(codec.config.model.multipliers) - 1)
+    config.data.update(image_size=side * factor, channels=codec.config.data.channels)
+    before, codec.config.data.image_size = codec.config.data.image_size, side * factor
+    codec.config.model.attention_resolutions = tuple(
+        resolution * side * factor // before for resolution in codec.config.model.attention_resolutions
+    )
+
+
+def _set_process(config: ConfigDict, path: Path, scheduler: Json, *, learns_variance: bool = False) -> None:
+    diffusion, sampler = scheduler_config.read(path, scheduler, learns_variance=learns_variance)
+    config.diffusion.update(diffusion)
+    config.sampler.update(sampler)
+
+
+def _set_classes(config: ConfigDict, classes: int) -> None:
+    config.data.num_classes = classes
+    config.diffusion.update(class_conditional=bool(classes), label_dropout=0.0)
+
+
+def _side(path: Path, unet: Json) -> int:
+    side = unet.get("sample_size")
+    if isinstance(side, list | tuple) and len(side) == 2 and side[0] == side[1]:
+        side = side[0]
+    if type(side) is not int or not 0 < side < 2**16:
+        raise refused(path, "sample_size", side, "must be the height and width of x_t; add it to the file")
+    return side
+
+
+def _base(path: str) -> ConfigDict:
+    """Returns the config that an import starts from, unlocked."""
+    return ConfigDict(load_file(path).to_dict())
+
+
+PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {
+    "DDPMPipeline": _read_pixels,
+    "DDIMPipeline": _read_pixels,
+    "LDMPipeline": _read_latents,
+}

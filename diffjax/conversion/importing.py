@@ -1,0 +1,76 @@
+"""Imports published weights: writes a run as `export` does, with a record of its source."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax import io
+from diffjax.conversion.components import ImportedRun
+from diffjax.conversion.diffusers_folder import read_folder
+from diffjax.errors import UserError
+from diffjax.models.parameter_paths import flatten, unflatten
+from diffjax.published import table
+from diffjax.runs import exported_weights
+from diffjax.runs.dependencies import part_config
+from diffjax.runs.loading import build_model
+from diffjax.runs.workdir import Workdir
+
+
+def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict[str, Any]:
+    """Writes the run of published weights.
+
+    Args:
+      source: folder or file, or hub:OWNER/NAME for a repository of the Hugging Face Hub.
+      out: folder of the run, which must exist.
+      config: config of a single file; a folder has its own.
+
+    Returns:
+      The record of the source, as in source.json: "source", and the SHA-256 of each file.
+
+    Raises:
+      UserError: the source cannot be read, or does not fit a model of ours.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
+    run = read_folder(path)
+    _write(run, Workdir(out), run.config)
+    record = {"source": source, "sha256": _hashes(path)}
+    io.write_json(out / "source.json", record)
+    return record
+
+
+def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
+    """Writes a run, after its parts. A discriminator is left out: published files have none, or another one."""
+    workdir.create()
+    with config.unlocked():
+        for section, name in ((config, "adversarial"), (config.get("train", {}), "discriminator")):
+            if name in section:
+                del section[name]
+        if run.parts:
+            config.parts = ConfigDict({name: part.config.to_dict() for name, part in run.parts.items()})
+    for name, part in run.parts.items():
+        _write(part, Workdir(workdir.path / name), ConfigDict(part_config(config, name).to_dict()))
+    workdir.write_config(config)
+    if run.tokenizer:
+        run.tokenizer.save(workdir.tokenizer)
+    model = build_model(config, workdir.path)
+    if not model.losses:
+        return
+    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    variables = table.read(
+        run.table,
+        shapes,
+        run.tensors,
+        network=f"{run.source} is not the {type(model).__name__} of its config",
+        ignored=run.ignored,
+    )
+    exported_weights.save(workdir.weights, unflatten(variables), 0)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of a file, or of the files of a folder by their relative paths."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)) if file != path else file.name: io.file_hash(file) for file in files}

@@ -1,0 +1,159 @@
+"""Configs of diffusers' schedulers, and the sections `diffusion` and `sampler` of ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.diffusion import noise_schedules
+from diffjax.registry import lookup
+
+_DEFAULTS = {  # of the fields that are read, where classes agree
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "variance_type": "fixed_small",
+}
+_SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
+    "DDPMScheduler": ("ancestral", "leading", 1000),
+    "DDIMScheduler": ("ddim", "leading", 50),
+    "PNDMScheduler": ("plms", "leading", 50),
+    "EulerDiscreteScheduler": ("euler", "linspace", 50),
+    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", 50),
+    "HeunDiscreteScheduler": ("heun", "linspace", 25),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", 25),
+    "UniPCMultistepScheduler": ("unipc", "linspace", 25),
+    "LMSDiscreteScheduler": ("euler", "linspace", 50),  # which starts as LMS does; ours has no LMS
+}
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned_range": "learned_range",
+}
+_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_DEFAULT_BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012)}
+
+
+def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns fields of our sections `diffusion` and `sampler` for a scheduler.
+
+    Args:
+      path: file of the config, for error messages.
+      config: fields of the file.
+      learns_variance: whether the network has twice the output channels.
+
+    Raises:
+      UserError: a class or a field that our schedules and samplers do not have.
+    """
+    name = config.get("_class_name")
+    if name not in _SAMPLERS:
+        raise refused(path, "_class_name", name, f"must be one of {', '.join(_SAMPLERS)}")
+    defaults = {**_DEFAULTS, "clip_sample": name in ("DDPMScheduler", "DDIMScheduler")}
+    c = with_defaults(path, config, defaults)
+    for field, known in (
+        ("beta_schedule", _SCHEDULES),
+        ("prediction_type", _PREDICTIONS),
+        ("variance_type", {**_VARIANCES, None: ""}),
+    ):
+        if c[field] not in known:
+            raise refused(path, field, c[field], f"must be one of {', '.join(k for k in known if k)}")
+    if c["trained_betas"] is not None:
+        raise refused(path, "trained_betas", "...", "is not supported; only schedules by name are")
+    sampler, grid, steps = _SAMPLERS[name]
+    grid = c.get("timestep_spacing") or grid
+    if grid not in ("leading", "linspace", "trailing"):
+        raise refused(path, "timestep_spacing", grid, "must be leading, linspace or trailing")
+    if c["steps_offset"] and grid == "leading":
+        grid = f"leading(offset={c['steps_offset']})"
+    threshold = f"dynamic(percentile={100 * c['dynamic_thresholding_ratio']:g})" if c["thresholding"] else "none"
+    diffusion = {
+        "schedule": _schedule(c),
+        "timesteps": c["num_train_timesteps"],
+        "zero_terminal_snr": bool(c["rescale_betas_zero_snr"]),
+        "parameterization": _PREDICTIONS[c["prediction_type"]],
+        "variance": "learned_range" if learns_variance else _VARIANCES.get(c["variance_type"], "fixed_small"),
+    }
+    if diffusion["variance"] == "learned_range":
+        diffusion["loss"] = "hybrid"
+    threshold = "clip" if c["clip_sample"] and threshold == "none" else threshold
+    check_expressed(path, {"clip_sample_range": c["clip_sample_range"]}, {"clip_sample_range": 1.0})
+    return diffusion, {
+        "name": sampler,
+        "grid": grid,
+        "steps": min(steps, c["num_train_timesteps"]),
+        "threshold": threshold,
+    }
+
+
+def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
+    """Returns the config of a DDIMScheduler, or of a DDPMScheduler for an ancestral sampler.
+
+    Args:
+      config: config of a diffusion model.
+      path: folder of the run, for error messages.
+
+    Raises:
+      UserError: a schedule or a parameterization that diffusers' schedulers do not have.
+    """
+    d, sampler = config.diffusion, config.get("sampler", {})
+    schedule = lookup("diffusion.schedule", noise_schedules, d.schedule, injected=("continuous",))
+    names = {ours: theirs for theirs, ours in _SCHEDULES.items()}
+    predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    where = path / "config.json"
+    if schedule.name not in names or d.get("continuous", False) or (schedule.name == "cosine" and schedule.options):
+        raise refused(where, "diffusion.schedule", d.schedule, f"must be one of {', '.join(names)} for diffusers")
+    if d.parameterization not in predictions:
+        raise refused(where, "diffusion.parameterization", d.parameterization, "must be eps, x0 or v for diffusers")
+    ancestral = str(sampler.get("name", "ddim")).startswith("ancestral")
+    fields: dict[str, Any] = {
+        "_class_name": "DDPMScheduler" if ancestral else "DDIMScheduler",
+        "num_train_timesteps": d.timesteps,
+        "beta_schedule": names[schedule.name],
+        "prediction_type": predictions[d.parameterization],
+        "timestep_spacing": _spacing(str(sampler.get("grid", "leading"))),
+        "rescale_betas_zero_snr": bool(d.get("zero_terminal_snr", False)),
+        "clip_sample": str(sampler.get("threshold", "clip")) == "clip",
+        "thresholding": str(sampler.get("threshold", "")).startswith("dynamic"),
+    }
+    if schedule.name in _DEFAULT_BETAS:
+        low, high = _DEFAULT_BETAS[schedule.name]
+        scale = 1000 / d.timesteps
+        fields["beta_start"] = schedule.options.get("beta_min", low) * scale
+        fields["beta_end"] = schedule.options.get("beta_max", high) * scale
+    if ancestral:
+        fields["variance_type"] = d.variance
+    else:
+        fields |= {"set_alpha_to_one": True, "steps_offset": 0}
+    return fields
+
+
+def _spacing(grid: str) -> str:
+    """Returns the timestep_spacing of a time grid; "leading", diffusers' default, for one that it does not have."""
+    return grid if grid in ("trailing", "linspace") else "leading"
+
+
+def _schedule(c: Mapping[str, Any]) -> str:
+    """Returns diffusion.schedule for a beta_schedule, with its ends where they are not the default."""
+    name = _SCHEDULES[c["beta_schedule"]]
+    if name not in _DEFAULT_BETAS:
+        return name
+    scale = c["num_train_timesteps"] / 1000  # ours are those of 1000 timesteps
+    ends = (c["beta_start"] * scale, c["beta_end"] * scale)
+    if all(abs(end - default) < 1e-12 for end, default in zip(ends, _DEFAULT_BETAS[name], strict=True)):
+        return name
+    return f"{name}(beta_min={ends[0]:.12g},beta_max={ends[1]:.12g})"
