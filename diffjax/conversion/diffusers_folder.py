@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, clip, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import ImportedRun, Json, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
@@ -136,6 +136,27 @@ def _read_latents(folder: Path, index: Json) -> ImportedRun:
     return ImportedRun(folder / "unet", config, table, open_component(folder / "unet"), parts={"codec": codec})
 
 
+def _read_dit(folder: Path, index: Json) -> ImportedRun:
+    """Returns the run of a DiTPipeline."""
+    path = folder / "transformer" / "config.json"
+    transformer, vae = read_json(path), read_json(folder / "vae" / "config.json")
+    codec = read_autoencoder(folder / "vae", vae)
+    config = _base("configs/published/dit.py")
+    _set_codec(config, codec, _side(path, transformer))
+    config.model = ConfigDict(dit_config.read(path, transformer))
+    config.data.num_classes = transformer.get("num_embeds_ada_norm", 1000)
+    channels, outputs = transformer.get("in_channels", 4), transformer.get("out_channels")
+    if outputs not in (None, channels, 2 * channels):
+        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _set_process(config, scheduler, read_json(scheduler), learns_variance=outputs == 2 * channels)
+    config.sampler.threshold = "none"
+    table: Table = {"params/model": Block("", dit_config.table(config.model))}
+    return ImportedRun(
+        folder / "transformer", config, table, open_component(folder / "transformer"), parts={"codec": codec}
+    )
+
+
 def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of a StableDiffusionPipeline, for text-to-image or in-painting.
 
@@ -213,6 +234,7 @@ PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {
     "DDPMPipeline": _read_pixels,
     "DDIMPipeline": _read_pixels,
     "LDMPipeline": _read_latents,
+    "DiTPipeline": _read_dit,
     "StableDiffusionPipeline": _read_stable_diffusion,
     "StableDiffusionImg2ImgPipeline": _read_stable_diffusion,
     "StableDiffusionInpaintPipeline": _read_stable_diffusion,
