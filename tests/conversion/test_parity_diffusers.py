@@ -66,6 +66,15 @@ def vq():
     return randomise(diffusers.VQModel(**CODEC, num_vq_embeddings=20, latent_channels=3, scaling_factor=0.5))
 
 
+def dit():
+    """Blocks of published files have the same embeddings of time and label."""
+    model = randomise(diffusers.DiTTransformer2DModel(**DIT))
+    first, *others = (block.norm1.emb for block in model.transformer_blocks)
+    for other in others:
+        other.load_state_dict(first.state_dict())
+    return model
+
+
 def kl():
     return randomise(diffusers.AutoencoderKL(**CODEC))
 
@@ -84,17 +93,13 @@ PIPELINES = {
         ),
         scheduler=ddim(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
     ),
+    "dit": lambda: diffusers.DiTPipeline(transformer=dit(), vae=kl(), scheduler=ddim(clip_sample=False)),
     "ldm": lambda: diffusers.LDMPipeline(
         vqvae=vq(),
         unet=unet(),
         scheduler=ddim(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False),
     ),
 }
-
-
-PIPELINES["dit"] = lambda: diffusers.DiTPipeline(
-    transformer=randomise(diffusers.DiTTransformer2DModel(**DIT)), vae=kl(), scheduler=ddim(clip_sample=False)
-)
 
 
 def launch(*arguments):
