@@ -1,7 +1,6 @@
-"""Folders of diffusers and transformers: the tensors of a component, and whole pipelines as runs."""
+"""Folders of diffusers and transformers as runs: whole pipelines, and components."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,51 +9,9 @@ from ml_collections import ConfigDict
 from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import ImportedRun, Json, read_json, refused
 from diffjax.errors import UserError, unknown
-from diffjax.published.lazy import LazyTensor
+from diffjax.published.folders import open_component
 from diffjax.published.table import Block, Order, Table
-from diffjax.published.tensors import open_tensors
 from diffjax.runs.config_files import load_file
-
-_FILES = [  # in order of preference
-    f"{stem}{suffix}"
-    for suffix in (
-        *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
-        *(".bin", ".bin.index.json", ".fp16.bin"),
-    )
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-]
-_OLD_NAMES = {  # of attention in files of diffusers before 0.18
-    r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",
-    r"(.*\.attentions\.\d+)\.key\.(weight|bias)": r"\1.to_k.\2",
-    r"(.*\.attentions\.\d+)\.value\.(weight|bias)": r"\1.to_v.\2",
-    r"(.*\.attentions\.\d+)\.proj_attn\.(weight|bias)": r"\1.to_out.0.\2",
-}
-
-
-def open_component(folder: Path) -> dict[str, LazyTensor]:
-    """Returns the tensors of a component's folder, such as unet/, under the names of today.
-
-    Raises:
-      UserError: the folder has no file of weights, or it cannot be read.
-    """
-    for name in _FILES:
-        if (folder / name).exists():
-            return rename(open_tensors(folder / name), _OLD_NAMES)
-    raise UserError(
-        f"{folder} has no weights; it must have {_FILES[0]}, or another file that diffusers or transformers writes"
-    )
-
-
-def rename(tensors: Mapping[str, LazyTensor], patterns: Mapping[str, str]) -> dict[str, LazyTensor]:
-    """Returns tensors with the names that match a regular expression replaced."""
-
-    def renamed(name: str) -> str:
-        for pattern, replacement in patterns.items():
-            if match := re.fullmatch(pattern, name):
-                return match.expand(replacement)
-        return name
-
-    return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
 def read_folder(folder: Path) -> ImportedRun:
@@ -74,6 +31,8 @@ def read_folder(folder: Path) -> ImportedRun:
             f"{folder} has neither model_index.json nor config.json; use the folder of a pipeline or a model"
         )
     config = read_json(folder / "config.json")
+    if "model_type" in config:
+        return clip.read_clip(folder)
     name = config.get("_class_name")
     if name in autoencoder_config.CLASSES:
         return read_autoencoder(folder, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion import compvis
+from diffjax.conversion import clip, compvis
 from diffjax.conversion.components import ImportedRun, below
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
@@ -28,6 +28,8 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
+    if config.system == "clip":
+        return clip.read_single_file(path, config, open_tensors(path))
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
