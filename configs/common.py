@@ -100,6 +100,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),
     "model.factor": (2, "downsampling factor f of the VQ-VAE network"),
     "model.groups": (2, "levels of DALL-E's network; f = 2 ** (groups - 1)"),
+    "model.pixel_range": ((0.1, 0.9), "range that pixels are mapped to for DALL-E's encoder; absent: -1 to 1"),
     "model.latent_channels": (16, "channels of the latent"),
     "model.z_channels": (32, "channels between network and latent projection (ldm), or between levels (VQ-VAE-2)"),
     "model.coarser_factors": ((2,), "downsampling factor of each coarser level of tokens; (2, 2): three levels"),
