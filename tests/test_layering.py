@@ -17,7 +17,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "cluster": {"errors"},
     "metrics": {"diffusion", "nn"} | SHARED,
     "runs": {"cluster", "data", "models", "nn"} | SHARED,
-    "conversion": {"data", "diffusion", "models", "published", "runs"} | SHARED,
+    "conversion": {"data", "diffusion", "latents", "models", "nn", "published", "runs"} | SHARED,
     "inference": {"cluster", "data", "diffusion", "metrics", "models", "nn", "runs"} | SHARED,
     "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,
     "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,

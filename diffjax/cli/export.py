@@ -10,6 +10,10 @@ so training cannot resume from an export. If the export fails, for instance on a
 Of a LoRA run, weights.safetensors has the LoRA alone, and base.safetensors the weights that it adapts. The LoRA is also
 written in the format of peft, as adapter_model.safetensors and adapter_config.json. --merge_lora adds the LoRA to the
 weights, so that the export is an ordinary one.
+
+--format=diffusers writes a folder of the library diffusers instead, for `from_pretrained`: diffusion models on pixels
+and latents with a U-Net, and autoencoders with model.architecture=ldm. What it does not have is refused by the name of
+the config field.
 """
 
 import shutil
@@ -21,6 +25,7 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.cli.new_folder import new_folder
+from diffjax.conversion.exporting import export_diffusers
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -38,11 +43,21 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_boolean(
         "merge_lora", False, "add the updates of a LoRA run to the weights that it adapts", flag_values=flags
     )
+    absl_flags.DEFINE_enum(
+        "format", "diffjax", ("diffjax", "diffusers"), "files to write, see above", flag_values=flags
+    )
     define_ema_length(flags)
 
 
 def run(arguments: Arguments) -> int:
     source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
+    if arguments.format == "diffusers":
+        run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)
+        with new_folder(out) as folder:
+            name = export_diffusers(run, folder)
+        loaded = f'{out}", subfolder="unet' if name == "UNet2DModel" else out
+        print(f'exported to {out}; load it with:\n  diffusers.{name}.from_pretrained("{loaded}")')
+        return 0
     with new_folder(out) as folder:
         _export(
             source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora, length=arguments.ema_length

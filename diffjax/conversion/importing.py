@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
+from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten, unflatten
 from diffjax.published import table
@@ -35,11 +36,19 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     path = Path(source)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    run = read_folder(path)
+    run = read_folder(path) if path.is_dir() else _read_file(source, config)
     _write(run, Workdir(out), run.config)
     record = {"source": source, "sha256": _hashes(path)}
     io.write_json(out / "source.json", record)
     return record
+
+
+def _read_file(source: str, config: ConfigDict | None) -> ImportedRun:
+    if config is None:
+        raise UserError(
+            f"--source={source}: is a single file, which does not have its config: pass --config=configs/published/..."
+        )
+    return read_file(Path(source), config)
 
 
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:

@@ -1,10 +1,13 @@
 """Configs of diffusers' UNet2DModel and UNet2DConditionModel, and the section `model` of ours."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.nn.layers import level_widths, num_groups
+from diffjax.nn.unet import UNet
 from diffjax.published.table import Order, Table
 from diffjax.published.tables import unet
 
@@ -183,6 +186,33 @@ def write(
         config["attn_norm_num_groups"] = model["norm_groups"] if scale_shift else None
         config["add_attention"] = model.get("middle_attention", True)
     return config
+
+
+def check_writable(path: Path, model: Mapping[str, Any], written: Json, *, side: int) -> None:
+    """Checks that `write` lost no field of a section `model`: reads its result again.
+
+    Raises:
+      UserError: a field that diffusers' classes do not have.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(UNet)}
+    back = {**fields, **read(path, written, side=side)}
+    ours = {**fields, "heads": back["heads"] if model.get("head_channels") else fields["heads"], **model}
+    for name in model:
+        if name in ("architecture", "initializer", "remat", "attention", "norm_min_channels"):
+            continue
+        if name in back and tuple_of(ours[name]) != tuple_of(back[name]):
+            raise refused(path, f"model.{name}", model[name], f"cannot be exported to diffusers; {back[name]} can")
+    groups, least = model["norm_groups"], model.get("norm_min_channels", 0)
+    for width in level_widths(model["channels"], model["multipliers"]):
+        if num_groups(width, groups, least) != groups:
+            raise refused(
+                path, "model.norm_min_channels", least, f"gives {width} channels fewer groups, which diffusers cannot"
+            )
+
+
+def tuple_of(value: Any) -> Any:
+    """Returns a value with lists as tuples, whose order is of no importance where it is that of resolutions."""
+    return tuple(sorted(value)) if isinstance(value, list | tuple) else value
 
 
 def table(

@@ -1,0 +1,146 @@
+"""Exports runs as folders of diffusers, which `from_pretrained` loads."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from diffjax import io
+from diffjax.conversion import autoencoder_config, scheduler_config, unet_config
+from diffjax.conversion.components import refused
+from diffjax.latents import codebook, statistics
+from diffjax.models.diffusion.model import DiffusionModel
+from diffjax.models.parameter_paths import flatten
+from diffjax.published import table
+from diffjax.published.table import Table
+from diffjax.runs.dependencies import referenced_run
+from diffjax.runs.loading import Run, load
+
+_VERSION = "0.30.0"  # of diffusers, whose fields are written; later versions read them
+
+
+def export_diffusers(run: Run, out: Path) -> str:
+    """Writes a run as a folder of diffusers.
+
+    Args:
+      run: a diffusion model on pixels or latents, or an autoencoder.
+      out: folder to write, which must exist.
+
+    Returns:
+      The class that loads the folder, such as "DDIMPipeline".
+
+    Raises:
+      UserError: the run has a part or an option that diffusers does not have; the message names the config field.
+    """
+    exporters: dict[str, Callable[[Run, Path], str]] = {
+        "ddpm": _export_pixels,
+        "latent": _export_latents,
+        "vae": _export_autoencoder,
+        "vqvae": _export_autoencoder,
+    }
+    if run.config.system not in exporters:
+        path = run.workdir.config
+        raise refused(path, "system", run.config.system, f"--format=diffusers requires one of {', '.join(exporters)}")
+    return exporters[run.config.system](run, out)
+
+
+def _export_pixels(run: Run, out: Path) -> str:
+    unet, classes = _write_unet(run, out / "unet", side=_diffusion_model(run).data_space.shape[0])
+    scheduler = scheduler_config.write(run.config, path=run.workdir.path)
+    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    if classes:  # no pipeline of diffusers passes labels to a UNet2DModel
+        return "UNet2DModel"
+    pipeline = "DDPMPipeline" if scheduler["_class_name"] == "DDPMScheduler" else "DDIMPipeline"
+    _write_index(out, pipeline, unet=unet, scheduler=scheduler["_class_name"])
+    return pipeline
+
+
+def _export_latents(run: Run, out: Path) -> str:
+    codec = load(referenced_run(run.config, "codec", run.workdir.path))
+    unet, classes = _write_unet(run, out / "unet", side=_diffusion_model(run).data_space.shape[0])
+    scheduler = scheduler_config.write(run.config, path=run.workdir.path)
+    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    vqvae = _export_autoencoder(codec, out / "vqvae")
+    if classes:
+        return unet
+    _write_index(out, "LDMPipeline", vqvae=vqvae, unet=unet, scheduler=scheduler["_class_name"])
+    return "LDMPipeline"
+
+
+def _export_autoencoder(run: Run, out: Path) -> str:
+    config = run.config
+    if config.model.architecture != "ldm" or "pixelcnn" in config:
+        raise refused(run.workdir.config, "model.architecture", config.model.architecture, "must be ldm for diffusers")
+    scale = float(statistics.scale(run.variables["latents"]))
+    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+    params = {"model": dict(variables["params"]["model"])}  # without a discriminator
+    if config.system == "vqvae":
+        variables, params["model"]["codebook"] = _plain_codebook(run, variables)
+    config = ConfigDict(config.to_dict())
+    config.data.channels = run.spec.channels
+    written = autoencoder_config.write(config, scaling_factor=scale)
+    _write_component(out, written, autoencoder_config.diffusers_table(config, scale), {**variables, "params": params})
+    return written["_class_name"]
+
+
+def _plain_codebook(run: Run, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns variables whose codebook is one parameter, for any update rule, and that parameter."""
+    c = run.config.codebook
+    if c.kind != "vq" or c.cosine or len(variables["codebook"]) > 1:
+        raise refused(run.workdir.config, "codebook.kind", c.kind, "diffusers has one codebook, by distance (vq)")
+    ((name, state),) = variables["codebook"].items()
+    books = codebook.means(state) if "sums" in state else variables["params"]["model"]["codebook"][name]["books"]
+    books = np.asarray(books) + np.asarray(state.get("shift", 0.0))
+    state = {"counts": state["counts"], "usage": state["usage"], "shift": np.zeros_like(books)}
+    return {**variables, "codebook": {name: state}}, {name: {"books": books}}
+
+
+def _write_unet(run: Run, out: Path, *, side: int) -> tuple[str, int]:
+    """Writes the U-Net of a diffusion model; returns its class, and the rows of its table of labels."""
+    config, path = run.config, run.workdir.config
+    if config.model.get("architecture", "unet") != "unet":
+        raise refused(path, "model.architecture", config.model.architecture, "cannot be exported to diffusers")
+    model_of_run = _diffusion_model(run)
+    conditions = model_of_run.conditions
+    others = [name for name in conditions.each if name != "label"]
+    if others:
+        raise refused(path, "conditions", others, "cannot be exported to diffusers")
+    channels = model_of_run.data_space.shape[-1]
+    model = config.model.to_dict()
+    written = unet_config.write(
+        model,
+        side=side,
+        in_channels=channels,
+        out_channels=channels * (2 if model_of_run.process.learns_variance else 1),
+        num_label_embeddings=conditions.num_label_embeddings,
+    )
+    unet_config.check_writable(path, model, written, side=side)
+    names: Table = {"params/model": table.Block("", unet_config.table(model, conditional=False))}
+    _write_component(out, written, names, {"params": run.variables["params"]})
+    return written["_class_name"], conditions.num_label_embeddings
+
+
+def _diffusion_model(run: Run) -> DiffusionModel:
+    assert isinstance(run.system, DiffusionModel)
+    return run.system
+
+
+def _write_component(out: Path, config: Mapping[str, Any], names: Table, variables: Mapping[str, Any]) -> None:
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+    _write_json(out / "config.json", config)
+    tensors = table.write(names, arrays)
+    save_file(tensors, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def _write_index(out: Path, pipeline: str, **components: str) -> None:
+    index = {name: ["diffusers", class_name] for name, class_name in components.items()}
+    _write_json(out / "model_index.json", {"_class_name": pipeline, **index})
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    io.write_text(path, json.dumps({**fields, "_diffusers_version": _VERSION}, indent=2, sort_keys=True) + "\n")
