@@ -6,7 +6,7 @@ import pytest
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.table import Block
-from diffjax.published.tables import dalle, dit
+from diffjax.published.tables import dalle, dit, taesd
 from diffjax.runs.config_files import load_file
 from diffjax.runs.loading import build_model
 
@@ -65,3 +65,19 @@ def test_dalle_dvae():
         "decoder.blocks.group_1.block_2.res_path.conv_4.b": "params/model/decoder/group_3_block_1/conv_3/bias",
         "decoder.blocks.output.conv.w": "params/model/decoder/conv_out/kernel",
     }.items() <= names.items()
+
+
+def test_taesd():
+    _, leaves = shapes("taesd.py")
+    leaves = {path: leaf for path, leaf in leaves.items() if not path.startswith("params/discriminator")}
+    log_variances = 4 * (9 * 64 + 1)
+    assert count(leaves) - log_variances == 2_445_063
+    assert {
+        "encoder.layers.2.weight": "params/model/encoder/down_1/kernel",
+        "encoder.layers.14.bias": "params/model/encoder/conv_out/bias",
+        "decoder.layers.16.weight": "params/model/decoder/up_1/kernel",
+        "decoder.layers.17.conv.2.weight": "params/model/decoder/level_0_block_0/conv_1/kernel",
+    }.items() <= table.names(taesd.diffusers(), leaves).items()
+    names = table.names(taesd.original(), leaves)
+    assert len(names) == 134
+    assert names["decoder.18.conv.0.weight"] == "params/model/decoder/level_0_block_0/conv_0/kernel"
