@@ -6,7 +6,7 @@ import pytest
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.table import Block
-from diffjax.published.tables import dalle, dit, taesd
+from diffjax.published.tables import dalle, dit, edm, taesd
 from diffjax.runs.config_files import load_file
 from diffjax.runs.loading import build_model
 
@@ -81,3 +81,18 @@ def test_taesd():
     names = table.names(taesd.original(), leaves)
     assert len(names) == 134
     assert names["decoder.18.conv.0.weight"] == "params/model/decoder/level_0_block_0/conv_0/kernel"
+
+
+def test_edm_imagenet64():
+    """ADM's network (Dhariwal & Nichol 2021): 295.9 million parameters."""
+    _, leaves = shapes("edm_imagenet64.py")
+    assert count(leaves) == 295_899_267
+    names = table.names({"params/model": Block("model", edm.dhariwal_unet(side=64, levels=4))}, leaves)
+    assert {
+        "model.map_label.weight": "params/model/label/embedding",
+        "model.enc.32x32_down.affine.bias": "params/model/down_0_resample/time/bias",
+        "model.enc.16x16_block0.skip.weight": "params/model/down_2_block_0/skip/kernel",
+        "model.dec.8x8_in0.qkv.weight": "params/model/middle_attention/qkv/kernel",
+        "model.dec.64x64_up.conv1.weight": "params/model/up_1_resample/conv_1/kernel",
+        "model.dec.8x8_block3.proj.weight": "params/model/up_3_attention_3/out/kernel",
+    }.items() <= names.items()
