@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from jax import numpy as jnp
 
 from diffjax.errors import UserError, excerpt
 from diffjax.published.lazy import LazyTensor
@@ -239,6 +240,9 @@ def read(
     for path, leaf in shapes.items():
         each, shape = stored[path], tuple(leaf.shape)
         sources = [tensors[name] for name in each.tensors]
+        for name, tensor in zip(each.tensors, sources, strict=True):
+            if not jnp.issubdtype(tensor.dtype, jnp.floating):  # such as quantized weights
+                raise UserError(f"{network}: {name} is of type {tensor.dtype}, and must be floating point")
         try:
             value = each.entry.read(each.leaf, [tensor.read() for tensor in sources], shape)
         except (ValueError, IndexError):  # shapes that do not fit one another

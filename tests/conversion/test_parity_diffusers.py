@@ -137,7 +137,7 @@ def sample_theirs(pipeline, latents):
                 labels = torch.full((len(x),), LABEL)
                 output = pipeline.transformer(x, timestep=t.expand(len(x)), class_labels=labels).sample
                 output = output[:, : x.shape[1]]  # without the learned variance
-            x = pipeline.scheduler.step(output, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+            x = pipeline.scheduler.step(output, t, x, eta=0.0).prev_sample
         codec = getattr(pipeline, "vqvae", getattr(pipeline, "vae", None))
         if codec:
             x = codec.decode(x / codec.config.scaling_factor).sample
