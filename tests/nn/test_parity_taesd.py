@@ -64,8 +64,8 @@ class Block(nn.Module):
         self.conv = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
 
 
-def test_the_original_names():
-    """The author's layers, whose decoder starts with a layer without weights."""
+def original():
+    """Returns the author's layers; the decoder starts with a layer without weights."""
 
     def conv(inputs, outputs, **options):
         return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
@@ -78,12 +78,15 @@ def test_the_original_names():
         encoder += [conv(CHANNELS, CHANNELS, stride=2, bias=False), *level()]
         decoder += [*level(), nn.Upsample(scale_factor=2), conv(CHANNELS, CHANNELS, bias=False)]
     encoder, decoder = [*encoder, conv(CHANNELS, 4)], [*decoder, Block(), conv(CHANNELS, 3)]
-    peer = parity.randomise(nn.ModuleDict({"encoder": nn.Sequential(*encoder), "decoder": nn.Sequential(*decoder)}))
-    _, leaves = build()
+    return parity.randomise(nn.ModuleDict({"encoder": nn.Sequential(*encoder), "decoder": nn.Sequential(*decoder)}))
+
+
+def test_the_original_names():
+    peer, (_, leaves) = original(), build()
     variables = parity.read(taesd.original(), leaves, parity.tensors(peer))
     same = autoencoder_tiny()
     same.encoder.layers.load_state_dict(peer["encoder"].state_dict())
-    same.decoder.layers.load_state_dict(nn.Sequential(*decoder[1:]).state_dict())
+    same.decoder.layers.load_state_dict(nn.Sequential(*peer["decoder"][1:]).state_dict())
     expected = parity.read(taesd.diffusers(), leaves, parity.tensors(same))
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
 
