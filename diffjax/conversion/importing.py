@@ -25,7 +25,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     Args:
       source: folder or file, or hub:OWNER/NAME for a repository of the Hugging Face Hub.
       out: folder of the run, which must exist.
-      config: config of a single file; a folder has its own.
+      config: config of a file, or of a network in two files of a folder; folders of other libraries have their own.
 
     Returns:
       The record of the source, as in source.json: "source", and the SHA-256 of each file.
@@ -44,9 +44,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
 
 
 def _read(source: str, path: Path, config: ConfigDict | None) -> ImportedRun:
-    if path.is_dir():
-        if config is not None:
-            raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
+    if path.is_dir() and config is None:
         return read_folder(path)
     if config is None:
         raise UserError(
