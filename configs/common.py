@@ -148,6 +148,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "conditions.clip_text.states": (True, "attend to CLIP's state of every caption token"),
     "conditions.clip_text.embedding": (False, "condition on CLIP's embedding of the caption"),
     "conditions.clip_text.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.clip_text.null": ("start", "null caption: start (its token alone) | empty (Stable Diffusion)"),
     "conditions.image_embedding.tokens": (4, "tokens of context that the CLIP image embedding is projected to"),
     "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),
     "conditions.image_embedding.dropout": (0.1, "share of embeddings dropped, for classifier-free guidance"),
