@@ -7,7 +7,7 @@ a network pops each tensor of `Weights` by its name and expected shape, and fina
 import contextlib
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -119,6 +119,18 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(path)
     return _open_safetensors(path) if path.suffix == ".safetensors" else open_torch_file(path)
+
+
+def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:
+    """Returns the tensors of a network in several files, such as encoder and decoder, by "PART.NAME".
+
+    Args:
+      files: file of each part, see `open_tensors`.
+
+    Raises:
+      UserError: see `open_tensors`.
+    """
+    return {f"{part}.{name}": tensor for part, path in files.items() for name, tensor in open_tensors(path).items()}
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
