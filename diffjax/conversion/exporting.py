@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import refused
 from diffjax.latents import codebook, statistics
 from diffjax.models.diffusion.model import DiffusionModel
@@ -27,7 +27,7 @@ def export_diffusers(run: Run, out: Path) -> str:
     """Writes a run as a folder of diffusers.
 
     Args:
-      run: a diffusion model on pixels or latents, or an autoencoder.
+      run: a diffusion model on pixels or latents, an autoencoder, or a CLIP, which is one of transformers.
       out: folder to write, which must exist.
 
     Returns:
@@ -41,6 +41,7 @@ def export_diffusers(run: Run, out: Path) -> str:
         "latent": _export_latents,
         "vae": _export_autoencoder,
         "vqvae": _export_autoencoder,
+        "clip": _export_clip,
     }
     if run.config.system not in exporters:
         path = run.workdir.config
@@ -71,6 +72,12 @@ def _export_latents(run: Run, out: Path) -> str:
         return network
     _write_index(out, "LDMPipeline", vqvae=vqvae, unet=network, scheduler=scheduler)
     return "LDMPipeline"
+
+
+def _export_clip(run: Run, out: Path) -> str:
+    config = ConfigDict(run.config.to_dict())
+    config.data.channels = run.spec.channels
+    return clip.write_clip(run.workdir.config, config, run.variables, out, tokenizer=run.tokenizer)
 
 
 def _export_autoencoder(run: Run, out: Path) -> str:

@@ -103,7 +103,7 @@ def test_number_of_parameters(variant):
 @pytest.mark.parametrize("variant", NAMES)
 def test_tensors_have_the_names_and_shapes_of_the_published_code(variant):
     config, shapes = abstract(variant)
-    names = tables.glide() if config.published.naming == "glide" else tables.openai()
+    names = tables.glide() if config.published.naming == "glide_clip" else tables.openai()
     expected = NAMES[variant]
     written = {}
     paths = table.names(names, shapes)
