@@ -49,10 +49,10 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
     config = ConfigDict(load_file("configs/published/clip.py").to_dict())
     config.published.naming = "transformers"
     config.model.dimensions = sections["model"]["dimensions"]
-    found = None
+    captions: Tokenizer | None = None
     if "text_encoder" in sections:
-        found = tokenizers.load(tokenizer or folder)
-        padding = _padding(tokenizer or folder, found)
+        captions = tokenizers.load(tokenizer or folder)
+        padding = _padding(tokenizer or folder, captions)
         if not 0 <= padding < sections["text"]["vocabulary"]:
             raise refused(path, "vocab_size", sections["text"]["vocabulary"], f"the tokenizer pads with {padding}")
         config.text.update(sections["text"])
@@ -67,7 +67,7 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
     else:
         del config["image_encoder"]
     names = tables.transformers(tensors)
-    return ImportedRun(folder, config, names, tensors, ignored=tables.TRANSFORMERS_IGNORED, tokenizer=found)
+    return ImportedRun(folder, config, names, tensors, ignored=tables.TRANSFORMERS_IGNORED, tokenizer=captions)
 
 
 def read_single_file(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
@@ -86,7 +86,7 @@ def read_single_file(path: Path, config: ConfigDict, tensors: Tensors) -> Import
             "text.tokenizer: is empty, and the file has no vocabulary; pass that of CLIP, bpe_simple_vocab_16e6.txt.gz "
             "of OpenAI's code or a folder with vocab.json and merges.txt"
         )
-    found = tokenizers.load(config.text.tokenizer)
+    captions = tokenizers.load(config.text.tokenizer)
     config = ConfigDict(config.to_dict())
     config.text.tokenizer = ""  # the run has its own copy
     for prefix, first in _PREFIXES:
@@ -94,7 +94,7 @@ def read_single_file(path: Path, config: ConfigDict, tensors: Tensors) -> Import
             tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     layers = None if "image_encoder" in config else config.text_encoder.layers
     ignored = (*tables.TRANSFORMERS_IGNORED, *tables.openai_ignored(layers))
-    return ImportedRun(path, config, table(config, tensors), tensors, ignored=ignored, tokenizer=found)
+    return ImportedRun(path, config, table(config, tensors), tensors, ignored=ignored, tokenizer=captions)
 
 
 def table(config: ConfigDict, tensors: Tensors | None = None) -> Table:
@@ -188,15 +188,15 @@ def _padding(folder: Path, tokenizer: Tokenizer) -> int:
         content = token.get("content") if isinstance(token, dict) else token
         if content is None:
             continue
-        found = tokenizer.bpe.token_to_id(content) if isinstance(content, str) else None
-        if found is None:
+        padding = tokenizer.bpe.token_to_id(content) if isinstance(content, str) else None
+        if padding is None:
             raise refused(folder / name, "pad_token", token, "is not in the vocabulary")
-        return found
+        return padding
     return tokenizer.end or 0
 
 
 def _pixels(folder: Path, channels: int) -> dict[str, tuple[float, ...]]:
-    """Returns the normalisation of pixels; of a pipeline, it is in a folder beside the encoder's."""
+    """Returns the normalisation of pixels; in a pipeline, it has its own folder."""
     candidates = [folder, folder.with_name("image_processor"), folder.with_name("feature_extractor")]
     for path in (candidate / "preprocessor_config.json" for candidate in candidates):
         if path.exists():

@@ -172,7 +172,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     with _named(vocab_file):
         has_suffix = _START in vocab
         count = len(vocab.keys()) - (2 * len(_BYTES) + 2 if has_suffix else len(_BYTES) + (_END in vocab))
-    merges = _read(merges_file, lambda content: _merges(_unpacked(content), count))
+    merges = _read(merges_file, lambda content: _merges(_unpacked(content), count, exact=not has_suffix))
     with _named(path):
         return _build(vocab, merges, _SUFFIX if has_suffix else "")
 
@@ -245,11 +245,16 @@ def _clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def _merges(content: bytes, count: int) -> list[list[str]]:
-    """Returns the first `count` pairs of a file with one pair per line, after a line with its version."""
-    merges = [line.split() for line in content.decode("utf-8-sig").split("\n")[1 : max(count, 0) + 1]]
-    if len(merges) != count:
-        raise ValueError("the file is truncated")
+def _merges(content: bytes, count: int, *, exact: bool = False) -> list[list[str]]:
+    """Returns the first `count` pairs of a file with one pair per line, after a line with its version.
+
+    Args:
+      exact: whether more pairs are an error. CLIP's published file has more.
+    """
+    lines = content.decode("utf-8-sig").rstrip("\r\n").split("\n")[1:]
+    merges = [line.split() for line in lines[: max(count, 0)]]
+    if len(merges) != count or (exact and len(lines) != count):
+        raise ValueError("the file is truncated, or of another vocabulary")
     return merges
 
 
