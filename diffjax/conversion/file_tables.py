@@ -16,6 +16,7 @@ from diffjax.published.tensors import open_parts, open_tensors
 
 _PARTS = {  # networks in several files of a folder, by naming and part; the first file that exists is read
     "dalle": {"encoder": ("encoder.pkl",), "decoder": ("decoder.pkl",)},
+    "glide_clip": {"image": ("clip_image_enc.pt",), "text": ("clip_text_enc.pt",)},
     "taesd": {
         "encoder": ("taesd_encoder.safetensors", "taesd_encoder.pth"),
         "decoder": ("taesd_decoder.safetensors", "taesd_decoder.pth"),
@@ -35,7 +36,8 @@ def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
             raise UserError(f"--source={path}: is a folder; pass the file that the header of --config names")
         return open_tensors(path)
     if not path.is_dir():
-        raise UserError(f"--source={path}: is a file; pass the folder that has both files, encoder and decoder")
+        both = " and ".join(candidates[0] for candidates in _PARTS[naming].values())
+        raise UserError(f"--source={path}: is a file; pass the folder that has both {both}")
     files = {}
     for part, candidates in _PARTS[naming].items():
         existing = [path / name for name in candidates if (path / name).exists()]
