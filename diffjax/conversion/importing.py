@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
+from diffjax.conversion.file_tables import is_in_two_files
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten, unflatten
@@ -36,19 +37,23 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     path = Path(source)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    run = read_folder(path) if path.is_dir() and config is None else _read_file(source, config)
+    run = _read(source, path, config)
     _write(run, Workdir(out), run.config)
     record = {"source": source, "sha256": _hashes(path)}
     io.write_json(out / "source.json", record)
     return record
 
 
-def _read_file(source: str, config: ConfigDict | None) -> ImportedRun:
+def _read(source: str, path: Path, config: ConfigDict | None) -> ImportedRun:
+    if path.is_dir() and not (config is not None and is_in_two_files(config)):
+        if config is not None:
+            raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
+        return read_folder(path)
     if config is None:
         raise UserError(
-            f"--source={source}: is a single file, which does not have its config: pass --config=configs/published/..."
+            f"--source={source}: is a single file, which does not have its config; pass --config=configs/published/..."
         )
-    return read_file(Path(source), config)
+    return read_file(path, config)
 
 
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion import compvis
-from diffjax.conversion.components import ImportedRun
-from diffjax.conversion.file_tables import TABLES, averaged, open_source
+from diffjax.conversion import clip, compvis
+from diffjax.conversion.components import ImportedRun, below
+from diffjax.conversion.file_tables import TABLES, open_source
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Order, Table, by_head
 from diffjax.published.tables import edm, unet
+from diffjax.published.tensors import open_tensors
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -28,10 +29,14 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
+    if config.system == "clip":
+        return clip.read_single_file(path, config, open_tensors(path))
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
-    return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_source(path, naming))
+    tensors = open_source(path, config)
+    tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
+    return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
 def read_openai(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
@@ -59,7 +64,7 @@ def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRu
     naming = config.published.naming
     if naming == "edm":
         edm.check_dhariwal_unet(tensors, network=str(path))
-    return ImportedRun(path, config, TABLES[naming](config), averaged(tensors) if naming == "dit" else tensors)
+    return ImportedRun(path, config, TABLES[naming](config), tensors)
 
 
 def _order(config: ConfigDict, parts: int) -> Order | None:
