@@ -24,23 +24,20 @@ _PARTS = {  # networks in several files of a folder, by naming and part; the fir
 _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
 
 
-def is_in_two_files(config: ConfigDict) -> bool:
-    """Returns whether the network of a config is published in two files of a folder."""
-    return config.get("published", {}).get("naming", "") in _PARTS
-
-
-def open_source(path: Path, config: ConfigDict) -> dict[str, LazyTensor]:
-    """Returns the tensors of a source: a file, or the folder of a network in two files.
+def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
+    """Returns the tensors of a source: a file, or for networks in two files, their folder.
 
     Raises:
-      UserError: the source is a file instead of a folder, a file is missing, or it cannot be read.
+      UserError: the source is a file instead of a folder or the reverse, a file is missing, or it cannot be read.
     """
-    if not is_in_two_files(config):
+    if naming not in _PARTS:
+        if path.is_dir():
+            raise UserError(f"--source={path}: is a folder; pass the file that the header of --config names")
         return open_tensors(path)
     if not path.is_dir():
         raise UserError(f"--source={path}: is a file; pass the folder that has both files, encoder and decoder")
     files = {}
-    for part, candidates in _PARTS[config.published.naming].items():
+    for part, candidates in _PARTS[naming].items():
         existing = [path / name for name in candidates if (path / name).exists()]
         if not existing:
             raise UserError(f"--source={path}: has no file {' or '.join(candidates)}; download it")

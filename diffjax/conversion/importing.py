@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
-from diffjax.conversion.file_tables import is_in_two_files
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten, unflatten
@@ -45,9 +44,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
 
 
 def _read(source: str, path: Path, config: ConfigDict | None) -> ImportedRun:
-    if path.is_dir() and not (config is not None and is_in_two_files(config)):
-        if config is not None:
-            raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
+    if path.is_dir() and config is None:
         return read_folder(path)
     if config is None:
         raise UserError(

@@ -120,7 +120,7 @@ def test_missing_files_are_errors(tmp_path, capsys):
     for source, config, message in [
         (tmp_path, "dalle_dvae.py", "has no file decoder.pkl; download it"),
         (tmp_path / "encoder.pkl", "dalle_dvae.py", "is a file; pass the folder that has both files"),
-        (tmp_path, "edm_imagenet64.py", "is a folder, which has its own config; remove the flag"),
+        (tmp_path, "edm_imagenet64.py", "is a folder; pass the file that the header of --config names"),
     ]:
         assert run_import(source, f"configs/published/{config}", tmp_path / "run") == 2
         assert message in capsys.readouterr().err
