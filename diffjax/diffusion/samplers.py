@@ -288,6 +288,27 @@ def unipc() -> Sampler:
     return Sampler(init, step)
 
 
+def consistency(*, schedule: Schedule) -> Sampler:
+    """Multistep sampling of a consistency model: each step estimates x_0, and noises it to the next level.
+
+    One step is one evaluation. The estimate is an image at the first level of the schedule, sigma_min, so the noise has
+    the variance between the two levels. The denoiser of another model returns the mean of images instead of an image:
+    its samples lack detail.
+
+    Args:
+      schedule: noise level at a timestep.
+
+    Reference: Song et al. 2023, "Consistency models", algorithm 1.
+    """
+
+    def step(keys, denoiser, carry, x, now, next):
+        x0 = _x0(denoiser(x, now), now)
+        std = jnp.sqrt(transition_variance(next, schedule(schedule.first)))
+        return next.alpha * x0 + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
+
+    return Sampler(_no_history, step)
+
+
 def _x0(denoised: Denoised, noise: Noise) -> Array:
     """Returns x_0, shifted by the guidance gradient: eps shifts by -sigma times gradient.
 

@@ -1,5 +1,6 @@
 """Samplers, grids and tables give the numbers of diffusers' schedulers, step by step, from the same network."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -284,6 +285,26 @@ def test_encoding(grid):
         return sampling.encode(denoiser, x, last, count, first)
 
     check([np.asarray(encode(jnp.asarray(x, jnp.float32), i + 1)) for i in range(STEPS)], expected)
+
+
+@pytest.mark.parametrize("times", [(40,), (40, 18), (40, 31, 18, 1)])
+def test_consistency_models(times, monkeypatch):
+    """A distilled network of OpenAI's: their boundary condition, time input and multistep sampling."""
+    schedule, (x, noise) = noise_schedules.edm(40), draws(len(times))
+    levels = jax.tree.map(np.asarray, schedule(time_grids.times(0, schedule, *times)))
+    scheduler = diffusers.CMStochasticIterativeScheduler()
+    feed(monkeypatch, scheduler, noise)
+    scheduler.set_timesteps(timesteps=sorted((40 - t for t in times), reverse=True))  # theirs count from the noise
+    assert scheduler.timesteps[0] == pytest.approx(250 * np.log(levels.sigma[0]), rel=1e-5)
+    parameterize = functools.partial(parameterizations.consistency, time_scale=1000.0)
+    denoiser = with_clipping(from_network(lambda x, time: network(x, time[0], jnp), parameterize), clipping.clip)
+    x, expected = 80.0 * x, []
+    y = torch.tensor(x)
+    for t in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(y, t).numpy(), float(t))
+        y = scheduler.step(torch.tensor(output), t, y).prev_sample
+        expected.append(y.double().numpy())
+    check(ours(monkeypatch, samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
 
 
 TABLES = {"linear": (LINEAR_VP, LINEAR), "scaled linear": (VP, SCALED), "cosine": (COSINE_VP, COSINE)}
