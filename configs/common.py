@@ -271,6 +271,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Published weights: how the files of the network are named, for launch.py import and export
     "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | ..."),
     "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
+    "published.attention_layers": ("conv1d", "projections of attention in the file: conv1d | conv2d"),
     # Parallel
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
     "parallel.num_devices": (0, "devices of all processes; 0: all available"),
