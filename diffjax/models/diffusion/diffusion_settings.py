@@ -118,10 +118,11 @@ def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, requir
             f"sampler.guidance={settings['guidance']:g}: requires a model trained with diffusion.label_dropout > 0, or "
             "with another condition's dropout > 0; leave it at 1"
         )
-    if settings["threshold"] != "none" and not pixels:
+    threshold = lookup("sampler.threshold", clipping, settings["threshold"])
+    if not pixels and threshold.function is not clipping.none and "limit" not in threshold.options:
         raise UserError(
-            f"sampler.threshold={settings['threshold']}: is only supported for pixels, not for latents or embeddings; "
-            "set it to none"
+            f"sampler.threshold={settings['threshold']}: is the range of pixels, which latents and embeddings do not "
+            "have; set it to none or clip(limit=...)"
         )
     if settings["augmentation"] and "low_res_image" not in required_inputs:
         raise UserError(
