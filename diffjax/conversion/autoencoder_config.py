@@ -86,8 +86,8 @@ def read(path: Path, config: Json, *, image_size: int | None = None) -> ConfigDi
     if is_vq:
         result.codebook.size = c["num_vq_embeddings"]
     expressed = write(result)
-    if is_vq and c["vq_embed_dim"] is None:
-        expressed["vq_embed_dim"] = None
+    if is_vq and c["vq_embed_dim"] == c["latent_channels"]:
+        expressed["vq_embed_dim"] = c["vq_embed_dim"]
     check_expressed(path, c, expressed, ignored=_IGNORED)
     return result
 
@@ -118,7 +118,7 @@ def write(config: ConfigDict, *, scaling_factor: float = 1.0) -> dict[str, Any]:
     if is_vq:
         fields |= {
             "latent_channels": model.z_channels,
-            "vq_embed_dim": model.latent_channels,
+            "vq_embed_dim": None if model.latent_channels == model.z_channels else model.latent_channels,
             "num_vq_embeddings": config.codebook.size,
         }
     else:

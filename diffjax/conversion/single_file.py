@@ -8,11 +8,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffjax.conversion import compvis, openai
 from diffjax.conversion.components import ImportedRun
-from diffjax.errors import UserError, unknown
+from diffjax.errors import unknown
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Block, Order, Table, by_head
-from diffjax.published.tables import unet
 from diffjax.published.tensors import open_tensors
 
 Tensors = Mapping[str, LazyTensor]
@@ -29,6 +28,11 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     """
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
+        raise unknown("published.naming", naming, NAMINGS)
+    return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
+
+
+NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
 
@@ -63,5 +67,6 @@ def _order(config: ConfigDict, parts: int) -> Order | None:
 
 
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
-    "openai": read_openai,
+    "compvis": compvis.read,
+    "openai": openai.read,
 }
