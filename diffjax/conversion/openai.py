@@ -3,6 +3,7 @@
 Also of networks trained with this code, such as an ONNX file of a consistency model.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,9 +45,7 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     """
     prefix = next((name.removesuffix(_TIME) for name in tensors if name.endswith(_TIME)), None)
     if prefix is None:
-        raise UserError(
-            f"{path} has no {_TIME}: it is not a U-Net of OpenAI's code; use the file of configs/published for its family"
-        )
+        raise UserError(f"{path} has no {_TIME}: it is not of OpenAI's code; use the config of its family")
     if prefix and all(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = rename(tensors, _NORMS)
@@ -154,7 +153,7 @@ def _blocks(config: ConfigDict, shapes: Shapes) -> list[int]:
     layer = re.compile(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.2)\.weight")
     ends = sorted(int(match[1]) for name in shapes if (match := layer.fullmatch(name)))
     bounds = [-1, *ends, outputs - 1]
-    return [end - start - 1 for start, end in zip(bounds, bounds[1:], strict=False)][::-1]
+    return [end - start - 1 for start, end in itertools.pairwise(bounds)][::-1]
 
 
 def _output_fields(config: ConfigDict, shapes: Shapes) -> dict[str, Any]:

@@ -32,40 +32,6 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
 
 
-NAMINGS:
-        raise unknown("published.naming", naming, NAMINGS)
-    return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
-
-
-def read_openai(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
-    """Returns the run of a file of OpenAI's U-Nets: Improved DDPM, ADM, consistency models, GLIDE."""
-    table: Table = {"params/model": Block("", openai_unet(config, side=config.data.image_size))}
-    return ImportedRun(path, config, table, tensors)
-
-
-def openai_unet(config: ConfigDict, *, side: int) -> Table:
-    """Returns the table of a U-Net of `config.model` with OpenAI's names, for x_t of side x side."""
-    model, levels = config.model, len(config.model.multipliers)
-    return unet.openai(
-        blocks=model.blocks,
-        levels=levels,
-        attention_levels=[i for i in range(levels) if side >> i in model.attention_resolutions],
-        residual=model.get("resample", "conv") == "residual",
-        transformer=bool(model.get("transformer_depth", 0)),
-        qkv_order=_order(config, 3),
-        kv_order=_order(config, 2),
-    )
-
-
-def _order(config: ConfigDict, parts: int) -> Order | None:
-    """Returns the order of fused queries, keys and values in the file."""
-    if config.published.attention_order == "contiguous":
-        return None
-    if config.published.attention_order != "by_head":
-        raise UserError(f"published.attention_order={config.published.attention_order}: must be contiguous or by_head")
-    return by_head(parts, heads=config.model.get("heads", 1), head_channels=config.model.get("head_channels"))
-
-
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
     "compvis": compvis.read,
     "openai": openai.read,
