@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.conversion.components import ImportedRun
@@ -28,6 +29,7 @@ _NORMS = {  # of an ONNX file, where they are named after the layer that reads t
     r"(.*)qkv\.norm\.(weight|bias)": r"\1norm.\2",
     r"out\.2\.norm\.(weight|bias)": r"out.0.\1",
 }
+_ABSENT = {"resample": "conv", "class_conditional": False}  # values of fields that a config does not have
 _ORDERS = ("by_head", "contiguous")
 _LAYERS = {"conv1d": 3, "conv2d": 4}  # dimensions of their weights
 
@@ -75,6 +77,7 @@ def table(config: ConfigDict) -> Table:
         residual=model.get("resample", "conv") == "residual",
         qkv_order=_order(config, 3),
         kv_order=_order(config, 2),
+        input_order=_input_order(config),
         attention_dims=_LAYERS[names.get("attention_layers", "conv1d")],
     )
     conditions: dict[str, Any] = {}
@@ -91,6 +94,14 @@ def _order(config: ConfigDict, parts: int) -> Order | None:
     return by_head(parts, heads=config.model.get("heads", 1), head_channels=config.model.get("head_channels"))
 
 
+def _input_order(config: ConfigDict) -> Order | None:
+    """Returns the order of input channels in the file, where GLIDE has the low-resolution image after the masked one."""
+    if not {"low_res_image", "masked_image"} <= set(config.get("conditions", {})):
+        return None
+    c = config.data.channels
+    return lambda count: np.r_[:c, 2 * c + 1 : count, c : 2 * c + 1]
+
+
 def _differences(config: ConfigDict, shapes: Shapes) -> Iterator[tuple[str, Any, Any]]:
     """Yields the fields of a config that differ from a file's network: name, value, and value of the file.
 
@@ -104,14 +115,14 @@ def _differences(config: ConfigDict, shapes: Shapes) -> Iterator[tuple[str, Any,
             continue
         for field, theirs in inferred.items():
             section, _, name = field.rpartition(".")
-            ours = config
+            ours: Any = config
             for key in section.split("."):
                 ours = ours[key]
-            ours = ours.get(name, "conv" if name == "resample" else None)
-            if isinstance(theirs, tuple) and name == "attention_resolutions":
+            ours = ours.get(name, _ABSENT.get(name))
+            if name == "attention_resolutions":
                 ours = tuple(sorted(ours, reverse=True))
-            if name == "blocks":
-                theirs = theirs[0] if isinstance(ours, int) and len(set(theirs)) == 1 else theirs
+            if name == "blocks" and isinstance(ours, int) and len(set(theirs)) == 1:
+                theirs = theirs[0]
             if ours != theirs:
                 yield field, ours, theirs
 

@@ -6,13 +6,19 @@ Which names the tensors have is the config's `published.naming`.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from diffjax.conversion import compvis, openai
 from diffjax.conversion.components import ImportedRun
-from diffjax.errors import unknown
+from diffjax.errors import UserError, unknown
+from diffjax.models.parameter_paths import flatten
+from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
+from diffjax.published.table import Table
 from diffjax.published.tensors import open_tensors
+from diffjax.runs.loading import Run
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -32,7 +38,31 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
 
 
+def write_file(run: Run, path: Path) -> None:
+    """Writes the variables of a run to a safetensors file, under the names of its family.
+
+    Args:
+      run: a run whose config has `published.naming`, such as an imported one.
+      path: file to write.
+
+    Raises:
+      UserError: the config names no family, or one that cannot be written.
+    """
+    naming = run.config.get("published", {}).get("naming", "")
+    if naming not in TABLES:
+        raise UserError(
+            f"published.naming={naming or repr('')} of {run.workdir.config}: --format=safetensors requires one of "
+            f"{', '.join(TABLES)}, which configs/published have; use --format=diffjax"
+        )
+    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+    arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
+    save_file(table.write(TABLES[naming](run.config), arrays), path, metadata={"format": "pt"})
+
+
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
     "compvis": compvis.read,
     "openai": openai.read,
+}
+TABLES: dict[str, Callable[[ConfigDict], Table]] = {  # names of a model's variables in files of one network
+    "openai": openai.table,
 }
