@@ -71,7 +71,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),
     "text.length": (16, "tokens per caption, start and end included; longer captions are cut"),
     # Model
-    "model.architecture": ("unet", "network: unet | dit (diffusion), vqvae | ldm | dalle, pixelcnn | transformer"),
+    "model.architecture": (
+        "unet",
+        "network: unet | dit (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
+    ),
     "model.channels": (32, "feature channels at the first level, that of full resolution"),
     "model.multipliers": ((1, 2), "channels of each level, in units of model.channels; each level halves the sides"),
     "model.blocks": (1, "residual blocks per level; the decoder of a UNet has one more"),
@@ -98,8 +101,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders
     "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),
-    "model.factor": (2, "downsampling factor f of the VQ-VAE network"),
+    "model.factor": (2, "downsampling factor f of the networks vqvae and taesd"),
     "model.groups": (2, "levels of DALL-E's network; f = 2 ** (groups - 1)"),
+    "model.pixel_range": ((0.1, 0.9), "range that pixels are mapped to for DALL-E's encoder; absent: -1 to 1"),
     "model.latent_channels": (16, "channels of the latent"),
     "model.z_channels": (32, "channels between network and latent projection (ldm), or between levels (VQ-VAE-2)"),
     "model.coarser_factors": ((2,), "downsampling factor of each coarser level of tokens; (2, 2): three levels"),
@@ -113,7 +117,8 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.masks": ((), "attention masks of the layers in turn: full | row | column | convolution; (): full"),
     "model.last_mask": ("", "attention mask of the last layer; '': as model.masks"),
     "model.mask_kernel": (5, "kernel side of the mask convolution, in tokens"),
-    "model.dimensions": (128, "dimensions of CLIP embeddings"),
+    "model.dimensions": (128, "dimensions of CLIP embeddings; 0: states of one encoder, without a linear map"),
+    "model.resize_images": (False, "whether runs with images of another size than data.image_size can use this CLIP"),
     "model.components": (40, "principal components that have tokens, in order of variance"),
     "model.bins": (128, "tokens per principal component"),
     "model.latent": (64, "dimensions of the GAN's latent z"),
@@ -212,9 +217,16 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "image_encoder.width": (128, "channels of the transformer"),
     "image_encoder.layers": (4, "transformer blocks"),
     "image_encoder.heads": (4, "attention heads"),
+    "image_encoder.mlp_ratio": (4, "width of the MLP, in units of image_encoder.width"),
+    "image_encoder.activation": ("quick_gelu", "activation of the MLP: quick_gelu (OpenAI) | gelu (open_clip)"),
+    "image_encoder.pixel_mean": ((0.5,), "mean of pixels in [0, 1]: one value, or one per channel"),
+    "image_encoder.pixel_std": ((0.5,), "their standard deviation; 0.5 and 0.5: normalised to [-1, 1]"),
     "text_encoder.width": (128, "channels of the transformer"),
     "text_encoder.layers": (3, "transformer blocks"),
     "text_encoder.heads": (4, "attention heads"),
+    "text_encoder.mlp_ratio": (4, "width of the MLP, in units of text_encoder.width"),
+    "text_encoder.activation": ("quick_gelu", "activation of the MLP: quick_gelu (OpenAI) | gelu (open_clip)"),
+    "text_encoder.padding": (0, "token id at positions without a token; Stable Diffusion 1: the end token, 49407"),
     # Train
     "train.start": ("", "run, or exported run, whose weights are the initial weights; '': random weights"),
     "train.start_fresh": ((), "patterns of parameter paths that are initialised at random nevertheless: 'label'"),
@@ -274,7 +286,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "rerank.clip": ("@clip", "CLIP that ranks samples and measures them; '': none"),
     "rerank.best_of": (1, "images sampled per caption, of which CLIP selects the best; 1: no reranking"),
     # Published weights: how the files of the network are named, for launch.py import and export
-    "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | ..."),
+    "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | transformers | ..."),
     "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
     "published.attention_layers": ("conv1d", "projections of attention in the file: conv1d | conv2d"),
     "published.scaling_factor": (1.0, "factor of the latents of an autoencoder where its file does not have it"),
@@ -296,6 +308,7 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "vqvae": "model.{architecture channels residual_channels blocks factor latent_channels}",
     "ldm": "model.{architecture channels multipliers blocks attention_resolutions norm_groups norm_min_channels "
     "dropout latent_channels z_channels}",
+    "taesd": "model.{architecture channels blocks factor latent_channels}",
     "dalle": "model.{architecture channels groups blocks latent_channels}",
     "codebook": "codebook.{kind size depth shared levels update_rule decay commitment cosine dead_code_threshold init}",
     "relaxed_codebook": "codebook.{size temperature temperature_end temperature_steps}",
@@ -306,6 +319,8 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "transformer_prior": "model.{architecture width layers heads dropout condition condition_dropout}",
     "masks": "model.{masks last_mask mask_kernel}",
     "token_sampler": "sampler.{temperature top_k top_p guidance}",
+    "image_encoder": "image_encoder.{architecture patch width layers heads}",
+    "text_encoder": "text_encoder.{width layers heads}",
     "generator": "model.{class_conditional latent channels multipliers norm_groups norm_min_channels}",
 }  # fmt: skip
 

@@ -77,7 +77,7 @@ def _export_autoencoder(run: Run, out: Path) -> str:
     config = run.config
     if config.model.architecture != "ldm" or "pixelcnn" in config:
         raise refused(run.workdir.config, "model.architecture", config.model.architecture, "must be ldm for diffusers")
-    scale = float(statistics.scale(run.variables["latents"]))
+    scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     params = {"model": dict(variables["params"]["model"])}  # without a discriminator
     if config.system == "vqvae":

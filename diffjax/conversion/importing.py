@@ -25,7 +25,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     Args:
       source: folder or file, or hub:OWNER/NAME for a repository of the Hugging Face Hub.
       out: folder of the run, which must exist.
-      config: config of a single file; a folder has its own.
+      config: config of a file, or of a network in two files of a folder; folders of other libraries have their own.
 
     Returns:
       The record of the source, as in source.json: "source", and the SHA-256 of each file.
@@ -36,19 +36,21 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     path = Path(source)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    run = read_folder(path) if path.is_dir() else _read_file(source, config)
+    run = _read(source, path, config)
     _write(run, Workdir(out), run.config)
     record = {"source": source, "sha256": _hashes(path)}
     io.write_json(out / "source.json", record)
     return record
 
 
-def _read_file(source: str, config: ConfigDict | None) -> ImportedRun:
+def _read(source: str, path: Path, config: ConfigDict | None) -> ImportedRun:
+    if path.is_dir() and config is None:
+        return read_folder(path)
     if config is None:
         raise UserError(
-            f"--source={source}: is a single file, which does not have its config: pass --config=configs/published/..."
+            f"--source={source}: is a single file, which does not have its config; pass --config=configs/published/..."
         )
-    return read_file(Path(source), config)
+    return read_file(path, config)
 
 
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:

@@ -95,7 +95,7 @@ def _order(config: ConfigDict, parts: int) -> Order | None:
 
 
 def _input_order(config: ConfigDict) -> Order | None:
-    """Returns the order of input channels in the file, where GLIDE has the low-resolution image after the masked one."""
+    """Returns the order of input channels in the file: GLIDE has the low-resolution image last."""
     if not {"low_res_image", "masked_image"} <= set(config.get("conditions", {})):
         return None
     c = config.data.channels

@@ -10,13 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from diffjax.conversion import compvis, openai
-from diffjax.conversion.components import ImportedRun
+from diffjax.conversion import clip, compvis, file_tables, openai
+from diffjax.conversion.components import ImportedRun, below
 from diffjax.errors import UserError, unknown
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Table
+from diffjax.published.tables import edm
 from diffjax.published.tensors import open_tensors
 from diffjax.runs.loading import Run
 
@@ -32,10 +32,14 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
+    if config.system == "clip":
+        return clip.read_single_file(path, config, open_tensors(path))
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
-    return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
+    tensors = file_tables.open_source(path, naming)
+    tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
+    return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
 def write_file(run: Run, path: Path) -> None:
@@ -49,20 +53,27 @@ def write_file(run: Run, path: Path) -> None:
       UserError: the config names no family, or one that cannot be written.
     """
     naming = run.config.get("published", {}).get("naming", "")
-    if naming not in TABLES:
+    writable = sorted(file_tables.TABLES.keys() - file_tables.PARTS)
+    if naming not in writable:
         raise UserError(
             f"published.naming={naming or repr('')} of {run.workdir.config}: --format=safetensors requires one of "
-            f"{', '.join(TABLES)}, which configs/published have; use --format=diffjax"
+            f"{', '.join(writable)}, as in configs/published; use --format=diffjax"
         )
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
-    save_file(table.write(TABLES[naming](run.config), arrays), path, metadata={"format": "pt"})
+    save_file(table.write(file_tables.TABLES[naming](run.config), arrays), path, metadata={"format": "pt"})
+
+
+def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
+    """Returns the run of a network with a table of its own: DiT, DALL-E's discrete VAE, TAESD, EDM's DhariwalUNet."""
+    naming = config.published.naming
+    if naming == "edm":
+        edm.check_dhariwal_unet(tensors, network=str(path))
+    return ImportedRun(path, config, file_tables.TABLES[naming](config), tensors)
 
 
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
+    **dict.fromkeys(file_tables.TABLES, read_network),
     "compvis": compvis.read,
     "openai": openai.read,
-}
-TABLES: dict[str, Callable[[ConfigDict], Table]] = {  # names of a model's variables in files of one network
-    "openai": openai.table,
 }

@@ -66,6 +66,15 @@ def vq():
     return randomise(diffusers.VQModel(**CODEC, num_vq_embeddings=20, latent_channels=3, scaling_factor=0.5))
 
 
+def dit():
+    """Blocks of published files have the same embeddings of time and label."""
+    model = randomise(diffusers.DiTTransformer2DModel(**DIT))
+    first, *others = (block.norm1.emb for block in model.transformer_blocks)
+    for other in others:
+        other.load_state_dict(first.state_dict())
+    return model
+
+
 def kl():
     return randomise(diffusers.AutoencoderKL(**CODEC))
 
@@ -84,17 +93,13 @@ PIPELINES = {
         ),
         scheduler=ddim(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
     ),
+    "dit": lambda: diffusers.DiTPipeline(transformer=dit(), vae=kl(), scheduler=ddim(clip_sample=False)),
     "ldm": lambda: diffusers.LDMPipeline(
         vqvae=vq(),
         unet=unet(),
         scheduler=ddim(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False),
     ),
 }
-
-
-PIPELINES["dit"] = lambda: diffusers.DiTPipeline(
-    transformer=randomise(diffusers.DiTTransformer2DModel(**DIT)), vae=kl(), scheduler=ddim(clip_sample=False)
-)
 
 
 def launch(*arguments):
@@ -132,7 +137,7 @@ def sample_theirs(pipeline, latents):
                 labels = torch.full((len(x),), LABEL)
                 output = pipeline.transformer(x, timestep=t.expand(len(x)), class_labels=labels).sample
                 output = output[:, : x.shape[1]]  # without the learned variance
-            x = pipeline.scheduler.step(output, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+            x = pipeline.scheduler.step(output, t, x, eta=0.0).prev_sample
         codec = getattr(pipeline, "vqvae", getattr(pipeline, "vae", None))
         if codec:
             x = codec.decode(x / codec.config.scaling_factor).sample

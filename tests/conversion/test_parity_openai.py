@@ -71,7 +71,7 @@ def from_eps(network, schedule, *, timesteps=1000, scale=1.0):
 
 
 def preconditioned(network, *, boundary):
-    """Returns the estimate of x_0 of a network of consistency models, or of their teacher, at u = 1/2 of EDM's times."""
+    """Returns the estimate of x_0 of a consistency model or its teacher, at the middle of EDM's times."""
 
     def estimate(*inputs):
         low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)

@@ -156,6 +156,8 @@ def make_conditions(
             raise unknown("field of config.conditions", name, makers)
         if name in ("clip_text", "image_embedding") and clip is None:
             raise UserError(f"conditions.{name}: requires a trained CLIP; set --config.clip=WORKDIR")
+        if name == "clip_text" and clip and clip.text is None:
+            raise UserError("conditions.clip_text: requires a CLIP with a text encoder; set --config.clip=WORKDIR")
         if "dropout" in section:
             validate_probability(f"conditions.{name}.dropout", section.dropout)
         try:
@@ -167,7 +169,7 @@ def make_conditions(
     _check_context(each, clip)
     if not {"caption", "clip_text"} & each.keys():
         return Conditions(each)
-    return Conditions(each, clip.text if clip else text_of(config))
+    return Conditions(each, (clip and clip.text) or text_of(config))
 
 
 def _check_context(each: Mapping[str, Condition], clip: Clip | None) -> None:
@@ -185,7 +187,7 @@ def _make_class_token(spec: ImageSpec, **fields: Any) -> ClassToken:
 
 
 def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, **fields: Any) -> Caption:
-    text = clip.text if clip else text_of(config)
+    text = (clip and clip.text) or text_of(config)
     shared = {"vocabulary": text.vocabulary, "dtype": dtype_of(config)}
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
 
