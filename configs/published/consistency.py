@@ -10,7 +10,7 @@ Files of github.com/openai/consistency_models, by variant:
   edm_imagenet64  edm_imagenet64_ema.pt
   edm_lsun        edm_bedroom256_ema.pt, edm_cat256_ema.pt
 
-The consistency models sample in one step; --grid='times(1000,435.9)' is their two steps (times 0 and 22 of 39).
+The consistency models sample in one step; --grid='times(1000,436.46)' is their two steps (times 0 and 22 of 39).
 Training with this file is denoising, not distillation: it trains the teachers, and fine-tunes the others on images.
 
 Time: 600,000 steps of 4096 images (edm_imagenet64); not trained by us.

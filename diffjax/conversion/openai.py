@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.conversion.components import ImportedRun
-from diffjax.conversion.diffusers_folder import rename
 from diffjax.errors import UserError
+from diffjax.published.folders import rename
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Constant, Order, Table, by_head
 from diffjax.published.tables import unet

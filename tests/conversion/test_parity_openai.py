@@ -218,7 +218,8 @@ def imported(request, tmp_path_factory):
 def test_an_import_estimates_the_same_image(imported):
     _, estimate, conditions, inputs, folder = imported
     run = load(folder / "run")
-    middle = run.config.diffusion.timesteps // 2
+    timesteps, first = run.config.diffusion.timesteps, run.system.noise_schedule.first
+    middle = (timesteps + first) / 2 if run.config.diffusion.continuous else timesteps // 2
     settings = run.system.make_settings(
         {**run.config.sampler.to_dict(), "keep_known": "mask" not in conditions},
         steps=1,
