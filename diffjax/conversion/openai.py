@@ -47,7 +47,7 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     """
     prefix = next((name.removesuffix(_TIME) for name in tensors if name.endswith(_TIME)), None)
     if prefix is None:
-        raise UserError(f"{path} has no {_TIME}: it is not of OpenAI's code; use the config of its family")
+        raise UserError(f"{path} has no {_TIME}, so it is not of OpenAI's code; use the config of its family")
     if prefix and all(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = rename(tensors, _NORMS)

@@ -259,3 +259,21 @@ def test_an_import_of_an_export_is_the_run(imported):
     assert all((before[name] == after[name]).all() for name in before)
     configs = [json.loads((folder / name / "config.json").read_text()) for name in ("run", "again")]
     assert configs[0] == configs[1]
+
+
+def test_a_classifier(tmp_path):
+    network = randomise(UNet(3, 7, pool_side=8))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    changes = flags("adm_classifier.py:64", {"data.num_classes": 7})
+    launch("import", f"--source={tmp_path / 'model.pt'}", f"--workdir={tmp_path / 'run'}", *changes)
+    run = load(tmp_path / "run")
+    noise = run.system.schedule(np.float32(500))
+    found = jax.jit(run.system.classify)(run.variables, X, noise)
+    with torch.no_grad():
+        expected = network(channels_first(X), torch.full((2,), 499.0)).numpy()
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+    launch("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'exported'}", "--format=safetensors")
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == network.state_dict().keys()
+    assert all((exported[name] == tensor.numpy()).all() for name, tensor in network.state_dict().items())
