@@ -71,7 +71,15 @@ from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.image_grids import Layout
 from diffjax.inference.overrides import SettingsFactory, single_setting
-from diffjax.inference.prompts import Prompts, check_label, check_text, read_file, sample_prompts
+from diffjax.inference.prompts import (
+    Prompts,
+    check_label,
+    check_text,
+    read_file,
+    sample_prompts,
+    take_numbers,
+    with_numbers,
+)
 from diffjax.inference.requirements import check_samples_images
 from diffjax.inference.reranking import best_of, prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
@@ -139,6 +147,7 @@ def run(arguments: Arguments) -> int:
         grid = edits.variations(arguments, trained, settings)
     else:
         prompts, keep = sample_prompts(trained, model.classes, arguments.num, captions, arguments.label)
+        prompts = with_numbers(trained, prompts, _numbers(arguments))
         reranking = {"clip": arguments.clip, "batch_size": arguments.batch_size}
         candidates, reranker = prepare_reranking(trained, captions, keep, arguments.best_of, **reranking)
         if arguments.interpolate:
@@ -245,6 +254,8 @@ def _recorder(
             row, seed = index // keep, int(seeds[index])
             label = int(prompts.conditions["label"][row]) if model.classes else None
             prompt = prompts.captions[row] if prompts.captions else None
+            if "number" in prompts.conditions:
+                common["sampler"] = common["sampler"] | {"number": float(prompts.conditions["number"][row])}
         return common | {"index": index, "seed": seed, "label": label, "prompt": prompt}
 
     return settings_of
@@ -258,6 +269,8 @@ def _write_arrays(
     captions = prompts.captions or []
     arrays = {"images": images, "seeds": seeds}
     arrays["labels"] = prompts.conditions["label"] if model.classes else np.full(len(seeds), -1, np.int32)
+    if "number" in prompts.conditions:
+        arrays["numbers"] = prompts.conditions["number"]
     if captions:
         arrays["captions"] = np.repeat(captions, len(images) // len(captions))
     with io.atomic_path(out) as temporary, temporary.open("wb") as file:
@@ -309,6 +322,8 @@ def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts:
     if is_text_conditioned(model):
         captions = prompts.captions or []
         layout = Layout(keep, captions) if prompts.size > 1 else Layout(title=captions[0])
+    elif numbers := _numbers(arguments):
+        layout = Layout(len(numbers), column_labels=[f"{value:g}" for value in numbers])
     elif arguments.label is None:
         layout = image_grids.class_layout(model.classes, prompts.size, names)
     else:
@@ -317,9 +332,16 @@ def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts:
     return layout._replace(title="; ".join(filter(None, [layout.title, edits.description(arguments)])))
 
 
+def _numbers(arguments: Arguments) -> list[float]:
+    """Returns the values of --number if there are several."""
+    return take_numbers(arguments.as_dict())[1]
+
+
 def _overrides(arguments: Arguments) -> dict[str, Any]:
     """Returns the sampling settings of the command line."""
     flags = {name: getattr(arguments, name) for name in ("strength", "resample_steps", "keep_fraction")}
     if arguments.initial_image and arguments.keep_fraction is None:
         flags["keep_fraction"] = 0.5
-    return single_setting(arguments.as_dict()) | {name: value for name, value in flags.items() if value is not None}
+    return single_setting(take_numbers(arguments.as_dict())[0]) | {
+        name: value for name, value in flags.items() if value is not None
+    }

@@ -1,11 +1,13 @@
 """Image sets in archives: arrays of an .npz file, and WebDataset shards (.tar)."""
 
+import contextlib
 import glob
 import io as bytes_io
 import os
 import tarfile
 import weakref
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from diffjax.errors import MissingData, UserError, machine_memory, note
 
 _LOCAL_HEADER = 30  # bytes of a zip archive's local header, before the name
 _ANNOTATIONS = ("cls", "txt", "json")
+_MAX_HEADER = 2**16  # bytes of the header of a .npy file
 _MAX_ANNOTATION = 2**24  # bytes
 
 
 def open_npz(query: Query) -> Records:
     """Opens the arrays `images` (or `arr_0`) and `labels` (or `arr_1`, if present) of an .npz file, as ADM writes them.
 
-    An uncompressed file is not loaded but mapped into memory.
+    An uncompressed file is not loaded but mapped into memory. Other arrays with a number per image are kept too.
 
     Raises:
       MissingData: the file does not exist.
@@ -39,6 +42,7 @@ def open_npz(query: Query) -> Records:
                 raise UserError(f"{path}: has no array images or arr_0, but {', '.join(names[:8])}; rename the array")
             images = _read_array(path, archive, f"{image_key}.npy")
             labels = None if label_key is None else np.asarray(_read_array(path, archive, f"{label_key}.npy"))
+            numbers = _read_numbers(path, archive, set(names) - {image_key}, len(images))
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not an .npz file, or is damaged ({str(error)[:200]}); write it again") from error
     if images.ndim not in (3, 4):
@@ -63,8 +67,21 @@ def open_npz(query: Query) -> Records:
         class_names,
         labels,
         "write the file again",
+        numbers,
     )
     return slice_split(records, query.split)
+
+
+def _read_numbers(path: str, archive: zipfile.ZipFile, names: Iterable[str], length: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of shape [length] with finite numbers, as float64. Others, and damaged ones, are left out."""
+    numbers = {}
+    for name in names:
+        if archive.getinfo(f"{name}.npy").file_size <= 8 * length + _MAX_HEADER:  # others are not read
+            with contextlib.suppress(UserError, ValueError):
+                values = np.asarray(_read_array(path, archive, f"{name}.npy"))
+                if values.shape == (length,) and values.dtype.kind in "biuf" and np.isfinite(values).all():
+                    numbers[name] = values.astype(np.float64)
+    return numbers
 
 
 def _read_array(path: str, archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -251,6 +251,32 @@ def inputs(values, *, level=None, encode=lambda x: x, seed=0):
     return ConditionInputs(values, keys(len(values["label"]), seed), encode_image=encode, augmentation_level=level)
 
 
+def test_a_number_is_a_hidden_layer():
+    all_conditions, values = conditions("number"), np.array([0.0, 0.3, 2.0], np.float32)
+    params = all_conditions.init(keys()[0])
+    encoded = all_conditions.encode(ConditionInputs({"number": values}, keys(3)))
+    kernel, bias = (np.asarray(params["number"]["hidden"][name]) for name in ("kernel", "bias"))
+    hidden = values[:, None] * kernel + bias
+    expected = hidden / (1 + np.exp(-hidden))
+    np.testing.assert_allclose(all_conditions.network_inputs(params, encoded, None).embedding, expected, rtol=1e-5)
+    with pytest.raises(UserError, match="this run is conditioned on a number: pass --number=NUMBER"):
+        all_conditions.encode(inputs({"label": np.zeros(3)}))
+
+
+def test_samples_depend_on_the_number():
+    """The number of the settings holds for all samples without one among their conditions."""
+    sample, values = sampled("number", sampler__number=0.5), example_conditions()
+    one, other = sample(values), sample(values, number=1.5)
+    assert (apart(one, other) > 1e-3).all()
+    each = sample({**values, "number": np.array([0.5, 1.5] * 3, np.float32)})
+    np.testing.assert_allclose(each, np.where(np.arange(6).reshape(6, 1, 1, 1) % 2, other, one), atol=1e-5)
+    with pytest.raises(UserError, match=r"sampler.number=2.5: must be a finite number from 0 to 2"):
+        sample(values, number=2.5)
+    config, model, _ = conditioned.built("caption")
+    with pytest.raises(UserError, match=r"sampler.number=0.5: requires a model with conditions.number"):
+        model.make_settings(config.sampler, number=0.5)
+
+
 def upsampled(images, factor):
     """Returns images interpolated linearly at half-pixel centres along both axes; np.interp repeats the edges."""
     for axis in (1, 2):
@@ -516,6 +542,9 @@ def encode_all(all_conditions):
         (("low_res_image",), {"conditions__low_res_image__factor": 3}, "factor=3: must be at least 2 and divide 8"),
         (("low_res_image",), {"conditions__low_res_image__factor": 1}, "factor=1: must be at least 2"),
         (("low_res_image",), {"conditions__low_res_image__interpolation": "cubic"}, "interpolation 'cubic': did you"),
+        (("number",), {}, "sampler.number: is missing, as the model is conditioned on a number from 0 to 2; pass"),
+        (("number",), {"conditions__number__high": 0.0}, "conditions.number.high=0: must be a finite number above 0"),
+        (("number",), {"conditions__number__width": 0}, "conditions.number.width=0: must be a whole number"),
         (("masked_image",), {"conditions__masked_image__ones": "kept"}, "masked_image.ones 'kept': choose from"),
         (("masked_image",), {"conditions__masked_image__resize": "all"}, "masked_image.resize 'all': choose from"),
         (("image_embedding",), {}, "conditions.image_embedding: requires a trained CLIP; set --config.clip"),

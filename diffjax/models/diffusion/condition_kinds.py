@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -97,6 +98,38 @@ class ClassLabel(Condition):
 
     def network_inputs(self, params: Params, values: Labels, clip: Clip | None) -> NetworkInputs:
         return NetworkInputs(label=values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Condition):
+    """A real number, as an embedding: a hidden layer of a network of two, whose last is the network's linear map.
+
+    Training reads the number of each image from the data. In samples it is the sampling setting of this name.
+
+    Attributes:
+      low: smallest number.
+      high: largest number.
+      width: width of the hidden layer.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    width: int = 128
+
+    @property
+    def _hidden(self) -> Dense:
+        return Dense(self.width, "torch")
+
+    def init(self, key: PRNGKey) -> Params:
+        return {"hidden": self._hidden.init(key, jnp.zeros((1, 1)))["params"]}
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        if "number" not in inputs.conditions:
+            raise UserError("this run is conditioned on a number: pass --number=NUMBER, or set data.number")
+        return inputs.conditions["number"]
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(embedding=nn.silu(apply(self._hidden, params["hidden"], values[:, None])))
 
 
 @dataclasses.dataclass(frozen=True)
