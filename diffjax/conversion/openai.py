@@ -84,6 +84,8 @@ def table(config: ConfigDict) -> Table:
     if "caption" in config.get("conditions", {}):
         conditions["conditions/caption"] = Block("", unet.glide_caption(heads=config.conditions.caption.heads))
         conditions["embedding"] = "transformer_proj"
+    if "number" in config.get("conditions", {}):
+        conditions |= {"conditions/number/hidden": "label_emb.0", "embedding": "label_emb.2"}
     return {"times": Block("", {".*": Constant(0.0)}), "params/model": Block("", {**conditions, **network})}
 
 
