@@ -294,6 +294,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Published weights: how the files of the network are named, for launch.py import and export
     "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | transformers | ..."),
     "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
+    "published.attention_layers": ("conv1d", "projections of attention in the file: conv1d | conv2d"),
     "published.scaling_factor": (1.0, "factor of the latents of an autoencoder where its file does not have it"),
     # Parallel
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
