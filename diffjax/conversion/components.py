@@ -40,7 +40,10 @@ class ImportedRun:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read."""
+    """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read.
+
+    Names of classes are without "Flax", as in UNet2DConditionModel: Flax classes had the fields of PyTorch's.
+    """
     try:
         content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
     except OSError as error:
@@ -49,7 +52,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must have fields; download it again")
-    return content
+    return {name: _without_flax(value) for name, value in content.items()}
+
+
+def _without_flax(value: Any) -> Any:
+    """Returns the name of a class, or [library, class], without the prefix of Flax classes; other values unchanged."""
+    if isinstance(value, list):
+        return [_without_flax(item) for item in value]
+    return value.removeprefix("Flax") if isinstance(value, str) else value
 
 
 def with_defaults(path: Path, config: Json, defaults: Json) -> dict[str, Any]:

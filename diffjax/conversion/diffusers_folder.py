@@ -14,13 +14,16 @@ from diffjax.published.table import Block, Table
 from diffjax.published.tensors import open_tensors
 from diffjax.runs.config_files import load_file
 
-_FILES = [  # in order of preference
-    f"{stem}{suffix}"
-    for suffix in (
-        *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
-        *(".bin", ".bin.index.json", ".fp16.bin"),
-    )
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+FILES = [  # in order of preference
+    *(
+        f"{stem}{suffix}"
+        for suffix in (
+            *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
+            *(".bin", ".bin.index.json", ".fp16.bin"),
+        )
+        for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+    ),
+    *("diffusion_flax_model.msgpack", "flax_model.msgpack"),
 ]
 _OLD_NAMES = {  # of attention in files of diffusers before 0.18
     r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",
@@ -36,11 +39,11 @@ def open_component(folder: Path) -> dict[str, LazyTensor]:
     Raises:
       UserError: the folder has no file of weights, or it cannot be read.
     """
-    for name in _FILES:
+    for name in FILES:
         if (folder / name).exists():
             return rename(open_tensors(folder / name), _OLD_NAMES)
     raise UserError(
-        f"{folder} has no weights; it must have {_FILES[0]}, or another file that diffusers or transformers writes"
+        f"{folder} has no weights; it must have {FILES[0]}, or another file that diffusers or transformers writes"
     )
 
 

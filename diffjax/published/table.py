@@ -226,7 +226,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             if count > 1:
                 parts.setdefault(name, {})[index] = tensor
             else:
-                tensors[name] = np.ascontiguousarray(tensor)
+                tensors[name] = np.asarray(tensor, order="C")
     for name, pieces in parts.items():
         tensors[name] = np.concatenate([pieces[i] for i in range(len(pieces))], axis=0)
     return tensors
