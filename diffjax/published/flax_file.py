@@ -148,7 +148,7 @@ class _Parser:
         kind, rank = self._head()
         if kind != "list" or rank > _MAX_RANK:
             raise ValueError("it has an array without a shape")
-        shape = tuple(self._side() for _ in range(rank))
+        shape = tuple(_count(self._head()[1]) for _ in range(rank))
         kind, length = self._head()
         name = self._text(length) if kind in ("text", "bytes") else ""
         if name not in _TYPES:
@@ -159,12 +159,6 @@ class _Parser:
             raise ValueError(f"it has an array of shape {shape} that is not of the length described")
         self._file.seek(end)
         return _Array(shape, dtype, ((start, length),))
-
-    def _side(self) -> int:
-        kind, side = self._head()
-        if kind != "number" or type(side) is not int or side < 0:
-            raise ValueError("it has an array whose shape is not of counts")
-        return side
 
     def _head(self) -> tuple[str, Any]:
         """Returns the kind of the next value, and its number or its size."""
@@ -205,16 +199,20 @@ class _Parser:
             raise ValueError("it is shorter than it declares; download it again")
 
 
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("it has an array whose shape is not of counts")
+    return value
+
+
 def _joined(fields: dict[str, Any]) -> _Array:
     """Returns the array that was written in chunks, which are flat."""
     sides, chunks = fields.get("shape"), fields.get("chunks")
     if not isinstance(sides, dict) or not isinstance(chunks, dict) or not chunks or len(sides) > _MAX_RANK:
         raise ValueError("it has chunks without a shape")
-    shape = tuple(sides.get(str(i)) for i in range(len(sides)))
-    parts = [chunks.get(str(i)) for i in range(len(chunks))]
-    if not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError("it has an array whose shape is not of counts")
-    if not all(isinstance(part, _Array) and part.dtype == parts[0].dtype for part in parts):
+    shape = tuple(_count(sides.get(str(i))) for i in range(len(sides)))
+    parts = [part for i in range(len(chunks)) if isinstance(part := chunks.get(str(i)), _Array)]
+    if len(parts) < len(chunks) or any(part.dtype != parts[0].dtype for part in parts):
         raise ValueError("it has chunks that are not arrays of one type")
     places = tuple(place for part in parts for place in part.chunks)
     if math.prod(shape) * parts[0].dtype.itemsize != sum(length for _, length in places):

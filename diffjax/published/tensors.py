@@ -1,8 +1,8 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, or a Flax checkpoint
-(flax_file.py). The loader of a network pops each tensor of `Weights` by its name and expected shape, and finally asserts
-that none is left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, or a Flax
+checkpoint (flax_file.py). The loader of a network pops each tensor of `Weights` by its name and expected shape, and
+finally asserts that none is left.
 """
 
 import contextlib

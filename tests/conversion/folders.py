@@ -40,6 +40,9 @@ def write_component(folder, config):
     write_json(folder / "config.json", config)
     save_file({"x": np.zeros(1, np.float32)}, folder / WEIGHTS)
     run = read_folder(folder)
+    for section, name in ((run.config, "adversarial"), (run.config.train, "discriminator")):  # files have none
+        if name in section:
+            del section[name]
     shapes = flatten(jax.eval_shape(build_model(run.config, folder).init, jax.random.key(0)))
     rng = np.random.default_rng(0)
     values = {path: rng.normal(0.0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
