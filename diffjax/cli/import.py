@@ -1,6 +1,6 @@
 """Import published weights: a run on which every verb works, from a folder or file of another library.
 
-  python launch.py import --source=DIR|FILE|hub:OWNER/NAME --workdir=runs/sd15 [--config=configs/published/adm.py:64]
+  python launch.py import --source=DIR|FILE|hub:OWNER/NAME[/PATH][@REVISION] --workdir=runs/sd15 [--config=configs/published/adm.py:64]
   python launch.py train --config=runs/sd15/config.json --config.train.start=runs/sd15 --workdir=runs/mine
 
 A folder of diffusers or transformers has its own config. A single file does not: --config names a file of
@@ -23,7 +23,9 @@ from diffjax.conversion.importing import import_run
 
 
 def define(flags: Flags) -> None:
-    absl_flags.DEFINE_string("source", None, "folder, file, or hub:OWNER/NAME, of published weights", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "source", None, "folder or file of published weights, or hub:OWNER/NAME[/PATH][@REVISION]", flag_values=flags
+    )
     define_workdir(flags)
     define_config(flags)
 

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax import io
+from diffjax.conversion import hub, source_files
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
 from diffjax.conversion.single_file import read_file
@@ -23,32 +24,29 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     """Writes the run of published weights.
 
     Args:
-      source: folder or file, or hub:OWNER/NAME for a repository of the Hugging Face Hub.
+      source: folder or file, or hub:OWNER/NAME[/PATH][@REVISION] for a repository of the Hugging Face Hub.
       out: folder of the run, which must exist.
       config: config of a single file; a folder has its own.
 
     Returns:
-      The record of the source, as in source.json: "source", and the SHA-256 of each file.
+      The record of the source, as in source.json: "source", "sha256" of each file that was read, and of a repository
+      its name and the hash of its commit, "repository" and "revision".
 
     Raises:
       UserError: the source cannot be read, or does not fit a model of ours.
     """
     path = Path(source)
+    record: dict[str, Any] = {"source": source}
+    if source.startswith(hub.PREFIX):
+        path, record["repository"], record["revision"] = hub.download(source, has_config=config is not None)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    run = read_folder(path) if path.is_dir() else _read_file(source, config)
+    source_files.check_config(source, is_file=not path.is_dir(), has_config=config is not None)
+    run = read_file(path, config) if config else read_folder(path)
     _write(run, Workdir(out), run.config)
-    record = {"source": source, "sha256": _hashes(path)}
+    record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path).items()}
     io.write_json(out / "source.json", record)
     return record
-
-
-def _read_file(source: str, config: ConfigDict | None) -> ImportedRun:
-    if config is None:
-        raise UserError(
-            f"--source={source}: is a single file, which does not have its config: pass --config=configs/published/..."
-        )
-    return read_file(Path(source), config)
 
 
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
@@ -77,9 +75,3 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
         ignored=run.ignored,
     )
     exported_weights.save(workdir.weights, unflatten(variables), 0)
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    """Returns the SHA-256 of a file, or of the files of a folder by their relative paths."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)) if file != path else file.name: io.file_hash(file) for file in files}

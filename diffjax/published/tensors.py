@@ -22,7 +22,7 @@ from diffjax.published.flax_file import open_flax_file
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.torch_file import open_torch_file
 
-_INDEX_SUFFIX = ".index.json"  # lists the shards of a large checkpoint
+_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # lists the shards of a large checkpoint, also of a variant (.fp16)
 _TYPES = {  # NumPy's types of safetensors' names
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -119,7 +119,7 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
         shards.
     """
     path = Path(path)
-    if path.name.endswith(_INDEX_SUFFIX):
+    if _INDEX.fullmatch(path.name):
         return _open_shards(path)
     opened = {".safetensors": _open_safetensors, ".msgpack": open_flax_file}.get(path.suffix, open_torch_file)
     return opened(path)
@@ -172,7 +172,7 @@ def _open_shards(index: Path) -> dict[str, LazyTensor]:
 
 
 def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and not name.endswith(_INDEX_SUFFIX)
+    return isinstance(name, str) and name == Path(name).name and not _INDEX.fullmatch(name)
 
 
 def _verify_name(path: Path) -> None:
