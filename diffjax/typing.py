@@ -85,13 +85,13 @@ class TextSpec(NamedTuple):
 class Clip(NamedTuple):
     """Trained CLIP, bound to its parameters."""
 
-    embed_images: Callable[[Images], Embeddings]  # unit length
-    embed_texts: Callable[[Tokens], Embeddings]  # unit length
+    embed_images: Callable[[Images], Embeddings]  # unit length; raises UserError without an image encoder
+    embed_texts: Callable[[Tokens], Embeddings]  # unit length; raises UserError without a text encoder
     text_states: Callable[[Tokens], Float[Array, "B L W"]]  # per token, after the text encoder's final norm
     scale: Scalar  # factor of the logits on the dot product of embeddings
     dimensions: int  # values per embedding
-    width: int  # values per text state
-    text: TextSpec  # required tokens
+    width: int  # values per text state; 0 without a text encoder
+    text: TextSpec | None  # required tokens; None without a text encoder
     embed_noised: Callable[..., Embeddings] | None = (
         None  # (x, Noise) -> embeddings of noised images; None: not trained on noise
     )

@@ -42,6 +42,8 @@ def fits(**changes) -> bool:
     """Returns whether a `diffusion` section with these choices is valid."""
     if changes.get("schedule") == "learned":
         changes = {"loss": "vlb", **changes}
+    if changes.get("parameterization") == "consistency":
+        changes = {"weighting": "edm", **changes}
     try:
         Process.from_config(ConfigDict({**_DEFAULTS, **changes}))
         return True

@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import ImportedRun, Json, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Block, Table
+from diffjax.published.table import Block, Order, Table
 from diffjax.published.tensors import open_tensors
 from diffjax.runs.config_files import load_file
 
@@ -138,6 +139,65 @@ def _read_latents(folder: Path, index: Json) -> ImportedRun:
     return ImportedRun(folder / "unet", config, table, open_component(folder / "unet"), parts={"codec": codec})
 
 
+def _read_dit(folder: Path, index: Json) -> ImportedRun:
+    """Returns the run of a DiTPipeline."""
+    path = folder / "transformer" / "config.json"
+    transformer, vae = read_json(path), read_json(folder / "vae" / "config.json")
+    codec = read_autoencoder(folder / "vae", vae)
+    config = _base("configs/published/dit.py")
+    _set_codec(config, codec, _side(path, transformer))
+    config.model = ConfigDict(dit_config.read(path, transformer))
+    config.data.num_classes = transformer.get("num_embeds_ada_norm", 1000)
+    channels, outputs = transformer.get("in_channels", 4), transformer.get("out_channels")
+    if outputs not in (None, channels, 2 * channels):
+        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _set_process(config, scheduler, read_json(scheduler), learns_variance=outputs == 2 * channels)
+    config.sampler.threshold = "none"
+    table: Table = {"params/model": Block("", dit_config.table(config.model))}
+    return ImportedRun(
+        folder / "transformer", config, table, open_component(folder / "transformer"), parts={"codec": codec}
+    )
+
+
+def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
+    """Returns the run of a StableDiffusionPipeline, for text-to-image or in-painting.
+
+    Its safety checker is not imported.
+    """
+    path = folder / "unet" / "config.json"
+    unet, vae = read_json(path), read_json(folder / "vae" / "config.json")
+    side, linear = _side(path, unet), bool(unet.get("use_linear_projection", False))
+    codec = read_autoencoder(folder / "vae", vae)
+    text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels not in (latents, 2 * latents + 1):
+        raise refused(path, "in_channels", channels, f"must be {latents}, or {2 * latents + 1} for in-painting")
+    inpaints = channels != latents
+    variant = "1_inpainting" if inpaints else "1"
+    config = _base(f"configs/published/stable_diffusion.py:{variant}")
+    _set_codec(config, codec, side)
+    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _set_process(config, scheduler, read_json(scheduler))
+    config.sampler.threshold = "none"
+    names = unet_config.table(
+        config.model, conditional=True, linear=linear, input_order=inpainting_order(latents) if inpaints else None
+    )
+    return ImportedRun(
+        folder / "unet",
+        config,
+        {"params/model": Block("", names)},
+        open_component(folder / "unet"),
+        parts={"codec": codec, "clip": text},
+    )
+
+
+def inpainting_order(latents: int) -> Order:
+    """Returns the input channels of in-painting networks: x_t, mask, masked latents; ours are x_t, latents, mask."""
+    return lambda count: np.array([*range(latents), *range(latents + 1, count), latents])
+
+
 def _set_codec(config: ConfigDict, codec: ImportedRun, side: int) -> None:
     """Sets the images of a latent diffusion model and its part `codec`, for latents of side x side."""
     factor = 2 ** (len(codec.config.model.multipliers) - 1)
@@ -177,4 +237,8 @@ PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {
     "DDPMPipeline": _read_pixels,
     "DDIMPipeline": _read_pixels,
     "LDMPipeline": _read_latents,
+    "DiTPipeline": _read_dit,
+    "StableDiffusionPipeline": _read_stable_diffusion,
+    "StableDiffusionImg2ImgPipeline": _read_stable_diffusion,
+    "StableDiffusionInpaintPipeline": _read_stable_diffusion,
 }

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion import autoencoder_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import refused
 from diffjax.latents import codebook, statistics
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
-from diffjax.published.table import Table
+from diffjax.published.table import Block, Table
 from diffjax.runs.dependencies import referenced_run
 from diffjax.runs.loading import Run, load
 
@@ -49,25 +49,27 @@ def export_diffusers(run: Run, out: Path) -> str:
 
 
 def _export_pixels(run: Run, out: Path) -> str:
-    unet, classes = _write_unet(run, out / "unet", side=_diffusion_model(run).data_space.shape[0])
-    scheduler = scheduler_config.write(run.config, path=run.workdir.path)
-    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
-    if classes:  # no pipeline of diffusers passes labels to a UNet2DModel
-        return "UNet2DModel"
-    pipeline = "DDPMPipeline" if scheduler["_class_name"] == "DDPMScheduler" else "DDIMPipeline"
-    _write_index(out, pipeline, unet=unet, scheduler=scheduler["_class_name"])
+    network, classes = _write_network(run, out)
+    scheduler = _write_scheduler(run, out)
+    if network != "UNet2DModel" or classes:  # no pipeline of diffusers passes labels to a UNet2DModel
+        return network
+    pipeline = "DDPMPipeline" if scheduler == "DDPMScheduler" else "DDIMPipeline"
+    _write_index(out, pipeline, unet=network, scheduler=scheduler)
     return pipeline
 
 
 def _export_latents(run: Run, out: Path) -> str:
     codec = load(referenced_run(run.config, "codec", run.workdir.path))
-    unet, classes = _write_unet(run, out / "unet", side=_diffusion_model(run).data_space.shape[0])
-    scheduler = scheduler_config.write(run.config, path=run.workdir.path)
-    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    network, classes = _write_network(run, out)
+    scheduler = _write_scheduler(run, out)
+    if network == "DiTTransformer2DModel":
+        vae = _export_autoencoder(codec, out / "vae")
+        _write_index(out, "DiTPipeline", transformer=network, vae=vae, scheduler=scheduler)
+        return "DiTPipeline"
     vqvae = _export_autoencoder(codec, out / "vqvae")
     if classes:
-        return unet
-    _write_index(out, "LDMPipeline", vqvae=vqvae, unet=unet, scheduler=scheduler["_class_name"])
+        return network
+    _write_index(out, "LDMPipeline", vqvae=vqvae, unet=network, scheduler=scheduler)
     return "LDMPipeline"
 
 
@@ -75,7 +77,7 @@ def _export_autoencoder(run: Run, out: Path) -> str:
     config = run.config
     if config.model.architecture != "ldm" or "pixelcnn" in config:
         raise refused(run.workdir.config, "model.architecture", config.model.architecture, "must be ldm for diffusers")
-    scale = float(statistics.scale(run.variables["latents"]))
+    scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     params = {"model": dict(variables["params"]["model"])}  # without a discriminator
     if config.system == "vqvae":
@@ -99,29 +101,41 @@ def _plain_codebook(run: Run, variables: Mapping[str, Any]) -> tuple[dict[str, A
     return {**variables, "codebook": {name: state}}, {name: {"books": books}}
 
 
-def _write_unet(run: Run, out: Path, *, side: int) -> tuple[str, int]:
-    """Writes the U-Net of a diffusion model; returns its class, and the rows of its table of labels."""
-    config, path = run.config, run.workdir.config
-    if config.model.get("architecture", "unet") != "unet":
-        raise refused(path, "model.architecture", config.model.architecture, "cannot be exported to diffusers")
-    model_of_run = _diffusion_model(run)
-    conditions = model_of_run.conditions
-    others = [name for name in conditions.each if name != "label"]
+def _write_network(run: Run, out: Path) -> tuple[str, int]:
+    """Writes the network of a diffusion model; returns its class, and the rows of its table of labels."""
+    diffusion, config, path = _diffusion_model(run), run.config, run.workdir.config
+    others = [name for name in diffusion.conditions.each if name != "label"]
     if others:
         raise refused(path, "conditions", others, "cannot be exported to diffusers")
-    channels = model_of_run.data_space.shape[-1]
+    side, *_, channels = diffusion.data_space.shape
+    rows, learns_variance = diffusion.conditions.num_label_embeddings, diffusion.process.learns_variance
     model = config.model.to_dict()
-    written = unet_config.write(
-        model,
-        side=side,
-        in_channels=channels,
-        out_channels=channels * (2 if model_of_run.process.learns_variance else 1),
-        num_label_embeddings=conditions.num_label_embeddings,
-    )
-    unet_config.check_writable(path, model, written, side=side)
-    names: Table = {"params/model": table.Block("", unet_config.table(model, conditional=False))}
-    _write_component(out, written, names, {"params": run.variables["params"]})
-    return written["_class_name"], conditions.num_label_embeddings
+    if model.get("architecture", "unet") == "dit":
+        if not diffusion.conditions.supports_guidance:
+            raise refused(
+                path, "diffusion.label_dropout", 0.0, "must be positive for diffusers, which has a null class"
+            )
+        model = {"time_embedding": "ddpm", **model}
+        written = dit_config.write(
+            model, side=side, in_channels=channels, classes=rows - 1, learns_variance=learns_variance
+        )
+        names, folder = dit_config.table(model), out / "transformer"
+    else:
+        outputs = channels * (2 if learns_variance else 1)
+        written = unet_config.write(
+            model, side=side, in_channels=channels, out_channels=outputs, num_label_embeddings=rows
+        )
+        unet_config.check_writable(path, model, written, side=side)
+        names, folder = unet_config.table(model, conditional=False), out / "unet"
+    _write_component(folder, written, {"params/model": Block("", names)}, {"params": run.variables["params"]})
+    return written["_class_name"], rows
+
+
+def _write_scheduler(run: Run, out: Path) -> str:
+    """Writes the scheduler of a diffusion model; returns its class."""
+    scheduler = scheduler_config.write(run.config, path=run.workdir.path)
+    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    return scheduler["_class_name"]
 
 
 def _diffusion_model(run: Run) -> DiffusionModel:

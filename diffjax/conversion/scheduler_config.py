@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
-from diffjax.diffusion import noise_schedules
+from diffjax.conversion.components import Json, refused, with_defaults
+from diffjax.diffusion import clipping, noise_schedules, time_grids
 from diffjax.registry import lookup
 
 _DEFAULTS = {  # of the fields that are read, where classes agree
@@ -29,7 +29,7 @@ _DEFAULTS = {  # of the fields that are read, where classes agree
 _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "DDPMScheduler": ("ancestral", "leading", 1000),
     "DDIMScheduler": ("ddim", "leading", 50),
-    "PNDMScheduler": ("plms", "leading", 50),
+    "PNDMScheduler": ("pndm", "leading", 50),
     "EulerDiscreteScheduler": ("euler", "linspace", 50),
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", 50),
     "HeunDiscreteScheduler": ("heun", "linspace", 25),
@@ -64,6 +64,7 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     if name not in _SAMPLERS:
         raise refused(path, "_class_name", name, f"must be one of {', '.join(_SAMPLERS)}")
     defaults = {**_DEFAULTS, "clip_sample": name in ("DDPMScheduler", "DDIMScheduler")}
+    defaults["set_alpha_to_one"] = name == "DDIMScheduler"
     c = with_defaults(path, config, defaults)
     for field, known in (
         ("beta_schedule", _SCHEDULES),
@@ -74,13 +75,12 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
             raise refused(path, field, c[field], f"must be one of {', '.join(k for k in known if k)}")
     if c["trained_betas"] is not None:
         raise refused(path, "trained_betas", "...", "is not supported; only schedules by name are")
-    sampler, grid, steps = _SAMPLERS[name]
-    grid = c.get("timestep_spacing") or grid
-    if grid not in ("leading", "linspace", "trailing"):
-        raise refused(path, "timestep_spacing", grid, "must be leading, linspace or trailing")
-    if c["steps_offset"] and grid == "leading":
-        grid = f"leading(offset={c['steps_offset']})"
-    threshold = f"dynamic(percentile={100 * c['dynamic_thresholding_ratio']:g})" if c["thresholding"] else "none"
+    sampler, spacing, steps = _SAMPLERS[name]
+    if name == "PNDMScheduler" and c.get("skip_prk_steps", False):
+        sampler = "plms"
+    clips = bool(c["clip_sample"] or c["thresholding"])
+    if name == "DDIMScheduler" and clips:
+        sampler = "ddim(unclipped_eps=True)"  # as pipelines call it, without use_clipped_model_output
     diffusion = {
         "schedule": _schedule(c),
         "timesteps": c["num_train_timesteps"],
@@ -90,14 +90,34 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     }
     if diffusion["variance"] == "learned_range":
         diffusion["loss"] = "hybrid"
-    threshold = "clip" if c["clip_sample"] and threshold == "none" else threshold
-    check_expressed(path, {"clip_sample_range": c["clip_sample_range"]}, {"clip_sample_range": 1.0})
-    return diffusion, {
-        "name": sampler,
-        "grid": grid,
-        "steps": min(steps, c["num_train_timesteps"]),
-        "threshold": threshold,
-    }
+    grid, threshold = _grid(path, c, spacing, ends_clean=name not in ("DDIMScheduler", "PNDMScheduler")), "none"
+    if c["thresholding"]:
+        percentile = 100 * c["dynamic_thresholding_ratio"]
+        threshold = f"dynamic(percentile={percentile:g},limit={c['sample_max_value']:g})"
+    elif c["clip_sample"]:
+        limit = c["clip_sample_range"]
+        threshold = "clip" if limit == 1 else f"clip(limit={limit:g})"
+    steps = min(steps, c["num_train_timesteps"])
+    return diffusion, {"name": sampler, "grid": grid, "steps": steps, "threshold": threshold}
+
+
+def _grid(path: Path, c: Mapping[str, Any], spacing: str, *, ends_clean: bool) -> str:
+    """Returns sampler.grid.
+
+    Args:
+      spacing: timestep_spacing of the scheduler's class.
+      ends_clean: whether the class always ends at the clean image.
+    """
+    spacing = c.get("timestep_spacing") or spacing
+    if spacing not in ("leading", "linspace", "trailing"):
+        raise refused(path, "timestep_spacing", spacing, "must be leading, linspace or trailing")
+    options = {}
+    if spacing == "leading":
+        options = {"offset": c["steps_offset"]} if c["steps_offset"] else {}
+        options["whole_strides"] = True
+    if not ends_clean and not c["set_alpha_to_one"] and spacing != "linspace":
+        options["end"] = 1
+    return spacing + (f"({','.join(f'{name}={value}' for name, value in options.items())})" if options else "")
 
 
 def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
@@ -120,15 +140,23 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
     if d.parameterization not in predictions:
         raise refused(where, "diffusion.parameterization", d.parameterization, "must be eps, x0 or v for diffusers")
     ancestral = str(sampler.get("name", "ddim")).startswith("ancestral")
+    grid = lookup("sampler.grid", time_grids, str(sampler.get("grid", "leading")), injected=("schedule",))
+    threshold = lookup("sampler.threshold", clipping, str(sampler.get("threshold", "clip")))
     fields: dict[str, Any] = {
         "_class_name": "DDPMScheduler" if ancestral else "DDIMScheduler",
         "num_train_timesteps": d.timesteps,
         "beta_schedule": names[schedule.name],
         "prediction_type": predictions[d.parameterization],
-        "timestep_spacing": _spacing(str(sampler.get("grid", "leading"))),
         "rescale_betas_zero_snr": bool(d.get("zero_terminal_snr", False)),
-        "clip_sample": str(sampler.get("threshold", "clip")) == "clip",
-        "thresholding": str(sampler.get("threshold", "")).startswith("dynamic"),
+        "timestep_spacing": grid.name if grid.name in ("trailing", "linspace") else "leading",
+        "steps_offset": int(grid.options.get("offset", 0)),
+        "clip_sample": threshold.name == "clip",
+        "clip_sample_range": float(threshold.options.get("limit", 1.0)) if threshold.name == "clip" else 1.0,
+        "thresholding": threshold.name == "dynamic",
+        "dynamic_thresholding_ratio": threshold.options.get("percentile", 99.5) / 100,
+        "sample_max_value": float(min(threshold.options.get("limit", 1.0), 1e6))
+        if threshold.name == "dynamic"
+        else 1.0,
     }
     if schedule.name in _DEFAULT_BETAS:
         low, high = _DEFAULT_BETAS[schedule.name]
@@ -138,13 +166,8 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
     if ancestral:
         fields["variance_type"] = d.variance
     else:
-        fields |= {"set_alpha_to_one": True, "steps_offset": 0}
+        fields["set_alpha_to_one"] = not grid.options.get("end", 0)
     return fields
-
-
-def _spacing(grid: str) -> str:
-    """Returns the timestep_spacing of a time grid; "leading", diffusers' default, for one that it does not have."""
-    return grid if grid in ("trailing", "linspace") else "leading"
 
 
 def _schedule(c: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffjax.conversion import compvis
 from diffjax.conversion.components import ImportedRun
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
@@ -63,5 +64,6 @@ def _order(config: ConfigDict, parts: int) -> Order | None:
 
 
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
+    "compvis": compvis.read,
     "openai": read_openai,
 }

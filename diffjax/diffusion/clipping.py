@@ -10,30 +10,44 @@ def none(x0: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     return x0
 
 
-def clip(x0: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """Clips to [-1, 1], in every step.
+def clip(x0: Float[Array, "B ..."], *, limit: float = 1.0) -> Float[Array, "B ..."]:
+    """Clips to [-limit, limit], in every step.
+
+    Args:
+      x0: estimate [B, ...].
+      limit: > 0; for latents and embeddings, which have no range, it has to be set.
+
+    Raises:
+      ValueError: `limit` is not above 0.
 
     Reference: DDPM (Ho et al. 2020), code.
     """
-    return jnp.clip(x0, -1.0, 1.0)
+    if limit <= 0:
+        raise ValueError(f"limit={limit:g}: must be above 0")
+    return jnp.clip(x0, -limit, limit)
 
 
-def dynamic(x0: Float[Array, "B ..."], *, percentile: float = 99.5) -> Float[Array, "B ..."]:
+def dynamic(
+    x0: Float[Array, "B ..."], *, percentile: float = 99.5, limit: float = float("inf")
+) -> Float[Array, "B ..."]:
     """Clips to [-s, s] and divides by s: dynamic thresholding, which saturates fewer pixels under strong guidance.
 
-    s is a percentile of |x_0| of the example, and at least 1.
+    s is a percentile of |x_0| of the example, and from 1 to `limit`.
 
     Args:
       x0: estimate [B, ...].
       percentile: from 0 to 100.
+      limit: greatest s, at least 1; diffusers' `sample_max_value`.
 
     Raises:
-      ValueError: `percentile` is outside its range.
+      ValueError: an option is outside its range.
 
     Reference: Imagen (Saharia et al. 2022), sec. 2.3.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile={percentile:g}: must be from 0 to 100")
+    if limit < 1:
+        raise ValueError(f"limit={limit:g}: must be at least 1")
     size = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x0.ndim)), keepdims=True)
-    size = jnp.maximum(size, 1.0)
+    size = jnp.clip(size, 1.0, limit)
     return jnp.clip(x0, -size, size) / size

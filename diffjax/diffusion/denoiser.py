@@ -22,6 +22,7 @@ class Denoised(NamedTuple):
       x0: the estimate.
       variance_interpolation: of a network that learns its variance: see variance.learned_range.
       guidance_gradient: gradient by x_t of a log-probability that guidance raises: see guidance.py.
+      unclipped: the estimate before clipping; None: it is not clipped.
     """
 
     x0: Float[Array, "B ..."]
@@ -29,6 +30,7 @@ class Denoised(NamedTuple):
     guidance_gradient: Float[Array, "B ..."] | None = (
         None  # of a log-probability to be raised, by x_t: classifier guidance
     )
+    unclipped: Float[Array, "B ..."] | None = None
 
 
 Denoiser = Callable[[Float[Array, "B ..."], Noise], Denoised]  # all examples at one noise level: Noise of scalars
@@ -70,6 +72,6 @@ def with_clipping(denoiser: Denoiser, clipping: Callable[[Array], Array]) -> Den
 
     def denoise(x, noise):
         denoised = denoiser(x, noise)
-        return denoised._replace(x0=clipping(denoised.x0))
+        return denoised._replace(x0=clipping(denoised.x0), unclipped=denoised.x0)
 
     return denoise

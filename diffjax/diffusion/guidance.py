@@ -159,7 +159,11 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "B ..."], mask: Float[Array,
     def denoise(x, noise):
         denoised = denoiser(x, noise)
         gradient = None if denoised.guidance_gradient is None else (1.0 - mask) * denoised.guidance_gradient
-        return denoised._replace(x0=mask * known + (1.0 - mask) * denoised.x0, guidance_gradient=gradient)
+
+        def fill(x0):
+            return None if x0 is None else mask * known + (1.0 - mask) * x0
+
+        return denoised._replace(x0=fill(denoised.x0), unclipped=fill(denoised.unclipped), guidance_gradient=gradient)
 
     return denoise
 

@@ -21,7 +21,8 @@ class Coefficients(NamedTuple):
       skip: factor of x_t.
       out: factor of F.
       input: factor of x_t in the network's input.
-      time: time input: t - 1, as published models count from zero; for edm log(sigma / alpha) / 4.
+      time: time input: t - 1, as published models count from zero; for edm and consistency a multiple of
+        log(sigma / alpha).
     """
 
     skip: Array
@@ -61,21 +62,52 @@ def flow(noise: Noise) -> Coefficients:
     return _plain(1.0 / total, -noise.sigma / total, noise)
 
 
-def edm(noise: Noise, *, sigma_data: float = 0.5) -> Coefficients:
+def edm(noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0) -> Coefficients:
     """EDM's preconditioning: input and target of F have unit variance at every noise level.
 
-    At alpha = 1 the coefficients are the paper's; elsewhere they are those of x_t / alpha at sigma / alpha. The time
-    input is log(sigma / alpha) / 4.
+    At alpha = 1 the coefficients are the paper's; elsewhere they are those of x_t / alpha at sigma / alpha.
 
     Args:
       noise: noise level.
       sigma_data: standard deviation of the data.
+      time_scale: the time input is time_scale log(sigma / alpha) / 4; 1000 for the networks of OpenAI's code of
+        consistency models.
 
     Reference: EDM (Karras et al. 2022), table 1.
     """
     scale = jnp.sqrt(noise.sigma**2 + (noise.alpha * sigma_data) ** 2)
-    time = jnp.clip(-log_snr(noise) / 8.0, -10.0, 10.0)  # finite where alpha = 0
-    return Coefficients(noise.alpha * sigma_data**2 / scale**2, noise.sigma * sigma_data / scale, 1.0 / scale, time)
+    return Coefficients(
+        noise.alpha * sigma_data**2 / scale**2,
+        noise.sigma * sigma_data / scale,
+        1.0 / scale,
+        time_scale * _quarter_log_sigma(noise),
+    )
+
+
+def consistency(
+    noise: Noise, *, sigma_data: float = 0.5, sigma_min: float = 0.002, time_scale: float = 1.0
+) -> Coefficients:
+    """Preconditioning of a consistency model: EDM's, with x0_hat = x_t / alpha at `sigma_min` whatever the network.
+
+    Cleaner levels have the coefficients of `sigma_min`, up to alpha.
+
+    Args:
+      noise: noise level.
+      sigma_data: standard deviation of the data.
+      sigma_min: sigma / alpha of the boundary condition.
+      time_scale: see `edm`.
+
+    Reference: Song et al. 2023, "Consistency models", app. C.
+    """
+    scale = jnp.sqrt(noise.sigma**2 + (noise.alpha * sigma_data) ** 2)
+    # Nearly zero instead of zero at the boundary, so that the target of F is finite.
+    above = jnp.maximum(noise.sigma - noise.alpha * sigma_min, 1e-6 * noise.sigma)
+    return Coefficients(
+        noise.alpha * sigma_data**2 / (above**2 + (noise.alpha * sigma_data) ** 2),
+        above * sigma_data / scale,
+        1.0 / scale,
+        time_scale * _quarter_log_sigma(noise),
+    )
 
 
 def mu(noise: Noise, *, schedule: Schedule) -> Coefficients:
@@ -89,6 +121,11 @@ def mu(noise: Noise, *, schedule: Schedule) -> Coefficients:
     """
     x_weight, x0_weight = posterior_weights(noise, schedule(jnp.maximum(noise.t - 1, 0)))
     return _plain(-x_weight / x0_weight, 1.0 / x0_weight, noise)
+
+
+def _quarter_log_sigma(noise: Noise) -> Array:
+    """Returns log(sigma / alpha) / 4, the time input of EDM's networks, within [-10, 10] where alpha or sigma is 0."""
+    return jnp.clip(-log_snr(noise) / 8.0, -10.0, 10.0)
 
 
 def _plain(skip: Array, out: Array, noise: Noise) -> Coefficients:

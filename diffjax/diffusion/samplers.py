@@ -73,25 +73,30 @@ def ancestral(*, variance: Callable = variances.fixed_small) -> Sampler:
     return Sampler(init, step)
 
 
-def ddim(*, eta: Array | float = 0.0, sigma_hat: Array | bool = False) -> Sampler:
+def ddim(*, eta: Array | float = 0.0, sigma_hat: Array | bool = False, unclipped_eps: Array | bool = False) -> Sampler:
     """DDIM: deterministic at eta = 0, the ancestral sampler at eta = 1.
 
     Args:
       eta: in [0, 1], standard deviation of the noise over that of the posterior.
       sigma_hat: whether to add noise of DDPM's larger variance to the direction of `eta`; at eta = 1 this is
         `ancestral` with `fixed_large` (sec. 5, last rows of table 1).
+      unclipped_eps: whether eps is that of x_0 before clipping, as in diffusers without `use_clipped_model_output`.
+        Otherwise eps and the clipped x_0 are of the same x_t.
 
     Reference: DDIM (Song et al. 2021), eq. 12 and 16.
     """
 
     def step(keys, denoiser, carry, x, now, next):
-        x0 = _x0(denoiser(x, now), now)
+        denoised = denoiser(x, now)
+        x0 = _x0(denoised, now)
+        unclipped = x0 if denoised.unclipped is None else _x0(denoised._replace(x0=denoised.unclipped), now)
+        eps = eps_from_x0(x, jnp.where(jnp.asarray(unclipped_eps, bool), unclipped, x0), now)
         std = eta * jnp.sqrt(posterior_variance(now, next))
         # sqrt(sigma_next^2 - std^2), written without cancellation at low signal
         decay = now.alpha * next.sigma / (next.alpha * now.sigma)
         direction = next.sigma * jnp.sqrt(jnp.maximum(1.0 - eta**2 + (eta * decay) ** 2, 0.0))
         noise_std = jnp.where(jnp.asarray(sigma_hat, bool), jnp.sqrt(transition_variance(now, next)), std)
-        x = next.alpha * x0 + direction * eps_from_x0(x, x0, now)
+        x = next.alpha * x0 + direction * eps
         return x + _unless_clean(noise_std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
 
     return Sampler(_no_history, step)
@@ -286,6 +291,27 @@ def unipc() -> Sampler:
         return ddim_step(x, _extrapolated(x0, history.x0, h, history.h), now, next), new_history
 
     return Sampler(init, step)
+
+
+def consistency(*, schedule: Schedule) -> Sampler:
+    """Multistep sampling of a consistency model: each step estimates x_0, and noises it to the next level.
+
+    One step is one evaluation. The estimate is an image at the first level of the schedule, sigma_min, so the noise has
+    the variance between the two levels. The denoiser of another model returns the mean of images instead of an image:
+    its samples lack detail.
+
+    Args:
+      schedule: noise level at a timestep.
+
+    Reference: Song et al. 2023, "Consistency models", algorithm 1.
+    """
+
+    def step(keys, denoiser, carry, x, now, next):
+        x0 = _x0(denoiser(x, now), now)
+        std = jnp.sqrt(transition_variance(next, schedule(schedule.first)))
+        return next.alpha * x0 + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
+
+    return Sampler(_no_history, step)
 
 
 def _x0(denoised: Denoised, noise: Noise) -> Array:

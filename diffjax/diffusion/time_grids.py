@@ -3,7 +3,7 @@
 A grid of n steps is n + 1 strictly decreasing timesteps, float64: the start of each step, and 0, the clean image, as
 the target of the last step. The target of each step is the start of the next, for any n in 1..T. On a discrete
 schedule, timesteps are integers and n = T visits every one. All grids raise ValueError for more steps than the schedule
-allows.
+allows. Grids with an option `end` can have a noisier target of the last step.
 """
 
 import numpy as np
@@ -15,20 +15,35 @@ from diffjax.diffusion.noise_schedules import Schedule
 Grid = Float[np.ndarray, "n+1"]
 
 
-def leading(n: int, schedule: Schedule) -> Grid:
+def leading(n: int, schedule: Schedule, *, offset: int = 0, whole_strides: bool = False, end: int = 0) -> Grid:
     """Spaces timesteps evenly from 1 up: DDIM's `uniform`, for an n that need not divide T.
+
+    diffusers' schedulers for Stable Diffusion have leading(offset=1, whole_strides=True, end=1).
+
+    Args:
+      n: number of steps.
+      schedule: noise level at a timestep.
+      offset: is added to the timesteps; diffusers' `steps_offset`.
+      whole_strides: whether all strides are floor(T / n), as in diffusers, so that the grid stops short of T if n does
+        not divide T. Otherwise strides differ by 1, to cover all of T.
+      end: target of the last step: 0 for the clean image; 1 for the first level, diffusers' `set_alpha_to_one=False`,
+        whose noise the samples then have.
 
     Reference: DDIM (Song et al. 2021), app. D.2.
     """
-    return _down_to_clean(np.arange(_checked(n, schedule)) * schedule.timesteps // n + 1)
+    steps = np.arange(_checked(n, schedule))
+    sources = steps * (schedule.timesteps // n) if whole_strides else steps * schedule.timesteps // n
+    if sources[-1] + 1 + offset > schedule.timesteps:
+        raise ValueError(f"grid leading(offset={offset:g}): starts above {schedule.timesteps}; lower offset or steps")
+    return _down_to(end, sources + 1 + offset)
 
 
-def trailing(n: int, schedule: Schedule) -> Grid:
-    """Spaces timesteps evenly from T down, so that the first step starts at pure noise.
+def trailing(n: int, schedule: Schedule, *, end: int = 0) -> Grid:
+    """Spaces timesteps evenly from T down, so that the first step starts at pure noise. For `end` see `leading`.
 
     Reference: Lin et al. 2024, table 2.
     """
-    return _down_to_clean(np.round(np.arange(1, _checked(n, schedule) + 1) * schedule.timesteps / n))
+    return _down_to(end, np.round(np.arange(1, _checked(n, schedule) + 1) * schedule.timesteps / n))
 
 
 def linspace(n: int, schedule: Schedule) -> Grid:
@@ -166,4 +181,11 @@ def _distinct(wanted: np.ndarray, timesteps: int) -> np.ndarray:
 
 
 def _down_to_clean(sources: np.ndarray) -> Grid:
-    return np.append(sources[::-1].astype(np.float64), 0.0)
+    return _down_to(0, sources)
+
+
+def _down_to(end: float, sources: np.ndarray) -> Grid:
+    """Returns the grid of rising `sources` with `end` as the target of the last step."""
+    if not 0 <= end < sources[0]:
+        raise ValueError(f"grid end={end:g}: must be at least 0 and below {sources[0]:g}, the last step's start")
+    return np.append(sources[::-1].astype(np.float64), float(end))

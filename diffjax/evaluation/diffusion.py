@@ -41,6 +41,8 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
         raise unknown("decoder", settings.decoder, likelihood.DECODERS)
     timesteps = trained.config.diffusion.timesteps
     bound_settings = _ddim_settings(settings, trained, settings.steps[0] if settings.steps else timesteps, "trailing")
+    if bound_settings.times[bound_settings.num_steps] > 0:
+        raise UserError(f"--grid={settings.grid}: the likelihood is that of clean images; remove the option end")
     bound = _bound(settings, trained, examples, bound_settings)
     ode_steps = min(settings.ode_steps, timesteps)
     columns = _bound_columns(bound, bound_settings.num_steps)

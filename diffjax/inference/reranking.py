@@ -43,7 +43,9 @@ class Reranker:
           UserError: `path` is not a CLIP for such images.
         """
         system, self._variables = open_clip(path, spec)[:2]
-        assert is_clip(system) and system.text is not None
+        assert is_clip(system)
+        if system.text is None:
+            raise UserError(f"clip={path}: has no text encoder, so it cannot score captions; choose another CLIP")
         bind, self._tokenizer, self._text = system.clip, load_tokenizer(path), system.text
         self.provenance = _provenance(path)
         batches = DataParallelMap(batch_size)

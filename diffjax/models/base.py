@@ -152,7 +152,13 @@ class Classifier(Model):
 
 
 class ContrastiveModel(Model):
-    """A CLIP: embeds images and captions in one space."""
+    """A CLIP: embeds images and captions in one space.
+
+    Attributes:
+      accepts_any_size: whether it embeds images of any size, or none.
+    """
+
+    accepts_any_size: bool = False
 
     @property
     def noise_schedule(self) -> Schedule | None:

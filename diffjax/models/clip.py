@@ -96,16 +96,18 @@ class Noising:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipModel(ContrastiveModel):
-    """An image encoder and a text encoder, trained with the contrastive loss.
+    """An image encoder and a text encoder, trained with the contrastive loss. Published ones may have one of them.
 
     Attributes:
+      image_encoder: None: captions only.
+      text_encoder: None: images only.
       image_spec: size and channels of images.
       noising: noise that training adds; None: images are clean.
       resizes: whether images of any size are resized to the encoder's.
     """
 
-    image_encoder: networks.VisionTransformer | networks.ModifiedResNet
-    text_encoder: networks.TextTransformer
+    image_encoder: networks.VisionTransformer | networks.ModifiedResNet | None
+    text_encoder: networks.TextTransformer | None
     image_spec: ImageSpec
     noising: Noising | None = None
     resizes: bool = False
@@ -120,13 +122,23 @@ class ClipModel(ContrastiveModel):
         """Noise schedule of training; None without noise."""
         return self.noising.schedule if self.noising else None
 
+    @property
+    def accepts_any_size(self) -> bool:
+        return self.resizes or self.image_encoder is None
+
     def init(self, key: PRNGKey) -> Variables:
         image_key, text_key = jax.random.split(key)
-        size, t = (self.noising.image_size, jnp.zeros(1)) if self.noising else (self.image_spec.size, None)
-        image = self.image_encoder.init(image_key, jnp.zeros((1, size, size, self.image_spec.channels)), t=t)
-        image_params, statistics = image["params"], {name: image[name] for name in image if name != "params"}
-        text = self.text_encoder.init(text_key, jnp.zeros((1, self._text.length), jnp.int32))
-        params = {"image": image_params, "text": text["params"], "log_scale": jnp.asarray(_INITIAL_LOG_SCALE)}
+        params: dict[str, Any] = {}
+        statistics: dict[str, Any] = {}
+        if self.image_encoder:
+            size, t = (self.noising.image_size, jnp.zeros(1)) if self.noising else (self.image_spec.size, None)
+            image = self.image_encoder.init(image_key, jnp.zeros((1, size, size, self.image_spec.channels)), t=t)
+            params["image"], statistics = image["params"], {name: image[name] for name in image if name != "params"}
+        if self.text_encoder:
+            text = self.text_encoder.init(text_key, jnp.zeros((1, self._text.length), jnp.int32))
+            params["text"] = text["params"]
+        if len(params) == 2:
+            params["log_scale"] = jnp.asarray(_INITIAL_LOG_SCALE)
         memory = self.noising.times.init(self.noising.schedule) if self.noising else {}
         return {"params": {"model": params}, **statistics, **({"times": memory} if memory else {})}
 
@@ -136,6 +148,8 @@ class ClipModel(ContrastiveModel):
 
     def loss(self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext):
         """Returns the contrastive loss of each pair among those of all devices: figure 3."""
+        if not (self.image_encoder and self.text_encoder):
+            raise UserError("image_encoder, text_encoder: training compares both; add the section that is missing")
         images, memory, t, factor = to_unit_range(batch["image"]), variables.get("times", {}), None, 1.0
         if self.noising:
             images, t, factor = self.noising(images, keys, memory)
@@ -167,11 +181,23 @@ class ClipModel(ContrastiveModel):
             embed_texts=lambda tokens: self._embed_texts(variables, tokens),
             text_states=lambda tokens: self._apply_text_encoder(variables, tokens)[0],
             scale=_scale(variables),
-            dimensions=self.image_encoder.dimensions,
-            width=self.text_encoder.width,
-            text=self._text,
+            dimensions=_dimensions(self.image_encoder or self._text_encoder),
+            width=self.text_encoder.width if self.text_encoder else 0,
+            text=self.text,
             embed_noised=embed_noised if self.noising else None,
         )
+
+    @property
+    def _image_encoder(self) -> networks.VisionTransformer | networks.ModifiedResNet:
+        if self.image_encoder is None:
+            raise UserError("image_encoder: this CLIP encodes captions only; use one with an image encoder")
+        return self.image_encoder
+
+    @property
+    def _text_encoder(self) -> networks.TextTransformer:
+        if self.text_encoder is None:
+            raise UserError("text_encoder: this CLIP encodes images only; use one with a text encoder")
+        return self.text_encoder
 
     @property
     def _text(self) -> TextSpec:
@@ -194,7 +220,7 @@ class ClipModel(ContrastiveModel):
         """
         statistics = {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
         time = None if t is None or self.noising is None else self.noising.time_scale * (t - 1.0)
-        embeddings, updated = self.image_encoder.apply(
+        embeddings, updated = self._image_encoder.apply(
             {"params": variables["params"]["model"]["image"], **statistics},
             images,
             mean,
@@ -208,7 +234,7 @@ class ClipModel(ContrastiveModel):
         return unit_norm(self._apply_text_encoder(variables, tokens)[1], 0.0)
 
     def _apply_text_encoder(self, variables: Variables, tokens: Tokens) -> tuple[Float[Array, "B L W"], Embeddings]:
-        return apply(self.text_encoder, variables["params"]["model"]["text"], tokens)
+        return apply(self._text_encoder, variables["params"]["model"]["text"], tokens)
 
 
 def build(config: ConfigDict, spec: ImageSpec) -> ClipModel:
@@ -222,22 +248,38 @@ def build(config: ConfigDict, spec: ImageSpec) -> ClipModel:
             f"train.accumulate={config.train.accumulate}: must be 1 for system=clip, whose loss compares all pairs of "
             "a batch; set model.remat to save memory"
         )
-    architecture, text = config.image_encoder.architecture, text_of(config)
-    if architecture not in _ENCODERS:
-        raise unknown("image_encoder.architecture", architecture, _ENCODERS)
+    has_image, has_text = ("image_encoder" in config), ("text_encoder" in config)
+    if not (has_image or has_text):
+        raise UserError("image_encoder, text_encoder: a CLIP requires one of these sections at least; add both")
     noising = Noising.from_config(config.diffusion, spec) if "diffusion" in config else None
-    shared = {"dimensions": validate_integer("model.dimensions", config.model.dimensions), "dtype": dtype_of(config)}
-    time = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
-    encoder, section = _ENCODERS[architecture], config.image_encoder
+    can_be_zero = not (has_image and has_text) and (not has_image or config.image_encoder.architecture == "vit")
+    dimensions = validate_integer("model.dimensions", config.model.dimensions, low=0 if can_be_zero else 1)
+    shared = {"dimensions": dimensions, "dtype": dtype_of(config)}
+    image_encoder = text_encoder = text = None
+    if has_image:
+        section, architecture = config.image_encoder, config.image_encoder.architecture
+        if architecture not in _ENCODERS:
+            raise unknown("image_encoder.architecture", architecture, _ENCODERS)
+        time = {"timesteps": config.diffusion.timesteps} if noising and architecture == "vit" else {}
+        encoder = _ENCODERS[architecture]
+        image_encoder = make(encoder, section, "image_encoder", but=("architecture",), **shared, **time)
+    if has_text:
+        text = text_of(config)
+        fields = {"vocabulary": text.vocabulary, **shared}
+        text_encoder = make(networks.TextTransformer, config.text_encoder, "text_encoder", **fields)
+    resizes = config.model.get("resize_images", False)
+    if resizes and spec.channels != 3:
+        raise UserError(
+            f"model.resize_images=True: requires images of 3 channels, not {spec.channels}; set it to False"
+        )
     return _checked(
         ClipModel(
-            image_encoder=make(encoder, section, "image_encoder", but=("architecture",), **shared, **time),
-            text_encoder=make(
-                networks.TextTransformer, config.text_encoder, "text_encoder", vocabulary=text.vocabulary, **shared
-            ),
+            image_encoder=image_encoder,
+            text_encoder=text_encoder,
             text=text,
             image_spec=spec,
             noising=noising,
+            resizes=resizes,
         )
     )
 
@@ -249,10 +291,11 @@ def published(path: str | Path) -> tuple[ClipModel, Variables]:
       UserError: missing or invalid files.
     """
     checkpoint = clip_checkpoint.load(path)
+    text = checkpoint.text_encoder
     model = ClipModel(
         image_encoder=checkpoint.image_encoder,
-        text_encoder=checkpoint.text_encoder,
-        text=TextSpec(checkpoint.text_length, checkpoint.text_encoder.vocabulary),
+        text_encoder=text,
+        text=TextSpec(checkpoint.text_length, text.vocabulary) if text else None,
         image_spec=ImageSpec(checkpoint.image_size, 3, 0),
         resizes=True,
     )
@@ -265,6 +308,15 @@ def _checked(model: ClipModel) -> ClipModel:
     return model
 
 
+def _dimensions(
+    encoder: networks.VisionTransformer | networks.ModifiedResNet | networks.TextTransformer,
+) -> int:
+    """Returns the number of values of an encoder's embeddings."""
+    return encoder.dimensions or encoder.width
+
+
 def _scale(variables: Variables, mean: Callable[[Any], Any] = lambda tree: tree) -> Scalar:
-    """Returns the scale of the logits, from its clamped logarithm."""
+    """Returns the scale of the logits, from its clamped logarithm; 1 for a CLIP with one encoder."""
+    if "log_scale" not in variables["params"]["model"]:
+        return jnp.ones(())
     return jnp.exp(networks.clamped_logit_scale(variables["params"]["model"]["log_scale"], mean))

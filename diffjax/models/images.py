@@ -31,6 +31,15 @@ def upsample_bilinear(images: Images, factor: int) -> Images:
     return jax.image.resize(images, (batch, factor * height, factor * width, channels), "linear")
 
 
+def upsample_bicubic(images: Images, factor: int) -> Images:
+    """Returns images [B, factor H, factor W, C] by bicubic interpolation (Keys, a = -1/2) at half-pixel centres.
+
+    Weights outside the image are left out, as in PIL: the low-resolution input of karlo's upsampler (its code).
+    """
+    batch, height, width, channels = images.shape
+    return jax.image.resize(images, (batch, factor * height, factor * width, channels), "cubic")
+
+
 def unit_variance(embeddings: Embeddings) -> Embeddings:
     """Scales unit-norm embeddings so that values have unit variance, as layers expect."""
     return embeddings * embeddings.shape[-1] ** 0.5

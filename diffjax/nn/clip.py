@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021): image encoders, text encoder and contrastive loss.
 
-The options of the encoders cover the published networks; nn/pretrained/clip_checkpoint.py reads their weights. The
-encoders return embeddings that are not normalised; the contrastive loss takes embeddings of unit length.
+The options of the encoders cover the published networks, whose tensors published/tables/clip.py names. The encoders
+return embeddings that are not normalised; the contrastive loss takes embeddings of unit length.
 """
 
 import math
@@ -42,7 +42,7 @@ class VisionTransformer(nn.Module):
     width: int
     layers: int
     heads: int
-    dimensions: int  # values of the output embedding
+    dimensions: int  # values of the output embedding; 0: the state of the class token, without a linear map
     mlp_ratio: float = 4
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
     pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
         x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
         x = transformer_from_fields(self)(x, "all")[:, 0]
-        return nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(std), name="out")(x)
+        return _projected(x, self.dimensions)
 
 
 class Bottleneck(nn.Module):
@@ -188,9 +188,10 @@ class TextTransformer(nn.Module):
     width: int
     layers: int
     heads: int
-    dimensions: int  # values of the output embedding
+    dimensions: int  # values of the output embedding; 0: the state of the last token, without a linear map
     mlp_ratio: float = 4
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
+    padding: int = 0  # token id at positions without a token; 0 in CLIP, the end token in Stable Diffusion 1
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
@@ -203,21 +204,29 @@ class TextTransformer(nn.Module):
           tokens: token ids [B, L]; NO_TOKEN is allowed only after the last token of a text.
 
         Returns:
-          Outputs of the final layer norm, float32 [B, L, width], meaningless at NO_TOKEN; and embeddings, float32
-          [B, dimensions], not normalised.
+          Outputs of the final layer norm, float32 [B, L, width], at NO_TOKEN those of the token `padding`; and
+          embeddings, float32 [B, dimensions], not normalised.
 
         Raises:
-          ValueError: L differs from that of the parameters.
+          ValueError: L differs from that of the parameters, or `padding` is not in the vocabulary.
         """
+        if not 0 <= self.padding < self.vocabulary:
+            raise ValueError(f"padding={self.padding}: must be a token id, from 0 to {self.vocabulary - 1}")
         length, normal = tokens.shape[1], nn.initializers.normal
         embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, embedding_init=normal(0.02), name="token")
-        x = embed(jnp.maximum(tokens, 0))  # padding follows the last token, so the causal mask hides it
+        x = embed(jnp.where(tokens == NO_TOKEN, self.padding, tokens))  # the causal mask hides it from the last token
         x = x + position_embedding(self, length, self.width, 0.01).astype(self.dtype)[None]
         states = transformer_from_fields(self)(x, "causal")
         last = jnp.where(tokens != NO_TOKEN, jnp.arange(length)[None, :], 0).max(axis=1)
         read = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-        out = nn.Dense(self.dimensions, use_bias=False, kernel_init=normal(self.width**-0.5), name="out")
-        return states, out(read)
+        return states, _projected(read, self.dimensions)
+
+
+def _projected(x: Float[Array, "B W"], dimensions: int) -> Embeddings:
+    """Returns a linear map "out" of states; states themselves for 0 dimensions."""
+    if not dimensions:
+        return x
+    return nn.Dense(dimensions, use_bias=False, kernel_init=nn.initializers.normal(x.shape[-1] ** -0.5), name="out")(x)
 
 
 def _normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> Images:

@@ -131,6 +131,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
     num_label_embeddings: int = 0  # rows of the label embedding table; 0: unconditional on labels
     dropout: float = 0.0  # rate, on the output of each residual branch
+    time_embedding: str = "adm"  # "ddpm" | "adm": see timestep_embedding
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
@@ -167,7 +168,7 @@ class DiT(nn.Module):
             `label` does not match `num_label_embeddings`.
         """
         self._check(x, label)
-        emb = timestep_embedding(t, FREQUENCIES, convention="adm")
+        emb = timestep_embedding(t, FREQUENCIES, convention=self.time_embedding)
         if augment_label is not None:
             emb = emb + Dense(FREQUENCIES, bias=False, name="augment")(augment_label.astype(jnp.float32))
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_0")(emb)

@@ -12,6 +12,7 @@ A table maps patterns of module paths, such as r"down_(\\d+)_block_(\\d+)/conv_0
         "attention/qkv": fused("to_q", "to_k", "to_v"),     # modules whose outputs are concatenated
         "attention/place": Tensor("positional_embedding"),  # a tensor that is no module's weight or bias
         "latents/mean": Constant(0.0),                      # a parameter that the file does not have
+        "pos_embed": Fixed("pos_embed", value),             # a tensor of the file that is no parameter of ours
     }
 
 Names may have the groups of their pattern, as in `str.format`, and blocks may have a function of them, as integers
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from jax import numpy as jnp
 
 from diffjax.errors import UserError, excerpt
 from diffjax.published.lazy import LazyTensor
@@ -46,6 +48,7 @@ class Module:
       dims: dimensions of the weight of a linear layer when it is written: 2 (Linear), 3 (Conv1d) or 4 (Conv2d). Any of
         them is read.
       suffixes: from names of our leaves to the ends of the names of tensors.
+      copies: other modules of the file with the weights of `names[0]`.
     """
 
     names: tuple[str, ...]
@@ -54,6 +57,7 @@ class Module:
     input_order: Order | None = None
     dims: int = 2
     suffixes: Mapping[str, str] = dataclasses.field(default_factory=lambda: _SUFFIXES)
+    copies: tuple[str, ...] = ()
 
     def tensors(self, leaf: str) -> tuple[str, ...] | None:
         """Returns the names of the tensors of a leaf; None: the module does not have the leaf."""
@@ -127,6 +131,17 @@ class Constant:
         return []
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A tensor of the file that is no parameter of ours, but a function of the config, such as position embeddings.
+
+    Its pattern in the table matches no path. A file without it is read; one with other values is not.
+    """
+
+    name: str
+    value: np.ndarray
+
+
 class Block(NamedTuple):
     """A module with modules inside: the start of their names, and their table."""
 
@@ -134,7 +149,7 @@ class Block(NamedTuple):
     table: "Table"
 
 
-Table = Mapping[str, str | Module | Tensor | Constant | Block]  # a string is Module((name,))
+Table = Mapping[str, str | Module | Tensor | Constant | Fixed | Block]  # a string is Module((name,))
 
 
 def fused(*names: str, dims: int = 2) -> Module:
@@ -145,6 +160,23 @@ def fused(*names: str, dims: int = 2) -> Module:
 def convolution(name: str, **options: Any) -> Module:
     """Returns a linear layer of ours that the file has as a 1x1 convolution."""
     return Module((name,), dims=4, **options)
+
+
+def patches(name: str, patch: int) -> Table:
+    """Returns the table of a linear layer of ours on patches, which the file has as a strided convolution.
+
+    Args:
+      name: module of the file.
+      patch: side of a patch.
+    """
+
+    def to_tensor(value: np.ndarray) -> np.ndarray:
+        return value.reshape(patch, patch, -1, value.shape[-1]).transpose(3, 2, 0, 1)
+
+    def to_leaf(tensor: np.ndarray) -> np.ndarray:
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, len(tensor))
+
+    return {"kernel": Tensor(f"{name}.weight", to_leaf, to_tensor), "bias": Tensor(f"{name}.bias")}
 
 
 def by_head(parts: int, *, heads: int = 1, head_channels: int | None = None) -> Order:
@@ -186,20 +218,27 @@ def read(
       Parameters by path, float32 where the parameter is.
 
     Raises:
-      UserError: a tensor is missing, left over, of another shape, or not finite.
+      UserError: a tensor is missing, left over, of another shape, not finite, or differs from its copy.
     """
     stored = {path: _find(table, path) for path in shapes}
-    needed = {name for each in stored.values() for name in each.tensors}
+    needed = {name for each in stored.values() for name in (*each.tensors, *each.copies)}
     if missing := sorted(needed - tensors.keys()):
         raise UserError(f"{network}: {_list(missing)} missing")
     skipped = re.compile("|".join(f"(?:{pattern})" for pattern in ignored)) if ignored else None
-    unused = sorted(n for n in tensors.keys() - needed if not (skipped and skipped.fullmatch(n)))
+    fixed = dict(_fixed(table))
+    unused = sorted(n for n in tensors.keys() - needed - fixed.keys() if not (skipped and skipped.fullmatch(n)))
     if unused:
         raise UserError(f"{network}: {_list(unused)} not part of that network")
+    for name, value in fixed.items():
+        if name in tensors and not _same(tensors[name].read(), value):
+            raise UserError(f"{network}: {name} has other values than that network's")
     params = {}
     for path, leaf in shapes.items():
         each, shape = stored[path], tuple(leaf.shape)
         found = [tensors[name] for name in each.tensors]
+        for name, tensor in zip(each.tensors, found, strict=True):
+            if not jnp.issubdtype(tensor.dtype, jnp.floating):  # such as quantized weights
+                raise UserError(f"{network}: {name} is of type {tensor.dtype}, and must be floating point")
         try:
             value = each.entry.read(each.leaf, [tensor.read() for tensor in found], shape)
         except (ValueError, IndexError):  # shapes that do not fit one another
@@ -211,13 +250,16 @@ def read(
         value = np.array(value, leaf.dtype, order="C")
         if not np.isfinite(value).all():
             raise UserError(f"{network}: {each.tensors[0]} has values that are not finite; download the file again")
+        for name in each.copies:
+            if not np.array_equal(tensors[name].read(), found[0].read()):
+                raise UserError(f"{network}: {name} must be equal to {each.tensors[0]}, and has other values")
         params[path] = value
     return params
 
 
 def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the tensors of a file, contiguous, for the parameters of a network by path: the inverse of `read`."""
-    tensors: dict[str, np.ndarray] = {}
+    tensors = {name: np.ascontiguousarray(value) for name, value in _fixed(table)}
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, value in params.items():
         stored = _find(table, path)
@@ -227,6 +269,8 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
                 parts.setdefault(name, {})[index] = tensor
             else:
                 tensors[name] = np.asarray(tensor, order="C")
+        for name in stored.copies:
+            tensors[name] = tensors[stored.tensors[0]]
     for name, pieces in parts.items():
         tensors[name] = np.concatenate([pieces[i] for i in range(len(pieces))], axis=0)
     return tensors
@@ -234,22 +278,26 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def names(table: Table, shapes: Iterable[str]) -> dict[str, str]:
     """Returns the names of a file's tensors, each with the path of a parameter that it holds."""
-    return {name: path for path in shapes for name in _find(table, path).tensors}
+    found = {path: _find(table, path) for path in shapes}
+    return {name: path for path, each in found.items() for name in (*each.tensors, *each.copies)}
 
 
 class _Stored(NamedTuple):
-    """Where a leaf of ours is stored: its entry, its name in the module, and its tensors."""
+    """Where a leaf of ours is stored: its entry, its name in the module, its tensors, and copies of the first."""
 
     entry: Module | Tensor | Constant
     leaf: str
     tensors: tuple[str, ...]
+    copies: tuple[str, ...]
 
 
 def _find(table: Table, path: str) -> _Stored:
     """Returns where a leaf is stored. Raises LookupError for a path that the table does not have."""
     for prefix, entry, leaf, groups in _entries(table, path):
         if (names := entry.tensors(leaf)) is not None:
-            return _Stored(entry, leaf, tuple(prefix + name.format(*groups) for name in names))
+            copies = [name + entry.suffixes[leaf] for name in entry.copies] if isinstance(entry, Module) else []
+            found, copied = (tuple(prefix + name.format(*groups) for name in each) for each in (names, copies))
+            return _Stored(entry, leaf, found, copied)
     raise LookupError(f"the table has no parameter {path}")
 
 
@@ -259,7 +307,7 @@ def _entries(
     """Yields the entries whose pattern is the start of a path: prefix of their names, entry, rest, groups."""
     for pattern, entry in table.items():
         match = re.match(rf"{pattern}(?:/|$)", path)
-        if not match:
+        if not match or isinstance(entry, Fixed):
             continue
         rest = path[match.end() :]
         if isinstance(entry, Block):
@@ -268,6 +316,20 @@ def _entries(
             yield from _entries(entry.table, rest, f"{prefix}{start}." if start else prefix)
         else:
             yield prefix, Module((entry,)) if isinstance(entry, str) else entry, rest, match.groups()
+
+
+def _fixed(table: Table, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yields name and value of the fixed tensors of a table, and of its blocks whose prefix is a name."""
+    for entry in table.values():
+        if isinstance(entry, Fixed):
+            yield prefix + entry.name, entry.value
+        elif isinstance(entry, Block) and isinstance(entry.prefix, str) and "{" not in entry.prefix:
+            yield from _fixed(entry.table, f"{prefix}{entry.prefix}." if entry.prefix else prefix)
+
+
+def _same(found: np.ndarray, value: np.ndarray) -> bool:
+    """Returns whether an array has the given values, within half precision."""
+    return found.shape == value.shape and np.allclose(found.astype(np.float32), value, atol=2e-3)
 
 
 def _kernel(tensor: np.ndarray, shape: Shape) -> np.ndarray:

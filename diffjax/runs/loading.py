@@ -221,7 +221,10 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
     if clip_checkpoint.is_published(Path(path)):
         model, variables = clip_model.published(Path(path))
         return model, variables
-    run, model = _open(f"clip={path}", ContrastiveModel, path, spec)
+    run = load(path)
+    model = _system(run, ContrastiveModel, f"clip={path}")
+    if not model.accepts_any_size:
+        _check_images(f"clip={path}", run.spec, spec)
     return model, run.variables
 
 
@@ -275,8 +278,9 @@ def _config_with_part(
 def _untrained_part(owner: ConfigDict, field: str, value: str, spec: ImageSpec) -> TrainedStage:
     """Returns the model of a part of `owner`, with the shapes of its variables."""
     part = part_config(owner, value[1:])
-    _check_images(f"{field}={value}", image_spec(part), spec)
     system = build_model(part, parent=owner, abstract=True)
+    if not (isinstance(system, ContrastiveModel) and system.accepts_any_size):
+        _check_images(f"{field}={value}", image_spec(part), spec)
     variables = jax.eval_shape(system.init, jax.random.key(0))
     return TrainedStage(system, {**variables, "frozen": system.frozen}, part.get("sampler", {}))
 

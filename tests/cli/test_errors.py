@@ -74,7 +74,7 @@ CASES = {
     "sampler steps": ([*TRAIN, "--config.sampler.steps=2000"], "has 1 to 1000 steps, not 2000"),
     "eps without signal": (
         [*TRAIN, "--config.diffusion.parameterization=eps", "--config.diffusion.zero_terminal_snr=True"],
-        "where no signal is left (alpha = 0); choose v, x0, flow or edm",
+        "where no signal is left (alpha = 0); choose v, x0, flow, edm or consistency",
     ),
     "evaluate without a metric": (["evaluate", "--workdir=WORKDIR"], "--metrics is missing"),
     "unknown metric": (["evaluate", "--workdir=WORKDIR", "--metrics=nil"], "did you mean 'nll'?"),

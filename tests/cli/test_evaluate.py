@@ -101,6 +101,11 @@ def test_evaluate_likelihood(workdir, capsys):
     assert published["kl"] == pytest.approx(exact["kl"])
 
 
+def test_the_likelihood_requires_a_grid_that_ends_at_the_clean_image(workdir, capsys):
+    flags = ("--metrics=nll", "--num=4", "--steps=4", "--grid=trailing(end=1)")
+    assert "remove the option end" in refused(capsys, "evaluate", f"--workdir={workdir}", *flags)
+
+
 def test_evaluate_a_classifier(classifier, workdir, capsys):
     assert evaluate(classifier, "--metrics=accuracy", "--num=50") == 0
     rows = result(classifier, "accuracy")["details"]["rows"]

@@ -33,6 +33,17 @@ CODEC = {
     "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
 }
 
+DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "sample_size": 16,
+    "out_channels": 8,
+    "num_embeds_ada_norm": 5,
+    "norm_eps": 1e-6,
+}
+LABEL = 3
+
 
 def randomise(model):
     """Nothing stays at zero or one."""
@@ -55,6 +66,19 @@ def vq():
     return randomise(diffusers.VQModel(**CODEC, num_vq_embeddings=20, latent_channels=3, scaling_factor=0.5))
 
 
+def dit():
+    """Blocks of published files have the same embeddings of time and label."""
+    model = randomise(diffusers.DiTTransformer2DModel(**DIT))
+    first, *others = (block.norm1.emb for block in model.transformer_blocks)
+    for other in others:
+        other.load_state_dict(first.state_dict())
+    return model
+
+
+def kl():
+    return randomise(diffusers.AutoencoderKL(**CODEC))
+
+
 PIPELINES = {
     "ddpm": lambda: diffusers.DDIMPipeline(unet=unet(**DDPM, attention_head_dim=None), scheduler=ddim()),
     "adm": lambda: diffusers.DDIMPipeline(
@@ -69,6 +93,7 @@ PIPELINES = {
         ),
         scheduler=ddim(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
     ),
+    "dit": lambda: diffusers.DiTPipeline(transformer=dit(), vae=kl(), scheduler=ddim(clip_sample=False)),
     "ldm": lambda: diffusers.LDMPipeline(
         vqvae=vq(),
         unet=unet(),
@@ -94,9 +119,10 @@ def folders(request, tmp_path_factory):
 
 def sample(run, latents):
     """Returns images of a run from x_T."""
-    settings = run.system.make_settings(run.config.sampler, steps=STEPS)
+    settings = run.system.make_settings(run.config.sampler, steps=STEPS, guidance=1.0)
+    conditions = {"latent": latents, "label": np.full(len(latents), LABEL)}
     keys = jax.random.split(jax.random.key(0), len(latents))
-    return np.asarray(jax.jit(run.system.sample)(run.variables, keys, {"latent": latents}, settings))
+    return np.asarray(jax.jit(run.system.sample)(run.variables, keys, conditions, settings))
 
 
 def sample_theirs(pipeline, latents):
@@ -105,10 +131,16 @@ def sample_theirs(pipeline, latents):
     pipeline.scheduler.set_timesteps(STEPS)
     with torch.no_grad():
         for t in pipeline.scheduler.timesteps:
-            output = pipeline.unet(x, t).sample
-            x = pipeline.scheduler.step(output, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
-        if hasattr(pipeline, "vqvae"):
-            x = pipeline.vqvae.decode(x / pipeline.vqvae.config.scaling_factor).sample
+            if hasattr(pipeline, "unet"):
+                output = pipeline.unet(x, t).sample
+            else:
+                labels = torch.full((len(x),), LABEL)
+                output = pipeline.transformer(x, timestep=t.expand(len(x)), class_labels=labels).sample
+                output = output[:, : x.shape[1]]  # without the learned variance
+            x = pipeline.scheduler.step(output, t, x, eta=0.0).prev_sample
+        codec = getattr(pipeline, "vqvae", getattr(pipeline, "vae", None))
+        if codec:
+            x = codec.decode(x / codec.config.scaling_factor).sample
     return x.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
 
 

@@ -39,6 +39,18 @@ def test_the_percentile_of_dynamic_thresholding(percentile):
     np.testing.assert_allclose(found, dynamic(IMAGES, percentile), atol=1e-5)
 
 
+def test_limits():
+    images = IMAGES.astype(np.float32)
+    np.testing.assert_array_equal(clipping.clip(images, limit=0.3), np.clip(images, np.float32(-0.3), np.float32(0.3)))
+    np.testing.assert_allclose(clipping.dynamic(images, limit=1.0), np.clip(IMAGES, -1, 1), atol=1e-6)
+    top = np.minimum(np.maximum(np.percentile(np.abs(IMAGES), 90, axis=(1, 2, 3), keepdims=True), 1), 1.5)
+    found = clipping.dynamic(images, percentile=90.0, limit=1.5)
+    np.testing.assert_allclose(found, np.clip(IMAGES, -top, top) / top, atol=1e-5)
+    for make, limit in ((clipping.clip, 0.0), (clipping.dynamic, 0.9)):
+        with pytest.raises(ValueError, match="limit="):
+            make(images, limit=limit)
+
+
 def test_dynamic_thresholding_keeps_values_in_range_and_saturates_few_pixels():
     found = np.asarray(clipping.dynamic(IMAGES.astype(np.float32)))
     np.testing.assert_allclose(found[0], IMAGES[0], atol=1e-6)

@@ -58,7 +58,7 @@ def column(noise):
 
 
 def test_the_table_is_complete():
-    assert set(TARGETS) == set(choices(parameterizations))
+    assert {*TARGETS, "consistency"} == set(choices(parameterizations))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
@@ -134,6 +134,32 @@ def test_edm_equals_the_papers_table_1(data):
     np.testing.assert_allclose(time, np.log(sigma) / 4, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_consistency_equals_the_papers_appendix_c(alpha):
+    """Coefficients of x_t / alpha at sigma / alpha; at sigma_min the network has no effect."""
+    sigma = np.array([0.01, 0.1, 0.5, 1.0, 7.0, 80.0])
+    noise = Noise(jnp.ones(6), jnp.full(6, alpha), jnp.asarray(alpha * sigma, jnp.float32))
+    skip, out, inner, time = map(np.asarray, parameterizations.consistency(noise, sigma_data=0.7, sigma_min=0.004))
+    np.testing.assert_allclose(alpha * skip, 0.7**2 / ((sigma - 0.004) ** 2 + 0.7**2), rtol=1e-6)
+    np.testing.assert_allclose(out, (sigma - 0.004) * 0.7 / np.sqrt(sigma**2 + 0.7**2), rtol=1e-5)
+    np.testing.assert_allclose(alpha * inner, 1 / np.sqrt(sigma**2 + 0.7**2), rtol=1e-6)
+    np.testing.assert_allclose(time, np.log(sigma) / 4, rtol=1e-6, atol=1e-7)
+
+
+def test_consistency_returns_its_input_at_the_boundary():
+    for schedule in (noise_schedules.edm(40), noise_schedules.edm(40, continuous=True)):
+        first = schedule(schedule.first)
+        denoise = from_network(lambda x, time: jnp.full_like(x, 1e3), parameterizations.consistency)
+        np.testing.assert_allclose(denoise(jnp.linspace(-1, 1, 5), first).x0, np.linspace(-1, 1, 5), atol=1e-5)
+
+
+def test_the_time_input_of_openais_consistency_networks():
+    """Song et al. 2023, code: 250 log(sigma) in the place of EDM's log(sigma) / 4."""
+    noise = noise_schedules.edm(40)(np.arange(1.0, 41))
+    for make in (parameterizations.edm, parameterizations.consistency):
+        np.testing.assert_allclose(make(noise, time_scale=1000.0).time, 250 * np.log(noise.sigma), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 def test_edm_has_unit_variances_for_gaussian_data(schedule):
     """Karras et al. 2022, app. B.6: input and target, at any alpha."""
@@ -181,7 +207,7 @@ def test_only_eps_is_undefined_without_signal(name, zero):
 def test_coefficients_at_the_clean_level_are_finite():
     """x0_hat = x at the clean image, for all that speak of it."""
     clean = noise_schedules.cosine(50)(0.0)
-    for name in ("eps", "v", "flow", "edm"):
+    for name in ("eps", "v", "flow", "edm", "consistency"):
         skip, out, _, time = coefficients(name, clean)
         assert (skip, out) == (1, 0)
         assert np.isfinite(time)

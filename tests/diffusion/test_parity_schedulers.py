@@ -1,5 +1,6 @@
 """Samplers, grids and tables give the numbers of diffusers' schedulers, step by step, from the same network."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -61,15 +62,20 @@ def ddpm(sampler, threshold=clipping.none, **config):
     return Case(sampler, "DDPMScheduler", config, time_grids.linspace, LINEAR_VP, threshold=threshold)
 
 
+def spacing(grid):
+    return getattr(grid, "func", grid).__name__
+
+
 def ddim(grid=time_grids.trailing, eta=0.0, *, table=SCALED, **fields):
     """Theirs takes all steps for equal, so their number must divide T."""
-    config = {**table, "timestep_spacing": grid.__name__, "clip_sample": False, **fields.pop("config", {})}
+    config = {**table, "timestep_spacing": spacing(grid), "clip_sample": False, **fields.pop("config", {})}
     options = {"eta": eta, **fields.pop("options", {})}
-    return Case(samplers.ddim(eta=eta), "DDIMScheduler", config, grid, options=options, **fields)
+    sampler = fields.pop("sampler", samplers.ddim(eta=eta))
+    return Case(sampler, "DDIMScheduler", config, grid, options=options, **fields)
 
 
 def solver(sampler, scheduler, *, table=SCALED, grid=time_grids.trailing, calls=(1,) * STEPS, config=(), **fields):
-    config = {**table, "timestep_spacing": grid.__name__, **dict(config)}
+    config = {**table, "timestep_spacing": spacing(grid), **dict(config)}
     return Case(sampler, scheduler, config, grid, calls=calls, **fields)
 
 
@@ -85,6 +91,9 @@ def flow(shift, schedule):
 
 
 V = {"prediction_type": "v_prediction"}
+STRIDES = functools.partial(time_grids.leading, whole_strides=True)
+STABLE_DIFFUSION = functools.partial(time_grids.leading, offset=1, whole_strides=True, end=1)
+STABLE_DIFFUSION_CONFIG = {"steps_offset": 1, "set_alpha_to_one": False}  # scheduler_config.json of versions 1 and 2
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 HEUN = (2,) * (STEPS - 1) + (1,)
 PLMS, PNDM = (2,) + (1,) * (STEPS - 1), (4,) * 3 + (1,) * (STEPS - 3)
@@ -113,6 +122,35 @@ CASES = {
         config={"clip_sample": True},
         options={"use_clipped_model_output": True},  # else their x_0 and eps are not of one x_t
         threshold=clipping.clip,
+    ),
+    "ddim clipped, eps not": ddim(
+        config={"clip_sample": True}, sampler=samplers.ddim(unclipped_eps=True), threshold=clipping.clip
+    ),
+    "ddim clipped at 2.5, eps not, 0.7": ddim(
+        eta=0.7,
+        config={"clip_sample": True, "clip_sample_range": 2.5},
+        sampler=samplers.ddim(eta=0.7, unclipped_eps=True),
+        threshold=functools.partial(clipping.clip, limit=2.5),
+    ),
+    "ddim dynamic": ddim(
+        config={"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.8},
+        options={"use_clipped_model_output": True},
+        threshold=functools.partial(clipping.dynamic, percentile=80.0, limit=1.5),
+    ),
+    "stable diffusion": ddim(STABLE_DIFFUSION, config=STABLE_DIFFUSION_CONFIG),
+    "stable diffusion 0.5": ddim(STABLE_DIFFUSION, 0.5, config=STABLE_DIFFUSION_CONFIG),
+    "stable diffusion v, from no signal": ddim(
+        STABLE_DIFFUSION,
+        config={**STABLE_DIFFUSION_CONFIG, **V},
+        schedule=ZERO_SNR,
+        parameterization=parameterizations.v,
+    ),
+    "stable diffusion plms": solver(
+        samplers.plms(),
+        "PNDMScheduler",
+        grid=STABLE_DIFFUSION,
+        calls=PLMS,
+        config={**STABLE_DIFFUSION_CONFIG, "skip_prk_steps": True},
     ),
     "plms": solver(
         samplers.plms(), "PNDMScheduler", grid=time_grids.leading, calls=PLMS, config={**AT_ONE, "skip_prk_steps": True}
@@ -286,6 +324,26 @@ def test_encoding(grid):
     check([np.asarray(encode(jnp.asarray(x, jnp.float32), i + 1)) for i in range(STEPS)], expected)
 
 
+@pytest.mark.parametrize("times", [(40,), (40, 18), (40, 31, 18, 1)])
+def test_consistency_models(times, monkeypatch):
+    """A distilled network of OpenAI's: their boundary condition, time input and multistep sampling."""
+    schedule, (x, noise) = noise_schedules.edm(40), draws(len(times))
+    levels = jax.tree.map(np.asarray, schedule(time_grids.times(0, schedule, *times)))
+    scheduler = diffusers.CMStochasticIterativeScheduler()
+    feed(monkeypatch, scheduler, noise)
+    scheduler.set_timesteps(timesteps=sorted((40 - t for t in times), reverse=True))  # theirs count from the noise
+    assert scheduler.timesteps[0] == pytest.approx(250 * np.log(levels.sigma[0]), rel=1e-5)
+    parameterize = functools.partial(parameterizations.consistency, time_scale=1000.0)
+    denoiser = with_clipping(from_network(lambda x, time: network(x, time[0], jnp), parameterize), clipping.clip)
+    x, expected = 80.0 * x, []
+    y = torch.tensor(x)
+    for t in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(y, t).numpy(), float(t))
+        y = scheduler.step(torch.tensor(output), t, y).prev_sample
+        expected.append(y.double().numpy())
+    check(ours(monkeypatch, samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
+
+
 TABLES = {"linear": (LINEAR_VP, LINEAR), "scaled linear": (VP, SCALED), "cosine": (COSINE_VP, COSINE)}
 
 
@@ -318,6 +376,41 @@ def test_grids(name, steps):
     if (name, steps) == ("linspace", 1):
         expected = [1000]  # theirs is 1, where there is nothing left to denoise
     np.testing.assert_array_equal(getattr(time_grids, name)(steps, VP), [*expected, 0])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_whole_strides(scheduler, offset):
+    """The option of `leading`, for any number of steps."""
+    scheduler = getattr(diffusers, scheduler)(timestep_spacing="leading", steps_offset=offset)
+    for steps in (1, 3, 7, 30, 50, 64, 77, 300, 999):
+        scheduler.set_timesteps(steps)
+        grid = time_grids.leading(steps, VP, offset=offset, whole_strides=True)
+        np.testing.assert_array_equal(grid, [*scheduler.timesteps.numpy() + 1, 0])
+
+
+@pytest.mark.parametrize("name", ["trailing", "linspace"])
+def test_grids_of_any_number_of_steps(name):
+    """Theirs round sums of strides, so that ties may go to the other level, and end in a step too many below 0."""
+    differing = 0
+    for steps in range(2, 1001):
+        scheduler = diffusers.DDIMScheduler(timestep_spacing=name)
+        scheduler.set_timesteps(steps)
+        times = scheduler.timesteps.numpy()[:steps] + 1
+        difference = np.abs(getattr(time_grids, name)(steps, VP)[:-1] - times)
+        assert difference.max() <= 1
+        differing += difference.any()
+    assert differing < 150
+
+
+@pytest.mark.parametrize("steps", [5, 10, 19])
+def test_grids_of_multistep_solvers(steps):
+    """Grids of DPM-Solver++ and UniPC of theirs have one point more, whose last is left out."""
+    for scheduler in (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler):
+        for name, make in (("leading", STRIDES), ("linspace", time_grids.linspace)):
+            schedule = scheduler(timestep_spacing=name)
+            schedule.set_timesteps(steps)
+            np.testing.assert_array_equal(make(steps + 1, VP)[:-2], schedule.timesteps.numpy() + 1)
 
 
 # For the cosine they cut times off and do not round them, and let them repeat.

@@ -45,7 +45,8 @@ SAMPLES = 20_000
 
 
 def test_the_table_is_complete():
-    assert {name.replace(",", " ").split()[0] for name in SAMPLERS} == set(choices(samplers))
+    """All but the sampler of consistency models, which does not converge to an ODE of the denoiser."""
+    assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | {"consistency"} == set(choices(samplers))
 
 
 def best(x, noise):
@@ -353,6 +354,32 @@ def test_the_direction_shrinks_with_eta():
     for eta in (0.0, 0.3, 1.0):
         expected = next.alpha**2 * STD**2 + next.sigma**2
         np.testing.assert_allclose(np.var(np.asarray(step(eta))), expected, rtol=5 * np.sqrt(2 / SAMPLES))
+
+
+@pytest.mark.parametrize("times", [(40,), (40, 18), (40, 18, 5, 1)])
+def test_multistep_consistency_sampling_is_exact_for_the_exact_consistency_function(times):
+    """On a Gaussian: the ODE moves each quantile of a level to that of the first level, which has noise of sigma_min.
+
+    Each step evaluates the function once, so that one step is the function at pure noise.
+    """
+    schedule, evaluations = noise_schedules.edm(40, sigma_min=0.3), []
+
+    def function(x, noise):
+        evaluations.append(float(noise.t))
+        return Denoised(MEAN + jnp.sqrt((STD**2 + 0.3**2) / (STD**2 + noise.sigma**2)) * (x - MEAN))
+
+    levels, keys = schedule(time_grids.times(0, schedule, *times)), jax.random.split(jax.random.key(0), SAMPLES)
+    sampler, x = samplers.consistency(schedule=schedule), MEAN + np.hypot(80.0, STD) * np.linspace(-1, 1, SAMPLES)
+    one_step = function(x, sampling.at(levels, 0)).x0
+    with jax.disable_jit():
+        found = sampling.run(keys, function, sampler, levels, len(times), jnp.asarray(x, jnp.float32))
+        evaluations.clear()
+        samples = sampling.sample(keys, function, sampler, levels, len(times), shape=())
+    assert evaluations == list(map(float, times))
+    if len(times) == 1:
+        np.testing.assert_allclose(found, one_step, rtol=1e-6)
+    exact = stats.norm(MEAN, np.hypot(STD, 0.3)).cdf
+    assert stats.ks_1samp(np.asarray(samples), exact).statistic < 1.95 / np.sqrt(SAMPLES)
 
 
 def test_samples_depend_only_on_their_keys():

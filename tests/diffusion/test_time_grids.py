@@ -125,6 +125,24 @@ def test_grids_equal_published_code():
     np.testing.assert_array_equal(time_grids.trailing(10, LINEAR)[:-1], np.arange(1000, 0, -100))
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 10, 50, 300, 999])
+def test_options_of_leading(n):
+    """The formulas of diffusers' DDIMScheduler, whose times count from zero."""
+    found = time_grids.leading(n, LINEAR, offset=1, whole_strides=True, end=1)
+    np.testing.assert_array_equal(found[:-1][::-1] - 1, np.arange(n) * (1000 // n) + 1)
+    assert found[-1] == 1
+    np.testing.assert_array_equal(time_grids.leading(n, LINEAR, offset=1)[:-1], time_grids.leading(n, LINEAR)[:-1] + 1)
+    assert time_grids.trailing(n, noise_schedules.linear(2000), end=1)[-1] == 1
+
+
+def test_offsets_and_ends_outside_the_grid_raise():
+    with pytest.raises(ValueError, match="starts above 1000; lower offset or steps"):
+        time_grids.leading(1000, LINEAR, offset=1)
+    for end in (1, -1):
+        with pytest.raises(ValueError, match=f"end={end}: must be at least 0 and below 1"):
+            time_grids.leading(50, LINEAR, end=end)
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 64, 75, 80, 128, 999])
 def test_first_and_last_times_of_grids(n):
     """`trailing` and `linspace` start at T; `leading` and `linspace` visit time 1."""

@@ -15,6 +15,7 @@ from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.condition_kinds import Caption, ClipText
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
+from diffjax.models.images import upsample_bicubic, upsample_bilinear
 from diffjax.typing import NO_TOKEN, ImageSpec
 from tests import conditioned, tiny
 from tests.conditioned import SPEC, TEXT, example_conditions, keys
@@ -281,6 +282,46 @@ def test_a_low_res_image_is_upsampled_and_its_level_embedded():
     np.testing.assert_allclose(waves, np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (6, 1)), atol=1e-3)
 
 
+def keys_filter(x):
+    """Returns Keys' cubic weights with a = -1/2 at distances `x`."""
+    x = np.abs(x)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def test_an_upsampler_without_a_level_with_bicubic_interpolation():
+    """The weights of each pixel are those of pixels inside the image, and sum to one."""
+    all_conditions = conditions(
+        "low_res_image",
+        conditions__low_res_image__level=False,
+        conditions__low_res_image__interpolation="bicubic",
+        conditions__low_res_image__degradation="none",
+    )
+    low = np.random.default_rng(0).normal(size=(6, 4, 4, 1))
+    values = {"label": example_conditions()["label"], "low_res_image": low}
+    network_inputs = all_conditions.network_inputs({}, all_conditions.encode(inputs(values, level=0.3)), None)
+    assert network_inputs.embedding is None
+    weights = keys_filter((np.arange(8)[:, None] + 0.5) / 2 - 0.5 - np.arange(4))
+    weights /= weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(network_inputs.channels, np.einsum("yh,xw,bhwc->byxc", weights, weights, low), atol=1e-5)
+
+
+@pytest.mark.parity
+def test_enlarged_images_are_those_of_published_upsamplers():
+    """Bilinear in ADM and GLIDE, bicubic with antialiasing in karlo."""
+    torch = pytest.importorskip("torch")
+    images = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype(np.float32)
+    for enlarge, options in (
+        (upsample_bilinear, {"mode": "bilinear", "align_corners": False}),
+        (upsample_bicubic, {"mode": "bicubic", "align_corners": False, "antialias": True}),
+    ):
+        for factor in (2, 4):
+            expected = torch.nn.functional.interpolate(
+                torch.tensor(images).permute(0, 3, 1, 2), scale_factor=factor, **options
+            )
+            np.testing.assert_allclose(enlarge(images, factor), expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
 def test_in_training_each_image_has_its_own_augmentation_level():
     """Levels are uniform and depend on the key; the standard deviation of the noise is half of the encoded level."""
     blank = {"label": np.arange(1000), "original": jnp.zeros((1000, 8, 8, 1))}
@@ -378,6 +419,47 @@ def test_a_position_of_x_is_masked_if_any_of_its_pixels_is():
     np.testing.assert_allclose(channels[..., 0][known], averaged[..., 0][known], atol=1e-6)
 
 
+@pytest.mark.parametrize("ones", ["masked", "known"])
+def test_the_mask_of_published_models(ones):
+    """In Stable Diffusion 1 is masked, and a latent's mask is that of its first pixel; in GLIDE 1 is known."""
+    config = conditioned.config("masked_image", conditions__masked_image__resize="nearest", diffusion__downsample=2)
+    config.conditions.masked_image = {**config.conditions.masked_image, "ones": ones}
+    space, values = pixel_space(SPEC, 2), inpainting_conditions()
+    all_conditions = make_conditions(config, SPEC, space)
+    values["mask"] = np.random.default_rng(0).integers(0, 2, (6, 8, 8, 1)).astype(np.float32)
+    encoded = all_conditions.encode(inputs(values, encode=lambda x: space.encode({}, x)))
+    channels = np.asarray(all_conditions.network_inputs({}, encoded, None).channels)
+    first = values["mask"][:, ::2, ::2]
+    np.testing.assert_array_equal(channels[..., 1:], first if ones == "known" else 1 - first)
+
+
+def test_in_latents_a_masked_image_is_the_latent_of_nothing():
+    """Samples without an image see what training shows where everything is masked."""
+    config = conditioned.latent("masked_image", conditions__masked_image__full_mask_prob=1.0)
+    shifted = lambda x: conditioned.CODEC[0].codec(conditioned.CODEC[1]).encode(x) + 0.5  # noqa: E731
+    all_conditions = models.build(config, SPEC, codec=conditioned.CODEC).conditions
+    without_image = {"label": example_conditions()["label"]}
+    found, trained = (
+        all_conditions.network_inputs({}, all_conditions.encode(inputs(values, encode=shifted)), None).channels
+        for values in (without_image, example_conditions())
+    )
+    np.testing.assert_array_equal(found, trained)
+    np.testing.assert_array_equal(found[..., :4], np.full((6, 4, 4, 4), 0.5))
+
+
+def test_the_network_alone_may_inpaint():
+    """Without `keep_known` the samples are those of the network's estimates, conditioned on the known region."""
+    sample, values = sampled("masked_image"), inpainting_conditions()
+    values["mask"][:, :, 4:] = 0.0
+    replaced, alone = sample(values), sample(values, keep_known=False)
+    assert (apart(replaced[:, :, :4], alone[:, :, :4]) > 1e-3).all()
+    other_known = {**values, "image": np.where(values["mask"] == 1, np.roll(values["image"], 1, axis=0), 0.0)}
+    assert (apart(sample(other_known, keep_known=False), alone) > 1e-3).all()
+    config, model, _ = conditioned.built("caption")
+    with pytest.raises(UserError, match=r"keep_known=False: requires a model with conditions.masked_image"):
+        model.make_settings(config.sampler, keep_known=False)
+
+
 def test_inpainting_keeps_the_known_region_and_is_conditioned_on_it():
     sample, values = sampled("masked_image"), inpainting_conditions()
     values["mask"][:, :, 4:] = 0.0
@@ -433,6 +515,9 @@ def encode_all(all_conditions):
         (("low_res_image",), {"conditions__low_res_image__degradation": "blurr"}, "did you mean 'blur'"),
         (("low_res_image",), {"conditions__low_res_image__factor": 3}, "factor=3: must be at least 2 and divide 8"),
         (("low_res_image",), {"conditions__low_res_image__factor": 1}, "factor=1: must be at least 2"),
+        (("low_res_image",), {"conditions__low_res_image__interpolation": "cubic"}, "interpolation 'cubic': did you"),
+        (("masked_image",), {"conditions__masked_image__ones": "kept"}, "masked_image.ones 'kept': choose from"),
+        (("masked_image",), {"conditions__masked_image__resize": "all"}, "masked_image.resize 'all': choose from"),
         (("image_embedding",), {}, "conditions.image_embedding: requires a trained CLIP; set --config.clip"),
         (("clip_text",), {}, "conditions.clip_text: requires a trained CLIP"),
         (

@@ -72,7 +72,7 @@ def test_latents_of_a_trained_autoencoder_have_unit_variance():
 
 def test_thresholds_of_latents_and_embeddings_raise():
     threshold = "dynamic"
-    message = f"sampler.threshold={threshold}: is only supported for pixels"
+    message = f"sampler.threshold={threshold}: is the range of pixels"
     with pytest.raises(UserError, match=message):
         build(conditioned.latent("caption", sampler__threshold=threshold), conditioned.SPEC, codec=conditioned.CODEC)
     latent_config = conditioned.latent("caption")

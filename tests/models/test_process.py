@@ -182,7 +182,7 @@ def test_strength_sets_the_first_step_of_image_to_image():
         ({"schedule": "cosine(beta_max=0.1)"}, "diffusion.schedule 'cosine' takes no 'beta_max'; it takes offset"),
         ({"weighting": "min_snr(5)"}, "min_snr.option=number"),
         ({"schedule": "rectified_flow", "parameterization": "eps"}, "where no signal is left"),
-        ({"zero_terminal_snr": True, "parameterization": "eps"}, "choose v, x0, flow or edm"),
+        ({"zero_terminal_snr": True, "parameterization": "eps"}, "choose v, x0, flow, edm or consistency"),
         ({"zero_terminal_snr": True, "timesteps": 1}, "at least two levels"),
         ({"zero_terminal_snr": True, "schedule": "learned", "loss": "vlb"}, "learned schedule"),
         ({"schedule": "learned"}, "set diffusion.loss=vlb"),
@@ -191,6 +191,8 @@ def test_strength_sets_the_first_step_of_image_to_image():
         ({"parameterization": "mu", "continuous": True}, "requires discrete timesteps"),
         ({"time_sampling": "importance", "continuous": True}, "discrete schedule"),
         ({"rescale_timesteps": True, "parameterization": "edm"}, "rescale_timesteps=True: parameterization=edm gives"),
+        ({"parameterization": "consistency"}, "weighting=simple: has no bounds near sigma_min"),
+        ({"parameterization": "consistency(sigma_min=0)", "weighting": "edm"}, "consistency, sigma_min=0"),
         ({"time_sampling": "log_normal", "loss": "vlb"}, "only with time_sampling=uniform or importance"),
     ],
 )

@@ -263,6 +263,10 @@ def _make_prefix(
                 "model.condition=clip_caption: is only supported for priors over CLIP embeddings, whose codec has "
                 "system=pca"
             )
+        if clip_spec.text is None:
+            raise UserError(
+                "model.condition=clip_caption: requires a CLIP with a text encoder; set --config.clip=WORKDIR"
+            )
         return ClipCaptionPrefix(clip_spec.text, clip_spec.dimensions, clip_spec.width)
     return NullPrefix()
 

@@ -121,6 +121,6 @@ class BoundModel:
                 denoise, guides.embed_noised, guides.text_embeddings, settings["clip_scale"]
             )
         denoise = with_clipping(denoise, lookup("threshold", clipping, settings["threshold"]).bind())
-        if "mask" in conditions:
+        if "mask" in conditions and settings["keep_known"]:
             denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])
         return denoise

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -252,11 +252,15 @@ class LowResImage(Condition):
       size: height and width of the image.
       data_size: height and width of x_t.
       degrade: augmentation of one image, a function of augmentation.py.
+      level: whether the network receives the level.
+      enlarge: maps images [B, size, size, C] and a factor to images of factor times the sides.
     """
 
     size: int
     data_size: int
     degrade: Callable[[PRNGKey, Array, Array], Array]
+    level: bool = True
+    enlarge: Callable[[Images, int], Images] = upsample_bilinear
 
     reads_image = True
     _FREQUENCIES = 32
@@ -273,8 +277,10 @@ class LowResImage(Condition):
         return {"image": jax.vmap(self.degrade)(keys, image, level), "level": level}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        image = self.enlarge(values["image"], self.data_size // self.size)
+        if not self.level:
+            return NetworkInputs(channels=image)
         level = timestep_embedding(1000.0 * values["level"], self._FREQUENCIES, convention="adm")
-        image = upsample_bilinear(values["image"], self.data_size // self.size)
         return NetworkInputs(embedding=level, channels=image)
 
 
@@ -284,17 +290,31 @@ class MaskedImage(Condition):
 
     In training, masks are random. Samples without an image have everything masked.
 
+    The channels are the masked image, then the mask; with x_t of C channels, the network's input is [x_t (C), image
+    (C), mask (1)]. GLIDE's network has this order. Stable Diffusion's has [x_t, mask, image]: its input channels in the
+    order 0, ..., C - 1, C + 1, ..., 2C, C are those of this network. Channels of a low-resolution image come before
+    these, as conditions are in alphabetical order; GLIDE's upsampler for inpainting has them last: [x_t (C), image (C),
+    mask, low-resolution image (C)], and its channels 0, ..., C - 1, 2C + 1, ..., 3C, C, ..., 2C are those of this one.
+
     Attributes:
       shape: shape of x_t.
+      image_shape: shape of images.
       full_mask_prob: fraction of training examples with everything masked.
+      ones: region where the mask is 1: "masked" (Stable Diffusion) or "known" (GLIDE).
+      resize: mask of a position of x_t: "any", masked if any of its pixels is, or "nearest", as its first pixel (Stable
+        Diffusion).
     """
 
     shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
     full_mask_prob: float = 0.25
+    ones: Literal["masked", "known"] = "masked"
+    resize: Literal["any", "nearest"] = "any"
 
     reads_image = True
 
     def encode(self, inputs: ConditionInputs) -> Values:
+        assert inputs.encode_image is not None
         conditions, count = inputs.conditions, len(inputs.keys)
         if "mask" in conditions:
             image, known = conditions["image"], conditions["mask"][..., :1]
@@ -303,13 +323,17 @@ class MaskedImage(Condition):
             mask = functools.partial(random_mask, side=image.shape[1], full_mask_prob=self.full_mask_prob)
             known = 1.0 - jax.vmap(mask)(inputs.keys)
         else:
-            return {"image": jnp.zeros((count, *self.shape)), "masked": jnp.ones((count, *self.shape[:2], 1))}
-        assert inputs.encode_image is not None
+            nothing = inputs.encode_image(jnp.zeros((1, *self.image_shape)))
+            image = jnp.broadcast_to(nothing, (count, *self.shape))
+            return {"image": image, "masked": jnp.ones((count, *self.shape[:2], 1))}
         image = inputs.encode_image(image * known)
-        return {"image": image, "masked": 1.0 - downsample_mask(known, self.shape[0])}
+        factor = known.shape[1] // self.shape[0]
+        small = known[:, ::factor, ::factor] if self.resize == "nearest" else downsample_mask(known, self.shape[0])
+        return {"image": image, "masked": 1.0 - small}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
-        return NetworkInputs(channels=jnp.concatenate([values["image"], values["masked"]], axis=-1))
+        mask = values["masked"] if self.ones == "masked" else 1.0 - values["masked"]
+        return NetworkInputs(channels=jnp.concatenate([values["image"], mask], axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)

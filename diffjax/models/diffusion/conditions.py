@@ -6,7 +6,7 @@ masked image (inpainting). Conditions with `dropout` > 0 support classifier-free
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from diffjax.models.diffusion.condition_kinds import (
 )
 from diffjax.models.diffusion.data_space import DataSpace
 from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
+from diffjax.models.images import upsample_bicubic, upsample_bilinear
 from diffjax.models.networks import classes_of, dtype_of, make, text_of, validate_probability
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.registry import lookup
@@ -148,13 +149,15 @@ def make_conditions(
         "clip_text": functools.partial(ClipText, masked=masked),
         "image_embedding": functools.partial(_make_image_embedding, clip),
         "low_res_image": functools.partial(_make_low_res_image, spec, space),
-        "masked_image": functools.partial(_make_masked_image, space),
+        "masked_image": functools.partial(_make_masked_image, spec, space),
     }
     for name, section in dict(config.get("conditions", {})).items():
         if name not in makers:
             raise unknown("field of config.conditions", name, makers)
         if name in ("clip_text", "image_embedding") and clip is None:
             raise UserError(f"conditions.{name}: requires a trained CLIP; set --config.clip=WORKDIR")
+        if name == "clip_text" and clip and clip.text is None:
+            raise UserError("conditions.clip_text: requires a CLIP with a text encoder; set --config.clip=WORKDIR")
         if "dropout" in section:
             validate_probability(f"conditions.{name}.dropout", section.dropout)
         try:
@@ -166,7 +169,7 @@ def make_conditions(
     _check_context(each, clip)
     if not {"caption", "clip_text"} & each.keys():
         return Conditions(each)
-    return Conditions(each, clip.text if clip else text_of(config))
+    return Conditions(each, (clip and clip.text) or text_of(config))
 
 
 def _check_context(each: Mapping[str, Condition], clip: Clip | None) -> None:
@@ -184,7 +187,7 @@ def _make_class_token(spec: ImageSpec, **fields: Any) -> ClassToken:
 
 
 def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, **fields: Any) -> Caption:
-    text = clip.text if clip else text_of(config)
+    text = (clip and clip.text) or text_of(config)
     shared = {"vocabulary": text.vocabulary, "dtype": dtype_of(config)}
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
 
@@ -201,7 +204,14 @@ def _make_image_embedding(clip: Clip | None, **fields: Any) -> ImageEmbedding:
     return condition
 
 
-def _make_low_res_image(spec: ImageSpec, space: DataSpace, factor: int, degradation: str) -> LowResImage:
+def _make_low_res_image(
+    spec: ImageSpec,
+    space: DataSpace,
+    factor: int,
+    degradation: str,
+    level: bool = True,
+    interpolation: str = "bilinear",
+) -> LowResImage:
     degrade = lookup("conditions.low_res_image.degradation", augmentation, degradation).bind()
     size = space.shape[0]
     if factor < 2 or size % factor or spec.size % (size // factor):
@@ -209,10 +219,19 @@ def _make_low_res_image(spec: ImageSpec, space: DataSpace, factor: int, degradat
             f"conditions.low_res_image.factor={factor}: must be at least 2 and divide {size}, the size of x_t, of "
             f"data.image_size={spec.size}; choose a factor that does"
         )
-    return LowResImage(size // factor, size, degrade)
+    enlarge = {"bilinear": upsample_bilinear, "bicubic": upsample_bicubic}
+    _check_choice("low_res_image.interpolation", interpolation, enlarge)
+    return LowResImage(size // factor, size, degrade, level, enlarge[interpolation])
 
 
-def _make_masked_image(space: DataSpace, **fields: Any) -> MaskedImage:
-    condition = MaskedImage(space.shape, **fields)
+def _make_masked_image(spec: ImageSpec, space: DataSpace, **fields: Any) -> MaskedImage:
+    condition = MaskedImage(space.shape, (spec.size, spec.size, spec.channels), **fields)
     validate_number("conditions.masked_image.full_mask_prob", condition.full_mask_prob, low=0, high=1)
+    _check_choice("masked_image.ones", condition.ones, ("masked", "known"))
+    _check_choice("masked_image.resize", condition.resize, ("any", "nearest"))
     return condition
+
+
+def _check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise unknown(f"conditions.{field}", str(value), choices)

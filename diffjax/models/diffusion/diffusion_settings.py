@@ -30,6 +30,7 @@ _DEFAULTS = {
     "threshold": "clip",
     "strength": 1.0,  # fraction (0, 1] of the process that image-to-image goes back
     "resample_steps": 1,  # times that each step is repeated for inpainting
+    "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
 }
 SETTINGS = {"name", "steps", *_DEFAULTS}
@@ -41,19 +42,21 @@ def make_diffusion_settings(
     *,
     guided: bool,
     pixels: bool = True,
+    sees_mask: bool = False,
     required_inputs: Collection[str] = (),
     capacity: int | None = None,
     **overrides: Any,
 ) -> SamplingSettings:
     """Makes the sampling settings of a diffusion model.
 
-    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler and
-    threshold.
+    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler,
+    threshold and keep_known.
 
     Args:
       sampler_config: the config's `sampler` section.
       guided: whether the model supports classifier-free guidance.
       pixels: whether the model's data are pixels.
+      sees_mask: whether the model is conditioned on the known region of inpainting.
       required_inputs: as of `GenerativeModel`.
       capacity: number of steps to pad the time grid to.
       overrides: settings, and options of the sampler.
@@ -73,6 +76,11 @@ def make_diffusion_settings(
     _check_threshold(settings["threshold"])
     _check_numbers(settings)
     _check_model(settings, guided, pixels, required_inputs)
+    if not settings["keep_known"] and not sees_mask:
+        raise UserError(
+            "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "
+            "region; leave it at True"
+        )
     times = _times(process, settings)
     steps = len(times) - 1
     begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
@@ -84,7 +92,11 @@ def make_diffusion_settings(
     }
     return SamplingSettings(
         scalars=scalars,
-        choices=(("sampler", sampler.name), ("threshold", settings["threshold"])),
+        choices=(
+            ("sampler", sampler.name),
+            ("threshold", settings["threshold"]),
+            ("keep_known", bool(settings["keep_known"])),
+        ),
         times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
         sampler_options=_arrays(sampler_options),
     )
@@ -118,10 +130,11 @@ def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, requir
             f"sampler.guidance={settings['guidance']:g}: requires a model trained with diffusion.label_dropout > 0, or "
             "with another condition's dropout > 0; leave it at 1"
         )
-    if settings["threshold"] != "none" and not pixels:
+    threshold = lookup("sampler.threshold", clipping, settings["threshold"])
+    if not pixels and threshold.function is not clipping.none and "limit" not in threshold.options:
         raise UserError(
-            f"sampler.threshold={settings['threshold']}: is only supported for pixels, not for latents or embeddings; "
-            "set it to none"
+            f"sampler.threshold={settings['threshold']}: is the range of pixels, which latents and embeddings do not "
+            "have; set it to none or clip(limit=...)"
         )
     if settings["augmentation"] and "low_res_image" not in required_inputs:
         raise UserError(

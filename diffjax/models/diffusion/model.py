@@ -140,6 +140,7 @@ class DiffusionModel(GenerativeModel):
             sampler_config,
             guided=self.conditions.supports_guidance,
             pixels=isinstance(self.data_space, PixelSpace),
+            sees_mask="masked_image" in self.conditions.each,
             required_inputs=self.required_inputs,
             capacity=capacity,
             **overrides,

@@ -116,10 +116,10 @@ class Process:
     def _check_parameterization(self) -> None:
         """Raises UserError for a parameterization that the schedule does not support, or invalid options."""
         parameterization = self.parameterization.name
-        if parameterization == "edm" and self.time_scale != 1.0:
+        if parameterization in ("edm", "consistency") and self.time_scale != 1.0:
             raise UserError(
-                "diffusion.rescale_timesteps=True: parameterization=edm gives the network log(sigma / alpha) / 4 "
-                "instead of the timestep; set it to False"
+                f"diffusion.rescale_timesteps=True: parameterization={parameterization} gives the network "
+                "log(sigma / alpha) instead of the timestep; set it to False, or use its option time_scale"
             )
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
@@ -130,11 +130,16 @@ class Process:
         if not _is_traced(last) and not np.all(np.isfinite(last)):
             raise UserError(
                 f"diffusion.parameterization={parameterization}: is not finite at the last timestep, where no signal "
-                "is left (alpha = 0); choose v, x0, flow or edm, or a schedule that keeps some signal"
+                "is left (alpha = 0); choose v, x0, flow, edm or consistency, or a schedule that keeps some signal"
             )
 
     def _check_weighting(self, config: ConfigDict) -> None:
-        """Raises UserError for weights that are negative or not finite at some timesteps."""
+        """Raises UserError for weights that are negative, or not finite or without bounds at some timesteps."""
+        if self.parameterization.name == "consistency" and self.weighting.name == "simple" and self.loss.name != "vlb":
+            raise UserError(
+                "diffusion.weighting=simple: has no bounds near sigma_min with parameterization=consistency, which "
+                "ignores the network there; set diffusion.weighting=edm"
+            )
         noise = self.schedule(_some_times(self.schedule))
         if _is_traced(noise):
             return

@@ -5,52 +5,30 @@ preprocessor_config.json with the normalisation of pixels. The end-of-text token
 text encoder takes the state of the last token.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import numpy as jnp
 
 from diffjax import io
-from diffjax.errors import UserError, excerpt
+from diffjax.errors import UserError
 from diffjax.nn.clip import TextTransformer, VisionTransformer
-from diffjax.nn.transformer import ACTIVATIONS
-from diffjax.published.tensors import Weights
-
-# Defaults of fields that a config.json may omit.
-_ENCODER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    **_ENCODER,
-}
-_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    **_ENCODER,
-}
-_PIXELS = {  # OpenAI's normalisation of pixels in [0, 1]
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
+from diffjax.published import clip_config, table
+from diffjax.published.tables import clip as tables
+from diffjax.published.tensors import open_tensors
 
 
 class Published(NamedTuple):
-    """Encoders and weights of a published CLIP."""
+    """Encoders and weights of a published CLIP; an encoder that the folder does not have is None."""
 
-    image_encoder: VisionTransformer
-    text_encoder: TextTransformer
+    image_encoder: VisionTransformer | None
+    text_encoder: TextTransformer | None
     variables: Mapping[str, Any]  # {"params": {"model": {"image", "text", "log_scale"}}}, NumPy float32
-    image_size: int  # height and width
-    text_length: int  # tokens per text
+    image_size: int  # height and width; 0 without an image encoder
+    text_length: int  # tokens per text; 0 without a text encoder
 
 
 def is_published(path: str | Path) -> bool:
@@ -75,30 +53,36 @@ def load(path: str | Path) -> Published:
         nn/clip.py does not have.
     """
     folder = Path(path)
-    config = _read_json(folder / "config.json")
-    if config.get("model_type") != "clip":
-        raise UserError(f"{folder} is not a CLIP: config.json has model_type {_shown(config.get('model_type'))}")
-    text, vision = _section(folder, config, "text_config", _TEXT), _section(folder, config, "vision_config", _VISION)
-    dimensions = _count(folder, "projection_dim", config.get("projection_dim", 512))
-    pixel_mean, pixel_std = _pixels(folder, vision["num_channels"])
-
-    weights = Weights(_weights(folder), "the CLIP of its config.json")
-    params = {
-        "image": _image_params(weights, vision, dimensions),
-        "text": _text_params(weights, text, dimensions),
-        "log_scale": _pop(weights, "logit_scale"),
-    }
-    weights.assert_empty(ignored=["position_ids"])  # 0, 1, 2, ... in older files
-    image_encoder = VisionTransformer(
-        patch=vision["patch_size"],
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        dimensions=dimensions,
-        **_transformer_fields(vision),
+    config = clip_config.read_json(folder / "config.json")
+    tensors = open_tensors(_weights(folder)) if config.get("model_type") in clip_config.MODEL_TYPES else {}
+    projects = any(name in tensors for name in tables.TRANSFORMERS_PROJECTIONS)
+    sections = clip_config.read(folder / "config.json", config, projects=projects)
+    dimensions = sections["model"]["dimensions"]
+    image_encoder = text_encoder = None
+    size = length = 0
+    shapes: dict[str, Any] = {}
+    if "image_encoder" in sections:
+        size, channels = sections["data"]["image_size"], sections["data"]["channels"]
+        preprocessor = folder / "preprocessor_config.json"
+        options = clip_config.read_json(preprocessor) if preprocessor.exists() else None
+        pixels = clip_config.read_pixels(preprocessor, options, channels)
+        image_encoder = VisionTransformer(dimensions=dimensions, **sections["image_encoder"], **pixels)
+        images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        shapes["image"] = _shapes(folder, image_encoder, images)
+    if "text_encoder" in sections:
+        length, vocabulary = sections["text"]["length"], sections["text"]["vocabulary"]
+        text_encoder = TextTransformer(vocabulary, dimensions=dimensions, **sections["text_encoder"])
+        shapes["text"] = _shapes(folder, text_encoder, jax.ShapeDtypeStruct((1, length), jnp.int32))
+    if len(shapes) == 2:
+        shapes["log_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
+    params = table.read(
+        tables.transformers(tensors),
+        flatten_dict({"params": {"model": shapes}}, sep="/"),
+        tensors,
+        network=f"{folder} is not the CLIP of its config.json",
+        ignored=tables.TRANSFORMERS_IGNORED,
     )
-    text_encoder = TextTransformer(text["vocab_size"], dimensions=dimensions, **_transformer_fields(text))
-    variables = {"params": {"model": params}}
-    return Published(image_encoder, text_encoder, variables, vision["image_size"], text["max_position_embeddings"])
+    return Published(image_encoder, text_encoder, unflatten_dict(params, sep="/"), size, length)
 
 
 def _weights(folder: Path) -> Path:
@@ -107,129 +91,9 @@ def _weights(folder: Path) -> Path:
     return folder / ("pytorch_model.bin" if older else name)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _shapes(folder: Path, encoder: VisionTransformer | TextTransformer, inputs: jax.ShapeDtypeStruct) -> Any:
+    """Returns the shapes of an encoder's parameters. Raises UserError for sizes that do not fit."""
     try:
-        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        return jax.eval_shape(encoder.init, jax.random.key(0), inputs)["params"]
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: has no fields; use the folder of a CLIP")
-    return content
-
-
-def _shown(value: Any) -> str:
-    """Returns a value of a JSON file for an error message: short, and on one line."""
-    try:
-        return excerpt(io.to_json(value), 80)
-    except RecursionError:
-        return "nested too deeply"
-
-
-def _count(folder: Path, name: str, value: Any) -> int:
-    if type(value) is not int or not 0 < value < 2**31:
-        raise UserError(f"{folder}/config.json: {name}={_shown(value)}: must be a positive integer")
-    return value
-
-
-def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of an encoder. Old files have a section NAME_dict as well, which takes precedence."""
-    section = next((config[key] for key in (f"{name}_dict", name) if config.get(key) is not None), {})
-    if not isinstance(section, dict):
-        raise UserError(f"{folder}/config.json: {name} has no fields")
-    options = {key: section.get(key, value) for key, value in standard.items()}
-    for key, value in options.items():
-        if isinstance(standard[key], int):
-            _count(folder, f"{name}.{key}", value)
-    for key, known in (("hidden_act", list(ACTIVATIONS)), ("layer_norm_eps", [1e-5])):
-        if options[key] not in known:
-            names = " or ".join(map(str, known))
-            raise UserError(f"{folder}/config.json: {name}.{key}={_shown(options[key])}: must be {names}")
-    if options["hidden_size"] % options["num_attention_heads"]:
-        raise UserError(
-            f"{folder}/config.json: {name}.num_attention_heads={options['num_attention_heads']}: must divide "
-            f"hidden_size={options['hidden_size']}"
-        )
-    return options
-
-
-def _pixels(folder: Path, channels: int) -> list[tuple[float, ...]]:
-    """Returns the mean and the standard deviation of pixels in [0, 1], a value per channel each."""
-    path = folder / "preprocessor_config.json"
-    options = _PIXELS | (_read_json(path) if path.exists() else {})
-    for name, low in (("image_mean", -math.inf), ("image_std", 0)):
-        values = options[name]
-        if not (
-            isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, low) for v in values)
-        ):
-            kind = "a number" if name == "image_mean" else "a positive number"
-            raise UserError(f"{path}: {name}={_shown(values)}: requires {kind} for each of {channels} channels")
-    return [tuple(options[name]) for name in _PIXELS]
-
-
-def _is_number(value: Any, low: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < 1e30
-
-
-def _transformer_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "width": options["hidden_size"],
-        "layers": options["num_hidden_layers"],
-        "heads": options["num_attention_heads"],
-        "mlp_ratio": options["intermediate_size"] / options["hidden_size"],
-        "activation": options["hidden_act"],
-    }
-
-
-def _image_params(weights: Weights, options: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    width, patch, table = options["hidden_size"], options["patch_size"], "vision_model.embeddings.position_embedding"
-    kernel = ("vision_model.embeddings.patch_embedding.weight", width, options["num_channels"], patch, patch)
-    return {
-        "patch": {"kernel": _pop(weights, *kernel).transpose(2, 3, 1, 0)},
-        "class": _pop(weights, "vision_model.embeddings.class_embedding", width),
-        "place": _pop(weights, f"{table}.weight", (options["image_size"] // patch) ** 2 + 1, width),
-        "norm_in": _norm(weights, "vision_model.pre_layrnorm", width),  # spelled so in the published files
-        "transformer": _transformer(weights, "vision_model", "post_layernorm", options),
-        "out": {"kernel": _pop(weights, "visual_projection.weight", dimensions, width).T},
-    }
-
-
-def _text_params(weights: Weights, options: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    width, tables = options["hidden_size"], "text_model.embeddings"
-    return {
-        "token": {"embedding": _pop(weights, f"{tables}.token_embedding.weight", options["vocab_size"], width)},
-        "place": _pop(weights, f"{tables}.position_embedding.weight", options["max_position_embeddings"], width),
-        "transformer": _transformer(weights, "text_model", "final_layer_norm", options),
-        "out": {"kernel": _pop(weights, "text_projection.weight", dimensions, width).T},
-    }
-
-
-def _transformer(weights: Weights, model: str, last_norm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    width, inside = options["hidden_size"], options["intermediate_size"]
-    params: dict[str, Any] = {"norm_out": _norm(weights, f"{model}.{last_norm}", width)}
-    for i in range(options["num_hidden_layers"]):
-        name = f"{model}.encoder.layers.{i}"
-        q, k, v = (_dense(weights, f"{name}.self_attn.{part}_proj", width, width) for part in "qkv")
-        params[f"block_{i}"] = {
-            "norm_attention": _norm(weights, f"{name}.layer_norm1", width),
-            "qkv": {key: np.concatenate([q[key], k[key], v[key]], axis=-1) for key in q},
-            "out": _dense(weights, f"{name}.self_attn.out_proj", width, width),
-            "norm_mlp": _norm(weights, f"{name}.layer_norm2", width),
-            "mlp_in": _dense(weights, f"{name}.mlp.fc1", width, inside),
-            "mlp_out": _dense(weights, f"{name}.mlp.fc2", inside, width),
-        }
-    return params
-
-
-def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
-    return {"scale": _pop(weights, f"{name}.weight", width), "bias": _pop(weights, f"{name}.bias", width)}
-
-
-def _dense(weights: Weights, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    kernel = _pop(weights, f"{name}.weight", outputs, inputs).T
-    return {"kernel": kernel, "bias": _pop(weights, f"{name}.bias", outputs)}
-
-
-def _pop(weights: Weights, name: str, *shape: int) -> np.ndarray:
-    return weights.pop(name, *shape).astype(np.float32)
+        raise UserError(f"{folder}/config.json: {error}") from error
