@@ -12,7 +12,7 @@ from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
-from diffjax.models.parameter_paths import flatten, unflatten
+from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.runs import exported_weights
 from diffjax.runs.dependencies import part_config
@@ -66,12 +66,12 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
     model = build_model(config, workdir.path)
     if not model.losses:
         return
-    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
-    variables = table.read(
+    shapes = dict(sorted(flatten(jax.eval_shape(model.init, jax.random.key(0))).items()))
+    leaves = table.iterate(
         run.table,
         shapes,
         run.tensors,
         network=f"{run.source} is not the {type(model).__name__} of its config",
         ignored=run.ignored,
     )
-    exported_weights.save(workdir.weights, unflatten(variables), 0)
+    exported_weights.save_leaves(workdir.weights, shapes, leaves, 0)
