@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.published import autoencoder_kl, clip
 
-HEADS_2 = {"head_channels": 64}  # instead of 8 heads
 VARIANTS = {
     "1": {},
     "1_inpainting": {},
@@ -39,7 +38,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.model.update(channels=320, multipliers=(1, 2, 4, 4), blocks=2, time_conditioning="add")
     config.model.update(norm_epsilon=1e-5, norm_min_channels=0, time_embedding="adm", downsample_padding="symmetric")
     config.model.initializer = "torch"
-    config.conditions.clip_text.update(dropout=0.1, null="empty")
+    config.conditions.clip_text.update(dropout=0.1)
     config.diffusion.update(schedule="scaled_linear", parameterization="eps", variance="fixed_small")
     config.train.update(steps=500_000, batch_size=2048, learning_rate=1e-4, learning_rate_schedule="constant")
     config.train.update(warmup_steps=10_000, weight_decay=0.01, beta2=0.999, ema_decay=0.9999)
@@ -47,15 +46,15 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.sampler.update(name="ddim", steps=50, grid="leading(offset=1)", threshold="none", guidance=7.5)
     config.published.update(naming="compvis", scaling_factor=0.18215)
     codec = autoencoder_kl.get_config("stable_diffusion")
-    codec.data.image_size = 512
     if second:
         config.model.head_channels = 64
     else:
         config.model.heads = 8
     if variant.endswith("inpainting"):
         common.add(config, "conditions.masked_image")
+    config = common.vary(config, variant, VARIANTS)
+    codec.data.image_size = config.data.image_size
     common.add_parts(config, codec=codec, clip=clip.get_config("sd2_text" if second else "sd1_text"))
-    common.vary(config, variant, VARIANTS)
     latents = config.data.image_size // 8
     config.model.attention_resolutions = (latents, latents // 2, latents // 4)
     return config

@@ -33,7 +33,7 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     source, workdir = required(arguments, "source"), Path(required(arguments, "workdir"))
-    config = read_config(arguments) if arguments.config else None
+    config = read_config(arguments) if arguments.config or arguments.overrides else None
     with new_folder(workdir, flag="workdir") as folder:
         import_run(source, folder, config)
     print(f"imported to {workdir}; try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")

@@ -39,6 +39,11 @@ class ImportedRun:
     parts: Mapping[str, "ImportedRun"] = dataclasses.field(default_factory=dict)
 
 
+def below(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+    """Returns the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read.
 

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.conversion import autoencoder_config, clip
-from diffjax.conversion.components import ImportedRun
+from diffjax.conversion.components import ImportedRun, below
 from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.errors import UserError
 from diffjax.published.lazy import LazyTensor
@@ -41,11 +41,11 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
       UserError: the file has no such network.
     """
     if config.system in ("vae", "vqvae"):
-        prefixed = _below(tensors, _CODEC)  # of the file of a whole model
+        prefixed = below(tensors, _CODEC)  # of the file of a whole model
         return _first_stage(path, config, prefixed or tensors, config.published.scaling_factor)
     if config.system != "latent":
         raise UserError(f"--config: system={config.system} is not in files of published.naming=compvis; use another")
-    names = _below(tensors, _UNET)
+    names = below(tensors, _UNET)
     if not names:
         raise UserError(f"{path} has no {_UNET}*; it is not the file of a latent diffusion model")
     averaged = {name: f"{_AVERAGED}{name.replace('.', '')}" for name in names}
@@ -54,11 +54,11 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     scale = config.published.scaling_factor
     if "scale_factor" in tensors:
         scale = float(tensors["scale_factor"].read())
-    codec = _first_stage(path, config.parts.codec, _below(tensors, _CODEC), scale)
+    codec = _first_stage(path, config.parts.codec, below(tensors, _CODEC), scale)
     parts = {"codec": codec}
     label: dict[str, Any] = {}
     if "clip" in config.get("parts", {}):
-        parts["clip"] = clip.read_single_file(path, config.parts.clip, _below(tensors, _TEXT))
+        parts["clip"] = clip.read_single_file(path, config.parts.clip, below(tensors, _TEXT))
     elif "label_token" in config.get("conditions", {}):
         label = {"params/model/conditions/label_token/table": Tensor(f"{_TEXT}embedding.weight")}
         names = {**names, f"{_TEXT}embedding.weight": tensors[f"{_TEXT}embedding.weight"]}
@@ -85,8 +85,3 @@ def _unet_table(config: ConfigDict) -> Table:
 def _first_stage(path: Path, config: ConfigDict, tensors: Tensors, scale: float) -> ImportedRun:
     table = autoencoder_config.table(config, autoencoder.compvis(), scale)
     return ImportedRun(path, config, table, tensors, ignored=_FIRST_STAGE_IGNORED)
-
-
-def _below(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:
-    """Returns the tensors whose names start with a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

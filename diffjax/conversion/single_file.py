@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffjax.conversion import compvis
-from diffjax.conversion.components import ImportedRun
+from diffjax.conversion.components import ImportedRun, below
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Order, Table, by_head
@@ -31,7 +31,9 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
-    return NAMINGS[naming](path, ConfigDict(config.to_dict()), open_tensors(path))
+    tensors = open_tensors(path)
+    tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
+    return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
 def read_openai(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:

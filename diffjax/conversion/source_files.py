@@ -43,10 +43,10 @@ def files_of(path: Path) -> dict[str, Path]:
 def check_config(source: str, *, is_file: bool, has_config: bool) -> None:
     """Raises UserError if a single file comes without a config, or a folder, which has its own, with one."""
     if is_file and not has_config:
-        fault = "is a single file, which does not have its config: pass --config=configs/published/..."
+        fault = "is a single file, which does not have its config; pass --config=configs/published/..."
         raise UserError(f"--source={source}: {fault}")
     if has_config and not is_file:
-        raise UserError(f"--config: must be left out, as --source={source} is a folder, which has its own config")
+        raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
 
 
 def _is_config(file: str) -> bool:
