@@ -258,7 +258,8 @@ def iterate(
             described = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in found)
             wanted = "x".join(map(str, shape)) or "a number"
             raise UserError(f"{network}: {each.tensors[0]} is {described}, and does not fit {path}, {wanted}")
-        value = np.asarray(value, leaf.dtype, order="C")
+        with np.errstate(over="ignore"):  # the next line reports numbers beyond float32
+            value = np.asarray(value, leaf.dtype, order="C")
         if not np.isfinite(value).all():
             raise UserError(f"{network}: {each.tensors[0]} has values that are not finite; download the file again")
         for name in each.copies:

@@ -126,8 +126,8 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    with _reported(path), io.open_regular(path):  # errors of the library do not contain the reason
-        file = safetensors.safe_open(path, framework="numpy")  # mapped into memory, not read
+    # The library's errors do not contain the reason, so open_regular is first.
+    with _reported(path), io.open_regular(path), safetensors.safe_open(path, framework="numpy") as file:
         tensors = {}
         for name in list(file.keys()):
             if not name.isprintable():
@@ -136,12 +136,12 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
             if described.get_dtype() not in _TYPES:
                 raise ValueError(f"{name} is of type {described.get_dtype()}, which is not supported")
             dtype = np.dtype(_TYPES[described.get_dtype()])
-            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, file, name))
+            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, name))
         return tensors
 
 
-def _get(path: Path, file: safetensors.safe_open, name: str) -> np.ndarray:
-    with _reported(path):
+def _get(path: Path, name: str) -> np.ndarray:
+    with _reported(path), safetensors.safe_open(path, framework="numpy") as file:  # closing frees the pages
         return file.get_tensor(name)
 
 
