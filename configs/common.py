@@ -71,7 +71,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "text.vocabulary": (512, "tokens: start, end, 256 bytes and the merges of byte pair encoding"),
     "text.length": (16, "tokens per caption, start and end included; longer captions are cut"),
     # Model
-    "model.architecture": ("unet", "network: unet | dit (diffusion), vqvae | ldm | dalle, pixelcnn | transformer"),
+    "model.architecture": (
+        "unet",
+        "network: unet | dit (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
+    ),
     "model.channels": (32, "feature channels at the first level, that of full resolution"),
     "model.multipliers": ((1, 2), "channels of each level, in units of model.channels; each level halves the sides"),
     "model.blocks": (1, "residual blocks per level; the decoder of a UNet has one more"),
@@ -98,8 +101,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders
     "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),
-    "model.factor": (2, "downsampling factor f of the VQ-VAE network"),
+    "model.factor": (2, "downsampling factor f of the networks vqvae and taesd"),
     "model.groups": (2, "levels of DALL-E's network; f = 2 ** (groups - 1)"),
+    "model.pixel_range": ((0.1, 0.9), "range that pixels are mapped to for DALL-E's encoder; absent: -1 to 1"),
     "model.latent_channels": (16, "channels of the latent"),
     "model.z_channels": (32, "channels between network and latent projection (ldm), or between levels (VQ-VAE-2)"),
     "model.coarser_factors": ((2,), "downsampling factor of each coarser level of tokens; (2, 2): three levels"),
@@ -303,6 +307,7 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "vqvae": "model.{architecture channels residual_channels blocks factor latent_channels}",
     "ldm": "model.{architecture channels multipliers blocks attention_resolutions norm_groups norm_min_channels "
     "dropout latent_channels z_channels}",
+    "taesd": "model.{architecture channels blocks factor latent_channels}",
     "dalle": "model.{architecture channels groups blocks latent_channels}",
     "codebook": "codebook.{kind size depth shared levels update_rule decay commitment cosine dead_code_threshold init}",
     "relaxed_codebook": "codebook.{size temperature temperature_end temperature_steps}",

@@ -61,14 +61,3 @@ def assert_close(found, expected):
     """Asserts that outputs are equal within rounding, and not all small."""
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def count(leaves):
-    """Returns the number of parameters of shapes by path."""
-    return sum(leaf.size for leaf in leaves.values())
-
-
-def count_tensors(build, **options):
-    """Returns the number of parameters of a module, which is built without memory."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build(**options).parameters())

@@ -1,7 +1,6 @@
-"""Folders of diffusers and transformers: the tensors of a component, and whole pipelines as runs."""
+"""Folders of diffusers and transformers as runs: whole pipelines, and components."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,54 +9,9 @@ from ml_collections import ConfigDict
 from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
 from diffjax.errors import UserError, unknown
-from diffjax.published.lazy import LazyTensor
+from diffjax.published.folders import open_component
 from diffjax.published.table import Block, Order, Table
-from diffjax.published.tensors import open_tensors
 from diffjax.runs.config_files import load_file
-
-FILES = [  # in order of preference
-    *(
-        f"{stem}{suffix}"
-        for suffix in (
-            *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
-            *(".bin", ".bin.index.json", ".fp16.bin"),
-        )
-        for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-    ),
-    *("diffusion_flax_model.msgpack", "flax_model.msgpack"),
-]
-_OLD_NAMES = {  # of attention in files of diffusers before 0.18
-    r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",
-    r"(.*\.attentions\.\d+)\.key\.(weight|bias)": r"\1.to_k.\2",
-    r"(.*\.attentions\.\d+)\.value\.(weight|bias)": r"\1.to_v.\2",
-    r"(.*\.attentions\.\d+)\.proj_attn\.(weight|bias)": r"\1.to_out.0.\2",
-}
-
-
-def open_component(folder: Path) -> dict[str, LazyTensor]:
-    """Returns the tensors of a component's folder, such as unet/, under the names of today.
-
-    Raises:
-      UserError: the folder has no file of weights, or it cannot be read.
-    """
-    for name in FILES:
-        if (folder / name).exists():
-            return rename(open_tensors(folder / name), _OLD_NAMES)
-    raise UserError(
-        f"{folder} has no weights; it must have {FILES[0]}, or another file that diffusers or transformers writes"
-    )
-
-
-def rename(tensors: Mapping[str, LazyTensor], patterns: Mapping[str, str]) -> dict[str, LazyTensor]:
-    """Returns tensors with the names that match a regular expression replaced."""
-
-    def renamed(name: str) -> str:
-        for pattern, replacement in patterns.items():
-            if match := re.fullmatch(pattern, name):
-                return match.expand(replacement)
-        return name
-
-    return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
 def read_folder(folder: Path) -> ImportedRun:
@@ -77,11 +31,13 @@ def read_folder(folder: Path) -> ImportedRun:
             f"{folder} has neither model_index.json nor config.json; use the folder of a pipeline or a model"
         )
     config = read_json(folder / "config.json")
+    if "model_type" in config:
+        return clip.read_clip(folder)
     name = config.get("_class_name")
     if name in autoencoder_config.CLASSES:
         return read_autoencoder(folder, config)
     if name == "UNet2DModel":
-        return _pixels(folder, config, {"_class_name": "DDPMScheduler"}, scheduler=folder / "scheduler_config.json")
+        return _pixels(folder, folder)
     raise unknown(
         f"class of {folder}/config.json, _class_name", str(name), (*autoencoder_config.CLASSES, "UNet2DModel")
     )
@@ -102,14 +58,14 @@ def read_autoencoder(folder: Path, config: Json, *, scaling_factor: float | None
 
 
 def _read_pixels(folder: Path, index: Json) -> ImportedRun:
-    unet = read_component(folder / "unet" / "config.json", "UNet2DModel")
-    path = folder / "scheduler" / "scheduler_config.json"
-    return _pixels(folder / "unet", unet, read_json(path), scheduler=path)
+    """Returns the run of a DDPMPipeline or a DDIMPipeline."""
+    return _pixels(_component(folder, "unet"), _component(folder, "scheduler"))
 
 
-def _pixels(folder: Path, unet: Json, scheduler_fields: Json, *, scheduler: Path) -> ImportedRun:
-    """Returns the run of a diffusion model on pixels."""
+def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
+    """Returns the run of a diffusion model on pixels: the folders of its UNet2DModel and of its scheduler, if any."""
     path = folder / "config.json"
+    unet = read_component(path, "UNet2DModel")
     side = _side(path, unet)
     model = unet_config.read(path, unet, side=side)
     channels, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
@@ -118,7 +74,7 @@ def _pixels(folder: Path, unet: Json, scheduler_fields: Json, *, scheduler: Path
     config = _base("configs/published/ddpm.py")
     config.data.update(image_size=side, channels=channels)
     config.model = ConfigDict(model)
-    _set_process(config, scheduler, scheduler_fields, learns_variance=outputs != channels)
+    _set_process(config, scheduler, learns_variance=outputs != channels)
     _set_classes(config, unet.get("num_class_embeds") or 0)
     table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
     return ImportedRun(folder, config, table, open_component(folder))
@@ -126,27 +82,28 @@ def _pixels(folder: Path, unet: Json, scheduler_fields: Json, *, scheduler: Path
 
 def _read_latents(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of an unconditional latent diffusion model: LDMPipeline."""
-    path = folder / "unet" / "config.json"
+    path = _component(folder, "unet") / "config.json"
     unet = read_component(path, "UNet2DModel")
-    vae = read_component(folder / "vqvae" / "config.json", *autoencoder_config.CLASSES)
-    codec = read_autoencoder(folder / "vqvae", vae, scaling_factor=vae.get("scaling_factor", 1.0))
+    vae = read_component(_component(folder, "vqvae") / "config.json", *autoencoder_config.CLASSES)
+    codec = read_autoencoder(_component(folder, "vqvae"), vae, scaling_factor=vae.get("scaling_factor", 1.0))
     config = _base("configs/published/latent_diffusion.py")
     side = _side(path, unet)
     _set_codec(config, codec, side)
     config.model = ConfigDict(unet_config.read(path, unet, side=side))
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    _set_process(config, scheduler, read_json(scheduler))
+    _set_process(config, _component(folder, "scheduler"))
     config.sampler.threshold = "none"
     table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
-    return ImportedRun(folder / "unet", config, table, open_component(folder / "unet"), parts={"codec": codec})
+    return ImportedRun(
+        _component(folder, "unet"), config, table, open_component(_component(folder, "unet")), parts={"codec": codec}
+    )
 
 
 def _read_dit(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of a DiTPipeline."""
-    path = folder / "transformer" / "config.json"
+    path = _component(folder, "transformer") / "config.json"
     transformer = read_component(path, "DiTTransformer2DModel", "Transformer2DModel")
-    vae = read_component(folder / "vae" / "config.json", "AutoencoderKL")
-    codec = read_autoencoder(folder / "vae", vae)
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
+    codec = read_autoencoder(_component(folder, "vae"), vae)
     config = _base("configs/published/dit.py")
     _set_codec(config, codec, _side(path, transformer))
     config.model = ConfigDict(dit_config.read(path, transformer))
@@ -154,12 +111,15 @@ def _read_dit(folder: Path, index: Json) -> ImportedRun:
     channels, outputs = transformer.get("in_channels", 4), transformer.get("out_channels")
     if outputs not in (None, channels, 2 * channels):
         raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    _set_process(config, scheduler, read_json(scheduler), learns_variance=outputs == 2 * channels)
+    _set_process(config, _component(folder, "scheduler"), learns_variance=outputs == 2 * channels)
     config.sampler.threshold = "none"
     table: Table = {"params/model": Block("", dit_config.table(config.model))}
     return ImportedRun(
-        folder / "transformer", config, table, open_component(folder / "transformer"), parts={"codec": codec}
+        _component(folder, "transformer"),
+        config,
+        table,
+        open_component(_component(folder, "transformer")),
+        parts={"codec": codec},
     )
 
 
@@ -168,11 +128,11 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
 
     Its safety checker is not imported.
     """
-    path = folder / "unet" / "config.json"
+    path = _component(folder, "unet") / "config.json"
     unet = read_component(path, "UNet2DConditionModel")
-    vae = read_component(folder / "vae" / "config.json", "AutoencoderKL")
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
     side, linear = _side(path, unet), bool(unet.get("use_linear_projection", False))
-    codec = read_autoencoder(folder / "vae", vae)
+    codec = read_autoencoder(_component(folder, "vae"), vae)
     text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels not in (latents, 2 * latents + 1):
@@ -182,17 +142,16 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     config = _base(f"configs/published/stable_diffusion.py:{variant}")
     _set_codec(config, codec, side)
     config.model = ConfigDict(unet_config.read(path, unet, side=side))
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    _set_process(config, scheduler, read_json(scheduler))
+    _set_process(config, _component(folder, "scheduler"))
     config.sampler.threshold = "none"
     names = unet_config.table(
         config.model, conditional=True, linear=linear, input_order=inpainting_order(latents) if inpaints else None
     )
     return ImportedRun(
-        folder / "unet",
+        _component(folder, "unet"),
         config,
         {"params/model": Block("", names)},
-        open_component(folder / "unet"),
+        open_component(_component(folder, "unet")),
         parts={"codec": codec, "clip": text},
     )
 
@@ -212,8 +171,16 @@ def _set_codec(config: ConfigDict, codec: ImportedRun, side: int) -> None:
     )
 
 
-def _set_process(config: ConfigDict, path: Path, scheduler: Json, *, learns_variance: bool = False) -> None:
-    diffusion, sampler = scheduler_config.read(path, scheduler, learns_variance=learns_variance)
+def _component(folder: Path, name: str) -> Path:
+    """Returns the folder of a component: a subfolder, or in old repositories the folder of the pipeline."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _set_process(config: ConfigDict, scheduler: Path, *, learns_variance: bool = False) -> None:
+    """Sets the sections `diffusion` and `sampler` for the folder of a scheduler; one without a scheduler is DDPM's."""
+    path = scheduler / "scheduler_config.json"
+    fields = read_json(path) if path.exists() else {"_class_name": "DDPMScheduler"}
+    diffusion, sampler = scheduler_config.read(path, fields, learns_variance=learns_variance)
     config.diffusion.update(diffusion)
     config.sampler.update(sampler)
 

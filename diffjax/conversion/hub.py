@@ -4,7 +4,7 @@ import contextlib
 import errno
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +30,14 @@ class Snapshot(NamedTuple):
     revision: str
 
 
-def download(source: str, *, has_config: bool) -> Snapshot:
+def download(source: str, parts: Sequence[str] | None) -> Snapshot:
     """Downloads the files of a repository that an import reads, unless they are in the cache.
 
     Args:
       source: "hub:OWNER/NAME", with "/PATH" for a folder or a file in it, and "@REVISION" for a branch, a tag or a
         commit; "main" is the default.
-      has_config: whether the user passes a config, which a file requires and a folder has.
+      parts: of an import with a config, the names of the files in a folder; empty if the source is a file. None: of an
+        import without a config, which a folder has.
 
     Raises:
       UserError: the source is invalid, huggingface_hub is not installed, the repository does not exist or is not
@@ -51,6 +52,7 @@ def download(source: str, *, has_config: bool) -> Snapshot:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(f"--source={source}: requires huggingface_hub: pip install 'diffjax[hub]'") from error
+    start = f"{inside}/" if inside else ""
     with _reported(source, name, revision):
         try:
             listed = huggingface_hub.HfApi().model_info(name, revision=revision).siblings or []
@@ -61,36 +63,38 @@ def download(source: str, *, has_config: bool) -> Snapshot:
             raise
         except Exception:  # of the HTTP library, whose names depend on the version of huggingface_hub
             names = None
-        known = [f"{inside}/{file}".removeprefix("/") for file in MODELS] + [inside]
+        known = [start + file for file in (*MODELS, *(parts or ()))] + [inside]
         if names is None:  # offline: without patterns, huggingface_hub requires the whole repository
             folder = huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=known, local_files_only=True
             )
             names = [file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file()]
-            _select(source, inside, names, has_config=has_config)
+            _select(source, inside, names, parts)
         else:
-            patterns = [glob.escape(file) for file in _select(source, inside, names, has_config=has_config)]
+            patterns = [glob.escape(file) for file in _select(source, inside, names, parts)]
             folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
     return Snapshot(Path(folder) / inside, name, Path(folder).name)
 
 
-def _select(source: str, inside: str, names: list[str], *, has_config: bool) -> list[str]:
+def _select(source: str, inside: str, names: Sequence[str], parts: Sequence[str] | None) -> list[str]:
     """Returns the files to download: a file, or those of a folder that an import reads.
 
     Raises:
       UserError: the repository does not have the file or the folder, or the folder is not a model.
     """
     if inside in names:
-        source_files.check_config(source, is_file=True, has_config=has_config)
+        source_files.check_config(source, parts is not None)
         return [inside]
     start = f"{inside}/" if inside else ""
     in_folder = [name.removeprefix(start) for name in names if name.startswith(start)]
-    if not any(name in in_folder for name in MODELS):
-        files = [name for name in names if name.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))]
-        listed = f"; name a file of it: {', '.join(files[:5])}" if files else ""
-        raise UserError(f"--source={source}: has neither {' nor '.join(MODELS)}{listed}")
-    source_files.check_config(source, is_file=False, has_config=has_config)
-    return [start + name for name in source_files.select(in_folder)]
+    if selected := [start + name for name in in_folder if name in (parts or ())]:
+        return selected
+    if parts is None and any(name in in_folder for name in MODELS):
+        return [start + name for name in source_files.select(in_folder)]
+    wanted = MODELS if parts is None else parts or ["the file that the header of --config names"]
+    files = [name for name in names if name.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))]
+    listed = f"; name a file of it: {', '.join(files[:5])}" if files and not parts else ""
+    raise UserError(f"--source={source}: does not have {' or '.join(wanted)}{listed}")
 
 
 @contextlib.contextmanager

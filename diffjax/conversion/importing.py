@@ -10,6 +10,7 @@ from diffjax import io
 from diffjax.conversion import hub, source_files
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
+from diffjax.conversion.file_tables import part_files
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten
@@ -26,7 +27,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     Args:
       source: folder or file, or hub:OWNER/NAME[/PATH][@REVISION] for a repository of the Hugging Face Hub.
       out: folder of the run, which must exist.
-      config: config of a single file; a folder has its own.
+      config: config of a file, or of a network in two files of a folder; folders of other libraries have their own.
 
     Returns:
       The record of the source, as in source.json: "source", "sha256" of each file that was read, and of a repository
@@ -35,16 +36,19 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     Raises:
       UserError: the source cannot be read, or does not fit a model of ours.
     """
-    path = Path(source)
+    path, parts = Path(source), None if config is None else part_files(config)
     record: dict[str, Any] = {"source": source}
     if source.startswith(hub.PREFIX):
-        path, record["repository"], record["revision"] = hub.download(source, has_config=config is not None)
+        path, record["repository"], record["revision"] = hub.download(source, parts)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    source_files.check_config(source, is_file=not path.is_dir(), has_config=config is not None)
+    if path.is_file():
+        source_files.check_config(source, config is not None)
+    elif parts == () and any((path / name).exists() for name in hub.MODELS):
+        raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
     run = read_file(path, config) if config else read_folder(path)
     _write(run, Workdir(out), run.config)
-    record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path).items()}
+    record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path, parts).items()}
     io.write_json(out / "source.json", record)
     return record
 

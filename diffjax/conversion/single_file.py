@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion import compvis
+from diffjax.conversion import clip, compvis
 from diffjax.conversion.components import ImportedRun, below
+from diffjax.conversion.file_tables import TABLES, open_source
 from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Order, Table, by_head
-from diffjax.published.tables import unet
+from diffjax.published.tables import edm, unet
 from diffjax.published.tensors import open_tensors
 
 Tensors = Mapping[str, LazyTensor]
@@ -28,10 +29,12 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
+    if config.system == "clip":
+        return clip.read_single_file(path, config, open_tensors(path))
     naming = config.get("published", {}).get("naming", "")
     if naming not in NAMINGS:
         raise unknown("published.naming", naming, NAMINGS)
-    tensors = open_tensors(path)
+    tensors = open_source(path, naming)
     tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
@@ -56,6 +59,14 @@ def openai_unet(config: ConfigDict, *, side: int) -> Table:
     )
 
 
+def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
+    """Returns the run of a network with a table of its own: DiT, DALL-E's discrete VAE, TAESD, EDM's DhariwalUNet."""
+    naming = config.published.naming
+    if naming == "edm":
+        edm.check_dhariwal_unet(tensors, network=str(path))
+    return ImportedRun(path, config, TABLES[naming](config), tensors)
+
+
 def _order(config: ConfigDict, parts: int) -> Order | None:
     """Returns the order of fused queries, keys and values in the file."""
     if config.published.attention_order == "contiguous":
@@ -68,4 +79,5 @@ def _order(config: ConfigDict, parts: int) -> Order | None:
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
     "compvis": compvis.read,
     "openai": read_openai,
+    **dict.fromkeys(TABLES, read_network),
 }

@@ -1,11 +1,11 @@
 """The files of a source that an import reads: its configs and, in each folder, one file of weights or its shards."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from diffjax.conversion.diffusers_folder import FILES
 from diffjax.errors import UserError
+from diffjax.published.folders import FILES
 
 _UNUSED = ("safety_checker",)  # components of pipelines without an equivalent
 _INDEX = re.compile(r"(?P<stem>\w+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.\w+)?\.json")
@@ -30,23 +30,28 @@ def select(names: Iterable[str]) -> list[str]:
     return sorted(selected)
 
 
-def files_of(path: Path) -> dict[str, Path]:
-    """Returns the files that an import of a file or a folder reads, by their relative paths."""
+def files_of(path: Path, parts: Sequence[str] | None) -> dict[str, Path]:
+    """Returns the files that an import reads, by their relative paths.
+
+    Args:
+      path: file or folder.
+      parts: names of files of the folder, for an import with a config; None: for one without.
+    """
     if path.is_file():
         names = [file.name for file in path.parent.iterdir()] if _INDEX.fullmatch(path.name) else [path.name]
         return {name: path.with_name(name) for name in sorted(_with_shards(path.name, names))}
+    if parts is not None:
+        return {name: path / name for name in sorted(parts) if (path / name).exists()}
     folders = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
     files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
     return {name: path / name for name in select(PurePosixPath(file.relative_to(path)).as_posix() for file in files)}
 
 
-def check_config(source: str, *, is_file: bool, has_config: bool) -> None:
-    """Raises UserError if a single file comes without a config, or a folder, which has its own, with one."""
-    if is_file and not has_config:
+def check_config(source: str, has_config: bool) -> None:
+    """Raises UserError if a single file comes without a config."""
+    if not has_config:
         fault = "is a single file, which does not have its config; pass --config=configs/published/..."
         raise UserError(f"--source={source}: {fault}")
-    if has_config and not is_file:
-        raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
 
 
 def _is_config(file: str) -> bool:

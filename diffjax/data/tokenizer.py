@@ -153,6 +153,21 @@ def load(path: str | os.PathLike) -> Tokenizer:
         return _build(vocab, merges, _SUFFIX)
 
 
+def vocabulary_and_merges(tokenizer: Tokenizer) -> tuple[dict[str, int], list[list[str]]]:
+    """Returns the ids of all tokens and the merges of a tokenizer with CLIP's kind of vocabulary.
+
+    Raises:
+      UserError: the tokenizer was trained on captions, without marks of the last byte of a word.
+    """
+    model = json.loads(tokenizer.bpe.to_str())["model"]
+    if model["end_of_word_suffix"] != _SUFFIX:
+        raise UserError(
+            "text.tokenizer='': a tokenizer that was trained on captions cannot be exported to transformers; train "
+            "with CLIP's vocabulary"
+        )
+    return dict(sorted(model["vocab"].items(), key=lambda item: item[1])), model["merges"]
+
+
 def _from_file(path: Path) -> Tokenizer:
     def parse(content: bytes) -> Tokenizer:
         if content.startswith(b"\x1f\x8b"):  # gzip

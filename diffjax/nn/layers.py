@@ -90,15 +90,17 @@ class Conv(nn.Module):
     initializer: str = "ddpm"  # "ddpm" | "torch" | "zero"
     dtype: DTypeLike = jnp.float32
     kernel: int = 3  # side of the kernel
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         kernel_init, bias_init = initializers(self.initializer, self.kernel**2 * x.shape[-1], 1)
         kernel = self.param("kernel", kernel_init, (self.kernel,) * 2 + (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", bias_init, (self.features,), jnp.float32)
-        x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
-        layout = ("NHWC", "HWIO", "NHWC")
+        x, kernel, layout = x.astype(self.dtype), kernel.astype(self.dtype), ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=layout)
+        if not self.bias:
+            return y
+        bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
         return y + bias[None, None, None, :]
 
 

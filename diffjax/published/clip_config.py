@@ -47,11 +47,11 @@ _ACTIVATIONS = ("gelu", "quick_gelu")
 _MAX_LAYERS = 1000
 _DIMENSIONS = 512
 _IGNORED = {  # fields that do not affect embeddings and states
-    *("projection_dim", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "initializer_range"),
-    *("initializer_factor", "logit_scale_init_value", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
-    *("gradient_checkpointing", "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_cache"),
-    *("use_bfloat16", "tf_legacy_loss", "tie_word_embeddings", "chunk_size_feed_forward", "id2label", "label2id"),
-    *("tokenizer_class", "problem_type", "num_labels", "finetuning_task", "prefix", "task_specific_params"),
+    *("projection_dim", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "problem_type"),
+    *("initializer_range", "initializer_factor", "logit_scale_init_value", "bos_token_id", "eos_token_id"),
+    *("pad_token_id", "sep_token_id", "gradient_checkpointing", "return_dict", "output_hidden_states", "use_cache"),
+    *("output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss", "tie_word_embeddings", "num_labels"),
+    *("chunk_size_feed_forward", "id2label", "label2id", "tokenizer_class", "finetuning_task", "prefix"),
     # of text generation, in files of older versions
     *("max_length", "min_length", "early_stopping", "num_beams", "num_beam_groups", "temperature", "top_k", "top_p"),
     *("typical_p", "repetition_penalty", "length_penalty", "num_return_sequences", "diversity_penalty"),
@@ -118,7 +118,7 @@ def write(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**written, "architectures": classes}
 
 
-def read_pixels(path: Path, config: Json | None, channels: int) -> dict[str, tuple[float, ...]]:
+def read_pixels(path: Path, config: Json | None, channels: int) -> dict[str, Any]:
     """Returns `pixel_mean` and `pixel_std` of a preprocessor_config.json, one value per channel each.
 
     Args:

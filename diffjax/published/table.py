@@ -10,9 +10,9 @@ A table maps patterns of module paths, such as r"down_(\\d+)_block_(\\d+)/conv_0
         "conv_in": "input_blocks.0.0",                      # a module
         r"block_(\\d+)": Block("resblocks.{0}", {...}),      # a block, with the table of what is inside it
         "attention/qkv": fused("to_q", "to_k", "to_v"),     # modules whose outputs are concatenated
-        "attention/place": Tensor("positional_embedding"),  # a tensor that is no module's weight or bias
+        "attention/place": Tensor("positional_embedding"),  # a tensor that is not of a module
         "latents/mean": Constant(0.0),                      # a parameter that the file does not have
-        "pos_embed": Fixed("pos_embed", value),             # a tensor of the file that is no parameter of ours
+        "pos_embed": Fixed("pos_embed", value),             # a tensor of the file, not a parameter of ours
     }
 
 Names may have the groups of their pattern, as in `str.format`, and blocks may have a function of them, as integers
@@ -113,9 +113,13 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A leaf of ours that the file does not have: all its values are `value`. It is left out when a file is written."""
+    """A leaf of ours that the file does not have. It is left out when a file is written.
 
-    value: float
+    Attributes:
+      value: of all its values, or a function of its shape.
+    """
+
+    value: float | Callable[[Shape], np.ndarray]
     part: ClassVar[tuple[int, int]] = (0, 1)
 
     def tensors(self, leaf: str) -> tuple[str, ...] | None:
@@ -124,7 +128,7 @@ class Constant:
 
     def read(self, leaf: str, tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
         """Returns an array of the value."""
-        return np.full(shape, self.value)
+        return self.value(shape) if callable(self.value) else np.full(shape, self.value)
 
     def write(self, leaf: str, value: np.ndarray) -> list[np.ndarray]:
         """Returns no tensor."""
@@ -133,7 +137,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """A tensor of the file that is no parameter of ours, but a function of the config, such as position embeddings.
+    """A tensor of the file that is a function of the config instead of a parameter, such as position embeddings.
 
     Its pattern in the table matches no path. A file without it is read; one with other values is not.
     """
@@ -246,16 +250,16 @@ def iterate(
             raise UserError(f"{network}: {name} has other values than that network's")
     for path, leaf in shapes.items():
         each, shape = stored[path], tuple(leaf.shape)
-        found = [tensors[name] for name in each.tensors]
-        for name, tensor in zip(each.tensors, found, strict=True):
+        sources = [tensors[name] for name in each.tensors]
+        for name, tensor in zip(each.tensors, sources, strict=True):
             if not jnp.issubdtype(tensor.dtype, jnp.floating):  # such as quantized weights
                 raise UserError(f"{network}: {name} is of type {tensor.dtype}, and must be floating point")
         try:
-            value = each.entry.read(each.leaf, [tensor.read() for tensor in found], shape)
+            value = each.entry.read(each.leaf, [tensor.read() for tensor in sources], shape)
         except (ValueError, IndexError):  # shapes that do not fit one another
             value = None
         if value is None or value.shape != shape:
-            described = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in found)
+            described = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in sources)
             wanted = "x".join(map(str, shape)) or "a number"
             raise UserError(f"{network}: {each.tensors[0]} is {described}, and does not fit {path}, {wanted}")
         with np.errstate(over="ignore"):  # the next line reports numbers beyond float32
@@ -263,7 +267,7 @@ def iterate(
         if not np.isfinite(value).all():
             raise UserError(f"{network}: {each.tensors[0]} has values that are not finite; download the file again")
         for name in each.copies:
-            if not np.array_equal(tensors[name].read(), found[0].read()):
+            if not np.array_equal(tensors[name].read(), sources[0].read()):
                 raise UserError(f"{network}: {name} must be equal to {each.tensors[0]}, and has other values")
         yield path, value
 
@@ -289,12 +293,12 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def names(table: Table, shapes: Iterable[str]) -> dict[str, str]:
     """Returns the names of a file's tensors, each with the path of a parameter that it holds."""
-    found = {path: _find(table, path) for path in shapes}
-    return {name: path for path, each in found.items() for name in (*each.tensors, *each.copies)}
+    stored = {path: _find(table, path) for path in shapes}
+    return {name: path for path, each in stored.items() for name in (*each.tensors, *each.copies)}
 
 
 class _Stored(NamedTuple):
-    """Where a leaf of ours is stored: its entry, its name in the module, its tensors, and copies of the first."""
+    """A leaf of ours in the file: its entry, its name in the module, its tensors, and copies of the first."""
 
     entry: Module | Tensor | Constant
     leaf: str
@@ -307,8 +311,8 @@ def _find(table: Table, path: str) -> _Stored:
     for prefix, entry, leaf, groups in _entries(table, path):
         if (names := entry.tensors(leaf)) is not None:
             copies = [name + entry.suffixes[leaf] for name in entry.copies] if isinstance(entry, Module) else []
-            found, copied = (tuple(prefix + name.format(*groups) for name in each) for each in (names, copies))
-            return _Stored(entry, leaf, found, copied)
+            stored, copied = (tuple(prefix + name.format(*groups) for name in each) for each in (names, copies))
+            return _Stored(entry, leaf, stored, copied)
     raise LookupError(f"the table has no parameter {path}")
 
 
@@ -338,9 +342,9 @@ def _fixed(table: Table, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield from _fixed(entry.table, f"{prefix}{entry.prefix}." if entry.prefix else prefix)
 
 
-def _same(found: np.ndarray, value: np.ndarray) -> bool:
+def _same(tensor: np.ndarray, value: np.ndarray) -> bool:
     """Returns whether an array has the given values, within half precision."""
-    return found.shape == value.shape and np.allclose(found.astype(np.float32), value, atol=2e-3)
+    return tensor.shape == value.shape and np.allclose(tensor.astype(np.float32), value, atol=2e-3)
 
 
 def _kernel(tensor: np.ndarray, shape: Shape) -> np.ndarray:
@@ -358,8 +362,8 @@ def _weight(kernel: np.ndarray, dims: int) -> np.ndarray:
     return weight.reshape(*weight.shape, *(1,) * (dims - 2)) if kernel.ndim == 2 else weight
 
 
-def _list(found: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     """Returns names for an error message, with the verb."""
-    shown = ", ".join(excerpt(name) for name in found[:_MAX_NAMES])
-    more = f" and {len(found) - _MAX_NAMES} more" if len(found) > _MAX_NAMES else ""
-    return f"{shown}{more} {'are' if len(found) > 1 else 'is'}"
+    shown = ", ".join(excerpt(name) for name in names[:_MAX_NAMES])
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{shown}{more} {'are' if len(names) > 1 else 'is'}"

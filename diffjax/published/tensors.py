@@ -8,7 +8,7 @@ finally asserts that none is left.
 import contextlib
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -123,6 +123,18 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
         return _open_shards(path)
     opened = {".safetensors": _open_safetensors, ".msgpack": open_flax_file}.get(path.suffix, open_torch_file)
     return opened(path)
+
+
+def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:
+    """Returns the tensors of a network in several files, such as encoder and decoder, by "PART.NAME".
+
+    Args:
+      files: file of each part, see `open_tensors`.
+
+    Raises:
+      UserError: see `open_tensors`.
+    """
+    return {f"{part}.{name}": tensor for part, path in files.items() for name, tensor in open_tensors(path).items()}
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_line(small_disk, source, capsys):
 
 
 def test_an_interrupted_import_leaves_no_folder(source, tmp_path, monkeypatch):
-    def interrupt(path):
+    def interrupt(path, parts):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(source_files, "files_of", interrupt)  # after the weights are written

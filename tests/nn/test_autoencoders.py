@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn.autoencoders import dalle, ldm, vqvae
+from diffjax.nn.autoencoders import dalle, ldm, taesd, vqvae
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 SMALL_LDM = {"channels": 16, "blocks": 1, "norm_groups": 4}
@@ -21,6 +21,8 @@ FACTORS = [
     (vqvae, 8, {"channels": 8, "factor": 8}),
     (dalle, 1, {"channels": 4, "groups": 1}),
     (dalle, 4, {"channels": 4, "groups": 3, "blocks": 1}),
+    (taesd, 1, {"channels": 4, "factor": 1}),
+    (taesd, 4, {"channels": 4, "factor": 4, "blocks": 2}),
 ]
 
 
@@ -66,6 +68,12 @@ def test_number_of_parameters_without_attention():
 def test_number_of_parameters_of_dalle():
     assert size(dalle.Encoder(8192), 1, 256, 256, 3) == 53_786_240
     assert size(dalle.Decoder(6), 1, 32, 32, 8192) == 43_829_766
+
+
+def test_number_of_parameters_of_taesd():
+    """Counted on diffusers' AutoencoderTiny()."""
+    assert size(taesd.Encoder(4), 1, 64, 64, 3) == 1_222_532
+    assert size(taesd.Decoder(3), 1, 8, 8, 4) == 1_222_531
 
 
 def test_number_of_parameters_of_the_vqvae_example():
@@ -121,6 +129,8 @@ def test_half_precision_is_used_and_close(architecture, fields):
         (vqvae.Decoder(3, dtype=jnp.bfloat16), "f32"),
         (dalle.Encoder(3, channels=8, dtype=jnp.bfloat16), "bf16"),
         (dalle.Decoder(3, channels=8, dtype=jnp.bfloat16), "bf16"),
+        (taesd.Encoder(3, channels=8, dtype=jnp.bfloat16), "bf16"),
+        (taesd.Decoder(3, channels=8, dtype=jnp.bfloat16), "bf16"),
     ],
 )
 def test_convolutions_before_the_last_have_half_precision(net, last):
@@ -177,6 +187,8 @@ def test_dropout_depends_on_the_key_of_the_example(part):
         (dalle.Encoder(3), (1, 36, 32, 3), "multiples"),
         (vqvae.Encoder(3, factor=6), (1, 36, 36, 3), "power of two"),
         (vqvae.Decoder(3, factor=0), (1, 8, 8, 3), "power of two"),
+        (taesd.Decoder(3, factor=3), (1, 8, 8, 3), "power of two"),
+        (taesd.Encoder(3), (1, 36, 32, 3), "multiples"),
         (vqvae.Encoder(3, channels=129), (1, 32, 32, 3), "channels=129: must be even"),
         (dalle.Decoder(3, channels=6), (1, 8, 8, 3), "multiple of 4"),
         (ldm.Encoder(3, attention_resolutions=(7,)), (1, 32, 32, 3), "must be among"),

@@ -108,11 +108,11 @@ class MetaBlock(nn.Module):
 
 
 class MetaDiT(nn.Module):
-    def __init__(self, patch):
+    def __init__(self, patch, side=SIDE, channels=3):
         super().__init__()
-        self.patch, self.grid = patch, SIDE // patch
+        self.patch, self.grid, self.side, self.outputs = patch, side // patch, side, 2 * channels
         self.x_embedder, self.t_embedder, self.y_embedder = nn.Module(), nn.Module(), nn.Module()
-        self.x_embedder.proj = nn.Conv2d(3, WIDTH, patch, patch)
+        self.x_embedder.proj = nn.Conv2d(channels, WIDTH, patch, patch)
         self.t_embedder.mlp = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.y_embedder.embedding_table = nn.Embedding(CLASSES + 1, WIDTH)
         places = [[place % self.grid, place // self.grid] for place in range(self.grid**2)]
@@ -121,7 +121,7 @@ class MetaDiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.tensor(waves).float(), requires_grad=False)
         self.blocks = nn.ModuleList([MetaBlock() for _ in range(LAYERS)])
         self.final_layer = nn.Module()
-        self.final_layer.linear = nn.Linear(WIDTH, patch**2 * 6)
+        self.final_layer.linear = nn.Linear(WIDTH, patch**2 * self.outputs)
         self.final_layer.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH))
 
     def forward(self, x, t, label):
@@ -132,8 +132,8 @@ class MetaDiT(nn.Module):
             h = block(h, emb)
         shift, scale = self.final_layer.adaLN_modulation(emb)[:, None].chunk(2, -1)
         h = self.final_layer.linear(F.layer_norm(h, (WIDTH,), eps=1e-6) * (1 + scale) + shift)
-        h = h.unflatten(-1, (self.patch, self.patch, 6)).unflatten(1, (self.grid, self.grid))
-        return torch.einsum("nhwpqc->nhpwqc", h).reshape(len(x), SIDE, SIDE, 6)
+        h = h.unflatten(-1, (self.patch, self.patch, self.outputs)).unflatten(1, (self.grid, self.grid))
+        return torch.einsum("nhwpqc->nhpwqc", h).reshape(len(x), self.side, self.side, -1)
 
 
 @pytest.mark.parametrize("patch", [2, 4])

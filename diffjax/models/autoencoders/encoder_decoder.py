@@ -16,13 +16,13 @@ from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.latents import output_distributions
 from diffjax.latents.output_distributions import Output, OutputDistribution
 from diffjax.models.networks import apply, check_norms, dtype_of, make
-from diffjax.nn.autoencoders import dalle, ldm, vqvae
+from diffjax.nn.autoencoders import dalle, ldm, taesd, vqvae
 from diffjax.nn.layers import Dense
 from diffjax.nn.pixelcnn import PixelCNN, generate
 from diffjax.registry import lookup
 from diffjax.typing import Images, ImageSpec, Latents, PRNGKey, PRNGKeys
 
-ARCHITECTURES = {"dalle": dalle, "ldm": ldm, "vqvae": vqvae}
+ARCHITECTURES = {"dalle": dalle, "ldm": ldm, "taesd": taesd, "vqvae": vqvae}
 # Fields of config.model that are not the networks'.
 _OTHER_FIELDS = ("architecture", "latent_channels", "z_channels", "coarser_factors")
 

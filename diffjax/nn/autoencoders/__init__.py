@@ -1,4 +1,4 @@
-"""Encoders and decoders of autoencoders: latent diffusion's (`ldm`), VQ-VAE's (`vqvae`), DALL-E's (`dalle`).
+"""Encoders and decoders of autoencoders: latent diffusion's (`ldm`), VQ-VAE's (`vqvae`), DALL-E's (`dalle`), TAESD.
 
 Each file has `Encoder(outputs, ...)`, from [B, H, W, C] to [B, H / factor, W / factor, outputs], and
 `Decoder(outputs, ...)`, from [B, h, w, D] to [B, h * factor, w * factor, outputs]. They exclude the latent distribution

@@ -74,12 +74,14 @@ class _Network(nn.Module):
 class Encoder(_Network):
     """Maps images to logits of codebook entries; 8192 entries and pixels mapped to [0.1, 0.9] as published."""
 
+    pixel_range: tuple[float, float] = (-1.0, 1.0)  # range that pixels are mapped to before the first convolution
+
     @nn.compact
     def __call__(self, x: Images, dropout_keys: PRNGKeys | None = None) -> Latents:
         """Computes logits per position.
 
         Args:
-          x: images [B, H, W, C].
+          x: images [B, H, W, C] in [-1, 1].
           dropout_keys: ignored.
 
         Returns:
@@ -90,6 +92,8 @@ class Encoder(_Network):
         """
         self._check()
         check_sides(x, self.factor)
+        low, high = self.pixel_range
+        x = x if (low, high) == (-1, 1) else (high - low) / 2 * (x + 1) + low
         h = Conv(self.channels, initializer=self.initializer, dtype=self.dtype, kernel=7, name="conv_in")(x)
         for level in range(self.groups):
             h = self._group(h if level == 0 else nn.max_pool(h, (2, 2), (2, 2)), level, (3, 3, 3, 1))

@@ -1,6 +1,6 @@
 """Loads a published CLIP from a folder in the format of Hugging Face's libraries.
 
-The folder has config.json and model.safetensors (older ones: pytorch_model.bin), and optionally
+The folder has config.json and weights (model.safetensors; older ones: pytorch_model.bin), and optionally
 preprocessor_config.json with the normalisation of pixels. The end-of-text token of the config is not used, because the
 text encoder takes the state of the last token.
 """
@@ -17,8 +17,8 @@ from diffjax import io
 from diffjax.errors import UserError
 from diffjax.nn.clip import TextTransformer, VisionTransformer
 from diffjax.published import clip_config, table
+from diffjax.published.folders import find_weights, open_component
 from diffjax.published.tables import clip as tables
-from diffjax.published.tensors import open_tensors
 
 
 class Published(NamedTuple):
@@ -42,7 +42,7 @@ def is_published(path: str | Path) -> bool:
 
 def fingerprint(path: str | Path) -> str:
     """Returns a short hash of the weights in a folder."""
-    return "sha256:" + io.file_hash(_weights(Path(path)))[:16]
+    return "sha256:" + io.file_hash(find_weights(Path(path)))[:16]
 
 
 def load(path: str | Path) -> Published:
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Published:
     """
     folder = Path(path)
     config = clip_config.read_json(folder / "config.json")
-    tensors = open_tensors(_weights(folder)) if config.get("model_type") in clip_config.MODEL_TYPES else {}
+    tensors = open_component(folder) if config.get("model_type") in clip_config.MODEL_TYPES else {}
     projects = any(name in tensors for name in tables.TRANSFORMERS_PROJECTIONS)
     sections = clip_config.read(folder / "config.json", config, projects=projects)
     dimensions = sections["model"]["dimensions"]
@@ -83,12 +83,6 @@ def load(path: str | Path) -> Published:
         ignored=tables.TRANSFORMERS_IGNORED,
     )
     return Published(image_encoder, text_encoder, unflatten_dict(params, sep="/"), size, length)
-
-
-def _weights(folder: Path) -> Path:
-    name = "model.safetensors"
-    older = not (folder / name).exists() and (folder / "pytorch_model.bin").exists()
-    return folder / ("pytorch_model.bin" if older else name)
 
 
 def _shapes(folder: Path, encoder: VisionTransformer | TextTransformer, inputs: jax.ShapeDtypeStruct) -> Any:

@@ -20,8 +20,6 @@ TRANSFORMERS_PROJECTIONS = ("text_projection.weight", "visual_projection.weight"
 # Regular expressions of names of tensors that are not parameters of a CLIP.
 TRANSFORMERS_IGNORED = (r".*\.position_ids",)  # 0, 1, 2, ... in files of older versions
 OPENAI_IGNORED = ("input_resolution", "context_length", "vocab_size", r".*\.num_batches_tracked", "attn_mask")
-# Of the text encoder of Stable Diffusion 2, which stops before the last of 24 blocks and has no linear map.
-STABLE_DIFFUSION_2_IGNORED = (*OPENAI_IGNORED, r"transformer\.resblocks\.23\..*", "text_projection", "logit_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +84,22 @@ def transformers(names: Iterable[str] = ()) -> Table:
         "params/model/image": Block(image, image_encoder),
         "params/model/log_scale": Tensor("logit_scale"),
     }
+
+
+def openai_ignored(text_layers: int | None = None) -> tuple[str, ...]:
+    """Returns regular expressions of names of OpenAI's and open_clip's tensors that are not parameters of ours.
+
+    Args:
+      text_layers: number of blocks of a text encoder without image encoder and linear map. That of Stable Diffusion 2
+        is the one of a whole CLIP without its last block. None: all tensors are of our CLIP.
+    """
+    if text_layers is None:
+        return OPENAI_IGNORED
+    return (
+        *OPENAI_IGNORED,
+        rf"transformer\.resblocks\.{text_layers}\..*",
+        *("text_projection", "logit_scale", r"visual\..*"),
+    )
 
 
 def openai() -> Table:

@@ -1,0 +1,98 @@
+"""Configs of published networks: numbers of parameters, and names of tensors."""
+
+import jax
+import pytest
+
+from diffjax.models.parameter_paths import flatten
+from diffjax.published import table
+from diffjax.published.table import Block
+from diffjax.published.tables import dalle, dit, edm, taesd
+from diffjax.runs.config_files import load_file
+from diffjax.runs.loading import build_model
+
+DIT_SIZES = [
+    ("xl2_256", 675.1, 291),
+    ("s2_256", 33.0, 131),
+    *(pytest.param(*size, marks=pytest.mark.slow) for size in [("l2_256", 458.1, 251), ("b2_256", 130.5, 131)]),
+]
+
+
+def shapes(name):
+    """Returns the config of a file of configs/published, and the shape of every variable of its model by path."""
+    config = load_file(f"configs/published/{name}")
+    model = build_model(config, abstract=True)
+    return config, flatten(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def count(leaves):
+    return sum(leaf.size for path, leaf in leaves.items() if path.startswith("params/"))
+
+
+@pytest.mark.parametrize(("variant", "millions", "tensors"), DIT_SIZES)
+def test_dit(variant, millions, tensors):
+    """The paper's numbers of parameters, table 4, which include the position embeddings; XL/2 has 675,129,632."""
+    config, leaves = shapes(f"dit.py:{variant}")
+    model = config.model
+    grid = config.data.image_size // 8 // model.patch
+    positions = grid**2 * model.width
+    assert round((count(leaves) + positions) / 1e6, 1) == millions
+    names = table.names({"params/model": Block("", dit.meta(patch=2, grid=grid, width=model.width))}, leaves)
+    assert len(names) == tensors
+    last = model.layers - 1
+    assert {
+        "x_embedder.proj.weight": "params/model/patch/kernel",
+        "t_embedder.mlp.2.bias": "params/model/time_1/bias",
+        "y_embedder.embedding_table.weight": "params/model/label/embedding",
+        f"blocks.{last}.adaLN_modulation.1.weight": f"params/model/block_{last}/modulation/kernel",
+        f"blocks.{last}.mlp.fc2.weight": f"params/model/block_{last}/mlp_out/kernel",
+        "final_layer.linear.weight": "params/model/out/kernel",
+    }.items() <= names.items()
+    copied = table.names({"params/model": Block("", dit.diffusers(patch=2, layers=model.layers))}, leaves)
+    assert len(copied) == model.layers * 19 + 6
+
+
+def test_dalle_dvae():
+    _, leaves = shapes("dalle_dvae.py")
+    identity = 128**2
+    encoder = count({path: leaf for path, leaf in leaves.items() if path.startswith("params/model/encoder")})
+    assert (encoder, count(leaves) - encoder - identity) == (53_786_240, 43_829_766)
+    names = table.names(dalle.openai(groups=4), leaves)
+    assert {
+        "encoder.blocks.input.w": "params/model/encoder/conv_in/kernel",
+        "encoder.blocks.group_2.block_1.id_path.w": "params/model/encoder/group_1_block_0/skip/kernel",
+        "decoder.blocks.input.w": "params/model/codebook",
+        "decoder.blocks.input.b": "params/model/decoder/conv_in/bias",
+        "decoder.blocks.group_1.block_2.res_path.conv_4.b": "params/model/decoder/group_3_block_1/conv_3/bias",
+        "decoder.blocks.output.conv.w": "params/model/decoder/conv_out/kernel",
+    }.items() <= names.items()
+
+
+def test_taesd():
+    _, leaves = shapes("taesd.py")
+    leaves = {path: leaf for path, leaf in leaves.items() if not path.startswith("params/discriminator")}
+    log_variances = 4 * (9 * 64 + 1)
+    assert count(leaves) - log_variances == 2_445_063
+    assert {
+        "encoder.layers.2.weight": "params/model/encoder/down_1/kernel",
+        "encoder.layers.14.bias": "params/model/encoder/conv_out/bias",
+        "decoder.layers.16.weight": "params/model/decoder/up_1/kernel",
+        "decoder.layers.17.conv.2.weight": "params/model/decoder/level_0_block_0/conv_1/kernel",
+    }.items() <= table.names(taesd.diffusers(), leaves).items()
+    names = table.names(taesd.original(), leaves)
+    assert len(names) == 134
+    assert names["decoder.18.conv.0.weight"] == "params/model/decoder/level_0_block_0/conv_0/kernel"
+
+
+def test_edm_imagenet64():
+    """ADM's network (Dhariwal & Nichol 2021): 295.9 million parameters."""
+    _, leaves = shapes("edm_imagenet64.py")
+    assert count(leaves) == 295_899_267
+    names = table.names({"params/model": Block("model", edm.dhariwal_unet(side=64, levels=4))}, leaves)
+    assert {
+        "model.map_label.weight": "params/model/label/embedding",
+        "model.enc.32x32_down.affine.bias": "params/model/down_0_resample/time/bias",
+        "model.enc.16x16_block0.skip.weight": "params/model/down_2_block_0/skip/kernel",
+        "model.dec.8x8_in0.qkv.weight": "params/model/middle_attention/qkv/kernel",
+        "model.dec.64x64_up.conv1.weight": "params/model/up_1_resample/conv_1/kernel",
+        "model.dec.8x8_block3.proj.weight": "params/model/up_3_attention_3/out/kernel",
+    }.items() <= names.items()
