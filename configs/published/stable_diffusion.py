@@ -51,7 +51,9 @@ def get_config(variant: str = "1") -> ConfigDict:
     else:
         config.model.heads = 8
     if variant.endswith("inpainting"):
-        common.add(config, "conditions.masked_image")
+        common.add(config, "conditions.masked_image", "sampler.keep_known")
+        config.conditions.masked_image.resize = "nearest"
+        config.sampler.keep_known = False  # the network sees the known region
     config = common.vary(config, variant, VARIANTS)
     codec.data.image_size = config.data.image_size
     common.add_parts(config, codec=codec, clip=clip.get_config("sd2_text" if second else "sd1_text"))

@@ -152,6 +152,7 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
         config,
         {"params/model": Block("", names)},
         open_component(_component(folder, "unet")),
+        tokenizer=text.tokenizer,
         parts={"codec": codec, "clip": text},
     )
 

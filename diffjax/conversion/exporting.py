@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, clip, components, dit_config, scheduler_config, unet_config
 from diffjax.conversion.components import refused
+from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.latents import codebook, statistics
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
@@ -60,6 +61,8 @@ def _export_pixels(run: Run, out: Path) -> str:
 
 def _export_latents(run: Run, out: Path) -> str:
     codec = load(referenced_run(run.config, "codec", run.workdir.path))
+    if "clip_text" in _diffusion_model(run).conditions.each:
+        return _export_stable_diffusion(run, codec, out)
     network, classes = _write_network(run, out)
     scheduler = _write_scheduler(run, out)
     if network == "DiTTransformer2DModel":
@@ -71,6 +74,29 @@ def _export_latents(run: Run, out: Path) -> str:
         return network
     _write_index(out, "LDMPipeline", vqvae=vqvae, unet=network, scheduler=scheduler)
     return "LDMPipeline"
+
+
+def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
+    text = load(referenced_run(run.config, "clip", run.workdir.path))
+    network, _ = _write_network(run, out, context=text.clip.width)
+    scheduler = _write_scheduler(run, out)
+    vae = _export_autoencoder(codec, out / "vae")
+    encoder = clip.write_clip(
+        text.workdir.config,
+        text.config,
+        text.variables,
+        out / "text_encoder",
+        tokenizer=text.tokenizer,
+        tokenizer_out=out / "tokenizer",
+    )
+    inpaints = "masked_image" in _diffusion_model(run).conditions.each
+    pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+    _write_index(out, pipeline, unet=network, vae=vae, scheduler=scheduler)
+    index = components.read_json(out / "model_index.json")
+    index |= {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    _write_json(out / "model_index.json", index)
+    return pipeline
 
 
 def _export_autoencoder(run: Run, out: Path) -> str:
@@ -101,11 +127,15 @@ def _plain_codebook(run: Run, variables: Mapping[str, Any]) -> tuple[dict[str, A
     return {**variables, "codebook": {name: state}}, {name: {"books": books}}
 
 
-def _write_network(run: Run, out: Path) -> tuple[str, int]:
-    """Writes the network of a diffusion model; returns its class, and the rows of its table of labels."""
+def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
+    """Writes the network of a diffusion model; returns its class, and the rows of its table of labels.
+
+    Args:
+      context: width of the context, the states of CLIP's tokens; 0: none.
+    """
     diffusion, config, path = _diffusion_model(run), run.config, run.workdir.config
-    others = [name for name in diffusion.conditions.each if name != "label"]
-    if others:
+    written_conditions = ("clip_text", "masked_image") if context else ("label",)
+    if others := [name for name in diffusion.conditions.each if name not in written_conditions]:
         raise refused(path, "conditions", others, "cannot be exported to diffusers")
     side, *_, channels = diffusion.data_space.shape
     rows, learns_variance = diffusion.conditions.num_label_embeddings, diffusion.process.learns_variance
@@ -121,12 +151,20 @@ def _write_network(run: Run, out: Path) -> tuple[str, int]:
         )
         names, folder = dit_config.table(model), out / "transformer"
     else:
-        outputs = channels * (2 if learns_variance else 1)
+        inpaints, linear = "masked_image" in diffusion.conditions.each, "head_channels" in model
         written = unet_config.write(
-            model, side=side, in_channels=channels, out_channels=outputs, num_label_embeddings=rows
+            model,
+            side=side,
+            in_channels=2 * channels + 1 if inpaints else channels,
+            out_channels=channels * (2 if learns_variance else 1),
+            num_label_embeddings=rows,
+            context=context,
+            linear=linear,
         )
         unet_config.check_writable(path, model, written, side=side)
-        names, folder = unet_config.table(model, conditional=False), out / "unet"
+        order = inpainting_order(channels) if inpaints else None
+        names = unet_config.table(model, conditional=bool(context), linear=linear, input_order=order)
+        folder = out / "unet"
     _write_component(folder, written, {"params/model": Block("", names)}, {"params": run.variables["params"]})
     return written["_class_name"], rows
 

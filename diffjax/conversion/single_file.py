@@ -29,13 +29,13 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
-    if config.system == "clip":
-        return clip.read_single_file(path, config, open_tensors(path))
     naming = config.get("published", {}).get("naming", "")
-    if naming not in NAMINGS:
-        raise unknown("published.naming", naming, NAMINGS)
     tensors = open_source(path, naming)
     tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
+    if config.system == "clip":
+        return clip.read_single_file(path, config, tensors)
+    if naming not in NAMINGS:
+        raise unknown("published.naming", naming, NAMINGS)
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
