@@ -26,6 +26,12 @@ PARTS = {  # networks in several files of a folder, by naming and part; the firs
 _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
 
 
+def part_files(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the files of a network in two files of a folder; empty for a network in one file."""
+    parts = _PARTS.get(config.get("published", {}).get("naming", ""), {})
+    return tuple(name for candidates in parts.values() for name in candidates)
+
+
 def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
     """Returns the tensors of a source: a file, or for networks in two files, their folder.
 
@@ -37,7 +43,7 @@ def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
             raise UserError(f"--source={path}: is a folder; pass the file that the header of --config names")
         return open_tensors(path)
     if not path.is_dir():
-        both = " and ".join(candidates[0] for candidates in _PARTS[naming].values())
+        both = " and ".join(candidates[0] for candidates in PARTS[naming].values())
         raise UserError(f"--source={path}: is a file; pass the folder that has both {both}")
     files = {}
     for part, candidates in PARTS[naming].items():
