@@ -13,9 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffjax import io
-from diffjax.errors import UserError, excerpt
+from diffjax.errors import UserError
 from diffjax.nn.clip import TextTransformer, VisionTransformer
-from diffjax.nn.transformer import ACTIVATIONS
+from diffjax.nn.pretrained.transformers_folder import (
+    check_count,
+    dense,
+    is_number,
+    norm,
+    pop,
+    read_json,
+    shown,
+    weights_path,
+)
 from diffjax.published.tensors import Weights
 
 # Defaults of fields that a config.json may omit.
@@ -64,7 +73,7 @@ def is_published(path: str | Path) -> bool:
 
 def fingerprint(path: str | Path) -> str:
     """Returns a short hash of the weights in a folder."""
-    return "sha256:" + io.file_hash(_weights(Path(path)))[:16]
+    return "sha256:" + io.file_hash(weights_path(Path(path)))[:16]
 
 
 def load(path: str | Path) -> Published:
@@ -75,18 +84,18 @@ def load(path: str | Path) -> Published:
         nn/clip.py does not have.
     """
     folder = Path(path)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "clip":
-        raise UserError(f"{folder} is not a CLIP: config.json has model_type {_shown(config.get('model_type'))}")
+        raise UserError(f"{folder} is not a CLIP: config.json has model_type {shown(config.get('model_type'))}")
     text, vision = _section(folder, config, "text_config", _TEXT), _section(folder, config, "vision_config", _VISION)
-    dimensions = _count(folder, "projection_dim", config.get("projection_dim", 512))
+    dimensions = check_count(folder, "projection_dim", config.get("projection_dim", 512))
     pixel_mean, pixel_std = _pixels(folder, vision["num_channels"])
 
-    weights = Weights(_weights(folder), "the CLIP of its config.json")
+    weights = Weights(weights_path(folder), "the CLIP of its config.json")
     params = {
         "image": _image_params(weights, vision, dimensions),
         "text": _text_params(weights, text, dimensions),
-        "log_scale": _pop(weights, "logit_scale"),
+        "log_scale": pop(weights, "logit_scale"),
     }
     weights.assert_empty(ignored=["position_ids"])  # 0, 1, 2, ... in older files
     image_encoder = VisionTransformer(
@@ -101,38 +110,6 @@ def load(path: str | Path) -> Published:
     return Published(image_encoder, text_encoder, variables, vision["image_size"], text["max_position_embeddings"])
 
 
-def _weights(folder: Path) -> Path:
-    name = "model.safetensors"
-    older = not (folder / name).exists() and (folder / "pytorch_model.bin").exists()
-    return folder / ("pytorch_model.bin" if older else name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: has no fields; use the folder of a CLIP")
-    return content
-
-
-def _shown(value: Any) -> str:
-    """Returns a value of a JSON file for an error message: short, and on one line."""
-    try:
-        return excerpt(io.to_json(value), 80)
-    except RecursionError:
-        return "nested too deeply"
-
-
-def _count(folder: Path, name: str, value: Any) -> int:
-    if type(value) is not int or not 0 < value < 2**31:
-        raise UserError(f"{folder}/config.json: {name}={_shown(value)}: must be a positive integer")
-    return value
-
-
 def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of an encoder. Old files have a section NAME_dict as well, which takes precedence."""
     section = next((config[key] for key in (f"{name}_dict", name) if config.get(key) is not None), {})
@@ -141,11 +118,11 @@ def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mappi
     options = {key: section.get(key, value) for key, value in standard.items()}
     for key, value in options.items():
         if isinstance(standard[key], int):
-            _count(folder, f"{name}.{key}", value)
-    for key, known in (("hidden_act", list(ACTIVATIONS)), ("layer_norm_eps", [1e-5])):
+            check_count(folder, f"{name}.{key}", value)
+    for key, known in (("hidden_act", ["gelu", "quick_gelu"]), ("layer_norm_eps", [1e-5])):
         if options[key] not in known:
             names = " or ".join(map(str, known))
-            raise UserError(f"{folder}/config.json: {name}.{key}={_shown(options[key])}: must be {names}")
+            raise UserError(f"{folder}/config.json: {name}.{key}={shown(options[key])}: must be {names}")
     if options["hidden_size"] % options["num_attention_heads"]:
         raise UserError(
             f"{folder}/config.json: {name}.num_attention_heads={options['num_attention_heads']}: must divide "
@@ -157,19 +134,15 @@ def _section(folder: Path, config: Mapping[str, Any], name: str, standard: Mappi
 def _pixels(folder: Path, channels: int) -> list[tuple[float, ...]]:
     """Returns the mean and the standard deviation of pixels in [0, 1], a value per channel each."""
     path = folder / "preprocessor_config.json"
-    options = _PIXELS | (_read_json(path) if path.exists() else {})
+    options = _PIXELS | (read_json(path) if path.exists() else {})
     for name, low in (("image_mean", -math.inf), ("image_std", 0)):
         values = options[name]
         if not (
-            isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, low) for v in values)
+            isinstance(values, list | tuple) and len(values) == channels and all(is_number(v, low) for v in values)
         ):
             kind = "a number" if name == "image_mean" else "a positive number"
-            raise UserError(f"{path}: {name}={_shown(values)}: requires {kind} for each of {channels} channels")
+            raise UserError(f"{path}: {name}={shown(values)}: requires {kind} for each of {channels} channels")
     return [tuple(options[name]) for name in _PIXELS]
-
-
-def _is_number(value: Any, low: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < 1e30
 
 
 def _transformer_fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,50 +159,37 @@ def _image_params(weights: Weights, options: Mapping[str, Any], dimensions: int)
     width, patch, table = options["hidden_size"], options["patch_size"], "vision_model.embeddings.position_embedding"
     kernel = ("vision_model.embeddings.patch_embedding.weight", width, options["num_channels"], patch, patch)
     return {
-        "patch": {"kernel": _pop(weights, *kernel).transpose(2, 3, 1, 0)},
-        "class": _pop(weights, "vision_model.embeddings.class_embedding", width),
-        "place": _pop(weights, f"{table}.weight", (options["image_size"] // patch) ** 2 + 1, width),
-        "norm_in": _norm(weights, "vision_model.pre_layrnorm", width),  # spelled so in the published files
+        "patch": {"kernel": pop(weights, *kernel).transpose(2, 3, 1, 0)},
+        "class": pop(weights, "vision_model.embeddings.class_embedding", width),
+        "place": pop(weights, f"{table}.weight", (options["image_size"] // patch) ** 2 + 1, width),
+        "norm_in": norm(weights, "vision_model.pre_layrnorm", width),  # spelled so in the published files
         "transformer": _transformer(weights, "vision_model", "post_layernorm", options),
-        "out": {"kernel": _pop(weights, "visual_projection.weight", dimensions, width).T},
+        "out": {"kernel": pop(weights, "visual_projection.weight", dimensions, width).T},
     }
 
 
 def _text_params(weights: Weights, options: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
     width, tables = options["hidden_size"], "text_model.embeddings"
     return {
-        "token": {"embedding": _pop(weights, f"{tables}.token_embedding.weight", options["vocab_size"], width)},
-        "place": _pop(weights, f"{tables}.position_embedding.weight", options["max_position_embeddings"], width),
+        "token": {"embedding": pop(weights, f"{tables}.token_embedding.weight", options["vocab_size"], width)},
+        "place": pop(weights, f"{tables}.position_embedding.weight", options["max_position_embeddings"], width),
         "transformer": _transformer(weights, "text_model", "final_layer_norm", options),
-        "out": {"kernel": _pop(weights, "text_projection.weight", dimensions, width).T},
+        "out": {"kernel": pop(weights, "text_projection.weight", dimensions, width).T},
     }
 
 
 def _transformer(weights: Weights, model: str, last_norm: str, options: Mapping[str, Any]) -> dict[str, Any]:
     width, inside = options["hidden_size"], options["intermediate_size"]
-    params: dict[str, Any] = {"norm_out": _norm(weights, f"{model}.{last_norm}", width)}
+    params: dict[str, Any] = {"norm_out": norm(weights, f"{model}.{last_norm}", width)}
     for i in range(options["num_hidden_layers"]):
         name = f"{model}.encoder.layers.{i}"
-        q, k, v = (_dense(weights, f"{name}.self_attn.{part}_proj", width, width) for part in "qkv")
+        q, k, v = (dense(weights, f"{name}.self_attn.{part}_proj", width, width) for part in "qkv")
         params[f"block_{i}"] = {
-            "norm_attention": _norm(weights, f"{name}.layer_norm1", width),
+            "norm_attention": norm(weights, f"{name}.layer_norm1", width),
             "qkv": {key: np.concatenate([q[key], k[key], v[key]], axis=-1) for key in q},
-            "out": _dense(weights, f"{name}.self_attn.out_proj", width, width),
-            "norm_mlp": _norm(weights, f"{name}.layer_norm2", width),
-            "mlp_in": _dense(weights, f"{name}.mlp.fc1", width, inside),
-            "mlp_out": _dense(weights, f"{name}.mlp.fc2", inside, width),
+            "out": dense(weights, f"{name}.self_attn.out_proj", width, width),
+            "norm_mlp": norm(weights, f"{name}.layer_norm2", width),
+            "mlp_in": dense(weights, f"{name}.mlp.fc1", width, inside),
+            "mlp_out": dense(weights, f"{name}.mlp.fc2", inside, width),
         }
     return params
-
-
-def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
-    return {"scale": _pop(weights, f"{name}.weight", width), "bias": _pop(weights, f"{name}.bias", width)}
-
-
-def _dense(weights: Weights, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    kernel = _pop(weights, f"{name}.weight", outputs, inputs).T
-    return {"kernel": kernel, "bias": _pop(weights, f"{name}.bias", outputs)}
-
-
-def _pop(weights: Weights, name: str, *shape: int) -> np.ndarray:
-    return weights.pop(name, *shape).astype(np.float32)
