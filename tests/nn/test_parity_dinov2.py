@@ -56,6 +56,24 @@ def read(path):
     return safetensors.torch.load(path.read_bytes())
 
 
+@pytest.mark.parametrize(
+    "width,layers,heads,millions", [(384, 12, 6, 22), (768, 12, 12, 87), (1024, 24, 16, 304), (1536, 40, 24, 1136)]
+)
+def test_published_sizes_have_as_many_parameters(width, layers, heads, millions):
+    """ViT-S, B, L and g; the mask token is not read, and layer scales are part of other parameters."""
+    giant = width == 1536
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": 518}
+    with torch.device("meta"):
+        model = transformers.Dinov2Model(transformers.Dinov2Config(use_swiglu_ffn=giant, **shape))
+    expected = sum(p.numel() for p in model.parameters())
+    assert round(expected / 1e6) == millions
+    mlp = {"mlp_ratio": 2 * 4096 / 1536, "activation": "swiglu"} if giant else {}
+    network = dinov2.DINOv2(patch=14, grid=37, width=width, layers=layers, heads=heads, **mlp)
+    params = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 224, 224, 3)))["params"]
+    found = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found == expected - width - 2 * layers * width
+
+
 def test_positions_are_interpolated_as_in_the_network_of_torch_hub():
     """dinov2/models/vision_transformer.py of facebookresearch/dinov2: interpolate_pos_encoding with offset 0.1."""
     table = np.random.default_rng(0).normal(size=(37, 37, 4)).astype(np.float32)
