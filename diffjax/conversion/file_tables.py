@@ -28,7 +28,7 @@ _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
 
 def part_files(config: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the files of a network in two files of a folder; empty for a network in one file."""
-    parts = _PARTS.get(config.get("published", {}).get("naming", ""), {})
+    parts = PARTS.get(config.get("published", {}).get("naming", ""), {})
     return tuple(name for candidates in parts.values() for name in candidates)
 
 
