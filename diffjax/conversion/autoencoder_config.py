@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.latents import codebook, statistics
+from diffjax.models.parameter_paths import flatten
 from diffjax.published.table import Block, Constant, Table, Tensor
 from diffjax.published.tables import autoencoder
 from diffjax.runs.config_files import load_file
+from diffjax.runs.loading import Run
 
 _SHARED = {
     "in_channels": 3,
@@ -154,3 +158,29 @@ def table(config: ConfigDict, naming: Mapping[str, Any], scaling_factor: float) 
 def diffusers_table(config: ConfigDict, scaling_factor: float) -> Table:
     """Returns the table of an autoencoder's variables with diffusers' names."""
     return table(config, autoencoder.diffusers(levels=len(config.model.multipliers)), scaling_factor)
+
+
+def writable(run: Run) -> tuple[ConfigDict, dict[str, np.ndarray], float]:
+    """Returns the config of an autoencoder with its channels, its variables by path, and the factor of its latents.
+
+    The discriminator is left out, and the codebook is one parameter, for any update rule.
+
+    Raises:
+      UserError: a codebook that other libraries do not have.
+    """
+    scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
+    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+    params = dict(variables["params"]["model"])
+    if run.config.system == "vqvae":
+        c = run.config.codebook
+        if c.kind != "vq" or c.cosine or len(variables["codebook"]) > 1:
+            raise refused(run.workdir.config, "codebook.kind", c.kind, "files have one codebook, by distance (vq)")
+        ((name, state),) = variables["codebook"].items()
+        books = codebook.means(state) if "sums" in state else params["codebook"][name]["books"] + state["shift"]
+        params["codebook"] = {name: {"books": books}}
+        state = {"counts": state["counts"], "usage": state["usage"], "shift": np.zeros_like(books)}
+        variables["codebook"] = {name: state}
+    config = ConfigDict(run.config.to_dict())
+    config.data.channels = run.spec.channels
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten({**variables, "params": {"model": params}}).items()}
+    return config, arrays, scale

@@ -21,7 +21,6 @@ from diffjax.conversion import (
 )
 from diffjax.conversion.components import refused
 from diffjax.conversion.diffusers_folder import inpainting_order
-from diffjax.latents import codebook, statistics
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
@@ -119,32 +118,14 @@ def _export_autoencoder(run: Run, out: Path) -> str:
     if config.model.architecture not in ("ldm", "taesd") or "pixelcnn" in config:
         architecture = config.model.architecture
         raise refused(run.workdir.config, "model.architecture", architecture, "must be ldm or taesd for diffusers")
-    scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
-    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
-    params = {"model": dict(variables["params"]["model"])}  # without a discriminator
-    if config.system == "vqvae":
-        variables, params["model"]["codebook"] = _plain_codebook(run, variables)
-    config = ConfigDict(config.to_dict())
-    config.data.channels = run.spec.channels
+    config, variables, scale = autoencoder_config.writable(run)
     if config.model.architecture == "taesd":
         written, names = tiny_config.write(config, scaling_factor=scale), tiny_config.table(config, scale)
     else:
         written = autoencoder_config.write(config, scaling_factor=scale)
         names = autoencoder_config.diffusers_table(config, scale)
-    _write_component(out, written, names, {**variables, "params": params})
+    _write_component(out, written, names, variables)
     return written["_class_name"]
-
-
-def _plain_codebook(run: Run, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns variables whose codebook is one parameter, for any update rule, and that parameter."""
-    c = run.config.codebook
-    if c.kind != "vq" or c.cosine or len(variables["codebook"]) > 1:
-        raise refused(run.workdir.config, "codebook.kind", c.kind, "diffusers has one codebook, by distance (vq)")
-    ((name, state),) = variables["codebook"].items()
-    books = codebook.means(state) if "sums" in state else variables["params"]["model"]["codebook"][name]["books"]
-    books = np.asarray(books) + np.asarray(state.get("shift", 0.0))
-    state = {"counts": state["counts"], "usage": state["usage"], "shift": np.zeros_like(books)}
-    return {**variables, "codebook": {name: state}}, {name: {"books": books}}
 
 
 def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
@@ -208,8 +189,8 @@ def _write_component(out: Path, config: Mapping[str, Any], names: Table, variabl
     save_file(tensors, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def _write_index(out: Path, pipeline: str, **components: str) -> None:
-    index = {name: ["diffusers", class_name] for name, class_name in components.items()}
+def _write_index(out: Path, pipeline: str, **classes: str) -> None:
+    index = {name: ["diffusers", class_name] for name, class_name in classes.items()}
     _write_json(out / "model_index.json", {"_class_name": pipeline, **index})
 
 

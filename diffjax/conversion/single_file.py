@@ -52,15 +52,19 @@ def write_file(run: Run, path: Path) -> None:
       UserError: the config names no family, or one that cannot be written.
     """
     naming = run.config.get("published", {}).get("naming", "")
-    writable = sorted(file_tables.TABLES.keys() - file_tables.PARTS)
+    writable = sorted({"compvis", *file_tables.TABLES} - file_tables.PARTS.keys())
     if naming not in writable:
         raise UserError(
             f"published.naming={naming or repr('')} of {run.workdir.config}: --format=safetensors requires one of "
             f"{', '.join(writable)}, as in configs/published; use --format=diffjax"
         )
-    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
-    arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
-    save_file(table.write(file_tables.TABLES[naming](run.config), arrays), path, metadata={"format": "pt"})
+    if naming == "compvis":
+        tensors = compvis.write(run)
+    else:
+        variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+        arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
+        tensors = table.write(file_tables.TABLES[naming](run.config), arrays)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:

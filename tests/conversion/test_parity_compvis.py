@@ -19,6 +19,7 @@ from diffjax.nn.unet import UNet  # noqa: E402
 from diffjax.published import table  # noqa: E402
 from diffjax.published.lazy import LazyTensor  # noqa: E402
 from diffjax.published.tables import autoencoder, unet  # noqa: E402
+from diffjax.published.tensors import open_tensors  # noqa: E402
 from diffjax.runs.loading import load  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -147,3 +148,21 @@ def test_the_run_is_the_latent_diffusion_model_of_the_file(imported):
     run = load(imported[2] / "run")
     assert run.config.system == "latent"
     np.testing.assert_allclose(load(imported[2] / "run" / "codec").codec.scale, SCALE, rtol=1e-6)
+
+
+def test_a_written_file_is_imported_again_bit_for_bit(imported, tmp_path):
+    state, _, folder = imported
+    launch("export", f"--workdir={folder / 'run'}", f"--out={tmp_path / 'out'}", "--format=safetensors")
+    file, config = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "config.json"
+    tensors = open_tensors(file)
+    averaged = {
+        name: value + 1 if name.startswith("model.diffusion_model.") else value
+        for name, value in state.items()
+        if not name.startswith(("model_ema", "first_stage_model.loss", "betas"))
+    }
+    assert tensors.keys() == averaged.keys()
+    assert all((tensors[name].read() == averaged[name].numpy()).all() for name in tensors)
+    launch("import", f"--source={file}", f"--config={config}", f"--workdir={tmp_path / 'again'}")
+    for part in (".", "codec"):
+        before, after = (path / part / "weights.safetensors" for path in (folder / "run", tmp_path / "again"))
+        assert before.read_bytes() == after.read_bytes()
