@@ -32,7 +32,8 @@ class Prompts(NamedTuple):
 
     Attributes:
       conditions: arrays [N, ...] by name: "label" int32 [N]; "tokens" int32 [N, L] for text-conditioned models;
-        "original" [N, H, W, C] in [-1, 1] for pipeline stages conditioned on an image; and what edits add.
+        "number" float32 [N], in the place of the setting of this name; "original" [N, H, W, C] in [-1, 1] for pipeline
+        stages conditioned on an image; and what edits add.
       captions: text of "tokens"; None for models without text.
     """
 

@@ -71,9 +71,15 @@ def check_model(config: ConfigDict, model: Model) -> None:
 
 
 def example_fields(config: ConfigDict, model: Model, source: Source) -> tuple[str, ...]:
-    """Returns the fields of the examples of a source that the loss of a model reads."""
+    """Returns the fields of the examples of a source that the loss of a model reads.
+
+    Raises:
+      UserError: the model is conditioned on a number, and the examples do not have it.
+    """
     example = source[0]
     stored = [name for name in ("latent", *text_arrays(config)) if name in example]
+    if model.reads_number and uses_latents(config):
+        raise UserError("conditions.number: stored latents do not have numbers; train on the images, or remove it")
     if model.reads_number and "number" not in example:
         raise UserError(
             "data.number='': conditions.number requires a number for each image; set it to a column of the folder's "
