@@ -148,6 +148,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "conditions.clip_text.states": (True, "attend to CLIP's state of every caption token"),
     "conditions.clip_text.embedding": (False, "condition on CLIP's embedding of the caption"),
     "conditions.clip_text.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.clip_text.null": ("start", "null caption: start (its token alone) | empty (Stable Diffusion)"),
     "conditions.image_embedding.tokens": (4, "tokens of context that the CLIP image embedding is projected to"),
     "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),
     "conditions.image_embedding.dropout": (0.1, "share of embeddings dropped, for classifier-free guidance"),
@@ -293,6 +294,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Published weights: how the files of the network are named, for launch.py import and export
     "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | transformers | ..."),
     "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
+    "published.attention_layers": ("conv1d", "projections of attention in the file: conv1d | conv2d"),
     "published.scaling_factor": (1.0, "factor of the latents of an autoencoder where its file does not have it"),
     # Parallel
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
