@@ -430,6 +430,7 @@ def test_a_saved_tokenizer_of_glide_loads_unchanged(glide, tmp_path):
     loaded = tokenizer.load(glide[0])
     loaded.save(tmp_path / "tokenizer.json")
     assert same(tokenizer.load(tmp_path / "tokenizer.json"), loaded)
+    np.testing.assert_array_equal(loaded.encode(["a \ud800"], 8), loaded.encode(["a ?"], 8))
 
 
 def test_merges_of_another_vocabulary_raise(glide, tmp_path):
