@@ -137,14 +137,14 @@ def test_the_import_embeds_the_same(folders):
                     bound.embed_images(images)
                 return
             theirs["input_ids"] = ids
-    found = jax.jit(bound.embed_images)(images)
+    result = jax.jit(bound.embed_images)(images)
     with torch.no_grad():
         output = model(**theirs)
     np.testing.assert_allclose(
-        found, normalised(embeddings(output) if name != "CLIPModel" else output.image_embeds.numpy()), atol=1e-4
+        result, normalised(embeddings(output) if name != "CLIPModel" else output.image_embeds.numpy()), atol=1e-4
     )
     if name == "CLIPModel":
-        logits = bound.scale * found @ np.asarray(texts).T
+        logits = bound.scale * result @ np.asarray(texts).T
         np.testing.assert_allclose(logits, output.logits_per_image.numpy(), atol=1e-4)
     else:
         with pytest.raises(UserError, match="text_encoder: this CLIP encodes images only"):
@@ -153,14 +153,14 @@ def test_the_import_embeds_the_same(folders):
 
 def test_the_export_is_the_source_bit_for_bit(folders):
     model, folder = folders
-    again = type(model).from_pretrained(folder / "exported")
-    before, after = model.state_dict(), again.state_dict()
+    reloaded = type(model).from_pretrained(folder / "exported")
+    before, after = model.state_dict(), reloaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "pad_token_id", "architectures"}
     if type(model).__name__ in ("CLIPTextModel", "CLIPVisionModel"):  # which have no projection
         ignored |= {"projection_dim"}
-    before, after = (json.loads(each.config.to_json_string(use_diff=False)) for each in (model, again))
+    before, after = (json.loads(each.config.to_json_string(use_diff=False)) for each in (model, reloaded))
     for section in ("text_config", "vision_config"):
         for config in (before, after):
             if section in config:
@@ -195,8 +195,8 @@ def test_an_imported_clip_embeds_images_of_any_size(folders):
     system, variables = open_clip(folder / "run", ImageSpec(40, 3, 0))[:2]
     images = np.random.default_rng(0).uniform(-1, 1, (2, 40, 40, 3)).astype(np.float32)
     published, weights = open_clip(folder / "theirs", ImageSpec(40, 3, 0))[:2]
-    found, expected = (jax.jit(s.clip(v).embed_images)(images) for s, v in ((system, variables), (published, weights)))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    result, expected = (jax.jit(s.clip(v).embed_images)(images) for s, v in ((system, variables), (published, weights)))
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def arrays_of(model):
@@ -313,12 +313,12 @@ def test_the_folder_of_glides_clip_of_noised_images(vocabulary, tmp_path):
         f"--config.text.tokenizer={vocabulary}",
     )
     run = load(tmp_path / "run")
-    found = {path: np.asarray(leaf) for path, leaf in flatten({"params": run.variables["params"]}).items()}
-    assert found.pop("params/model/log_scale") == np.float32(np.log(100))
+    result = {path: np.asarray(leaf) for path, leaf in flatten({"params": run.variables["params"]}).items()}
+    assert result.pop("params/model/log_scale") == np.float32(np.log(100))
     for path, value in variables.items():
         if path.endswith("qkv/bias"):
             value = np.concatenate([*np.split(value, 3)[:1], np.zeros(len(value) // 3), *np.split(value, 3)[2:]])
-        np.testing.assert_array_equal(found[path], value.astype(np.float32), err_msg=path)
+        np.testing.assert_array_equal(result[path], value.astype(np.float32), err_msg=path)
     assert run.system.noise_schedule is not None
 
 
