@@ -106,7 +106,7 @@ class Tokenizer:
         return length if self.start is None else length - 2
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [text.lower() if self.start is None else _clean(text) for text in texts]
+        texts = [_lower(text) if self.start is None else _clean(text) for text in texts]
         encodings = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
         has_words = self.start is not None
         return [
@@ -236,6 +236,11 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: is not a tokenizer, or is damaged ({reason}); {_ACCEPTED}") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}): {_ACCEPTED}") from error
+
+
+def _lower(text: str) -> str:
+    """Returns text as GLIDE's code prepares it: lower case. Surrogates, which no text has, become question marks."""
+    return text.lower().encode("utf-8", "replace").decode("utf-8")
 
 
 def _clean(text: str) -> str:

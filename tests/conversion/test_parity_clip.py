@@ -17,7 +17,7 @@ from diffjax import cli  # noqa: E402
 from diffjax.data import tokenizer  # noqa: E402
 from diffjax.errors import UserError  # noqa: E402
 from diffjax.models.parameter_paths import flatten  # noqa: E402
-from diffjax.nn.clip import TextTransformer  # noqa: E402
+from diffjax.nn.clip import TextTransformer, VisionTransformer  # noqa: E402
 from diffjax.published import table  # noqa: E402
 from diffjax.published.tables import clip as tables  # noqa: E402
 from diffjax.runs.loading import load, open_clip  # noqa: E402
@@ -137,14 +137,14 @@ def test_the_import_embeds_the_same(folders):
                     bound.embed_images(images)
                 return
             theirs["input_ids"] = ids
-    found = jax.jit(bound.embed_images)(images)
+    result = jax.jit(bound.embed_images)(images)
     with torch.no_grad():
         output = model(**theirs)
     np.testing.assert_allclose(
-        found, normalised(embeddings(output) if name != "CLIPModel" else output.image_embeds.numpy()), atol=1e-4
+        result, normalised(embeddings(output) if name != "CLIPModel" else output.image_embeds.numpy()), atol=1e-4
     )
     if name == "CLIPModel":
-        logits = bound.scale * found @ np.asarray(texts).T
+        logits = bound.scale * result @ np.asarray(texts).T
         np.testing.assert_allclose(logits, output.logits_per_image.numpy(), atol=1e-4)
     else:
         with pytest.raises(UserError, match="text_encoder: this CLIP encodes images only"):
@@ -153,14 +153,14 @@ def test_the_import_embeds_the_same(folders):
 
 def test_the_export_is_the_source_bit_for_bit(folders):
     model, folder = folders
-    again = type(model).from_pretrained(folder / "exported")
-    before, after = model.state_dict(), again.state_dict()
+    reloaded = type(model).from_pretrained(folder / "exported")
+    before, after = model.state_dict(), reloaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "pad_token_id", "architectures"}
     if type(model).__name__ in ("CLIPTextModel", "CLIPVisionModel"):  # which have no projection
         ignored |= {"projection_dim"}
-    before, after = (json.loads(each.config.to_json_string(use_diff=False)) for each in (model, again))
+    before, after = (json.loads(each.config.to_json_string(use_diff=False)) for each in (model, reloaded))
     for section in ("text_config", "vision_config"):
         for config in (before, after):
             if section in config:
@@ -195,8 +195,8 @@ def test_an_imported_clip_embeds_images_of_any_size(folders):
     system, variables = open_clip(folder / "run", ImageSpec(40, 3, 0))[:2]
     images = np.random.default_rng(0).uniform(-1, 1, (2, 40, 40, 3)).astype(np.float32)
     published, weights = open_clip(folder / "theirs", ImageSpec(40, 3, 0))[:2]
-    found, expected = (jax.jit(s.clip(v).embed_images)(images) for s, v in ((system, variables), (published, weights)))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    result, expected = (jax.jit(s.clip(v).embed_images)(images) for s, v in ((system, variables), (published, weights)))
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def arrays_of(model):
@@ -280,6 +280,46 @@ def test_a_file_of_openai_is_the_import_of_the_folder_of_transformers(folders, v
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert load(tmp_path / "run").tokenizer.vocabulary == tokenizer.load(vocabulary).vocabulary
+
+
+def test_the_folder_of_glides_clip_of_noised_images(vocabulary, tmp_path):
+    """Both files have the names of GLIDE's code; the embeddings are those of the weights that were written."""
+    fields = {"image_encoder": "patch=4 width=24 layers=1 heads=3", "text_encoder": "width=16 layers=1 heads=2"}
+    image = VisionTransformer(4, 24, 1, 3, 12, activation="gelu", timesteps=20)
+    text = TextTransformer(VOCABULARY, 16, 1, 2, 12, activation="gelu")
+    shapes = {
+        "image": parity.shapes(image, np.zeros((1, 8, 8, 3)), t=np.zeros(1)),
+        "text": parity.shapes(text, np.zeros((1, LENGTH), int)),
+    }
+    rng = np.random.default_rng(0)
+    leaves = parity.flat({"params": {"model": shapes}})
+    variables = {path: np.array(rng.normal(size=leaf.shape), np.float32) for path, leaf in leaves.items()}
+    written = table.write(tables.glide(), variables)
+    (tmp_path / "files").mkdir()
+    for part in ("image", "text"):
+        state = {k.removeprefix(f"{part}."): torch.tensor(v) for k, v in written.items() if k.startswith(f"{part}.")}
+        torch.save(state, tmp_path / "files" / f"clip_{part}_enc.pt")
+    launch(
+        "import",
+        f"--source={tmp_path / 'files'}",
+        "--config=configs/published/clip.py:glide_noised",
+        f"--workdir={tmp_path / 'run'}",
+        *(f"--config.{section}.{field}" for section, each in fields.items() for field in each.split()),
+        "--config.model.dimensions=12",
+        "--config.data.image_size=8",
+        "--config.diffusion.timesteps=20",
+        f"--config.text.vocabulary={VOCABULARY}",
+        f"--config.text.length={LENGTH}",
+        f"--config.text.tokenizer={vocabulary}",
+    )
+    run = load(tmp_path / "run")
+    result = {path: np.asarray(leaf) for path, leaf in flatten({"params": run.variables["params"]}).items()}
+    assert result.pop("params/model/log_scale") == np.float32(np.log(100))
+    for path, value in variables.items():
+        if path.endswith("qkv/bias"):
+            value = np.concatenate([*np.split(value, 3)[:1], np.zeros(len(value) // 3), *np.split(value, 3)[2:]])
+        np.testing.assert_array_equal(result[path], value.astype(np.float32), err_msg=path)
+    assert run.system.noise_schedule is not None
 
 
 def test_a_folder_without_a_tokenizer_is_reported(tmp_path, capsys):

@@ -18,7 +18,7 @@ import ftfy
 import numpy as np
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffjax.data import tokenizer
@@ -372,6 +372,73 @@ def test_training_is_deterministic_across_processes(tmp_path):
 
 
 # --- files
+
+
+# --- GLIDE's vocabulary, that of GPT-2: no start and end, no cleaning
+
+GPT2_WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+
+def gpt2_ids(merges, text):
+    """Returns the ids of a text in lower case, by the definition of byte-pair encoding."""
+    ids = {word: i for i, word in enumerate([*sorted(alphabet().values()), *map("".join, merges)])}
+    result = []
+    for word in GPT2_WORDS.findall(text.lower()):
+        parts = [alphabet()[byte] for byte in word.encode()]
+        for first, second in merges:
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == (first, second):
+                    parts[i : i + 2] = [first + second]
+                i += 1
+        result += [ids[part] for part in parts]
+    return result
+
+
+@pytest.fixture(scope="module", params=["plain", "compressed"])
+def glide(request, tmp_path_factory):
+    """Returns a folder with a vocabulary of GLIDE's kind, and its merges."""
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("c", "a"), ("ca", "t"), ("Ġ", "cat"), ("Ġ", "Ġ")]
+    words = [*sorted(alphabet().values()), *map("".join, merges), END]
+    folder = tmp_path_factory.mktemp(f"glide_{request.param}")
+    contents = {
+        "encoder.json": json.dumps({word: i for i, word in enumerate(words)}),
+        "vocab.bpe": "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n",
+    }
+    for name, content in contents.items():
+        if request.param == "plain":
+            (folder / name).write_text(content, encoding="utf-8")
+        else:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    return folder, merges
+
+
+@given(st.text(max_size=30) | st.sampled_from([*SCRIPTS.split("|"), *EMOJI.split("|"), f"a {END}", "The  cat\n the"]))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_glides_ids_are_those_of_its_definition_without_start_and_end(glide, text):
+    folder, merges = glide
+    loaded = tokenizer.load(folder)
+    assert loaded.start is None and loaded.end is None and loaded.vocabulary == 256 + len(merges) + 1
+    expected = gpt2_ids(merges, text)
+    row = [*expected[:8], *[NO_TOKEN] * (8 - len(expected))]
+    assert loaded.encode([text], 8)[0].tolist() == row
+    assert loaded.overlong([text], 8) == [max(0, len(expected) - 8)]
+    assert loaded.decode(expected) == text.lower().strip(" ")
+
+
+def test_a_saved_tokenizer_of_glide_loads_unchanged(glide, tmp_path):
+    loaded = tokenizer.load(glide[0])
+    loaded.save(tmp_path / "tokenizer.json")
+    assert same(tokenizer.load(tmp_path / "tokenizer.json"), loaded)
+    np.testing.assert_array_equal(loaded.encode(["a \ud800"], 8), loaded.encode(["a ?"], 8))
+
+
+def test_merges_of_another_vocabulary_raise(glide, tmp_path):
+    (tmp_path / "vocab.bpe").write_text("#version\nt h\n", encoding="utf-8")
+    words = [*sorted(alphabet().values()), END]
+    (tmp_path / "encoder.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    with pytest.raises(UserError, match=r"vocab.bpe: .* of another vocabulary"):
+        tokenizer.load(tmp_path)
 
 
 def same(a, b):

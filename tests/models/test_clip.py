@@ -135,6 +135,7 @@ def test_a_trained_clip_gives_unit_norm_embeddings_and_states(name):
         ({"image_encoder__patch": 3}, "config.image_encoder"),
         ({"image_encoder__patches": 4}, "did you mean 'patch'"),
         ({"text_encoder__heads": 3}, "heads"),
+        ({"model__dimensions": 0}, "model.dimensions=0: must be a whole number from 1"),
         ({"text__length": 2}, "text.length=2, text.vocabulary=300: length must be from 3"),
     ],
 )
@@ -142,6 +143,66 @@ def test_invalid_configs_raise(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         models.build(tiny.config("clip_shapes", **changes), SPEC)
     assert "\n" not in str(caught.value)
+
+
+# --- published ones: one encoder, images of any size ---
+
+
+@functools.cache
+def with_one_encoder(section, dimensions=6):
+    """Returns a CLIP with the encoder of a section only, and its variables."""
+    config = tiny.config("clip_shapes", text_encoder__layers=1, image_encoder__layers=1)
+    with config.unlocked():
+        for other in {"image_encoder", "text_encoder"} - {section}:
+            del config[other]
+        if section == "image_encoder":
+            del config["text"]
+        config.model.dimensions = dimensions
+    model = models.build(config, SPEC)
+    return model, {**tiny.randomised(model.init), "frozen": {}}
+
+
+@pytest.mark.parametrize("dimensions", [6, 0])
+def test_a_text_encoder_alone_embeds_captions(dimensions):
+    model, variables = with_one_encoder("text_encoder", dimensions)
+    clip, tokens = model.clip(variables), batch(SPEC)["tokens"]
+    assert variables["params"]["model"].keys() == {"text"}
+    assert clip.text_states(tokens).shape == (16, 6, 16) and clip.width == 16
+    assert clip.embed_texts(tokens).shape == (16, clip.dimensions) and clip.dimensions == (dimensions or 16)
+    with pytest.raises(UserError, match="image_encoder: this CLIP encodes captions only"):
+        clip.embed_images(np.zeros((1, 8, 8, 1)))
+
+
+def test_an_image_encoder_alone_embeds_images():
+    model, variables = with_one_encoder("image_encoder")
+    clip = model.clip(variables)
+    assert model.text is None and clip.text is None and variables["params"]["model"].keys() == {"image"}
+    assert clip.embed_images(to_unit_range(batch(SPEC)["image"])).shape == (16, 6)
+    with pytest.raises(UserError, match="text_encoder: this CLIP encodes images only"):
+        clip.embed_texts(batch(SPEC)["tokens"])
+
+
+@pytest.mark.parametrize("section", ["image_encoder", "text_encoder"])
+def test_one_encoder_alone_cannot_be_trained(section):
+    model, variables = with_one_encoder(section)
+    with pytest.raises(UserError, match="training compares both; add the section that is missing"):
+        model.losses["model"](variables, batch(SPEC), None, tiny.moment(batch_size=16))
+
+
+def test_images_of_another_size_are_resized_on_request():
+    """An image of one colour has one embedding at every size, grey or not."""
+    spec = ImageSpec(8, 3, 10)
+    config = tiny.config("clip_shapes", image_encoder__layers=1, text_encoder__layers=1)
+    with config.unlocked():
+        config.model.resize_images = True
+    model = models.build(config, spec)
+    clip = model.clip({**tiny.randomised(model.init), "frozen": {}})
+    assert model.accepts_any_size
+    expected = clip.embed_images(np.full((1, 8, 8, 3), 0.5))
+    for size, channels in ((20, 3), (4, 1)):
+        np.testing.assert_allclose(clip.embed_images(np.full((1, size, size, channels), 0.5)), expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"model\.resize_images=True: requires images of 3 channels, not 1"):
+        models.build(config, SPEC)
 
 
 # --- noised images ---

@@ -317,7 +317,7 @@ def test_initialisation():
 
 
 def test_states_of_padding_are_those_of_the_padding_token():
-    """As in Stable Diffusion, whose U-Net attends to them; the embedding does not depend on them."""
+    """The U-Net of Stable Diffusion attends to them; the embedding does not depend on them."""
     encoder = text(padding=7)
     tokens = np.array([[3, 5, 9, NO_TOKEN, NO_TOKEN]])
     params = jax.jit(encoder.init)(jax.random.key(0), tokens)

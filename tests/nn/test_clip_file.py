@@ -36,7 +36,7 @@ def test_options_and_parameters_are_read(tmp_path):
 
 
 def test_missing_fields_have_the_defaults_of_openai(tmp_path):
-    """Those of ViT-B/32, whose shapes the file does not have."""
+    """The defaults are ViT-B/32, whose shapes the file does not have."""
     sizes = {"num_hidden_layers": 1}
     layers = {"text_config": {"num_hidden_layers": 2}, "vision_config": sizes}
     fault = "class_embedding is 12, and does not fit params/model/image/class, 768"

@@ -140,10 +140,10 @@ def test_reading_what_was_written_is_the_identity(names):
     tensors = table.write(names, variables)
     assert tensors["logit_scale"].shape == ()
     lazy = {name: LazyTensor(a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()}
-    again = table.read(names, small(), lazy, network="the file")
-    assert again.keys() == variables.keys()
+    reread = table.read(names, small(), lazy, network="the file")
+    assert reread.keys() == variables.keys()
     for path, value in variables.items():
-        np.testing.assert_array_equal(again[path], value)
+        np.testing.assert_array_equal(reread[path], value)
 
 
 def test_a_bias_of_keys_that_glide_does_not_have_is_zero():
@@ -175,8 +175,8 @@ def test_configs_of_transformers_are_read_as_they_were_written(tmp_path, encoder
     sections = clip_config.read(tmp_path / "config.json", fields)
     for name in encoders:
         skipped = ("architecture", "padding", "pixel_mean", "pixel_std")
-        kept = {field: value for field, value in config[name].items() if field not in skipped}
-        assert sections[name] == {"mlp_ratio": 4} | kept
+        expected = {field: value for field, value in config[name].items() if field not in skipped}
+        assert sections[name] == {"mlp_ratio": 4} | expected
     assert sections["model"]["dimensions"] == 1280
     assert clip_config.write(sections) == fields
 
