@@ -3,7 +3,7 @@
 One table imports a file and writes the same file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,13 +15,21 @@ from diffjax.published.tables import dalle, dit, edm, taesd
 from diffjax.published.tensors import open_parts, open_tensors
 
 _PARTS = {  # networks in several files of a folder, by naming and part; the first file that exists is read
-    "dalle": {"encoder": ("encoder.pkl",), "decoder": ("decoder.pkl",)},
+    "dalle": {
+        "encoder": ("encoder.pkl", "encoder.safetensors"),
+        "decoder": ("decoder.pkl", "decoder.safetensors"),
+    },
     "taesd": {
         "encoder": ("taesd_encoder.safetensors", "taesd_encoder.pth"),
         "decoder": ("taesd_decoder.safetensors", "taesd_decoder.pth"),
     },
 }
 _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
+
+
+def part_files(naming: str) -> Mapping[str, tuple[str, ...]]:
+    """Returns the names that the files of a network in several files may have, by part; empty: it has one file."""
+    return _PARTS.get(naming, {})
 
 
 def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
