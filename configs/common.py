@@ -148,6 +148,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "conditions.clip_text.states": (True, "attend to CLIP's state of every caption token"),
     "conditions.clip_text.embedding": (False, "condition on CLIP's embedding of the caption"),
     "conditions.clip_text.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.clip_text.null": ("start", "null caption: start (its token alone) | empty (Stable Diffusion)"),
     "conditions.image_embedding.tokens": (4, "tokens of context that the CLIP image embedding is projected to"),
     "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),
     "conditions.image_embedding.dropout": (0.1, "share of embeddings dropped, for classifier-free guidance"),
@@ -221,14 +222,14 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "image_encoder.width": (128, "channels of the transformer"),
     "image_encoder.layers": (4, "transformer blocks"),
     "image_encoder.heads": (4, "attention heads"),
-    "image_encoder.mlp_ratio": (4, "width of the MLP, in units of image_encoder.width"),
+    "image_encoder.mlp_ratio": (4.0, "width of the MLP, in units of image_encoder.width"),
     "image_encoder.activation": ("quick_gelu", "activation of the MLP: quick_gelu (OpenAI) | gelu (open_clip)"),
     "image_encoder.pixel_mean": ((0.5,), "mean of pixels in [0, 1]: one value, or one per channel"),
     "image_encoder.pixel_std": ((0.5,), "their standard deviation; 0.5 and 0.5: normalised to [-1, 1]"),
     "text_encoder.width": (128, "channels of the transformer"),
     "text_encoder.layers": (3, "transformer blocks"),
     "text_encoder.heads": (4, "attention heads"),
-    "text_encoder.mlp_ratio": (4, "width of the MLP, in units of text_encoder.width"),
+    "text_encoder.mlp_ratio": (4.0, "width of the MLP, in units of text_encoder.width"),
     "text_encoder.activation": ("quick_gelu", "activation of the MLP: quick_gelu (OpenAI) | gelu (open_clip)"),
     "text_encoder.padding": (0, "token id at positions without a token; Stable Diffusion 1: the end token, 49407"),
     # Train
@@ -293,6 +294,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Published weights: how the files of the network are named, for launch.py import and export
     "published.naming": ("diffusers", "names of tensors: diffusers | openai | compvis | dit | transformers | ..."),
     "published.attention_order": ("contiguous", "queries, keys, values in the file: contiguous | by_head"),
+    "published.attention_layers": ("conv1d", "projections of attention in the file: conv1d | conv2d"),
     "published.scaling_factor": (1.0, "factor of the latents of an autoencoder where its file does not have it"),
     # Parallel
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),

@@ -12,12 +12,12 @@ written in the format of peft, as adapter_model.safetensors and adapter_config.j
 weights, so that the export is an ordinary one.
 
 --format=diffusers writes a folder of the library diffusers instead, for `from_pretrained`: diffusion models on pixels
-and latents with a U-Net, and autoencoders with model.architecture=ldm or taesd. What it does not have is refused by the
-name of the config field.
+and latents with a U-Net, and autoencoders with model.architecture=ldm or taesd; of a CLIP it writes a folder of
+transformers. What these libraries do not have is refused by the name of the config field.
 
---format=safetensors writes the network alone, with the tensor names of the code that published it (published.naming of
-the config): OpenAI's U-Nets, first stages of latent diffusion, DiT, DALL-E's discrete VAE, TAESD and EDM. `import` with
-the same config reads it.
+--format=safetensors writes the run of a published config (configs/published) as model.safetensors, with the names of
+tensors that its family has, and config.json. `import --source=OUT/model.safetensors --config=OUT/config.json` reads it.
+Networks that are published in two files are written as two, and `import --source=OUT` reads them.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.cli.new_folder import new_folder
 from diffjax.conversion.exporting import export_diffusers
-from diffjax.conversion.original_files import export_original
+from diffjax.conversion.single_file import write_files
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -61,13 +61,16 @@ def run(arguments: Arguments) -> int:
         with new_folder(out) as folder:
             name = export_diffusers(run, folder)
         loaded = f'{out}", subfolder="unet' if name == "UNet2DModel" else out
-        print(f'exported to {out}; load it with:\n  diffusers.{name}.from_pretrained("{loaded}")')
+        library = "transformers" if run.config.system == "clip" else "diffusers"
+        print(f'exported to {out}; load it with:\n  {library}.{name}.from_pretrained("{loaded}")')
         return 0
     if arguments.format == "safetensors":
         run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)
         with new_folder(out) as folder:
-            files = export_original(run, folder)
-        print(f"exported {' and '.join(files)} to {out}, with the names of {run.config.published.naming}")
+            files = write_files(run, folder)
+            Workdir(folder).write_config(run.config)
+        written = " and ".join(f"{out}/{name}" for name in files)
+        print(f"exported to {written}, with the names of published.naming={run.config.published.naming}")
         return 0
     with new_folder(out) as folder:
         _export(

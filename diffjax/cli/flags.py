@@ -80,7 +80,8 @@ def define_config(flags: Flags) -> None:
     absl_flags.DEFINE_string(
         "config",
         None,
-        "config file, such as configs/digits.py; any field of it can be overridden with --config.path.to.field=value",
+        "config file, such as configs/digits.py, or a run's config.json; any field of it can be overridden with "
+        "--config.path.to.field=value",
         flag_values=flags,
     )
 

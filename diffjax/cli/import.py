@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.cli.new_folder import new_folder
 from diffjax.conversion.importing import import_run
+from diffjax.runs.workdir import Workdir
 
 
 def define(flags: Flags) -> None:
@@ -33,5 +34,8 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments) if arguments.config or arguments.overrides else None
     with new_folder(workdir, flag="workdir") as folder:
         import_run(source, folder, config)
-    print(f"imported to {workdir}; try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")
+        samples = Workdir(folder).read_config().system != "clip"
+    print(f"imported to {workdir}")
+    if samples:
+        print(f"try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")
     return 0

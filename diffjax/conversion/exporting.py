@@ -36,7 +36,7 @@ def export_diffusers(run: Run, out: Path) -> str:
     """Writes a run as a folder of diffusers.
 
     Args:
-      run: a diffusion model on pixels or latents, or an autoencoder.
+      run: a diffusion model on pixels or latents, an autoencoder, or a CLIP, which is one of transformers.
       out: folder to write, which must exist.
 
     Returns:
@@ -50,6 +50,7 @@ def export_diffusers(run: Run, out: Path) -> str:
         "latent": _export_latents,
         "vae": _export_autoencoder,
         "vqvae": _export_autoencoder,
+        "clip": _export_clip,
     }
     if run.config.system not in exporters:
         path = run.workdir.config
@@ -82,6 +83,12 @@ def _export_latents(run: Run, out: Path) -> str:
         return network
     _write_index(out, "LDMPipeline", vqvae=vqvae, unet=network, scheduler=scheduler)
     return "LDMPipeline"
+
+
+def _export_clip(run: Run, out: Path) -> str:
+    config = ConfigDict(run.config.to_dict())
+    config.data.channels = run.spec.channels
+    return clip.write_clip(run.workdir.config, config, run.variables, out, tokenizer=run.tokenizer)
 
 
 def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:

@@ -25,7 +25,7 @@ _OLD_NAMES = {  # of attention in files of diffusers before 0.18
 
 
 def find_weights(folder: Path) -> Path:
-    """Returns the file of a component's weights, or their index. Raises UserError if there is none."""
+    """Returns the file of a component's weights, or their index. Raises UserError without a known file."""
     for name in _FILES:
         if (folder / name).exists():
             return folder / name

@@ -272,7 +272,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             if count > 1:
                 parts.setdefault(name, {})[index] = tensor
             else:
-                tensors[name] = np.ascontiguousarray(tensor)
+                tensors[name] = np.asarray(tensor, order="C")
         for name in stored.copies:
             tensors[name] = tensors[stored.tensors[0]]
     for name, pieces in parts.items():

@@ -1,7 +1,8 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`open_tensors` opens a PyTorch checkpoint (torch_file.py) or a safetensors file, or the shards of either. The loader of
-a network pops each tensor of `Weights` by its name and expected shape, and finally asserts that none is left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, or an ONNX file.
+The loader of a network pops each tensor of `Weights` by its name and expected shape, and finally asserts that none is
+left.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from jax import numpy as jnp
 from diffjax import io
 from diffjax.errors import UserError, excerpt
 from diffjax.published.lazy import LazyTensor
+from diffjax.published.onnx_file import open_onnx_file
 from diffjax.published.torch_file import open_torch_file
 
 _INDEX_SUFFIX = ".index.json"  # lists the shards of a large checkpoint
@@ -109,7 +111,8 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     """Returns the tensors of a checkpoint by name.
 
     Args:
-      path: safetensors file by its suffix; PyTorch checkpoint; or the index of one in shards (.index.json).
+      path: safetensors or ONNX file by its suffix; the index of a checkpoint in shards (.index.json); else a PyTorch
+        checkpoint.
 
     Raises:
       UserError: a file cannot be opened, is damaged or has a name that is not text, or an index does not match its
@@ -118,7 +121,8 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     path = Path(path)
     if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(path)
-    return _open_safetensors(path) if path.suffix == ".safetensors" else open_torch_file(path)
+    openers = {".safetensors": _open_safetensors, ".onnx": open_onnx_file}
+    return openers.get(path.suffix, open_torch_file)(path)
 
 
 def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:

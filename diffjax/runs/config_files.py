@@ -125,7 +125,7 @@ _PLAIN = (bool, int, float, str, types.NoneType)
 
 
 def load_file(path: str) -> ConfigDict:
-    """Runs a config file's get_config(), and those of the files that it names as parts.
+    """Runs a config file's get_config(), and those of the files that it names as parts; or reads a run's config.json.
 
     The file is executed anew at each call, from its source.
 
@@ -152,6 +152,10 @@ def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
     with _located(path, file), configs_package(os.path.dirname(file)):
         with open(file, "rb") as opened:
             source = opened.read()
+        if file.endswith(".json"):  # of a run
+            if colon:
+                raise UserError(f"--config={path}: a run's config has no variants; remove :{argument}")
+            return from_json(source).lock()
         module = types.ModuleType(f"diffjax_config_{Path(file).stem}")
         module.__file__ = file
         sys.modules[module.__name__] = module  # dataclasses look up their module
