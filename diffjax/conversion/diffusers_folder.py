@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, tiny_config, unet_config
-from diffjax.conversion.components import ImportedRun, Json, read_json, refused
+from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.folders import open_component
 from diffjax.published.table import Block, Order, Table
@@ -75,14 +75,16 @@ def _read_pixels(folder: Path, index: Json) -> ImportedRun:
 
 def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
     """Returns the run of a diffusion model on pixels: the folders of its UNet2DModel and of its scheduler, if any."""
-    path, unet = folder / "config.json", read_json(folder / "config.json")
+    path = folder / "config.json"
+    unet = read_component(path, "UNet2DModel")
     side = _side(path, unet)
+    model = unet_config.read(path, unet, side=side)
     channels, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
     if outputs not in (channels, 2 * channels):
         raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
     config = _base("configs/published/ddpm.py")
     config.data.update(image_size=side, channels=channels)
-    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    config.model = ConfigDict(model)
     _set_process(config, scheduler, learns_variance=outputs != channels)
     _set_classes(config, unet.get("num_class_embeds") or 0)
     table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
@@ -92,7 +94,8 @@ def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
 def _read_latents(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of an unconditional latent diffusion model: LDMPipeline."""
     path = _component(folder, "unet") / "config.json"
-    unet, vae = read_json(path), read_json(_component(folder, "vqvae") / "config.json")
+    unet = read_component(path, "UNet2DModel")
+    vae = read_component(_component(folder, "vqvae") / "config.json", *autoencoder_config.CLASSES)
     codec = read_autoencoder(_component(folder, "vqvae"), vae, scaling_factor=vae.get("scaling_factor", 1.0))
     config = _base("configs/published/latent_diffusion.py")
     side = _side(path, unet)
@@ -109,7 +112,8 @@ def _read_latents(folder: Path, index: Json) -> ImportedRun:
 def _read_dit(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of a DiTPipeline."""
     path = _component(folder, "transformer") / "config.json"
-    transformer, vae = read_json(path), read_json(_component(folder, "vae") / "config.json")
+    transformer = read_component(path, "DiTTransformer2DModel", "Transformer2DModel")
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
     codec = read_autoencoder(_component(folder, "vae"), vae)
     config = _base("configs/published/dit.py")
     _set_codec(config, codec, _side(path, transformer))
@@ -136,7 +140,8 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     Its safety checker is not imported.
     """
     path = _component(folder, "unet") / "config.json"
-    unet, vae = read_json(path), read_json(_component(folder, "vae") / "config.json")
+    unet = read_component(path, "UNet2DConditionModel")
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
     side, linear = _side(path, unet), bool(unet.get("use_linear_projection", False))
     codec = read_autoencoder(_component(folder, "vae"), vae)
     text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")

@@ -29,6 +29,12 @@ PARTS = {  # networks in several files of a folder, by naming and part; the firs
 _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
 
 
+def part_files(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the files of a network in two files of a folder; empty for a network in one file."""
+    parts = PARTS.get(config.get("published", {}).get("naming", ""), {})
+    return tuple(name for candidates in parts.values() for name in candidates)
+
+
 def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
     """Returns the tensors of a source: a file, or for networks in two files, their folder.
 
