@@ -66,7 +66,8 @@ def test_every_file_has_a_header_with_command_time_score_and_setting():
         for words in (f"--config=configs/{name}.py", "\nTime: ", "\nScore: ", "\nSetting: "):
             assert words in header, f"{name}: no {words!r}"
         code = text.split('"""')[2].strip().splitlines()
-        assert len(code) <= 60, f"{name} has {len(code)} lines"
+        most = 80 if name.startswith("published/") else 60  # published files have many variants
+        assert len(code) <= most, f"{name} has {len(code)} lines"
 
 
 def test_an_unknown_variant_is_an_error_that_lists_the_variants():

@@ -12,11 +12,12 @@ written in the format of peft, as adapter_model.safetensors and adapter_config.j
 weights, so that the export is an ordinary one.
 
 --format=diffusers writes a folder of the library diffusers instead, for `from_pretrained`: diffusion models on pixels
-and latents with a U-Net, and autoencoders with model.architecture=ldm; of a CLIP it writes a folder of transformers.
-What these libraries do not have is refused by the name of the config field.
+and latents with a U-Net, and autoencoders with model.architecture=ldm or taesd; of a CLIP it writes a folder of
+transformers. What these libraries do not have is refused by the name of the config field.
 
 --format=safetensors writes the run of a published config (configs/published) as model.safetensors, with the names of
 tensors that its family has, and config.json. `import --source=OUT/model.safetensors --config=OUT/config.json` reads it.
+Networks that are published in two files are written as two, and `import --source=OUT` reads them.
 """
 
 import shutil
@@ -29,7 +30,7 @@ from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.cli.new_folder import new_folder
 from diffjax.conversion.exporting import export_diffusers
-from diffjax.conversion.single_file import write_file
+from diffjax.conversion.single_file import write_files
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -66,9 +67,10 @@ def run(arguments: Arguments) -> int:
     if arguments.format == "safetensors":
         run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)
         with new_folder(out) as folder:
-            write_file(run, folder / "model.safetensors")
+            files = write_files(run, folder)
             Workdir(folder).write_config(run.config)
-        print(f"exported to {out}/model.safetensors, with the names of published.naming={run.config.published.naming}")
+        written = " and ".join(f"{out}/{name}" for name in files)
+        print(f"exported to {written}, with the names of published.naming={run.config.published.naming}")
         return 0
     with new_folder(out) as folder:
         _export(

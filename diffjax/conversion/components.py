@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -13,6 +13,7 @@ from diffjax.errors import UserError, excerpt
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Table
 
+T = TypeVar("T")
 Json = Mapping[str, Any]
 
 _MAX_LEVELS = 16
@@ -52,7 +53,7 @@ class ImportedRun:
     parts: Mapping[str, "ImportedRun"] = dataclasses.field(default_factory=dict)
 
 
-def below(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
+def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Returns the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

@@ -16,7 +16,10 @@ from diffjax.published.tables import dalle, dit, edm, taesd
 from diffjax.published.tensors import open_parts, open_tensors
 
 PARTS = {  # networks in several files of a folder, by naming and part; the first file that exists is read
-    "dalle": {"encoder": ("encoder.pkl",), "decoder": ("decoder.pkl",)},
+    "dalle": {
+        "encoder": ("encoder.pkl", "encoder.safetensors"),
+        "decoder": ("decoder.pkl", "decoder.safetensors"),
+    },
     "glide_clip": {"image": ("clip_image_enc.pt",), "text": ("clip_text_enc.pt",)},
     "taesd": {
         "encoder": ("taesd_encoder.safetensors", "taesd_encoder.pth"),

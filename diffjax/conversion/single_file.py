@@ -16,7 +16,7 @@ from diffjax.errors import UserError, unknown
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.tables import edm
+from diffjax.published.tables import dalle, edm
 from diffjax.runs.loading import Run
 
 Tensors = Mapping[str, LazyTensor]
@@ -41,30 +41,48 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
-def write_file(run: Run, path: Path) -> None:
-    """Writes the variables of a run to a safetensors file, under the names of its family.
+def write_files(run: Run, folder: Path) -> list[str]:
+    """Writes the network of a run as safetensors, under the names of its family.
 
     Args:
       run: a run whose config has `published.naming`, such as an imported one.
-      path: file to write.
+      folder: folder to write, which must exist.
+
+    Returns:
+      Names of the files: model.safetensors, or those of a network in two files, encoder and decoder.
 
     Raises:
-      UserError: the config names no family, or one that cannot be written.
+      UserError: the config names no family, one that cannot be written, or has parameters that the family does not.
     """
-    naming = run.config.get("published", {}).get("naming", "")
-    writable = sorted({"compvis", *file_tables.TABLES} - file_tables.PARTS.keys())
-    if naming not in writable:
+    naming, where = run.config.get("published", {}).get("naming", ""), run.workdir.config
+    if naming not in (*file_tables.TABLES, "compvis"):
         raise UserError(
-            f"published.naming={naming or repr('')} of {run.workdir.config}: --format=safetensors requires one of "
-            f"{', '.join(writable)}, as in configs/published; use --format=diffjax"
+            f"published.naming={naming or repr('')} of {where}: --format=safetensors requires one of "
+            f"{', '.join(sorted((*file_tables.TABLES, 'compvis')))}, as in configs/published; use --format=diffjax"
         )
-    if naming == "compvis":
-        tensors = compvis.write(run)
-    else:
-        variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
-        arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
-        tensors = table.write(file_tables.TABLES[naming](run.config), arrays)
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        tensors = compvis.write(run) if naming == "compvis" else _network_tensors(run, naming)
+    except LookupError as error:
+        raise UserError(f"published.naming={naming} of {where}: {error.args[0]}; use --format=diffjax") from error
+    files = {"model.safetensors": tensors}
+    if naming in file_tables.PARTS:
+        files = {
+            Path(names[0]).with_suffix(".safetensors").name: below(tensors, f"{part}.")
+            for part, names in file_tables.PARTS[naming].items()
+        }
+    for name, content in files.items():
+        save_file(content, folder / name, metadata={"format": "pt"})
+    return list(files)
+
+
+def _network_tensors(run: Run, naming: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a network with a table of its own."""
+    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+    variables["params"] = {"model": variables["params"]["model"]}  # without a discriminator
+    arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
+    if naming == "dalle":
+        arrays = dalle.fold_projection(arrays)
+    return table.write(file_tables.TABLES[naming](run.config), arrays)
 
 
 def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:

@@ -193,7 +193,7 @@ def test_a_file_of_another_family(tmp_path, capsys):
     assert "missing" in fails(capsys, path)
 
 
-def test_only_single_files_are_exported_under_their_names(small, tmp_path, capsys):
+def test_a_naming_that_is_not_of_the_network_is_an_error_in_exports(small, tmp_path, capsys):
     _, path = small
     run = tmp_path / "run"
     arguments = [f"--source={path}", "--config=configs/published/adm.py:64", f"--workdir={run}", *flags(SMALL)]
@@ -205,6 +205,7 @@ def test_only_single_files_are_exported_under_their_names(small, tmp_path, capsy
     arguments = [f"--workdir={run}", f"--out={tmp_path / 'out'}", "--format=safetensors"]
     assert cli.main(["launch.py", "export", *arguments]) == 2
     message = (
-        f"published.naming=compvis of {run / 'config.json'}: --format=safetensors requires one of dit, edm, openai"
+        f"published.naming=compvis of {run / 'config.json'}: --format=safetensors requires one of dalle, dit, "
+        "edm, openai, taesd"
     )
     assert message in capsys.readouterr().err

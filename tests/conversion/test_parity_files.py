@@ -10,12 +10,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from PIL import Image  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from diffjax import cli  # noqa: E402
-from diffjax.conversion.file_tables import TABLES  # noqa: E402
-from diffjax.models.parameter_paths import flatten  # noqa: E402
-from diffjax.published import table  # noqa: E402
 from diffjax.runs.loading import load  # noqa: E402
 from tests import parity  # noqa: E402
 from tests.nn import test_parity_dalle as dalle  # noqa: E402
@@ -35,15 +33,17 @@ def run_import(source, config, workdir, **fields):
 
 
 def assert_imported(workdir, peer):
-    """Asserts that the run has all values of a module's tensors; returns the run."""
-    run = load(workdir)
-    variables = {name: run.variables[name] for name in run.variables if name != "frozen"}
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
-    written, expected = table.write(TABLES[run.config.published.naming](run.config), arrays), parity.tensors(peer)
+    """Asserts that the export of a run has the module's tensors, to the bit."""
+    out = workdir.with_name(f"{workdir.name}_exported")
+    assert cli.main(["launch.py", "export", f"--workdir={workdir}", f"--out={out}", "--format=safetensors"]) == 0
+    files, written = sorted(out.glob("*.safetensors")), {}
+    for file in files:
+        prefix = "" if len(files) == 1 else f"{file.stem.removeprefix('taesd_')}."
+        written |= {f"{prefix}{name}": value for name, value in load_file(file).items()}
+    expected = parity.tensors(peer)
     assert written.keys() == expected.keys()
     for name, value in written.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,12 @@ def test_edm(tmp_path):
 def test_missing_files_are_errors(tmp_path, capsys):
     (tmp_path / "encoder.pkl").write_bytes(b"")
     for source, config, message in [
-        (tmp_path, "dalle_dvae.py", "has no file decoder.pkl; download it"),
-        (tmp_path / "encoder.pkl", "dalle_dvae.py", "is a file; pass the folder that has both files"),
+        (tmp_path, "dalle_dvae.py", "has no file decoder.pkl or decoder.safetensors; download it"),
+        (
+            tmp_path / "encoder.pkl",
+            "dalle_dvae.py",
+            "is a file; pass the folder that has both encoder.pkl and decoder.pkl",
+        ),
         (tmp_path, "edm_imagenet64.py", "is a folder; pass the file that the header of --config names"),
     ]:
         assert run_import(source, f"configs/published/{config}", tmp_path / "run") == 2

@@ -40,7 +40,7 @@ def test_whole_forward_pass(masked):
 
 
 def test_karlos_names():
-    """As in diffusers' script that converts Karlo, whose queries, keys and values are fused head by head."""
+    """Names are those of diffusers' script that converts Karlo; queries, keys and values are fused head by head."""
     model, ours = build()
     theirs = parity.tensors(model)
     names = {

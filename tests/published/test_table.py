@@ -23,7 +23,7 @@ def lazy(tensors):
 
 
 def shapes(**leaves):
-    """Returns shapes by path; `__` stands for a slash."""
+    """Returns shapes by path; `__` is a slash."""
     return {path.replace("__", "/"): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in leaves.items()}
 
 
