@@ -41,6 +41,8 @@ def open_onnx_file(path: str | Path) -> dict[str, LazyTensor]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the class depends on the implementation of protobuf
         raise UserError(f"{path} is not an ONNX file that can be read: {excerpt(str(error))}") from error
+    if not graph.node:
+        raise UserError(f"{path} is not an ONNX file that can be read: it has no nodes; download it again")
     stored = {tensor.name: tensor for tensor in graph.initializer}
     parameters = {name: (tensor, tuple(tensor.dims)) for name, tensor in stored.items() if "." in name}  # no constants
     for name, inside in _norms(graph.node, stored):
