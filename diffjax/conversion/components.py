@@ -15,6 +15,19 @@ from diffjax.published.table import Table
 
 Json = Mapping[str, Any]
 
+_MAX_LEVELS = 16
+_MAX_COUNTS = {  # a config above them is damaged or hostile, and would take hours to build
+    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block"), 64),
+    **dict.fromkeys(("in_channels", "out_channels", "block_out_channels", "latent_channels", "vq_embed_dim"), 2**16),
+    **dict.fromkeys(("norm_num_groups", "attention_head_dim", "cross_attention_dim", "sample_size"), 2**16),
+    **dict.fromkeys(("num_class_embeds", "num_vq_embeddings", "num_train_timesteps"), 2**24),
+}
+_OPTIONAL = ("attention_head_dim", "cross_attention_dim", "variance_type")  # may be null
+_PER_LEVEL = (  # may be lists
+    *("attention_head_dim", "block_out_channels", "cross_attention_dim", "layers_per_block"),
+    *("num_attention_heads", "only_cross_attention", "sample_size", "transformer_layers_per_block"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImportedRun:
@@ -45,7 +58,10 @@ def below(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTenso
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read."""
+    """Returns the fields of a JSON file of another library. Raises UserError if it cannot be read.
+
+    Names of classes are without "Flax", as in UNet2DConditionModel: Flax classes had the fields of PyTorch's.
+    """
     try:
         content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
     except OSError as error:
@@ -54,22 +70,52 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must have fields; download it again")
-    return content
+    if not isinstance(content.get("_class_name"), str | None):
+        raise refused(path, "_class_name", content["_class_name"], "must be a name")
+    return {name: _without_flax(value) for name, value in content.items()}
+
+
+def read_component(path: Path, *classes: str) -> dict[str, Any]:
+    """Returns the fields of a component's config. Raises UserError if it is not of one of the classes."""
+    config = read_json(path)
+    if config.get("_class_name") not in classes:
+        raise refused(path, "_class_name", config.get("_class_name"), f"must be {' or '.join(classes)}")
+    return config
+
+
+def _without_flax(value: Any) -> Any:
+    """Returns the name of a class, or [library, class], without the prefix of Flax classes; other values unchanged."""
+    if isinstance(value, list):
+        return [_without_flax(item) for item in value]
+    return value.removeprefix("Flax") if isinstance(value, str) else value
 
 
 def with_defaults(path: Path, config: Json, defaults: Json) -> dict[str, Any]:
     """Returns a config with the values of fields that it omits, without private ones.
 
     Raises:
-      UserError: a number, a list or a text is of another type than the default.
+      UserError: a field is of another type than its default, or a count is not a positive integer of a sensible size.
     """
     fields = {name: value for name, value in config.items() if not name.startswith("_")}
-    for name, default in defaults.items():
-        value = fields.get(name)
-        if value is None or default is None or isinstance(value, str) == isinstance(default, str):
+    for name, value in fields.items():
+        default, most = defaults.get(name), _MAX_COUNTS.get(name)
+        if name not in defaults or (value is None and (default is None or name in _OPTIONAL)):
             continue
-        raise refused(path, name, value, "has another type")
+        items = value if name in _PER_LEVEL and isinstance(value, list | tuple) else [value]
+        if not 0 < len(items) <= _MAX_LEVELS:
+            raise refused(path, name, value, f"must have 1 to {_MAX_LEVELS} entries")
+        if most and not all(type(item) is int and 0 < item <= most for item in items):
+            raise refused(path, name, value, f"must be a whole number from 1 to {most:,}")
+        if not most and default is not None and not all(_same_type(item, default) for item in items):
+            raise refused(path, name, value, f"must be of the type of {excerpt(io.to_json(default), 80)}")
     return {**defaults, **fields}
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    """Returns whether a value is of the type of its default, where numbers may be whole or not."""
+    if isinstance(default, bool | str | list | tuple):
+        return isinstance(value, list | tuple if isinstance(default, list | tuple) else type(default))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
 
 
 def check_expressed(path: Path, config: Json, expressed: Json, *, ignored: Collection[str] = ()) -> None:

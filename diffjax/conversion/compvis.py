@@ -63,7 +63,8 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
         label = {"params/model/conditions/label_token/table": Tensor(f"{_TEXT}embedding.weight")}
         names = {**names, f"{_TEXT}embedding.weight": tensors[f"{_TEXT}embedding.weight"]}
     table: Table = {**label, "params/model": Block("", _unet_table(config))}
-    return ImportedRun(path, config, table, names, parts=parts)
+    tokenizer = parts["clip"].tokenizer if "clip" in parts else None
+    return ImportedRun(path, config, table, names, tokenizer=tokenizer, parts=parts)
 
 
 def _unet_table(config: ConfigDict) -> Table:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
-from diffjax.conversion.components import ImportedRun, Json, read_json, refused
+from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, tiny_config, unet_config
+from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.folders import open_component
 from diffjax.published.table import Block, Order, Table
@@ -36,10 +36,14 @@ def read_folder(folder: Path) -> ImportedRun:
     name = config.get("_class_name")
     if name in autoencoder_config.CLASSES:
         return read_autoencoder(folder, config)
+    if name == "AutoencoderTiny":
+        return _read_tiny(folder, config)
     if name == "UNet2DModel":
         return _pixels(folder, folder)
     raise unknown(
-        f"class of {folder}/config.json, _class_name", str(name), (*autoencoder_config.CLASSES, "UNet2DModel")
+        f"class of {folder}/config.json, _class_name",
+        str(name),
+        (*autoencoder_config.CLASSES, "AutoencoderTiny", "UNet2DModel"),
     )
 
 
@@ -57,6 +61,13 @@ def read_autoencoder(folder: Path, config: Json, *, scaling_factor: float | None
     return ImportedRun(folder, ours, table, open_component(folder), parts={})
 
 
+def _read_tiny(folder: Path, config: Json) -> ImportedRun:
+    ours, factor = tiny_config.read(folder / "config.json", config), config.get("scaling_factor", 1.0)
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise refused(folder / "config.json", "scaling_factor", factor, "must be positive")
+    return ImportedRun(folder, ours, tiny_config.table(ours, factor), open_component(folder))
+
+
 def _read_pixels(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of a DDPMPipeline or a DDIMPipeline."""
     return _pixels(_component(folder, "unet"), _component(folder, "scheduler"))
@@ -64,14 +75,16 @@ def _read_pixels(folder: Path, index: Json) -> ImportedRun:
 
 def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
     """Returns the run of a diffusion model on pixels: the folders of its UNet2DModel and of its scheduler, if any."""
-    path, unet = folder / "config.json", read_json(folder / "config.json")
+    path = folder / "config.json"
+    unet = read_component(path, "UNet2DModel")
     side = _side(path, unet)
+    model = unet_config.read(path, unet, side=side)
     channels, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
     if outputs not in (channels, 2 * channels):
         raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
     config = _base("configs/published/ddpm.py")
     config.data.update(image_size=side, channels=channels)
-    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    config.model = ConfigDict(model)
     _set_process(config, scheduler, learns_variance=outputs != channels)
     _set_classes(config, unet.get("num_class_embeds") or 0)
     table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
@@ -81,7 +94,8 @@ def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
 def _read_latents(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of an unconditional latent diffusion model: LDMPipeline."""
     path = _component(folder, "unet") / "config.json"
-    unet, vae = read_json(path), read_json(_component(folder, "vqvae") / "config.json")
+    unet = read_component(path, "UNet2DModel")
+    vae = read_component(_component(folder, "vqvae") / "config.json", *autoencoder_config.CLASSES)
     codec = read_autoencoder(_component(folder, "vqvae"), vae, scaling_factor=vae.get("scaling_factor", 1.0))
     config = _base("configs/published/latent_diffusion.py")
     side = _side(path, unet)
@@ -98,7 +112,8 @@ def _read_latents(folder: Path, index: Json) -> ImportedRun:
 def _read_dit(folder: Path, index: Json) -> ImportedRun:
     """Returns the run of a DiTPipeline."""
     path = _component(folder, "transformer") / "config.json"
-    transformer, vae = read_json(path), read_json(_component(folder, "vae") / "config.json")
+    transformer = read_component(path, "DiTTransformer2DModel", "Transformer2DModel")
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
     codec = read_autoencoder(_component(folder, "vae"), vae)
     config = _base("configs/published/dit.py")
     _set_codec(config, codec, _side(path, transformer))
@@ -125,7 +140,8 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     Its safety checker is not imported.
     """
     path = _component(folder, "unet") / "config.json"
-    unet, vae = read_json(path), read_json(_component(folder, "vae") / "config.json")
+    unet = read_component(path, "UNet2DConditionModel")
+    vae = read_component(_component(folder, "vae") / "config.json", "AutoencoderKL")
     side, linear = _side(path, unet), bool(unet.get("use_linear_projection", False))
     codec = read_autoencoder(_component(folder, "vae"), vae)
     text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")
@@ -147,6 +163,7 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
         config,
         {"params/model": Block("", names)},
         open_component(_component(folder, "unet")),
+        tokenizer=text.tokenizer,
         parts={"codec": codec, "clip": text},
     )
 

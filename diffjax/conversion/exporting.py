@@ -10,8 +10,17 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
+from diffjax.conversion import (
+    autoencoder_config,
+    clip,
+    components,
+    dit_config,
+    scheduler_config,
+    tiny_config,
+    unet_config,
+)
 from diffjax.conversion.components import refused
+from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.latents import codebook, statistics
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
@@ -27,7 +36,7 @@ def export_diffusers(run: Run, out: Path) -> str:
     """Writes a run as a folder of diffusers.
 
     Args:
-      run: a diffusion model on pixels or latents, or an autoencoder.
+      run: a diffusion model on pixels or latents, an autoencoder, or a CLIP, which is one of transformers.
       out: folder to write, which must exist.
 
     Returns:
@@ -41,6 +50,7 @@ def export_diffusers(run: Run, out: Path) -> str:
         "latent": _export_latents,
         "vae": _export_autoencoder,
         "vqvae": _export_autoencoder,
+        "clip": _export_clip,
     }
     if run.config.system not in exporters:
         path = run.workdir.config
@@ -60,6 +70,8 @@ def _export_pixels(run: Run, out: Path) -> str:
 
 def _export_latents(run: Run, out: Path) -> str:
     codec = load(referenced_run(run.config, "codec", run.workdir.path))
+    if "clip_text" in _diffusion_model(run).conditions.each:
+        return _export_stable_diffusion(run, codec, out)
     network, classes = _write_network(run, out)
     scheduler = _write_scheduler(run, out)
     if network == "DiTTransformer2DModel":
@@ -73,10 +85,40 @@ def _export_latents(run: Run, out: Path) -> str:
     return "LDMPipeline"
 
 
+def _export_clip(run: Run, out: Path) -> str:
+    config = ConfigDict(run.config.to_dict())
+    config.data.channels = run.spec.channels
+    return clip.write_clip(run.workdir.config, config, run.variables, out, tokenizer=run.tokenizer)
+
+
+def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
+    text = load(referenced_run(run.config, "clip", run.workdir.path))
+    network, _ = _write_network(run, out, context=text.clip.width)
+    scheduler = _write_scheduler(run, out)
+    vae = _export_autoencoder(codec, out / "vae")
+    encoder = clip.write_clip(
+        text.workdir.config,
+        text.config,
+        text.variables,
+        out / "text_encoder",
+        tokenizer=text.tokenizer,
+        tokenizer_out=out / "tokenizer",
+    )
+    inpaints = "masked_image" in _diffusion_model(run).conditions.each
+    pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+    _write_index(out, pipeline, unet=network, vae=vae, scheduler=scheduler)
+    index = components.read_json(out / "model_index.json")
+    index |= {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    _write_json(out / "model_index.json", index)
+    return pipeline
+
+
 def _export_autoencoder(run: Run, out: Path) -> str:
     config = run.config
-    if config.model.architecture != "ldm" or "pixelcnn" in config:
-        raise refused(run.workdir.config, "model.architecture", config.model.architecture, "must be ldm for diffusers")
+    if config.model.architecture not in ("ldm", "taesd") or "pixelcnn" in config:
+        architecture = config.model.architecture
+        raise refused(run.workdir.config, "model.architecture", architecture, "must be ldm or taesd for diffusers")
     scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     params = {"model": dict(variables["params"]["model"])}  # without a discriminator
@@ -84,8 +126,12 @@ def _export_autoencoder(run: Run, out: Path) -> str:
         variables, params["model"]["codebook"] = _plain_codebook(run, variables)
     config = ConfigDict(config.to_dict())
     config.data.channels = run.spec.channels
-    written = autoencoder_config.write(config, scaling_factor=scale)
-    _write_component(out, written, autoencoder_config.diffusers_table(config, scale), {**variables, "params": params})
+    if config.model.architecture == "taesd":
+        written, names = tiny_config.write(config, scaling_factor=scale), tiny_config.table(config, scale)
+    else:
+        written = autoencoder_config.write(config, scaling_factor=scale)
+        names = autoencoder_config.diffusers_table(config, scale)
+    _write_component(out, written, names, {**variables, "params": params})
     return written["_class_name"]
 
 
@@ -101,11 +147,15 @@ def _plain_codebook(run: Run, variables: Mapping[str, Any]) -> tuple[dict[str, A
     return {**variables, "codebook": {name: state}}, {name: {"books": books}}
 
 
-def _write_network(run: Run, out: Path) -> tuple[str, int]:
-    """Writes the network of a diffusion model; returns its class, and the rows of its table of labels."""
+def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
+    """Writes the network of a diffusion model; returns its class, and the rows of its table of labels.
+
+    Args:
+      context: width of the context, the states of CLIP's tokens; 0: none.
+    """
     diffusion, config, path = _diffusion_model(run), run.config, run.workdir.config
-    others = [name for name in diffusion.conditions.each if name != "label"]
-    if others:
+    written_conditions = ("clip_text", "masked_image") if context else ("label",)
+    if others := [name for name in diffusion.conditions.each if name not in written_conditions]:
         raise refused(path, "conditions", others, "cannot be exported to diffusers")
     side, *_, channels = diffusion.data_space.shape
     rows, learns_variance = diffusion.conditions.num_label_embeddings, diffusion.process.learns_variance
@@ -121,12 +171,20 @@ def _write_network(run: Run, out: Path) -> tuple[str, int]:
         )
         names, folder = dit_config.table(model), out / "transformer"
     else:
-        outputs = channels * (2 if learns_variance else 1)
+        inpaints, linear = "masked_image" in diffusion.conditions.each, "head_channels" in model
         written = unet_config.write(
-            model, side=side, in_channels=channels, out_channels=outputs, num_label_embeddings=rows
+            model,
+            side=side,
+            in_channels=2 * channels + 1 if inpaints else channels,
+            out_channels=channels * (2 if learns_variance else 1),
+            num_label_embeddings=rows,
+            context=context,
+            linear=linear,
         )
         unet_config.check_writable(path, model, written, side=side)
-        names, folder = unet_config.table(model, conditional=False), out / "unet"
+        order = inpainting_order(channels) if inpaints else None
+        names = unet_config.table(model, conditional=bool(context), linear=linear, input_order=order)
+        folder = out / "unet"
     _write_component(folder, written, {"params/model": Block("", names)}, {"params": run.variables["params"]})
     return written["_class_name"], rows
 

@@ -17,12 +17,19 @@ from diffjax.published.tensors import open_parts, open_tensors
 
 PARTS = {  # networks in several files of a folder, by naming and part; the first file that exists is read
     "dalle": {"encoder": ("encoder.pkl",), "decoder": ("decoder.pkl",)},
+    "glide_clip": {"image": ("clip_image_enc.pt",), "text": ("clip_text_enc.pt",)},
     "taesd": {
         "encoder": ("taesd_encoder.safetensors", "taesd_encoder.pth"),
         "decoder": ("taesd_decoder.safetensors", "taesd_decoder.pth"),
     },
 }
 _CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
+
+
+def part_files(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the files of a network in two files of a folder; empty for a network in one file."""
+    parts = PARTS.get(config.get("published", {}).get("naming", ""), {})
+    return tuple(name for candidates in parts.values() for name in candidates)
 
 
 def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
@@ -36,7 +43,8 @@ def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
             raise UserError(f"--source={path}: is a folder; pass the file that the header of --config names")
         return open_tensors(path)
     if not path.is_dir():
-        raise UserError(f"--source={path}: is a file; pass the folder that has both files, encoder and decoder")
+        both = " and ".join(candidates[0] for candidates in PARTS[naming].values())
+        raise UserError(f"--source={path}: is a file; pass the folder that has both {both}")
     files = {}
     for part, candidates in PARTS[naming].items():
         existing = [path / name for name in candidates if (path / name).exists()]

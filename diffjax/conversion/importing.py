@@ -7,11 +7,13 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax import io
+from diffjax.conversion import hub, source_files
 from diffjax.conversion.components import ImportedRun
 from diffjax.conversion.diffusers_folder import read_folder
+from diffjax.conversion.file_tables import part_files
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
-from diffjax.models.parameter_paths import flatten, unflatten
+from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.runs import exported_weights
 from diffjax.runs.dependencies import part_config
@@ -23,34 +25,32 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     """Writes the run of published weights.
 
     Args:
-      source: folder or file, or hub:OWNER/NAME for a repository of the Hugging Face Hub.
+      source: folder or file, or hub:OWNER/NAME[/PATH][@REVISION] for a repository of the Hugging Face Hub.
       out: folder of the run, which must exist.
       config: config of a file, or of a network in two files of a folder; folders of other libraries have their own.
 
     Returns:
-      The record of the source, as in source.json: "source", and the SHA-256 of each file.
+      The record of the source, as in source.json: "source", "sha256" of each file that was read, and of a repository
+      its name and the hash of its commit, "repository" and "revision".
 
     Raises:
       UserError: the source cannot be read, or does not fit a model of ours.
     """
-    path = Path(source)
+    path, parts = Path(source), None if config is None else part_files(config)
+    record: dict[str, Any] = {"source": source}
+    if source.startswith(hub.PREFIX):
+        path, record["repository"], record["revision"] = hub.download(source, parts)
     if not path.exists():
         raise UserError(f"--source={source}: does not exist; name a folder, a file or hub:OWNER/NAME")
-    run = _read(source, path, config)
+    if path.is_file():
+        source_files.check_config(source, config is not None)
+    elif parts == () and any((path / name).exists() for name in hub.MODELS):
+        raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
+    run = read_file(path, config) if config else read_folder(path)
     _write(run, Workdir(out), run.config)
-    record = {"source": source, "sha256": _hashes(path)}
+    record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path, parts).items()}
     io.write_json(out / "source.json", record)
     return record
-
-
-def _read(source: str, path: Path, config: ConfigDict | None) -> ImportedRun:
-    if path.is_dir() and config is None:
-        return read_folder(path)
-    if config is None:
-        raise UserError(
-            f"--source={source}: is a single file, which does not have its config; pass --config=configs/published/..."
-        )
-    return read_file(path, config)
 
 
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
@@ -70,18 +70,12 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
     model = build_model(config, workdir.path)
     if not model.losses:
         return
-    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
-    variables = table.read(
+    shapes = dict(sorted(flatten(jax.eval_shape(model.init, jax.random.key(0))).items()))
+    leaves = table.iterate(
         run.table,
         shapes,
         run.tensors,
         network=f"{run.source} is not the {type(model).__name__} of its config",
         ignored=run.ignored,
     )
-    exported_weights.save(workdir.weights, unflatten(variables), 0)
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    """Returns the SHA-256 of a file, or of the files of a folder by their relative paths."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)) if file != path else file.name: io.file_hash(file) for file in files}
+    exported_weights.save_leaves(workdir.weights, shapes, leaves, 0)

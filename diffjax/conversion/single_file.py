@@ -17,7 +17,6 @@ from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.tables import edm
-from diffjax.published.tensors import open_tensors
 from diffjax.runs.loading import Run
 
 Tensors = Mapping[str, LazyTensor]
@@ -32,13 +31,13 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
-    if config.system == "clip":
-        return clip.read_single_file(path, config, open_tensors(path))
-    naming = config.get("published", {}).get("naming", "")
-    if naming not in NAMINGS:
-        raise unknown("published.naming", naming, NAMINGS)
+    naming, is_clip = config.get("published", {}).get("naming", ""), config.system == "clip"
+    if naming not in (clip.NAMINGS if is_clip else NAMINGS):
+        raise unknown("published.naming", naming, clip.NAMINGS if is_clip else NAMINGS)
     tensors = file_tables.open_source(path, naming)
     tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
+    if is_clip:
+        return clip.read_single_file(path, config, tensors)
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 

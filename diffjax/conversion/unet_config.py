@@ -91,6 +91,9 @@ def read(path: Path, config: Json, *, side: int) -> dict[str, Any]:
     widths, types = _numbers(path, c, "block_out_channels"), c["down_block_types"]
     if not isinstance(types, list | tuple) or len(types) != len(widths):
         raise refused(path, "down_block_types", types, "must have one entry per level")
+    for name in ("layers_per_block", *(() if conditional else ("attention_head_dim",))):
+        if isinstance(c[name], list | tuple):
+            raise refused(path, name, c[name], "must be one number for all levels")
     attends = ["Attn" in str(name) for name in types]
     residual = any("Resnet" in str(name) for name in types) or c.get("downsample_type") == "resnet"
     channels = widths[0]

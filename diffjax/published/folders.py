@@ -8,13 +8,16 @@ from diffjax.errors import UserError
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.tensors import open_tensors
 
-_FILES = [  # in order of preference
-    f"{stem}{suffix}"
-    for suffix in (
-        *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
-        *(".bin", ".bin.index.json", ".fp16.bin"),
-    )
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+FILES = [  # in order of preference
+    *(
+        f"{stem}{suffix}"
+        for suffix in (
+            *(".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json"),
+            *(".bin", ".bin.index.json", ".fp16.bin"),
+        )
+        for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+    ),
+    *("diffusion_flax_model.msgpack", "flax_model.msgpack"),
 ]
 _OLD_NAMES = {  # of attention in files of diffusers before 0.18
     r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",
@@ -26,11 +29,11 @@ _OLD_NAMES = {  # of attention in files of diffusers before 0.18
 
 def find_weights(folder: Path) -> Path:
     """Returns the file of a component's weights, or their index. Raises UserError if there is none."""
-    for name in _FILES:
+    for name in FILES:
         if (folder / name).exists():
             return folder / name
     raise UserError(
-        f"{folder} has no weights; it must have {_FILES[0]}, or another file that diffusers or transformers writes"
+        f"{folder} has no weights; it must have {FILES[0]}, or another file that diffusers or transformers writes"
     )
 
 

@@ -224,6 +224,18 @@ def read(
     Raises:
       UserError: a tensor is missing, left over, of another shape, not finite, or differs from its copy.
     """
+    return dict(iterate(table, shapes, tensors, network=network, ignored=ignored))
+
+
+def iterate(
+    table: Table,
+    shapes: Mapping[str, Any],
+    tensors: Mapping[str, LazyTensor],
+    *,
+    network: str,
+    ignored: Sequence[str] = (),
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the paths and values of `read` in the order of `shapes`, so that one is in memory at a time."""
     stored = {path: _find(table, path) for path in shapes}
     needed = {name for each in stored.values() for name in (*each.tensors, *each.copies)}
     if missing := sorted(needed - tensors.keys()):
@@ -236,7 +248,6 @@ def read(
     for name, value in fixed.items():
         if name in tensors and not _same(tensors[name].read(), value):
             raise UserError(f"{network}: {name} has other values than that network's")
-    params = {}
     for path, leaf in shapes.items():
         each, shape = stored[path], tuple(leaf.shape)
         sources = [tensors[name] for name in each.tensors]
@@ -251,14 +262,14 @@ def read(
             described = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in sources)
             wanted = "x".join(map(str, shape)) or "a number"
             raise UserError(f"{network}: {each.tensors[0]} is {described}, and does not fit {path}, {wanted}")
-        value = np.array(value, leaf.dtype, order="C")
+        with np.errstate(over="ignore"):  # the next line reports numbers beyond float32
+            value = np.asarray(value, leaf.dtype, order="C")
         if not np.isfinite(value).all():
             raise UserError(f"{network}: {each.tensors[0]} has values that are not finite; download the file again")
         for name in each.copies:
             if not np.array_equal(tensors[name].read(), sources[0].read()):
                 raise UserError(f"{network}: {name} must be equal to {each.tensors[0]}, and has other values")
-        params[path] = value
-    return params
+        yield path, value
 
 
 def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -272,7 +283,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             if count > 1:
                 parts.setdefault(name, {})[index] = tensor
             else:
-                tensors[name] = np.ascontiguousarray(tensor)
+                tensors[name] = np.asarray(tensor, order="C")
         for name in stored.copies:
             tensors[name] = tensors[stored.tensors[0]]
     for name, pieces in parts.items():

@@ -1,8 +1,8 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, or an ONNX file.
-The loader of a network pops each tensor of `Weights` by its name and expected shape, and finally asserts that none is
-left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, an ONNX file
+(onnx_file.py) or a Flax checkpoint (flax_file.py). The loader of a network pops each tensor of `Weights` by its name
+and expected shape, and finally asserts that none is left.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
+from diffjax.published.flax_file import open_flax_file
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.onnx_file import open_onnx_file
 from diffjax.published.torch_file import open_torch_file
 
-_INDEX_SUFFIX = ".index.json"  # lists the shards of a large checkpoint
+_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # lists the shards of a large checkpoint, also of a variant (.fp16)
 _TYPES = {  # NumPy's types of safetensors' names
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -111,17 +112,17 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     """Returns the tensors of a checkpoint by name.
 
     Args:
-      path: safetensors or ONNX file by its suffix; the index of a checkpoint in shards (.index.json); else a PyTorch
-        checkpoint.
+      path: safetensors file, ONNX file or Flax checkpoint (.msgpack) by its suffix; the index of a checkpoint in shards
+        (.index.json); else a PyTorch checkpoint.
 
     Raises:
       UserError: a file cannot be opened, is damaged or has a name that is not text, or an index does not match its
         shards.
     """
     path = Path(path)
-    if path.name.endswith(_INDEX_SUFFIX):
+    if _INDEX.fullmatch(path.name):
         return _open_shards(path)
-    openers = {".safetensors": _open_safetensors, ".onnx": open_onnx_file}
+    openers = {".safetensors": _open_safetensors, ".onnx": open_onnx_file, ".msgpack": open_flax_file}
     return openers.get(path.suffix, open_torch_file)(path)
 
 
@@ -138,8 +139,8 @@ def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    with _reported(path), io.open_regular(path):  # errors of the library do not contain the reason
-        file = safetensors.safe_open(path, framework="numpy")  # mapped into memory, not read
+    # The library's errors do not contain the reason, so open_regular is first.
+    with _reported(path), io.open_regular(path), safetensors.safe_open(path, framework="numpy") as file:
         tensors = {}
         for name in list(file.keys()):
             if not name.isprintable():
@@ -148,12 +149,12 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
             if described.get_dtype() not in _TYPES:
                 raise ValueError(f"{name} is of type {described.get_dtype()}, which is not supported")
             dtype = np.dtype(_TYPES[described.get_dtype()])
-            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, file, name))
+            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, name))
         return tensors
 
 
-def _get(path: Path, file: safetensors.safe_open, name: str) -> np.ndarray:
-    with _reported(path):
+def _get(path: Path, name: str) -> np.ndarray:
+    with _reported(path), safetensors.safe_open(path, framework="numpy") as file:  # closing frees the pages
         return file.get_tensor(name)
 
 
@@ -184,7 +185,7 @@ def _open_shards(index: Path) -> dict[str, LazyTensor]:
 
 
 def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and not name.endswith(_INDEX_SUFFIX)
+    return isinstance(name, str) and name == Path(name).name and not _INDEX.fullmatch(name)
 
 
 def _verify_name(path: Path) -> None:

@@ -7,8 +7,9 @@ shapes and bytes, see `checksum`. The same variables give the same file, byte fo
 import contextlib
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,43 @@ def save(path: Path, variables: Variables, step: int) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    tensors = {name: np.asarray(leaf, order="C") for name, leaf in flatten(variables).items()}
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # larger types first: all are aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "np", "sha256": checksum(tensors, step), "step": str(step)}}
-    end = 0
+    leaves = flatten(variables)
+    save_leaves(path, leaves, ((name, np.asarray(leaves[name])) for name in sorted(leaves)), step)
+
+
+def save_leaves(path: Path, shapes: Mapping[str, Any], leaves: Iterable[tuple[str, np.ndarray]], step: int) -> None:
+    """Writes the file of `save` from variables that are computed one at a time.
+
+    Args:
+      path: file to write.
+      shapes: values with the shape and the type of each variable by path, such as `jax.ShapeDtypeStruct`.
+      leaves: path and value of each variable, sorted by path.
+      step: step of the variables.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    types = {name: (np.dtype(leaf.dtype), tuple(leaf.shape)) for name, leaf in shapes.items()}
+    names = sorted(types, key=lambda name: (-types[name][0].itemsize, name))  # larger types first: all are aligned
+    placeholder = "0" * 64  # the hash is known when all is written
+    header: dict[str, Any] = {"__metadata__": {"format": "np", "sha256": placeholder, "step": str(step)}}
+    starts, end = {}, 0
     for name in names:
-        start, end = end, end + tensors[name].nbytes
-        kind = _TYPES[tensors[name].dtype.name]
-        header[name] = {"dtype": kind, "shape": tensors[name].shape, "data_offsets": [start, end]}
+        dtype, shape = types[name]
+        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _TYPES[dtype.name], "shape": shape, "data_offsets": [starts[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    digest = _described(types, step)
     with io.atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(tensors[name].tobytes())
+        for name, leaf in leaves:
+            content = leaf.tobytes()
+            digest.update(content)
+            file.seek(8 + len(text) + starts[name])
+            file.write(content)
+        file.seek(8 + text.index(placeholder.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def load(path: Path, template: Variables) -> Variables:
@@ -90,12 +114,16 @@ def checksum(tensors: Mapping[str, np.ndarray], step: int) -> str:
     The description is JSON, {"step": step, "tensors": [[name, type, shape], ...]} without spaces. The bytes of each
     tensor are little endian and in row-major order.
     """
-    names = sorted(tensors)
-    described = [[name, tensors[name].dtype.name, tensors[name].shape] for name in names]
-    digest = hashlib.sha256(json.dumps({"step": step, "tensors": described}, separators=(",", ":")).encode())
-    for name in names:
+    digest = _described({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, step)
+    for name in sorted(tensors):
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
+
+
+def _described(types: Mapping[str, tuple[np.dtype, tuple[int, ...]]], step: int) -> "hashlib._Hash":
+    """Returns the hash of the description of tensors, to which their bytes are added."""
+    described = [[name, types[name][0].name, types[name][1]] for name in sorted(types)]
+    return hashlib.sha256(json.dumps({"step": step, "tensors": described}, separators=(",", ":")).encode())
 
 
 def _step(path: Path, metadata: Mapping[str, str]) -> int:

@@ -126,6 +126,22 @@ def test_a_dropped_caption_equals_an_empty_caption(name):
     )
 
 
+def test_the_null_caption_of_published_models_is_the_empty_caption():
+    """A dropped caption is [start, end], for the captions of any length and for stored states of CLIP."""
+    tokens = np.array([[7, 3, 4, 9, NO_TOKEN], [7, 9, NO_TOKEN, NO_TOKEN, NO_TOKEN], [7, 1, 2, 3, 9]], np.int32)
+    clip_text = ClipText(dropout=0.5, null="empty")
+    mask = np.array([True, True, False])
+    dropped = clip_text.drop({"tokens": jnp.asarray(tokens)}, mask)["tokens"]
+    np.testing.assert_array_equal(dropped, [[7, 9, *[NO_TOKEN] * 3]] * 2 + [tokens[2]])
+    encode = lambda tokens: jnp.sum(tokens, axis=1)[:, None, None] + jnp.zeros((1, 5, 8))  # noqa: E731
+    fake = bound_clip()._replace(text_states=encode, width=8)
+    stored = {"tokens": dropped, "text_states": jnp.full((3, 5, 8), 100.0)}
+    states = clip_text.network_inputs({}, stored, fake).context
+    with pytest.raises(UserError, match=r"conditions.clip_text.null 'none': choose from empty, start"):
+        conditions("clip_text", conditions__clip_text__null="none")
+    np.testing.assert_array_equal(states[:, 0, 0], [7 + 9 + 3 * NO_TOKEN] * 2 + [100])
+
+
 def test_a_missing_caption_is_empty_and_raises_for_clip_text():
     without_caption = {"label": example_conditions()["label"]}
     tokens = conditions("caption").encode(inputs(without_caption))["caption"]

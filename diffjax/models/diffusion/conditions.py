@@ -154,7 +154,7 @@ def make_conditions(
         "label_token": functools.partial(_make_class_token, spec),
         "number": _make_number,
         "caption": functools.partial(_make_caption, config, clip),
-        "clip_text": functools.partial(ClipText, masked=masked),
+        "clip_text": functools.partial(_make_clip_text, masked),
         "image_embedding": functools.partial(_make_image_embedding, clip),
         "low_res_image": functools.partial(_make_low_res_image, spec, space),
         "masked_image": functools.partial(_make_masked_image, spec, space),
@@ -206,6 +206,12 @@ def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, *
     text = (clip and clip.text) or text_of(config)
     shared = {"vocabulary": text.vocabulary, "dtype": dtype_of(config)}
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
+
+
+def _make_clip_text(masked: bool, **fields: Any) -> ClipText:
+    condition = ClipText(**fields, masked=masked)
+    _check_choice("clip_text.null", condition.null, ("start", "empty"))
+    return condition
 
 
 def _make_image_embedding(clip: Clip | None, **fields: Any) -> ImageEmbedding:
