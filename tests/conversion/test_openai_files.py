@@ -1,4 +1,4 @@
-"""Files of OpenAI's code: sizes and names of the published ones, and what an import says of others."""
+"""Files of OpenAI's code: sizes and names of the published ones, and errors of imports of others."""
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ SMALL = {
     "model.attention_resolutions": (8,),
     "model.head_channels": 32,
 }
-DIFFERENCES = [  # a change of the config, and what the message says of the file
+DIFFERENCES = [  # a change of the config, and the message
     ({"model.channels": 64}, "model.channels=64: {} has 32; set the field to it, or use another variant"),
     ({"model.blocks": 2}, "model.blocks=2: {} has 1;"),
     ({"model.multipliers": (1, 2, 2)}, "model.multipliers=(1, 2, 2): {} has (1, 2);"),
