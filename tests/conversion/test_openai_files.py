@@ -167,6 +167,13 @@ def test_names_and_shapes(name):
     assert {tensor: found[tensor].shape for tensor in NAMES[name]} == NAMES[name]
 
 
+def test_tensors_of_several_parameters_are_contiguous():
+    """The queries, keys and values of a classifier's pool: safetensors writes other arrays in the wrong order."""
+    config, leaves = shapes("adm_classifier.py:64")
+    pool = {path: np.ones(leaf.shape, np.float32) for path, leaf in leaves.items() if "/pool/" in path}
+    assert all(value.flags.c_contiguous for value in table.write(openai.table(config), pool).values())
+
+
 @pytest.mark.parametrize(("changes", "message"), DIFFERENCES)
 def test_differences_are_reported_by_the_field(small, capsys, changes, message):
     _, path = small
