@@ -16,7 +16,7 @@ SLOW = pytest.mark.slow
 SIZES = [  # parameters and tensors of the networks that the published code builds
     ("adm.py:64", 295_904_454, 541),
     ("adm.py:512", 558_997_638, 645),
-    ("adm.py:64_256", 311_795_910, 567),
+    ("adm_upsampler.py:64_256", 311_795_910, 567),
     ("adm_classifier.py:64", 65_438_568, 307),
     ("improved_ddpm.py:cifar10_vlb", 52_546_438, 446),
     ("consistency.py:lsun", 526_304_771, 566),
@@ -29,7 +29,7 @@ SIZES = [  # parameters and tensors of the networks that the published code buil
             ("adm.py:256", 553_838_086, 567),
             ("adm.py:256_uncond", 552_814_086, 566),
             ("adm.py:lsun", 552_814_086, 566),
-            ("adm.py:128_512", 308_835_270, 537),
+            ("adm_upsampler.py:128_512", 308_835_270, 537),
             ("adm_classifier.py:128", 42_568_040, 221),
             ("adm_classifier.py:256", 54_096_360, 249),
             ("adm_classifier.py:512", 54_448_360, 281),
