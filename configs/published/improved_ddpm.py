@@ -27,6 +27,7 @@ _CIFAR10 = {
     "model": {"multipliers": (1, 2, 2, 2), "dropout": 0.3},
     "train": {"steps": 500_000},
 }
+_256 = {"multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2}
 _VLB = {"loss": "vlb", "time_sampling": "importance"}
 VARIANTS = {
     "cifar10": _CIFAR10,
@@ -41,20 +42,14 @@ VARIANTS = {
     },
     "lsun": {
         "data": {"image_size": 256},
-        "model": {
-            "multipliers": (1, 1, 2, 2, 4, 4),
-            "blocks": 2,
-            "attention_resolutions": (16,),
-            "heads": 1,
-            "time_conditioning": "add",
-        },
+        "model": {**_256, "attention_resolutions": (16,), "heads": 1, "time_conditioning": "add"},
         "diffusion": {"schedule": "linear", "timesteps": 1000, "rescale_timesteps": False},
         "train": {"steps": 1_200_000},
         "sampler": {"steps": 1000},
     },
     "upsampler": {
         "data": {"image_size": 256, "num_classes": 1000},
-        "model": {"channels": 192, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2},
+        "model": {"channels": 192, **_256},
         "diffusion": {"schedule": "linear", "class_conditional": True, "rescale_timesteps": False},
         "conditions": {"low_res_image": {"factor": 4}},
         "train": {"steps": 500_000, "batch_size": 256, "learning_rate": 3e-4},

@@ -41,6 +41,8 @@ def open_onnx_file(path: str | Path) -> dict[str, LazyTensor]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the class depends on the implementation of protobuf
         raise UserError(f"{path} is not an ONNX file that can be read: {excerpt(str(error))}") from error
+    if not graph.node:
+        raise UserError(f"{path} is not an ONNX file that can be read: it has no nodes; download it again")
     stored = {tensor.name: tensor for tensor in graph.initializer}
     parameters = {name: (tensor, tuple(tensor.dims)) for name, tensor in stored.items() if "." in name}  # no constants
     for name, inside in _norms(graph.node, stored):
@@ -76,22 +78,22 @@ def _norms(nodes: Sequence[Node], stored: Mapping[str, Any]) -> Iterator[tuple[s
     for node in nodes:
         if node.op_type != "InstanceNormalization":
             continue
-        found, last = _scale_and_shift(node, readers, stored)
-        if len(found) == 2 and (layer := _next_layer(last, readers, stored)):
-            yield f"{layer}.norm.weight", found[0]
-            yield f"{layer}.norm.bias", found[1]
+        parameters, last = _scale_and_shift(node, readers, stored)
+        if len(parameters) == 2 and (layer := _next_layer(last, readers, stored)):
+            yield f"{layer}.norm.weight", parameters[0]
+            yield f"{layer}.norm.bias", parameters[1]
 
 
 def _scale_and_shift(node: Node, readers: Readers, stored: Mapping[str, Any]) -> tuple[list[str], Node]:
     """Returns the parameters that multiply the output of a norm and are added to it, and the node that adds."""
-    found: list[str] = []
+    parameters: list[str] = []
     for kind in ("Reshape", "Mul", "Add"):
         following = [reader for output in node.output for reader in readers[output] if reader.op_type == kind]
         if len(following) != 1:
             return [], node
         (node,) = following
-        found += [name for name in node.input if kind != "Reshape" and name in stored]
-    return found, node
+        parameters += [name for name in node.input if kind != "Reshape" and name in stored]
+    return parameters, node
 
 
 def _next_layer(node: Node, readers: Readers, stored: Mapping[str, Any]) -> str | None:

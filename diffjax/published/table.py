@@ -287,7 +287,7 @@ def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         for name in stored.copies:
             tensors[name] = tensors[stored.tensors[0]]
     for name, pieces in parts.items():
-        tensors[name] = np.concatenate([pieces[i] for i in range(len(pieces))], axis=0)
+        tensors[name] = np.ascontiguousarray(np.concatenate([pieces[i] for i in range(len(pieces))], axis=0))
     return tensors
 
 

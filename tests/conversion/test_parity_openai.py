@@ -143,7 +143,7 @@ def adm_upsampler():
     conditions, inputs = LABELS
     fields = {"data.num_classes": 5}
     estimate = from_eps(with_low_res(net), "linear")
-    return case("adm.py:128_512", net, estimate, {**conditions, "low_res_image": LOW}, inputs, **fields)
+    return case("adm_upsampler.py:128_512", net, estimate, {**conditions, "low_res_image": LOW}, inputs, **fields)
 
 
 def improved():
