@@ -15,7 +15,6 @@ from diffjax.errors import UserError, unknown
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Order, Table, by_head
 from diffjax.published.tables import edm, unet
-from diffjax.published.tensors import open_tensors
 
 Tensors = Mapping[str, LazyTensor]
 

@@ -125,9 +125,9 @@ _PLAIN = (bool, int, float, str, types.NoneType)
 
 
 def load_file(path: str) -> ConfigDict:
-    """Runs a config file's get_config(), and those of the files that it names as parts.
+    """Runs a config file's get_config(), and those of the files that it names as parts, or reads config.json of a run.
 
-    The file is executed anew at each call, from its source.
+    The file is executed anew at each call, from its source. The config of a run refers to the run's trained parts.
 
     Args:
       path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10. A file that does not
@@ -141,7 +141,29 @@ def load_file(path: str) -> ConfigDict:
         not a config.
     """
     file, colon, argument = path.partition(":")
+    if path.endswith(".json"):
+        return _load_run(path)
     return _load_file(f"{in_repository(file)}{colon}{argument}", ())
+
+
+def _load_run(path: str) -> ConfigDict:
+    """Returns the config of a run from its config.json: `@name` of a trained part becomes the folder of the part."""
+    try:
+        config = from_json(io.read_bytes(path, io.MAX_JSON))
+    except OSError as error:
+        raise UserError(f"cannot read --config={path}: {error.strerror}; pass the path of a config file") from error
+    except (UserError, ValueError) as error:
+        raise UserError(f"cannot read --config={path}: {error}; pass the config.json of a run") from error
+    for name in list(config.get("parts", {})):
+        folder = Path(path).parent / name
+        if (folder / "config.json").exists():
+            for field, value in flatten(config).items():
+                if value == f"@{name}" and not field.startswith("parts."):
+                    _set(config, field, str(folder))
+            del config.parts[name]
+    if "parts" in config and not config.parts:
+        del config.parts
+    return config.lock()
 
 
 def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
