@@ -31,7 +31,7 @@ from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
 from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
-from diffjax.inference.prompts import check_text, sample_prompts
+from diffjax.inference.prompts import check_text, sample_prompts, with_numbers
 from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images
 from diffjax.inference.reranking import best_of as keep_best
 from diffjax.inference.reranking import prepare_reranking
@@ -40,6 +40,7 @@ from diffjax.metrics.resampling import Estimate
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
 from diffjax.models.diffusion.bound_model import BoundModel
+from diffjax.models.diffusion.model import with_number
 from diffjax.runs import loading
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import checked, load_file, with_fields
@@ -94,7 +95,8 @@ class Run(loading.Run):
           clip: run or folder of the CLIP that `best_of` ranks by; None: the one trained with the run.
           classifier, weak: runs that guide.
           settings: sampling settings by flag, such as sampler="ddim", steps=20, guidance=2.0. A mapping sets them per
-            stage of a pipeline: steps={"prior": 64, "decoder": 50}. Others are those of the run's config.
+            stage of a pipeline: steps={"prior": 64, "decoder": 50}. Others are those of the run's config. A list of
+            "number" has the number of each image, in turn.
 
         Returns:
           Images, uint8 in [0, 255]. The images of a prompt are adjacent.
@@ -102,9 +104,11 @@ class Run(loading.Run):
         Raises:
           UserError: an argument that the run does not support.
         """
-        num = _count(num, labels)
+        numbers = _numbers(settings.get("number"))
+        num = _count(len(numbers) if numbers and num is None and labels is None else num, labels)
         captions = _captions(prompts)
-        texts = _setting_texts(settings, several=False, arguments=_SAMPLE_ARGUMENTS)
+        first = {"number": numbers[0]} if numbers else {}
+        texts = _setting_texts({**settings, **first}, several=False, arguments=_SAMPLE_ARGUMENTS)
         flags = texts | {
             "label": labels,
             "prompts": prompts,
@@ -121,6 +125,7 @@ class Run(loading.Run):
         self._check_conditions(flags)
         sampling_settings = SettingsFactory(model, self.config.sampler)(**single_setting(texts))
         conditions, keep = sample_prompts(self, model.classes, num, captions, labels)
+        conditions = with_numbers(self, conditions, numbers)
         best_of = None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT)
         candidates, reranker = prepare_reranking(
             self, captions, keep, best_of, clip=None if clip is None else os.fspath(clip), batch_size=batch_size
@@ -146,7 +151,8 @@ class Run(loading.Run):
         Args:
           labels: class of all examples, or of each; required for class-conditional runs.
           prompts: caption of all examples, or of each; required for text-conditioned runs.
-          settings: "guidance", "guidance_rescale", "guidance_low", "guidance_high" and "threshold", as of `sample`.
+          settings: "guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold" and "number", one value
+            each, as of `sample`.
             guidance=1 with threshold="none" gives the estimate of the network alone.
 
         Returns:
@@ -170,6 +176,7 @@ class Run(loading.Run):
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
         arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
+        arrays = with_number(arrays, sampling_settings, len(conditions["label"]))
         bound: BoundModel = model.bind(self.variables, arrays)
         denoise = bound.guided_denoiser(sampling_settings, arrays)
         return RunDenoiser(repr(self), denoise, bound.process.schedule, bound.shape, max(num, len(captions)))
@@ -203,8 +210,10 @@ class Run(loading.Run):
         num: int = 500,
         seed: int = 0,
         batch_size: int = 100,
+        reference: str | os.PathLike | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
+        dinov2: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -219,8 +228,10 @@ class Run(loading.Run):
           num: number of samples per cell.
           seed: seed of the first sample; sample i has seed + i.
           batch_size: samples per batch; does not change the samples.
+          reference: split or .npz file of real images to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
+          dinov2: folder of a published DINOv2.
           classifier, weak: runs that guide.
           store: append each cell to the run's results when it is finished, and do not compute stored cells again.
           recompute: compute cells that are stored too.
@@ -240,7 +251,8 @@ class Run(loading.Run):
             seed=_integer("seed", seed, 0),
             batch_size=_integer("batch_size", batch_size, 1),
             clip=_path(clip),
-            inception=_path(inception),
+            weights={"inception": _path(inception), "dinov2": _path(dinov2)},
+            reference=_path(reference),
             recompute=recompute,
         )
         with _output(progress):
@@ -258,9 +270,10 @@ class Run(loading.Run):
         seed: int = 0,
         batch_size: int = 100,
         split: str | None = None,
-        reference: str | None = None,
+        reference: str | os.PathLike | None = None,
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
+        dinov2: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -275,9 +288,10 @@ class Run(loading.Run):
           seed: seed of the first image or sample.
           batch_size: images per batch; does not change the samples.
           split: split, for metrics of data; None: test, or the rest of the slice in `data.split`.
-          reference: split to compare samples with; None: the training split.
+          reference: split or .npz file of real images to compare samples with; None: the training split.
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
+          dinov2: folder of a published DINOv2.
           classifier, weak: runs that guide.
           store: append the metrics to the run's results, and do not compute stored ones again.
           recompute: compute metrics that are stored too.
@@ -302,7 +316,10 @@ class Run(loading.Run):
                 "batch_size": _integer("batch_size", batch_size, 1),
             }
         )
-        names, references = _metric_names(metrics), References(reference, _path(clip), _path(inception))
+        names, references = (
+            _metric_names(metrics),
+            References(_path(reference), _path(clip), {"inception": _path(inception), "dinov2": _path(dinov2)}),
+        )
         evaluations.check_names(names, references)
         prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None
@@ -316,7 +333,7 @@ class Run(loading.Run):
 
 
 _SAMPLE_ARGUMENTS = ("num", "labels", "prompts", "seed", "batch_size", "best_of", "clip", "classifier", "weak")
-_DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold")
+_DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold", "number")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -520,6 +537,16 @@ def _count(num: int | None, labels: int | Sequence[int] | None) -> int:
 def _each(labels: Any) -> list[Any] | None:
     """Returns the label of each image; None: one label, or none, for all images."""
     return list(labels) if jnp.ndim(labels) > 0 else None
+
+
+def _numbers(values: Any) -> list[float]:
+    """Returns the numbers of a list; [] for one number or none. Raises UserError for a list of other values."""
+    if not isinstance(values, Sequence | ndarray) or isinstance(values, str):
+        return []
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise UserError(f"--number={values}: must be a number, or a list of numbers") from None
 
 
 def _path(path: str | os.PathLike | None) -> str | None:

@@ -24,6 +24,7 @@ CONDITIONS = {
     "image_embedding": {"tokens": 2, "width": 8, "dropout": DROPOUT},
     "low_res_image": {"factor": 2, "degradation": "noise"},
     "masked_image": {},
+    "number": {"high": 2.0, "width": 8},
 }
 PLAIN = {"sampler__guidance": 1.0, "data__image_size": 8, "text": TEXT, "diffusion__downsample": 1, "model": DIT}
 

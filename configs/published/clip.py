@@ -4,10 +4,10 @@
 
 OpenAI's ViT-B-32.pt, ViT-B-16.pt, ViT-L-14.pt, ViT-L-14-336px.pt, RN50.pt, RN101.pt, RN50x4.pt, RN50x16.pt, RN50x64.pt;
 `:laion_*`: open_clip_model.safetensors (or open_clip_pytorch_model.bin) of laion/CLIP-ViT-*-laion2B-*. `:sd1_text` and
-`:sd2_text` are the text encoders of Stable Diffusion. Folders of transformers need no --config.
+`:sd2_text` are the text encoders of Stable Diffusion, in its files. `:glide_noised`: the folder of
+clip_image_enc.pt and clip_text_enc.pt, GLIDE's CLIP of noised images. Folders of transformers need no --config.
 
-To train one from scratch, pass a data set of captions, and for the published vocabulary
---config.text.tokenizer=bpe_simple_vocab_16e6.txt.gz.
+The vocabulary is in none of these files: pass --config.text.tokenizer=bpe_simple_vocab_16e6.txt.gz of OpenAI's code.
 
 Time: ViT-L/14: 12 days on 256 V100 GPUs, RN50x64: 18 days on 592 (Radford et al. 2021); not trained by us.
 Score: the paper's: zero-shot top-1 on ImageNet 63.2 % (ViT-B/32), 76.2 % (ViT-L/14 at 336 pixels), 59.6 % (RN50).
@@ -80,6 +80,12 @@ VARIANTS = {
     "laion_vit_bigg14": _gelu(
         _vit(14, 1664, 48, 1280, {"width": 1280, "heads": 20, "layers": 32}, heads=16, mlp_ratio=8192 / 1664)
     ),
+    "glide_noised": {
+        **_gelu(_vit(4, 768, 12, 512, SMALL, size=64)),
+        "text": {"vocabulary": 65_536},  # of which the tokenizer has 49,408
+        "published": {"naming": "glide_clip"},
+        "diffusion": {"schedule": "cosine", "timesteps": 1000},
+    },
     "sd1_text": {"model": {"dimensions": 0}, "text_encoder": {**LARGE, "padding": 49_407}},
     "sd2_text": {
         "model": {"dimensions": 0},
@@ -90,7 +96,8 @@ VARIANTS = {
 
 def get_config(variant: str = "vit_b32") -> ConfigDict:
     config = common.new("clip", "text", "model.dimensions", "image_encoder", "text_encoder", "published.naming")
-    common.add(config, "text_encoder.activation", "text_encoder.padding", "model.resize_images")
+    common.add(config, "text_encoder.mlp_ratio", "text_encoder.activation", "text_encoder.padding")
+    common.add(config, "model.resize_images")
     config.data.update(name="folder", image_size=224, channels=3, num_classes=0)
     config.text.update(vocabulary=49_408, length=77)
     config.model.resize_images = True
@@ -106,9 +113,12 @@ def get_config(variant: str = "vit_b32") -> ConfigDict:
         common.remove(config, "image_encoder")
     else:
         common.add(config, "image_encoder.activation", "image_encoder.mlp_ratio")
-    with config.unlocked(), config.ignore_type():
-        config.published.naming = "transformers" if variant == "sd1_text" else "openai"
-        config = common.vary(config, variant, VARIANTS)
+    if variant == "glide_noised":
+        common.add(config, "noising", "diffusion.downsample")
+        config.model.resize_images = False
+    config.published.naming = "transformers" if variant == "sd1_text" else "openai"
+    with config.ignore_type():  # a ResNet has a tuple of layers
+        common.vary(config, variant, VARIANTS)
     config.train.update(steps=400_000, batch_size=32_768, learning_rate=5e-4, warmup_steps=2000, weight_decay=0.2)
     config.train.update(beta2=0.98, sample_every=0, num_preview_samples=0, checkpoint_every=5000)
     return config

@@ -1,6 +1,7 @@
 """DDPM as published on CIFAR-10, CelebA-HQ and LSUN, and other diffusion models on pixels of diffusers' folders.
 
     python launch.py import --source=hub:google/ddpm-cifar10-32 --workdir=runs/ddpm_cifar10
+    python launch.py train --config=configs/published/ddpm.py:256 --config.data.dir=DIR --workdir=runs/ddpm
 
 Folders of diffusers (google/ddpm-cifar10-32, ddpm-celebahq-256, ddpm-church-256, ddpm-bedroom-256, ddpm-cat-256) need
 no --config. Variants train them from scratch: `cifar10`, and `256` for the others.

@@ -8,6 +8,7 @@
 
 Metrics of samples, against the real images of --reference. The sampling settings are those of the config and the flags:
   fid, kid, is, sfid, precision_recall_inception   features of FID's Inception; requires --inception
+  fd_dinov2, kd_dinov2, precision_recall_dinov2    features of DINOv2; requires --dinov2; FD-DINOv2 with --num=50000
   fd_effnet_lite0, kd_..., precision_recall_...    features of EfficientNet-Lite0, without downloads; this is not FID
   fd_pixels, kd_pixels, precision_recall_pixels    pixels averaged to 8x8, for tiny images
   classifier_accuracy, cas                 fraction of samples that a classifier of real images assigns to their class;
@@ -52,9 +53,11 @@ from diffjax.cli.results import (
     check_output,
     define_clip,
     define_csv,
-    define_inception,
+    define_feature_networks,
     define_recompute,
+    define_reference,
     report_unwritten,
+    weight_paths,
     write_table,
 )
 from diffjax.cli.settings import batch_size, define_settings
@@ -72,11 +75,11 @@ def define(flags: Flags) -> None:
     define_recompute(flags, "metrics")
     define_csv(flags)
     define_clip(flags)
-    define_inception(flags)
+    define_feature_networks(flags)
+    define_reference(flags)
     for name, default, text in (
         ("metrics", None, f"{' | '.join(evaluation.NAMES)}; several, separated by commas"),
         ("split", None, "split, for metrics of data (default: test, or the rest of the slice in data.split)"),
-        ("reference", None, "split to compare samples with (default: the training split)"),
         ("decoder", "exact", "L_0 of a diffusion model's bound: exact | ddpm (as in DDPM's code)"),
         ("template", "a {}", "sentence with {} for the class name, for zero_shot"),
         ("lpips", None, "weights files of LPIPS, BACKBONE,LINEAR"),
@@ -94,7 +97,7 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
-    references = References(arguments.reference, arguments.clip, arguments.inception)
+    references = References(arguments.reference, arguments.clip, weight_paths(arguments))
     evaluations.check_names(names, references)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
     settings = evaluations.make_settings(arguments.as_dict())

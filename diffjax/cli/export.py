@@ -12,8 +12,11 @@ written in the format of peft, as adapter_model.safetensors and adapter_config.j
 weights, so that the export is an ordinary one.
 
 --format=diffusers writes a folder of the library diffusers instead, for `from_pretrained`: diffusion models on pixels
-and latents with a U-Net, and autoencoders with model.architecture=ldm. What it does not have is refused by the name of
-the config field.
+and latents with a U-Net, and autoencoders with model.architecture=ldm; of a CLIP it writes a folder of transformers.
+What these libraries do not have is refused by the name of the config field.
+
+--format=safetensors writes the run of a published config (configs/published) as model.safetensors, with the names of
+tensors that its family has, and config.json. `import --source=OUT/model.safetensors --config=OUT/config.json` reads it.
 """
 
 import shutil
@@ -25,6 +28,7 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
 from diffjax.conversion.exporting import export_diffusers
+from diffjax.conversion.single_file import write_file
 from diffjax.errors import UserError
 from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
@@ -44,7 +48,7 @@ def define(flags: Flags) -> None:
         "merge_lora", False, "add the updates of a LoRA run to the weights that it adapts", flag_values=flags
     )
     absl_flags.DEFINE_enum(
-        "format", "diffjax", ("diffjax", "diffusers"), "files to write, see above", flag_values=flags
+        "format", "diffjax", ("diffjax", "diffusers", "safetensors"), "files to write, see above", flag_values=flags
     )
     define_ema_length(flags)
 
@@ -56,7 +60,15 @@ def run(arguments: Arguments) -> int:
         with new_folder(out) as folder:
             name = export_diffusers(run, folder)
         loaded = f'{out}", subfolder="unet' if name == "UNet2DModel" else out
-        print(f'exported to {out}; load it with:\n  diffusers.{name}.from_pretrained("{loaded}")')
+        library = "transformers" if run.config.system == "clip" else "diffusers"
+        print(f'exported to {out}; load it with:\n  {library}.{name}.from_pretrained("{loaded}")')
+        return 0
+    if arguments.format == "safetensors":
+        run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)
+        with new_folder(out) as folder:
+            write_file(run, folder / "model.safetensors")
+            Workdir(folder).write_config(run.config)
+        print(f"exported to {out}/model.safetensors, with the names of published.naming={run.config.published.naming}")
         return 0
     with new_folder(out) as folder:
         _export(

@@ -25,7 +25,7 @@ _TEXT_TUPLES = ("class_names", "masks", "freeze", "start_fresh", "targets")
 # Fields of `data` that select a data set and how it is read; sizes and flips differ between parts.
 _SHARED_DATA = (
     *("name", "split", "background", "fit", "channels", "num_classes", "class_names"),
-    *("on_corrupt", "cache_gib", "workers"),
+    *("number", "on_corrupt", "cache_gib", "workers"),
 )
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
@@ -34,7 +34,7 @@ _GROUPS = {
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (
         *("sampler", "grid", "steps", "eta", "threshold", "temperature", "top_k", "top_p"),
-        *("truncation", "prior", "candidates", "augmentation"),
+        *("truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (
         *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
@@ -80,7 +80,8 @@ def define_config(flags: Flags) -> None:
     absl_flags.DEFINE_string(
         "config",
         None,
-        "config file, such as configs/digits.py; any field of it can be overridden with --config.path.to.field=value",
+        "config file, such as configs/digits.py, or a run's config.json; any field of it can be overridden with "
+        "--config.path.to.field=value",
         flag_values=flags,
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, define_workdir, required
-from diffjax.cli.results import define_inception
+from diffjax.cli.results import define_feature_networks, weight_paths
 from diffjax.errors import UserError, unknown
 from diffjax.parsing import texts
 from diffjax.reproduce import execute, report, spec, verdicts
@@ -32,7 +32,7 @@ _EXECUTORS = ("local", "slurm")
 
 def define(flags: Flags) -> None:
     define_workdir(flags)
-    define_inception(flags)
+    define_feature_networks(flags)
     for name, default, text in (
         ("experiment", None, "experiment file, such as experiments/ddim_table1.py"),
         ("scale", "smoke", "smoke | small | paper"),
@@ -68,7 +68,7 @@ def run(arguments: Arguments) -> int:
         arguments.scale,
         root,
         overrides=tuple(overrides.items()),
-        inception=arguments.inception,
+        weights=weight_paths(arguments),
         batch_size=arguments.batch_size,
     )
     groups, options = job.plan()

@@ -22,8 +22,19 @@ def define_recompute(flags: Flags, things: str) -> None:
     )
 
 
-def define_inception(flags: Flags) -> None:
+def define_feature_networks(flags: Flags) -> None:
     absl_flags.DEFINE_string("inception", None, "weights file of FID's InceptionV3", flag_values=flags)
+    absl_flags.DEFINE_string("dinov2", None, "folder of a published DINOv2, for FD-DINOv2", flag_values=flags)
+
+
+def define_reference(flags: Flags) -> None:
+    text = "real images to compare samples with: a split, or an .npz file of images or statistics (default: training)"
+    absl_flags.DEFINE_string("reference", None, text, flag_values=flags)
+
+
+def weight_paths(arguments: Arguments) -> dict[str, str | None]:
+    """Returns the paths of the flags of `define_feature_networks`, by network."""
+    return {name: getattr(arguments, name) for name in ("inception", "dinov2")}
 
 
 def define_clip(flags: Flags) -> None:

@@ -34,7 +34,9 @@ Images as input, a file or SPLIT:INDEX of the run's data set, such as test:7:
                                     with unCLIP: moves the image along the difference of two text embeddings
   --image=FILE --components=1,4,16  with unCLIP: decodes the first principal components of the image's embedding
 
-Guidance by other runs:
+Other runs:
+  --codec=RUN                       decodes latents with another autoencoder of the same latents, such as the tiny TAESD
+                                    (configs/published/taesd.py), for previews
   --classifier=RUN, --weak=RUN      a classifier of noised images, or a weaker model to move away from (autoguidance)
 """
 
@@ -71,7 +73,15 @@ from diffjax.inference import image_grids
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.image_grids import Layout
 from diffjax.inference.overrides import SettingsFactory, single_setting
-from diffjax.inference.prompts import Prompts, check_label, check_text, read_file, sample_prompts
+from diffjax.inference.prompts import (
+    Prompts,
+    check_label,
+    check_text,
+    read_file,
+    sample_prompts,
+    take_numbers,
+    with_numbers,
+)
 from diffjax.inference.requirements import check_samples_images
 from diffjax.inference.reranking import best_of, prepare_reranking
 from diffjax.inference.sampler_runner import SampleRunner
@@ -82,11 +92,21 @@ from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import dataset_info, image_spec
-from diffjax.runs.loading import Run, load
+from diffjax.runs.loading import Run, load, with_codec
 from diffjax.runs.workdir import Workdir
 
 _OUTPUTS = (*image_grids.FORMATS, ".npz")
-_PATHS = ("workdir", "classifier", "weak", "clip", "prompts", "image", "initial_image", "mask")  # flags of files
+_PATHS = (
+    "workdir",
+    "classifier",
+    "weak",
+    "clip",
+    "codec",
+    "prompts",
+    "image",
+    "initial_image",
+    "mask",
+)  # flags of files
 
 
 def define(flags: Flags) -> None:
@@ -97,6 +117,7 @@ def define(flags: Flags) -> None:
         "prompt": "caption of the images",
         "prompts": "UTF-8 file of prompts, one per line",
         "clip": "run or folder of the CLIP that --best_of ranks by",
+        "codec": "run of another autoencoder of the same latents, such as a tiny one, to encode and decode with",
         "initial_image": "image file, or SPLIT:INDEX of the data set, to complete from its top rows",
         "out": "file to write: .png, .jpg or .webp for a grid, .npz for arrays; or DIR/ for one PNG per sample "
         "(default: the next samples/sample_NUMBER.png of the run)",
@@ -129,6 +150,8 @@ def run(arguments: Arguments) -> int:
     out, to_folder = _output(arguments)
     captions = _check_files(arguments, out / "00000.png" if to_folder else out)
     trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
+    if arguments.codec:
+        trained = with_codec(trained, arguments.codec)
     model, variables = attach_guidance_models(trained, arguments.as_dict())
     check_samples_images(trained)
     check_sample_flags(arguments, trained)
@@ -139,6 +162,7 @@ def run(arguments: Arguments) -> int:
         grid = edits.variations(arguments, trained, settings)
     else:
         prompts, keep = sample_prompts(trained, model.classes, arguments.num, captions, arguments.label)
+        prompts = with_numbers(trained, prompts, _numbers(arguments))
         reranking = {"clip": arguments.clip, "batch_size": arguments.batch_size}
         candidates, reranker = prepare_reranking(trained, captions, keep, arguments.best_of, **reranking)
         if arguments.interpolate:
@@ -245,6 +269,8 @@ def _recorder(
             row, seed = index // keep, int(seeds[index])
             label = int(prompts.conditions["label"][row]) if model.classes else None
             prompt = prompts.captions[row] if prompts.captions else None
+            if "number" in prompts.conditions:
+                common["sampler"] = common["sampler"] | {"number": float(prompts.conditions["number"][row])}
         return common | {"index": index, "seed": seed, "label": label, "prompt": prompt}
 
     return settings_of
@@ -258,6 +284,8 @@ def _write_arrays(
     captions = prompts.captions or []
     arrays = {"images": images, "seeds": seeds}
     arrays["labels"] = prompts.conditions["label"] if model.classes else np.full(len(seeds), -1, np.int32)
+    if "number" in prompts.conditions:
+        arrays["numbers"] = prompts.conditions["number"]
     if captions:
         arrays["captions"] = np.repeat(captions, len(images) // len(captions))
     with io.atomic_path(out) as temporary, temporary.open("wb") as file:
@@ -273,7 +301,7 @@ def _check_files(arguments: Arguments, out: Path) -> list[str]:
     config = Workdir(required(arguments, "workdir")).read_config()
     if arguments.label is not None and (classes := image_spec(config).classes):
         check_label(arguments.label, classes)
-    for name in ("classifier", "weak", "clip"):
+    for name in ("classifier", "weak", "clip", "codec"):
         path = getattr(arguments, name)
         if path and not (name == "clip" and clip_checkpoint.is_published(path)):
             Workdir(path).read_config()
@@ -309,6 +337,8 @@ def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts:
     if is_text_conditioned(model):
         captions = prompts.captions or []
         layout = Layout(keep, captions) if prompts.size > 1 else Layout(title=captions[0])
+    elif numbers := _numbers(arguments):
+        layout = Layout(len(numbers), column_labels=[f"{value:g}" for value in numbers])
     elif arguments.label is None:
         layout = image_grids.class_layout(model.classes, prompts.size, names)
     else:
@@ -317,9 +347,16 @@ def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts:
     return layout._replace(title="; ".join(filter(None, [layout.title, edits.description(arguments)])))
 
 
+def _numbers(arguments: Arguments) -> list[float]:
+    """Returns the values of --number if there are several."""
+    return take_numbers(arguments.as_dict())[1]
+
+
 def _overrides(arguments: Arguments) -> dict[str, Any]:
     """Returns the sampling settings of the command line."""
     flags = {name: getattr(arguments, name) for name in ("strength", "resample_steps", "keep_fraction")}
     if arguments.initial_image and arguments.keep_fraction is None:
         flags["keep_fraction"] = 0.5
-    return single_setting(arguments.as_dict()) | {name: value for name, value in flags.items() if value is not None}
+    return single_setting(take_numbers(arguments.as_dict())[0]) | {
+        name: value for name, value in flags.items() if value is not None
+    }

@@ -31,10 +31,12 @@ from diffjax.cli.results import (
     check_output,
     define_clip,
     define_csv,
-    define_inception,
+    define_feature_networks,
     define_recompute,
+    define_reference,
     report_unwritten,
     signal_of,
+    weight_paths,
     write_table,
 )
 from diffjax.cli.settings import batch_size, define_settings, parse_lengths
@@ -56,14 +58,15 @@ def define(flags: Flags) -> None:
     define_recompute(flags, "cells")
     define_csv(flags)
     define_clip(flags)
-    define_inception(flags)
+    define_feature_networks(flags)
+    define_reference(flags)
     text = f"of samples: {' | '.join(NAMES)}"
     absl_flags.DEFINE_string("metrics", ",".join(DEFAULT_METRICS), text, flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
     names = texts(arguments.metrics)
-    samples.check_names(names, arguments.inception)
+    samples.check_names(names, weight_paths(arguments))
     lengths = parse_lengths("ema_length", arguments.ema_length) if arguments.ema_length else [None]
     path = required(arguments, "workdir")
     runs = {length: load(path, arguments.checkpoint, ema_length=length) for length in lengths}
@@ -75,7 +78,8 @@ def run(arguments: Arguments) -> int:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         clip=arguments.clip,
-        inception=arguments.inception,
+        weights=weight_paths(arguments),
+        reference=arguments.reference,
         recompute=arguments.recompute,
     )
     sweep = Sweep(runs, arguments.as_dict(), options, results)

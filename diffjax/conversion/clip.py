@@ -12,14 +12,13 @@ from diffjax import io
 from diffjax.conversion.components import ImportedRun, refused
 from diffjax.data import tokenizer as tokenizers
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import clip_config
 from diffjax.published.folders import open_component
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Table, write
 from diffjax.published.tables import clip as tables
-from diffjax.published.tensors import open_tensors
 from diffjax.runs.config_files import load_file
 
 Tensors = Mapping[str, LazyTensor]
@@ -28,7 +27,7 @@ _PREFIXES = [  # of text encoders in files of Stable Diffusion, and starts of na
     ("transformer.", "text_model."),
     ("model.", "positional_embedding"),
 ]
-_IMAGE, _TEXT = "clip_image_enc", "clip_text_enc"  # files of GLIDE's noised CLIP
+NAMINGS = ("transformers", "openai", "glide_clip")  # values of `published.naming`
 
 
 def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
@@ -50,10 +49,10 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
     config = ConfigDict(load_file("configs/published/clip.py").to_dict())
     config.published.naming = "transformers"
     config.model.dimensions = sections["model"]["dimensions"]
-    found = None
+    captions: Tokenizer | None = None
     if "text_encoder" in sections:
-        found = tokenizers.load(tokenizer or folder)
-        padding = _padding(tokenizer or folder, found)
+        captions = tokenizers.load(tokenizer or folder)
+        padding = _padding(tokenizer or folder, captions)
         if not 0 <= padding < sections["text"]["vocabulary"]:
             raise refused(path, "vocab_size", sections["text"]["vocabulary"], f"the tokenizer pads with {padding}")
         config.text.update(sections["text"])
@@ -68,44 +67,34 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
     else:
         del config["image_encoder"]
     names = tables.transformers(tensors)
-    return ImportedRun(folder, config, names, tensors, ignored=tables.TRANSFORMERS_IGNORED, tokenizer=found)
+    return ImportedRun(folder, config, names, tensors, ignored=tables.TRANSFORMERS_IGNORED, tokenizer=captions)
 
 
 def read_single_file(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     """Returns the run of a single file: OpenAI's, open_clip's, or of the text encoder of Stable Diffusion.
 
-    Of GLIDE's CLIP of noised images, the file is clip_image_enc.pt, and clip_text_enc.pt must be in the same folder.
-
     Args:
-      path: the file.
+      path: the file, for error messages.
       config: config of the CLIP in the file, with `published.naming`, and the vocabulary in `text.tokenizer`.
       tensors: tensors of the file.
 
     Raises:
-      UserError: the config does not name a vocabulary, or `published.naming` is not a CLIP's.
+      UserError: the config does not name a vocabulary.
     """
     if not config.text.tokenizer:
         raise UserError(
             "text.tokenizer: is empty, and the file has no vocabulary; pass that of CLIP, bpe_simple_vocab_16e6.txt.gz "
             "of OpenAI's code or a folder with vocab.json and merges.txt"
         )
-    found = tokenizers.load(config.text.tokenizer)
+    captions = tokenizers.load(config.text.tokenizer)
     config = ConfigDict(config.to_dict())
     config.text.tokenizer = ""  # the run has its own copy
     for prefix, first in _PREFIXES:
         if any(name.startswith(prefix + first) for name in tensors):
             tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    naming = config.published.naming
-    if naming == "glide":
-        tensors = _both_files(path, tensors)
-    ignored = {
-        "transformers": tables.TRANSFORMERS_IGNORED,
-        "openai": tables.openai_ignored(None if "image_encoder" in config else config.text_encoder.layers),
-        "glide": (),
-    }
-    if naming not in ignored:
-        raise unknown("published.naming of system=clip", naming, ignored)
-    return ImportedRun(path, config, table(config, tensors), tensors, ignored=ignored[naming], tokenizer=found)
+    layers = None if "image_encoder" in config else config.text_encoder.layers
+    ignored = (*tables.TRANSFORMERS_IGNORED, *tables.openai_ignored(layers))
+    return ImportedRun(path, config, table(config, tensors), tensors, ignored=ignored, tokenizer=captions)
 
 
 def table(config: ConfigDict, tensors: Tensors | None = None) -> Table:
@@ -117,7 +106,7 @@ def table(config: ConfigDict, tensors: Tensors | None = None) -> Table:
     """
     if config.published.naming == "transformers":
         return tables.transformers(tensors or ())
-    return tables.glide() if config.published.naming == "glide" else tables.openai()
+    return tables.glide() if config.published.naming == "glide_clip" else tables.openai()
 
 
 def write_clip(
@@ -182,6 +171,7 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, *, length: int, padding: in
     io.write_text(out / "vocab.json", io.to_json(vocab) + "\n")
     io.write_text(out / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     word = {i: token for token, i in vocab.items()}
+    assert tokenizer.start is not None and tokenizer.end is not None
     special = {"bos_token": word[tokenizer.start], "eos_token": word[tokenizer.end]}
     special |= {"unk_token": word[tokenizer.end], "pad_token": word[padding]}
     _write_json(out / "special_tokens_map.json", special)
@@ -198,15 +188,15 @@ def _padding(folder: Path, tokenizer: Tokenizer) -> int:
         content = token.get("content") if isinstance(token, dict) else token
         if content is None:
             continue
-        found = tokenizer.bpe.token_to_id(content) if isinstance(content, str) else None
-        if found is None:
+        padding = tokenizer.bpe.token_to_id(content) if isinstance(content, str) else None
+        if padding is None:
             raise refused(folder / name, "pad_token", token, "is not in the vocabulary")
-        return found
-    return tokenizer.end
+        return padding
+    return tokenizer.end or 0
 
 
 def _pixels(folder: Path, channels: int) -> dict[str, tuple[float, ...]]:
-    """Returns the normalisation of pixels; of a pipeline, it is in a folder beside the encoder's."""
+    """Returns the normalisation of pixels; in a pipeline, it has its own folder."""
     candidates = [folder, folder.with_name("image_processor"), folder.with_name("feature_extractor")]
     for path in (candidate / "preprocessor_config.json" for candidate in candidates):
         if path.exists():
@@ -225,18 +215,6 @@ def _preprocessor(config: ConfigDict) -> dict[str, Any]:
         **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
         "resample": 3,
         "rescale_factor": 1 / 255,
-    }
-
-
-def _both_files(path: Path, image: Tensors) -> dict[str, LazyTensor]:
-    """Returns the tensors of both files of GLIDE's CLIP, each with the name of its encoder in front."""
-    other = path.with_name(path.name.replace(_IMAGE, _TEXT))
-    if _IMAGE not in path.name or not other.exists():
-        raise UserError(f"--source={path}: must be {_IMAGE}.pt, with {_TEXT}.pt in the same folder; download both")
-    text = open_tensors(other)
-    return {
-        **{f"image.{name}": tensor for name, tensor in image.items()},
-        **{f"text.{name}": tensor for name, tensor in text.items()},
     }
 
 

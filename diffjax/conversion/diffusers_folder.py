@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, tiny_config, unet_config
 from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.folders import open_component
@@ -36,10 +36,14 @@ def read_folder(folder: Path) -> ImportedRun:
     name = config.get("_class_name")
     if name in autoencoder_config.CLASSES:
         return read_autoencoder(folder, config)
+    if name == "AutoencoderTiny":
+        return _read_tiny(folder, config)
     if name == "UNet2DModel":
         return _pixels(folder, folder)
     raise unknown(
-        f"class of {folder}/config.json, _class_name", str(name), (*autoencoder_config.CLASSES, "UNet2DModel")
+        f"class of {folder}/config.json, _class_name",
+        str(name),
+        (*autoencoder_config.CLASSES, "AutoencoderTiny", "UNet2DModel"),
     )
 
 
@@ -55,6 +59,13 @@ def read_autoencoder(folder: Path, config: Json, *, scaling_factor: float | None
         raise refused(folder / "config.json", "scaling_factor", factor, "must be positive")
     table = autoencoder_config.diffusers_table(ours, factor)
     return ImportedRun(folder, ours, table, open_component(folder), parts={})
+
+
+def _read_tiny(folder: Path, config: Json) -> ImportedRun:
+    ours, factor = tiny_config.read(folder / "config.json", config), config.get("scaling_factor", 1.0)
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise refused(folder / "config.json", "scaling_factor", factor, "must be positive")
+    return ImportedRun(folder, ours, tiny_config.table(ours, factor), open_component(folder))
 
 
 def _read_pixels(folder: Path, index: Json) -> ImportedRun:

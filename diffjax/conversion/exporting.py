@@ -10,7 +10,15 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion import autoencoder_config, clip, components, dit_config, scheduler_config, unet_config
+from diffjax.conversion import (
+    autoencoder_config,
+    clip,
+    components,
+    dit_config,
+    scheduler_config,
+    tiny_config,
+    unet_config,
+)
 from diffjax.conversion.components import refused
 from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.latents import codebook, statistics
@@ -28,7 +36,7 @@ def export_diffusers(run: Run, out: Path) -> str:
     """Writes a run as a folder of diffusers.
 
     Args:
-      run: a diffusion model on pixels or latents, or an autoencoder.
+      run: a diffusion model on pixels or latents, an autoencoder, or a CLIP, which is one of transformers.
       out: folder to write, which must exist.
 
     Returns:
@@ -42,6 +50,7 @@ def export_diffusers(run: Run, out: Path) -> str:
         "latent": _export_latents,
         "vae": _export_autoencoder,
         "vqvae": _export_autoencoder,
+        "clip": _export_clip,
     }
     if run.config.system not in exporters:
         path = run.workdir.config
@@ -76,6 +85,12 @@ def _export_latents(run: Run, out: Path) -> str:
     return "LDMPipeline"
 
 
+def _export_clip(run: Run, out: Path) -> str:
+    config = ConfigDict(run.config.to_dict())
+    config.data.channels = run.spec.channels
+    return clip.write_clip(run.workdir.config, config, run.variables, out, tokenizer=run.tokenizer)
+
+
 def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
     text = load(referenced_run(run.config, "clip", run.workdir.path))
     network, _ = _write_network(run, out, context=text.clip.width)
@@ -101,8 +116,9 @@ def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
 
 def _export_autoencoder(run: Run, out: Path) -> str:
     config = run.config
-    if config.model.architecture != "ldm" or "pixelcnn" in config:
-        raise refused(run.workdir.config, "model.architecture", config.model.architecture, "must be ldm for diffusers")
+    if config.model.architecture not in ("ldm", "taesd") or "pixelcnn" in config:
+        architecture = config.model.architecture
+        raise refused(run.workdir.config, "model.architecture", architecture, "must be ldm or taesd for diffusers")
     scale = float(f"{statistics.scale(run.variables['latents']):.6g}")  # stored as a mean square in float32
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     params = {"model": dict(variables["params"]["model"])}  # without a discriminator
@@ -110,8 +126,12 @@ def _export_autoencoder(run: Run, out: Path) -> str:
         variables, params["model"]["codebook"] = _plain_codebook(run, variables)
     config = ConfigDict(config.to_dict())
     config.data.channels = run.spec.channels
-    written = autoencoder_config.write(config, scaling_factor=scale)
-    _write_component(out, written, autoencoder_config.diffusers_table(config, scale), {**variables, "params": params})
+    if config.model.architecture == "taesd":
+        written, names = tiny_config.write(config, scaling_factor=scale), tiny_config.table(config, scale)
+    else:
+        written = autoencoder_config.write(config, scaling_factor=scale)
+        names = autoencoder_config.diffusers_table(config, scale)
+    _write_component(out, written, names, {**variables, "params": params})
     return written["_class_name"]
 
 

@@ -6,15 +6,18 @@ Which names the tensors have is the config's `published.naming`.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
-from diffjax.conversion import clip, compvis
+from diffjax.conversion import clip, compvis, file_tables, openai
 from diffjax.conversion.components import ImportedRun, below
-from diffjax.conversion.file_tables import TABLES, open_source
 from diffjax.errors import UserError, unknown
+from diffjax.models.parameter_paths import flatten
+from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Block, Order, Table, by_head
-from diffjax.published.tables import edm, unet
+from diffjax.published.tables import edm
+from diffjax.runs.loading import Run
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -28,34 +31,36 @@ def read_file(path: Path, config: ConfigDict) -> ImportedRun:
     Raises:
       UserError: the file cannot be read, or the config has no `published.naming` that is known.
     """
-    naming = config.get("published", {}).get("naming", "")
-    tensors = open_source(path, naming)
+    naming, is_clip = config.get("published", {}).get("naming", ""), config.system == "clip"
+    if naming not in (clip.NAMINGS if is_clip else NAMINGS):
+        raise unknown("published.naming", naming, clip.NAMINGS if is_clip else NAMINGS)
+    tensors = file_tables.open_source(path, naming)
     tensors = below(tensors, "ema.") or below(tensors, "state_dict.") or tensors  # files of training have more
-    if config.system == "clip":
+    if is_clip:
         return clip.read_single_file(path, config, tensors)
-    if naming not in NAMINGS:
-        raise unknown("published.naming", naming, NAMINGS)
     return NAMINGS[naming](path, ConfigDict(config.to_dict()), tensors)
 
 
-def read_openai(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
-    """Returns the run of a file of OpenAI's U-Nets: Improved DDPM, ADM, consistency models, GLIDE."""
-    table: Table = {"params/model": Block("", openai_unet(config, side=config.data.image_size))}
-    return ImportedRun(path, config, table, tensors)
+def write_file(run: Run, path: Path) -> None:
+    """Writes the variables of a run to a safetensors file, under the names of its family.
 
+    Args:
+      run: a run whose config has `published.naming`, such as an imported one.
+      path: file to write.
 
-def openai_unet(config: ConfigDict, *, side: int) -> Table:
-    """Returns the table of a U-Net of `config.model` with OpenAI's names, for x_t of side x side."""
-    model, levels = config.model, len(config.model.multipliers)
-    return unet.openai(
-        blocks=model.blocks,
-        levels=levels,
-        attention_levels=[i for i in range(levels) if side >> i in model.attention_resolutions],
-        residual=model.get("resample", "conv") == "residual",
-        transformer=bool(model.get("transformer_depth", 0)),
-        qkv_order=_order(config, 3),
-        kv_order=_order(config, 2),
-    )
+    Raises:
+      UserError: the config names no family, or one that cannot be written.
+    """
+    naming = run.config.get("published", {}).get("naming", "")
+    writable = sorted(file_tables.TABLES.keys() - file_tables.PARTS)
+    if naming not in writable:
+        raise UserError(
+            f"published.naming={naming or repr('')} of {run.workdir.config}: --format=safetensors requires one of "
+            f"{', '.join(writable)}, as in configs/published; use --format=diffjax"
+        )
+    variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+    arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
+    save_file(table.write(file_tables.TABLES[naming](run.config), arrays), path, metadata={"format": "pt"})
 
 
 def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
@@ -63,20 +68,11 @@ def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRu
     naming = config.published.naming
     if naming == "edm":
         edm.check_dhariwal_unet(tensors, network=str(path))
-    return ImportedRun(path, config, TABLES[naming](config), tensors)
-
-
-def _order(config: ConfigDict, parts: int) -> Order | None:
-    """Returns the order of fused queries, keys and values in the file."""
-    if config.published.attention_order == "contiguous":
-        return None
-    if config.published.attention_order != "by_head":
-        raise UserError(f"published.attention_order={config.published.attention_order}: must be contiguous or by_head")
-    return by_head(parts, heads=config.model.get("heads", 1), head_channels=config.model.get("head_channels"))
+    return ImportedRun(path, config, file_tables.TABLES[naming](config), tensors)
 
 
 NAMINGS: dict[str, Callable[[Path, ConfigDict, Tensors], ImportedRun]] = {
+    **dict.fromkeys(file_tables.TABLES, read_network),
     "compvis": compvis.read,
-    "openai": read_openai,
-    **dict.fromkeys(TABLES, read_network),
+    "openai": openai.read,
 }

@@ -1,11 +1,13 @@
 """Image sets in archives: arrays of an .npz file, and WebDataset shards (.tar)."""
 
+import contextlib
 import glob
-import io as bytes_io
+import math
 import os
 import tarfile
 import weakref
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from diffjax.errors import MissingData, UserError, machine_memory, note
 
 _LOCAL_HEADER = 30  # bytes of a zip archive's local header, before the name
 _ANNOTATIONS = ("cls", "txt", "json")
+_MAX_HEADER = 2**16  # bytes of the header of a .npy file
 _MAX_ANNOTATION = 2**24  # bytes
 
 
 def open_npz(query: Query) -> Records:
     """Opens the arrays `images` (or `arr_0`) and `labels` (or `arr_1`, if present) of an .npz file, as ADM writes them.
 
-    An uncompressed file is not loaded but mapped into memory.
+    An uncompressed file is not loaded but mapped into memory. Other arrays with a number per image are kept too.
 
     Raises:
       MissingData: the file does not exist.
@@ -37,8 +40,9 @@ def open_npz(query: Query) -> Records:
             label_key = next((key for key in ("labels", "arr_1") if key in names), None)
             if image_key is None:
                 raise UserError(f"{path}: has no array images or arr_0, but {', '.join(names[:8])}; rename the array")
-            images = _read_array(path, archive, f"{image_key}.npy")
-            labels = None if label_key is None else np.asarray(_read_array(path, archive, f"{label_key}.npy"))
+            images = read_array(path, archive, f"{image_key}.npy")
+            labels = None if label_key is None else np.asarray(read_array(path, archive, f"{label_key}.npy"))
+            numbers = _read_numbers(path, archive, set(names) - {image_key}, len(images))
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not an .npz file, or is damaged ({str(error)[:200]}); write it again") from error
     if images.ndim not in (3, 4):
@@ -63,32 +67,69 @@ def open_npz(query: Query) -> Records:
         class_names,
         labels,
         "write the file again",
+        numbers,
     )
     return slice_split(records, query.split)
 
 
-def _read_array(path: str, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Returns an array of an .npz file: mapped if it is not compressed, else loaded. Pickles are refused."""
+def _read_numbers(path: str, archive: zipfile.ZipFile, names: Iterable[str], length: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of shape [length] with finite numbers, as float64. Others, and damaged ones, are left out."""
+    numbers = {}
+    for name in names:
+        if archive.getinfo(f"{name}.npy").file_size <= 8 * length + _MAX_HEADER:  # others are not read
+            with contextlib.suppress(UserError, ValueError):
+                values = np.asarray(read_array(path, archive, f"{name}.npy"))
+                if values.shape == (length,) and values.dtype.kind in "biuf" and np.isfinite(values).all():
+                    numbers[name] = values.astype(np.float64)
+    return numbers
+
+
+def array_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns the shape and the type of an array of an .npz file, without its values.
+
+    Raises an exception of any kind for a damaged file.
+    """
+    shape, _, dtype, _ = _read_header(archive, name)
+    return shape, dtype
+
+
+def read_array(path: str, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Returns an array of an .npz file: mapped if it is not compressed, else loaded. Pickles are refused.
+
+    Raises:
+      UserError: the array holds Python objects, or is too large for the memory.
+      Exception: of any kind, for a damaged file.
+    """
     info = archive.getinfo(name)
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(member)
-        header = member.tell()
+    shape, fortran, dtype, header = _read_header(archive, name)
+    order = "F" if fortran else "C"
     if dtype.hasobject:
         raise UserError(f"{path}: {name} holds Python objects; write an array of numbers")
+    if header + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError("the file ends early")
     if info.compress_type != zipfile.ZIP_STORED:
         if info.file_size > machine_memory() // 2:
             raise UserError(f"{path}: is compressed and does not fit the memory; write it with np.savez")
-        return np.load(bytes_io.BytesIO(archive.read(info)), allow_pickle=False)
+        return np.ndarray(shape, dtype, archive.read(info), header, order=order)
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         local = file.read(_LOCAL_HEADER)
     start = info.header_offset + _LOCAL_HEADER + int.from_bytes(local[26:28], "little")
     start += int.from_bytes(local[28:30], "little") + header
-    if start + int(np.prod(shape)) * dtype.itemsize > os.path.getsize(path):
+    if start + math.prod(shape) * dtype.itemsize > os.path.getsize(path):
         raise ValueError("the file ends early")
-    return _Mapped(path, dtype, "r", start, shape, "F" if fortran else "C")
+    return _Mapped(path, dtype, "r", start, shape, order)
+
+
+def _read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Returns an array's shape, whether its order is Fortran's, its type, and the length of the header in bytes."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(member)
+        if any(side < 0 for side in shape):
+            raise ValueError(f"{name} has shape {shape}")
+        return shape, fortran, dtype, member.tell()
 
 
 class _Mapped(np.memmap):

@@ -52,6 +52,7 @@ class ImageOptions:
     class_names: tuple[str, ...] = ()  # names of the classes that labels refer to; (): as the set has
     cache_gib: float = -1.0  # memory of decoded examples in GiB; -1: a quarter of this machine's memory
     on_corrupt: str = "raise"  # action for examples that cannot be read: "raise", or "skip"
+    number: str = ""  # column of numbers that examples have as "number"; "": none
 
 
 class DatasetInfo(NamedTuple):
@@ -75,6 +76,11 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
     numbers = np.arange(max(records.num_classes, info.num_classes))
     if info.class_names and records.class_names and info.class_names != records.class_names:
         numbers = np.array([info.class_names.index(name) for name in records.class_names])
+    if options.number and options.number not in records.numbers:
+        known = ", ".join(sorted(records.numbers)) or "no columns of numbers"
+        raise UserError(
+            f"data.number={options.number}: must be a column with a number for each image; the data set has {known}"
+        )
     if info.num_classes and records.labels is not None and options.on_corrupt == "raise":
         for i in np.flatnonzero((records.labels < 0) | (records.labels >= len(numbers)))[:1].tolist():
             raise _beyond_classes(records.name_of(i), int(records.labels[i]), len(numbers))
@@ -87,8 +93,12 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
         example: Example = {"image": decoder(record, records.name_of(i)), "label": label}
         return example if record.caption is None else {**example, "caption": record.caption}
 
+    def read_one(i: int) -> Example:
+        example = cache.get(i, decode)
+        return {**example, "number": np.float32(records.numbers[options.number][i])} if options.number else example
+
     def read_crops(indices: Sequence[int], positions: np.ndarray) -> list[Example]:
-        examples = [cache.get(i, decode) for i in indices]
+        examples = map(read_one, indices)
         return [
             {**example, "image": crop(example["image"], size, tuple(position))}
             for example, position in zip(examples, positions, strict=True)
@@ -97,7 +107,7 @@ def decode_records(records: Records, info: DatasetInfo, options: ImageOptions) -
     if options.fit == "random_crop":
         centred = lambda indices: read_crops(indices, np.full((len(indices), 2), 0.5))  # noqa: E731
         return Source(records.length, centred, read_crops, records.name_of, records.remedy)
-    read = lambda indices: [cache.get(i, decode) for i in indices]  # noqa: E731
+    read = lambda indices: [read_one(i) for i in indices]  # noqa: E731
     return Source(records.length, read, None, records.name_of, records.remedy)
 
 

@@ -3,12 +3,13 @@
     DIR/x.png                           images
     DIR/x.png, DIR/x.txt                with a caption next to each
     DIR/cat/x.png                       labelled by the name of their folder
-    DIR/metadata.{jsonl,csv,parquet}    columns file_name, text (caption), label
+    DIR/metadata.{jsonl,csv,parquet}    columns file_name, text (caption), label, and numbers
     DIR/{train,validation,test}/...     splits, each of one of these kinds; without them, everything is "train"
 
 The order of examples is by a hash of their names, so that a slice of a split has all classes.
 """
 
+import contextlib
 import csv
 import io as text_io
 import os
@@ -37,6 +38,7 @@ class _Split(NamedTuple):
     labels: list[Any] | None
     captions: list[str] | None  # None: no captions, or captions in files
     has_caption_files: bool
+    numbers: dict[str, np.ndarray] = {}  # columns of metadata that have a number for each image
 
 
 def open_folder(query: Query) -> Records:
@@ -78,7 +80,15 @@ def open_folder(query: Query) -> Records:
             caption = _read_text(path.with_suffix(".txt"))
         return Record(read_file(path), 0 if labels is None else int(labels[i]), caption)
 
-    records = Records(len(split.files), read, lambda i: str(folder / split.files[i]), num_classes, class_names, labels)
+    records = Records(
+        len(split.files),
+        read,
+        lambda i: str(folder / split.files[i]),
+        num_classes,
+        class_names,
+        labels,
+        numbers=split.numbers,
+    )
     return slice_split(records, query.split)
 
 
@@ -135,7 +145,18 @@ def _with_metadata(folder: Path, images: set[str], files: list[str]) -> _Split:
     for name, caption in zip(names, captions or (), strict=bool(captions)):
         if not isinstance(caption, str):
             raise UserError(f"{folder / files[0]}: the caption of {name} must be text, not {caption!r:.80}; correct it")
-    return _Split(names, labels, captions, False)
+    return _Split(names, labels, captions, False, _numbers([rows[name] for name in names]))
+
+
+def _numbers(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns the columns, float64 [N], that have a finite number in every row."""
+    columns = {}
+    for column in rows[0].keys() - {"file_name", "text", "caption"}:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # text, or None in some rows
+            values = np.array([float(row.get(column)) for row in rows])  # pyright: ignore[reportArgumentType]
+            if np.isfinite(values).all():
+                columns[column] = values
+    return columns
 
 
 def _column(rows: dict[str, dict[str, Any]], names: list[str], columns: tuple[str, ...], file: Path) -> list | None:
@@ -176,11 +197,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import parquet, types
     except ImportError:
         raise UserError(f"{path}: requires pyarrow; install it with `pip install 'diffjax[hf]'`") from None
     file = parquet.ParquetFile(path)
-    columns = [name for name in file.schema_arrow.names if name in ("file_name", "text", "caption", "label")]
+    columns = [
+        field.name
+        for field in file.schema_arrow
+        if field.name in ("file_name", "text", "caption", "label")
+        or types.is_integer(field.type)
+        or types.is_floating(field.type)
+    ]
     return file.read(columns).to_pylist()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ class Records:
     class_names: tuple[str, ...] = ()  # (): classes have no names
     labels: np.ndarray | None = None  # int [length], if they are known without reading
     remedy: str = "replace or delete the file"  # what to do about a record that cannot be read, for messages
+    numbers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # columns of numbers [length], by name
 
 
 def select(records: Records, indices: Sequence[int] | np.ndarray) -> Records:
@@ -52,6 +53,7 @@ def select(records: Records, indices: Sequence[int] | np.ndarray) -> Records:
         read=lambda i: records.read(int(indices[i])),
         name_of=lambda i: records.name_of(int(indices[i])),
         labels=None if records.labels is None else records.labels[indices],
+        numbers={name: values[indices] for name, values in records.numbers.items()},
     )
 
 

@@ -166,9 +166,10 @@ def open_dataset(
       opened: as for `dataset_info`.
 
     Returns:
-      Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions; labels
-      are 0 where it has none. Decoded examples of sets on disk stay in memory up to `cache_gib`. Examples of "latents"
-      have "latent": float32 [h, w, c] instead of an image (see `latents_store.Index`).
+      Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions, and
+      with the option `number` "number": float32 []; labels are 0 where it has none. Decoded examples of sets on disk
+      stay in memory up to `cache_gib`. Examples of "latents" have "latent": float32 [h, w, c] instead of an image (see
+      `latents_store.Index`).
 
     Raises:
       UserError: the errors of `dataset_info`, an unknown split or `on_corrupt`, or labels beyond the classes; on
@@ -185,6 +186,8 @@ def open_dataset(
     elif isinstance(data, StoredLatents):
         _latents_info(name, data, options)  # reports options that do not fit
         source = Source(data.length, data.read)
+    elif options.number:
+        raise UserError(f"data.number={options.number}: {name} has no columns of numbers; use a folder or npz:FILE")
     else:
         source = convert_images(data, dataset_info(name, directory="", split=split, options=options), options)
     where = f" in {directory}" if directory and name not in ("digits", "shapes") else ""

@@ -1,11 +1,13 @@
-"""Byte-pair tokenizers, with CLIP's vocabulary or one that is trained on captions.
+"""Byte-pair tokenizers, with CLIP's vocabulary, that of GLIDE, or one that is trained on captions.
 
 A text is cleaned and split into words, and the bytes of a word are merged pair by pair in the order in which the pairs
 were learned (https://arxiv.org/abs/1508.07909). Every byte is a token, so there are no unknown words. CLIP
 (https://arxiv.org/abs/2103.00020) marks the last byte of a word. In a trained vocabulary, a space belongs to the
-following word, so that `decode` returns the cleaned text. With CLIP's published vocabulary, token ids are those of
+following word, so that `decode` returns the cleaned text. GLIDE's vocabulary is that of GPT-2, of texts in lower case
+that are not cleaned, and has no start and end tokens. With CLIP's published vocabulary, token ids are those of
 OpenAI's code, except for characters that are newer than the Unicode version of `tokenizers`: their ids in OpenAI's code
-depend on the version of `regex`.
+depend on the version of `regex`. transformers does not repair texts with ftfy, as OpenAI's code does, so its ids differ
+where that has an effect, such as for curly quotes.
 """
 
 import contextlib
@@ -38,9 +40,13 @@ MAX_BYTES = 2**24  # per tokenizer file, and after decompression; CLIP's have at
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable character per byte, in the order of CLIP's ids
+_GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 _SUFFIX = "</w>"  # marks the last byte of a word in CLIP's vocabulary
 _MERGES = 49152 - 256 - 2  # merges in CLIP's vocabulary; the published file has more
-_ACCEPTED = "use a tokenizer.json, a folder with it or with vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz"
+_ACCEPTED = (
+    "use a tokenizer.json, a folder with it or with vocab.json and merges.txt, bpe_simple_vocab_16e6.txt.gz, or "
+    "GLIDE's folder with encoder.json.gz and vocab.bpe.gz"
+)
 # Words of CLIP. OpenAI's pattern ignores case: for lower-case text this includes the long s, and excludes U+0345 (the
 # iota below a letter) from the last class, because its capital is a letter.
 _WORD = r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
@@ -51,14 +57,15 @@ class Tokenizer:
     """Maps texts to token ids and back; thread-safe."""
 
     bpe: tokenizers.Tokenizer = dataclasses.field(repr=False)
-    start: int  # id of the start token
-    end: int  # id of the end token
+    start: int | None  # id of the start token; None: texts have no start and end
+    end: int | None  # id of the end token
     vocabulary: int  # number of token ids
 
     def encode(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "N length"]:
         """Returns the token ids of each text: start, its pieces, end, then NO_TOKEN.
 
-        A text that is too long is truncated before the end token; `overlong` counts its removed pieces.
+        A text that is too long is truncated before the end token; `overlong` counts its removed pieces. With GLIDE's
+        vocabulary there are no start and end.
 
         Args:
           texts: N texts.
@@ -67,15 +74,16 @@ class Tokenizer:
         Raises:
           UserError: a length below 3.
         """
-        room = _room(length)
+        room = self._room(length)
         tokens = np.full((len(texts), length), NO_TOKEN, np.int32)
         for row, pieces in zip(tokens, self._pieces(texts), strict=True):
-            row[: len(pieces) + 2] = [self.start, *pieces[:room], self.end]
+            ids = pieces[:room] if self.start is None else [self.start, *pieces[:room], self.end]
+            row[: len(ids)] = ids
         return tokens
 
     def overlong(self, texts: Sequence[str], length: int) -> list[int]:
         """Returns the number of pieces that `encode` removes from each text; 0: none."""
-        room = _room(length)
+        room = self._room(length)
         return [max(0, len(pieces) - room) for pieces in self._pieces(texts)]
 
     def pieces(self, text: str) -> list[int]:
@@ -91,11 +99,18 @@ class Tokenizer:
         """Writes a tokenizer.json for `load`, atomically."""
         io.write_text(Path(path), self.bpe.to_str())
 
+    def _room(self, length: int) -> int:
+        """Returns the number of pieces in a text of `length` tokens."""
+        if length < 3:
+            raise UserError(f"text.length={length}: is too short; use at least 3, as start and end are two tokens")
+        return length if self.start is None else length - 2
+
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [_clean(text) for text in texts]
+        texts = [text.lower() if self.start is None else _clean(text) for text in texts]
         encodings = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
+        has_words = self.start is not None
         return [
-            self._word_by_word(text) if _START in text or _END in text else encoding.ids
+            self._word_by_word(text) if has_words and (_START in text or _END in text) else encoding.ids
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
@@ -134,7 +149,11 @@ def train(captions: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """Returns the tokenizer of a tokenizer.json, of CLIP's published vocabulary, or of a CLIP's Hugging Face folder.
+    """Returns the tokenizer of a file or folder.
+
+    Args:
+      path: tokenizer.json, or a folder with it; CLIP's published vocabulary; or a folder with vocab.json and merges.txt
+        (Hugging Face) or with encoder.json.gz and vocab.bpe.gz (GLIDE, GPT-2; also without gzip).
 
     Raises:
       UserError: a file is missing, cannot be read, is damaged or of another kind, or has more than MAX_BYTES before or
@@ -145,12 +164,17 @@ def load(path: str | os.PathLike) -> Tokenizer:
         return _from_file(path)
     if (path / "tokenizer.json").exists():
         return _from_file(path / "tokenizer.json")
-    vocab = _read(path / "vocab.json", io.parse_json)
-    with _named(path / "vocab.json"):
-        count = len(vocab.keys()) - 2 * len(_BYTES) - 2
-    merges = _read(path / "merges.txt", lambda content: _merges(content, count))
+    names = ("encoder.json", "vocab.bpe") if any(path.glob("encoder.json*")) else ("vocab.json", "merges.txt")
+    vocab_file, merges_file = (file if (file := path / name).exists() else path / f"{name}.gz" for name in names)
+    if names[0] == "vocab.json":
+        vocab_file, merges_file = (path / name for name in names)
+    vocab = _read(vocab_file, lambda content: io.parse_json(_unpacked(content)))
+    with _named(vocab_file):
+        has_suffix = _START in vocab
+        count = len(vocab.keys()) - (2 * len(_BYTES) + 2 if has_suffix else len(_BYTES) + (_END in vocab))
+    merges = _read(merges_file, lambda content: _merges(_unpacked(content), count, exact=not has_suffix))
     with _named(path):
-        return _build(vocab, merges, _SUFFIX)
+        return _build(vocab, merges, _SUFFIX if has_suffix else "")
 
 
 def vocabulary_and_merges(tokenizer: Tokenizer) -> tuple[dict[str, int], list[list[str]]]:
@@ -170,12 +194,8 @@ def vocabulary_and_merges(tokenizer: Tokenizer) -> tuple[dict[str, int], list[li
 
 def _from_file(path: Path) -> Tokenizer:
     def parse(content: bytes) -> Tokenizer:
-        if content.startswith(b"\x1f\x8b"):  # gzip
-            with gzip.GzipFile(fileobj=bytes_io.BytesIO(content)) as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
-            merges = _merges(content, _MERGES)
+        if content.startswith(_GZIP):
+            merges = _merges(_unpacked(content), _MERGES)
             words = [*_BYTES, *(byte + _SUFFIX for byte in _BYTES), *map("".join, merges), _START, _END]
             return _build({word: i for i, word in enumerate(words)}, merges, _SUFFIX)
         model = io.parse_json(content)["model"]
@@ -185,6 +205,17 @@ def _from_file(path: Path) -> Tokenizer:
         return _build(model["vocab"], merges, model["end_of_word_suffix"] or "")
 
     return _read(path, parse)
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Returns the content of a file that may be compressed. Raises ValueError if it is too large."""
+    if not content.startswith(_GZIP):
+        return content
+    with gzip.GzipFile(fileobj=bytes_io.BytesIO(content)) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+    return content
 
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> T:
@@ -214,25 +245,27 @@ def _clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def _room(length: int) -> int:
-    """Returns the number of pieces between start and end."""
-    if length < 3:
-        raise UserError(f"text.length={length}: is too short; use at least 3, as start and end are two tokens")
-    return length - 2
+def _merges(content: bytes, count: int, *, exact: bool = False) -> list[list[str]]:
+    """Returns the first `count` pairs of a file with one pair per line, after a line with its version.
 
-
-def _merges(content: bytes, count: int) -> list[list[str]]:
-    """Returns the first `count` pairs of a file with one pair per line, after a line with its version."""
-    merges = [line.split() for line in content.decode("utf-8-sig").split("\n")[1 : max(count, 0) + 1]]
-    if len(merges) != count:
-        raise ValueError("the file is truncated")
+    Args:
+      exact: whether more pairs are an error. CLIP's published file has more.
+    """
+    lines = content.decode("utf-8-sig").rstrip("\r\n").split("\n")[1:]
+    merges = [line.split() for line in lines[: max(count, 0)]]
+    if len(merges) != count or (exact and len(lines) != count):
+        raise ValueError("the file is truncated, or of another vocabulary")
     return merges
 
 
 def _build(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], suffix: str) -> Tokenizer:
-    """Returns CLIP's tokenizer, or without a suffix that of `train`. Raises ValueError for inconsistent parts."""
+    """Returns CLIP's tokenizer, or without a suffix that of `train`, or without a start token GLIDE's.
+
+    Raises ValueError for inconsistent parts.
+    """
     merges = [(first, second) for first, second in merges]
-    needed = {_START, _END, *_BYTES, *(byte + suffix for byte in _BYTES)}
+    has_ends = bool(suffix) or _START in vocab
+    needed = {*_BYTES, *(byte + suffix for byte in _BYTES)} | ({_START, _END} if has_ends else set())
     needed.update(word for first, second in merges for word in (first, second, first + second))
     ids = vocab.values()
     if (
@@ -248,6 +281,7 @@ def _build(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], suffix: st
         bpe.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
         bpe.decoder = decoders.Sequence([decoders.Replace(suffix, "Ġ"), decoders.ByteLevel()])  # Ġ is a space as a byte
     else:
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_ends)
         bpe.decoder = decoders.ByteLevel()
-    return Tokenizer(bpe, vocab[_START], vocab[_END], len(vocab))
+    ends = (vocab[_START], vocab[_END]) if has_ends else (None, None)
+    return Tokenizer(bpe, *ends, len(vocab))

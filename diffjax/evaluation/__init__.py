@@ -69,6 +69,8 @@ def examples(settings: Settings, trained: Run) -> Examples:
     batch = {"image": np.stack([e["image"] for e in read]), "label": np.array([e["label"] for e in read], np.int32)}
     if is_upsampling_stage(trained.system):
         batch["original"] = np.asarray(to_unit_range(batch["image"]))
+    if "number" in read[0]:
+        batch["number"] = np.array([example["number"] for example in read], np.float32)
     if (text := trained.system.text) and trained.tokenizer and captions is not None:
         batch["tokens"] = trained.tokenizer.encode(captions, text.length)
     return Examples(batch, captions)

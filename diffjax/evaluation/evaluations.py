@@ -19,6 +19,7 @@ from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, by_flag, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.metrics.features import WeightPaths
 from diffjax.parsing import texts
 from diffjax.runs.datasets import dataset_info, test_split
 from diffjax.runs.loading import Run
@@ -40,9 +41,9 @@ _NOT_SHOWN = ("seed", "batch_size", "num")  # fields of Settings that are not se
 class References:
     """Real images, networks and models that guide, for metrics of samples and reconstructions."""
 
-    split: str | None = None  # split of the real images that samples are compared with; None: the training split
+    real: str | None = None  # split of the data set, or .npz file, to compare samples with; None: the training split
     clip: str | None = None  # run or folder of a CLIP; None: the one trained with the run
-    inception: str | None = None  # weights file of FID's InceptionV3
+    weights: WeightPaths = dataclasses.field(default_factory=dict)  # of feature networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def check_names(names: Sequence[str], references: References) -> None:
     for name in names:
         evaluation.check_name(name)
     compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in names if name in evaluation.OF_RECONSTRUCTIONS]
-    samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], references.inception)
+    samples.check_names([*compared, *(name for name in names if name in metrics.NAMES)], references.weights)
 
 
 def make_settings(flags: Mapping[str, Any]) -> Settings:
@@ -114,7 +115,7 @@ def prepare(
     examples = evaluation.examples(settings, trained) if data_metrics or reconstruction_metrics else None
     if reconstruction_metrics and examples:
         compared = [evaluation.OF_RECONSTRUCTIONS[name] for name in reconstruction_metrics]
-        options = {"split": settings.split, "inception": references.inception, "clip": references.clip}
+        options = {"real": settings.split, "weights": references.weights, "clip": references.clip}
         samples.check(compared, trained, len(examples.images), **options, extrapolate=True)
     if sample_metrics and not flags.get("classifier"):  # a classifier can add classes
         single_setting(flags)
@@ -186,7 +187,7 @@ def _sample_evaluation(
     _check_samples(names, trained, settings, references, model.classes)
     sampling_settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     conditions, captions = prompts.default_prompts(trained, count, split=settings.split, classes=model.classes)
-    measure = _measurer(names, trained, settings, references, references.split, model.classes)
+    measure = _measurer(names, trained, settings, references, references.real, model.classes)
     sampler = {**trained.config.sampler.to_dict(), **overrides}
     guides = {name: str(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
     length = {"ema_length": trained.ema_length} if trained.ema_length else {}
@@ -281,19 +282,19 @@ def _check_samples(
     names: Sequence[str], trained: Run, settings: Settings, references: References, classes: int
 ) -> None:
     """Raises UserError for a metric that is not supported for the samples; loads nothing."""
-    options = {"split": references.split, "inception": references.inception, "clip": references.clip}
+    options = {"real": references.real, "weights": references.weights, "clip": references.clip}
     samples.check(names, trained, settings.count(DEFAULT_SAMPLES), classes=classes, **options, extrapolate=True)
 
 
 def _measurer(
-    names: Sequence[str], trained: Run, settings: Settings, references: References, split: str | None, classes: int
+    names: Sequence[str], trained: Run, settings: Settings, references: References, real: str | None, classes: int
 ) -> Measurer:
     return Measurer(
         names,
         trained,
-        split=split,
+        real=real,
         classes=classes,
-        inception=references.inception,
+        weights=references.weights,
         clip=references.clip,
         batch_size=settings.batch_size,
         with_errors=True,
@@ -306,8 +307,7 @@ def _text(
     title: str, measure: Measurer, estimates: metrics.Values, count: int, baselines: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Returns the lines that show estimates."""
-    reference = measure.provenance
-    lines = [title, f"  against {reference['images']} images of {reference['data']}:{reference['split']}"]
+    lines = [title, f"  against {measure.real.text}"]
     for name, estimate in estimates.items():
         text = metrics.estimate_text(name, estimate, count, baselines.get(name))
         lines.append(f"  {measure.columns[name].heading:36} {text}")

@@ -1,7 +1,7 @@
 """Metrics that compare samples with real images, with their class or with their caption.
 
-The name of a metric contains its features: `fid` and `kid` use FID's Inception only. `fd_effnet_lite0` and `fd_pixels`
-are the same distance between other features, and their values are not comparable with FID.
+The name of a metric contains its features: `fid` and `kid` use FID's Inception only. `fd_dinov2`, `fd_effnet_lite0`
+and `fd_pixels` are the same distance between other features, and their values are not comparable with FID.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,6 +55,8 @@ class Metric(NamedTuple):
     columns: Mapping[str, Column]
     compute: Callable[[Compared], Values]
     min_images: int  # least number of samples, and of real images
+    # what is required of the real images: moments of features ("pooled", "spatial"), "features", or "" for nothing
+    requires: str = "features"
     min_extrapolated: int = 0  # least number of samples for the extrapolation
 
 
@@ -68,7 +70,7 @@ def _frechet(name: str, heading: str, network: str) -> Metric:
         return values
 
     columns = {name: Column(heading, "lower"), f"{name}_infinity": Column(f"{heading} infinity", "lower", lowest=0.0)}
-    return Metric(network, columns, compute, min_images=2, min_extrapolated=4)  # 4: two sizes for the line
+    return Metric(network, columns, compute, 2, "pooled", min_extrapolated=4)  # 4: two sizes for the line
 
 
 def _bootstrap_error(features: np.ndarray, distance: Callable[[moments.Moments], float], c: Compared) -> float | None:
@@ -85,7 +87,7 @@ def _spatial_frechet() -> Metric:
         spatial, distance = c.features["spatial"], frechet.distance_to(c.reference.moments["spatial"])
         return {"sfid": Estimate(distance(moments.from_features(spatial)), _bootstrap_error(spatial, distance, c))}
 
-    return Metric("inception", {"sfid": Column("sFID", "lower")}, compute, min_images=2)
+    return Metric("inception", {"sfid": Column("sFID", "lower")}, compute, 2, "spatial")
 
 
 def _kernel(name: str, heading: str, network: str) -> Metric:
@@ -100,7 +102,7 @@ def _inception_score() -> Metric:
         mean, deviation = inception_score.inception_score(c.features["logits"], splits=_SPLITS)
         return {"is": Estimate(mean, deviation / np.sqrt(_SPLITS - 1))}  # `deviation` divides by _SPLITS
 
-    return Metric("inception", {"is": Column("IS", "higher")}, compute, min_images=_SPLITS)
+    return Metric("inception", {"is": Column("IS", "higher")}, compute, _SPLITS, "")
 
 
 def _precision_recall(network: str) -> Metric:
@@ -146,6 +148,9 @@ COMPARISONS = {
     "fd_effnet_lite0": _frechet("fd_effnet_lite0", "FD-EffNetLite0", "effnet_lite0"),
     "kd_effnet_lite0": _kernel("kd_effnet_lite0", "KD-EffNetLite0", "effnet_lite0"),
     "precision_recall_effnet_lite0": _precision_recall("effnet_lite0"),
+    "fd_dinov2": _frechet("fd_dinov2", "FD-DINOv2", "dinov2"),
+    "kd_dinov2": _kernel("kd_dinov2", "KD-DINOv2", "dinov2"),
+    "precision_recall_dinov2": _precision_recall("dinov2"),
     "fd_pixels": _frechet("fd_pixels", "FD-pixels", "pixels"),
     "kd_pixels": _kernel("kd_pixels", "KD-pixels", "pixels"),
     "precision_recall_pixels": _precision_recall("pixels"),

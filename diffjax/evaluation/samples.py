@@ -1,13 +1,12 @@
 """Measures samples against real images, their class and their caption."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import alignment
@@ -22,15 +21,15 @@ from diffjax.evaluation.metrics import (
     Values,
     columns_of,
 )
+from diffjax.evaluation.real_images import is_file, open_real_images
 from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.reranking import check_reranker, load_reranker
 from diffjax.metrics import features, frechet, reference
+from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.pixel_classifier import PixelClassifier
-from diffjax.runs.datasets import image_data, open_dataset, open_held_out_images
+from diffjax.runs.datasets import open_dataset, open_held_out_images
 from diffjax.runs.loading import Run
 
-_CHUNK = 1000  # real images that are read at once
-_MAX_REFERENCE = 100_000  # real images of a reference, the first ones of the split: `shapes` has no end
 _CLASSIFIER_IMAGES = 5000  # real images that the classifier is fitted to, the first ones of the split
 
 
@@ -39,9 +38,9 @@ def check(
     trained: Run,
     count: int,
     *,
-    split: str | None = None,
+    real: str | None = None,
     classes: int | None = None,
-    inception: str | None = None,
+    weights: WeightPaths | None = None,
     clip: str | Path | None = None,
     extrapolate: bool = False,
 ) -> None:
@@ -50,12 +49,12 @@ def check(
     Args:
       names: names in NAMES.
       count: number of samples.
-      split, classes, inception, clip, extrapolate: as of `Measurer`.
+      real, classes, weights, clip, extrapolate: as of `Measurer`.
 
     Raises:
       UserError: an unknown name, a metric that does not suit the run, too few samples, or missing data or weights.
     """
-    check_names(names, inception)
+    check_names(names, weights or {})
     classes = trained.system.classes if classes is None else classes
     for name in names:
         if name in CLASS_METRICS and not classes:
@@ -73,30 +72,28 @@ def check(
             raise UserError(f"--metrics={name}: requires at least {needed} images, not {count}; raise --num")
     if _needs_clip(names):
         check_reranker(trained, clip)
-    reference_split: str = split or trained.config.data.split
-    real = len(open_dataset(trained.config, reference_split))
     if set(names) & set(CLASS_METRICS):
-        open_held_out_images(trained.config, reference_split)  # raises if there are no held-out examples
-    for name, metric in compared.items():
-        if real < metric.min_images:
-            raise UserError(
-                f"--metrics={name}: requires at least {metric.min_images} real images, and {reference_split} has {real}"
-            )
+        open_held_out_images(trained.config, _split(trained, real))  # raises if there are no held-out examples
+    if compared or not is_file(real):
+        images = open_real_images(trained, real)
+        for name, metric in compared.items():
+            images.check(name, metric)
 
 
-def check_names(names: Sequence[str], inception: str | None = None) -> None:
+def check_names(names: Sequence[str], weights: WeightPaths) -> None:
     """Raises UserError for a name that is not in NAMES, or if the weights of its network are missing; reads no file."""
     for name in names:
         if name not in NAMES:
             raise unknown("metric", name, NAMES)
     for network in _networks(names):
-        features.check(network, weights=inception)
+        features.check(network, weights)
 
 
 class Measurer:
     """Compares samples of a run with real images of its data set.
 
     Attributes:
+      real: the real images.
       provenance: everything that the values depend on besides the samples.
       warnings: reasons to distrust a value, each once.
     """
@@ -106,9 +103,9 @@ class Measurer:
         names: Sequence[str],
         trained: Run,
         *,
-        split: str | None = None,
+        real: str | None = None,
         classes: int | None = None,
-        inception: str | None = None,
+        weights: WeightPaths | None = None,
         clip: str | Path | None = None,
         batch_size: int = 100,
         with_errors: bool = False,
@@ -119,10 +116,10 @@ class Measurer:
 
         Args:
           names: names in NAMES; metrics of classes and captions are ignored for samples without them.
-          trained: run whose data set is the reference.
-          split: split of the data set; None: the one that the run was trained on.
+          trained: run whose data set has the real images.
+          real: split of the data set, or .npz file for metrics of features; None: the split of the training.
           classes: number of classes of the samples, 0: unconditional; None: that of the run.
-          inception: file of the weights of FID's network.
+          weights: paths of the weights of feature networks.
           clip: run or folder of a CLIP; None: the one that was trained with the run.
           batch_size: images per call of a feature network.
           with_errors: compute standard errors that need resampling.
@@ -132,7 +129,8 @@ class Measurer:
         Raises:
           UserError: an unknown name, or missing weights or data.
         """
-        check_names(names, inception)
+        weights = weights or {}
+        check_names(names, weights)
         self._metrics = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
         self._trained, self._classes = trained, trained.system.classes if classes is None else classes
         self._class_metrics = [name for name in names if name in CLASS_METRICS and self._classes]
@@ -144,32 +142,27 @@ class Measurer:
         self._judge = (
             load_reranker(trained, clip, batch_size) if _needs_clip([*self._metrics, *self._text_metrics]) else None
         )
-        reference_split: str = split or trained.config.data.split
-        source = open_dataset(trained.config, reference_split)
-        images = _images(source, 256)
-        self.provenance: dict[str, Any] = {
-            "data": image_data(trained.config).name,
-            "split": reference_split,
-            "images": min(len(source), _MAX_REFERENCE),
-            "pixels": f"{'x'.join(map(str, images.shape[1:]))}, 8 bits",
-            "fingerprint": reference.fingerprint(images),
-        }
+        self.real = open_real_images(trained, real)
+        if self.real.shape and self.real.shape != self.real.sample_shape:
+            self.warnings.append(f"{self.real.sizes}: distances include the difference in size")
+        self.provenance: dict[str, Any] = self.real.provenance()
         networks = {
-            name: self._judge.network() if name == "clip" and self._judge else features.load(name, weights=inception)
+            name: self._judge.network() if name == "clip" and self._judge else features.load(name, weights)
             for name in _networks(self._metrics)
         }
-        self._read_references(networks, source, batch_size)
+        self._read_references(networks, batch_size)
         if self._judge and "clip" not in networks:
             self.provenance["judge"] = self._judge.provenance
         self.provenance["networks"] = {name: dict(network.provenance) for name, network in networks.items()}
         if self._class_metrics:
-            real = _labelled(source)
-            self._held_out = _labelled(open_held_out_images(trained.config, reference_split))
-            self._classifier = PixelClassifier(real, self._held_out)
+            split = _split(trained, real)
+            self._held_out = _labelled(open_held_out_images(trained.config, split))
+            self._classifier = PixelClassifier(_labelled(open_dataset(trained.config, split)), self._held_out)
             self.provenance["classifier_held_out_accuracy"] = self._classifier.held_out.value
 
-    def _read_references(self, networks: Mapping[str, features.Network], source, batch_size: int) -> None:
+    def _read_references(self, networks: Mapping[str, features.Network], batch_size: int) -> None:
         """Compiles the feature networks, and reads or computes the features of the real images."""
+        real = self.real
         self._extract, self._references, self._distances = {}, {}, {}
         for name, network in networks.items():
             extract = functools.partial(
@@ -177,7 +170,12 @@ class Measurer:
             )
             key = self.provenance | {"network": name, **network.provenance}
             self._extract[name] = extract
-            self._references[name] = reference.load_or_make(key, extract, _batches(source))
+            statistics = real.statistics if name == "inception" else {}
+            if all(real.known(metric) for metric in self._metrics.values() if metric.network == name):
+                self._references[name] = reference.Reference(statistics, np.zeros((0, 0), np.float32))
+            else:
+                computed = reference.load_or_make(key, extract, real.batches())
+                self._references[name] = computed._replace(moments={**computed.moments, **statistics})
             self._distances[name] = frechet.distance_to(self._references[name].moments["pooled"])
 
     @property
@@ -271,18 +269,11 @@ def _needs_clip(names: Iterable[str]) -> bool:
     return "clip" in _networks(names) or not set(CLIP_METRICS).isdisjoint(names)
 
 
-def _images(source, count: int) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the first images of a source."""
-    return np.stack([example["image"] for example in source.__getitems__(range(min(len(source), count)))])
+def _split(trained: Run, real: str | None) -> str:
+    """Returns the split of the data set whose classes samples are compared with."""
+    return trained.config.data.split if real is None or is_file(real) else real
 
 
 def _labelled(source) -> tuple[np.ndarray, np.ndarray]:
     examples = source.__getitems__(range(min(len(source), _CLASSIFIER_IMAGES)))
     return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
-
-
-def _batches(source) -> Iterator[UInt8[np.ndarray, "N H W C"]]:
-    count = min(len(source), _MAX_REFERENCE)
-    for start in tqdm(range(0, count, _CHUNK), unit="batch", desc="statistics of real images"):
-        examples = source.__getitems__(range(start, min(start + _CHUNK, count)))
-        yield np.stack([example["image"] for example in examples])

@@ -23,6 +23,7 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, by_flag, setting_grid
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
+from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion_or_pipeline
 from diffjax.runs.datasets import open_dataset
@@ -41,7 +42,8 @@ class SweepOptions:
     seed: int = 0  # seed of the first sample; sample i has seed + i
     batch_size: int = 100
     clip: str | None = None  # run or folder of a CLIP; None: the one trained with the run
-    inception: str | None = None  # weights file of FID's InceptionV3
+    weights: WeightPaths = dataclasses.field(default_factory=dict)  # of feature networks
+    reference: str | None = None  # split of the data set, or .npz file, to compare samples with; None: training split
     recompute: bool = False  # compute cells that are stored too
 
 
@@ -161,7 +163,8 @@ class Sweep:
             self._trained,
             classes=classes,
             with_errors=True,
-            inception=options.inception,
+            real=options.reference,
+            weights=options.weights,
             clip=options.clip,
             batch_size=options.batch_size,
         )
@@ -345,7 +348,8 @@ def _supported_metrics(options: SweepOptions, trained: Run, classes: int) -> lis
 
 
 def _check_metrics(options: SweepOptions, names: Sequence[str], trained: Run, classes: int) -> None:
-    samples.check(names, trained, options.num, classes=classes, inception=options.inception, clip=options.clip)
+    real, weights, clip = options.reference, options.weights, options.clip
+    samples.check(names, trained, options.num, real=real, classes=classes, weights=weights, clip=clip)
 
 
 def _rms_difference(images: np.ndarray, reference: np.ndarray) -> Estimate:

@@ -56,6 +56,7 @@ SETTINGS = {
     "candidates": _Setting("embeddings sampled by unCLIP's prior, of which one is kept", _number("candidates", int)),
     "clip_scale": _Setting("scale of the gradient of GLIDE's CLIP of noised images", _number("clip_scale")),
     "augmentation": _Setting("degradation level of an upsampler's low-resolution image", _number("augmentation")),
+    "number": _Setting("number that the model is conditioned on; `sample` takes several", _number("number")),
     "truncation": _Setting("range of a GAN's latents; lower: more typical images", _number("truncation")),
 }
 

@@ -3,9 +3,9 @@
 import codecs
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import numpy as jnp
@@ -14,10 +14,12 @@ from jaxtyping import Int
 from diffjax.data.cache import Example
 from diffjax.data.examples import Source
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import UserError, note
+from diffjax.errors import UserError, note, validate_number
 from diffjax.models.base import Model
 from diffjax.models.capabilities import is_text_conditioned, is_upsampling_stage
 from diffjax.models.images import to_unit_range
+from diffjax.parsing import entries
+from diffjax.parsing import number as parse_number
 from diffjax.runs.datasets import open_prompts
 from diffjax.runs.loading import Run
 
@@ -111,6 +113,37 @@ def sample_prompts(
     for one in np.unique(label):
         check_label(one, classes)
     return Prompts({"label": np.broadcast_to(np.asarray(label, np.int32), num).copy()}, None), 1
+
+
+def take_numbers(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[float]]:
+    """Returns flags of sampling settings without a "number" of several values, and these values, else [].
+
+    Raises:
+      UserError: a value is not a number.
+    """
+    text = flags.get("number") or ""
+    if "," not in text or ":" in text:  # one value, or one per stage of a pipeline
+        return dict(flags), []
+    try:
+        values = [parse_number(entry) for entry in entries("number", text)]
+    except ValueError as error:
+        raise UserError(f"--number={text}: must be numbers separated by commas") from error
+    return {**flags, "number": f"{values[0]:g}"}, values
+
+
+def with_numbers(trained: Run, prompts: Prompts, numbers: Sequence[float]) -> Prompts:
+    """Returns prompts with the numbers in turn as the condition of this name.
+
+    Raises:
+      UserError: a number out of the range of the run.
+    """
+    if not numbers:
+        return prompts
+    section = trained.config.conditions.number
+    for value in numbers:
+        validate_number("--number", value, section.get("low", 0.0), section.get("high", 1.0))
+    in_turn = np.resize(np.array(numbers, np.float32), prompts.size)
+    return prompts._replace(conditions={**prompts.conditions, "number": in_turn})
 
 
 def default_prompts(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:

@@ -36,6 +36,11 @@ def from_features(features: Float[np.ndarray, "N D"]) -> Moments:
     return Moments(len(features), first + shift, deviations.T @ deviations)
 
 
+def from_covariance(mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]) -> Moments:
+    """Returns moments with a given mean and covariance, of an unknown number of features, for Frechet distances."""
+    return Moments(2, np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
+
+
 def merge(a: Moments, b: Moments) -> Moments:
     """Returns the moments of both sets together, so that a stream is a fold of merges.
 

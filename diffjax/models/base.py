@@ -38,12 +38,14 @@ class Model(abc.ABC):
     Attributes:
       classes: number of classes that samples are conditioned on, or that a classifier distinguishes; 0: none.
       text: length and vocabulary of captions, for models that read them: their batches have "tokens".
+      reads_number: whether it is conditioned on a number per image: its batches have "number".
       frozen: variables of trained parts that the model uses and does not train, by name. Callers add them to the
         variables of `init` under "frozen".
     """
 
     classes: int = 0
     text: TextSpec | None = None
+    reads_number: bool = False
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     note: ClassVar[str] = ""  # printed when training starts
@@ -112,7 +114,8 @@ class GenerativeModel(Model):
         """Samples one output per key, independent of the batch that a key is in.
 
         Args:
-          conditions: arrays [B, ...] by name: "label", "tokens", and required inputs.
+          conditions: arrays [B, ...] by name: "label", "tokens", and required inputs; also a "number", in the place of
+            that of the settings.
 
         Returns:
           Images [B, H, W, C] in [-1, 1], or embeddings [B, D].

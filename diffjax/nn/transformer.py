@@ -26,7 +26,17 @@ Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | str
 Masks = Mask | Sequence[Mask]  # a sequence has one mask per layer
 Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values per layer
 
-ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
+
+def _swiglu(x: Float[Array, "... 2*F"]) -> Float[Array, "... F"]:
+    gate, value = jnp.split(x, 2, axis=-1)
+    return nn.silu(gate) * value
+
+
+ACTIVATIONS = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "swiglu": _swiglu,
+}
 
 
 class Block(nn.Module):
@@ -39,6 +49,7 @@ class Block(nn.Module):
     dropout: float
     attention: str
     initializer: str
+    epsilon: float
     dtype: DTypeLike
 
     @nn.compact
@@ -66,7 +77,7 @@ class Block(nn.Module):
         """
         width = x.shape[-1]
         into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
-        norm = partial(LayerNorm, 1e-5, dtype=self.dtype)
+        norm = partial(LayerNorm, self.epsilon, dtype=self.dtype)
 
         def dense(features: int, std: float, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
@@ -93,11 +104,13 @@ class Transformer(nn.Module):
     layers: int
     heads: int
     mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
-    activation: str = "gelu"  # "gelu" (exact) | "quick_gelu" (CLIP's: x sigmoid(1.702 x))
+    # "gelu" (exact) | "quick_gelu" (CLIP's: x sigmoid(1.702 x)) | "swiglu" (silu(x) y, of the halves x, y of the MLP)
+    activation: str = "gelu"
     dropout: float = 0.0  # rate, on the output of each residual branch
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     initializer: str = "gpt2"  # "gpt2" | "clip": standard deviations of GPT-2 or of CLIP's code
+    epsilon: float = 1e-5  # added to the variance in layer norms
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
 
     def setup(self):
@@ -108,9 +121,9 @@ class Transformer(nn.Module):
         check_dropout(self.dropout)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
         shape = (self.layers, self.heads, self.mlp_ratio)
-        options = (self.activation, self.dropout, self.attention, self.initializer, self.dtype)
+        options = (self.activation, self.dropout, self.attention, self.initializer, self.epsilon, self.dtype)
         self.block = [block(*shape, *options) for _ in range(self.layers)]
-        self.norm_out = LayerNorm(1e-5, dtype=jnp.float32)
+        self.norm_out = LayerNorm(self.epsilon, dtype=jnp.float32)
 
     def __call__(
         self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None

@@ -184,7 +184,7 @@ def _read_section(path: Path, name: str, fields: Json, sections: Sections, *, to
         section, field = row.ours.split(".")
         value = values[row.theirs]
         if field == "mlp_ratio":
-            value = value // width if value % width == 0 else value / width
+            value = value / width
         sections.setdefault(section, {})[field] = value
 
 

@@ -1,8 +1,8 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, or a Flax
-checkpoint (flax_file.py). The loader of a network pops each tensor of `Weights` by its name and expected shape, and
-finally asserts that none is left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, an ONNX file
+(onnx_file.py) or a Flax checkpoint (flax_file.py). The loader of a network pops each tensor of `Weights` by its name
+and expected shape, and finally asserts that none is left.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from diffjax import io
 from diffjax.errors import UserError, excerpt
 from diffjax.published.flax_file import open_flax_file
 from diffjax.published.lazy import LazyTensor
+from diffjax.published.onnx_file import open_onnx_file
 from diffjax.published.torch_file import open_torch_file
 
 _INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # lists the shards of a large checkpoint, also of a variant (.fp16)
@@ -111,8 +112,8 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     """Returns the tensors of a checkpoint by name.
 
     Args:
-      path: safetensors file or Flax checkpoint (.msgpack) by its suffix; PyTorch checkpoint; or the index of one in
-        shards (.index.json).
+      path: safetensors file, ONNX file or Flax checkpoint (.msgpack) by its suffix; the index of a checkpoint in shards
+        (.index.json); else a PyTorch checkpoint.
 
     Raises:
       UserError: a file cannot be opened, is damaged or has a name that is not text, or an index does not match its
@@ -121,8 +122,8 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     path = Path(path)
     if _INDEX.fullmatch(path.name):
         return _open_shards(path)
-    opened = {".safetensors": _open_safetensors, ".msgpack": open_flax_file}.get(path.suffix, open_torch_file)
-    return opened(path)
+    openers = {".safetensors": _open_safetensors, ".onnx": open_onnx_file, ".msgpack": open_flax_file}
+    return openers.get(path.suffix, open_torch_file)(path)
 
 
 def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:

@@ -19,6 +19,7 @@ from diffjax.evaluation.settings import Examples, Result, Settings
 from diffjax.inference import prompts
 from diffjax.inference.reranking import Reranker, best_of, load_reranker
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion, is_generative
 from diffjax.models.diffusion.guided import guided
@@ -39,13 +40,13 @@ class RunOptions:
     Attributes:
       measures: measured columns.
       num: samples per cell.
-      inception: file of the weights of FID's network; None: FID is not measured.
+      weights: paths of the weights of feature networks that require a download.
       batch_size: samples per batch; does not change them.
     """
 
     measures: tuple[Measure, ...]
     num: int
-    inception: str | None = None
+    weights: WeightPaths = dataclasses.field(default_factory=dict)
     batch_size: int = 100
 
 
@@ -181,9 +182,9 @@ class CellEvaluator:
         self._examples_of = functools.cache(lambda split, num: self._read_examples(split, num))
 
     def _measurer(self, names: Sequence[str], split: str | None = None) -> Measurer:
-        inception, batch_size = self._options.inception, self._options.batch_size
+        weights, batch_size = self._options.weights, self._options.batch_size
         classes = self._model.classes
-        return Measurer(names, self._trained, split=split, classes=classes, inception=inception, batch_size=batch_size)
+        return Measurer(names, self._trained, real=split, classes=classes, weights=weights, batch_size=batch_size)
 
     def evaluate(self, cell: Cell) -> CellResult:
         """Returns the result of a cell."""

@@ -19,6 +19,7 @@ from diffjax import evaluation
 from diffjax.errors import UserError, quiet_libraries
 from diffjax.evaluation.metrics import COMPARISONS
 from diffjax.metrics import features
+from diffjax.metrics.features import WeightPaths
 from diffjax.reproduce import spec
 from diffjax.reproduce.cells import RunOptions, collect, run_group
 from diffjax.reproduce.outcome import Outcome
@@ -40,21 +41,21 @@ class Job:
       scale: name of the scale.
       root: folder of the results.
       overrides: config fields that depend on the machine, with their values.
-      inception, batch_size: as of `RunOptions`.
+      weights, batch_size: as of `RunOptions`.
     """
 
     path: str
     scale: str
     root: str
     overrides: tuple[tuple[str, Any], ...]
-    inception: str | None = None
+    weights: WeightPaths = dataclasses.field(default_factory=dict)
     batch_size: int = 100
 
     def plan(self) -> tuple[list[JobGroup], RunOptions]:
         """Returns the job groups, in the same order in every process, and their options."""
         experiment = spec.load(self.path)
         scale = get_scale(experiment, self.scale)
-        options = RunOptions(tuple(get_measures(experiment, scale)), scale.num, self.inception, self.batch_size)
+        options = RunOptions(tuple(get_measures(experiment, scale)), scale.num, self.weights, self.batch_size)
         return make_groups(experiment, scale, dict(self.overrides)), options
 
     @property
@@ -79,7 +80,7 @@ def check(groups: Sequence[JobGroup], options: RunOptions) -> None:
     """Raises UserError for a missing data set or missing weights of a feature network, before any training."""
     names = (evaluation.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in options.measures)
     for network in {COMPARISONS[name].network for name in names if name in COMPARISONS}:
-        features.load(network, weights=options.inception)
+        features.load(network, options.weights)
     configs = {config.data.to_json(): config for group in groups for config in group.trainings.values()}
     for config in configs.values():
         open_dataset(config, config.data.split)
@@ -111,7 +112,7 @@ def in_process(
     root: str | os.PathLike,
     overrides: Mapping[str, Any] | None = None,
     *,
-    inception: str | None = None,
+    weights: WeightPaths | None = None,
     batch_size: int = 100,
 ) -> Outcome:
     """Runs the pending cells of an experiment in this process, with their output in logs/.
@@ -119,7 +120,7 @@ def in_process(
     Args:
       root: folder of the results, which keeps finished cells.
       overrides: config fields that depend on the machine, such as data.dir.
-      inception, batch_size: as of `RunOptions`.
+      weights, batch_size: as of `RunOptions`.
 
     Returns:
       The outcome of all cells. A cell that fails has its error there.
@@ -128,7 +129,7 @@ def in_process(
       UserError: an invalid field of a config, or a missing data set.
     """
     store, measures = Store(Path(root)), tuple(get_measures(experiment, scale))
-    options = RunOptions(measures, scale.num, inception, batch_size)
+    options = RunOptions(measures, scale.num, weights or {}, batch_size)
     groups = make_groups(experiment, scale, overrides or {})
     check(groups, options)
     for group in groups:

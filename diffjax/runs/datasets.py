@@ -12,7 +12,7 @@ from diffjax.data.sources import OpenedSets, is_built_in
 from diffjax.runs.dependencies import part_names
 from diffjax.typing import ImageSpec
 
-_OPTIONS = ("background", "fit", "channels", "num_classes", "class_names", "cache_gib", "on_corrupt")
+_OPTIONS = ("background", "fit", "channels", "num_classes", "class_names", "cache_gib", "on_corrupt", "number")
 
 
 def uses_latents(config: ConfigDict) -> bool:

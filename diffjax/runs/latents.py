@@ -72,8 +72,15 @@ def check_model(config: ConfigDict, model: Model) -> None:
 
 def example_fields(config: ConfigDict, model: Model, source: Source) -> tuple[str, ...]:
     """Returns the fields of the examples of a source that the loss of a model reads."""
-    stored = [name for name in ("latent", *text_arrays(config)) if name in source[0]]
-    return (*(stored or ["image"]), "label", *["tokens"] * (model.text is not None))
+    example = source[0]
+    stored = [name for name in ("latent", *text_arrays(config)) if name in example]
+    if model.reads_number and "number" not in example:
+        raise UserError(
+            "data.number='': conditions.number requires a number for each image; set it to a column of the folder's "
+            "metadata.jsonl, or to an array of npz:FILE"
+        )
+    fields = (*(stored or ["image"]), "label", *["tokens"] * (model.text is not None))
+    return (*fields, *["number"] * model.reads_number)
 
 
 def stored_arrays(config: ConfigDict) -> dict[str, tuple[int, ...]]:

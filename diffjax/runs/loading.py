@@ -15,6 +15,8 @@ from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.models import clip as clip_model
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage
+from diffjax.models.diffusion.data_space import LatentSpace, latent_space
+from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
 from diffjax.runs import averages, exported_weights, read_checkpoints
@@ -207,6 +209,35 @@ def build_model(
         except UserError as error:
             raise UserError(f"loss.perceptual_file: {error}") from error
     return models.build(config, spec, **parts)
+
+
+def with_codec(run: Run, path: str | os.PathLike) -> Run:
+    """Returns a latent diffusion model with another autoencoder of the same latents, such as a tiny one for previews.
+
+    Args:
+      run: the latent diffusion model.
+      path: run of the autoencoder, whose images may be of another size.
+
+    Raises:
+      UserError: the run is not latent diffusion, or the other is no autoencoder of such latents.
+    """
+    model = run.system
+    if not isinstance(model, DiffusionModel) or not isinstance(model.data_space, LatentSpace):
+        raise UserError(f"--codec={path}: requires latent diffusion, system=latent (this run: {run.config.system})")
+    codec = load(path)
+    config = ConfigDict(codec.config.copy_and_resolve_references()).unlock()
+    config.data.image_size = run.spec.size
+    resized = dataclasses.replace(codec, system=build_model(config, codec.workdir.path))
+    autoencoder = _system(resized, Autoencoder, f"--codec={path}")
+    space = latent_space(autoencoder, codec.variables)
+    if space.shape != model.data_space.shape or codec.spec.channels != run.spec.channels:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (space.shape, model.data_space.shape))
+        raise UserError(
+            f"--codec={path}: has latents of {theirs}, but those of the run are {ours}; choose an autoencoder of them"
+        )
+    frozen = {**model.frozen, "codec": codec.variables}
+    system = dataclasses.replace(model, data_space=space, frozen=frozen)
+    return dataclasses.replace(run, system=system, variables={**run.variables, "frozen": frozen})
 
 
 def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:

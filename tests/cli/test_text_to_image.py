@@ -12,7 +12,7 @@ from diffjax.data import shapes, tokenizer
 from diffjax.evaluation import samples
 from diffjax.inference.image_grids import GAP, read_images
 from diffjax.inference.reranking import load_reranker
-from tests import published, tiny
+from tests import clip_folder, tiny
 from tests.command_line import launch, refused, result, sample
 
 RED, BLUE = "a small red circle", "three blue squares"
@@ -157,10 +157,10 @@ def test_metrics_of_a_clip(dalle, capsys):
 
 @pytest.fixture(scope="module")
 def published_clip(tmp_path_factory):
-    folder = published.write(
+    folder = clip_folder.write(
         tmp_path_factory.mktemp("published"),
-        published.CONFIG | {"text_config": published.TEXT | {"vocab_size": 300}},
-        published.tensors(300),
+        clip_folder.CONFIG | {"text_config": clip_folder.TEXT | {"vocab_size": 300}},
+        clip_folder.tensors(300),
     )
     tokenizer.train([RED, BLUE], 300).save(folder / "tokenizer.json")
     return folder

@@ -102,7 +102,7 @@ def stable_diffusion(linear, inpaints=False):
     """Stable Diffusion 1 (convolutions as projections, padded with the end token) or 2 (v, padded with a token)."""
     with tempfile.TemporaryDirectory() as folder:
         size = clip_vocabulary(pathlib.Path(folder))
-        pad = {"pad_token": "a"} if linear else {}
+        pad = {"pad_token": "!"} if linear else {}
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=12, **pad)
     text = transformers.CLIPTextConfig(
         vocab_size=size, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,

@@ -1,9 +1,13 @@
 """Files of single networks with random weights: import from the command line, and the same values in every tensor."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
 
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -52,6 +56,27 @@ def taesd_run(tmp_path_factory):
     assert run_import(folder, "configs/published/taesd.py", folder / "run", **fields) == 0
     assert_imported(folder / "run", peer)
     return folder / "run"
+
+
+def test_autoencoder_tiny(tmp_path):
+    """A folder of diffusers; the export is the source to the bit."""
+    peer = parity.randomise(taesd.autoencoder_tiny(factor=4, blocks=2))
+    peer.register_to_config(scaling_factor=0.5)
+    peer.save_pretrained(tmp_path / "theirs")
+    assert cli.main(["launch.py", "import", f"--source={tmp_path}/theirs", f"--workdir={tmp_path}/run"]) == 0
+    z = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = peer.decode(torch.tensor(z).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1).numpy()
+    codec = load(tmp_path / "run").codec
+    np.testing.assert_allclose(codec.scale, 0.5, rtol=1e-6)
+    parity.assert_close(jax.jit(codec.decode)(0.5 * z), expected)
+    export = ["export", f"--workdir={tmp_path}/run", f"--out={tmp_path}/exported", "--format=diffusers"]
+    assert cli.main(["launch.py", *export]) == 0
+    copy = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "exported")
+    before, after = (json.loads((tmp_path / side / "config.json").read_text()) for side in ("theirs", "exported"))
+    assert all(before[field] == value for field, value in after.items() if not field.startswith("_diffusers"))
+    for name, value in copy.state_dict().items():
+        assert torch.equal(value, peer.state_dict()[name])
 
 
 def test_dit(tmp_path, taesd_run):

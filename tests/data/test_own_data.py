@@ -506,3 +506,67 @@ def test_the_rest_of_a_slice():
     rests = {"train[:90%]": "train[90%:]", "train[90%:]": "train[:90%]", "a[:-2]": "a[-2:]", "train": None}
     assert {split: complement(split) for split in rests} == rests
     assert complement("train[1:2]") is None and complement("train[:100%]") is None
+
+
+DIFFICULTIES = np.round(np.linspace(0.0, 1.0, 12), 3)
+
+
+def write_numbers_jsonl(root):
+    rows = [{"file_name": f"{i}.png", "difficulty": DIFFICULTIES[i], "colour": "red"} for i in range(12)]
+    rows = [row | ({} if i == 3 else {"height": i}) for i, row in enumerate(rows)]
+    write(root / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(12):
+        write(root / f"{i}.png", png(IMAGES[i]))
+
+
+def write_numbers_csv(root):
+    rows = "".join(f"{i}.png,{DIFFICULTIES[i]},red\n" for i in range(12))
+    write(root / "metadata.csv", "file_name,difficulty,colour\n" + rows)
+    for i in range(12):
+        write(root / f"{i}.png", png(IMAGES[i]))
+
+
+def write_numbers_parquet(root):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    root.mkdir(parents=True, exist_ok=True)
+    table = {"file_name": [f"{i}.png" for i in range(12)], "difficulty": DIFFICULTIES, "colour": ["red"] * 12}
+    parquet.write_table(pyarrow.table(table), root / "metadata.parquet")
+    for i in range(12):
+        write(root / f"{i}.png", png(IMAGES[i]))
+
+
+def numbers(source):
+    source.__getitems__(range(len(source)))  # then images come from the cache
+    return {e["image"].tobytes(): float(e["number"]) for e in source.__getitems__(range(len(source)))}
+
+
+@pytest.mark.parametrize("writer", [write_numbers_jsonl, write_numbers_csv, write_numbers_parquet])
+def test_a_column_of_numbers_of_a_folder(tmp_path, writer):
+    writer(tmp_path)
+    numbers_by_image = {IMAGES[i].tobytes(): np.float32(DIFFICULTIES[i]) for i in range(12)}
+    assert numbers(opened("folder", tmp_path, number="difficulty")) == numbers_by_image
+    parts = [numbers(opened("folder", tmp_path, part, number="difficulty")) for part in ("train[:4]", "train[4:]")]
+    assert (len(parts[0]), parts[0] | parts[1]) == (4, numbers_by_image)
+    assert "number" not in opened("folder", tmp_path)[0]
+    for column in ("colour", "height", "depth"):  # text, missing in one row, no such column
+        with pytest.raises(UserError, match=rf"data.number={column}: must be a column .* the data set has difficulty"):
+            opened("folder", tmp_path, number=column)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_array_of_numbers_of_an_npz_file(tmp_path, save):
+    path, objects = tmp_path / "a.npz", np.array([{}] * 12, object)
+    save(path, images=IMAGES, labels=LABELS, difficulty=DIFFICULTIES, vectors=np.ones((12, 2)), objects=objects)
+    source = opened(f"npz:{path}", number="difficulty")
+    assert numbers(source) == {IMAGES[i].tobytes(): np.float32(DIFFICULTIES[i]) for i in range(12)}
+    assert [e["number"] for e in opened(f"npz:{path}", number="labels")] == LABELS.tolist()
+    for name in ("vectors", "objects"):
+        with pytest.raises(UserError, match="the data set has difficulty, labels"):
+            opened(f"npz:{path}", number=name)
+
+
+def test_built_in_sets_have_no_numbers():
+    with pytest.raises(UserError, match=r"data.number=x: digits has no columns of numbers; use a folder"):
+        opened("digits", number="x")

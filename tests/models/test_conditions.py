@@ -126,6 +126,22 @@ def test_a_dropped_caption_equals_an_empty_caption(name):
     )
 
 
+def test_the_null_caption_of_published_models_is_the_empty_caption():
+    """A dropped caption is [start, end], for the captions of any length and for stored states of CLIP."""
+    tokens = np.array([[7, 3, 4, 9, NO_TOKEN], [7, 9, NO_TOKEN, NO_TOKEN, NO_TOKEN], [7, 1, 2, 3, 9]], np.int32)
+    clip_text = ClipText(dropout=0.5, null="empty")
+    mask = np.array([True, True, False])
+    dropped = clip_text.drop({"tokens": jnp.asarray(tokens)}, mask)["tokens"]
+    np.testing.assert_array_equal(dropped, [[7, 9, *[NO_TOKEN] * 3]] * 2 + [tokens[2]])
+    encode = lambda tokens: jnp.sum(tokens, axis=1)[:, None, None] + jnp.zeros((1, 5, 8))  # noqa: E731
+    fake = bound_clip()._replace(text_states=encode, width=8)
+    stored = {"tokens": dropped, "text_states": jnp.full((3, 5, 8), 100.0)}
+    states = clip_text.network_inputs({}, stored, fake).context
+    with pytest.raises(UserError, match=r"conditions.clip_text.null 'none': choose from empty, start"):
+        conditions("clip_text", conditions__clip_text__null="none")
+    np.testing.assert_array_equal(states[:, 0, 0], [7 + 9 + 3 * NO_TOKEN] * 2 + [100])
+
+
 def test_a_missing_caption_is_empty_and_raises_for_clip_text():
     without_caption = {"label": example_conditions()["label"]}
     tokens = conditions("caption").encode(inputs(without_caption))["caption"]
@@ -249,6 +265,32 @@ def test_training_drops_captions_at_their_rate():
 
 def inputs(values, *, level=None, encode=lambda x: x, seed=0):
     return ConditionInputs(values, keys(len(values["label"]), seed), encode_image=encode, augmentation_level=level)
+
+
+def test_a_number_is_a_hidden_layer():
+    all_conditions, values = conditions("number"), np.array([0.0, 0.3, 2.0], np.float32)
+    params = all_conditions.init(keys()[0])
+    encoded = all_conditions.encode(ConditionInputs({"number": values}, keys(3)))
+    kernel, bias = (np.asarray(params["number"]["hidden"][name]) for name in ("kernel", "bias"))
+    hidden = values[:, None] * kernel + bias
+    expected = hidden / (1 + np.exp(-hidden))
+    np.testing.assert_allclose(all_conditions.network_inputs(params, encoded, None).embedding, expected, rtol=1e-5)
+    with pytest.raises(UserError, match="this run is conditioned on a number: pass --number=NUMBER"):
+        all_conditions.encode(inputs({"label": np.zeros(3)}))
+
+
+def test_samples_depend_on_the_number():
+    """The number of the settings holds for all samples without one among their conditions."""
+    sample, values = sampled("number", sampler__number=0.5), example_conditions()
+    one, other = sample(values), sample(values, number=1.5)
+    assert (apart(one, other) > 1e-3).all()
+    each = sample({**values, "number": np.array([0.5, 1.5] * 3, np.float32)})
+    np.testing.assert_allclose(each, np.where(np.arange(6).reshape(6, 1, 1, 1) % 2, other, one), atol=1e-5)
+    with pytest.raises(UserError, match=r"sampler.number=2.5: must be a finite number from 0 to 2"):
+        sample(values, number=2.5)
+    config, model, _ = conditioned.built("caption")
+    with pytest.raises(UserError, match=r"sampler.number=0.5: requires a model with conditions.number"):
+        model.make_settings(config.sampler, number=0.5)
 
 
 def upsampled(images, factor):
@@ -516,6 +558,9 @@ def encode_all(all_conditions):
         (("low_res_image",), {"conditions__low_res_image__factor": 3}, "factor=3: must be at least 2 and divide 8"),
         (("low_res_image",), {"conditions__low_res_image__factor": 1}, "factor=1: must be at least 2"),
         (("low_res_image",), {"conditions__low_res_image__interpolation": "cubic"}, "interpolation 'cubic': did you"),
+        (("number",), {}, "sampler.number: is missing, as the model is conditioned on a number from 0 to 2; pass"),
+        (("number",), {"conditions__number__high": 0.0}, "conditions.number.high=0: must be a finite number above 0"),
+        (("number",), {"conditions__number__width": 0}, "conditions.number.width=0: must be a whole number"),
         (("masked_image",), {"conditions__masked_image__ones": "kept"}, "masked_image.ones 'kept': choose from"),
         (("masked_image",), {"conditions__masked_image__resize": "all"}, "masked_image.resize 'all': choose from"),
         (("image_embedding",), {}, "conditions.image_embedding: requires a trained CLIP; set --config.clip"),

@@ -1,4 +1,4 @@
-"""CLIP: its encoders, numbers of parameters, and the loss by brute force, on one device and on several."""
+"""CLIP: its encoders, and the loss by brute force, on one device and on several."""
 
 import math
 from functools import partial
@@ -52,10 +52,6 @@ def randomised(module, *inputs):
         return (centre + noise / math.sqrt(fan_in)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(sample, shapes)
-
-
-def count(tree):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 # --- images ---
@@ -320,19 +316,40 @@ def test_initialisation():
         assert not np.any(block["norm_2"]) and np.all(block["norm_1"] == 1)
 
 
-@pytest.mark.parametrize(
-    "encoder,dimensions,total",
-    [
-        (clip.VisionTransformer(patch=32, width=768, layers=12, heads=12, dimensions=512), 512, 151_277_313),
-        (clip.ModifiedResNet(layers=(3, 4, 6, 3), heads=32, dimensions=1024), 1024, 102_007_137),
-    ],
-    ids=["ViT-B/32", "RN50"],
-)
-def test_number_of_parameters(encoder, dimensions, total):
-    reader = clip.TextTransformer(vocabulary=49408, width=512, layers=12, heads=8, dimensions=dimensions)
-    image = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
-    words = jax.eval_shape(reader.init, jax.random.key(0), jnp.zeros((1, 77), jnp.int32))["params"]
-    assert count(image) + count(words) + 1 == total  # and the scale of the logits
+def test_states_of_padding_are_those_of_the_padding_token():
+    """As in Stable Diffusion, whose U-Net attends to them; the embedding does not depend on them."""
+    encoder = text(padding=7)
+    tokens = np.array([[3, 5, 9, NO_TOKEN, NO_TOKEN]])
+    params = jax.jit(encoder.init)(jax.random.key(0), tokens)
+    states, embedding = encoder.apply(params, tokens)
+    expected, _ = text().apply(params, np.where(tokens == NO_TOKEN, 7, tokens))
+    np.testing.assert_allclose(states, expected, atol=1e-6)
+    others, same = text().apply(params, tokens)
+    assert np.abs(others - states)[:, 3:].max() > 0.01
+    np.testing.assert_allclose(embedding, same, atol=1e-6)
+
+
+def test_padding_outside_of_the_vocabulary_raises():
+    with pytest.raises(ValueError, match="padding=20: must be a token id, from 0 to 19"):
+        text(padding=20).init(jax.random.key(0), np.zeros((1, 5), int))
+
+
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_without_a_linear_map_the_embedding_is_a_state(name):
+    encoder, inputs = {
+        "image": (vit(dimensions=0), np.ones((2, 8, 8, 3))),
+        "text": (text(dimensions=0), np.ones((2, 5), int)),
+    }[name]
+    params = jax.jit(encoder.init)(jax.random.key(0), inputs)["params"]
+    assert "out" not in params
+    projected = encoder.clone(dimensions=6)
+    kernel = np.random.default_rng(0).normal(size=(encoder.width, 6)).astype(np.float32)
+    with_map = projected.apply({"params": {**params, "out": {"kernel": kernel}}}, inputs)
+    found = encoder.apply({"params": params}, inputs)
+    if name == "text":
+        (states, found), with_map = found, with_map[1]
+        np.testing.assert_array_equal(found, states[:, -1])
+    np.testing.assert_allclose(found @ kernel, with_map, atol=1e-5)
 
 
 # --- the loss ---

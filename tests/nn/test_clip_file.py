@@ -6,7 +6,7 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.nn.pretrained import clip_checkpoint
-from tests.published import CONFIG, TEXT, VISION, tensors, write
+from tests.clip_folder import CONFIG, TEXT, VISION, tensors, write
 
 
 def test_options_and_parameters_are_read(tmp_path):

@@ -1,4 +1,7 @@
-"""CLIP gives the numbers of Hugging Face's model with the same weights, and its ResNet those of PyTorch's layers."""
+"""CLIP gives the numbers of Hugging Face's model with the same weights, and its ResNet those of PyTorch's layers.
+
+Weights are read by the tables that read published files.
+"""
 
 import jax
 import numpy as np
@@ -11,7 +14,9 @@ from torch.nn import functional as F  # noqa: E402
 
 from diffjax.nn import clip  # noqa: E402
 from diffjax.nn.pretrained import clip_checkpoint  # noqa: E402
+from diffjax.published.tables import clip as clip_tables  # noqa: E402
 from diffjax.typing import NO_TOKEN  # noqa: E402
+from tests import parity  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -39,16 +44,16 @@ def randomise(model):
     return model.eval()
 
 
-# image and patch size, heads of images and texts, activation, the end token of the config
+# image and patch size, heads of images and texts, activation, the end token of the config, padding
 SIZES = [
-    (16, 4, 3, 2, "quick_gelu", 49),
-    (21, 7, 2, 4, "gelu", 49),
-    (16, 8, 4, 1, "quick_gelu", 2),  # as published configs have it: the end is then the largest token
+    (16, 4, 3, 2, "quick_gelu", 49, 49),  # as Stable Diffusion 1 pads
+    (21, 7, 2, 4, "gelu", 49, 0),  # as OpenAI's code and Stable Diffusion 2 pad
+    (16, 8, 4, 1, "quick_gelu", 2, 0),  # as published configs have it: the end is then the largest token
 ]
 
 
-@pytest.mark.parametrize("size,patch,image_heads,text_heads,activation,end", SIZES)
-def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, activation, end):
+@pytest.mark.parametrize("size,patch,image_heads,text_heads,activation,end,padding", SIZES)
+def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, activation, end, padding):
     file = "pytorch_model.bin" if activation == "gelu" else "model.safetensors"
     text = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": text_heads}
     text |= {"vocab_size": 50, "max_position_embeddings": 9, "hidden_act": activation}
@@ -70,7 +75,7 @@ def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, acti
     tokens = np.where(place == lengths - 1, 49, tokens)
     with torch.no_grad():
         pixels = torch.tensor(((images + 1) / 2 - MEAN) / STD, dtype=torch.float32).permute(0, 3, 1, 2)
-        padded = torch.tensor(np.where(place < lengths, tokens, 0))  # as OpenAI's code pads
+        padded = torch.tensor(np.where(place < lengths, tokens, padding))
         theirs = model(input_ids=padded.long(), pixel_values=pixels)
         states = model.text_model(input_ids=padded.long()).last_hidden_state.numpy()
 
@@ -78,8 +83,9 @@ def test_whole_forward_pass(tmp_path, size, patch, image_heads, text_heads, acti
     params = found.variables["params"]["model"]
     image = jax.jit(found.image_encoder.apply)({"params": params["image"]}, images)
     ours = np.where(place < lengths, tokens, NO_TOKEN)
-    own_states, text = jax.jit(found.text_encoder.apply)({"params": params["text"]}, ours)
-    np.testing.assert_allclose(own_states[place < lengths], states[place < lengths], atol=1e-4)
+    text_encoder = found.text_encoder.clone(padding=padding)
+    own_states, text = jax.jit(text_encoder.apply)({"params": params["text"]}, ours)
+    np.testing.assert_allclose(own_states, states, atol=1e-4)  # at the padding too
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     np.testing.assert_allclose(image, array(theirs.image_embeds), atol=1e-4)
     np.testing.assert_allclose(text, array(theirs.text_embeds), atol=1e-4)
@@ -100,97 +106,88 @@ def test_loss():
     np.testing.assert_allclose(ours.mean(), loss(torch.tensor(20.0 * texts @ images.T)), rtol=1e-4)
 
 
-# --- the ResNet, of PyTorch's layers ---
+# --- the ResNet, of PyTorch's layers, with the names of OpenAI's code ---
 
 
-class Unit(torch.nn.Module):
-    """A convolution and its batch norm."""
-
-    def __init__(self, inputs, outputs, kernel, stride=1):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.norm = torch.nn.BatchNorm2d(outputs)
-
-    def forward(self, x):
-        return self.norm(self.conv(x))
+def convolution(inputs, outputs, kernel, stride=1):
+    return torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 
 
 class TorchBlock(torch.nn.Module):
     def __init__(self, inputs, width, stride):
         super().__init__()
-        self.units = torch.nn.ModuleList([Unit(inputs, width, 1), Unit(width, width, 3), Unit(width, 4 * width, 1)])
-        self.skip = Unit(inputs, 4 * width, 1) if stride > 1 or inputs != 4 * width else None
+        outputs = 4 * width
+        self.conv1, self.bn1 = convolution(inputs, width, 1), torch.nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = convolution(width, width, 3), torch.nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = convolution(width, outputs, 1), torch.nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = torch.nn.Sequential(convolution(inputs, outputs, 1), torch.nn.BatchNorm2d(outputs))
         self.stride = stride
 
     def forward(self, x):
-        h = F.relu(self.units[1](F.relu(self.units[0](x))))
-        h = self.units[2](F.avg_pool2d(h, self.stride))
-        return F.relu(h + (x if self.skip is None else self.skip(F.avg_pool2d(x, self.stride))))
+        h = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        h = self.bn3(self.conv3(F.avg_pool2d(h, self.stride)))
+        return F.relu(h + (x if self.downsample is None else self.downsample(F.avg_pool2d(x, self.stride))))
+
+
+class TorchPool(torch.nn.Module):
+    def __init__(self, side, width, heads, outputs):
+        super().__init__()
+        self.positional_embedding, self.heads = torch.nn.Parameter(torch.zeros(side**2 + 1, width)), heads
+        self.q_proj, self.k_proj, self.v_proj = (torch.nn.Linear(width, width) for _ in "qkv")
+        self.c_proj = torch.nn.Linear(width, outputs)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positional_embedding
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0])
 
 
 class TorchResNet(torch.nn.Module):
     def __init__(self, layers, width, heads, dimensions, side):
         super().__init__()
-        half = width // 2
-        self.stem = torch.nn.ModuleList([Unit(3, half, 3, 2), Unit(half, half, 3), Unit(half, width, 3)])
-        self.blocks, inputs = torch.nn.ModuleDict(), width
-        for stage, blocks in enumerate(layers):
-            for i in range(blocks):
-                stride = 2 if stage and not i else 1
-                self.blocks[f"stage_{stage}_block_{i}"] = TorchBlock(inputs, width * 2**stage, stride)
+        widths = [3, width // 2, width // 2, width]
+        for i in range(3):
+            setattr(self, f"conv{i + 1}", convolution(widths[i], widths[i + 1], 3, 1 if i else 2))
+            setattr(self, f"bn{i + 1}", torch.nn.BatchNorm2d(widths[i + 1]))
+        inputs, self.stages = width, len(layers)
+        for stage, count in enumerate(layers):
+            blocks = []
+            for i in range(count):
+                blocks.append(TorchBlock(inputs, width * 2**stage, 2 if stage and not i else 1))
                 inputs = 4 * width * 2**stage
-        self.place = torch.nn.Parameter(torch.zeros(side**2 + 1, inputs))
-        self.attention = torch.nn.MultiheadAttention(inputs, heads, batch_first=True)
-        self.out = torch.nn.Linear(inputs, dimensions)
+            setattr(self, f"layer{stage + 1}", torch.nn.Sequential(*blocks))
+        self.attnpool = TorchPool(side, inputs, heads, dimensions)
 
     def forward(self, x):
-        for unit in self.stem:
-            x = F.relu(unit(x))
+        for i in (1, 2, 3):
+            x = F.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
         x = F.avg_pool2d(x, 2)
-        for block in self.blocks.values():
-            x = block(x)
-        x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.place
-        # CLIP projects to the embedding inside the attention; here the attention's output projection is the identity.
-        return self.out(self.attention(x[:, :1], x, x, need_weights=False)[0][:, 0])
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return self.attnpool(x)
 
 
-def unit_variables(unit, conv, norm):
-    """Returns parameters and statistics of a convolution and its norm."""
-    kernel = {"kernel": array(unit.conv.weight).transpose(2, 3, 1, 0)}
-    params = {conv: kernel, norm: {"scale": array(unit.norm.weight), "bias": array(unit.norm.bias)}}
-    running = {"mean": array(unit.norm.running_mean).copy(), "var": array(unit.norm.running_var).copy()}
-    return params, {norm: running}
-
-
-def resnet_variables(model):
-    params, statistics = {}, {}
-    for i, unit in enumerate(model.stem):
-        unit_params, running = unit_variables(unit, f"conv_{i}", f"norm_{i}")
-        params, statistics = params | unit_params, statistics | running
-    for name, block in model.blocks.items():
-        units = {str(i): unit for i, unit in enumerate(block.units)}
-        units |= {"skip": block.skip} if block.skip is not None else {}
-        found = [unit_variables(unit, f"conv_{i}", f"norm_{i}") for i, unit in units.items()]
-        params[name] = {key: value for unit_params, _ in found for key, value in unit_params.items()}
-        statistics[name] = {key: value for _, running in found for key, value in running.items()}
-    weights, biases = (np.split(array(p), 3) for p in (model.attention.in_proj_weight, model.attention.in_proj_bias))
-    pool = {name: {"kernel": w.T, "bias": b} for name, w, b in zip("qkv", weights, biases, strict=True)}
-    pool |= {"place": array(model.place), "out": {"kernel": array(model.out.weight).T, "bias": array(model.out.bias)}}
-    return {"params": params | {"pool": pool}, "batch_stats": statistics}
+def read_resnet(model, shapes):
+    """Returns the variables of a ResNet, by the table of OpenAI's files."""
+    arrays = parity.tensors(torch.nn.ModuleDict({"visual": model}))
+    paths = {f"{'params/model/image' if group == 'params' else group}": shapes[group] for group in shapes}
+    variables = parity.read(clip_tables.openai(), parity.flat(paths), arrays, ignored=clip_tables.OPENAI_IGNORED)
+    return {"params": variables["params"]["model"]["image"], "batch_stats": variables["batch_stats"]}
 
 
 def test_modified_resnet():
     layers, width, heads, dimensions = (2, 1, 3, 1), 8, 4, 10
     model = randomise(TorchResNet(layers, width, heads, dimensions, side=2))
-    with torch.no_grad():
-        model.attention.out_proj.weight.copy_(torch.eye(len(model.attention.out_proj.weight)))
-        model.attention.out_proj.bias.zero_()
     ours = clip.ModifiedResNet(
         layers, heads, dimensions, width, pixel_mean=tuple(MEAN.tolist()), pixel_std=tuple(STD.tolist())
     )
-    variables = resnet_variables(model)
     images = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 3)).astype(np.float32)
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), images)
+    variables = read_resnet(model, shapes)
     pixels = torch.tensor(((images + 1) / 2 - MEAN) / STD, dtype=torch.float32).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = model(pixels).numpy()
@@ -202,5 +199,5 @@ def test_modified_resnet():
         variables, images
     )
     np.testing.assert_allclose(found, trained, atol=1e-4, rtol=1e-4)
-    remembered = resnet_variables(model)["batch_stats"]
+    remembered = read_resnet(model, shapes)["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after["batch_stats"], remembered)

@@ -12,7 +12,7 @@ from diffjax.nn.autoencoders import ldm
 from diffjax.nn.unet import UNet
 from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Block, Constant, Module, Tensor, by_head, convolution, fused
+from diffjax.published.table import Block, Constant, Fixed, Module, Tensor, by_head, convolution, fused
 from diffjax.published.tables import autoencoder, unet
 
 RNG = np.random.default_rng(0)
@@ -184,6 +184,54 @@ def test_ignored_tensors_and_constants():
     params = read(names, leaves, {"b": value, "position_ids": normal(3)}, ignored=["position_.*"])
     assert (params["a"] == value).all() and params["latents/mean"] == np.float32(0.5)
     assert list(table.write(names, params)) == ["b"]
+
+
+def test_patches_are_a_strided_convolution():
+    """A patch has its pixels in the order rows, columns, channels."""
+    weight, bias, x = normal(5, 3, 2, 2), normal(5), normal(2, 2, 3)
+    names = {"patch": Block("", table.patches("proj", 2))}
+    tensors = {"proj.weight": weight, "proj.bias": bias}
+    params = read(names, shapes(patch__kernel=(12, 5), patch__bias=(5,)), tensors)
+    expected = np.einsum("ocyx,yxc->o", weight, x) + bias
+    np.testing.assert_allclose(x.reshape(-1) @ params["patch/kernel"] + params["patch/bias"], expected, rtol=1e-5)
+    written = table.write(names, params)
+    assert written.keys() == tensors.keys()
+    assert all((written[name] == value).all() for name, value in tensors.items())
+
+
+def test_copies_of_a_module_must_be_equal_and_are_written():
+    names = {r"block_(\d+)": Block("blocks.{0}", {"a": Module(("first",), copies=("second", "third"))})}
+    leaves, weight = shapes(block_7__a__kernel=(2, 3)), normal(3, 2)
+    tensors = {f"blocks.7.{name}.weight": weight for name in ("first", "second", "third")}
+    params = read(names, leaves, tensors)
+    written = table.write(names, params)
+    assert written.keys() == tensors.keys() == table.names(names, leaves).keys()
+    assert all((value == weight).all() for value in written.values())
+    tensors["blocks.7.third.weight"] = weight + 1
+    with pytest.raises(UserError, match=r"blocks.7.third.weight must be equal to blocks.7.first.weight, and has other"):
+        read(names, leaves, tensors)
+    del tensors["blocks.7.second.weight"]
+    with pytest.raises(UserError, match=r"blocks.7.second.weight is missing"):
+        read(names, leaves, tensors)
+
+
+def test_fixed_tensors_are_verified_and_written():
+    """A file may be without them, or have them in half precision."""
+    place, weight = normal(1, 4, 6), normal(3, 2)
+    names = {"net": Block("net", {"a": "b", "place": Fixed("place", place)})}
+    leaves = shapes(net__a__kernel=(2, 3))
+    for stored in ({}, {"net.place": place}, {"net.place": place.astype(np.float16)}):
+        params = read(names, leaves, {"net.b.weight": weight, **stored})
+        assert params.keys() == leaves.keys()
+    np.testing.assert_array_equal(table.write(names, params)["net.place"], place)
+    for other in (place[:, :2], -place):
+        with pytest.raises(UserError, match=r"net.place has other values than that network's"):
+            read(names, leaves, {"net.b.weight": weight, "net.place": other})
+
+
+def test_a_constant_may_depend_on_the_shape():
+    names = {"a": Constant(lambda shape: np.eye(shape[0]))}
+    np.testing.assert_array_equal(read(names, shapes(a=(3, 3)), {})["a"], np.eye(3))
 
 
 def test_half_precision_becomes_single_precision():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -100,6 +101,38 @@ class ClassLabel(Condition):
 
 
 @dataclasses.dataclass(frozen=True)
+class Number(Condition):
+    """A real number, as an embedding: a hidden layer of a network of two, whose last is the network's linear map.
+
+    Training reads the number of each image from the data. In samples it is the sampling setting of this name.
+
+    Attributes:
+      low: smallest number.
+      high: largest number.
+      width: width of the hidden layer.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    width: int = 128
+
+    @property
+    def _hidden(self) -> Dense:
+        return Dense(self.width, "torch")
+
+    def init(self, key: PRNGKey) -> Params:
+        return {"hidden": self._hidden.init(key, jnp.zeros((1, 1)))["params"]}
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        if "number" not in inputs.conditions:
+            raise UserError("this run is conditioned on a number: pass --number=NUMBER, or set data.number")
+        return inputs.conditions["number"]
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        return NetworkInputs(embedding=nn.silu(apply(self._hidden, params["hidden"], values[:, None])))
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassToken(Condition):
     """Class label as one token of context: Rombach et al. 2022, appendix E."""
 
@@ -154,18 +187,21 @@ class Caption(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class ClipText(Condition):
-    """Caption, encoded by a frozen CLIP: Stable Diffusion; unCLIP's prior. The null caption is the start token alone.
+    """Caption, encoded by a frozen CLIP: Stable Diffusion; unCLIP's prior.
 
     Attributes:
       states: whether the states of tokens are context.
       embedding: whether the embedding of the caption is an embedding.
       masked: whether the network accepts a mask of the context.
+      null: null caption: the "start" token alone, which no caption equals; or the "empty" caption, start and end, as in
+        published models.
     """
 
     states: bool = True
     embedding: bool = False
     dropout: float = 0.0
     masked: bool = False
+    null: Literal["start", "empty"] = "start"
 
     def encode(self, inputs: ConditionInputs) -> Values:
         if "tokens" not in inputs.conditions:
@@ -174,12 +210,13 @@ class ClipText(Condition):
         return {name: inputs.conditions[name] for name in names if name in inputs.conditions}
 
     def drop(self, values: Values, mask: Mask) -> Values:
-        return {**values, "tokens": jnp.where(mask[:, None], _null_tokens(values["tokens"]), values["tokens"])}
+        tokens = values["tokens"]
+        return {**values, "tokens": jnp.where(mask[:, None], _null_tokens(tokens, self.null), tokens)}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
         assert clip is not None
         tokens = values["tokens"]
-        embed = functools.partial(_stored_or_encoded, values)
+        embed = functools.partial(_stored_or_encoded, values, null=_null_tokens(tokens, self.null))
         return NetworkInputs(
             embedding=unit_variance(embed("text_embedding", clip.embed_texts)) if self.embedding else None,
             context=embed("text_states", clip.text_states) if self.states else None,
@@ -348,17 +385,23 @@ class AugmentLabel(Condition):
         return NetworkInputs(augment_label=values)
 
 
-def _null_tokens(tokens: Tokens) -> Tokens:
-    """Returns the tokens of null captions: the start token alone."""
-    return jnp.where(jnp.arange(tokens.shape[1])[None, :] > 0, NO_TOKEN, tokens)
+def _null_tokens(tokens: Tokens, kind: Literal["start", "empty"]) -> Tokens:
+    """Returns the tokens of null captions [B, L]: its start token, and for "empty" its last, end."""
+    place = jnp.arange(tokens.shape[1])[None, :]
+    start = jnp.where(place > 0, NO_TOKEN, tokens)
+    if kind == "start":
+        return start
+    last = jnp.sum(tokens != NO_TOKEN, axis=1, keepdims=True) - 1
+    return jnp.where(place == 1, jnp.take_along_axis(tokens, last, axis=1), start)
 
 
-def _stored_or_encoded(values: Mapping[str, Array], name: str, encode: Callable[[Tokens], Array]) -> Array:
-    """Returns what `encode` computes of tokens: of stored values, only the null caption is computed."""
+def _stored_or_encoded(
+    values: Mapping[str, Array], name: str, encode: Callable[[Tokens], Array], *, null: Tokens
+) -> Array:
+    """Returns what `encode` computes of tokens: of stored values, only the `null` captions [B, L] are computed."""
     tokens = values["tokens"]
     if name not in values:
         return encode(tokens)
-    null = _null_tokens(tokens)
     is_null = (tokens == null).all(axis=1).reshape(-1, *[1] * (values[name].ndim - 1))
     return jnp.where(is_null, encode(null[:1]), values[name])
 

@@ -1,7 +1,7 @@
 """All conditioning inputs of a denoiser; a config's section `conditions` chooses any of them.
 
-A class label, a caption, the CLIP embedding of an image (unCLIP), a low-resolution image (upsamplers), and a partly
-masked image (inpainting). Conditions with `dropout` > 0 support classifier-free guidance.
+A class label, a number, a caption, the CLIP embedding of an image (unCLIP), a low-resolution image (upsamplers), and a
+partly masked image (inpainting). Conditions with `dropout` > 0 support classifier-free guidance.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from diffjax.models.diffusion.condition_kinds import (
     Mask,
     MaskedImage,
     NetworkInputs,
+    Number,
     Params,
     Values,
 )
@@ -71,6 +72,12 @@ class Conditions:
             elif isinstance(condition, LowResImage):
                 sizes[name] = condition.size
         return sizes
+
+    @property
+    def number(self) -> Number | None:
+        """The condition on a number, if the model has it."""
+        number = self.each.get("number")
+        return number if isinstance(number, Number) else None
 
     @property
     def num_label_embeddings(self) -> int:
@@ -145,8 +152,9 @@ def make_conditions(
         each["label"] = ClassLabel(classes, dropout)
     makers = {
         "label_token": functools.partial(_make_class_token, spec),
+        "number": _make_number,
         "caption": functools.partial(_make_caption, config, clip),
-        "clip_text": functools.partial(ClipText, masked=masked),
+        "clip_text": functools.partial(_make_clip_text, masked),
         "image_embedding": functools.partial(_make_image_embedding, clip),
         "low_res_image": functools.partial(_make_low_res_image, spec, space),
         "masked_image": functools.partial(_make_masked_image, spec, space),
@@ -186,10 +194,24 @@ def _make_class_token(spec: ImageSpec, **fields: Any) -> ClassToken:
     return ClassToken(spec.classes, **fields)
 
 
+def _make_number(**fields: Any) -> Number:
+    condition = Number(**fields)
+    validate_number("conditions.number.low", condition.low)
+    validate_number("conditions.number.high", condition.high, low=condition.low, exclusive="low")
+    validate_integer("conditions.number.width", condition.width, high=_MAX_TOKENS)
+    return condition
+
+
 def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, **fields: Any) -> Caption:
     text = (clip and clip.text) or text_of(config)
     shared = {"vocabulary": text.vocabulary, "dtype": dtype_of(config)}
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
+
+
+def _make_clip_text(masked: bool, **fields: Any) -> ClipText:
+    condition = ClipText(**fields, masked=masked)
+    _check_choice("clip_text.null", condition.null, ("start", "empty"))
+    return condition
 
 
 def _make_image_embedding(clip: Clip | None, **fields: Any) -> ImageEmbedding:

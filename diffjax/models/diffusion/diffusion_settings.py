@@ -30,6 +30,7 @@ _DEFAULTS = {
     "threshold": "clip",
     "strength": 1.0,  # fraction (0, 1] of the process that image-to-image goes back
     "resample_steps": 1,  # times that each step is repeated for inpainting
+    "number": None,  # of conditions.number
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
 }
@@ -43,6 +44,7 @@ def make_diffusion_settings(
     guided: bool,
     pixels: bool = True,
     sees_mask: bool = False,
+    numbers: tuple[float, float] | None = None,
     required_inputs: Collection[str] = (),
     capacity: int | None = None,
     **overrides: Any,
@@ -57,6 +59,7 @@ def make_diffusion_settings(
       guided: whether the model supports classifier-free guidance.
       pixels: whether the model's data are pixels.
       sees_mask: whether the model is conditioned on the known region of inpainting.
+      numbers: range of the number that the model is conditioned on; None: it is not.
       required_inputs: as of `GenerativeModel`.
       capacity: number of steps to pad the time grid to.
       overrides: settings, and options of the sampler.
@@ -81,6 +84,7 @@ def make_diffusion_settings(
             "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "
             "region; leave it at True"
         )
+    number = _number(settings["number"], numbers)
     times = _times(process, settings)
     steps = len(times) - 1
     begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
@@ -88,7 +92,7 @@ def make_diffusion_settings(
         "steps": jnp.asarray(steps),
         "begin": jnp.asarray(min(int(begin), steps - 1)),
         "resample_steps": jnp.asarray(int(settings["resample_steps"])),
-        **_arrays({name: settings[name] for name in _SCALES}),
+        **_arrays({name: settings[name] for name in _SCALES} | number),
     }
     return SamplingSettings(
         scalars=scalars,
@@ -140,6 +144,21 @@ def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, requir
         raise UserError(
             f"sampler.augmentation={settings['augmentation']:g}: is only supported for upsamplers; leave it at 0"
         )
+
+
+def _number(value: float | None, numbers: tuple[float, float] | None) -> dict[str, float]:
+    """Returns the setting of a model conditioned on a number, else {}. Raises UserError if it does not fit."""
+    if numbers is None:
+        if value is not None:
+            raise UserError(f"sampler.number={value:g}: requires a model with conditions.number; remove it")
+        return {}
+    if value is None:
+        low, high = numbers
+        raise UserError(
+            f"sampler.number: is missing, as the model is conditioned on a number from {low:g} to {high:g}; pass "
+            f"--number={(low + high) / 2:g}, or set it in the config"
+        )
+    return {"number": validate_number("sampler.number", value, *numbers)}
 
 
 def _times(process: Process, settings: Mapping[str, Any]) -> np.ndarray:

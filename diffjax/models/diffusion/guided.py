@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from diffjax.models.base import Classifier, ContrastiveModel, GenerativeModel
 from diffjax.models.diffusion.bound_model import Guides
-from diffjax.models.diffusion.model import DiffusionModel, condition_keys
+from diffjax.models.diffusion.model import DiffusionModel, condition_keys, with_number
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import LossFn, PRNGKey, PRNGKeys, Variables
 
@@ -51,6 +51,7 @@ class GuidedModel(GenerativeModel):
     def sample(
         self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Array:
+        conditions = with_number(conditions, settings, len(keys))
         extra = condition_keys(keys), settings["augmentation"]
         clip = self.noised_clip.clip(variables["noised_clip"]) if self.noised_clip else None
         guides = Guides(
@@ -77,6 +78,7 @@ def guided(
         noised_clip=noised_clip,
         classes=max(model.classes, classifier.classes if classifier else 0),
         text=model.text,
+        reads_number=model.reads_number,
         frozen=model.frozen,
         required_inputs=model.required_inputs,
         output_size=model.output_size,

@@ -85,6 +85,7 @@ class DiffusionModel(GenerativeModel):
         conditions = {
             "label": jnp.zeros(1, jnp.int32),
             "original": jnp.zeros((1, size, size, self.image_spec.channels)),
+            "number": jnp.zeros(1),
         }
         if self.text:
             conditions["tokens"] = jnp.zeros((1, self.text.length), jnp.int32)
@@ -141,6 +142,7 @@ class DiffusionModel(GenerativeModel):
             guided=self.conditions.supports_guidance,
             pixels=isinstance(self.data_space, PixelSpace),
             sees_mask="masked_image" in self.conditions.each,
+            numbers=(number.low, number.high) if (number := self.conditions.number) else None,
             required_inputs=self.required_inputs,
             capacity=capacity,
             **overrides,
@@ -149,6 +151,7 @@ class DiffusionModel(GenerativeModel):
     def sample(
         self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
     ) -> Array:
+        conditions = with_number(conditions, settings, len(keys))
         bound = self.bind(variables, conditions, condition_keys(keys), settings["augmentation"])
         return bound.sample(keys, settings, conditions)
 
@@ -258,12 +261,20 @@ def make_diffusion_model(
         text=conditions.text,
         frozen={name: part[1] for name, part in parts.items()},
         required_inputs=conditions.required_inputs,
+        reads_number=conditions.number is not None,
         output_size=data_space.shape[0] if has_data_size else spec.size,
         outputs_embeddings=isinstance(data_space, EmbeddingSpace),
     )
     model.make_settings(config.sampler)  # reports invalid settings before training
     check_buildable(model.init)
     return model
+
+
+def with_number(conditions: Mapping[str, Array], settings: SamplingSettings, count: int) -> Mapping[str, Array]:
+    """Returns conditions [count, ...] with the "number" of the settings, unless they have one or the model has none."""
+    if "number" not in settings.scalars:
+        return conditions
+    return {"number": jnp.full(count, settings["number"]), **conditions}
 
 
 def condition_keys(keys: PRNGKeys) -> PRNGKeys:

@@ -160,7 +160,7 @@ def glide() -> Table:
     """Returns the table of GLIDE's CLIP of noised images.
 
     It has two files with equal names: here those of clip_image_enc.pt begin with "image.", and those of
-    clip_text_enc.pt with "text.".
+    clip_text_enc.pt with "text." (`tensors.open_parts`).
     """
     block: Table = {
         "norm_attention": _glide("f_attn.ln"),

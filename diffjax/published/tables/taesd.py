@@ -13,14 +13,18 @@ from diffjax.published.table import Block, Constant, Table, Tensor
 _LOG_VARIANCE = -30.0
 
 
-def diffusers(*, factor: int = 8, blocks: int = 3) -> Table:
+def diffusers(*, factor: int = 8, blocks: int = 3, scaling_factor: float = 1.0) -> Table:
     """Returns the table of all variables with the names of diffusers' AutoencoderTiny.
 
     Args:
       factor: model.factor.
       blocks: model.blocks.
+      scaling_factor: factor that gives latents unit variance.
     """
-    return _table(factor, blocks, "{}.layers.{}".format, 0)
+    return {
+        **_table(factor, blocks, "{}.layers.{}".format, 0),
+        "latents/square": Constant(1.0 / scaling_factor**2),
+    }
 
 
 def original(*, factor: int = 8, blocks: int = 3) -> Table:

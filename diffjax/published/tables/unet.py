@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from diffjax.published.table import Block, Module, Order, Table, convolution, fused
+import numpy as np
+
+from diffjax.published.table import Block, Module, Order, Table, Tensor, by_head, convolution, fused
 
 _DIFFUSERS_RESNET = {
     "norm_0": "norm1",
@@ -104,6 +106,7 @@ def openai(
     qkv_order: Order | None = None,
     kv_order: Order | None = None,
     input_order: Order | None = None,
+    attention_dims: int = 3,
 ) -> Table:
     """Returns the table of the U-Net of OpenAI's code: Improved DDPM, ADM, GLIDE, consistency models, latent diffusion.
 
@@ -116,15 +119,16 @@ def openai(
       residual, transformer, linear, input_order: see `diffusers`.
       qkv_order: order of queries, keys and values (`by_head`); None: q, k, v.
       kv_order: order of keys and values of a context.
+      attention_dims: dimensions of the weights of attention: 3 (Conv1d), or 4 (Conv2d) in consistency models.
     """
     counts = (blocks,) * levels if isinstance(blocks, int) else tuple(blocks)
     starts = [1 + sum(count + 1 for count in counts[:level]) for level in range(levels)]  # first input block of a level
     ends = [sum(count + 1 for count in counts[level + 1 :]) for level in range(levels)]  # first output block
     attention: Table = {
         "norm": "norm",
-        "qkv": Module(("qkv",), order=qkv_order, dims=3),
+        "qkv": Module(("qkv",), order=qkv_order, dims=attention_dims),
         "context_kv": Module(("encoder_kv",), order=kv_order, dims=3),
-        "out": Module(("proj_out",), dims=3),
+        "out": Module(("proj_out",), dims=attention_dims),
     }
     if transformer:
         attention = _spatial_transformer(2 if linear else 4)
@@ -133,6 +137,7 @@ def openai(
         "k": Module(("qkv_proj",), part=(1, 3), dims=3),
         "v": Module(("qkv_proj",), part=(2, 3), dims=3),
         "out": Module(("c_proj",), dims=3),
+        "place": Tensor("positional_embedding", np.transpose, np.transpose),
     }
     return {
         "time_0": "time_embed.0",
@@ -156,4 +161,27 @@ def openai(
         "norm_out": "out.0",
         "conv_out": "out.2",
         "pool": Block("out.2", pool),
+    }
+
+
+def glide_caption(*, heads: int) -> Table:
+    """Returns the table of `nn.caption_encoder.CaptionEncoder` with the names of GLIDE's text transformer.
+
+    Args:
+      heads: attention heads.
+    """
+    block: Table = {
+        "norm_attention": "ln_1",
+        "qkv": Module(("attn.c_qkv",), order=by_head(3, heads=heads)),
+        "out": "attn.c_proj",
+        "norm_mlp": "ln_2",
+        "mlp_in": "mlp.c_fc",
+        "mlp_out": "mlp.c_proj",
+    }
+    return {
+        "token": "token_embedding",
+        "place": Tensor("positional_embedding"),
+        "padding": Tensor("padding_embedding"),
+        r"transformer/block_(\d+)": Block("transformer.resblocks.{0}", block),
+        "transformer/norm_out": "final_ln",
     }

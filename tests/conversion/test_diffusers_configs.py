@@ -1,0 +1,271 @@
+"""Configs of published repositories, as literals, are read as those of configs/published, and written again."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
+from diffjax.errors import UserError
+from diffjax.runs.config_files import load_file
+
+PATH = Path("unet/config.json")
+
+
+def levels(blocks, attends, kind="Attn"):
+    """Returns the types of blocks down, and up."""
+    down = [f"{kind if attending else ''}Down{blocks}" for attending in attends]
+    return {
+        "down_block_types": down,
+        "up_block_types": [name.replace("Down", "Up").replace("Encoder", "Decoder") for name in reversed(down)],
+    }
+
+
+DDPM = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256],
+    "center_input_sample": False,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    **levels("Block2D", [False, True, False, False]),
+}
+STABLE_DIFFUSION = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    **levels("Block2D", [True, True, True, False], "CrossAttn"),
+}
+STABLE_DIFFUSION_2 = {
+    **STABLE_DIFFUSION,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+LATENT_DIFFUSION = {
+    **DDPM,
+    "attention_head_dim": 32,
+    "block_out_channels": [224, 448, 672, 896],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_eps": 1e-05,
+    "sample_size": 64,
+    **levels("Block2D", [False, True, True, True]),
+}
+UNETS = {  # by config of configs/published
+    "ddpm.py:cifar10": DDPM,
+    "ddpm.py:256": {
+        **DDPM,
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "sample_size": 256,
+        **levels("Block2D", [False, False, False, False, True, False]),
+    },
+    "latent_diffusion.py:celebahq": LATENT_DIFFUSION,
+    "stable_diffusion.py:1": STABLE_DIFFUSION,
+    "stable_diffusion.py:1_inpainting": {**STABLE_DIFFUSION, "in_channels": 9},
+    "stable_diffusion.py:2": STABLE_DIFFUSION_2,
+    "stable_diffusion.py:2_base": {**STABLE_DIFFUSION_2, "sample_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet(name):
+    theirs, published = UNETS[name], load_file(f"configs/published/{name}").model
+    model = unet_config.read(PATH, theirs, side=theirs["sample_size"])
+    for field in set(published) - {"initializer", "dropout"}:  # of training
+        value, expected = (sorted(v) if "resolutions" in field else v for v in (model[field], published[field]))
+        assert value == expected, field
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_is_written_again(name):
+    theirs = UNETS[name]
+    written = unet_config.write(
+        unet_config.read(PATH, theirs, side=theirs["sample_size"]),
+        side=theirs["sample_size"],
+        in_channels=theirs["in_channels"],
+        out_channels=theirs["out_channels"],
+        context=theirs.get("cross_attention_dim", 0),
+        linear=theirs.get("use_linear_projection", False),
+    )
+    ignored = ("_diffusers_version", "upcast_attention", "dropout")
+    assert {key: value for key, value in theirs.items() if written.get(key) != value and key not in ignored} == {}
+
+
+UNSUPPORTED = {
+    "addition_embed_type": "text_time",  # Stable Diffusion XL
+    "class_embed_type": "projection",
+    "transformer_layers_per_block": [1, 2, 10, 10],
+    "time_embedding_type": "fourier",
+    "dual_cross_attention": True,
+    "act_fn": "gelu",
+    "resnet_out_scale_factor": 2.0,
+    "center_input_sample": True,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "SkipDownBlock2D"],
+    "mid_block_type": None,
+    "block_out_channels": "320",
+    "a_field_of_a_later_version": 3,
+}
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_an_unsupported_field_is_named(field):
+    with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")) as error:
+        unet_config.read(PATH, {**STABLE_DIFFUSION, field: UNSUPPORTED[field]}, side=64)
+    assert "\n" not in str(error.value)
+
+
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    **levels("EncoderBlock2D", [False] * 4),
+}
+VQ = {
+    **VAE,
+    "_class_name": "VQModel",
+    "block_out_channels": [128, 256, 512],
+    "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+    "vq_embed_dim": None,
+    **levels("EncoderBlock2D", [False] * 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("autoencoder_kl.py:stable_diffusion", VAE), ("autoencoder_kl.py:f8", VAE), ("vqgan.py:f4", VQ)],
+)
+def test_autoencoder(name, theirs):
+    ours, published = autoencoder_config.read(PATH, theirs), load_file(f"configs/published/{name}")
+    for section in ("model", "codebook"):
+        found, expected = (config.get(section, ConfigDict()).to_dict() for config in (ours, published))
+        assert {field: found[field] for field in expected} == expected
+    written = autoencoder_config.write(ours)
+    assert {key: value for key, value in theirs.items() if written.get(key) != value} == {}
+
+
+def test_dit():
+    theirs = {
+        "_class_name": "Transformer2DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": 72,
+        "cross_attention_dim": None,
+        "dropout": 0.0,
+        "in_channels": 4,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": 16,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": 28,
+        "num_vector_embeds": None,
+        "only_cross_attention": False,
+        "out_channels": 8,
+        "patch_size": 2,
+        "sample_size": 32,
+        "upcast_attention": False,
+        "use_linear_projection": False,
+    }
+    published = load_file("configs/published/dit.py").model
+    model = dit_config.read(PATH, theirs)
+    assert all(model[name] == published[name] for name in ("patch", "width", "layers", "heads", "architecture"))
+
+
+PNDM = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+SCHEDULERS = [
+    (
+        {"_class_name": "DDPMScheduler", "beta_end": 0.02, "beta_start": 0.0001, "variance_type": "fixed_large"},
+        {"schedule": "linear", "parameterization": "eps", "variance": "fixed_large"},
+        {"name": "ancestral", "grid": "leading(whole_strides=True)", "threshold": "clip", "steps": 1000},
+    ),
+    (
+        PNDM,
+        {"schedule": "scaled_linear", "parameterization": "eps"},
+        {"name": "plms", "grid": "leading(offset=1,whole_strides=True,end=1)", "threshold": "none"},
+    ),
+    (
+        {**PNDM, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {"schedule": "scaled_linear", "parameterization": "v"},
+        {"name": "ddim", "grid": "trailing(end=1)", "threshold": "none"},
+    ),
+    (
+        {"_class_name": "DDIMScheduler", "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"},
+        {"schedule": "scaled_linear(beta_min=0.0015,beta_max=0.0195)"},
+        {"name": "ddim(unclipped_eps=True)", "threshold": "clip"},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", SCHEDULERS, ids=lambda case: case[0]["_class_name"])
+def test_scheduler(case):
+    theirs, diffusion, sampler = case
+    ours = scheduler_config.read(PATH, theirs)
+    for found, expected in zip(ours, (diffusion, sampler), strict=True):
+        assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("_class_name", "EDMEulerScheduler"),
+        ("beta_schedule", "laplace"),
+        ("prediction_type", "flow"),
+        ("timestep_spacing", "log"),
+        ("trained_betas", [0.1]),
+    ],
+)
+def test_an_unsupported_scheduler_is_named(field, value):
+    with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")):
+        scheduler_config.read(PATH, {**PNDM, field: value})
