@@ -6,7 +6,7 @@
       --config.train.steps=2000 --config.train.warmup_steps=100 --workdir=runs/mine
 
 A folder of diffusers or transformers has its own config. A single file does not: --config names a file of
-configs/published, whose header says which file of which release it is for. hub:OWNER/NAME[/PATH][@REVISION]
+configs/published, whose header names the file and its release. hub:OWNER/NAME[/PATH][@REVISION]
 downloads a repository, or a folder or a file in it, with huggingface_hub (pip install 'diffjax[hub]') into its cache.
 
 The run has config.json, weights.safetensors and, for models of captions, tokenizer.json; parts of it, such as an
