@@ -38,7 +38,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.model.update(channels=320, multipliers=(1, 2, 4, 4), blocks=2, time_conditioning="add")
     config.model.update(norm_epsilon=1e-5, norm_min_channels=0, time_embedding="adm", downsample_padding="symmetric")
     config.model.initializer = "torch"
-    config.conditions.clip_text.update(dropout=0.1)
+    config.conditions.clip_text.update(dropout=0.1, null="empty")
     config.diffusion.update(schedule="scaled_linear", parameterization="eps", variance="fixed_small")
     config.train.update(steps=500_000, batch_size=2048, learning_rate=1e-4, learning_rate_schedule="constant")
     config.train.update(warmup_steps=10_000, weight_decay=0.01, beta2=0.999, ema_decay=0.9999)
