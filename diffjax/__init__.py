@@ -7,7 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = ("image_grid", "load", "train")
+_FUNCTIONS = ("image_grid", "import_weights", "load", "train")
 _PACKAGES = (
     *("data", "diffusion", "errors", "evaluation", "inference", "latents", "metrics", "models", "nn", "reproduce"),
     "runs",

@@ -9,6 +9,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from numpy import ndarray
 from PIL import Image
 
+from diffjax.conversion.importing import import_run
 from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
@@ -42,6 +44,7 @@ from diffjax.models.diffusion.model import with_number
 from diffjax.runs import loading
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import checked, load_file, with_fields
+from diffjax.runs.new_folder import new_folder
 from diffjax.runs.workdir import Workdir
 from diffjax.training import train as training
 
@@ -424,12 +427,8 @@ def train(
         if not folder.config.exists() and not list_steps(folder.checkpoints):
             raise UserError(f"config is missing: {workdir} has no run to resume; pass a config file")
         config = folder.read_config()
-    elif isinstance(config, ConfigDict):
-        config = checked(config)
-    elif isinstance(config, str | os.PathLike):
-        config = load_file(os.fspath(config))
     else:
-        raise UserError(f"config={config!r:.80}: must be a config file or a ConfigDict")
+        config = _config(config)
     config = with_fields(config, overrides or {})
     with _output(progress), quiet_libraries(logging.CRITICAL):  # a failed save is one line, not tracebacks
         try:
@@ -440,6 +439,37 @@ def train(
             raise user_error from error
     if stopped:
         raise KeyboardInterrupt(f"training stopped by signal {stopped} and is saved; the same call resumes")
+    return load(workdir)
+
+
+@public()
+def import_weights(
+    source: str | os.PathLike,
+    workdir: str | os.PathLike,
+    config: str | ConfigDict | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Imports published weights as a run: `launch.py import`.
+
+    Args:
+      source: folder or file of published weights, or "hub:OWNER/NAME" of the Hugging Face Hub.
+      workdir: folder of the run, which must not exist or be empty.
+      config: config file of a single file, such as "configs/published/adm.py:64", or its ConfigDict; a folder of
+        another library has its own.
+      overrides: values of config fields by dotted name.
+
+    Returns:
+      The run.
+
+    Raises:
+      UserError: the source cannot be read or has an option that is not supported, or the folder is not empty.
+    """
+    if config is not None:
+        config = with_fields(_config(config), overrides or {})
+    elif overrides:
+        raise UserError("overrides: require config, as a folder of another library has its own config")
+    with new_folder(Path(workdir), flag="workdir") as folder:
+        import_run(os.fspath(source), folder, config)
     return load(workdir)
 
 
@@ -459,6 +489,15 @@ def image_grid(images: UInt8[ndarray, "N H W C"], columns: int | None = None) ->
     layout = image_grids.Layout(None if columns is None else _integer("columns", columns, 1))
     image = image_grids.grid(images, layout).pixels
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _config(config: Any) -> ConfigDict:
+    """Returns the config of a file or a ConfigDict. Raises UserError if it is neither."""
+    if isinstance(config, ConfigDict):
+        return checked(config)
+    if isinstance(config, str | os.PathLike):
+        return load_file(os.fspath(config))
+    raise UserError(f"config={config!r:.80}: must be a config file or a ConfigDict")
 
 
 @contextlib.contextmanager

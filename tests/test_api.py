@@ -33,7 +33,18 @@ def run(workdir):
 
 def test_the_package_lists_its_public_names():
     assert dir(diffjax) == [
-        *("__version__", "data", "diffusion", "errors", "evaluation", "image_grid", "inference", "latents", "load"),
+        *(
+            "__version__",
+            "data",
+            "diffusion",
+            "errors",
+            "evaluation",
+            "image_grid",
+            "import_weights",
+            "inference",
+            "latents",
+            "load",
+        ),
         *("metrics", "models", "nn", "reproduce", "runs", "train"),
     ]
     assert all(hasattr(diffjax, name) for name in dir(diffjax))

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "registry": {"errors"},
     "typing": set(),
     "xla_flags": {"errors", "io"},
-    "api": {"diffusion", "errors", "evaluation", "inference", "metrics", "models", "runs", "training"},
+    "api": {"conversion", "diffusion", "errors", "evaluation", "inference", "metrics", "models", "runs", "training"},
     "__init__": {"api", "xla_flags"},
     "__main__": {"cli"},
 }

@@ -17,9 +17,9 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
-from diffjax.cli.new_folder import new_folder
 from diffjax.inference.latent_encoding import encode
 from diffjax.parsing import entries
+from diffjax.runs.new_folder import new_folder
 from diffjax.runs.workdir import Workdir
 
 

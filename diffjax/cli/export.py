@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.cli.flags import Arguments, Flags, define_ema_length, define_workdir, required
-from diffjax.cli.new_folder import new_folder
 from diffjax.conversion.exporting import export_diffusers
 from diffjax.conversion.single_file import write_files
 from diffjax.errors import UserError
@@ -36,6 +35,7 @@ from diffjax.models.capabilities import is_text_conditioned
 from diffjax.runs import exported_weights
 from diffjax.runs.dependencies import part_names
 from diffjax.runs.loading import load
+from diffjax.runs.new_folder import new_folder
 from diffjax.runs.workdir import Workdir
 
 

@@ -18,18 +18,16 @@ and on TPU slices this is detected (docs/scaling.md).
 import logging
 import os
 import signal
-from collections.abc import Callable
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from diffjax.cli import print_config
 from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
+from diffjax.cli.next_commands import next_commands
 from diffjax.cluster import multihost
 from diffjax.cluster.signals import has_abandoned_threads
 from diffjax.errors import quiet_libraries
-from diffjax.models import capabilities
-from diffjax.models.base import Model
 from diffjax.models.capabilities import is_pipeline
 from diffjax.runs.checkpoints import list_steps
 from diffjax.runs.workdir import Workdir
@@ -88,7 +86,7 @@ def run(arguments: Arguments) -> int:
     if not is_pipeline(system):
         _print_result(workdir, config)
     print("try next:")
-    for line in _next_commands(system, workdir):
+    for line in next_commands(system, workdir.path):
         print(f"  python launch.py {line}")
     return 0
 
@@ -97,48 +95,3 @@ def _print_result(workdir: Workdir, config: ConfigDict) -> None:
     step = max(list_steps(workdir.checkpoints), default=config.train.steps)
     previews = sorted(workdir.samples.glob(f"*_{step:08d}.png"))
     print(f"trained to step {step}" + "".join(f"; {preview}" for preview in previews))
-
-
-# Commands to try after training, for models of one capability; {run} is the flag of the workdir.
-_NEXT_COMMANDS: tuple[tuple[Callable[[Model], bool], str], ...] = (
-    (capabilities.is_classifier, "evaluate {run} --metrics=accuracy"),
-    (capabilities.is_classifier, "sweep --workdir=RUN --classifier={path} --classifier_scale=0,1,2"),
-    (capabilities.outputs_embeddings, "sample --workdir={parent}, once the full pipeline is trained"),
-    (
-        lambda model: capabilities.samples_images(model) and capabilities.is_upsampling_stage(model),
-        "sample {run} --image=test:0 --num=8 --out=samples.png",
-    ),
-    (
-        lambda model: _samples_from_prompts(model) and capabilities.is_text_conditioned(model),
-        'sample {run} --prompt="..." --num=16 --out=samples.png',
-    ),
-    (
-        lambda model: _samples_from_prompts(model) and not capabilities.is_text_conditioned(model),
-        "sample {run} --out=samples.png --num=100",
-    ),
-    (capabilities.is_clip, "evaluate {run} --metrics=retrieval,zero_shot --num=1000"),
-    (
-        lambda model: capabilities.is_diffusion(model) and not capabilities.outputs_embeddings(model),
-        "sweep {run} --steps=5,10,20,50,100 --eta=0,1",
-    ),
-    (
-        lambda model: capabilities.is_autoencoder(model) and not capabilities.outputs_embeddings(model),
-        "evaluate {run} --metrics=reconstruction",
-    ),
-    (
-        lambda model: (
-            capabilities.is_autoencoder(model)
-            and not (capabilities.is_generative(model) or capabilities.outputs_embeddings(model))
-        ),
-        "train --config=configs/prior_transformer.py --config.codec={path} --workdir=PRIOR",
-    ),
-)
-
-
-def _samples_from_prompts(model: Model) -> bool:
-    return capabilities.samples_images(model) and not capabilities.is_upsampling_stage(model)
-
-
-def _next_commands(model: Model, workdir: Workdir) -> list[str]:
-    paths = {"run": f"--workdir={workdir.path}", "path": workdir.path, "parent": workdir.path.parent}
-    return [command.format(**paths) for applies, command in _NEXT_COMMANDS if applies(model)]

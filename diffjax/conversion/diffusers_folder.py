@@ -213,7 +213,9 @@ def _side(path: Path, unet: Json) -> int:
 
 def _base(path: str) -> ConfigDict:
     """Returns the config that an import starts from, unlocked."""
-    return ConfigDict(load_file(path).to_dict())
+    config = ConfigDict(load_file(path).to_dict())
+    config.data.name = "folder"  # also of a variant on another data set
+    return config
 
 
 PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {

@@ -13,6 +13,7 @@ from diffjax.conversion.diffusers_folder import read_folder
 from diffjax.conversion.file_tables import part_files
 from diffjax.conversion.single_file import read_file
 from diffjax.errors import UserError
+from diffjax.models.base import Model
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.runs import exported_weights
@@ -21,8 +22,11 @@ from diffjax.runs.loading import build_model
 from diffjax.runs.workdir import Workdir
 
 
-def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict[str, Any]:
-    """Writes the run of published weights.
+def import_run(source: str, out: Path, config: ConfigDict | None = None) -> Model:
+    """Writes the run of published weights, and a record of its source.
+
+    source.json has "source", "sha256" of each file that was read, and of a repository its name and the hash of its
+    commit, "repository" and "revision".
 
     Args:
       source: folder or file, or hub:OWNER/NAME[/PATH][@REVISION] for a repository of the Hugging Face Hub.
@@ -30,8 +34,7 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
       config: config of a file, or of a network in two files of a folder; folders of other libraries have their own.
 
     Returns:
-      The record of the source, as in source.json: "source", "sha256" of each file that was read, and of a repository
-      its name and the hash of its commit, "repository" and "revision".
+      The model of the run.
 
     Raises:
       UserError: the source cannot be read, or does not fit a model of ours.
@@ -47,13 +50,13 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> dict
     elif parts == () and any((path / name).exists() for name in hub.MODELS):
         raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
     run = read_file(path, config) if config else read_folder(path)
-    _write(run, Workdir(out), run.config)
+    model = _write(run, Workdir(out), run.config)
     record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path, parts).items()}
     io.write_json(out / "source.json", record)
-    return record
+    return model
 
 
-def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
+def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> Model:
     """Writes a run, after its parts. A discriminator is left out: published files have none, or another one."""
     workdir.create()
     with config.unlocked():
@@ -69,7 +72,7 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
         run.tokenizer.save(workdir.tokenizer)
     model = build_model(config, workdir.path)
     if not model.losses:
-        return
+        return model
     shapes = dict(sorted(flatten(jax.eval_shape(model.init, jax.random.key(0))).items()))
     leaves = table.iterate(
         run.table,
@@ -79,3 +82,4 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> None:
         ignored=run.ignored,
     )
     exported_weights.save_leaves(workdir.weights, shapes, leaves, 0)
+    return model

@@ -127,7 +127,7 @@ _PLAIN = (bool, int, float, str, types.NoneType)
 def load_file(path: str) -> ConfigDict:
     """Runs a config file's get_config(), and those of the files that it names as parts; or reads a run's config.json.
 
-    The file is executed anew at each call, from its source.
+    The file is executed anew at each call, from its source. The config of a run refers to the run's trained parts.
 
     Args:
       path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10. A file that does not
@@ -155,7 +155,7 @@ def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
         if file.endswith(".json"):  # of a run
             if colon:
                 raise UserError(f"--config={path}: a run's config has no variants; remove :{argument}")
-            return from_json(source).lock()
+            return _run_config(path, source)
         module = types.ModuleType(f"diffjax_config_{Path(file).stem}")
         module.__file__ = file
         sys.modules[module.__name__] = module  # dataclasses look up their module
@@ -178,6 +178,24 @@ def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:
                 if not os.path.exists(os.path.join(folder, part.partition(":")[0])):
                     folder = CONFIGS
                 config.parts[name] = _load_file(os.path.join(folder, part), (*outer, os.path.realpath(file)))
+    return config.lock()
+
+
+def _run_config(path: str, source: bytes) -> ConfigDict:
+    """Returns the config of a run's config.json, where `@name` of a trained part is the folder of the part."""
+    try:
+        config = from_json(source)
+    except (UserError, ValueError) as error:
+        raise UserError(f"cannot read --config={path}: {error}; pass the config.json of a run") from error
+    for name in list(config.get("parts", {})):
+        folder = Path(path).parent / name
+        if (folder / "config.json").exists():
+            for field, value in flatten(config).items():
+                if value == f"@{name}" and not field.startswith("parts."):
+                    _set(config, field, str(folder))
+            del config.parts[name]
+    if "parts" in config and not config.parts:
+        del config.parts
     return config.lock()
 
 
