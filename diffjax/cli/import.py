@@ -37,7 +37,7 @@ def run(arguments: Arguments) -> int:
     config = read_config(arguments) if arguments.config or arguments.overrides else None
     with new_folder(workdir, flag="workdir") as folder:
         import_run(source, folder, config)
-        samples = Workdir(folder).read_config().system != "clip"
+        samples = Workdir(folder).read_config().system not in ("clip", "unclip_prior")
     print(f"imported to {workdir}")
     if samples:
         print(f"try next:\n  python launch.py sample --workdir={workdir} --out=samples.png")
