@@ -192,7 +192,7 @@ class ClipText(Condition):
     Attributes:
       states: whether the states of tokens are context.
       embedding: whether the embedding of the caption is an embedding.
-      masked: whether the network accepts a mask of the context.
+      masked: whether padding is not attended to.
       unit_length: whether the embedding is scaled to unit length, times sqrt(dimensions); otherwise it is what the
         CLIP's last layer outputs.
       null: null caption: the "start" token alone, which no caption equals; or the "empty" caption, start and end, as in

@@ -21,6 +21,7 @@ from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
 from diffjax.models.diffusion.process import Process
 from diffjax.models.networks import dtype_of, make, make_denoiser
 from diffjax.nn.prior_transformer import PriorTransformer
+from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, Variables
 
 TrainedClip = tuple[ContrastiveModel, Variables]
@@ -78,6 +79,12 @@ def _build_image_model(
         num_label_embeddings=conditions.num_label_embeddings,
         learns_variance=process.learns_variance,
     )
+    text = conditions.each.get("clip_text")
+    if isinstance(text, ClipText) and text.masked and (not isinstance(network, UNet) or network.transformer_depth):
+        raise UserError(
+            "conditions.clip_text.mask_padding=True: requires a UNet with attention blocks; set "
+            "model.architecture=unet and model.transformer_depth=0, or mask_padding=False"
+        )
     return make_diffusion_model(config, spec, process, space, conditions, network, parts)
 
 
