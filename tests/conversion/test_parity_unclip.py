@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 
 def noise(shape):
-    """Of one example; the same for all, in every step."""
+    """Returns the noise of every example in every step."""
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
 
 
@@ -127,5 +127,5 @@ def test_the_prior_samples_the_same_embeddings(folder, same_noise, tmp_path_fact
     settings = run.system.make_settings(run.config.sampler, steps=STEPS, guidance=guidance)
     conditions = {"latent": latents, "tokens": run.tokenizer.encode(CAPTIONS, run.system.text.length)}
     keys = jax.random.split(jax.random.key(0), 2)
-    found = jax.jit(run.system.sample)(run.variables, keys, conditions, settings)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    embeddings = jax.jit(run.system.sample)(run.variables, keys, conditions, settings)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-4)
