@@ -140,6 +140,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "diffusion.downsample": (1, "factor by which images are averaged down before diffusion"),
     "diffusion.crop": (0, "side of random training crops, in pixels; 0: whole images"),
     "diffusion.embedding_scale": (1.0, "factor on unit-length embeddings; sqrt(dimensions): values of unit variance"),
+    "diffusion.standardize_embeddings": (False, "per-dimension mean and deviation of a file instead of unit length"),
     # Conditions
     "conditions.caption.width": (128, "channels of the caption transformer"),
     "conditions.caption.layers": (3, "blocks of the caption transformer"),
@@ -148,6 +149,8 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "conditions.clip_text.states": (True, "attend to CLIP's state of every caption token"),
     "conditions.clip_text.embedding": (False, "condition on CLIP's embedding of the caption"),
     "conditions.clip_text.dropout": (0.1, "share of captions dropped, for classifier-free guidance"),
+    "conditions.clip_text.mask_padding": (False, "do not attend to the states of padding; unclip_prior never does"),
+    "conditions.clip_text.unit_length": (True, "embedding of unit length, or as CLIP's last layer outputs it"),
     "conditions.clip_text.null": ("start", "null caption: start (its token alone) | empty (Stable Diffusion)"),
     "conditions.image_embedding.tokens": (4, "tokens of context that the CLIP image embedding is projected to"),
     "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),

@@ -95,3 +95,5 @@ class Clip(NamedTuple):
     embed_noised: Callable[..., Embeddings] | None = (
         None  # (x, Noise) -> embeddings of noised images; None: not trained on noise
     )
+    project_images: Callable[[Images], Embeddings] | None = None  # embed_images before it scales to unit length
+    project_texts: Callable[[Tokens], Embeddings] | None = None  # embed_texts before it scales to unit length

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import safetensors.numpy
+from tokenizers import pre_tokenizers
 
 TEXT = {
     "vocab_size": 20,
@@ -57,3 +58,12 @@ def write(folder, config=CONFIG, weights=None, **files):
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
+
+
+def write_vocabulary(folder):
+    """Writes the files of a tokenizer of 512 bytes, one merge, and the start and end tokens; returns its size."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\n")
+    return len(words)

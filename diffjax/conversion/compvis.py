@@ -133,11 +133,6 @@ def _unet_table(config: ConfigDict) -> Table:
     )
 
 
-def first_stage_table(config: ConfigDict) -> Table:
-    """Returns the table of an autoencoder's variables, as in the file of a first stage by itself."""
-    return autoencoder_config.table(config, autoencoder.compvis(), config.published.scaling_factor)
-
-
 def _first_stage(path: Path, config: ConfigDict, tensors: Tensors, scale: float) -> ImportedRun:
     names = autoencoder_config.table(config, autoencoder.compvis(), scale)
     return ImportedRun(path, config, names, tensors, ignored=_FIRST_STAGE_IGNORED)

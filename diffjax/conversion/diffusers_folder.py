@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, clip, dit_config, scheduler_config, tiny_config, unet_config
+from diffjax.conversion import (
+    autoencoder_config,
+    clip,
+    dit_config,
+    prior_config,
+    scheduler_config,
+    tiny_config,
+    unet_config,
+)
 from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
 from diffjax.errors import UserError, unknown
 from diffjax.published.folders import open_component
@@ -23,6 +31,9 @@ def read_folder(folder: Path) -> ImportedRun:
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json")
         name = index.get("_class_name")
+        if name == "UnCLIPPipeline":
+            fault = "is not supported, but its prior is"
+            raise UserError(f"{folder}/model_index.json: _class_name={name}: {fault}; pass --source={folder}/prior")
         if name not in PIPELINES:
             raise unknown(f"pipeline of {folder}/model_index.json, _class_name", str(name), PIPELINES)
         return PIPELINES[name](folder, index)
@@ -40,10 +51,12 @@ def read_folder(folder: Path) -> ImportedRun:
         return _read_tiny(folder, config)
     if name == "UNet2DModel":
         return _pixels(folder, folder)
+    if name == "PriorTransformer":
+        return _read_prior(folder)
     raise unknown(
         f"class of {folder}/config.json, _class_name",
         str(name),
-        (*autoencoder_config.CLASSES, "AutoencoderTiny", "UNet2DModel"),
+        (*autoencoder_config.CLASSES, "AutoencoderTiny", "PriorTransformer", "UNet2DModel"),
     )
 
 
@@ -165,6 +178,30 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
         open_component(_component(folder, "unet")),
         tokenizer=text.tokenizer,
         parts={"codec": codec, "clip": text},
+    )
+
+
+def _read_prior(folder: Path) -> ImportedRun:
+    """Returns the run of the prior of an UnCLIPPipeline: a folder next to the pipeline's other components."""
+    pipeline, path = folder.resolve().parent, folder / "config.json"
+    if not (pipeline / "text_encoder").is_dir():
+        raise UserError(
+            f"{folder} is a prior of CLIP embeddings; put the folder text_encoder of its pipeline next to it"
+        )
+    text = clip.read_clip(pipeline / "text_encoder", tokenizer=pipeline / "tokenizer")
+    config = _base("configs/published/karlo.py:prior")
+    config.model = ConfigDict(
+        prior_config.read(
+            path,
+            read_component(path, "PriorTransformer"),
+            dimensions=text.config.model.dimensions,
+            states=text.config.text_encoder.width,
+            length=text.config.text.length,
+        )
+    )
+    _set_process(config, pipeline / "prior_scheduler")
+    return ImportedRun(
+        folder, config, prior_config.table(), open_component(folder), tokenizer=text.tokenizer, parts={"clip": text}
     )
 
 

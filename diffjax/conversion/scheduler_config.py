@@ -35,6 +35,7 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "HeunDiscreteScheduler": ("heun", "linspace", 25),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", 25),
     "UniPCMultistepScheduler": ("unipc", "linspace", 25),
+    "UnCLIPScheduler": ("ancestral", "linspace", 25),
     "LMSDiscreteScheduler": ("euler", "linspace", 50),  # which starts as LMS does; ours has no LMS
 }
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -63,7 +64,10 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     name = config.get("_class_name")
     if name not in _SAMPLERS:
         raise refused(path, "_class_name", name, f"must be one of {', '.join(_SAMPLERS)}")
-    defaults = {**_DEFAULTS, "clip_sample": name in ("DDPMScheduler", "DDIMScheduler")}
+    clipping_classes = ("DDPMScheduler", "DDIMScheduler", "UnCLIPScheduler")
+    defaults = {**_DEFAULTS, "clip_sample": name in clipping_classes}
+    if name == "UnCLIPScheduler":
+        defaults["beta_schedule"] = "squaredcos_cap_v2"
     defaults["set_alpha_to_one"] = name == "DDIMScheduler"
     c = with_defaults(path, config, defaults)
     for field, known in (

@@ -165,19 +165,19 @@ class ClipModel(ContrastiveModel):
         return factor * value, Aux(metrics, jax.lax.stop_gradient(updated))
 
     def clip(self, variables: Variables) -> Clip:
-        def embed_images(images: Images) -> Embeddings:
+        def project_images(images: Images) -> Embeddings:
             if self.resizes:
                 shape = (len(images), self.image_spec.size, self.image_spec.size, 3)
                 images = jax.image.resize(as_rgb(images, min_side=1), shape, "cubic", antialias=True).clip(-1, 1)
             if self.noising:  # the first timestep has the least noise, and is used for clean images
-                return self._embed_images(variables, self.noising.downsample(images), jnp.ones(len(images)))[0]
-            return self._embed_images(variables, images)[0]
+                return self._project_images(variables, self.noising.downsample(images), jnp.ones(len(images)))[0]
+            return self._project_images(variables, images)[0]
 
         def embed_noised(x: Images, noise: Noise) -> Embeddings:
             return self._embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
 
         return Clip(
-            embed_images=embed_images,
+            embed_images=lambda images: unit_norm(project_images(images), 0.0),
             embed_texts=lambda tokens: self._embed_texts(variables, tokens),
             text_states=lambda tokens: self._apply_text_encoder(variables, tokens)[0],
             scale=_scale(variables),
@@ -185,6 +185,8 @@ class ClipModel(ContrastiveModel):
             width=self.text_encoder.width if self.text_encoder else 0,
             text=self.text,
             embed_noised=embed_noised if self.noising else None,
+            project_images=project_images,
+            project_texts=lambda tokens: self._apply_text_encoder(variables, tokens)[1],
         )
 
     @property
@@ -212,7 +214,19 @@ class ClipModel(ContrastiveModel):
         mean: Callable[[Any], Any] | None = None,
         batch_size: int | None = None,
     ) -> tuple[Embeddings, Mapping[str, Any]]:
-        """Returns unit-norm embeddings, and statistics of batch norms, updated if `mean` is given (in training).
+        """Returns `_project_images` with embeddings of unit norm."""
+        embeddings, updated = self._project_images(variables, images, t, mean, batch_size)
+        return unit_norm(embeddings, 0.0), updated
+
+    def _project_images(
+        self,
+        variables: Variables,
+        images: Images,
+        t: Times | None = None,
+        mean: Callable[[Any], Any] | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Embeddings, Mapping[str, Any]]:
+        """Returns embeddings, and statistics of batch norms, updated if `mean` is given (in training).
 
         Args:
           t: timesteps of noised images, from 1.
@@ -220,7 +234,7 @@ class ClipModel(ContrastiveModel):
         """
         statistics = {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
         time = None if t is None or self.noising is None else self.noising.time_scale * (t - 1.0)
-        embeddings, updated = self._image_encoder.apply(
+        return self._image_encoder.apply(
             {"params": variables["params"]["model"]["image"], **statistics},
             images,
             mean,
@@ -228,7 +242,6 @@ class ClipModel(ContrastiveModel):
             time,
             mutable=list(statistics),
         )
-        return unit_norm(embeddings, 0.0), updated
 
     def _embed_texts(self, variables: Variables, tokens: Tokens) -> Embeddings:
         return unit_norm(self._apply_text_encoder(variables, tokens)[1], 0.0)

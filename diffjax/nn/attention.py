@@ -118,18 +118,31 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        context: Float[Array, "B L D"] | None = None,
+        context_mask: Bool[Array, "B L"] | None = None,
     ) -> Float[Array, "B H W C"]:
-        """Returns features of the shape of `x`; `context` is a sequence [B, L, D] to attend to as well."""
+        """Returns features of the shape of `x`.
+
+        Args:
+          x: features [B, H, W, C].
+          context: sequence [B, L, D] to attend to as well.
+          context_mask: True where the context is attended to; None: everywhere.
+        """
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, self.epsilon, self.dtype, self.min_channels, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
         qkv = Dense(3 * channels, self.initializer, fused=3, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv, 3, axis=-1)
+        mask = None
         if context is not None:
             kv = Dense(2 * channels, self.initializer, fused=2, dtype=self.dtype, name="context_kv")(context)
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(jnp.split(kv, 2, axis=-1), (k, v), strict=True))
-        h = Dense(channels, "zero", dtype=self.dtype, name="out")(attend(q, k, v, self.heads, self.attention))
+            if context_mask is not None:
+                mask = jnp.pad(context_mask, ((0, 0), (0, height * width)), constant_values=True)
+                mask = jnp.broadcast_to(mask[:, None, :], (batch, height * width, mask.shape[-1]))
+        h = Dense(channels, "zero", dtype=self.dtype, name="out")(attend(q, k, v, self.heads, self.attention, mask))
         return (x + h.reshape(x.shape)) * self.residual_scale
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffjax.nn.attention import AttentionBlock, AttentionPool, SpatialTransformer
 from diffjax.nn.layers import (
@@ -75,6 +75,7 @@ class UNet(nn.Module):
         label: Labels | None = None,
         embedding: Float[Array, "B E"] | None = None,
         context: Float[Array, "B L D"] | None = None,
+        context_mask: Bool[Array, "B L"] | None = None,
         augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
     ) -> Images | Float[Array, "B O"]:
@@ -87,6 +88,7 @@ class UNet(nn.Module):
           embedding: vector condition [B, E]; a linear map of it is added to the time embedding (GLIDE, unCLIP), as the
             label's is.
           context: sequence [B, L, D] to attend to.
+          context_mask: True [B, L] where the context has a token; others are not attended to. None: everywhere.
           augment_label: parameters [B, A] of the augmentation of an image; a linear map of them, without bias, is added
             to the sinusoidal embedding of the time (EDM).
           dropout_keys: one key per example; None: no dropout.
@@ -97,12 +99,15 @@ class UNet(nn.Module):
 
         Raises:
           ValueError: an unknown option, sides that cannot be halved once per level after the first, an attention
-            resolution that no feature map has, or `label` does not match `num_label_embeddings`.
+            resolution that no feature map has, `label` does not match `num_label_embeddings`, or a mask with
+            `transformer_depth`.
         """
         levels = len(self.multipliers)
         blocks = (self.blocks,) * levels if isinstance(self.blocks, int) else tuple(self.blocks)
         widths = level_widths(self.channels, self.multipliers)
         self._check(x, label, levels, blocks)
+        if context_mask is not None and self.transformer_depth:
+            raise ValueError(f"transformer_depth={self.transformer_depth}: must be 0 with a context_mask")
 
         dense = partial(Dense, initializer=self.initializer)
         emb = timestep_embedding(t, self.channels, convention=self.time_embedding)
@@ -131,10 +136,10 @@ class UNet(nn.Module):
         def attend(h, name):
             heads = self._heads(h.shape[-1])
             if self.transformer_depth:
-                layer = partial(wrap(SpatialTransformer), self.transformer_depth, heads, **normed)
-            else:
-                layer = partial(wrap(AttentionBlock), heads, **scaled)
-            return layer(attention=self.attention, name=name)(h, context)
+                transformer = partial(wrap(SpatialTransformer), self.transformer_depth, heads, **normed)
+                return transformer(attention=self.attention, name=name)(h, context)
+            attention_block = partial(wrap(AttentionBlock), heads, **scaled)
+            return attention_block(attention=self.attention, name=name)(h, context, context_mask)
 
         def change(h, way, name):
             if self.resample == "residual":

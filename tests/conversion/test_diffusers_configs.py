@@ -245,6 +245,11 @@ SCHEDULERS = [
         {"schedule": "scaled_linear(beta_min=0.0015,beta_max=0.0195)"},
         {"name": "ddim(unclipped_eps=True)", "threshold": "clip"},
     ),
+    (
+        {"_class_name": "UnCLIPScheduler", "clip_sample_range": 10.0, "prediction_type": "sample"},
+        {"schedule": "cosine", "parameterization": "x0", "variance": "fixed_small"},
+        {"name": "ancestral", "grid": "linspace", "threshold": "clip(limit=10)", "steps": 25},
+    ),
 ]
 
 

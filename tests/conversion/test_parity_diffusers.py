@@ -12,10 +12,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from tokenizers import pre_tokenizers  # noqa: E402
-
 from diffjax import cli  # noqa: E402
 from diffjax.runs.loading import load  # noqa: E402
+from tests import clip_folder  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -89,19 +88,10 @@ def kl():
     return model
 
 
-def clip_vocabulary(folder):
-    """Writes the files of a tokenizer of 512 bytes, one merge, and the start and end tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nc a\n")
-    return len(words)
-
-
 def stable_diffusion(linear, inpaints=False):
     """Stable Diffusion 1 (convolutions as projections, padded with the end token) or 2 (v, padded with a token)."""
     with tempfile.TemporaryDirectory() as folder:
-        size = clip_vocabulary(pathlib.Path(folder))
+        size = clip_folder.write_vocabulary(pathlib.Path(folder))
         pad = {"pad_token": "!"} if linear else {}
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=12, **pad)
     text = transformers.CLIPTextConfig(

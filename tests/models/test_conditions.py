@@ -12,8 +12,8 @@ from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
 from diffjax.models.condition_inputs import ConditionInputs
-from diffjax.models.diffusion.condition_kinds import Caption, ClipText
-from diffjax.models.diffusion.conditions import make_conditions
+from diffjax.models.diffusion.condition_kinds import Caption, ClassToken, ClipText
+from diffjax.models.diffusion.conditions import Conditions, make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.models.images import upsample_bicubic, upsample_bilinear
 from diffjax.typing import NO_TOKEN, ImageSpec
@@ -124,6 +124,24 @@ def test_a_dropped_caption_equals_an_empty_caption(name):
     np.testing.assert_allclose(
         run(name)({**example_conditions(), "tokens": empty})[0], run(name)(example_conditions())[1], atol=1e-5
     )
+
+
+def test_padding_is_masked_and_other_context_is_not():
+    tokens = jnp.array([[7, 3, 9, NO_TOKEN], [7, 9, NO_TOKEN, NO_TOKEN]])
+    fake = bound_clip()._replace(text_states=lambda tokens: jnp.zeros((*tokens.shape, 8)), width=8)
+    each = {"clip_text": ClipText(masked=True), "label_token": ClassToken(10, 8)}
+    values = {"clip_text": {"tokens": tokens}, "label_token": jnp.array([1, 2])}
+    inputs = Conditions(each).network_inputs({"label_token": {"table": jnp.zeros((11, 8))}}, values, fake)
+    assert inputs.context.shape == (2, 5, 8)
+    np.testing.assert_array_equal(inputs.context_mask, [[1, 1, 1, 0, 1], [1, 1, 0, 0, 1]])
+
+
+def test_a_network_without_masks_cannot_mask_padding():
+    config = conditioned.config("clip_text")
+    with config.unlocked():
+        config.conditions.clip_text.mask_padding = True
+    with pytest.raises(UserError, match=r"conditions.clip_text.mask_padding=True: requires a UNet"):
+        models.build(config, conditioned.SPEC, **conditioned.parts("clip_text"))
 
 
 def test_the_null_caption_of_published_models_is_the_empty_caption():

@@ -8,7 +8,13 @@ from jax import numpy as jnp
 from diffjax.errors import UserError
 from diffjax.models import build
 from diffjax.models.base import ContrastiveModel
-from diffjax.models.diffusion.data_space import EmbeddingSpace, downsample_mask, latent_space, pixel_space
+from diffjax.models.diffusion.data_space import (
+    EmbeddingSpace,
+    StandardizedSpace,
+    downsample_mask,
+    latent_space,
+    pixel_space,
+)
 from diffjax.typing import Clip, ImageSpec, TextSpec
 from tests import conditioned, tiny
 
@@ -107,6 +113,26 @@ def test_embeddings_are_scaled_and_decoded_to_unit_norm():
     assert np.isfinite(space.decode(variables, jnp.zeros((1, 7)))).all()
     gradient = jax.grad(lambda variables: space.encode(variables, IMAGES)[:, 0].sum())(variables)
     assert not np.any(gradient["frozen"]["clip"]["map"])
+
+
+def test_standardized_embeddings_have_any_norm():
+    class LinearClip(ContrastiveModel):
+        init = losses = None
+
+        def clip(self, variables) -> Clip:
+            def project(images):
+                return images.mean((1, 2)) @ variables["map"]
+
+            return Clip(None, None, None, jnp.ones(()), 7, 1, TextSpec(6, 300), project_images=project)
+
+    space, rng = StandardizedSpace((7,), LinearClip(), 1.0), np.random.default_rng(1)
+    statistics = {"mean": rng.normal(size=7), "std": rng.uniform(0.5, 2, 7)}
+    variables = {"frozen": {"clip": {"map": rng.normal(size=(3, 7))}}, "embeddings": statistics}
+    x = IMAGES.mean((1, 2)) @ variables["frozen"]["clip"]["map"]
+    z = space.encode(variables, IMAGES)
+    np.testing.assert_allclose(z, (x - statistics["mean"]) / statistics["std"], atol=1e-5)
+    np.testing.assert_allclose(space.decode(variables, z), x, atol=1e-5)
+    assert jax.tree.map(jnp.shape, space.init()) == {"embeddings": {"mean": (7,), "std": (7,)}}
 
 
 @pytest.mark.parametrize("side", [8, 4, 2, 1])

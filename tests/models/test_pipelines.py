@@ -6,12 +6,14 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.models.base import TrainedStage
+from diffjax.models.diffusion.data_space import StandardizedSpace
 from diffjax.models.pipelines.pipeline import shared_text
 from diffjax.runs.datasets import image_spec
 from tests import conditioned, tiny
@@ -98,6 +100,30 @@ def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
 
     without, with_clip = sample(sample_conditions())
     np.testing.assert_allclose(without, with_clip, atol=1e-5)
+
+
+def test_embeddings_of_any_norm_are_decoded_at_unit_length():
+    prior, rng = stage("prior"), np.random.default_rng(3)
+    space = StandardizedSpace(prior.model.data_space.shape, prior.model.data_space.contrastive, 1.0)
+    statistics = {"mean": rng.normal(size=space.shape), "std": rng.uniform(1.0, 2.0, space.shape)}
+    prior = prior._replace(
+        model=dataclasses.replace(prior.model, data_space=space),
+        variables={**prior.variables, "embeddings": jax.tree.map(np.float32, statistics)},
+    )
+    model, variables = pipeline("unclip", ("clip", "decoder"), prior=prior)
+    settings = model.make_settings({}, candidates=1)
+
+    @jax.jit
+    def sample(conditions):
+        first = fold_in_each(split_each(fold_in_each(keys(), 2**16))[0], 0)
+        embeddings = prior.model.sample(prior.variables, first, conditions, settings.stages["prior"])
+        unit = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+        whole = model.sample(variables, keys(), conditions, settings)
+        return embeddings, whole, model.sample(variables, keys(), {**conditions, "image_embedding": unit}, settings)
+
+    embeddings, whole, decoded = sample(sample_conditions())
+    assert abs(np.linalg.norm(embeddings, axis=-1) - 1).min() > 0.1
+    np.testing.assert_allclose(whole, decoded, atol=1e-5)
 
 
 def test_samples_do_not_depend_on_the_batch_or_devices():

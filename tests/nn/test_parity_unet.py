@@ -98,8 +98,11 @@ def test_unclip():
     )
     rng = np.random.default_rng(1)
     context, embedding = rng.normal(size=(2, 7, 24)).astype(np.float32), rng.normal(size=(2, 12)).astype(np.float32)
+    mask = np.array([[True] * 7, [True] * 3 + [False] * 4])
     theirs = {"encoder_hidden_states": torch.tensor(context), "class_labels": torch.tensor(embedding)}
-    check(net, parity.randomise(model), {"context": context, "embedding": embedding}, theirs, residual=True)
+    theirs["attention_mask"] = torch.tensor(mask)
+    ours = {"context": context, "context_mask": mask, "embedding": embedding}
+    check(net, parity.randomise(model), ours, theirs, residual=True)
 
 
 @pytest.mark.parametrize("linear", [False, pytest.param(True, marks=pytest.mark.slow)])  # Stable Diffusion 1 and 2

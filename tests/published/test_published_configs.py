@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from diffjax.conversion import prior_config
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.table import Block
@@ -49,6 +50,18 @@ def test_dit(variant, millions, tensors):
     }.items() <= names.items()
     copied = table.names({"params/model": Block("", dit.diffusers(patch=2, layers=model.layers))}, leaves)
     assert len(copied) == model.layers * 19 + 6
+
+
+def test_karlos_prior():
+    """Counted on diffusers 0.42's PriorTransformer() without the statistics, which are no parameters."""
+    _, leaves = shapes("karlo.py:prior")
+    assert count(leaves) == 1_022_028_544
+    assert {
+        "clip_std": "embeddings/std",
+        "prd_embedding": "params/model/query",
+        "transformer_blocks.19.attn1.to_v.weight": "params/model/transformer/block_19/qkv/kernel",
+        "encoder_hidden_states_proj.weight": "params/model/context/kernel",
+    }.items() <= table.names(prior_config.table(), leaves).items()
 
 
 def test_dalle_dvae():

@@ -192,7 +192,9 @@ class ClipText(Condition):
     Attributes:
       states: whether the states of tokens are context.
       embedding: whether the embedding of the caption is an embedding.
-      masked: whether the network accepts a mask of the context.
+      masked: whether padding is not attended to.
+      unit_length: whether the embedding is scaled to unit length, times sqrt(dimensions); otherwise it is what the
+        CLIP's last layer outputs.
       null: null caption: the "start" token alone, which no caption equals; or the "empty" caption, start and end, as in
         published models.
     """
@@ -202,6 +204,7 @@ class ClipText(Condition):
     dropout: float = 0.0
     masked: bool = False
     null: Literal["start", "empty"] = "start"
+    unit_length: bool = True
 
     def encode(self, inputs: ConditionInputs) -> Values:
         if "tokens" not in inputs.conditions:
@@ -218,10 +221,18 @@ class ClipText(Condition):
         tokens = values["tokens"]
         embed = functools.partial(_stored_or_encoded, values, null=_null_tokens(tokens, self.null))
         return NetworkInputs(
-            embedding=unit_variance(embed("text_embedding", clip.embed_texts)) if self.embedding else None,
+            embedding=self._embedding(values, clip) if self.embedding else None,
             context=embed("text_states", clip.text_states) if self.states else None,
             context_mask=tokens != NO_TOKEN if self.states and self.masked else None,
         )
+
+    def _embedding(self, values: Values, clip: Clip) -> Embeddings:
+        tokens = values["tokens"]
+        if self.unit_length:
+            null = _null_tokens(tokens, self.null)
+            return unit_variance(_stored_or_encoded(values, "text_embedding", clip.embed_texts, null=null))
+        assert clip.project_texts is not None
+        return clip.project_texts(tokens)  # stored embeddings are of unit length
 
     def context_width(self, clip: Clip | None) -> int:
         return clip.width if clip and self.states else 0

@@ -132,7 +132,16 @@ class Conditions:
             return jnp.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0] if arrays else None
 
         axes = {"label": 0, "embedding": -1, "context": 1, "context_mask": 1, "channels": -1, "augment_label": -1}
+        if any(part.context_mask is not None for part in parts):
+            parts = [_with_mask(part) for part in parts]
         return NetworkInputs(**{field: concatenated(field, axis) for field, axis in axes.items()})
+
+
+def _with_mask(inputs: NetworkInputs) -> NetworkInputs:
+    """Returns inputs with a mask of the whole context where they have none."""
+    if inputs.context is None or inputs.context_mask is not None:
+        return inputs
+    return inputs._replace(context_mask=jnp.ones(inputs.context.shape[:2], bool))
 
 
 def make_conditions(
@@ -208,8 +217,8 @@ def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, *
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
 
 
-def _make_clip_text(masked: bool, **fields: Any) -> ClipText:
-    condition = ClipText(**fields, masked=masked)
+def _make_clip_text(masked: bool, mask_padding: bool = False, **fields: Any) -> ClipText:
+    condition = ClipText(**fields, masked=masked or mask_padding)
     _check_choice("clip_text.null", condition.null, ("start", "empty"))
     return condition
 

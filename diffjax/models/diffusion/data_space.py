@@ -24,13 +24,17 @@ class DataSpace(abc.ABC):
 
     shape: tuple[int, ...]
 
+    def init(self) -> Variables:
+        """Returns variables of the space, by collection."""
+        return {}
+
     @abc.abstractmethod
     def encode(self, variables: Variables, images: Images) -> Array:
         """Returns the data [B, *shape] of images [B, H, W, C] in [-1, 1]; `variables` are the diffusion model's."""
 
     @abc.abstractmethod
     def decode(self, variables: Variables, x: Array) -> Array:
-        """Returns images in [-1, 1], or unit-norm embeddings, of data [B, *shape]."""
+        """Returns images in [-1, 1], or embeddings, of data [B, *shape]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,7 @@ class LatentSpace(DataSpace):
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingSpace(DataSpace):
-    """CLIP embeddings of images, times `scale`; the CLIP's variables are variables["frozen"]["clip"].
+    """CLIP embeddings of images, of unit norm times `scale`; the CLIP's variables are variables["frozen"]["clip"].
 
     Reference: Ramesh et al. 2022 (unCLIP), section 2.2.
     """
@@ -78,6 +82,27 @@ class EmbeddingSpace(DataSpace):
 
     def decode(self, variables: Variables, x: Embeddings) -> Embeddings:
         return unit_norm(x, 1e-8)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizedSpace(EmbeddingSpace):
+    """CLIP embeddings of images, of any norm: each value minus its mean, over its standard deviation, as in Karlo.
+
+    Both are variables["embeddings"], of imported weights; training does not change them. `scale` is not used.
+    """
+
+    def init(self) -> Variables:
+        return {"embeddings": {"mean": jnp.zeros(self.shape), "std": jnp.ones(self.shape)}}
+
+    def encode(self, variables: Variables, images: Images) -> Embeddings:
+        clip, statistics = self.contrastive.clip(variables["frozen"]["clip"]), variables["embeddings"]
+        assert clip.project_images is not None
+        embeddings = lax.stop_gradient(clip.project_images(images))
+        return (embeddings - statistics["mean"][None]) / statistics["std"][None]
+
+    def decode(self, variables: Variables, x: Embeddings) -> Embeddings:
+        statistics = variables["embeddings"]
+        return x * statistics["std"][None] + statistics["mean"][None]
 
 
 def pixel_space(spec: ImageSpec, factor: int = 1) -> PixelSpace:

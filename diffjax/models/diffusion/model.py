@@ -77,7 +77,8 @@ class DiffusionModel(GenerativeModel):
         if condition_params:
             params["conditions"] = condition_params
         memory = self.process.times.init(self.process.schedule)
-        return {"params": {"model": params}} | ({"times": memory} if memory else {})
+        variables = {"params": {"model": params}, **self.data_space.init()}
+        return variables | ({"times": memory} if memory else {})
 
     def _example_inputs(self, condition_params: Params, key: PRNGKey) -> dict[str, Array]:
         """Returns zeros of the shapes of the network's inputs; frozen models are not run."""

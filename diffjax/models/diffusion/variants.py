@@ -16,11 +16,12 @@ from diffjax.errors import UserError, validate_number
 from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
 from diffjax.models.diffusion.condition_kinds import ClipText
 from diffjax.models.diffusion.conditions import make_conditions
-from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, latent_space, pixel_space
+from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, StandardizedSpace, latent_space, pixel_space
 from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
 from diffjax.models.diffusion.process import Process
 from diffjax.models.networks import dtype_of, make, make_denoiser
 from diffjax.nn.prior_transformer import PriorTransformer
+from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, Variables
 
 TrainedClip = tuple[ContrastiveModel, Variables]
@@ -78,6 +79,12 @@ def _build_image_model(
         num_label_embeddings=conditions.num_label_embeddings,
         learns_variance=process.learns_variance,
     )
+    text = conditions.each.get("clip_text")
+    if isinstance(text, ClipText) and text.masked and (not isinstance(network, UNet) or network.transformer_depth):
+        raise UserError(
+            "conditions.clip_text.mask_padding=True: requires a UNet with attention blocks; set "
+            "model.architecture=unet and model.transformer_depth=0, or mask_padding=False"
+        )
     return make_diffusion_model(config, spec, process, space, conditions, network, parts)
 
 
@@ -97,7 +104,8 @@ def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | 
         )
     clip_spec = abstract_value(clip[0].clip, clip[1])
     scale = validate_number("diffusion.embedding_scale", config.diffusion.embedding_scale, low=0, exclusive="low")
-    space = EmbeddingSpace((clip_spec.dimensions,), clip[0], scale)
+    space_class = StandardizedSpace if config.diffusion.get("standardize_embeddings", False) else EmbeddingSpace
+    space = space_class((clip_spec.dimensions,), clip[0], scale)
     conditions = make_conditions(config, spec, space, clip_spec, masked=True)
     if any(not isinstance(condition, ClipText) for condition in conditions.each.values()):
         raise UserError(

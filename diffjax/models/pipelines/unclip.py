@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError, unknown
 from diffjax.models.base import ContrastiveModel, ImageManipulation, TrainedStage, abstract_value
+from diffjax.models.diffusion.data_space import StandardizedSpace
 from diffjax.models.pipelines import pca as components
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
@@ -27,6 +28,7 @@ from diffjax.models.pipelines.pipeline import (
     upsampled_size,
 )
 from diffjax.models.sampling_settings import SamplingSettings
+from diffjax.nn.layers import unit_norm
 from diffjax.typing import Clip, Embeddings, Images, ImageSpec, PRNGKeys, Tokens, Variables
 
 _PRIORS = {"diffusion": "prior", "ar": "ar_prior", "none": None}  # stage by the setting `prior`
@@ -99,6 +101,8 @@ class Unclip(Pipeline, ImageManipulation):
             ],
             axis=1,
         )
+        if isinstance(getattr(self.stages[stage].model, "data_space", None), StandardizedSpace):
+            candidates = unit_norm(candidates, 1e-8)  # as the decoder expects
         best = jnp.argmax(jnp.einsum("bkd,bd->bk", candidates, text_embeddings), axis=1)
         return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 

@@ -1,0 +1,68 @@
+"""Configs of diffusers' PriorTransformer, unCLIP's diffusion prior, and the section `model` of ours."""
+
+from pathlib import Path
+from typing import Any
+
+from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.published.table import Block, Table, Tensor
+from diffjax.published.tables import prior
+
+_DEFAULTS = {
+    "num_attention_heads": 32,
+    "attention_head_dim": 64,
+    "num_layers": 20,
+    "embedding_dim": 768,
+    "num_embeddings": 77,
+    "additional_embeddings": 4,
+    "dropout": 0.0,
+    "time_embed_act_fn": "silu",
+    "norm_in_type": None,
+    "embedding_proj_norm_type": None,
+    "encoder_hid_proj_type": "linear",
+    "added_emb_type": "prd",
+    "time_embed_dim": None,
+    "embedding_proj_dim": None,
+    "clip_embed_dim": None,
+}
+_MAX_SIZE = 2**16
+
+
+def read(path: Path, config: Json, *, dimensions: int, states: int, length: int) -> dict[str, Any]:
+    """Returns the section `model` of a PriorTransformer.
+
+    Args:
+      path: file of the config, for error messages.
+      config: fields of the file.
+      dimensions: dimension of the CLIP's embeddings.
+      states: width of the states of its text encoder.
+      length: tokens of a caption.
+
+    Raises:
+      UserError: a field that our prior does not have, or that does not fit the CLIP.
+    """
+    c = with_defaults(path, config, _DEFAULTS)
+    for name in ("num_attention_heads", "attention_head_dim", "num_layers"):
+        if type(c[name]) is not int or not 0 < c[name] < _MAX_SIZE:
+            raise refused(path, name, c[name], f"must be a whole number from 1 to {_MAX_SIZE - 1:,}")
+    width = c["num_attention_heads"] * c["attention_head_dim"]
+    if width % 2:
+        raise refused(path, "attention_head_dim", c["attention_head_dim"], "times num_attention_heads must be even")
+    model = {"width": width, "layers": c["num_layers"], "heads": c["num_attention_heads"], "dropout": c["dropout"]}
+    for name in ("time_embed_dim", "embedding_proj_dim", "clip_embed_dim"):
+        same = width if name == "time_embed_dim" else c["embedding_dim"]
+        c[name] = None if c[name] == same else c[name]
+    if states != dimensions:
+        raise refused(path, "embedding_dim", c["embedding_dim"], f"the text encoder has states of {states} values")
+    expressed = {**_DEFAULTS, "num_attention_heads": c["num_attention_heads"], "num_layers": c["num_layers"]}
+    expressed |= {"attention_head_dim": c["attention_head_dim"], "dropout": c["dropout"]}
+    check_expressed(path, c, {**expressed, "embedding_dim": dimensions, "num_embeddings": length})
+    return model
+
+
+def table() -> Table:
+    """Returns the table of the prior's variables: its network, and the statistics of embeddings."""
+    statistics: Table = {
+        ours: Tensor(theirs, lambda tensor: tensor[0], lambda value: value[None])
+        for ours, theirs in (("mean", "clip_mean"), ("std", "clip_std"))
+    }
+    return {"params/model": Block("", prior.diffusers()), "embeddings": Block("", statistics)}
