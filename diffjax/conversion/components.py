@@ -1,4 +1,4 @@
-"""What an import consists of, and checks of another library's configs."""
+"""Parts of an import, and checks of another library's configs."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence

@@ -25,6 +25,7 @@ from diffjax.runs.loading import Run, load
 
 Tensors = Mapping[str, LazyTensor]
 
+SYSTEMS = ("latent", "vae", "vqvae")
 _UNET, _AVERAGED, _CODEC, _TEXT = (
     "model.diffusion_model.",
     "model_ema.diffusion_model",
@@ -51,7 +52,7 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     if config.system in ("vae", "vqvae"):
         prefixed = below(tensors, _CODEC)  # of the file of a whole model
         return _first_stage(path, config, prefixed or tensors, config.published.scaling_factor)
-    if config.system != "latent":
+    if config.system not in SYSTEMS:
         raise UserError(f"--config: system={config.system} is not in files of published.naming=compvis; use another")
     names = below(tensors, _UNET)
     if not names:

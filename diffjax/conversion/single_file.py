@@ -55,10 +55,11 @@ def write_files(run: Run, folder: Path) -> list[str]:
       UserError: the config names no family, one that cannot be written, or has parameters that the family does not.
     """
     naming, where = run.config.get("published", {}).get("naming", ""), run.workdir.config
-    if naming not in (*file_tables.TABLES, "compvis"):
+    writable = sorted([*file_tables.TABLES, *["compvis"] * (run.config.system in compvis.SYSTEMS)])
+    if naming not in writable:
         raise UserError(
             f"published.naming={naming or repr('')} of {where}: --format=safetensors requires one of "
-            f"{', '.join(sorted((*file_tables.TABLES, 'compvis')))}, as in configs/published; use --format=diffjax"
+            f"{', '.join(writable)}, as in configs/published; use --format=diffjax"
         )
     try:
         tensors = compvis.write(run) if naming == "compvis" else _network_tensors(run, naming)

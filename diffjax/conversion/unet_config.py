@@ -116,7 +116,7 @@ def read(path: Path, config: Json, *, side: int) -> dict[str, Any]:
         model["transformer_depth"] = c["transformer_layers_per_block"]
     elif not c.get("add_attention", True):
         model["middle_attention"] = False
-    model |= _heads(c["attention_head_dim"], widths, attends, heads=conditional)
+    model |= _heads(c["attention_head_dim"], widths, heads=conditional)
     expressed = write(
         model,
         side=side,
@@ -231,24 +231,24 @@ def table(
     )
 
 
-def _heads(given: Any, widths: Sequence[int], attends: Sequence[bool], *, heads: bool) -> dict[str, int]:
+def _heads(dim: Any, widths: Sequence[int], *, heads: bool) -> dict[str, int]:
     """Returns model.heads or model.head_channels for `attention_head_dim`; `heads`: it counts heads."""
-    if given is None:
+    if dim is None:
         return {"heads": 1}
     if not heads:
-        return {"head_channels": given}
-    if isinstance(given, list | tuple):
-        depths = {w // h for w, h in zip(widths, given, strict=False)}
+        return {"head_channels": dim}
+    if isinstance(dim, list | tuple):
+        depths = {w // h for w, h in zip(widths, dim, strict=False)}
         if len(depths) == 1:
             return {"head_channels": depths.pop()}
-        return {"heads": given[0]}
-    return {"heads": given}
+        return {"heads": dim[0]}
+    return {"heads": dim}
 
 
 def _like(expressed: dict[str, Any], config: Json) -> dict[str, Any]:
     """Returns fields in the forms in which `config` may give equal values."""
-    dim, given = expressed["attention_head_dim"], config["attention_head_dim"]
-    if isinstance(given, list | tuple) and not isinstance(dim, list | tuple):
+    dim, theirs = expressed["attention_head_dim"], config["attention_head_dim"]
+    if isinstance(theirs, list | tuple) and not isinstance(dim, list | tuple):
         expressed["attention_head_dim"] = [dim] * len(expressed["block_out_channels"])
     depth = config.get("transformer_layers_per_block")
     if isinstance(depth, list | tuple):

@@ -78,7 +78,7 @@ def test_python_imports_the_run_of_the_command_line(runs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixels", "latents"])
 def test_fine_tuning_on_a_folder_of_images(runs, tmp_path, name):
-    """One step with a learning rate of zero gives the images of the import."""
+    """Training by one step with a learning rate of zero gives the images of the import."""
     flags = ["train.steps=1", "train.batch_size=8", "train.learning_rate=0.0", "train.num_preview_samples=4"]
     flags += [f"train.start={runs / name}", f"data.dir={runs / 'images'}", "sampler.name=ddim", "sampler.steps=2"]
     train = ("train", f"--config={runs / name}/config.json", f"--workdir={tmp_path / 'mine'}", "--logger=none")

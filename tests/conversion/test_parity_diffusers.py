@@ -236,9 +236,9 @@ def test_stable_diffusion_draws_captions_as_its_pipeline_does(folders, guidance)
 def test_the_export_is_the_source_bit_for_bit(folders):
     """Weights, and what the classes of diffusers read from the configs."""
     pipeline, folder = folders
-    again = type(pipeline).from_pretrained(folder / "exported")
+    exported = type(pipeline).from_pretrained(folder / "exported")
     for name in pipeline.components:
-        ours, theirs = getattr(again, name), getattr(pipeline, name)
+        ours, theirs = getattr(exported, name), getattr(pipeline, name)
         if name == "tokenizer":
             assert ours(CAPTIONS).input_ids == theirs(CAPTIONS).input_ids
         if not hasattr(theirs, "config"):
