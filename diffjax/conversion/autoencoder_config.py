@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.conversion.components import Json, check_expressed, with_defaults
 from diffjax.latents import codebook, statistics
 from diffjax.models.parameter_paths import flatten
+from diffjax.published.folders import refused
 from diffjax.published.table import Block, Constant, Table, Tensor
 from diffjax.published.tables import autoencoder
 from diffjax.runs.config_files import load_file

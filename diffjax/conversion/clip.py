@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffjax import io
-from diffjax.conversion.components import ImportedRun, refused
+from diffjax.conversion.components import ImportedRun
 from diffjax.data import tokenizer as tokenizers
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import clip_config
-from diffjax.published.folders import open_component
+from diffjax.published.folders import open_component, read_json, refused
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Table, write
 from diffjax.published.tables import clip as tables
@@ -43,7 +43,7 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
       UserError: a file is missing, or has options or tensors that our CLIP does not have.
     """
     path = folder / "config.json"
-    fields, tensors = clip_config.read_json(path), open_component(folder)
+    fields, tensors = read_json(path), open_component(folder)
     projects = any(name in tensors for name in tables.TRANSFORMERS_PROJECTIONS)
     sections = clip_config.read(path, fields, projects=projects)
     config = ConfigDict(load_file("configs/published/clip.py").to_dict())
@@ -184,7 +184,7 @@ def _padding(folder: Path, tokenizer: Tokenizer) -> int:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).exists():
             continue
-        token = clip_config.read_json(folder / name).get("pad_token")
+        token = read_json(folder / name).get("pad_token")
         content = token.get("content") if isinstance(token, dict) else token
         if content is None:
             continue
@@ -200,7 +200,7 @@ def _pixels(folder: Path, channels: int) -> dict[str, tuple[float, ...]]:
     candidates = [folder, folder.with_name("image_processor"), folder.with_name("feature_extractor")]
     for path in (candidate / "preprocessor_config.json" for candidate in candidates):
         if path.exists():
-            return clip_config.read_pixels(path, clip_config.read_json(path), channels)
+            return clip_config.read_pixels(path, read_json(path), channels)
     return clip_config.read_pixels(folder / "preprocessor_config.json", None, channels)
 
 

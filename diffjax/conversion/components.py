@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import UserError, excerpt
+from diffjax.errors import excerpt
+from diffjax.published import folders
+from diffjax.published.folders import refused
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Table
 
@@ -63,14 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Names of classes are without "Flax", as in UNet2DConditionModel: Flax classes had the fields of PyTorch's.
     """
-    try:
-        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must have fields; download it again")
+    content = folders.read_json(path)
     if not isinstance(content.get("_class_name"), str | None):
         raise refused(path, "_class_name", content["_class_name"], "must be a name")
     return {name: _without_flax(value) for name, value in content.items()}
@@ -140,15 +135,6 @@ def check_expressed(path: Path, config: Json, expressed: Json, *, ignored: Colle
         elif _plain(value) != _plain(expressed[name]):
             only = excerpt(io.to_json(_plain(expressed[name])), 80)
             raise refused(path, name, value, f"is not supported; only {only} is, with the other fields")
-
-
-def refused(path: Path, name: str, value: Any, reason: str) -> UserError:
-    """Returns the error for a field that is not supported."""
-    try:
-        shown = excerpt(io.to_json(value), 80)
-    except (TypeError, ValueError, RecursionError):
-        shown = "(nested)"
-    return UserError(f"{path}: {name}={shown}: {reason}")
 
 
 def _plain(value: Any) -> Any:

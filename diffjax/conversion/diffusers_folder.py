@@ -15,9 +15,9 @@ from diffjax.conversion import (
     tiny_config,
     unet_config,
 )
-from diffjax.conversion.components import ImportedRun, Json, read_component, read_json, refused
+from diffjax.conversion.components import ImportedRun, Json, read_component, read_json
 from diffjax.errors import UserError, unknown
-from diffjax.published.folders import open_component
+from diffjax.published.folders import open_component, refused
 from diffjax.published.table import Block, Order, Table
 from diffjax.runs.config_files import load_file
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.published.folders import refused
 from diffjax.published.table import Table
 from diffjax.published.tables import dit
 

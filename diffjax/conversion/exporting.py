@@ -19,11 +19,11 @@ from diffjax.conversion import (
     tiny_config,
     unet_config,
 )
-from diffjax.conversion.components import refused
 from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
+from diffjax.published.folders import refused
 from diffjax.published.table import Block, Table
 from diffjax.runs.dependencies import referenced_run
 from diffjax.runs.loading import Run, load

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.published.folders import refused
 from diffjax.published.table import Block, Table, Tensor
 from diffjax.published.tables import prior
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion.components import Json, refused, with_defaults
+from diffjax.conversion.components import Json, with_defaults
 from diffjax.diffusion import clipping, noise_schedules, time_grids
+from diffjax.published.folders import refused
 from diffjax.registry import lookup
 
 _DEFAULTS = {  # of the fields that are read, where classes agree

@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.published.folders import refused
 from diffjax.published.table import Table
 from diffjax.published.tables import taesd
 from diffjax.runs.config_files import load_file

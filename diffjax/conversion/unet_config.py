@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffjax.conversion.components import Json, check_expressed, refused, with_defaults
+from diffjax.conversion.components import Json, check_expressed, with_defaults
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
+from diffjax.published.folders import refused
 from diffjax.published.table import Order, Table
 from diffjax.published.tables import unet
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffjax import io
-from diffjax.errors import UserError, excerpt
+from diffjax.errors import UserError
+from diffjax.published.folders import refused, shown
 
 Json = Mapping[str, Any]
 Sections = dict[str, dict[str, Any]]  # sections of a config of system=clip
@@ -87,7 +87,7 @@ def read(path: Path, config: Json, *, projects: bool = True) -> Sections:
     elif isinstance(kind, str) and kind in _SECTION_OF:
         _read_section(path, _SECTION_OF[kind], config, sections, top=True)
     else:
-        raise UserError(f"{path.parent} is not a CLIP: config.json has model_type {_shown(kind)}")
+        raise UserError(f"{path.parent} is not a CLIP: config.json has model_type {shown(kind)}")
     dimensions = _count(path, "projection_dim", config.get("projection_dim", _DIMENSIONS)) if projects else 0
     sections["model"]["dimensions"] = dimensions
     return sections
@@ -139,22 +139,9 @@ def read_pixels(path: Path, config: Json | None, channels: int) -> dict[str, Any
             isinstance(values, list | tuple) and len(values) == channels and all(_is_number(v, low) for v in values)
         ):
             kind = "a number" if ours == "pixel_mean" else "a positive number"
-            raise UserError(f"{path}: {theirs}={_shown(values)}: requires {kind} for each of {channels} channels")
+            raise UserError(f"{path}: {theirs}={shown(values)}: requires {kind} for each of {channels} channels")
         result[ours] = tuple(float(value) for value in values)
     return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the fields of a JSON file. Raises UserError if it cannot be read, or has none."""
-    try:
-        content = io.parse_json(io.read_bytes(path, io.MAX_JSON))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {excerpt(str(error))}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: has no fields; use the folder of a CLIP")
-    return content
 
 
 def _section(path: Path, config: Json, name: str) -> Json:
@@ -175,10 +162,10 @@ def _read_section(path: Path, name: str, fields: Json, sections: Sections, *, to
             high = _MAX_LAYERS if row.theirs == "num_hidden_layers" else 2**31 - 1
             _count(path, prefix + row.theirs, value, high)
         elif value not in _ACTIVATIONS:
-            raise _refused(path, prefix + row.theirs, value, f"must be {' or '.join(_ACTIVATIONS)}")
+            raise refused(path, prefix + row.theirs, value, f"must be {' or '.join(_ACTIVATIONS)}")
     width, heads = values["hidden_size"], values["num_attention_heads"]
     if width % heads:
-        raise _refused(path, f"{prefix}num_attention_heads", heads, f"must divide hidden_size={width}")
+        raise refused(path, f"{prefix}num_attention_heads", heads, f"must divide hidden_size={width}")
     _check_others(path, prefix, {key: value for key, value in fields.items() if key not in values})
     for row in _ROWS[name]:
         section, field = row.ours.split(".")
@@ -205,29 +192,17 @@ def _check_others(path: Path, prefix: str, fields: Json) -> None:
     for name, value in fields.items():
         if name in _FIXED:
             if isinstance(value, bool) or value not in (_FIXED[name], None):
-                raise _refused(path, prefix + name, value, f"must be {_FIXED[name]}")
+                raise refused(path, prefix + name, value, f"must be {_FIXED[name]}")
         elif name not in _IGNORED and not name.startswith("_") and value not in (None, False, 0, "", [], {}):
-            raise _refused(path, prefix + name, value, "is not supported")
+            raise refused(path, prefix + name, value, "is not supported")
 
 
 def _count(path: Path, name: str, value: Any, high: int = 2**31 - 1) -> int:
     if type(value) is not int or not 0 < value <= high:
         limit = f" up to {high}" if high == _MAX_LAYERS else ""
-        raise _refused(path, name, value, f"must be a positive integer{limit}")
+        raise refused(path, name, value, f"must be a positive integer{limit}")
     return value
 
 
 def _is_number(value: Any, low: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low < value < 1e30
-
-
-def _refused(path: Path, name: str, value: Any, reason: str) -> UserError:
-    return UserError(f"{path}: {excerpt(name)}={_shown(value)}: {reason}")
-
-
-def _shown(value: Any) -> str:
-    """Returns a value of a JSON file for an error message: short, and on one line."""
-    try:
-        return excerpt(io.to_json(value), 80)
-    except RecursionError:
-        return "nested too deeply"

@@ -17,7 +17,7 @@ from diffjax import io
 from diffjax.errors import UserError
 from diffjax.nn.clip import TextTransformer, VisionTransformer
 from diffjax.published import clip_config, table
-from diffjax.published.folders import find_weights, open_component
+from diffjax.published.folders import find_weights, open_component, read_json
 from diffjax.published.tables import clip as tables
 
 
@@ -53,7 +53,7 @@ def load(path: str | Path) -> Published:
         nn/clip.py does not have.
     """
     folder = Path(path)
-    config = clip_config.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     tensors = open_component(folder) if config.get("model_type") in clip_config.MODEL_TYPES else {}
     projects = any(name in tensors for name in tables.TRANSFORMERS_PROJECTIONS)
     sections = clip_config.read(folder / "config.json", config, projects=projects)
@@ -64,7 +64,7 @@ def load(path: str | Path) -> Published:
     if "image_encoder" in sections:
         size, channels = sections["data"]["image_size"], sections["data"]["channels"]
         preprocessor = folder / "preprocessor_config.json"
-        options = clip_config.read_json(preprocessor) if preprocessor.exists() else None
+        options = read_json(preprocessor) if preprocessor.exists() else None
         pixels = clip_config.read_pixels(preprocessor, options, channels)
         image_encoder = VisionTransformer(dimensions=dimensions, **sections["image_encoder"], **pixels)
         images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)

@@ -17,17 +17,8 @@ from jaxtyping import Float, UInt8
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.nn.pretrained.transformers_folder import (
-    check_count,
-    dense,
-    is_number,
-    norm,
-    pop,
-    read_json,
-    shown,
-    weights_path,
-)
 from diffjax.nn.transformer import transformer_from_fields
+from diffjax.published.folders import find_weights, read_json, shown
 from diffjax.published.tensors import Weights
 
 SIDE = 224  # sides of the images of published distances
@@ -110,7 +101,7 @@ class Published(NamedTuple):
 
 def fingerprint(path: str | Path) -> str:
     """Returns a short hash of the weights in a folder."""
-    return "sha256:" + io.file_hash(weights_path(Path(path)))[:16]
+    return "sha256:" + io.file_hash(find_weights(Path(path)))[:16]
 
 
 def load(path: str | Path) -> Published:
@@ -138,15 +129,15 @@ def load(path: str | Path) -> Published:
         epsilon=options["layer_norm_eps"],
         position_offset=_POSITION_OFFSET,
     )
-    weights, place = Weights(weights_path(folder), "the DINOv2 of its config.json"), "embeddings.position_embeddings"
-    kernel = pop(weights, "embeddings.patch_embeddings.projection.weight", width, 3, patch, patch)
+    weights, place = Weights(find_weights(folder), "the DINOv2 of its config.json"), "embeddings.position_embeddings"
+    kernel = _pop(weights, "embeddings.patch_embeddings.projection.weight", width, 3, patch, patch)
     params = {
         "patch": {
             "kernel": kernel.transpose(2, 3, 1, 0),
-            "bias": pop(weights, "embeddings.patch_embeddings.projection.bias", width),
+            "bias": _pop(weights, "embeddings.patch_embeddings.projection.bias", width),
         },
-        "class": pop(weights, "embeddings.cls_token", 1, 1, width)[0, 0],
-        "place": pop(weights, place, 1, 1 + network.grid**2, width)[0],
+        "class": _pop(weights, "embeddings.cls_token", 1, 1, width)[0, 0],
+        "place": _pop(weights, place, 1, 1 + network.grid**2, width)[0],
         "transformer": _blocks(weights, network.layers, width, inside, gated),
     }
     weights.assert_empty(ignored=["embeddings.mask_token"])  # of training
@@ -209,9 +200,9 @@ def _options(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(sides, list) and len(sides) == 2 and sides[0] == sides[1]:
             options[name] = sides[0]
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels"):
-        check_count(folder, name, options[name])
+        _check_count(folder, name, options[name])
     for name in ("mlp_ratio", "layer_norm_eps"):
-        if not is_number(options[name], 0):
+        if not _is_number(options[name], 0):
             raise UserError(f"{folder}/config.json: {name}={shown(options[name])}: must be a positive number")
     for name, supported in _SUPPORTED.items():
         if options[name] not in supported:
@@ -233,23 +224,51 @@ def _mlp_width(options: Mapping[str, Any]) -> int:
 
 def _blocks(weights: Weights, layers: int, width: int, inside: int, gated: bool) -> dict[str, Any]:
     into, out = ("weights_in", "weights_out") if gated else ("fc1", "fc2")
-    params: dict[str, Any] = {"norm_out": norm(weights, "layernorm", width)}
+    params: dict[str, Any] = {"norm_out": _norm(weights, "layernorm", width)}
     for i in range(layers):
         name = f"encoder.layer.{i}"
         q, k, v = (
-            dense(weights, f"{name}.attention.attention.{part}", width, width) for part in ("query", "key", "value")
+            _dense(weights, f"{name}.attention.attention.{part}", width, width) for part in ("query", "key", "value")
         )
         residuals = {
-            "out": dense(weights, f"{name}.attention.output.dense", width, width),
-            "mlp_out": dense(weights, f"{name}.mlp.{out}", inside // 2 if gated else inside, width),
+            "out": _dense(weights, f"{name}.attention.output.dense", width, width),
+            "mlp_out": _dense(weights, f"{name}.mlp.{out}", inside // 2 if gated else inside, width),
         }
         for j, residual in enumerate(residuals.values(), start=1):
-            scale = pop(weights, f"{name}.layer_scale{j}.lambda1", width)
+            scale = _pop(weights, f"{name}.layer_scale{j}.lambda1", width)
             residual |= {key: value * scale for key, value in residual.items()}
         params[f"block_{i}"] = residuals | {
-            "norm_attention": norm(weights, f"{name}.norm1", width),
+            "norm_attention": _norm(weights, f"{name}.norm1", width),
             "qkv": {key: np.concatenate([q[key], k[key], v[key]], axis=-1) for key in q},
-            "norm_mlp": norm(weights, f"{name}.norm2", width),
-            "mlp_in": dense(weights, f"{name}.mlp.{into}", width, inside),
+            "norm_mlp": _norm(weights, f"{name}.norm2", width),
+            "mlp_in": _dense(weights, f"{name}.mlp.{into}", width, inside),
         }
     return params
+
+
+def _check_count(folder: Path, name: str, value: Any) -> int:
+    """Returns the value of a field of config.json. Raises UserError unless it is a positive integer."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise UserError(f"{folder}/config.json: {name}={shown(value)}: must be a positive integer")
+    return value
+
+
+def _is_number(value: Any, low: float) -> bool:
+    """Returns whether a value of a JSON file is a finite number above `low`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < 1e30
+
+
+def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
+    """Pops the parameters of a layer norm."""
+    return {"scale": _pop(weights, f"{name}.weight", width), "bias": _pop(weights, f"{name}.bias", width)}
+
+
+def _dense(weights: Weights, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+    """Pops the parameters of a linear layer."""
+    kernel = _pop(weights, f"{name}.weight", outputs, inputs).T
+    return {"kernel": kernel, "bias": _pop(weights, f"{name}.bias", outputs)}
+
+
+def _pop(weights: Weights, name: str, *shape: int) -> np.ndarray:
+    """Pops a tensor as float32."""
+    return weights.pop(name, *shape).astype(np.float32)
