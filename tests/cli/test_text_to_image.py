@@ -9,7 +9,7 @@ from PIL import Image
 import diffjax
 from diffjax.cli import sample as sample_verb
 from diffjax.data import shapes, tokenizer
-from diffjax.evaluation import samples
+from diffjax.evaluation import real_images
 from diffjax.inference.image_grids import GAP, read_images
 from diffjax.inference.reranking import load_reranker
 from tests import clip_folder, tiny
@@ -129,7 +129,7 @@ def test_a_clip_does_not_sample(dalle, tmp_path, capsys):
 
 
 def test_samples_are_compared_with_their_captions(dalle, capsys, monkeypatch):
-    monkeypatch.setattr(samples, "_MAX_REFERENCE", 200)  # number of real images
+    monkeypatch.setattr(real_images, "MAX_IMAGES", 200)  # number of real images
     flags = ["--metrics=clip_score,r_precision,cmmd,caption_accuracy", "--num=24", "--batch_size=8"]
     assert launch("evaluate", f"--workdir={dalle}", *flags) == 0
     assert "CLIP score" in capsys.readouterr().out

@@ -157,8 +157,8 @@ FOLDERS = {
     "a network as the scheduler": ({"scheduler/scheduler_config.json": folders.UNET}, "_class_name"),
     "an unknown pipeline": ({"model_index.json": {"_class_name": "FluxPipeline"}}, "unknown pipeline"),
     "a pipeline without a class": ({"model_index.json": {}}, "unknown pipeline"),
-    "a list as a config": ({"unet/config.json": [1]}, "unet/config.json must have fields"),
-    "a number as an index": ({"model_index.json": 3}, "model_index.json must have fields"),
+    "a list as a config": ({"unet/config.json": [1]}, "unet/config.json: has no fields"),
+    "a number as an index": ({"model_index.json": 3}, "model_index.json: has no fields"),
 }
 
 

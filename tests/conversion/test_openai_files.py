@@ -22,27 +22,22 @@ SIZES = [  # parameters and tensors of the networks that the published code buil
     ("consistency.py:lsun", 526_304_771, 566),
     ("glide.py:base", 385_030_726, 783),
     ("glide.py:upsampler_inpainting", 398_368_198, 797),
-    *(
-        pytest.param(*size, marks=SLOW)
-        for size in [
-            ("adm.py:128", 421_529_606, 493),
-            ("adm.py:256", 553_838_086, 567),
-            ("adm.py:256_uncond", 552_814_086, 566),
-            ("adm.py:lsun", 552_814_086, 566),
-            ("adm_upsampler.py:128_512", 308_835_270, 537),
-            ("adm_classifier.py:128", 42_568_040, 221),
-            ("adm_classifier.py:256", 54_096_360, 249),
-            ("adm_classifier.py:512", 54_448_360, 281),
-            ("improved_ddpm.py:imagenet64", 121_063_942, 450),
-            ("improved_ddpm.py:imagenet64_class", 273_049_350, 451),
-            ("improved_ddpm.py:lsun", 113_676_678, 426),
-            ("improved_ddpm.py:upsampler", 279_792_390, 457),
-            ("consistency.py:imagenet64", 295_899_267, 541),
-            ("consistency.py:edm_lsun", 526_304_771, 566),
-            ("glide.py:inpainting", 385_037_638, 783),
-            ("glide.py:upsampler", 398_361_286, 797),
-        ]
-    ),
+    ("adm.py:128", 421_529_606, 493),
+    ("adm.py:256", 553_838_086, 567),
+    ("adm.py:256_uncond", 552_814_086, 566),
+    ("adm.py:lsun", 552_814_086, 566),
+    ("adm_upsampler.py:128_512", 308_835_270, 537),
+    ("adm_classifier.py:128", 42_568_040, 221),
+    ("adm_classifier.py:256", 54_096_360, 249),
+    ("adm_classifier.py:512", 54_448_360, 281),
+    ("improved_ddpm.py:imagenet64", 121_063_942, 450),
+    ("improved_ddpm.py:imagenet64_class", 273_049_350, 451),
+    ("improved_ddpm.py:lsun", 113_676_678, 426),
+    ("improved_ddpm.py:upsampler", 279_792_390, 457),
+    ("consistency.py:imagenet64", 295_899_267, 541),
+    ("consistency.py:edm_lsun", 526_304_771, 566),
+    ("glide.py:inpainting", 385_037_638, 783),
+    ("glide.py:upsampler", 398_361_286, 797),
 ]
 NAMES = {  # of published files, with their shapes
     "adm.py:64": {
@@ -150,14 +145,21 @@ def fails(capsys, path, changes=()):
     return line.removeprefix("error: ")
 
 
-@pytest.mark.parametrize(("name", "parameters", "tensors"), SIZES)
+def slow_but(first, cases):
+    """Returns cases for `parametrize`, all slow but the one that starts with `first`."""
+    return [case if case[0] == first else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "parameters", "tensors"), slow_but("adm.py:64", SIZES))
 def test_sizes(name, parameters, tensors):
     config, leaves = shapes(name)
     assert sum(leaf.size for path, leaf in leaves.items() if path.startswith("params/")) == parameters
     assert len(table.names(openai.table(config), leaves)) == tensors
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "glide" in name else name for name in NAMES]
+)
 def test_names_and_shapes(name):
     config, leaves = shapes(name)
     names = table.names(openai.table(config), leaves)

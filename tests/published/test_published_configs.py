@@ -52,6 +52,7 @@ def test_dit(variant, millions, tensors):
     assert len(copied) == model.layers * 19 + 6
 
 
+@pytest.mark.slow
 def test_karlos_prior():
     """Counted on diffusers 0.42's PriorTransformer() without the statistics, which are no parameters."""
     _, leaves = shapes("karlo.py:prior")
@@ -64,6 +65,7 @@ def test_karlos_prior():
     }.items() <= table.names(prior_config.table(), leaves).items()
 
 
+@pytest.mark.slow
 def test_dalle_dvae():
     _, leaves = shapes("dalle_dvae.py")
     identity = 128**2
@@ -96,6 +98,7 @@ def test_taesd():
     assert names["decoder.18.conv.0.weight"] == "params/model/decoder/level_0_block_0/conv_0/kernel"
 
 
+@pytest.mark.slow
 def test_edm_imagenet64():
     """ADM's network (Dhariwal & Nichol 2021): 295.9 million parameters."""
     _, leaves = shapes("edm_imagenet64.py")
@@ -109,3 +112,26 @@ def test_edm_imagenet64():
         "model.dec.64x64_up.conv1.weight": "params/model/up_1_resample/conv_1/kernel",
         "model.dec.8x8_block3.proj.weight": "params/model/up_3_attention_3/out/kernel",
     }.items() <= names.items()
+
+
+SIZES = [  # numbers of parameters of the releases' networks
+    ("stable_diffusion.py:1", 859_520_964),
+    *(
+        pytest.param(*size, marks=pytest.mark.slow)
+        for size in [
+            ("stable_diffusion.py:1_inpainting", 859_535_364),
+            ("stable_diffusion.py:2", 865_910_724),
+            ("stable_diffusion.py:2_inpainting", 865_925_124),
+            ("latent_diffusion.py:celebahq", 274_056_163),
+            ("autoencoder_kl.py:stable_diffusion", 83_653_863),
+            ("ddpm.py:cifar10", 35_746_307),
+            ("ddpm.py:256", 113_673_219),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_sizes(name, size):
+    _, leaves = shapes(name)
+    assert sum(leaf.size for path, leaf in leaves.items() if path.startswith("params/model")) == size

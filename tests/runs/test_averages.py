@@ -96,7 +96,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages")
     changes = {"train__ema_lengths": LENGTHS, "train__ema_every": 1, "train__learning_rate_schedule": "constant"}
     quiet = {"train__num_preview_samples": 0, "parallel__num_devices": 1, "train__keep_last": 0}
-    config = tiny.write(folder / "config.py", train__checkpoint_every=1, **changes, **quiet)
+    config = tiny.write(folder / "config.py", model=tiny.DIT, train__checkpoint_every=1, **changes, **quiet)
     command = ["train", f"--config={config}", f"--workdir={folder / 'run'}"]
     assert launch(*command, "--config.train.steps=2") == 0
     assert launch(*command) == 0
