@@ -12,7 +12,6 @@ from diffjax.published import table
 from diffjax.runs.config_files import load_file
 from diffjax.runs.loading import build_model
 
-SLOW = pytest.mark.slow
 SIZES = [  # parameters and tensors of the networks that the published code builds
     ("adm.py:64", 295_904_454, 541),
     ("adm.py:512", 558_997_638, 645),

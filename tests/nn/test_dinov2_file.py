@@ -104,5 +104,5 @@ def test_missing_and_damaged_files_raise(tmp_path, name):
         dinov2.load(tmp_path)
     assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(UserError, match="cannot read .*config.json: No such file|has no weights"):
+    with pytest.raises(UserError, match=r"cannot read .*config\.json: No such file|has no weights"):
         dinov2.load(tmp_path)
