@@ -60,7 +60,9 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     averaged = {name: f"{_AVERAGED}{name.replace('.', '')}" for name in names}
     if all(name in tensors for name in averaged.values()):
         names = {name: tensors[other] for name, other in averaged.items()}
-    scale = float(tensors[_SCALE].read()) if _SCALE in tensors else config.published.scaling_factor
+    scale = config.published.scaling_factor
+    if _SCALE in tensors:
+        scale = float(f"{tensors[_SCALE].read():.7g}")  # as many digits as float32 has
     _check_rest(path, config, tensors)
     parts = {"codec": _first_stage(path, config.parts.codec, below(tensors, _CODEC), scale)}
     if "clip" in config.parts:

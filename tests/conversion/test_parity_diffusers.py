@@ -251,3 +251,17 @@ def test_the_export_is_the_source_bit_for_bit(folders):
             before, after = theirs.state_dict(), ours.state_dict()
             assert before.keys() == after.keys()
             assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_single_file_of_stable_diffusion_is_imported_bit_for_bit(folders, tmp_path):
+    """The export under the names of CompVis, and for Stable Diffusion 2 of open_clip."""
+    pipeline, folder = folders
+    if not hasattr(pipeline, "tokenizer"):
+        pytest.skip("is not conditioned on captions")
+    launch("export", f"--workdir={folder / 'run'}", f"--out={tmp_path / 'file'}", "--format=safetensors")
+    source, config = tmp_path / "file" / "model.safetensors", tmp_path / "file" / "config.json"
+    vocabulary = f"--config.parts.clip.text.tokenizer={folder / 'theirs' / 'tokenizer'}"
+    launch("import", f"--source={source}", f"--config={config}", vocabulary, f"--workdir={tmp_path / 'run'}")
+    for part in (".", "codec", "clip"):
+        before, after = (path / part / "weights.safetensors" for path in (folder / "run", tmp_path / "run"))
+        assert before.read_bytes() == after.read_bytes(), part
