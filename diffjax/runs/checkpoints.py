@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,17 @@ class Checkpoints:
         if not multihost.is_single_process():
             raise error  # the processes would disagree about the checkpoint
         self._report_failure(str(error.__cause__ or error).strip().splitlines()[0][:200])
-        shutil.rmtree(self._unfinished(step), ignore_errors=True)  # the disk may be full
+        self._delete_unfinished(step)
         if self._directory.exists():  # otherwise the run was moved, and its folder is not created again
             self._manager = self._open_manager()  # the old one remembers the step as saved
+
+    def _delete_unfinished(self, step: int | None) -> None:
+        """Deletes the files of a failed save. Other threads of Orbax may still write some for a moment."""
+        for _ in range(50):
+            shutil.rmtree(self._unfinished(step), ignore_errors=True)  # the disk may be full
+            if not self._unfinished(step).exists():
+                return
+            time.sleep(0.1)
 
     def _report_failure(self, reason: str) -> None:
         self._failure = f"step {self._saving} could not be saved in {self._directory} ({reason})"
