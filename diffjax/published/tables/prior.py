@@ -3,7 +3,8 @@
 Both files also have the statistics of embeddings (clip_mean, clip_std), which are no parameters of the network.
 """
 
-from diffjax.published.table import Block, Module, Table, Tensor, by_head, fused
+from diffjax.published.table import Block, Table, Tensor, fused
+from diffjax.published.tables import transformer
 
 
 def diffusers() -> Table:
@@ -36,14 +37,6 @@ def karlo(*, heads: int) -> Table:
     Args:
       heads: number of attention heads, model.heads.
     """
-    block: Table = {
-        "norm_attention": "ln_1",
-        "qkv": Module(("attn.c_qkv",), order=by_head(3, heads=heads)),
-        "out": "attn.c_proj",
-        "norm_mlp": "ln_2",
-        "mlp_in": "mlp.c_fc",
-        "mlp_out": "mlp.c_proj",
-    }
     return {
         "context": "text_enc_proj",
         "embedding": "text_emb_proj",
@@ -52,7 +45,6 @@ def karlo(*, heads: int) -> Table:
         "image": "clip_img_proj",
         "query": Tensor("prd_emb", lambda tensor: tensor[0, 0], lambda value: value[None, None]),
         "place": Tensor("positional_embedding", lambda tensor: tensor[0], lambda value: value[None]),
-        r"transformer/block_(\d+)": Block("transformer.resblocks.{0}", block),
-        "transformer/norm_out": "final_ln",
+        **transformer.openai(heads=heads),
         "out": "out_proj",
     }

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffjax.published.table import Block, Module, Order, Table, Tensor, by_head, convolution, fused
+from diffjax.published.table import Block, Module, Order, Table, Tensor, convolution, fused
+from diffjax.published.tables import transformer as transformers
 
 _DIFFUSERS_RESNET = {
     "norm_0": "norm1",
@@ -170,18 +171,9 @@ def glide_caption(*, heads: int) -> Table:
     Args:
       heads: attention heads.
     """
-    block: Table = {
-        "norm_attention": "ln_1",
-        "qkv": Module(("attn.c_qkv",), order=by_head(3, heads=heads)),
-        "out": "attn.c_proj",
-        "norm_mlp": "ln_2",
-        "mlp_in": "mlp.c_fc",
-        "mlp_out": "mlp.c_proj",
-    }
     return {
         "token": "token_embedding",
         "place": Tensor("positional_embedding"),
         "padding": Tensor("padding_embedding"),
-        r"transformer/block_(\d+)": Block("transformer.resblocks.{0}", block),
-        "transformer/norm_out": "final_ln",
+        **transformers.openai(heads=heads),
     }
