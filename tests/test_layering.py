@@ -22,6 +22,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,
     "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,
     "reproduce": {"evaluation", "inference", "metrics", "models", "runs", "training"} | SHARED,
+    "demo": {"data", "diffusion", "evaluation", "inference", "models", "runs"} | SHARED,
     "__version__": set(),
     "compositing": set(),
     "errors": set(),

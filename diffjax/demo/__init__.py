@@ -1,0 +1,1 @@
+"""The web demo: an engine that samples runs for several clients."""
