@@ -43,7 +43,7 @@ Other runs:
 import itertools
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,13 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_float("strength", None, "fraction of the process that --image is noised for", flag_values=flags)
 
 
+def parse_flags(flags: Sequence[str]) -> Arguments:
+    """Returns the parsed flags of this verb, "--name=value" each. Raises UserError for an invalid one."""
+    declared = Flags()
+    define(declared)
+    return parse(declared, ["sample", *flags])
+
+
 def run(arguments: Arguments) -> int:
     index = None
     if getattr(arguments, "from"):
@@ -212,9 +219,7 @@ def _restore(arguments: Arguments) -> tuple[Arguments, int | None]:
         if not isinstance(flags, dict) or {"out", "from"} & flags.keys() or bad_index:  # neither flag is stored
             raise UserError(f"{path}: its settings are damaged; name another PNG of launch.py sample")
         flags |= {name: getattr(arguments, name) for name in arguments.given_flags - {"from"}}
-        declared = Flags()
-        define(declared)
-        merged = parse(declared, ["sample", *(f"--{name}={value}" for name, value in flags.items())])
+        merged = parse_flags([f"--{name}={value}" for name, value in flags.items()])
         workdir = Workdir(required(merged, "workdir"))
         if not workdir.config.exists():
             raise UserError(f"{workdir.path}: the run of the image is missing; pass its new folder as --workdir=RUN")

@@ -16,7 +16,7 @@ ImagesUInt8 = UInt8[np.ndarray, "N H W C"]
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-    """What a run can do, and its settings: what the page shows.
+    """Capabilities and default settings of a run.
 
     Attributes:
       name: name of the run in the engine.
@@ -186,11 +186,13 @@ class Engine:
     Thread-safe: a request waits until the former has ended. A request that fails does not affect the next.
     """
 
-    def __init__(self, workdirs: Sequence[str]):
+    def __init__(self, workdirs: Sequence[str], parse: Callable[[Sequence[str]], Any]):
         """Opens runs; loads each at its first request.
 
         Args:
           workdirs: folders of runs.
+          parse: parses flags of `launch.py sample`, "--name=value" each, and raises UserError for invalid ones:
+            `diffjax.cli.sample.parse_flags`.
 
         Raises:
           UserError: a folder is not a run, or its model does not sample images.
