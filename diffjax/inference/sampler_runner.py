@@ -1,7 +1,6 @@
 """Sampling of any number of images with one compiled program."""
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import UInt8, UInt32
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, warn
 from diffjax.inference.batching import DataParallelMap
 from diffjax.models.images import to_grey_levels, to_unit_range
 from diffjax.models.observation import Answer, ObservedStep, Observer, Progress
@@ -102,10 +101,9 @@ class SampleRunner:
             images, finite = self._observe(shared, inputs, progress, listener)
         self.not_finite = int(np.sum(~finite))
         if self.not_finite:
-            print(
-                f"warning: {self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more "
-                "steps or another sampler, or train at a lower train.learning_rate",
-                file=sys.stderr,
+            warn(
+                f"{self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more steps or "
+                "another sampler, or train at a lower train.learning_rate"
             )
         return images
 

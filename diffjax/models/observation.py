@@ -41,14 +41,16 @@ class ObservedStep(NamedTuple):
 
     Attributes:
       progress: the step.
-      noise: its noise level, before the step.
+      t, alpha, sigma: noise level before the step.
       x_t: noised images, divided by the standard deviation of noised data of unit variance.
       x_0: estimates of the images.
       eps: estimates of the noise.
     """
 
     progress: Progress
-    noise: Noise
+    t: float
+    alpha: float
+    sigma: float
     x_t: UInt8[np.ndarray, "B H W C"]
     x_0: UInt8[np.ndarray, "B H W C"]
     eps: UInt8[np.ndarray, "B H W C"]
@@ -104,23 +106,24 @@ class Observer:
             return np.array(self.start(Progress(self.stage, int(index), int(total))), bool)
 
         def receive(index, total, noise, x_t, x_0, eps) -> np.ndarray:
-            levels = Noise(*(np.asarray(level) for level in noise))
             images = (np.asarray(image) for image in (x_t, x_0, eps))
-            stops = self.receive(ObservedStep(Progress(self.stage, int(index), int(total)), levels, *images))
-            return np.array(stops)
+            progress, (t, alpha, sigma) = Progress(self.stage, int(index), int(total)), map(float, noise)
+            return np.array(self.receive(ObservedStep(progress, t, alpha, sigma, *images)))
 
         def observe(i: Int[Array, ""], x: Array, noise: Noise) -> Bool[Array, ""]:
             progress = i + 1 - begin, jnp.asarray(steps - begin)
             answer = Answer(*io_callback(start, jax.ShapeDtypeStruct((2,), bool), *progress))
+            stops = jnp.asarray(answer.stops)
             if decode is None:
-                return answer.stops
+                return stops
+            to_images = decode
 
             def send() -> Bool[Array, ""]:
                 x_0 = denoise(x, noise).x0
                 images = x / initial_std(noise), x_0, eps_from_x0(x, x_0, noise)
-                grey = [to_grey_levels(decode(image)) for image in images]
+                grey = [to_grey_levels(to_images(image)) for image in images]
                 return io_callback(receive, jax.ShapeDtypeStruct((), bool), *progress, noise, *grey)
 
-            return answer.stops | lax.cond(answer.wants_images, send, lambda: jnp.array(False))
+            return stops | lax.cond(answer.wants_images, send, lambda: jnp.array(False))
 
         return observe
