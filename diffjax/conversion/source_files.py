@@ -8,7 +8,7 @@ from diffjax.errors import UserError
 from diffjax.published.folders import FILES
 
 _UNUSED = ("safety_checker",)  # components of pipelines without an equivalent
-_INDEX = re.compile(r"(?P<stem>\w+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.\w+)?\.json")
+_INDEX = re.compile(r"(?P<stem>\w+)\.(?P<suffix>safetensors|bin|msgpack)\.index(?P<variant>\.\w+)?\.json")
 
 
 def select(names: Iterable[str]) -> list[str]:

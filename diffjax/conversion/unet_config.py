@@ -67,7 +67,10 @@ _CONTEXT = {
     "class_embeddings_concat": False,
     "addition_embed_type_num_heads": 64,
 }
-_IGNORED = ("sample_size", "upcast_attention", "num_train_timesteps")  # the last: of learned time embeddings
+_IGNORED = (
+    *("sample_size", "upcast_attention", "num_train_timesteps"),  # the last: of learned time embeddings
+    *("use_memory_efficient_attention", "split_head_dim"),  # of Flax classes
+)
 _CONVENTIONS = {"ddpm": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
 _PADDINGS = {"asymmetric": 0, "symmetric": 1}
 

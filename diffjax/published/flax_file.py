@@ -16,7 +16,7 @@ import functools
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +80,7 @@ def open_flax_file(path: str | Path) -> dict[str, LazyTensor]:
             raise ValueError("it has no parameters by name")
         left = _NAME_SHARE * size
         for names, array in _leaves(tree):
-            name = _torch_name(names)
+            name = torch_name(names)
             left -= len(name)
             if left < 0:
                 raise ValueError("its names multiply beyond the size of the file")
@@ -92,6 +92,12 @@ def open_flax_file(path: str | Path) -> dict[str, LazyTensor]:
     if not tensors:
         raise UserError(f"{path} has no named arrays")
     return tensors
+
+
+def torch_name(names: Sequence[str]) -> str:
+    """Returns PyTorch's name of a parameter: ("resnets_0", "conv1", "kernel") -> "resnets.0.conv1.weight"."""
+    modules = [_LISTS.sub(r"\1.\2", name) if _LISTS.fullmatch(name) else name for name in names[:-1]]
+    return ".".join((*modules, "weight" if names[-1] in _WEIGHTS else names[-1]))
 
 
 class _Parser:
@@ -229,12 +235,6 @@ def _leaves(tree: dict[str, Any], names: tuple[str, ...] = ()) -> Iterator[tuple
             yield from _leaves(value, (*names, name))
         elif isinstance(value, _Array):
             yield (*names, name), value
-
-
-def _torch_name(names: tuple[str, ...]) -> str:
-    """Returns PyTorch's name of a parameter: ("resnets_0", "conv1", "kernel") -> "resnets.0.conv1.weight"."""
-    modules = [_LISTS.sub(r"\1.\2", name) if _LISTS.fullmatch(name) else name for name in names[:-1]]
-    return ".".join((*modules, "weight" if names[-1] in _WEIGHTS else names[-1]))
 
 
 def _torch_axes(leaf: str, rank: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ FILES = [  # in order of preference
         )
         for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
     ),
-    *("diffusion_flax_model.msgpack", "flax_model.msgpack"),
+    *("diffusion_flax_model.msgpack", "flax_model.msgpack", "flax_model.msgpack.index.json"),
 ]
 _OLD_NAMES = {  # of attention in files of diffusers before 0.18
     r"(.*\.attentions\.\d+)\.query\.(weight|bias)": r"\1.to_q.\2",

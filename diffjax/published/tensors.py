@@ -18,7 +18,7 @@ from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
-from diffjax.published.flax_file import open_flax_file
+from diffjax.published.flax_file import open_flax_file, torch_name
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.onnx_file import open_onnx_file
 from diffjax.published.torch_file import open_torch_file
@@ -177,6 +177,8 @@ def _open_shards(index: Path) -> dict[str, LazyTensor]:
     shard_of = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shard_of, dict) or not all(_is_file_name(name) for name in shard_of.values()):
         raise UserError(f"{index}: weight_map must have the file of each tensor; download it again")
+    if ".msgpack.index" in index.name:  # with Flax's names, joined by "/"
+        shard_of = {torch_name(name.split("/")): shard for name, shard in shard_of.items()}
     shards = {name: open_tensors(index.with_name(name)) for name in sorted(set(shard_of.values()))}
     for name, shard in shard_of.items():
         if name not in shards[shard]:
