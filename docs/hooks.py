@@ -318,6 +318,8 @@ def _with_links(markdown: str, folder: str, page: Page, config: MkDocsConfig, fi
         elif file.startswith(("configs/", "experiments/")) and file.endswith(".py"):
             uri, hash, anchor = f"reference/{file.split('/')[0]}.md", "#", _anchor(Path(file))
         if uri and (uri in files.src_uris or not (ROOT / file).exists()):
+            if re.fullmatch(r"[\w/]+\.(md|ipynb)", label):
+                label = _title(ROOT / file) or label
             uri = posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or ".")
             return f"{image}[{label}]({uri}{hash}{anchor})"
         return f"[{label}]({config.repo_url}/blob/main/{file})" if config.repo_url else label
@@ -325,11 +327,24 @@ def _with_links(markdown: str, folder: str, page: Page, config: MkDocsConfig, fi
     return _LINK.sub(link, markdown)
 
 
+def _title(path: Path) -> str | None:
+    """Returns the title of a page or notebook, for links that have the name of its file."""
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    match = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return match and match[1]
+
+
 def _source(path: str, name: str) -> str:
-    """Returns the source of a function or class, without its decorators' file, as a block of code."""
+    """Returns the source of a function without its docstring, as a block of code."""
     source = (ROOT / path).read_text()
-    node = next(node for node in ast.parse(source).body if getattr(node, "name", None) == name)
-    return f'```python title="{path}"\n{ast.get_source_segment(source, node)}\n```'
+    node = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    lines = source.splitlines()
+    doc = node.body[0] if ast.get_docstring(node) else None
+    kept = [i for i in range(node.lineno, node.end_lineno + 1) if not (doc and doc.lineno <= i <= doc.end_lineno)]
+    code = re.sub(r":\n\n+", ":\n", "\n".join(lines[i - 1] for i in kept), count=1)
+    return f'```python title="{path}"\n{code}\n```'
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
