@@ -75,8 +75,10 @@ PYTHON = {
         "[Choices of diffusion](choices.md) lists those that a config can name.",
         {
             name: [f"diffjax.diffusion.{name}"]
-            for name in ("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers")
-            + ("sampling", "time_grids", "losses", "loss_weighting", "time_sampling", "variance", "likelihood")
+            for name in (
+                *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
+                *("sampling", "time_grids", "losses", "loss_weighting", "time_sampling", "variance", "likelihood"),
+            )
         },
     ),
     "models": (
@@ -87,16 +89,26 @@ PYTHON = {
     "latents": (
         "diffjax.latents",
         "The mathematics of latents, of which [autoencoders](../autoencoders.md) are made.",
-        {name: [f"diffjax.latents.{name}"] for name in ("gaussian", "codebook", "quantizers", "gumbel_softmax")
-         + ("output_distributions", "token_sampling")},
+        {
+            name: [f"diffjax.latents.{name}"]
+            for name in (
+                *("gaussian", "codebook", "quantizers", "gumbel_softmax"),
+                *("output_distributions", "token_sampling"),
+            )
+        },
     ),
     "metrics": (
         "diffjax.metrics",
         "The mathematics of metrics: pure functions on arrays. [Metrics and sweeps](../evaluation.md) has their names.",
-        {name: [f"diffjax.metrics.{name}"] for name in ("frechet", "kernel", "neighbours", "inception_score")
-         + ("similarity", "alignment", "resampling")},
+        {
+            name: [f"diffjax.metrics.{name}"]
+            for name in (
+                *("frechet", "kernel", "neighbours", "inception_score"),
+                *("similarity", "alignment", "resampling"),
+            )
+        },
     ),
-}  # fmt: skip
+}
 
 
 # Generated pages
@@ -119,8 +131,8 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "`python launch.py VERB --flags`, or `diffjax VERB --flags`. A flag is written `--name=value` or `--name value`. "
-        "Verbs that have `--config` override any field of it by `--config.path.to.field=value`: "
+        "`python launch.py VERB --flags`, or `diffjax VERB --flags`. A flag is written `--name=value` or "
+        "`--name value`. Verbs that have `--config` override any field of it by `--config.path.to.field=value`: "
         "[config fields](config_fields.md).",
     ]
     for verb in cli.VERBS:
@@ -142,8 +154,8 @@ def config_fields() -> str:
     lines = [
         "# Config fields",
         "",
-        "A config has the sections that its model reads. `launch.py train --config=FILE --print_config` prints the values "
-        "of a config. On the command line a field is set by `--config.NAME=VALUE`, and in a config file by "
+        "A config has the sections that its model reads. `launch.py train --config=FILE --print_config` prints the "
+        "values of a config. On the command line a field is set by `--config.NAME=VALUE`, and in a config file by "
         "`config.NAME = VALUE`. Fields of part `x` of a pipeline are `parts.x.NAME`.",
     ]
     for section, fields in sections.items():
@@ -239,7 +251,11 @@ def _python_page(title: str, intro: str, objects: Mapping[str, Sequence[str]]) -
 
 def _reports() -> str:
     """Returns the gallery of reports: the image of each, and a link."""
-    lines = ["# Reports", "", "One report per published table, with our values, the paper's, and a verdict on each claim."]
+    lines = [
+        "# Reports",
+        "",
+        "One report per published table, with our values, the paper's, and a verdict on each claim.",
+    ]
     lines += ["[Experiments](../experiments.md) lists the claims and outcomes of all of them.", ""]
     lines += ['<div class="grid cards" markdown>', ""]
     for path in sorted((DOCS / "reports").glob("*/report.md")):
@@ -271,9 +287,12 @@ def _notebook(path: Path) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the reports to the navigation."""
+    """Adds the reports to the navigation, and to How-to the pages of docs/ that mkdocs.yml does not list."""
     reports = ["reports/index.md"] + [f"reports/{path.name}/report.md" for path in sorted((DOCS / "reports").iterdir())]
-    next(section["Results"] for section in config.nav or [] if "Results" in section).append({"Reports": reports})
+    sections = {name: content for entry in config.nav or [] for name, content in entry.items()}
+    listed = set(re.findall(r"'([^']+\.md)'", repr(config.nav)))
+    sections["How-to"] += sorted({path.name for path in DOCS.glob("*.md")} - listed)
+    sections["Results"].append({"Reports": reports})
     return config
 
 
@@ -342,8 +361,8 @@ def _source(path: str, name: str) -> str:
     node = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
     lines = source.splitlines()
     doc = node.body[0] if ast.get_docstring(node) else None
-    kept = [i for i in range(node.lineno, node.end_lineno + 1) if not (doc and doc.lineno <= i <= doc.end_lineno)]
-    code = re.sub(r":\n\n+", ":\n", "\n".join(lines[i - 1] for i in kept), count=1)
+    body = [i for i in range(node.lineno, node.end_lineno + 1) if not (doc and doc.lineno <= i <= doc.end_lineno)]
+    code = re.sub(r":\n\n+", ":\n", "\n".join(lines[i - 1] for i in body), count=1)
     return f'```python title="{path}"\n{code}\n```'
 
 
@@ -354,7 +373,8 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
 def _formula(match: re.Match) -> str:
     display = "block" if match[1] == "div" else "inline"
-    return convert(html.unescape(match[2]).strip(), display=display)
+    formula = convert(html.unescape(match[2]).strip(), display=display)
+    return re.sub(r"(<mi>log</mi>)(?=<mi)", r'\1<mspace width="0.17em"/>', formula)
 
 
 # Text
@@ -388,7 +408,9 @@ def _table(head: Sequence[str], rows: Any) -> list[str]:
 def _cell(text: str) -> str:
     """Returns a text as a cell: on one line, without the separator of cells outside of code."""
     parts = re.split(r"(`[^`]*`)", _flags_as_code(" ".join(text.split())))
-    return "".join(part if part.startswith("`") else html.escape(part, quote=False).replace("|", r"\|") for part in parts)
+    return "".join(
+        part if part.startswith("`") else html.escape(part, quote=False).replace("|", r"\|") for part in parts
+    )
 
 
 def _syntax(flag: absl_flags.Flag) -> str:
