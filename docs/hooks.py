@@ -310,8 +310,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return _with_links(f"## {match[1]}\n{text[1].rstrip()}", "", page, config, files)
 
     markdown = _with_links(markdown, folder, page, config, files)
-    markdown = re.sub(r"<!-- README: (.+?) -->", section, markdown)
-    return re.sub(r"<!-- source: (\S+) (\S+) -->", lambda match: _source(match[1], match[2]), markdown)
+    markdown = re.sub(r"^<!-- README: (.+?) -->$", section, markdown, flags=re.MULTILINE)
+    return re.sub(r"^<!-- source: (\S+) (\S+) -->$", lambda m: _source(m[1], m[2]), markdown, flags=re.MULTILINE)
 
 
 def _with_links(markdown: str, folder: str, page: Page, config: MkDocsConfig, files: Files) -> str:
