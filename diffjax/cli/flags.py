@@ -299,7 +299,7 @@ def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:
     """Returns the help of a verb, from its docstring, its flags, and its arguments without a name."""
     usage = " ".join(["usage: python launch.py", verb, *([positional] if positional else []), "--flag=value ..."])
     lines = [usage, "", doc.strip()]
-    for group, names in _grouped(verb, flags).items():
+    for group, names in flag_groups(verb, flags).items():
         lines += ["", f"{group}:"]
         for name in names:
             flag = flags[name]
@@ -310,7 +310,7 @@ def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:
     return "\n".join(lines)
 
 
-def _grouped(verb: str, flags: Flags) -> dict[str, list[str]]:
+def flag_groups(verb: str, flags: Flags) -> dict[str, list[str]]:
     """Returns the names of a verb's flags by purpose; flags that are in no group are under the name of the verb."""
     groups = _GROUPS if "sampler" in flags else {name: _GROUPS[name] for name in ("run", "processes", "output")}
     named = {group: [name for name in names if name in flags] for group, names in groups.items()}
