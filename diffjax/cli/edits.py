@@ -173,7 +173,9 @@ def _text_diff(arguments: Arguments, trained: Run, manipulation: ImageManipulati
         [f"{round(position, 2):g}" for position in positions],
         f"moved along the difference of two texts, from '{arguments.base_prompt}' to '{arguments.prompt}'",
     )
-    return _one_row(arguments, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0), layout)
+    return _one_row(
+        arguments, _slerp(z, difference * (np.linalg.norm(z) / norm), positions), x.repeat(len(positions), 0), layout
+    )
 
 
 def _principal_components(arguments: Arguments, trained: Run, manipulation: ImageManipulation) -> SampleGrid:
