@@ -39,7 +39,8 @@ def run(arguments: Arguments) -> int:
     with new_folder(workdir, flag="workdir") as folder:
         model = import_run(source, folder, config)
     print(f"imported to {workdir}; try next:")
-    fine_tuning = f"train --config={workdir}/config.json --config.train.start={workdir} --config.data.dir=IMAGES"
+    trained = workdir if model.losses else workdir / "decoder"  # a pipeline itself is not trained
+    fine_tuning = f"train --config={trained}/config.json --config.train.start={trained} --config.data.dir=IMAGES"
     for line in (*next_commands(model, workdir), f"{fine_tuning} --workdir=NEW"):
         print(f"  python launch.py {line}")
     return 0

@@ -44,6 +44,7 @@ class ImportedRun:
       ignored: regular expressions of names of tensors that are not parameters.
       tokenizer: tokenizer of captions, if the model reads them.
       parts: runs of the config's parts, by name.
+      siblings: folders next to the source that were read too.
     """
 
     source: Path
@@ -53,6 +54,7 @@ class ImportedRun:
     ignored: Sequence[str] = ()
     tokenizer: Tokenizer | None = None
     parts: Mapping[str, "ImportedRun"] = dataclasses.field(default_factory=dict)
+    siblings: Sequence[Path] = ()
 
 
 def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -1,5 +1,6 @@
 """Folders of diffusers and transformers as runs: whole pipelines, and components."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diffjax.conversion import (
     prior_config,
     scheduler_config,
     tiny_config,
+    unclip_config,
     unet_config,
 )
 from diffjax.conversion.components import ImportedRun, Json, read_component, read_json
@@ -32,9 +34,6 @@ def read_folder(folder: Path) -> ImportedRun:
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json")
         name = index.get("_class_name")
-        if name == "UnCLIPPipeline":
-            fault = "is not supported, but its prior is"
-            raise UserError(f"{folder}/model_index.json: _class_name={name}: {fault}; pass --source={folder}/prior")
         if name not in PIPELINES:
             raise unknown(f"pipeline of {folder}/model_index.json, _class_name", str(name), PIPELINES)
         return PIPELINES[name](folder, index)
@@ -185,28 +184,117 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     )
 
 
+def _read_unclip(folder: Path, index: Json) -> ImportedRun:
+    """Returns the run of an UnCLIPPipeline (Karlo)."""
+    text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")
+    prior, decoder = _read_prior_network(folder, folder / "prior", text), _read_decoder(folder, text)
+    low = decoder.config.data.image_size
+    upsampler, last = (_read_upsampler(folder, folder / f"super_res_{name}", low) for name in ("first", "last"))
+    upsampler.config.last_step = "@last_step"
+    upsampler = dataclasses.replace(upsampler, parts={"last_step": last})
+    high = upsampler.config.data.image_size
+    config = _base("configs/published/karlo.py:pipeline")
+    config.data.channels = decoder.config.data.channels
+    for each in (config, prior.config, decoder.config):
+        each.data.image_size = high
+    decoder.config.diffusion.downsample = high // low
+    parts = {"clip": text, "prior": prior, "decoder": decoder, "upsampler": upsampler}
+    return ImportedRun(folder, config, {}, {}, tokenizer=text.tokenizer, parts=parts)
+
+
+def _read_decoder(folder: Path, text: ImportedRun) -> ImportedRun:
+    """Returns the run of the decoder of an UnCLIPPipeline, for data of the size of its own images."""
+    path = folder / "decoder" / "config.json"
+    unet = read_component(path, "UNet2DConditionModel")
+    side, channels, outputs = _side(path, unet), unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if outputs != 2 * channels:
+        raise refused(path, "out_channels", outputs, "must be twice in_channels, for a learned variance")
+    config = _base("configs/published/karlo.py:decoder")
+    del config["parts"]
+    config.data.update(image_size=side, channels=channels)
+    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    if "transformer_depth" in config.model:
+        raise refused(path, "down_block_types", unet.get("down_block_types"), "must be SimpleCrossAttnDownBlock2D")
+    proj = folder / "text_proj" / "config.json"
+    conditions = unclip_config.read(
+        proj,
+        read_component(proj, "UnCLIPTextProjModel"),
+        dimensions=_dimensions(folder, text),
+        channels=config.model.channels,
+        context=unet.get("cross_attention_dim", 1280),
+    )
+    config.conditions.update(conditions)
+    _set_unclip_process(config, folder / "decoder_scheduler", learns_variance=True)
+    projections = open_component(folder / "text_proj").items()
+    tensors = open_component(folder / "decoder") | {unclip_config.PREFIX + name: value for name, value in projections}
+    names = unclip_config.table(config.model, tokens=config.conditions.image_embedding.tokens)
+    return ImportedRun(folder / "decoder", config, names, tensors, tokenizer=text.tokenizer)
+
+
+def _read_upsampler(folder: Path, network: Path, low: int) -> ImportedRun:
+    """Returns the run of one of the two upsamplers of an UnCLIPPipeline, from images of low x low."""
+    path = network / "config.json"
+    unet = read_component(path, "UNet2DModel")
+    side, inputs, outputs = _side(path, unet), unet.get("in_channels", 3), unet.get("out_channels", 3)
+    if inputs != 2 * outputs:
+        raise refused(path, "in_channels", inputs, "must be twice out_channels, for x_t and the enlarged image")
+    if side == low or side % low:
+        raise refused(path, "sample_size", side, f"must be a multiple of {low}, the sample_size of the decoder")
+    config = _base("configs/published/karlo.py:last_step")
+    config.data.update(image_size=side, channels=outputs)
+    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    config.conditions.low_res_image.factor = side // low
+    steps = config.sampler.steps
+    _set_unclip_process(config, folder / "super_res_scheduler")
+    config.sampler.steps = steps
+    table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
+    return ImportedRun(network, config, table, open_component(network))
+
+
 def _read_prior(folder: Path) -> ImportedRun:
     """Returns the run of the prior of an UnCLIPPipeline: a folder next to the pipeline's other components."""
-    pipeline, path = folder.resolve().parent, folder / "config.json"
+    pipeline = folder.resolve().parent
     if not (pipeline / "text_encoder").is_dir():
         raise UserError(
             f"{folder} is a prior of CLIP embeddings; put the folder text_encoder of its pipeline next to it"
         )
     text = clip.read_clip(pipeline / "text_encoder", tokenizer=pipeline / "tokenizer")
+    siblings = [pipeline / name for name in ("text_encoder", "tokenizer", "prior_scheduler")]
+    return dataclasses.replace(
+        _read_prior_network(pipeline, folder, text), parts={"clip": text}, siblings=list(filter(Path.is_dir, siblings))
+    )
+
+
+def _read_prior_network(pipeline: Path, folder: Path, text: ImportedRun) -> ImportedRun:
+    """Returns the run of a prior, without the CLIP."""
+    path = folder / "config.json"
     config = _base("configs/published/karlo.py:prior")
+    del config["parts"]
     config.model = ConfigDict(
         prior_config.read(
             path,
             read_component(path, "PriorTransformer"),
-            dimensions=text.config.model.dimensions,
-            states=text.config.text_encoder.width,
+            dimensions=_dimensions(pipeline, text),
             length=text.config.text.length,
         )
     )
-    _set_process(config, pipeline / "prior_scheduler")
-    return ImportedRun(
-        folder, config, prior_config.table(), open_component(folder), tokenizer=text.tokenizer, parts={"clip": text}
-    )
+    _set_unclip_process(config, pipeline / "prior_scheduler")
+    return ImportedRun(folder, config, prior_config.table(), open_component(folder), tokenizer=text.tokenizer)
+
+
+def _dimensions(pipeline: Path, text: ImportedRun) -> int:
+    """Returns the dimension of a CLIP's embeddings and of its text encoder's states, which must be equal for unCLIP."""
+    dimensions, width = text.config.model.dimensions, text.config.get("text_encoder", {}).get("width", 0)
+    if not dimensions or dimensions != width:
+        path = pipeline / "text_encoder" / "config.json"
+        raise refused(path, "projection_dim", dimensions, f"must be that of the text encoder's states, {width}")
+    return dimensions
+
+
+def _set_unclip_process(config: ConfigDict, scheduler: Path, *, learns_variance: bool = False) -> None:
+    """Sets the process of a stage of an UnCLIPPipeline, whose schedulers are all UnCLIPScheduler."""
+    read_component(scheduler / "scheduler_config.json", "UnCLIPScheduler")
+    _set_process(config, scheduler, learns_variance=learns_variance)
 
 
 def inpainting_order(latents: int) -> Order:
@@ -267,4 +355,5 @@ PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {
     "StableDiffusionPipeline": _read_stable_diffusion,
     "StableDiffusionImg2ImgPipeline": _read_stable_diffusion,
     "StableDiffusionInpaintPipeline": _read_stable_diffusion,
+    "UnCLIPPipeline": _read_unclip,
 }

@@ -15,8 +15,10 @@ from diffjax.conversion import (
     clip,
     components,
     dit_config,
+    prior_config,
     scheduler_config,
     tiny_config,
+    unclip_config,
     unet_config,
 )
 from diffjax.conversion.diffusers_folder import inpainting_order
@@ -25,6 +27,7 @@ from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.folders import refused
 from diffjax.published.table import Block, Table
+from diffjax.runs.config_files import flatten as flatten_config
 from diffjax.runs.dependencies import referenced_run
 from diffjax.runs.loading import Run, load
 
@@ -35,7 +38,8 @@ def export_diffusers(run: Run, out: Path) -> str:
     """Writes a run as a folder of diffusers.
 
     Args:
-      run: a diffusion model on pixels or latents, an autoencoder, or a CLIP, which is one of transformers.
+      run: a diffusion model on pixels or latents, a pipeline of unCLIP, an autoencoder, or a CLIP, which is one of
+        transformers.
       out: folder to write, which must exist.
 
     Returns:
@@ -50,6 +54,7 @@ def export_diffusers(run: Run, out: Path) -> str:
         "vae": _export_autoencoder,
         "vqvae": _export_autoencoder,
         "clip": _export_clip,
+        "unclip": _export_unclip,
     }
     if run.config.system not in exporters:
         path = run.workdir.config
@@ -95,6 +100,16 @@ def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
     network, _ = _write_network(run, out, context=text.clip.width)
     scheduler = _write_scheduler(run, out)
     vae = _export_autoencoder(codec, out / "vae")
+    inpaints = "masked_image" in _diffusion_model(run).conditions.each
+    pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+    _write_index(out, pipeline, unet=network, vae=vae, scheduler=scheduler)
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    _add_text_encoder(out, text, **absent)
+    return pipeline
+
+
+def _add_text_encoder(out: Path, text: Run, **entries: Any) -> None:
+    """Writes the text encoder and the tokenizer of a pipeline; adds them and other `entries` to its index."""
     encoder = clip.write_clip(
         text.workdir.config,
         text.config,
@@ -103,14 +118,118 @@ def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
         tokenizer=text.tokenizer,
         tokenizer_out=out / "tokenizer",
     )
-    inpaints = "masked_image" in _diffusion_model(run).conditions.each
-    pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
-    _write_index(out, pipeline, unet=network, vae=vae, scheduler=scheduler)
     index = components.read_json(out / "model_index.json")
-    index |= {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    index |= {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", "CLIPTokenizer"], **entries}
     _write_json(out / "model_index.json", index)
-    return pipeline
+
+
+def _export_unclip(run: Run, out: Path) -> str:
+    config, path = run.config, run.workdir.config
+    for name in ("ar_prior", "pca", "upsampler_2"):
+        if config.get(name):
+            raise refused(path, name, config[name], "UnCLIPPipeline does not have it; set it to ''")
+    for name in ("prior", "upsampler"):
+        if not config.get(name):
+            raise refused(path, name, "", "UnCLIPPipeline requires it; name a run")
+    text, prior, decoder, upsampler = (
+        load(referenced_run(config, name, run.workdir.path)) for name in ("clip", "prior", "decoder", "upsampler")
+    )
+    last = upsampler
+    if upsampler.config.get("last_step"):
+        last = load(referenced_run(upsampler.config, "last_step", upsampler.workdir.path))
+    classes = {
+        "prior": _export_prior(prior, text, out / "prior"),
+        **_export_decoder(decoder, text, out),
+        "super_res_first": _export_upsampler(upsampler, out / "super_res_first"),
+        "super_res_last": _export_upsampler(last, out / "super_res_last"),
+    }
+    for name, stage in (("prior", prior), ("decoder", decoder), ("super_res", upsampler)):
+        written = scheduler_config.write_unclip(stage.config, path=stage.workdir.path)
+        _write_json(out / f"{name}_scheduler" / "scheduler_config.json", written)
+        classes[f"{name}_scheduler"] = written["_class_name"]
+    _write_index(out, "UnCLIPPipeline", **classes)
+    _add_text_encoder(out, text, text_proj=["unclip", "UnCLIPTextProjModel"])
+    return "UnCLIPPipeline"
+
+
+def _export_prior(run: Run, text: Run, out: Path) -> str:
+    """Writes the prior of unCLIP; returns its class."""
+    _check_fields(run, {"conditions.clip_text": _UNCLIP_TEXT, "diffusion": {"standardize_embeddings": True}})
+    model = run.config.model.to_dict()
+    if others := {name: model[name] for name in ("mlp_ratio", "activation") if model.get(name, 4) not in (4, "gelu")}:
+        raise refused(run.workdir.config, "model", others, "PriorTransformer has mlp_ratio=4 and activation=gelu only")
+    written = prior_config.write(model, dimensions=text.clip.dimensions, length=text.config.text.length)
+    variables = {name: run.variables[name] for name in ("params", "embeddings")}
+    _write_component(out, written, prior_config.table(), variables)
+    return written["_class_name"]
+
+
+def _export_decoder(run: Run, text: Run, out: Path) -> dict[str, str]:
+    """Writes the decoder of unCLIP and the projections of its conditions; returns the class of the first."""
+    _check_conditions(run, "clip_text", "image_embedding")
+    _check_fields(
+        run,
+        {
+            "conditions.clip_text": {**_UNCLIP_TEXT, "mask_padding": True},
+            "conditions.image_embedding": {"unit_length": False},
+            "diffusion": {"variance": "learned_range"},
+        },
+    )
+    conditions, path = run.config.conditions.to_dict(), run.workdir.config
+    for name, field in (("clip_text", "width"), ("image_embedding", "tokens")):
+        if not conditions[name][field]:
+            raise refused(path, f"conditions.{name}.{field}", conditions[name][field], "must be positive for diffusers")
+    model, (side, _, channels) = run.config.model.to_dict(), _diffusion_model(run).data_space.shape
+    context = conditions["clip_text"]["width"]
+    written = unet_config.write(model, side=side, in_channels=channels, out_channels=2 * channels, context=context)
+    unet_config.check_writable(path, model, written, side=side)
+    names = unclip_config.table(model, tokens=conditions["image_embedding"]["tokens"])
+    tensors = _tensors(names, {"params": run.variables["params"]})
+    projections = components.below(tensors, unclip_config.PREFIX)
+    network = {name: tensor for name, tensor in tensors.items() if not name.startswith(unclip_config.PREFIX)}
+    _save_component(out / "decoder", written, network)
+    proj = unclip_config.write(conditions, dimensions=text.clip.dimensions, channels=model["channels"])
+    _save_component(out / "text_proj", proj, projections)
+    return {"decoder": written["_class_name"]}
+
+
+def _export_upsampler(run: Run, out: Path) -> str:
+    """Writes an upsampler of unCLIP; returns its class."""
+    _check_conditions(run, "low_res_image")
+    _check_fields(
+        run,
+        {
+            "conditions.low_res_image": {"level": False, "interpolation": "bicubic"},
+            "diffusion": {"variance": "fixed_small"},
+        },
+    )
+    model, (side, _, channels) = run.config.model.to_dict(), _diffusion_model(run).data_space.shape
+    written = unet_config.write(model, side=side, in_channels=2 * channels, out_channels=channels)
+    unet_config.check_writable(run.workdir.config, model, written, side=side)
+    names: Table = {"params/model": Block("", unet_config.table(model, conditional=False))}
+    _write_component(out, written, names, {"params": run.variables["params"]})
+    return written["_class_name"]
+
+
+_UNCLIP_TEXT = {"states": True, "embedding": True, "unit_length": False, "null": "empty"}
+_DEFAULTS = {"unit_length": True, "null": "start", "level": True, "interpolation": "bilinear"}  # of missing fields
+
+
+def _check_fields(run: Run, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError for a field of a config with another value than UnCLIPPipeline has."""
+    fields = flatten_config(run.config)
+    for section, expected in sections.items():
+        for name, value in expected.items():
+            ours = fields.get(f"{section}.{name}", _DEFAULTS.get(name, False))
+            if ours != value:
+                raise refused(run.workdir.config, f"{section}.{name}", ours, f"must be {value} for UnCLIPPipeline")
+
+
+def _check_conditions(run: Run, *names: str) -> None:
+    """Raises UserError for a model with other conditions than those of a class of diffusers."""
+    if set(_diffusion_model(run).conditions.each) != set(names):
+        conditions = list(_diffusion_model(run).conditions.each)
+        raise refused(run.workdir.config, "conditions", conditions, f"must be {' and '.join(names)} for diffusers")
 
 
 def _export_autoencoder(run: Run, out: Path) -> str:
@@ -183,9 +302,15 @@ def _diffusion_model(run: Run) -> DiffusionModel:
 
 
 def _write_component(out: Path, config: Mapping[str, Any], names: Table, variables: Mapping[str, Any]) -> None:
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+    _save_component(out, config, _tensors(names, variables))
+
+
+def _tensors(names: Table, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return table.write(names, {path: np.asarray(leaf) for path, leaf in flatten(variables).items()})
+
+
+def _save_component(out: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
     _write_json(out / "config.json", config)
-    tensors = table.write(names, arrays)
     save_file(tensors, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 

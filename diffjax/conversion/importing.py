@@ -50,27 +50,38 @@ def import_run(source: str, out: Path, config: ConfigDict | None = None) -> Mode
     elif parts == () and any((path / name).exists() for name in hub.MODELS):
         raise UserError(f"--config: --source={source} is a folder, which has its own config; remove the flag")
     run = read_file(path, config) if config else read_folder(path)
-    model = _write(run, Workdir(out), run.config)
-    record["sha256"] = {name: io.file_hash(file) for name, file in source_files.files_of(path, parts).items()}
+    model = _write(run, Workdir(out), _with_parts(run))
+    files = source_files.files_of(path, parts)
+    for folder in run.siblings:
+        files |= {f"../{folder.name}/{name}": file for name, file in source_files.files_of(folder, None).items()}
+    record["sha256"] = {name: io.file_hash(file) for name, file in files.items()}
     io.write_json(out / "source.json", record)
     return model
 
 
+def _with_parts(run: ImportedRun) -> ConfigDict:
+    """Returns the config of a run with those of its parts.
+
+    It has no discriminator: published files have none, or another one.
+    """
+    config = ConfigDict(run.config.to_dict())
+    for section, name in ((config, "adversarial"), (config.get("train", {}), "discriminator")):
+        if name in section:
+            del section[name]
+    if run.parts:
+        config.parts = ConfigDict({name: _with_parts(part).to_dict() for name, part in run.parts.items()})
+    return config
+
+
 def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> Model:
-    """Writes a run, after its parts. A discriminator is left out: published files have none, or another one."""
+    """Writes a run, after its parts."""
     workdir.create()
-    with config.unlocked():
-        for section, name in ((config, "adversarial"), (config.get("train", {}), "discriminator")):
-            if name in section:
-                del section[name]
-        if run.parts:
-            config.parts = ConfigDict({name: part.config.to_dict() for name, part in run.parts.items()})
     for name, part in run.parts.items():
         _write(part, Workdir(workdir.path / name), ConfigDict(part_config(config, name).to_dict()))
     workdir.write_config(config)
     if run.tokenizer:
         run.tokenizer.save(workdir.tokenizer)
-    model = build_model(config, workdir.path)
+    model = build_model(config, workdir.path, abstract=True)  # the weights of parts may be large
     if not model.losses:
         return model
     shapes = dict(sorted(flatten(jax.eval_shape(model.init, jax.random.key(0))).items()))

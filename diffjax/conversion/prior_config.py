@@ -1,5 +1,6 @@
 """Configs of diffusers' PriorTransformer, unCLIP's diffusion prior, and the section `model` of ours."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,13 @@ _DEFAULTS = {
 _MAX_SIZE = 2**16
 
 
-def read(path: Path, config: Json, *, dimensions: int, states: int, length: int) -> dict[str, Any]:
+def read(path: Path, config: Json, *, dimensions: int, length: int) -> dict[str, Any]:
     """Returns the section `model` of a PriorTransformer.
 
     Args:
       path: file of the config, for error messages.
       config: fields of the file.
-      dimensions: dimension of the CLIP's embeddings.
-      states: width of the states of its text encoder.
+      dimensions: dimension of the CLIP's embeddings, and of the states of its text encoder.
       length: tokens of a caption.
 
     Raises:
@@ -52,12 +52,22 @@ def read(path: Path, config: Json, *, dimensions: int, states: int, length: int)
     for name in ("time_embed_dim", "embedding_proj_dim", "clip_embed_dim"):
         same = width if name == "time_embed_dim" else c["embedding_dim"]
         c[name] = None if c[name] == same else c[name]
-    if states != dimensions:
-        raise refused(path, "embedding_dim", c["embedding_dim"], f"the text encoder has states of {states} values")
-    expressed = {**_DEFAULTS, "num_attention_heads": c["num_attention_heads"], "num_layers": c["num_layers"]}
-    expressed |= {"attention_head_dim": c["attention_head_dim"], "dropout": c["dropout"]}
-    check_expressed(path, c, {**expressed, "embedding_dim": dimensions, "num_embeddings": length})
+    check_expressed(path, c, write(model, dimensions=dimensions, length=length))
     return model
+
+
+def write(model: Mapping[str, Any], *, dimensions: int, length: int) -> dict[str, Any]:
+    """Returns the config of a PriorTransformer: the inverse of `read`."""
+    return {
+        "_class_name": "PriorTransformer",
+        **_DEFAULTS,
+        "num_attention_heads": model["heads"],
+        "attention_head_dim": model["width"] // model["heads"],
+        "num_layers": model["layers"],
+        "dropout": model.get("dropout", 0.0),
+        "embedding_dim": dimensions,
+        "num_embeddings": length,
+    }
 
 
 def table() -> Table:

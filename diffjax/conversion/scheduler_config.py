@@ -47,6 +47,7 @@ _VARIANCES = {
     "fixed_large_log": "fixed_large",
     "learned_range": "learned_range",
 }
+_UNCLIP_VARIANCES = {"fixed_small": "fixed_small_log", "learned_range": "learned_range"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _DEFAULT_BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012)}
 
@@ -78,6 +79,9 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     ):
         if c[field] not in known:
             raise refused(path, field, c[field], f"must be one of {', '.join(k for k in known if k)}")
+    if name == "UnCLIPScheduler" and (c["variance_type"] == "learned_range") != learns_variance:
+        channels = "twice the output channels" if learns_variance else "no outputs of a variance"
+        raise refused(path, "variance_type", c["variance_type"], f"the network has {channels}")
     if c["trained_betas"] is not None:
         raise refused(path, "trained_betas", "...", "is not supported; only schedules by name are")
     sampler, spacing, steps = _SAMPLERS[name]
@@ -173,6 +177,35 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
     else:
         fields["set_alpha_to_one"] = not grid.options.get("end", 0)
     return fields
+
+
+def write_unclip(config: ConfigDict, *, path: Path) -> dict[str, Any]:
+    """Returns the config of an UnCLIPScheduler, whose sampler is ancestral, on a grid from T to 1 (linspace).
+
+    Args:
+      config: config of a diffusion model.
+      path: folder of the run, for error messages.
+
+    Raises:
+      UserError: a schedule, a parameterization, a variance or a threshold that it does not have.
+    """
+    fields = write(config, path=path)
+    for section, name, is_supported, choices in (
+        ("diffusion", "schedule", fields["beta_schedule"] == "squaredcos_cap_v2", "cosine"),
+        ("diffusion", "zero_terminal_snr", not fields["rescale_betas_zero_snr"], "False"),
+        ("diffusion", "parameterization", fields["prediction_type"] != "v_prediction", "eps or x0"),
+        ("diffusion", "variance", config.diffusion.variance in _UNCLIP_VARIANCES, " or ".join(_UNCLIP_VARIANCES)),
+        ("sampler", "threshold", not fields["thresholding"], "clip or none"),
+    ):
+        if not is_supported:
+            field = f"{section}.{name}"
+            raise refused(path / "config.json", field, config[section][name], f"must be {choices} for UnCLIPScheduler")
+    shared = ("num_train_timesteps", "beta_schedule", "prediction_type", "clip_sample", "clip_sample_range")
+    return {
+        "_class_name": "UnCLIPScheduler",
+        **{name: fields[name] for name in shared},
+        "variance_type": _UNCLIP_VARIANCES[config.diffusion.variance],
+    }
 
 
 def _schedule(c: Mapping[str, Any]) -> str:

@@ -95,7 +95,11 @@ def read(path: Path, config: Json, *, side: int) -> dict[str, Any]:
         if isinstance(c[name], list | tuple):
             raise refused(path, name, c[name], "must be one number for all levels")
     attends = ["Attn" in str(name) for name in types]
-    residual = any("Resnet" in str(name) for name in types) or c.get("downsample_type") == "resnet"
+    simple = any("SimpleCrossAttn" in str(name) for name in types)
+    residual = simple or any("Resnet" in str(name) for name in types) or c.get("downsample_type") == "resnet"
+    if simple and (type(c["attention_head_dim"]) is not int or c["norm_eps"] != 1e-5):
+        fields = {name: c[name] for name in ("attention_head_dim", "norm_eps")}
+        raise refused(path, "down_block_types", types, f"requires one attention_head_dim, and norm_eps=1e-5: {fields}")
     channels = widths[0]
     model: dict[str, Any] = {
         "channels": channels,
@@ -112,11 +116,11 @@ def read(path: Path, config: Json, *, side: int) -> dict[str, Any]:
         "downsample_padding": "symmetric" if c["downsample_padding"] else "asymmetric",
         "initializer": "torch",
     }
-    if conditional:
+    if conditional and not simple:
         model["transformer_depth"] = c["transformer_layers_per_block"]
     elif not c.get("add_attention", True):
         model["middle_attention"] = False
-    model |= _heads(c["attention_head_dim"], widths, heads=conditional)
+    model |= _heads(c["attention_head_dim"], widths, heads=conditional and not simple)
     expressed = write(
         model,
         side=side,
@@ -142,6 +146,9 @@ def write(
 ) -> dict[str, Any]:
     """Returns diffusers' config for a section `model`: of a UNet2DConditionModel with a `context`, else a UNet2DModel.
 
+    With a context, but without spatial transformers, it has the blocks of unCLIP's decoder (SimpleCrossAttn), and its
+    other conditions are added to the embedding of the timestep outside of it.
+
     Args:
       side: height and width of x_t.
       in_channels: channels of the network's input.
@@ -155,7 +162,8 @@ def write(
     attends = [side >> level in model["attention_resolutions"] for level in range(levels)]
     flip, shift = _CONVENTIONS[model.get("time_embedding", "ddpm")]
     scale_shift = model.get("time_conditioning", "add") == "scale_shift"
-    kind = "CrossAttn" if context else "Attn"
+    simple = bool(context) and not model.get("transformer_depth", 0)
+    kind = "SimpleCrossAttn" if simple else "CrossAttn" if context else "Attn"
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
     config: dict[str, Any] = {
         **(_CONTEXT if context else _PIXELS),
@@ -177,7 +185,10 @@ def write(
         "num_class_embeds": num_label_embeddings or None,
     }
     heads, depth = model.get("heads", 1), model.get("head_channels")
-    if context:
+    if simple:
+        config |= {"attention_head_dim": depth, "cross_attention_dim": context, "class_embed_type": "identity"}
+        config["mid_block_type"] = "UNetMidBlock2DSimpleCrossAttn"
+    elif context:
         # diffusers reads attention_head_dim of this class as the number of heads
         config["attention_head_dim"] = [width // depth for width in widths] if depth else heads
         config["cross_attention_dim"] = context
@@ -185,7 +196,7 @@ def write(
         config["use_linear_projection"] = linear
     else:
         config["attention_head_dim"] = depth
-        config["downsample_type"] = config["upsample_type"] = "resnet" if residual else "conv"
+        config["downsample_type"] = config["upsample_type"] = "resnet" if residual and any(attends) else "conv"
         config["attn_norm_num_groups"] = model["norm_groups"] if scale_shift else None
         config["add_attention"] = model.get("middle_attention", True)
     return config
@@ -253,6 +264,8 @@ def _like(expressed: dict[str, Any], config: Json) -> dict[str, Any]:
     depth = config.get("transformer_layers_per_block")
     if isinstance(depth, list | tuple):
         expressed["transformer_layers_per_block"] = [expressed["transformer_layers_per_block"]] * len(depth)
+    if not any("Attn" in str(name) for name in config["down_block_types"]):  # they are of blocks with attention
+        expressed |= {name: config[name] for name in ("downsample_type", "upsample_type") if name in config}
     width = config.get("cross_attention_dim")
     if isinstance(width, list | tuple):
         expressed["cross_attention_dim"] = [expressed["cross_attention_dim"]] * len(width)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 from jaxtyping import Float
 
@@ -65,6 +65,14 @@ def split_variance(output: Float[Array, "B ... 2C"]) -> tuple[Float[Array, "B ..
     """Splits the output of a network that learns its variance into F and the interpolation, about in [0, 1]."""
     output, spread = jnp.split(output, 2, axis=-1)
     return output, (spread + 1.0) / 2.0
+
+
+def with_last_step(denoiser: Denoiser, last: Denoiser, t: Float[Array, ""]) -> Denoiser:
+    """Denoises by `last` at timestep `t` and below, by `denoiser` above: experts of noise levels.
+
+    Reference: Karlo (Kakao Brain 2022), whose upsampler has another network for its last step.
+    """
+    return lambda x, noise: lax.cond(noise.t <= t, last, denoiser, x, noise)
 
 
 def with_clipping(denoiser: Denoiser, clipping: Callable[[Array], Array]) -> Denoiser:

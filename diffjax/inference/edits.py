@@ -176,7 +176,8 @@ def _text_diff(flags: SampleFlags, trained: Run, manipulation: ImageManipulation
         [f"{round(position, 2):g}" for position in positions],
         f"moved along the difference of two texts, from '{flags.base_prompt}' to '{flags.prompt}'",
     )
-    return _one_row(flags, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0), layout)
+    moved = _slerp(z, difference * (np.linalg.norm(z) / norm), positions)
+    return _one_row(flags, moved, x.repeat(len(positions), 0), layout)
 
 
 def _principal_components(flags: SampleFlags, trained: Run, manipulation: ImageManipulation) -> SampleGrid:

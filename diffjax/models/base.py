@@ -181,7 +181,7 @@ class ContrastiveModel(Model):
 
 
 class ImageManipulation(GenerativeModel):
-    """Manipulations of images through their CLIP embeddings, of unit norm: Ramesh et al. 2022, section 3."""
+    """Manipulations of images through their CLIP embeddings: Ramesh et al. 2022, section 3."""
 
     @abc.abstractmethod
     def embed(self, variables: Variables, images: Images) -> Embeddings:

@@ -14,7 +14,7 @@ class ConditionInputs(NamedTuple):
     Attributes:
       conditions: arrays [B, ...] by name. In training "label", "tokens", and the images: [-1, 1] as "original" for a
         diffusion model, uint8 as "image" for a prior. For sampling the same without images, where "image_embedding"
-        (unit norm), "low_res_image", or "image" and "mask" (1: known) may take the place of "original".
+        , "low_res_image", or "image" and "mask" (1: known) may take the place of "original".
       keys: one per example.
       clip: frozen CLIP; None: no condition uses one.
       codec: frozen codec of a prior; None for diffusion models.

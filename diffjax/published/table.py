@@ -10,6 +10,7 @@ A table maps patterns of module paths, such as r"down_(\\d+)_block_(\\d+)/conv_0
         "conv_in": "input_blocks.0.0",                      # a module
         r"block_(\\d+)": Block("resblocks.{0}", {...}),      # a block, with the table of what is inside it
         "attention/qkv": fused("to_q", "to_k", "to_v"),     # modules whose outputs are concatenated
+        "embedding": Sum(("text_proj", "image_proj")),      # linear layers whose outputs are added
         "attention/place": Tensor("positional_embedding"),  # a tensor that is not of a module
         "latents/mean": Constant(0.0),                      # a parameter that the file does not have
         "pos_embed": Fixed("pos_embed", value),             # a tensor of the file, not a parameter of ours
@@ -85,6 +86,34 @@ class Module:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sum:
+    """Linear layers of the file whose outputs are added: one layer of ours, on their concatenated inputs.
+
+    Ours has one bias, their sum. It is written as the first one's, and the others are zero.
+
+    Attributes:
+      names: modules of the file, with inputs of one width.
+    """
+
+    names: tuple[str, ...]
+    part: ClassVar[tuple[int, int]] = (0, 1)
+
+    def tensors(self, leaf: str) -> tuple[str, ...] | None:
+        """Returns the names of the tensors of a leaf; None: the layer does not have the leaf."""
+        return tuple(name + _SUFFIXES[leaf] for name in self.names) if leaf in ("kernel", "bias") else None
+
+    def read(self, leaf: str, tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        """Returns a leaf from its tensors."""
+        return np.concatenate(tensors, axis=1).T if leaf == "kernel" else np.sum(tensors, axis=0)
+
+    def write(self, leaf: str, value: np.ndarray) -> list[np.ndarray]:
+        """Returns the tensors of a leaf."""
+        if leaf == "kernel":
+            return [part.T for part in np.split(value, len(self.names))]
+        return [value, *(np.zeros_like(value) for _ in self.names[1:])]
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
     """A tensor of the file that holds one leaf of ours, such as position embeddings.
 
@@ -153,7 +182,7 @@ class Block(NamedTuple):
     table: "Table"
 
 
-Table = Mapping[str, str | Module | Tensor | Constant | Fixed | Block]  # a string is Module((name,))
+Table = Mapping[str, str | Module | Sum | Tensor | Constant | Fixed | Block]  # a string is Module((name,))
 
 
 def fused(*names: str, dims: int = 2) -> Module:
@@ -300,7 +329,7 @@ def names(table: Table, shapes: Iterable[str]) -> dict[str, str]:
 class _Stored(NamedTuple):
     """A leaf of ours in the file: its entry, its name in the module, its tensors, and copies of the first."""
 
-    entry: Module | Tensor | Constant
+    entry: Module | Sum | Tensor | Constant
     leaf: str
     tensors: tuple[str, ...]
     copies: tuple[str, ...]
@@ -318,7 +347,7 @@ def _find(table: Table, path: str) -> _Stored:
 
 def _entries(
     table: Table, path: str, prefix: str = ""
-) -> Iterator[tuple[str, Module | Tensor | Constant, str, tuple[str | Any, ...]]]:
+) -> Iterator[tuple[str, Module | Sum | Tensor | Constant, str, tuple[str | Any, ...]]]:
     """Yields the entries whose pattern is the start of a path: prefix of their names, entry, rest, groups."""
     for pattern, entry in table.items():
         match = re.match(rf"{pattern}(?:/|$)", path)

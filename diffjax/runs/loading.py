@@ -283,7 +283,7 @@ def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
     return TrainedStage(run.system, run.variables, run.config.get("sampler", {}))
 
 
-_STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "noised_clip")
+_STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "last_step", "noised_clip")
 _OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
     "codec": _open_codec,
     "clip": open_clip,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Array, Float
 
 from diffjax.diffusion import clipping, guidance, samplers, sampling
-from diffjax.diffusion.denoiser import Denoiser, with_clipping
+from diffjax.diffusion.denoiser import Denoiser, with_clipping, with_last_step
 from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.models.diffusion.data_space import downsample_mask
@@ -47,6 +47,7 @@ class BoundModel:
       shape: shape of one example of the data.
       encode: images to data.
       decode: data to images or embeddings.
+      last_step: another model of the same data, for the last step of `sample`; None: this one.
     """
 
     process: Process
@@ -55,6 +56,7 @@ class BoundModel:
     shape: tuple[int, ...]
     encode: Callable[[Images], Array] = lambda images: images
     decode: Callable[[Array], Array] = lambda x: x
+    last_step: "BoundModel | None" = None
 
     def sample(
         self,
@@ -81,6 +83,9 @@ class BoundModel:
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
         denoise = self.guided_denoiser(settings, conditions, guides)
+        if self.last_step is not None:
+            last = self.last_step.guided_denoiser(settings, conditions, guides)
+            denoise = with_last_step(denoise, last, settings.times[steps - 1])
         make_sampler = lookup("sampler", samplers, settings["sampler"]).bind(
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )

@@ -27,7 +27,7 @@ from diffjax.models.diffusion.nonleaky_augmentation import NUM_LABELS
 from diffjax.models.images import downsample, unit_variance, upsample_bilinear
 from diffjax.models.networks import apply
 from diffjax.nn.caption_encoder import CaptionEncoder
-from diffjax.nn.layers import Dense, timestep_embedding
+from diffjax.nn.layers import Dense, LayerNorm, timestep_embedding
 from diffjax.typing import NO_TOKEN, Clip, Embeddings, Images, Labels, PRNGKey, TextSpec, Tokens
 
 Params = dict[str, Any]
@@ -187,7 +187,7 @@ class Caption(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class ClipText(Condition):
-    """Caption, encoded by a frozen CLIP: Stable Diffusion; unCLIP's prior.
+    """Caption, encoded by a frozen CLIP: Stable Diffusion; unCLIP's prior; Karlo's decoder.
 
     Attributes:
       states: whether the states of tokens are context.
@@ -197,6 +197,8 @@ class ClipText(Condition):
         CLIP's last layer outputs.
       null: null caption: the "start" token alone, which no caption equals; or the "empty" caption, start and end, as in
         published models.
+      width: width of the context, to which a linear layer and a layer norm map the states; 0: that of the states.
+      states_width: width of the states.
     """
 
     states: bool = True
@@ -205,6 +207,22 @@ class ClipText(Condition):
     masked: bool = False
     null: Literal["start", "empty"] = "start"
     unit_length: bool = True
+    width: int = 0
+    states_width: int = 0
+
+    def init(self, key: PRNGKey) -> Params:
+        if not (self.states and self.width):
+            return {}
+        linear = self._linear.init(key, jnp.zeros((1, self.states_width)))["params"]
+        return {"linear": linear, "norm": self._norm.init(key, jnp.zeros((1, self.width)))["params"]}
+
+    @property
+    def _linear(self) -> Dense:
+        return Dense(self.width, "torch")
+
+    @property
+    def _norm(self) -> nn.Module:
+        return LayerNorm(1e-5)
 
     def encode(self, inputs: ConditionInputs) -> Values:
         if "tokens" not in inputs.conditions:
@@ -222,9 +240,14 @@ class ClipText(Condition):
         embed = functools.partial(_stored_or_encoded, values, null=_null_tokens(tokens, self.null))
         return NetworkInputs(
             embedding=self._embedding(values, clip) if self.embedding else None,
-            context=embed("text_states", clip.text_states) if self.states else None,
+            context=self._context(params, embed("text_states", clip.text_states)) if self.states else None,
             context_mask=tokens != NO_TOKEN if self.states and self.masked else None,
         )
+
+    def _context(self, params: Params, states: Float[Array, "B L S"]) -> Float[Array, "B L W"]:
+        if not self.width:
+            return states
+        return apply(self._norm, params["norm"], apply(self._linear, params["linear"], states))
 
     def _embedding(self, values: Values, clip: Clip) -> Embeddings:
         tokens = values["tokens"]
@@ -235,7 +258,7 @@ class ClipText(Condition):
         return clip.project_texts(tokens)  # stored embeddings are of unit length
 
     def context_width(self, clip: Clip | None) -> int:
-        return clip.width if clip and self.states else 0
+        return (self.width or clip.width) if clip and self.states else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,12 +271,15 @@ class ImageEmbedding(Condition):
       dimensions: dimension of the embedding.
       tokens: number of tokens of context.
       width: width of the context.
+      unit_length: whether the embedding is of unit length, and is multiplied by sqrt(dimensions); otherwise it is what
+        the CLIP's last layer outputs.
     """
 
     dimensions: int
     tokens: int = 4
     width: int = 0
     dropout: float = 0.0
+    unit_length: bool = True
 
     reads_image = True
 
@@ -272,14 +298,17 @@ class ImageEmbedding(Condition):
         if embedding is None:
             original = _original(inputs.conditions)
             assert inputs.clip is not None
-            embedding = inputs.clip.embed_images(original)
+            embed = inputs.clip.embed_images if self.unit_length else inputs.clip.project_images
+            assert embed is not None
+            embedding = embed(original)
         return {"embedding": embedding, "present": jnp.ones(len(embedding), bool)}
 
     def drop(self, values: Values, mask: Mask) -> Values:
         return {**values, "present": values["present"] & ~mask}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
-        embedding = jnp.where(values["present"][:, None], unit_variance(values["embedding"]), params["null"][None, :])
+        embedding = unit_variance(values["embedding"]) if self.unit_length else values["embedding"]
+        embedding = jnp.where(values["present"][:, None], embedding, params["null"][None, :])
         if not self.tokens:
             return NetworkInputs(embedding=embedding)
         tokens = apply(self._to_tokens, params["tokens"], embedding)

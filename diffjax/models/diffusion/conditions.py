@@ -163,7 +163,7 @@ def make_conditions(
         "label_token": functools.partial(_make_class_token, spec),
         "number": _make_number,
         "caption": functools.partial(_make_caption, config, clip),
-        "clip_text": functools.partial(_make_clip_text, masked),
+        "clip_text": functools.partial(_make_clip_text, clip, masked),
         "image_embedding": functools.partial(_make_image_embedding, clip),
         "low_res_image": functools.partial(_make_low_res_image, spec, space),
         "masked_image": functools.partial(_make_masked_image, spec, space),
@@ -217,8 +217,10 @@ def _make_caption(config: ConfigDict, clip: Clip | None, dropout: float = 0.0, *
     return Caption(text, make(CaptionEncoder, fields, "conditions.caption", **shared), dropout)
 
 
-def _make_clip_text(masked: bool, mask_padding: bool = False, **fields: Any) -> ClipText:
-    condition = ClipText(**fields, masked=masked or mask_padding)
+def _make_clip_text(clip: Clip | None, masked: bool, mask_padding: bool = False, **fields: Any) -> ClipText:
+    assert clip is not None
+    condition = ClipText(**fields, masked=masked or mask_padding, states_width=clip.width)
+    validate_integer("conditions.clip_text.width", condition.width, low=0, high=_MAX_TOKENS)
     _check_choice("clip_text.null", condition.null, ("start", "empty"))
     return condition
 

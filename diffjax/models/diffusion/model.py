@@ -48,6 +48,8 @@ class DiffusionModel(GenerativeModel):
       contrastive: frozen CLIP of conditions; None: no condition uses one.
       crop: height and width of training crops of the data; 0: no crops.
       nonleaky_augmentation: augmentation of training images; None: off.
+      last_step: another model of the same data for the last step of sampling, whose variables are
+        variables["frozen"]["last_step"]; None: this one.
     """
 
     image_spec: ImageSpec
@@ -58,6 +60,7 @@ class DiffusionModel(GenerativeModel):
     contrastive: ContrastiveModel | None = None
     crop: int = 0
     nonleaky_augmentation: NonLeakyAugmentation | None = None
+    last_step: "DiffusionModel | None" = None
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -91,6 +94,8 @@ class DiffusionModel(GenerativeModel):
         }
         if self.text:
             conditions["tokens"] = jnp.zeros((1, self.text.length), jnp.int32)
+        if "image_embedding" in self.required_inputs:  # samples need no image encoder
+            conditions["image_embedding"] = jnp.zeros((1, self.required_inputs["image_embedding"]))
 
         def network_inputs(frozen: Variables) -> dict[str, Array | None]:
             variables = {"frozen": frozen}
@@ -184,6 +189,9 @@ class DiffusionModel(GenerativeModel):
         if self.conditions.supports_guidance:
             null_values = self.conditions.drop_all(values, count)
             unconditional = process.denoiser(self._bound_network(variables, null_values))
+        last_step = None
+        if self.last_step is not None:
+            last_step = self.last_step.bind(variables["frozen"]["last_step"], conditions, keys, level)
         return BoundModel(
             process,
             process.denoiser(self._bound_network(variables, values)),
@@ -191,6 +199,7 @@ class DiffusionModel(GenerativeModel):
             self.data_space.shape,
             functools.partial(self.data_space.encode, variables),
             functools.partial(self.data_space.decode, variables),
+            last_step,
         )
 
     # The network and its inputs
@@ -246,7 +255,8 @@ def make_diffusion_model(
     """Builds the diffusion model of a config, and checks it.
 
     Args:
-      parts: trained models: "clip" for conditions or the data space, "codec" for the data space.
+      parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
+        last step of sampling.
 
     Raises:
       UserError: parts of the config do not fit together.
@@ -264,6 +274,7 @@ def make_diffusion_model(
         contrastive=cast(ContrastiveModel, parts["clip"][0]) if "clip" in parts else None,
         crop=crop,
         nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
+        last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
         classes=conditions.classes,
         text=conditions.text,
         frozen={name: part[1] for name, part in parts.items()},

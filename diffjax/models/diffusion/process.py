@@ -63,6 +63,12 @@ def time_scale(config: ConfigDict, schedule: Schedule) -> float:
     return 1000.0 / schedule.timesteps if config.get("rescale_timesteps", False) else 1.0
 
 
+def have_same_noise(first: Schedule, second: Schedule) -> bool:
+    """Returns whether two schedules have the same noise at some of their timesteps, the first and the last included."""
+    ours, theirs = ([schedule(t) for t in np.linspace(1, schedule.timesteps, 5)] for schedule in (first, second))
+    return np.allclose(ours, theirs)
+
+
 def make_times(config: ConfigDict, schedule: Schedule) -> time_sampling.TimeSampler:
     """Returns the distribution of timesteps in training. Raises UserError if `schedule` does not support it."""
     times = _look_up(config, "time_sampling", time_sampling).bind()()

@@ -13,12 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, validate_number
-from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
+from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage, abstract_value
 from diffjax.models.diffusion.condition_kinds import ClipText
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, StandardizedSpace, latent_space, pixel_space
 from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
-from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.process import Process, have_same_noise
 from diffjax.models.networks import dtype_of, make, make_denoiser
 from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.nn.unet import UNet
@@ -27,7 +27,9 @@ from diffjax.typing import ImageSpec, Variables
 TrainedClip = tuple[ContrastiveModel, Variables]
 
 
-def build_ddpm(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None) -> DiffusionModel:
+def build_ddpm(
+    config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None, last_step: TrainedStage | None = None
+) -> DiffusionModel:
     """Builds a diffusion model on pixels.
 
     Its conditions make it the base of GLIDE (caption), unCLIP's decoder (CLIP embedding), an upsampler (low-resolution
@@ -35,12 +37,33 @@ def build_ddpm(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = N
 
     Args:
       clip: CLIP of the conditions.
+      last_step: a diffusion model of the same data, for the last step of sampling.
 
     Raises:
       UserError: an unknown choice, or one that does not fit.
     """
     space = pixel_space(spec, config.diffusion.get("downsample", 1))
-    return _build_image_model(config, spec, space, {"clip": clip} if clip else {})
+    parts: dict[str, Any] = {"clip": clip} if clip else {}
+    if last_step:
+        parts["last_step"] = (last_step.model, last_step.variables)
+    model = _build_image_model(config, spec, space, parts)
+    if last_step:
+        _check_last_step(model, last_step.model)
+    return model
+
+
+def _check_last_step(model: DiffusionModel, last: Model) -> None:
+    """Raises UserError for a model that cannot take the last step of another's samples."""
+    if not isinstance(last, DiffusionModel):
+        raise UserError("last_step: must be a diffusion model; name one that is trained with the config of this run")
+    for name, is_equal in (
+        ("size and channels of x_t", model.data_space.shape == last.data_space.shape),
+        ("low-resolution image or embedding", model.required_inputs == last.required_inputs),
+        ("noise schedule", have_same_noise(model.noise_schedule, last.noise_schedule)),
+        ("variance", model.process.learns_variance == last.process.learns_variance),
+    ):
+        if not is_equal:
+            raise UserError(f"last_step: has another {name} than the run; train both with one config")
 
 
 def build_latent(

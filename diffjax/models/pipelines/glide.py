@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -17,6 +16,7 @@ from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError
 from diffjax.models.base import TrainedStage
 from diffjax.models.diffusion.guided import GuidedModel, guided
+from diffjax.models.diffusion.process import have_same_noise
 from diffjax.models.observation import Observer
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
@@ -116,9 +116,5 @@ def _check_guidance(base: Any, noised_clip: Any) -> None:
             f"noised_clip: is for images of {noised_clip.output_size}x{noised_clip.output_size}, and base samples "
             f"{base.output_size}x{base.output_size}; train them with one size"
         )
-    clip_noise, base_noise = (
-        [model.noise_schedule(t) for t in np.linspace(1, model.noise_schedule.timesteps, 5)]
-        for model in (noised_clip, base)
-    )
-    if not np.allclose(clip_noise, base_noise):
+    if not have_same_noise(noised_clip.noise_schedule, base.noise_schedule):
         raise UserError("noised_clip: has another noise schedule than base; train them with one section `diffusion`")

@@ -46,10 +46,12 @@ class Unclip(Pipeline, ImageManipulation):
     Attributes:
       contrastive: the CLIP.
       has_pca: whether the pipeline has principal components of the CLIP's embeddings.
+      unit_length: whether the decoder's embeddings are of unit length, or as the CLIP's last layers output them.
     """
 
     contrastive: ContrastiveModel
     has_pca: bool = False
+    unit_length: bool = True
 
     stage_names = ("decoder", "prior", "ar_prior", "upsampler", "upsampler_2")
     main_stage = "decoder"
@@ -114,19 +116,27 @@ class Unclip(Pipeline, ImageManipulation):
             ],
             axis=1,
         )
+        directions = candidates
         if isinstance(getattr(self.stages[stage].model, "data_space", None), StandardizedSpace):
-            candidates = unit_norm(candidates, 1e-8)  # as the decoder expects
-        best = jnp.argmax(jnp.einsum("bkd,bd->bk", candidates, text_embeddings), axis=1)
+            directions = unit_norm(candidates, 1e-8)
+            candidates = directions if self.unit_length else candidates
+        best = jnp.argmax(jnp.einsum("bkd,bd->bk", directions, text_embeddings), axis=1)
         return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 
     def _clip(self, variables: Variables) -> Clip:
         return self.contrastive.clip(variables["frozen"]["clip"])
 
     def embed(self, variables: Variables, images: Images) -> Embeddings:
-        return self._clip(variables).embed_images(images)
+        clip = self._clip(variables)
+        embed = clip.embed_images if self.unit_length else clip.project_images
+        assert embed is not None
+        return embed(images)
 
     def embed_texts(self, variables: Variables, tokens: Tokens) -> Embeddings:
-        return self._clip(variables).embed_texts(tokens)
+        clip = self._clip(variables)
+        embed = clip.embed_texts if self.unit_length else clip.project_texts
+        assert embed is not None
+        return embed(tokens)
 
     def invert(
         self, variables: Variables, images: Images, conditions: Mapping[str, Array], settings: SamplingSettings
@@ -168,6 +178,7 @@ def build(
         stages=stages,
         contrastive=clip[0],
         has_pca=pca is not None,
+        unit_length=decoder.model.conditions.each["image_embedding"].unit_length,
         text=shared_text(models),
         frozen=frozen_variables(parts),
         output_size=output_size,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffjax.published.table import Block, Module, Order, Table, Tensor, convolution, fused
+from diffjax.published.table import Block, Module, Order, Sum, Table, Tensor, convolution, fused
 from diffjax.published.tables import transformer as transformers
 
 _DIFFUSERS_RESNET = {
@@ -93,6 +93,31 @@ def diffusers(
         r"up_(\d+)_resample": Block(up("upsamplers"), change),
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
+    }
+
+
+def unclip_decoder(unet: Table, *, tokens: int) -> Table:
+    """Returns the table of unCLIP's decoder: `unet`, and below "text_proj" diffusers' UnCLIPTextProjModel.
+
+    Args:
+      unet: table of its U-Net.
+      tokens: tokens of context that the image embedding is projected to, whose values alternate in the file.
+    """
+    projections = ("embedding_proj", "clip_image_embeddings_project_to_time_embeddings")  # of caption and image
+
+    def order(outputs: int) -> np.ndarray:
+        return np.arange(outputs).reshape(-1, tokens).T.ravel()
+
+    text = {"linear": "encoder_hidden_states_proj", "norm": "text_encoder_hidden_states_norm"}
+    image: Table = {
+        "null": Tensor("learned_classifier_free_guidance_embeddings"),
+        "tokens": Module(("clip_extra_context_tokens_proj",), order=order),
+    }
+    return {
+        **unet,
+        "embedding": Sum(tuple(f"text_proj.{name}" for name in projections)),
+        "conditions/clip_text": Block("text_proj", text),
+        "conditions/image_embedding": Block("text_proj", image),
     }
 
 
