@@ -94,4 +94,4 @@ def _check_variation(arguments: Arguments, trained: Run) -> None:
     if arguments.interpolate and arguments.prompt and not arguments.base_prompt:
         raise UserError("--prompt: has no effect with --interpolate between two images; remove it")
     if arguments.label is not None and not trained.system.classes:
-        raise UserError(f"--label={arguments.label}: {trained.workdir.path} was trained without labels; remove it")
+        raise UserError(f"--label={arguments.label}: {trained.workdir.name} was trained without labels; remove it")
