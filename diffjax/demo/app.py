@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 
 from diffjax.demo import html
 from diffjax.demo.compare import Compare
@@ -121,7 +119,7 @@ def serving(
                 theme=_theme(),
                 css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
                 head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
-                app_kwargs={"middleware": [Middleware(OwnFilesOnly)], "docs_url": None, "redoc_url": None},
+                app_kwargs={"middleware": [(RefusedRoutes, (), {})], "docs_url": None, "redoc_url": None},
             )
         except OSError as error:
             raise UserError(f"--port={port}: cannot be used on {host} ({error}); choose another port") from error
@@ -149,8 +147,8 @@ def _environment(folder: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-class OwnFilesOnly:
-    """Refuses gradio's routes that the page does not need: those that fetch other addresses, and the API."""
+class RefusedRoutes:
+    """ASGI middleware that refuses gradio's routes that the page does not use: its API, and proxies of addresses."""
 
     def __init__(self, app: Any):
         self._app = app
@@ -158,7 +156,8 @@ class OwnFilesOnly:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and _REFUSED.search(path):
-            await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"not found"})
         else:
             await self._app(scope, receive, send)
 

@@ -23,7 +23,8 @@ class Compare:
         names = list(generate.forms)
         second = names[1] if len(names) > 1 else names[0]
         gr.HTML(
-            "Condition, number and seed are those of the first run in Generate; the settings are those of each run there.",
+            "Both runs take the condition, number and seed from the form of the first run in Generate, and the "
+            "settings from their own.",
             elem_classes="about",
         )
         with gr.Row():
@@ -31,8 +32,8 @@ class Compare:
         with gr.Row():
             button = gr.Button("Compare", variant="primary", min_width=120)
             stop = gr.Button("Stop", min_width=80)
-        status = gr.HTML(html.status(""))
-        table = gr.HTML(html.placeholder("Images of the same seeds appear here in pairs."))
+        status = gr.HTML(html.status(""), elem_classes="status_line")
+        images = gr.HTML(html.placeholder("Images of the same seeds appear here side by side."))
         command = gr.Textbox(
             label="Commands that sample the same images",
             interactive=False,
@@ -44,7 +45,7 @@ class Compare:
         stop.click(self._stop, outputs=None, **AT_ONCE)
         start = button.click(self._prepare, outputs=status, trigger_mode="once", **AT_ONCE)
         inputs = [*sides[0], *sides[1], *generate.all_components]
-        start.then(self._compare, inputs, [status, table, command], **DEVICE)
+        start.then(self._compare, inputs, [status, images, command], **DEVICE)
 
     def _side(self, label: str, names: list[str], selected: str) -> list[gr.components.Component]:
         """Makes the controls of a run and of its checkpoint."""
@@ -90,14 +91,17 @@ class Compare:
                     else:
                         results.append(state)
             names = [name if step == _LAST else f"{name} at {step}" for name, step in sides]
-            columns = [add_images(session, sides[i][0], all_flags[i], result) for i, result in enumerate(results)]
-            rows = [figure for pair in zip(*columns, strict=True) for figure in pair]
-            seeds = [figure.caption for figure in columns[0]]
-            table = html.table([figure._replace(caption="") for figure in rows], names, seeds, label="Comparison")
+            groups = {
+                f"{i}. {label}": add_images(session, generate.forms[name].capabilities, flags, result)
+                for i, (label, (name, _), flags, result) in enumerate(
+                    zip(names, sides, all_flags, results, strict=True), 1
+                )
+            }
+            shown = html.side_by_side(groups)
             notes = html.notes(note for result in results for note in result.notes)
             status = "; ".join(f"{name}: {summary(result)}" for name, result in zip(names, results, strict=True))
             commands = "\n".join(result.command for result in results)
-            yield html.status(status), table + notes, gr.update(value=commands, visible=True)
+            yield html.status(status), shown + notes, gr.update(value=commands, visible=True)
         except Exception as error:
             yield failure(error), gr.skip(), gr.skip()
 

@@ -19,10 +19,10 @@ from diffjax.demo.session import MAX_BYTES, Session, check_upload
 from diffjax.demo.widgets import AT_ONCE, DEVICE, EVENT, Page, error_line, waiting
 from diffjax.errors import UserError
 
-DRAWN = "drawn below"
-_REGIONS = (DRAWN, "left", "right", "top", "bottom", "center")
+PAINTED = "painted below"
+_REGIONS = (PAINTED, "left", "right", "top", "bottom", "center")
 _EXAMPLE = re.compile(r"(train|validation|test):[0-9]{1,9}")
-_EDITOR_SIZE = 384  # pixels of the image on which a mask is drawn
+_EDITOR_SIZE = 384  # pixels of the image on which a mask is painted
 
 # Name, hint and controls of each edit of `engine.EDITS`.
 EDITS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
@@ -97,7 +97,7 @@ class EditForm:
             "example": lambda **o: gr.Textbox(label="Or an image of the data set", **example, **o),
             "image_b": lambda **o: uploaded_image(label=f"Second image ({limit})", **image, **o),
             "example_b": lambda **o: gr.Textbox(label="Or a second image of the data set", **example, **o),
-            "region": lambda **o: gr.Dropdown(_REGIONS, value=DRAWN, label="Part to sample", **o),
+            "region": lambda **o: gr.Dropdown(_REGIONS, value=PAINTED, label="Part to sample", **o),
             "mask": lambda **o: gr.ImageEditor(
                 label="Mask: paint over the part to sample",
                 sources=(),
@@ -158,7 +158,7 @@ class EditForm:
         return [gr.update(info=EDITS[kind][1]), *(gr.update(visible=name in shown) for name in self.named)]
 
     def _show_mask(self, region: str) -> Any:
-        return gr.update(visible=region == DRAWN)
+        return gr.update(visible=region == PAINTED)
 
     def _background(self, path: str | None, _: str) -> Any:
         """Returns the image, as the run sees it, for the editor of the mask."""
@@ -194,7 +194,7 @@ def edit_flags(kind: str, values: Mapping[str, Any], session: Session) -> dict[s
         region = values["region"]
         if region not in _REGIONS:
             raise UserError(f"region={region}: must be one of {', '.join(_REGIONS)}")
-        flags["mask"] = _drawn_mask(values["mask"], session) if region == DRAWN else region
+        flags["mask"] = _painted_mask(values["mask"], session) if region == PAINTED else region
         if values["resample_steps"] > 1:
             flags["resample_steps"] = str(int(values["resample_steps"]))
     for name in ("strength", "keep_fraction"):
@@ -225,7 +225,7 @@ def _image(path: str | None, example: str | None, name: str, session: Session) -
     return str(session.keep_upload(path))
 
 
-def _drawn_mask(editor: Mapping[str, Any] | None, session: Session) -> str:
+def _painted_mask(editor: Mapping[str, Any] | None, session: Session) -> str:
     """Writes what was painted in the editor as a mask, white where the image is sampled; returns its path."""
     layers = [layer for layer in (editor or {}).get("layers") or [] if layer is not None]
     painted = [np.asarray(layer)[..., 3] > 0 for layer in layers]
@@ -294,7 +294,7 @@ class Edit:
 
 
 def file_links(session: Session, flags: Mapping[str, str]) -> str:
-    """Returns links to save the files that a command names, such as a drawn mask."""
+    """Returns links to save the files that a command names, such as a painted mask."""
     values = (value for name in ("image", "initial_image", "mask") for value in flags.get(name, "").split(","))
     paths = [Path(value) for value in values if value.startswith(f"{session.folder}/")]
     links = ", ".join(

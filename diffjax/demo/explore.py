@@ -52,7 +52,7 @@ class Explore:
                             buttons[name] = gr.Button("Sample the table", variant="primary", min_width=160)
                             stop = gr.Button("Stop", min_width=80)
                     stop.click(self._stop, outputs=None, **AT_ONCE)
-                plot_status = gr.HTML(html.status(""))
+                plot_status = gr.HTML(html.status(""), elem_classes="status_line")
                 plot = gr.HTML(html.placeholder("One noise, sampled with every combination of the values."))
                 command = gr.Textbox(
                     label="Command that samples these settings",
@@ -65,7 +65,7 @@ class Explore:
             with gr.Tab("Trajectory", id="trajectory"):
                 with gr.Row():
                     trace = gr.Button("Sample one trajectory", variant="primary", min_width=160)
-                status = gr.HTML(html.status(""))
+                status = gr.HTML(html.status(""), elem_classes="status_line")
                 trajectory = gr.HTML(html.placeholder("The steps from noise to an image: x_t, its x₀, and its noise."))
         for name, form in generate.forms.items():
             outputs = [plot_status, plot, command]
@@ -108,8 +108,10 @@ class Explore:
             try:
                 x, y = read_axes(form.settings, values[:4])
                 flags = form.flags(values[4:])
-                varied = [axis[0] for axis in (x, y) if axis]
-                flags = {flag: text for flag, text in flags.items() if flag not in (*varied, "best_of")} | {"num": "1"}
+                axis_flags = [axis[0] for axis in (x, y) if axis]
+                flags = {flag: text for flag, text in flags.items() if flag not in (*axis_flags, "best_of")} | {
+                    "num": "1"
+                }
 
                 def work(report: Any) -> PlotResult:
                     on_cell = lambda done, total: report((done, total))  # noqa: E731
@@ -194,8 +196,8 @@ def frames(trajectory: Trajectory) -> str:
     """Returns the frames of the first image of a trajectory, with its levels; of many steps, evenly spaced ones."""
     count = len(trajectory.times)
     pixels = len(_ARRAYS) * math.prod(trajectory.x_t.shape[2:4])
-    kept = max(2, min(count, MAX_FRAMES, MAX_FRAME_PIXELS // pixels))
-    steps = sorted({round(i) for i in np.linspace(0, count - 1, kept)})
+    num_frames = max(2, min(count, MAX_FRAMES, MAX_FRAME_PIXELS // pixels))
+    steps = sorted({round(i) for i in np.linspace(0, count - 1, num_frames)})
     shown = [{panel: html.inline(getattr(trajectory, array)[i, 0]) for panel, array in _ARRAYS.items()} for i in steps]
     numbers = [
         {

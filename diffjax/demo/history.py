@@ -24,17 +24,17 @@ class History:
     def __init__(self, page: Page, generate: Generate, tab: gr.Tab):
         self._page, self._generate = page, generate
         gr.HTML(
-            "A saved PNG carries its settings: <code>launch.py sample --from=IMAGE.png</code> samples it again. The files "
-            "are deleted when this page is closed.",
+            "A saved PNG carries its settings: <code>launch.py sample --from=IMAGE.png</code> samples it again. The "
+            "images are deleted when this page is closed.",
             elem_classes="about",
         )
         upload = gr.File(
             label="Drop a saved PNG here: its settings come back into Generate",
             file_types=[".png"],
             type="filepath",
-            height=110,
+            height=150,
         )
-        status = gr.HTML(html.status(""))
+        status = gr.HTML(html.status(""), elem_classes="status_line")
         images = gr.HTML(html.placeholder(_EMPTY), js_on_load=_ON_CLICK)
         outputs = [status, page.run, *generate.all_components]
         tab.select(self._show, outputs=images, **AT_ONCE)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffjax.demo.engine import Capabilities
 
-_SIZES = ((1, "20rem"), (4, "12rem"), (16, "8rem"))  # least width of an image by the largest number of images
+_SIZES = ((1, "20rem"), (4, "12rem"), (16, "7rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"
 
 
@@ -83,6 +83,12 @@ def images(items: Sequence[Figure], label: str, *, columns: int = 0, can_restore
     layout = f"--columns: {columns}" if columns else f"--width: {width}"
     kind = "images rows" if columns else "images"
     return f'<div class="{kind}" role="group" aria-label="{text(label)}" style="{layout}">{figures}</div>'
+
+
+def side_by_side(groups: Mapping[str, Sequence[Figure]]) -> str:
+    """Returns groups of images next to each other, or below each other in a narrow window, with their names."""
+    parts = [f"<section><h3>{text(name)}</h3>{images(items, name)}</section>" for name, items in groups.items()]
+    return f'<div class="side_by_side">{"".join(parts)}</div>'
 
 
 def table(

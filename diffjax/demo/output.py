@@ -1,4 +1,4 @@
-"""Where a tab shows a job: its progress, its images and the command that samples them again."""
+"""Shows a job in a tab: its progress, its images and the command that samples them again."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import gradio as gr
 
 from diffjax.demo import html
-from diffjax.demo.engine import PlotResult, Result, Step, Stopped
+from diffjax.demo.engine import Capabilities, PlotResult, Result, Step, Stopped
 from diffjax.demo.html import Figure
 from diffjax.demo.session import Entry, Session
 from diffjax.demo.widgets import Page, Progress, error_line, run_job
+from diffjax.inference import image_grids
 
 Update = tuple[Any, Any, Any]  # status, images, command
 
@@ -50,13 +51,13 @@ def sample(page: Page, session: Session, name: str, flags: Mapping[str, str], la
             if isinstance(state, Progress):
                 yield running(state)
             else:
-                yield finished(session, name, flags, state, layout)
+                yield finished(session, page.engine.capabilities(name), flags, state, layout)
     except Exception as error:
         yield failed(error)
 
 
 def running(state: Progress) -> Update:
-    """Returns the update for a job that has not ended."""
+    """Returns the update for a running job."""
     step: Step | None = state.report
     if step is None:
         return starting(state), gr.skip(), gr.skip()
@@ -85,9 +86,11 @@ def failure(error: Exception) -> str:
     return html.status("stopped") if isinstance(error, Stopped) else html.error(error_line(error))
 
 
-def finished(session: Session, name: str, flags: Mapping[str, str], result: Result, layout: str = "") -> Update:
+def finished(
+    session: Session, capabilities: Capabilities, flags: Mapping[str, str], result: Result, layout: str = ""
+) -> Update:
     """Adds the images of a result to the history, and returns the update that shows them."""
-    figures = add_images(session, name, flags, result)
+    name, figures = capabilities.name, add_images(session, capabilities, flags, result)
     grid = session.new_file(".png", f"{name}_grid")
     result.save(grid)
     columns = result.grid.geometry.columns if layout == "rows" else 0
@@ -97,10 +100,10 @@ def finished(session: Session, name: str, flags: Mapping[str, str], result: Resu
     return html.status(summary(result)), shown + html.notes(result.notes) + f'<p class="note">{link}</p>', command
 
 
-def add_images(session: Session, name: str, flags: Mapping[str, str], result: Result) -> list[Figure]:
+def add_images(session: Session, capabilities: Capabilities, flags: Mapping[str, str], result: Result) -> list[Figure]:
     """Writes each image of a result as a PNG with its settings, adds it to the history, and returns its figures."""
-    names = class_names(result)
-    figures = []
+    names = class_names(capabilities, result)
+    name, figures = capabilities.name, []
     for i in range(len(result.images)):
         condition = result.captions[i] or names[i]
         seed = f"seed {result.seeds[i]}"
@@ -119,9 +122,10 @@ def add_images(session: Session, name: str, flags: Mapping[str, str], result: Re
     return figures
 
 
-def class_names(result: Result) -> list[str]:
+def class_names(capabilities: Capabilities, result: Result) -> list[str]:
     """Returns the class of each image; "" for runs without classes."""
-    return [f"class {label}" if label >= 0 else "" for label in result.labels]
+    classes, names = capabilities.classes, capabilities.class_names
+    return [image_grids.class_label(label, classes, names) if label >= 0 else "" for label in result.labels]
 
 
 def entry_figure(entry: Entry) -> Figure:

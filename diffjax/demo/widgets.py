@@ -133,7 +133,7 @@ class Progress(NamedTuple):
     """State of a running job.
 
     Attributes:
-      report: last report of the work; None: it has not reported yet.
+      report: last report of the work; None before the first.
       seconds: time since its start.
     """
 
@@ -194,7 +194,7 @@ def error_line(error: BaseException) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What all tabs share.
+    """Objects that all tabs share.
 
     Attributes:
       engine: samples on behalf of the page.
