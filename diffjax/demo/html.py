@@ -101,7 +101,7 @@ def table(
         cells = "".join(f"<td>{figure(item)}</td>" for item in items[i * len(columns) : (i + 1) * len(columns)])
         body += f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
     return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{text(label)}"><table>'
+        f'<div class="image_table" tabindex="0" role="region" aria-label="{text(label)}"><table>'
         f"<thead><tr><td>{text(corner)}</td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
