@@ -29,15 +29,12 @@ from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.results_store import Entry, ResultsStore, estimates
 from diffjax.evaluation.sweep import Sweep, SweepOptions, SweepResult
 from diffjax.inference import image_grids
-from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
-from diffjax.inference.prompts import check_text, sample_prompts, with_numbers
-from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_samples_images
-from diffjax.inference.reranking import best_of as keep_best
-from diffjax.inference.reranking import prepare_reranking
-from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.inference.prompts import check_text, sample_prompts
+from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities
+from diffjax.inference.sample_flags import SampleFlags
+from diffjax.inference.sample_requests import RunSampler
 from diffjax.metrics.resampling import Estimate
-from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
 from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.models.diffusion.model import with_number
@@ -109,32 +106,24 @@ class Run(loading.Run):
         captions = _captions(prompts)
         first = {"number": numbers[0]} if numbers else {}
         texts = _setting_texts({**settings, **first}, several=False, arguments=_SAMPLE_ARGUMENTS)
+        if numbers:
+            texts["number"] = ",".join(map(repr, numbers))
         flags = texts | {
             "label": labels,
             "prompts": prompts,
-            "best_of": best_of,
-            "clip": clip,
-            "classifier": classifier,
-            "weak": weak,
+            "best_of": None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT),
+            "clip": _path(clip),
+            "classifier": _path(classifier),
+            "weak": _path(weak),
+            "num": num,
+            "seed": _integer("seed", seed, 0),
+            "batch_size": _integer("batch_size", batch_size, 1),
         }
-        seed, batch_size = _integer("seed", seed, 0), _integer("batch_size", batch_size, 1)
         if clip is not None and best_of is None:
             raise UserError("--clip: requires --best_of; add it")
-        model, variables = attach_guidance_models(self, flags)
-        check_samples_images(self)
+        sampler = self._sampler(flags)
         self._check_conditions(flags)
-        sampling_settings = SettingsFactory(model, self.config.sampler)(**single_setting(texts))
-        conditions, keep = sample_prompts(self, model.classes, num, captions, labels)
-        conditions = with_numbers(self, conditions, numbers)
-        best_of = None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT)
-        candidates, reranker = prepare_reranking(
-            self, captions, keep, best_of, clip=None if clip is None else os.fspath(clip), batch_size=batch_size
-        )
-        runner = self._runner(model, min(batch_size, candidates * conditions.size))
-        images, _ = keep_best(
-            runner, variables, conditions, sampling_settings, reranker, candidates=candidates, keep=keep, seed=seed
-        )
-        return images
+        return sampler.sample(sampler.prepare(SampleFlags(flags), captions)).images
 
     @public()
     def denoiser(
@@ -181,14 +170,15 @@ class Run(loading.Run):
         denoise = bound.guided_denoiser(sampling_settings, arrays)
         return RunDenoiser(repr(self), denoise, bound.process.schedule, bound.shape, max(num, len(captions)))
 
-    def _runner(self, model: GenerativeModel, batch_size: int) -> SampleRunner:
-        """Returns the runner of a batch size, the same at each call for the run's model, so that it compiles once."""
-        if model is not self.system:  # with guidance by other models
-            return SampleRunner(model, batch_size=batch_size)
-        return self._runners.setdefault(batch_size, SampleRunner(model, batch_size=batch_size))
+    def _sampler(self, flags: Mapping[str, Any]) -> RunSampler:
+        """Returns the sampler with the models that guide, the same at each call, so that it compiles once."""
+        key = flags["classifier"], flags["weak"]
+        if key not in self._samplers:
+            self._samplers[key] = RunSampler(self, flags)
+        return self._samplers[key]
 
     @functools.cached_property
-    def _runners(self) -> dict[int, SampleRunner]:
+    def _samplers(self) -> dict[tuple[str | None, str | None], RunSampler]:
         return {}
 
     def _check_conditions(self, flags: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ _MAX_LENGTH, _END = 2_000, 500  # characters of a message, and of its end if its
 _FLAG = re.compile(r"launch\.py[^;`]*|--(?:config\.)?(\w+)")  # a command, or a flag outside of commands
 _ARGUMENTS = {"label": "labels", "prompt": "prompts"}  # arguments with other names than their flags
 _names_arguments = contextvars.ContextVar("names_arguments", default=False)
+_messages: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("messages", default=None)
 _LINE_BREAKS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
@@ -57,7 +58,30 @@ def excerpt(text: str, limit: int = 200) -> str:
 
 def note(message: str) -> None:
     """Prints a line on standard error about an input that was rounded, cut or replaced, or has no effect."""
-    print(f"note: {one_line(_with_names(message))}", file=sys.stderr)
+    _report(f"note: {one_line(_with_names(message))}")
+
+
+def warn(message: str) -> None:
+    """Prints a line on standard error about a result that is not as expected."""
+    _report(f"warning: {one_line(_with_names(message))}")
+
+
+def _report(line: str) -> None:
+    if (messages := _messages.get()) is None:
+        print(line, file=sys.stderr)
+    else:
+        messages.append(line)
+
+
+@contextlib.contextmanager
+def collected_messages() -> Iterator[list[str]]:
+    """Collects the notes and warnings of this thread in a list, instead of printing them."""
+    messages: list[str] = []
+    token = _messages.set(messages)
+    try:
+        yield messages
+    finally:
+        _messages.reset(token)
 
 
 @contextlib.contextmanager

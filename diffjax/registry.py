@@ -89,6 +89,12 @@ def options(function: Callable) -> set[str]:
     return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def option_defaults(function: Callable) -> dict[str, Any]:
+    """Returns the defaults of a function's keyword-only arguments, of those that have one."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
 def check_options(choice: str, accepted: Iterable[str], names: Iterable[str]) -> None:
     """Raises UserError for an option in `names` that `choice` does not accept."""
     accepted = sorted(accepted)

@@ -60,7 +60,7 @@ from diffjax.cli.results import (
     weight_paths,
     write_table,
 )
-from diffjax.cli.settings import batch_size, define_settings
+from diffjax.cli.settings import define_settings, note_batch_size
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.results_store import ResultsStore, flat_row
@@ -105,7 +105,7 @@ def run(arguments: Arguments) -> int:
     check_output(arguments, results)
     prepared = evaluations.prepare(names, trained, settings, arguments.as_dict(), references)
     if set(names) & set(metrics.NAMES):
-        batch_size(arguments, settings.count(evaluations.DEFAULT_SAMPLES))  # for its note
+        note_batch_size(arguments, settings.count(evaluations.DEFAULT_SAMPLES))
     entries = []
     for entry, is_stored in evaluations.compute(prepared, results, recompute=arguments.recompute):
         entries.append(entry)

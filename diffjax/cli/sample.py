@@ -43,19 +43,14 @@ Other runs:
 import itertools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from absl import flags as absl_flags
-from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffjax import __version__, io
-from diffjax.cli import edits
+from diffjax import io
 from diffjax.cli.flags import (
     MAX_COUNT,
     Arguments,
@@ -66,47 +61,17 @@ from diffjax.cli.flags import (
     parse,
     required,
 )
-from diffjax.cli.sample_flags import check_sample_flags, is_variation
-from diffjax.cli.settings import batch_size, define_settings
-from diffjax.errors import UserError, note
+from diffjax.cli.settings import define_settings
+from diffjax.errors import UserError
 from diffjax.inference import image_grids
-from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.image_grids import Layout
-from diffjax.inference.overrides import SettingsFactory, single_setting
-from diffjax.inference.prompts import (
-    Prompts,
-    check_label,
-    check_text,
-    read_file,
-    sample_prompts,
-    take_numbers,
-    with_numbers,
-)
-from diffjax.inference.requirements import check_samples_images
-from diffjax.inference.reranking import best_of, prepare_reranking
-from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.base import GenerativeModel
-from diffjax.models.capabilities import is_pipeline, is_text_conditioned
-from diffjax.models.sampling_settings import SamplingSettings
-from diffjax.nn.pretrained import clip_checkpoint
-from diffjax.runs.checkpoint_files import list_steps
+from diffjax.inference.sample_flags import SampleFlags
+from diffjax.inference.sample_requests import RunSampler, Samples, check_files
 from diffjax.runs.config_files import to_json
-from diffjax.runs.datasets import dataset_info, image_spec
-from diffjax.runs.loading import Run, load, with_codec
+from diffjax.runs.datasets import image_spec
+from diffjax.runs.loading import load
 from diffjax.runs.workdir import Workdir
 
 _OUTPUTS = (*image_grids.FORMATS, ".npz")
-_PATHS = (
-    "workdir",
-    "classifier",
-    "weak",
-    "clip",
-    "codec",
-    "prompts",
-    "image",
-    "initial_image",
-    "mask",
-)  # flags of files
 
 
 def define(flags: Flags) -> None:
@@ -154,41 +119,17 @@ def run(arguments: Arguments) -> int:
     index = None
     if getattr(arguments, "from"):
         arguments, index = _restore(arguments)
-    out, to_folder = _output(arguments)
-    captions = _check_files(arguments, out / "00000.png" if to_folder else out)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
-    if arguments.codec:
-        trained = with_codec(trained, arguments.codec)
-    model, variables = attach_guidance_models(trained, arguments.as_dict())
-    check_samples_images(trained)
-    check_sample_flags(arguments, trained)
-    settings = SettingsFactory(model, trained.config.sampler)(**_overrides(arguments))
-
-    keep, candidates, reranker, grid = 1, 1, None, None
-    if is_variation(arguments, trained):
-        grid = edits.variations(arguments, trained, settings)
-    else:
-        prompts, keep = sample_prompts(trained, model.classes, arguments.num, captions, arguments.label)
-        prompts = with_numbers(trained, prompts, _numbers(arguments))
-        reranking = {"clip": arguments.clip, "batch_size": arguments.batch_size}
-        candidates, reranker = prepare_reranking(trained, captions, keep, arguments.best_of, **reranking)
-        if arguments.interpolate:
-            grid, keep, candidates = edits.interpolate_latents(arguments, trained, settings, prompts), 1, 1
-        else:
-            prompts = edits.with_image(arguments, trained, prompts)
-            grid = edits.SampleGrid(prompts, np.array([]), _layout(arguments, trained, model, prompts, keep))
-    _note_rounding(arguments, model, settings)
-
-    prompts, seeds, layout = grid
-    total = candidates * prompts.size
-    runner = SampleRunner(model, batch_size=batch_size(arguments, total))
-    with tqdm(total=total, unit="image") as bar:
-        if len(seeds):
-            images = runner(variables, seeds, prompts.conditions, settings, progress=bar.update)
-        else:
-            options = {"candidates": candidates, "keep": keep, "seed": arguments.seed, "progress": bar.update}
-            images, seeds = best_of(runner, variables, prompts, settings, reranker, **options)
-    settings_of, written = _recorder(arguments, trained, prompts, seeds, model), f"{len(images)} samples"
+    path, (out, to_folder) = required(arguments, "workdir"), _output(arguments)
+    flags = SampleFlags(arguments.as_dict(), arguments.given_flags)
+    captions = check_files(flags)
+    _check_output(path, out / "00000.png" if to_folder else out)
+    trained = load(path, arguments.checkpoint, ema_length=arguments.ema_length)
+    sampler = RunSampler(trained, flags.values)
+    request = sampler.prepare(flags, captions)
+    with tqdm(total=request.total, unit="image") as bar:
+        samples = sampler.sample(request, progress=bar.update)
+    settings_of = sampler.recorder(request, samples.seeds, shlex.join(sys.argv))
+    images, written = samples.images, f"{len(samples.images)} samples"
     if to_folder:
         for i, image in enumerate(images):
             image_grids.save(out / f"{i:05d}.png", image, settings_of(i))
@@ -196,9 +137,9 @@ def run(arguments: Arguments) -> int:
         image_grids.save(out, images[index], settings_of(index))
         written = f"sample {index} of {len(images)}"
     elif out.suffix != ".npz":
-        image_grids.save(out, image_grids.grid(images, layout), settings_of(None))
+        image_grids.save(out, image_grids.grid(images, samples.layout), settings_of(None))
     else:
-        _write_arrays(out, images, seeds, prompts, model)
+        _write_arrays(out, samples, has_labels=bool(sampler.model.classes))
     print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
     return 0
 
@@ -246,122 +187,22 @@ def _output(arguments: Arguments) -> tuple[Path, bool]:
     return out, False
 
 
-def _recorder(
-    arguments: Arguments, trained: Run, prompts: Prompts, seeds: np.ndarray, model: GenerativeModel
-) -> Callable[[int | None], dict[str, Any]]:
-    """Returns a function from the index of a sample (None: the grid of all) to the settings to store in its image."""
-    flags = {name: getattr(arguments, name) for name in sorted(arguments.given_flags - {"out", "from"})}
-    for name in _PATHS:
-        if name in flags and Path(flags[name]).exists():
-            flags[name] = str(Path(flags[name]).resolve())
-    if list_steps(trained.workdir.checkpoints):
-        flags["checkpoint"] = trained.step
-    common = {
-        "command": shlex.join(sys.argv),
-        "version": __version__,
-        "config": io.short_hash(to_json(trained.config)),
-        "checkpoint": trained.step,
-        "sampler": trained.config.get("sampler", ConfigDict()).to_dict() | _overrides(arguments),
-        "devices": f"{jax.devices()[0].device_kind} x {jax.local_device_count()}",
-        "flags": flags,
-    }
-    keep = max(len(seeds) // prompts.size, 1)
-
-    def settings_of(index: int | None) -> dict[str, Any]:
-        if index is None:
-            label, prompt, seed = arguments.label, arguments.prompt, arguments.seed
-        else:
-            row, seed = index // keep, int(seeds[index])
-            label = int(prompts.conditions["label"][row]) if model.classes else None
-            prompt = prompts.captions[row] if prompts.captions else None
-            if "number" in prompts.conditions:
-                common["sampler"] = common["sampler"] | {"number": float(prompts.conditions["number"][row])}
-        return common | {"index": index, "seed": seed, "label": label, "prompt": prompt}
-
-    return settings_of
-
-
-def _write_arrays(
-    out: Path, images: UInt8[np.ndarray, "N H W C"], seeds: np.ndarray, prompts: Prompts, model: GenerativeModel
-) -> None:
+def _write_arrays(out: Path, samples: Samples, *, has_labels: bool) -> None:
     """Writes arrays, with a caption per image if the model is text-conditioned."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    captions = prompts.captions or []
-    arrays = {"images": images, "seeds": seeds}
-    arrays["labels"] = prompts.conditions["label"] if model.classes else np.full(len(seeds), -1, np.int32)
-    if "number" in prompts.conditions:
-        arrays["numbers"] = prompts.conditions["number"]
-    if captions:
-        arrays["captions"] = np.repeat(captions, len(images) // len(captions))
+    conditions, count = samples.prompts.conditions, len(samples.images)
+    arrays = {"images": samples.images, "seeds": samples.seeds}
+    arrays["labels"] = conditions["label"] if has_labels else np.full(count, -1, np.int32)
+    if "number" in conditions:
+        arrays["numbers"] = conditions["number"]
+    if captions := samples.prompts.captions:
+        arrays["captions"] = np.repeat(captions, count // len(captions))
     with io.atomic_path(out) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _check_files(arguments: Arguments, out: Path) -> list[str]:
-    """Returns the prompts of the command line; checks every file that it names before the run is loaded.
-
-    Raises:
-      UserError: a file cannot be read, or `out` cannot be written.
-    """
-    config = Workdir(required(arguments, "workdir")).read_config()
-    if arguments.label is not None and (classes := image_spec(config).classes):
-        check_label(arguments.label, classes)
-    for name in ("classifier", "weak", "clip", "codec"):
-        path = getattr(arguments, name)
-        if path and not (name == "clip" and clip_checkpoint.is_published(path)):
-            Workdir(path).read_config()
-    edits.check_files(arguments)
-    if out.suffix in (".jpg", ".jpeg") and image_spec(config).channels == 4:
+def _check_output(workdir: str, out: Path) -> None:
+    """Raises UserError if `out` cannot be written, or its format does not have the channels of the run's images."""
+    if out.suffix in (".jpg", ".jpeg") and image_spec(Workdir(workdir).read_config()).channels == 4:
         raise UserError(f"--out={out}: JPEG does not support the 4 channels of the run's images; use .png or .webp")
     check_writable("out", out)
-    if arguments.prompt and arguments.prompts:
-        raise UserError("--prompts: is not supported with --prompt; pass one of --prompt=TEXT and --prompts=FILE")
-    for name in ("prompt", "base_prompt"):
-        if getattr(arguments, name):
-            check_text(f"--{name}", getattr(arguments, name))
-    if arguments.prompt:
-        return [arguments.prompt]
-    return read_file(arguments.prompts) if arguments.prompts else []
-
-
-def _note_rounding(arguments: Arguments, model: GenerativeModel, settings: SamplingSettings) -> None:
-    """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
-    first = settings.stages[model.main_stage] if is_pipeline(model) else settings
-    if arguments.strength is not None:
-        steps = first.num_steps
-        taken = steps - int(first["begin"])
-        if abs(taken - arguments.strength * steps) > 1e-6:
-            note(f"--strength={arguments.strength:g}: rounded to whole steps, the last {taken} of {steps}")
-    if arguments.initial_image:
-        note(f"--initial_image={arguments.initial_image}: keeps the first {first['rows']} rows of tokens")
-
-
-def _layout(arguments: Arguments, trained: Run, model: GenerativeModel, prompts: Prompts, keep: int) -> Layout:
-    """Returns the layout of the grid: a row per prompt or a column per class, and a title for one prompt or class."""
-    names = dataset_info(trained.config).class_names
-    if is_text_conditioned(model):
-        captions = prompts.captions or []
-        layout = Layout(keep, captions) if prompts.size > 1 else Layout(title=captions[0])
-    elif numbers := _numbers(arguments):
-        layout = Layout(len(numbers), column_labels=[f"{value:g}" for value in numbers])
-    elif arguments.label is None:
-        layout = image_grids.class_layout(model.classes, prompts.size, names)
-    else:
-        name = image_grids.class_label(arguments.label, model.classes, names)
-        layout = Layout(title=f"class {name.removeprefix('class ')}")
-    return layout._replace(title="; ".join(filter(None, [layout.title, edits.description(arguments)])))
-
-
-def _numbers(arguments: Arguments) -> list[float]:
-    """Returns the values of --number if there are several."""
-    return take_numbers(arguments.as_dict())[1]
-
-
-def _overrides(arguments: Arguments) -> dict[str, Any]:
-    """Returns the sampling settings of the command line."""
-    flags = {name: getattr(arguments, name) for name in ("strength", "resample_steps", "keep_fraction")}
-    if arguments.initial_image and arguments.keep_fraction is None:
-        flags["keep_fraction"] = 0.5
-    return single_setting(take_numbers(arguments.as_dict())[0]) | {
-        name: value for name, value in flags.items() if value is not None
-    }

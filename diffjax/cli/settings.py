@@ -1,12 +1,10 @@
 """Flags of sampling settings, for the verbs that sample a run."""
 
-import math
-
-import jax
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags
-from diffjax.errors import UserError, note
+from diffjax.errors import UserError
+from diffjax.inference.batching import limit_batch_size
 from diffjax.inference.overrides import SETTINGS
 from diffjax.parsing import entries, number
 from diffjax.runs.power_functions import check_length
@@ -23,16 +21,9 @@ def define_settings(flags: Flags) -> None:
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
 
 
-def batch_size(arguments: Arguments, total: int) -> int:
-    """Returns the batch size for `total` samples; prints a note if that is not --batch_size."""
-    size, devices = min(arguments.batch_size, total), jax.local_device_count()
-    if "batch_size" in arguments.given_flags:
-        if size < arguments.batch_size:
-            note(f"--batch_size={arguments.batch_size}: there are {total} samples, in one batch")
-        elif size % devices:
-            whole = math.ceil(size / devices) * devices
-            note(f"--batch_size={size}: rounded up to {whole}, a multiple of the {devices} devices")
-    return size
+def note_batch_size(arguments: Arguments, total: int) -> None:
+    """Prints a note if the batch size for `total` samples is not the value of --batch_size."""
+    limit_batch_size(arguments.batch_size, total, is_given="batch_size" in arguments.given_flags)
 
 
 def parse_lengths(name: str, text: str) -> list[float]:

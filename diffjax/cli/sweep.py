@@ -39,7 +39,7 @@ from diffjax.cli.results import (
     weight_paths,
     write_table,
 )
-from diffjax.cli.settings import batch_size, define_settings, parse_lengths
+from diffjax.cli.settings import define_settings, note_batch_size, parse_lengths
 from diffjax.evaluation import samples
 from diffjax.evaluation.metrics import NAMES
 from diffjax.evaluation.results_store import ResultsStore, flat_row
@@ -83,7 +83,7 @@ def run(arguments: Arguments) -> int:
         recompute=arguments.recompute,
     )
     sweep = Sweep(runs, arguments.as_dict(), options, results)
-    batch_size(arguments, arguments.num)  # for its note
+    note_batch_size(arguments, arguments.num)
     if sweep.num_stored:
         print(
             f"{sweep.num_stored} of {len(sweep.entries)} cells are in {results.path}; --recompute computes them again"

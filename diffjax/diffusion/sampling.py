@@ -1,10 +1,12 @@
 """Sampling loops, for every sampler and time grid: down to images, and back up to their latents."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 from jax import Array, lax
 from jax import numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.noise import Noise, ddim_step, initial_std, perturb, transition_variance
@@ -12,6 +14,8 @@ from diffjax.diffusion.random import Keys, fold_in_each, normal_each, split_each
 from diffjax.diffusion.samplers import Sampler
 
 Examples = Float[Array, "B ..."]
+# Called at the start of step i with (i, x, noise level of x); returns whether to stop, after the step.
+Observe = Callable[[Int[Array, ""], Examples, Noise], Bool[Array, ""]]
 
 
 def sample(
@@ -23,6 +27,7 @@ def sample(
     *,
     shape: tuple[int, ...],
     resample_steps: Int[Array, ""] | int = 1,
+    observe: Observe | None = None,
 ) -> Examples:
     """Samples a batch from pure noise.
 
@@ -35,14 +40,14 @@ def sample(
       levels: noise levels of the grid, leaves [N + 1] with N >= steps.
       steps: number of steps; may be traced, so that grids padded to one length share one compilation.
       shape: of one example, for instance (H, W, C).
-      resample_steps: see `run`.
+      resample_steps, observe: see `run`.
 
     Returns:
       Samples [B, *shape].
     """
     initial, keys = split_each(keys)
     x = initial_std(at(levels, 0)) * normal_each(initial, shape)
-    return run(keys, denoiser, sampler, levels, steps, x, resample_steps=resample_steps)
+    return run(keys, denoiser, sampler, levels, steps, x, resample_steps=resample_steps, observe=observe)
 
 
 def run(
@@ -55,6 +60,7 @@ def run(
     *,
     begin: Int[Array, ""] | int = 0,
     resample_steps: Int[Array, ""] | int = 1,
+    observe: Observe | None = None,
 ) -> Examples:
     """Moves `x` from levels[begin] down to levels[steps].
 
@@ -68,6 +74,7 @@ def run(
       begin: index of the first level; may be traced.
       resample_steps: how many times to take each step, noised back to its start in between: RePaint (Lugmayr et al.
         2022, algorithm 1), which harmonises an inpainted region with the known one.
+      observe: called at the start of each step; can end the loop early. None: the loop is not observed.
 
     Returns:
       Samples at levels[steps].
@@ -87,7 +94,17 @@ def run(
 
         return lax.fori_loop(0, resample_steps, resample, (x, carry))
 
-    return lax.fori_loop(begin, steps, body, (x, sampler.init(x)))[0]
+    state = x, sampler.init(x)
+    if observe is None:
+        return lax.fori_loop(begin, steps, body, state)[0]
+
+    def observed_body(loop):
+        i, state, _ = loop
+        stops = observe(i, state[0], at(levels, i))
+        return i + 1, body(i, state), stops
+
+    loop = jnp.asarray(begin), state, jnp.array(False)
+    return lax.while_loop(lambda loop: (loop[0] < steps) & ~loop[2], observed_body, loop)[1][0]
 
 
 def edit(
@@ -99,6 +116,7 @@ def edit(
     image: Examples,
     *,
     begin: Int[Array, ""] | int,
+    observe: Observe | None = None,
 ) -> Examples:
     """Noises `image` to levels[begin], and samples from there.
 
@@ -110,6 +128,7 @@ def edit(
       steps: index of the last level; may be traced.
       image: [B, ...].
       begin: index of the first level; may be traced.
+      observe: see `run`.
 
     Returns:
       Edited images [B, ...].
@@ -118,7 +137,7 @@ def edit(
     """
     initial, keys = split_each(keys)
     x = perturb(image, normal_each(initial, image.shape[1:]), at(levels, begin))
-    return run(keys, denoiser, sampler, levels, steps, x, begin=begin)
+    return run(keys, denoiser, sampler, levels, steps, x, begin=begin, observe=observe)
 
 
 def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, first: Noise) -> Examples:

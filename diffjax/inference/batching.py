@@ -10,13 +10,30 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.cluster.multihost import put
-from diffjax.errors import memory_limit_as_user_error
+from diffjax.errors import memory_limit_as_user_error, note
 from diffjax.progress import Compilation
 
 
 def memory_advice(batch_size: int) -> str:
     """Returns how to lower the memory of computations other than a training step, for an error message."""
     return f"a batch has {batch_size}: lower --batch_size, or train.num_preview_samples if training samples previews"
+
+
+def limit_batch_size(requested: int, total: int, *, is_given: bool) -> int:
+    """Returns the batch size for `total` samples.
+
+    Args:
+      requested: value of --batch_size.
+      is_given: whether to print a note if it is not the batch size.
+    """
+    size, devices = min(requested, total), jax.local_device_count()
+    if is_given:
+        if size < requested:
+            note(f"--batch_size={requested}: there are {total} samples, in one batch")
+        elif size % devices:
+            whole = math.ceil(size / devices) * devices
+            note(f"--batch_size={size}: rounded up to {whole}, a multiple of the {devices} devices")
+    return size
 
 
 class DataParallelMap:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -11,7 +11,7 @@ from diffjax import io
 from diffjax.errors import UserError, note
 from diffjax.inference.batching import DataParallelMap
 from diffjax.inference.prompts import Prompts, note_truncated
-from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.inference.sampler_runner import Listener, SampleRunner
 from diffjax.metrics.features import Network
 from diffjax.models.capabilities import is_clip
 from diffjax.models.images import to_unit_range
@@ -135,6 +135,20 @@ def prepare_reranking(
     return candidates, reranker
 
 
+class BestSamples(NamedTuple):
+    """The best samples of N prompts.
+
+    Attributes:
+      images: in the order of prompts, the best first for each prompt.
+      seeds: of the images.
+      scores: cosine similarity of each image and its prompt; None if all samples are kept.
+    """
+
+    images: UInt8[np.ndarray, "N*keep H W C"]
+    seeds: Int[np.ndarray, " N*keep"]
+    scores: Float[np.ndarray, " N*keep"] | None
+
+
 def best_of(
     runner: SampleRunner,
     variables: Variables,
@@ -146,7 +160,8 @@ def best_of(
     keep: int = 1,
     seed: int = 0,
     progress: Callable[[int], Any] = lambda images: None,
-) -> tuple[UInt8[np.ndarray, "N*keep H W C"], Int[np.ndarray, " N*keep"]]:
+    listener: Listener | None = None,
+) -> BestSamples:
     """Samples `candidates` images for each of N prompts, and returns the `keep` best by CLIP similarity.
 
     Candidate j of prompt i has the seed `seed` + j N + i, so more candidates include those of fewer.
@@ -156,24 +171,23 @@ def best_of(
     Args:
       settings: sampling settings.
       reranker: scores the candidates; may be None if all are kept.
-      progress: called after each batch with its number of images.
-
-    Returns:
-      Images in the order of prompts, the best first for each prompt, and their seeds.
+      progress, listener: see SampleRunner.
     """
     count = prompts.size
     seeds = seed + np.arange(candidates * count)
     conditions = {name: np.tile(v, (candidates, *[1] * (v.ndim - 1))) for name, v in prompts.conditions.items()}
-    images = runner(variables, seeds, conditions, settings, progress=progress)
+    images = runner(variables, seeds, conditions, settings, progress=progress, listener=listener)
     images, seeds = (x.reshape(candidates, count, *x.shape[1:]).swapaxes(0, 1) for x in (images, seeds))
+    scores = None
     if candidates > keep:
         if reranker is None or prompts.captions is None:
             raise ValueError("reranking requires a CLIP and captions")
         embeddings = reranker.embed_images(images.reshape(-1, *images.shape[2:])).reshape(count, candidates, -1)
         scores = np.einsum("nkd,nd->nk", embeddings, reranker.embed_captions(prompts.captions))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
-        images, seeds = (x[np.arange(count)[:, None], order] for x in (images, seeds))
-    return images.reshape(-1, *images.shape[2:]), seeds.reshape(-1)
+        images, seeds, scores = (x[np.arange(count)[:, None], order] for x in (images, seeds, scores))
+        scores = scores.reshape(-1)
+    return BestSamples(images.reshape(-1, *images.shape[2:]), seeds.reshape(-1), scores)
 
 
 def _provenance(path: str | Path) -> dict[str, Any]:

@@ -1,19 +1,32 @@
 """Sampling of any number of images with one compiled program."""
 
-import sys
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 from jaxtyping import UInt8, UInt32
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, warn
 from diffjax.inference.batching import DataParallelMap
 from diffjax.models.images import to_grey_levels, to_unit_range
+from diffjax.models.observation import Answer, ObservedStep, Observer, Progress
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Variables
+
+
+class Listener(NamedTuple):
+    """Receives the steps of sampling loops while they run. An exception of either function ends the sampling.
+
+    Attributes:
+      start: called at the start of each step; returns whether `receive` is called with its images.
+      receive: called with steps.
+    """
+
+    start: Callable[[Progress], bool]
+    receive: Callable[[ObservedStep], None]
 
 
 class SampleRunner:
@@ -31,18 +44,26 @@ class SampleRunner:
     def __init__(self, system: Any, *, batch_size: int, devices: Sequence[Any] | None = None):
         batches = DataParallelMap(batch_size, devices)
         self.compilations = self.not_finite = 0
+        self._listener: Listener | None = None
+        self._error: BaseException | None = None
 
-        def sample(shared: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        def sample(observer: Observer | None, shared: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             self.compilations += 1  # runs when traced, once per compilation
             (variables, settings), (seeds, conditions) = shared, batch
-            images = system.sample(variables, jax.vmap(jax.random.key)(seeds), conditions, settings)
+            images = system.sample(variables, jax.vmap(jax.random.key)(seeds), conditions, settings, observer)
             return to_grey_levels(images), jnp.isfinite(images).reshape(len(images), -1).all(axis=1)
 
         def reconstruct(variables: Variables, images: jax.Array) -> jax.Array:
             codec = system.codec(variables)
             return to_grey_levels(codec.decode(codec.encode(to_unit_range(images))))
 
-        self._sample = batches.compile(sample, "the sampler")
+        self._sample = batches.compile(functools.partial(sample, None), "the sampler")
+        # The observer calls the listener of the current call, so that all calls share the program.
+        observed, one_device = (
+            Observer(self._start, self._receive),
+            DataParallelMap(batch_size, jax.local_devices()[:1]),
+        )
+        self._observed_sample = one_device.compile(functools.partial(sample, observed), "the sampler")
         self._reconstruct = batches.compile(reconstruct, "the autoencoder")
 
     def __call__(
@@ -53,6 +74,7 @@ class SampleRunner:
         settings: SamplingSettings,
         *,
         progress: Callable[[int], Any] = lambda images: None,
+        listener: Listener | None = None,
     ) -> UInt8[np.ndarray, "N H W C"]:
         """Samples one image per seed. Prints a warning if samples have non-finite values.
 
@@ -62,23 +84,59 @@ class SampleRunner:
           conditions: arrays [N, ...] by name.
           settings: sampling settings, from the model's `make_settings`.
           progress: called after each batch with its number of images.
+          listener: receives the steps of diffusion models; the samples are the same, on one device. Several threads
+            must not use it at once.
 
         Returns:
           Images, uint8 in [0, 255].
 
         Raises:
           UserError: a seed is not below 2**32; larger seeds would repeat others.
+          Exception: that of `listener`.
         """
-        inputs = _validate_seeds(seeds), dict(conditions)
-        images, finite = self._sample((variables, settings), inputs, progress)
+        inputs, shared = (_validate_seeds(seeds), dict(conditions)), (variables, settings)
+        if listener is None:
+            images, finite = self._sample(shared, inputs, progress)
+        else:
+            images, finite = self._observe(shared, inputs, progress, listener)
         self.not_finite = int(np.sum(~finite))
         if self.not_finite:
-            print(
-                f"warning: {self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more "
-                "steps or another sampler, or train at a lower train.learning_rate",
-                file=sys.stderr,
+            warn(
+                f"{self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more steps or "
+                "another sampler, or train at a lower train.learning_rate"
             )
         return images
+
+    def _observe(self, shared: Any, inputs: Any, progress: Callable[[int], Any], listener: Listener) -> Any:
+        """Samples with calls of the listener, and raises its exception after the batch that it ended."""
+
+        def after_batch(count: int) -> None:
+            if self._error is not None:
+                raise self._error
+            progress(count)
+
+        self._listener, self._error = listener, None
+        try:
+            return self._observed_sample(shared, inputs, after_batch)
+        finally:
+            self._listener = self._error = None
+
+    def _start(self, progress: Progress) -> Answer:
+        if self._error is None and self._listener is not None:
+            try:
+                return Answer(wants_images=self._listener.start(progress))
+            except BaseException as error:  # raised by `_observe`, as a compiled program cannot
+                self._error = error
+        return Answer(stops=True)
+
+    def _receive(self, step: ObservedStep) -> bool:
+        """Returns whether the listener raised an exception."""
+        try:
+            if self._error is None and self._listener is not None:
+                self._listener.receive(step)
+        except BaseException as error:
+            self._error = error
+        return self._error is not None
 
     def compile(
         self,

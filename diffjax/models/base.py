@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import (
     Batch,
@@ -109,13 +110,19 @@ class GenerativeModel(Model):
 
     @abc.abstractmethod
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Array:
         """Samples one output per key, independent of the batch that a key is in.
 
         Args:
           conditions: arrays [B, ...] by name: "label", "tokens", and required inputs; also a "number", in the place of
             that of the settings.
+          observer: receives the steps of diffusion models, also in a pipeline; models without steps ignore it.
 
         Returns:
           Images [B, H, W, C] in [-1, 1], or embeddings [B, D].

@@ -208,7 +208,8 @@ class CellEvaluator:
         conditions = prompts.default_prompts(self._trained, self._options.num, classes=self._model.classes)
         candidates = flatten(cell.config).get("rerank.best_of", 1)
         judge = self._judge if candidates > 1 else None
-        images, _ = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates)
+        best = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates)
+        images = best.images
         depends: dict[str, Any] = {"sampler": cell.sampler.to_dict(), "warnings": []}
         if conditions.captions:
             depends["captions"] = conditions.captions[:SHOWN]  # of the samples that the report shows

@@ -14,10 +14,10 @@ import pytest
 
 import diffjax
 from diffjax import cli, data, evaluation
-from diffjax.cli import edits, evaluate, flags, sample, sweep
+from diffjax.cli import evaluate, flags, sample, sweep
 from diffjax.errors import UserError, printable
 from diffjax.evaluation import samples
-from diffjax.inference import overrides
+from diffjax.inference import edits, overrides
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.runs.config_files import to_json
@@ -354,7 +354,7 @@ def black_samples(monkeypatch, without_loading):
     def init(self, system, *, batch_size):
         sizes.append(batch_size)
 
-    def call(self, variables, seeds, conditions, settings, progress):
+    def call(self, variables, seeds, conditions, settings, progress, listener):
         return np.zeros((len(seeds), 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(SampleRunner, "__init__", init)

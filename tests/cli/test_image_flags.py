@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax.cli import edits
 from diffjax.errors import UserError
+from diffjax.inference import edits
 from diffjax.typing import ImageSpec
 
 

@@ -34,6 +34,7 @@ from diffjax.models.autoencoders.objective import (
 )
 from diffjax.models.base import Autoencoder, GenerativeModel, LikelihoodModel
 from diffjax.models.images import to_unit_range
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.typing import Batch, Codec, Images, ImageSpec, PRNGKey, PRNGKeys, StepContext, Variables
 
@@ -96,7 +97,12 @@ class VAE(ReconstructionModel, GenerativeModel):
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         latent_keys, pixel_keys = split_each(keys)
         z = settings["temperature"] * normal_each(latent_keys, self.latent_shape)

@@ -39,6 +39,7 @@ from diffjax.models.base import Autoencoder, ContrastiveModel, GenerativeModel, 
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import check_buildable, text_of, validate_probability
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.typing import (
     Aux,
@@ -145,6 +146,7 @@ class AutoregressivePrior(GenerativeModel, LikelihoodModel):
         keys: PRNGKeys,
         conditions: Mapping[str, Array],
         settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         values = self._encode_prefix(variables, conditions, fold_in_each(keys, _CONDITIONS_FOLD))
         known = self._known_tokens(variables, conditions, len(keys), settings["rows"])

@@ -11,6 +11,7 @@ from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.models.diffusion.data_space import downsample_mask
 from diffjax.models.diffusion.process import Process
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import lookup
 from diffjax.typing import Embeddings, Images, PRNGKeys
@@ -61,12 +62,14 @@ class BoundModel:
         settings: SamplingSettings,
         conditions: Mapping[str, Array],
         guides: Guides = Guides(),
+        observer: Observer | None = None,
     ) -> Array:
         """Samples one output per key.
 
         Args:
           conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
             it, the image whose region of mask 1 is known. "latent" is the initial x_T.
+          observer: receives the steps on the host.
 
         Returns:
           Images [-1, 1], or embeddings [B, D].
@@ -82,14 +85,19 @@ class BoundModel:
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
         sampler = make_sampler(**settings.sampler_options)
+        is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
+        begin, observe = settings["begin"] if is_edit else 0, None
+        if observer is not None:
+            decode = self.decode if len(self.shape) > 1 else None  # embeddings are not images
+            observe = observer.of_loop(denoise, begin, steps, decode)
+        loop = keys, denoise, sampler, levels, steps
         if "latent" in conditions:
-            x = sampling.run(keys, denoise, sampler, levels, steps, conditions["latent"])
-        elif "image" in conditions and "mask" not in conditions:
-            x = sampling.edit(keys, denoise, sampler, levels, steps, conditions["image"], begin=settings["begin"])
+            x = sampling.run(*loop, conditions["latent"], observe=observe)
+        elif is_edit:
+            x = sampling.edit(*loop, conditions["image"], begin=begin, observe=observe)
         else:
-            x = sampling.sample(
-                keys, denoise, sampler, levels, steps, shape=self.shape, resample_steps=settings["resample_steps"]
-            )
+            resample_steps = settings["resample_steps"]
+            x = sampling.sample(*loop, shape=self.shape, resample_steps=resample_steps, observe=observe)
         return self.decode(x)
 
     def initial_latents(self, keys: PRNGKeys, settings: SamplingSettings) -> Array:

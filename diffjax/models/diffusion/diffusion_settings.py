@@ -13,7 +13,7 @@ from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, validate_integer, validate_number
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
-from diffjax.registry import check_options, lookup, options
+from diffjax.registry import check_options, lookup, option_defaults, options
 
 _SCALES = {  # of guidance: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance; 1: off
@@ -72,7 +72,10 @@ def make_diffusion_settings(
     check_options("the config's sampler section", SETTINGS, settings)
     sampler = lookup("sampler", samplers, settings["name"], injected=INJECTED_ARGUMENTS)
     check_options(f"sampler {sampler.name!r}", options(sampler.function) - set(INJECTED_ARGUMENTS), sampler_options)
-    sampler_options = {**sampler.options, **sampler_options}
+    # With the defaults, so that samples with and without an option share the compilation.
+    defaults = option_defaults(sampler.function)
+    defaults = {name: value for name, value in defaults.items() if name not in INJECTED_ARGUMENTS}
+    sampler_options = {**defaults, **sampler.options, **sampler_options}
     for name, value in sampler_options.items():
         if not (value == math.inf and name == "high"):
             validate_number(f"sampler.name={sampler.name}, {name}", value, low=0)

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from diffjax.models.base import Classifier, ContrastiveModel, GenerativeModel
 from diffjax.models.diffusion.bound_model import Guides
 from diffjax.models.diffusion.model import DiffusionModel, condition_keys, with_number
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import LossFn, PRNGKey, PRNGKeys, Variables
 
@@ -49,7 +50,12 @@ class GuidedModel(GenerativeModel):
         return self.model.bind(variables["model"], *args, **kwargs)
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Array:
         conditions = with_number(conditions, settings, len(keys))
         extra = condition_keys(keys), settings["augmentation"]
@@ -60,7 +66,8 @@ class GuidedModel(GenerativeModel):
             embed_noised=clip.embed_noised if clip else None,
             text_embeddings=clip.embed_texts(conditions["tokens"]) if clip else None,
         )
-        return self.model.bind(variables["model"], conditions, *extra).sample(keys, settings, conditions, guides)
+        bound = self.model.bind(variables["model"], conditions, *extra)
+        return bound.sample(keys, settings, conditions, guides, observer)
 
 
 def guided(

@@ -27,6 +27,7 @@ from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.unet import UNet
 from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
@@ -150,11 +151,16 @@ class DiffusionModel(GenerativeModel):
         )
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Array:
         conditions = with_number(conditions, settings, len(keys))
         bound = self.bind(variables, conditions, condition_keys(keys), settings["augmentation"])
-        return bound.sample(keys, settings, conditions)
+        return bound.sample(keys, settings, conditions, observer=observer)
 
     def bind(
         self,

@@ -28,6 +28,7 @@ from diffjax.models.gan.discriminator_loss import DiscriminatorInputs
 from diffjax.models.gan.gan import AdversarialModel, make_discriminator
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable, classes_of, make, make_unet
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.gan import MappingNetwork
 from diffjax.nn.unet import UNet
@@ -97,7 +98,12 @@ class DDGAN(AdversarialModel):
         return make_diffusion_settings(self.process, sampler_config, guided=False, capacity=capacity, **overrides)
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         z_keys, keys = split_each(keys)
         label = self.label(conditions)

@@ -27,6 +27,7 @@ from diffjax.models.gan.discriminator_loss import (
 )
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable, check_norms, classes_of, dtype_of, make
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings, make_scalars
 from diffjax.nn.gan import Discriminator, Generator
 from diffjax.typing import Aux, Batch, Images, ImageSpec, Labels, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
@@ -126,7 +127,12 @@ class GAN(AdversarialModel):
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         """Samples images with the truncation trick: elements of z beyond the bound are sampled again.
 

@@ -17,6 +17,7 @@ from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError
 from diffjax.models.base import TrainedStage
 from diffjax.models.diffusion.guided import GuidedModel, guided
+from diffjax.models.observation import Observer
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
     Pipeline,
@@ -57,15 +58,23 @@ class Glide(Pipeline):
         return dataclasses.replace(settings, choices=(("clip_guidance", bool(scales["base"])),))
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         frozen, base_keys = variables["frozen"], fold_in_each(keys, FIRST_STAGE_FOLD)
         if settings["clip_guidance"] and self.clip_guided_base is not None:
             base_variables = {"model": frozen["base"], "noised_clip": frozen["noised_clip"]}
-            image = self.clip_guided_base.sample(base_variables, base_keys, conditions, settings.stages["base"])
+            base_observer = observer and observer.of_stage("base")
+            image = self.clip_guided_base.sample(
+                base_variables, base_keys, conditions, settings.stages["base"], base_observer
+            )
         else:
-            image = self.sample_stage("base", variables, base_keys, conditions, settings)
-        return self.upsample(variables, keys, conditions, image, settings)
+            image = self.sample_stage("base", variables, base_keys, conditions, settings, observer)
+        return self.upsample(variables, keys, conditions, image, settings, observer)
 
 
 def build(

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError, unknown
 from diffjax.models.base import GenerativeModel, Model, TrainedStage
+from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Images, LossFn, PRNGKey, PRNGKeys, TextSpec, Variables
 
@@ -93,9 +94,12 @@ class Pipeline(GenerativeModel):
         keys: PRNGKeys,
         conditions: Mapping[str, Array],
         settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Array:
         """Samples a stage."""
-        return self.stages[stage].model.sample(variables["frozen"][stage], keys, conditions, settings.stages[stage])
+        observer = observer and observer.of_stage(stage)
+        model, stage_variables = self.stages[stage].model, variables["frozen"][stage]
+        return model.sample(stage_variables, keys, conditions, settings.stages[stage], observer)
 
     def upsample(
         self,
@@ -104,6 +108,7 @@ class Pipeline(GenerativeModel):
         conditions: Mapping[str, Array],
         image: Images,
         settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         """Samples the upsamplers, each conditioned on the image of the stage before it.
 
@@ -112,7 +117,7 @@ class Pipeline(GenerativeModel):
         conditions = select(conditions, "tokens", *(("image", "mask") if "mask" in conditions else ()))
         for i, stage in enumerate(name for name in UPSAMPLERS if name in self.stages):
             stage_conditions = {**conditions, "low_res_image": image.clip(-1.0, 1.0)}
-            image = self.sample_stage(stage, variables, fold_in_each(keys, i), stage_conditions, settings)
+            image = self.sample_stage(stage, variables, fold_in_each(keys, i), stage_conditions, settings, observer)
         return image
 
 

@@ -16,6 +16,7 @@ from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError, unknown
 from diffjax.models.base import ContrastiveModel, ImageManipulation, TrainedStage, abstract_value
 from diffjax.models.diffusion.data_space import StandardizedSpace
+from diffjax.models.observation import Observer
 from diffjax.models.pipelines import pca as components
 from diffjax.models.pipelines.pipeline import (
     FIRST_STAGE_FOLD,
@@ -72,17 +73,29 @@ class Unclip(Pipeline, ImageManipulation):
         return settings
 
     def sample(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None = None,
     ) -> Images:
         """Samples images. With "image_embedding" or "original" in `conditions` the prior is not used."""
         prior_keys, decoder_keys = split_each(fold_in_each(keys, FIRST_STAGE_FOLD))
         decoder_conditions = select(conditions, "tokens", "latent", "image", "mask")
-        decoder_conditions["image_embedding"] = self._image_embedding(variables, prior_keys, conditions, settings)
-        image = self.sample_stage("decoder", variables, decoder_keys, decoder_conditions, settings)
-        return self.upsample(variables, keys, conditions, image, settings)
+        decoder_conditions["image_embedding"] = self._image_embedding(
+            variables, prior_keys, conditions, settings, observer
+        )
+        image = self.sample_stage("decoder", variables, decoder_keys, decoder_conditions, settings, observer)
+        return self.upsample(variables, keys, conditions, image, settings, observer)
 
     def _image_embedding(
-        self, variables: Variables, keys: PRNGKeys, conditions: Mapping[str, Array], settings: SamplingSettings
+        self,
+        variables: Variables,
+        keys: PRNGKeys,
+        conditions: Mapping[str, Array],
+        settings: SamplingSettings,
+        observer: Observer | None,
     ) -> Embeddings:
         """Returns the embedding to decode."""
         if "image_embedding" in conditions:
@@ -96,7 +109,7 @@ class Unclip(Pipeline, ImageManipulation):
         prior_conditions = select(conditions, "tokens")
         candidates = jnp.stack(
             [
-                self.sample_stage(stage, variables, fold_in_each(keys, k), prior_conditions, settings)
+                self.sample_stage(stage, variables, fold_in_each(keys, k), prior_conditions, settings, observer)
                 for k in range(settings["candidates"])
             ],
             axis=1,

@@ -13,13 +13,13 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from diffjax.cli.flags import Arguments
 from diffjax.data import image_files
 from diffjax.data.records import MissingSplit
 from diffjax.diffusion import sampling
 from diffjax.errors import UserError, note
 from diffjax.inference.image_grids import Layout
 from diffjax.inference.prompts import Prompts, check_label, encode_captions
+from diffjax.inference.sample_flags import SampleFlags
 from diffjax.models.base import ImageManipulation
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage, manipulates_images
 from diffjax.models.images import to_unit_range
@@ -47,11 +47,11 @@ class SampleGrid(NamedTuple):
     layout: Layout
 
 
-def check_files(arguments: Arguments) -> None:
+def check_files(flags: SampleFlags) -> None:
     """Raises UserError if an image or mask of the command line is not a file; does not load the run."""
     for name in ("image", "initial_image", "mask"):
-        text = getattr(arguments, name)
-        is_pair = name == "image" and arguments.interpolate and not arguments.base_prompt
+        text = getattr(flags, name)
+        is_pair = name == "image" and flags.interpolate and not flags.base_prompt
         for part in [] if text is None else text.split(",") if is_pair else [text]:
             if part in _REGIONS if name == "mask" else _INDEX.fullmatch(part):
                 continue
@@ -61,34 +61,34 @@ def check_files(arguments: Arguments) -> None:
                 raise UserError(f"--{name}={part}: {problem}; name an image file, or {others}")
 
 
-def with_image(arguments: Arguments, trained: Run, prompts: Prompts) -> Prompts:
+def with_image(flags: SampleFlags, trained: Run, prompts: Prompts) -> Prompts:
     """Adds --image or --initial_image, and the mask of the region to keep, to the conditions."""
-    if not (file := arguments.image or arguments.initial_image):
+    if not (file := flags.image or flags.initial_image):
         return prompts
     image = load_image(file, trained)
     edits = {"image": image}
     if is_upsampling_stage(trained.system):
         edits["original"] = image  # the stage's own conditions are computed from the image as well
-    if arguments.mask:
-        edits["mask"] = 1.0 - load_mask(arguments.mask, trained.spec)
+    if flags.mask:
+        edits["mask"] = 1.0 - load_mask(flags.mask, trained.spec)
     repeated = {name: np.repeat(value[None], prompts.size, axis=0) for name, value in edits.items()}
     return prompts._replace(conditions={**prompts.conditions, **repeated})
 
 
-def description(arguments: Arguments) -> str:
+def description(flags: SampleFlags) -> str:
     """Returns what is done to --image or --initial_image, for the title of the samples; "" without an edit."""
-    if arguments.initial_image:
-        return f"completions of {_name(arguments.initial_image)}"
-    if arguments.mask:
-        return f"{_name(arguments.image)}, inpainted by the mask {_name(arguments.mask)}"
-    if arguments.strength is not None:
-        return f"{_name(arguments.image)}, edited with strength {arguments.strength:g}"
+    if flags.initial_image:
+        return f"completions of {_name(flags.initial_image)}"
+    if flags.mask:
+        return f"{_name(flags.image)}, inpainted by the mask {_name(flags.mask)}"
+    if flags.strength is not None:
+        return f"{_name(flags.image)}, edited with strength {flags.strength:g}"
     return ""
 
 
-def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, prompts: Prompts) -> SampleGrid:
+def interpolate_latents(flags: SampleFlags, trained: Run, settings: Any, prompts: Prompts) -> SampleGrid:
     """Interpolates latents, one row per pair: between successive seeds, or between two images encoded by DDIM."""
-    seeds, model = arguments.seed + np.arange(arguments.num), trained.system
+    seeds, model = flags.seed + np.arange(flags.num), trained.system
     assert is_diffusion(model)
 
     @jax.jit
@@ -100,11 +100,11 @@ def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, promp
         return model.bind(variables, conditions).invert(images, settings)
 
     if prompts.captions:
-        _check_rows(arguments, len(prompts.captions))
+        _check_rows(flags, len(prompts.captions))
     rows = np.minimum(np.arange(len(seeds)), prompts.size - 1)  # prompt of each row; one prompt is for all rows
-    if arguments.image:
-        images = _load_pair(arguments, trained)
-        _note_num(arguments, "there is one row between two images")
+    if flags.image:
+        images = _load_pair(flags, trained)
+        _note_num(flags, "there is one row between two images")
         ends = np.asarray(encoded(trained.variables, images, _select(prompts.conditions, rows[[0, 0]]), settings))
         start, end, seeds, rows = ends[:1], ends[1:], seeds[:1], rows[:1]
     else:
@@ -112,11 +112,11 @@ def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, promp
         conditions = _select(prompts.conditions, np.append(rows, rows[-1]))
         ends = np.asarray(initial_latents(trained.variables, keys, conditions, settings))
         start, end = ends[:-1], ends[1:]
-    count = arguments.interpolate
+    count = flags.interpolate
     indices = rows.repeat(count)
     conditions = _select(prompts.conditions, indices) | {"latent": _slerp(start, end, np.linspace(0, 1, count))}
     captions = prompts.captions and [prompts.captions[i] for i in indices]
-    pair = _pair_names(arguments) if arguments.image else ""
+    pair = _pair_names(flags) if flags.image else ""
     labels = [pair or f"seed {seed} to {seed + 1}" for seed in seeds]
     if prompts.captions:
         labels = [f"{label}: {prompts.captions[i]}" for label, i in zip(labels, rows, strict=True)]
@@ -124,96 +124,94 @@ def interpolate_latents(arguments: Arguments, trained: Run, settings: Any, promp
     return SampleGrid(Prompts(conditions, captions), seeds.repeat(count), layout)
 
 
-def variations(arguments: Arguments, trained: Run, settings: Any) -> SampleGrid:
+def variations(flags: SampleFlags, trained: Run, settings: Any) -> SampleGrid:
     """Returns samples conditioned on --image, of an unCLIP pipeline or of one stage."""
     manipulation = trained.system
     if not manipulates_images(manipulation):
-        return _stage_variations(arguments, trained)
-    if arguments.base_prompt:
-        return _text_diff(arguments, trained, manipulation, settings)
-    if arguments.interpolate:
-        return _interpolate_images(arguments, trained, manipulation, settings)
-    if arguments.components:
-        return _principal_components(arguments, trained, manipulation)
-    return _image_variations(arguments, trained, manipulation, settings)
+        return _stage_variations(flags, trained)
+    if flags.base_prompt:
+        return _text_diff(flags, trained, manipulation, settings)
+    if flags.interpolate:
+        return _interpolate_images(flags, trained, manipulation, settings)
+    if flags.components:
+        return _principal_components(flags, trained, manipulation)
+    return _image_variations(flags, trained, manipulation, settings)
 
 
-def _interpolate_images(
-    arguments: Arguments, trained: Run, manipulation: ImageManipulation, settings: Any
-) -> SampleGrid:
+def _interpolate_images(flags: SampleFlags, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
     """Reference: Ramesh et al. 2022, figure 4."""
-    images = _load_pair(arguments, trained)
+    images = _load_pair(flags, trained)
     z = np.asarray(manipulation.embed(trained.variables, jnp.asarray(images)))
     x = _inverted(manipulation, trained.variables, images, z, settings)
-    positions = np.linspace(0, 1, arguments.interpolate)
+    positions = np.linspace(0, 1, flags.interpolate)
     layout = Layout(
         len(positions),
-        [_pair_names(arguments)],
+        [_pair_names(flags)],
         _fractions(len(positions)),
         "image embeddings and latents, interpolated from left to right",
     )
-    return _one_row(arguments, _slerp(z[:1], z[1:], positions), _slerp(x[:1], x[1:], positions), layout)
+    return _one_row(flags, _slerp(z[:1], z[1:], positions), _slerp(x[:1], x[1:], positions), layout)
 
 
-def _text_diff(arguments: Arguments, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
+def _text_diff(flags: SampleFlags, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
     """Reference: Ramesh et al. 2022, figure 5."""
-    images = load_image(arguments.image, trained)[None]
+    images = load_image(flags.image, trained)[None]
     z = np.asarray(manipulation.embed(trained.variables, jnp.asarray(images)))
-    tokens = encode_captions(trained, [arguments.prompt, arguments.base_prompt])
+    tokens = encode_captions(trained, [flags.prompt, flags.base_prompt])
     target, base = np.asarray(manipulation.embed_texts(trained.variables, jnp.asarray(tokens)))
     difference = (target - base)[None]
     norm = np.linalg.norm(difference)
     if norm < 1e-6:
         raise UserError("--base_prompt: has the same embedding as --prompt; change one of them")
     x = _inverted(manipulation, trained.variables, images, z, settings)
-    positions = np.linspace(0, _MAX_TEXT_DIFF, arguments.interpolate)
+    positions = np.linspace(0, _MAX_TEXT_DIFF, flags.interpolate)
     layout = Layout(
         len(positions),
-        [_name(arguments.image)],
+        [_name(flags.image)],
         [f"{round(position, 2):g}" for position in positions],
-        f"moved along the difference of two texts, from '{arguments.base_prompt}' to '{arguments.prompt}'",
+        f"moved along the difference of two texts, from '{flags.base_prompt}' to '{flags.prompt}'",
     )
-    return _one_row(arguments, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0), layout)
+    return _one_row(flags, _slerp(z, difference / norm, positions), x.repeat(len(positions), 0), layout)
 
 
-def _principal_components(arguments: Arguments, trained: Run, manipulation: ImageManipulation) -> SampleGrid:
+def _principal_components(flags: SampleFlags, trained: Run, manipulation: ImageManipulation) -> SampleGrid:
     """Reference: Ramesh et al. 2022, figure 7."""
     if manipulation.project is None:
         raise UserError("--components: requires a pipeline with a PCA stage; set config.pca")
-    z = np.asarray(manipulation.embed(trained.variables, jnp.asarray(load_image(arguments.image, trained))[None]))
-    counts = _parse_components(arguments.components, z.shape[-1])
+    z = np.asarray(manipulation.embed(trained.variables, jnp.asarray(load_image(flags.image, trained))[None]))
+    counts = _parse_components(flags.components, z.shape[-1])
     project, embeddings = manipulation.project, jnp.asarray(z)
     projections = [np.asarray(project(trained.variables, embeddings, jnp.asarray(count))) for count in counts]
     title = f"from the first principal components of the image embedding, of {z.shape[-1]}; columns: their number"
-    layout = Layout(len(counts), [_name(arguments.image)], list(map(str, counts)), title)
-    return _one_row(arguments, np.concatenate(projections), None, layout)
+    layout = Layout(len(counts), [_name(flags.image)], list(map(str, counts)), title)
+    return _one_row(flags, np.concatenate(projections), None, layout)
 
 
-def _image_variations(arguments: Arguments, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
+def _image_variations(flags: SampleFlags, trained: Run, manipulation: ImageManipulation, settings: Any) -> SampleGrid:
     """Reference: Ramesh et al. 2022, figure 3."""
-    images, count = load_image(arguments.image, trained)[None], arguments.num
+    images, count = load_image(flags.image, trained)[None], flags.num
     z, x = np.asarray(manipulation.embed(trained.variables, jnp.asarray(images))), None
-    if arguments.invert:
+    if flags.invert:
         x = _inverted(manipulation, trained.variables, images, z, settings).repeat(count, 0)
     prompts = _embedding_prompts(z.repeat(count, 0), x)
-    if arguments.prompt:
-        prompts.conditions["tokens"] = encode_captions(trained, [arguments.prompt]).repeat(count, 0)
-    return SampleGrid(prompts, arguments.seed + np.arange(count), _variation_layout(arguments))
+    if flags.prompt:
+        prompts.conditions["tokens"] = encode_captions(trained, [flags.prompt]).repeat(count, 0)
+    return SampleGrid(prompts, flags.seed + np.arange(count), _variation_layout(flags))
 
 
-def _stage_variations(arguments: Arguments, trained: Run) -> SampleGrid:
+def _stage_variations(flags: SampleFlags, trained: Run) -> SampleGrid:
     """Returns samples of a stage that is conditioned on --image, and on --prompt if it reads text."""
-    image = np.repeat(load_image(arguments.image, trained)[None], arguments.num, axis=0)
-    labels = np.full(arguments.num, image_label(arguments, trained), np.int32)
+    image = np.repeat(load_image(flags.image, trained)[None], flags.num, axis=0)
+    labels = np.full(flags.num, image_label(flags, trained), np.int32)
     conditions, captions = {"label": labels, "original": image}, None
-    if is_text_conditioned(trained.system) and arguments.prompt:
-        captions = [arguments.prompt] * arguments.num
-        conditions["tokens"] = encode_captions(trained, [arguments.prompt]).repeat(arguments.num, 0)
-    layout = _variation_layout(arguments)
-    return SampleGrid(Prompts(conditions, captions), arguments.seed + np.arange(arguments.num), layout)
+    if is_text_conditioned(trained.system) and flags.prompt:
+        captions = [flags.prompt] * flags.num
+        conditions["tokens"] = encode_captions(trained, [flags.prompt]).repeat(flags.num, 0)
+    layout = _variation_layout(flags)
+    return SampleGrid(Prompts(conditions, captions), flags.seed + np.arange(flags.num), layout)
 
 
-def image_label(arguments: Arguments, trained: Run) -> int:
+def image_label(flags: SampleFlags, trained: Run) -> int:
     """Returns the class of variations: --label, or the label of --image in the data set; 0 without classes.
 
     Raises:
@@ -221,23 +219,23 @@ def image_label(arguments: Arguments, trained: Run) -> int:
     """
     if not trained.system.classes:
         return 0
-    if arguments.label is not None:
-        check_label(arguments.label, trained.system.classes)
-        return arguments.label
-    if not _INDEX.fullmatch(arguments.image):
+    if flags.label is not None:
+        check_label(flags.label, trained.system.classes)
+        return flags.label
+    if not _INDEX.fullmatch(flags.image):
         raise UserError("--label is missing: the run is conditioned on labels, and an image file does not have one")
-    split, _, index = arguments.image.rpartition(":")
+    split, _, index = flags.image.rpartition(":")
     return int(open_dataset(trained.config, split).__getitems__([int(index)])[0]["label"])
 
 
-def _note_num(arguments: Arguments, reason: str) -> None:
-    if "num" in arguments.given_flags:
-        note(f"--num={arguments.num}: has no effect, because {reason}")
+def _note_num(flags: SampleFlags, reason: str) -> None:
+    if "num" in flags.given_flags:
+        note(f"--num={flags.num}: has no effect, because {reason}")
 
 
-def _check_rows(arguments: Arguments, num_prompts: int) -> None:
+def _check_rows(flags: SampleFlags, num_prompts: int) -> None:
     """Raises UserError for more prompts than rows; prints a note if the last prompt is repeated."""
-    rows = 1 if arguments.image else arguments.num
+    rows = 1 if flags.image else flags.num
     if num_prompts > rows:
         raise UserError(f"--num={rows}: there are {num_prompts} prompts for {rows} rows; pass --num={num_prompts}")
     if 1 < num_prompts < rows:
@@ -279,10 +277,10 @@ def load_mask(text: str, spec: ImageSpec) -> Float[np.ndarray, "H W C"]:
     return np.repeat(mask[..., None].astype(np.float32), spec.channels, axis=-1)
 
 
-def _load_pair(arguments: Arguments, trained: Run) -> Float[np.ndarray, "2 H W C"]:
-    files = arguments.image.split(",")
+def _load_pair(flags: SampleFlags, trained: Run) -> Float[np.ndarray, "2 H W C"]:
+    files = flags.image.split(",")
     if len(files) != 2:
-        raise UserError(f"--image={arguments.image}: --interpolate requires two images, --image=A,B, not {len(files)}")
+        raise UserError(f"--image={flags.image}: --interpolate requires two images, --image=A,B, not {len(files)}")
     return np.stack([load_image(file, trained) for file in files])
 
 
@@ -298,20 +296,20 @@ def _inverted(
     return np.asarray(invert(variables, images, {"image_embedding": embeddings}, settings))
 
 
-def _one_row(arguments: Arguments, embeddings: np.ndarray, x: np.ndarray | None, layout: Layout) -> SampleGrid:
+def _one_row(flags: SampleFlags, embeddings: np.ndarray, x: np.ndarray | None, layout: Layout) -> SampleGrid:
     """Returns samples of one seed in one row."""
-    _note_num(arguments, "there is one row")
-    return SampleGrid(_embedding_prompts(embeddings, x), np.full(len(embeddings), arguments.seed), layout)
+    _note_num(flags, "there is one row")
+    return SampleGrid(_embedding_prompts(embeddings, x), np.full(len(embeddings), flags.seed), layout)
 
 
-def _variation_layout(arguments: Arguments) -> Layout:
-    caption = f": {arguments.prompt}" if arguments.prompt else ""
-    return Layout(title=f"variations of {_name(arguments.image)}{caption}")
+def _variation_layout(flags: SampleFlags) -> Layout:
+    caption = f": {flags.prompt}" if flags.prompt else ""
+    return Layout(title=f"variations of {_name(flags.image)}{caption}")
 
 
-def _pair_names(arguments: Arguments) -> str:
+def _pair_names(flags: SampleFlags) -> str:
     """Returns the names of the two images of --image."""
-    return " to ".join(map(_name, arguments.image.split(",")))
+    return " to ".join(map(_name, flags.image.split(",")))
 
 
 def _name(image: str) -> str:

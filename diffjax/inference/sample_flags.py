@@ -1,11 +1,9 @@
-"""Flags of `sample` that require or exclude one another.
+"""Flags of `sample`, and which of them require or exclude one another: one row of a table per rule."""
 
-Each rule is one row of a table.
-"""
-
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from diffjax.cli.flags import Arguments
 from diffjax.errors import UserError
 from diffjax.inference.requirements import SAMPLE_FLAGS, check_capabilities, check_stage_image
 from diffjax.models import capabilities
@@ -37,61 +35,79 @@ _EXCLUDED_FROM_VARIATIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def is_set(arguments: Arguments, name: str) -> bool:
+@dataclasses.dataclass(frozen=True)
+class SampleFlags:
+    """Values of the flags of `launch.py sample`. Each flag is an attribute; one without a value is None.
+
+    Attributes:
+      values: by name. Integers: "num", "seed", "batch_size" and "label", which may be one integer per image.
+      given_flags: names of the flags that a command line sets.
+    """
+
+    values: Mapping[str, Any]
+    given_flags: frozenset[str] = frozenset()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.values.get(name)
+
+
+def is_set(flags: SampleFlags, name: str) -> bool:
     """Returns whether the command line sets a flag without a default."""
-    value = getattr(arguments, name)
+    value = flags.values.get(name)
     return value is not None and value is not False
 
 
-def is_variation(arguments: Arguments, trained: Run) -> bool:
+def is_variation(flags: SampleFlags, trained: Run) -> bool:
     """Returns whether samples are variations of --image: conditioned on it instead of on a prompt."""
-    is_edit = arguments.mask or arguments.strength is not None
-    return bool(arguments.image) and not is_edit and capabilities.reconditions_on_image(trained.system)
+    is_edit = flags.mask or flags.strength is not None
+    return bool(flags.image) and not is_edit and capabilities.reconditions_on_image(trained.system)
 
 
-def check_sample_flags(arguments: Arguments, trained: Run) -> None:
+def check_sample_flags(flags: SampleFlags, trained: Run) -> None:
     """Raises UserError for flags of `sample` that the run does not support, or that exclude one another."""
     model, system = trained.system, trained.config.system
-    check_capabilities(arguments.as_dict(), trained, SAMPLE_FLAGS)
-    if arguments.initial_image and system != "prior":
+    check_capabilities(flags.values, trained, SAMPLE_FLAGS)
+    if flags.initial_image and system != "prior":
         raise UserError(f"--initial_image: requires an autoregressive prior, system=prior (this run: system={system})")
-    _check_required_flags(arguments)
-    _check_excluded_flags(arguments, _EXCLUDED_FLAGS)
-    if not arguments.image:
+    _check_required_flags(flags)
+    _check_excluded_flags(flags, _EXCLUDED_FLAGS)
+    if not flags.image:
         check_stage_image(trained)
-    interpolates_images = capabilities.manipulates_images(model) and arguments.image
-    if arguments.interpolate and capabilities.is_pipeline(model) and not interpolates_images:
+    interpolates_images = capabilities.manipulates_images(model) and flags.image
+    if flags.interpolate and capabilities.is_pipeline(model) and not interpolates_images:
         raise UserError("--interpolate: requires --image=A,B and an unCLIP pipeline, if the run is a pipeline")
-    if is_variation(arguments, trained):
-        _check_variation(arguments, trained)
-    elif arguments.image and not (arguments.mask or arguments.interpolate or arguments.strength is not None):
+    if is_variation(flags, trained):
+        _check_variation(flags, trained)
+    elif flags.image and not (flags.mask or flags.interpolate or flags.strength is not None):
         raise UserError("--image: requires --strength (to edit it), --mask (to inpaint it) or --interpolate; add one")
 
 
-def _check_required_flags(arguments: Arguments) -> None:
+def _check_required_flags(flags: SampleFlags) -> None:
     for name, required in _REQUIRED_FLAGS.items():
-        missing = [other for other in required if not is_set(arguments, other)]
-        if is_set(arguments, name) and missing:
+        missing = [other for other in required if not is_set(flags, other)]
+        if is_set(flags, name) and missing:
             raise UserError(f"--{name}: requires --{' and --'.join(missing)}; add {'them' if missing[1:] else 'it'}")
 
 
-def _check_excluded_flags(arguments: Arguments, table: Mapping[str, tuple[str, ...]]) -> None:
+def _check_excluded_flags(flags: SampleFlags, table: Mapping[str, tuple[str, ...]]) -> None:
     for name, excluded in table.items():
         for other in excluded:
-            if is_set(arguments, name) and is_set(arguments, other):
+            if is_set(flags, name) and is_set(flags, other):
                 raise UserError(f"--{other}: is not supported with --{name}; remove one of them")
 
 
-def _check_variation(arguments: Arguments, trained: Run) -> None:
+def _check_variation(flags: SampleFlags, trained: Run) -> None:
     """Raises UserError for flags that have no effect when samples are variations of --image."""
-    _check_excluded_flags(arguments, _EXCLUDED_FROM_VARIATIONS)
+    _check_excluded_flags(flags, _EXCLUDED_FROM_VARIATIONS)
     if capabilities.manipulates_images(trained.system):
         for name in ("prior", "candidates"):
-            if is_set(arguments, name):
+            if is_set(flags, name):
                 raise UserError(f"--{name}: is not supported with --image, which replaces the prior; remove it")
-    elif arguments.interpolate:
+    elif flags.interpolate:
         raise UserError("--interpolate: is not supported for a stage conditioned on --image; remove it")
-    if arguments.interpolate and arguments.prompt and not arguments.base_prompt:
+    if flags.interpolate and flags.prompt and not flags.base_prompt:
         raise UserError("--prompt: has no effect with --interpolate between two images; remove it")
-    if arguments.label is not None and not trained.system.classes:
-        raise UserError(f"--label={arguments.label}: {trained.workdir.path} was trained without labels; remove it")
+    if flags.label is not None and not trained.system.classes:
+        raise UserError(f"--label={flags.label}: {trained.workdir.path} was trained without labels; remove it")

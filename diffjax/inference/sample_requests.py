@@ -1,0 +1,278 @@
+"""Samples of a run from the flags of `launch.py sample`: the one way from flags to images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from diffjax import __version__, io
+from diffjax.errors import UserError, note
+from diffjax.inference import edits, image_grids
+from diffjax.inference.batching import limit_batch_size
+from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.image_grids import Layout
+from diffjax.inference.overrides import SettingsFactory, single_setting
+from diffjax.inference.prompts import (
+    Prompts,
+    check_label,
+    check_text,
+    read_file,
+    sample_prompts,
+    take_numbers,
+    with_numbers,
+)
+from diffjax.inference.requirements import check_samples_images
+from diffjax.inference.reranking import Reranker, best_of, prepare_reranking
+from diffjax.inference.sample_flags import SampleFlags, check_sample_flags, is_variation
+from diffjax.inference.sampler_runner import Listener, SampleRunner
+from diffjax.models.capabilities import is_pipeline, is_text_conditioned
+from diffjax.models.sampling_settings import SamplingSettings
+from diffjax.nn.pretrained import clip_checkpoint
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.config_files import to_json
+from diffjax.runs.datasets import dataset_info, image_spec
+from diffjax.runs.loading import Run, with_codec
+from diffjax.runs.workdir import Workdir
+
+# Flags of files and folders.
+PATHS = ("workdir", "classifier", "weak", "clip", "codec", "prompts", "image", "initial_image", "mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Samples of a run.
+
+    Attributes:
+      images: in [0, 255].
+      seeds: of the images.
+      prompts: conditions of the images; a prompt of a text-conditioned run holds for adjacent images.
+      scores: CLIP similarity of each image and its prompt, with --best_of; else None.
+      layout: rows and columns of the grid of the images.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    seeds: Int[np.ndarray, " N"]
+    prompts: Prompts
+    scores: Float[np.ndarray, " N"] | None
+    layout: Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Samples to compute, checked against the run.
+
+    Attributes:
+      flags: flags of `sample`.
+      settings: sampling settings.
+      prompts: conditions of the samples.
+      layout: rows and columns of the grid of the images.
+      seeds: seed of each sample; None: those of `best_of`.
+      candidates: number of samples per prompt.
+      keep: number of samples to keep per prompt.
+      reranker: CLIP that ranks the samples; None: all are kept.
+    """
+
+    flags: SampleFlags
+    settings: SamplingSettings
+    prompts: Prompts
+    layout: Layout
+    seeds: np.ndarray | None = None
+    candidates: int = 1
+    keep: int = 1
+    reranker: Reranker | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of samples, with those that are not kept."""
+        return self.candidates * self.prompts.size
+
+
+class RunSampler:
+    """A run and the models that guide it, with the samplers that are compiled for them.
+
+    Attributes:
+      trained: the run, with the autoencoder of --codec.
+      model: its model, with those of --classifier and --weak.
+      variables: variables of `model`.
+    """
+
+    def __init__(self, trained: Run, flags: Mapping[str, Any]):
+        """Opens the models of --codec, --classifier and --weak.
+
+        Raises:
+          UserError: the run does not sample images, or another model does not fit it.
+        """
+        self.trained = with_codec(trained, flags["codec"]) if flags.get("codec") else trained
+        self.model, self.variables = attach_guidance_models(self.trained, flags)
+        check_samples_images(self.trained)
+        self._runners: dict[int, SampleRunner] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Number of samplers that were compiled."""
+        return sum(runner.compilations for runner in self._runners.values())
+
+    def prepare(self, flags: SampleFlags, captions: Sequence[str], *, capacity: int | None = None) -> Request:
+        """Returns the samples to compute for flags of `sample`; encodes images of editing.
+
+        Args:
+          captions: prompts of --prompt or --prompts: see `check_files`.
+          capacity: number of steps to pad time grids to, so that fewer steps share the compilation; it does not change
+            the samples.
+
+        Raises:
+          UserError: flags that exclude one another, or that the run does not support.
+        """
+        check_sample_flags(flags, self.trained)
+        settings = SettingsFactory(self.model, self.trained.config.sampler)(capacity, **overrides(flags))
+        if is_variation(flags, self.trained):
+            return self._request_of(edits.variations(flags, self.trained, settings), flags, settings)
+        prompts, keep = sample_prompts(self.trained, self.model.classes, flags.num, captions, flags.label)
+        prompts = with_numbers(self.trained, prompts, _numbers(flags))
+        candidates, reranker = prepare_reranking(
+            self.trained, captions, keep, flags.best_of, clip=flags.clip, batch_size=flags.batch_size
+        )
+        if flags.interpolate:
+            return self._request_of(edits.interpolate_latents(flags, self.trained, settings, prompts), flags, settings)
+        prompts = edits.with_image(flags, self.trained, prompts)
+        layout = self._layout(flags, prompts, keep)
+        self._note_rounding(flags, settings)
+        return Request(flags, settings, prompts, layout, None, candidates, keep, reranker)
+
+    def _request_of(self, grid: edits.SampleGrid, flags: SampleFlags, settings: SamplingSettings) -> Request:
+        self._note_rounding(flags, settings)
+        return Request(flags, settings, grid.prompts, grid.layout, grid.seeds)
+
+    def sample(
+        self,
+        request: Request,
+        *,
+        progress: Callable[[int], Any] = lambda images: None,
+        listener: Listener | None = None,
+    ) -> Samples:
+        """Computes samples.
+
+        Args:
+          progress, listener: see SampleRunner.
+        """
+        flags, prompts = request.flags, request.prompts
+        size = limit_batch_size(flags.batch_size, request.total, is_given="batch_size" in flags.given_flags)
+        if size not in self._runners:
+            self._runners[size] = SampleRunner(self.model, batch_size=size)
+        runner = self._runners[size]
+        options: dict[str, Any] = {"progress": progress, "listener": listener}
+        if request.seeds is not None:
+            images = runner(self.variables, request.seeds, prompts.conditions, request.settings, **options)
+            return Samples(images, request.seeds, prompts, None, request.layout)
+        options |= {"candidates": request.candidates, "keep": request.keep, "seed": flags.seed}
+        best = best_of(runner, self.variables, prompts, request.settings, request.reranker, **options)
+        return Samples(best.images, best.seeds, prompts, best.scores, request.layout)
+
+    def recorder(self, request: Request, seeds: np.ndarray, command: str) -> Callable[[int | None], dict[str, Any]]:
+        """Returns a function from the index of a sample (None: the grid of all) to the settings to store in its image.
+
+        Args:
+          seeds: seeds of the samples.
+          command: the command line.
+        """
+        flags, prompts, trained = request.flags, request.prompts, self.trained
+        given = {name: flags.values[name] for name in sorted(flags.given_flags - {"out", "from"})}
+        for name in PATHS:
+            if name in given and Path(given[name]).exists():
+                given[name] = str(Path(given[name]).resolve())
+        if list_steps(trained.workdir.checkpoints):
+            given["checkpoint"] = trained.step
+        common = {
+            "command": command,
+            "version": __version__,
+            "config": io.short_hash(to_json(trained.config)),
+            "checkpoint": trained.step,
+            "sampler": trained.config.get("sampler", ConfigDict()).to_dict() | overrides(flags),
+            "devices": f"{jax.devices()[0].device_kind} x {jax.local_device_count()}",
+            "flags": given,
+        }
+        keep = max(len(seeds) // prompts.size, 1)
+
+        def settings_of(index: int | None) -> dict[str, Any]:
+            if index is None:
+                return common | {"index": None, "seed": flags.seed, "label": flags.label, "prompt": flags.prompt}
+            row, sampler = index // keep, common["sampler"]
+            if "number" in prompts.conditions:
+                sampler = sampler | {"number": float(prompts.conditions["number"][row])}
+            label = int(prompts.conditions["label"][row]) if self.model.classes else None
+            prompt = prompts.captions[row] if prompts.captions else None
+            own = {"index": index, "seed": int(seeds[index]), "label": label, "prompt": prompt, "sampler": sampler}
+            return common | own
+
+        return settings_of
+
+    def _note_rounding(self, flags: SampleFlags, settings: SamplingSettings) -> None:
+        """Prints a note if --strength is rounded to whole steps, or --keep_fraction to rows of tokens."""
+        first = settings.stages[self.model.main_stage] if is_pipeline(self.model) else settings
+        if flags.strength is not None:
+            steps = first.num_steps
+            taken = steps - int(first["begin"])
+            if abs(taken - flags.strength * steps) > 1e-6:
+                note(f"--strength={flags.strength:g}: rounded to whole steps, the last {taken} of {steps}")
+        if flags.initial_image:
+            note(f"--initial_image={flags.initial_image}: keeps the first {first['rows']} rows of tokens")
+
+    def _layout(self, flags: SampleFlags, prompts: Prompts, keep: int) -> Layout:
+        """Returns the layout of the grid: a row per prompt or a column per class; a title for one of them."""
+        names, classes = dataset_info(self.trained.config).class_names, self.model.classes
+        if is_text_conditioned(self.model):
+            captions = prompts.captions or []
+            layout = Layout(keep, captions) if prompts.size > 1 else Layout(title=captions[0])
+        elif numbers := _numbers(flags):
+            layout = Layout(len(numbers), column_labels=[f"{value:g}" for value in numbers])
+        elif flags.label is None:
+            layout = image_grids.class_layout(classes, prompts.size, names)
+        elif isinstance(flags.label, int):
+            name = image_grids.class_label(flags.label, classes, names)
+            layout = Layout(title=f"class {name.removeprefix('class ')}")
+        else:
+            layout = Layout()
+        return layout._replace(title="; ".join(filter(None, [layout.title, edits.description(flags)])))
+
+
+def check_files(flags: SampleFlags) -> list[str]:
+    """Returns the prompts of the flags; checks every file that they name, before the run is loaded.
+
+    Raises:
+      UserError: a file cannot be read, or a prompt or label is not valid.
+    """
+    config = Workdir(flags.workdir).read_config()
+    if flags.label is not None and (classes := image_spec(config).classes):
+        check_label(flags.label, classes)
+    for name in ("classifier", "weak", "clip", "codec"):
+        path = flags.values.get(name)
+        if path and not (name == "clip" and clip_checkpoint.is_published(path)):
+            Workdir(path).read_config()
+    edits.check_files(flags)
+    if flags.prompt and flags.prompts:
+        raise UserError("--prompts: is not supported with --prompt; pass one of --prompt=TEXT and --prompts=FILE")
+    for name in ("prompt", "base_prompt"):
+        if flags.values.get(name):
+            check_text(f"--{name}", flags.values[name])
+    if flags.prompt:
+        return [flags.prompt]
+    return read_file(flags.prompts) if flags.prompts else []
+
+
+def overrides(flags: SampleFlags) -> dict[str, Any]:
+    """Returns the sampling settings that flags set."""
+    edit = {name: flags.values.get(name) for name in ("strength", "resample_steps", "keep_fraction")}
+    if flags.initial_image and flags.keep_fraction is None:
+        edit["keep_fraction"] = 0.5
+    settings = single_setting(take_numbers(flags.values)[0])
+    return settings | {name: value for name, value in edit.items() if value is not None}
+
+
+def _numbers(flags: SampleFlags) -> list[float]:
+    """Returns the values of --number if there are several."""
+    return take_numbers(flags.values)[1]

@@ -1,0 +1,129 @@
+"""Observation of sampling loops: steps of a compiled sampler, sent to the host while it runs.
+
+The sampler calls the host at the start of each step. The host answers whether it wants the images of the step, which
+cost another evaluation of the denoiser, and whether to stop.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax import numpy as jnp
+from jax.experimental import io_callback
+from jaxtyping import Bool, Int, UInt8
+
+from diffjax.diffusion.denoiser import Denoiser
+from diffjax.diffusion.noise import Noise, eps_from_x0, initial_std
+from diffjax.diffusion.sampling import Observe
+from diffjax.models.images import to_grey_levels
+from diffjax.typing import Images
+
+
+class Progress(NamedTuple):
+    """The start of a step of a sampling loop.
+
+    Attributes:
+      stage: pipeline stage; "" for other models.
+      index: number of the step, from 1.
+      total: number of steps of the loop.
+    """
+
+    stage: str
+    index: int
+    total: int
+
+
+class ObservedStep(NamedTuple):
+    """A step of a sampling loop, with images.
+
+    Attributes:
+      progress: the step.
+      t, alpha, sigma: noise level before the step.
+      x_t: noised images, divided by the standard deviation of noised data of unit variance.
+      x_0: estimates of the images.
+      eps: estimates of the noise.
+    """
+
+    progress: Progress
+    t: float
+    alpha: float
+    sigma: float
+    x_t: UInt8[np.ndarray, "B H W C"]
+    x_0: UInt8[np.ndarray, "B H W C"]
+    eps: UInt8[np.ndarray, "B H W C"]
+
+
+class Answer(NamedTuple):
+    """Answer of the host to the start of a step.
+
+    Attributes:
+      wants_images: whether to call `receive` for this step.
+      stops: whether to end all loops after this step; the samples are then not valid.
+    """
+
+    wants_images: bool = False
+    stops: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Functions of the host that a compiled sampler calls. They must not raise exceptions.
+
+    Attributes:
+      start: called at the start of each step.
+      receive: called with the steps whose images `start` wants; returns whether to stop.
+      stage: pipeline stage that is observed.
+    """
+
+    start: Callable[[Progress], Answer]
+    receive: Callable[[ObservedStep], bool]
+    stage: str = ""
+
+    def of_stage(self, stage: str) -> "Observer":
+        """Returns the observer of a pipeline stage."""
+        return dataclasses.replace(self, stage=stage)
+
+    def of_loop(
+        self,
+        denoise: Denoiser,
+        begin: Int[Array, ""] | int,
+        steps: Int[Array, ""] | int,
+        decode: Callable[[Array], Images] | None,
+    ) -> Observe:
+        """Returns the function that a loop calls at the start of each step.
+
+        Args:
+          denoise: the denoiser of the loop, evaluated once more for the images.
+          begin: index of the first level.
+          steps: index of the last level.
+          decode: data to images [-1, 1]; None: the data are embeddings, which are not sent.
+        """
+
+        def start(index: np.ndarray, total: np.ndarray) -> np.ndarray:
+            return np.array(self.start(Progress(self.stage, int(index), int(total))), bool)
+
+        def receive(index, total, noise, x_t, x_0, eps) -> np.ndarray:
+            images = (np.asarray(image) for image in (x_t, x_0, eps))
+            progress, (t, alpha, sigma) = Progress(self.stage, int(index), int(total)), map(float, noise)
+            return np.array(self.receive(ObservedStep(progress, t, alpha, sigma, *images)))
+
+        def observe(i: Int[Array, ""], x: Array, noise: Noise) -> Bool[Array, ""]:
+            progress = i + 1 - begin, jnp.asarray(steps - begin)
+            answer = Answer(*io_callback(start, jax.ShapeDtypeStruct((2,), bool), *progress))
+            stops = jnp.asarray(answer.stops)
+            if decode is None:
+                return stops
+            to_images = decode
+
+            def send() -> Bool[Array, ""]:
+                x_0 = denoise(x, noise).x0
+                images = x / initial_std(noise), x_0, eps_from_x0(x, x_0, noise)
+                grey = [to_grey_levels(to_images(image)) for image in images]
+                return io_callback(receive, jax.ShapeDtypeStruct((), bool), *progress, noise, *grey)
+
+            return stops | lax.cond(answer.wants_images, send, lambda: jnp.array(False))
+
+        return observe
