@@ -15,6 +15,7 @@ import threading
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import Arguments, Flags, required
+from diffjax.cli.sample import parse_flags
 from diffjax.errors import UserError
 from diffjax.parsing import entries
 
@@ -38,7 +39,7 @@ def run(arguments: Arguments) -> int:
     from diffjax.demo.engine import Engine
 
     print(f"loading {', '.join(workdirs)} ...")
-    engine = Engine(workdirs)
+    engine = Engine(workdirs, parse_flags)
     options = {"host": arguments.host, "port": arguments.port, "share": arguments.share}
     with app.serving(engine, **options) as address:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
