@@ -48,10 +48,11 @@ def build(engine: Engine, root: Path, grace: float = 60.0) -> gr.Blocks:
     names = list(engine.names)
     with gr.Blocks(title="diffjax", analytics_enabled=False, delete_cache=(3_600, _MAX_AGE)) as blocks:
         with gr.Row(elem_classes="heading"):
-            heading = gr.HTML(html.heading(engine.capabilities(names[0])), min_width=280)
+            with gr.Column(min_width=280):
+                heading = gr.HTML(html.heading(engine.capabilities(names[0])))
             run = gr.Dropdown(names, value=names[0], label="Run", min_width=280)
         page = Page(engine, sessions, run)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate", id="generate"):
                 generate = Generate(page)
             with gr.Tab("Explore", id="explore"):
@@ -164,11 +165,15 @@ class RefusedRoutes:
 
 def _theme() -> gr.themes.Base:
     """Returns a calm theme with the fonts of the system."""
-    return gr.themes.Base(
+    theme = gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,
         font=_FONTS,
         font_mono=_MONOSPACE_FONTS,
-        radius_size=gr.themes.sizes.radius_md,
-        spacing_size=gr.themes.sizes.spacing_md,
+    )
+    return theme.set(  # a contrast of at least 4.5 to 1
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        slider_color="*primary_600",
     )

@@ -89,7 +89,7 @@ class EditForm:
         labels = [(EDITS[name][0], name) for name in self.edits]
         self.kind = gr.Radio(labels, value=self.edits[0], label="Edit", info=EDITS[self.edits[0]][1])
         first = EDITS[self.edits[0]][2]
-        image: Mapping[str, Any] = {"elem_classes": "pixelated"}
+        image: Mapping[str, Any] = {"elem_classes": ["pixelated", "edit_image"]}
         example = {"placeholder": "test:7", "max_length": 40, "info": "split and number, in the place of a file"}
         limit = f"at most {MAX_BYTES // 2**20} MB"
         makers = {

@@ -134,7 +134,7 @@ class Form:
         return str(self.capabilities.checkpoints[-1]) if self.capabilities.checkpoints else ""
 
     def _add(self, name: str, default: Any, component: Any, **options: Any) -> None:
-        self._fields.append(Field(name, default, component(value=default, min_width=100, **options)))
+        self._fields.append(Field(name, default, component(value=default, min_width=90, **options)))
 
     def _add_condition(self) -> None:
         capabilities = self.capabilities
