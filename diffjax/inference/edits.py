@@ -61,6 +61,11 @@ def check_files(flags: SampleFlags) -> None:
                 raise UserError(f"--{name}={part}: {problem}; name an image file, or {others}")
 
 
+def is_file(name: str, value: str) -> bool:
+    """Returns whether the value of --image, --initial_image or --mask names a file, not an image of the data set."""
+    return not (value in _REGIONS if name == "mask" else all(map(_INDEX.fullmatch, value.split(","))))
+
+
 def with_image(flags: SampleFlags, trained: Run, prompts: Prompts) -> Prompts:
     """Adds --image or --initial_image, and the mask of the region to keep, to the conditions."""
     if not (file := flags.image or flags.initial_image):

@@ -181,12 +181,12 @@ class RunSampler:
           command: the command line.
         """
         flags, prompts, trained = request.flags, request.prompts, self.trained
-        given = {name: flags.values[name] for name in sorted(flags.given_flags - {"out", "from"})}
+        stored = {name: flags.values[name] for name in sorted(flags.given_flags - {"out", "from"})}
         for name in PATHS:
-            if name in given and Path(given[name]).exists():
-                given[name] = str(Path(given[name]).resolve())
+            if name in stored and Path(stored[name]).exists():
+                stored[name] = str(Path(stored[name]).resolve())
         if list_steps(trained.workdir.checkpoints):
-            given["checkpoint"] = trained.step
+            stored["checkpoint"] = trained.step
         common = {
             "command": command,
             "version": __version__,
@@ -194,7 +194,7 @@ class RunSampler:
             "checkpoint": trained.step,
             "sampler": trained.config.get("sampler", ConfigDict()).to_dict() | overrides(flags),
             "devices": f"{jax.devices()[0].device_kind} x {jax.local_device_count()}",
-            "flags": given,
+            "flags": stored,
         }
         keep = max(len(seeds) // prompts.size, 1)
 
@@ -206,8 +206,8 @@ class RunSampler:
                 sampler = sampler | {"number": float(prompts.conditions["number"][row])}
             label = int(prompts.conditions["label"][row]) if self.model.classes else None
             prompt = prompts.captions[row] if prompts.captions else None
-            own = {"index": index, "seed": int(seeds[index]), "label": label, "prompt": prompt, "sampler": sampler}
-            return common | own
+            sample = {"index": index, "seed": int(seeds[index]), "label": label, "prompt": prompt, "sampler": sampler}
+            return common | sample
 
         return settings_of
 

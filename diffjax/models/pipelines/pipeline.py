@@ -53,7 +53,7 @@ class Pipeline(GenerativeModel):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        options, sections = self._read_settings(sampler_config, overrides)
+        options, sections = self.read_settings(sampler_config, overrides)
         for name in overrides:
             stage = name.rpartition(":")[0]
             if stage in self.stages and not self.is_used(stage, options):
@@ -65,7 +65,7 @@ class Pipeline(GenerativeModel):
         }
         return SamplingSettings(choices=tuple(sorted(options.items())), stages=stages)
 
-    def _read_settings(
+    def read_settings(
         self, sampler_config: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Returns the pipeline's own settings, and those of each stage. Raises UserError for unknown names."""
