@@ -99,7 +99,7 @@ def serving(
     Raises:
       UserError: the port is in use, or the host is not of this machine.
     """
-    with tempfile.TemporaryDirectory(prefix="diffjax_demo_") as folder, _environment(folder):
+    with tempfile.TemporaryDirectory(prefix="diffjax_demo_") as folder, _environment(folder, host):
         blocks = build(engine, Path(folder), grace)
         try:
             _, local, public = blocks.launch(
@@ -131,9 +131,13 @@ def serving(
 
 
 @contextlib.contextmanager
-def _environment(folder: str) -> Iterator[None]:
-    """Makes gradio keep uploads in `folder`, and ignores its variables that would open more than the page."""
-    variables = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+def _environment(folder: str, host: str) -> Iterator[None]:
+    """Makes gradio keep uploads in `folder` and test the page without a proxy.
+
+    Its variables that would open more than the page are ignored.
+    """
+    without_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), host]))
+    variables = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": without_proxy}
     removed = ("GRADIO_ALLOWED_PATHS", "GRADIO_SHARE", "GRADIO_MCP_SERVER", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS")
     former = {name: os.environ.get(name) for name in (*variables, *removed)}
     for name in removed:

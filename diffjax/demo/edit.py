@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffjax.data import image_files
 from diffjax.demo import html, output
-from diffjax.demo.engine import Capabilities
+from diffjax.demo.capabilities import Capabilities
 from diffjax.demo.form import Form
 from diffjax.demo.generate import Generate
 from diffjax.demo.output import Output

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from diffjax.demo.engine import Capabilities
+from diffjax.demo.capabilities import Capabilities
 from diffjax.demo.widgets import (
     KINDS,
     MAX_IMAGES,
@@ -165,7 +165,8 @@ class Form:
 
     def _add_setting(self, flag: str, stage: str, default: Any) -> None:
         choices = self.capabilities.choices.get(flag, ())
-        self.settings.append(make_setting(flag, stage, default, choices))
+        limits = self.capabilities.number if flag == "number" else None
+        self.settings.append(make_setting(flag, stage, default, choices, limits))
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

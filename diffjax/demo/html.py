@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffjax.demo.engine import Capabilities
+from diffjax.demo.capabilities import Capabilities
 
 _SIZES = ((1, "20rem"), (4, "12rem"), (16, "7rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"

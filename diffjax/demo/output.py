@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from diffjax.demo import html
-from diffjax.demo.engine import Capabilities, PlotResult, Result, Step, Stopped
+from diffjax.demo.capabilities import Capabilities
+from diffjax.demo.engine import PlotResult, Result, Step, Stopped
 from diffjax.demo.html import Figure
 from diffjax.demo.session import Entry, Session
 from diffjax.demo.widgets import Page, Progress, error_line, run_job

@@ -79,12 +79,15 @@ def format_value(value: Any) -> str:
     return f"{round(value, 6):g}" if isinstance(value, float) else str(value)
 
 
-def make_setting(flag: str, stage: str, default: Any, choices: Sequence[str]) -> Setting:
+def make_setting(
+    flag: str, stage: str, default: Any, choices: Sequence[str] = (), limits: tuple[float, float] | None = None
+) -> Setting:
     """Makes the control of a flag.
 
     Args:
       default: value of the run's config.
       choices: names to choose from; (): the flag is a number.
+      limits: range of the number; None: that of KINDS.
     """
     kind = KINDS[flag]
     label = f"{kind.label} of {stage}" if stage else kind.label
@@ -93,8 +96,10 @@ def make_setting(flag: str, stage: str, default: Any, choices: Sequence[str]) ->
         options = list(dict.fromkeys([*choices, default]))
         component = gr.Dropdown(options, value=default, label=label, info=kind.info or None)
     elif isinstance(default, int | float):
-        low, high = min(kind.low, default), max(kind.high, default)
-        component = gr.Slider(low, high, value=default, step=kind.step, label=label, info=kind.info or None)
+        default = float(f"{default:.6g}") if isinstance(default, float) else default  # stored as float32
+        low, high = limits or (min(kind.low, default), max(kind.high, default))
+        step = (high - low) / 100 if limits else kind.step
+        component = gr.Slider(low, high, value=default, step=step, label=label, info=kind.info or None)
     else:  # such as eta=hat
         component = gr.Textbox(value=str(default), label=label, info=kind.info or None)
     return Setting(flag, stage, default, component)

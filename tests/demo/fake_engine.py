@@ -4,7 +4,8 @@ import time
 
 import numpy as np
 
-from diffjax.demo.engine import Capabilities, PlotResult, Result, Step, Stopped, Trajectory
+from diffjax.demo.capabilities import Capabilities
+from diffjax.demo.engine import PlotResult, Result, Step, Stopped, Trajectory
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
 
@@ -34,6 +35,7 @@ DIFFUSION = Capabilities(
     best_of=False,
     trajectory=True,
     checkpoints=(500, 1000),
+    number=None,
 )
 PIPELINE = Capabilities(
     name="unclip",
@@ -53,6 +55,7 @@ PIPELINE = Capabilities(
     best_of=True,
     trajectory=True,
     checkpoints=(),
+    number=None,
 )
 
 
