@@ -90,6 +90,7 @@ def main(run: str, chromium: str | None) -> None:
             page.locator(".edit_image input[type=file]").first.set_input_files(path)
             page.wait_for_timeout(1_500)
         canvas = visible(page.locator("canvas"))
+        canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         assert box is not None
         for row in (0.6, 0.7, 0.8):

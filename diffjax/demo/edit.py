@@ -14,6 +14,7 @@ from diffjax.demo import html, output
 from diffjax.demo.capabilities import Capabilities
 from diffjax.demo.form import Form
 from diffjax.demo.generate import Generate
+from diffjax.demo.html import Figure
 from diffjax.demo.output import Output
 from diffjax.demo.session import MAX_BYTES, Session, check_upload
 from diffjax.demo.widgets import AT_ONCE, DEVICE, EVENT, Page, error_line, waiting
@@ -22,7 +23,7 @@ from diffjax.errors import UserError
 PAINTED = "painted below"
 _REGIONS = (PAINTED, "left", "right", "top", "bottom", "center")
 _EXAMPLE = re.compile(r"(train|validation|test):[0-9]{1,9}")
-_EDITOR_SIZE = 384  # pixels of the image on which a mask is painted
+_EDITOR_SIZE = 320  # pixels of the image on which a mask is painted
 
 # Name, hint and controls of each edit of `engine.EDITS`.
 EDITS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
@@ -33,7 +34,7 @@ EDITS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "inpaint": (
         "Inpainting",
-        "Samples the masked part of the image anew.",
+        "Samples a part of the image anew: paint over it, or name it.",
         ("image", "example", "region", "mask", "resample_steps"),
     ),
     "variations": ("Variations", "Samples images with the content of the image.", ("image", "example", "invert")),
@@ -62,23 +63,6 @@ _ROWS = ("interpolate_seeds", "interpolate_images", "text_diff")
 _WITHOUT_PROMPT = ("variations", "interpolate_images")
 
 
-def uploaded_image(**options: Any) -> gr.Image:
-    """Makes an image control whose value is the path of the checked upload, which gradio does not decode."""
-
-    def checked_path(payload: Any) -> str | None:
-        if payload is None:
-            return None
-        try:
-            check_upload(Path(payload.path or ""))
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return payload.path
-
-    image = gr.Image(image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[], **options)
-    image.preprocess = checked_path  # a subclass of a component would make gradio write a stub file next to the code
-    return image
-
-
 class EditForm:
     """Controls of the edits of one run, made in the current gradio context."""
 
@@ -89,23 +73,23 @@ class EditForm:
         labels = [(EDITS[name][0], name) for name in self.edits]
         self.kind = gr.Radio(labels, value=self.edits[0], label="Edit", info=EDITS[self.edits[0]][1])
         first = EDITS[self.edits[0]][2]
-        image: Mapping[str, Any] = {"elem_classes": ["pixelated", "edit_image"]}
+        image: Mapping[str, Any] = {"file_types": ["image"], "type": "filepath", "height": 130}
         example = {"placeholder": "test:7", "max_length": 40, "info": "split and number, in the place of a file"}
         limit = f"at most {MAX_BYTES // 2**20} MB"
         makers = {
-            "image": lambda **o: uploaded_image(label=f"Image ({limit})", **image, **o),
+            "image": lambda **o: gr.File(label=f"Image ({limit})", elem_classes="edit_image", **image, **o),
             "example": lambda **o: gr.Textbox(label="Or an image of the data set", **example, **o),
-            "image_b": lambda **o: uploaded_image(label=f"Second image ({limit})", **image, **o),
+            "image_b": lambda **o: gr.File(label=f"Second image ({limit})", elem_classes="edit_image_b", **image, **o),
             "example_b": lambda **o: gr.Textbox(label="Or a second image of the data set", **example, **o),
             "region": lambda **o: gr.Dropdown(_REGIONS, value=PAINTED, label="Part to sample", **o),
             "mask": lambda **o: gr.ImageEditor(
-                label="Mask: paint over the part to sample",
+                label="Mask",
                 sources=(),
                 type="numpy",
                 transforms=(),
                 layers=False,
                 canvas_size=(_EDITOR_SIZE, _EDITOR_SIZE),
-                height=_EDITOR_SIZE + 120,
+                height=_EDITOR_SIZE + 100,
                 brush=gr.Brush(default_size=48, colors=["#ff3d7f"], color_mode="fixed"),
                 buttons=[],
                 elem_classes="pixelated",
@@ -125,15 +109,20 @@ class EditForm:
         used = {name for edit in self.edits for name in EDITS[edit][2]}
         if "text_diff" not in capabilities.edits:
             used.discard("invert")  # only unCLIP has an inversion
+        self._previews: dict[str, gr.HTML] = {}
         for name, make in makers.items():
             if name in used:
                 self.named[name] = make(visible=name in first)
+                if name in ("image", "image_b"):
+                    self._previews[name] = gr.HTML("", visible=name in first)
         self.condition = Form(capabilities.name, capabilities)
-        self.kind.change(self._select, self.kind, [self.kind, *self.named.values()], **AT_ONCE)
+        shown = [*self.named.values(), *self._previews.values()]
+        self.kind.change(self._select, self.kind, [self.kind, *shown], **AT_ONCE)
+        for name, preview in self._previews.items():
+            self.named[name].change(self._preview, self.named[name], preview, **EVENT)
         if "mask" in self.named:
-            sources = [self.named["image"], self.named["example"]]
-            gr.on([self.named["image"].change], self._background, sources, self.named["mask"], **EVENT)
-            gr.on([self.named["region"].change], self._show_mask, self.named["region"], self.named["mask"], **AT_ONCE)
+            self.named["image"].change(self._background, self.named["image"], self.named["mask"], **EVENT)
+            self.named["region"].change(self._show_mask, self.named["region"], self.named["mask"], **AT_ONCE)
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -154,23 +143,40 @@ class EditForm:
 
     def _select(self, kind: str) -> list[Any]:
         """Shows the controls of an edit."""
-        shown = EDITS[kind][2]
-        return [gr.update(info=EDITS[kind][1]), *(gr.update(visible=name in shown) for name in self.named)]
+        names = [*self.named, *self._previews]
+        return [gr.update(info=EDITS[kind][1]), *(gr.update(visible=name in EDITS[kind][2]) for name in names)]
 
     def _show_mask(self, region: str) -> Any:
         return gr.update(visible=region == PAINTED)
 
-    def _background(self, path: str | None, _: str) -> Any:
-        """Returns the image, as the run sees it, for the editor of the mask."""
+    def _preview(self, path: str | None) -> str:
+        """Returns an uploaded image as the run sees it, or a line on what is wrong with it."""
         if path is None:
-            return None
-        channels = 1 if self.capabilities.channels == 1 else 3
+            return ""
         try:
-            pixels = image_files.load_image(path, self.capabilities.image_size, channels)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        image = Image.fromarray(pixels.squeeze()).convert("RGB")
-        return image.resize((_EDITOR_SIZE, _EDITOR_SIZE), Image.Resampling.NEAREST)
+            image = self._load(path)
+        except Exception as error:
+            return html.error(error_line(error).replace(path, Path(path).name))
+        side = self.capabilities.image_size
+        return html.images(
+            [Figure(html.inline(image), "the uploaded image", f"as the run sees it, {side} x {side}")], ""
+        )
+
+    def _background(self, path: str | None) -> Any:
+        """Returns an uploaded image for the editor of the mask; None if it is not an image."""
+        try:
+            image = None if path is None else self._load(path)
+        except Exception:  # `_preview` shows it
+            return None
+        if image is None:
+            return None
+        pixels = Image.fromarray(image.squeeze()).convert("RGB")
+        return pixels.resize((_EDITOR_SIZE, _EDITOR_SIZE), Image.Resampling.NEAREST)
+
+    def _load(self, path: str) -> np.ndarray:
+        check_upload(Path(path))
+        channels = 1 if self.capabilities.channels == 1 else 3
+        return image_files.load_image(path, self.capabilities.image_size, channels)
 
 
 def edit_flags(kind: str, values: Mapping[str, Any], session: Session) -> dict[str, str]:

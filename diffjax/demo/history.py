@@ -24,15 +24,16 @@ class History:
     def __init__(self, page: Page, generate: Generate, tab: gr.Tab):
         self._page, self._generate = page, generate
         gr.HTML(
-            "A saved PNG carries its settings: <code>launch.py sample --from=IMAGE.png</code> samples it again. The "
-            "images are deleted when this page is closed.",
+            "A saved PNG carries its settings: drop it here, and they are set in Generate; or sample it again with "
+            "<code>launch.py sample --from=IMAGE.png</code>. The images are deleted when this page is closed.",
             elem_classes="about",
         )
         upload = gr.File(
-            label="Drop a saved PNG here: its settings come back into Generate",
+            label="A saved PNG",
             file_types=[".png"],
             type="filepath",
-            height=150,
+            height=140,
+            elem_classes="settings_file",
         )
         status = gr.HTML(html.status(""), elem_classes="status_line")
         images = gr.HTML(html.placeholder(_EMPTY), js_on_load=_ON_CLICK)

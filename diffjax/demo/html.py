@@ -74,13 +74,17 @@ def figure(item: Figure, *, can_restore: bool = False) -> str:
     )
 
 
-def images(items: Sequence[Figure], label: str, *, columns: int = 0, can_restore: bool = False) -> str:
-    """Returns images in `columns` columns; 0: in as many as fit, where fewer images are larger."""
+def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str = "", can_restore: bool = False) -> str:
+    """Returns images in `columns` columns; 0: in as many as fit, where fewer images are larger.
+
+    `size` is the width of an image in CSS; "": that of its column.
+    """
     if not items:
         return ""
     width = next((width for count, width in _SIZES if len(items) <= count), _SMALLEST)
     figures = "".join(figure(item, can_restore=can_restore) for item in items)
     layout = f"--columns: {columns}" if columns else f"--width: {width}"
+    layout += f"; max-width: {size}" * bool(size)
     kind = "images rows" if columns else "images"
     return f'<div class="{kind}" role="group" aria-label="{text(label)}" style="{layout}">{figures}</div>'
 

@@ -158,7 +158,7 @@ def test_an_image_is_enlarged_by_the_keyboard_and_saved_with_its_settings(page, 
     tab(page, "Generate")
     fill(page, "Seed", 9)
     tab(page, "History")
-    page.get_by_label(re.compile("Drop a saved PNG here")).locator("input[type=file]").first.set_input_files(path)
+    page.locator(".settings_file input[type=file]").first.set_input_files(path)
     expect(page.get_by_text("Generate has the settings of saved.png")).to_be_visible()
     tab(page, "Generate")
     assert page.get_by_label("Seed", exact=True).locator("visible=true").first.input_value() == "3"
@@ -191,14 +191,15 @@ def test_edit_samples_from_an_upload_a_painted_mask_and_seeds(page, tmp_path):
     page.locator("input[type=file]").locator("visible=true").or_(
         page.locator("input[type=file]")
     ).first.set_input_files(upload)
-    expect(page.locator(".pixelated img").locator("visible=true").first).to_be_visible()
+    expect(page.get_by_text("as the run sees it, 8 x 8")).to_be_visible()
     page.get_by_role("button", name="Edit", exact=True).click()
-    expect(images(page)).to_have_count(2, timeout=PATIENCE)
+    expect(page.get_by_text("2 images in")).to_be_visible(timeout=PATIENCE)
     command = page.get_by_label("Command that samples the same images").locator("visible=true").input_value()
     assert "--image=my_digit.png" in command and "--strength=0.5" in command
     page.get_by_label("Inpainting").check()
     canvas = page.locator("canvas").locator("visible=true").first
     expect(canvas).to_be_visible()
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
     page.mouse.down()
@@ -244,7 +245,7 @@ def test_bad_uploads_are_one_line(page, tmp_path):
     tab(page, "History")
     (tmp_path / "text.png").write_text("not an image")
     Image.new("L", (8, 8)).save(tmp_path / "plain.png")
-    drop = page.get_by_label(re.compile("Drop a saved PNG here")).locator("input[type=file]").first
+    drop = page.locator(".settings_file input[type=file]").first
     drop.set_input_files(tmp_path / "text.png")
     expect(page.get_by_role("alert").locator("visible=true")).to_contain_text("is not an image")
     page.get_by_label(re.compile("Remove|Clear")).locator("visible=true").first.click()
