@@ -158,9 +158,8 @@ class EditForm:
         except Exception as error:
             return html.error(error_line(error).replace(path, Path(path).name))
         side = self.capabilities.image_size
-        return html.images(
-            [Figure(html.inline(image), "the uploaded image", f"as the run sees it, {side} x {side}")], ""
-        )
+        figure = Figure(html.inline(image), "the uploaded image", f"as the run sees it, {side} x {side}")
+        return html.images([figure], "The uploaded image", size="8rem")
 
     def _background(self, path: str | None) -> Any:
         """Returns an uploaded image for the editor of the mask; None if it is not an image."""
