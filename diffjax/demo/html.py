@@ -124,9 +124,13 @@ def placeholder(message: str) -> str:
 
 
 def status(message: str, fraction: float | None = None) -> str:
-    """Returns a line about the running or the last job, with a progress bar for a fraction in [0, 1]."""
+    """Returns a line about a job: a progress bar for the finished fraction, 0 to 1, of a running one.
+
+    Screen readers announce it without a fraction.
+    """
     bar = "" if fraction is None else f'<progress value="{fraction:.3f}" max="1" aria-label="Progress"></progress>'
-    return f'<div class="status" role="status">{bar}<span>{text(message)}</span></div>'
+    role = 'role="status"' if fraction is None else 'aria-live="off"'
+    return f'<div class="status" {role}>{bar}<span>{text(message)}</span></div>'
 
 
 def error(message: str) -> str:

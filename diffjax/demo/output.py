@@ -74,7 +74,7 @@ def running(state: Progress) -> Update:
 def starting(state: Progress) -> str:
     """Returns the status of a job before its first report."""
     reason = "" if state.seconds < 2 else "; compiling, which later images of these settings do not need"
-    return html.status(f"starting{reason} … {state.seconds:.0f} s")
+    return html.status(f"starting{reason} … {state.seconds:.0f} s", 0.0)
 
 
 def failed(error: Exception) -> Update:
