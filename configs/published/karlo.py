@@ -20,36 +20,20 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.published import clip
 
-VARIANTS = ("pipeline", "prior", "decoder", "upsampler", "last_step")
-
 
 def get_config(variant: str = "pipeline") -> ConfigDict:
-    variant = common.choose(variant, dict(zip(VARIANTS, VARIANTS, strict=True)))
-    if variant == "pipeline":
-        return _pipeline()
-    config = _prior() if variant == "prior" else _decoder() if variant == "decoder" else _upsampler()
-    if variant in ("prior", "decoder"):
-        common.add_parts(config, clip=_clip())
-    if variant == "upsampler":
-        common.add(config, "last_step")
-        config.last_step = "@last_step"
-        common.add_parts(config, last_step=_upsampler())
-    return config
+    return common.choose(variant, VARIANTS)()
 
 
 def _pipeline() -> ConfigDict:
-    config = common.new("unclip", "clip", "prior", "decoder", "upsampler", train=False)
-    common.add(config, "sampler.prior", "sampler.candidates")
+    stages = ("clip", "prior", "decoder", "upsampler")
+    config = common.new("unclip", *stages, "sampler.prior", "sampler.candidates", train=False)
+    config.data.update(_DATA)
     config.sampler.candidates = 1
-    _set_data(config)
-    common.add_parts(config, clip=_clip(), prior=_prior(), decoder=_decoder(), upsampler=get_config("upsampler"))
-    return config
-
-
-def _clip() -> ConfigDict:
-    config = clip.get_config("sd1_text")
-    config.model.dimensions = 768
-    config.text_encoder.padding = 0
+    prior, decoder = _prior(), _decoder()
+    common.add_parts(config, clip=prior.parts.clip, prior=prior, decoder=decoder, upsampler=_upsampler())
+    for stage in (prior, decoder):
+        common.remove(stage, "parts")
     return config
 
 
@@ -57,9 +41,12 @@ def _prior() -> ConfigDict:
     config = common.new("unclip_prior", "clip", "diffusion", "diffusion_sampler", "conditions.clip_text")
     common.add(config, "model.width", "model.layers", "model.heads", "model.dropout")
     common.add(config, "diffusion.embedding_scale", "diffusion.standardize_embeddings")
-    _set_data(config)
+    encoder = clip.get_config("sd1_text")
+    encoder.model.dimensions, encoder.text_encoder.padding = 768, 0
+    common.add_parts(config, clip=encoder)
+    config.data.update(_DATA)
     config.model.update(width=2048, layers=20, heads=32)
-    config.conditions.clip_text.update(embedding=True, unit_length=False, null="empty", dropout=0.2)
+    config.conditions.clip_text.update(_CLIP_TEXT, dropout=0.2)
     config.diffusion.update(schedule="cosine", parameterization="x0", standardize_embeddings=True)
     config.train.update(steps=1_000_000, batch_size=2048, learning_rate=1e-4, weight_decay=0.06)
     config.train.update(sample_every=0, num_preview_samples=0, ema_decay=0.9999)  # it outputs no images
@@ -68,45 +55,43 @@ def _prior() -> ConfigDict:
 
 
 def _decoder() -> ConfigDict:
-    config = common.new("ddpm", "clip", "conditions.clip_text", "conditions.image_embedding", *_GROUPS)
+    config = _unet("clip", "conditions.clip_text", "conditions.image_embedding")
     common.add(config, "diffusion.downsample", "model.head_channels")
-    _set_data(config)
-    _set_network(config)
-    config.conditions.clip_text.update(embedding=True, unit_length=False, width=1536, mask_padding=True, null="empty")
-    config.conditions.clip_text.dropout = 0.3
+    common.add_parts(config, clip=_prior().parts.clip)
+    config.conditions.clip_text.update(_CLIP_TEXT, width=1536, mask_padding=True, dropout=0.3)
     config.conditions.image_embedding.update(width=1536, unit_length=False)
-    config.model.update(attention_resolutions=(32, 16, 8), head_channels=64, time_conditioning="scale_shift")
-    config.model.dropout = 0.1
+    config.model.update(attention_resolutions=(32, 16, 8), head_channels=64, dropout=0.1)
     config.diffusion.update(downsample=4, loss="hybrid", variance="learned_range")
     config.sampler.update(steps=25, guidance=8.0)
     return config
 
 
-def _upsampler() -> ConfigDict:
-    config = common.new("ddpm", "conditions.low_res_image", "model.middle_attention", *_GROUPS)
-    _set_data(config)
-    _set_network(config)
+def _upsampler(last_step: str = "@last_step") -> ConfigDict:
+    config = _unet("conditions.low_res_image", "model.middle_attention")
     config.conditions.low_res_image.update(factor=4, degradation="none", level=False, interpolation="bicubic")
     config.model.update(attention_resolutions=(), middle_attention=False, time_conditioning="add")
     config.sampler.steps = 7
+    if last_step:
+        common.add(config, "last_step")
+        config.last_step = last_step
+        common.add_parts(config, last_step=_upsampler(""))
     return config
 
 
-_GROUPS = (
-    *("unet", "diffusion", "diffusion_sampler", "model.resample", "model.norm_epsilon", "model.time_embedding"),
-    *("model.downsample_padding", "model.initializer"),
-)
-
-
-def _set_data(config: ConfigDict) -> None:
-    config.data.update(name="folder", image_size=256, channels=3, num_classes=0)
-
-
-def _set_network(config: ConfigDict) -> None:
-    """Sets what both U-Nets share: the network, the process, training and the sampler."""
+def _unet(*groups: str) -> ConfigDict:
+    details = (f"model.{name}" for name in ("norm_epsilon", "time_embedding", "downsample_padding", "initializer"))
+    config = common.new("ddpm", "unet", "diffusion", "diffusion_sampler", "model.resample", *details, *groups)
+    config.data.update(_DATA)
     config.model.update(channels=320, multipliers=(1, 2, 3, 4), blocks=3, resample="residual", initializer="torch")
     config.model.update(norm_epsilon=1e-5, norm_min_channels=0, time_embedding="adm", downsample_padding="symmetric")
     config.diffusion.update(schedule="cosine", parameterization="eps")
     config.train.update(steps=1_000_000, batch_size=2048, learning_rate=1.2e-4, ema_decay=0.9999)
     config.train.update(sample_every=10_000, num_preview_samples=16, checkpoint_every=10_000)
     config.sampler.update(name="ancestral", grid="linspace")
+    return config
+
+
+_DATA = {"name": "folder", "image_size": 256, "channels": 3, "num_classes": 0}
+_CLIP_TEXT = {"embedding": True, "unit_length": False, "null": "empty"}
+VARIANTS = {"pipeline": _pipeline, "prior": _prior, "decoder": _decoder, "upsampler": _upsampler}
+VARIANTS["last_step"] = lambda: _upsampler("")

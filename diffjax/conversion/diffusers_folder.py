@@ -206,15 +206,17 @@ def _read_decoder(folder: Path, text: ImportedRun) -> ImportedRun:
     """Returns the run of the decoder of an UnCLIPPipeline, for data of the size of its own images."""
     path = folder / "decoder" / "config.json"
     unet = read_component(path, "UNet2DConditionModel")
-    side, channels, outputs = _side(path, unet), unet.get("in_channels", 4), unet.get("out_channels", 4)
+    side = _side(path, unet)
+    model = unet_config.read(path, unet, side=side)
+    channels, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if outputs != 2 * channels:
         raise refused(path, "out_channels", outputs, "must be twice in_channels, for a learned variance")
+    if "transformer_depth" in model:
+        raise refused(path, "down_block_types", unet.get("down_block_types"), "must be SimpleCrossAttnDownBlock2D")
     config = _base("configs/published/karlo.py:decoder")
     del config["parts"]
     config.data.update(image_size=side, channels=channels)
-    config.model = ConfigDict(unet_config.read(path, unet, side=side))
-    if "transformer_depth" in config.model:
-        raise refused(path, "down_block_types", unet.get("down_block_types"), "must be SimpleCrossAttnDownBlock2D")
+    config.model = ConfigDict(model)
     proj = folder / "text_proj" / "config.json"
     conditions = unclip_config.read(
         proj,
@@ -235,14 +237,16 @@ def _read_upsampler(folder: Path, network: Path, low: int) -> ImportedRun:
     """Returns the run of one of the two upsamplers of an UnCLIPPipeline, from images of low x low."""
     path = network / "config.json"
     unet = read_component(path, "UNet2DModel")
-    side, inputs, outputs = _side(path, unet), unet.get("in_channels", 3), unet.get("out_channels", 3)
+    side = _side(path, unet)
+    model = unet_config.read(path, unet, side=side)
+    inputs, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
     if inputs != 2 * outputs:
         raise refused(path, "in_channels", inputs, "must be twice out_channels, for x_t and the enlarged image")
     if side == low or side % low:
         raise refused(path, "sample_size", side, f"must be a multiple of {low}, the sample_size of the decoder")
     config = _base("configs/published/karlo.py:last_step")
     config.data.update(image_size=side, channels=outputs)
-    config.model = ConfigDict(unet_config.read(path, unet, side=side))
+    config.model = ConfigDict(model)
     config.conditions.low_res_image.factor = side // low
     steps = config.sampler.steps
     _set_unclip_process(config, folder / "super_res_scheduler")
@@ -260,9 +264,7 @@ def _read_prior(folder: Path) -> ImportedRun:
         )
     text = clip.read_clip(pipeline / "text_encoder", tokenizer=pipeline / "tokenizer")
     siblings = [pipeline / name for name in ("text_encoder", "tokenizer", "prior_scheduler")]
-    return dataclasses.replace(
-        _read_prior_network(pipeline, folder, text), parts={"clip": text}, siblings=list(filter(Path.is_dir, siblings))
-    )
+    return dataclasses.replace(_read_prior_network(pipeline, folder, text), parts={"clip": text}, siblings=siblings)
 
 
 def _read_prior_network(pipeline: Path, folder: Path, text: ImportedRun) -> ImportedRun:

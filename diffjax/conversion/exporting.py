@@ -1,5 +1,6 @@
 """Exports runs as folders of diffusers, which `from_pretrained` loads."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -139,7 +140,7 @@ def _export_unclip(run: Run, out: Path) -> str:
         last = load(referenced_run(upsampler.config, "last_step", upsampler.workdir.path))
     classes = {
         "prior": _export_prior(prior, text, out / "prior"),
-        **_export_decoder(decoder, text, out),
+        "decoder": _export_decoder(decoder, text, out),
         "super_res_first": _export_upsampler(upsampler, out / "super_res_first"),
         "super_res_last": _export_upsampler(last, out / "super_res_last"),
     }
@@ -147,9 +148,20 @@ def _export_unclip(run: Run, out: Path) -> str:
         written = scheduler_config.write_unclip(stage.config, path=stage.workdir.path)
         _write_json(out / f"{name}_scheduler" / "scheduler_config.json", written)
         classes[f"{name}_scheduler"] = written["_class_name"]
+    if scheduler_config.write_unclip(last.config, path=last.workdir.path) != written:
+        raise refused(upsampler.workdir.config, "last_step", last.workdir.path.name, "must have the process of the run")
     _write_index(out, "UnCLIPPipeline", **classes)
-    _add_text_encoder(out, text, text_proj=["unclip", "UnCLIPTextProjModel"])
+    _add_text_encoder(out, _without_image_encoder(text), text_proj=["unclip", "UnCLIPTextProjModel"])
     return "UnCLIPPipeline"
+
+
+def _without_image_encoder(run: Run) -> Run:
+    """Returns the run of a CLIP with its text encoder alone."""
+    config = ConfigDict(run.config.to_dict())
+    if "image_encoder" in config:
+        del config["image_encoder"]
+    params = {"model": {"text": run.variables["params"]["model"]["text"]}}
+    return dataclasses.replace(run, config=config, variables={"params": params})
 
 
 def _export_prior(run: Run, text: Run, out: Path) -> str:
@@ -164,8 +176,8 @@ def _export_prior(run: Run, text: Run, out: Path) -> str:
     return written["_class_name"]
 
 
-def _export_decoder(run: Run, text: Run, out: Path) -> dict[str, str]:
-    """Writes the decoder of unCLIP and the projections of its conditions; returns the class of the first."""
+def _export_decoder(run: Run, text: Run, out: Path) -> str:
+    """Writes the decoder of unCLIP, and the projections of its conditions, into folders of `out`; returns its class."""
     _check_conditions(run, "clip_text", "image_embedding")
     _check_fields(
         run,
@@ -190,7 +202,7 @@ def _export_decoder(run: Run, text: Run, out: Path) -> dict[str, str]:
     _save_component(out / "decoder", written, network)
     proj = unclip_config.write(conditions, dimensions=text.clip.dimensions, channels=model["channels"])
     _save_component(out / "text_proj", proj, projections)
-    return {"decoder": written["_class_name"]}
+    return written["_class_name"]
 
 
 def _export_upsampler(run: Run, out: Path) -> str:
@@ -212,7 +224,7 @@ def _export_upsampler(run: Run, out: Path) -> str:
 
 
 _UNCLIP_TEXT = {"states": True, "embedding": True, "unit_length": False, "null": "empty"}
-_DEFAULTS = {"unit_length": True, "null": "start", "level": True, "interpolation": "bilinear"}  # of missing fields
+_MISSING = {"states": True, "unit_length": True, "null": "start", "level": True, "interpolation": "bilinear"}
 
 
 def _check_fields(run: Run, sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -220,7 +232,7 @@ def _check_fields(run: Run, sections: Mapping[str, Mapping[str, Any]]) -> None:
     fields = flatten_config(run.config)
     for section, expected in sections.items():
         for name, value in expected.items():
-            ours = fields.get(f"{section}.{name}", _DEFAULTS.get(name, False))
+            ours = fields.get(f"{section}.{name}", _MISSING.get(name, False))
             if ours != value:
                 raise refused(run.workdir.config, f"{section}.{name}", ours, f"must be {value} for UnCLIPPipeline")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unet_config
+from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unclip_config, unet_config
 from diffjax.errors import UserError
 from diffjax.runs.config_files import load_file
 
@@ -84,6 +84,35 @@ LATENT_DIFFUSION = {
     "sample_size": 64,
     **levels("Block2D", [False, True, True, True]),
 }
+KARLO = {
+    **LATENT_DIFFUSION,
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 960, 1280],
+    "in_channels": 6,
+    "layers_per_block": 3,
+    "out_channels": 3,
+    "sample_size": 256,
+    "add_attention": False,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "resnet_time_scale_shift": "default",
+    "down_block_types": ["ResnetDownsampleBlock2D"] * 4,
+    "up_block_types": ["ResnetUpsampleBlock2D"] * 4,
+}
+KARLO_DECODER = {
+    **STABLE_DIFFUSION,
+    "attention_head_dim": 64,
+    "block_out_channels": [320, 640, 960, 1280],
+    "class_embed_type": "identity",
+    "cross_attention_dim": 1536,
+    "in_channels": 3,
+    "layers_per_block": 3,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "out_channels": 6,
+    "resnet_time_scale_shift": "scale_shift",
+    "down_block_types": ["ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3],
+    "up_block_types": [*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"],
+}
 UNETS = {  # by config of configs/published
     "ddpm.py:cifar10": DDPM,
     "ddpm.py:256": {
@@ -92,6 +121,8 @@ UNETS = {  # by config of configs/published
         "sample_size": 256,
         **levels("Block2D", [False, False, False, False, True, False]),
     },
+    "karlo.py:decoder": KARLO_DECODER,
+    "karlo.py:last_step": KARLO,
     "latent_diffusion.py:celebahq": LATENT_DIFFUSION,
     "stable_diffusion.py:1": STABLE_DIFFUSION,
     "stable_diffusion.py:1_inpainting": {**STABLE_DIFFUSION, "in_channels": 9},
@@ -145,6 +176,60 @@ def test_an_unsupported_field_is_named(field):
     with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")) as error:
         unet_config.read(PATH, {**STABLE_DIFFUSION, field: UNSUPPORTED[field]}, side=64)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("class_embed_type", None),
+        ("only_cross_attention", True),
+        ("cross_attention_norm", "group_norm"),
+        ("mid_block_type", "UNetMidBlock2DCrossAttn"),
+        ("down_block_types", ["DownBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3]),
+    ],
+)
+def test_an_unsupported_field_of_unclips_decoder_is_named(field, value):
+    with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")):
+        unet_config.read(PATH, {**KARLO_DECODER, field: value}, side=64)
+
+
+@pytest.mark.parametrize(("field", "value"), [("attention_head_dim", [8] * 4), ("norm_eps", 1e-6)])
+def test_the_attention_of_unclips_decoder_has_one_head_size_and_epsilon(field, value):
+    with pytest.raises(UserError, match=r"down_block_types=.*requires one attention_head_dim, and norm_eps=1e-5"):
+        unet_config.read(PATH, {**KARLO_DECODER, field: value}, side=64)
+
+
+TEXT_PROJ = {
+    "_class_name": "UnCLIPTextProjModel",
+    "clip_embeddings_dim": 768,
+    "clip_extra_context_tokens": 4,
+    "cross_attention_dim": 1536,
+    "time_embed_dim": 1280,
+}
+SIZES = {"dimensions": 768, "channels": 320}
+
+
+def test_unclips_projections():
+    published = load_file("configs/published/karlo.py:decoder").conditions
+    conditions = unclip_config.read(PATH, TEXT_PROJ, **SIZES, context=1536)
+    for name, fields in conditions.items():
+        assert {field: published[name][field] for field in fields} == fields
+    assert unclip_config.write(conditions, **SIZES) == TEXT_PROJ
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clip_embeddings_dim", 512),
+        ("clip_extra_context_tokens", 0),
+        ("cross_attention_dim", 768),
+        ("time_embed_dim", 640),
+        ("a_field_of_a_later_version", 3),
+    ],
+)
+def test_unclips_projections_that_do_not_fit_are_named(field, value):
+    with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")):
+        unclip_config.read(PATH, {**TEXT_PROJ, field: value}, **SIZES, context=1536)
 
 
 VAE = {
@@ -274,3 +359,56 @@ def test_scheduler(case):
 def test_an_unsupported_scheduler_is_named(field, value):
     with pytest.raises(UserError, match=re.escape(f"{PATH}: {field}=")):
         scheduler_config.read(PATH, {**PNDM, field: value})
+
+
+UNCLIP = {
+    "_class_name": "UnCLIPScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "variance_type": "learned_range",
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("prior", {"prediction_type": "sample", "clip_sample_range": 5.0, "variance_type": "fixed_small_log"}),
+        ("decoder", {}),
+        ("last_step", {"variance_type": "fixed_small_log"}),
+    ],
+)
+def test_the_schedulers_of_karlo(stage, changes):
+    """Those of the repository's conversion script."""
+    config, theirs = load_file(f"configs/published/karlo.py:{stage}"), {**UNCLIP, **changes}
+    diffusion, sampler = scheduler_config.read(PATH, theirs, learns_variance=stage == "decoder")
+    for section, fields in (("diffusion", diffusion), ("sampler", sampler)):
+        differing = {name for name, value in fields.items() if config[section].get(name) != value}
+        assert differing <= ({"steps"} if stage == "last_step" else set())
+    assert scheduler_config.write_unclip(config, path=PATH) == theirs
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_scheduler_of_unclip_with_another_variance_than_its_network_is_named(learns):
+    theirs = {**UNCLIP, "variance_type": "fixed_small_log" if learns else "learned_range"}
+    with pytest.raises(UserError, match=re.escape(f"{PATH}: variance_type=")):
+        scheduler_config.read(PATH, theirs, learns_variance=learns)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("diffusion.schedule", "linear"),
+        ("diffusion.zero_terminal_snr", True),
+        ("diffusion.parameterization", "v"),
+        ("diffusion.variance", "fixed_large"),
+        ("sampler.threshold", "dynamic"),
+    ],
+)
+def test_a_process_that_unclips_scheduler_does_not_have_is_named(field, value):
+    config = load_file("configs/published/karlo.py:last_step")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=re.escape(f"{field}=")):
+        scheduler_config.write_unclip(config, path=PATH)

@@ -1,7 +1,9 @@
 """diffusers' UnCLIPPipeline (Karlo) with random weights: the same images after an import, and the same export."""
 
+import functools
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -241,3 +243,52 @@ def sample_prior(source, guidance):
         return embeddings[0]
     finally:
         hook.remove()
+
+
+def edited(source, target, file, **fields):
+    """Copies a folder, with other values of fields of a JSON file in it."""
+    shutil.copytree(source, target)
+    content = json.loads((target / file).read_text())
+    for path, value in fields.items():
+        *sections, name = path.split("__")
+        functools.reduce(dict.__getitem__, sections, content)[name] = value
+    (target / file).write_text(json.dumps(content))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("decoder/config.json", "out_channels", 3),
+        ("decoder/config.json", "class_embed_type", None),
+        ("decoder_scheduler/scheduler_config.json", "prediction_type", "v"),
+        ("prior/config.json", "embedding_dim", 8),
+        ("super_res_first/config.json", "in_channels", 3),
+        ("super_res_last/config.json", "sample_size", 24),
+        ("super_res_scheduler/scheduler_config.json", "variance_type", "learned_range"),
+        ("text_encoder/config.json", "projection_dim", 8),
+        ("text_proj/config.json", "clip_embeddings_dim", 8),
+    ],
+)
+def test_a_field_that_is_not_supported_is_named(folders, tmp_path, capsys, file, field, value):
+    source = edited(folders[1] / "theirs", tmp_path / "theirs", file, **{field: value})
+    assert cli.main(["launch.py", "import", f"--source={source}", f"--workdir={tmp_path / 'run'}"]) != 0
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{file}: {field}=" in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("decoder", "conditions.clip_text.null", "start"),
+        ("decoder", "conditions.image_embedding.unit_length", True),
+        ("upsampler", "conditions.low_res_image.interpolation", "bilinear"),
+        (".", "prior", ""),
+    ],
+)
+def test_a_run_that_cannot_be_exported_is_named(folders, tmp_path, capsys, stage, field, value):
+    fields = {field.replace(".", "__"): value}
+    run = edited(folders[1] / "run", tmp_path / "run", f"{stage}/config.json", **fields)
+    arguments = [f"--workdir={run}", f"--out={tmp_path / 'exported'}", "--format=diffusers"]
+    assert cli.main(["launch.py", "export", *arguments]) != 0
+    assert f"{field}=" in capsys.readouterr().err.strip().splitlines()[-1]

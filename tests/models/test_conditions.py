@@ -12,7 +12,7 @@ from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.base import abstract_value
 from diffjax.models.condition_inputs import ConditionInputs
-from diffjax.models.diffusion.condition_kinds import Caption, ClassToken, ClipText
+from diffjax.models.diffusion.condition_kinds import Caption, ClassToken, ClipText, ImageEmbedding
 from diffjax.models.diffusion.conditions import Conditions, make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.models.images import upsample_bicubic, upsample_bilinear
@@ -158,6 +158,31 @@ def test_the_null_caption_of_published_models_is_the_empty_caption():
     with pytest.raises(UserError, match=r"conditions.clip_text.null 'none': choose from empty, start"):
         conditions("clip_text", conditions__clip_text__null="none")
     np.testing.assert_array_equal(states[:, 0, 0], [7 + 9 + 3 * NO_TOKEN] * 2 + [100])
+
+
+def test_states_of_a_caption_are_mapped_to_the_width_of_the_context():
+    """A linear layer and a layer norm, in NumPy."""
+    rng = np.random.default_rng(0)
+    states, kernel, bias, scale, shift = (rng.normal(size=s) for s in ((2, 6, 8), (8, 5), (5,), (5,), (5,)))
+    condition = ClipText(width=5, states_width=8)
+    assert jax.tree.map(jnp.shape, condition.init(jax.random.key(0))) == {
+        "linear": {"kernel": (8, 5), "bias": (5,)},
+        "norm": {"scale": (5,), "bias": (5,)},
+    }
+    params = {"linear": {"kernel": kernel, "bias": bias}, "norm": {"scale": scale, "bias": shift}}
+    values = {"tokens": jnp.ones((2, 6), jnp.int32), "text_states": jnp.asarray(states)}
+    context = condition.network_inputs(params, values, bound_clip()).context
+    h = states @ kernel + bias
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(context, h * scale + shift, atol=1e-4)
+    assert condition.context_width(bound_clip()) == 5
+
+
+def test_an_image_embedding_is_scaled_only_at_unit_length():
+    params, values = {"null": jnp.zeros(12)}, {"embedding": jnp.full((2, 12), 0.5), "present": jnp.ones(2, bool)}
+    for unit_length, factor in ((True, 12**0.5), (False, 1.0)):
+        condition = ImageEmbedding(12, tokens=0, unit_length=unit_length)
+        np.testing.assert_allclose(condition.network_inputs(params, values, None).embedding, factor * 0.5, rtol=1e-6)
 
 
 def test_a_missing_caption_is_empty_and_raises_for_clip_text():

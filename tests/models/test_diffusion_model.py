@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from diffjax import models
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.errors import UserError
+from diffjax.models.base import TrainedStage
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.models.diffusion.guided import guided
@@ -223,6 +224,54 @@ def test_eight_devices_train_as_one(name):
     one, eight = result
     np.testing.assert_allclose(eight[:, 0], one[:, 0], rtol=1e-5)
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-3)
+
+
+def upsampler(last_step=None, **changes):
+    """Returns the stage of an upsampler with random parameters."""
+    config = conditioned.config("low_res_image", **changes)
+    model, variables = conditioned.with_random_params(models.build(config, SPEC, last_step=last_step))
+    return TrainedStage(model, variables)
+
+
+def test_the_last_step_is_that_of_another_model():
+    """Two steps of DDIM by hand: x_s = alpha_s x_0 + sigma_s eps, which is x_0 at the end."""
+    last = upsampler(diffusion__parameterization="x0")
+    model, variables, _ = upsampler(last)
+    conditions = {"label": np.zeros(6, np.int32), "low_res_image": jnp.full((6, 4, 4, 1), 0.3)}
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        settings = model.make_settings({"name": "ddim", "threshold": "none"}, steps=2)
+        sampled = model.sample(variables, keys(), {**conditions, "latent": x}, settings)
+        levels = [model.noise_schedule(t) for t in settings.times]
+        bound = [
+            stage.model.bind(stage.variables, conditions, keys()) for stage in (TrainedStage(model, variables), last)
+        ]
+        x_0 = bound[0].denoiser(x, levels[0]).x0
+        eps = (x - levels[0].alpha * x_0) / levels[0].sigma
+        middle = levels[1].alpha * x_0 + levels[1].sigma * eps
+        return sampled, *(one.denoiser(middle, levels[1]).x0 for one in bound)
+
+    sampled, first, second = run(x)
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_allclose(sampled, second, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diffusion__schedule": "linear"}, "has another noise schedule"),
+        ({"diffusion__downsample": 2, "model": DIT | {"patch": 2}}, "has another size and channels of x_t"),
+        ({"conditions__low_res_image__factor": 4}, "has another low-resolution image"),
+        ({"diffusion__variance": "learned_range", "diffusion__loss": "hybrid"}, "has another variance"),
+    ],
+)
+def test_another_model_that_cannot_take_the_last_step_raises(changes, message):
+    config = conditioned.config("low_res_image", **changes)
+    last = models.build(config, SPEC)
+    stage = TrainedStage(last, jax.eval_shape(last.init, jax.random.key(0)))
+    assert_raises(f"last_step: {message}", conditioned.config("low_res_image"), last_step=stage)
 
 
 def unet(**fields):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from diffjax.conversion import prior_config
+from diffjax.conversion import prior_config, unclip_config, unet_config
 from diffjax.models.parameter_paths import flatten
 from diffjax.published import table
 from diffjax.published.table import Block
@@ -63,6 +63,43 @@ def test_karlos_prior():
         "transformer_blocks.19.attn1.to_v.weight": "params/model/transformer/block_19/qkv/kernel",
         "encoder_hidden_states_proj.weight": "params/model/context/kernel",
     }.items() <= table.names(prior_config.table(), leaves).items()
+
+
+@pytest.mark.slow
+def test_karlos_decoder():
+    """Counted on diffusers' UNet2DConditionModel and UnCLIPTextProjModel, without one of its two added biases."""
+    config, leaves = shapes("karlo.py:decoder")
+    assert count(leaves) == 885_439_686 + 7_878_400 - 1280
+    names = table.names(unclip_config.table(config.model, tokens=4), leaves)
+    assert {
+        "text_proj.learned_classifier_free_guidance_embeddings": "params/model/conditions/image_embedding/null",
+        "text_proj.clip_extra_context_tokens_proj.weight": "params/model/conditions/image_embedding/tokens/kernel",
+        "text_proj.encoder_hidden_states_proj.bias": "params/model/conditions/clip_text/linear/bias",
+        "text_proj.text_encoder_hidden_states_norm.weight": "params/model/conditions/clip_text/norm/scale",
+        "text_proj.embedding_proj.weight": "params/model/embedding/kernel",
+        "text_proj.clip_image_embeddings_project_to_time_embeddings.bias": "params/model/embedding/bias",
+        "down_blocks.0.downsamplers.0.time_emb_proj.weight": "params/model/down_0_resample/time/kernel",
+        "down_blocks.3.attentions.2.add_v_proj.weight": "params/model/down_3_attention_2/context_kv/kernel",
+        "mid_block.attentions.0.to_q.bias": "params/model/middle_attention/qkv/bias",
+        "up_blocks.0.attentions.3.to_out.0.weight": "params/model/up_3_attention_3/out/kernel",
+    }.items() <= names.items()
+    assert len([name for name in names if name.startswith("text_proj.")]) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["upsampler", "last_step"])
+def test_karlos_upsampler(variant):
+    """Counted on diffusers' UNet2DModel."""
+    config, leaves = shapes(f"karlo.py:{variant}")
+    assert count(leaves) == 691_579_523
+    assert {
+        "conv_in.weight": "params/model/conv_in/kernel",
+        "down_blocks.2.downsamplers.0.conv2.weight": "params/model/down_2_resample/conv_1/kernel",
+        "mid_block.resnets.1.norm1.bias": "params/model/middle_block_1/norm_0/bias",
+        "up_blocks.3.resnets.3.conv_shortcut.weight": "params/model/up_0_block_3/skip/kernel",
+    }.items() <= table.names(
+        {"params/model": Block("", unet_config.table(config.model, conditional=False))}, leaves
+    ).items()
 
 
 @pytest.mark.slow

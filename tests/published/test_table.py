@@ -12,7 +12,7 @@ from diffjax.nn.autoencoders import ldm
 from diffjax.nn.unet import UNet
 from diffjax.published import table
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Block, Constant, Fixed, Module, Tensor, by_head, convolution, fused
+from diffjax.published.table import Block, Constant, Fixed, Module, Sum, Tensor, by_head, convolution, fused
 from diffjax.published.tables import autoencoder, unet
 
 RNG = np.random.default_rng(0)
@@ -66,6 +66,20 @@ def test_fused_layers_are_side_by_side():
     np.testing.assert_allclose(x @ params["qkv/kernel"], np.concatenate([q @ x, k @ x, v @ x]), rtol=1e-5)
     back = table.write(names, params)
     assert all((back[name] == tensors[name]).all() for name in tensors)
+
+
+def test_linear_layers_that_are_added_are_one_on_all_their_inputs():
+    tensors = {
+        f"{name}.{kind}": normal(*shape) for name in "ab" for kind, shape in (("weight", (3, 2)), ("bias", (3,)))
+    }
+    names = {"sum": Sum(("a", "b"))}
+    params = read(names, shapes(sum__kernel=(4, 3), sum__bias=(3,)), tensors)
+    x, y = normal(2), normal(2)
+    expected = tensors["a.weight"] @ x + tensors["a.bias"] + tensors["b.weight"] @ y + tensors["b.bias"]
+    np.testing.assert_allclose(np.concatenate([x, y]) @ params["sum/kernel"] + params["sum/bias"], expected, rtol=1e-5)
+    back = table.write(names, params)
+    assert all((back[f"{name}.weight"] == tensors[f"{name}.weight"]).all() for name in "ab")
+    assert (back["a.bias"] == tensors["a.bias"] + tensors["b.bias"]).all() and not back["b.bias"].any()
 
 
 def test_parts_of_a_fused_layer_are_split_and_joined():
