@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from diffjax import io
 from diffjax.conversion import (
@@ -22,7 +21,7 @@ from diffjax.conversion import (
 from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
-from diffjax.published import table
+from diffjax.published import safetensors_file, table
 from diffjax.published.folders import refused
 from diffjax.published.table import Block, Table
 from diffjax.runs.dependencies import referenced_run
@@ -185,8 +184,8 @@ def _diffusion_model(run: Run) -> DiffusionModel:
 def _write_component(out: Path, config: Mapping[str, Any], names: Table, variables: Mapping[str, Any]) -> None:
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
     _write_json(out / "config.json", config)
-    tensors = table.write(names, arrays)
-    save_file(tensors, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    tensors = table.tensors_of(names, arrays)
+    safetensors_file.save(out / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
 
 
 def _write_index(out: Path, pipeline: str, **classes: str) -> None:
