@@ -16,7 +16,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "data": SHARED,
     "cluster": {"errors"},
     "metrics": {"diffusion", "nn"} | SHARED,
-    "runs": {"cluster", "data", "models", "nn"} | SHARED,
+    "runs": {"cluster", "data", "models", "nn", "published"} | SHARED,
     "conversion": {"data", "diffusion", "latents", "models", "nn", "published", "runs"} | SHARED,
     "inference": {"cluster", "data", "diffusion", "metrics", "models", "nn", "runs"} | SHARED,
     "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,

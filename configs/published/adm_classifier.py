@@ -8,7 +8,8 @@ Files of github.com/openai/guided-diffusion, by variant: `64`, `128`, `256`, `51
 
 Time: 300,000 steps of 256 images at 128x128; not trained by us.
 Score: not measured.
-Setting: Dhariwal & Nichol 2021, appendix I, table 12; flags of the repository's README.
+Setting: flags of the repository's README, which has those of training for 128x128; Dhariwal & Nichol 2021, appendix I,
+for the others.
 """
 
 from ml_collections import ConfigDict

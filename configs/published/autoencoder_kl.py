@@ -7,7 +7,8 @@ Stable Diffusion 1 and 2, and sd-vae-ft-mse-original. Folders of diffusers need 
 
 Time: not trained by us.
 Score: not measured.
-Setting: Rombach et al. 2022, appendix G, table 8: KL weight 1e-6, discriminator from step 50,001, 256x256 crops.
+Setting: configs/autoencoder of github.com/CompVis/latent-diffusion: KL weight 1e-6, discriminator with weight 0.5 from
+step 50,001, 256x256 crops, learning rate 4.5e-6 per image of a batch of 12. The number of steps is ours.
 """
 
 from ml_collections import ConfigDict

@@ -8,9 +8,9 @@ NVIDIA's edm-imagenet-64x64-cond-adm.pkl, after a conversion in the environment 
 the pickle contains source code: `safetensors.torch.save_file(pickle.load(file)["ema"].state_dict(), NAME)`. Networks of
 other data sets are SongUNets (DDPM++, NCSN++), which are not supported.
 
-Time: 2.5 billion images; not trained by us.
+Time: 2.5 billion images, 13 days on 32 A100 GPUs; not trained by us.
 Score: the paper's FID is 1.36, with 511 evaluations of the network and noise in the sampler.
-Setting: Karras et al. 2022, appendix F.3 and table 7.
+Setting: the repository's README: duration 2500, batch 4096, learning rate 1e-4, EMA half-life 50 million images.
 """
 
 from ml_collections import ConfigDict

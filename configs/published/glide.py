@@ -7,7 +7,8 @@ base_inpaint.pt and `upsampler_inpainting` upsample_inpaint.pt.
 
 Time: not trained by us.
 Score: not measured.
-Setting: the repository's model_creation.py and notebooks; the paper's models are larger.
+Setting: networks of the repository's model_creation.py, samplers of its notebooks; the paper's models are larger.
+Training of the released ones is not published: steps, batch and learning rate are ours.
 """
 
 from ml_collections import ConfigDict

@@ -12,10 +12,10 @@ Files of github.com/openai/improved-diffusion, by variant:
   lsun              lsun_uncond_100M_1200K_bs128.pt, lsun_uncond_100M_2400K_bs64.pt
   upsampler         upsample_cond_500K.pt
 
-Time: 500,000 to 2,400,000 steps of 128 images; not trained by us.
+Time: 250,000 to 2,400,000 steps (in the names of the files) of 128 to 2048 images; not trained by us.
 Score: the paper's: FID 2.90 and 3.75 bits/dim on CIFAR-10 with the hybrid loss, 2.94 bits/dim with the bound; FID 19.2
 and 3.57 bits/dim, and 3.53 bits/dim with the bound, on ImageNet 64x64.
-Setting: Nichol & Dhariwal 2021, appendix A; flags of the repository's README.
+Setting: flags of the repository's README.
 """
 
 from ml_collections import ConfigDict

@@ -10,8 +10,8 @@ need no --config.
 
 Time: not trained by us.
 Score: not measured.
-Setting: Rombach et al. 2022 and the releases' model cards: 860M parameters at 512x512, LAION-2B and its aesthetic
-subset, 10 % of the captions dropped.
+Setting: the model card of version 1: 860M parameters at 512x512, LAION-2B and its aesthetic subset, batches of 2048,
+AdamW, learning rate 1e-4 after 10,000 steps of warm-up, 10 % of the captions dropped from sd-v1-3 on.
 """
 
 from ml_collections import ConfigDict

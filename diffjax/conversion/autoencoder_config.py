@@ -67,8 +67,6 @@ def read(path: Path, config: Json, *, image_size: int | None = None) -> ConfigDi
     if isinstance(side, list | tuple):
         side = side[0]
     widths, types = c["block_out_channels"], c["down_block_types"]
-    if not isinstance(widths, list | tuple) or not all(type(w) is int and w > 0 for w in widths) or not widths:
-        raise refused(path, "block_out_channels", widths, "must be a list of positive integers")
     if not isinstance(types, list | tuple) or len(types) != len(widths):
         raise refused(path, "down_block_types", types, "must have one entry per level")
     if any(width % widths[0] for width in widths):

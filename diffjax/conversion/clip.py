@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from diffjax import io
 from diffjax.conversion.components import ImportedRun
@@ -14,10 +13,10 @@ from diffjax.data import tokenizer as tokenizers
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import flatten
-from diffjax.published import clip_config
+from diffjax.published import clip_config, safetensors_file
 from diffjax.published.folders import open_component, read_json, refused
 from diffjax.published.lazy import LazyTensor
-from diffjax.published.table import Table, write
+from diffjax.published.table import Table, tensors_of
 from diffjax.published.tables import clip as tables
 from diffjax.runs.config_files import load_file
 
@@ -55,6 +54,7 @@ def read_clip(folder: Path, *, tokenizer: Path | None = None) -> ImportedRun:
         padding = _padding(tokenizer or folder, captions)
         if not 0 <= padding < sections["text"]["vocabulary"]:
             raise refused(path, "vocab_size", sections["text"]["vocabulary"], f"the tokenizer pads with {padding}")
+        captions = captions.with_padding(padding)
         config.text.update(sections["text"])
         config.text_encoder = ConfigDict({**sections["text_encoder"], "padding": padding})
     else:
@@ -150,7 +150,7 @@ def write_clip(
         write_tokenizer(tokenizer, tokenizer_out or out, length=config.text.length, padding=padding)
     _write_json(out / "config.json", written)
     arrays = {path: np.asarray(leaf) for path, leaf in flatten({"params": variables["params"]}).items()}
-    save_file(write(tables.transformers(), arrays), out / "model.safetensors", metadata={"format": "pt"})
+    safetensors_file.save(out / "model.safetensors", tensors_of(tables.transformers(), arrays), {"format": "pt"})
     return written["architectures"][0]
 
 

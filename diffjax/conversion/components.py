@@ -21,14 +21,19 @@ Json = Mapping[str, Any]
 _MAX_LEVELS = 16
 _MAX_COUNTS = {  # a config above them is damaged or hostile, and would take hours to build
     **dict.fromkeys(("layers_per_block", "transformer_layers_per_block"), 64),
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), 64),
+    "num_layers": 1024,
     **dict.fromkeys(("in_channels", "out_channels", "block_out_channels", "latent_channels", "vq_embed_dim"), 2**16),
+    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), 2**16),
     **dict.fromkeys(("norm_num_groups", "attention_head_dim", "cross_attention_dim", "sample_size"), 2**16),
-    **dict.fromkeys(("num_class_embeds", "num_vq_embeddings", "num_train_timesteps"), 2**24),
+    **dict.fromkeys(("num_attention_heads", "patch_size"), 2**16),
+    **dict.fromkeys(("num_class_embeds", "num_vq_embeddings", "num_train_timesteps", "num_embeds_ada_norm"), 2**24),
 }
 _OPTIONAL = ("attention_head_dim", "cross_attention_dim", "variance_type")  # may be null
-_PER_LEVEL = (  # may be lists
+_PER_LEVEL = (  # may be lists, as those whose default is one
     *("attention_head_dim", "block_out_channels", "cross_attention_dim", "layers_per_block"),
     *("num_attention_heads", "only_cross_attention", "sample_size", "transformer_layers_per_block"),
+    *("encoder_block_out_channels", "decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks"),
 )
 
 
@@ -88,8 +93,14 @@ def _without_flax(value: Any) -> Any:
     return value.removeprefix("Flax") if isinstance(value, str) else value
 
 
-def with_defaults(path: Path, config: Json, defaults: Json) -> dict[str, Any]:
+def with_defaults(path: Path, config: Json, defaults: Json, *, single: Collection[str] = ()) -> dict[str, Any]:
     """Returns a config with the values of fields that it omits, without private ones.
+
+    Args:
+      path: file of the config, for error messages.
+      config: fields of the file.
+      defaults: values of the fields of its class.
+      single: fields that must be one value, though they may be null or a list in other classes.
 
     Raises:
       UserError: a field is of another type than its default, or a count is not a positive integer of a sensible size.
@@ -97,13 +108,17 @@ def with_defaults(path: Path, config: Json, defaults: Json) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if not name.startswith("_")}
     for name, value in fields.items():
         default, most = defaults.get(name), _MAX_COUNTS.get(name)
-        if name not in defaults or (value is None and (default is None or name in _OPTIONAL)):
+        is_optional = default is None or (name in _OPTIONAL and name not in single)
+        if name not in defaults or (value is None and is_optional):
             continue
-        items = value if name in _PER_LEVEL and isinstance(value, list | tuple) else [value]
+        needs_list, may_be_list = isinstance(default, list), name in _PER_LEVEL and name not in single
+        items = [*value] if may_be_list and isinstance(value, list | tuple) else [value]
         if not 0 < len(items) <= _MAX_LEVELS:
             raise refused(path, name, value, f"must have 1 to {_MAX_LEVELS} entries")
-        if most and not all(type(item) is int and 0 < item <= most for item in items):
-            raise refused(path, name, value, f"must be a whole number from 1 to {most:,}")
+        are_counts = all(type(item) is int and 0 < item <= (most or 0) for item in items)
+        if most and not (are_counts and (isinstance(value, list | tuple) or not needs_list)):
+            kind = "a list of whole numbers" if needs_list else "a whole number"
+            raise refused(path, name, value, f"must be {kind} from 1 to {most:,}")
         if not most and default is not None and not all(_same_type(item, default) for item in items):
             raise refused(path, name, value, f"must be of the type of {excerpt(io.to_json(default), 80)}")
     return {**defaults, **fields}

@@ -73,7 +73,7 @@ def read(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:
     return ImportedRun(path, config, _table(config), names, tokenizer=tokenizer, parts=parts)
 
 
-def write(run: Run) -> dict[str, np.ndarray]:
+def write(run: Run) -> dict[str, LazyTensor]:
     """Returns the tensors of a file for a run: a whole latent diffusion model with its parts, or a first stage.
 
     Raises:
@@ -81,20 +81,21 @@ def write(run: Run) -> dict[str, np.ndarray]:
     """
     if run.config.system in ("vae", "vqvae"):
         config, variables, scale = autoencoder_config.writable(run)
-        return table.write(autoencoder_config.table(config, autoencoder.compvis(), scale), variables)
+        return table.tensors_of(autoencoder_config.table(config, autoencoder.compvis(), scale), variables)
     params = {"params": run.variables["params"]}
-    tensors = table.write(_table(run.config), {path: np.asarray(leaf) for path, leaf in flatten(params).items()})
+    tensors = table.tensors_of(_table(run.config), {path: np.asarray(leaf) for path, leaf in flatten(params).items()})
     prefix = {name: "" if name == _LABELS else _UNET for name in tensors}
     tensors = {prefix[name] + name: tensor for name, tensor in tensors.items()}
     codec = load(referenced_run(run.config, "codec", run.workdir.path))
     tensors |= {_CODEC + name: tensor for name, tensor in write(codec).items()}
-    tensors[_SCALE] = np.array(autoencoder_config.writable(codec)[2], np.float32)
+    tensors[_SCALE] = LazyTensor.of(np.array(autoencoder_config.writable(codec)[2], np.float32))
     if "clip" in run.config:
         text = load(referenced_run(run.config, "clip", run.workdir.path))
         arrays = {path: np.asarray(leaf) for path, leaf in flatten({"params": text.variables["params"]}).items()}
         middle = "transformer." if text.config.published.naming == "transformers" else "model."
         tensors |= {
-            f"{_TEXT}{middle}{name}": tensor for name, tensor in table.write(clip.table(text.config), arrays).items()
+            f"{_TEXT}{middle}{name}": tensor
+            for name, tensor in table.tensors_of(clip.table(text.config), arrays).items()
         }
     return tensors
 

@@ -1,6 +1,7 @@
 """Folders of diffusers and transformers as runs: whole pipelines, and components."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,11 @@ def _pixels(folder: Path, scheduler: Path) -> ImportedRun:
     unet = read_component(path, "UNet2DModel")
     side = _side(path, unet)
     model = unet_config.read(path, unet, side=side)
-    channels, outputs = unet.get("in_channels", 3), unet.get("out_channels", 3)
-    if outputs not in (channels, 2 * channels):
-        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
+    channels = unet.get("in_channels", 3)
     config = _base("configs/published/ddpm.py")
     config.data.update(image_size=side, channels=channels)
     config.model = ConfigDict(model)
-    _set_process(config, scheduler, learns_variance=outputs != channels)
+    _set_process(config, scheduler, learns_variance=_learns_variance(path, channels, unet.get("out_channels", 3)))
     _set_classes(config, unet.get("num_class_embeds") or 0)
     table: Table = {"params/model": Block("", unet_config.table(config.model, conditional=False))}
     return ImportedRun(folder, config, table, open_component(folder))
@@ -136,9 +135,8 @@ def _read_dit(folder: Path, index: Json) -> ImportedRun:
     config.model = ConfigDict(dit_config.read(path, transformer))
     config.data.num_classes = transformer.get("num_embeds_ada_norm", 1000)
     channels, outputs = transformer.get("in_channels", 4), transformer.get("out_channels")
-    if outputs not in (None, channels, 2 * channels):
-        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
-    _set_process(config, _component(folder, "scheduler"), learns_variance=outputs == 2 * channels)
+    learns_variance = outputs is not None and _learns_variance(path, channels, outputs)
+    _set_process(config, _component(folder, "scheduler"), learns_variance=learns_variance)
     config.sampler.threshold = "none"
     table: Table = {"params/model": Block("", dit_config.table(config.model))}
     return ImportedRun(
@@ -324,8 +322,17 @@ def _set_process(config: ConfigDict, scheduler: Path, *, learns_variance: bool =
     path = scheduler / "scheduler_config.json"
     fields = read_json(path) if path.exists() else {"_class_name": "DDPMScheduler"}
     diffusion, sampler = scheduler_config.read(path, fields, learns_variance=learns_variance)
+    for line in scheduler_config.differences(path, fields):
+        print(line, file=sys.stderr)
     config.diffusion.update(diffusion)
     config.sampler.update(sampler)
+
+
+def _learns_variance(path: Path, channels: int, outputs: int) -> bool:
+    """Returns whether a network outputs a variance too. Raises UserError for other channels of outputs."""
+    if outputs not in (channels, 2 * channels):
+        raise refused(path, "out_channels", outputs, "must be in_channels, or twice that for a learned variance")
+    return outputs != channels
 
 
 def _set_classes(config: ConfigDict, classes: int) -> None:

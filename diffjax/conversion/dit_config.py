@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.conversion.components import Json, check_expressed, with_defaults
-from diffjax.published.folders import refused
 from diffjax.published.table import Table
 from diffjax.published.tables import dit
 
@@ -39,11 +38,8 @@ def read(path: Path, config: Json) -> dict[str, Any]:
     Raises:
       UserError: a field that our DiT does not have.
     """
-    c = with_defaults(path, config, _DEFAULTS)
+    c = with_defaults(path, config, _DEFAULTS, single=("num_attention_heads", "attention_head_dim"))
     heads, depth = c["num_attention_heads"], c["attention_head_dim"]
-    for name in ("num_attention_heads", "attention_head_dim", "num_layers", "patch_size", "num_embeds_ada_norm"):
-        if type(c[name]) is not int or not 0 < c[name] < 2**20:
-            raise refused(path, name, c[name], "must be a positive integer")
     model = {
         "architecture": "dit",
         "patch": c["patch_size"],

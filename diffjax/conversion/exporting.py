@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from diffjax import io
 from diffjax.conversion import (
@@ -25,8 +24,9 @@ from diffjax.conversion import (
 from diffjax.conversion.diffusers_folder import inpainting_order
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import flatten
-from diffjax.published import table
+from diffjax.published import safetensors_file, table
 from diffjax.published.folders import refused
+from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Table
 from diffjax.runs.config_files import flatten as flatten_config
 from diffjax.runs.dependencies import referenced_run
@@ -317,13 +317,13 @@ def _write_component(out: Path, config: Mapping[str, Any], names: Table, variabl
     _save_component(out, config, _tensors(names, variables))
 
 
-def _tensors(names: Table, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return table.write(names, {path: np.asarray(leaf) for path, leaf in flatten(variables).items()})
+def _tensors(names: Table, variables: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    return table.tensors_of(names, {path: np.asarray(leaf) for path, leaf in flatten(variables).items()})
 
 
-def _save_component(out: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def _save_component(out: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
     _write_json(out / "config.json", config)
-    save_file(tensors, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    safetensors_file.save(out / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
 
 
 def _write_index(out: Path, pipeline: str, **classes: str) -> None:

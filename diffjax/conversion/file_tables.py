@@ -14,6 +14,8 @@ from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Table
 from diffjax.published.tables import dalle, dit, edm, taesd
 from diffjax.published.tensors import open_parts, open_tensors
+from diffjax.runs.dependencies import referenced_run
+from diffjax.runs.workdir import Workdir
 
 PARTS = {  # networks in several files of a folder, by naming and part; the first file that exists is read
     "dalle": {
@@ -26,7 +28,6 @@ PARTS = {  # networks in several files of a folder, by naming and part; the firs
         "decoder": ("taesd_decoder.safetensors", "taesd_decoder.pth"),
     },
 }
-_CODE_FACTOR = 8  # of the autoencoder whose latents DiT models
 
 
 def part_files(config: ConfigDict) -> tuple[str, ...]:
@@ -57,9 +58,29 @@ def open_source(path: Path, naming: str) -> dict[str, LazyTensor]:
     return open_parts(files)
 
 
+def _codec_factor(config: ConfigDict) -> int:
+    """Returns by what the autoencoder of latent diffusion divides the sides of an image.
+
+    Raises:
+      UserError: it is not an autoencoder of continuous latents at one scale.
+    """
+    value = config.codec
+    is_part = value.startswith("@") and value[1:] in config.get("parts", {})
+    codec = config.parts[value[1:]] if is_part else Workdir(referenced_run(config, "codec", None)).read_config()
+    model = codec.get("model", {})
+    if model.get("architecture") == "ldm":
+        return 2 ** (len(model.multipliers) - 1)
+    if model.get("architecture") == "taesd":
+        return model.factor
+    architecture = model.get("architecture", "")
+    raise UserError(
+        f"codec={value}: must have model.architecture=ldm or taesd, not {architecture!r}; choose another run"
+    )
+
+
 def _dit(config: ConfigDict) -> Table:
     model = config.model
-    grid = config.data.image_size // _CODE_FACTOR // model.patch
+    grid = config.data.image_size // _codec_factor(config) // model.patch
     return {"params/model": Block("", dit.meta(patch=model.patch, grid=grid, width=model.width))}
 
 

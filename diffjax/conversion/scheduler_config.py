@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffjax.conversion.components import Json, with_defaults
 from diffjax.diffusion import clipping, noise_schedules, time_grids
-from diffjax.published.folders import refused
+from diffjax.published.folders import refused, shown
 from diffjax.registry import lookup
 
 _DEFAULTS = {  # of the fields that are read, where classes agree
@@ -37,7 +37,44 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", 25),
     "UniPCMultistepScheduler": ("unipc", "linspace", 25),
     "UnCLIPScheduler": ("ancestral", "linspace", 25),
-    "LMSDiscreteScheduler": ("euler", "linspace", 50),  # which starts as LMS does; ours has no LMS
+    # without a sampler of ours: the nearest one
+    "LMSDiscreteScheduler": ("euler", "linspace", 50),
+    "KDPM2DiscreteScheduler": ("heun", "linspace", 25),
+    "KDPM2AncestralDiscreteScheduler": ("euler_ancestral", "linspace", 50),
+    "DPMSolverSinglestepScheduler": ("dpmpp_2m", "linspace", 25),
+    "DEISMultistepScheduler": ("dpmpp_2m", "linspace", 25),
+}
+_REPLACED = (
+    *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
+)
+_MULTISTEP = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+_EXACT_SPACINGS = {  # values of timestep_spacing with which our grid has their timesteps and targets
+    "DDPMScheduler": ("leading", "linspace", "trailing"),
+    **dict.fromkeys(("DDIMScheduler", "PNDMScheduler"), ("leading", "trailing")),
+    **dict.fromkeys(
+        ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+        ("leading", "trailing"),  # their linspace is not of whole timesteps
+    ),
+    **dict.fromkeys(_MULTISTEP, ("trailing",)),
+    "UnCLIPScheduler": ("linspace",),
+}
+_OPTIONS: dict[str, tuple[Any, ...]] = {  # of samplers, which a sampler of ours does not read: the values that it has
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), (False,)),
+    **dict.fromkeys(("use_flow_sigmas", "euler_at_final"), (False,)),
+    **dict.fromkeys(("predict_x0", "lower_order_final"), (True,)),
+    "interpolation_type": ("linear",),
+    "final_sigmas_type": ("zero",),
+    "timestep_type": ("discrete",),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "bh2", "logrho"),  # the last: of DEIS
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),
+    "disable_corrector": ([],),
 }
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCES = {
@@ -87,6 +124,8 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     sampler, spacing, steps = _SAMPLERS[name]
     if name == "PNDMScheduler" and c.get("skip_prk_steps", False):
         sampler = "plms"
+    if name == "DPMSolverMultistepScheduler" and c.get("algorithm_type") == "sde-dpmsolver++":
+        sampler = "dpmpp_2m_sde"
     clips = bool(c["clip_sample"] or c["thresholding"])
     if name == "DDIMScheduler" and clips:
         sampler = "ddim(unclipped_eps=True)"  # as pipelines call it, without use_clipped_model_output
@@ -100,6 +139,8 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     if diffusion["variance"] == "learned_range":
         diffusion["loss"] = "hybrid"
     grid, threshold = _grid(path, c, spacing, ends_clean=name not in ("DDIMScheduler", "PNDMScheduler")), "none"
+    if grid == "linspace" and name in _MULTISTEP:
+        grid = "trailing"  # their linspace is of n + 1 points, without the last: equal but for rounding
     if c["thresholding"]:
         percentile = 100 * c["dynamic_thresholding_ratio"]
         threshold = f"dynamic(percentile={percentile:g},limit={c['sample_max_value']:g})"
@@ -108,6 +149,27 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
         threshold = "clip" if limit == 1 else f"clip(limit={limit:g})"
     steps = min(steps, c["num_train_timesteps"])
     return diffusion, {"name": sampler, "grid": grid, "steps": steps, "threshold": threshold}
+
+
+def differences(path: Path, config: Json) -> list[str]:
+    """Returns a line for each thing in which the sampler of `read` is not that of a scheduler.
+
+    Args:
+      path: file of the config, for the lines.
+      config: fields of the file, which `read` accepts.
+    """
+    name = config["_class_name"]
+    sampler, spacing, _ = _SAMPLERS[name]
+    spacing = config.get("timestep_spacing") or spacing
+    lines = []
+    if name in _REPLACED:
+        lines.append(f"_class_name={shown(name)}: is replaced by {sampler}, the nearest sampler")
+    elif spacing not in _EXACT_SPACINGS[name]:
+        lines.append(f"timestep_spacing={shown(spacing)}: the timesteps of {name} are approximated")
+    for field, values in _OPTIONS.items():
+        if config.get(field) is not None and config[field] not in values:
+            lines.append(f"{field}={shown(config[field])}: is not imported")
+    return [f"{path}: {line}; --sampler and --grid choose others" for line in lines]
 
 
 def _grid(path: Path, c: Mapping[str, Any], spacing: str, *, ends_clean: bool) -> str:

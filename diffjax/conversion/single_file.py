@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from diffjax.conversion import clip, compvis, file_tables, openai
 from diffjax.conversion.components import ImportedRun, below
 from diffjax.errors import UserError, unknown
 from diffjax.models.parameter_paths import flatten
-from diffjax.published import table
+from diffjax.published import safetensors_file, table
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.tables import dalle, edm
 from diffjax.runs.loading import Run
@@ -72,18 +71,18 @@ def write_files(run: Run, folder: Path) -> list[str]:
             for part, names in file_tables.PARTS[naming].items()
         }
     for name, content in files.items():
-        save_file(content, folder / name, metadata={"format": "pt"})
+        safetensors_file.save(folder / name, content, {"format": "pt"})
     return list(files)
 
 
-def _network_tensors(run: Run, naming: str) -> dict[str, np.ndarray]:
+def _network_tensors(run: Run, naming: str) -> dict[str, LazyTensor]:
     """Returns the tensors of a network with a table of its own."""
     variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
     variables["params"] = {"model": variables["params"]["model"]}  # without a discriminator
     arrays = {key: np.asarray(leaf) for key, leaf in flatten(variables).items()}
     if naming == "dalle":
         arrays = dalle.fold_projection(arrays)
-    return table.write(file_tables.TABLES[naming](run.config), arrays)
+    return table.tensors_of(file_tables.TABLES[naming](run.config), arrays)
 
 
 def read_network(path: Path, config: ConfigDict, tensors: Tensors) -> ImportedRun:

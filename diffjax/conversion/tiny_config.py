@@ -6,7 +6,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.conversion.components import Json, check_expressed, with_defaults
-from diffjax.published.folders import refused
 from diffjax.published.table import Table
 from diffjax.published.tables import taesd
 from diffjax.runs.config_files import load_file
@@ -40,12 +39,6 @@ def read(path: Path, config: Json) -> ConfigDict:
     """
     c = with_defaults(path, config, _DEFAULTS)
     widths, blocks = c["encoder_block_out_channels"], c["num_encoder_blocks"]
-    for name, value in (("encoder_block_out_channels", widths), ("num_encoder_blocks", blocks)):
-        if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n > 0 for n in value):
-            raise refused(path, name, value, "must be a list of positive integers")
-    for name in ("in_channels", "latent_channels"):
-        if type(c[name]) is not int or not 0 < c[name] < 2**16:
-            raise refused(path, name, c[name], "must be a positive integer")
     result = ConfigDict(load_file("configs/published/taesd.py").to_dict())
     result.data.channels = c["in_channels"]
     result.model.update(

@@ -93,7 +93,22 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without start, end and NO_TOKEN. CLIP's vocabulary separates words and signs."""
         ids = [int(i) for i in ids]
-        return self.bpe.decode([i for i in ids if i not in (self.start, self.end, NO_TOKEN)]).strip(" ")
+        ids = [i for i in ids if i not in (self.start, self.end, NO_TOKEN)]
+        return self.bpe.decode(ids, skip_special_tokens=False).strip(" ")
+
+    def with_padding(self, padding: int) -> "Tokenizer":
+        """Returns the tokenizer of transformers that pads with a token: the token's text is that token anywhere.
+
+        Stable Diffusion 2 pads with "!", so that each "!" of a caption is the token of padding, and not a word.
+
+        Args:
+          padding: id of the token.
+        """
+        if padding in (self.start, self.end):
+            return self
+        bpe = tokenizers.Tokenizer.from_str(self.bpe.to_str())
+        bpe.add_special_tokens([tokenizers.AddedToken(bpe.id_to_token(padding), normalized=False, special=True)])
+        return dataclasses.replace(self, bpe=bpe)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a tokenizer.json for `load`, atomically."""
@@ -117,8 +132,14 @@ class Tokenizer:
     def _word_by_word(self, text: str) -> list[int]:
         """Returns the ids of a cleaned text; the names of start and end as words are these tokens, as in CLIP."""
         special, ids = {_START: self.start, _END: self.end}, []
-        for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(text):
-            ids += [special[word]] if word in special else [token.id for token in self.bpe.model.tokenize(word)]
+        has_padding = bool(self.bpe.get_added_tokens_decoder())
+        for word, (start, end) in self.bpe.pre_tokenizer.pre_tokenize_str(text):
+            if word in special:
+                ids.append(special[word])
+            elif has_padding:
+                ids += self.bpe.encode(text[start:end]).ids
+            else:
+                ids += [token.id for token in self.bpe.model.tokenize(word)]
         return ids
 
 
@@ -198,11 +219,17 @@ def _from_file(path: Path) -> Tokenizer:
             merges = _merges(_unpacked(content), _MERGES)
             words = [*_BYTES, *(byte + _SUFFIX for byte in _BYTES), *map("".join, merges), _START, _END]
             return _build({word: i for i, word in enumerate(words)}, merges, _SUFFIX)
-        model = io.parse_json(content)["model"]
+        fields = io.parse_json(content)
+        model = fields["model"]
         merges = [
             pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
         ]  # strings in old files
-        return _build(model["vocab"], merges, model["end_of_word_suffix"] or "")
+        tokenizer = _build(model["vocab"], merges, model["end_of_word_suffix"] or "")
+        for token in fields.get("added_tokens", ()):
+            text = token["content"]
+            if token["special"] and text in model["vocab"] and text not in (_START, _END):
+                tokenizer = tokenizer.with_padding(model["vocab"][text])
+        return tokenizer
 
     return _read(path, parse)
 

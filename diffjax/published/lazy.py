@@ -19,3 +19,8 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "LazyTensor":
+        """Returns the tensor of an array in memory."""
+        return cls(array.shape, array.dtype, lambda: np.asarray(array, order="C"))

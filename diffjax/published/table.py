@@ -21,6 +21,7 @@ where they are digits.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -303,21 +304,36 @@ def iterate(
 
 def write(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the tensors of a file, contiguous, for the parameters of a network by path: the inverse of `read`."""
-    tensors = {name: np.ascontiguousarray(value) for name, value in _fixed(table)}
-    parts: dict[str, dict[int, np.ndarray]] = {}
+    return {name: tensor.read() for name, tensor in tensors_of(table, params).items()}
+
+
+def tensors_of(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, LazyTensor]:
+    """Returns the tensors of `write`, each of which is computed when it is read, so that one is in memory at a time."""
+    tensors = {name: LazyTensor.of(value) for name, value in _fixed(table)}
+    parts: dict[str, dict[int, Callable[[], np.ndarray]]] = {}
     for path, value in params.items():
         stored = _find(table, path)
-        index, count = stored.entry.part
-        for name, tensor in zip(stored.tensors, stored.entry.write(stored.leaf, np.asarray(value)), strict=True):
-            if count > 1:
-                parts.setdefault(name, {})[index] = tensor
-            else:
-                tensors[name] = np.asarray(tensor, order="C")
+        for i, name in enumerate(stored.tensors):
+            parts.setdefault(name, {})[stored.entry.part[0]] = functools.partial(_part, stored, value, i)
         for name in stored.copies:
-            tensors[name] = tensors[stored.tensors[0]]
-    for name, pieces in parts.items():
-        tensors[name] = np.ascontiguousarray(np.concatenate([pieces[i] for i in range(len(pieces))], axis=0))
-    return tensors
+            parts[name] = parts[stored.tensors[0]]
+    return tensors | {name: _concatenated([pieces[i] for i in range(len(pieces))]) for name, pieces in parts.items()}
+
+
+def _part(stored: "_Stored", value: np.ndarray, i: int) -> np.ndarray:
+    """Returns a leaf's tensor, or its part of a tensor, where the leaf has several tensors: the i-th."""
+    return stored.entry.write(stored.leaf, np.asarray(value))[i]
+
+
+def _concatenated(parts: Sequence[Callable[[], np.ndarray]]) -> LazyTensor:
+    """Returns the tensor of parts that are concatenated."""
+
+    def read() -> np.ndarray:
+        return np.asarray(np.concatenate([part() for part in parts]) if len(parts) > 1 else parts[0](), order="C")
+
+    arrays = [part() for part in parts]  # mostly views
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:]) if len(arrays) > 1 else arrays[0].shape
+    return LazyTensor(shape, arrays[0].dtype, read)
 
 
 def names(table: Table, shapes: Iterable[str]) -> dict[str, str]:

@@ -1,19 +1,15 @@
 """Reads the weights of a published network from its file, and verifies that they are exactly that network's.
 
-`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file, the shards of either, an ONNX file
-(onnx_file.py) or a Flax checkpoint (flax_file.py). The loader of a network pops each tensor of `Weights` by its name
-and expected shape, and finally asserts that none is left.
+`open_tensors` opens a PyTorch checkpoint (torch_file.py), a safetensors file (safetensors_file.py), a Flax checkpoint
+(flax_file.py), the shards of one of them, or an ONNX file (onnx_file.py). The loader of a network pops each tensor of
+`Weights` by its name and expected shape, and finally asserts that none is left.
 """
 
-import contextlib
-import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-import safetensors
 from jax import numpy as jnp
 
 from diffjax import io
@@ -21,14 +17,10 @@ from diffjax.errors import UserError, excerpt
 from diffjax.published.flax_file import open_flax_file, torch_name
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.onnx_file import open_onnx_file
+from diffjax.published.safetensors_file import open_safetensors_file
 from diffjax.published.torch_file import open_torch_file
 
 _INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # lists the shards of a large checkpoint, also of a variant (.fp16)
-_TYPES = {  # NumPy's types of safetensors' names
-    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-}
 
 
 class Weights:
@@ -122,7 +114,7 @@ def open_tensors(path: str | Path) -> dict[str, LazyTensor]:
     path = Path(path)
     if _INDEX.fullmatch(path.name):
         return _open_shards(path)
-    openers = {".safetensors": _open_safetensors, ".onnx": open_onnx_file, ".msgpack": open_flax_file}
+    openers = {".safetensors": open_safetensors_file, ".onnx": open_onnx_file, ".msgpack": open_flax_file}
     return openers.get(path.suffix, open_torch_file)(path)
 
 
@@ -136,37 +128,6 @@ def open_parts(files: Mapping[str, str | Path]) -> dict[str, LazyTensor]:
       UserError: see `open_tensors`.
     """
     return {f"{part}.{name}": tensor for part, path in files.items() for name, tensor in open_tensors(path).items()}
-
-
-def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    # The library's errors do not contain the reason, so open_regular is first.
-    with _reported(path), io.open_regular(path), safetensors.safe_open(path, framework="numpy") as file:
-        tensors = {}
-        for name in list(file.keys()):
-            if not name.isprintable():
-                raise ValueError(f"a tensor's name is not text: {name!r}")
-            described = file.get_slice(name)
-            if described.get_dtype() not in _TYPES:
-                raise ValueError(f"{name} is of type {described.get_dtype()}, which is not supported")
-            dtype = np.dtype(_TYPES[described.get_dtype()])
-            tensors[name] = LazyTensor(tuple(described.get_shape()), dtype, functools.partial(_get, path, name))
-        return tensors
-
-
-def _get(path: Path, name: str) -> np.ndarray:
-    with _reported(path), safetensors.safe_open(path, framework="numpy") as file:  # closing frees the pages
-        return file.get_tensor(name)
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Raises UserError in the place of any error of reading a safetensors file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # the header may have types and shapes unknown to NumPy
-        raise UserError(f"{path} is not a safetensors file that can be read: {excerpt(str(error))}") from error
 
 
 def _open_shards(index: Path) -> dict[str, LazyTensor]:

@@ -7,7 +7,6 @@ shapes and bytes, see `checksum`. The same variables give the same file, byte fo
 import contextlib
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,22 +20,14 @@ from jax import numpy as jnp
 from diffjax import io
 from diffjax.errors import UserError, excerpt
 from diffjax.models.parameter_paths import flatten, path_of
+from diffjax.published import safetensors_file
 from diffjax.typing import Variables
-
-_TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-}
-
 
 HALF_TYPES = ("float16", "bfloat16")  # that weights of type float32 may be stored as
 
 
 def save(path: Path, variables: Variables, step: int) -> None:
     """Writes variables, named by paths such as "params/model/Dense_0/kernel", and their step. The write is atomic.
-
-    `safetensors.numpy` is not used, as it writes transposed arrays in memory order, and metadata in random order.
 
     Raises:
       OSError: the file cannot be written.
@@ -57,27 +48,19 @@ def save_leaves(path: Path, shapes: Mapping[str, Any], leaves: Iterable[tuple[st
     Raises:
       OSError: the file cannot be written.
     """
-    types = {name: (np.dtype(leaf.dtype), tuple(leaf.shape)) for name, leaf in shapes.items()}
-    names = sorted(types, key=lambda name: (-types[name][0].itemsize, name))  # larger types first: all are aligned
-    placeholder = "0" * 64  # the hash is known when all is written
-    header: dict[str, Any] = {"__metadata__": {"format": "np", "sha256": placeholder, "step": str(step)}}
-    starts, end = {}, 0
-    for name in names:
-        dtype, shape = types[name]
-        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _TYPES[dtype.name], "shape": shape, "data_offsets": [starts[name], end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = _described(types, step)
-    with io.atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    digest = _described({name: (np.dtype(leaf.dtype), leaf.shape) for name, leaf in shapes.items()}, step)
+
+    def hashed() -> Iterator[tuple[str, np.ndarray]]:
         for name, leaf in leaves:
-            content = leaf.tobytes()
-            digest.update(content)
-            file.seek(8 + len(text) + starts[name])
-            file.write(content)
-        file.seek(8 + text.index(placeholder.encode()))
-        file.write(digest.hexdigest().encode())
+            digest.update(safetensors_file.bytes_of(leaf))
+            yield name, leaf
+
+    metadata = {"format": "np", "sha256": "0" * 64, "step": str(step)}  # the hash is known when all is written
+    with io.atomic_path(path) as temporary:
+        safetensors_file.write(temporary, shapes, hashed(), metadata)
+        with temporary.open("r+b") as file:
+            file.seek(file.read(200).index(metadata["sha256"].encode()))  # metadata is first
+            file.write(digest.hexdigest().encode())
 
 
 def load(path: Path, template: Variables) -> Variables:
@@ -95,8 +78,8 @@ def load(path: Path, template: Variables) -> Variables:
         if differing := sorted(set(file.keys()) ^ expected.keys()):
             name = excerpt(differing[0])
             raise UserError(f"{path} does not fit its config's model: {name} is in one of them only")
-        tensors = {name: file.get_tensor(name) for name in expected}
         metadata = file.metadata() or {}
+    tensors = {name: _get(path, name) for name in expected}
     for name, leaf in expected.items():
         for actual, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
             if actual != wanted and not (wanted == np.float32 and str(actual) in HALF_TYPES):
@@ -144,7 +127,7 @@ def checksum(tensors: Mapping[str, np.ndarray], step: int) -> str:
     """
     digest = _described({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, step)
     for name in sorted(tensors):
-        digest.update(tensors[name].tobytes())
+        digest.update(safetensors_file.bytes_of(tensors[name]))
     return digest.hexdigest()
 
 
@@ -159,6 +142,11 @@ def _step(path: Path, metadata: Mapping[str, str]) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise UserError(f"{path} is damaged: its step is {excerpt(repr(text))}, not a number; export it again")
     return int(text)
+
+
+def _get(path: Path, name: str) -> np.ndarray:
+    with _opened(path) as file:  # closing frees the pages
+        return file.get_tensor(name)
 
 
 @contextlib.contextmanager

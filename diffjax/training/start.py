@@ -89,9 +89,21 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
         variables={name: theirs[name] for name in taken},
         ema={_short(name): ema[name] for name in taken if name.startswith("params/")},
         tokenizer=tokenizer,
-        summary=f"starts from {path}, step {averaged.step}: {len(taken)} arrays taken"
+        summary=_consistency_note(config)
+        + f"starts from {path}, step {averaged.step}: {len(taken)} arrays taken"
         + (f", {len(wanted) - len(taken)} fresh" if len(wanted) > len(taken) else "")
         + (f", {len(unused)} of the run unused" if unused else ""),
+    )
+
+
+def _consistency_note(config: ConfigDict) -> str:
+    """Returns a line for the training of a consistency model; empty for other models."""
+    parameterization = str(config.get("diffusion", {}).get("parameterization", ""))
+    if not parameterization.startswith("consistency"):
+        return ""
+    return (
+        f"diffusion.parameterization={parameterization}: training is denoising, not distillation, so one-step samples "
+        "become worse; sample the new run with several steps\n"
     )
 
 

@@ -3,11 +3,21 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffjax.conversion import autoencoder_config, dit_config, scheduler_config, unclip_config, unet_config
+from diffjax.conversion import (
+    autoencoder_config,
+    dit_config,
+    scheduler_config,
+    tiny_config,
+    unclip_config,
+    unet_config,
+)
+from diffjax.diffusion import noise_schedules, time_grids
 from diffjax.errors import UserError
+from diffjax.registry import lookup
 from diffjax.runs.config_files import load_file
 
 PATH = Path("unet/config.json")
@@ -232,6 +242,23 @@ def test_unclips_projections_that_do_not_fit_are_named(field, value):
         unclip_config.read(PATH, {**TEXT_PROJ, field: value}, **SIZES, context=1536)
 
 
+def test_counts_have_limits_in_every_class():
+    """Above them, or where a class has one number and no list, a config is damaged or hostile."""
+    for read, field, value, kind in (
+        (dit_config.read, "num_layers", 10**6, "a whole number from 1 to 1,024"),
+        (dit_config.read, "num_attention_heads", 0, "a whole number from 1 to 65,536"),
+        (dit_config.read, "attention_head_dim", None, "a whole number from 1 to 65,536"),
+        (dit_config.read, "attention_head_dim", [72, 72], "a whole number from 1 to 65,536"),
+        (dit_config.read, "num_embeds_ada_norm", 2**30, "a whole number from 1 to 16,777,216"),
+        (tiny_config.read, "num_encoder_blocks", 3, "a list of whole numbers from 1 to 64"),
+        (tiny_config.read, "num_encoder_blocks", [1, 3, 3, 1000], "a list of whole numbers from 1 to 64"),
+        (tiny_config.read, "encoder_block_out_channels", [64, None], "a list of whole numbers from 1 to 65,536"),
+        (tiny_config.read, "latent_channels", 2**20, "a whole number from 1 to 65,536"),
+    ):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(PATH))}: {field}=.*: must be {kind}$"):
+            read(PATH, {field: value})
+
+
 VAE = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -344,6 +371,48 @@ def test_scheduler(case):
     ours = scheduler_config.read(PATH, theirs)
     for found, expected in zip(ours, (diffusion, sampler), strict=True):
         assert {name: found[name] for name in expected} == expected
+
+
+SPACINGS = ("leading", "linspace", "trailing")
+CLASSES = {  # that pipelines of Stable Diffusion accept, and in which timestep_spacing ours is theirs
+    **{f"{name}Scheduler": SPACINGS for name in ("DDPM",)},
+    **{f"{name}Scheduler": ("leading", "trailing") for name in ("DDIM", "PNDM")},
+    **{f"{name}DiscreteScheduler": ("leading", "trailing") for name in ("Euler", "EulerAncestral", "Heun")},
+    **{f"{name}MultistepScheduler": ("trailing",) for name in ("DPMSolver", "UniPC")},
+    **{f"{name}DiscreteScheduler": () for name in ("LMS", "KDPM2", "KDPM2Ancestral")},
+    **{f"{name}Scheduler": () for name in ("DEISMultistep", "DPMSolverSinglestep")},
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_sampler_that_is_not_the_scheduler_s_is_noted(name):
+    for spacing in SPACINGS:
+        config = {"_class_name": name, "timestep_spacing": spacing}
+        lines = scheduler_config.differences(PATH, config)
+        assert (lines == []) == (spacing in CLASSES[name]), spacing
+        assert all(line.startswith(f"{PATH}: ") and "\n" not in line for line in lines)
+    karras = scheduler_config.differences(PATH, {"_class_name": name, "use_karras_sigmas": True})[-1]
+    assert "use_karras_sigmas=true: is not imported" in karras
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", [name for name, spacings in CLASSES.items() if spacings])
+def test_the_timesteps_are_the_scheduler_s(name):
+    """Exactly where nothing is noted; on linspace within 1, as theirs are not whole, or round another number."""
+    diffusers = pytest.importorskip("diffusers")
+    for spacing in ("linspace", *CLASSES[name]):
+        options = {"timestep_spacing": spacing}
+        if name == "PNDMScheduler":
+            options |= {"skip_prk_steps": True, "steps_offset": 1}
+        _, sampler = scheduler_config.read(PATH, {"_class_name": name, **options})
+        grid = lookup("sampler.grid", time_grids, sampler["grid"], injected=("schedule",))
+        for steps in (10, 25):
+            scheduler = getattr(diffusers, name)(**options)
+            scheduler.set_timesteps(steps)
+            theirs = list(dict.fromkeys(scheduler.timesteps.double().tolist()))
+            ours = grid.function(steps, noise_schedules.linear(), **grid.options)[:-1] - 1
+            tolerance = 0.0 if spacing in CLASSES[name] else 1.0
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance, err_msg=spacing)
 
 
 @pytest.mark.parametrize(

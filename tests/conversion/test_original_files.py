@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from diffjax.conversion import file_tables
+from diffjax.errors import UserError
 from diffjax.runs import exported_weights
+from diffjax.runs.config_files import load_file as load_config
 from diffjax.runs.loading import build_model, load
 from diffjax.runs.workdir import Workdir
 from tests import tiny
@@ -60,3 +63,26 @@ def test_a_run_without_a_naming_is_an_error(tmp_path, capsys):
     run = write_run(tmp_path / "run", tiny.config())
     error = refused(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/files", "--format=safetensors")
     assert "published.naming='' of" in error and "--format=safetensors requires one of dalle, dit, edm" in error
+
+
+def test_the_positions_of_dit_follow_from_its_autoencoder(tmp_path):
+    """Factor 8 is Stable Diffusion's; the position embeddings of a file are those of the autoencoder's latents."""
+
+    def patches(config):
+        names = file_tables.TABLES["dit"](config)["params/model"].table
+        return names["pos_embed"].value.shape[1]
+
+    dit = load_config("configs/published/dit.py:s2_256")
+    assert patches(dit) == (256 // 8 // 2) ** 2
+    with dit.unlocked():
+        dit.parts.codec.model.multipliers = (1, 2, 4)
+        assert patches(dit) == (256 // 4 // 2) ** 2
+        run = Workdir(tmp_path / "codec")
+        run.create()
+        run.write_config(tiny.config("vae", model={**TAESD, "factor": 16}))
+        dit.codec = str(run.path)
+        assert patches(dit) == (256 // 16 // 2) ** 2
+        run.write_config(tiny.config("vae"))
+        with pytest.raises(UserError, match=rf"^codec={run.path}: must have model.architecture=ldm or taesd") as error:
+            patches(dit)
+    assert "\n" not in str(error.value)

@@ -19,6 +19,10 @@ pytestmark = pytest.mark.parity
 STEPS = 3  # random networks amplify rounding
 LABEL = 3
 CAPTIONS = ["a cat", "two cats, éa"]
+NASTY_CAPTIONS = [
+    *("", " ", "!", "!!", "! !", "wow!! a cat's, don't", "hello!world?!", "<|endoftext|> x", "x<|startoftext|>y!"),
+    *("😀 cat👍🏽", "two\nlines\tand\r\ntabs", "éa 日本語 ŝ", "3.14 & 1,000", "cat " * 200, "!" * 200, "CAT\u200bcat"),
+]
 CAPTIONED = ("inpaint", "sd1", "sd2")
 
 
@@ -130,6 +134,17 @@ def test_the_export_is_the_source_bit_for_bit(folders):
             before, after = theirs.state_dict(), ours.state_dict()
             assert before.keys() == after.keys()
             assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pipelines(captions=True)
+def test_captions_have_the_tokens_of_the_pipeline(folders):
+    """Stable Diffusion 2 pads with "!", which its tokenizer then finds in any word."""
+    pipeline, folder = folders
+    run = load(folder / "run")
+    tokens = run.tokenizer.encode(NASTY_CAPTIONS, 12)
+    padding = pipeline.tokenizer.pad_token_id
+    expected = pipeline.tokenizer(NASTY_CAPTIONS, padding="max_length", max_length=12, truncation=True).input_ids
+    np.testing.assert_array_equal(np.where(tokens < 0, padding, tokens), expected)
 
 
 @pipelines(captions=True)

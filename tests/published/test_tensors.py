@@ -1,13 +1,16 @@
 """Tensors of safetensors files and of checkpoints in shards."""
 
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from diffjax.errors import UserError
+from diffjax.published import safetensors_file, table
+from diffjax.published.lazy import LazyTensor
 from diffjax.published.tensors import open_tensors
 
 ARRAYS = {
@@ -62,3 +65,30 @@ def test_a_truncated_file_raises(tmp_path, size):
         open_tensors(tmp_path / "1.safetensors")
     with pytest.raises(UserError, match="No such file"):
         open_tensors(tmp_path / "x.index.json")
+
+
+def test_a_written_file_has_the_bytes_of_the_library(tmp_path):
+    save_file(ARRAYS, tmp_path / "theirs", metadata={"format": "pt"})
+    tensors = {name: LazyTensor.of(array) for name, array in reversed(ARRAYS.items())}
+    safetensors_file.save(tmp_path / "ours", tensors, {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_tensors_of_a_table_are_written_one_at_a_time(tmp_path):
+    """The attention's queries, keys and values are a tensor each, and fused in ours."""
+    names = {r"layer_(\d+)/qkv": table.fused("{0}.q", "{0}.k", "{0}.v"), r"layer_(\d+)/out": "{0}.out"}
+    rng = np.random.default_rng(0)
+    params = {
+        f"layer_{i}/{name}/kernel": rng.normal(size=(256, width)).astype(np.float32)
+        for i in range(8)
+        for name, width in (("qkv", 768), ("out", 256))
+    }
+    expected = table.write(names, params)
+    tracemalloc.start()
+    safetensors_file.save(tmp_path / "a.safetensors", table.tensors_of(names, params), {})
+    assert tracemalloc.get_traced_memory()[1] < 3 * 256 * 256 * 4
+    tracemalloc.stop()
+    written = load_file(tmp_path / "a.safetensors")
+    assert written.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(written[name], array, strict=True)

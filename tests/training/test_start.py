@@ -10,8 +10,10 @@ import pytest
 
 from diffjax.errors import UserError
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, unflatten
+from diffjax.runs import exported_weights
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.loading import build_model, load
+from diffjax.runs.workdir import Workdir
 from diffjax.training.compiled_step import compile_step, make_optimizers
 from diffjax.training.sharding import Devices
 from diffjax.training.start import read_start
@@ -86,6 +88,20 @@ def test_listed_weights_are_fresh(trained_runs):
     for name, leaf in ours.items():
         is_fresh = "/label/" in name or name.endswith("patch/kernel")
         np.testing.assert_array_equal(leaf, initial_params[name] if is_fresh else theirs[name])
+
+
+@pytest.mark.parametrize("parameterization", ["consistency", "edm"])
+def test_a_start_from_a_consistency_model_is_noted(tmp_path, parameterization):
+    diffusion = {"schedule": "edm", "continuous": True, "parameterization": parameterization, "weighting": "edm"}
+    changes = {f"diffusion__{name}": value for name, value in diffusion.items()}
+    run = Workdir(tmp_path / "run")
+    run.create()
+    run.write_config(tiny.config(**changes, **PIXEL))
+    exported_weights.save(run.weights, tiny.randomised(build_model(run.read_config(), run.path).init), 0)
+    config = tiny.config(train__start=str(run.path), **changes, **PIXEL)
+    summary = read_start(config, build_model(config)).summary
+    assert ("training is denoising, not distillation" in summary) == (parameterization == "consistency")
+    assert f"starts from {run.path}, step 0" in summary.splitlines()[-1]
 
 
 def test_weights_that_do_not_fit_are_named(trained_runs):
