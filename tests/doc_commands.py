@@ -231,7 +231,7 @@ class Runner:
             words = self._tiny(verb, words, "JAX_NUM_CPU_DEVICES" in command.text)
         if verb in ("sample", "sweep", "evaluate", "encode") and "batch_size" not in flags:
             words.append("--batch_size=8")
-        if verb == "train":
+        if verb == "train" and "workdir" in flags:
             return self._train(words)
         return cli.main(["launch.py", verb, *words])
 
