@@ -34,6 +34,7 @@ NOT_RUN = {
     r"--coordinator=": "several processes; tests/cluster/test_multihost.py",
     r"--(inception|dinov2|lpips|perceptual_file)=": "needs published weights of a feature network",
     r"experiments/NAME\.py": "a pattern of commands",
+    r" encode |--config\.data\.name=latents": "encodes a whole data set, minutes; tests/cli/test_encode.py",
     r" replay ": "needs a run that a failed step has ended; tests/test_faults.py",
     r"^(srun|gcloud)\b": "needs a cluster",
 }
@@ -234,9 +235,9 @@ class Runner:
         if verb == "import":
             self._export_source(Path("source"))
             words = ["--source=source", *(word for word in words if not word.startswith("--source="))]
-        if verb in ("train", "encode", "benchmark"):
+        if verb in ("train", "benchmark"):
             words = self._tiny(verb, words, "JAX_NUM_CPU_DEVICES" in command.text)
-        if verb in ("sample", "sweep", "evaluate", "encode") and "batch_size" not in flags:
+        if verb in ("sample", "sweep", "evaluate") and "batch_size" not in flags:
             words.append("--batch_size=20")
         if verb == "train" and "workdir" in flags:
             return self._train(words)
