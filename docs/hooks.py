@@ -386,18 +386,22 @@ def _doc(doc: str | None) -> str:
     for line in inspect.cleandoc(doc or "").splitlines():
         indented = line.startswith("  ") and not line.lstrip().startswith("- ")
         if indented != code and line.strip():
-            lines += ["```text" if indented else "```", *([] if indented else [""])]
-            if indented and len(lines) > 1 and lines[-2].strip():
-                lines.insert(-1, "")
+            lines += ["", "```text"] if indented else ["```", ""]
             code = indented
-        lines.append(line.removeprefix("  ") if code else _flags_as_code(line))
+        lines.append(line.removeprefix("  ") if code else re.sub(r"^(Time|Score|Setting):", r"\n**\1**:", line))
     text = "\n".join([*lines, *(["```"] if code else [])])
-    return re.sub(r"\n+```\n", "\n```\n", text)
+    return _flags_as_code(re.sub(r"\n+```\n", "\n```\n", text.replace("```text", "\n```text")))
 
 
-def _flags_as_code(line: str) -> str:
-    line = re.sub(r"(?<![`\w-])(--[a-z_.]+(?:=[\w./:*|-]*[\w*])?)", r"`\1`", line)
-    return re.sub(r"`[^`]*`|\[", lambda match: r"\[" if match[0] == "[" else match[0], line)
+def _flags_as_code(text: str) -> str:
+    """Returns Markdown with flags as code, and brackets that are not links."""
+
+    def outside_code(text: str) -> str:
+        text = re.sub(r"(?<![\w-])(--[a-z_.]+(?:=[\w./:*|-]*[\w*])?)", r"`\1`", text)
+        return re.sub(r"`[^`]*`|\[", lambda match: r"\[" if match[0] == "[" else match[0], text)
+
+    parts = re.split(r"(```.*?```|`[^`]*`)", text, flags=re.DOTALL)
+    return "".join(part if i % 2 else outside_code(part) for i, part in enumerate(parts))
 
 
 def _table(head: Sequence[str], rows: Any) -> list[str]:

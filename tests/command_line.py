@@ -42,8 +42,13 @@ def result(workdir: Path, metric: str) -> dict:
     return next(e for e in reversed(entries(workdir)) if any(f"{n}.".startswith(f"{metric}.") for n in e["metrics"]))
 
 
-def parsed(verb: str, *argv: str, positional: bool = False) -> flags.Arguments:
-    """Returns the parsed flags of a verb."""
+def flags_of(verb: str) -> flags.Flags:
+    """Returns the flags that a verb defines."""
     declared = flags.Flags()
     importlib.import_module(f"diffjax.cli.{verb}").define(declared)
-    return flags.parse(declared, [verb, *argv], positional=positional)
+    return declared
+
+
+def parsed(verb: str, *argv: str, positional: bool = False) -> flags.Arguments:
+    """Returns the parsed flags of a verb."""
+    return flags.parse(flags_of(verb), [verb, *argv], positional=positional)

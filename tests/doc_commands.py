@@ -34,6 +34,8 @@ NOT_RUN = {
     r"--coordinator=": "several processes; tests/cluster/test_multihost.py",
     r"--(inception|dinov2|lpips|perceptual_file)=": "needs published weights of a feature network",
     r"experiments/NAME\.py": "a pattern of commands",
+    r" encode |--config\.data\.name=latents": "encodes a whole data set, minutes; tests/cli/test_encode.py",
+    r" replay ": "needs a run that a failed step has ended; tests/test_faults.py",
     r"^(srun|gcloud)\b": "needs a cluster",
 }
 PUBLISHED = "needs published weights; tests/conversion imports tiny ones"
@@ -138,6 +140,7 @@ def _of_block(path: Path, number: int, block: list[str], reason: str | None) -> 
 
 # Runs that a page uses and does not train.
 _TRAINED = {
+    "runs/averages": "configs/digits.py --config.train.ema_lengths=0.05,0.1",
     "runs/dalle": "configs/dalle_shapes.py",
     "runs/dalle_shapes": "configs/dalle_shapes.py",
     "runs/clip": "configs/clip_shapes.py",
@@ -148,6 +151,7 @@ _TRAINED = {
     "runs/vqvae_fashion": "configs/vqvae.py:fashion_mnist",
     "runs/vqvae2": "configs/vqvae2.py",
     "runs/vqvae2_fashion": "configs/vqvae2.py:fashion_mnist",
+    "runs/pca": "configs/pca.py --config.clip=runs/clip",
     "runs/fashion_mnist": "configs/ddpm_fashion_mnist.py",
     "runs/classifier_digits": "configs/classifier_digits.py",
     "runs/unclip": "configs/unclip_shapes.py",
@@ -185,7 +189,7 @@ _DATA = {  # in the place of data sets that are not prepared
     "emoji": {"name": "shapes"},
     "folder": {"dir": "images"},
 }
-_CAPS = {"num": 8, "best_of": 8, "ode_steps": 2, "terms": 4, "candidates": 2, "samples": 4}
+_CAPS = {"num": 20, "best_of": 20, "ode_steps": 2, "terms": 4, "candidates": 2, "samples": 4}
 _FILES = {"image": "image.png", "initial_image": "image.png", "mask": "image.png", "prompts": "prompts.txt"}
 _RUN_FLAGS = ("workdir", "classifier", "weak", "clip", "codec")
 
@@ -224,14 +228,18 @@ class Runner:
         for name in ("config.codec", "config.clip", "config.base", "config.train.start"):
             if flags.get(name, "").startswith("runs/"):
                 self._require(flags[name])
+        if verb == "compare":
+            for run in (word for word in words if word.startswith("runs/")):
+                sweep = ["sweep", f"--workdir={run}", "--metrics=fd_pixels", "--steps=2", "--num=4"]
+                assert (Path(run) / "results").exists() or cli.main(["launch.py", *sweep]) == 0
         if verb == "import":
             self._export_source(Path("source"))
             words = ["--source=source", *(word for word in words if not word.startswith("--source="))]
-        if verb in ("train", "encode", "benchmark"):
+        if verb in ("train", "benchmark"):
             words = self._tiny(verb, words, "JAX_NUM_CPU_DEVICES" in command.text)
-        if verb in ("sample", "sweep", "evaluate", "encode") and "batch_size" not in flags:
-            words.append("--batch_size=8")
-        if verb == "train":
+        if verb in ("sample", "sweep", "evaluate") and "batch_size" not in flags:
+            words.append("--batch_size=20")
+        if verb == "train" and "workdir" in flags:
             return self._train(words)
         return cli.main(["launch.py", verb, *words])
 
@@ -245,7 +253,7 @@ class Runner:
             elif text == "RUN" or word == "RUN":
                 text = "runs/digits"
             elif name in _CAPS and text.isdigit():
-                text = str(min(int(text), _CAPS[name]))
+                text = str(min(int(text), 4 if name == "num" and argv[0] == "sample" else _CAPS[name]))
             elif name.startswith("config.data.dir"):
                 text = "images" if text in ("DIR", "IMAGES") else text
             text = text.replace("runs/NAME", "runs/glide_shapes").replace("=hub:google/ddpm-cifar10-32", "=source")
@@ -255,10 +263,9 @@ class Runner:
     def _require(self, workdir: str) -> None:
         run = next((run for run in _TRAINED if f"{workdir}/".startswith(f"{run}/")), workdir)
         if not Path(workdir).exists() and workdir.startswith("runs/"):
-            config = _TRAINED.get(run, "configs/digits.py")
-            words = [f"--config={config}", f"--workdir={run}"]
-            codec = "runs/vqvae" if "prior_" in config else ""
-            words += [f"--config.codec={codec}"] * bool(codec)
+            words = [f"--workdir={run}", *f"--config={_TRAINED.get(run, 'configs/digits.py')}".split()]
+            for word in words[2:]:
+                self._require(word.partition("=")[2])
             assert self._train(self._tiny("train", words, False)) == 0, words
 
     def _train(self, words: list[str]) -> int:
@@ -269,7 +276,7 @@ class Runner:
             shutil.copytree(self._trained[key], workdir, symlinks=True)
             return 0
         code = cli.main(["launch.py", "train", *words])
-        if not code and standalone:
+        if not code and standalone and key not in self._trained:
             copy = self.folder / f"trained_{len(self._trained)}"
             self._trained[key] = Path(shutil.copytree(workdir, copy, symlinks=True))
         return code

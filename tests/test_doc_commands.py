@@ -5,7 +5,6 @@ The exceptions, with their reasons, are `NOT_RUN` of doc_commands.py and the mar
 
 import collections
 import importlib
-import re
 
 import pytest
 
@@ -27,7 +26,7 @@ for command in COMMANDS:
     if command.argv and not command.reason:
         RUN[command.page].append(command)
 AXES = {"sampler": samplers, "grid": time_grids, "threshold": clipping}
-PLACEHOLDER = re.compile(r"--num=N$|--(metrics=NAME.*|experiment=experiments/NAME.py)$")
+PLACEHOLDER = "--experiment=experiments/NAME.py"
 
 
 def test_commands_are_found_on_all_kinds_of_pages():
@@ -61,7 +60,7 @@ def test_every_command_is_valid(monkeypatch):
 def check(argv: list[str]) -> None:
     """Raises an error if a verb, flag, config, override, experiment, metric or setting does not exist."""
     assert argv[0] in cli.VERBS, argv[0]
-    words = [word for word in argv if not PLACEHOLDER.match(word)]
+    words = [word for word in argv if word != PLACEHOLDER]
     arguments = parsed(*words, positional=hasattr(importlib.import_module(f"diffjax.cli.{argv[0]}"), "POSITIONAL"))
     config = getattr(arguments, "config", None) if "config" in arguments.values else None
     if config and config.startswith("configs/"):

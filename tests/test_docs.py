@@ -13,8 +13,10 @@ from diffjax import evaluation, reproduce
 from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import ddim_step, log_snr
+from diffjax.registry import choices
 from diffjax.reproduce import plan
-from tests import tiny
+from diffjax.runs.config_fields import documented_fields
+from tests import command_line, tiny
 
 DOCS = tiny.ROOT / "docs"
 
@@ -53,12 +55,32 @@ def test_every_example_of_the_python_page_runs(trained_runs, tmp_path, monkeypat
     assert scope["images"].shape == (4, 8, 8, 1)
 
 
-@pytest.mark.parametrize("page", ["combinations", "experiments"])
-def test_generated_pages_are_up_to_date(page):
-    spec = importlib.util.spec_from_file_location(page, DOCS / f"{page}.py")
+def script(name: str):
+    """Returns a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main() == (DOCS / f"{page}.md").read_text()
+    return module
+
+
+@pytest.mark.parametrize("page", ["combinations", "experiments"])
+def test_generated_pages_are_up_to_date(page):
+    assert script(page).main() == (DOCS / f"{page}.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_flag_field_and_choice():
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    hooks = script("hooks")
+    for section in re.split(r"^## ", hooks.commands(), flags=re.MULTILINE)[1:]:
+        verb, _, text = section.partition("\n")
+        for name in command_line.flags_of(verb):
+            assert re.search(rf"^\| `--{name}[=`]", text, re.MULTILINE), (verb, name)
+    fields = hooks.config_fields()
+    assert all(f"| `{name}` |" in fields for name in documented_fields())
+    listed = hooks.choices_of_diffusion()
+    assert all(f"[`{name}`]" in listed for module in (samplers, noise_schedules) for name in choices(module))
 
 
 def test_the_example_experiment_is_valid():
@@ -84,7 +106,6 @@ def test_every_metric_is_listed():
 
 def test_every_choice_is_listed():
     from diffjax.diffusion import clipping, loss_weighting, losses, parameterizations, time_sampling, variance
-    from diffjax.registry import choices
 
     text = (DOCS / "diffusion.md").read_text()
     for module in (
