@@ -62,7 +62,7 @@ def build(engine: Engine, root: Path, grace: float = 60.0) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 Compare(page, generate)
             with gr.Tab("History", id="history") as tab:
-                History(page, generate, tab)
+                History(page, generate, edit, tab)
         columns = [*generate.columns, *explore.columns, *edit.columns]
 
         def select(name: str) -> list[Any]:

@@ -19,6 +19,9 @@ from diffjax.demo.capabilities import Capabilities
 _SIZES = ((1, "20rem"), (4, "12rem"), (16, "7rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"
 
+# Buttons under an image of the history: text, and description before its number.
+ACTIONS = {"reuse": ("Reuse", "Use the settings of image"), "edit": ("Edit", "Edit image")}
+
 
 class Figure(NamedTuple):
     """An image of the page.
@@ -56,16 +59,16 @@ def text(value: object) -> str:
     return html.escape(str(value))
 
 
-def figure(item: Figure, *, can_restore: bool = False) -> str:
-    """Returns a figure: the image as a button that enlarges it, its caption, and links to save and to reuse it."""
+def figure(item: Figure, *, has_actions: bool = False) -> str:
+    """Returns a figure: the image as a button that enlarges it, its caption, and links to save it and to use it."""
     caption = f"<span>{text(item.caption)}</span>" * bool(item.caption)
     if item.download:
         name = text(item.download)
         caption += f'<a href="{text(item.source)}" download="{name}" aria-label="Save {text(item.alt)}">Save</a>'
-    if can_restore and item.number:
+    for action, (name, label) in ACTIONS.items() if has_actions and item.number else ():
         caption += (
-            f'<button type="button" class="restore" data-number="{item.number}" '
-            f'aria-label="Use the settings of image {item.number}">Reuse</button>'
+            f'<button type="button" class="action" data-action="{action}" data-number="{item.number}" '
+            f'aria-label="{label} {item.number}">{name}</button>'
         )
     return (
         f'<figure><button type="button" class="enlarge" data-details="{text(item.details)}" '
@@ -74,7 +77,7 @@ def figure(item: Figure, *, can_restore: bool = False) -> str:
     )
 
 
-def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str = "", can_restore: bool = False) -> str:
+def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str = "", has_actions: bool = False) -> str:
     """Returns images in `columns` columns; 0: in as many as fit, where fewer images are larger.
 
     `size` is the width of an image in CSS; "": that of its column.
@@ -82,7 +85,7 @@ def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str =
     if not items:
         return ""
     width = next((width for count, width in _SIZES if len(items) <= count), _SMALLEST)
-    figures = "".join(figure(item, can_restore=can_restore) for item in items)
+    figures = "".join(figure(item, has_actions=has_actions) for item in items)
     layout = f"--columns: {columns}" if columns else f"--width: {width}"
     layout += f"; max-width: {size}" * bool(size)
     kind = "images rows" if columns else "images"

@@ -229,6 +229,10 @@ def test_the_history_gives_the_settings_back(page):
     expect(images(page)).to_have_count(2)
     page.get_by_role("button", name="Use the settings of image 1").click()
     expect(page.get_by_text("Generate has the settings of image 1")).to_be_visible()
+    page.get_by_role("button", name="Edit image 2").click()
+    expect(page.get_by_text("Edit has image 2")).to_be_visible()
+    tab(page, "Edit")
+    expect(page.get_by_text("as the run sees it, 8 x 8")).to_be_visible()
     tab(page, "Generate")
     assert page.get_by_label("Seed", exact=True).locator("visible=true").first.input_value() == "7"
 

@@ -310,7 +310,7 @@ def test_a_trajectory_has_a_frame_per_step():
 
 def test_html_of_users_text_is_escaped():
     text = "<script>\"'&{{x}}${1+1}"
-    figure = html.figure(Figure("a.png", text, text, text, text, 1), can_restore=True)
+    figure = html.figure(Figure("a.png", text, text, text, text, 1), has_actions=True)
     for shown in (
         figure,
         html.error(text),
