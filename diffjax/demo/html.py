@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffjax.demo.capabilities import Capabilities
 
-_SIZES = ((1, "20rem"), (4, "12rem"), (16, "7rem"))  # least width of an image by the largest number of images
+_SIZES = ((1, "20rem"), (4, "12rem"), (16, "6.5rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"
 
 # Buttons under an image of the history: text, and description before its number.
