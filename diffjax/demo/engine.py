@@ -11,24 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax import numpy as jnp
 from jaxtyping import Float, UInt8
 
 from diffjax import io
 from diffjax.demo.capabilities import EDITS, Capabilities, capabilities_of, image_stages
-from diffjax.diffusion.noise import Noise, initial_std, perturb
 from diffjax.errors import UserError, collected_messages, unknown
 from diffjax.inference import edits, image_grids
 from diffjax.inference.image_grids import Grid, Layout
 from diffjax.inference.sample_flags import SampleFlags
 from diffjax.inference.sample_requests import PATHS, Request, RunSampler, Samples, check_files
 from diffjax.inference.sampler_runner import Listener
-from diffjax.models.capabilities import is_pipeline
-from diffjax.models.diffusion.data_space import PixelSpace
-from diffjax.models.diffusion.model import DiffusionModel
-from diffjax.models.images import to_grey_levels, to_unit_range
 from diffjax.models.observation import ObservedStep, Progress
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.runs.config_files import to_json
@@ -38,8 +31,10 @@ from diffjax.runs.workdir import Workdir
 __all__ = ["EDITS", "Capabilities", "Engine", "PlotResult", "Result", "Step", "Stopped", "Trajectory"]
 
 MAX_TRAJECTORY = 16  # images of a trajectory
+MAX_BYTES = 2**30  # size of a trajectory
 MAX_CELLS = 100  # cells of a plot
 _CAPACITIES = (250, 1000)  # numbers of steps that time grids are padded to, so that fewer steps compile nothing
+_BYTES_PER_PIXEL = 12  # and step of a trajectory: two floats, and four grey levels
 _MAX_LOADED = 4  # runs with their guidance models that stay in memory
 _OF_ENGINE = ("workdir", "out", "from")  # flags that a request does not set
 _OF_MODELS = ("checkpoint", "ema_length", "codec", "classifier", "weak")  # flags that select what is loaded
@@ -255,10 +250,18 @@ class Engine:
                 raise UserError(f"{name}: a trajectory requires a diffusion model (this run: system={system})")
             observer = _Recording(stages[0], stop)
             result = self._result(parsed, self._command(name, flags), observer)
-            x_t, x_0, eps = observer.images()
-            times, alphas, sigmas = np.array([(step.t, step.alpha, step.sigma) for step in observer.levels]).T
-            forward = _forward_process(sampler, stages[0], x_0[-1], Noise(times, alphas, sigmas))
-        return Trajectory(stages[0], times, alphas, sigmas, x_t, x_0, eps, forward, result)
+            times, alphas, sigmas, x_t, x_0 = observer.steps()
+            alpha, sigma = (level.reshape(-1, *[1] * (x_t.ndim - 1)) for level in (alphas, sigmas))  # [K, 1, ...]
+            std = np.sqrt(alpha**2 + sigma**2)
+            eps = np.random.default_rng(0).standard_normal(x_0.shape[1:])
+            data = {
+                "x_t": x_t / std,
+                "x_0": x_0,
+                "eps": (x_t - alpha * x_0) / sigma,
+                "forward": (alpha * x_0[-1] + sigma * eps) / std,
+            }
+            images = {name: _decode(sampler, stages[0], values) for name, values in data.items()}
+        return Trajectory(stages[0], times, alphas, sigmas, **images, result=result)
 
     def plot(
         self,
@@ -437,9 +440,9 @@ class _Observation:
     def _receive(self, step: ObservedStep) -> None:
         """Called with the images of a step."""
 
-    def _in_request(self, images: UInt8[np.ndarray, "B H W C"]) -> UInt8[np.ndarray, "n H W C"]:
-        """Returns the images of a batch without those that pad it."""
-        return images[: self._total - self._finished]
+    def _in_request(self, examples: np.ndarray) -> np.ndarray:
+        """Returns the examples [n, ...] of a batch [B, ...] without those that pad it."""
+        return examples[: self._total - self._finished]
 
 
 class _Previews(_Observation):
@@ -455,7 +458,7 @@ class _Previews(_Observation):
         super().begin(sampler, request)
         self._stages = image_stages(sampler.model)
         self._steps_per_batch = _num_loop_steps(request.settings)
-        self._batches = math.ceil(request.total / min(request.flags.batch_size, request.total))
+        self._batches = math.ceil(request.total / request.batch_size)
 
     def finish_batch(self, count: int) -> None:
         super().finish_batch(count)
@@ -474,7 +477,7 @@ class _Previews(_Observation):
         return is_due
 
     def _receive(self, step: ObservedStep) -> None:
-        self._report(step.progress, self._in_request(step.x_0))
+        self._report(step.progress, self._in_request(step.images))
 
     def _report(self, progress: Progress, images: UInt8[np.ndarray, "n H W C"]) -> None:
         assert self._on_step is not None
@@ -497,6 +500,11 @@ class _Recording(_Observation):
             raise UserError(
                 f"--num={request.total}: a trajectory has at most {MAX_TRAJECTORY} images; lower --num or --best_of"
             )
+        stages = request.settings.stages
+        steps = (stages[self._stage] if stages else request.settings).num_steps
+        size = _BYTES_PER_PIXEL * steps * request.total * sampler.model.output_size**2 * sampler.trained.spec.channels
+        if size > MAX_BYTES:
+            raise UserError(f"--steps={steps}: the trajectory has {size >> 20} MiB of images; lower --steps or --num")
 
     def _start(self, progress: Progress) -> bool:
         super()._start(progress)
@@ -505,18 +513,17 @@ class _Recording(_Observation):
     def _receive(self, step: ObservedStep) -> None:
         if step.progress.index == 1:
             self._batches.append([])
-        images = map(self._in_request, (step.x_t, step.x_0, step.eps))
-        self._batches[-1].append(ObservedStep(step.progress, step.t, step.alpha, step.sigma, *images))
+        x_t, x_0 = map(self._in_request, (step.x_t, step.x_0))
+        self._batches[-1].append(step._replace(x_t=x_t, x_0=x_0))
 
-    @property
-    def levels(self) -> list[ObservedStep]:
-        """Steps of the first batch, for their noise levels."""
-        return self._batches[0]
-
-    def images(self) -> tuple[UInt8[np.ndarray, "K n H W C"], ...]:
-        """Returns x_t, x_0 and eps."""
-        stacked = [[np.stack(values) for values in list(zip(*batch, strict=True))[4:]] for batch in self._batches]
-        return tuple(np.concatenate(batches, axis=1) for batches in zip(*stacked, strict=True))
+    def steps(self) -> tuple[np.ndarray, ...]:
+        """Returns t, alpha and sigma [K], x_t and x_0 [K, n, ...]."""
+        levels = (np.array([getattr(step, name) for step in self._batches[0]]) for name in ("t", "alpha", "sigma"))
+        data = (
+            np.concatenate([np.stack([getattr(step, name) for step in batch]) for batch in self._batches], axis=1)
+            for name in ("x_t", "x_0")
+        )
+        return *levels, *data
 
 
 def _check_stop(stop: threading.Event | None) -> None:
@@ -568,28 +575,9 @@ def _conditions(sampler: RunSampler, samples: Samples) -> tuple[list[int], list[
     return np.repeat(labels, keep).tolist(), [caption for caption in captions for _ in range(keep)]
 
 
-def _forward_process(
-    sampler: RunSampler, stage: str, images: UInt8[np.ndarray, "n H W C"], levels: Noise
-) -> UInt8[np.ndarray, "K n H W C"]:
-    """Returns samples q(x_t | x_0) of images at each level, with one noise per image, on the scale of x_t."""
-    model, variables = sampler.trained.system, sampler.trained.variables
-    if is_pipeline(model):
-        model, variables = model.stages[stage].model, variables["frozen"][stage]
-    assert isinstance(model, DiffusionModel)
-    space = model.data_space
-
-    @jax.jit
-    def noised(variables: Any, images: Any, levels: Noise) -> jax.Array:
-        images = to_unit_range(images)
-        x_0 = images if isinstance(space, PixelSpace) else space.encode(variables, images)
-        eps = jax.random.normal(jax.random.key(0), x_0.shape)
-
-        def at_level(level: Noise) -> jax.Array:
-            return to_grey_levels(space.decode(variables, perturb(x_0, eps, level) / initial_std(level)))
-
-        return jax.lax.map(at_level, levels)
-
-    return np.asarray(noised(variables, images, Noise(*(jnp.asarray(level, jnp.float32) for level in levels))))
+def _decode(sampler: RunSampler, stage: str, x: Float[np.ndarray, "K n ..."]) -> UInt8[np.ndarray, "K n H W C"]:
+    images = sampler.decode(stage, x.reshape(-1, *x.shape[2:]).astype(np.float32))
+    return images.reshape(*x.shape[:2], *images.shape[1:])
 
 
 def _config_hash(config: Any) -> str:

@@ -38,12 +38,12 @@ class SampleGrid(NamedTuple):
 
     Attributes:
       prompts: conditions of the samples.
-      seeds: one integer per sample.
+      seeds: one integer per sample; None: those that follow --seed.
       layout: rows, columns and their labels.
     """
 
     prompts: Prompts
-    seeds: np.ndarray
+    seeds: np.ndarray | None
     layout: Layout
 
 

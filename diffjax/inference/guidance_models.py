@@ -36,25 +36,30 @@ def attach_guidance_models(trained: Run, flags: Mapping[str, Any]) -> tuple[Gene
             f"--workdir={trained.workdir.path}: system={trained.config.system} does not sample images"
             + f"; {advice}" * bool(advice)
         )
-    check_capabilities(flags, trained, GUIDANCE_FLAGS)
-    if flags.get("classifier") and is_text_conditioned(trained.system):
-        raise UserError("--classifier: is not supported for text-conditioned runs; remove it")
+    check_guidance_flags(trained, flags)
     guides = {name: load(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
     for name, guide in guides.items():
         _check_guide(name, guide, trained)
+    if not guides:
+        return trained.system, trained.variables
+    models: dict[str, Any] = {name: guide.system for name, guide in guides.items()}
+    model = guided(cast(DiffusionModel, trained.system), **models)
+    return model, {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
+
+
+def check_guidance_flags(trained: Run, flags: Mapping[str, Any]) -> None:
+    """Raises UserError for flags of guidance that the run does not support, or that require another flag."""
+    check_capabilities(flags, trained, GUIDANCE_FLAGS)
+    if flags.get("classifier") and is_text_conditioned(trained.system):
+        raise UserError("--classifier: is not supported for text-conditioned runs; remove it")
     for name in ("classifier", "weak"):
-        if flags.get(f"{name}_scale") is not None and name not in guides:
+        if flags.get(f"{name}_scale") is not None and not flags.get(name):
             raise UserError(f"--{name}_scale: requires --{name}=RUN; add it")
     if flags.get("clip_scale") is not None and trained.config.system != "glide":
         raise UserError(
             "--clip_scale: requires a pipeline with a noised_clip stage, system=glide "
             f"(this run: system={trained.config.system})"
         )
-    if not guides:
-        return trained.system, trained.variables
-    models: dict[str, Any] = {name: guide.system for name, guide in guides.items()}
-    model = guided(cast(DiffusionModel, trained.system), **models)
-    return model, {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
 
 
 def _check_guide(name: str, guide: Run, trained: Run) -> None:

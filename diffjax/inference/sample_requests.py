@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from diffjax import __version__, io
 from diffjax.errors import UserError, note
 from diffjax.inference import edits, image_grids
-from diffjax.inference.batching import limit_batch_size
-from diffjax.inference.guidance_models import attach_guidance_models
+from diffjax.inference.batching import BatchedFunction, DataParallelMap, limit_batch_size
+from diffjax.inference.guidance_models import attach_guidance_models, check_guidance_flags
 from diffjax.inference.image_grids import Layout
 from diffjax.inference.overrides import SettingsFactory, single_setting
 from diffjax.inference.prompts import (
@@ -31,6 +31,8 @@ from diffjax.inference.reranking import Reranker, best_of, prepare_reranking
 from diffjax.inference.sample_flags import SampleFlags, check_sample_flags, is_variation
 from diffjax.inference.sampler_runner import Listener, SampleRunner
 from diffjax.models.capabilities import is_pipeline, is_text_conditioned
+from diffjax.models.diffusion.model import DiffusionModel
+from diffjax.models.images import to_grey_levels
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.pretrained import clip_checkpoint
 from diffjax.runs.checkpoint_files import list_steps
@@ -41,6 +43,8 @@ from diffjax.runs.workdir import Workdir
 
 # Flags of files and folders.
 PATHS = ("workdir", "classifier", "weak", "clip", "codec", "prompts", "image", "initial_image", "mask")
+
+_DECODED_AT_ONCE = 16  # images per batch of `RunSampler.decode`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Request:
       settings: sampling settings.
       prompts: conditions of the samples.
       layout: rows and columns of the grid of the images.
+      batch_size: number of samples per batch.
       seeds: seed of each sample; None: those of `best_of`.
       candidates: number of samples per prompt.
       keep: number of samples to keep per prompt.
@@ -81,6 +86,7 @@ class Request:
     settings: SamplingSettings
     prompts: Prompts
     layout: Layout
+    batch_size: int
     seeds: np.ndarray | None = None
     candidates: int = 1
     keep: int = 1
@@ -111,6 +117,7 @@ class RunSampler:
         self.model, self.variables = attach_guidance_models(self.trained, flags)
         check_samples_images(self.trained)
         self._runners: dict[int, SampleRunner] = {}
+        self._decoders: dict[str, BatchedFunction] = {}
 
     @property
     def compilations(self) -> int:
@@ -128,25 +135,31 @@ class RunSampler:
         Raises:
           UserError: flags that exclude one another, or that the run does not support.
         """
+        check_guidance_flags(self.trained, flags.values)
         check_sample_flags(flags, self.trained)
         settings = SettingsFactory(self.model, self.trained.config.sampler)(capacity, **overrides(flags))
         if is_variation(flags, self.trained):
-            return self._request_of(edits.variations(flags, self.trained, settings), flags, settings)
+            return self._request(flags, settings, edits.variations(flags, self.trained, settings))
         prompts, keep = sample_prompts(self.trained, self.model.classes, flags.num, captions, flags.label)
         prompts = with_numbers(self.trained, prompts, _numbers(flags))
         candidates, reranker = prepare_reranking(
             self.trained, captions, keep, flags.best_of, clip=flags.clip, batch_size=flags.batch_size
         )
         if flags.interpolate:
-            return self._request_of(edits.interpolate_latents(flags, self.trained, settings, prompts), flags, settings)
+            grid = edits.interpolate_latents(flags, self.trained, settings, prompts)
+            return self._request(flags, settings, grid)
         prompts = edits.with_image(flags, self.trained, prompts)
-        layout = self._layout(flags, prompts, keep)
-        self._note_rounding(flags, settings)
-        return Request(flags, settings, prompts, layout, None, candidates, keep, reranker)
+        grid = edits.SampleGrid(prompts, None, self._layout(flags, prompts, keep))
+        return self._request(flags, settings, grid, candidates=candidates, keep=keep, reranker=reranker)
 
-    def _request_of(self, grid: edits.SampleGrid, flags: SampleFlags, settings: SamplingSettings) -> Request:
+    def _request(
+        self, flags: SampleFlags, settings: SamplingSettings, grid: edits.SampleGrid, **reranking: Any
+    ) -> Request:
+        """Returns a request; prints notes of values that are rounded."""
         self._note_rounding(flags, settings)
-        return Request(flags, settings, grid.prompts, grid.layout, grid.seeds)
+        total = reranking.get("candidates", 1) * grid.prompts.size
+        size = limit_batch_size(flags.batch_size, total, is_given="batch_size" in flags.given_flags)
+        return Request(flags, settings, grid.prompts, grid.layout, size, grid.seeds, **reranking)
 
     def sample(
         self,
@@ -160,8 +173,7 @@ class RunSampler:
         Args:
           progress, listener: see SampleRunner.
         """
-        flags, prompts = request.flags, request.prompts
-        size = limit_batch_size(flags.batch_size, request.total, is_given="batch_size" in flags.given_flags)
+        prompts, size = request.prompts, request.batch_size
         if size not in self._runners:
             self._runners[size] = SampleRunner(self.model, batch_size=size)
         runner = self._runners[size]
@@ -169,9 +181,27 @@ class RunSampler:
         if request.seeds is not None:
             images = runner(self.variables, request.seeds, prompts.conditions, request.settings, **options)
             return Samples(images, request.seeds, prompts, None, request.layout)
-        options |= {"candidates": request.candidates, "keep": request.keep, "seed": flags.seed}
+        options |= {"candidates": request.candidates, "keep": request.keep, "seed": request.flags.seed}
         best = best_of(runner, self.variables, prompts, request.settings, request.reranker, **options)
         return Samples(best.images, best.seeds, prompts, best.scores, request.layout)
+
+    def decode(self, stage: str, x: Float[np.ndarray, "N ..."]) -> UInt8[np.ndarray, "N H W C"]:
+        """Returns images of data, such as the latents of an `ObservedStep`.
+
+        Args:
+          stage: pipeline stage of a diffusion model; "" for other models.
+        """
+        model, variables = self.trained.system, self.trained.variables
+        if is_pipeline(model):
+            model, variables = model.stages[stage].model, variables["frozen"][stage]
+        if not isinstance(model, DiffusionModel):
+            raise ValueError(f"{stage or self.trained.config.system} is not a diffusion model")
+        decode = model.data_space.decode
+        if stage not in self._decoders:
+            self._decoders[stage] = DataParallelMap(_DECODED_AT_ONCE).compile(
+                lambda variables, x: to_grey_levels(decode(variables, x)), "the decoder"
+            )
+        return self._decoders[stage](variables, x)
 
     def recorder(self, request: Request, seeds: np.ndarray, command: str) -> Callable[[int | None], dict[str, Any]]:
         """Returns a function from the index of a sample (None: the grid of all) to the settings to store in its image.

@@ -13,10 +13,10 @@ import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
 from jax.experimental import io_callback
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, eps_from_x0, initial_std
+from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.sampling import Observe
 from diffjax.models.images import to_grey_levels
 from diffjax.typing import Images
@@ -42,18 +42,18 @@ class ObservedStep(NamedTuple):
     Attributes:
       progress: the step.
       t, alpha, sigma: noise level before the step.
-      x_t: noised images, divided by the standard deviation of noised data of unit variance.
-      x_0: estimates of the images.
-      eps: estimates of the noise.
+      x_t: noised data, before the step.
+      x_0: estimates of the clean data.
+      images: estimates of the images, decoded from x_0.
     """
 
     progress: Progress
     t: float
     alpha: float
     sigma: float
-    x_t: UInt8[np.ndarray, "B H W C"]
-    x_0: UInt8[np.ndarray, "B H W C"]
-    eps: UInt8[np.ndarray, "B H W C"]
+    x_t: Float[np.ndarray, "B ..."]
+    x_0: Float[np.ndarray, "B ..."]
+    images: UInt8[np.ndarray, "B H W C"]
 
 
 class Answer(NamedTuple):
@@ -105,10 +105,9 @@ class Observer:
         def start(index: np.ndarray, total: np.ndarray) -> np.ndarray:
             return np.array(self.start(Progress(self.stage, int(index), int(total))), bool)
 
-        def receive(index, total, noise, x_t, x_0, eps) -> np.ndarray:
-            images = (np.asarray(image) for image in (x_t, x_0, eps))
+        def receive(index, total, noise, *arrays) -> np.ndarray:
             progress, (t, alpha, sigma) = Progress(self.stage, int(index), int(total)), map(float, noise)
-            return np.array(self.receive(ObservedStep(progress, t, alpha, sigma, *images)))
+            return np.array(self.receive(ObservedStep(progress, t, alpha, sigma, *map(np.asarray, arrays))))
 
         def observe(i: Int[Array, ""], x: Array, noise: Noise) -> Bool[Array, ""]:
             progress = i + 1 - begin, jnp.asarray(steps - begin)
@@ -120,9 +119,8 @@ class Observer:
 
             def send() -> Bool[Array, ""]:
                 x_0 = denoise(x, noise).x0
-                images = x / initial_std(noise), x_0, eps_from_x0(x, x_0, noise)
-                grey = [to_grey_levels(to_images(image)) for image in images]
-                return io_callback(receive, jax.ShapeDtypeStruct((), bool), *progress, noise, *grey)
+                images = to_grey_levels(to_images(x_0))
+                return io_callback(receive, jax.ShapeDtypeStruct((), bool), *progress, noise, x, x_0, images)
 
             return stops | lax.cond(answer.wants_images, send, lambda: jnp.array(False))
 
