@@ -66,8 +66,8 @@ def main(run: str, chromium: str | None) -> None:
         save(page, "generate", 1000)
 
         tab(page, "Explore")
-        fill(page, "Columns: values", "2, 5, 10, 20, 50")
-        fill(page, "Rows: values", "1, 2, 4")
+        fill(page, "Columns: values, separated by commas", "2, 5, 10, 20, 50")
+        fill(page, "Rows: values, separated by commas", "1, 2, 4")
         click(page, "Sample the table")
         expect(page.locator(".image_table img").first).to_be_visible(timeout=PATIENCE)
         save(page, "explore", 1060)

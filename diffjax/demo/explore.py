@@ -87,7 +87,7 @@ class Explore:
                     selected = first[axis] or options[0] if options else None
                     setting = gr.Dropdown(options, value=selected, label=f"{axis}: setting")
                     text = suggested_values(settings[selected]) if selected in settings else ""
-                    values = gr.Textbox(text, label=f"{axis}: values", info="separated by commas", max_length=500)
+                    values = gr.Textbox(text, label=f"{axis}: values, separated by commas", max_length=500)
                     suggest = lambda selected: suggested_values(settings[selected]) if selected in settings else ""  # noqa: E731
                     setting.change(suggest, setting, values, **AT_ONCE)
                     components += [setting, values]

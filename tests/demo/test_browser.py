@@ -166,8 +166,8 @@ def test_an_image_is_enlarged_by_the_keyboard_and_saved_with_its_settings(page, 
 
 def test_explore_shows_a_table_and_a_trajectory(page):
     tab(page, "Explore")
-    fill(page, "Columns: values", "2, 4")
-    fill(page, "Rows: values", "1, 2, 3")
+    fill(page, "Columns: values, separated by commas", "2, 4")
+    fill(page, "Rows: values, separated by commas", "1, 2, 3")
     page.get_by_role("button", name="Sample the table").click()
     expect(images(page, ".image_table")).to_have_count(6, timeout=PATIENCE)
     expect(page.get_by_role("columnheader", name="4", exact=True)).to_be_visible()
