@@ -40,6 +40,7 @@ def save(page: Page, name: str, height: int) -> None:
     """Saves the top of the page with a palette, to keep the file small."""
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
     page.mouse.move(0, 0)
+    page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(700)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     path = FIGURES / f"demo_{name}.png"

@@ -18,6 +18,7 @@ from diffjax.demo.capabilities import Capabilities
 
 _SIZES = ((1, "20rem"), (4, "12rem"), (16, "6.5rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"
+SAME_IMAGES = "Command that samples the same images"  # label of a command
 
 # Buttons under an image of the history: text, and description before its number.
 ACTIONS = {"reuse": ("Reuse", "Use the settings of image"), "edit": ("Edit", "Edit image")}
@@ -138,6 +139,15 @@ def status(message: str, fraction: float | None = None) -> str:
 
 def error(message: str) -> str:
     return f'<div class="status error" role="alert"><span>{text(message)}</span></div>'
+
+
+def command(commands: str, label: str = SAME_IMAGES) -> str:
+    """Returns commands, one per line, with a button that copies them."""
+    return (
+        f'<section class="command" aria-label="{text(label)}"><header><span>{text(label)}</span>'
+        f'<button type="button" class="copy">Copy</button></header>'
+        f'<pre tabindex="0"><code>{text(commands)}</code></pre></section>'
+    )
 
 
 def notes(messages: Iterable[str]) -> str:

@@ -133,7 +133,7 @@ def test_images_are_shown_and_in_the_history_with_their_settings(tmp_path):
     updates = list(output.sample(this, session, "digits", {"num": "3", "seed": "5"}))
     status, images, command = updates[-1]
     assert "3 images in 1.0 s" in status and images.count("<figure>") == 3
-    assert command["value"] == "python launch.py sample --num=3 --seed=5"
+    assert "<code>python launch.py sample --num=3 --seed=5</code>" in command
     assert [entry.caption for entry in session.history] == ["0 · seed 5", "1 · seed 6", "2 · seed 7"]
     for i, entry in enumerate(session.history):
         assert (np.asarray(Image.open(entry.path)) == 5 + i).all()
@@ -316,6 +316,7 @@ def test_html_of_users_text_is_escaped():
         html.error(text),
         html.status(text),
         html.notes([text]),
+        html.command(text),
         html.table([], [text], [text], text),
     ):
         assert "<script>" not in shown and standard_html.escape(text) in shown
