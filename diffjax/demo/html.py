@@ -117,10 +117,16 @@ def table(
 def heading(capabilities: Capabilities) -> str:
     """Returns the heading of the page, with a line about a run."""
     side, classes = capabilities.image_size, len(capabilities.class_names) or capabilities.classes
-    parts = [capabilities.system, f"{side} x {side} pixels", f"{capabilities.num_parameters:,} parameters"]
+    parts = [capabilities.system, f"{side} x {side} pixels", f"{short_number(capabilities.num_parameters)} parameters"]
     parts += [f"{classes} classes"] * bool(classes) + ["text-conditioned"] * capabilities.text
     parts += [f"step {capabilities.step:,}"] * bool(capabilities.step)
     return f"<h1>diffjax</h1><p>{text(' · '.join(parts))}</p>"
+
+
+def short_number(value: int) -> str:
+    """Returns a number with three digits: 756K, 35.7M."""
+    scale, suffix = next(((s, name) for s, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if value >= s), (1, ""))
+    return f"{value / scale:.3g}{suffix}"
 
 
 def placeholder(message: str) -> str:

@@ -215,6 +215,7 @@ def test_edit_samples_from_an_upload_a_painted_mask_and_seeds(page, tmp_path):
     page.mouse.up()
     page.get_by_role("button", name="Edit", exact=True).click()
     expect(page.get_by_role("link", name="mask.png")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("2 images in")).to_be_visible(timeout=PATIENCE)
     page.get_by_label("Interpolation of seeds").check()
     page.get_by_role("button", name="Edit", exact=True).click()
     expect(images(page, ".images.rows")).to_have_count(16, timeout=PATIENCE)

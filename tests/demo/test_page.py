@@ -308,6 +308,11 @@ def test_a_trajectory_has_a_frame_per_step():
     assert 'max="4"' in shown
 
 
+@pytest.mark.parametrize(("value", "text"), [(12, "12"), (756_417, "756K"), (35_746_307, "35.7M"), (2e9, "2B")])
+def test_numbers_of_parameters_are_short(value, text):
+    assert html.short_number(value) == text
+
+
 def test_html_of_users_text_is_escaped():
     text = "<script>\"'&{{x}}${1+1}"
     figure = html.figure(Figure("a.png", text, text, text, text, 1), has_actions=True)
