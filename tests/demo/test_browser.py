@@ -339,3 +339,26 @@ def test_every_control_has_a_name(browser, slow_address):
             page.wait_for_timeout(300)
             assert page.evaluate(names) == [], name
         assert page.evaluate("[...document.images].every((image) => image.alt)")
+
+
+def test_every_kind_of_run_has_its_controls(browser, trained_runs):
+    from diffjax.cli.sample import parse_flags
+    from diffjax.demo.engine import Engine
+
+    workdirs = {name: str(trained_runs(name)) for name in ("gan", "vae", "dalle", "unclip_all", "glide")}
+    engine = Engine(list(workdirs.values()), parse_flags)
+    names = dict(zip(workdirs, engine.names, strict=True))
+    with app.serving(engine, port=None) as address, opened(browser, address) as page:
+        for kind, name in names.items():
+            if kind != "gan":  # the first
+                choose(page, "Run", name)
+            is_text = kind in ("dalle", "unclip_all", "glide")
+            expect(page.get_by_label("Prompt", exact=True).locator("visible=true")).to_have_count(int(is_text))
+            for part in ("Explore", "Edit", "Generate"):
+                tab(page, part)
+            fill(page, "Images", 2)
+            if is_text:
+                fill(page, "Prompt", "a small red circle")
+            if kind in ("gan", "glide"):
+                generate(page, 2)
+                expect(images(page)).to_have_count(2)
