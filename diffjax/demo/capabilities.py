@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from diffjax.models.capabilities import (
 )
 from diffjax.models.diffusion.data_space import PixelSpace
 from diffjax.models.diffusion.model import DiffusionModel
-from diffjax.registry import choices
+from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
+from diffjax.registry import choices, lookup
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.datasets import dataset_info
 
@@ -58,7 +60,8 @@ class Capabilities:
       settings: the run's default by flag, for the sampling settings that it supports, such as "steps".
       stages: the same for each stage of a pipeline, in the order of sampling; {} for other models. A flag that sets
         them has the form "base:50,upsampler:15".
-      choices: values by flag, for the settings whose value is a name: "sampler", "grid", "threshold", "prior".
+      choices: names by flag, for the settings whose value is a name: "sampler", "grid", "threshold", "prior". A value
+        in `settings` can have options, such as edm(churn=40).
       edits: names in EDITS.
       best_of: whether the run has a CLIP to rank samples by (flag "best_of").
       trajectory: whether `Engine.trajectory` is supported, and samples have previews.
@@ -150,9 +153,13 @@ def _defaults(model: Any, section: Mapping[str, Any]) -> dict[str, Any]:
         supported = values.keys() - (set() if getattr(model, "condition_dropout", 0) else {"guidance"})
         return {name: values[name] for name in SETTINGS if name in supported}
     values["grid"] = section.get("grid", "trailing")
+    sampler = lookup("sampler", samplers, section["name"], injected=INJECTED_ARGUMENTS)
+    if sampler.options.keys() - {"eta", "sigma_hat"}:  # options without a flag, such as edm(churn=40)
+        values["sampler"] = section["name"]
     if values.get("sigma_hat"):
         values["eta"] = "hat"
-    others = {"classifier_scale", "weak_scale", "clip_scale"}  # of models that guide
+    others = {"eta"} & sampler.options.keys() if values["sampler"] == section["name"] else set()
+    others |= {"classifier_scale", "weak_scale", "clip_scale"}  # of models that guide
     if not model.conditions.supports_guidance:
         others |= {name for name in SETTINGS if name.startswith("guidance")}
     if "low_res_image" not in model.required_inputs:
@@ -170,8 +177,11 @@ def _choices(model: GenerativeModel) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     if any(map(is_diffusion, stages)):
         in_pixels = any(isinstance(getattr(stage, "data_space", None), PixelSpace) for stage in stages)
+        # Without grids whose times are listed, such as sections(3,2).
+        kinds = {name: signature(grid).parameters.values() for name, grid in choices(time_grids).items()}
+        grids = [name for name, kind in kinds.items() if all(p.kind is not p.VAR_POSITIONAL for p in kind)]
         thresholds = list(choices(clipping)) if in_pixels else ["none"]
-        names |= {"sampler": list(choices(samplers)), "grid": list(choices(time_grids)), "threshold": thresholds}
+        names |= {"sampler": list(choices(samplers)), "grid": grids, "threshold": thresholds}
     if is_pipeline(model) and "prior" in model.option_defaults:
         names["prior"] = [prior for prior, stage in _PRIORS.items() if not stage or stage in model.stages]
     return names

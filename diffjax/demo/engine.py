@@ -176,9 +176,7 @@ class Engine:
         self._parse = parse
         self._configs = {workdir: Workdir(workdir).read_config() for workdir in workdirs}
         counts = collections.Counter(Path(workdir).name for workdir in self._configs)
-        self._workdirs = {
-            name if counts[name := Path(workdir).name] == 1 else workdir: workdir for workdir in self._configs
-        }
+        self._workdirs = {w if counts[Path(w).name] > 1 else Path(w).name: w for w in self._configs}
         self._lock = threading.Lock()
         self._samplers: collections.OrderedDict[tuple, RunSampler] = collections.OrderedDict()
         self._capabilities: dict[str, Capabilities] = {}

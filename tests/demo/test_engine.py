@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.inference import image_grids
 from tests.command_line import launch
 
-DIGITS = {"num": 3, "label": 3, "seed": 5}
+DIGITS = {"num": 2, "label": 3, "seed": 5}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_observed_samples_have_the_pixels_of_their_command(engine, digits, flags
     result = engine.sample(digits, DIGITS | flags, on_step=steps.append, previews=100)
     arrays = by_command(result.command, tmp_path)
     np.testing.assert_array_equal(result.images, arrays["images"])
-    assert (result.seeds, result.labels) == ([5, 6, 7], [3, 3, 3])
+    assert (result.seeds, result.labels) == ([5, 6], [3, 3])
     assert [step.index for step in steps] == list(range(1, steps[-1].total + 1))
-    assert [step.images.shape for step in steps] == [(3, 8, 8, 1)] * len(steps)
+    assert [step.images.shape for step in steps] == [(2, 8, 8, 1)] * len(steps)
     assert steps[-1].fraction == 1 and (np.diff([step.fraction for step in steps]) > 0).all()
     np.testing.assert_array_equal(steps[-1].images, result.images)  # the last step returns its x_0
 
@@ -122,7 +122,7 @@ def test_a_trajectory_ends_in_the_image_and_follows_the_forward_process(engine, 
     np.testing.assert_array_equal(trajectory.x_0[-1], trajectory.result.images)
     assert trajectory.times[0] == 20 and (np.diff(trajectory.times) < 0).all() and len(trajectory.times) == 5
     np.testing.assert_allclose(trajectory.alphas**2 + trajectory.sigmas**2, 1, atol=1e-5)  # variance preserving
-    assert trajectory.x_t.shape == trajectory.forward.shape == trajectory.eps.shape == (5, 3, 8, 8, 1)
+    assert trajectory.x_t.shape == trajectory.forward.shape == trajectory.eps.shape == (5, 2, 8, 8, 1)
     x_t, x_0, eps = (images.astype(float) / 127.5 - 1 for images in (trajectory.x_t, trajectory.x_0, trajectory.eps))
     sums = trajectory.alphas[:, None, None, None, None] * x_0 + trajectory.sigmas[:, None, None, None, None] * eps
     unclipped = (np.abs(x_t) < 1) & (np.abs(eps) < 1)
