@@ -62,7 +62,7 @@ class Run(loading.Run):
     def __repr__(self) -> str:
         return (
             f"Run(system={self.config.system}, data={self.config.data.name}, parameters={self.parameters:,}, "
-            f"step={self.step}, path={self.workdir.path})"
+            f"step={self.step}, path={self.workdir.name})"
         )
 
     @public()
@@ -153,7 +153,7 @@ class Run(loading.Run):
         """
         model, captions = self.system, _captions(prompts)
         if not is_diffusion(model):
-            raise UserError(f"{self.workdir.path}: requires a diffusion model (this run: system={self.config.system})")
+            raise UserError(f"{self.workdir.name}: requires a diffusion model (this run: system={self.config.system})")
         for name in settings:
             if name not in _DENOISER_SETTINGS:
                 raise unknown("argument of a denoiser", name, ["labels", "prompts", *_DENOISER_SETTINGS])
@@ -186,7 +186,7 @@ class Run(loading.Run):
         check_capabilities(flags, self, SAMPLE_FLAGS)
         if is_upsampling_stage(self.system):
             raise UserError(
-                f"{self.workdir.path}: this stage is conditioned on an image; load the full pipeline, or use "
+                f"{self.workdir.name}: this stage is conditioned on an image; load the full pipeline, or use "
                 "launch.py sample --image=FILE"
             )
         if is_text_conditioned(self.system) and flags.get("prompts") is None:

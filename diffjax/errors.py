@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 _MAX_CHOICES = 16  # number of choices that an error lists even if one is similar
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 _MAX_LENGTH, _END = 2_000, 500  # characters of a message, and of its end if its middle is left out
-_FLAG = re.compile(r"launch\.py[^;`]*|--(?:config\.)?(\w+)")  # a command, or a flag outside of commands
+_FLAG = re.compile(r"(?:python )?launch\.py[^;`]*|--(?:config\.)?(\w+)")  # a command, or a flag outside of commands
+_COMMAND = re.compile(r"(?<![\w./-])(?:python )?launch\.py(?= [A-Za-z-])")  # not the end of a path
+_PROGRAMS = {"launch.py": "python launch.py", "__main__.py": "python -m diffjax"}  # others: diffjax
 _ARGUMENTS = {"label": "labels", "prompt": "prompts"}  # arguments with other names than their flags
 _names_arguments = contextvars.ContextVar("names_arguments", default=False)
 _messages: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("messages", default=None)
@@ -88,7 +90,7 @@ def collected_messages() -> Iterator[list[str]]:
 def naming_arguments() -> Iterator[None]:
     """Makes errors and notes name arguments of Python functions, as in `steps=2.5`, instead of flags, `--steps=2.5`.
 
-    Flags of commands, such as `launch.py train --workdir=RUN`, stay.
+    Flags of commands, such as `diffjax train --workdir=RUN`, stay.
     """
     token = _names_arguments.set(True)
     try:
@@ -100,7 +102,22 @@ def naming_arguments() -> Iterator[None]:
 def _with_names(message: str) -> str:
     if not _names_arguments.get():
         return message
-    return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[1]) if match[1] else match[0], message)
+    message = _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[1]) if match[1] else match[0], message)
+    return with_program(message, "diffjax")
+
+
+def program(file: str) -> str:
+    """Returns how a command line starts: `python launch.py`, or `diffjax` for the installed program.
+
+    Args:
+      file: the file that runs, `sys.argv[0]`.
+    """
+    return _PROGRAMS.get(os.path.basename(file), "diffjax")
+
+
+def with_program(text: str, name: str) -> str:
+    """Returns text whose commands, `launch.py VERB`, start with the name of a program instead."""
+    return text if name == _PROGRAMS["launch.py"] else _COMMAND.sub(name, text)
 
 
 @contextlib.contextmanager
@@ -117,10 +134,11 @@ def quiet_libraries(level: int = logging.ERROR) -> Iterator[None]:
             logger.removeFilter(is_shown)
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, choices: Iterable[str], *, listing: str = "") -> UserError:
     """Returns the error for a name that is not among `choices`.
 
-    It suggests the choices that start with or contain the name, else the most similar one, and lists a few.
+    It suggests the choices that start with or contain the name, else the most similar one, and lists a few. `listing`
+    is how to list the choices, in place of a list in the message.
     """
     choices = sorted(choices)
     text = name.lower()
@@ -128,7 +146,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     similar.sort(key=lambda choice: not choice.lower().startswith(text))
     similar = similar or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hints = [f"did you mean {' or '.join(map(repr, similar))}?"] if similar else []
-    if len(choices) <= _MAX_CHOICES or not similar:
+    if listing:
+        hints.append(listing)
+    elif len(choices) <= _MAX_CHOICES or not similar:
         hints.append(f"choose from {', '.join(choices)}")
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
 
@@ -139,7 +159,7 @@ def missing_field(error: Exception) -> UserError | None:
     if "ml_collections" not in innermost.filename:
         return None
     field = str(error).strip("\"'").replace('Key "', "").split("'")[0].split('"')[0].split("\\n")[0]
-    return UserError(f"the config does not have the field {field!r}; configs/digits.py has all fields")
+    return UserError(f"the config does not have the field {field!r}; the config digits has all fields")
 
 
 def machine_memory() -> int:

@@ -321,7 +321,7 @@ def test_notes_name_arguments_and_commands_keep_their_flags(run, capsys, tmp_pat
     run.sample(2, labels=3, guidance=2, guidance_low=3, guidance_high=2, steps=2, sampler="ddim", batch_size=8)
     assert "note: guidance_low=3, guidance_high=2: the interval is empty" in capsys.readouterr().err
     (tmp_path / "config.json").write_text((run.workdir.config).read_text())
-    with pytest.raises(UserError, match=re.escape(f"launch.py train --workdir={tmp_path}")):
+    with pytest.raises(UserError, match=re.escape(f"diffjax train --workdir={tmp_path}")):
         diffjax.load(tmp_path)
 
 

@@ -22,7 +22,16 @@ from absl import flags as absl_flags
 
 from diffjax import __version__, progress, xla_flags
 from diffjax.cli.flags import help_text, parse
-from diffjax.errors import UserError, missing_field, one_line, printable, quiet_libraries, unknown
+from diffjax.errors import (
+    UserError,
+    missing_field,
+    one_line,
+    printable,
+    program,
+    quiet_libraries,
+    unknown,
+    with_program,
+)
 
 VERBS = (
     *("train", "sample", "sweep", "evaluate", "compare", "reproduce"),
@@ -48,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       0, or 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    with _output(), quiet_libraries():
+    with _output(program(argv[0] if argv else "")), quiet_libraries():
         try:
             code = _launch(argv)
             sys.stdout.flush()
@@ -83,7 +92,7 @@ def _launch(argv: Sequence[str]) -> int:
         try:
             verb = importlib.import_module(f"diffjax.cli.{argv[1]}")  # imported late: jax takes seconds to import
         except ImportError as error:
-            raise UserError(f"{error}: install diffjax and what it requires with `pip install -e .`") from error
+            raise UserError(f"{error}: install diffjax again with pip, and what it requires") from error
         flags = absl_flags.FlagValues()
         verb.define(flags)
         positional = getattr(verb, "POSITIONAL", "")
@@ -132,11 +141,12 @@ class _Output(io.TextIOBase):
 
     Args:
       stream: standard output or standard error.
+      name: name of the program, for commands in the text.
       allowed: regular expression of control sequences to keep, such as those of progress bars.
     """
 
-    def __init__(self, stream: TextIO, allowed: str = r"\n"):
-        self._stream, self._allowed = stream, re.compile(f"({allowed})")
+    def __init__(self, stream: TextIO, name: str, allowed: str = r"\n"):
+        self._stream, self._name, self._allowed = stream, name, re.compile(f"({allowed})")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -152,7 +162,7 @@ class _Output(io.TextIOBase):
         return self._stream.isatty()
 
     def write(self, text: str) -> int:
-        parts = self._allowed.split(text)
+        parts = self._allowed.split(with_program(text, self._name))
         shown = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
         self._unless_closed(self._stream.write, shown.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
@@ -171,12 +181,16 @@ class _Output(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _output() -> Iterator[None]:
-    """Escapes the text of standard output and error; opens them if the shell closed them (`>&-`)."""
+def _output(program_name: str = "python launch.py") -> Iterator[None]:
+    """Escapes the text of standard output and error; opens them if the shell closed them (`>&-`).
+
+    Args:
+      program_name: name that replaces `launch.py` in commands.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    out, err = _Output(sys.stdout), _Output(sys.stderr, allowed=r"\n|\r|\x1b\[A")
+    out, err = _Output(sys.stdout, program_name), _Output(sys.stderr, program_name, allowed=r"\n|\r|\x1b\[A")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
@@ -191,7 +205,7 @@ verbs:
 {verbs}
 
 python launch.py VERB --help lists the flags of a verb; launch.py --version prints the version. Start with:
-  python launch.py train --config=configs/digits.py --workdir=runs/digits"""
+  python launch.py train --config=digits --workdir=runs/digits"""
 
 
 def _summary(verb: str) -> str:

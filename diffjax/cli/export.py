@@ -1,11 +1,12 @@
 """Export a run's weights: a folder that every verb except train accepts instead of the run.
 
   python launch.py export --workdir=runs/digits --out=exported/digits [--checkpoint=2000]
-                          [--ema_length=0.1] [--merge_lora]
+                          [--ema_length=0.1] [--merge_lora] [--dtype=float16]
 
 The folder has config.json, tokenizer.json (for text-conditioned runs) and weights.safetensors: the averaged parameters
 and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
-so training cannot resume from an export. If the export fails, for instance on a full disk, it leaves no folder.
+so training cannot resume from an export. --dtype=float16 or bfloat16 stores weights in half of the size; models compute
+with them in float32. If the export fails, for instance on a full disk, it leaves no folder.
 
 Of a LoRA run, weights.safetensors has the LoRA alone, and base.safetensors the weights that it adapts. The LoRA is also
 written in the format of peft, as adapter_model.safetensors and adapter_config.json. --merge_lora adds the LoRA to the
@@ -51,11 +52,16 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_enum(
         "format", "diffjax", ("diffjax", "diffusers", "safetensors"), "files to write, see above", flag_values=flags
     )
+    absl_flags.DEFINE_enum(
+        "dtype", "float32", ("float32", *exported_weights.HALF_TYPES), "type of the stored weights", flag_values=flags
+    )
     define_ema_length(flags)
 
 
 def run(arguments: Arguments) -> int:
     source, out = Path(required(arguments, "workdir")), Path(required(arguments, "out"))
+    if arguments.format != "diffjax" and arguments.dtype != "float32":
+        raise UserError(f"--dtype={arguments.dtype}: is only supported for --format=diffjax; remove one of the flags")
     if arguments.format == "diffusers":
         run = load(source, arguments.checkpoint, ema_length=arguments.ema_length)
         with new_folder(out) as folder:
@@ -74,23 +80,36 @@ def run(arguments: Arguments) -> int:
         return 0
     with new_folder(out) as folder:
         _export(
-            source, Workdir(folder), arguments.checkpoint, merge_lora=arguments.merge_lora, length=arguments.ema_length
+            source,
+            Workdir(folder),
+            arguments.checkpoint,
+            merge_lora=arguments.merge_lora,
+            length=arguments.ema_length,
+            dtype=arguments.dtype,
         )
     print(f"exported to {out}; try next:\n  python launch.py sample --workdir={out} --out=samples.png")
     return 0
 
 
 def _export(
-    source: Path, out: Workdir, step: int | None, *, merge_lora: bool = False, length: float | None = None
+    source: Path,
+    out: Workdir,
+    step: int | None,
+    *,
+    merge_lora: bool = False,
+    length: float | None = None,
+    dtype: str = "float32",
 ) -> None:
     run = load(source, step, ema_length=length)
     if merge_lora and not run.lora:
         raise UserError(f"--merge_lora: requires a LoRA run, and {source} has train.lora.rank=0; remove the flag")
+    if dtype != "float32" and run.lora and not merge_lora:
+        raise UserError(f"--dtype={dtype}: requires --merge_lora for a LoRA run; add it, or remove --dtype")
     out.create()
     for name in part_names(run.config):
         if not name.isidentifier():  # "..", or a path, would be outside the folder
             raise UserError(f"parts.{name} of {source}: the name of a part must be an identifier; rename it")
-        _export(source / name, Workdir(out.path / name), None)
+        _export(source / name, Workdir(out.path / name), None, dtype=dtype)
     if is_text_conditioned(run.system):
         _copy_within(run.workdir.tokenizer, out.tokenizer)
     if run.system.losses:  # a pipeline does not have weights of its own
@@ -102,6 +121,8 @@ def _export(
             tensors, fields = adapter.to_peft(matrices)
             exported_weights.save(out.adapter, tensors, run.step)
             io.write_json(out.adapter_config, fields)
+        if dtype != "float32":
+            variables = exported_weights.half_precision(variables, dtype)
         exported_weights.save(out.weights, variables, run.step)
     if run.workdir.config_changes.exists():
         shutil.copyfile(run.workdir.config_changes, out.config_changes)

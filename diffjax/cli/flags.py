@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.parsing import entries, number
+from diffjax.runs import packaged
 from diffjax.runs.config_files import flatten, load_file
 
 Flags = absl_flags.FlagValues
@@ -80,8 +81,8 @@ def define_config(flags: Flags) -> None:
     absl_flags.DEFINE_string(
         "config",
         None,
-        "config file, such as configs/digits.py, or a run's config.json; any field of it can be overridden with "
-        "--config.path.to.field=value",
+        "config file, such as configs/digits.py, name of a packaged config, such as digits, or a run's config.json; "
+        "any field of it can be overridden with --config.path.to.field=value",
         flag_values=flags,
     )
 
@@ -210,6 +211,15 @@ def check_writable(flag: str, path: Path) -> None:
         for folder in reversed(created):
             with contextlib.suppress(OSError):  # another process has created a file in it
                 folder.rmdir()
+
+
+def print_summaries(kind: str) -> int:
+    """Prints the names of the packaged "configs" or "experiments", with their summaries. Returns the exit code 0."""
+    summaries = packaged.summaries(kind)
+    width = max(map(len, summaries), default=0)
+    for name, summary in summaries.items():
+        print(f"{name:{width}}  {summary}")
+    return 0
 
 
 def required(arguments: Arguments, name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffjax.cli.flags import Arguments, read_config
+from diffjax.runs import packaged
 from diffjax.runs.config_fields import documented_fields, documented_name
 from diffjax.runs.config_files import flatten
 from diffjax.runs.workdir import Workdir
@@ -21,8 +22,9 @@ def run(arguments: Arguments) -> int:
     """Prints the config that `train` would use. Returns the exit code 0."""
     workdir = Workdir(arguments.workdir) if arguments.workdir else None
     config = read_config(arguments, workdir.read_config() if workdir and workdir.config.exists() else None)
-    source = arguments.config.partition(":")[0] if arguments.config else str(workdir and workdir.config)
-    fields = documented_fields(str(Path(source).parent) if arguments.config else "")
+    file = arguments.config and packaged.find("configs", arguments.config.partition(":")[0])
+    source = file or str(workdir and workdir.config)
+    fields = documented_fields(str(Path(source).parent) if file else "")
     overridden = {_field_of(override) for override in arguments.overrides}
     print(_LEGEND.format(source=source))
     print("\n".join(describe(config, overridden, fields)))

@@ -3,6 +3,9 @@
   python launch.py reproduce --experiment=experiments/ddim_table1.py --workdir=runs/experiments --scale=smoke
   python launch.py reproduce ... --scale=small --data_dir=DIR
   python launch.py reproduce ... --scale=paper --executor=slurm --slurm=partition=gpu,gpus_per_node=1,timeout_min=600
+  python launch.py reproduce --list
+
+--experiment is a file, or the name of a packaged experiment, which --list lists.
 
 --scale=smoke runs in minutes on two cores and checks that everything works; small takes about an hour on one GPU, or a
 night on a CPU; paper has the paper's settings and data. The same command resumes: it does not repeat finished training
@@ -14,13 +17,14 @@ WORKDIR/logs. --results=DIR/results.json only writes the report of finished resu
 the experiment's claims, or with a newer version of the statistical test.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
 
-from diffjax.cli.flags import Arguments, Flags, define_workdir, required
+from diffjax.cli.flags import Arguments, Flags, define_workdir, print_summaries, required
 from diffjax.cli.results import define_feature_networks, weight_paths
-from diffjax.errors import UserError, unknown
+from diffjax.errors import UserError, program, unknown
 from diffjax.parsing import texts
 from diffjax.reproduce import execute, report, spec, verdicts
 from diffjax.reproduce.cells import collect
@@ -34,7 +38,7 @@ def define(flags: Flags) -> None:
     define_workdir(flags)
     define_feature_networks(flags)
     for name, default, text in (
-        ("experiment", None, "experiment file, such as experiments/ddim_table1.py"),
+        ("experiment", None, "experiment file, or name of a packaged experiment, such as ddim_table1"),
         ("scale", "smoke", "smoke | small | paper"),
         ("data_dir", None, "folder of prepared data sets (data.dir of the configs)"),
         ("results", None, "results.json to write the report of again; replaces --workdir"),
@@ -43,11 +47,14 @@ def define(flags: Flags) -> None:
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
     absl_flags.DEFINE_integer("batch_size", 100, "samples per batch; does not change the samples", 1, flag_values=flags)
+    absl_flags.DEFINE_boolean("list", False, "list the packaged experiments, and exit", flag_values=flags)
     absl_flags.DEFINE_boolean("retry", False, "compute failed cells again", flag_values=flags)
     absl_flags.DEFINE_boolean("report_only", False, "only write the report of the cells so far", flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
+    if arguments.list:
+        return print_summaries("experiments")
     path = required(arguments, "experiment")
     if arguments.slurm and arguments.executor != "slurm":
         raise UserError(f"--slurm={arguments.slurm}: requires --executor=slurm; add it, or remove --slurm")
@@ -90,7 +97,7 @@ def run(arguments: Arguments) -> int:
             return 130
     measures = get_measures(experiment, scale)
     outcome = Outcome(experiment, measures, cells, collect(job.store, cells, measures))
-    command = f"python launch.py reproduce --experiment={path} --workdir=W --scale={arguments.scale}"
+    command = f"{program(sys.argv[0])} reproduce --experiment={path} --workdir=W --scale={arguments.scale}"
     command += " --data_dir=DIR" * bool(arguments.data_dir)
     written = report.write(
         Path(root) / f"{Path(path).stem}_{arguments.scale}",

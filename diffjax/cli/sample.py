@@ -163,9 +163,9 @@ def _restore(arguments: Arguments) -> tuple[Arguments, int | None]:
         merged = parse_flags([f"--{name}={value}" for name, value in flags.items()])
         workdir = Workdir(required(merged, "workdir"))
         if not workdir.config.exists():
-            raise UserError(f"{workdir.path}: the run of the image is missing; pass its new folder as --workdir=RUN")
+            raise UserError(f"{workdir.name}: the run of the image is missing; pass its new folder as --workdir=RUN")
         if io.short_hash(to_json(workdir.read_config())) != stored.get("config"):
-            raise UserError(f"{workdir.path}: has another config than the run of the image; pass --workdir=RUN")
+            raise UserError(f"{workdir.name}: has another config than the run of the image; pass --workdir=RUN")
     except UserError as error:
         raise UserError(
             f"--from={error}" if str(error).startswith(f"{path}:") else f"--from={path}: {error}"

@@ -1,6 +1,10 @@
 """Train a config, or resume a run.
 
   python launch.py train --config=configs/digits.py --workdir=runs/digits [--config.train.steps=2000 ...]
+  python launch.py train --config=digits --workdir=runs/digits
+  python launch.py train --list
+
+--config is a file, or the name of a packaged config, which --list lists.
 
 The same command resumes at the last checkpoint, and so does --workdir alone. SIGTERM, SIGHUP and Ctrl-C save a
 checkpoint first; the exit code is then 128 + the signal's number. A closed standard output does not stop training.
@@ -23,7 +27,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from diffjax.cli import print_config
-from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, read_config, required
+from diffjax.cli.flags import Arguments, Flags, define_config, define_workdir, print_summaries, read_config, required
 from diffjax.cli.next_commands import next_commands
 from diffjax.cluster import multihost
 from diffjax.cluster.signals import has_abandoned_threads
@@ -58,9 +62,12 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_boolean(
         "print_config", False, "print every config value with its documentation, and exit", flag_values=flags
     )
+    absl_flags.DEFINE_boolean("list", False, "list the packaged configs, and exit", flag_values=flags)
 
 
 def run(arguments: Arguments) -> int:
+    if arguments.list:
+        return print_summaries("configs")
     if arguments.print_config:
         return print_config.run(arguments)
     workdir = Workdir(required(arguments, "workdir"))

@@ -90,7 +90,7 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
         raise _unsupported(name, trained)
     if outputs_embeddings(trained.system):
         raise UserError(
-            f"--metrics={name}: {trained.workdir.path} outputs embeddings; evaluate the full pipeline instead"
+            f"--metrics={name}: {trained.workdir.name} outputs embeddings; evaluate the full pipeline instead"
         )
     if name == "composition":
         alignment.check_shapes(name, trained)
@@ -110,5 +110,5 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
 
 
 def _unsupported(name: str, trained: Run) -> UserError:
-    system, path = trained.config.system, trained.workdir.path
+    system, path = trained.config.system, trained.workdir.name
     return UserError(f"--metrics={name}: system={system} does not support this metric ({path}); remove it")

@@ -57,14 +57,15 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> list[ComparedRun]:
     """
     if len(paths) < 2:
         raise UserError("name at least two runs: launch.py compare RUN RUN --metric=...")
-    folders = [Path(path) for path in paths]
-    for i, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:i]]:
-            raise UserError(f"{folder}: the run is named twice; name it once")
-    names = [folder.resolve().name for folder in folders]
+    workdirs = [Workdir(path) for path in paths]
+    folders = [workdir.path.resolve() for workdir in workdirs]
+    for i, workdir in enumerate(workdirs):
+        if folders[i] in folders[:i]:
+            raise UserError(f"{workdir.name}: the run is named twice; name it once")
+    names = [folder.name for folder in folders]
     return [
-        _open_run(str(folder) if names.count(name) > 1 else name, Workdir(folder))
-        for name, folder in zip(names, folders, strict=True)
+        _open_run(workdir.name if names.count(name) > 1 else name, workdir)
+        for name, workdir in zip(names, workdirs, strict=True)
     ]
 
 

@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
 def run_provenance(trained: Run) -> dict[str, Any]:
     """Returns the provenance that all results of a run share, with the `environment`."""
     return {
-        "workdir": str(trained.workdir.path),
+        "workdir": trained.workdir.name,
         "system": trained.config.system,
         "config": config_hash(trained),
         "config_changes": trained.config_changes,

@@ -81,7 +81,7 @@ class Sweep:
         grid = setting_grid(flags)
         if not is_diffusion_or_pipeline(self._trained.system):
             raise UserError(
-                f"--workdir={self._trained.workdir.path}: requires a diffusion model or a pipeline "
+                f"--workdir={self._trained.workdir.name}: requires a diffusion model or a pipeline "
                 f"(this run: system={self._trained.config.system})"
             )
         if options.metrics is not None and not flags.get("classifier"):  # a classifier can add classes

@@ -33,7 +33,7 @@ def attach_guidance_models(trained: Run, flags: Mapping[str, Any]) -> tuple[Gene
     if not is_generative(trained.system):
         advice = "train a prior on its tokens (configs/prior_transformer.py)" if is_autoencoder(trained.system) else ""
         raise UserError(
-            f"--workdir={trained.workdir.path}: system={trained.config.system} does not sample images"
+            f"--workdir={trained.workdir.name}: system={trained.config.system} does not sample images"
             + f"; {advice}" * bool(advice)
         )
     check_guidance_flags(trained, flags)
@@ -64,7 +64,7 @@ def check_guidance_flags(trained: Run, flags: Mapping[str, Any]) -> None:
 
 def _check_guide(name: str, guide: Run, trained: Run) -> None:
     """Raises UserError if a model cannot guide the run: wrong kind of model, other images or another process."""
-    flag = f"--{name}={guide.workdir.path}"
+    flag = f"--{name}={guide.workdir.name}"
     kind, fits = ("classifier", is_classifier) if name == "classifier" else ("diffusion model", is_diffusion)
     if not fits(guide.system):
         raise UserError(f"{flag}: must be a run of a {kind}, not of system={guide.config.system}")

@@ -59,13 +59,13 @@ def check_capabilities(flags: Mapping[str, Any], trained: Run, table: Mapping[st
 def check_samples_images(trained: Run) -> None:
     """Raises UserError for a run whose samples are embeddings."""
     if capabilities.outputs_embeddings(trained.system):
-        raise UserError(f"--workdir={trained.workdir.path}: outputs embeddings, not images; sample the full pipeline")
+        raise UserError(f"--workdir={trained.workdir.name}: outputs embeddings, not images; sample the full pipeline")
 
 
 def check_stage_image(trained: Run) -> None:
     """Raises UserError for a stage that is conditioned on an image, when there is no image."""
     if capabilities.is_upsampling_stage(trained.system):
         raise UserError(
-            f"{trained.workdir.path}: this stage is conditioned on an image; pass --image=FILE, or sample the full "
+            f"{trained.workdir.name}: this stage is conditioned on an image; pass --image=FILE, or sample the full "
             "pipeline"
         )

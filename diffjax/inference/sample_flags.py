@@ -110,4 +110,4 @@ def _check_variation(flags: SampleFlags, trained: Run) -> None:
     if flags.interpolate and flags.prompt and not flags.base_prompt:
         raise UserError("--prompt: has no effect with --interpolate between two images; remove it")
     if flags.label is not None and not trained.system.classes:
-        raise UserError(f"--label={flags.label}: {trained.workdir.path} was trained without labels; remove it")
+        raise UserError(f"--label={flags.label}: {trained.workdir.name} was trained without labels; remove it")

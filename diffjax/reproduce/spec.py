@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from diffjax import evaluation
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import metrics
-from diffjax.runs.config_fields import in_repository
+from diffjax.runs import packaged
 
 # Config fields by dotted name, or by a pattern: "*train.steps" matches the run's field and those of its parts.
 Fields = Mapping[str, Any]
@@ -255,15 +255,14 @@ class Experiment:
 
 
 def load(path: str) -> Experiment:
-    """Returns the experiment of a file; a file that does not exist is looked up in this repository.
+    """Returns the experiment of a file, or of the name of a packaged one.
 
     Raises:
       UserError: the file cannot be read.
     """
-    path = in_repository(path)
+    path = packaged.find("experiments", path)
     if not Path(path).is_file():
-        files = ", ".join(str(p) for p in sorted(Path("experiments").glob("*.py")))
-        raise UserError(f"--experiment={path}: no such file" + (f"; choose from {files}" if files else ""))
+        raise UserError(f"--experiment={path}: no such file; list packaged ones with `launch.py reproduce --list`")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--experiment={path}: the file must be Python; name one that ends in .py")

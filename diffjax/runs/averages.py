@@ -101,15 +101,15 @@ def save_reconstruction(workdir: Workdir, variables: Variables, length: float, s
 def _check_step(workdir: Workdir, length: float, step: int | None) -> int:
     steps = list_snapshots(workdir)
     if workdir.weights.exists():
-        raise UserError(f"{workdir.path}: is exported, with one average only; name the run for length {length:g}")
+        raise UserError(f"{workdir.name}: is exported, with one average only; name the run for length {length:g}")
     if not steps:
         raise UserError(
-            f"{workdir.path}: has no averages to reconstruct length {length:g} from; train with "
+            f"{workdir.name}: has no averages to reconstruct length {length:g} from; train with "
             "--config.train.ema_lengths=0.05,0.1 and --config.train.ema_every=N"
         )
     if step is not None and step not in steps:
         raise UserError(
-            f"--checkpoint={step}: {workdir.path} has none of this step; choose from {', '.join(map(str, steps))}"
+            f"--checkpoint={step}: {workdir.name} has none of this step; choose from {', '.join(map(str, steps))}"
         )
     return steps[-1] if step is None else step
 

@@ -7,23 +7,16 @@ import re
 import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+from diffjax.runs.packaged import CONFIGS
+
 _STAGE = re.compile(r"^((parts|sampler\.stages)\.[^.]+\.)")
-
-
-def in_repository(path: str) -> str:
-    """Returns the path of a file, in this repository if it does not exist in the current folder but does there."""
-    if not os.path.exists(path) and (CONFIGS.parent / path).is_file():
-        return str(CONFIGS.parent / path)
-    return path
 
 
 @contextlib.contextmanager
 def configs_package(folder: str) -> Iterator[None]:
-    """Makes `configs` the package of the modules in `folder` and then of those in this repository's configs/.
+    """Makes `configs` the package of the modules in `folder` and then of the packaged configs.
 
     Inside the context the modules are imported anew. Afterwards `sys.modules` has the former ones.
     """
@@ -46,7 +39,7 @@ def _pop_configs() -> dict[str, types.ModuleType]:
 def documented_fields(folder: str = "") -> dict[str, tuple[Any, str]]:
     """Returns the default and the documentation of every field: `FIELDS` of the common.py of config files in `folder`.
 
-    It is empty for a folder without a common.py where this repository's configs/ does not exist either.
+    It is empty for a folder without a common.py where there are no packaged configs either.
     """
     with configs_package(folder or str(CONFIGS)), contextlib.suppress(ImportError):
         return dict(importlib.import_module("configs.common").FIELDS)

@@ -1,7 +1,7 @@
 """Reads config files and JSON, checks the types of fields, and compares configs.
 
-A config file can name a part, a config that it depends on, by the part's file in the same folder or in this
-repository's configs/; the loaded config has the part's config in its place.
+A config file can name a part, a config that it depends on, by the part's file in the same folder or among the
+packaged configs; the loaded config has the part's config in its place.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError, unknown
-from diffjax.runs.config_fields import CONFIGS, configs_package, in_repository
+from diffjax.runs import packaged
+from diffjax.runs.config_fields import configs_package
+from diffjax.runs.packaged import CONFIGS
 
 # Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
 # skipped steps, places of data, devices, and settings of samplers (also for previews). Other devices (parallel.*)
@@ -130,8 +132,8 @@ def load_file(path: str) -> ConfigDict:
     The file is executed anew at each call, from its source. The config of a run refers to the run's trained parts.
 
     Args:
-      path: file, and after a colon the argument of get_config(), as in configs/vqvae.py:cifar10. A file that does not
-        exist is looked up in this repository.
+      path: file, or name of a packaged config; and after a colon the argument of get_config(), as in
+        configs/vqvae.py:cifar10 and vqvae:cifar10. A file that does not exist is looked up in the package.
 
     Returns:
       The config, locked, with plain values and parts that are configs.
@@ -141,7 +143,7 @@ def load_file(path: str) -> ConfigDict:
         not a config.
     """
     file, colon, argument = path.partition(":")
-    return _load_file(f"{in_repository(file)}{colon}{argument}", ())
+    return _load_file(f"{packaged.find('configs', file)}{colon}{argument}", ())
 
 
 def _load_file(path: str, outer: tuple[str, ...]) -> ConfigDict:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors
+from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
@@ -27,6 +28,9 @@ _TYPES = {  # safetensors' names of NumPy's and ml_dtypes' types
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
 }
+
+
+HALF_TYPES = ("float16", "bfloat16")  # that weights of type float32 may be stored as
 
 
 def save(path: Path, variables: Variables, step: int) -> None:
@@ -79,6 +83,8 @@ def save_leaves(path: Path, shapes: Mapping[str, Any], leaves: Iterable[tuple[st
 def load(path: Path, template: Variables) -> Variables:
     """Returns the variables of a file, with the structure, shapes and types of `template` (jax.ShapeDtypeStruct).
 
+    The file may have `half_precision` in the place of float32.
+
     A file without a checksum, as older versions wrote, is accepted, with a line on standard error.
 
     Raises:
@@ -93,13 +99,35 @@ def load(path: Path, template: Variables) -> Variables:
         metadata = file.metadata() or {}
     for name, leaf in expected.items():
         for actual, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
-            if actual != wanted:
+            if actual != wanted and not (wanted == np.float32 and str(actual) in HALF_TYPES):
                 raise UserError(f"{path} does not fit its config's model: {name} is {actual} and not {wanted}")
     if "sha256" not in metadata:
         print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
     elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
         raise UserError(f"{path} is damaged: its contents do not have its checksum; export it again")
-    return jax.tree_util.tree_map_with_path(lambda keys, _: tensors[path_of(keys)], template)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: tensors[path_of(keys)].astype(leaf.dtype, copy=False), template
+    )
+
+
+def half_precision(variables: Variables, dtype: str) -> Variables:
+    """Returns variables with those of type float32 rounded to `dtype`, one of `HALF_TYPES`.
+
+    Raises:
+      UserError: a value is out of the range of the type.
+    """
+
+    def rounded(keys, leaf):
+        leaf = np.asarray(leaf)
+        if leaf.dtype != np.float32:
+            return leaf
+        with np.errstate(over="ignore"):
+            result = leaf.astype(jnp.dtype(dtype))
+        if not np.isfinite(result.astype(np.float32)).all():
+            raise UserError(f"--dtype={dtype}: {path_of(keys)} has values out of its range; choose another type")
+        return result
+
+    return jax.tree_util.tree_map_with_path(rounded, variables)
 
 
 def step_of(path: Path) -> int:

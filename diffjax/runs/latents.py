@@ -14,6 +14,7 @@ from diffjax.models.base import Model
 from diffjax.models.capabilities import is_diffusion
 from diffjax.models.diffusion.data_space import LatentSpace
 from diffjax.models.parameter_paths import tree_hash
+from diffjax.runs import pretrained
 from diffjax.runs.config_files import flatten as flatten_config
 from diffjax.runs.datasets import uses_latents
 from diffjax.typing import Variables
@@ -110,4 +111,4 @@ def text_arrays(config: ConfigDict) -> list[str]:
 
 def describe(path: str | os.PathLike, step: int | None, variables: Variables) -> dict[str, Any]:
     """Returns the entry of an index for a trained model."""
-    return {"workdir": os.path.abspath(path), "step": step, "digest": tree_hash(variables)}
+    return {"workdir": os.path.abspath(pretrained.resolve(path)), "step": step, "digest": tree_hash(variables)}

@@ -58,12 +58,12 @@ class Run:
     @property
     def codec(self) -> Codec:
         """The run as a frozen autoencoder. Raises UserError if it is not an autoencoder."""
-        return _system(self, Autoencoder, str(self.workdir.path)).codec(self.variables)
+        return _system(self, Autoencoder, self.workdir.name).codec(self.variables)
 
     @property
     def clip(self) -> Clip:
         """The run as a frozen CLIP. Raises UserError if it is not a CLIP."""
-        return _system(self, ContrastiveModel, str(self.workdir.path)).clip(self.variables)
+        return _system(self, ContrastiveModel, self.workdir.name).clip(self.variables)
 
     @functools.cached_property
     def config_changes(self) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def read_template(workdir: Workdir) -> tuple[Variables, tuple[float, ...]]:
     config = workdir.read_config()
     model = build_model(config, workdir.path)
     if not model.losses:
-        raise UserError(f"--workdir={workdir.path}: is a pipeline, without weights; name one of its parts")
+        raise UserError(f"--workdir={workdir.name}: is a pipeline, without weights; name one of its parts")
     adapter = adapt(config, model, _shapes(model)["params"]) if is_lora(config) else None
     return _shapes(adapter or model), config.train.get("ema_lengths", ())
 
@@ -160,7 +160,7 @@ def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: 
         exported_step = exported_weights.step_of(workdir.weights)
         if step not in (None, exported_step):
             raise UserError(
-                f"--checkpoint={step}: {workdir.path} is exported, with step {exported_step} only; omit the flag"
+                f"--checkpoint={step}: {workdir.name} is exported, with step {exported_step} only; omit the flag"
             )
         return exported_weights.load(workdir.weights, template), exported_step
     if not workdir.checkpoints.exists():

@@ -15,16 +15,20 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.runs import exported_weights, read_checkpoints
+from diffjax.runs import exported_weights, pretrained, read_checkpoints
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import from_json, to_json
 
 
 class Workdir:
-    """The paths in a run's folder."""
+    """The paths in a run's folder.
+
+    A released model, `pretrained:NAME`, is read-only: its samples and results are in the current folder.
+    """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        """Sets the paths of a folder. Raises UserError for an unknown name of a released model."""
+        self.path = pretrained.resolve(path)
         self.config = self.path / "config.json"
         self.config_changes = self.path / "config_changes.jsonl"  # changes of the config when the run was resumed
         self.metrics = self.path / "metrics.jsonl"
@@ -33,8 +37,8 @@ class Workdir:
         self.wandb_run = self.path / "wandb.json"  # id of the run of wandb
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.path / "last_checkpoint.json"  # step of the newest checkpoint that was written
-        self.samples = self.path / "samples"  # previews
-        self.results = self.path / "results"
+        self.samples = pretrained.output_folder(self.path) / "samples"  # previews
+        self.results = pretrained.output_folder(self.path) / "results"
         self.tokenizer = self.path / "tokenizer.json"  # only if the model reads captions
         self.weights = self.path / "weights.safetensors"  # only in exported runs, which have no checkpoints
         self.base = self.path / "base.safetensors"  # only in LoRA runs: weights of the run that they started from
@@ -45,7 +49,12 @@ class Workdir:
         self.lock = self.path / ".lock"
 
     def __repr__(self) -> str:
-        return f"Workdir({str(self.path)!r})"
+        return f"Workdir({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder of the run, or `pretrained:NAME`."""
+        return pretrained.name_of(self.path) or str(self.path)
 
     def create(self) -> None:
         """Creates the folders.
@@ -84,8 +93,13 @@ class Workdir:
           A function that raises UserError if the folder is no longer at its path.
 
         Raises:
-          UserError: another process trains there, or the lock is not a regular file.
+          UserError: another process trains there, the lock is not a regular file, or the run is a released model.
         """
+        if pretrained.name_of(self.path):
+            raise UserError(
+                f"--workdir={self.name}: is a released model, which is read-only; choose another --workdir, and start "
+                f"from its weights with --config.train.start={self.name}"
+            )
         self.create()
         try:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)

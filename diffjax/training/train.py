@@ -82,7 +82,7 @@ def train(
     if workdir.path.exists() and not workdir.path.is_dir():
         raise UserError(f"--workdir={workdir.path}: is not a folder; choose another path")
     if workdir.weights.exists():
-        raise UserError(f"--workdir={workdir.path}: is an exported run, which cannot be trained; choose another folder")
+        raise UserError(f"--workdir={workdir.name}: is an exported run, which cannot be trained; choose another folder")
     check(config)
     latents.check_config(config)
     opened = {} if opened is None else opened
