@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> int:
 
     print(f"loading {', '.join(workdirs)} ...")
     engine = Engine(workdirs, parse_flags)
-    options = {"host": arguments.host, "port": arguments.port, "share": arguments.share}
+    options = {"host": arguments.host, "port": arguments.port or None, "share": arguments.share}
     with app.serving(engine, **options) as address:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
