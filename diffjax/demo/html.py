@@ -86,6 +86,7 @@ def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str =
     if not items:
         return ""
     width = next((width for count, width in _SIZES if len(items) <= count), _SMALLEST)
+    width = "7.5rem" if has_actions else width  # the actions of an image in one line
     figures = "".join(figure(item, has_actions=has_actions) for item in items)
     layout = f"--columns: {columns}" if columns else f"--width: {width}"
     layout += f"; max-width: {size}" * bool(size)

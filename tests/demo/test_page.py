@@ -65,11 +65,16 @@ def test_settings_of_stages_name_their_stage():
 def test_flags_come_back_as_the_values_of_controls(capabilities):
     form = form_of(capabilities)
     if capabilities is DIFFUSION:
-        changes = {"Class": "3", "Steps": 20, "Eta": 0.5, "Sampler": "dpmpp_2m", "Seed": 7}
+        changes = {"Class": "3", "Steps": 20, "Eta": 0.5, "Sampler": "edm(churn=40)", "Seed": 7}
     else:
         changes = {"Prompt": "a red circle", "Steps of prior": 10, "Guidance of decoder": 2.5, "Candidates": 4}
     values = values_of(form, **changes)
     assert form.values(form.flags(values)) == values
+
+
+def test_settings_of_a_damaged_image_are_refused():
+    with pytest.raises(UserError, match="--seed=x: must be a whole number"):
+        form_of(DIFFUSION).values({"seed": "x"})
 
 
 def test_flags_without_a_control_are_named():
