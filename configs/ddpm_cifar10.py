@@ -1,6 +1,6 @@
 """DDPM on CIFAR-10 as published: unconditional, L_simple, the paper's network of 35.7M parameters.
 
-    pip install tensorflow && tfds build cifar10 --file_format=array_record --data_dir=DIR
+    pip install 'diffjax[tfds]' && tfds build cifar10 --file_format=array_record --data_dir=DIR
     python launch.py train --config=configs/ddpm_cifar10.py --workdir=runs/cifar10 --config.data.dir=DIR
 
 Time: 800,000 steps of 128 images; not trained to its end by us.

@@ -1,6 +1,6 @@
 """Class-conditional diffusion on Fashion-MNIST, small enough for half an hour on two CPU cores.
 
-    pip install tensorflow && tfds build fashion_mnist --file_format=array_record --data_dir=DIR
+    pip install 'diffjax[tfds]' && tfds build fashion_mnist --file_format=array_record --data_dir=DIR
     python launch.py train --config=configs/ddpm_fashion_mnist.py --workdir=runs/fashion_mnist --config.data.dir=DIR
 
 The variant `ddpm_fashion_mnist.py:14` averages images to 14x14, for ablations on a CPU.

@@ -1,6 +1,6 @@
 """EDM on CIFAR-10, class-conditional: DDPM++ with EDM's preconditioning, loss and training settings.
 
-    pip install tensorflow && tfds build cifar10 --file_format=array_record --data_dir=DIR
+    pip install 'diffjax[tfds]' && tfds build cifar10 --file_format=array_record --data_dir=DIR
     python launch.py train --config=configs/edm_cifar10.py --workdir=runs/edm_cifar10 --config.data.dir=DIR
 
 After the file name, `:vp` selects the paper's baseline, configuration A of its table 2, and `:augment` configuration F,

@@ -16,7 +16,7 @@ _MAX_CHOICES = 16  # number of choices that an error lists even if one is simila
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 _MAX_LENGTH, _END = 2_000, 500  # characters of a message, and of its end if its middle is left out
 _FLAG = re.compile(r"(?:python )?launch\.py[^;`]*|--(?:config\.)?(\w+)")  # a command, or a flag outside of commands
-_COMMAND = re.compile(r"(?:python )?launch\.py(?= [A-Za-z-])")
+_COMMAND = re.compile(r"(?<![\w./-])(?:python )?launch\.py(?= [A-Za-z-])")  # not the end of a path
 _PROGRAMS = {"launch.py": "python launch.py", "__main__.py": "python -m diffjax"}  # others: diffjax
 _ARGUMENTS = {"label": "labels", "prompt": "prompts"}  # arguments with other names than their flags
 _names_arguments = contextvars.ContextVar("names_arguments", default=False)

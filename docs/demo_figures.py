@@ -37,13 +37,14 @@ def tab(page: Page, name: str) -> None:
 
 
 def save(page: Page, name: str, height: int) -> None:
-    """Saves the top of the page with a palette, to keep the file small."""
+    """Saves the top of the page."""
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
     page.mouse.move(0, 0)
+    page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(700)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     path = FIGURES / f"demo_{name}.png"
-    image.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -66,8 +67,8 @@ def main(run: str, chromium: str | None) -> None:
         save(page, "generate", 1000)
 
         tab(page, "Explore")
-        fill(page, "Columns: values", "2, 5, 10, 20, 50")
-        fill(page, "Rows: values", "1, 2, 4")
+        fill(page, "Columns: values, separated by commas", "2, 5, 10, 20, 50")
+        fill(page, "Rows: values, separated by commas", "1, 2, 4")
         click(page, "Sample the table")
         expect(page.locator(".image_table img").first).to_be_visible(timeout=PATIENCE)
         save(page, "explore", 1060)
@@ -100,6 +101,7 @@ def main(run: str, chromium: str | None) -> None:
             page.mouse.up()
         click(page, "Edit")
         expect(page.get_by_role("link", name="mask.png")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("8 images in")).to_be_visible(timeout=PATIENCE)
         save(page, "edit", 1300)
 
         tab(page, "Compare")

@@ -1,9 +1,9 @@
 """Open a web page that samples trained runs: images, sweeps, trajectories, edits, comparisons.
 
-  python launch.py demo --workdir=runs/digits[,runs/other] [--port=7860]
+  python launch.py demo [--workdir=runs/digits,runs/other] [--port=7860]
 
 The page samples with the flags of `launch.py sample`, shows the command that samples the same images, and stores the
-settings in the PNG files that it saves. Ctrl-C ends it.
+settings in the PNG files that it saves. Ctrl-C ends it. Without --workdir it opens the released models.
 
 It requires gradio: pip install 'diffjax[demo]'. The page is served on this machine alone; --host=0.0.0.0 serves it on
 the network, and --share through a public address of gradio. Whoever opens the page can use the device.
@@ -14,14 +14,17 @@ import threading
 
 from absl import flags as absl_flags
 
-from diffjax.cli.flags import Arguments, Flags, required
+from diffjax.cli.flags import Arguments, Flags
 from diffjax.cli.sample import parse_flags
 from diffjax.errors import UserError
 from diffjax.parsing import entries
+from diffjax.runs import pretrained
 
 
 def define(flags: Flags) -> None:
-    absl_flags.DEFINE_string("workdir", None, "folders of runs, separated by commas", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "folders of runs, separated by commas (default: the released models)", flag_values=flags
+    )
     absl_flags.DEFINE_string(
         "host", "127.0.0.1", "address to serve on; 0.0.0.0: the network can open the page", flag_values=flags
     )
@@ -30,7 +33,8 @@ def define(flags: Flags) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    workdirs = entries("workdir", required(arguments, "workdir"))
+    released = [f"{pretrained.PREFIX}{name}" for name in pretrained.names()]
+    workdirs = entries("workdir", arguments.workdir) if arguments.workdir else released
     try:
         importlib.import_module("gradio")
     except ImportError as error:
@@ -40,7 +44,7 @@ def run(arguments: Arguments) -> int:
 
     print(f"loading {', '.join(workdirs)} ...")
     engine = Engine(workdirs, parse_flags)
-    options = {"host": arguments.host, "port": arguments.port, "share": arguments.share}
+    options = {"host": arguments.host, "port": arguments.port or None, "share": arguments.share}
     with app.serving(engine, **options) as address:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()

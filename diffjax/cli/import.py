@@ -7,7 +7,7 @@
 
 A folder of diffusers or transformers has its own config. A single file does not: --config names a file of
 configs/published, whose header names the file and its release. hub:OWNER/NAME[/PATH][@REVISION]
-downloads a repository, or a folder or a file in it, with huggingface_hub (pip install 'diffjax[hub]') into its cache.
+downloads a repository, or a folder or a file in it, with huggingface_hub (pip install 'diffjax[hf]') into its cache.
 
 The run has config.json, weights.safetensors and, for models of captions, tokenizer.json; parts of it, such as an
 autoencoder, are subfolders. source.json records the source and the SHA-256 of its files. Options that diffjax does not

@@ -51,7 +51,7 @@ def download(source: str, parts: Sequence[str] | None) -> Snapshot:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise UserError(f"--source={source}: requires huggingface_hub: pip install 'diffjax[hub]'") from error
+        raise UserError(f"--source={source}: requires huggingface_hub: pip install 'diffjax[hf]'") from error
     start = f"{inside}/" if inside else ""
     with _reported(source, name, revision):
         try:

@@ -83,7 +83,7 @@ def open_tfds(query: Query) -> Records:
     """
     import tensorflow_datasets as tfds
 
-    command = f"pip install tensorflow && tfds build {query.path} --file_format=array_record"
+    command = f"pip install 'diffjax[tfds]' && tfds build {query.path} --file_format=array_record"
     how = f"prepare it with `{command} --data_dir={query.directory or 'DIR'}`"
     if not query.directory:
         raise MissingData(f"data.dir is not set: {query.name} is read from disk; {how}, then set --config.data.dir")

@@ -285,7 +285,7 @@ def preparation_command(name: str, directory: str | None, image_size: int = 64) 
         return f"python -m diffjax.data.prepare emoji --manual_dir=PACKAGES --data_dir={directory} --image_size={size}"
     if name in ("digits", "shapes"):
         return None
-    return f"pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={directory}"
+    return f"pip install 'diffjax[tfds]' && tfds build {name} --file_format=array_record --data_dir={directory}"
 
 
 def _emoji_size(image_size: int) -> int:

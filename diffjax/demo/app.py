@@ -62,7 +62,7 @@ def build(engine: Engine, root: Path, grace: float = 60.0) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 Compare(page, generate)
             with gr.Tab("History", id="history") as tab:
-                History(page, generate, tab)
+                History(page, generate, edit, tab)
         columns = [*generate.columns, *explore.columns, *edit.columns]
 
         def select(name: str) -> list[Any]:
@@ -138,7 +138,14 @@ def _environment(folder: str, host: str) -> Iterator[None]:
     """
     without_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), host]))
     variables = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": without_proxy}
-    removed = ("GRADIO_ALLOWED_PATHS", "GRADIO_SHARE", "GRADIO_MCP_SERVER", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS")
+    removed = (
+        "GRADIO_ALLOWED_PATHS",
+        "GRADIO_SHARE",
+        "GRADIO_MCP_SERVER",
+        "GRADIO_ROOT_PATH",
+        "GRADIO_NUM_WORKERS",
+        "GRADIO_SERVER_PORT",
+    )
     former = {name: os.environ.get(name) for name in (*variables, *removed)}
     for name in removed:
         os.environ.pop(name, None)

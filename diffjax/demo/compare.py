@@ -34,14 +34,7 @@ class Compare:
             stop = gr.Button("Stop", min_width=80)
         status = gr.HTML(html.status(""), elem_classes="status_line")
         images = gr.HTML(html.placeholder("Images of the same seeds appear here side by side."))
-        command = gr.Textbox(
-            label="Commands that sample the same images",
-            interactive=False,
-            max_lines=8,
-            buttons=["copy"],
-            elem_classes="command",
-            visible=False,
-        )
+        command = gr.HTML("")
         stop.click(self._stop, outputs=None, **AT_ONCE)
         start = button.click(self._prepare, outputs=status, trigger_mode="once", **AT_ONCE)
         inputs = [*sides[0], *sides[1], *generate.all_components]
@@ -101,7 +94,7 @@ class Compare:
             notes = html.notes(note for result in results for note in result.notes)
             status = "; ".join(f"{name}: {summary(result)}" for name, result in zip(names, results, strict=True))
             commands = "\n".join(result.command for result in results)
-            yield html.status(status), shown + notes, gr.update(value=commands, visible=True)
+            yield html.status(status), shown + notes, html.command(commands, "Commands that sample the same images")
         except Exception as error:
             yield failure(error), gr.skip(), gr.skip()
 

@@ -244,7 +244,11 @@ def _painted_mask(editor: Mapping[str, Any] | None, session: Session) -> str:
 
 
 class Edit:
-    """The tab, with a form per run that supports edits."""
+    """The tab, with a form per run that supports edits.
+
+    Attributes:
+      images: controls of the image to edit, by name of the run.
+    """
 
     def __init__(self, page: Page, generate: Generate):
         self._page, self._generate = page, generate
@@ -268,6 +272,7 @@ class Edit:
             with gr.Column(elem_classes="output"):
                 self.output = Output("Edited images appear here.")
                 self.files = gr.HTML("")
+        self.images = {name: form.named["image"] for name, form in self._forms.items() if "image" in form.named}
         for name, form in self._forms.items():
             inputs = [*form.components, *generate.forms[name].components]
             start = buttons[name].click(self._prepare, outputs=self.output.status, trigger_mode="once", **AT_ONCE)

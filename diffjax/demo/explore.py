@@ -54,14 +54,7 @@ class Explore:
                     stop.click(self._stop, outputs=None, **AT_ONCE)
                 plot_status = gr.HTML(html.status(""), elem_classes="status_line")
                 plot = gr.HTML(html.placeholder("One noise, sampled with every combination of the values."))
-                command = gr.Textbox(
-                    label="Command that samples these settings",
-                    interactive=False,
-                    max_lines=6,
-                    buttons=["copy"],
-                    elem_classes="command",
-                    visible=False,
-                )
+                command = gr.HTML("")
             with gr.Tab("Trajectory", id="trajectory"):
                 with gr.Row():
                     trace = gr.Button("Sample one trajectory", variant="primary", min_width=160)
@@ -87,7 +80,7 @@ class Explore:
                     selected = first[axis] or options[0] if options else None
                     setting = gr.Dropdown(options, value=selected, label=f"{axis}: setting")
                     text = suggested_values(settings[selected]) if selected in settings else ""
-                    values = gr.Textbox(text, label=f"{axis}: values", info="separated by commas", max_length=500)
+                    values = gr.Textbox(text, label=f"{axis}: values, separated by commas", max_length=500)
                     suggest = lambda selected: suggested_values(settings[selected]) if selected in settings else ""  # noqa: E731
                     setting.change(suggest, setting, values, **AT_ONCE)
                     components += [setting, values]
@@ -234,7 +227,7 @@ def _table(session: Session, result: PlotResult) -> tuple[str, str, Any]:
         items, x_values, y_values, corner, label=f"Images by {x_flag} and {y_flag}".removesuffix(" and ")
     )
     status = html.status(summary(result, len(items)))
-    command = gr.update(value=result.commands[0][0], visible=True, label="Command of the first image")
+    command = html.command(result.commands[0][0], "Command of the first image; an enlarged image shows its own")
     return status, table + html.notes(result.notes), command
 
 

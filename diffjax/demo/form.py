@@ -18,6 +18,7 @@ from diffjax.demo.widgets import (
     values_of,
 )
 from diffjax.errors import UserError
+from diffjax.parsing import number
 
 ALL_CLASSES = "all classes"
 
@@ -116,12 +117,16 @@ class Form:
         return flags | flags_of(self.settings, values[count:])
 
     def values(self, flags: Mapping[str, str]) -> list[Any]:
-        """Returns the values of the controls for flags, in the order of `components`."""
+        """Returns the values of the controls for flags, in the order of `components`.
+
+        Raises:
+          UserError: a value that cannot be read.
+        """
         values = []
         for field in self._fields:
             text = flags.get(field.name)
             is_number = isinstance(field.default, int) and not isinstance(field.default, bool)
-            values.append(field.default if text is None else int(text) if is_number else text)
+            values.append(field.default if text is None else _integer(field.name, text) if is_number else text)
         return [*values, *values_of(self.settings, flags)]
 
     def unknown_flags(self, flags: Mapping[str, str]) -> list[str]:
@@ -167,6 +172,13 @@ class Form:
         choices = self.capabilities.choices.get(flag, ())
         limits = self.capabilities.number if flag == "number" else None
         self.settings.append(make_setting(flag, stage, default, choices, limits))
+
+
+def _integer(flag: str, text: str) -> int:
+    try:
+        return int(number(text, int))
+    except ValueError as error:
+        raise UserError(f"--{flag}={text}: must be a whole number") from error
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

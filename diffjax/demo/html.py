@@ -16,8 +16,12 @@ from PIL import Image
 
 from diffjax.demo.capabilities import Capabilities
 
-_SIZES = ((1, "20rem"), (4, "12rem"), (16, "7rem"))  # least width of an image by the largest number of images
+_SIZES = ((1, "20rem"), (4, "12rem"), (16, "6.5rem"))  # least width of an image by the largest number of images
 _SMALLEST = "6rem"
+SAME_IMAGES = "Command that samples the same images"  # label of a command
+
+# Buttons under an image of the history: text, and description before its number.
+ACTIONS = {"reuse": ("Reuse", "Use the settings of image"), "edit": ("Edit", "Edit image")}
 
 
 class Figure(NamedTuple):
@@ -56,16 +60,16 @@ def text(value: object) -> str:
     return html.escape(str(value))
 
 
-def figure(item: Figure, *, can_restore: bool = False) -> str:
-    """Returns a figure: the image as a button that enlarges it, its caption, and links to save and to reuse it."""
+def figure(item: Figure, *, has_actions: bool = False) -> str:
+    """Returns a figure: the image as a button that enlarges it, its caption, and links to save it and to use it."""
     caption = f"<span>{text(item.caption)}</span>" * bool(item.caption)
     if item.download:
         name = text(item.download)
         caption += f'<a href="{text(item.source)}" download="{name}" aria-label="Save {text(item.alt)}">Save</a>'
-    if can_restore and item.number:
+    for action, (name, label) in ACTIONS.items() if has_actions and item.number else ():
         caption += (
-            f'<button type="button" class="restore" data-number="{item.number}" '
-            f'aria-label="Use the settings of image {item.number}">Reuse</button>'
+            f'<button type="button" class="action" data-action="{action}" data-number="{item.number}" '
+            f'aria-label="{label} {item.number}">{name}</button>'
         )
     return (
         f'<figure><button type="button" class="enlarge" data-details="{text(item.details)}" '
@@ -74,7 +78,7 @@ def figure(item: Figure, *, can_restore: bool = False) -> str:
     )
 
 
-def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str = "", can_restore: bool = False) -> str:
+def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str = "", has_actions: bool = False) -> str:
     """Returns images in `columns` columns; 0: in as many as fit, where fewer images are larger.
 
     `size` is the width of an image in CSS; "": that of its column.
@@ -82,7 +86,8 @@ def images(items: Sequence[Figure], label: str, *, columns: int = 0, size: str =
     if not items:
         return ""
     width = next((width for count, width in _SIZES if len(items) <= count), _SMALLEST)
-    figures = "".join(figure(item, can_restore=can_restore) for item in items)
+    width = "7.5rem" if has_actions else width  # the actions of an image in one line
+    figures = "".join(figure(item, has_actions=has_actions) for item in items)
     layout = f"--columns: {columns}" if columns else f"--width: {width}"
     layout += f"; max-width: {size}" * bool(size)
     kind = "images rows" if columns else "images"
@@ -113,10 +118,16 @@ def table(
 def heading(capabilities: Capabilities) -> str:
     """Returns the heading of the page, with a line about a run."""
     side, classes = capabilities.image_size, len(capabilities.class_names) or capabilities.classes
-    parts = [capabilities.system, f"{side} x {side} pixels", f"{capabilities.num_parameters:,} parameters"]
+    parts = [capabilities.system, f"{side} x {side} pixels", f"{short_number(capabilities.num_parameters)} parameters"]
     parts += [f"{classes} classes"] * bool(classes) + ["text-conditioned"] * capabilities.text
     parts += [f"step {capabilities.step:,}"] * bool(capabilities.step)
     return f"<h1>diffjax</h1><p>{text(' · '.join(parts))}</p>"
+
+
+def short_number(value: int) -> str:
+    """Returns a number with three digits: 756K, 35.7M."""
+    scale, suffix = next(((s, name) for s, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if value >= s), (1, ""))
+    return f"{value / scale:.3g}{suffix}"
 
 
 def placeholder(message: str) -> str:
@@ -135,6 +146,15 @@ def status(message: str, fraction: float | None = None) -> str:
 
 def error(message: str) -> str:
     return f'<div class="status error" role="alert"><span>{text(message)}</span></div>'
+
+
+def command(commands: str, label: str = SAME_IMAGES) -> str:
+    """Returns commands, one per line, with a button that copies them."""
+    return (
+        f'<section class="command" aria-label="{text(label)}"><header><span>{text(label)}</span>'
+        f'<button type="button" class="copy">Copy</button></header>'
+        f'<pre tabindex="0"><code>{text(commands)}</code></pre></section>'
+    )
 
 
 def notes(messages: Iterable[str]) -> str:

@@ -23,15 +23,7 @@ class Output:
         """`hint` is shown until there are images."""
         self.status = gr.HTML(html.status(""), elem_classes="status_line")
         self.images = gr.HTML(html.placeholder(hint))
-        self.command = gr.Textbox(
-            label="Command that samples the same images",
-            interactive=False,
-            lines=1,
-            max_lines=6,
-            buttons=["copy"],
-            elem_classes="command",
-            visible=False,
-        )
+        self.command = gr.HTML("")
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -97,7 +89,7 @@ def finished(
     columns = result.grid.geometry.columns if layout == "rows" else 0
     shown = html.images(figures, f"{len(figures)} images of {name}", columns=columns)
     link = f'<a href="{html.address(grid)}" download="{html.text(grid.name)}">Save all as a grid</a>'
-    command = gr.update(value=session.without_folder(result.command), visible=True)
+    command = html.command(session.without_folder(result.command))
     return html.status(summary(result)), shown + html.notes(result.notes) + f'<p class="note">{link}</p>', command
 
 

@@ -1,4 +1,4 @@
-// Behaviour of the page that needs no server: enlarged images, and the slider of a trajectory.
+// Behaviour of the page that needs no server: enlarged images, copied commands, and the slider of a trajectory.
 (() => {
   const dialog = document.createElement("dialog");
   dialog.className = "enlarged";
@@ -13,9 +13,22 @@
     if (!dialog.isConnected) document.body.append(dialog);
     dialog.showModal();
   };
+  const copy = async (button) => {
+    const code = button.closest(".command").querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch {  // a page without https on another host has no clipboard
+      getSelection().selectAllChildren(code);
+      document.execCommand("copy");
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  };
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.enlarge");
+    const copying = event.target.closest(".command .copy");
     if (button) show(button);
+    else if (copying) copy(copying);
     else if (event.target === dialog || event.target.closest("dialog.enlarged .close")) dialog.close();
   });
   document.addEventListener("input", (event) => {

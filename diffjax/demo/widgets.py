@@ -36,7 +36,7 @@ class _Kind(NamedTuple):
 
 # Controls by flag of `launch.py sample`, in the order of the page.
 KINDS: Mapping[str, _Kind] = {
-    "sampler": _Kind("Sampler", is_main=True),
+    "sampler": _Kind("Sampler", "a name, or one with options: edm(churn=40)", is_main=True),
     "steps": _Kind("Steps", "more steps: finer, slower", 1, 100, 1, is_main=True),
     "guidance": _Kind(
         "Guidance", "1: unguided; higher: closer to the condition, less varied", 0, 10, 0.1, is_main=True
@@ -94,7 +94,10 @@ def make_setting(
     if choices:
         default = str(default)
         options = list(dict.fromkeys([*choices, default]))
-        component = gr.Dropdown(options, value=default, label=label, info=kind.info or None)
+        has_options = flag != "prior"  # such as edm(churn=40)
+        component = gr.Dropdown(
+            options, value=default, label=label, info=kind.info or None, allow_custom_value=has_options
+        )
     elif isinstance(default, int | float):
         default = float(f"{default:.6g}") if isinstance(default, float) else default  # stored as float32
         low, high = limits or (min(kind.low, default), max(kind.high, default))

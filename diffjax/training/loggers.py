@@ -165,7 +165,7 @@ def _import_wandb() -> Any:
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
-        raise UserError(f"--logger=wandb: wandb is not installed ({error}); run `pip install wandb`") from error
+        raise UserError(f"--logger=wandb: wandb is not installed ({error}); pip install 'diffjax[wandb]'") from error
 
 
 def _is_offline(wandb: Any) -> bool:

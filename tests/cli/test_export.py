@@ -36,8 +36,8 @@ def run(tmp_path, monkeypatch):
     return types.SimpleNamespace(path=source, load=load)
 
 
-def launch(run, out):
-    return cli.main(["launch.py", "export", f"--workdir={run.path}", f"--out={out}"])
+def launch(run, out, *flags):
+    return cli.main(["launch.py", "export", f"--workdir={run.path}", f"--out={out}", *flags])
 
 
 def names(folder):
@@ -54,6 +54,16 @@ def test_an_exported_folder_is_whole(run, tmp_path):
     tensors = safetensors.numpy.load_file(out / "weights.safetensors")
     assert tensors.keys() == {"params/w"}
     np.testing.assert_array_equal(tensors["params/w"], np.arange(2**14, dtype=np.float32), strict=True)
+
+
+def test_weights_and_those_of_parts_are_stored_in_half_precision(run, tmp_path, capsys):
+    run.load.parts = ("codec",)
+    assert launch(run, tmp_path / "out", "--dtype=float16") == 0
+    for folder in (tmp_path / "out", tmp_path / "out" / "codec"):
+        weights = safetensors.numpy.load_file(folder / "weights.safetensors")["params/w"]
+        np.testing.assert_array_equal(weights, np.arange(2**14, dtype=np.float32).astype(np.float16), strict=True)
+    assert launch(run, tmp_path / "other", "--dtype=float16", "--format=diffusers") == 2
+    assert "--dtype=float16: is only supported for --format=diffjax" in capsys.readouterr().err
 
 
 def test_two_exports_are_equal_byte_for_byte(run, tmp_path):

@@ -100,3 +100,22 @@ def test_an_unknown_name_proposes_all_names_that_contain_it():
 def test_an_unknown_name_proposes_the_most_similar_one():
     with pytest.raises(UserError, match="unknown flag 'nmu': did you mean 'num'"):
         parsed("--nmu=3")
+
+
+@pytest.mark.parametrize(
+    ("file", "program"),
+    [
+        ("launch.py", "python launch.py"),
+        ("/usr/bin/diffjax", "diffjax"),
+        ("site-packages/diffjax/__main__.py", "python -m diffjax"),
+    ],
+)
+def test_commands_in_texts_start_with_the_program_that_runs(capsys, tmp_path, file, program):
+    assert cli.main([file, "--help"]) == 0
+    assert f"usage: {program} VERB" in capsys.readouterr().out
+    assert cli.main([file, "sample", "--help"]) == 0
+    assert f"\n  {program} sample --workdir=runs/digits" in capsys.readouterr().out
+    assert cli.main([file, "sample", f"--workdir={tmp_path}/launch.py"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/launch.py is not a run" in error
+    assert f"train one with {program.removeprefix('python ') if file == 'launch.py' else program} train" in error

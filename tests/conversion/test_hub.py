@@ -192,7 +192,7 @@ def test_a_repository_of_single_files_lists_them(cache, tmp_path, monkeypatch, c
 def test_a_missing_library_is_one_line(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     error = refused(capsys, "import", f"--source=hub:{NAME}", f"--workdir={tmp_path / 'run'}")
-    assert "pip install 'diffjax[hub]'" in error
+    assert "pip install 'diffjax[hf]'" in error
 
 
 @pytest.mark.parametrize("small_disk", [1], indirect=True)

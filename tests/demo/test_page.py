@@ -65,11 +65,16 @@ def test_settings_of_stages_name_their_stage():
 def test_flags_come_back_as_the_values_of_controls(capabilities):
     form = form_of(capabilities)
     if capabilities is DIFFUSION:
-        changes = {"Class": "3", "Steps": 20, "Eta": 0.5, "Sampler": "dpmpp_2m", "Seed": 7}
+        changes = {"Class": "3", "Steps": 20, "Eta": 0.5, "Sampler": "edm(churn=40)", "Seed": 7}
     else:
         changes = {"Prompt": "a red circle", "Steps of prior": 10, "Guidance of decoder": 2.5, "Candidates": 4}
     values = values_of(form, **changes)
     assert form.values(form.flags(values)) == values
+
+
+def test_settings_of_a_damaged_image_are_refused():
+    with pytest.raises(UserError, match="--seed=x: must be a whole number"):
+        form_of(DIFFUSION).values({"seed": "x"})
 
 
 def test_flags_without_a_control_are_named():
@@ -133,7 +138,7 @@ def test_images_are_shown_and_in_the_history_with_their_settings(tmp_path):
     updates = list(output.sample(this, session, "digits", {"num": "3", "seed": "5"}))
     status, images, command = updates[-1]
     assert "3 images in 1.0 s" in status and images.count("<figure>") == 3
-    assert command["value"] == "python launch.py sample --num=3 --seed=5"
+    assert "<code>python launch.py sample --num=3 --seed=5</code>" in command
     assert [entry.caption for entry in session.history] == ["0 · seed 5", "1 · seed 6", "2 · seed 7"]
     for i, entry in enumerate(session.history):
         assert (np.asarray(Image.open(entry.path)) == 5 + i).all()
@@ -308,14 +313,20 @@ def test_a_trajectory_has_a_frame_per_step():
     assert 'max="4"' in shown
 
 
+@pytest.mark.parametrize(("value", "text"), [(12, "12"), (756_417, "756K"), (35_746_307, "35.7M"), (2e9, "2B")])
+def test_numbers_of_parameters_are_short(value, text):
+    assert html.short_number(value) == text
+
+
 def test_html_of_users_text_is_escaped():
     text = "<script>\"'&{{x}}${1+1}"
-    figure = html.figure(Figure("a.png", text, text, text, text, 1), can_restore=True)
+    figure = html.figure(Figure("a.png", text, text, text, text, 1), has_actions=True)
     for shown in (
         figure,
         html.error(text),
         html.status(text),
         html.notes([text]),
+        html.command(text),
         html.table([], [text], [text], text),
     ):
         assert "<script>" not in shown and standard_html.escape(text) in shown

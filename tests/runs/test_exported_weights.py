@@ -135,11 +135,31 @@ def test_changed_values_are_refused(path, tmp_path):
     refused(path, "do not have its checksum; export it again")
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.float16, np.float64, np.int32])
+@pytest.mark.parametrize("kind", [np.int8, np.float64, np.int32])
 def test_another_type_is_refused(tmp_path, kind):
     changed = flat() | {"params/model/kernel": np.zeros((3, 4), kind)}
     path = written(tmp_path / "a", changed, step="7")
     refused(path, f"params/model/kernel is {np.dtype(kind)} and not float32")
+
+
+@pytest.mark.parametrize("dtype", exported_weights.HALF_TYPES)
+def test_variables_in_half_precision_are_loaded_in_single_precision(tmp_path, dtype):
+    path = tmp_path / "half.safetensors"
+    exported_weights.save(path, exported_weights.half_precision(TREE, dtype), 7)
+    expected = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    rounded = jax.tree.map(lambda x: x.astype(expected).astype(x.dtype) if x.dtype == np.float32 else x, TREE)
+    same(exported_weights.load(path, template()), rounded)
+    stored = safetensors.numpy.load_file(path) if dtype == "float16" else {}
+    assert {name: leaf.dtype.name for name, leaf in stored.items() if leaf.dtype != flat()[name].dtype} == {
+        name: "float16" for name in stored if flat()[name].dtype == np.float32
+    }
+
+
+def test_values_out_of_the_range_of_half_precision_are_refused():
+    large = {"params": {"w": np.array([1.0, 7e4], np.float32)}}
+    with pytest.raises(UserError, match="--dtype=float16: params/w has values out of its range"):
+        exported_weights.half_precision(large, "float16")
+    assert exported_weights.half_precision(large, "bfloat16")["params"]["w"].dtype == ml_dtypes.bfloat16
 
 
 def test_another_model_is_refused(tmp_path):

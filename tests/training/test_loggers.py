@@ -138,7 +138,7 @@ def test_unusable_loggers_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(wandb, "login", unreachable)
     assert "Failed to authenticate" in refused(capsys, *command, "--logger=wandb")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert "run `pip install wandb`" in refused(capsys, *command, "--logger=wandb")
+    assert "pip install 'diffjax[wandb]'" in refused(capsys, *command, "--logger=wandb")
     assert not (tmp_path / "run").exists()
 
 
