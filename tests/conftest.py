@@ -20,15 +20,24 @@ from diffjax import progress, xla_flags  # noqa: E402
 xla_flags.configure()
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.trained_runs import TrainedRuns, session_folder  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_GROWTH = 2**29  # bytes of memory after which compiled programs are freed
+_memory = 0
 # Tests send signals, which background jobs and nohup ignore.
 for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_collection_finish():
+    """Excludes the objects of imported modules from garbage collection, which is then faster."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,10 +48,17 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Frees the compiled programs of a file, which later files seldom use; they stay in the cache on disk."""
+    """Frees compiled programs, which later files seldom use, when memory has grown; they stay in the cache on disk."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    global _memory
+    if resident_memory() - _memory > _GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        _memory = resident_memory()
+
+
+def resident_memory() -> int:
+    return psutil.Process().memory_info().rss
 
 
 @pytest.fixture(scope="session", autouse=True)
