@@ -6,14 +6,16 @@ import signal
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-# The programs of tests are small, so most of the time is compilation, which is faster without optimisation and with the
-# older emitter of loops. Compiled programs of any length are cached, because the verbs compile the same ones again.
+# The programs of tests are small, so most of the time is compilation, which is faster without optimisation, with the
+# older emitter of loops and without splitting. Programs of any length are cached: the verbs compile them again.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+gc.set_threshold(100_000)  # tracing makes many objects and little garbage
 
 from diffjax import progress, xla_flags  # noqa: E402
 
