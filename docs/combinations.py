@@ -3,6 +3,7 @@
 python docs/combinations.py > docs/combinations.md
 """
 
+import functools
 import inspect
 
 import jax
@@ -63,6 +64,7 @@ def both_kinds(**changes) -> str:
     return {(1, 1): "yes", (1, 0): "discrete", (0, 1): "continuous", (0, 0): "refused"}[discrete, continuous]
 
 
+@functools.cache
 def evaluations(name: str) -> tuple[str, str]:
     """Returns the denoiser evaluations of a sampler in four steps, down to zero noise; and whether it adds noise."""
     schedule = noise_schedules.scaled_linear(100)  # four steps are short enough for every method

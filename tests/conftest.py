@@ -6,29 +6,40 @@ import signal
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-# The programs of tests are small, so most of the time is compilation, which is faster without optimisation and with the
-# older emitter of loops. Compiled programs of any length are cached, because the verbs compile the same ones again.
+# The programs of tests are small, so most of the time is compilation, which is faster without optimisation, with the
+# older emitter of loops and without splitting. Programs of any length are cached: the verbs compile them again.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+gc.set_threshold(100_000)  # tracing makes many objects and little garbage
 
 from diffjax import progress, xla_flags  # noqa: E402
 
 xla_flags.configure()
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.trained_runs import TrainedRuns, session_folder  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_GROWTH = 2**29  # bytes of memory after which compiled programs are freed
+_memory = 0
 # Tests send signals, which background jobs and nohup ignore.
 for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_collection_finish():
+    """Excludes the objects of imported modules from garbage collection, which is then faster."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,10 +50,17 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Frees the compiled programs of a file, which later files seldom use; they stay in the cache on disk."""
+    """Frees compiled programs, which later files seldom use, when memory has grown; they stay in the cache on disk."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    global _memory
+    if resident_memory() - _memory > _GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        _memory = resident_memory()
+
+
+def resident_memory() -> int:
+    return psutil.Process().memory_info().rss
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,7 +220,7 @@ _UNET = {
     "model__channels": 8,
     "model__norm_groups": 4,
     "model__norm_min_channels": 4,
-    "model__multipliers": (1, 2),
+    "model__multipliers": (1,),
     "diffusion__timesteps": 20,
     "sampler__steps": 2,
 }
@@ -245,7 +245,7 @@ def stage(name: str, **changes):
     elif name == "upsampler":
         fields |= _UNET | {"diffusion__crop": 8, "model__attention_resolutions": ()}
     else:
-        fields |= _UNET | {"model__attention_resolutions": (4,), "model__head_channels": 8}
+        fields |= _UNET | {"model__attention_resolutions": (8,), "model__head_channels": 8}
         fields |= {"conditions__caption": _READER}
         if name == "decoder":
             fields |= {"conditions__image_embedding": {"tokens": 2, "width": 8, "dropout": 0.1}}

@@ -33,7 +33,8 @@ def images(tmp_path_factory):
 def run(images, tmp_path_factory):
     """The command that trains on them, and the run's folder."""
     folder = tmp_path_factory.mktemp("run")
-    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]", "model": tiny.DIT}
+    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]"}
+    fields |= {"model": tiny.DIT, "parallel__num_devices": 1}
     config = tiny.write(folder / "config.py", **fields)
     command = ["train", f"--config={config}", f"--workdir={folder}/run"]
     assert launch(*command) == 0
@@ -153,7 +154,8 @@ def number_run(tmp_path_factory):
         grey = np.uint8(np.clip(rng.normal(120 * row["brightness"], 20, (8, 8)), 0, 255))
         Image.fromarray(grey).save(images / row["file_name"])
     (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]", "model": tiny.DIT}
+    fields = {"data__name": "folder", "data__dir": str(images), "data__split": "train[:80%]"}
+    fields |= {"model": tiny.DIT, "parallel__num_devices": 1}
     labels = {"diffusion__class_conditional": False, "sampler__guidance": 1.0}
     training = {"train__eval_every": 8, "train__steps": 8, "train__learning_rate": 0.05, "train__ema_decay": 0.0}
     config = tiny.write(folder / "config.py", **fields, **labels, **NUMBERS, **training)

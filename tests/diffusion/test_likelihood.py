@@ -1,6 +1,7 @@
 """Likelihoods of data with known best denoiser and density, against closed forms and quadratures."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -308,8 +309,16 @@ def chain(name):
     return levels, steps, data((8, 256) if steps == 1000 else (64, 256))
 
 
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("name", sorted(CHAINS))
+SLOW = ("linear, whole", True)  # 1000 steps, as with the small variance
+
+
+@pytest.mark.parametrize(
+    ("name", "large"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case == SLOW))
+        for case in itertools.product(sorted(CHAINS), (False, True))
+    ],
+)
 def test_every_term_of_the_bound_has_its_closed_form(name, large):
     """The posterior's means differ by weight (x_0 - x_0-hat), whose variance is that of x_0 given x_t."""
     levels, steps, x0 = chain(name)

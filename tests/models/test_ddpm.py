@@ -95,7 +95,7 @@ PAPERS = {
 }
 
 
-SLOW = ("EDM", "Improved DDPM, hybrid")  # the others have the same branches
+SLOW = ("EDM", "Improved DDPM, hybrid", "rectified flow")  # the others have the same branches
 
 
 @pytest.mark.parametrize("paper", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAPERS])

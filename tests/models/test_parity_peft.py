@@ -64,7 +64,10 @@ def check_peft_computes(folder, original, updated, adapted):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize(("rank", "alpha", "targets"), [(2, 4.0, ("*",)), (3, 1.5, ("qkv", "out"))])
+@pytest.mark.parametrize(
+    ("rank", "alpha", "targets"),
+    [(2, 4.0, ("*",)), pytest.param(3, 1.5, ("qkv", "out"), marks=pytest.mark.slow)],
+)
 def test_peft_computes_the_layers_of_an_exported_run(rank, alpha, targets, trained_runs, tmp_path):
     run, out, merged = tmp_path / "run", tmp_path / "out", tmp_path / "merged"
     config = tiny.write(

@@ -24,16 +24,15 @@ SPEC = ImageSpec(8, 1, 10)
 @pytest.fixture(scope="module")
 def runs(trained_runs, tmp_path_factory):
     """Two runs of four steps, without and with held-out losses at steps 3 and 4."""
-    folder, config = tmp_path_factory.mktemp("held_out"), trained_runs.config("pixel")
-    flags = {"without": [], "with": ["--config.train.eval_every=3", "--config.train.eval_batches=2"]}
-    for name, of_run in flags.items():
-        assert launch("train", f"--config={config}", f"--workdir={folder / name}", "--logger=none", *of_run) == 0
-    return folder
+    config, run = trained_runs.config("pixel"), tmp_path_factory.mktemp("held_out") / "run"
+    flags = ["--config.train.eval_every=3", "--config.train.eval_batches=2", "--logger=none"]
+    assert launch("train", f"--config={config}", f"--workdir={run}", *flags) == 0
+    return {"without": trained_runs("pixel"), "with": run}
 
 
 def test_held_out_losses_do_not_change_training(runs):
-    assert state_arrays(runs / "without", 4) == state_arrays(runs / "with", 4)
-    without, with_losses = ([line.copy() for line in steps(runs / name)] for name in ("without", "with"))
+    assert state_arrays(runs["without"], 4) == state_arrays(runs["with"], 4)
+    without, with_losses = ([line.copy() for line in steps(runs[name])] for name in ("without", "with"))
     held_out = {line["step"]: line.pop("eval/loss", None) for line in with_losses}
     assert [step for step, value in held_out.items() if value is not None] == [3, 4]
     assert without == with_losses
@@ -41,7 +40,7 @@ def test_held_out_losses_do_not_change_training(runs):
 
 def test_the_held_out_loss_by_hand(runs):
     """Two batches of 16 test images, with the averaged parameters of the last step."""
-    run = diffjax.load(runs / "with")
+    run = diffjax.load(runs["with"])
     batches = data.Batches(
         data.open_dataset("digits", directory="", split="test", image_size=8), batch_size=16, seed=run.config.seed
     )
@@ -53,7 +52,7 @@ def test_the_held_out_loss_by_hand(runs):
         keys = jnp.stack([jax.random.fold_in(key, i) for i in range(16)])
         context = StepContext(jnp.int32(4), key, 16, jnp.bool_(True), same, same)
         values.append(np.asarray(run.system.loss({**run.variables, "frozen": {}}, batch, keys, context)[0]))
-    np.testing.assert_allclose(steps(runs / "with")[-1]["eval/loss"], np.mean(values), rtol=1e-5)
+    np.testing.assert_allclose(steps(runs["with"])[-1]["eval/loss"], np.mean(values), rtol=1e-5)
 
 
 @functools.cache
