@@ -102,24 +102,28 @@ def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
     np.testing.assert_allclose(without, with_clip, atol=1e-5)
 
 
-def test_embeddings_of_any_norm_are_decoded_at_unit_length():
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_embeddings_of_any_norm_are_decoded_at_unit_length_or_as_they_are(unit_length):
     prior, rng = stage("prior"), np.random.default_rng(3)
+    embedding = {"tokens": 2, "width": 8, "dropout": 0.1, "unit_length": unit_length}
     space = StandardizedSpace(prior.model.data_space.shape, prior.model.data_space.contrastive, 1.0)
     statistics = {"mean": rng.normal(size=space.shape), "std": rng.uniform(1.0, 2.0, space.shape)}
     prior = prior._replace(
         model=dataclasses.replace(prior.model, data_space=space),
         variables={**prior.variables, "embeddings": jax.tree.map(np.float32, statistics)},
     )
-    model, variables = pipeline("unclip", ("clip", "decoder"), prior=prior)
+    decoder = stage.__wrapped__("decoder", conditions__image_embedding=embedding)  # a cache cannot have dictionaries
+    model, variables = pipeline("unclip", ("clip",), decoder=decoder, prior=prior)
     settings = model.make_settings({}, candidates=1)
 
     @jax.jit
     def sample(conditions):
         first = fold_in_each(split_each(fold_in_each(keys(), 2**16))[0], 0)
         embeddings = prior.model.sample(prior.variables, first, conditions, settings.stages["prior"])
-        unit = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+        norm = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+        decoded = embeddings / norm if unit_length else embeddings
         whole = model.sample(variables, keys(), conditions, settings)
-        return embeddings, whole, model.sample(variables, keys(), {**conditions, "image_embedding": unit}, settings)
+        return embeddings, whole, model.sample(variables, keys(), {**conditions, "image_embedding": decoded}, settings)
 
     embeddings, whole, decoded = sample(sample_conditions())
     assert abs(np.linalg.norm(embeddings, axis=-1) - 1).min() > 0.1
