@@ -28,8 +28,7 @@ import pytest  # noqa: E402
 from tests.trained_runs import TrainedRuns, session_folder  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_GROWTH = 2**29  # bytes of memory after which compiled programs are freed
-_memory = 0
+_MEMORY = 2**31  # bytes of a process above which compiled programs are freed
 # Tests send signals, which background jobs and nohup ignore.
 for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -50,17 +49,11 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Frees compiled programs, which later files seldom use, when memory has grown; they stay in the cache on disk."""
+    """Frees compiled programs, which later files seldom use, if memory is scarce; they stay in the cache on disk."""
     yield
-    global _memory
-    if resident_memory() - _memory > _GROWTH:
+    if psutil.Process().memory_info().rss > _MEMORY:
         jax.clear_caches()
         gc.collect()
-        _memory = resident_memory()
-
-
-def resident_memory() -> int:
-    return psutil.Process().memory_info().rss
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -112,7 +112,7 @@ def test_embeddings_of_any_norm_are_decoded_at_unit_length_or_as_they_are(unit_l
         model=dataclasses.replace(prior.model, data_space=space),
         variables={**prior.variables, "embeddings": jax.tree.map(np.float32, statistics)},
     )
-    decoder = stage.__wrapped__("decoder", conditions__image_embedding=embedding)  # a cache cannot have dictionaries
+    decoder = stage.__wrapped__("decoder", conditions__image_embedding=embedding)  # dictionaries cannot be cached
     model, variables = pipeline("unclip", ("clip",), decoder=decoder, prior=prior)
     settings = model.make_settings({}, candidates=1)
 
