@@ -450,7 +450,7 @@ UNCLIP = {
     ],
 )
 def test_the_schedulers_of_karlo(stage, changes):
-    """Those of the repository's conversion script."""
+    """The settings are those of the conversion script in diffusers."""
     config, theirs = load_file(f"configs/published/karlo.py:{stage}"), {**UNCLIP, **changes}
     diffusion, sampler = scheduler_config.read(PATH, theirs, learns_variance=stage == "decoder")
     for section, fields in (("diffusion", diffusion), ("sampler", sampler)):
