@@ -172,7 +172,7 @@ def trajectory(
       numbers: quantities of each step, such as alpha.
     """
     steps = ""
-    for i, (frame, values) in enumerate(zip(frames, numbers, strict=True)):
+    for i, (frame, values) in enumerate(zip(frames, numbers, strict=True), 1):
         figures = "".join(
             f'<figure><img src="{text(frame[name])}" alt="{text(name)} at step {i}" decoding="async">'
             f"<figcaption><b>{text(name)}</b><span>{text(description)}</span></figcaption></figure>"
@@ -180,13 +180,12 @@ def trajectory(
             if name in frame
         )
         quantities = "".join(f"<dt>{text(name)}</dt><dd>{value:.4g}</dd>" for name, value in values.items())
-        hidden = " hidden" * (i > 0)
+        hidden = " hidden" * (i > 1)
         steps += (
             f'<div class="step" data-step="{i}"{hidden}><dl>{quantities}</dl><div class="panels">{figures}</div></div>'
         )
-    last = len(frames) - 1
     return (
-        f'<div class="trajectory"><label>Step <output>0</output> of {last}'
-        f'<input type="range" min="0" max="{last}" value="0" step="1" aria-label="Step of the trajectory"></label>'
+        f'<div class="trajectory"><label>Step <output>1</output> of {len(frames)}'
+        f'<input type="range" min="1" max="{len(frames)}" value="1" step="1" aria-label="Step of the trajectory"></label>'
         f"{steps}</div>"
     )

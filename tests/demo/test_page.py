@@ -310,7 +310,7 @@ def test_a_trajectory_has_a_frame_per_step():
     trajectory = FakeEngine().trajectory("digits", {"num": "1", "seed": "0"})
     shown = frames(trajectory)
     assert shown.count('class="step"') == 5 and shown.count(" hidden") == 4 and shown.count("<img") == 20
-    assert 'max="4"' in shown
+    assert 'max="5"' in shown
 
 
 @pytest.mark.parametrize(("value", "text"), [(12, "12"), (756_417, "756K"), (35_746_307, "35.7M"), (2e9, "2B")])
