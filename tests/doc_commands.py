@@ -231,7 +231,7 @@ class Runner:
         if verb == "compare":
             for run in (word for word in words if word.startswith("runs/")):
                 sweep = ["sweep", f"--workdir={run}", "--metrics=fd_pixels", "--steps=2", "--num=4"]
-                assert (Path(run) / "results").exists() or cli.main(["launch.py", *sweep]) == 0
+                assert (Path(run) / "results" / "results.jsonl").exists() or cli.main(["launch.py", *sweep]) == 0
         if verb == "import":
             self._export_source(Path("source"))
             words = ["--source=source", *(word for word in words if not word.startswith("--source="))]
@@ -254,6 +254,8 @@ class Runner:
                 text = "runs/digits"
             elif name in _CAPS and text.isdigit():
                 text = str(min(int(text), 4 if name == "num" and argv[0] == "sample" else _CAPS[name]))
+            elif name == "communication":
+                text = "4,8"  # the virtual devices of the tests
             elif name.startswith("config.data.dir"):
                 text = "images" if text in ("DIR", "IMAGES") else text
             text = text.replace("runs/NAME", "runs/glide_shapes").replace("=hub:google/ddpm-cifar10-32", "=source")
