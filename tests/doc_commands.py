@@ -29,12 +29,13 @@ NOT_RUN = {
     r"^python (docs|tests)/": "writes pages of the documentation; tests/test_docs.py",
     r" import --source=(?!hub:google/ddpm-cifar10-32)": "needs published weights; tests/conversion imports tiny ones",
     r" import --source=\S+ --workdir=runs/ddpm_cifar10": "as tutorials/fine_tune.md",
-    r" reproduce .*--scale=(small|paper)": "hours; tests/reproduce/test_smoke.py runs each experiment at scale smoke",
+    r" reproduce .*--scale=": "minutes to hours; tests/reproduce executes tiny experiments",
     r" reproduce .*--results=": "tests/reproduce runs it",
     r"--coordinator=": "several processes; tests/cluster/test_multihost.py",
     r"--(inception|dinov2|lpips|perceptual_file)=": "needs published weights of a feature network",
     r"experiments/NAME\.py": "a pattern of commands",
     r" encode |--config\.data\.name=latents": "encodes a whole data set, minutes; tests/cli/test_encode.py",
+    r" demo( |$)": "a server that does not end; tests/demo",
     r" replay ": "needs a run that a failed step has ended; tests/test_faults.py",
     r"^(srun|gcloud)\b": "needs a cluster",
 }
@@ -239,6 +240,8 @@ class Runner:
             words = self._tiny(verb, words, "JAX_NUM_CPU_DEVICES" in command.text)
         if verb in ("sample", "sweep", "evaluate") and "batch_size" not in flags:
             words.append("--batch_size=20")
+        if verb in ("sweep", "evaluate") and "num" not in flags:
+            words.append("--num=20")
         if verb == "train" and "workdir" in flags:
             return self._train(words)
         return cli.main(["launch.py", verb, *words])

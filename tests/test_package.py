@@ -61,7 +61,7 @@ def test_the_wheel_has_the_package_alone_and_is_small(archives):
     }
     assert {name for name in files if name.endswith(".py")} == sources
     others = {name for name in files - sources if not name.startswith("diffjax/pretrained/")}
-    assert others == {"diffjax/py.typed"}
+    assert others == {"diffjax/py.typed", "diffjax/demo/page.css", "diffjax/demo/page.js"}
 
 
 def test_the_source_archive_has_all_that_tests_need(archives):
