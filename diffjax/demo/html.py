@@ -186,6 +186,7 @@ def trajectory(
         )
     return (
         f'<div class="trajectory"><label>Step <output>1</output> of {len(frames)}'
-        f'<input type="range" min="1" max="{len(frames)}" value="1" step="1" aria-label="Step of the trajectory"></label>'
+        f'<input type="range" min="1" max="{len(frames)}" value="1" step="1"'
+        ' aria-label="Step of the trajectory"></label>'
         f"{steps}</div>"
     )
