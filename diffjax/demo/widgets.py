@@ -1,6 +1,7 @@
 """Controls of sampling settings, jobs with progress, and what the tabs share."""
 
 import dataclasses
+import math
 import queue
 import random
 import sys
@@ -85,7 +86,7 @@ def make_setting(
     """Makes the control of a flag.
 
     Args:
-      default: value of the run's config.
+      default: value of the run's config; infinite: a limit that is off.
       choices: names to choose from; (): the flag is a number.
       limits: range of the number; None: that of KINDS.
     """
@@ -98,6 +99,9 @@ def make_setting(
         component = gr.Dropdown(
             options, value=default, label=label, info=kind.info or None, allow_custom_value=has_options
         )
+    elif isinstance(default, float) and math.isinf(default):  # a limit that is off
+        default, info = "", "; ".join(filter(None, [kind.info, "empty: no limit"]))
+        component = gr.Textbox(value="", label=label, info=info)
     elif isinstance(default, int | float):
         default = float(f"{default:.6g}") if isinstance(default, float) else default  # stored as float32
         low, high = limits or (min(kind.low, default), max(kind.high, default))

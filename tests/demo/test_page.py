@@ -1,7 +1,9 @@
 """Logic of the page: forms and flags, jobs, sessions, uploads and HTML, without a browser and without models."""
 
+import dataclasses
 import html as standard_html
 import json
+import math
 import sys
 import threading
 import time
@@ -70,6 +72,15 @@ def test_flags_come_back_as_the_values_of_controls(capabilities):
         changes = {"Prompt": "a red circle", "Steps of prior": 10, "Guidance of decoder": 2.5, "Candidates": 4}
     values = values_of(form, **changes)
     assert form.values(form.flags(values)) == values
+
+
+def test_a_limit_that_is_off_has_an_empty_control():
+    """The truncation of a GAN is infinite unless it is set."""
+    form = form_of(dataclasses.replace(DIFFUSION, settings={"truncation": math.inf}))
+    assert all(part.preprocess(value) == value for part, value in zip(form.components, values_of(form), strict=True))
+    assert "truncation" not in form.flags(values_of(form))
+    values = values_of(form, Truncation="0.7")
+    assert form.flags(values)["truncation"] == "0.7" and form.values(form.flags(values)) == values
 
 
 def test_settings_of_a_damaged_image_are_refused():
