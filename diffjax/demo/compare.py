@@ -9,7 +9,7 @@ from diffjax.demo import html
 from diffjax.demo.engine import Result
 from diffjax.demo.generate import Generate
 from diffjax.demo.output import add_images, failure, starting, summary
-from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, Progress, run_job, waiting
+from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, Progress, run_job
 
 _LAST = "last"
 _CONDITION = ("num", "seed", "prompt", "label")  # flags of the first run that the second takes over
@@ -35,8 +35,8 @@ class Compare:
         status = gr.HTML(html.status(""), elem_classes="status_line")
         images = gr.HTML(html.placeholder("Images of the same seeds appear here side by side."))
         command = gr.HTML("")
-        stop.click(self._stop, outputs=None, **AT_ONCE)
-        start = button.click(self._prepare, outputs=status, trigger_mode="once", **AT_ONCE)
+        stop.click(page.stop, outputs=None, **AT_ONCE)
+        start = button.click(page.prepare, outputs=status, trigger_mode="once", **AT_ONCE)
         inputs = [*sides[0], *sides[1], *generate.all_components]
         start.then(self._compare, inputs, [status, images, command], **DEVICE)
 
@@ -51,13 +51,6 @@ class Compare:
 
     def _checkpoints(self, name: str) -> list[str]:
         return [_LAST, *(str(step) for step in self._generate.forms[name].capabilities.checkpoints)]
-
-    def _prepare(self, request: gr.Request) -> str:
-        self._page.session(request).stop.clear()
-        return waiting()
-
-    def _stop(self, request: gr.Request) -> None:
-        self._page.session(request).stop.set()
 
     def _compare(self, request: gr.Request, *values: Any) -> Iterator[Any]:
         session, generate = self._page.session(request), self._generate

@@ -17,7 +17,7 @@ from diffjax.demo.generate import Generate
 from diffjax.demo.html import Figure
 from diffjax.demo.output import Output
 from diffjax.demo.session import MAX_BYTES, Session, check_upload
-from diffjax.demo.widgets import AT_ONCE, DEVICE, EVENT, Page, error_line, waiting
+from diffjax.demo.widgets import AT_ONCE, DEVICE, EVENT, Page, error_line
 from diffjax.errors import UserError
 
 PAINTED = "painted below"
@@ -268,22 +268,15 @@ class Edit:
                         with gr.Row():
                             buttons[name] = gr.Button("Edit", variant="primary", min_width=120)
                             stop = gr.Button("Stop", min_width=80)
-                        stop.click(self._stop, outputs=None, **AT_ONCE)
+                        stop.click(page.stop, outputs=None, **AT_ONCE)
             with gr.Column(elem_classes="output"):
                 self.output = Output("Edited images appear here.")
                 self.files = gr.HTML("")
         self.images = {name: form.named["image"] for name, form in self._forms.items() if "image" in form.named}
         for name, form in self._forms.items():
             inputs = [*form.components, *generate.forms[name].components]
-            start = buttons[name].click(self._prepare, outputs=self.output.status, trigger_mode="once", **AT_ONCE)
+            start = buttons[name].click(page.prepare, outputs=self.output.status, trigger_mode="once", **AT_ONCE)
             start.then(self._sample(name), inputs, [*self.output.components, self.files], **DEVICE)
-
-    def _prepare(self, request: gr.Request) -> str:
-        self._page.session(request).stop.clear()
-        return waiting()
-
-    def _stop(self, request: gr.Request) -> None:
-        self._page.session(request).stop.set()
 
     def _sample(self, name: str) -> Any:
         form = self._forms[name]

@@ -14,7 +14,7 @@ from diffjax.demo.generate import Generate
 from diffjax.demo.html import Figure
 from diffjax.demo.output import failure, starting, summary
 from diffjax.demo.session import Session
-from diffjax.demo.widgets import AT_ONCE, DEVICE, KINDS, Page, Progress, Setting, format_value, run_job, waiting
+from diffjax.demo.widgets import AT_ONCE, DEVICE, KINDS, Page, Progress, Setting, format_value, run_job
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
 from diffjax.parsing import texts
@@ -51,7 +51,7 @@ class Explore:
                         with gr.Row():
                             buttons[name] = gr.Button("Sample the table", variant="primary", min_width=160)
                             stop = gr.Button("Stop", min_width=80)
-                    stop.click(self._stop, outputs=None, **AT_ONCE)
+                    stop.click(page.stop, outputs=None, **AT_ONCE)
                 plot_status = gr.HTML(html.status(""), elem_classes="status_line")
                 plot = gr.HTML(html.placeholder("One noise, sampled with every combination of the values."))
                 command = gr.HTML("")
@@ -62,9 +62,9 @@ class Explore:
                 trajectory = gr.HTML(html.placeholder("The steps from noise to an image: x_t, its x₀, and its noise."))
         for name, form in generate.forms.items():
             outputs = [plot_status, plot, command]
-            start = buttons[name].click(self._prepare, outputs=plot_status, trigger_mode="once", **AT_ONCE)
+            start = buttons[name].click(page.prepare, outputs=plot_status, trigger_mode="once", **AT_ONCE)
             start.then(self._plot(name), [*axes[name], *form.components], outputs, **DEVICE)
-        start = trace.click(self._prepare, outputs=status, trigger_mode="once", **AT_ONCE)
+        start = trace.click(page.prepare, outputs=status, trigger_mode="once", **AT_ONCE)
         start.then(self._trace, [page.run, *generate.all_components], [status, trajectory], **DEVICE)
 
     def _axes(self, form: Form) -> list[gr.components.Component]:
@@ -85,13 +85,6 @@ class Explore:
                     setting.change(suggest, setting, values, **AT_ONCE)
                     components += [setting, values]
         return components
-
-    def _prepare(self, request: gr.Request) -> str:
-        self._page.session(request).stop.clear()
-        return waiting()
-
-    def _stop(self, request: gr.Request) -> None:
-        self._page.session(request).stop.set()
 
     def _plot(self, name: str) -> Any:
         form = self._generate.forms[name]

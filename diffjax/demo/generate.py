@@ -8,7 +8,7 @@ import gradio as gr
 from diffjax.demo import html, output
 from diffjax.demo.form import Form
 from diffjax.demo.output import Output
-from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, error_line, waiting
+from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, error_line
 from diffjax.errors import unknown
 
 
@@ -33,7 +33,7 @@ class Generate:
                         with gr.Row():
                             buttons[name] = gr.Button("Generate", variant="primary", min_width=120)
                             stop = gr.Button("Stop", min_width=80)
-                    stop.click(self._stop, outputs=None, **AT_ONCE)
+                    stop.click(page.stop, outputs=None, **AT_ONCE)
             with gr.Column(elem_classes="output"):
                 self.output = Output("Images appear here. The first ones take longer, because a program is compiled.")
             with gr.Column(elem_classes="settings"):
@@ -43,7 +43,7 @@ class Generate:
         for name, form in self.forms.items():
             inputs, outputs = form.components, [form.seed, *self.output.components]
             triggers = [buttons[name].click, *(c.submit for c in form.components if isinstance(c, gr.Textbox))]
-            start = gr.on(triggers, self._prepare, outputs=self.output.status, trigger_mode="once", **AT_ONCE)
+            start = gr.on(triggers, page.prepare, outputs=self.output.status, trigger_mode="once", **AT_ONCE)
             start.then(self._sample(name), inputs, outputs, **DEVICE)
 
     @property
@@ -77,13 +77,6 @@ class Generate:
         column = gr.Column(visible=name == self._page.engine.names[0])
         self.columns.append((name, column))
         return column
-
-    def _prepare(self, request: gr.Request) -> str:
-        self._page.session(request).stop.clear()
-        return waiting()
-
-    def _stop(self, request: gr.Request) -> None:
-        self._page.session(request).stop.set()
 
     def _sample(self, name: str) -> Any:
         form = self.forms[name]

@@ -221,6 +221,15 @@ class Page:
     def session(self, request: gr.Request) -> Session:
         return self.sessions[request.session_hash]
 
+    def prepare(self, request: gr.Request) -> str:
+        """Returns the status of a job that waits for the device; called before the job."""
+        self.session(request).stop.clear()
+        return html.status("waiting for the device …")
+
+    def stop(self, request: gr.Request) -> None:
+        """Stops the job of the browser tab."""
+        self.session(request).stop.set()
+
 
 # Options of every event. No function can be called but by the page, and gradio's own overlay of progress is hidden.
 EVENT: Mapping[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -231,7 +240,3 @@ AT_ONCE: Mapping[str, Any] = {**EVENT, "queue": False}
 
 def random_seed() -> int:
     return random.SystemRandom().randrange(1_000_000)
-
-
-def waiting() -> str:
-    return html.status("waiting for the device …")
