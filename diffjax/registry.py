@@ -7,7 +7,7 @@ Configs and the command line write a choice as `name` or `name(option=value, ...
 import ast
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -36,18 +36,18 @@ class Choice(NamedTuple):
         return functools.partial(self.function, **injected, **self.options)
 
 
-def choices(module: ModuleType) -> dict[str, Callable]:
-    """Returns the public functions that `module` defines, by name."""
-    functions = inspect.getmembers(module, inspect.isfunction)
-    return {name: f for name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
+def choices(*modules: ModuleType) -> dict[str, Callable]:
+    """Returns the public functions that modules define, by name."""
+    functions = [(module, *member) for module in modules for member in inspect.getmembers(module, inspect.isfunction)]
+    return {name: f for module, name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
 
 
-def lookup(kind: str, module: ModuleType, text: str, *, injected: Iterable[str] = ()) -> Choice:
+def lookup(kind: str, module: ModuleType | Sequence[ModuleType], text: str, *, injected: Iterable[str] = ()) -> Choice:
     """Parses `text` and looks the choice up in `module`. Nothing in `text` is evaluated.
 
     Args:
       kind: name of the axis, for error messages.
-      module: its public functions are the choices.
+      module: its public functions are the choices; or several modules.
       text: `name` or `name(option=number, ...)`.
       injected: keyword-only arguments that the caller sets, so that users cannot.
 
@@ -72,7 +72,7 @@ def lookup(kind: str, module: ModuleType, text: str, *, injected: Iterable[str] 
     written_options = {name: value for name, value in keywords.items() if name is not None}
     if len(written_options) < len(keywords):  # **{...}
         raise syntax_error
-    name, functions = call.func.id, choices(module)
+    name, functions = call.func.id, choices(*([module] if isinstance(module, ModuleType) else module))
     if name not in functions:
         raise unknown(kind, name, functions)
     function = functions[name]

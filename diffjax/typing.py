@@ -27,7 +27,8 @@ Codes = tuple[Int[Array, "B h w n"], ...]  # per level, coarsest first: token of
 # "image" Images8 or stored "latent" Latents, "label" Labels, "tokens" Tokens for text-conditioned models, with stored
 # "text_states" and "text_embedding" of a CLIP if there are any, "index" Int[B]: positions in the global batch
 Batch = Mapping[str, Array]
-# {"params": {group: tree}, mutable collections by name, optionally "frozen": {part: variables of the trained part}}
+# {"params": {group: tree}, mutable collections by name, optionally "frozen": {part: variables of the trained part}, and
+# in a training step "ema": the moving average of "params"}
 Variables = Mapping[str, Any]
 
 

@@ -1,4 +1,8 @@
-"""The denoiser interface: predicts x_0 whatever the parameterization of the network. Guidance wraps denoisers."""
+"""The denoiser interface: predicts x_0 whatever the parameterization of the network. Guidance wraps denoisers.
+
+A denoiser may be told the level that the sampler goes to. That of a flow map then predicts the x_0 with which a DDIM
+step reaches the end of the trajectory there, rather than its tangent; other denoisers ignore it.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,10 +12,11 @@ from jax import Array, lax
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from diffjax.diffusion.noise import Noise
+from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.parameterizations import Coefficients
 
-Network = Callable[[Float[Array, "B ..."], Float[Array, " B"]], Float[Array, "B ..."]]  # (input, time) -> F
+# (input [B, ...], time [B]) -> F [B, ...]; that of a flow map accepts the interval [B] of the time input, too
+Network = Callable[..., Float[Array, "B ..."]]
 Parameterization = Callable[[Noise], Coefficients]
 
 
@@ -33,30 +38,71 @@ class Denoised(NamedTuple):
     unclipped: Float[Array, "B ..."] | None = None
 
 
-Denoiser = Callable[[Float[Array, "B ..."], Noise], Denoised]  # all examples at one noise level: Noise of scalars
+# (x [B, ...], now, next or nothing) -> x_0; all examples at one noise level: Noise of scalars
+Denoiser = Callable[..., Denoised]
 
 
-def from_network(network: Network, parameterization: Parameterization, *, learned_variance: bool = False) -> Denoiser:
-    """Returns the denoiser of a network.
+class Prediction(NamedTuple):
+    """A network's output.
+
+    Attributes:
+      output: F.
+      coefficients: of the parameterization at the noise level of each example, leaves [B], or of all, scalars.
+      variance_interpolation: for variance.learned_range, about in [0, 1]; None: fixed variance.
+    """
+
+    output: Float[Array, "B ..."]
+    coefficients: Coefficients
+    variance_interpolation: Float[Array, "B ..."] | None = None
+
+    def x0(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """Returns the estimate of x_0 from the noised examples `x`."""
+        c = self.coefficients
+        return for_examples(c.skip, x) * x + for_examples(c.out, x) * self.output
+
+
+# (x [B, ...], now, next or nothing) -> prediction; levels with leaves [B], or scalars
+Predict = Callable[..., Prediction]
+
+
+def predictor(
+    network: Network, parameterization: Parameterization, *, learned_variance: bool = False, with_interval: bool = False
+) -> Predict:
+    """Returns the function that prepares the inputs of a network and splits its output.
 
     Args:
-      network: maps (input [B, ...], time [B]) to F [B, ...].
+      network: maps (input [B, ...], time [B]) to F [B, ...], or (input, time, interval [B]).
       parameterization: a choice of parameterizations.py, which defines the meaning of F.
       learned_variance: whether the network returns twice the channels (last axis), the second half for the
         interpolation of the variance, from -1 (small) to 1 (large).
-
-    Returns:
-      The denoiser.
+      with_interval: whether the network is given the interval of the step, the difference of the time inputs of both
+        levels. Without a next level it is 0, for which F is that of the probability-flow ODE.
 
     Reference: EDM (Karras et al. 2022), eq. 7; for the learned variance, Improved DDPM's code.
     """
 
-    def denoise(x: Array, noise: Noise) -> Denoised:
+    def predict(x: Array, now: Noise, next: Noise | None = None) -> Prediction:
+        c = parameterization(now)
+        times = [c.time]
+        if with_interval:
+            times.append(c.time - parameterization(now if next is None else next).time)
+        output = network(for_examples(c.input, x) * x, *(jnp.broadcast_to(time, x.shape[:1]) for time in times))
+        if not learned_variance:
+            return Prediction(output, c)
+        output, interpolation = split_variance(output)
+        return Prediction(output, c, interpolation)
+
+    return predict
+
+
+def from_network(network: Network, parameterization: Parameterization, **options: bool) -> Denoiser:
+    """Returns the denoiser of a network; for the arguments see `predictor`."""
+    predict = predictor(network, parameterization, **options)
+
+    def denoise(x: Array, noise: Noise, next: Noise | None = None) -> Denoised:
         chex.assert_rank(noise.alpha, 0)
-        c = parameterization(noise)
-        output = network(c.input * x, jnp.broadcast_to(c.time, x.shape[:1]))
-        output, interpolation = split_variance(output) if learned_variance else (output, None)
-        return Denoised(c.skip * x + c.out * output, interpolation)
+        prediction = predict(x, noise, next)
+        return Denoised(prediction.x0(x), prediction.variance_interpolation)
 
     return denoise
 
@@ -72,14 +118,14 @@ def with_last_step(denoiser: Denoiser, last: Denoiser, t: Float[Array, ""]) -> D
 
     Reference: Karlo (Kakao Brain 2022), whose upsampler has another network for its last step.
     """
-    return lambda x, noise: lax.cond(noise.t <= t, last, denoiser, x, noise)
+    return lambda x, noise, *next: lax.cond(noise.t <= t, last, denoiser, x, noise, *next)
 
 
 def with_clipping(denoiser: Denoiser, clipping: Callable[[Array], Array]) -> Denoiser:
     """Bounds each estimate of x_0 by `clipping`, a choice of clipping.py."""
 
-    def denoise(x, noise):
-        denoised = denoiser(x, noise)
+    def denoise(x, *levels):
+        denoised = denoiser(x, *levels)
         return denoised._replace(x0=clipping(denoised.x0), unclipped=denoised.x0)
 
     return denoise

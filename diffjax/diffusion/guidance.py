@@ -46,14 +46,14 @@ def classifier_free(
     Reference: Ho & Salimans 2022, eq. 6.
     """
 
-    def both(x, noise):
-        with_condition, without = conditional(x, noise), unconditional(x, noise)
+    def both(x, *levels):
+        with_condition, without = conditional(x, *levels), unconditional(x, *levels)
         x0 = without.x0 + scale * (with_condition.x0 - without.x0)
         spread = _std(with_condition.x0) / jnp.maximum(_std(x0), 1e-8)
         return with_condition._replace(x0=x0 * (rescale * spread + (1.0 - rescale)))
 
-    def denoise(x, noise) -> Denoised:
-        return lax.cond(_inside(noise, interval) & (scale != 1.0), both, conditional, x, noise)
+    def denoise(x, noise, *next) -> Denoised:
+        return lax.cond(_inside(noise, interval) & (scale != 1.0), both, conditional, x, noise, *next)
 
     return denoise
 
@@ -79,8 +79,8 @@ def autoguidance(
     Reference: Karras et al. 2024, eq. 3.
     """
 
-    def denoise(x, noise):
-        denoised, weaker = denoiser(x, noise), weak(x, noise)
+    def denoise(x, noise, *next):
+        denoised, weaker = denoiser(x, noise, *next), weak(x, noise, *next)
         active = jnp.where(_inside(noise, interval), scale, 1.0)
         return denoised._replace(x0=weaker.x0 + active * (denoised.x0 - weaker.x0))
 
@@ -156,8 +156,8 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "B ..."], mask: Float[Array,
     Reference: RePaint (Lugmayr et al. 2022), eq. 8.
     """
 
-    def denoise(x, noise):
-        denoised = denoiser(x, noise)
+    def denoise(x, *levels):
+        denoised = denoiser(x, *levels)
         gradient = None if denoised.guidance_gradient is None else (1.0 - mask) * denoised.guidance_gradient
 
         def fill(x0):
@@ -175,8 +175,8 @@ def _inside(noise: Noise, interval: tuple[Array | float, Array | float]) -> Arra
 
 
 def _ascend(denoiser: Denoiser, log_probability: Callable, scale: Array | float) -> Denoiser:
-    def denoise(x, noise):
-        denoised = denoiser(x, noise)
+    def denoise(x, noise, *next):
+        denoised = denoiser(x, noise, *next)
         gradient = scale * jax.grad(lambda x: jnp.sum(log_probability(x, noise)))(x)
         if denoised.guidance_gradient is not None:
             gradient = gradient + denoised.guidance_gradient

@@ -20,6 +20,12 @@ def simple(noise: Noise, coefficients: Coefficients) -> Array:
     return 1.0 / coefficients.out**2
 
 
+def x0(noise: Noise, coefficients: Coefficients) -> Array:
+    """Weights the error of x_0 by 1, whatever the network predicts."""
+    del coefficients
+    return jnp.ones_like(noise.alpha)
+
+
 def snr(noise: Noise, coefficients: Coefficients) -> Array:
     """Weights the error of eps by 1, whatever the network predicts.
 

@@ -1,4 +1,4 @@
-"""Training losses. A public function of this file is a loss a config can name.
+"""Training losses of denoising. A public function of this file is a loss a config can name, as of flow_map_losses.py.
 
 A loss maps a noised batch and the network's prediction to a value per example [B]. The process passes `schedule`,
 `weighting` and `variance`.
@@ -6,7 +6,6 @@ A loss maps a noised batch and the network's prediction to a value per example [
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
 import jax
@@ -14,20 +13,11 @@ from jax import Array, lax
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.denoiser import Denoised, Prediction
 from diffjax.diffusion.likelihood import decoder_term, prior_term, step_term
 from diffjax.diffusion.noise import perturb
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
-from diffjax.diffusion.parameterizations import Coefficients
-
-
-class Prediction(NamedTuple):
-    """A network's output for a noised batch."""
-
-    output: Float[Array, "B ..."]  # F
-    coefficients: Coefficients  # of the parameterization at each example's noise level, leaves [B]
-    variance_interpolation: Float[Array, "B ..."] | None = None  # for variance.learned_range; None: fixed variance
 
 
 def mse(batch: NoisedBatch, prediction: Prediction, *, weighting: Callable) -> Float[Array, " B"]:

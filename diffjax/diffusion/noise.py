@@ -31,6 +31,11 @@ def perturb(x0: Array, eps: Array, noise: Noise) -> Array:
     return noise.alpha * x0 + noise.sigma * eps
 
 
+def for_examples(values: Float[Array, " B"] | Float[Array, ""], x: Float[Array, "B ..."]) -> Array:
+    """Returns a value per example, or one for all, with as many axes as `x`: [B, 1, ...] or [1, 1, ...]."""
+    return jnp.reshape(values, (-1, *[1] * (x.ndim - 1)))
+
+
 def log_snr(noise: Noise) -> Array:
     """Computes log(alpha^2 / sigma^2), the log signal-to-noise ratio; inf at the clean level.
 

@@ -388,6 +388,26 @@ def rectified_flow(timesteps: int = 1000, *, continuous: bool = False, shift: fl
     return Discrete.from_levels(*level(np.arange(1, timesteps + 1) / timesteps))
 
 
+def trig_flow(timesteps: int = 1000, *, continuous: bool = False, sigma_data: float = 0.5) -> Schedule:
+    """alpha = cos(theta), sigma = sigma_data sin(theta), theta = u pi / 2, with no signal at the end.
+
+    Args:
+      timesteps: T.
+      continuous: whether timesteps are real numbers.
+      sigma_data: standard deviation of the data, and of the noise at the end.
+
+    Reference: Lu & Song 2025 (sCM), sec. 3.
+    """
+
+    def level(u, xp=jnp):
+        # A sine of the complement, so that no signal is left at the end.
+        return xp.sin((1 - u) * np.pi / 2), sigma_data * xp.sin(u * np.pi / 2)
+
+    if continuous:
+        return Continuous(timesteps, level)
+    return Discrete.from_levels(*level(np.arange(1, timesteps + 1) / timesteps, np))
+
+
 def learned(
     timesteps: int = 1000, *, continuous: bool = False, gamma_min: float = -13.3, gamma_max: float = 5.0
 ) -> Schedule:

@@ -1,5 +1,6 @@
 """The input of a training loss: examples, each noised at a timestep of its own."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -7,9 +8,10 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
+from diffjax.diffusion.next_times import Pair
 from diffjax.diffusion.noise import Noise, perturb
 from diffjax.diffusion.noise_schedules import Schedule
-from diffjax.diffusion.random import Keys, normal_each
+from diffjax.diffusion.random import Keys, normal_each, split_each
 from diffjax.diffusion.time_sampling import State, TimeSampler
 
 
@@ -22,6 +24,8 @@ class NoisedBatch(NamedTuple):
       x: noised examples x_t = alpha x_0 + sigma eps.
       noise: noise level of each example, leaves [B]; `noise.t` are the timesteps.
       loss_factor: factor on the loss of each example, which corrects for timesteps that are not sampled uniformly.
+      next: level that a flow map goes to from `noise`, leaves [B]; None: the loss has one level per example.
+      step: number of training steps so far.
     """
 
     x0: Float[Array, "B ..."]
@@ -29,6 +33,8 @@ class NoisedBatch(NamedTuple):
     x: Float[Array, "B ..."]
     noise: Noise
     loss_factor: Float[Array, " B"]
+    next: Noise | None = None
+    step: Array | int = 0
 
     @classmethod
     def sample(
@@ -40,6 +46,8 @@ class NoisedBatch(NamedTuple):
         schedule: Schedule,
         time_sampler: TimeSampler,
         state: State,
+        next_times: Callable[..., Pair] | None = None,
+        step: Array | int = 0,
     ) -> "NoisedBatch":
         """Samples a timestep and noise for each example, and noises it.
 
@@ -50,6 +58,8 @@ class NoisedBatch(NamedTuple):
           schedule: noise level at a timestep.
           time_sampler: a choice of time_sampling.py.
           state: what `time_sampler` remembers; `time_sampler.init(schedule)` at first.
+          next_times: a choice of next_times.py; None: one level per example.
+          step: number of training steps so far.
 
         Returns:
           The noised batch.
@@ -57,6 +67,17 @@ class NoisedBatch(NamedTuple):
         Reference: DDPM (Ho et al. 2020), algorithm 1.
         """
         chex.assert_equal_shape_prefix((time_keys, eps_keys, x0), 1)
+        next_keys, next = time_keys, None
+        if next_times is not None:
+            time_keys, next_keys = split_each(time_keys)
         t, loss_factor = jax.vmap(time_sampler.sample, (0, None, None))(time_keys, schedule, state)
+        if next_times is not None:
+            choose = next_times
+
+            def pair(key, t):
+                return choose(key, t, lambda key: time_sampler.sample(key, schedule, state)[0], schedule, step)
+
+            t, next_t = jax.vmap(pair)(next_keys, t)
+            next = schedule(next_t)
         eps, noise = normal_each(eps_keys, x0.shape[1:]), schedule(t)
-        return cls(x0, eps, jax.vmap(perturb)(x0, eps, noise), noise, loss_factor)
+        return cls(x0, eps, jax.vmap(perturb)(x0, eps, noise), noise, loss_factor, next, step)

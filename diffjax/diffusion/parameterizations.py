@@ -21,8 +21,8 @@ class Coefficients(NamedTuple):
       skip: factor of x_t.
       out: factor of F.
       input: factor of x_t in the network's input.
-      time: time input: t - 1, as published models count from zero; for edm and consistency a multiple of
-        log(sigma / alpha).
+      time: time input: t - 1, as published models count from zero, or a multiple of it for flow; for edm and
+        consistency a multiple of log(sigma / alpha), for trig_flow an angle.
     """
 
     skip: Array
@@ -53,13 +53,19 @@ def v(noise: Noise) -> Coefficients:
     return _plain(noise.alpha / power, -noise.sigma / power, noise)
 
 
-def flow(noise: Noise) -> Coefficients:
+def flow(noise: Noise, *, time_scale: float = 1.0) -> Coefficients:
     """The network predicts the velocity eps - x_0 of a rectified flow.
+
+    Args:
+      noise: noise level.
+      time_scale: factor of the time input. Losses that differentiate the network by time need a small one, such as 1 /
+        T: sinusoidal embeddings of large numbers change fast.
 
     Reference: Liu et al. 2022, eq. 1; Esser et al. 2024.
     """
     total = noise.alpha + noise.sigma
-    return _plain(1.0 / total, -noise.sigma / total, noise)
+    c = _plain(1.0 / total, -noise.sigma / total, noise)
+    return c._replace(time=time_scale * c.time)
 
 
 def edm(noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0) -> Coefficients:
@@ -108,6 +114,22 @@ def consistency(
         1.0 / scale,
         time_scale * _quarter_log_sigma(noise),
     )
+
+
+def trig_flow(noise: Noise, *, sigma_data: float = 0.5) -> Coefficients:
+    """EDM's preconditioning with the angle of the noise level as the time input, and F of the opposite sign.
+
+    On the schedule `trig_flow` x_0 is cos(theta) x - sin(theta) sigma_data F(x / sigma_data, theta); elsewhere the
+    coefficients are those of x_t scaled to that process.
+
+    Args:
+      noise: noise level.
+      sigma_data: standard deviation of the data.
+
+    Reference: Lu & Song 2025 (sCM), sec. 3.
+    """
+    c = edm(noise, sigma_data=sigma_data)
+    return c._replace(out=-c.out, time=jnp.arctan2(noise.sigma, sigma_data * noise.alpha))
 
 
 def mu(noise: Noise, *, schedule: Schedule) -> Coefficients:

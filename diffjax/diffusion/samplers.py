@@ -314,6 +314,21 @@ def consistency(*, schedule: Schedule) -> Sampler:
     return Sampler(_no_history, step)
 
 
+def flow_map() -> Sampler:
+    """Steps of a flow map, whose denoiser is given the next level: exact in any number of steps if the map is.
+
+    With the denoiser of another model it equals `ddim`.
+
+    Reference: shortcut models (Frans et al. 2024), algorithm 2; MeanFlow (Geng et al. 2025), eq. 12.
+    """
+
+    def step(keys, denoiser, carry, x, now, next):
+        del keys
+        return ddim_step(x, _x0(denoiser(x, now, next), now), now, next), carry
+
+    return Sampler(_no_history, step)
+
+
 def _x0(denoised: Denoised, noise: Noise) -> Array:
     """Returns x_0, shifted by the guidance gradient: eps shifts by -sigma times gradient.
 

@@ -58,8 +58,9 @@ class LoraModel(Model):
         return {group: functools.partial(self._loss, loss) for group, loss in self.model.losses.items()}
 
     def _loss(self, loss: Callable, variables: Variables, *arguments: Any) -> Any:
-        params = self.merge(variables["frozen"]["base"], variables["params"])
-        return loss({**variables, "params": params}, *arguments)
+        merge = functools.partial(self.merge, variables["frozen"]["base"])
+        merged = {name: merge(variables[name]) for name in ("params", "ema") if name in variables}
+        return loss({**variables, **merged}, *arguments)
 
     def merge(self, base: Params, matrices: Params) -> Params:
         """Returns the parameters of the adapted model: the base parameters with the updates added.

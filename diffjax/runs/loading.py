@@ -185,14 +185,14 @@ def build_model(
       parent: config that this one is a part of, when the parts are not trained yet.
       abstract: build before the parts are trained: the variables of parts are jax.ShapeDtypeStruct, and parts are not
         opened. Runs that the config refers to by their path are opened.
-      training: load also what only training needs, such as a perceptual loss.
+      training: load also what only training needs, such as a teacher or a perceptual loss.
 
     Raises:
       UserError: a run or part does not exist, or does not fit the config.
     """
     spec, parts, text_runs = image_spec(config), {}, {}
     for field, open_run in _OPENERS.items():
-        if not config.get(field):
+        if not config.get(field) or (field in _TRAINING_ONLY and not (training or abstract)):
             continue
         if abstract and (owner := _config_with_part(config, field, parent, workdir)):
             parts[field] = _untrained_part(owner, field, config[field], spec)
@@ -284,10 +284,11 @@ def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
 
 
 _STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "last_step", "noised_clip")
+_TRAINING_ONLY = ("teacher",)  # which samples do not need
 _OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
     "codec": _open_codec,
     "clip": open_clip,
-    **dict.fromkeys(_STAGES, _open_stage),
+    **dict.fromkeys((*_STAGES, *_TRAINING_ONLY), _open_stage),
 }
 
 

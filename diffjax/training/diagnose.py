@@ -57,7 +57,7 @@ def replay(workdir: Workdir) -> Replay:
         _, state = compile_step(config, model, make_optimizers(config, model), devices, 1, checkpoints)
     batch: Any = _read_batch(workdir.failed / "batch.npz")
     context = make_step_context(state.step, init_and_step_keys(config)[1], len(batch["index"]), 1)
-    variables = {**state.variables, "frozen": model.frozen}
+    variables = {**state.variables, "ema": state.ema, "frozen": model.frozen}
     keys = example_keys(context, batch)
 
     def gradients_and_losses(group):

@@ -74,7 +74,7 @@ def make_step(
         batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
         context = make_step_context(state.step, key, batch_size, examples)._replace(mean=mean, gather=gather)
         keys = example_keys(context, batch)
-        variables = {**state.variables, "frozen": frozen}
+        variables = {**state.variables, "ema": state.ema, "frozen": frozen}
         grads, metrics, collections = mean(_accumulate(losses_of_trained, variables, batch, keys, context, accumulate))
 
         metrics = {**metrics, **{f"{prefix(group)}grad_norm": optax.global_norm(grads[group]) for group in optimizers}}

@@ -12,7 +12,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from diffjax.diffusion import flow_map_losses
 from diffjax.diffusion.denoiser import Network
+from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
@@ -29,9 +31,11 @@ from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
 from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
+from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
 from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
+_INTERVAL_WIDTH = 64  # values of the embedding of the interval of a flow map's step
 _CONDITIONS_FOLD = 2**31 - 1  # folded into sample keys for the conditions; no step of a sampler has this number
 
 
@@ -50,6 +54,9 @@ class DiffusionModel(GenerativeModel):
       nonleaky_augmentation: augmentation of training images; None: off.
       last_step: another model of the same data for the last step of sampling, whose variables are
         variables["frozen"]["last_step"]; None: this one.
+      teacher: model of the same data and conditions that training distils, whose variables are
+        variables["frozen"]["teacher"]; None: training from data.
+      teacher_guidance: scale of classifier-free guidance of the teacher; 1: none.
     """
 
     image_spec: ImageSpec
@@ -61,6 +68,8 @@ class DiffusionModel(GenerativeModel):
     crop: int = 0
     nonleaky_augmentation: NonLeakyAugmentation | None = None
     last_step: "DiffusionModel | None" = None
+    teacher: "DiffusionModel | None" = None
+    teacher_guidance: float = 1.0
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -74,6 +83,8 @@ class DiffusionModel(GenerativeModel):
         condition_params = self.conditions.init(conditions_key)
         inputs: dict[str, Any] = self._example_inputs(condition_params, example_key)
         channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
+        if self.process.reads_interval:
+            inputs = _with_interval(inputs, jnp.zeros((1,)))
         *sides, data_channels = self.data_space.shape
         x = jnp.zeros((1, *sides, data_channels + channels))
         params = self.network.init(network_key, x, jnp.zeros((1,)), **inputs)["params"]
@@ -130,11 +141,16 @@ class DiffusionModel(GenerativeModel):
         values = self.conditions.encode(self._condition_inputs(variables, conditions, conditions_keys))
         drop_keys = fold_in_each(conditions_keys, len(self.conditions.each))
         values = self.conditions.drop_randomly(values, drop_keys)
+        bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
+        average = {**variables, "params": variables.get("ema", variables["params"])}
         value, memory = self.process.bind(variables["params"]["model"]).train_loss(
-            self._bound_network(variables, values, dropout_keys, crop),
+            bind_network(variables),
             crop(x_0),
             noise_keys,
             variables.get("times", {}),
+            average=bind_network(average) if self.process.learns_flow_map else None,
+            teacher=self._bound_teacher(variables, values) if self.teacher else None,
+            step=context.step,
         )
         return value, Aux({}, {"times": memory} if memory else {})
 
@@ -219,6 +235,22 @@ class DiffusionModel(GenerativeModel):
             conditions, keys, self._clip(variables), encode_image=encode_image, augmentation_level=level
         )
 
+    def _bound_teacher(self, variables: Variables, values: Mapping[str, Values]) -> Callable[[Array, Noise], Array]:
+        """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions."""
+        teacher, scale = cast(DiffusionModel, self.teacher), self.teacher_guidance
+        own = variables["frozen"]["teacher"]
+        predict = teacher.process.predictor(teacher._bound_network(own, values))
+        if scale == 1.0:
+            return lambda x, now: predict(x, now).x0(x)
+        null_values = teacher.conditions.drop_all(values, len(jax.tree.leaves(values)[0]))
+        predict_null = teacher.process.predictor(teacher._bound_network(own, null_values))
+
+        def guided(x: Array, now: Noise) -> Array:
+            without = predict_null(x, now).x0(x)
+            return without + scale * (predict(x, now).x0(x) - without)
+
+        return guided
+
     def _bound_network(
         self,
         variables: Variables,
@@ -226,17 +258,21 @@ class DiffusionModel(GenerativeModel):
         dropout_keys: PRNGKeys | None = None,
         crop: Callable[[Array], Array] = lambda x: x,
     ) -> Network:
-        """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels."""
+        """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels.
+
+        It maps (x_t, time), with `process.reads_interval` (x_t, time, interval), to its output.
+        """
         params = variables["params"]["model"]
         inputs = self.conditions.network_inputs(params.get("conditions", {}), values, self._clip(variables))
         inputs = {name: value for name, value in inputs._asdict().items() if value is not None}
         channels = crop(inputs.pop("channels")) if "channels" in inputs else None
 
-        def network(x: Array, t: Float[Array, " B"]) -> Array:
+        def network(x: Array, t: Float[Array, " B"], interval: Float[Array, " B"] | None = None) -> Array:
             def for_batch(value: Array) -> Array:
                 return jnp.broadcast_to(value, (len(x), *value.shape[1:]))
 
             each = jax.tree.map(for_batch, inputs)
+            each = each if interval is None else _with_interval(each, interval)
             x = x if channels is None else jnp.concatenate([x, for_batch(channels)], axis=-1)
             return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys)
 
@@ -256,11 +292,15 @@ def make_diffusion_model(
 
     Args:
       parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
-        last step of sampling.
+        last step of sampling, "teacher" to distil.
 
     Raises:
       UserError: parts of the config do not fit together.
     """
+    if process.differentiates_network:
+        network = _without_cudnn(network)
+    if process.loss.name in flow_map_losses.WITH_TEACHER and not config.get("teacher"):
+        raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     crop = config.diffusion.get("crop", 0)
     if crop:
         _check_crop(crop, data_space.shape[0], network)
@@ -275,6 +315,8 @@ def make_diffusion_model(
         crop=crop,
         nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
         last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
+        teacher=cast(DiffusionModel, parts["teacher"][0]) if "teacher" in parts else None,
+        teacher_guidance=config.diffusion.get("teacher_guidance", 1.0),
         classes=conditions.classes,
         text=conditions.text,
         frozen={name: part[1] for name, part in parts.items()},
@@ -286,6 +328,13 @@ def make_diffusion_model(
     model.make_settings(config.sampler)  # reports invalid settings before training
     check_buildable(model.init)
     return model
+
+
+def _with_interval(inputs: Mapping[str, Array], interval: Float[Array, " B"]) -> dict[str, Array]:
+    """Returns inputs of the network with the interval of the step as an embedding, after that of conditions."""
+    embedding = timestep_embedding(interval, _INTERVAL_WIDTH, convention="adm")
+    others = [inputs["embedding"]] if "embedding" in inputs else []
+    return {**inputs, "embedding": jnp.concatenate([*others, embedding], axis=-1)}
 
 
 def with_number(conditions: Mapping[str, Array], settings: SamplingSettings, count: int) -> Mapping[str, Array]:
@@ -308,6 +357,19 @@ def random_crop(keys: PRNGKeys, size: int, x: Float[Array, "B H W C"]) -> Float[
         return lax.dynamic_slice(x, (top, left, 0), (size, size, x.shape[-1]))
 
     return jax.vmap(crop)(keys, x)
+
+
+def _without_cudnn(network: nn.Module) -> nn.Module:
+    """Returns the network with attention that can be differentiated in forward mode, which cuDNN's cannot.
+
+    Raises UserError if cuDNN is required.
+    """
+    attention = getattr(network, "attention", None)
+    if attention == "cudnn":
+        raise UserError(
+            "model.attention=cudnn: does not support the derivative that diffusion.loss requires; set it to xla"
+        )
+    return network if attention is None else network.clone(attention="xla")
 
 
 def _check_crop(crop: int, size: int, network: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Diffusion process of a config: noise schedule, parameterization, loss, variance. Independent of the data space."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,24 +15,29 @@ from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
     denoiser,
+    flow_map_losses,
+    loss_metrics,
     loss_weighting,
     losses,
+    next_times,
     noise_schedules,
     parameterizations,
     time_sampling,
     variance,
 )
-from diffjax.diffusion.denoiser import Denoiser, Network
+from diffjax.diffusion.denoiser import Denoiser, Network, Predict
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, validate_integer, validate_number
-from diffjax.registry import Choice, lookup
+from diffjax.registry import Choice, choices, lookup, options
 from diffjax.typing import PRNGKeys
 
 _MAX_TIMESTEPS = 1_000_000  # schedules are tables
-INJECTED_ARGUMENTS = ("schedule", "steps", "variance", "weighting")  # options that the process sets, not configs
+# Options that the process sets, not configs.
+INJECTED_ARGUMENTS = ("schedule", "steps", "variance", "weighting", "metric")
+FLOW_MAP_LOSSES = frozenset(choices(flow_map_losses))
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
@@ -87,6 +93,8 @@ class Process:
       schedule: noise schedule.
       times: distribution of timesteps in training.
       time_scale: factor of the network's time input.
+      next_times: pairs of timesteps, for losses of flow maps.
+      metric: distance, for losses of flow maps.
     """
 
     schedule: Schedule
@@ -95,6 +103,8 @@ class Process:
     weighting: Choice
     times: time_sampling.TimeSampler
     variance: Choice
+    next_times: Choice
+    metric: Choice
     time_scale: float = 1.0
 
     @classmethod
@@ -108,10 +118,12 @@ class Process:
         process = cls(
             schedule=schedule,
             parameterization=_look_up(config, "parameterization", parameterizations),
-            loss=_look_up(config, "loss", losses),
+            loss=_look_up(config, "loss", (losses, flow_map_losses)),
             weighting=_look_up(config, "weighting", loss_weighting),
             times=make_times(config, schedule),
             variance=_look_up(config, "variance", variance),
+            next_times=_look_up(config, "next_times", next_times, (), "clean"),
+            metric=_look_up(config, "metric", loss_metrics, (), "l2"),
             time_scale=time_scale(config, schedule),
         )
         process._check_parameterization()
@@ -122,16 +134,19 @@ class Process:
     def _check_parameterization(self) -> None:
         """Raises UserError for a parameterization that the schedule does not support, or invalid options."""
         parameterization = self.parameterization.name
-        if parameterization in ("edm", "consistency") and self.time_scale != 1.0:
+        if parameterization in ("edm", "consistency", "trig_flow") and self.time_scale != 1.0:
             raise UserError(
-                f"diffusion.rescale_timesteps=True: parameterization={parameterization} gives the network "
-                "log(sigma / alpha) instead of the timestep; set it to False, or use its option time_scale"
+                f"diffusion.rescale_timesteps=True: parameterization={parameterization} gives the network a function "
+                "of sigma / alpha instead of the timestep; set it to False"
             )
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
-        for name, choice in (("loss", self.loss), ("parameterization", self.parameterization)):
+        chosen = {name: getattr(self, name) for name in ("loss", "parameterization", "next_times", "metric")}
+        for name, choice in chosen.items():
+            may_be_zero = name in ("next_times", "metric") or choice.name in FLOW_MAP_LOSSES
             for option, value in choice.options.items():
-                validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive="low")
+                exclusive = "" if may_be_zero else "low"
+                validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive=exclusive)
         last = self.coefficients(self.schedule(float(self.schedule.timesteps)))
         if not _is_traced(last) and not np.all(np.isfinite(last)):
             raise UserError(
@@ -141,7 +156,8 @@ class Process:
 
     def _check_weighting(self, config: ConfigDict) -> None:
         """Raises UserError for weights that are negative, or not finite or without bounds at some timesteps."""
-        if self.parameterization.name == "consistency" and self.weighting.name == "simple" and self.loss.name != "vlb":
+        is_weighted = "weighting" in options(self.loss.function)
+        if self.parameterization.name == "consistency" and self.weighting.name == "simple" and is_weighted:
             raise UserError(
                 "diffusion.weighting=simple: has no bounds near sigma_min with parameterization=consistency, which "
                 "ignores the network there; set diffusion.weighting=edm"
@@ -169,8 +185,51 @@ class Process:
             )
         if isinstance(self.schedule, Learned) and loss != "vlb":
             raise UserError(f"diffusion.loss={loss}: must be vlb for schedule=learned; set diffusion.loss=vlb")
-        if loss == "vlb" and _look_up(config, "time_sampling", time_sampling).name in ("log_normal", "logit_normal"):
+        times = _look_up(config, "time_sampling", time_sampling).name
+        if loss == "vlb" and times in ("log_normal", "logit_normal"):
             raise UserError("diffusion.loss=vlb: is the bound only with time_sampling=uniform or importance; use one")
+        if self.learns_flow_map:
+            self._check_flow_map(times)
+        elif self.next_times.name != "clean" or self.metric.name != "l2":
+            raise UserError(
+                f"diffusion.next_times={self.next_times.name}, diffusion.metric={self.metric.name}: are for losses of "
+                f"flow maps ({', '.join(sorted(FLOW_MAP_LOSSES))}), not loss={loss}; leave them at clean and l2"
+            )
+
+    def _check_flow_map(self, times: str) -> None:
+        """Raises UserError for choices that do not fit a loss of flow maps."""
+        loss = self.loss.name
+        if self.learns_variance:
+            raise UserError(f"diffusion.variance=learned_range: has no loss with loss={loss}; use fixed_small")
+        if times == "importance":
+            raise UserError(f"diffusion.time_sampling=importance: is not supported for loss={loss}; use another")
+        if self.differentiates_network and not self.schedule.continuous:
+            raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
+        if loss == "continuous_consistency" and self.next_times.name != "clean":
+            raise UserError(f"diffusion.next_times={self.next_times.name}: has no effect on loss={loss}; use clean")
+        if loss == "progressive" and self.next_times.name == "clean":
+            raise UserError("diffusion.next_times=clean: loss=progressive requires a grid of steps; use grid(steps=4)")
+        first, draw = jnp.asarray(self.schedule.first), lambda key: jnp.asarray(self.schedule.first)
+        try:
+            choose = functools.partial(self.next_times.bind(), schedule=self.schedule, draw=draw)
+            jax.eval_shape(lambda key: choose(key, first, step=jnp.zeros(())), jax.random.key(0))
+        except (ValueError, ArithmeticError) as error:
+            raise UserError(f"diffusion.next_times={self.next_times.name}: {error}") from error
+
+    @property
+    def learns_flow_map(self) -> bool:
+        """True if the loss is one of flow maps, for samples in few steps."""
+        return self.loss.name in FLOW_MAP_LOSSES
+
+    @property
+    def reads_interval(self) -> bool:
+        """True if the network is given the interval of the step, besides the time."""
+        return self.loss.name in flow_map_losses.WITH_INTERVAL
+
+    @property
+    def differentiates_network(self) -> bool:
+        """True if the loss differentiates the network by its inputs in forward mode."""
+        return self.loss.name in flow_map_losses.WITH_DERIVATIVE
 
     @property
     def learns_variance(self) -> bool:
@@ -194,32 +253,66 @@ class Process:
 
     def denoiser(self, network: Network) -> Denoiser:
         """Returns the denoiser of a network trained with `train_loss`."""
-        return denoiser.from_network(network, self.coefficients, learned_variance=self.learns_variance)
+        return denoiser.from_network(network, self.coefficients, **self._network_options)
+
+    def predictor(self, network: Network) -> Predict:
+        """Returns the predictions of a network at the noise levels of examples, as `train_loss` has them."""
+        return denoiser.predictor(network, self.coefficients, **self._network_options)
+
+    @property
+    def _network_options(self) -> dict[str, bool]:
+        return {"learned_variance": self.learns_variance, "with_interval": self.reads_interval}
 
     def train_loss(
-        self, network: Network, x0: Array, keys: PRNGKeys, memory: time_sampling.State
+        self,
+        network: Network,
+        x0: Array,
+        keys: PRNGKeys,
+        memory: time_sampling.State,
+        *,
+        average: Network | None = None,
+        teacher: Callable[[Array, Noise], Array] | None = None,
+        step: Array | int = 0,
     ) -> tuple[Array, time_sampling.State]:
-        """Returns the loss of denoising at a random timestep per example: DDPM (Ho et al. 2020), algorithm 1.
+        """Returns the loss at a random timestep per example, as DDPM (Ho et al. 2020), algorithm 1; or of a flow map.
 
         Args:
-          network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] if the variance is learned.
+          network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] if the variance is learned; with
+            `reads_interval` (input, time, interval [B]).
           x0: clean examples [B, ..., C].
           keys: one per example; consumed.
           memory: state of the distribution of timesteps; `times.init(schedule)` at first.
+          average: the network with averaged parameters, for losses of flow maps; None: `network`.
+          teacher: (x, levels of the examples) -> x_0 of a trained model, for losses of flow maps; None: the data teach.
+          step: number of training steps so far.
 
         Returns:
           The loss [B] and the new memory.
         """
         time_keys, eps_keys = split_each(keys)
         batch = NoisedBatch.sample(
-            time_keys, eps_keys, x0, schedule=self.schedule, time_sampler=self.times, state=memory
+            time_keys,
+            eps_keys,
+            x0,
+            schedule=self.schedule,
+            time_sampler=self.times,
+            state=memory,
+            next_times=self.next_times.bind() if self.learns_flow_map else None,
+            step=step,
         )
-        c = self.coefficients(batch.noise)
-        output, interpolation = network(jax.vmap(jnp.multiply)(c.input, batch.x), c.time), None
-        if self.learns_variance:
-            output, interpolation = denoiser.split_variance(output)
-        choices = {"schedule": self.schedule, "variance": self.variance.bind(), "weighting": self.weighting.bind()}
-        loss = self.loss.bind(**choices)(batch, losses.Prediction(output, c, interpolation))
+        compute = self.loss.bind(
+            schedule=self.schedule,
+            variance=self.variance.bind(),
+            weighting=self.weighting.bind(),
+            metric=self.metric.bind(),
+        )
+        predict = self.predictor(network)
+        if self.learns_flow_map:
+            average_predict = self.predictor(average or network)
+            networks = flow_map_losses.Networks(predict, average_predict, self.coefficients, teacher)
+            loss = compute(batch, networks)
+        else:
+            loss = compute(batch, predict(batch.x, batch.noise))
         return batch.loss_factor * loss, self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
 
 
@@ -247,5 +340,13 @@ def _some_times(schedule: Schedule) -> np.ndarray:
     return (times if schedule.continuous else np.unique(np.round(times))).astype(np.float32)
 
 
-def _look_up(config: ConfigDict, name: str, module: ModuleType, injected: Sequence[str] = INJECTED_ARGUMENTS) -> Choice:
-    return lookup(f"diffusion.{name}", module, config[name], injected=injected)
+def _look_up(
+    config: ConfigDict,
+    name: str,
+    module: ModuleType | Sequence[ModuleType],
+    injected: Sequence[str] = INJECTED_ARGUMENTS,
+    default: str | None = None,
+) -> Choice:
+    """Returns the choice of a field; `default` where an older config lacks the field."""
+    text = config[name] if default is None else config.get(name, default)
+    return lookup(f"diffusion.{name}", module, text, injected=injected)

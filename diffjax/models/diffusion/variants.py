@@ -28,7 +28,11 @@ TrainedClip = tuple[ContrastiveModel, Variables]
 
 
 def build_ddpm(
-    config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None, last_step: TrainedStage | None = None
+    config: ConfigDict,
+    spec: ImageSpec,
+    clip: TrainedClip | None = None,
+    last_step: TrainedStage | None = None,
+    teacher: TrainedStage | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on pixels.
 
@@ -38,6 +42,7 @@ def build_ddpm(
     Args:
       clip: CLIP of the conditions.
       last_step: a diffusion model of the same data, for the last step of sampling.
+      teacher: a diffusion model of the same data and conditions, which training distils.
 
     Raises:
       UserError: an unknown choice, or one that does not fit.
@@ -46,7 +51,7 @@ def build_ddpm(
     parts: dict[str, Any] = {"clip": clip} if clip else {}
     if last_step:
         parts["last_step"] = (last_step.model, last_step.variables)
-    model = _build_image_model(config, spec, space, parts)
+    model = _build_image_model(config, spec, space, parts, teacher)
     if last_step:
         _check_last_step(model, last_step.model)
     return model
@@ -71,25 +76,26 @@ def build_latent(
     spec: ImageSpec,
     codec: tuple[Autoencoder, Variables] | None = None,
     clip: TrainedClip | None = None,
+    teacher: TrainedStage | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on the latents of a trained autoencoder, such as Stable Diffusion 1 and 2.
 
     Args:
       codec: the autoencoder.
       clip: CLIP of the conditions.
+      teacher: a diffusion model of the same data and conditions, which training distils.
 
     Raises:
       UserError: a missing autoencoder, an unknown choice, or one that does not fit.
     """
     if codec is None:
         raise UserError("codec='': system=latent requires a trained autoencoder; set --config.codec=WORKDIR")
-    return _build_image_model(
-        config, spec, latent_space(codec[0], codec[1]), {"codec": codec} | ({"clip": clip} if clip else {})
-    )
+    parts = {"codec": codec} | ({"clip": clip} if clip else {})
+    return _build_image_model(config, spec, latent_space(codec[0], codec[1]), parts, teacher)
 
 
 def _build_image_model(
-    config: ConfigDict, spec: ImageSpec, space: DataSpace, parts: Mapping[str, Any]
+    config: ConfigDict, spec: ImageSpec, space: DataSpace, parts: Mapping[str, Any], teacher: TrainedStage | None
 ) -> DiffusionModel:
     """Builds a diffusion model with the network of `config.model`: a UNet or DiT."""
     process = Process.from_config(config.diffusion)
@@ -108,7 +114,37 @@ def _build_image_model(
             "conditions.clip_text.mask_padding=True: requires a UNet with attention blocks; set "
             "model.architecture=unet and model.transformer_depth=0, or mask_padding=False"
         )
-    return make_diffusion_model(config, spec, process, space, conditions, network, parts)
+    if teacher is not None:
+        parts = {**parts, "teacher": (teacher.model, teacher.variables)}
+    model = make_diffusion_model(config, spec, process, space, conditions, network, parts)
+    if teacher is not None:
+        _check_teacher(model, teacher.model)
+    return model
+
+
+def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
+    """Raises UserError for a model that another cannot be distilled from."""
+    if not isinstance(teacher, DiffusionModel):
+        raise UserError("teacher: must be a diffusion model; name one of the data of this run")
+    theirs, ours = teacher.noise_schedule, model.noise_schedule
+    for name, is_equal in (
+        ("size and channels of x_t", model.data_space.shape == teacher.data_space.shape),
+        ("conditions", model.conditions == teacher.conditions),
+        ("noise schedule", theirs.timesteps == ours.timesteps and have_same_noise(theirs, ours)),
+    ):
+        if not is_equal:
+            raise UserError(
+                f"teacher: has another {name} than the run; set the fields of the run to those of the teacher"
+            )
+    if not model.process.learns_flow_map:
+        raise UserError(
+            f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', or a loss of flow maps"
+        )
+    if model.teacher_guidance != 1.0 and not teacher.conditions.supports_guidance:
+        raise UserError(
+            f"diffusion.teacher_guidance={model.teacher_guidance:g}: requires a teacher trained with dropped "
+            "conditions, such as diffusion.label_dropout > 0; set it to 1"
+        )
 
 
 def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None) -> DiffusionModel:
@@ -120,6 +156,10 @@ def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | 
     if clip is None:
         raise UserError("clip='': system=unclip_prior requires a trained CLIP; set --config.clip=WORKDIR")
     process = Process.from_config(config.diffusion)
+    if process.reads_interval:
+        raise UserError(
+            f"diffusion.loss={process.loss.name}: is not supported for system=unclip_prior; choose another loss"
+        )
     if process.learns_variance:
         raise UserError(
             f"diffusion.variance={config.diffusion.variance}: is not supported for system=unclip_prior; set it to "

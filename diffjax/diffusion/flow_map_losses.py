@@ -1,0 +1,323 @@
+"""Training losses of flow maps, for samples in few steps. A public function of this file is a loss a config can name.
+
+A flow map takes x_t along the probability-flow ODE to a less noisy level. Here it is a DDIM step with the x_0 of the
+network, X = next.alpha x0_hat + next.sigma (x - now.alpha x0_hat) / now.sigma = a x + b F: for a rectified flow
+x - (t - r) F, with the average velocity F, and to the clean image x0_hat itself, as of consistency models.
+
+Each loss follows the ODE from x_t by the x_0 of the example and the same noise, whose mean over examples is the ODE's
+direction, or by the x_0 of a teacher: then it distils the teacher. All targets are without gradient. A loss maps a
+noised batch and its networks to a value per example [B]; the process passes `schedule`, `weighting` and `metric`.
+
+Reference: Boffi et al. 2025, "How to build a consistency model", for flow maps in general.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import Array, lax
+from jax import numpy as jnp
+from jaxtyping import Float
+
+from diffjax.diffusion.denoiser import Predict
+from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, for_examples
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.noised_batch import NoisedBatch
+from diffjax.diffusion.parameterizations import Coefficients
+
+Metric = Callable[[Float[Array, "B ..."]], Float[Array, " B"]]
+
+
+class Networks(NamedTuple):
+    """The networks of a flow-map loss, under the conditions and the dropout of the batch.
+
+    Attributes:
+      trained: with the parameters that are trained.
+      average: the same, with their moving average.
+      coefficients: coefficients of the parameterization at a noise level.
+      teacher: (x, now) -> x_0 of a trained model that is distilled; None: the data teach.
+    """
+
+    trained: Predict
+    average: Predict
+    coefficients: Callable[[Noise], Coefficients]
+    teacher: Callable[[Float[Array, "B ..."], Noise], Float[Array, "B ..."]] | None = None
+
+
+def consistency(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    weighting: Callable,
+    metric: Metric,
+    by_interval: bool = False,
+    average_target: bool = False,
+    heun: bool = False,
+) -> Float[Array, " B"]:
+    """Compares the x_0 of both ends of a step: consistency training, or with a teacher consistency distillation.
+
+    Args:
+      batch: noised examples with their next level; at a clean one the target is x_next itself.
+      networks: networks.
+      schedule: noise level at a timestep.
+      weighting: a choice of loss_weighting.py.
+      metric: a choice of loss_metrics.py.
+      by_interval: whether to divide by the interval of sigma / alpha, the weighting of iCT.
+      average_target: whether the target is that of the averaged parameters; otherwise that of the trained ones.
+      heun: whether to follow a teacher by Heun's step, as the paper does; otherwise by a DDIM step.
+
+    Reference: Song et al. 2023, "Consistency models", algorithms 2 and 3; Song & Dhariwal 2024 (iCT); Geng et al. 2024
+    (ECT).
+    """
+    now, next = batch.noise, _next(batch)
+    x0_hat = networks.trained(batch.x, now).x0(batch.x)
+    x_next = _follow(batch, networks, next, schedule, heun)
+    # Not evaluated below the first level, where networks are not trained.
+    level = schedule(jnp.maximum(next.t, schedule.first))
+    target = (networks.average if average_target else networks.trained)(x_next, level)
+    target = jnp.where(for_examples(next.sigma > 0, x_next), target.x0(x_next), x_next)
+    loss = weighting(now, networks.coefficients(now)) * metric(x0_hat - lax.stop_gradient(target))
+    return loss / (now.sigma / now.alpha - next.sigma / next.alpha) if by_interval else loss
+
+
+def continuous_consistency(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    metric: Metric,
+    sigma_data: float = 0.5,
+    warmup: float = 10_000,
+    bound: float = 0.1,
+) -> Float[Array, " B"]:
+    """Continuous-time consistency training or distillation (sCM), in any parameterization on a continuous schedule.
+
+    The target of F is F - cos(theta) dx_0/dtheta, as long as its tangent is not longer than about 1, with the angle
+    theta = arctan(sigma / (alpha sigma_data)).
+
+    Args:
+      batch: noised examples.
+      networks: networks.
+      schedule: noise level at a timestep.
+      metric: a choice of loss_metrics.py.
+      sigma_data: standard deviation of the data.
+      warmup: training steps over which the parts of the tangent that may be unstable grow in; 0: from the start.
+      bound: c of the normalised tangent g / (|g| + c), |g| the root mean square; 0: not normalised.
+
+    Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1,
+    without its adaptive weighting.
+    """
+    x, direction = batch.x, _direction(batch, networks, schedule)
+
+    def coefficients(t):
+        now = schedule(t)
+        c = networks.coefficients(now)
+        return c.skip, c.out, jnp.arctan2(now.sigma, sigma_data * now.alpha)
+
+    t, ones = batch.noise.t, jnp.ones_like(batch.noise.t)
+    (skip, out, theta), (d_skip, d_out, d_theta) = jax.jvp(coefficients, (t,), (ones,))
+    output, d_output = _along(networks.trained, x, t, direction, schedule)
+    grown = jnp.minimum(1.0, batch.step / warmup) if warmup else 1.0
+    stable = for_examples(skip, x) * direction + for_examples(d_out, x) * output
+    tangent = stable + grown * (for_examples(d_skip, x) * x + for_examples(out, x) * d_output)
+    # Towards the x_0 of less noise: F moves against the sign of its factor.
+    tangent = -for_examples(jnp.sign(out) * jnp.cos(theta) / d_theta, x) * tangent
+    if bound:
+        size = jax.vmap(lambda g: jnp.sqrt(jnp.mean(g**2)))(tangent)
+        tangent = tangent / for_examples(size + bound, x)
+    return metric(output - lax.stop_gradient(output + tangent))
+
+
+def shortcut(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    metric: Metric,
+    steps: int = 128,
+    average_target: bool = True,
+) -> Float[Array, " B"]:
+    """Trains each step to equal two steps of half its length, and the ODE's direction where next = now.
+
+    Args:
+      batch: noised examples with their next level: next_times `dyadic`.
+      networks: networks.
+      schedule: noise level at a timestep.
+      metric: a choice of loss_metrics.py; of the error of F.
+      steps: number of the shortest steps in T, which follow the ODE's direction.
+      average_target: whether the half steps are those of the averaged parameters.
+
+    Reference: Frans et al. 2024, "One step diffusion via shortcut models", eq. 5 and algorithm 1.
+    """
+    x, now, next = batch.x, batch.noise, _next(batch)
+    middle = schedule((now.t + next.t) / 2)
+    predict = networks.average if average_target else networks.trained
+    is_shortest = now.t - middle.t <= schedule.timesteps / steps * 1.001
+
+    def half_step(x, start, end):
+        asked = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
+        return _move(x, predict(x, start, asked).x0(x), start, end)
+
+    reached = half_step(half_step(x, now, middle), middle, next)
+    c = networks.coefficients(now)
+    a, b = _map_coefficients(now, next, c)
+    is_step = next.t < now.t
+    by_halves = (reached - for_examples(a, x) * x) / for_examples(jnp.where(is_step, b, 1.0), x)
+    along_ode = (_clean_estimate(batch, networks) - for_examples(c.skip, x) * x) / for_examples(c.out, x)
+    target = jnp.where(for_examples(is_step, x), by_halves, along_ode)
+    return metric(networks.trained(x, now, next).output - lax.stop_gradient(target))
+
+
+def mean_flow(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    metric: Metric,
+) -> Float[Array, " B"]:
+    """Trains the F for which the end of the step stays where it is as its start moves along the ODE: dX/dt = 0.
+
+    For a rectified flow, F = v - (t - r) dF/dt (MeanFlow); for other parameterizations and paths the same condition on
+    X = a x + b F. Requires a continuous schedule.
+
+    Args:
+      batch: noised examples with their next level: next_times `second_draw`.
+      networks: networks.
+      schedule: noise level at a timestep.
+      metric: a choice of loss_metrics.py; of the error of F.
+
+    Reference: Geng et al. 2025, "Mean flows for one-step generative modeling", eq. 10 and 11.
+    """
+    direction = _direction(batch, networks, schedule)
+    return _average_velocity(batch, networks, direction, direction, schedule, metric)
+
+
+def improved_mean_flow(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    metric: Metric,
+) -> Float[Array, " B"]:
+    """Equals `mean_flow`, with dF/dt along the direction of the network itself instead of that of the example.
+
+    The target then has the variance of denoising only. One more evaluation; without the paper's second output.
+
+    Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
+    """
+    x, now = batch.x, batch.noise
+    own = _direction_to(x, networks.trained(x, now, now).x0(x), now, schedule)
+    direction = _direction(batch, networks, schedule)
+    return _average_velocity(batch, networks, direction, lax.stop_gradient(own), schedule, metric)
+
+
+def progressive(
+    batch: NoisedBatch, networks: Networks, *, schedule: Schedule, weighting: Callable, metric: Metric
+) -> Float[Array, " B"]:
+    """Trains one step to equal two DDIM steps of a teacher: progressive distillation. Requires a teacher.
+
+    Args:
+      batch: noised examples with their next level: next_times `grid`, with the steps of the student.
+      networks: networks.
+      schedule: noise level at a timestep.
+      weighting: a choice of loss_weighting.py; `truncated_snr` in the paper.
+      metric: a choice of loss_metrics.py; of the error of x_0.
+
+    Reference: Salimans & Ho 2022, algorithm 2.
+    """
+    assert networks.teacher is not None
+    x, now, next = batch.x, batch.noise, _next(batch)
+    middle = schedule((now.t + next.t) / 2)
+    half = _move(x, networks.teacher(x, now), now, middle)
+    end = _move(half, networks.teacher(half, middle), middle, next)
+    # The x_0 whose DDIM step from x goes there.
+    ratio = for_examples(next.sigma / now.sigma, x)
+    target = (end - ratio * x) / (for_examples(next.alpha, x) - ratio * for_examples(now.alpha, x))
+    error = networks.trained(x, now).x0(x) - lax.stop_gradient(target)
+    return weighting(now, networks.coefficients(now)) * metric(error)
+
+
+# Losses whose networks are given the interval of the step; losses that differentiate the network along the ODE.
+WITH_INTERVAL = ("shortcut", "mean_flow", "improved_mean_flow")
+WITH_DERIVATIVE = ("continuous_consistency", "mean_flow", "improved_mean_flow")
+WITH_TEACHER = ("progressive",)
+
+
+def _average_velocity(
+    batch: NoisedBatch, networks: Networks, direction: Array, tangent: Array, schedule: Schedule, metric: Metric
+) -> Float[Array, " B"]:
+    """Returns the error of F = -(a' x + a direction + b dF/dt) / b', where dF/dt is along `tangent`."""
+    x, t, next = batch.x, batch.noise.t, _next(batch)
+
+    def coefficients(t):
+        now = schedule(t)
+        return _map_coefficients(now, next, networks.coefficients(now))
+
+    (a, b), (d_a, d_b) = jax.jvp(coefficients, (t,), (jnp.ones_like(t),))
+    output, d_output = _along(networks.trained, x, t, tangent, schedule, next)
+    target = -(
+        for_examples(d_a, x) * x + for_examples(a, x) * direction + for_examples(b, x) * d_output
+    ) / for_examples(d_b, x)
+    return metric(output - lax.stop_gradient(target))
+
+
+def _along(predict: Predict, x: Array, t: Array, direction: Array, schedule: Schedule, *next: Noise):
+    """Returns the network's output, and its derivative by time as x moves in a direction; to fixed next levels."""
+
+    def output(x, t):
+        return predict(x, schedule(t), *next).output
+
+    return jax.jvp(output, (x, t), (lax.stop_gradient(direction), jnp.ones_like(t)))
+
+
+def _map_coefficients(now: Noise, next: Noise, c: Coefficients) -> tuple[Array, Array]:
+    """Returns a and b of the flow map a x + b F."""
+    ratio = next.sigma / now.sigma
+    x0_weight = next.alpha - now.alpha * ratio
+    return ratio + x0_weight * c.skip, x0_weight * c.out
+
+
+def _clean_estimate(batch: NoisedBatch, networks: Networks) -> Array:
+    """Returns the x_0 that gives the direction of the ODE: that of the teacher, or of the example."""
+    if networks.teacher is None:
+        return batch.x0
+    return lax.stop_gradient(networks.teacher(batch.x, batch.noise))
+
+
+def _direction(batch: NoisedBatch, networks: Networks, schedule: Schedule) -> Array:
+    """Returns dx/dt along the ODE."""
+    return _direction_to(batch.x, _clean_estimate(batch, networks), batch.noise, schedule)
+
+
+def _direction_to(x: Array, x0: Array, now: Noise, schedule: Schedule) -> Array:
+    """Returns dx/dt with a fixed x_0 and its noise."""
+    _, rates = jax.jvp(schedule, (now.t,), (jnp.ones_like(now.t),))
+    eps = eps_from_x0(x, x0, _levels(now, x))
+    return for_examples(rates.alpha, x) * x0 + for_examples(rates.sigma, x) * eps
+
+
+def _follow(batch: NoisedBatch, networks: Networks, next: Noise, schedule: Schedule, heun: bool) -> Array:
+    """Returns x at the next level along the ODE, by a DDIM step, or of a teacher by Heun's step."""
+    now, x0 = batch.noise, _clean_estimate(batch, networks)
+    x_next = _move(batch.x, x0, now, next)
+    if networks.teacher is None or not heun:
+        return x_next
+    level = schedule(jnp.maximum(next.t, schedule.first))
+    eps = eps_from_x0(x_next, networks.teacher(x_next, level), _levels(level, x_next))
+    change = next.sigma - next.alpha / now.alpha * now.sigma
+    corrected = x_next + for_examples(change / 2, x_next) * (eps - eps_from_x0(batch.x, x0, _levels(now, batch.x)))
+    return jnp.where(for_examples(next.sigma > 0, x_next), corrected, x_next)
+
+
+def _move(x: Array, x0: Array, now: Noise, next: Noise) -> Array:
+    return ddim_step(x, x0, _levels(now, x), _levels(next, x))
+
+
+def _next(batch: NoisedBatch) -> Noise:
+    assert batch.next is not None
+    return batch.next
+
+
+def _levels(noise: Noise, x: Array) -> Noise:
+    return jax.tree.map(lambda leaf: for_examples(leaf, x), noise)
