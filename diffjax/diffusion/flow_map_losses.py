@@ -118,7 +118,7 @@ def continuous_consistency(
     t, ones = batch.noise.t, jnp.ones_like(batch.noise.t)
     (skip, out, theta), (d_skip, d_out, d_theta) = jax.jvp(coefficients, (t,), (ones,))
     output, d_output = _along(networks.trained, x, t, direction, schedule)
-    grown = jnp.minimum(1.0, batch.step / warmup) if warmup else 1.0
+    grown = jnp.minimum(1.0, jnp.asarray(batch.step) / warmup) if warmup else 1.0
     stable = for_examples(skip, x) * direction + for_examples(d_out, x) * output
     tangent = stable + grown * (for_examples(d_skip, x) * x + for_examples(out, x) * d_output)
     # Towards the x_0 of less noise: F moves against the sign of its factor.
@@ -135,7 +135,7 @@ def shortcut(
     *,
     schedule: Schedule,
     metric: Metric,
-    steps: int = 128,
+    base_steps: int = 128,
     average_target: bool = True,
 ) -> Float[Array, " B"]:
     """Trains each step to equal two steps of half its length, and the ODE's direction where next = now.
@@ -145,7 +145,7 @@ def shortcut(
       networks: networks.
       schedule: noise level at a timestep.
       metric: a choice of loss_metrics.py; of the error of F.
-      steps: number of the shortest steps in T, which follow the ODE's direction.
+      base_steps: number of the shortest steps in T, which follow the ODE's direction; `steps` of `dyadic`.
       average_target: whether the half steps are those of the averaged parameters.
 
     Reference: Frans et al. 2024, "One step diffusion via shortcut models", eq. 5 and algorithm 1.
@@ -153,7 +153,7 @@ def shortcut(
     x, now, next = batch.x, batch.noise, _next(batch)
     middle = schedule((now.t + next.t) / 2)
     predict = networks.average if average_target else networks.trained
-    is_shortest = now.t - middle.t <= schedule.timesteps / steps * 1.001
+    is_shortest = now.t - middle.t <= schedule.timesteps / base_steps * 1.001
 
     def half_step(x, start, end):
         asked = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)

@@ -38,9 +38,10 @@ def second_draw(
     Reference: MeanFlow (Geng et al. 2025), sec. 4.3.
     """
     del schedule, step
+    _check_share("second_draw", share)
     draw_key, share_key = jax.random.split(key)
     other = draw(draw_key)
-    other = jnp.where(jax.random.bernoulli(share_key, share), other, t)
+    other = jnp.where(jax.random.bernoulli(share_key, float(share)), other, t)
     return jnp.maximum(t, other), jnp.minimum(t, other)
 
 
@@ -65,11 +66,12 @@ def dyadic(
     """
     del draw, step
     _check_steps("dyadic", steps)
+    _check_share("dyadic", share)
     exponent_key, place_key, share_key = jax.random.split(key, 3)
     count = 2.0 ** jax.random.randint(exponent_key, (), 0, max(1, int(steps).bit_length() - 1))
     place = jnp.floor(count * jax.random.uniform(place_key)) + 1.0
     now, next = (_on_grid(schedule.timesteps * i / count, schedule) for i in (place, place - 1.0))
-    is_step = jax.random.bernoulli(share_key, share)
+    is_step = jax.random.bernoulli(share_key, float(share))
     return jnp.where(is_step, now, t), jnp.where(is_step, next, t)
 
 
@@ -106,6 +108,7 @@ def skip(key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Ar
     Reference: Luo et al. 2023, "Latent consistency models", sec. 4.3.
     """
     del key, draw, step
+    _check_share("skip", share)
     next = _on_grid(t - share * schedule.timesteps, schedule)
     return t, jnp.where(next >= schedule.first, next, 0.0)
 
@@ -183,6 +186,11 @@ def shrinking(
 def _check_steps(name: str, steps: float) -> None:
     if steps < 1 or steps != round(steps):
         raise ValueError(f"{name}: the number of steps must be a whole number, at least 1, not {steps:g}")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name}(share={share:g}): must be from 0 to 1")
 
 
 def _on_grid(t: Array, schedule: Schedule) -> Array:

@@ -25,7 +25,7 @@ class NoisedBatch(NamedTuple):
       noise: noise level of each example, leaves [B]; `noise.t` are the timesteps.
       loss_factor: factor on the loss of each example, which corrects for timesteps that are not sampled uniformly.
       next: level that a flow map goes to from `noise`, leaves [B]; None: the loss has one level per example.
-      step: number of training steps so far.
+      step: number of training steps so far; None as `next`.
     """
 
     x0: Float[Array, "B ..."]
@@ -34,7 +34,7 @@ class NoisedBatch(NamedTuple):
     noise: Noise
     loss_factor: Float[Array, " B"]
     next: Noise | None = None
-    step: Array | int = 0
+    step: Array | int | None = None
 
     @classmethod
     def sample(
@@ -80,4 +80,5 @@ class NoisedBatch(NamedTuple):
             t, next_t = jax.vmap(pair)(next_keys, t)
             next = schedule(next_t)
         eps, noise = normal_each(eps_keys, x0.shape[1:]), schedule(t)
-        return cls(x0, eps, jax.vmap(perturb)(x0, eps, noise), noise, loss_factor, next, step)
+        flow_map = () if next is None else (next, step)
+        return cls(x0, eps, jax.vmap(perturb)(x0, eps, noise), noise, loss_factor, *flow_map)

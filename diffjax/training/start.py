@@ -99,11 +99,12 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
 def _consistency_note(config: ConfigDict) -> str:
     """Returns a line for the training of a consistency model; empty for other models."""
     parameterization = str(config.get("diffusion", {}).get("parameterization", ""))
-    if not parameterization.startswith("consistency"):
+    loss = str(config.get("diffusion", {}).get("loss", ""))
+    if not parameterization.startswith("consistency") or "consistency" in loss:
         return ""
     return (
-        f"diffusion.parameterization={parameterization}: training is denoising, not distillation, so one-step samples "
-        "become worse; sample the new run with several steps\n"
+        f"diffusion.parameterization={parameterization}: diffusion.loss={loss} is one of denoising, so "
+        "one-step samples become worse; set it to consistency, or sample the new run with several steps\n"
     )
 
 

@@ -19,6 +19,7 @@ OTHER = {  # options that are not the defaults
     "variance_exploding": {"sigma_min": 0.02, "sigma_max": 348.0},
     "edm": {"sigma_min": 0.01, "sigma_max": 50.0, "rho": 5.0},
     "rectified_flow": {"shift": 3.0},
+    "trig_flow": {"sigma_data": 1.0},
     "learned": {"gamma_min": -10.0, "gamma_max": 7.0},
 }
 
@@ -127,6 +128,16 @@ class RectifiedFlow:
         return 1 - u, u
 
 
+class TrigFlow:
+    """Lu & Song 2025, sec. 3: x = cos(theta) x_0 + sin(theta) z."""
+
+    def discrete(T, **options):
+        return TrigFlow.continuous(np.arange(1, T + 1) / T, **options)
+
+    def continuous(u, sigma_data=0.5):
+        return np.cos(u * np.pi / 2), sigma_data * np.sin(u * np.pi / 2)
+
+
 class Learned:
     """Before it has parameters: gamma linear from the first level to the last (Kingma et al. 2021, app. H)."""
 
@@ -149,6 +160,7 @@ PAPERS = {
     "variance_exploding": VarianceExploding,
     "edm": Edm,
     "rectified_flow": RectifiedFlow,
+    "trig_flow": TrigFlow,
     "learned": Learned,
 }
 ALL = sorted(PAPERS)

@@ -21,6 +21,12 @@ def edm_target(x0, eps, alpha, sigma, **_):
     return (x0 - skip * (x0 + std * eps)) / out
 
 
+def trig_target(x0, eps, alpha, sigma, **_):
+    """Lu & Song 2025: dx/dtheta over s = sigma_data, of x = cos(theta) x_0 + sin(theta) z, z of deviation s."""
+    theta = np.arctan2(sigma, DATA * alpha)
+    return np.cos(theta) * eps - np.sin(theta) * x0 / DATA
+
+
 def bayes_mean(x0, eps, alpha, sigma, before):
     """Mean of q(x_t-1 | x_t, x_0), a product of two Gaussians in x_t-1, weighted by their precisions."""
     x, ratio = alpha * x0 + sigma * eps, alpha / before.alpha
@@ -37,6 +43,7 @@ TARGETS = {
     "v": lambda x0, eps, alpha, sigma, **_: alpha * eps - sigma * x0,
     "flow": lambda x0, eps, alpha, sigma, **_: eps - x0,
     "edm": edm_target,
+    "trig_flow": trig_target,
     "mu": bayes_mean,
 }
 SCHEDULES = {
@@ -82,7 +89,9 @@ def test_targets_and_their_inverses(name, schedule):
     else:
         rounding = 2e-6 * (1 + np.abs(x) / np.maximum(level.alpha, 1e-6))
     assert (np.abs(back - x0) < rounding).all()
-    if name != "edm":
+    if name == "trig_flow":
+        np.testing.assert_allclose(time, np.arctan2(level.sigma, DATA * level.alpha)[:, 0], rtol=1e-5)
+    elif name != "edm":
         np.testing.assert_array_equal(inner, np.ones(len(TIMES)))
         np.testing.assert_array_equal(time, TIMES - 1)
 

@@ -22,6 +22,7 @@ SAMPLERS = {
     "ancestral": (lambda schedule, steps: samplers.ancestral(), 1),
     "ancestral, large": (lambda schedule, steps: samplers.ancestral(variance=variance.fixed_large), 1),
     "ddim": (lambda schedule, steps: samplers.ddim(), 1),
+    "flow_map": (lambda schedule, steps: samplers.flow_map(), 1),  # of a denoiser that ignores the next level
     "ddim 0.5": (lambda schedule, steps: samplers.ddim(eta=0.5), 1),
     "ddim 1": (lambda schedule, steps: samplers.ddim(eta=1.0), 1),
     "ddim hat": (lambda schedule, steps: samplers.ddim(eta=1.0, sigma_hat=True), 1),
@@ -35,9 +36,16 @@ SAMPLERS = {
     "dpmpp_2m_sde": (lambda schedule, steps: samplers.dpmpp_2m_sde(), 2),
     "unipc": (lambda schedule, steps: samplers.unipc(), 3),  # its corrector adds one: Zhao et al. 2023, theorem 3.1
 }
-DETERMINISTIC = ["ddim", "euler", "heun", "plms", "pndm", "dpmpp_2m", "unipc"]
+DETERMINISTIC = ["ddim", "flow_map", "euler", "heun", "plms", "pndm", "dpmpp_2m", "unipc"]
 STOCHASTIC = sorted(SAMPLERS.keys() - set(DETERMINISTIC))
-OTHER_NAMES = {"euler", "euler_ancestral", "ddim 1", "ddim hat", "ancestral, large"}  # of other samplers in the table
+OTHER_NAMES = {
+    "flow_map",
+    "euler",
+    "euler_ancestral",
+    "ddim 1",
+    "ddim hat",
+    "ancestral, large",
+}  # of other samplers in the table
 
 MEAN, STD = 0.7, 0.3  # of Gaussian data
 MEANS, STDS, WEIGHTS = np.array([-1.0, 0.7]), np.array([0.3, 0.4]), np.array([0.4, 0.6])  # of a mixture
@@ -47,6 +55,26 @@ SAMPLES = 20_000
 def test_the_table_is_complete():
     """All but the sampler of consistency models, which does not converge to an ODE of the denoiser."""
     assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | {"consistency"} == set(choices(samplers))
+
+
+def test_a_flow_map_reaches_the_end_of_the_trajectory_in_any_number_of_steps():
+    """On a Gaussian, whose flow map is affine; the denoiser is told the next level."""
+    schedule = noise_schedules.cosine(100)
+
+    def denoiser(x, now, next):
+        std = [jnp.sqrt((level.alpha * STD) ** 2 + level.sigma**2) for level in (now, next)]
+        end = next.alpha * MEAN + std[1] / std[0] * (x - now.alpha * MEAN)
+        ratio = next.sigma / now.sigma
+        return Denoised((end - ratio * x) / (next.alpha - ratio * now.alpha))
+
+    x = np.linspace(-2, 2, 5, dtype=np.float32)[:, None]
+    keys = jax.random.split(jax.random.key(0), 5)
+    first = schedule(100.0)
+    expected = MEAN + STD / np.hypot(first.alpha * STD, first.sigma) * (x - first.alpha * MEAN)
+    for steps in (1, 2, 7):
+        levels = schedule(time_grids.trailing(steps, schedule))
+        ends = sampling.run(keys, denoiser, samplers.flow_map(), levels, steps, x)
+        np.testing.assert_allclose(ends, expected, atol=2e-4)
 
 
 def best(x, noise):

@@ -100,7 +100,7 @@ def test_a_start_from_a_consistency_model_is_noted(tmp_path, parameterization):
     exported_weights.save(run.weights, tiny.randomised(build_model(run.read_config(), run.path).init), 0)
     config = tiny.config(train__start=str(run.path), **changes, **PIXEL)
     summary = read_start(config, build_model(config)).summary
-    assert ("training is denoising, not distillation" in summary) == (parameterization == "consistency")
+    assert ("one-step samples become worse" in summary) == (parameterization == "consistency")
     assert f"starts from {run.path}, step 0" in summary.splitlines()[-1]
 
 

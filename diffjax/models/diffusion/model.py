@@ -30,6 +30,7 @@ from diffjax.models.diffusion.process import Process
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
 from diffjax.models.observation import Observer
+from diffjax.models.parameter_paths import flatten, unflatten
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
@@ -115,6 +116,18 @@ class DiffusionModel(GenerativeModel):
 
         shapes = jax.eval_shape(network_inputs, self.frozen)
         return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if leaf is not None}
+
+    @property
+    def fits_first_batch(self) -> bool:
+        return self.teacher is not None
+
+    def prepare(self, variables: Variables, batch: Batch) -> Variables:
+        """Returns fresh variables with the weights of the teacher, where paths and shapes agree."""
+        params, theirs = (flatten(v["params"]) for v in (variables, variables["frozen"]["teacher"]))
+        for path, leaf in params.items():
+            if path in theirs and theirs[path].shape == leaf.shape:
+                params[path] = theirs[path]
+        return {**variables, "params": unflatten(params)}
 
     @property
     def losses(self) -> Mapping[str, LossFn]:

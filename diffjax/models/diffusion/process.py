@@ -143,7 +143,7 @@ class Process:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
         chosen = {name: getattr(self, name) for name in ("loss", "parameterization", "next_times", "metric")}
         for name, choice in chosen.items():
-            may_be_zero = name in ("next_times", "metric") or choice.name in FLOW_MAP_LOSSES
+            may_be_zero = name in ("next_times", "metric") or (name == "loss" and self.learns_flow_map)
             for option, value in choice.options.items():
                 exclusive = "" if may_be_zero else "low"
                 validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive=exclusive)

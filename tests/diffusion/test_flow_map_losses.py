@@ -1,0 +1,289 @@
+"""Losses of flow maps against NumPy, and at the exact flow maps of a Gaussian and of a mixture."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.diffusion import (
+    flow_map_losses,
+    loss_metrics,
+    loss_weighting,
+    noise_schedules,
+    parameterizations,
+)
+from diffjax.diffusion.denoiser import Prediction, predictor
+from diffjax.diffusion.flow_map_losses import WITH_DERIVATIVE, WITH_INTERVAL, WITH_TEACHER, Networks
+from diffjax.diffusion.noise import for_examples
+from diffjax.diffusion.noised_batch import NoisedBatch
+from diffjax.registry import choices
+
+T = 1000
+FLOW = noise_schedules.rectified_flow(T, continuous=True)
+TRIG = noise_schedules.trig_flow(T, continuous=True)
+EDM = noise_schedules.edm(T, continuous=True)
+COSINE = noise_schedules.cosine(T, continuous=True)
+LINEAR_TIME = functools.partial(parameterizations.flow, time_scale=1 / T)
+RNG = np.random.default_rng(0)
+TIMES, NEXT = np.array([900.0, 700.0, 400.0, 300.0, 40.0]), np.array([500.0, 100.0, 400.0, 0.0, 20.0])
+X0, EPS = (RNG.normal(size=(5, 3)).astype(np.float32) for _ in range(2))
+
+
+def smooth(x, t, interval=0.0, xp=jnp):
+    """A network: any function of its inputs that is easily differentiated."""
+    t, interval = (xp.asarray(v).reshape(-1, 1) for v in (t, interval))
+    return xp.sin(1.3 * x + 0.7 * t) + 0.2 * x * interval - 0.1 * t
+
+
+def average(x, t, interval=0.0, xp=jnp):
+    return 0.9 * smooth(x, t, interval, xp) + 0.1
+
+
+def clean(x, t, xp=jnp):
+    """x_0 of a teacher."""
+    return 0.5 * xp.cos(x) + 0.1 * xp.asarray(t).reshape(-1, 1) / T
+
+
+def teacher(x, noise):
+    return clean(x, noise.t)
+
+
+def batch_at(schedule, times=TIMES, next=NEXT, x0=X0, eps=EPS, step=0):
+    now, end = schedule(jnp.asarray(times, jnp.float32)), schedule(jnp.asarray(next, jnp.float32))
+    x = for_examples(now.alpha, x0) * x0 + for_examples(now.sigma, x0) * eps
+    return NoisedBatch(jnp.asarray(x0), jnp.asarray(eps), x, now, jnp.ones(len(x0)), end, step)
+
+
+def networks(name, parameterization, with_teacher=False):
+    make = functools.partial(predictor, parameterization=parameterization, with_interval=name in WITH_INTERVAL)
+    return Networks(make(smooth), make(average), parameterization, teacher if with_teacher else None)
+
+
+def value(name, schedule, parameterization, *, with_teacher=False, step=0, **options):
+    loss = functools.partial(choices(flow_map_losses)[name], schedule=schedule, metric=loss_metrics.l2, **options)
+    return jax.jit(lambda batch: loss(batch, networks(name, parameterization, with_teacher)))(
+        batch_at(schedule, step=step)
+    )
+
+
+def mean_square(x):
+    return np.mean(np.asarray(x, np.float64) ** 2, axis=1)
+
+
+def columns(*values):
+    return (np.asarray(v, np.float64)[:, None] for v in values)
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "improved_mean_flow"])
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_mean_flow_is_eq_10_of_geng_et_al(name, with_teacher):
+    """u = v - (t - r) (v du/dx + du/dt), by central differences; x_t = (1 - t) x_0 + t eps, network time t - 1 / T."""
+    t, r = columns(TIMES / T, NEXT / T)
+    x = (1 - t) * X0 + t * EPS
+    v = (x - clean(x, T * t, np)) / t if with_teacher else np.float64(EPS - X0)
+
+    def u(x, t):
+        return smooth(x, t - 1 / T, t - r, np)
+
+    tangent = smooth(x, t - 1 / T, 0 * t, np) if name == "improved_mean_flow" else v
+    h = 1e-5
+    du = (u(x + h * tangent, t + h) - u(x - h * tangent, t - h)) / (2 * h)
+    expected = mean_square(u(x, t) - (v - (t - r) * du))
+    np.testing.assert_allclose(
+        value(name, FLOW, LINEAR_TIME, with_teacher=with_teacher), expected, rtol=5e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("step", [0, 500, 10**6])
+def test_continuous_consistency_is_algorithm_1_of_lu_and_song(step):
+    """TrigFlow with sigma_data = 0.5, tangent warm-up over 1000 steps, by central differences."""
+    (angle,) = columns(TIMES / T * np.pi / 2)
+    s = 0.5
+    x = np.cos(angle) * X0 + s * np.sin(angle) * EPS
+    velocity = -np.sin(angle) * X0 + s * np.cos(angle) * EPS
+
+    def f(x, angle):
+        return smooth(x / s, angle, xp=np)
+
+    h = 1e-5
+    df = (f(x + h * velocity, angle + h) - f(x - h * velocity, angle - h)) / (2 * h)
+    g = -(np.cos(angle) ** 2) * (s * f(x, angle) - velocity)
+    g = g - min(1, step / 1000) * np.cos(angle) * np.sin(angle) * (x + s * df)
+    size = np.sqrt(np.mean(g**2, axis=1, keepdims=True))
+    expected = mean_square(g / (size + 0.1))
+    found = value("continuous_consistency", TRIG, parameterizations.trig_flow, step=step, warmup=1000)
+    np.testing.assert_allclose(found, expected, rtol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["training", "euler", "heun"])
+def test_consistency_is_that_of_openais_code(kind):
+    """`consistency_losses` of openai/consistency_models in sigma, with the target of the averaged network."""
+    levels = EDM(jnp.asarray(np.stack([TIMES, np.maximum(NEXT, 1.0)]), jnp.float32))
+    sigma, next = (np.asarray(v, np.float64)[:, None] for v in levels.sigma)
+    sd, low = 0.5, 0.002
+
+    def denoise(net, x, sigma):
+        skip = sd**2 / ((sigma - low) ** 2 + sd**2)
+        out = (sigma - low) * sd / np.sqrt(sigma**2 + sd**2)
+        return skip * x + out * net(x / np.sqrt(sigma**2 + sd**2), np.log(sigma) / 4, xp=np)
+
+    x = X0 + sigma * EPS
+    d = (x - (X0 if kind == "training" else clean(x, TIMES, np))) / sigma
+    x_next = x + d * (next - sigma)
+    if kind == "heun":
+        d = (d + (x_next - clean(x_next, np.maximum(NEXT, 1.0), np)) / next) / 2
+        x_next = x + d * (next - sigma)
+    error = denoise(smooth, x, sigma) - denoise(average, x_next, next)
+    expected = (1 / sigma[:, 0] ** 2 + 1 / sd**2) * mean_square(error)
+    loss = functools.partial(value, "consistency", EDM, parameterizations.consistency, average_target=True)
+    options = {"with_teacher": kind != "training", "heun": kind == "heun"}
+    found = loss(weighting=loss_weighting.edm, **options)
+    rows = NEXT > 0  # of a clean level the target is the image, which the code does not have
+    np.testing.assert_allclose(found[rows], expected[rows], rtol=5e-3, atol=1e-4)
+    by_interval = loss(weighting=loss_weighting.edm, by_interval=True, **options)
+    rows = rows & (NEXT < TIMES)
+    np.testing.assert_allclose(by_interval[rows], expected[rows] / (sigma - next)[rows, 0], rtol=5e-3, atol=1e-4)
+
+
+def test_the_target_of_consistency_at_the_clean_level_is_the_image():
+    loss = value("consistency", COSINE, parameterizations.v, weighting=loss_weighting.x0)
+    noise = COSINE(jnp.float32(300.0))
+    alpha, sigma = float(noise.alpha), float(noise.sigma)
+    x = alpha * X0[3] + sigma * EPS[3]
+    x0_hat = alpha * x - sigma * smooth(x[None], 299.0, xp=np)[0]
+    np.testing.assert_allclose(loss[3], np.mean((x0_hat - X0[3]) ** 2), rtol=1e-3)
+
+
+def test_shortcut_is_eq_5_of_frans_et_al():
+    t, r = columns(TIMES / T, NEXT / T)
+    half = (t - r) / 2
+    x = (1 - t) * X0 + t * EPS
+
+    def step(x, t):
+        asked = np.where(half > 1 / 16 * 1.001, half, 0)
+        return x - half * average(x, t - 1 / T, asked, np)
+
+    reached = step(step(x, t), t - half)
+    interval = np.where(t > r, t - r, 1)
+    target = np.where(t > r, (x - reached) / interval, EPS - X0)
+    expected = mean_square(smooth(x, t - 1 / T, t - r, np) - target)
+    np.testing.assert_allclose(value("shortcut", FLOW, LINEAR_TIME, base_steps=16), expected, rtol=5e-3)
+
+
+def test_progressive_distillation_is_that_of_openais_code():
+    """`progdist_losses` of openai/consistency_models in sigma; the middle level is half way in time."""
+    times = np.stack([TIMES, (TIMES + NEXT) / 2, NEXT])
+    rows = NEXT < TIMES
+    sigma, middle, end = np.asarray(EDM(jnp.asarray(times, jnp.float32)).sigma, np.float64)[..., None]
+    x = X0 + sigma * EPS
+    half = x + (x - clean(x, times[0], np)) / sigma * (middle - sigma)
+    reached = half + (half - clean(half, times[1], np)) / middle * (end - middle)
+    target = x - sigma * (reached - x) / np.where(rows[:, None], end - sigma, 1)
+    c = np.sqrt(sigma**2 + 0.25)
+    x0_hat = 0.25 / c**2 * x + 0.5 * sigma / c * smooth(x / c, np.log(sigma) / 4, xp=np)
+    expected = np.maximum(sigma[:, 0] ** -2, 1) * mean_square(x0_hat - target)
+    found = value("progressive", EDM, parameterizations.edm, with_teacher=True, weighting=loss_weighting.truncated_snr)
+    np.testing.assert_allclose(found[rows], expected[rows], rtol=5e-3)
+
+
+# At exact flow maps.
+
+MEAN, STD = 0.3, 0.6
+OPTIONS = {  # schedule, parameterization and options of each loss
+    "consistency": (COSINE, parameterizations.v, {"weighting": loss_weighting.x0}),
+    "continuous_consistency": (TRIG, parameterizations.trig_flow, {"warmup": 0.0}),
+    "shortcut": (FLOW, LINEAR_TIME, {"base_steps": 10**6}),
+    "mean_flow": (FLOW, LINEAR_TIME, {}),
+    "improved_mean_flow": (TRIG, parameterizations.trig_flow, {}),
+    "progressive": (COSINE, parameterizations.v, {"weighting": loss_weighting.x0}),
+}
+
+
+def posterior_mean(x, noise):
+    """E[x_0 | x_t] of the Gaussian."""
+    alpha, sigma = (for_examples(v, x) for v in noise[1:])
+    return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+
+
+def exact_predict(name, parameterization, schedule, shift):
+    """F of the exact flow map of the Gaussian, plus `shift`: to the level that the network of a loss goes to."""
+
+    def predict(x, now, next=None):
+        c = parameterization(now)
+        if name == "progressive":
+            next = schedule(now.t - 10.0)
+        elif name not in WITH_INTERVAL:
+            next = schedule(jnp.zeros_like(now.t))
+        a, s, an, sn, skip, out = (for_examples(v, x) for v in (*now[1:], *next[1:], c.skip, c.out))
+        end = an * MEAN + jnp.sqrt((an * STD) ** 2 + sn**2) / jnp.sqrt((a * STD) ** 2 + s**2) * (x - a * MEAN)
+        ratio = sn / s
+        is_step = jnp.abs(an - ratio * a) > 1e-4  # towards the same level, x_0 is that of the ODE
+        x0 = jnp.where(is_step, (end - ratio * x) / jnp.where(is_step, an - ratio * a, 1.0), posterior_mean(x, now))
+        return Prediction((x0 - skip * x) / out + shift, c)
+
+    return predict
+
+
+@functools.cache
+def at_the_exact_map(name, *, distilled):
+    """Returns losses and their derivatives by a shift of F, at shifts 0, 0.1 and -0.1; steps are short."""
+    schedule, parameterization, options = OPTIONS[name]
+    loss = functools.partial(choices(flow_map_losses)[name], schedule=schedule, metric=loss_metrics.l2, **options)
+    times = np.array([800.0, 500.0, 300.0, 300.0])
+    next = times - (10.0 if name == "progressive" else 2.0)
+    if name in WITH_INTERVAL:
+        next = np.array([500.0, 100.0, 0.0, 300.0])
+    count = len(times)
+    now = schedule(jnp.asarray(times, jnp.float32))
+    # x_t, and nodes of x_0 given x_t, whose weighted mean is exact.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(6)
+    x = np.asarray(now.alpha * (MEAN + 0.5) + now.sigma * 0.3)
+    alpha, sigma = np.asarray(now.alpha, np.float64), np.asarray(now.sigma, np.float64)
+    std = STD * sigma / np.sqrt((alpha * STD) ** 2 + sigma**2)
+    mean = np.asarray(posterior_mean(jnp.asarray(x)[:, None], now))[:, 0]
+    x0 = mean[:, None] + std[:, None] * nodes
+    eps = (x[:, None] - alpha[:, None] * x0) / sigma[:, None]
+    repeat = lambda v: np.repeat(v, 6)  # noqa: E731
+    batch = batch_at(schedule, repeat(times), repeat(next), *(np.float32(v).reshape(-1, 1) for v in (x0, eps)), step=1)
+
+    def total(shift):
+        predict, own = (exact_predict(name, parameterization, schedule, value) for value in (shift, 0.0))
+        asked = Networks(predict, own, parameterization, posterior_mean if distilled else None)
+        losses = loss(batch, asked).reshape(count, 6) @ jnp.asarray(weights / weights.sum(), jnp.float32)
+        return losses
+
+    compute = jax.jit(lambda shift: (total(shift), jax.jacfwd(total)(shift)))
+    return tuple(np.asarray(v) for v in jax.lax.map(compute, jnp.array([0.0, 0.1, -0.1])))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_the_loss_of_distillation_is_zero_at_the_exact_flow_map(name):
+    losses, slopes = at_the_exact_map(name, distilled=True)
+    assert np.all(losses[0] < 1e-3 * losses[1:].max(0) + 1e-6)
+    assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - set(WITH_TEACHER) - {"continuous_consistency"}))
+def test_the_mean_gradient_of_training_is_zero_at_the_exact_flow_map(name):
+    """Over x_0 given x_t, by quadrature; the loss itself is not zero. sCM's normalised tangent has another mean."""
+    _, slopes = at_the_exact_map(name, distilled=False)
+    assert np.all(np.abs(slopes[0]) < 0.03 * slopes[1])
+    assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
+
+
+def test_the_mean_gradient_of_continuous_consistency_without_its_bound_is_zero():
+    schedule, parameterization, options = OPTIONS["continuous_consistency"]
+    OPTIONS["continuous_consistency"] = schedule, parameterization, {**options, "bound": 0.0}
+    try:
+        at_the_exact_map.cache_clear()
+        _, slopes = at_the_exact_map("continuous_consistency", distilled=False)
+    finally:
+        OPTIONS["continuous_consistency"] = schedule, parameterization, options
+    assert np.all(np.abs(slopes[0]) < 0.03 * np.abs(slopes[1]))
+
+
+def test_every_loss_is_tested():
+    assert set(OPTIONS) == set(choices(flow_map_losses))
+    assert {*WITH_DERIVATIVE, *WITH_INTERVAL, *WITH_TEACHER} <= set(OPTIONS)

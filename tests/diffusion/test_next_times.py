@@ -1,0 +1,115 @@
+"""Pairs of timesteps: each against its paper, on continuous and discrete schedules."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax.diffusion import next_times, noise_schedules
+from diffjax.registry import choices
+
+CONTINUOUS = noise_schedules.edm(1000, continuous=True)
+DISCRETE = noise_schedules.cosine(1000)
+COUNT = 2000
+TIMES = np.random.default_rng(0).uniform(1, 1000, COUNT).astype(np.float32)
+
+
+def draw(key):
+    return jax.random.uniform(key, minval=1.0, maxval=1000.0)
+
+
+def pairs(name, schedule=CONTINUOUS, times=TIMES, step=0, **options):
+    """Returns (now, next), float64 [COUNT]."""
+    keys = jax.random.split(jax.random.key(1), len(times))
+    compute = compiled(name, schedule, tuple(options.items()))
+    return tuple(np.asarray(t, np.float64) for t in compute(keys, times, jnp.asarray(step)))
+
+
+@functools.cache
+def compiled(name, schedule, options):
+    choose = functools.partial(choices(next_times)[name], draw=draw, schedule=schedule, **dict(options))
+    return jax.jit(jax.vmap(lambda key, t, step: choose(key, t, step=step), (0, 0, None)))
+
+
+def sigmas(times):
+    level = CONTINUOUS(jnp.asarray(times, jnp.float32))
+    return np.asarray(level.sigma / level.alpha, np.float64)
+
+
+@pytest.mark.parametrize("name", sorted(choices(next_times)))
+def test_next_is_below_now(name):
+    for schedule in (CONTINUOUS, DISCRETE):
+        times = np.round(TIMES) if schedule is DISCRETE else TIMES
+        for step in (0, 10**5, 10**7) if name in ("doubling", "shrinking") else (0,):
+            now, next = pairs(name, schedule, times, step)
+            assert (next >= 0).all() and (next <= now).all() and (now <= 1000).all() and (now >= 1).all()
+            if schedule is DISCRETE and name != "second_draw":  # whose draws here are not rounded
+                np.testing.assert_array_equal([now, next], np.round([now, next]))
+
+
+def test_a_second_draw_is_sorted_with_the_first():
+    now, next = pairs("second_draw", share=0.3)
+    assert np.mean(next < now) == pytest.approx(0.3, abs=0.04)
+    assert np.mean(now[next < now] > TIMES[next < now]) == pytest.approx(0.5, abs=0.08)
+    np.testing.assert_array_equal(now[next == now], TIMES[next == now])
+
+
+def test_dyadic_steps_lie_on_their_grid():
+    now, next = pairs("dyadic", steps=16, share=0.5)
+    rows = next < now
+    assert rows.mean() == pytest.approx(0.5, abs=0.05)
+    length = (now - next)[rows] / 1000
+    exponents, counts = np.unique(-np.log2(length), return_counts=True)
+    np.testing.assert_allclose(exponents, [0, 1, 2, 3], atol=1e-5)
+    assert counts.min() > 0.2 * rows.sum()
+    np.testing.assert_allclose(now[rows] / 1000 / length, np.round(now[rows] / 1000 / length), atol=1e-4)
+
+
+def test_grids_of_distillation():
+    now, next = pairs("grid", DISCRETE, steps=4)
+    assert {*zip(now, next, strict=True)} == {(1000, 750), (750, 500), (500, 250), (250, 0)}
+    now, next = (np.unique(t) for t in pairs("grid", steps=18, rho=7.0))
+    roots = np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), 19)  # Karras et al. 2022, eq. 5
+    np.testing.assert_allclose(sigmas(now), roots[1:] ** 7, rtol=2e-3)
+    np.testing.assert_allclose(sigmas(next), roots[:-1] ** 7, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("step", "intervals"), [(0, 10), (49, 10), (50, 20), (399, 1280), (10**4, 1280)])
+def test_doubling_is_the_curriculum_of_ict(step, intervals):
+    """N(k) = min(s_0 2^floor(k / K'), s_1) + 1, K' = floor(K / (log_2 floor(s_1 / s_0) + 1)): sec. 3.5."""
+    assert intervals == min(10 * 2 ** (step // (400 // (int(math.log2(1280 // 10)) + 1))), 1280)
+    now, next = (sigmas(t) ** (1 / 7) for t in pairs("doubling", step=step, steps=400))
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    place = (now - low) / (high - low) * intervals
+    np.testing.assert_allclose(place, np.round(place), atol=0.03)
+    np.testing.assert_allclose(now - next, (high - low) / intervals, rtol=0.03, atol=1e-5)
+    wanted = (sigmas(TIMES) ** (1 / 7) - low) / (high - low) * intervals
+    np.testing.assert_allclose(place, np.clip(np.ceil(wanted), 1, intervals), atol=1.01)
+
+
+@pytest.mark.parametrize("step", [0, 25_000, 120_000])
+def test_shrinking_is_the_mapping_of_ect(step):
+    """`t_to_r_sigmoid` of locuslab/ect."""
+    now, next = pairs("shrinking", step=step)
+    sigma = sigmas(now)
+    ratio = 1 - (1 + 8 / (1 + np.exp(sigma))) / 2 ** (step // 25_000 + 1)
+    expected = np.maximum(sigma * ratio, 0)
+    rows = expected > 0.0021
+    np.testing.assert_allclose(sigmas(next)[rows], expected[rows], rtol=5e-3)
+    assert (next[expected < 0.0019] == 0).all()
+
+
+def test_a_skip_is_a_share_of_all_timesteps():
+    now, next = pairs("skip", DISCRETE, np.float32([1000, 500, 20, 7]), share=0.02)
+    np.testing.assert_array_equal([now, next], [[1000, 500, 20, 7], [980, 480, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dyadic", {"steps": 0}), ("grid", {"steps": 2.5}), ("doubling", {"start": 0})]
+)
+def test_invalid_numbers_of_steps_raise(name, options):
+    with pytest.raises(ValueError, match="whole number, at least 1"):
+        pairs(name, **options)

@@ -1,0 +1,151 @@
+"""Diffusion models that learn flow maps: the interval of a step, averaged parameters, and teachers."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from diffjax import models
+from diffjax.errors import UserError
+from diffjax.models.base import TrainedStage
+from tests import conditioned, tiny
+from tests.conditioned import SPEC
+
+FLOW = {
+    "diffusion__schedule": "rectified_flow",
+    "diffusion__continuous": True,
+    "diffusion__parameterization": "flow(time_scale=0.05)",
+    "diffusion__loss": "mean_flow",
+    "diffusion__next_times": "second_draw(share=0.5)",
+    "sampler__guidance": 1.0,
+    "model": tiny.DIT,
+}
+
+
+def build(stage=None, **changes):
+    config = tiny.config(**FLOW | changes)
+    return conditioned.with_random_params(models.build(config, SPEC, **({"teacher": stage} if stage else {})))
+
+
+@functools.cache
+def mean_flow():
+    return build()
+
+
+def test_the_network_is_given_the_interval_of_the_step():
+    """The flow map depends on the next level, which samplers of denoisers do not pass."""
+    model, variables = mean_flow()
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+
+    @jax.jit
+    def estimates(x):
+        bound = model.bind(variables, {"label": jnp.arange(3)})
+        now, next = (bound.process.schedule(t) for t in (15.0, 4.0))
+        return [bound.denoiser(x, *levels).x0 for levels in ((now,), (now, now), (now, next))]
+
+    tangent, itself, step = map(np.asarray, estimates(x))
+    np.testing.assert_array_equal(tangent, itself)
+    assert np.abs(step - tangent).max() > 1e-3
+    assert "embedding" in variables["params"]["model"]
+
+
+def test_the_target_network_has_the_averaged_parameters():
+    model, variables = build(diffusion__loss="shortcut(base_steps=8)", diffusion__next_times="dyadic(steps=8, share=1)")
+    batch, keys = tiny.batch(), conditioned.keys()
+    other = jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"])
+    loss = jax.jit(lambda variables: model.loss(variables, batch, keys, tiny.moment(1))[0])
+    plain = loss(variables)
+    np.testing.assert_allclose(loss({**variables, "ema": variables["params"]}), plain, rtol=1e-5)
+    assert np.abs(loss({**variables, "ema": other}) - plain).max() > 1e-3
+
+
+def distilled(**changes):
+    """A student and its teacher, a denoiser with dropped labels, on the same schedule."""
+    process = {"diffusion__schedule": "cosine", "diffusion__parameterization": "v", "diffusion__label_dropout": 0.1}
+    model, variables = build(
+        **process, diffusion__loss="mse", diffusion__next_times="clean", diffusion__continuous=False
+    )
+    options = {"diffusion__loss": "progressive", "diffusion__next_times": "grid(steps=2)", "teacher": "RUN"}
+    stage = TrainedStage(model, variables)
+    return build(stage, **process | options | changes), variables
+
+
+def test_a_student_starts_from_its_teacher_and_learns_its_guided_steps():
+    (model, variables), teacher = distilled(diffusion__continuous=False, diffusion__teacher_guidance=2.0)
+    assert model.fits_first_batch
+    started = model.prepare(variables, {})
+    jax.tree.map(np.testing.assert_array_equal, started["params"], teacher["params"])
+    batch, keys = tiny.batch(), conditioned.keys()
+
+    def loss(scale, params):
+        guided = dataclasses.replace(model, teacher_guidance=scale)
+        return guided.loss({**variables, "params": params}, batch, keys, tiny.moment())[0]
+
+    compute = jax.jit(lambda params: [loss(scale, params) for scale in (1.0, 2.0)])
+    plain, guided = compute(teacher["params"])
+    assert np.abs(plain - guided).max() > 1e-3
+    assert np.isfinite(guided).all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["mean_flow", "continuous_consistency", pytest.param("improved_mean_flow", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("network", ["dit", pytest.param("unet", marks=pytest.mark.slow)])
+def test_losses_that_differentiate_networks_have_finite_gradients(loss, network):
+    changes = {"diffusion__loss": loss, "model__dropout": 0.1}
+    if loss == "continuous_consistency":
+        changes["diffusion__next_times"] = "clean"
+    if network == "unet":
+        changes["model"] = dict(tiny.config().model)
+    model, variables = build(**changes)
+    batch, keys = tiny.batch(), conditioned.keys()
+
+    @jax.jit
+    def gradients(params):
+        return jax.grad(lambda p: model.loss({**variables, "params": p}, batch, keys, tiny.moment(5))[0].mean())(params)
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients(variables["params"])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diffusion__continuous": False}, "differentiates by time; set diffusion.continuous=True"),
+        (
+            {
+                "diffusion__loss": "shortcut",
+                "diffusion__continuous": False,
+                "diffusion__time_sampling": "importance",
+            },
+            "time_sampling=importance: is not supported",
+        ),
+        ({"diffusion__variance": "learned_range"}, "variance=learned_range"),
+        ({"diffusion__loss": "mse"}, "are for losses of flow maps"),
+        ({"diffusion__loss": "continuous_consistency"}, "has no effect on loss=continuous_consistency"),
+        ({"diffusion__loss": "progressive", "diffusion__next_times": "clean", "teacher": "RUN"}, "requires a grid"),
+        ({"diffusion__loss": "progressive", "diffusion__next_times": "grid(steps=4)"}, "set --config.teacher=WORKDIR"),
+        ({"diffusion__next_times": "grid(steps=0)"}, "whole number, at least 1, not 0"),
+        ({"diffusion__metric": "huber"}, "did you mean 'pseudo_huber'"),
+        ({"model": {**tiny.DIT, "attention": "cudnn"}}, "attention=cudnn"),
+    ],
+)
+def test_invalid_choices_raise(changes, message):
+    with pytest.raises(UserError, match=message):
+        models.build(tiny.config(**FLOW | changes), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diffusion__schedule": "linear"}, "teacher: has another noise schedule"),
+        ({"diffusion__class_conditional": False}, "teacher: has another conditions"),
+        ({"diffusion__loss": "mse", "diffusion__next_times": "clean"}, "loss=mse: has no teacher"),
+    ],
+)
+def test_teachers_that_do_not_fit_raise(changes, message):
+    with pytest.raises(UserError, match=message):
+        distilled(diffusion__continuous=False, **changes)
