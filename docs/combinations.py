@@ -11,8 +11,11 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
+    flow_map_losses,
+    loss_metrics,
     loss_weighting,
     losses,
+    next_times,
     noise_schedules,
     parameterizations,
     samplers,
@@ -45,6 +48,8 @@ def fits(**changes) -> bool:
         changes = {"loss": "vlb", **changes}
     if changes.get("parameterization") == "consistency":
         changes = {"weighting": "edm", **changes}
+    if changes.get("loss") == "progressive":
+        changes = {"next_times": "grid", **changes}
     try:
         Process.from_config(ConfigDict({**_DEFAULTS, **changes}))
         return True
@@ -73,7 +78,7 @@ def evaluations(name: str) -> tuple[str, str]:
     sampler = make(**{option: value for option, value in arguments.items() if option in options(make)})
     count = 0
 
-    def denoiser(x, noise):
+    def denoiser(x, noise, next=None):
         nonlocal count
         count += 1
         return Denoised(0.5 * x)
@@ -88,8 +93,21 @@ def evaluations(name: str) -> tuple[str, str]:
 
 
 def main() -> str:
-    modules = (noise_schedules, parameterizations, losses, loss_weighting, time_sampling, variance, samplers)
+    modules = (
+        flow_map_losses,
+        loss_metrics,
+        loss_weighting,
+        losses,
+        next_times,
+        noise_schedules,
+        parameterizations,
+        samplers,
+        time_sampling,
+        variance,
+    )
     names = {module.__name__.split(".")[-1]: sorted(choices(module)) for module in modules}
+    all_losses = choices(losses, flow_map_losses)
+    loss_names = [*names["losses"], *names["flow_map_losses"]]
 
     def sampler_row(name, column):
         function = choices(samplers)[name]
@@ -113,13 +131,17 @@ def main() -> str:
             table(names["noise_schedules"], names["parameterizations"],
                   lambda s, p: both_kinds(schedule=s, parameterization=p, zero_terminal_snr=True)),
             "## Loss and variance",
-            table(names["losses"], names["variance"], lambda loss, v: both_kinds(loss=loss, variance=v)),
+            table(loss_names, names["variance"], lambda loss, v: both_kinds(loss=loss, variance=v)),
             "## Loss and time sampling",
-            table(names["losses"], names["time_sampling"], lambda loss, t: both_kinds(loss=loss, time_sampling=t)),
+            table(loss_names, names["time_sampling"], lambda loss, t: both_kinds(loss=loss, time_sampling=t)),
             "## Loss and weighting",
-            "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights.",
-            table(names["losses"], names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
-                  if "weighting" in options(choices(losses)[loss]) else "not used"),
+            "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights. Of the losses\n"
+            "of flow maps, those that compare estimates of x_0 have a weighting.",
+            table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
+                  if "weighting" in options(all_losses[loss]) else "not used"),
+            "## Losses of flow maps, second times and metrics",
+            table(names["flow_map_losses"], [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
+                  both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),
             "## Samplers",
             "Every sampler supports every schedule, parameterization, time grid, guidance and threshold (latents and\n"
             "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` tests the\n"

@@ -26,8 +26,11 @@ from hypothesis import strategies as st
 from diffjax import cli, registry
 from diffjax.diffusion import (
     clipping,
+    flow_map_losses,
+    loss_metrics,
     loss_weighting,
     losses,
+    next_times,
     noise_schedules,
     parameterizations,
     samplers,
@@ -50,7 +53,9 @@ pytestmark = pytest.mark.slow
 AXES = {  # fields that are a choice of a module
     "schedule": noise_schedules,
     "parameterization": parameterizations,
-    "loss": losses,
+    "loss": (losses, flow_map_losses),
+    "metric": loss_metrics,
+    "next_times": next_times,
     "weighting": loss_weighting,
     "time_sampling": time_sampling,
     "variance": variances,
@@ -227,7 +232,7 @@ def named(module) -> st.SearchStrategy[str]:
         one = st.tuples(st.sampled_from(options or ["nothing"]), st.sampled_from(NUMBERS))
         return st.one_of(st.just(name), one.map(lambda pair: f"{name}({pair[0]}={pair[1]})"))
 
-    module_functions = registry.choices(module)
+    module_functions = registry.choices(*(module if isinstance(module, tuple) else (module,)))
     return st.sampled_from(sorted(module_functions)).flatmap(written)
 
 

@@ -105,13 +105,26 @@ def test_every_metric_is_listed():
 
 
 def test_every_choice_is_listed():
-    from diffjax.diffusion import clipping, loss_weighting, losses, parameterizations, time_sampling, variance
+    from diffjax.diffusion import (
+        clipping,
+        flow_map_losses,
+        loss_metrics,
+        loss_weighting,
+        losses,
+        next_times,
+        parameterizations,
+        time_sampling,
+        variance,
+    )
 
     text = (DOCS / "diffusion.md").read_text()
     for module in (
         noise_schedules,
         parameterizations,
         losses,
+        flow_map_losses,
+        loss_metrics,
+        next_times,
         loss_weighting,
         time_sampling,
         variance,

@@ -78,7 +78,10 @@ def consistency(
     target = (networks.average if average_target else networks.trained)(x_next, level)
     target = jnp.where(for_examples(next.sigma > 0, x_next), target.x0(x_next), x_next)
     loss = weighting(now, networks.coefficients(now)) * metric(x0_hat - lax.stop_gradient(target))
-    return loss / (now.sigma / now.alpha - next.sigma / next.alpha) if by_interval else loss
+    if not by_interval:
+        return loss
+    # 1 / (now.sigma / now.alpha - next.sigma / next.alpha); zero without signal
+    return loss * now.alpha * next.alpha / jnp.maximum(now.sigma * next.alpha - next.sigma * now.alpha, 1e-12)
 
 
 def continuous_consistency(

@@ -77,7 +77,7 @@ def test_a_flow_map_reaches_the_end_of_the_trajectory_in_any_number_of_steps():
         np.testing.assert_allclose(ends, expected, atol=2e-4)
 
 
-def best(x, noise):
+def best(x, noise, next=None):
     """E[x_0 | x_t] of the Gaussian, by Bayes' rule."""
     gain = noise.alpha * STD**2 / (noise.alpha**2 * STD**2 + noise.sigma**2)
     return Denoised(MEAN + gain * (x - noise.alpha * MEAN))
@@ -138,7 +138,7 @@ def test_order_of_convergence_on_the_ode(name, float64):
 
     @jax.jit
     def solve(levels, n):
-        denoiser = lambda x, noise: Denoised(best_of_mixture(x, noise))  # noqa: E731
+        denoiser = lambda x, noise, next=None: Denoised(best_of_mixture(x, noise))  # noqa: E731
         return sampling.run(keys, denoiser, SAMPLERS[name][0](Angle(), n), levels, n, start)
 
     def error(n):
@@ -201,7 +201,7 @@ def mixture_program(name):
         options = {"schedule": schedule} if name in ("edm", "pndm") else {}
         options |= {"steps": steps} if name == "edm" else {}
         options |= {TRACED[name]: value} if name in TRACED else {}
-        denoiser = lambda x, noise: Denoised(best_of_mixture(x, noise))  # noqa: E731
+        denoiser = lambda x, noise, next=None: Denoised(best_of_mixture(x, noise))  # noqa: E731
         keys = jax.random.split(jax.random.key(1), 10_000)
         return sampling.sample(keys, denoiser, choices(samplers)[name](**options), levels, steps, shape=())
 

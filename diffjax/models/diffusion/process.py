@@ -207,8 +207,16 @@ class Process:
             raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
         if loss == "continuous_consistency" and self.next_times.name != "clean":
             raise UserError(f"diffusion.next_times={self.next_times.name}: has no effect on loss={loss}; use clean")
-        if loss == "progressive" and self.next_times.name == "clean":
-            raise UserError("diffusion.next_times=clean: loss=progressive requires a grid of steps; use grid(steps=4)")
+        if loss == "progressive" and self.next_times.name != "grid":
+            raise UserError(
+                f"diffusion.next_times={self.next_times.name}: loss=progressive requires the steps of the student; use "
+                "grid(steps=4)"
+            )
+        if loss == "consistency" and self.next_times.name in ("second_draw", "dyadic"):
+            raise UserError(
+                f"diffusion.next_times={self.next_times.name}: has pairs of equal times, of which loss=consistency "
+                "learns nothing; use grid, doubling, shrinking or skip"
+            )
         first, draw = jnp.asarray(self.schedule.first), lambda key: jnp.asarray(self.schedule.first)
         try:
             choose = functools.partial(self.next_times.bind(), schedule=self.schedule, draw=draw)
