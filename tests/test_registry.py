@@ -127,7 +127,7 @@ def test_bind_passes_accepted_arguments_only():
 
 
 def test_choices_are_public_functions_of_the_module():
-    assert set(registry.choices(loss_weighting)) == {"simple", "snr", "truncated_snr", "min_snr", "p2", "edm"}
+    assert set(registry.choices(loss_weighting)) == {"simple", "x0", "snr", "truncated_snr", "min_snr", "p2", "edm"}
     assert "log_snr_of" not in registry.choices(time_grids)  # imported
     assert registry.options(loss_weighting.p2) == {"gamma", "k"}
     assert registry.options(time_grids.sections) == set()

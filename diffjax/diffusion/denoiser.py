@@ -1,6 +1,6 @@
 """The denoiser interface: predicts x_0 whatever the parameterization of the network. Guidance wraps denoisers.
 
-A denoiser may be told the level that the sampler goes to. That of a flow map then predicts the x_0 with which a DDIM
+A denoiser may be given the level that the sampler goes to. That of a flow map then predicts the x_0 with which a DDIM
 step reaches the end of the trajectory there, rather than its tangent; other denoisers ignore it.
 """
 

@@ -159,8 +159,8 @@ def shortcut(
     is_shortest = now.t - middle.t <= schedule.timesteps / base_steps * 1.001
 
     def half_step(x, start, end):
-        asked = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
-        return _move(x, predict(x, start, asked).x0(x), start, end)
+        given = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
+        return _move(x, predict(x, start, given).x0(x), start, end)
 
     reached = half_step(half_step(x, now, middle), middle, next)
     c = networks.coefficients(now)
@@ -210,9 +210,9 @@ def improved_mean_flow(
     Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
     """
     x, now = batch.x, batch.noise
-    own = _direction_to(x, networks.trained(x, now, now).x0(x), now, schedule)
+    mean_direction = _direction_to(x, networks.trained(x, now, now).x0(x), now, schedule)
     direction = _direction(batch, networks, schedule)
-    return _average_velocity(batch, networks, direction, lax.stop_gradient(own), schedule, metric)
+    return _average_velocity(batch, networks, direction, lax.stop_gradient(mean_direction), schedule, metric)
 
 
 def progressive(

@@ -1,7 +1,8 @@
 """Pairs of timesteps in the losses of flow maps. A public function of this file is a choice a config can name.
 
-A choice maps (key, t, draw, schedule, step) to a pair (now, next) for one example, next <= now: `t` is the timestep
-that `diffusion.time_sampling` sampled, `draw(key)` samples another, and `step` is the number of training steps so far.
+A choice maps (key, t, sample_time, schedule, step) to a pair (now, next) for one example, next <= now. `t` is the
+timestep that `diffusion.time_sampling` sampled, `sample_time(key)` samples another, and `step` is the number of training
+steps so far.
 A discrete schedule has pairs of integers.
 """
 
@@ -17,30 +18,30 @@ from diffjax.diffusion.noise import log_snr
 from diffjax.diffusion.noise_schedules import Schedule
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
-Draw = Callable[[Key[Array, ""]], Float[Array, ""]]
+SampleTime = Callable[[Key[Array, ""]], Float[Array, ""]]
 
 
-def clean(key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Array) -> Pair:
+def clean(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array) -> Pair:
     """Goes to the clean image."""
-    del key, draw, schedule, step
+    del key, sample_time, schedule, step
     return t, jnp.zeros_like(t)
 
 
 def second_draw(
-    key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Array, *, share: float = 0.25
+    key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array, *, share: float = 0.25
 ) -> Pair:
     """Samples two timesteps for a share of the examples; for the others next = now.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       share: fraction of pairs with next < now.
 
     Reference: MeanFlow (Geng et al. 2025), sec. 4.3.
     """
     del schedule, step
     _check_share("second_draw", share)
-    draw_key, share_key = jax.random.split(key)
-    other = draw(draw_key)
+    other_key, share_key = jax.random.split(key)
+    other = sample_time(other_key)
     other = jnp.where(jax.random.bernoulli(share_key, float(share)), other, t)
     return jnp.maximum(t, other), jnp.minimum(t, other)
 
@@ -48,7 +49,7 @@ def second_draw(
 def dyadic(
     key: Key[Array, ""],
     t: Array,
-    draw: Draw,
+    sample_time: SampleTime,
     schedule: Schedule,
     step: Array,
     *,
@@ -58,13 +59,13 @@ def dyadic(
     """Samples a step of T / 2^k on the grid of such steps for a share of the examples; for the others next = now.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       steps: number of the shortest steps in T, a power of two: k is uniform in 0, ..., log2(steps) - 1.
       share: fraction of pairs with next < now.
 
     Reference: shortcut models (Frans et al. 2024), algorithm 1.
     """
-    del draw, step
+    del sample_time, step
     _check_steps("dyadic", steps)
     _check_share("dyadic", share)
     exponent_key, place_key, share_key = jax.random.split(key, 3)
@@ -76,19 +77,26 @@ def dyadic(
 
 
 def grid(
-    key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Array, *, steps: int = 18, rho: float = 0.0
+    key: Key[Array, ""],
+    t: Array,
+    sample_time: SampleTime,
+    schedule: Schedule,
+    step: Array,
+    *,
+    steps: int = 18,
+    rho: float = 0.0,
 ) -> Pair:
     """Samples a step of a fixed grid.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       steps: number of steps of the grid.
       rho: 0: evenly spaced timesteps from T, the grid `trailing` (progressive distillation); above 0: (sigma / alpha)
         to the power 1 / rho is evenly spaced down to the first level (consistency distillation, rho = 7).
 
     Reference: Salimans & Ho 2022, algorithm 2; Song et al. 2023, algorithm 2.
     """
-    del t, draw, step
+    del t, sample_time, step
     _check_steps("grid", steps)
     place = jax.random.randint(key, (), 1, int(steps) + 1).astype(jnp.float32)
     if not rho:
@@ -98,16 +106,18 @@ def grid(
     return now, next
 
 
-def skip(key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Array, *, share: float = 0.02) -> Pair:
+def skip(
+    key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array, *, share: float = 0.02
+) -> Pair:
     """Goes down by a fixed share of T, at most to the clean image.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       share: length of the step as a fraction of T: k / T, k = 20 of 1000 in latent consistency models.
 
     Reference: Luo et al. 2023, "Latent consistency models", sec. 4.3.
     """
-    del key, draw, step
+    del key, sample_time, step
     _check_share("skip", share)
     next = _on_grid(t - share * schedule.timesteps, schedule)
     return t, jnp.where(next >= schedule.first, next, 0.0)
@@ -116,7 +126,7 @@ def skip(key: Key[Array, ""], t: Array, draw: Draw, schedule: Schedule, step: Ar
 def doubling(
     key: Key[Array, ""],
     t: Array,
-    draw: Draw,
+    sample_time: SampleTime,
     schedule: Schedule,
     step: Array,
     *,
@@ -128,7 +138,7 @@ def doubling(
     """Moves `t` to a grid of iCT, and goes to the next level there; the number of levels doubles during training.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       start: s_0, number of intervals at first.
       end: s_1, number of intervals at last.
       steps: K, number of training steps over which it grows.
@@ -136,7 +146,7 @@ def doubling(
 
     Reference: Song & Dhariwal 2024 (iCT), sec. 3.4 and 3.5.
     """
-    del key, draw
+    del key, sample_time
     _check_steps("doubling", start)
     stages = math.floor(math.log2(end / start)) + 1
     intervals = jnp.minimum(start * 2.0 ** jnp.floor(step * stages / steps), end)
@@ -150,7 +160,7 @@ def doubling(
 def shrinking(
     key: Key[Array, ""],
     t: Array,
-    draw: Draw,
+    sample_time: SampleTime,
     schedule: Schedule,
     step: Array,
     *,
@@ -161,17 +171,17 @@ def shrinking(
 ) -> Pair:
     """Goes from sigma down to sigma (1 - (1 + k sigmoid(-b sigma)) / q^(1 + s)), s = floor(step / `every`); at least 0.
 
-    The first stage is near to denoising, in which a run starts well; sigma stands for sigma / alpha.
+    The first stage is near to denoising, in which a run starts well. Here sigma is sigma / alpha.
 
     Args:
-      key, t, draw, schedule, step: see above.
+      key, t, sample_time, schedule, step: see above.
       q: factor by which intervals shrink from stage to stage.
       every: training steps of a stage.
       k, b: adapt the interval to the noise level.
 
     Reference: Geng et al. 2024, "Consistency models made easy" (ECT), sec. 3.2.
     """
-    del key, draw
+    del key, sample_time
     now = schedule(t)
     sigma = now.sigma / now.alpha
     ratio = 1.0 - (1.0 + k * jax.nn.sigmoid(-b * sigma)) / q ** (1.0 + jnp.floor(step / every))

@@ -162,8 +162,8 @@ def test_shortcut_is_eq_5_of_frans_et_al():
     x = (1 - t) * X0 + t * EPS
 
     def step(x, t):
-        asked = np.where(half > 1 / 16 * 1.001, half, 0)
-        return x - half * average(x, t - 1 / T, asked, np)
+        given = np.where(half > 1 / 16 * 1.001, half, 0)
+        return x - half * average(x, t - 1 / T, given, np)
 
     reached = step(step(x, t), t - half)
     interval = np.where(t > r, t - r, 1)
@@ -249,9 +249,9 @@ def at_the_exact_map(name, *, distilled):
     batch = batch_at(schedule, repeat(times), repeat(next), *(np.float32(v).reshape(-1, 1) for v in (x0, eps)), step=1)
 
     def total(shift):
-        predict, own = (exact_predict(name, parameterization, schedule, value) for value in (shift, 0.0))
-        asked = Networks(predict, own, parameterization, posterior_mean if distilled else None)
-        losses = loss(batch, asked).reshape(count, 6) @ jnp.asarray(weights / weights.sum(), jnp.float32)
+        predict, average_predict = (exact_predict(name, parameterization, schedule, value) for value in (shift, 0.0))
+        functions = Networks(predict, average_predict, parameterization, posterior_mean if distilled else None)
+        losses = loss(batch, functions).reshape(count, 6) @ jnp.asarray(weights / weights.sum(), jnp.float32)
         return losses
 
     compute = jax.jit(lambda shift: (total(shift), jax.jacfwd(total)(shift)))

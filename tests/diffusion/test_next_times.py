@@ -17,7 +17,7 @@ COUNT = 2000
 TIMES = np.random.default_rng(0).uniform(1, 1000, COUNT).astype(np.float32)
 
 
-def draw(key):
+def sample_time(key):
     return jax.random.uniform(key, minval=1.0, maxval=1000.0)
 
 
@@ -30,7 +30,7 @@ def pairs(name, schedule=CONTINUOUS, times=TIMES, step=0, **options):
 
 @functools.cache
 def compiled(name, schedule, options):
-    choose = functools.partial(choices(next_times)[name], draw=draw, schedule=schedule, **dict(options))
+    choose = functools.partial(choices(next_times)[name], sample_time=sample_time, schedule=schedule, **dict(options))
     return jax.jit(jax.vmap(lambda key, t, step: choose(key, t, step=step), (0, 0, None)))
 
 
@@ -46,7 +46,7 @@ def test_next_is_below_now(name):
         for step in (0, 10**5, 10**7) if name in ("doubling", "shrinking") else (0,):
             now, next = pairs(name, schedule, times, step)
             assert (next >= 0).all() and (next <= now).all() and (now <= 1000).all() and (now >= 1).all()
-            if schedule is DISCRETE and name != "second_draw":  # whose draws here are not rounded
+            if schedule is DISCRETE and name != "second_draw":  # whose second times are not rounded here
                 np.testing.assert_array_equal([now, next], np.round([now, next]))
 
 

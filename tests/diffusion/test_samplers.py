@@ -58,7 +58,7 @@ def test_the_table_is_complete():
 
 
 def test_a_flow_map_reaches_the_end_of_the_trajectory_in_any_number_of_steps():
-    """On a Gaussian, whose flow map is affine; the denoiser is told the next level."""
+    """On a Gaussian, whose flow map is affine; the denoiser is given the next level."""
     schedule = noise_schedules.cosine(100)
 
     def denoiser(x, now, next):
@@ -310,7 +310,7 @@ def exact_moments(name, levels, steps):
         gain = a * WIDTH**2 / (a**2 * WIDTH**2 + s**2)
         forward = s**2 - (a / a2) ** 2 * s2**2
         small = forward * s2**2 / s**2
-        eta = {"ddim": 0.0, "euler": 0.0, "ddim 0.5": 0.5}.get(name, 1.0)
+        eta = {"ddim": 0.0, "euler": 0.0, "flow_map": 0.0, "ddim 0.5": 0.5}.get(name, 1.0)
         # x_0-hat = gain x + (1 - gain a) MEAN, eps-hat = (x - a x_0-hat) / s, x' = a2 x_0-hat + direction eps-hat + ..
         direction = np.sqrt(s2**2 - eta**2 * small)
         slope = a2 * gain + direction * (1 - a * gain) / s

@@ -251,12 +251,12 @@ class DiffusionModel(GenerativeModel):
     def _bound_teacher(self, variables: Variables, values: Mapping[str, Values]) -> Callable[[Array, Noise], Array]:
         """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions."""
         teacher, scale = cast(DiffusionModel, self.teacher), self.teacher_guidance
-        own = variables["frozen"]["teacher"]
-        predict = teacher.process.predictor(teacher._bound_network(own, values))
+        frozen = variables["frozen"]["teacher"]
+        predict = teacher.process.predictor(teacher._bound_network(frozen, values))
         if scale == 1.0:
             return lambda x, now: predict(x, now).x0(x)
         null_values = teacher.conditions.drop_all(values, len(jax.tree.leaves(values)[0]))
-        predict_null = teacher.process.predictor(teacher._bound_network(own, null_values))
+        predict_null = teacher.process.predictor(teacher._bound_network(frozen, null_values))
 
         def guided(x: Array, now: Noise) -> Array:
             without = predict_null(x, now).x0(x)

@@ -217,9 +217,9 @@ class Process:
                 f"diffusion.next_times={self.next_times.name}: has pairs of equal times, of which loss=consistency "
                 "learns nothing; use grid, doubling, shrinking or skip"
             )
-        first, draw = jnp.asarray(self.schedule.first), lambda key: jnp.asarray(self.schedule.first)
+        first = jnp.asarray(self.schedule.first)
         try:
-            choose = functools.partial(self.next_times.bind(), schedule=self.schedule, draw=draw)
+            choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
             jax.eval_shape(lambda key: choose(key, first, step=jnp.zeros(())), jax.random.key(0))
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"diffusion.next_times={self.next_times.name}: {error}") from error

@@ -1,0 +1,72 @@
+"""Diffusion of scikit-learn's 8x8 digits, distilled for samples in 1 to 4 steps: one variant per method.
+
+    python launch.py train  --config=configs/distilled_digits.py:progressive --workdir=runs/progressive
+    python launch.py sample --workdir=runs/progressive --num=100
+
+Variants: `consistency` (consistency distillation), `latent_consistency` (with guidance distilled in), `continuous` (sCM),
+`progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds are
+parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
+
+Time: TIME
+Score: SCORE
+Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models is EDM's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.few_step_digits import CONSISTENCY, CONTINUOUS, SIGMA, TRIG, make
+
+EDM = {
+    **CONSISTENCY,
+    "parameterization": f"edm(sigma_data={SIGMA})",
+    "weighting": "simple",
+    "time_sampling": "log_normal",
+}
+COSINE = {"schedule": "cosine", "parameterization": "v", "weighting": "truncated_snr"}
+VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher and student
+    "consistency": (
+        EDM,
+        {**CONSISTENCY, "loss": "consistency(heun=True, average_target=True)", "next_times": "grid(steps=18, rho=7)"},
+    ),
+    "latent_consistency": (
+        EDM,
+        {
+            **CONSISTENCY,
+            "loss": "consistency(average_target=True)",
+            "next_times": "skip(share=0.02)",
+            "metric": "pseudo_huber(c=0.001)",
+        },
+    ),
+    "continuous": (TRIG, {**TRIG, "loss": CONTINUOUS, "time_sampling": "log_normal(mean=-0.8, std=1.6)"}),
+    "progressive": (COSINE, {**COSINE, "loss": "progressive"}),
+}
+ROUNDS = (4, 2, 1)  # steps of the students of progressive distillation
+
+
+def get_config(variant: str = "progressive") -> ConfigDict:
+    teacher, student = common.choose(variant, VARIANTS)
+    parts = {"teacher": make(teacher)}
+    if variant == "progressive":
+        for steps in ROUNDS:
+            config = _student({**student, "next_times": f"grid(steps={steps})"}, [*parts][-1], "ddim", steps)
+            parts[f"steps_{steps}"] = config
+        config = parts.pop(f"steps_{ROUNDS[-1]}")
+    else:
+        config = _student(student, "teacher", "consistency", 1)
+    if variant == "latent_consistency":
+        common.add(config, "diffusion.teacher_guidance")
+        config.diffusion.teacher_guidance = 1.5
+    common.add_parts(config, **parts)
+    return config
+
+
+def _student(diffusion: Mapping[str, Any], teacher: str, sampler: str, steps: int) -> ConfigDict:
+    config = make(diffusion)
+    common.add(config, "teacher")
+    config.teacher = f"@{teacher}"
+    config.sampler.update(name=sampler, steps=steps)
+    return config
