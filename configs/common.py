@@ -137,7 +137,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "diffusion.loss": ("mse", "training loss: mse | vlb | hybrid; of flow maps: consistency | mean_flow | ..."),
     "diffusion.weighting": ("simple", "weights of mse: simple | x0 | snr | truncated_snr | min_snr | p2 | edm"),
     "diffusion.variance": ("fixed_small", "reverse variance: fixed_small | fixed_large | learned_range"),
-    "diffusion.next_times": ("clean", "second times of flow maps: clean | second_draw | dyadic | grid | ..."),
+    "diffusion.next_times": ("clean", "second times of flow maps: clean | second_sample | dyadic | grid | ..."),
     "diffusion.metric": ("l2", "distance of flow maps: l2 | pseudo_huber | adaptive"),
     "diffusion.teacher_guidance": (1.0, "scale of classifier-free guidance of `teacher`, distilled in; 1: none"),
     "diffusion.class_conditional": (True, "condition on the class label"),

@@ -3,9 +3,9 @@
     python launch.py train  --config=configs/distilled_digits.py:progressive --workdir=runs/progressive
     python launch.py sample --workdir=runs/progressive --num=100
 
-Variants: `consistency` (consistency distillation), `latent_consistency` (with guidance distilled in), `continuous` (sCM),
-`progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds are
-parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
+Variants: `consistency` (consistency distillation), `latent_consistency` (with guidance distilled in), `continuous`
+(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds
+are parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
 
 Time: TIME
 Score: SCORE

@@ -4,7 +4,8 @@
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
 Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`; `flow` is the model without a flow map, to compare with. Distillation: configs/distilled_digits.py.
+`improved_mean_flow`; `flow` is the model without a flow map, to compare with. configs/distilled_digits.py has
+distillation.
 
 Time: TIME
 Score: SCORE
@@ -51,8 +52,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "continuous_consistency": {**TRIG, "loss": CONTINUOUS},
     "shortcut": {**FLOW, "loss": "shortcut", "next_times": "dyadic(share=0.25)"},
-    "mean_flow": {**MEAN_FLOW, "loss": "mean_flow", "next_times": "second_draw(share=0.25)"},
-    "improved_mean_flow": {**MEAN_FLOW, "loss": "improved_mean_flow", "next_times": "second_draw(share=0.5)"},
+    "mean_flow": {**MEAN_FLOW, "loss": "mean_flow", "next_times": "second_sample(share=0.25)"},
+    "improved_mean_flow": {**MEAN_FLOW, "loss": "improved_mean_flow", "next_times": "second_sample(share=0.5)"},
 }
 
 

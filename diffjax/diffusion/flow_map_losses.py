@@ -159,8 +159,8 @@ def shortcut(
     is_shortest = now.t - middle.t <= schedule.timesteps / base_steps * 1.001
 
     def half_step(x, start, end):
-        given = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
-        return _move(x, predict(x, start, given).x0(x), start, end)
+        target_level = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
+        return _move(x, predict(x, start, target_level).x0(x), start, end)
 
     reached = half_step(half_step(x, now, middle), middle, next)
     c = networks.coefficients(now)
@@ -185,7 +185,7 @@ def mean_flow(
     X = a x + b F. Requires a continuous schedule.
 
     Args:
-      batch: noised examples with their next level: next_times `second_draw`.
+      batch: noised examples with their next level: next_times `second_sample`.
       networks: networks.
       schedule: noise level at a timestep.
       metric: a choice of loss_metrics.py; of the error of F.

@@ -1,9 +1,8 @@
 """Pairs of timesteps in the losses of flow maps. A public function of this file is a choice a config can name.
 
 A choice maps (key, t, sample_time, schedule, step) to a pair (now, next) for one example, next <= now. `t` is the
-timestep that `diffusion.time_sampling` sampled, `sample_time(key)` samples another, and `step` is the number of training
-steps so far.
-A discrete schedule has pairs of integers.
+timestep that `diffusion.time_sampling` sampled, `sample_time(key)` samples another, and `step` is the number of
+training steps so far. A discrete schedule has pairs of integers.
 """
 
 import math
@@ -27,7 +26,7 @@ def clean(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Sche
     return t, jnp.zeros_like(t)
 
 
-def second_draw(
+def second_sample(
     key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array, *, share: float = 0.25
 ) -> Pair:
     """Samples two timesteps for a share of the examples; for the others next = now.
@@ -39,7 +38,7 @@ def second_draw(
     Reference: MeanFlow (Geng et al. 2025), sec. 4.3.
     """
     del schedule, step
-    _check_share("second_draw", share)
+    _check_share("second_sample", share)
     other_key, share_key = jax.random.split(key)
     other = sample_time(other_key)
     other = jnp.where(jax.random.bernoulli(share_key, float(share)), other, t)

@@ -80,5 +80,5 @@ class NoisedBatch(NamedTuple):
             t, next_t = jax.vmap(pair)(next_keys, t)
             next = schedule(next_t)
         eps, noise = normal_each(eps_keys, x0.shape[1:]), schedule(t)
-        flow_map = () if next is None else (next, step)
-        return cls(x0, eps, jax.vmap(perturb)(x0, eps, noise), noise, loss_factor, *flow_map)
+        x = jax.vmap(perturb)(x0, eps, noise)
+        return cls(x0, eps, x, noise, loss_factor, next, None if next is None else step)

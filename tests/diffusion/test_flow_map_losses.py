@@ -162,8 +162,8 @@ def test_shortcut_is_eq_5_of_frans_et_al():
     x = (1 - t) * X0 + t * EPS
 
     def step(x, t):
-        given = np.where(half > 1 / 16 * 1.001, half, 0)
-        return x - half * average(x, t - 1 / T, given, np)
+        interval_input = np.where(half > 1 / 16 * 1.001, half, 0)
+        return x - half * average(x, t - 1 / T, interval_input, np)
 
     reached = step(step(x, t), t - half)
     interval = np.where(t > r, t - r, 1)

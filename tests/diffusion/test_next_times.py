@@ -46,12 +46,12 @@ def test_next_is_below_now(name):
         for step in (0, 10**5, 10**7) if name in ("doubling", "shrinking") else (0,):
             now, next = pairs(name, schedule, times, step)
             assert (next >= 0).all() and (next <= now).all() and (now <= 1000).all() and (now >= 1).all()
-            if schedule is DISCRETE and name != "second_draw":  # whose second times are not rounded here
+            if schedule is DISCRETE and name != "second_sample":  # whose second times are not rounded here
                 np.testing.assert_array_equal([now, next], np.round([now, next]))
 
 
-def test_a_second_draw_is_sorted_with_the_first():
-    now, next = pairs("second_draw", share=0.3)
+def test_a_second_sample_is_sorted_with_the_first():
+    now, next = pairs("second_sample", share=0.3)
     assert np.mean(next < now) == pytest.approx(0.3, abs=0.04)
     assert np.mean(now[next < now] > TIMES[next < now]) == pytest.approx(0.5, abs=0.08)
     np.testing.assert_array_equal(now[next == now], TIMES[next == now])

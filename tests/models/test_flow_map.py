@@ -19,7 +19,7 @@ FLOW = {
     "diffusion__continuous": True,
     "diffusion__parameterization": "flow(time_scale=0.05)",
     "diffusion__loss": "mean_flow",
-    "diffusion__next_times": "second_draw(share=0.5)",
+    "diffusion__next_times": "second_sample(share=0.5)",
     "sampler__guidance": 1.0,
     "model": tiny.DIT,
 }

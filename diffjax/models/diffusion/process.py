@@ -212,7 +212,7 @@ class Process:
                 f"diffusion.next_times={self.next_times.name}: loss=progressive requires the steps of the student; use "
                 "grid(steps=4)"
             )
-        if loss == "consistency" and self.next_times.name in ("second_draw", "dyadic"):
+        if loss == "consistency" and self.next_times.name in ("second_sample", "dyadic"):
             raise UserError(
                 f"diffusion.next_times={self.next_times.name}: has pairs of equal times, of which loss=consistency "
                 "learns nothing; use grid, doubling, shrinking or skip"
