@@ -4,15 +4,19 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import numpy as jnp
+from scipy import stats
 
 from diffjax.diffusion import (
     flow_map_losses,
     loss_metrics,
     loss_weighting,
+    next_times,
     noise_schedules,
     parameterizations,
+    time_sampling,
 )
 from diffjax.diffusion.denoiser import Prediction, predictor
 from diffjax.diffusion.flow_map_losses import WITH_DERIVATIVE, WITH_INTERVAL, WITH_TEACHER, Networks
@@ -287,3 +291,151 @@ def test_the_mean_gradient_of_continuous_consistency_without_its_bound_is_zero()
 def test_every_loss_is_tested():
     assert set(OPTIONS) == set(choices(flow_map_losses))
     assert {*WITH_DERIVATIVE, *WITH_INTERVAL, *WITH_TEACHER} <= set(OPTIONS)
+
+
+# Trained on a mixture of Gaussians.
+
+CENTRES, WIDTHS, SHARES = np.array([-1.0, 0.7]), np.array([0.3, 0.4]), np.array([0.4, 0.6])
+SPREAD = 0.85  # standard deviation of the mixture, about
+BATCH, TRAINING_STEPS = 256, 4000
+
+
+def mixture_mean(x, noise):
+    """E[x_0 | x_t] of the mixture, x [B, 1]."""
+    alpha, sigma = (for_examples(v, x) for v in noise[1:])
+    variance = (alpha * WIDTHS[None]) ** 2 + sigma**2
+    off = x - alpha * CENTRES[None]
+    weights = jax.nn.softmax(jnp.log(SHARES[None]) - jnp.log(variance) / 2 - off**2 / (2 * variance), axis=1)
+    means = CENTRES[None] + alpha * WIDTHS[None] ** 2 / variance * off
+    return jnp.sum(weights * means, axis=1, keepdims=True)
+
+
+def perceptron(params, x, t, interval=None):
+    """A network of smooth features of its time inputs."""
+    times = [t, jnp.zeros_like(t) if interval is None else interval]
+    waves = [wave(k * v) for v in times for k in (1.0, 2.0, 4.0) for wave in (jnp.sin, jnp.cos)]
+    hidden = jnp.concatenate([x, jnp.stack([*times, *waves], axis=1)], axis=1)
+    for i, (kernel, bias) in enumerate(params):
+        hidden = hidden @ kernel + bias[None]
+        hidden = jax.nn.silu(hidden) if i < len(params) - 1 else hidden
+    return hidden
+
+
+def fresh_params(key):
+    sizes = [15, 128, 128, 128, 1]
+    keys = jax.random.split(key, len(sizes))
+    shapes = zip(keys, sizes[:-1], sizes[1:], strict=False)
+    kernels = [jax.random.normal(k, (a, b)) * np.sqrt(2 / a) * (b > 1) for k, a, b in shapes]
+    return [(kernel, jnp.zeros(kernel.shape[1])) for kernel in kernels]
+
+
+CONSISTENCY = functools.partial(parameterizations.consistency, sigma_data=SPREAD)
+SMALL_EDM = noise_schedules.edm(T, continuous=True, sigma_max=20.0)
+WIDE_TRIG = noise_schedules.trig_flow(T, continuous=True, sigma_data=SPREAD)
+TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and whether a teacher is distilled
+    "iCT": (
+        SMALL_EDM,
+        CONSISTENCY,
+        time_sampling.log_normal(mean=-1.1, std=2.0),
+        functools.partial(next_times.doubling, start=10, end=160, steps=TRAINING_STEPS),
+        functools.partial(
+            flow_map_losses.consistency,
+            metric=functools.partial(loss_metrics.pseudo_huber, c=0.03),
+            weighting=loss_weighting.x0,
+            by_interval=True,
+        ),
+        False,
+    ),
+    "ECT": (
+        SMALL_EDM,
+        CONSISTENCY,
+        time_sampling.log_normal(mean=-1.1, std=2.0),
+        functools.partial(next_times.shrinking, every=TRAINING_STEPS // 6),
+        functools.partial(flow_map_losses.consistency, metric=loss_metrics.l2, weighting=loss_weighting.edm),
+        False,
+    ),
+    "sCM": (
+        WIDE_TRIG,
+        functools.partial(parameterizations.trig_flow, sigma_data=SPREAD),
+        time_sampling.log_normal(mean=-0.8, std=1.6),
+        next_times.clean,
+        functools.partial(
+            flow_map_losses.continuous_consistency,
+            metric=loss_metrics.l2,
+            sigma_data=SPREAD,
+            warmup=TRAINING_STEPS // 4,
+        ),
+        True,
+    ),
+    "shortcut": (
+        FLOW,
+        LINEAR_TIME,
+        time_sampling.uniform(),
+        functools.partial(next_times.dyadic, steps=64, share=0.6),
+        functools.partial(flow_map_losses.shortcut, metric=loss_metrics.l2, base_steps=64),
+        False,
+    ),
+    "MeanFlow": (
+        FLOW,
+        LINEAR_TIME,
+        time_sampling.logit_normal(mean=-0.4),
+        functools.partial(next_times.second_sample, share=0.5),
+        functools.partial(flow_map_losses.mean_flow, metric=loss_metrics.l2),
+        True,
+    ),
+    "improved MeanFlow": (
+        FLOW,
+        LINEAR_TIME,
+        time_sampling.logit_normal(mean=-0.4),
+        functools.partial(next_times.second_sample, share=0.5),
+        functools.partial(flow_map_losses.improved_mean_flow, metric=loss_metrics.l2),
+        False,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
+    """By the distance of Kolmogorov and Smirnov; one step of DDIM has 0.47."""
+    schedule, parameterization, times, choose, loss, distilled = TRAINED[name]
+    with_interval = loss.func.__name__ in WITH_INTERVAL
+
+    def predict_with(params):
+        network = functools.partial(perceptron, params)
+        return predictor(network, parameterization, with_interval=with_interval)
+
+    def mean_loss(params, ema, key, step):
+        kind_key, data_key, time_key, eps_key = jax.random.split(key, 4)
+        kinds = jax.random.bernoulli(kind_key, SHARES[1], (BATCH,)).astype(int)
+        centres, widths = (jnp.asarray(v, jnp.float32)[kinds] for v in (CENTRES, WIDTHS))
+        x0 = (centres + widths * jax.random.normal(data_key, (BATCH,)))[:, None]
+        keys = (jax.random.split(k, BATCH) for k in (time_key, eps_key))
+        batch = NoisedBatch.sample(
+            *keys, x0, schedule=schedule, time_sampler=times, state={}, next_times=choose, step=step
+        )
+        teacher = mixture_mean if distilled else None
+        functions = Networks(predict_with(params), predict_with(ema), parameterization, teacher)
+        return loss(batch, functions, schedule=schedule).mean()
+
+    rate = optax.cosine_decay_schedule(1e-3, TRAINING_STEPS, alpha=0.01)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+    def update(state, step):
+        params, ema, memory = state
+        gradient = jax.grad(mean_loss)(params, ema, jax.random.fold_in(jax.random.key(1), step), step)
+        updates, memory = optimizer.update(gradient, memory, params)
+        params = optax.apply_updates(params, updates)
+        return (params, optax.incremental_update(params, ema, 0.001), memory), None
+
+    params = fresh_params(jax.random.key(0))
+    train = jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(TRAINING_STEPS))[0])
+    _, ema, _ = train((params, params, optimizer.init(params)))
+    first, last = schedule(float(T)), schedule(0.0)
+    x = np.hypot(first.alpha, first.sigma) * jax.random.normal(jax.random.key(2), (20_000, 1))
+    samples = np.asarray(predict_with(ema)(x, first, last).x0(x))[:, 0]
+
+    def cumulative(x):
+        return sum(s * stats.norm.cdf(x, c, w) for s, c, w in zip(SHARES, CENTRES, WIDTHS, strict=True))
+
+    assert stats.kstest(samples, cumulative).statistic < 0.12

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from ml_collections import ConfigDict
 
-from diffjax import models
+from diffjax import cli, io, models
 from diffjax.errors import UserError
 from diffjax.models.base import TrainedStage
+from diffjax.runs.loading import load
 from tests import conditioned, tiny
 from tests.conditioned import SPEC
 
@@ -153,3 +155,23 @@ def test_invalid_choices_raise(changes, message):
 def test_teachers_that_do_not_fit_raise(changes, message):
     with pytest.raises(UserError, match=message):
         distilled(diffusion__continuous=False, **changes)
+
+
+@pytest.mark.slow
+def test_rounds_of_progressive_distillation_are_parts_that_resume(tmp_path, capsys):
+    """The whole config from the command line: a teacher, then students of four steps, two and one."""
+    config = tiny.config("distilled_digits", model=tiny.DIT)
+    for part in config.parts.values():
+        with part.unlocked():
+            part.model, part.train = ConfigDict(tiny.DIT), config.train
+            part.diffusion.timesteps = config.diffusion.timesteps
+    file, workdir = tmp_path / "config.json", tmp_path / "run"
+    file.write_text(io.to_json(config.to_dict()))
+    command = ["launch.py", "train", f"--config={file}", f"--workdir={workdir}", "--logger=none"]
+    assert cli.main([*command, "--config.parts.steps_2.train.steps=2"]) == 0
+    assert cli.main([*command, "--allow_config_change"]) == 0
+    steps = {name: load(workdir / name).step for name in ("", "teacher", "steps_4", "steps_2")}
+    assert steps == dict.fromkeys(steps, 4)
+    assert load(workdir).system.teacher is None  # sampling does not need it
+    assert cli.main(["launch.py", "sample", f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/one.png"]) == 0
+    assert (tmp_path / "one.png").exists()

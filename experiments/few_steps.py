@@ -1,0 +1,82 @@
+"""Samples in 1 to 8 steps: flow maps and distillation beside samplers that need no training.
+
+    python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=smoke
+    python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=small
+
+All methods have the same network, optimiser and number of training steps. A classifier's accuracy is not measured: one
+step of a flow gives means of classes, which a classifier recognises.
+"""
+
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke, steps
+
+FEW, DISTILLED = "configs/few_step_digits.py", "configs/distilled_digits.py"
+METHOD = {
+    "DDIM": {"config": f"{FEW}:flow", "sampler.name": "ddim"},
+    "DPM-Solver++": {"config": f"{FEW}:flow", "sampler.name": "dpmpp_2m"},
+    "UniPC": {"config": f"{FEW}:flow", "sampler.name": "unipc"},
+    "iCT": {"config": f"{FEW}:consistency"},
+    "ECT": {"config": f"{FEW}:easy_consistency"},
+    "sCM": {"config": f"{FEW}:continuous_consistency"},
+    "shortcut": {"config": f"{FEW}:shortcut"},
+    "MeanFlow": {"config": f"{FEW}:mean_flow"},
+    "improved MeanFlow": {"config": f"{FEW}:improved_mean_flow"},
+    "consistency distillation": {"config": f"{DISTILLED}:consistency"},
+}
+TRAINING_FREE, MAPS = list(METHOD)[:3], list(METHOD)[3:]
+COUNTS = (1, 2, 4, 8, 50)
+
+EXPERIMENT = Experiment(
+    title="Few steps: flow maps, distillation and samplers",
+    source="Song & Dhariwal 2024; Geng et al. 2024; Lu & Song 2025; Frans et al. 2024; Geng et al. 2025 (no shared table)",
+    claim="Models trained for few steps make better samples in 1 to 4 steps than samplers of a flow.",
+    axes=[Axis("method", METHOD), steps(*COUNTS)],
+    column_axis="steps",
+    measures=[Measure("fd_pixels"), Measure("kd_pixels"), Measure("precision_recall_pixels")],
+    orderings=[
+        *(
+            Ordering(
+                claim=f"In one and two steps {name} is better than DDIM",
+                order=[{"method": name}, {"method": "DDIM"}],
+                where={"steps": ("1", "2")},
+            )
+            for name in MAPS
+        ),
+        Ordering(
+            claim="In one and two steps MeanFlow is better than shortcut models",
+            order=[{"method": "MeanFlow"}, {"method": "shortcut"}],
+            where={"steps": ("1", "2")},
+        ),
+        Ordering(
+            claim="Improved MeanFlow is better than MeanFlow in one step",
+            order=[{"method": "improved MeanFlow"}, {"method": "MeanFlow"}],
+            where={"steps": ("1",)},
+        ),
+        Ordering(
+            claim="In four steps UniPC and DPM-Solver++ are better than DDIM",
+            order=[{"method": "UniPC"}, {"method": "DPM-Solver++"}, {"method": "DDIM"}],
+            where={"steps": ("4",)},
+        ),
+    ],
+    scales={
+        "smoke": smoke(
+            config=f"{FEW}:flow",
+            duration="ten minutes on two CPU cores",
+            train_steps=40,
+            axes={"method": ("DDIM", "UniPC", "ECT", "MeanFlow"), "steps": ("1", "4")},
+            measures=[Measure("fd_pixels")],
+        ),
+        "small": Scale(
+            config=f"{FEW}:flow",
+            duration="eight hours on two CPU cores",
+            seeds=(0, 1, 2),
+            num=1000,
+        ),
+        "paper": Scale(
+            config=f"{FEW}:flow",
+            duration="a day on two CPU cores; the papers train on CIFAR-10 and ImageNet",
+            fields={"*train.steps": 20_000},
+            seeds=(0, 1, 2),
+            num=5000,
+        ),
+    },
+)
