@@ -1,4 +1,4 @@
-"""Samples in 1 to 8 steps: flow maps and distillation beside samplers that need no training.
+"""Samples in 1 to 8 steps: flow maps and distillation and samplers that need no training.
 
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=smoke
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=small
@@ -27,7 +27,7 @@ COUNTS = (1, 2, 4, 8, 50)
 
 EXPERIMENT = Experiment(
     title="Few steps: flow maps, distillation and samplers",
-    source="Song & Dhariwal 2024; Geng et al. 2024; Lu & Song 2025; Frans et al. 2024; Geng et al. 2025 (no shared table)",
+    source="Song & Dhariwal 2024, Geng et al. 2024, Lu & Song 2025, Frans et al. 2024, Geng et al. 2025 (no one table)",
     claim="Models trained for few steps make better samples in 1 to 4 steps than samplers of a flow.",
     axes=[Axis("method", METHOD), steps(*COUNTS)],
     column_axis="steps",
