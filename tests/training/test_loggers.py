@@ -97,6 +97,7 @@ def test_wandb_continues_its_run_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "digits")
     loggers.check_logger("wandb")
     write_two_parts(tmp_path, "wandb")
+    wandb.teardown()  # its service flushes files after run.finish() has returned
     rows = history(tmp_path)
     assert [row["_step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]  # each once
     for row in rows:
