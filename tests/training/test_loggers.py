@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 
 import numpy as np
@@ -97,6 +96,7 @@ def test_wandb_continues_its_run_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "digits")
     loggers.check_logger("wandb")
     write_two_parts(tmp_path, "wandb")
+    wandb.teardown()  # its service flushes files after run.finish() has returned
     rows = history(tmp_path)
     assert [row["_step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]  # each once
     for row in rows:
@@ -166,8 +166,3 @@ def test_a_damaged_id_of_wandb_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "wandb.json").write_text('{"id": 3}')
     with pytest.raises(UserError, match=r"wandb.json is damaged; restore it, or delete it"):
         log_of(tmp_path, 0, "wandb")
-
-
-def test_wandb_is_imported_only_if_it_is_asked_for():
-    code = "import sys, diffjax.training.train; assert 'wandb' not in sys.modules and 'tensorboardX' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.ROOT)
