@@ -159,30 +159,46 @@ _TRAINED = {
     "runs/unclip_shapes": "configs/unclip_shapes.py",
     "runs/glide_shapes": "configs/glide_shapes.py",
 }
-_FIELDS = {
+_FIELDS = {  # config fields of tiny networks and trainings, where a config has them
     **{name: value for name, value in tiny.OVERRIDES.items() if name.startswith("train.")},
-    **{"train.steps": 2, "train.batch_size": 8, "train.num_preview_samples": 0, "train.accumulate": 1},
-    **{"model.channels": 8, "model.blocks": 1, "model.norm_groups": 4, "model.head_channels": 8},
-    **{
-        "model.residual_channels": 8,
-        "model.z_channels": 8,
-        "model.features": 8,
-        "model.components": 4,
-        "model.bins": 8,
-    },
-    **{
-        "model.width": 16,
-        "model.dimensions": 12,
-        "model.latent": 8,
-        "codebook.size": 8,
-        "model.bins": 8,
-        "adversarial.channels": 8,
-    },
-    **{"conditions.caption.width": 16, "conditions.caption.layers": 1, "conditions.caption.heads": 2},
-    **{"conditions.image_embedding.width": 16, "conditions.label_token.width": 16, "discriminator.channels": 8},
-    **{"mapping.latent": 8, "mapping.width": 8, "pixelcnn.features": 8, "pixelcnn.layers": 2},
-    **{"image_encoder.width": 16, "image_encoder.heads": 2, "text_encoder.width": 16, "text_encoder.layers": 1},
-    **{"text_encoder.heads": 2, "text.vocabulary": 300, "text.length": 12},
+    "train.steps": 2,
+    "train.batch_size": 8,
+    "train.num_preview_samples": 0,
+    "train.accumulate": 1,
+    "model.channels": 8,
+    "model.blocks": 1,
+    "model.norm_groups": 4,
+    "model.heads": 2,
+    "model.head_channels": 8,
+    "model.residual_channels": 8,
+    "model.z_channels": 8,
+    "model.features": 8,
+    "model.components": 4,
+    "model.bins": 8,
+    "model.width": 16,
+    "model.layers": 2,
+    "model.dimensions": 12,
+    "model.latent": 8,
+    "codebook.size": 8,
+    "adversarial.channels": 8,
+    "discriminator.channels": 8,
+    "mapping.latent": 8,
+    "mapping.width": 8,
+    "pixelcnn.features": 8,
+    "pixelcnn.layers": 2,
+    "conditions.caption.width": 16,
+    "conditions.caption.layers": 1,
+    "conditions.caption.heads": 2,
+    "conditions.image_embedding.width": 16,
+    "conditions.label_token.width": 16,
+    "image_encoder.width": 16,
+    "image_encoder.layers": 1,
+    "image_encoder.heads": 2,
+    "text_encoder.width": 16,
+    "text_encoder.layers": 1,
+    "text_encoder.heads": 2,
+    "text.vocabulary": 300,
+    "text.length": 12,
 }
 _DATA = {  # in the place of data sets that are not prepared
     "fashion_mnist": {"name": "digits"},
@@ -306,11 +322,10 @@ class Runner:
             overrides["config.parallel.num_devices"] = 1
         if verb == "benchmark":
             overrides.pop("config.train.batch_size", None)
-        remaining = [
-            word for word in words if word.removeprefix("--").partition("=")[0] not in _replaced(overrides, values)
-        ]
-        set_already = {word.removeprefix("--").partition("=")[0] for word in remaining}
-        return remaining + [f"--{name}={value}" for name, value in overrides.items() if name not in set_already]
+        kept = {name for name in values if name.startswith("config.data.")}
+        overrides = {name: value for name, value in overrides.items() if name not in kept}
+        remaining = [word for word in words if word.removeprefix("--").partition("=")[0] not in overrides]
+        return remaining + [f"--{name}={value}" for name, value in overrides.items()]
 
     def _export_source(self, folder: Path) -> None:
         """Exports a tiny model as a folder of diffusers, in the place of a published one."""
@@ -319,12 +334,6 @@ class Runner:
             assert self._train(self._tiny("train", words, False)) == 0
             arguments = ["--workdir=runs/published", f"--out={folder}", "--format=diffusers"]
             assert cli.main(["launch.py", "export", *arguments]) == 0
-
-
-def _replaced(overrides: dict, values: dict) -> set[str]:
-    """Returns names of overrides of the command that tiny ones replace: sizes and numbers of steps."""
-    sizes = ("train.steps", "train.batch_size", "train.sample_every", "train.checkpoint_every", "train.eval_every")
-    return {name for name in values if name in overrides and name.endswith(sizes)}
 
 
 def _parts(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
