@@ -200,6 +200,7 @@ _FIELDS = {  # config fields of tiny networks and trainings, where a config has 
     "text.vocabulary": 300,
     "text.length": 12,
 }
+_UNETS = ("ddpm", "latent", "ddgan", "classifier")  # systems whose networks need one level only
 _DATA = {  # in the place of data sets that are not prepared
     "fashion_mnist": {"name": "digits"},
     "cifar10": {"name": "digits", "channels": 3},
@@ -313,6 +314,8 @@ class Runner:
         overrides = {}
         for prefix, part in _parts(config):
             fields = dict(_FIELDS)
+            if part.system in _UNETS and "config.model.attention_resolutions" not in values:
+                fields |= {"model.multipliers": part.model.multipliers[:1], "model.attention_resolutions": ()}
             name = values.get("config.data.name", part.data.name)
             for field, value in _DATA.get(part.data.name, {}).items() if name == part.data.name else ():
                 fields[f"data.{field}"] = value
