@@ -165,6 +165,8 @@ _FIELDS = {  # config fields of tiny networks and trainings, where a config has 
     "train.batch_size": 8,
     "train.num_preview_samples": 0,
     "train.accumulate": 1,
+    "sampler.steps": 4,
+    "dtype": "float32",  # CPUs emulate bfloat16
     "model.channels": 8,
     "model.blocks": 1,
     "model.norm_groups": 4,
@@ -325,8 +327,8 @@ class Runner:
             overrides["config.parallel.num_devices"] = 1
         if verb == "benchmark":
             overrides.pop("config.train.batch_size", None)
-        kept = {name for name in values if name.startswith("config.data.")}
-        overrides = {name: value for name, value in overrides.items() if name not in kept}
+        for name in [name for name in overrides if name in values and name.startswith("config.data.")]:
+            del overrides[name]
         remaining = [word for word in words if word.removeprefix("--").partition("=")[0] not in overrides]
         return remaining + [f"--{name}={value}" for name, value in overrides.items()]
 
