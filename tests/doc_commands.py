@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffjax import cli
-from diffjax.runs.config_files import flatten, from_json, load_file
+from diffjax.cli.flags import read_config
+from diffjax.runs.config_files import flatten, from_json, load_file, to_json
 from tests import tiny
+from tests.command_line import parsed
 
 # Reasons why lines that match are not executed.
 NOT_RUN = {
@@ -215,11 +217,11 @@ _RUN_FLAGS = ("workdir", "classifier", "weak", "clip", "codec")
 
 
 class Runner:
-    """Executes commands at tiny size in a folder per page. Equal trainings are executed once and copied."""
+    """Executes commands at tiny size in a folder per page. Equal configs are trained once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._trained: dict[tuple, Path] = {}
+        self._trained: dict[str, Path] = {}  # copies of trained runs, by the JSON of their configs
 
     def start(self, page: str) -> Path:
         """Returns a new folder with the files that commands read: configs, images and prompts."""
@@ -293,17 +295,22 @@ class Runner:
             assert self._train(self._tiny("train", words, False)) == 0, words
 
     def _train(self, words: list[str]) -> int:
+        """Executes a training. Runs and parts of runs that other pages have trained are copied."""
+        config = read_config(parsed("train", *words))
         workdir = next(Path(word.partition("=")[2]) for word in words if word.startswith("--workdir="))
-        key = tuple(word for word in words if not word.startswith("--workdir="))
-        standalone = not any("=runs/" in word for word in key)
-        if standalone and key in self._trained and not workdir.exists():
-            shutil.copytree(self._trained[key], workdir, symlinks=True)
-            return 0
-        code = cli.main(["launch.py", "train", *words])
-        if not code and standalone and key not in self._trained:
-            copy = self.folder / f"trained_{len(self._trained)}"
-            self._trained[key] = Path(shutil.copytree(workdir, copy, symlinks=True))
-        return code
+        runs = {workdir / Path(*names): part for names, part in _parts(config) if _is_standalone(part)}
+        for path, part in runs.items():
+            if (copy := self._trained.get(to_json(part))) and not path.exists():
+                shutil.copytree(copy, path, symlinks=True)
+                if path == workdir:
+                    return 0
+        if code := cli.main(["launch.py", "train", *words]):
+            return code
+        for path, part in runs.items():
+            if path.exists() and to_json(part) not in self._trained:
+                copy = self.folder / f"trained_{len(self._trained)}"
+                self._trained[to_json(part)] = Path(shutil.copytree(path, copy, symlinks=True))
+        return 0
 
     def _tiny(self, verb: str, words: list[str], several_devices: bool) -> list[str]:
         """Returns a command with config overrides that make its networks and its training tiny."""
@@ -314,17 +321,17 @@ class Runner:
         else:
             config = from_json((Path(values["workdir"]) / "config.json").read_text())
         overrides = {}
-        for prefix, part in _parts(config):
+        for names, part in _parts(config):
             fields = dict(_FIELDS)
+            if not several_devices and "config.parallel.fsdp" not in values and verb != "benchmark":
+                fields["parallel.num_devices"] = 1
             if part.system in _UNETS and "config.model.attention_resolutions" not in values:
                 fields |= {"model.multipliers": part.model.multipliers[:1], "model.attention_resolutions": ()}
             name = values.get("config.data.name", part.data.name)
             for field, value in _DATA.get(part.data.name, {}).items() if name == part.data.name else ():
                 fields[f"data.{field}"] = value
-            known = flatten(part)
+            known, prefix = flatten(part), "".join(f"parts.{name}." for name in names)
             overrides |= {f"config.{prefix}{field}": value for field, value in fields.items() if field in known}
-        if not several_devices and "config.parallel.fsdp" not in values and verb != "benchmark":
-            overrides["config.parallel.num_devices"] = 1
         if verb == "benchmark":
             overrides.pop("config.train.batch_size", None)
         for name in [name for name in overrides if name in values and name.startswith("config.data.")]:
@@ -341,7 +348,15 @@ class Runner:
             assert cli.main(["launch.py", "export", *arguments]) == 0
 
 
-def _parts(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    yield prefix, config
+def _parts(config: ConfigDict, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ConfigDict]]:
+    """Yields the names that lead to a part, and its config: () and the config itself first."""
+    yield names, config
     for name, part in config.get("parts", {}).items():
-        yield from _parts(part, f"{prefix}parts.{name}.")
+        yield from _parts(part, (*names, name))
+
+
+def _is_standalone(config: ConfigDict) -> bool:
+    """Returns whether a config refers to no other runs than its own parts."""
+    parts = {f"@{names[-1]}" for names, _ in _parts(config) if names}
+    values = [str(value) for value in flatten(config).values()]
+    return all(value in parts or not value.startswith(("@", "runs/")) for value in values)
