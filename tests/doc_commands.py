@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffjax import cli
-from diffjax.runs.config_files import flatten, from_json, load_file
+from diffjax.cli.flags import read_config
+from diffjax.runs.config_files import flatten, from_json, load_file, to_json
 from tests import tiny
+from tests.command_line import parsed
 
 # Reasons why lines that match are not executed.
 NOT_RUN = {
@@ -159,31 +161,50 @@ _TRAINED = {
     "runs/unclip_shapes": "configs/unclip_shapes.py",
     "runs/glide_shapes": "configs/glide_shapes.py",
 }
-_FIELDS = {
+_FIELDS = {  # config fields of tiny networks and trainings, where a config has them
     **{name: value for name, value in tiny.OVERRIDES.items() if name.startswith("train.")},
-    **{"train.steps": 2, "train.batch_size": 8, "train.num_preview_samples": 0, "train.accumulate": 1},
-    **{"model.channels": 8, "model.blocks": 1, "model.norm_groups": 4, "model.head_channels": 8},
-    **{
-        "model.residual_channels": 8,
-        "model.z_channels": 8,
-        "model.features": 8,
-        "model.components": 4,
-        "model.bins": 8,
-    },
-    **{
-        "model.width": 16,
-        "model.dimensions": 12,
-        "model.latent": 8,
-        "codebook.size": 8,
-        "model.bins": 8,
-        "adversarial.channels": 8,
-    },
-    **{"conditions.caption.width": 16, "conditions.caption.layers": 1, "conditions.caption.heads": 2},
-    **{"conditions.image_embedding.width": 16, "conditions.label_token.width": 16, "discriminator.channels": 8},
-    **{"mapping.latent": 8, "mapping.width": 8, "pixelcnn.features": 8, "pixelcnn.layers": 2},
-    **{"image_encoder.width": 16, "image_encoder.heads": 2, "text_encoder.width": 16, "text_encoder.layers": 1},
-    **{"text_encoder.heads": 2, "text.vocabulary": 300, "text.length": 12},
+    "train.steps": 2,
+    "train.batch_size": 8,
+    "train.num_preview_samples": 0,
+    "train.accumulate": 1,
+    "sampler.steps": 4,
+    "dtype": "float32",  # CPUs emulate bfloat16
+    "model.channels": 8,
+    "model.blocks": 1,
+    "model.norm_groups": 4,
+    "model.heads": 2,
+    "model.head_channels": 8,
+    "model.residual_channels": 8,
+    "model.z_channels": 8,
+    "model.features": 8,
+    "model.components": 4,
+    "model.bins": 8,
+    "model.width": 16,
+    "model.layers": 2,
+    "model.dimensions": 12,
+    "model.latent": 8,
+    "codebook.size": 8,
+    "adversarial.channels": 8,
+    "discriminator.channels": 8,
+    "mapping.latent": 8,
+    "mapping.width": 8,
+    "pixelcnn.features": 8,
+    "pixelcnn.layers": 2,
+    "conditions.caption.width": 16,
+    "conditions.caption.layers": 1,
+    "conditions.caption.heads": 2,
+    "conditions.image_embedding.width": 16,
+    "conditions.label_token.width": 16,
+    "image_encoder.width": 16,
+    "image_encoder.layers": 1,
+    "image_encoder.heads": 2,
+    "text_encoder.width": 16,
+    "text_encoder.layers": 1,
+    "text_encoder.heads": 2,
+    "text.vocabulary": 300,
+    "text.length": 12,
 }
+_UNETS = ("ddpm", "latent", "ddgan", "classifier")  # systems whose networks need one level only
 _DATA = {  # in the place of data sets that are not prepared
     "fashion_mnist": {"name": "digits"},
     "cifar10": {"name": "digits", "channels": 3},
@@ -196,11 +217,11 @@ _RUN_FLAGS = ("workdir", "classifier", "weak", "clip", "codec")
 
 
 class Runner:
-    """Executes commands at tiny size in a folder per page. Equal trainings are executed once and copied."""
+    """Executes commands at tiny size in a folder per page. Equal configs are trained once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._trained: dict[tuple, Path] = {}
+        self._trained: dict[str, Path] = {}  # copies of trained runs, by the JSON of their configs
 
     def start(self, page: str) -> Path:
         """Returns a new folder with the files that commands read: configs, images and prompts."""
@@ -274,17 +295,22 @@ class Runner:
             assert self._train(self._tiny("train", words, False)) == 0, words
 
     def _train(self, words: list[str]) -> int:
+        """Executes a training. Runs and parts of runs that other pages have trained are copied."""
+        config = read_config(parsed("train", *words))
         workdir = next(Path(word.partition("=")[2]) for word in words if word.startswith("--workdir="))
-        key = tuple(word for word in words if not word.startswith("--workdir="))
-        standalone = not any("=runs/" in word for word in key)
-        if standalone and key in self._trained and not workdir.exists():
-            shutil.copytree(self._trained[key], workdir, symlinks=True)
-            return 0
-        code = cli.main(["launch.py", "train", *words])
-        if not code and standalone and key not in self._trained:
-            copy = self.folder / f"trained_{len(self._trained)}"
-            self._trained[key] = Path(shutil.copytree(workdir, copy, symlinks=True))
-        return code
+        runs = {workdir / Path(*names): part for names, part in _parts(config) if _is_standalone(part)}
+        for path, part in runs.items():
+            if (copy := self._trained.get(to_json(part))) and not path.exists():
+                shutil.copytree(copy, path, symlinks=True)
+                if path == workdir:
+                    return 0
+        if code := cli.main(["launch.py", "train", *words]):
+            return code
+        for path, part in runs.items():
+            if path.exists() and to_json(part) not in self._trained:
+                copy = self.folder / f"trained_{len(self._trained)}"
+                self._trained[to_json(part)] = Path(shutil.copytree(path, copy, symlinks=True))
+        return 0
 
     def _tiny(self, verb: str, words: list[str], several_devices: bool) -> list[str]:
         """Returns a command with config overrides that make its networks and its training tiny."""
@@ -295,22 +321,23 @@ class Runner:
         else:
             config = from_json((Path(values["workdir"]) / "config.json").read_text())
         overrides = {}
-        for prefix, part in _parts(config):
+        for names, part in _parts(config):
             fields = dict(_FIELDS)
+            if not several_devices and "config.parallel.fsdp" not in values and verb != "benchmark":
+                fields["parallel.num_devices"] = 1
+            if part.system in _UNETS and "config.model.attention_resolutions" not in values:
+                fields |= {"model.multipliers": part.model.multipliers[:1], "model.attention_resolutions": ()}
             name = values.get("config.data.name", part.data.name)
             for field, value in _DATA.get(part.data.name, {}).items() if name == part.data.name else ():
                 fields[f"data.{field}"] = value
-            known = flatten(part)
+            known, prefix = flatten(part), "".join(f"parts.{name}." for name in names)
             overrides |= {f"config.{prefix}{field}": value for field, value in fields.items() if field in known}
-        if not several_devices and "config.parallel.fsdp" not in values and verb != "benchmark":
-            overrides["config.parallel.num_devices"] = 1
         if verb == "benchmark":
             overrides.pop("config.train.batch_size", None)
-        remaining = [
-            word for word in words if word.removeprefix("--").partition("=")[0] not in _replaced(overrides, values)
-        ]
-        set_already = {word.removeprefix("--").partition("=")[0] for word in remaining}
-        return remaining + [f"--{name}={value}" for name, value in overrides.items() if name not in set_already]
+        for name in [name for name in overrides if name in values and name.startswith("config.data.")]:
+            del overrides[name]
+        remaining = [word for word in words if word.removeprefix("--").partition("=")[0] not in overrides]
+        return remaining + [f"--{name}={value}" for name, value in overrides.items()]
 
     def _export_source(self, folder: Path) -> None:
         """Exports a tiny model as a folder of diffusers, in the place of a published one."""
@@ -321,13 +348,15 @@ class Runner:
             assert cli.main(["launch.py", "export", *arguments]) == 0
 
 
-def _replaced(overrides: dict, values: dict) -> set[str]:
-    """Returns names of overrides of the command that tiny ones replace: sizes and numbers of steps."""
-    sizes = ("train.steps", "train.batch_size", "train.sample_every", "train.checkpoint_every", "train.eval_every")
-    return {name for name in values if name in overrides and name.endswith(sizes)}
-
-
-def _parts(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    yield prefix, config
+def _parts(config: ConfigDict, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ConfigDict]]:
+    """Yields the names that lead to a part, and its config: () and the config itself first."""
+    yield names, config
     for name, part in config.get("parts", {}).items():
-        yield from _parts(part, f"{prefix}parts.{name}.")
+        yield from _parts(part, (*names, name))
+
+
+def _is_standalone(config: ConfigDict) -> bool:
+    """Returns whether a config refers to no other runs than its own parts."""
+    parts = {f"@{names[-1]}" for names, _ in _parts(config) if names}
+    values = [str(value) for value in flatten(config).values()]
+    return all(value in parts or not value.startswith(("@", "runs/")) for value in values)

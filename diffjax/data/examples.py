@@ -27,6 +27,7 @@ class Source:
     read_crops: Callable[[Sequence[int], np.ndarray], list[Example]] | None = None
     name_of: Callable[[int], str] | None = None  # file name of an example, for messages
     remedy: str = "prepare the data set again"  # what to do about an example that cannot be read, for messages
+    read_captions: Callable[[Sequence[int]], list[str]] | None = None  # indices -> captions; None: read the examples
 
     def __len__(self) -> int:
         return self.length
@@ -38,6 +39,12 @@ class Source:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         return self.read(indices)
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """Returns captions, without the images if the source can read them alone. Raises KeyError if it has none."""
+        if self.read_captions is not None:
+            return self.read_captions(indices)
+        return [example["caption"] for example in self.read(indices)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,8 @@ def convert_images(source: Source, info: DatasetInfo, options: ImageOptions) -> 
         label = example["label"] if info.num_classes else np.int32(0)
         return {**example, "image": to_pixels(image, info.channels, (255, 255, 255)), "label": label}
 
-    return Source(source.length, lambda indices: [convert(example) for example in source.read(indices)])
+    read = lambda indices: [convert(example) for example in source.read(indices)]  # noqa: E731
+    return Source(source.length, read, read_captions=source.read_captions)
 
 
 class _Lock:
@@ -200,7 +208,8 @@ def handle_corrupt_examples(source: Source, what: str, *, skip: bool) -> Source:
             for i, position in zip(indices, positions, strict=True)
         ]
 
-    return Source(source.length, read, read_crops if source.read_crops else None, source.name_of)
+    crops = read_crops if source.read_crops else None
+    return Source(source.length, read, crops, source.name_of, read_captions=source.read_captions)
 
 
 def with_tokens(source: Source, encode: Callable[[Sequence[str]], np.ndarray]) -> Source:

@@ -157,13 +157,13 @@ def scene(split: str, i: int) -> Scene:
     Raises:
       UserError: an unknown split.
     """
-    if split not in SPLITS:
-        raise unknown("split of shapes", split, SPLITS)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([SPLITS.index(split), i])))
-    held_out = split == "test"
-    while is_held_out(description := _sample_description(rng)) != held_out:
-        pass
-    return _arrange(rng, description)
+    rng = _generator(split, i)
+    return _arrange(rng, _sample_description(rng, held_out=split == "test"))
+
+
+def sample_description(split: str, i: int) -> Description:
+    """Returns `describe(scene(split, i))` without arranging the objects."""
+    return _sample_description(_generator(split, i), held_out=split == "test")
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
@@ -171,7 +171,19 @@ def render(scene: Scene, size: int) -> np.ndarray:
     return render_objects(scene.objects, size)
 
 
-def _sample_description(rng: np.random.Generator) -> Description:
+def _generator(split: str, i: int) -> np.random.Generator:
+    if split not in SPLITS:
+        raise unknown("split of shapes", split, SPLITS)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([SPLITS.index(split), i])))
+
+
+def _sample_description(rng: np.random.Generator, *, held_out: bool) -> Description:
+    while is_held_out(description := _sample_any_description(rng)) != held_out:
+        pass
+    return description
+
+
+def _sample_any_description(rng: np.random.Generator) -> Description:
     """Samples one object, equal objects or a relation with probabilities 1/4, 1/4, 1/2, and uniform attributes."""
 
     def group(count: int) -> Group:

@@ -322,7 +322,11 @@ def _shapes(query: Query, options: ImageOptions) -> Source:
         label = np.int32(shapes.SHAPES.index(scene.objects[0].shape))
         return {"image": shapes.render(scene, image_size), "label": label, "caption": shapes.caption(scene)}
 
-    return Source(_SHAPES_LENGTH[split], lambda indices: [example(i) for i in indices])
+    def read_captions(indices: Sequence[int]) -> list[str]:
+        return [shapes.sentence(shapes.sample_description(split, i)) for i in indices]
+
+    read = lambda indices: [example(i) for i in indices]  # noqa: E731
+    return Source(_SHAPES_LENGTH[split], read, read_captions=read_captions)
 
 
 def _prepared(query: Query, options: ImageOptions) -> Source:

@@ -170,8 +170,8 @@ def unique_captions(source: Source, count: int) -> list[str]:
     """Returns the first `count` distinct captions of a source, or all if there are fewer."""
     captions: dict[str, None] = {}
     for start in range(0, len(source), count):
-        for example in source.__getitems__(range(start, min(start + count, len(source)))):
-            captions.setdefault(example["caption"])
+        for caption in source.captions(range(start, min(start + count, len(source)))):
+            captions.setdefault(caption)
             if len(captions) == count:
                 return list(captions)
     return list(captions)

@@ -140,6 +140,7 @@ def test_rendering_covers_the_shape():
 def test_scene_is_pure_and_well_laid_out(split, i):
     scene = shapes.scene(split, i)
     assert scene == shapes.scene(split, i)
+    assert shapes.describe(scene) == shapes.sample_description(split, i)
     assert 1 <= len(scene.objects) <= 3
     for item in scene.objects:
         assert min(item.x, item.y) - item.radius >= 0 and max(item.x, item.y) + item.radius <= 1

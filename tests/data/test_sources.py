@@ -134,6 +134,7 @@ def test_shapes_source():
     assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
     kind = data.class_names("shapes")[example["label"]]
     assert kind in example["caption"].split(" above ")[0].split(" below ")[0]
+    assert source.captions([7, 8]) == [source[7]["caption"], source[8]["caption"]]
 
 
 @pytest.mark.parametrize(
