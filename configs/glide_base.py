@@ -19,7 +19,6 @@ from configs import common
 
 VARIANTS = {
     "shapes": {},
-    "small": {"model": {"channels": 32}, "conditions": {"caption": {"width": 64, "layers": 2}}},
     "emoji": {
         "data": {"image_size": 64},
         "text": {"vocabulary": 2048, "length": 26},

@@ -17,17 +17,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = {  # parts
-    "shapes": {"base": "glide_base.py", "upsampler": "upsampler.py", "noised_clip": "noised_clip.py"},
-    "small": {"base": "glide_base.py:small", "upsampler": "upsampler.py"},
-}
 
-
-def get_config(variant: str = "shapes") -> ConfigDict:
-    parts = common.choose(variant, VARIANTS)
+def get_config() -> ConfigDict:
     config = common.new("glide", "base", "upsampler", "upsampler_2", "noised_clip", data="shapes", train=False)
-    common.add_parts(config, **parts)
-    if "noised_clip" not in parts:
-        config.noised_clip = ""
+    common.add_parts(config, base="glide_base.py", upsampler="upsampler.py", noised_clip="noised_clip.py")
     common.add_stages(config, base={"steps": 50, "guidance": 2.0}, upsampler={"steps": 15})
     return config
