@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     captioned.train.update(steps=1600, batch_size=32)
 
     last = upsampler.get_config()
-    last.train.update(steps=1000, batch_size=32)
+    last.train.update(steps=600, batch_size=32)
 
     clip = clip_shapes.get_config()
     clip.text_encoder.layers = 2
@@ -38,7 +38,9 @@ def get_config() -> ConfigDict:
     for stage in (base, captioned, last):
         stage.train.update(sample_every=0, num_preview_samples=0)
 
-    config = common.new("glide", "base", "upsampler", "upsampler_2", "noised_clip", "rerank", data="shapes", train=False)
+    config = common.new(
+        "glide", "base", "upsampler", "upsampler_2", "noised_clip", "rerank", data="shapes", train=False
+    )
     common.add_parts(config, base=base, upsampler=captioned, upsampler_2=last, clip=clip)
     config.update(upsampler_2="@upsampler_2", noised_clip="")
     stages = {"base": {"steps": 50, "guidance": 3.0}, "upsampler": {"steps": 25, "guidance": 3.0}}
