@@ -71,7 +71,7 @@ def test_tcd_is_between_ddim_and_lcm(continuous):
 
     ddim, lcm = (sampling.run(keys, best, sampler, levels, 1, x) for sampler in (samplers.ddim(), samplers.lcm()))
     np.testing.assert_allclose(run(0.0), ddim, atol=1e-5)
-    np.testing.assert_allclose(np.std(run(1.0) - lcm), 0.0, atol=0.02)
+    np.testing.assert_allclose(np.std(run(1.0) - lcm), 0.0, atol=0.03)
     now, next = sampling.at(levels, 0), sampling.at(levels, 1)
     level = schedule(20.0)
     x0 = best(x, now).x0
