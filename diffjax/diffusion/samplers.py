@@ -314,6 +314,40 @@ def consistency(*, schedule: Schedule) -> Sampler:
     return Sampler(_no_history, step)
 
 
+def lcm() -> Sampler:
+    """Equals `consistency`, for models of images without the noise of a first level.
+
+    Reference: Luo et al. 2023, "Latent consistency models", algorithm 2.
+    """
+
+    def step(keys, denoiser, carry, x, now, next):
+        x0 = _x0(denoiser(x, now), now)
+        return next.alpha * x0 + _unless_clean(next.sigma, next) * normal_each(keys, x.shape[1:], x.dtype), carry
+
+    return Sampler(_no_history, step)
+
+
+def tcd(*, schedule: Schedule, gamma: Array | float = 0.3) -> Sampler:
+    """Moves to the level (1 - gamma) t of the next timestep t by a DDIM step, and noises it to the next level.
+
+    Args:
+      schedule: noise level at a timestep.
+      gamma: in [0, 1]; 0: `ddim`; 1: `lcm`, but for the noise of the first level of a discrete schedule.
+
+    Reference: Zheng et al. 2024, "Trajectory consistency distillation", algorithm 4.
+    """
+
+    def step(keys, denoiser, carry, x, now, next):
+        x0 = _x0(denoiser(x, now), now)
+        t = (1.0 - gamma) * next.t if schedule.continuous else jnp.floor((1.0 - gamma) * (next.t - 1.0)) + 1.0
+        level = schedule(jnp.where(next.t > 0, t, 0.0))
+        x = next.alpha / level.alpha * ddim_step(x, x0, now, level)
+        std = jnp.sqrt(transition_variance(next, level))
+        return x + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
+
+    return Sampler(_no_history, step)
+
+
 def flow_map() -> Sampler:
     """Steps of a flow map, whose denoiser is given the next level: exact in any number of steps if the map is.
 

@@ -344,6 +344,28 @@ def test_consistency_models(times, monkeypatch):
     check(ours(monkeypatch, samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
 
 
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.3, 1.0])
+def test_latent_consistency_and_trajectory_consistency(gamma, monkeypatch):
+    """Without LCM's boundary condition, which is nearly the identity; TCD's last step ends at time 1."""
+    times = (999, 759, 499, 259)  # from zero
+    schedule, (x, noise) = VP, draws(len(times))
+    levels = jax.tree.map(np.asarray, schedule(np.array([*(t + 1.0 for t in times), gamma is not None], np.float32)))
+    kind, config = (
+        (diffusers.LCMScheduler, {"timestep_scaling": 1e4}) if gamma is None else (diffusers.TCDScheduler, {})
+    )
+    scheduler = kind(**SCALED, set_alpha_to_one=True, **config)
+    scheduler.alphas_cumprod = torch.tensor(VP.alphas[1:] ** 2)
+    feed(monkeypatch, scheduler, noise)
+    scheduler.set_timesteps(timesteps=list(times))
+    sampler = samplers.lcm() if gamma is None else samplers.tcd(schedule=schedule, gamma=gamma)
+    denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.eps)
+    y, expected, options = torch.tensor(x), [], {} if gamma is None else {"eta": gamma}
+    for t in scheduler.timesteps:
+        y = scheduler.step(torch.tensor(network(y.numpy(), float(t))), t, y, **options).prev_sample
+        expected.append(y.double().numpy())
+    check(ours(monkeypatch, sampler, denoiser, levels, x, noise), expected)
+
+
 @pytest.mark.parametrize("variance_type", ["fixed_small_log", "learned_range"])
 def test_unclip(variance_type, monkeypatch):
     """Ancestral sampling of karlo's prior, which predicts clipped images, and of its decoder."""

@@ -53,8 +53,31 @@ SAMPLES = 20_000
 
 
 def test_the_table_is_complete():
-    """All but the sampler of consistency models, which does not converge to an ODE of the denoiser."""
-    assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | {"consistency"} == set(choices(samplers))
+    """All but the samplers of consistency models, which do not converge to an ODE of the denoiser."""
+    of_consistency_models = {"consistency", "lcm", "tcd"}
+    assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | of_consistency_models == set(choices(samplers))
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_tcd_is_between_ddim_and_lcm(continuous):
+    """In mean and variance, and without noise in each sample."""
+    schedule, size = noise_schedules.cosine(100, continuous=continuous), (SAMPLES,)
+    levels, keys = schedule(jnp.array([90.0, 40.0, 0.0])), jax.random.split(jax.random.key(0), SAMPLES)
+    x = jax.random.normal(jax.random.key(1), size)
+
+    @jax.jit
+    def run(gamma):
+        return sampling.run(keys, best, samplers.tcd(schedule=schedule, gamma=gamma), levels, 1, x)
+
+    ddim, lcm = (sampling.run(keys, best, sampler, levels, 1, x) for sampler in (samplers.ddim(), samplers.lcm()))
+    np.testing.assert_allclose(run(0.0), ddim, atol=1e-5)
+    np.testing.assert_allclose(np.std(run(1.0) - lcm), 0.0, atol=0.03)
+    now, next = sampling.at(levels, 0), sampling.at(levels, 1)
+    level = schedule(20.0)
+    x0 = best(x, now).x0
+    mean = next.alpha * x0 + next.alpha / level.alpha * level.sigma * (x - now.alpha * x0) / now.sigma
+    noise = np.sqrt(next.sigma**2 - (next.alpha / level.alpha * level.sigma) ** 2)
+    np.testing.assert_allclose(np.std(run(0.5) - mean), noise, rtol=0.02)
 
 
 def test_a_flow_map_reaches_the_end_of_the_trajectory_in_any_number_of_steps():
@@ -272,7 +295,7 @@ def few_steps():
 @functools.cache
 def affine_program(name):
     def one(alphas, sigmas, levels, n, std):
-        def denoiser(x, noise):
+        def denoiser(x, noise, next=None):
             gain = noise.alpha * std**2 / (noise.alpha**2 * std**2 + noise.sigma**2)
             return Denoised(MEAN + gain * (x - noise.alpha * MEAN))
 
