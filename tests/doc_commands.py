@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffjax import cli
 from diffjax.cli.flags import read_config
+from diffjax.runs.config_fields import documented_fields
 from diffjax.runs.config_files import flatten, from_json, load_file, to_json
 from tests import tiny
 from tests.command_line import parsed
@@ -161,13 +162,24 @@ _TRAINED = {
     "runs/unclip_shapes": "configs/unclip_shapes.py",
     "runs/glide_shapes": "configs/glide_shapes.py",
 }
-_FIELDS = {  # config fields of tiny networks and trainings, where a config has them
+# Config fields of tiny networks and trainings, where a config has them. Variants of a config are the same programs with
+# them, which are compiled once.
+_FIELDS = {
+    **{
+        name: default
+        for name, (default, _) in documented_fields().items()
+        if re.fullmatch(r"train\.\w+", name) and isinstance(default, float)
+    },
     **{name: value for name, value in tiny.OVERRIDES.items() if name.startswith("train.")},
     "train.steps": 2,
     "train.batch_size": 8,
     "train.num_preview_samples": 0,
     "train.accumulate": 1,
     "sampler.steps": 4,
+    "sampler.stages.prior.steps": 4,
+    "sampler.stages.decoder.steps": 4,
+    "sampler.stages.base.steps": 4,
+    "sampler.stages.upsampler.steps": 4,
     "dtype": "float32",  # CPUs emulate bfloat16
     "model.channels": 8,
     "model.blocks": 1,
@@ -183,8 +195,13 @@ _FIELDS = {  # config fields of tiny networks and trainings, where a config has 
     "model.layers": 2,
     "model.dimensions": 12,
     "model.latent": 8,
+    "model.latent_channels": 4,
+    "model.factor": 2,
+    "model.groups": 2,
+    "model.dropout": 0.0,
     "codebook.size": 8,
     "adversarial.channels": 8,
+    "adversarial.layers": 1,
     "discriminator.channels": 8,
     "mapping.latent": 8,
     "mapping.width": 8,
@@ -205,10 +222,11 @@ _FIELDS = {  # config fields of tiny networks and trainings, where a config has 
     "text.length": 12,
 }
 _UNETS = ("ddpm", "latent", "ddgan", "classifier")  # systems whose networks need one level only
-_DATA = {  # in the place of data sets that are not prepared
-    "fashion_mnist": {"name": "digits"},
-    "cifar10": {"name": "digits", "channels": 3},
-    "emoji": {"name": "shapes"},
+_DATA = {  # smaller images, and data sets that need no preparation
+    "fashion_mnist": {"name": "digits", "image_size": 8},
+    "cifar10": {"name": "digits", "image_size": 8},
+    "emoji": {"name": "shapes", "image_size": 16},
+    "shapes": {"image_size": 16},
     "folder": {"dir": "images"},
 }
 _CAPS = {"num": 20, "best_of": 20, "ode_steps": 2, "terms": 4, "candidates": 2, "samples": 4}
@@ -325,8 +343,13 @@ class Runner:
             fields = dict(_FIELDS)
             if not several_devices and "config.parallel.fsdp" not in values and verb != "benchmark":
                 fields["parallel.num_devices"] = 1
-            if part.system in _UNETS and "config.model.attention_resolutions" not in values:
-                fields |= {"model.multipliers": part.model.multipliers[:1], "model.attention_resolutions": ()}
+            if "config.model.attention_resolutions" not in values:
+                fields["model.attention_resolutions"] = ()
+                for section in ("model", "discriminator"):
+                    if multipliers := part.get(section, {}).get("multipliers"):
+                        fields[f"{section}.multipliers"] = multipliers[: 1 if part.system in _UNETS else 2]
+            if part.get("diffusion", {}).get("crop"):
+                fields["diffusion.crop"] = 8
             name = values.get("config.data.name", part.data.name)
             for field, value in _DATA.get(part.data.name, {}).items() if name == part.data.name else ():
                 fields[f"data.{field}"] = value
