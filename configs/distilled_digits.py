@@ -3,7 +3,7 @@
     python launch.py train  --config=configs/distilled_digits.py:progressive --workdir=runs/progressive
     python launch.py sample --workdir=runs/progressive --num=100
 
-Variants: `consistency` (consistency distillation), `latent_consistency` (with guidance distilled in), `continuous`
+Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
 (sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds
 are parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
 
@@ -58,8 +58,8 @@ def get_config(variant: str = "progressive") -> ConfigDict:
     else:
         config = _student(student, "teacher", "consistency", 1)
     if variant == "latent_consistency":
-        common.add(config, "diffusion.teacher_guidance")
-        config.diffusion.teacher_guidance = 1.5
+        common.add(config, "conditions.guidance_scale")
+        config.sampler.guidance = 1.5
     common.add_parts(config, **parts)
     return config
 

@@ -37,7 +37,7 @@ from diffjax.inference.sample_requests import RunSampler
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
 from diffjax.models.diffusion.bound_model import BoundModel
-from diffjax.models.diffusion.model import with_number
+from diffjax.models.diffusion.model import with_settings
 from diffjax.runs import loading
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import checked, load_file, with_fields
@@ -165,7 +165,7 @@ class Run(loading.Run):
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
         arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
-        arrays = with_number(arrays, sampling_settings, len(conditions["label"]))
+        arrays = with_settings(arrays, sampling_settings, len(conditions["label"]))
         bound: BoundModel = model.bind(self.variables, arrays)
         denoise = bound.guided_denoiser(sampling_settings, arrays)
         return RunDenoiser(repr(self), denoise, bound.process.schedule, bound.shape, max(num, len(captions)))

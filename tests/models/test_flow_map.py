@@ -92,6 +92,33 @@ def test_a_student_starts_from_its_teacher_and_learns_its_guided_steps():
     assert np.isfinite(guided).all()
 
 
+def test_the_scale_of_distilled_guidance_is_an_input():
+    """Each example has a scale of its own in training; samples have that of the setting `guidance`."""
+    conditions = {"guidance_scale": {"low": 1.0, "high": 3.0}}
+    (model, variables), _ = distilled(diffusion__continuous=False, conditions=conditions)
+    batch, keys = tiny.batch(), conditioned.keys()
+
+    @jax.jit
+    def loss(scales):
+        return model.loss(variables, {**batch, "guidance_scale": scales}, keys, tiny.moment())[0]
+
+    low, high, mixed = map(loss, (jnp.full(6, 1.0), jnp.full(6, 3.0), jnp.array([1.0, 3.0] * 3)))
+    np.testing.assert_array_equal(mixed, np.where(np.arange(6) % 2, high, low))
+    assert (low != high).all()
+    sampler = tiny.config().sampler
+
+    @jax.jit
+    def sample(settings):
+        return model.sample(variables, keys, {"label": jnp.arange(6)}, settings)
+
+    one, three = (sample(model.make_settings(sampler, guidance=scale)) for scale in (1.0, 3.0))
+    assert np.abs(one - three).max() > 1e-4
+    with pytest.raises(UserError, match=r"sampler\.guidance"):
+        model.make_settings(sampler, guidance=4.0)
+    with pytest.raises(UserError, match="scale of a teacher's guidance; set a teacher"):
+        models.build(tiny.config(**FLOW, conditions=conditions), SPEC)
+
+
 @pytest.mark.parametrize(
     "loss",
     ["mean_flow", "continuous_consistency", pytest.param("improved_mean_flow", marks=pytest.mark.slow)],

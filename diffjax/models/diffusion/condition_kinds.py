@@ -133,6 +133,29 @@ class Number(Condition):
 
 
 @dataclasses.dataclass(frozen=True)
+class GuidanceScale(Condition):
+    """Scale of the guidance that is distilled in a student, as an embedding.
+
+    Training samples it uniformly, for each example. In samples it is the sampling setting `guidance`.
+
+    Reference: Meng et al. 2023, "On distillation of guided diffusion models", section 3.1.
+    """
+
+    low: float = 1.0
+    high: float = 4.0
+    _WIDTH = 64
+
+    def encode(self, inputs: ConditionInputs) -> Values:
+        sample = functools.partial(jax.random.uniform, minval=self.low, maxval=self.high)
+        sampled = inputs.conditions.get("guidance_scale")
+        return jax.vmap(sample)(inputs.keys) if sampled is None else sampled
+
+    def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
+        place = 1000.0 * (values - self.low) / (self.high - self.low)
+        return NetworkInputs(embedding=timestep_embedding(place, self._WIDTH, convention="adm"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassToken(Condition):
     """Class label as one token of context: Rombach et al. 2022, appendix E."""
 

@@ -1,7 +1,8 @@
 """All conditioning inputs of a denoiser; a config's section `conditions` chooses any of them.
 
-A class label, a number, a caption, the CLIP embedding of an image (unCLIP), a low-resolution image (upsamplers), and a
-partly masked image (inpainting). Conditions with `dropout` > 0 support classifier-free guidance.
+A class label, a number, a scale of distilled guidance, a caption, the CLIP embedding of an image (unCLIP), a
+low-resolution image (upsamplers), and a partly masked image (inpainting). Conditions with `dropout` > 0 support
+classifier-free guidance.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from diffjax.models.diffusion.condition_kinds import (
     ClassToken,
     ClipText,
     Condition,
+    GuidanceScale,
     ImageEmbedding,
     LowResImage,
     Mask,
@@ -78,6 +80,12 @@ class Conditions:
         """The condition on a number, if the model has it."""
         number = self.each.get("number")
         return number if isinstance(number, Number) else None
+
+    @property
+    def guidance_scale(self) -> GuidanceScale | None:
+        """The condition on the scale of distilled guidance, if the model has it."""
+        scale = self.each.get("guidance_scale")
+        return scale if isinstance(scale, GuidanceScale) else None
 
     @property
     def num_label_embeddings(self) -> int:
@@ -162,6 +170,7 @@ def make_conditions(
     makers = {
         "label_token": functools.partial(_make_class_token, spec),
         "number": _make_number,
+        "guidance_scale": _make_guidance_scale,
         "caption": functools.partial(_make_caption, config, clip),
         "clip_text": functools.partial(_make_clip_text, clip, masked),
         "image_embedding": functools.partial(_make_image_embedding, clip),
@@ -208,6 +217,13 @@ def _make_number(**fields: Any) -> Number:
     validate_number("conditions.number.low", condition.low)
     validate_number("conditions.number.high", condition.high, low=condition.low, exclusive="low")
     validate_integer("conditions.number.width", condition.width, high=_MAX_TOKENS)
+    return condition
+
+
+def _make_guidance_scale(**fields: Any) -> GuidanceScale:
+    condition = GuidanceScale(**fields)
+    validate_number("conditions.guidance_scale.low", condition.low, low=0)
+    validate_number("conditions.guidance_scale.high", condition.high, low=condition.low, exclusive="low")
     return condition
 
 

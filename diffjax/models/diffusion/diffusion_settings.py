@@ -42,6 +42,7 @@ def make_diffusion_settings(
     sampler_config: Mapping[str, Any],
     *,
     guided: bool,
+    guidance_range: tuple[float, float] | None = None,
     pixels: bool = True,
     sees_mask: bool = False,
     numbers: tuple[float, float] | None = None,
@@ -57,6 +58,7 @@ def make_diffusion_settings(
     Args:
       sampler_config: the config's `sampler` section.
       guided: whether the model supports classifier-free guidance.
+      guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
       pixels: whether the model's data are pixels.
       sees_mask: whether the model is conditioned on the known region of inpainting.
       numbers: range of the number that the model is conditioned on; None: it is not.
@@ -81,7 +83,9 @@ def make_diffusion_settings(
             validate_number(f"sampler.name={sampler.name}, {name}", value, low=0)
     _check_threshold(settings["threshold"])
     _check_numbers(settings)
-    _check_model(settings, guided, pixels, required_inputs)
+    if guidance_range:
+        validate_number("sampler.guidance", settings["guidance"], *guidance_range)
+    _check_model(settings, guided or guidance_range is not None, pixels, required_inputs)
     if not settings["keep_known"] and not sees_mask:
         raise UserError(
             "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from diffjax.models.base import Classifier, ContrastiveModel, GenerativeModel
 from diffjax.models.diffusion.bound_model import Guides
-from diffjax.models.diffusion.model import DiffusionModel, condition_keys, with_number
+from diffjax.models.diffusion.model import DiffusionModel, condition_keys, with_settings
 from diffjax.models.observation import Observer
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import LossFn, PRNGKey, PRNGKeys, Variables
@@ -57,7 +57,7 @@ class GuidedModel(GenerativeModel):
         settings: SamplingSettings,
         observer: Observer | None = None,
     ) -> Array:
-        conditions = with_number(conditions, settings, len(keys))
+        conditions = with_settings(conditions, settings, len(keys))
         extra = condition_keys(keys), settings["augmentation"]
         clip = self.noised_clip.clip(variables["noised_clip"]) if self.noised_clip else None
         guides = Guides(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffjax.diffusion import flow_map_losses
 from diffjax.diffusion.denoiser import Network
-from diffjax.diffusion.noise import Noise
+from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
@@ -176,6 +176,7 @@ class DiffusionModel(GenerativeModel):
             self.process,
             sampler_config,
             guided=self.conditions.supports_guidance,
+            guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
             pixels=isinstance(self.data_space, PixelSpace),
             sees_mask="masked_image" in self.conditions.each,
             numbers=(number.low, number.high) if (number := self.conditions.number) else None,
@@ -192,7 +193,7 @@ class DiffusionModel(GenerativeModel):
         settings: SamplingSettings,
         observer: Observer | None = None,
     ) -> Array:
-        conditions = with_number(conditions, settings, len(keys))
+        conditions = with_settings(conditions, settings, len(keys))
         bound = self.bind(variables, conditions, condition_keys(keys), settings["augmentation"])
         return bound.sample(keys, settings, conditions, observer=observer)
 
@@ -215,7 +216,7 @@ class DiffusionModel(GenerativeModel):
         values = self.conditions.encode(self._condition_inputs(variables, conditions, keys, level))
         process = self.process.bind(variables["params"]["model"])
         unconditional = None
-        if self.conditions.supports_guidance:
+        if self.conditions.supports_guidance and not self.conditions.guidance_scale:
             null_values = self.conditions.drop_all(values, count)
             unconditional = process.denoiser(self._bound_network(variables, null_values))
         last_step = None
@@ -250,17 +251,17 @@ class DiffusionModel(GenerativeModel):
 
     def _bound_teacher(self, variables: Variables, values: Mapping[str, Values]) -> Callable[[Array, Noise], Array]:
         """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions."""
-        teacher, scale = cast(DiffusionModel, self.teacher), self.teacher_guidance
+        teacher, scale = cast(DiffusionModel, self.teacher), values.get("guidance_scale", self.teacher_guidance)
         frozen = variables["frozen"]["teacher"]
         predict = teacher.process.predictor(teacher._bound_network(frozen, values))
-        if scale == 1.0:
+        if isinstance(scale, float) and scale == 1.0:
             return lambda x, now: predict(x, now).x0(x)
         null_values = teacher.conditions.drop_all(values, len(jax.tree.leaves(values)[0]))
         predict_null = teacher.process.predictor(teacher._bound_network(frozen, null_values))
 
         def guided(x: Array, now: Noise) -> Array:
             without = predict_null(x, now).x0(x)
-            return without + scale * (predict(x, now).x0(x) - without)
+            return without + for_examples(scale, x) * (predict(x, now).x0(x) - without)
 
         return guided
 
@@ -314,6 +315,8 @@ def make_diffusion_model(
         network = _without_cudnn(network)
     if process.loss.name in flow_map_losses.WITH_TEACHER and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
+    if conditions.guidance_scale and not config.get("teacher"):
+        raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
     crop = config.diffusion.get("crop", 0)
     if crop:
         _check_crop(crop, data_space.shape[0], network)
@@ -350,11 +353,13 @@ def _with_interval(inputs: Mapping[str, Array], interval: Float[Array, " B"]) ->
     return {**inputs, "embedding": jnp.concatenate([*others, embedding], axis=-1)}
 
 
-def with_number(conditions: Mapping[str, Array], settings: SamplingSettings, count: int) -> Mapping[str, Array]:
-    """Returns conditions [count, ...] with the "number" of the settings, unless they have one or the model has none."""
-    if "number" not in settings.scalars:
-        return conditions
-    return {"number": jnp.full(count, settings["number"]), **conditions}
+def with_settings(conditions: Mapping[str, Array], settings: SamplingSettings, count: int) -> Mapping[str, Array]:
+    """Returns conditions [count, ...] with a number and a guidance scale of the settings, unless they have them."""
+    names = {"number": "number", "guidance_scale": "guidance"}
+    return {
+        **{name: jnp.full(count, settings[scalar]) for name, scalar in names.items() if scalar in settings.scalars},
+        **conditions,
+    }
 
 
 def condition_keys(keys: PRNGKeys) -> PRNGKeys:

@@ -7,6 +7,7 @@ References:
   Ramesh et al. 2022, "Hierarchical text-conditional image generation with CLIP latents" (unCLIP).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, validate_number
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage, abstract_value
 from diffjax.models.diffusion.condition_kinds import ClipText
-from diffjax.models.diffusion.conditions import make_conditions
+from diffjax.models.diffusion.conditions import Conditions, make_conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, StandardizedSpace, latent_space, pixel_space
 from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
 from diffjax.models.diffusion.process import Process, have_same_noise
@@ -129,7 +130,7 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
     theirs, ours = teacher.noise_schedule, model.noise_schedule
     for name, is_equal in (
         ("size and channels of x_t", model.data_space.shape == teacher.data_space.shape),
-        ("conditions", model.conditions == teacher.conditions),
+        ("conditions", _without_scale(model.conditions) == _without_scale(teacher.conditions)),
         ("noise schedule", theirs.timesteps == ours.timesteps and have_same_noise(theirs, ours)),
     ):
         if not is_equal:
@@ -140,11 +141,18 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
         raise UserError(
             f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', or a loss of flow maps"
         )
-    if model.teacher_guidance != 1.0 and not teacher.conditions.supports_guidance:
+    is_guided = model.teacher_guidance != 1.0 or model.conditions.guidance_scale is not None
+    if is_guided and not teacher.conditions.supports_guidance:
         raise UserError(
-            f"diffusion.teacher_guidance={model.teacher_guidance:g}: requires a teacher trained with dropped "
-            "conditions, such as diffusion.label_dropout > 0; set it to 1"
+            f"diffusion.teacher_guidance={model.teacher_guidance:g}, conditions.guidance_scale: require a teacher "
+            "trained with dropped conditions, such as diffusion.label_dropout > 0; set it to 1, and remove the condition"
         )
+
+
+def _without_scale(conditions: Conditions) -> Conditions:
+    """Returns conditions without the scale of distilled guidance."""
+    each = {name: condition for name, condition in conditions.each.items() if name != "guidance_scale"}
+    return dataclasses.replace(conditions, each=each)
 
 
 def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | None = None) -> DiffusionModel:
