@@ -52,8 +52,11 @@ def test_the_package_lists_its_public_names():
         diffjax.lod  # noqa: B018
 
 
-def test_load_sets_xla_flags_before_it_imports_jax():
-    code = "import os, sys, diffjax; assert 'jax' not in sys.modules; diffjax.load; print(os.environ['XLA_FLAGS'])"
+def test_load_sets_xla_flags_before_it_imports_jax_and_imports_no_wandb():
+    code = (
+        "import os, sys, diffjax; assert 'jax' not in sys.modules; diffjax.load; print(os.environ['XLA_FLAGS'])\n"
+        "assert 'diffjax.training.loggers' in sys.modules and 'wandb' not in sys.modules"
+    )
     assert "xla_cpu" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
