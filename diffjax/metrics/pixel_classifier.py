@@ -2,9 +2,6 @@
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
 from diffjax.metrics.resampling import Estimate, proportion_with_error
 
@@ -19,6 +16,11 @@ class PixelClassifier:
 
     def __init__(self, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]):
         """Fits to `train` and evaluates on `test`, both (images uint8 [N, H, W, C], labels int [N])."""
+        # Takes seconds to import.
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+
         self._classifier = make_pipeline(StandardScaler(with_std=False), SVC(C=10.0))
         self._classifier.fit(_flat(train[0]), train[1])
         self.held_out = self.accuracy(*test)
