@@ -104,7 +104,7 @@ def prior(**changes) -> ConfigDict:
 
 def with_random_params(model: Model) -> tuple[Model, Variables]:
     """Returns a model and random variables; embeddings of tokens are large, so that captions have an effect."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))  # once, as tracing takes most of the time
+    shapes = model.variable_shapes
     variables = tiny.randomised(lambda key: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
     variables = {**variables, "frozen": model.frozen}
 

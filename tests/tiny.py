@@ -178,12 +178,13 @@ def randomised(init, seed: int = 0) -> Variables:
     """
     rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0))
     others = jax.jit(lambda key: {name: tree for name, tree in init(key).items() if name != "params"})
+    collections = others(jax.random.key(seed)) if shapes.keys() != {"params"} else {}
 
     def draw(path, leaf):
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 100
         return jnp.asarray((path[-1].key == "scale") + rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
-    return {**others(jax.random.key(seed)), "params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
+    return {**collections, "params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
 
 
 def initial_state(variables: Variables, optimizers) -> TrainState:
@@ -195,6 +196,7 @@ def initial_state(variables: Variables, optimizers) -> TrainState:
 def with_init(model: M, variables: Variables) -> M:
     """Returns a copy of a model whose `init` returns `variables`."""
     copied = copy.copy(model)
+    vars(copied).pop("variable_shapes", None)
     object.__setattr__(copied, "init", lambda key: variables)
     return copied
 

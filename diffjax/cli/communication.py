@@ -40,7 +40,7 @@ def print_communication(config: ConfigDict, counts: Sequence[str], examples: int
         jax.config.update("jax_num_cpu_devices", max(device_counts))
     spec, model = image_spec(config), build_model(config, abstract=True)
     rows = [_row(config, spec, model, count, examples) for count in device_counts]
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    shapes = model.variable_shapes["params"]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _print_table(parameters, rows)
     return {"parameters": parameters, "rows": rows}

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from diffjax import io
@@ -84,7 +83,7 @@ def _write(run: ImportedRun, workdir: Workdir, config: ConfigDict) -> Model:
     model = build_model(config, workdir.path, abstract=True)  # the weights of parts may be large
     if not model.losses:
         return model
-    shapes = dict(sorted(flatten(jax.eval_shape(model.init, jax.random.key(0))).items()))
+    shapes = dict(sorted(flatten(model.variable_shapes).items()))
     leaves = table.iterate(
         run.table,
         shapes,

@@ -6,6 +6,7 @@ that they can be compiled, differentiated and mapped. What a model can do is its
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -54,6 +55,15 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def init(self, key: PRNGKey) -> Variables:
         """Returns fresh variables: "params" by group, and mutable collections. Consumes `key`."""
+
+    @functools.cached_property
+    def variable_shapes(self) -> Variables:
+        """Shapes of the variables of `init`, traced once.
+
+        Raises:
+          ValueError: the shapes of networks do not fit.
+        """
+        return jax.eval_shape(self.init, jax.random.key(0))
 
     @property
     @abc.abstractmethod

@@ -317,7 +317,7 @@ def published(path: str | Path) -> tuple[ClipModel, Variables]:
 
 def _checked(model: ClipModel) -> ClipModel:
     downsampled = ", config.diffusion.downsample" if model.noising else ""
-    check_buildable(model.init, f"config.image_encoder, config.text_encoder{downsampled} or config.data.image_size")
+    check_buildable(model, f"config.image_encoder, config.text_encoder{downsampled} or config.data.image_size")
     return model
 
 

@@ -3,20 +3,20 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import jax
 from flax import linen as nn
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, unknown, validate_integer, validate_number
+from diffjax.models.base import Model
 from diffjax.nn.dit import DiT
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
-from diffjax.typing import ImageSpec, PRNGKey, TextSpec
+from diffjax.typing import ImageSpec, TextSpec
 
 _MAX_TOKENS, _MAX_VOCABULARY = 100_000, 10_000_000
 _MAX_RATIO = 1e6
@@ -190,9 +190,9 @@ def validate_probability(name: str, rate: float) -> float:
     return rate
 
 
-def check_buildable(init: Callable[[PRNGKey], Any], where: str = "config.model") -> None:
+def check_buildable(model: Model, where: str = "config.model") -> None:
     """Raises UserError if the shapes of networks do not fit; `where` names their section."""
     try:
-        jax.eval_shape(init, jax.random.key(0))
+        _ = model.variable_shapes
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error

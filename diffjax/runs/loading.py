@@ -123,7 +123,7 @@ def load(
             variables, step = _read_variables(workdir, adapter or system, step, averaged)
         else:
             variables, step = averages.load_average(
-                workdir, _shapes(adapter or system), config.train.get("ema_lengths", ()), ema_length, step
+                workdir, (adapter or system).variable_shapes, config.train.get("ema_lengths", ()), ema_length, step
             )
         if adapter:
             lora = adapter, variables["params"]
@@ -141,12 +141,8 @@ def read_template(workdir: Workdir) -> tuple[Variables, tuple[float, ...]]:
     model = build_model(config, workdir.path)
     if not model.losses:
         raise UserError(f"--workdir={workdir.name}: is a pipeline, without weights; name one of its parts")
-    adapter = adapt(config, model, _shapes(model)["params"]) if is_lora(config) else None
-    return _shapes(adapter or model), config.train.get("ema_lengths", ())
-
-
-def _shapes(model: Model) -> Variables:
-    return jax.eval_shape(model.init, jax.random.key(0))
+    adapter = adapt(config, model, model.variable_shapes["params"]) if is_lora(config) else None
+    return (adapter or model).variable_shapes, config.train.get("ema_lengths", ())
 
 
 def read_lora_base(workdir: Workdir, model: Model) -> Variables:
@@ -158,12 +154,12 @@ def read_lora_base(workdir: Workdir, model: Model) -> Variables:
     Raises:
       UserError: the file is missing or damaged, or does not fit the model.
     """
-    return exported_weights.load(workdir.base, {"params": _shapes(model)["params"]})["params"]
+    return exported_weights.load(workdir.base, {"params": model.variable_shapes["params"]})["params"]
 
 
 def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: bool) -> tuple[Variables, int]:
     """Returns the parameters and collections of a run, and their step."""
-    template = _shapes(model)
+    template = model.variable_shapes
     if workdir.weights.exists():
         exported_step = exported_weights.step_of(workdir.weights)
         if step not in (None, exported_step):
@@ -321,8 +317,7 @@ def _untrained_part(owner: ConfigDict, field: str, value: str, spec: ImageSpec) 
     system = build_model(part, parent=owner, abstract=True)
     if not (isinstance(system, ContrastiveModel) and system.accepts_any_size):
         _check_images(f"{field}={value}", image_spec(part), spec)
-    variables = jax.eval_shape(system.init, jax.random.key(0))
-    return TrainedStage(system, {**variables, "frozen": system.frozen}, part.get("sampler", {}))
+    return TrainedStage(system, {**system.variable_shapes, "frozen": system.frozen}, part.get("sampler", {}))
 
 
 def _trained_run(config: ConfigDict, field: str, workdir: Path | None) -> Path:

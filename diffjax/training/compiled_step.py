@@ -70,7 +70,7 @@ def trained_parameters(config: ConfigDict, model: Model) -> Mapping[str, Any] | 
     patterns = config.train.get("freeze", ())
     if not patterns:
         return None
-    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    params = model.variable_shapes["params"]
     check_patterns("train.freeze", patterns, flatten(params))
     trained = jax.tree_util.tree_map_with_path(lambda keys, _: not matches(path_of(keys), patterns), params)
     if not any(jax.tree.leaves(trained)):

@@ -49,7 +49,7 @@ def open_held_out(config: ConfigDict, opened: OpenedSets | None = None) -> Sourc
 
 def has_losses(model: Model) -> bool:
     """Returns whether a model has parameters whose loss is minimised; principal components have none."""
-    return bool(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))["params"]))
+    return bool(jax.tree.leaves(model.variable_shapes["params"]))
 
 
 def make_evaluate(

@@ -75,7 +75,7 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
         raise UserError(f"train.start={path}: {error}") from error
     if not averaged.system.losses:
         raise UserError(f"train.start={path}: is a pipeline, without weights of its own; name one of its parts")
-    wanted = flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    wanted = flatten(model.variable_shapes)
     theirs, ema = (flatten({**run.variables, "frozen": {}}) for run in (last, averaged))
     check_patterns("train.start_fresh", fresh, map(_short, wanted))
     taken = {name for name in wanted if not matches(_short(name), fresh)}

@@ -188,7 +188,7 @@ def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartW
     """Returns the parameters that LoRA adapts, from the run that a new run starts from or from the run itself."""
     if list_steps(workdir.checkpoints):
         return read_lora_base(workdir, model)
-    adapt(config, model, jax.eval_shape(model.init, jax.random.key(0))["params"])  # reports errors of the config first
+    adapt(config, model, model.variable_shapes["params"])  # reports errors of the config first
     if not start:
         rank = config.train.lora.rank
         raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")

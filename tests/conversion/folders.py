@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -43,7 +42,7 @@ def write_component(folder, config):
     for section, name in ((run.config, "adversarial"), (run.config.train, "discriminator")):  # files have none
         if name in section:
             del section[name]
-    shapes = flatten(jax.eval_shape(build_model(run.config, folder).init, jax.random.key(0)))
+    shapes = flatten(build_model(run.config, folder).variable_shapes)
     rng = np.random.default_rng(0)
     values = {path: rng.normal(0.0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     tensors = table.write(run.table, values)

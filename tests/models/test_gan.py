@@ -121,7 +121,7 @@ def test_an_unconditional_model_has_no_label_embedding(name):
     )
     model = models.build(gan_config, SPEC._replace(classes=0))
     assert model.classes == 0
-    variables = jax.eval_shape(model.init, jax.random.key(0))
+    variables = model.variable_shapes
     assert "label" not in str(jax.tree.structure(variables))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 6))
     loss = lambda variables, keys: model.losses["generator"](variables, tiny.batch(), keys, tiny.moment())[0]  # noqa: E731

@@ -309,7 +309,7 @@ def test_probability_zero_leaves_the_program_of_a_step_unchanged():
 
     def program(config):
         model = models.build(config, SPEC)
-        variables = {**jax.eval_shape(model.init, jax.random.key(0)), "frozen": {}}
+        variables = {**model.variable_shapes, "frozen": {}}
         return str(jax.make_jaxpr(lambda v: model.losses["model"](v, batch, keys(), tiny.moment())[0])(variables))
 
     assert program(off) == program(without) != program(AUGMENTED)

@@ -95,7 +95,7 @@ def test_peft_computes_convolutions(tmp_path):
     base = unflatten({f"{path}/kernel": kernel for path, kernel in kernels.items()})
     model = tiny.LossModel(init_function=lambda key: {"params": base}, loss_functions={"model": None})
     adapter = adapt(tiny.config(train__lora={"rank": 2, "alpha": 3.0, "targets": ("*",)}), model, base)
-    shapes = jax.eval_shape(adapter.init, jax.random.key(0))["params"]
+    shapes = adapter.variable_shapes["params"]
     matrices = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), shapes)
     tensors, fields = adapter.to_peft(matrices)
     exported_weights.save(tmp_path / "adapter_model.safetensors", tensors, 0)

@@ -80,7 +80,7 @@ def both():
     config = load_file("configs/published/dalle_dvae.py")
     config.data.image_size, config.model.channels, config.codebook.size = SIDE, CHANNELS, CODES
     model, peer = build_model(config), parity.randomise(network())
-    leaves = flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves = flatten(model.variable_shapes)
     return model, parity.read(dalle.openai(groups=4), leaves, parity.tensors(peer)), peer
 
 

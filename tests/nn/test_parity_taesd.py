@@ -27,7 +27,7 @@ def build(side=16, channels=CHANNELS, **fields):
     config.data.image_size = side
     config.model.update(channels=channels, **fields)
     model = build_model(config)
-    return model, flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    return model, flatten(model.variable_shapes)
 
 
 def autoencoder_tiny(channels=CHANNELS, factor=8, blocks=3):

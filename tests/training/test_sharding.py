@@ -119,7 +119,7 @@ def test_device_memory_of_a_sharded_state():
     for fsdp in (1, 4):
         devices = Devices.create(num_devices=4, fsdp=fsdp)
         memory[fsdp] = lower_step(config, model, devices, shapes, 64).compile().memory_analysis()
-    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    params = model.variable_shapes["params"]
     batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)) / 4
     state = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))  # parameters, two moments, average
     assert memory[1].argument_size_in_bytes == pytest.approx(state + batch, rel=0.01)

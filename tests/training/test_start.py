@@ -236,7 +236,7 @@ def test_a_start_without_captions_has_no_tokenizer(monkeypatch):
     """A text-conditioned model then trains a new tokenizer."""
     config = tiny.stage("base", model=tiny.DIT, train__start="unconditional", train__start_fresh=("*caption*",))
     model = build_model(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.variable_shapes
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     run = types.SimpleNamespace(system=model, variables=variables, step=1, tokenizer=None)
     monkeypatch.setattr("diffjax.training.start.load", lambda *_, **__: run)

@@ -231,4 +231,4 @@ def choose_class(
 def check_autoencoder(model: ReconstructionModel) -> None:
     """Raises UserError for networks that cannot be built."""
     adversarial = ", config.adversarial or config.data.image_size" * (model.adversarial is not None)
-    check_buildable(model.init, f"config.model{adversarial}")
+    check_buildable(model, f"config.model{adversarial}")

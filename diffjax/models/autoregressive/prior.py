@@ -228,7 +228,7 @@ def build(
         outputs_embeddings=is_embedding,
     )
     model.make_settings(config.sampler)  # reports invalid settings before training
-    check_buildable(model.init)
+    check_buildable(model)
     return model
 
 

@@ -103,5 +103,5 @@ def build(config: ConfigDict, spec: ImageSpec) -> NoisedImageClassifier:
         time_scale=time_scale(config.diffusion, schedule),
         classes=spec.classes,
     )
-    check_buildable(model.init)
+    check_buildable(model)
     return model

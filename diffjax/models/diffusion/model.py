@@ -342,7 +342,7 @@ def make_diffusion_model(
         outputs_embeddings=isinstance(data_space, EmbeddingSpace),
     )
     model.make_settings(config.sampler)  # reports invalid settings before training
-    check_buildable(model.init)
+    check_buildable(model)
     return model
 
 

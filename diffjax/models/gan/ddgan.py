@@ -135,7 +135,7 @@ def build(config: ConfigDict, spec: ImageSpec) -> DDGAN:
         classes=classes,
     )
     model.make_settings(config.sampler)  # reports invalid settings before training
-    check_buildable(model.init, "config.model, config.mapping, config.discriminator or config.data.image_size")
+    check_buildable(model, "config.model, config.mapping, config.discriminator or config.data.image_size")
     return model
 
 
