@@ -184,7 +184,6 @@ _FIELDS = {
     "model.channels": 8,
     "model.blocks": 1,
     "model.norm_groups": 4,
-    "model.heads": 2,
     "model.head_channels": 8,
     "model.residual_channels": 8,
     "model.z_channels": 8,
@@ -202,6 +201,7 @@ _FIELDS = {
     "codebook.size": 8,
     "adversarial.channels": 8,
     "adversarial.layers": 1,
+    "adversarial.adaptive": False,
     "discriminator.channels": 8,
     "mapping.latent": 8,
     "mapping.width": 8,
@@ -348,6 +348,8 @@ class Runner:
                 for section in ("model", "discriminator"):
                     if multipliers := part.get(section, {}).get("multipliers"):
                         fields[f"{section}.multipliers"] = multipliers[: 1 if part.system in _UNETS else 2]
+            if "width" in part.get("model", {}):
+                fields["model.heads"] = 2
             if part.get("diffusion", {}).get("crop"):
                 fields["diffusion.crop"] = 8
             name = values.get("config.data.name", part.data.name)
