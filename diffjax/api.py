@@ -370,18 +370,25 @@ class RunDenoiser:
 
 
 @public()
-def load(workdir: str | os.PathLike, checkpoint: int | None = None, *, ema_length: float | None = None) -> Run:
+def load(
+    workdir: str | os.PathLike,
+    checkpoint: int | None = None,
+    *,
+    ema_length: float | None = None,
+    data_dir: str | None = None,
+) -> Run:
     """Opens a trained or exported run with its averaged parameters, also while it trains.
 
     Args:
       workdir: folder of the run.
       checkpoint: training step of the checkpoint; None: the newest one.
       ema_length: relative length of the average, which is reconstructed; None: the average of train.ema_decay.
+      data_dir: folder of the data set; None: `data.dir` of the run.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
-    run = loading.load(workdir, checkpoint, ema_length=ema_length)
+    run = loading.load(workdir, checkpoint, ema_length=ema_length, data_dir=data_dir)
     return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 

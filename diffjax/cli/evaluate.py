@@ -99,7 +99,12 @@ def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
     references = References(arguments.reference, arguments.clip, weight_paths(arguments))
     evaluations.check_names(names, references)
-    trained = load(required(arguments, "workdir"), arguments.checkpoint, ema_length=arguments.ema_length)
+    trained = load(
+        required(arguments, "workdir"),
+        arguments.checkpoint,
+        ema_length=arguments.ema_length,
+        data_dir=arguments.data_dir,
+    )
     settings = evaluations.make_settings(arguments.as_dict())
     results = ResultsStore(trained.workdir.results)
     check_output(arguments, results)

@@ -30,7 +30,10 @@ _SHARED_DATA = (
 )
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
 _GROUPS = {
-    "run": ("workdir", "config", "checkpoint", "ema_length", "logger", "allow_config_change", "print_config"),
+    "run": (
+        *("workdir", "config", "checkpoint", "ema_length", "data_dir"),
+        *("logger", "allow_config_change", "print_config"),
+    ),
     "processes": ("coordinator", "processes", "process", "wait"),
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (
@@ -98,6 +101,7 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     absl_flags.DEFINE_integer(
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
+    absl_flags.DEFINE_string("data_dir", None, "folder of data sets (default: data.dir of the run)", flag_values=flags)
 
 
 def define_ema_length(flags: Flags, *, several: bool = False) -> None:

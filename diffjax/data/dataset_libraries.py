@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.data.records import Query, Record, Records, check_split, index_labels, slice_split
+from diffjax.data.records import SET_DIRECTORY, Query, Record, Records, check_split, index_labels, slice_split
 from diffjax.errors import MissingData, UserError, excerpt
 
 
@@ -86,7 +86,7 @@ def open_tfds(query: Query) -> Records:
     command = f"pip install 'diffjax[tfds]' && tfds build {query.path} --file_format=array_record"
     how = f"prepare it with `{command} --data_dir={query.directory or 'DIR'}`"
     if not query.directory:
-        raise MissingData(f"data.dir is not set: {query.name} is read from disk; {how}, then set --config.data.dir")
+        raise MissingData(f"data.dir is not set: {query.name} is read from disk; {how}, then {SET_DIRECTORY}")
     builder = open_builder(prepared_folder(query.directory, query.path, how), how)
     name = f"{query.name} in {query.directory}"
     check_split(query.split, sorted(builder.info.splits, key=lambda split: split != "train"), name)

@@ -22,7 +22,7 @@ import numpy as np
 
 from diffjax import io
 from diffjax.data.image_files import read_file
-from diffjax.data.records import Query, Record, Records, check_split, index_labels, slice_split
+from diffjax.data.records import SET_DIRECTORY, Query, Record, Records, check_split, index_labels, slice_split
 from diffjax.errors import MissingData, UserError, note
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -49,7 +49,7 @@ def open_folder(query: Query) -> Records:
       UserError: it has no images, or no such split, or its metadata is not valid.
     """
     if not query.directory:
-        raise MissingData("data.dir is not set: data.name=folder reads images from it; set --config.data.dir")
+        raise MissingData(f"data.dir is not set: data.name=folder reads images from it; {SET_DIRECTORY}")
     root = Path(query.directory).expanduser()
     if not root.is_dir():
         raise MissingData(f"data.dir={root}: is not a folder; pass a folder of images")

@@ -10,6 +10,7 @@ import numpy as np
 from diffjax.errors import UserError
 
 _SPLIT = re.compile(r"(\w+)(?:\[(?:(-?\d+)(%?))?:(?:(-?\d+)(%?))?\])?")
+SET_DIRECTORY = "set --config.data.dir, or --data_dir for a trained run"  # what to do without data.dir
 _MAX_CLASSES = 1_000_000  # labels are numbers of classes from 0; others, such as dates, are mistakes
 
 

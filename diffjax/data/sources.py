@@ -34,7 +34,7 @@ from diffjax.data.examples import (
 from diffjax.data.folder import open_folder
 from diffjax.data.image_files import on_white, resize
 from diffjax.data.latents_store import StoredLatents, open_latents
-from diffjax.data.records import Query, Records
+from diffjax.data.records import SET_DIRECTORY, Query, Records
 from diffjax.errors import MissingData, UserError, unknown, validate_integer
 from diffjax.typing import ImageSpec
 
@@ -329,7 +329,7 @@ def _prepared(query: Query, options: ImageOptions) -> Source:
     name, directory, split, image_size = query.name, query.directory, query.split, options.image_size
     how = f"prepare it with `{preparation_command(name, directory, image_size)}`"
     if not directory:
-        raise MissingData(f"data.dir is not set: {name} is read from disk; {how}, then set --config.data.dir")
+        raise MissingData(f"data.dir is not set: {name} is read from disk; {how}, then {SET_DIRECTORY}")
     folder = prepared_folder(directory, f"{name}/{_emoji_size(image_size)}" if name == "emoji" else name, how)
     builder = open_builder(folder, how)
     try:

@@ -77,7 +77,12 @@ class Run:
 
 
 def load(
-    path: str | os.PathLike, step: int | None = None, *, averaged: bool = True, ema_length: float | None = None
+    path: str | os.PathLike,
+    step: int | None = None,
+    *,
+    averaged: bool = True,
+    ema_length: float | None = None,
+    data_dir: str | None = None,
 ) -> Run:
     """Opens a run with its averaged parameters, also while it trains.
 
@@ -87,12 +92,15 @@ def load(
       averaged: False: the parameters of the last step. Exported runs have only averaged ones.
       ema_length: relative length of the average, which is reconstructed (averages.py); None: the average of
         train.ema_decay.
+      data_dir: folder of the data set; None: `data.dir` of the run.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
     workdir = Workdir(path)
     config = workdir.read_config()
+    if data_dir is not None:
+        config.data.dir = data_dir
     try:
         spec = image_spec(config)
         system = build_model(config, workdir.path)

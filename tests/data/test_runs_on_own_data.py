@@ -49,12 +49,15 @@ def test_the_run_knows_its_channels_and_classes(run):
     assert trained.spec == (8, 3, 2) and datasets.dataset_info(trained.config).class_names == NAMES
 
 
-def test_sampling_needs_no_data(run, tmp_path):
+def test_sampling_needs_no_data_and_editing_its_new_folder(run, images, tmp_path, capsys):
     copy = shutil.copytree(run[1], tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
     config["data"]["dir"] = str(tmp_path / "gone")
     (copy / "config.json").write_text(json.dumps(config))
     assert sample(copy, tmp_path, "--num=2", "--label=1")["images"].shape == (2, 8, 8, 3)
+    edit = ["sample", f"--workdir={copy}", "--image=train:5", "--strength=0.5", "--num=1", f"--out={tmp_path}/x.png"]
+    assert "gone: is not a folder" in refused(capsys, *edit)
+    assert launch(*edit, f"--data_dir={images}") == 0
 
 
 def test_the_same_command_resumes(run, capsys):
