@@ -251,11 +251,12 @@ class DiffusionModel(GenerativeModel):
 
     def _bound_teacher(self, variables: Variables, values: Mapping[str, Values]) -> Callable[[Array, Noise], Array]:
         """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions."""
-        teacher, scale = cast(DiffusionModel, self.teacher), values.get("guidance_scale", self.teacher_guidance)
+        teacher = cast(DiffusionModel, self.teacher)
         frozen = variables["frozen"]["teacher"]
         predict = teacher.process.predictor(teacher._bound_network(frozen, values))
-        if isinstance(scale, float) and scale == 1.0:
+        if self.teacher_guidance == 1.0 and "guidance_scale" not in values:
             return lambda x, now: predict(x, now).x0(x)
+        scale = jnp.asarray(values.get("guidance_scale", self.teacher_guidance))
         null_values = teacher.conditions.drop_all(values, len(jax.tree.leaves(values)[0]))
         predict_null = teacher.process.predictor(teacher._bound_network(frozen, null_values))
 

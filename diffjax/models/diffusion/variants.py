@@ -145,7 +145,7 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
     if is_guided and not teacher.conditions.supports_guidance:
         raise UserError(
             f"diffusion.teacher_guidance={model.teacher_guidance:g}, conditions.guidance_scale: require a teacher "
-            "trained with dropped conditions, such as diffusion.label_dropout > 0; set it to 1, and remove the condition"
+            "trained with dropped conditions, such as diffusion.label_dropout > 0; set it to 1, remove the other"
         )
 
 
