@@ -232,7 +232,8 @@ class ClipModel(ContrastiveModel):
           t: timesteps of noised images, from 1.
           mean, batch_size: average over devices and global batch size, in training.
         """
-        statistics = {name: tree for name, tree in variables.items() if name not in ("params", "times", "frozen")}
+        others = ("params", "ema", "times", "frozen")
+        statistics = {name: tree for name, tree in variables.items() if name not in others}
         time = None if t is None or self.noising is None else self.noising.time_scale * (t - 1.0)
         return self._image_encoder.apply(
             {"params": variables["params"]["model"]["image"], **statistics},

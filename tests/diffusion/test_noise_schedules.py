@@ -293,7 +293,8 @@ def check_falling_snr(name, options, continuous):
     elif name == "rectified_flow":
         np.testing.assert_allclose(noise.alpha + noise.sigma, 1, rtol=1e-6)
     else:
-        np.testing.assert_allclose(noise.alpha**2 + noise.sigma**2, 1, rtol=1e-6)
+        std = options.get("sigma_data", 0.5) if name == "trig_flow" else 1.0
+        np.testing.assert_allclose(noise.alpha**2 + (noise.sigma / std) ** 2, 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("timesteps", [2, 10, 1000])

@@ -272,6 +272,7 @@ def log_sigma_ends(name):
         "variance_exploding": (np.log(50.0), np.log(0.01)),
         "edm": (np.log(80.0), np.log(0.002)),
         "rectified_flow": (np.log(999.0), -np.log(999.0)),
+        "trig_flow": tuple(np.log(0.5 * np.tan(u * np.pi / 2)) for u in (0.999, 0.001)),
         "learned": (2.5, -6.65),
     }[name]
 
