@@ -7,8 +7,8 @@ Variants: `consistency` (consistency distillation), `latent_consistency` (guidan
 (sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds
 are parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
 
-Time: TIME
-Score: SCORE
+Time: not measured.
+Score: not measured.
 Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models is EDM's.
 """
 

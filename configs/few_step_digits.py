@@ -7,8 +7,8 @@ Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency
 `improved_mean_flow`; `flow` is the model without a flow map, to compare with. configs/distilled_digits.py has
 distillation.
 
-Time: TIME
-Score: SCORE
+Time: not measured.
+Score: not measured.
 Setting: the network of configs/digits.py, trained for more steps; the choices of each paper, with shorter curricula.
 """
 
