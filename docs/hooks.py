@@ -43,6 +43,9 @@ AXES = {
     "noise_schedules": ("Noise schedules", "diffusion.schedule"),
     "parameterizations": ("Parameterizations", "diffusion.parameterization"),
     "losses": ("Losses", "diffusion.loss"),
+    "flow_map_losses": ("Losses of flow maps", "diffusion.loss"),
+    "next_times": ("Second timesteps of flow maps", "diffusion.next_times"),
+    "loss_metrics": ("Distances of flow maps", "diffusion.metric"),
     "loss_weighting": ("Loss weightings", "diffusion.weighting"),
     "time_sampling": ("Timestep sampling", "diffusion.time_sampling"),
     "variance": ("Reverse variances", "diffusion.variance"),
@@ -77,7 +80,8 @@ PYTHON = {
             name: [f"diffjax.diffusion.{name}"]
             for name in (
                 *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
-                *("sampling", "time_grids", "losses", "loss_weighting", "time_sampling", "variance", "likelihood"),
+                *("sampling", "time_grids", "losses", "flow_map_losses", "next_times", "loss_metrics"),
+                *("loss_weighting", "time_sampling", "variance", "likelihood"),
             )
         },
     ),
