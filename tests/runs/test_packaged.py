@@ -42,7 +42,7 @@ def test_files_of_the_current_folder_come_first_and_folders_are_not_files(monkey
 @pytest.mark.parametrize(
     ("kind", "name", "similar"),
     [
-        ("configs", "digit", "did you mean 'digits' or 'classifier_digits'?"),
+        ("configs", "digit", "did you mean 'digits' or 'classifier_digits'"),
         ("configs", "publishd/adm", "did you mean 'published/adm'?"),
         ("experiments", "ddim_tabel1", "did you mean 'ddim_table1'?"),
         ("configs", "zzz", "list all"),
