@@ -377,8 +377,8 @@ class Engine:
         """Returns the sampler of a run with its guidance models; loads them unless they were used lately."""
         key = flags.workdir, *(flags.values.get(name) for name in _OF_MODELS)
         if key not in self._samplers:
-            options = {name: flags.values.get(name) for name in ("ema_length", "data_dir")}
-            trained = load(flags.workdir, flags.checkpoint, **options)
+            data_dir = flags.values.get("data_dir")
+            trained = load(flags.workdir, flags.checkpoint, ema_length=flags.ema_length, data_dir=data_dir)
             self._samplers[key] = RunSampler(trained, flags.values)
         self._samplers.move_to_end(key)
         while len(self._samplers) > _MAX_LOADED:
