@@ -135,9 +135,10 @@ class Process:
         """Raises UserError for a parameterization that the schedule does not support, or invalid options."""
         parameterization = self.parameterization.name
         if parameterization in ("edm", "consistency", "trig_flow") and self.time_scale != 1.0:
+            scalable = ", or use its option time_scale" if parameterization != "trig_flow" else ""
             raise UserError(
                 f"diffusion.rescale_timesteps=True: parameterization={parameterization} gives the network a function "
-                "of sigma / alpha instead of the timestep; set it to False"
+                f"of sigma / alpha instead of the timestep; set it to False{scalable}"
             )
         if parameterization == "mu" and self.schedule.continuous:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
