@@ -72,9 +72,9 @@ def consistency(
     """
     now, next = batch.noise, _next(batch)
     x0_hat = networks.trained(batch.x, now).x0(batch.x)
-    x_next = _follow(batch, networks, next, schedule, heun)
-    # Not evaluated below the first level, where networks are not trained.
+    # Networks are not evaluated below the first level, where they are not trained.
     level = schedule(jnp.maximum(next.t, schedule.first))
+    x_next = _follow(batch, networks, next, level, heun)
     target = (networks.average if average_target else networks.trained)(x_next, level)
     target = jnp.where(for_examples(next.sigma > 0, x_next), target.x0(x_next), x_next)
     loss = weighting(now, networks.coefficients(now)) * metric(x0_hat - lax.stop_gradient(target))
@@ -300,13 +300,12 @@ def _direction_to(x: Array, x0: Array, now: Noise, schedule: Schedule) -> Array:
     return for_examples(rates.alpha, x) * x0 + for_examples(rates.sigma, x) * eps
 
 
-def _follow(batch: NoisedBatch, networks: Networks, next: Noise, schedule: Schedule, heun: bool) -> Array:
-    """Returns x at the next level along the ODE, by a DDIM step, or of a teacher by Heun's step."""
+def _follow(batch: NoisedBatch, networks: Networks, next: Noise, level: Noise, heun: bool) -> Array:
+    """Returns x at the next level along the ODE, by a DDIM step, or of a teacher, evaluated at `level`, by Heun's."""
     now, x0 = batch.noise, _clean_estimate(batch, networks)
     x_next = _move(batch.x, x0, now, next)
     if networks.teacher is None or not heun:
         return x_next
-    level = schedule(jnp.maximum(next.t, schedule.first))
     eps = eps_from_x0(x_next, networks.teacher(x_next, level), _levels(level, x_next))
     change = next.sigma - next.alpha / now.alpha * now.sigma
     corrected = x_next + for_examples(change / 2, x_next) * (eps - eps_from_x0(batch.x, x0, _levels(now, batch.x)))
