@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,10 +19,12 @@ from PIL import Image
 
 from diffjax import cli
 from diffjax.cli.flags import read_config
+from diffjax.evaluation import real_images
 from diffjax.runs.config_fields import documented_fields
 from diffjax.runs.config_files import flatten, from_json, load_file, to_json
 from tests import tiny
 from tests.command_line import parsed
+from tests.trained_runs import with_random_weights
 
 # Reasons why lines that match are not executed.
 NOT_RUN = {
@@ -235,7 +238,10 @@ _RUN_FLAGS = ("workdir", "classifier", "weak", "clip", "codec")
 
 
 class Runner:
-    """Executes commands at tiny size in a folder per page. Equal configs are trained once."""
+    """Executes commands at tiny size in a folder per page. Equal configs are trained once.
+
+    Training steps are traced and not compiled, which would take most of the time; the tests of models compile them.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -281,9 +287,12 @@ class Runner:
             words.append("--batch_size=20")
         if verb in ("sweep", "evaluate") and "num" not in flags:
             words.append("--num=20")
+        if "nll" in flags.get("metrics", "").split(",") and "ode_steps" not in flags:
+            words += ["--terms=4", "--ode_steps=2"]
         if verb == "train" and "workdir" in flags:
             return self._train(words)
-        return cli.main(["launch.py", verb, *words])
+        with mock.patch.object(real_images, "MAX_IMAGES", 200):  # that samples are compared with
+            return cli.main(["launch.py", verb, *words])
 
     def _substituted(self, argv: list[str]) -> list[str]:
         """Returns a command with files in the place of placeholders, and small numbers of images."""
@@ -297,7 +306,7 @@ class Runner:
             elif name in _CAPS and text.isdigit():
                 text = str(min(int(text), 4 if name == "num" and argv[0] == "sample" else _CAPS[name]))
             elif name == "communication":
-                text = "4,8"  # the virtual devices of the tests
+                text = "8"  # the virtual devices of the tests
             elif name.startswith("config.data.dir"):
                 text = "images" if text in ("DIR", "IMAGES") else text
             text = text.replace("runs/NAME", "runs/glide_shapes").replace("=hub:google/ddpm-cifar10-32", "=source")
@@ -322,7 +331,9 @@ class Runner:
                 shutil.copytree(copy, path, symlinks=True)
                 if path == workdir:
                     return 0
-        if code := cli.main(["launch.py", "train", *words]):
+        with with_random_weights(trace=True):
+            code = cli.main(["launch.py", "train", *words])
+        if code:
             return code
         for path, part in runs.items():
             if path.exists() and to_json(part) not in self._trained:

@@ -2,14 +2,19 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+import jax
+import numpy as np
+
 from diffjax import cli
-from diffjax.training import train
+from diffjax.training import compiled_step
 from tests import tiny
 
 _ONE_LEVEL = {"model__multipliers": (1,), "model__attention_resolutions": ()}
@@ -34,13 +39,36 @@ CONFIGS: dict[str, Callable[[Path], Path]] = {
     ),
     "glide": lambda folder: tiny.write_pipeline(folder, "glide", ("base", "upsampler", "noised_clip")),
 }
-# Their weights are random: the verb trains as ever, except that no step is compiled, which takes most of its time.
-RANDOM = ("unclip", "glide")
+RANDOM = ("unclip", "glide")  # their weights are random
 
 
-def _random_state(config, model, optimizers, *_):
-    """Takes the place of `compile_step`. Returns a step that changes nothing, and a state of random parameters."""
-    return lambda state, *_: (state, {}), tiny.initial_state(tiny.randomised(model.init), optimizers)
+def with_random_weights(*, trace: bool):
+    """Lets `train` give runs random weights: no step is compiled, which takes most of its time.
+
+    Args:
+      trace: whether the step of each run is traced, which finds shapes and types that do not fit.
+    """
+    make = compiled_step._compile
+
+    def make_step(config, model, optimizers, devices, examples, shapes):
+        compiled, metrics = make(config, model, optimizers, devices, examples, shapes), {}
+
+        def step(state, batch, frozen):
+            nonlocal metrics
+            if trace and not metrics:
+                metrics = jax.eval_shape(compiled, shapes, batch, frozen)[1]
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metrics)
+            return state.replace(step=state.step + 1), zeros
+
+        return step
+
+    def compile_init(init, sharding):
+        model, *others = init.args
+        variables = tiny.randomised(model.init)
+        drawn = types.SimpleNamespace(init=lambda key: variables)
+        return jax.jit(functools.partial(init.func, drawn, *others, **init.keywords), out_shardings=sharding)
+
+    return mock.patch.multiple(compiled_step, _compile=make_step, compile_init=compile_init)
 
 
 class TrainedRuns:
@@ -61,8 +89,7 @@ class TrainedRuns:
                 shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
                 folder.mkdir()
                 config = CONFIGS[name](folder)
-                random = mock.patch.object(train, "compile_step", _random_state)
-                with random if name in RANDOM else contextlib.nullcontext():
+                with with_random_weights(trace=False) if name in RANDOM else contextlib.nullcontext():
                     assert cli.main(["launch.py", "train", f"--config={config}", f"--workdir={folder}/run"]) == 0
                 (folder / "done").write_text(str(config))
         return folder / "run"
