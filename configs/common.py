@@ -49,9 +49,9 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "data.name": (
         "digits",
         "data set: digits | fashion_mnist | cifar10 | emoji | shapes | folder | npz:FILE | tar:PATTERN | tfds:NAME | "
-        "hf:NAME | latents (of launch.py encode)",
+        "hf:NAME | latents (of launch.py encode) | pairs (of launch.py pairs)",
     ),
-    "data.dir": ("", "folder of images, prepared data sets or latents; digits and shapes need none"),
+    "data.dir": ("", "folder of images, prepared data sets, latents or pairs; digits and shapes need none"),
     "data.split": ("train", "split, or a slice of one on disk, such as train[:1000] or train[90%:]"),
     "data.image_size": (8, "height and width, in pixels; images of another size are resized"),
     "data.channels": (0, "channels: 1 (grey) | 3 | 4 (with alpha); 0: as the data set has"),
@@ -137,6 +137,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "diffusion.loss": ("mse", "training loss: mse | vlb | hybrid; of flow maps: consistency | mean_flow | ..."),
     "diffusion.weighting": ("simple", "weights of mse: simple | x0 | snr | truncated_snr | min_snr | p2 | edm"),
     "diffusion.variance": ("fixed_small", "reverse variance: fixed_small | fixed_large | learned_range"),
+    "diffusion.coupling": ("independent", "coupling of noise and data: independent | minibatch | reflow"),
     "diffusion.next_times": ("clean", "second times of flow maps: clean | second_sample | dyadic | grid | ..."),
     "diffusion.metric": ("l2", "distance of flow maps: l2 | pseudo_huber | adaptive"),
     "diffusion.teacher_guidance": (1.0, "scale of classifier-free guidance of `teacher`, distilled in; 1: none"),
@@ -320,7 +321,7 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "process": "diffusion.{schedule zero_terminal_snr timesteps continuous}",
     "noising": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling}",
     "diffusion": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling "
-    "parameterization loss weighting variance}",
+    "parameterization loss weighting variance coupling}",
     "flow_map": "diffusion.{next_times metric}",
     "labels": "diffusion.{class_conditional label_dropout}",
     "diffusion_sampler": "sampler.{name steps grid threshold guidance guidance_rescale guidance_low guidance_high}",

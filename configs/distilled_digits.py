@@ -4,8 +4,9 @@
     python launch.py sample --workdir=runs/progressive --num=100
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
-(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds
-are parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
+(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `reflow` (a rectified flow
+of samples of a rectified flow). The teacher and all rounds are parts of the config, which are trained first. Methods
+without a teacher: configs/few_step_digits.py.
 
 Time: not measured.
 Score: not measured.
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.few_step_digits import CONSISTENCY, CONTINUOUS, SIGMA, TRIG, make
+from configs.few_step_digits import VARIANTS as FROM_DATA
 
 EDM = {
     **CONSISTENCY,
@@ -43,6 +45,7 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher 
     ),
     "continuous": (TRIG, {**TRIG, "loss": CONTINUOUS, "time_sampling": "log_normal(mean=-0.8, std=1.6)"}),
     "progressive": (COSINE, {**COSINE, "loss": "progressive"}),
+    "reflow": (FROM_DATA["flow"], {**FROM_DATA["flow"], "coupling": "reflow(steps=20)"}),
 }
 ROUNDS = (4, 2, 1)  # steps of the students of progressive distillation
 
@@ -56,7 +59,7 @@ def get_config(variant: str = "progressive") -> ConfigDict:
             parts[f"steps_{steps}"] = config
         config = parts.pop(f"steps_{ROUNDS[-1]}")
     else:
-        config = _student(student, "teacher", "consistency", 1)
+        config = _student(student, "teacher", "ddim" if variant == "reflow" else "consistency", 1)
     if variant == "latent_consistency":
         common.add(config, "conditions.guidance_scale")
         config.sampler.guidance = 1.5

@@ -4,8 +4,8 @@
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
 Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`; `flow` is the model without a flow map, to compare with. configs/distilled_digits.py has
-distillation.
+`improved_mean_flow`. Two are flows without a map, to compare with: `flow`, and `ot_flow`, whose noise and data are
+coupled by optimal transport in each batch. configs/distilled_digits.py has distillation.
 
 Time: not measured.
 Score: not measured.
@@ -37,6 +37,7 @@ MEAN_FLOW = {**FLOW, "time_sampling": "logit_normal(mean=-0.4)", "metric": "adap
 CONTINUOUS = f"continuous_consistency(sigma_data={SIGMA}, warmup={STEPS // 4})"
 VARIANTS: dict[str, Mapping[str, Any]] = {
     "flow": {**FLOW, "time_sampling": "logit_normal"},
+    "ot_flow": {**FLOW, "time_sampling": "logit_normal", "coupling": "minibatch"},
     "consistency": {
         **CONSISTENCY,
         "loss": "consistency(by_interval=True)",
@@ -59,8 +60,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 
 def get_config(variant: str = "mean_flow") -> ConfigDict:
     config = make(common.choose(variant, VARIANTS))
-    sampler = "ddim" if variant == "flow" else "consistency" if "consistency" in variant else "flow_map"
-    config.sampler.update(name=sampler, steps=50 if variant == "flow" else 1)
+    one_step = {"name": "consistency" if "consistency" in variant else "flow_map", "steps": 1}
+    config.sampler.update({"name": "ddim", "steps": 50} if variant in ("flow", "ot_flow") else one_step)
     return config
 
 

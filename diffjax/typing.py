@@ -24,8 +24,9 @@ Embeddings = Float[Array, "B D"]
 Latents = Float[Array, "B h w c"]
 Codes = tuple[Int[Array, "B h w n"], ...]  # per level, coarsest first: token of each position, n codebooks per position
 
-# "image" Images8 or stored "latent" Latents, "label" Labels, "tokens" Tokens for text-conditioned models, with stored
-# "text_states" and "text_embedding" of a CLIP if there are any, "index" Int[B]: positions in the global batch
+# "image" Images8, or stored "latent" Latents, or "noise" and "x0" of stored pairs; "label" Labels, "tokens" Tokens for
+# text-conditioned models, with stored "text_states" and "text_embedding" of a CLIP if there are any, "index" Int[B]:
+# positions in the global batch
 Batch = Mapping[str, Array]
 # {"params": {group: tree}, mutable collections by name, optionally "frozen": {part: variables of the trained part}, and
 # in a training step "ema": the moving average of "params"}

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
+    couplings,
     flow_map_losses,
     loss_metrics,
     loss_weighting,
@@ -48,6 +49,8 @@ def fits(**changes) -> bool:
         changes = {"loss": "vlb", **changes}
     if changes.get("parameterization") == "consistency":
         changes = {"weighting": "edm", **changes}
+    if changes.get("coupling") == "reflow":
+        changes = {**changes, "coupling": "reflow(steps=4)"}
     if changes.get("loss") == "progressive":
         changes = {"next_times": "grid", **changes}
     try:
@@ -92,6 +95,7 @@ def evaluations(name: str) -> tuple[str, str]:
 
 def main() -> str:
     modules = (
+        couplings,
         flow_map_losses,
         loss_metrics,
         loss_weighting,
@@ -140,6 +144,8 @@ def main() -> str:
             "## Losses of flow maps, second times and metrics",
             table(names["flow_map_losses"], [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
                   both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),
+            "## Loss and coupling",
+            table(loss_names, names["couplings"], lambda loss, c: both_kinds(loss=loss, coupling=c)),
             "## Samplers",
             "Every sampler supports every schedule, parameterization, time grid, guidance and threshold (latents and\n"
             "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` tests the\n"

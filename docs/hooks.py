@@ -46,6 +46,7 @@ AXES = {
     "flow_map_losses": ("Losses of flow maps", "diffusion.loss"),
     "next_times": ("Second timesteps of flow maps", "diffusion.next_times"),
     "loss_metrics": ("Distances of flow maps", "diffusion.metric"),
+    "couplings": ("Couplings of noise and data", "diffusion.coupling"),
     "loss_weighting": ("Loss weightings", "diffusion.weighting"),
     "time_sampling": ("Timestep sampling", "diffusion.time_sampling"),
     "variance": ("Reverse variances", "diffusion.variance"),
@@ -81,7 +82,7 @@ PYTHON = {
             for name in (
                 *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
                 *("sampling", "time_grids", "losses", "flow_map_losses", "next_times", "loss_metrics"),
-                *("loss_weighting", "time_sampling", "variance", "likelihood"),
+                *("couplings", "loss_weighting", "time_sampling", "variance", "likelihood", "straightness"),
             )
         },
     ),

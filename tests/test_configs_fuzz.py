@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from diffjax import cli, registry
 from diffjax.diffusion import (
     clipping,
+    couplings,
     flow_map_losses,
     loss_metrics,
     loss_weighting,
@@ -54,6 +55,7 @@ AXES = {  # fields that are a choice of a module
     "schedule": noise_schedules,
     "parameterization": parameterizations,
     "loss": (losses, flow_map_losses),
+    "coupling": couplings,
     "metric": loss_metrics,
     "next_times": next_times,
     "weighting": loss_weighting,

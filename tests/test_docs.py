@@ -107,6 +107,7 @@ def test_every_metric_is_listed():
 def test_every_choice_is_listed():
     from diffjax.diffusion import (
         clipping,
+        couplings,
         flow_map_losses,
         loss_metrics,
         loss_weighting,
@@ -125,6 +126,7 @@ def test_every_choice_is_listed():
         flow_map_losses,
         loss_metrics,
         next_times,
+        couplings,
         loss_weighting,
         time_sampling,
         variance,

@@ -32,6 +32,9 @@ reconstruction: mean squared error per value, for images in [0, 1]. Diffusion mo
 same number of steps (Song et al. 2021, table 2). For autoencoders also PSNR, SSIM, the usage of the codebook, and LPIPS
 with --lpips.
 
+straightness, of diffusion models: how far DDIM's trajectories in --steps (default 100) are from straight lines at
+constant speed, relative to the squared distance of their ends (Liu et al. 2023); without guidance.
+
 retrieval, zero_shot, composition, for CLIPs: recall@1, 5 and 10 among --num images and captions of --split; accuracy of
 the most similar class name, in the sentence of --template; fraction of images of shapes nearer to their caption than to
 all captions with a wrong colour, shape, size, order of two objects, or binding (attributes of two objects exchanged).

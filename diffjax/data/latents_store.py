@@ -1,7 +1,8 @@
-"""Stores of latents: a data set that an autoencoder has encoded once, as array_record shards and `index.json`.
+"""Stores of examples that a run has computed once, as array_record shards and `index.json`.
 
-A record is one example: the arrays of `Index.arrays`, and its caption in UTF-8 if the examples have captions. The index
-is written last, and has the size and SHA-256 of every shard.
+The examples are latents of a data set, encoded by an autoencoder, or pairs of noise and the sample that a diffusion
+model makes of it. A record is one example: the arrays of `Index.arrays`, and its caption in UTF-8 if the examples have
+captions. The index is written last, and has the size and SHA-256 of every shard.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ INDEX = "index.json"
 LABEL = "label"
 _SHARD_BYTES = 2**28  # bytes of records after which the next shard begins
 _OPTIONS = "group_size:1,uncompressed"  # random access to single records; latents do not compress
-_ENCODE = "encode the data set with launch.py encode"
-_ENCODE_AGAIN = f"{_ENCODE} again, into a new folder"
+_KINDS = {"latents": "latent", "pairs": "x0"}  # values of data.name: array that every record has
+_COMMANDS = {"latents": "encode the data set with launch.py encode", "pairs": "sample pairs with launch.py pairs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +34,30 @@ class Index:
     """The contents of a store, as in its `index.json`.
 
     Attributes:
-      codec: autoencoder: "workdir", "step" and the "digest" of its variables.
+      codec: autoencoder: "workdir", "step" and the "digest" of its variables; None: pairs of pixels.
       clip: CLIP of the text states, likewise; None: no text states.
       data: fields of the config's section `data` of the images, with their channels and classes.
-      arrays: shapes of the arrays of a record: "latent" [h, w, c], "mirrored_latent" if images are mirrored, "label",
-        and "text_states" [L, W] and "text_embedding" [D] where they are stored.
+      arrays: shapes of the arrays of a record: "label", and "latent" [h, w, c], "mirrored_latent" if images are
+        mirrored, "text_states" [L, W] and "text_embedding" [D] where they are stored; or "noise" and "x0" of a pair.
       has_captions: whether records have captions.
       splits: by split, "examples", their number, and "shards": "file", "examples", "bytes" and "sha256" of each.
+      run: diffusion model that sampled pairs, as `codec`; None: latents of a data set.
+      sampling: flags of `launch.py pairs`; None as `run`.
     """
 
-    codec: Mapping[str, Any]
+    codec: Mapping[str, Any] | None
     clip: Mapping[str, Any] | None
     data: Mapping[str, Any]
     arrays: Mapping[str, Sequence[int]]
     has_captions: bool
     splits: Mapping[str, Any]
+    run: Mapping[str, Any] | None = None
+    sampling: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The examples, as `data.name`: "latents" or "pairs"."""
+        return "pairs" if self.run else "latents"
 
     @property
     def has_mirrored(self) -> bool:
@@ -55,33 +65,42 @@ class Index:
         return "mirrored_latent" in self.arrays
 
 
-def read_index(directory: str) -> Index:
+def read_index(directory: str, kind: str) -> Index:
     """Reads the index of a store.
+
+    Args:
+      directory: folder of the store.
+      kind: "latents" or "pairs", the examples that it must have.
 
     Raises:
       MissingData: there is no store.
-      UserError: the index is damaged.
+      UserError: the index is damaged, or the store has the other kind of examples.
     """
+    command = _COMMANDS[kind]
     if not directory:
-        raise MissingData(f"data.dir is not set: must be a folder of stored latents; {_ENCODE}, then set it")
+        raise MissingData(f"data.dir is not set: must be a folder of stored {kind}; {command}, then set it")
     path = Path(directory).expanduser() / INDEX
     try:
-        content = io.read_json(path, _ENCODE_AGAIN)
+        content = io.read_json(path, f"{command} again, into a new folder")
     except (FileNotFoundError, NotADirectoryError):
         raise MissingData(
-            f"data.dir={directory}: has no stored latents ({INDEX} is missing); {_ENCODE}, or choose another folder"
+            f"data.dir={directory}: has no stored {kind} ({INDEX} is missing); {command}, or choose another folder"
         ) from None
     try:
         index = Index(**content)
         shards = [shard for split in index.splits.values() for shard in split["shards"]]
         valid = all({"file", "examples", "bytes", "sha256"} <= shard.keys() for shard in shards)
-        valid &= {"workdir", "step", "digest"} <= index.codec.keys() and "latent" in index.arrays
+        models = [model for model in (index.codec, index.run) if model is not None]
+        valid &= bool(models) and all({"workdir", "step", "digest"} <= model.keys() for model in models)
+        valid &= _KINDS[index.kind] in index.arrays
         valid &= {"name", "dir", "image_size", "channels", "num_classes", "class_names"} <= index.data.keys()
         _record_type(index.arrays)
     except (TypeError, KeyError, AttributeError, ValueError):
         valid = False
     if not valid:
-        raise UserError(f"{path} is damaged (it is not an index of stored latents): {_ENCODE_AGAIN}")
+        raise UserError(f"{path} is damaged (it is not an index of stored {kind}): {command} again, into a new folder")
+    if index.kind != kind:
+        raise UserError(f"data.name={kind}: {directory} has stored {index.kind}; set data.name={index.kind}")
     return index
 
 
@@ -157,7 +176,7 @@ def _writer(path: Path) -> Iterator[Callable[[bytes], Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredLatents:
+class StoredExamples:
     """Random access to a split of a store, or a slice of one. It is thread-safe."""
 
     directory: str
@@ -182,24 +201,28 @@ class StoredLatents:
             return whole
         raise MissingSplit(
             f"data.split={self.split}: {self.directory} has {', '.join(self.index.splits)}; choose one of them, or "
-            f"{_ENCODE} and --split={self.split}"
+            f"{_COMMANDS[self.index.kind]}{f' and --split={self.split}' * (self.index.kind == 'latents')}"
         )
+
+    @property
+    def _remedy(self) -> str:
+        return f"{_COMMANDS[self.index.kind]} again, into a new folder"
 
     def check_sizes(self) -> None:
         """Raises UserError if a shard is missing, or does not have the size that the index has."""
         for shard in self.shards:
             path = self.path(shard)
             if not path.is_file():
-                raise UserError(f"{path}: is missing, so the stored latents are incomplete; {_ENCODE_AGAIN}")
+                raise UserError(f"{path}: is missing, so the stored {self.index.kind} are incomplete; {self._remedy}")
             if (size := path.stat().st_size) != shard["bytes"]:
-                raise UserError(f"{path}: has {size:,} bytes instead of {shard['bytes']:,}; {_ENCODE_AGAIN}")
+                raise UserError(f"{path}: has {size:,} bytes instead of {shard['bytes']:,}; {self._remedy}")
 
     def check_content(self) -> None:
         """Raises UserError if the SHA-256 of a shard is not that of the index. Reads the whole split."""
         self.check_sizes()
         for shard in self.shards:
             if io.file_hash(self.path(shard)) != shard["sha256"]:
-                raise UserError(f"{self.path(shard)}: is damaged (its SHA-256 differs); {_ENCODE_AGAIN}")
+                raise UserError(f"{self.path(shard)}: is damaged (its SHA-256 differs); {self._remedy}")
 
     @property
     def shards(self) -> Sequence[Mapping[str, Any]]:
@@ -238,16 +261,16 @@ class StoredLatents:
         return examples
 
 
-def open_latents(query: Query) -> StoredLatents:
+def open_store(query: Query) -> StoredExamples:
     """Opens a split of the store in `query.directory`, or a slice of one.
 
     Raises:
       MissingData: there is no store.
       UserError: it has no such split, or is incomplete.
     """
-    latents = StoredLatents(query.directory, read_index(query.directory), query.split)
-    latents.check_sizes()
-    return latents
+    examples = StoredExamples(query.directory, read_index(query.directory, query.name), query.split)
+    examples.check_sizes()
+    return examples
 
 
 def _record_type(arrays: Mapping[str, Sequence[int]]) -> np.dtype:

@@ -10,6 +10,7 @@
 | npz:FILE, tar:PATTERN | any | any | any | arrays, WebDataset shards, `diffjax.data.archives` |
 | tfds:NAME, hf:NAME | any | any | any | tensorflow-datasets, Hugging Face, `diffjax.data.dataset_libraries` |
 | latents | any | any | any | images that an autoencoder has encoded, `diffjax.data.latents_store` |
+| pairs | any | any | any | noise and the samples that a diffusion model makes of it, `diffjax.data.latents_store` |
 """
 
 import difflib
@@ -33,7 +34,7 @@ from diffjax.data.examples import (
 )
 from diffjax.data.folder import open_folder
 from diffjax.data.image_files import on_white, resize
-from diffjax.data.latents_store import StoredLatents, open_latents
+from diffjax.data.latents_store import StoredExamples, open_store
 from diffjax.data.records import SET_DIRECTORY, Query, Records
 from diffjax.errors import MissingData, UserError, unknown, validate_integer
 from diffjax.typing import ImageSpec
@@ -135,8 +136,8 @@ def dataset_info(
     if options.channels and options.num_classes >= 0:
         return DatasetInfo(options.channels, options.num_classes, options.class_names)
     data = _open(_query(name, directory, split), options, opened)
-    if isinstance(data, StoredLatents):
-        return _latents_info(name, data, options)
+    if isinstance(data, StoredExamples):
+        return _stored_info(name, data, options)
     assert isinstance(data, Records)
     return _records_info(name, data, options)
 
@@ -168,8 +169,8 @@ def open_dataset(
     Returns:
       Source of {"image": uint8 [H, W, C], "label": int32 []}, with "caption": str where the set has captions, and
       with the option `number` "number": float32 []; labels are 0 where it has none. Decoded examples of sets on disk
-      stay in memory up to `cache_gib`. Examples of "latents" have "latent": float32 [h, w, c] instead of an image (see
-      `latents_store.Index`).
+      stay in memory up to `cache_gib`. Examples of "latents" have "latent": float32 [h, w, c] instead of an image, and
+      those of "pairs" have "noise" and "x0" of this type (see `latents_store.Index`).
 
     Raises:
       UserError: the errors of `dataset_info`, an unknown split or `on_corrupt`, or labels beyond the classes; on
@@ -183,8 +184,8 @@ def open_dataset(
     data = _open(_query(name, directory, split), options, opened)
     if isinstance(data, Records):
         source = decode_records(data, _records_info(name, data, options), options)
-    elif isinstance(data, StoredLatents):
-        _latents_info(name, data, options)  # reports options that do not fit
+    elif isinstance(data, StoredExamples):
+        _stored_info(name, data, options)  # reports options that do not fit
         source = Source(data.length, data.read)
     elif options.number:
         raise UserError(f"data.number={options.number}: {name} has no columns of numbers; use a folder or npz:FILE")
@@ -198,7 +199,7 @@ def _query(name: str, directory: str, split: str) -> Query:
     return Query(name, name.partition(":")[2], directory or "", split)
 
 
-def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Source | Records | StoredLatents:
+def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Source | Records | StoredExamples:
     if opened is not None and query in opened:
         return opened[query]
     result = _opener(query.name)(query, options)
@@ -207,7 +208,7 @@ def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Sou
     return result
 
 
-def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records | StoredLatents]":
+def _opener(name: str) -> "Callable[[Query, ImageOptions], Source | Records | StoredExamples]":
     """Returns the function of `OPENERS` for a name. Raises UserError, with the nearest name, for another name."""
     prefix, colon, rest = name.partition(":")
     if f"{prefix}:" in OPENERS and not rest:
@@ -265,14 +266,14 @@ def _records_info(name: str, records: Records, options: ImageOptions) -> Dataset
     return _info(name, options, channels, records.num_classes, records.class_names)
 
 
-def _latents_info(name: str, latents: StoredLatents, options: ImageOptions) -> DatasetInfo:
-    """Returns the properties of encoded images. Raises UserError for options of other images."""
-    stored = latents.index.data
+def _stored_info(name: str, examples: StoredExamples, options: ImageOptions) -> DatasetInfo:
+    """Returns the properties of the images of stored examples. Raises UserError for options of other images."""
+    stored, kind = examples.index.data, examples.index.kind
     for field, value in (("image_size", options.image_size), ("channels", options.channels)):
         if value not in (0, stored[field]):
             raise UserError(
-                f"data.{field}={value}: {latents.directory} has latents of images with {stored[field]}; set it to that "
-                "number, or encode the images again"
+                f"data.{field}={value}: {examples.directory} has {kind} of images with {stored[field]}; set it to that "
+                f"number, or {'encode the images again' if kind == 'latents' else 'sample pairs of another run'}"
             )
     return _info(name, options, stored["channels"], stored["num_classes"], tuple(stored["class_names"]))
 
@@ -377,7 +378,7 @@ def _on_disk(opener: Callable[[Query], T]) -> Callable[[Query, ImageOptions], T]
 
 
 # Name, or prefix of a name, of every data set -> function that opens a split: a source of square images, or records.
-OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records | StoredLatents]] = {
+OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records | StoredExamples]] = {
     "digits": _digits,
     "shapes": _shapes,
     **dict.fromkeys(("fashion_mnist", "cifar10", "emoji"), _prepared),
@@ -386,5 +387,5 @@ OPENERS: dict[str, Callable[[Query, ImageOptions], Source | Records | StoredLate
     "tar:": _on_disk(open_tar),
     "tfds:": _on_disk(open_tfds),
     "hf:": _on_disk(open_hf),
-    "latents": _on_disk(open_latents),
+    **dict.fromkeys(("latents", "pairs"), _on_disk(open_store)),
 }

@@ -8,6 +8,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
+from diffjax.diffusion.couplings import Pairs
 from diffjax.diffusion.next_times import Pair
 from diffjax.diffusion.noise import Noise, perturb
 from diffjax.diffusion.noise_schedules import Schedule
@@ -20,7 +21,7 @@ class NoisedBatch(NamedTuple):
 
     Attributes:
       x0: clean examples.
-      eps: noise, N(0, I).
+      eps: noise, N(0, I); given x_0 it has another distribution if it is coupled.
       x: noised examples x_t = alpha x_0 + sigma eps.
       noise: noise level of each example, leaves [B]; `noise.t` are the timesteps.
       loss_factor: factor on the loss of each example, which corrects for timesteps that are not sampled uniformly.
@@ -48,6 +49,7 @@ class NoisedBatch(NamedTuple):
         state: State,
         next_times: Callable[..., Pair] | None = None,
         step: Array | int = 0,
+        couple: Callable[[Array, Array], Pairs] | None = None,
     ) -> "NoisedBatch":
         """Samples a timestep and noise for each example, and noises it.
 
@@ -60,6 +62,7 @@ class NoisedBatch(NamedTuple):
           state: what `time_sampler` remembers; `time_sampler.init(schedule)` at first.
           next_times: a choice of next_times.py; None: one level per example.
           step: number of training steps so far.
+          couple: (x_0, independent noise) -> coupled x_0 and noise, see couplings.py; None: they are independent.
 
         Returns:
           The noised batch.
@@ -80,5 +83,7 @@ class NoisedBatch(NamedTuple):
             t, next_t = jax.vmap(pair)(next_keys, t)
             next = schedule(next_t)
         eps, noise = normal_each(eps_keys, x0.shape[1:]), schedule(t)
+        if couple is not None:
+            x0, eps = couple(x0, eps)
         x = jax.vmap(perturb)(x0, eps, noise)
         return cls(x0, eps, x, noise, loss_factor, next, None if next is None else step)

@@ -29,6 +29,7 @@ Evaluate = Callable[[Settings, Run, Examples], Result]
 OF_DATA: dict[str, list[tuple[Callable[[Any], bool], Evaluate]]] = {
     "nll": [(is_diffusion, diffusion.nll), (has_likelihood, autoencoder.nll)],
     "reconstruction": [(is_diffusion, diffusion.reconstruction), (is_autoencoder, autoencoder.reconstruction)],
+    "straightness": [(is_diffusion, diffusion.straightness)],
     "accuracy": [(is_classifier, classifier.accuracy)],
     "retrieval": [(is_clip, alignment.retrieval)],
     "zero_shot": [(is_clip, alignment.zero_shot)],
@@ -103,7 +104,7 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
             if not Path(path).is_file():
                 raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
     model: Any = trained.system
-    if name in ("nll", "reconstruction") and is_diffusion(model):
+    if name in ("nll", "reconstruction", "straightness") and is_diffusion(model):
         for steps in settings.steps or (trained.config.sampler.steps,):
             grid = settings.grid or trained.config.sampler.grid
             model.make_settings({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})

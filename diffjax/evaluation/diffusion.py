@@ -1,4 +1,4 @@
-"""Metrics of diffusion models: likelihood, and reconstruction by DDIM."""
+"""Metrics of diffusion models: likelihood, reconstruction by DDIM, and straightness of trajectories."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from diffjax.diffusion import clipping, likelihood
 from diffjax.diffusion.denoiser import with_clipping
 from diffjax.diffusion.random import split_each
+from diffjax.diffusion.straightness import straightness as trajectory_straightness
 from diffjax.errors import UserError, unknown
 from diffjax.evaluation import plots
 from diffjax.evaluation.settings import (
@@ -30,6 +31,7 @@ from diffjax.progress import announced_jit
 from diffjax.runs.loading import Run
 
 _TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
+_STRAIGHTNESS_STEPS = 100  # default number of DDIM's steps
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # default number of exact traces, for images of at most so many values
 
 
@@ -198,6 +200,42 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
         values={"grid": grid, "rows": entries, "mse": entries[-1]["mse"]},
         rows=rows,
         plots={"reconstruction.png": lambda path: image_grids.save(path, grid_image)},
+    )
+
+
+def straightness(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns the straightness of trajectories, relative to the squared distance of their ends.
+
+    The trajectories are those of DDIM from random noise, under the conditions of the examples and without guidance.
+
+    Reference: Liu et al. 2023, "Flow straight and fast" (rectified flow), sec. 2.2.
+    """
+    model: Any = trained.system
+    sampling = _ddim_settings(
+        settings, trained, settings.steps[0] if settings.steps else _STRAIGHTNESS_STEPS, "trailing"
+    )
+
+    @announced_jit("the straightness")
+    def compute(variables, keys, conditions, sampling):
+        bound = model.bind(variables, conditions)
+        levels = bound.process.schedule(sampling.times)
+        x = bound.initial_latents(keys, sampling)
+        return trajectory_straightness(bound.denoiser, x, levels, sampling["steps"])
+
+    deviations, distances = map_batches(
+        settings, "straightness", lambda keys, batch: compute(trained.variables, keys, batch, sampling), examples
+    )
+    ratio, scale = np.mean(deviations) / np.mean(distances), np.mean(distances)
+    relative = mean_and_error(ratio + (deviations - ratio * distances) / scale)  # first order of a ratio of means
+    absolute = mean_and_error(deviations / np.prod(model.data_space.shape))
+    count, steps = len(examples.images), sampling.num_steps
+    return Result(
+        title=f"straightness of {count} trajectories in {steps} steps, checkpoint {trained.step} (0: straight)",
+        values={"relative": relative, "absolute": absolute, "steps": steps, "grid": settings.grid or "trailing"},
+        rows=[
+            Row("relative to the squared distance", text_with_error(**relative)),
+            Row("per value", text_with_error(**absolute)),
+        ],
     )
 
 

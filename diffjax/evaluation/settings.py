@@ -27,8 +27,8 @@ class Settings:
     batch_size: int = 100
     split: str = "test"  # split of the data set
     num: int | None = None  # number of images, the first ones of the split; None: the metric's default
-    steps: tuple[int, ...] = ()  # steps of DDIM's reconstructions; the bound takes the first; (): defaults
-    grid: str | None = None  # time grid of the bound, of the ODE and of reconstruction; None: their defaults
+    steps: tuple[int, ...] = ()  # steps of DDIM's reconstructions; bound and straightness take the first; (): defaults
+    grid: str | None = None  # time grid of the bound, the ODE, reconstruction and straightness; None: their defaults
     terms: int = 0  # sampled terms of the bound per batch; 0: all terms
     decoder: str = "exact"  # convention of the bound's L_0, a name in likelihood.DECODERS
     ode_steps: int = 100  # steps of the likelihood's ODE; 0: bound only

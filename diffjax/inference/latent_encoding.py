@@ -23,14 +23,12 @@ from diffjax.errors import UserError
 from diffjax.inference.batching import BatchedFunction, DataParallelMap
 from diffjax.models.base import ContrastiveModel
 from diffjax.models.images import to_unit_range
-from diffjax.runs.datasets import dataset_info, held_out_split, image_spec, open_dataset, uses_latents
+from diffjax.runs.datasets import dataset_info, held_out_split, image_spec, open_dataset, uses_store
 from diffjax.runs.dependencies import referenced_run
-from diffjax.runs.latents import describe, text_arrays
+from diffjax.runs.latents import describe, describe_images, text_arrays
 from diffjax.runs.loading import open_clip, open_codec
 from diffjax.runs.tokenizers import load_tokenizer
 from diffjax.typing import ImageSpec, Tokens, Variables
-
-_FIELDS = ("name", "dir", "image_size", "fit", "background", "flip")  # of a config's `data`, stored in the index
 
 
 def encode(
@@ -58,8 +56,8 @@ def encode(
     Raises:
       UserError: the run is not an autoencoder of such images, or the data set cannot be encoded.
     """
-    if uses_latents(config):
-        raise UserError("data.name=latents: is encoded already; set the data set of the images")
+    if uses_store(config):
+        raise UserError(f"data.name={config.data.name}: has no images to encode; set the data set of the images")
     config = ConfigDict(config.copy_and_resolve_references())
     config.data.cache_gib = 0.0  # images are read once
     c = config.data
@@ -96,7 +94,7 @@ def encode(
     index = Index(
         codec=describe(workdir, trained.step, trained.variables),
         clip=describe(text.path, None, text.variables) if text else None,
-        data={**{name: c[name] for name in _FIELDS if name in c}, "dir": _absolute(c.name, c.dir), **info._asdict()},
+        data=describe_images(c, info),
         arrays=arrays,
         has_captions=has_captions,
         splits=stored,
@@ -171,9 +169,3 @@ def _encode_all(
                 raise UserError(f"the latents of example {i} of {split} are not finite; train the autoencoder again")
             arrays["label"] = np.array([example["label"] for example in examples], np.int32)
             yield arrays, [example["caption"] for example in examples] if with_captions else None
-
-
-def _absolute(name: str, directory: str) -> str:
-    """Returns the folder of a data set as an absolute path; "" where the set needs none."""
-    is_path = directory or name.partition(":")[0] in ("folder", "npz", "tar")
-    return os.path.abspath(os.path.expanduser(directory)) if is_path else ""

@@ -43,6 +43,7 @@ _DEFAULTS = {
     "diffusion.rescale_timesteps": False,
     "diffusion.next_times": "clean",
     "diffusion.metric": "l2",
+    "diffusion.coupling": "independent",
     "diffusion.teacher_guidance": 1.0,
     "teacher": "",
     "codebook.shared": False,

@@ -1,4 +1,4 @@
-"""The data set of a config: its images, and for training also stored latents of them."""
+"""The data set of a config: its images, and for training also stored latents of them, or pairs of noise and samples."""
 
 import contextlib
 
@@ -15,21 +15,23 @@ from diffjax.typing import ImageSpec
 _OPTIONS = ("background", "fit", "channels", "num_classes", "class_names", "cache_gib", "on_corrupt", "number")
 
 
-def uses_latents(config: ConfigDict) -> bool:
-    """Returns whether a run is trained on stored latents."""
-    return config.data.name == "latents"
+def uses_store(config: ConfigDict) -> bool:
+    """Returns whether a run is trained on stored latents or pairs."""
+    return config.data.name in ("latents", "pairs")
 
 
 def image_data(config: ConfigDict) -> ConfigDict:
-    """Returns the section `data` of a config's images: of stored latents, those that were encoded.
+    """Returns the section `data` of a config's images: of stored examples, the images that they are made of.
+
+    Those of pairs are the images that the sampled run was trained on.
 
     Raises:
-      UserError: there are no stored latents in `data.dir`.
+      UserError: there are no stored examples in `data.dir`.
     """
-    if not uses_latents(config):
+    if not uses_store(config):
         return config.data
     c = ConfigDict(config.data.copy_and_resolve_references()).unlock()
-    stored = read_index(c.dir).data
+    stored = read_index(c.dir, c.name).data
     c.update({name: stored[name] for name in ("name", "dir", "fit", "background")})
     return c
 
@@ -69,7 +71,7 @@ def _resolve_section(config: ConfigDict, directory: str, opened: OpenedSets) -> 
         c = config.data
         options = _options(c)
         info = data.dataset_info(c.name, directory=directory, split=c.split, options=options, opened=opened)
-        if uses_latents(config):
+        if uses_store(config):
             c.update(fit=image_data(config).fit, background=image_data(config).background)
         c.update(channels=info.channels, num_classes=info.num_classes, class_names=info.class_names)
     for name in part_names(config):
@@ -91,7 +93,7 @@ def open_dataset(config: ConfigDict, split: str, opened: OpenedSets | None = Non
 
 
 def open_training_examples(config: ConfigDict, opened: OpenedSets | None = None) -> Source:
-    """Opens the examples that a config is trained on: images, or stored latents.
+    """Opens the examples that a config is trained on: images, or stored latents or pairs.
 
     Raises:
       UserError: the data set is not prepared, or has no such split.
@@ -102,12 +104,16 @@ def open_training_examples(config: ConfigDict, opened: OpenedSets | None = None)
 def open_held_out_examples(config: ConfigDict, opened: OpenedSets | None = None) -> Source:
     """Opens the examples of `held_out_split` for a loss: stored latents, or images if these are not stored.
 
+    Pairs are samples, of which none are held out.
+
     Raises:
       MissingSplit: the set has only the split that the config is trained on.
     """
     opened = {} if opened is None else opened
+    if config.data.name == "pairs":
+        raise MissingSplit("data.name=pairs: has samples of a run, and none are held out")
     split = held_out_split(config, config.data.split, opened)
-    if uses_latents(config):
+    if uses_store(config):
         with contextlib.suppress(MissingSplit):
             return _open(config.data, split, opened)
     return open_dataset(config, split, opened)

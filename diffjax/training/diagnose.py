@@ -91,7 +91,7 @@ def _read_batch(path: Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: is damaged ({reason}); {advice}") from error
-    if missing := {"latent" if "latent" in batch else "image", "index"} - batch.keys():
+    if missing := {next((name for name in ("latent", "x0") if name in batch), "image"), "index"} - batch.keys():
         raise UserError(f"{path}: is damaged (it has no array {sorted(missing)[0]!r}); {advice}")
     return batch
 

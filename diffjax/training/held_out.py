@@ -38,10 +38,10 @@ def open_held_out(config: ConfigDict, opened: OpenedSets | None = None) -> Sourc
     try:
         return open_held_out_examples(config, opened)
     except MissingSplit:
-        print(
-            f"no held-out loss: data.name={config.data.name} has no examples besides data.split={config.data.split}; "
-            "set data.split=train[:90%] to hold out the rest, or train.eval_every=0"
-        )
+        c = config.data
+        what = f"no held-out loss: data.name={c.name} has no examples besides data.split={c.split}"
+        hold_out = "set data.split=train[:90%] to hold out the rest, or " if c.name != "pairs" else "set "
+        print(f"{what}; {hold_out}train.eval_every=0")
         return None
     except UserError as error:
         raise UserError(f"held-out examples: {error}; or set train.eval_every=0") from error

@@ -120,9 +120,9 @@ def test_the_store_has_what_the_models_compute(store, parts, images):
 
 def test_a_slice_of_a_stored_split_is_the_slice_of_its_images(store):
     stored = open_dataset("latents", directory=store, split="train[:80%]", options=ImageOptions(8))
-    index = latents_store.read_index(str(store))
+    index = latents_store.read_index(str(store), "latents")
     renamed = latents_store.Index(**{**vars(index), "splits": {"train": index.splits["train[:80%]"]}})
-    part = latents_store.StoredLatents(str(store), renamed, "train[25%:50%]")
+    part = latents_store.StoredExamples(str(store), renamed, "train[25%:50%]")
     assert part.length == 8
     for i, example in enumerate(part.read(range(8))):
         np.testing.assert_array_equal(example["latent"], stored[8 + i]["latent"])
@@ -137,7 +137,7 @@ def test_shards_have_a_bounded_size(tmp_path, monkeypatch):
     written = latents_store.write_split(tmp_path, "test[:50%]", arrays, batches)
     assert written["examples"] == 11 and [shard["examples"] for shard in written["shards"]] == [4, 4, 3]
     index = latents_store.Index({"workdir": "", "step": 1, "digest": ""}, None, {}, arrays, True, {"test": written})
-    source = latents_store.StoredLatents(str(tmp_path), index, "test")
+    source = latents_store.StoredExamples(str(tmp_path), index, "test")
     source.check_content()
     for i, example in zip((10, 0, 5), source.read([10, 0, 5]), strict=True):
         np.testing.assert_array_equal(example["latent"], latents[i])
@@ -248,7 +248,7 @@ def test_an_autoencoder_that_is_trained_with_the_run_is_refused(config, store, p
 
 REFUSALS = {
     "data.fit=random_crop: an image has many crops": ["--config.data.fit=random_crop"],
-    "data.name=latents: is encoded already": ["--config.data.name=latents"],
+    "data.name=latents: has no images to encode": ["--config.data.name=latents"],
     "was trained on 8x8 images": ["--config.data.image_size=16"],
     "has no split 'validation'": ["--split=validation"],
 }

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax.data import open_dataset
 from diffjax.errors import UserError
-from diffjax.runs import exported_weights
+from diffjax.models.images import to_grey_levels
+from diffjax.runs import exported_weights, latents
 from diffjax.runs.loading import build_model, load, with_codec
 from diffjax.runs.workdir import Workdir
 from tests import tiny
@@ -52,6 +54,20 @@ def test_latents_are_decoded_with_the_other_autoencoder(runs):
     x = np.random.default_rng(1).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
     np.testing.assert_allclose(run.system.data_space.encode(run.variables, x), codec.encode(x), atol=1e-5)
     assert np.std(decoded) > 0.1
+
+
+def test_pairs_of_latents_are_samples_before_they_are_decoded(runs, tmp_path):
+    store, flags = tmp_path / "store", [f"--workdir={runs['latent']}", "--num=2", "--steps=2"]
+    assert launch("pairs", *flags, f"--out={store}") == launch("sample", *flags, f"--out={tmp_path}/x.npz") == 0
+    pairs = open_dataset("pairs", directory=store, split="train", image_size=8).read([0, 1])
+    decoded = jax.jit(load(runs["vae"]).codec.decode)(np.stack([pair["x0"] for pair in pairs]))
+    np.testing.assert_allclose(to_grey_levels(decoded), np.load(tmp_path / "x.npz")["images"], atol=1)
+    config = load(runs["latent"]).config.unlock()
+    config.data.update(name="pairs", dir=str(store))
+    latents.check_model(config, build_model(config, abstract=True))
+    config = tiny.config(data__name="pairs", data__dir=str(store))
+    with pytest.raises(UserError, match="has latents of 4x4x4, but the run has 8x8x1"):
+        latents.check_model(config, build_model(config, abstract=True))
 
 
 def test_sample(runs, tmp_path):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from diffjax.diffusion import flow_map_losses
+from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Network
 from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.noise_schedules import Schedule
@@ -21,7 +22,7 @@ from diffjax.errors import UserError
 from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.bound_model import BoundModel
-from diffjax.models.diffusion.condition_kinds import Params, Values
+from diffjax.models.diffusion.condition_kinds import ClassLabel, ClassToken, GuidanceScale, Params, Values
 from diffjax.models.diffusion.conditions import Conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
@@ -143,8 +144,8 @@ class DiffusionModel(GenerativeModel):
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
-        if "latent" in batch:  # encoded before training
-            conditions, x_0 = batch, batch["latent"]
+        if stored := {"latent", "x0"} & batch.keys():  # computed before training
+            conditions, x_0 = batch, batch[stored.pop()]
         else:
             original, conditions = to_unit_range(batch["image"]), dict(batch)
             if augment:
@@ -156,16 +157,34 @@ class DiffusionModel(GenerativeModel):
         values = self.conditions.drop_randomly(values, drop_keys)
         bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
         average = {**variables, "params": variables.get("ema", variables["params"])}
+        teacher = self._bound_teacher(variables, values) if self.teacher else None
         value, memory = self.process.bind(variables["params"]["model"]).train_loss(
             bind_network(variables),
             crop(x_0),
             noise_keys,
             variables.get("times", {}),
             average=bind_network(average) if self.process.learns_flow_map else None,
-            teacher=self._bound_teacher(variables, values) if self.teacher else None,
+            teacher=teacher,
             step=context.step,
+            couple=self._coupling(batch, crop, context.gather, teacher),
         )
         return value, Aux({}, {"times": memory} if memory else {})
+
+    def _coupling(
+        self,
+        batch: Batch,
+        crop: Callable[[Array], Array],
+        gather: Callable[[Any], Any],
+        teacher: Callable[[Array, Noise], Array] | None,
+    ) -> Callable[[Array, Array], Pairs] | None:
+        """Returns the function from (x_0, independent noise) to coupled pairs; None: they are independent."""
+        if "noise" in batch:  # stored pairs
+            return lambda x_0, eps: (x_0, crop(batch["noise"]))
+        if not self.process.couples_noise:
+            return None
+        label = batch["label"] if self.conditions.classes else jnp.zeros_like(batch["index"])
+        couple, schedule = self.process.coupling.bind(), self.process.schedule
+        return lambda x_0, eps: couple(Examples(x_0, eps, label, batch["index"], gather, teacher, schedule))
 
     # Sampling
 
@@ -318,6 +337,10 @@ def make_diffusion_model(
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     if conditions.guidance_scale and not config.get("teacher"):
         raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
+    if process.coupling.name == "minibatch":
+        _check_minibatch(conditions)
+    if process.coupling.name == "reflow" and not config.get("teacher"):
+        raise UserError("teacher='': diffusion.coupling=reflow samples a run; set --config.teacher=WORKDIR")
     crop = config.diffusion.get("crop", 0)
     if crop:
         _check_crop(crop, data_space.shape[0], network)
@@ -389,6 +412,16 @@ def _without_cudnn(network: nn.Module) -> nn.Module:
             "model.attention=cudnn: does not support the derivative that diffusion.loss requires; set it to xla"
         )
     return network if attention is None else network.clone(attention="xla")
+
+
+def _check_minibatch(conditions: Conditions) -> None:
+    """Raises UserError for conditions that coupled noise would depend on; samples have independent noise."""
+    kinds = (ClassLabel, ClassToken, GuidanceScale)
+    if others := [name for name, condition in conditions.each.items() if not isinstance(condition, kinds)]:
+        raise UserError(
+            "diffusion.coupling=minibatch: is only supported with class labels, as the noise would depend on "
+            f"conditions.{others[0]}; set it to independent"
+        )
 
 
 def _check_crop(crop: int, size: int, network: nn.Module) -> None:

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
+    couplings,
     denoiser,
     flow_map_losses,
     loss_metrics,
@@ -105,6 +106,7 @@ class Process:
     variance: Choice
     next_times: Choice
     metric: Choice
+    coupling: Choice
     time_scale: float = 1.0
 
     @classmethod
@@ -124,6 +126,7 @@ class Process:
             variance=_look_up(config, "variance", variance),
             next_times=_look_up(config, "next_times", next_times, (), "clean"),
             metric=_look_up(config, "metric", loss_metrics, (), "l2"),
+            coupling=_look_up(config, "coupling", couplings, (), "independent"),
             time_scale=time_scale(config, schedule),
         )
         process._check_parameterization()
@@ -189,6 +192,8 @@ class Process:
         times = _look_up(config, "time_sampling", time_sampling).name
         if loss == "vlb" and times in ("log_normal", "logit_normal"):
             raise UserError("diffusion.loss=vlb: is the bound only with time_sampling=uniform or importance; use one")
+        if self.couples_noise:
+            self._check_coupling()
         if self.learns_flow_map:
             self._check_flow_map(times)
         elif self.next_times.name != "clean" or self.metric.name != "l2":
@@ -196,6 +201,26 @@ class Process:
                 f"diffusion.next_times={self.next_times.name}, diffusion.metric={self.metric.name}: are for losses of "
                 f"flow maps ({', '.join(sorted(FLOW_MAP_LOSSES))}), not loss={loss}; leave them at clean and l2"
             )
+
+    def _check_coupling(self) -> None:
+        """Raises UserError for a loss that coupled noise does not have, or invalid options."""
+        coupling, loss = self.coupling.name, self.loss.name
+        if loss in ("vlb", "hybrid"):
+            raise UserError(
+                f"diffusion.coupling={coupling}: has no variational bound, which loss={loss} requires; set "
+                "diffusion.loss=mse, or coupling=independent"
+            )
+        if coupling == "reflow" and self.learns_flow_map:
+            raise UserError(
+                f"diffusion.coupling=reflow: trains a flow on samples of the teacher, whose ODE loss={loss} follows; "
+                "set diffusion.loss=mse, or coupling=independent"
+            )
+        one, positions = jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32)
+        examples = couplings.Examples(one, one, positions, positions, lambda x: x, lambda x, now: x, self.schedule)
+        try:
+            jax.eval_shape(lambda: self.coupling.bind()(examples))
+        except ValueError as error:
+            raise UserError(f"diffusion.coupling={coupling}: {error}") from error
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
@@ -224,6 +249,11 @@ class Process:
             jax.eval_shape(lambda key: choose(key, first, step=jnp.zeros(())), jax.random.key(0))
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"diffusion.next_times={self.next_times.name}: {error}") from error
+
+    @property
+    def couples_noise(self) -> bool:
+        """True if training pairs of noise and data are not independent."""
+        return self.coupling.name != "independent"
 
     @property
     def learns_flow_map(self) -> bool:
@@ -282,6 +312,7 @@ class Process:
         average: Network | None = None,
         teacher: Callable[[Array, Noise], Array] | None = None,
         step: Array | int = 0,
+        couple: Callable[[Array, Array], couplings.Pairs] | None = None,
     ) -> tuple[Array, time_sampling.State]:
         """Returns the loss at a random timestep per example, as DDPM (Ho et al. 2020), algorithm 1; or of a flow map.
 
@@ -294,6 +325,7 @@ class Process:
           average: the network with averaged parameters, for losses of flow maps; None: `network`.
           teacher: (x, levels of the examples) -> x_0 of a trained model, for losses of flow maps; None: the data teach.
           step: number of training steps so far.
+          couple: (x_0, independent noise) -> coupled x_0 and noise; None: they are independent.
 
         Returns:
           The loss [B] and the new memory.
@@ -308,6 +340,7 @@ class Process:
             state=memory,
             next_times=self.next_times.bind() if self.learns_flow_map else None,
             step=step,
+            couple=couple,
         )
         compute = self.loss.bind(
             schedule=self.schedule,

@@ -128,18 +128,22 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
     if not isinstance(teacher, DiffusionModel):
         raise UserError("teacher: must be a diffusion model; name one of the data of this run")
     theirs, ours = teacher.noise_schedule, model.noise_schedule
+    reflows = model.process.coupling.name == "reflow"
+    has_same_coupling = reflows or model.process.coupling.name == teacher.process.coupling.name
     for name, is_equal in (
         ("size and channels of x_t", model.data_space.shape == teacher.data_space.shape),
         ("conditions", _without_scale(model.conditions) == _without_scale(teacher.conditions)),
         ("noise schedule", theirs.timesteps == ours.timesteps and have_same_noise(theirs, ours)),
+        ("coupling", has_same_coupling),
     ):
         if not is_equal:
             raise UserError(
                 f"teacher: has another {name} than the run; set the fields of the run to those of the teacher"
             )
-    if not model.process.learns_flow_map:
+    if not (model.process.learns_flow_map or reflows):
         raise UserError(
-            f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', or a loss of flow maps"
+            f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', a loss of flow maps, or "
+            "coupling=reflow"
         )
     is_guided = model.teacher_guidance != 1.0 or model.conditions.guidance_scale is not None
     if is_guided and not teacher.conditions.supports_guidance:
