@@ -4,12 +4,14 @@
     python launch.py sample --workdir=runs/progressive --num=100
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
-(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one). The teacher and all rounds
-are parts of the config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
+(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `distribution_matching`
+(DMD2, one step). The teacher and all rounds are parts of the config, which are trained first. Methods without a
+teacher: configs/few_step_digits.py.
 
 Time: not measured.
 Score: not measured.
-Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models is EDM's.
+Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models and of DMD2 is
+EDM's. DMD2 has the weights of losses and the time scales of its code for ImageNet, with larger learning rates.
 """
 
 from collections.abc import Mapping
@@ -43,6 +45,7 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher 
     ),
     "continuous": (TRIG, {**TRIG, "loss": CONTINUOUS, "time_sampling": "log_normal(mean=-0.8, std=1.6)"}),
     "progressive": (COSINE, {**COSINE, "loss": "progressive"}),
+    "distribution_matching": (EDM, {**EDM, "loss": "distribution_matching", "time_sampling": "uniform"}),
 }
 ROUNDS = (4, 2, 1)  # steps of the students of progressive distillation
 
@@ -57,6 +60,11 @@ def get_config(variant: str = "progressive") -> ConfigDict:
         config = parts.pop(f"steps_{ROUNDS[-1]}")
     else:
         config = _student(student, "teacher", "consistency", 1)
+    if variant == "distribution_matching":
+        common.add(config, "train.model", "train.fake_score")
+        config.train.update(learning_rate=1e-4, learning_rate_schedule="constant", clip_norm=10.0)
+        config.train.fake_score.learning_rate = 1e-4
+        config.sampler.name = "lcm"
     if variant == "latent_consistency":
         common.add(config, "conditions.guidance_scale")
         config.sampler.guidance = 1.5

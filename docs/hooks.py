@@ -44,6 +44,7 @@ AXES = {
     "parameterizations": ("Parameterizations", "diffusion.parameterization"),
     "losses": ("Losses", "diffusion.loss"),
     "flow_map_losses": ("Losses of flow maps", "diffusion.loss"),
+    "distribution_matching": ("Distribution matching", "diffusion.loss"),
     "next_times": ("Second timesteps of flow maps", "diffusion.next_times"),
     "loss_metrics": ("Distances of flow maps", "diffusion.metric"),
     "loss_weighting": ("Loss weightings", "diffusion.weighting"),
@@ -81,6 +82,7 @@ PYTHON = {
             for name in (
                 *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
                 *("sampling", "time_grids", "losses", "flow_map_losses", "next_times", "loss_metrics"),
+                "distribution_matching",
                 *("loss_weighting", "time_sampling", "variance", "likelihood"),
             )
         },

@@ -107,6 +107,7 @@ def test_every_metric_is_listed():
 def test_every_choice_is_listed():
     from diffjax.diffusion import (
         clipping,
+        distribution_matching,
         flow_map_losses,
         loss_metrics,
         loss_weighting,
@@ -123,6 +124,7 @@ def test_every_choice_is_listed():
         parameterizations,
         losses,
         flow_map_losses,
+        distribution_matching,
         loss_metrics,
         next_times,
         loss_weighting,

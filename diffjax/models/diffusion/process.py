@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
     denoiser,
+    distribution_matching,
     flow_map_losses,
     loss_metrics,
     loss_weighting,
@@ -22,10 +23,12 @@ from diffjax.diffusion import (
     next_times,
     noise_schedules,
     parameterizations,
+    time_grids,
     time_sampling,
     variance,
 )
 from diffjax.diffusion.denoiser import Denoiser, Network, Predict
+from diffjax.diffusion.distribution_matching import DistributionMatching
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
@@ -118,7 +121,7 @@ class Process:
         process = cls(
             schedule=schedule,
             parameterization=_look_up(config, "parameterization", parameterizations),
-            loss=_look_up(config, "loss", (losses, flow_map_losses)),
+            loss=_look_up(config, "loss", (losses, flow_map_losses, distribution_matching)),
             weighting=_look_up(config, "weighting", loss_weighting),
             times=make_times(config, schedule),
             variance=_look_up(config, "variance", variance),
@@ -144,7 +147,8 @@ class Process:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
         chosen = {name: getattr(self, name) for name in ("loss", "parameterization", "next_times", "metric")}
         for name, choice in chosen.items():
-            may_be_zero = name in ("next_times", "metric") or (name == "loss" and self.learns_flow_map)
+            is_few_step = self.learns_flow_map or self.matches_distributions
+            may_be_zero = name in ("next_times", "metric") or (name == "loss" and is_few_step)
             for option, value in choice.options.items():
                 exclusive = "" if may_be_zero else "low"
                 validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive=exclusive)
@@ -189,6 +193,8 @@ class Process:
         times = _look_up(config, "time_sampling", time_sampling).name
         if loss == "vlb" and times in ("log_normal", "logit_normal"):
             raise UserError("diffusion.loss=vlb: is the bound only with time_sampling=uniform or importance; use one")
+        if self.matches_distributions:
+            self._check_distribution_matching(times)
         if self.learns_flow_map:
             self._check_flow_map(times)
         elif self.next_times.name != "clean" or self.metric.name != "l2":
@@ -196,6 +202,21 @@ class Process:
                 f"diffusion.next_times={self.next_times.name}, diffusion.metric={self.metric.name}: are for losses of "
                 f"flow maps ({', '.join(sorted(FLOW_MAP_LOSSES))}), not loss={loss}; leave them at clean and l2"
             )
+
+    def _check_distribution_matching(self, times: str) -> None:
+        """Raises UserError for choices that do not fit distribution matching."""
+        if self.learns_variance:
+            raise UserError(
+                "diffusion.variance=learned_range: has no loss with loss=distribution_matching; use fixed_small"
+            )
+        if times == "importance":
+            raise UserError(
+                "diffusion.time_sampling=importance: is not supported for loss=distribution_matching; use another"
+            )
+        try:
+            time_grids.trailing(self.matching.generator_steps, self.schedule)
+        except ValueError as error:
+            raise UserError(f"diffusion.loss=distribution_matching: {error}") from error
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
@@ -229,6 +250,21 @@ class Process:
     def learns_flow_map(self) -> bool:
         """True if the loss is one of flow maps, for samples in few steps."""
         return self.loss.name in FLOW_MAP_LOSSES
+
+    @property
+    def matches_distributions(self) -> bool:
+        """True if the loss is distribution matching, of a generator with a teacher."""
+        return self.loss.name == "distribution_matching"
+
+    @property
+    def matching(self) -> DistributionMatching:
+        """The losses of distribution matching; only with `matches_distributions`."""
+        return self.loss.bind(schedule=self.schedule, weighting=self.weighting.bind())()
+
+    @property
+    def requires_teacher(self) -> bool:
+        """True if the loss has a target of a teacher only."""
+        return self.loss.name in flow_map_losses.WITH_TEACHER or self.matches_distributions
 
     @property
     def reads_interval(self) -> bool:
