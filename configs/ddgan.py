@@ -40,7 +40,7 @@ VARIANTS = {
 
 def get_config(variant: str = "digits") -> ConfigDict:
     config = common.new("ddgan", "unet", "model.heads", "mapping", "discriminator", "process")
-    common.add(config, "diffusion.class_conditional", "train.discriminator")
+    common.add(config, "diffusion.class_conditional", "train.generator", "train.discriminator")
     common.add(config, "sampler.name", "sampler.steps", "sampler.grid", "sampler.threshold")
     config.discriminator.update(loss="logistic", r1_gamma=0.05)
     config.diffusion.update(schedule="linear", timesteps=4, continuous=True)

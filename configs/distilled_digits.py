@@ -5,12 +5,13 @@
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
 (sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `reflow` (a rectified flow
-of samples of a rectified flow). The teacher and all rounds are parts of the config, which are trained first. Methods
-without a teacher: configs/few_step_digits.py.
+of samples of a rectified flow), `distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the
+config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
 
 Time: not measured.
 Score: not measured.
-Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models is EDM's.
+Setting: the network of configs/digits.py; the choices of each paper. The teacher of consistency models and of DMD2 is
+EDM's. DMD2 has the weights of losses and the time scales of its code for ImageNet, with larger learning rates.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.few_step_digits import CONSISTENCY, CONTINUOUS, SIGMA, TRIG, make
-from configs.few_step_digits import VARIANTS as FROM_DATA
+from configs.few_step_digits import CONSISTENCY, CONTINUOUS, LOGIT_FLOW, SIGMA, TRIG, make
 
 EDM = {
     **CONSISTENCY,
@@ -45,9 +45,11 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher 
     ),
     "continuous": (TRIG, {**TRIG, "loss": CONTINUOUS, "time_sampling": "log_normal(mean=-0.8, std=1.6)"}),
     "progressive": (COSINE, {**COSINE, "loss": "progressive"}),
-    "reflow": (FROM_DATA["flow"], {**FROM_DATA["flow"], "coupling": "reflow(steps=20)"}),
+    "reflow": (LOGIT_FLOW, {**LOGIT_FLOW, "coupling": "reflow(steps=20)"}),
+    "distribution_matching": (EDM, {**EDM, "loss": "distribution_matching", "time_sampling": "uniform"}),
 }
 ROUNDS = (4, 2, 1)  # steps of the students of progressive distillation
+SAMPLERS = {"reflow": "ddim", "distribution_matching": "lcm"}  # of others than consistency models
 
 
 def get_config(variant: str = "progressive") -> ConfigDict:
@@ -59,7 +61,11 @@ def get_config(variant: str = "progressive") -> ConfigDict:
             parts[f"steps_{steps}"] = config
         config = parts.pop(f"steps_{ROUNDS[-1]}")
     else:
-        config = _student(student, "teacher", "ddim" if variant == "reflow" else "consistency", 1)
+        config = _student(student, "teacher", SAMPLERS.get(variant, "consistency"), 1)
+    if variant == "distribution_matching":
+        common.add(config, "train.model", "train.fake_score")
+        config.train.update(learning_rate=1e-4, learning_rate_schedule="constant", clip_norm=10.0)
+        config.train.fake_score.learning_rate = 1e-4
     if variant == "latent_consistency":
         common.add(config, "conditions.guidance_scale")
         config.sampler.guidance = 1.5

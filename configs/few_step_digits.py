@@ -22,6 +22,7 @@ from configs import common, digits
 STEPS = 4000
 SIGMA = 0.75  # standard deviation of these images
 FLOW = {"schedule": "rectified_flow", "parameterization": "flow(time_scale=0.001)"}
+LOGIT_FLOW = {**FLOW, "time_sampling": "logit_normal"}
 CONSISTENCY = {
     "schedule": "edm",
     "parameterization": f"consistency(sigma_data={SIGMA})",
@@ -36,8 +37,8 @@ TRIG = {
 MEAN_FLOW = {**FLOW, "time_sampling": "logit_normal(mean=-0.4)", "metric": "adaptive(p=1)"}
 CONTINUOUS = f"continuous_consistency(sigma_data={SIGMA}, warmup={STEPS // 4})"
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    "flow": {**FLOW, "time_sampling": "logit_normal"},
-    "ot_flow": {**FLOW, "time_sampling": "logit_normal", "coupling": "minibatch"},
+    "flow": LOGIT_FLOW,
+    "ot_flow": {**LOGIT_FLOW, "coupling": "minibatch"},
     "consistency": {
         **CONSISTENCY,
         "loss": "consistency(by_interval=True)",
@@ -60,8 +61,9 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 
 def get_config(variant: str = "mean_flow") -> ConfigDict:
     config = make(common.choose(variant, VARIANTS))
-    one_step = {"name": "consistency" if "consistency" in variant else "flow_map", "steps": 1}
-    config.sampler.update({"name": "ddim", "steps": 50} if variant in ("flow", "ot_flow") else one_step)
+    is_flow = variant in ("flow", "ot_flow")
+    sampler = "ddim" if is_flow else "consistency" if "consistency" in variant else "flow_map"
+    config.sampler.update(name=sampler, steps=50 if is_flow else 1)
     return config
 
 

@@ -37,7 +37,8 @@ VARIANTS = {
 
 
 def get_config(variant: str = "digits") -> ConfigDict:
-    config = common.new("gan", "generator", "discriminator", "train.discriminator", "sampler.truncation")
+    config = common.new("gan", "generator", "discriminator", "train.generator", "train.discriminator")
+    common.add(config, "sampler.truncation")
     config.train.update(steps=2000, batch_size=64, learning_rate=2e-4, warmup_steps=0, clip_norm=0.0, beta1=0.0)
     config.train.discriminator.learning_rate = 2e-3  # a faster time scale (Heusel et al. 2017) instead of more steps
     if variant == "cifar10":

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
     couplings,
+    distribution_matching,
     flow_map_losses,
     loss_metrics,
     loss_weighting,
@@ -96,6 +97,7 @@ def evaluations(name: str) -> tuple[str, str]:
 def main() -> str:
     modules = (
         couplings,
+        distribution_matching,
         flow_map_losses,
         loss_metrics,
         loss_weighting,
@@ -108,8 +110,9 @@ def main() -> str:
         variance,
     )
     names = {module.__name__.split(".")[-1]: sorted(choices(module)) for module in modules}
-    all_losses = choices(losses, flow_map_losses)
-    loss_names = [*names["losses"], *names["flow_map_losses"]]
+    all_losses = choices(losses, flow_map_losses, distribution_matching)
+    few_step_losses = [*names["flow_map_losses"], *names["distribution_matching"]]
+    loss_names = [*names["losses"], *few_step_losses]
 
     def sampler_row(name, column):
         function = choices(samplers)[name]
@@ -138,11 +141,12 @@ def main() -> str:
             table(loss_names, names["time_sampling"], lambda loss, t: both_kinds(loss=loss, time_sampling=t)),
             "## Loss and weighting",
             "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights. Of the losses\n"
-            "of flow maps, those that compare estimates of x_0 have a weighting.",
+            "of flow maps, those that compare estimates of x_0 have a weighting. That of distribution matching is\n"
+            "for its fake score.",
             table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
                   if "weighting" in options(all_losses[loss]) else "not used"),
-            "## Losses of flow maps, second times and metrics",
-            table(names["flow_map_losses"], [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
+            "## Losses for few steps, second times and metrics",
+            table(few_step_losses, [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
                   both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),
             "## Loss and coupling",
             table(loss_names, names["couplings"], lambda loss, c: both_kinds(loss=loss, coupling=c)),

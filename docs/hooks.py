@@ -44,6 +44,7 @@ AXES = {
     "parameterizations": ("Parameterizations", "diffusion.parameterization"),
     "losses": ("Losses", "diffusion.loss"),
     "flow_map_losses": ("Losses of flow maps", "diffusion.loss"),
+    "distribution_matching": ("Distribution matching", "diffusion.loss"),
     "next_times": ("Second timesteps of flow maps", "diffusion.next_times"),
     "loss_metrics": ("Distances of flow maps", "diffusion.metric"),
     "couplings": ("Couplings of noise and data", "diffusion.coupling"),
@@ -83,6 +84,7 @@ PYTHON = {
                 *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
                 *("sampling", "time_grids", "losses", "flow_map_losses", "next_times", "loss_metrics"),
                 *("couplings", "loss_weighting", "time_sampling", "variance", "likelihood", "straightness"),
+                "distribution_matching",
             )
         },
     ),

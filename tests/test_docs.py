@@ -108,6 +108,7 @@ def test_every_choice_is_listed():
     from diffjax.diffusion import (
         clipping,
         couplings,
+        distribution_matching,
         flow_map_losses,
         loss_metrics,
         loss_weighting,
@@ -124,6 +125,7 @@ def test_every_choice_is_listed():
         parameterizations,
         losses,
         flow_map_losses,
+        distribution_matching,
         loss_metrics,
         next_times,
         couplings,

@@ -205,6 +205,14 @@ def test_referenced_parts_are_listed_after_their_dependencies():
         dependencies.part_names(parent_config(a={"codec": "@b"}, b={"codec": "@a"}))
 
 
+def test_teachers_are_no_parts_of_an_export():
+    config = parent_config(a={"teacher": "@b", "codec": "@d"}, b={"teacher": "@c"}, c={}, d={})
+    with config.unlocked():
+        config.teacher = "@c"
+    assert dependencies.part_names(config) == ["c", "d", "b", "a"]
+    assert dependencies.part_names(config, for_sampling=True) == ["d", "a"]
+
+
 def test_a_standalone_part_includes_its_dependencies():
     pipeline = config_files.load_file(str(tiny.ROOT / "configs" / "unclip_shapes.py"))
     alone = dependencies.standalone_part(pipeline, "ar_prior")

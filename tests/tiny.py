@@ -106,6 +106,7 @@ def config(base: str = "digits", /, **changes):
     """Returns a config of digits with tiny networks.
 
     Args:
+      base: name of a config file, such as "digits", or with a variant "vqvae:cifar10".
       changes: values by dotted name with __ for the dots; for sections that the config does not have they are ignored.
 
     Raises:
@@ -118,7 +119,8 @@ def config(base: str = "digits", /, **changes):
             f"{field}.".startswith(f"{documented_name(name)}.") for field in known
         ):
             raise KeyError(f"{name}: is not in configs/common.py")
-    result = load_file(str(ROOT / "configs" / f"{base}.py"))
+    file, colon, variant = base.partition(":")
+    result = load_file(f"{ROOT / 'configs' / file}.py{colon}{variant}")
     result.unlock()
     overrides = OVERRIDES | OVERRIDES_OF.get(result.system, {})
     if result.system in OVERRIDES_OF:  # their networks do not have all fields of the UNet

@@ -4,9 +4,10 @@
                           [--ema_length=0.1] [--merge_lora] [--dtype=float16]
 
 The folder has config.json, tokenizer.json (for text-conditioned runs) and weights.safetensors: the averaged parameters
-and other state of the model, such as a codebook. Parts of the run become subfolders. The optimizer state is left out,
-so training cannot resume from an export. --dtype=float16 or bfloat16 stores weights in half of the size; models compute
-with them in float32. If the export fails, for instance on a full disk, it leaves no folder.
+and other state of the model, such as a codebook. Parts of the run become subfolders. What only training needs is left
+out: the optimizer state, a teacher, the discriminator of a GAN. So training cannot resume from an export.
+--dtype=float16 or bfloat16 stores weights in half of the size; models compute with them in float32. If the export
+fails, for instance on a full disk, it leaves no folder.
 
 Of a LoRA run, weights.safetensors has the LoRA alone, and base.safetensors the weights that it adapts. The LoRA is also
 written in the format of peft, as adapter_model.safetensors and adapter_config.json. --merge_lora adds the LoRA to the
@@ -106,14 +107,16 @@ def _export(
     if dtype != "float32" and run.lora and not merge_lora:
         raise UserError(f"--dtype={dtype}: requires --merge_lora for a LoRA run; add it, or remove --dtype")
     out.create()
-    for name in part_names(run.config):
+    for name in part_names(run.config, for_sampling=True):
         if not name.isidentifier():  # "..", or a path, would be outside the folder
             raise UserError(f"parts.{name} of {source}: the name of a part must be an identifier; rename it")
         _export(source / name, Workdir(out.path / name), None, dtype=dtype)
     if is_text_conditioned(run.system):
         _copy_within(run.workdir.tokenizer, out.tokenizer)
     if run.system.losses:  # a pipeline does not have weights of its own
-        variables = {name: tree for name, tree in run.variables.items() if name != "frozen"}
+        omitted = {"frozen", *run.system.training_only}
+        variables = {name: tree for name, tree in run.variables.items() if name not in omitted}
+        variables["params"] = {name: tree for name, tree in variables["params"].items() if name not in omitted}
         if run.lora and not merge_lora:
             adapter, matrices = run.lora
             variables["params"] = matrices

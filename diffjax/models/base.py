@@ -7,7 +7,7 @@ that they can be compiled, differentiated and mapped. What a model can do is its
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -51,6 +51,8 @@ class Model(abc.ABC):
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     note: ClassVar[str] = ""  # printed when training starts
+    # groups of parameters, and mutable collections, that only training needs; exports do not have them
+    training_only: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
     def init(self, key: PRNGKey) -> Variables:

@@ -1,4 +1,4 @@
-"""Patch discriminator of pix2pix (Isola et al. 2017, appendix 6.1.2), also used by VQGAN and latent diffusion."""
+"""Discriminators: of patches (pix2pix, also used by VQGAN and latent diffusion), and of features (DMD2)."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax.nn.layers import Conv, GroupNorm, check_choice
+from diffjax.nn.layers import Conv, Dense, GroupNorm, check_choice
 from diffjax.typing import Images
 
 
@@ -56,3 +56,23 @@ class PatchDiscriminator(nn.Module):
                 h = GroupNorm(self.norm_groups, **normed, name=f"norm_{i}")(h)
             h = nn.leaky_relu(h, 0.2)
         return Conv(1, 1, ((1, 1), (1, 1)), self.initializer, kernel=4, name="conv_out")(h)
+
+
+class FeatureDiscriminator(nn.Module):
+    """Discriminates feature maps of another network: convolutions of stride 2 down to one position, and one logit.
+
+    Reference: DMD2 (Yin et al. 2024b), sec. 4.3; kernels, norms and activations are those of its code.
+    """
+
+    norm_groups: int = 32
+    norm_min_channels: int = 4  # minimum channels per group, so that narrow features have fewer groups
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "B h w F"]) -> Float[Array, " B"]:
+        """Returns the logit of each example, float32, positive for real; `h` has square feature maps."""
+        channels, i = h.shape[-1], 0
+        while h.shape[1] > 1:
+            h = Conv(channels, 2, ((1, 1), (1, 1)), "torch", kernel=4, name=f"conv_{i}")(h)
+            h = GroupNorm(self.norm_groups, min_channels=self.norm_min_channels, name=f"norm_{i}")(h)
+            h, i = nn.silu(h), i + 1
+        return Dense(1, "torch", name="logit")(h)[:, 0, 0, 0]

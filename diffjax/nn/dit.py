@@ -147,6 +147,7 @@ class DiT(nn.Module):
         context: Float[Array, "B L D"] | None = None,
         augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
+        return_features: bool = False,
     ) -> Images:
         """Computes the network output. The parameters fit images of any size.
 
@@ -159,6 +160,7 @@ class DiT(nn.Module):
           augment_label: parameters [B, A] of the augmentation of an image; a linear map of them, without bias, is added
             to the sinusoidal embedding of the time, as in EDM's networks.
           dropout_keys: one key per example; None: no dropout.
+          return_features: return the output of the last block, float32 [B, h, w, width].
 
         Returns:
           float32 [B, H, W, out_channels], zero at initialisation.
@@ -186,6 +188,8 @@ class DiT(nn.Module):
         block = partial(nn.remat(Block) if self.remat else Block, self.heads, self.mlp_ratio, self.dropout)
         for i in range(self.layers):
             h = block(self.attention, self.dtype, name=f"block_{i}")(h, emb, context, dropout_keys)
+        if return_features:
+            return h.reshape(batch, height, width, self.width).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
         h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1))

@@ -78,6 +78,7 @@ class UNet(nn.Module):
         context_mask: Bool[Array, "B L"] | None = None,
         augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
+        return_features: bool = False,
     ) -> Images | Float[Array, "B O"]:
         """Computes the network output.
 
@@ -92,6 +93,7 @@ class UNet(nn.Module):
           augment_label: parameters [B, A] of the augmentation of an image; a linear map of them, without bias, is added
             to the sinusoidal embedding of the time (EDM).
           dropout_keys: one key per example; None: no dropout.
+          return_features: return the features of the middle, float32 [B, h, w, F], without the decoder.
 
         Returns:
           float32 [B, H, W, out_channels], zero at initialisation; with `pool`, logits [B, out_channels] from the
@@ -165,6 +167,8 @@ class UNet(nn.Module):
         if self.middle_attention:
             h = attend(h, "middle_attention")
         h = block(h, widths[-1], "middle_block_1")
+        if return_features:
+            return h.astype(jnp.float32)
 
         norm_out = GroupNorm(self.norm_groups, self.norm_epsilon, min_channels=self.norm_min_channels, name="norm_out")
         if self.pool is not None:

@@ -5,6 +5,7 @@ folders of its workdir. A field such as `codec` refers to a part by `@name`, or 
 part may refer to its siblings, the other parts of the same config.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,16 +14,23 @@ from diffjax import io
 from diffjax.errors import UserError
 from diffjax.runs.config_files import flatten, training_fields
 
+TRAINING_ONLY = ("teacher",)  # fields that name runs which samples do not need
 
-def part_names(config: ConfigDict) -> list[str]:
+
+def part_names(config: ConfigDict, *, for_sampling: bool = False) -> list[str]:
     """Returns the parts to train, each after the parts that it refers to.
 
     Only parts that a field of the config refers to, directly or through other parts, are returned.
 
+    Args:
+      config: config of a run.
+      for_sampling: leave out the parts that only training needs, such as a teacher.
+
     Raises:
       UserError: parts refer to one another in a circle.
     """
-    remaining, ordered = _needed(config, _references(config)), []
+    omitted = TRAINING_ONLY if for_sampling else ()
+    remaining, ordered = _needed(config, _references(config, omitted), omitted), []
     while remaining:
         ready = [name for name, needs in remaining.items() if not remaining.keys() & needs]
         if not ready:
@@ -88,26 +96,26 @@ def training_hash(config: ConfigDict) -> str:
     return io.short_hash(io.to_json(fields, sort_keys=True))
 
 
-def _references(config: ConfigDict) -> set[str]:
-    """Returns the names that fields outside of `parts` refer to."""
+def _references(config: ConfigDict, omitted: Collection[str] = ()) -> set[str]:
+    """Returns the names that fields outside of `parts` refer to, without those of `omitted` fields."""
     return {
         value[1:]
         for field, value in flatten(config).items()
-        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts.")
+        if isinstance(value, str) and value.startswith("@") and not field.startswith("parts.") and field not in omitted
     }
 
 
-def _sibling_references(part: ConfigDict) -> set[str]:
+def _sibling_references(part: ConfigDict, omitted: Collection[str] = ()) -> set[str]:
     """Returns the names that a part refers to and that are not its own parts."""
-    return _references(part) - set(part.get("parts", {}))
+    return _references(part, omitted) - set(part.get("parts", {}))
 
 
-def _needed(config: ConfigDict, names: set[str]) -> dict[str, set[str]]:
+def _needed(config: ConfigDict, names: set[str], omitted: Collection[str] = ()) -> dict[str, set[str]]:
     """Returns the parts among `names` and all parts that these depend on, each with the siblings that it refers to."""
     parts, needed = set(config.get("parts", {})), {}
     remaining = names & parts
     while remaining:
         name = remaining.pop()
-        needed[name] = _sibling_references(part_config(config, name)) & parts
+        needed[name] = _sibling_references(part_config(config, name), omitted) & parts
         remaining |= needed[name] - needed.keys()
     return dict(sorted(needed.items()))

@@ -19,7 +19,7 @@ from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
-from diffjax.models.parameter_paths import flatten, path_of
+from diffjax.models.parameter_paths import flatten, path_of, unflatten
 from diffjax.published import safetensors_file
 from diffjax.typing import Variables
 
@@ -63,23 +63,25 @@ def save_leaves(path: Path, shapes: Mapping[str, Any], leaves: Iterable[tuple[st
             file.write(digest.hexdigest().encode())
 
 
-def load(path: Path, template: Variables) -> Variables:
+def load(path: Path, template: Variables, *, omitted: tuple[str, ...] = ()) -> Variables:
     """Returns the variables of a file, with the structure, shapes and types of `template` (jax.ShapeDtypeStruct).
 
-    The file may have `half_precision` in the place of float32.
+    The file may have `half_precision` in the place of float32. It may have the variables whose paths start with one of
+    `omitted`, as older versions wrote them, or not; they are not returned.
 
     A file without a checksum, as older versions wrote, is accepted, with a line on standard error.
 
     Raises:
       UserError: the file cannot be read, has another model, or does not match its checksum.
     """
-    expected = flatten(template)
+    expected = {name: leaf for name, leaf in flatten(template).items() if not name.startswith(omitted)}
     with _opened(path) as file:
-        if differing := sorted(set(file.keys()) ^ expected.keys()):
+        names = set(file.keys())
+        if differing := sorted(name for name in names ^ expected.keys() if not name.startswith(omitted)):
             name = excerpt(differing[0])
             raise UserError(f"{path} does not fit its config's model: {name} is in one of them only")
         metadata = file.metadata() or {}
-    tensors = {name: _get(path, name) for name in expected}
+    tensors = {name: _get(path, name) for name in names}
     for name, leaf in expected.items():
         for actual, wanted in ((tensors[name].shape, leaf.shape), (tensors[name].dtype, leaf.dtype)):
             if actual != wanted and not (wanted == np.float32 and str(actual) in HALF_TYPES):
@@ -88,9 +90,7 @@ def load(path: Path, template: Variables) -> Variables:
         print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
     elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
         raise UserError(f"{path} is damaged: its contents do not have its checksum; export it again")
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: tensors[path_of(keys)].astype(leaf.dtype, copy=False), template
-    )
+    return unflatten({name: tensors[name].astype(leaf.dtype, copy=False) for name, leaf in expected.items()})
 
 
 def half_precision(variables: Variables, dtype: str) -> Variables:

@@ -21,7 +21,7 @@ from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
 from diffjax.runs import averages, exported_weights, read_checkpoints
 from diffjax.runs.datasets import image_spec
-from diffjax.runs.dependencies import part_config, referenced_run
+from diffjax.runs.dependencies import TRAINING_ONLY, part_config, referenced_run
 from diffjax.runs.tokenizers import check_same_tokenizer, load_tokenizer
 from diffjax.runs.workdir import Workdir
 from diffjax.typing import Clip, Codec, ImageSpec, Variables
@@ -166,7 +166,8 @@ def _read_variables(workdir: Workdir, model: Model, step: int | None, averaged: 
             raise UserError(
                 f"--checkpoint={step}: {workdir.name} is exported, with step {exported_step} only; omit the flag"
             )
-        return exported_weights.load(workdir.weights, template), exported_step
+        omitted = tuple(f"{prefix}{name}/" for name in model.training_only for prefix in ("params/", ""))
+        return exported_weights.load(workdir.weights, template, omitted=omitted), exported_step
     if not workdir.checkpoints.exists():
         raise UserError(
             f"{workdir.path} has no checkpoint yet; continue its training with launch.py train --workdir={workdir.path}"
@@ -196,7 +197,7 @@ def build_model(
     """
     spec, parts, text_runs = image_spec(config), {}, {}
     for field, open_run in _OPENERS.items():
-        if not config.get(field) or (field in _TRAINING_ONLY and not (training or abstract)):
+        if not config.get(field) or (field in TRAINING_ONLY and not (training or abstract)):
             continue
         if abstract and (owner := _config_with_part(config, field, parent, workdir)):
             parts[field] = _untrained_part(owner, field, config[field], spec)
@@ -288,11 +289,10 @@ def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
 
 
 _STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "last_step", "noised_clip")
-_TRAINING_ONLY = ("teacher",)  # which samples do not need
 _OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
     "codec": _open_codec,
     "clip": open_clip,
-    **dict.fromkeys((*_STAGES, *_TRAINING_ONLY), _open_stage),
+    **dict.fromkeys((*_STAGES, *TRAINING_ONLY), _open_stage),
 }
 
 

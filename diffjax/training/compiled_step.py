@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
-from diffjax.errors import UserError
+from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
 from diffjax.progress import compiling
@@ -47,15 +47,32 @@ def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
 
     Frozen parameters have no optimiser state.
     """
-    trained = trained_parameters(config, model)
+    trained, every = trained_parameters(config, model), update_every(config, model)
 
     def optimizer(group: str) -> optax.GradientTransformation:
         c = _settings(config, group)
         options = {name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
-        transformation = adam(_learning_rate(config, group), **options)
+        rate = _learning_rate(config, group)
+        transformation = adam(lambda count: rate(count * every[group]), **options)
         return optax.masked(transformation, trained[group]) if trained else transformation
 
     return {group: optimizer(group) for group in model.losses}
+
+
+def update_every(config: ConfigDict, model: Model) -> dict[str, int]:
+    """Returns the steps per update of each group of parameters: `update_every` of its section of `train`, else 1.
+
+    Raises:
+      UserError: a number is not positive, or no group is updated in every step.
+    """
+    every = {
+        group: validate_integer(f"train.{group}.update_every", config.train.get(group, {}).get("update_every", 1))
+        for group in model.losses
+    }
+    if every and min(every.values()) > 1:
+        group = min(every, key=lambda group: every[group])
+        raise UserError(f"train.{group}.update_every={every[group]}: must be 1 for at least one group; set it to 1")
+    return every
 
 
 def trained_parameters(config: ConfigDict, model: Model) -> Mapping[str, Any] | None:
@@ -202,5 +219,6 @@ def _compile(
         accumulate=config.train.accumulate,
         max_consecutive_skips=config.train.get("max_consecutive_skips", 0),
         trained=trained_parameters(config, model),
+        update_every=update_every(config, model),
     )
     return devices.compile(make, shapes)

@@ -19,24 +19,43 @@ def is_finite(values: Any) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values)]).all()
 
 
-def deviation(health: Health, losses: Mapping[str, Scalar]) -> Scalar:
-    """Returns the largest (loss - mean) / standard deviation over the groups; 0 for the first 100 updates."""
+def deviation(health: Health, losses: Mapping[str, Scalar], is_due: Mapping[str, Array] = {}) -> Scalar:
+    """Returns the largest (loss - mean) / standard deviation over the groups; 0 for the first 100 updates.
+
+    Args:
+      is_due: whether groups that are not updated in every step are updated in this one; others are left out.
+    """
     deviations = [
-        (loss - health.mean[group]) / jnp.sqrt(jnp.maximum(health.variance[group], 1e-12))
+        jnp.where(
+            is_due.get(group, True),
+            (loss - health.mean[group]) / jnp.sqrt(jnp.maximum(health.variance[group], 1e-12)),
+            -jnp.inf,
+        )
         for group, loss in losses.items()
     ]
     return jnp.where(health.updates < _MIN_UPDATES, 0.0, jnp.stack(deviations).max())
 
 
-def record_update(health: Health, losses: Mapping[str, Scalar]) -> Health:
-    """Returns the health after an update: exponential moments with the decay min(0.99, n / (10 + n)) at update n."""
+def record_update(health: Health, losses: Mapping[str, Scalar], is_due: Mapping[str, Array] = {}) -> Health:
+    """Returns the health after an update: exponential moments with the decay min(0.99, n / (10 + n)) at update n.
+
+    Args:
+      is_due: as for `deviation`; the moments of groups that are not due are unchanged.
+    """
     rate = 1 - jnp.minimum(_DECAY, health.updates / (10.0 + health.updates))
     difference = {group: loss - health.mean[group] for group, loss in losses.items()}
+
+    def updated(group: str, new: Array, old: Array) -> Array:
+        return jnp.where(is_due[group], new, old) if group in is_due else new
+
     return health.replace(
         consecutive_skips=jnp.zeros_like(health.consecutive_skips),
         updates=health.updates + 1,
-        mean={group: health.mean[group] + rate * difference[group] for group in losses},
-        variance={group: (1 - rate) * (health.variance[group] + rate * difference[group] ** 2) for group in losses},
+        mean={group: updated(group, mean + rate * difference[group], mean) for group, mean in health.mean.items()},
+        variance={
+            group: updated(group, (1 - rate) * (variance + rate * difference[group] ** 2), variance)
+            for group, variance in health.variance.items()
+        },
     )
 
 

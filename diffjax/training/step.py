@@ -9,6 +9,7 @@ import jax
 import optax
 from jax import lax
 from jax import numpy as jnp
+from jaxtyping import Array
 
 from diffjax.models.base import Model
 from diffjax.runs.power_functions import exponent, name_of, update_weight
@@ -33,6 +34,7 @@ def make_step(
     accumulate: int = 1,
     max_consecutive_skips: int = 0,
     trained: Mapping[str, Any] | None = None,
+    update_every: Mapping[str, int] = MappingProxyType({}),
     axis_name: str | None = None,
 ) -> Step:
     """Returns the training step, a pure function of (state, batch, frozen variables).
@@ -47,6 +49,7 @@ def make_step(
     The step returns the metrics of the losses; of each group "grad_norm", the norm of its gradient before clipping, and
     "learning_rate"; "skipped" (number of skipped steps), "consecutive_skips", and "loss_deviation", in standard
     deviations of the losses of the last 100 steps. With several groups, names start with that of the group and a slash.
+    Of a group in `update_every` there is "is_updated", 1 or 0; if 0, its other metrics are 0 instead of computed.
 
     Args:
       optimizers: optimiser of each group of parameters.
@@ -60,6 +63,7 @@ def make_step(
       max_consecutive_skips: number of consecutive steps that may be skipped.
       trained: tree of booleans for each group of parameters, with the structure of its parameters; the others are
         frozen: their gradients are zero, and their average is their value. None: all are trained.
+      update_every: steps per update of groups that are not updated in every step; skipped steps do not count.
       axis_name: device axis, if the step runs as one program per device on a share of the batch; None: the step gets
         the global batch.
     """
@@ -69,13 +73,16 @@ def make_step(
     prefix = functools.partial(group_prefix, model.losses)
     exponents = {name_of(length): exponent(length) for length in ema_lengths}
     losses_of_trained = _freeze(model.losses, trained) if trained else model.losses
+    update_every = {group: every for group, every in update_every.items() if every > 1}
 
     def step(state: TrainState, batch: Batch, frozen: Mapping[str, Variables] = {}) -> tuple[TrainState, Metrics]:
         batch_size = len(batch["index"]) * (lax.axis_size(axis_name) if axis_name else 1)
         context = make_step_context(state.step, key, batch_size, examples)._replace(mean=mean, gather=gather)
         keys = example_keys(context, batch)
         variables = {**state.variables, "ema": state.ema, "frozen": frozen}
-        grads, metrics, collections = mean(_accumulate(losses_of_trained, variables, batch, keys, context, accumulate))
+        is_due = {group: state.health.updates % every == 0 for group, every in update_every.items()}
+        compute = functools.partial(_gradients, losses_of_trained, is_due=is_due)
+        grads, metrics, collections = mean(_accumulate(compute, variables, batch, keys, context, accumulate))
 
         metrics = {**metrics, **{f"{prefix(group)}grad_norm": optax.global_norm(grads[group]) for group in optimizers}}
         if model.summarize:
@@ -85,6 +92,9 @@ def make_step(
         for group, opt in optimizers.items():
             updates, optimizer[group] = opt.update(grads[group], state.optimizer[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
+            if group in is_due:
+                old = state.variables["params"][group], state.optimizer[group]
+                params[group], optimizer[group] = _where(is_due[group], (params[group], optimizer[group]), old)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
         power_ema = {
@@ -100,11 +110,11 @@ def make_step(
             ema=ema,
             optimizer=optimizer,
             power_ema=power_ema,
-            health=nonfinite.record_update(state.health, losses),
+            health=nonfinite.record_update(state.health, losses, is_due),
         )
         old = state.replace(health=nonfinite.record_skip(state.health))
         step_ok = nonfinite.is_finite(metrics) & (state.health.consecutive_skips <= max_consecutive_skips)
-        new = jax.tree.map(functools.partial(jnp.where, step_ok), new, old).replace(step=state.step + 1)
+        new = _where(step_ok, new, old).replace(step=state.step + 1)
         return new, {
             **metrics,
             **{
@@ -113,7 +123,8 @@ def make_step(
             },
             "skipped": new.health.skipped,
             "consecutive_skips": new.health.consecutive_skips,
-            "loss_deviation": nonfinite.deviation(state.health, losses),
+            "loss_deviation": nonfinite.deviation(state.health, losses, is_due),
+            **{f"{prefix(group)}is_updated": due.astype(jnp.float32) for group, due in is_due.items()},
         }
 
     return step
@@ -140,6 +151,10 @@ def _identity(tree: Any) -> Any:
     return tree
 
 
+def _where(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+
 def _replace_frozen(trained: Mapping[str, Any], average: Any, params: Any) -> Any:
     """Returns an average with the values of the parameters that are not `trained`, as sums round."""
     return jax.tree.map(lambda is_trained, leaf, param: leaf if is_trained else param, trained, average, params)
@@ -163,17 +178,22 @@ def _freeze(losses: Mapping[str, LossFn], trained: Mapping[str, Any]) -> dict[st
 
 
 def _accumulate(
-    losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext, parts: int
+    compute: Callable[..., Gradients],
+    variables: Variables,
+    batch: Batch,
+    keys: PRNGKeys,
+    context: StepContext,
+    parts: int,
 ) -> Gradients:
     """Returns the means of gradients, metrics and mutable collections over parts of the batch."""
     if parts == 1:
-        return _gradients(losses, variables, batch, keys, context)
+        return compute(variables, batch, keys, context)
     # Part i has examples i, i + parts, ...: the examples of a batch that is split over devices stay where they are.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
 
     def gradients(part: tuple[Batch, PRNGKeys]) -> Gradients:
         batch, keys = part
-        return _gradients(losses, variables, batch, keys, context)
+        return compute(variables, batch, keys, context)
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, gradients(part)), None
@@ -185,9 +205,18 @@ def _accumulate(
 
 
 def _gradients(
-    losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
+    losses: Mapping[str, LossFn],
+    variables: Variables,
+    batch: Batch,
+    keys: PRNGKeys,
+    context: StepContext,
+    *,
+    is_due: Mapping[str, Array],
 ) -> Gradients:
-    """Returns gradients by group, metrics, and new mutable collections."""
+    """Returns gradients by group, metrics, and new mutable collections.
+
+    Of a group that is not due, gradients and metrics are 0 and collections unchanged; nothing is computed.
+    """
     grads, metrics, collections = {}, {}, {}
     for group, loss_fn in losses.items():
 
@@ -195,12 +224,27 @@ def _gradients(
             loss, aux = loss_fn({**variables, "params": {**variables["params"], group: params}}, batch, keys, context)
             return loss.mean(), aux
 
-        (loss, aux), grads[group] = jax.value_and_grad(mean_loss, has_aux=True)(variables["params"][group])
-        metrics |= {
-            group_prefix(losses, group) + name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()
-        }
-        collections |= aux.variables
+        def compute(group=group, mean_loss=mean_loss):
+            (loss, aux), grad = jax.value_and_grad(mean_loss, has_aux=True)(variables["params"][group])
+            means = {name: values.mean() for name, values in {"loss": loss, **aux.metrics}.items()}
+            return grad, means, aux.variables
+
+        if group in is_due:
+            grads[group], means, updated = lax.cond(
+                is_due[group], compute, functools.partial(_zeros, compute, variables)
+            )
+        else:
+            grads[group], means, updated = compute()
+        metrics |= {group_prefix(losses, group) + name: value for name, value in means.items()}
+        collections |= updated
     return grads, metrics, collections
+
+
+def _zeros(compute: Callable[[], tuple[Any, Any, Any]], variables: Variables) -> tuple[Any, Any, Any]:
+    """Returns zeros in the place of a group's gradients and metrics, and the old values of its collections."""
+    shapes = jax.eval_shape(compute)
+    grad, means = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[:2])
+    return grad, means, {name: variables[name] for name in shapes[2]}
 
 
 def group_prefix(losses: Mapping[str, LossFn], group: str) -> str:

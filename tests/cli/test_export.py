@@ -20,19 +20,21 @@ def run(tmp_path, monkeypatch):
     source = tmp_path / "run"
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
-    variables = {"params": {"w": np.arange(2**14, dtype=np.float32)}, "frozen": {"codec": np.zeros(3)}}
+    params = {"w": np.arange(2**14, dtype=np.float32), "discriminator": {"w": np.zeros(3, np.float32)}}
+    variables = {"params": params, "spectral": {"w": np.zeros(3)}, "frozen": {"codec": np.zeros(3)}}
 
     def load(path, step=None, *, ema_length=None):
         path = Path(path)
         config = ConfigDict({"whole": path.resolve() == source})
-        system = types.SimpleNamespace(text=True if config.whole else None, losses=True)
+        omitted = ("discriminator", "spectral")
+        system = types.SimpleNamespace(text=True if config.whole else None, losses=True, training_only=omitted)
         return types.SimpleNamespace(
             workdir=Workdir(path), config=config, system=system, variables=variables, step=5, lora=None
         )
 
     load.parts = ()
     monkeypatch.setattr(export, "load", load)
-    monkeypatch.setattr(export, "part_names", lambda config: load.parts if config.whole else ())
+    monkeypatch.setattr(export, "part_names", lambda config, *, for_sampling: load.parts if config.whole else ())
     return types.SimpleNamespace(path=source, load=load)
 
 

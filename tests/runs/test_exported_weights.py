@@ -82,6 +82,14 @@ def test_arrays_that_are_not_contiguous(tmp_path):
     same(exported_weights.load(tmp_path / "a", template(tree)), {name: np.array(leaf) for name, leaf in tree.items()})
 
 
+def test_what_only_training_needs_may_be_in_the_file(tmp_path):
+    whole = {**TREE, "params": {**TREE["params"], "other": {"w": np.ones(3, np.float32)}}}
+    for name, tree in (("old", whole), ("new", TREE)):
+        exported_weights.save(tmp_path / name, tree, 7)
+        same(exported_weights.load(tmp_path / name, template(whole), omitted=("params/other/",)), TREE)
+    refused(tmp_path / "old", "params/other/w is in one of them only")
+
+
 def test_the_same_variables_are_the_same_bytes(path, tmp_path):
     backwards = {name: dict(reversed(inner.items())) for name, inner in reversed(TREE.items())}
     for i in range(5):  # safetensors' own writer orders metadata at random

@@ -155,6 +155,16 @@ def test_metric_means_of_random_metrics():
     assert means.read() == {}
 
 
+def test_metric_means_of_a_group_are_over_its_updates():
+    means = MetricMeans()
+    for i in range(5):
+        updated = {"a/loss": 3.0 + i if i % 2 == 0 else 0.0, "a/is_updated": float(i % 2 == 0), "b/loss": float(i)}
+        means.add({name: jnp.float32(value) for name, value in updated.items()} | {"consecutive_skips": int(i == 4)})
+    assert means.read() == {"a/loss": 4.0, "b/loss": 1.5}
+    means.add({"a/loss": jnp.float32(0), "a/is_updated": jnp.float32(0), "b/loss": jnp.float32(1)})
+    np.testing.assert_equal(means.read(), {"a/loss": np.nan, "b/loss": 1.0})
+
+
 def test_a_resumed_run_logs_the_lines_of_an_uninterrupted_one(tmp_path):
     """Resuming after a kill, from a checkpoint between two lines of log_every."""
     run(tmp_path, BATCHES, steps=9, every=3, log_every=4)

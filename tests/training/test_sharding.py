@@ -44,9 +44,16 @@ def prior_with_codec():
     return tiny.config("prior_transformer"), {"codec": (codec, {**tiny.randomised(codec.init), "frozen": {}})}
 
 
+def two_groups():
+    """Returns the config of a GAN whose generator is updated in each second step."""
+    config = tiny.config("gan")
+    config.train.generator.update_every = 2
+    return config, {}
+
+
 KINDS = {  # config, and the parts that it depends on
     "diffusion": lambda: (tiny.config(**DIFFUSION), {}),  # with dropout and augmentation
-    "two groups": lambda: (tiny.config("gan"), {}),
+    "two groups": two_groups,
     "clip": lambda: (tiny.config("clip_shapes"), {}),
     "autoregressive": prior_with_codec,
 } | {name: lambda changes=changes: (tiny.config("vqvae", **changes), {}) for name, changes in CODEBOOKS.items()}
@@ -89,7 +96,7 @@ CASES = [
     *(("diffusion", layout) for layout in LAYOUTS),
     *(("codebook with restarts", layout) for layout in ("jit on 8", "pmap on 8", "pmap on 2, 2 parts")),
     ("discriminator", "pmap on 8"),
-    ("two groups", "fsdp 4 x 2"),
+    *(("two groups", layout) for layout in ("fsdp 4 x 2", "pmap on 2, 2 parts")),
     ("clip", "pmap on 8"),
     ("autoregressive", "fsdp 4 x 2"),
 ]

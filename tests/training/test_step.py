@@ -181,3 +181,42 @@ def test_a_non_finite_group_skips_the_step_of_both_groups():
     after, metrics = step(state, batch())
     assert metrics["skipped"] == 1 and jnp.isfinite(metrics["model/loss"])
     chex.assert_trees_all_equal(after.variables, state.variables)
+
+
+def test_a_group_is_updated_every_third_step():
+    """Skipped steps do not count. The other group sees the new parameters after each update."""
+    params = {"a": jnp.array(1.0), "b": jnp.array(2.0)}
+
+    def loss_of_a(variables, batch, keys, moment):
+        loss = variables["params"]["a"] ** 2 * batch["x"][:, 0]
+        return loss, Aux({"double": 2 * loss}, {"statistics": {"mean": loss.mean()}})
+
+    def loss_of_b(variables, batch, keys, moment):
+        return variables["params"]["a"] * variables["params"]["b"] * batch["x"][:, 0], Aux({})
+
+    options = {"update_every": {"a": 3, "b": 1}, "accumulate": 2, "max_consecutive_skips": 1}
+    state, step = state_and_step({"a": loss_of_a, "b": loss_of_b}, params, **options)
+    a, b, updates, losses, statistics = 1.0, 2.0, 0, [], 0.0
+    for s in range(8):
+        data = batch(seed=s)
+        if s == 3:
+            data["x"][0] = np.nan
+        state, metrics = step(state, data)
+        if s != 3:
+            mean, is_due = data["x"][:, 0].mean(dtype=np.float64), updates % 3 == 0
+            assert metrics["a/is_updated"] == is_due and "b/is_updated" not in metrics
+            expected = [a**2 * mean, 2 * a**2 * mean, abs(2 * a * mean)] if is_due else [0, 0, 0]
+            actual = [metrics[f"a/{name}"] for name in ("loss", "double", "grad_norm")]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5)
+            np.testing.assert_allclose(metrics["b/loss"], a * b * mean, rtol=1e-5)
+            if is_due:
+                losses.append(a**2 * mean)
+                statistics = losses[-1]
+            a, b, updates = a - RATE * 2 * a * mean * is_due, b - RATE * a * mean, updates + 1
+        np.testing.assert_allclose([state.variables["params"][name] for name in "ab"], [a, b], rtol=1e-5)
+        np.testing.assert_allclose(state.variables["statistics"]["mean"], statistics, rtol=1e-5)
+    assert updates == 7 and len(losses) == 3
+    moment = 0.0
+    for n, loss in zip((0, 3, 6), losses, strict=True):
+        moment += (1 - min(0.99, n / (10 + n))) * (loss - moment)
+    np.testing.assert_allclose(state.health.mean["a"], moment, rtol=1e-5)

@@ -12,7 +12,6 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from diffjax.diffusion import flow_map_losses
 from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Network
 from diffjax.diffusion.noise import Noise, for_examples
@@ -83,19 +82,23 @@ class DiffusionModel(GenerativeModel):
     def init(self, key: PRNGKey) -> Variables:
         network_key, conditions_key, example_key = jax.random.split(key, 3)
         condition_params = self.conditions.init(conditions_key)
-        inputs: dict[str, Any] = self._example_inputs(condition_params, example_key)
-        channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
-        if self.process.reads_interval:
-            inputs = _with_interval(inputs, jnp.zeros((1,)))
-        *sides, data_channels = self.data_space.shape
-        x = jnp.zeros((1, *sides, data_channels + channels))
-        params = self.network.init(network_key, x, jnp.zeros((1,)), **inputs)["params"]
+        x, t, inputs = self._example_arguments(condition_params, example_key)
+        params = self.network.init(network_key, x, t, **inputs)["params"]
         params = {**params, **self.process.init()}
         if condition_params:
             params["conditions"] = condition_params
         memory = self.process.times.init(self.process.schedule)
         variables = {"params": {"model": params}, **self.data_space.init()}
         return variables | ({"times": memory} if memory else {})
+
+    def _example_arguments(self, condition_params: Params, key: PRNGKey) -> tuple[Array, Array, dict[str, Any]]:
+        """Returns zeros of the shapes of the network's arguments: x_t, t and inputs by name."""
+        inputs: dict[str, Any] = self._example_inputs(condition_params, key)
+        channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
+        if self.process.reads_interval:
+            inputs = _with_interval(inputs, jnp.zeros((1,)))
+        *sides, data_channels = self.data_space.shape
+        return jnp.zeros((1, *sides, data_channels + channels)), jnp.zeros((1,)), inputs
 
     def _example_inputs(self, condition_params: Params, key: PRNGKey) -> dict[str, Array]:
         """Returns zeros of the shapes of the network's inputs; frozen models are not run."""
@@ -144,17 +147,7 @@ class DiffusionModel(GenerativeModel):
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
-        if stored := {"latent", "x0"} & batch.keys():  # computed before training
-            conditions, x_0 = batch, batch[stored.pop()]
-        else:
-            original, conditions = to_unit_range(batch["image"]), dict(batch)
-            if augment:
-                original, conditions["augment_label"] = augment(augment_keys[0], original)
-            conditions["original"] = original
-            x_0 = lax.stop_gradient(self.data_space.encode(variables, original))
-        values = self.conditions.encode(self._condition_inputs(variables, conditions, conditions_keys))
-        drop_keys = fold_in_each(conditions_keys, len(self.conditions.each))
-        values = self.conditions.drop_randomly(values, drop_keys)
+        x_0, values = self._examples(variables, batch, conditions_keys, *augment_keys)
         bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
         average = {**variables, "params": variables.get("ema", variables["params"])}
         teacher = self._bound_teacher(variables, values) if self.teacher else None
@@ -169,6 +162,21 @@ class DiffusionModel(GenerativeModel):
             couple=self._coupling(batch, crop, context.gather, teacher),
         )
         return value, Aux({}, {"times": memory} if memory else {})
+
+    def _examples(
+        self, variables: Variables, batch: Batch, keys: PRNGKeys, augment_keys: PRNGKeys | None = None
+    ) -> tuple[Array, dict[str, Values]]:
+        """Returns the clean data of a batch, and the values of its conditions, dropped at random."""
+        if stored := {"latent", "x0"} & batch.keys():  # computed before training
+            conditions, x_0 = batch, batch[stored.pop()]
+        else:
+            original, conditions = to_unit_range(batch["image"]), dict(batch)
+            if self.nonleaky_augmentation and augment_keys is not None:
+                original, conditions["augment_label"] = self.nonleaky_augmentation(augment_keys, original)
+            conditions["original"] = original
+            x_0 = lax.stop_gradient(self.data_space.encode(variables, original))
+        values = self.conditions.encode(self._condition_inputs(variables, conditions, keys))
+        return x_0, self.conditions.drop_randomly(values, fold_in_each(keys, len(self.conditions.each)))
 
     def _coupling(
         self,
@@ -291,6 +299,7 @@ class DiffusionModel(GenerativeModel):
         values: Mapping[str, Values],
         dropout_keys: PRNGKeys | None = None,
         crop: Callable[[Array], Array] = lambda x: x,
+        **options: Any,
     ) -> Network:
         """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels.
 
@@ -308,7 +317,7 @@ class DiffusionModel(GenerativeModel):
             each = jax.tree.map(for_batch, inputs)
             each = each if interval is None else _with_interval(each, interval)
             x = x if channels is None else jnp.concatenate([x, for_batch(channels)], axis=-1)
-            return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys)
+            return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys, **options)
 
         return network
 
@@ -321,19 +330,21 @@ def make_diffusion_model(
     conditions: Conditions,
     network: nn.Module,
     parts: Mapping[str, tuple[Model, Variables]],
+    kind: type[DiffusionModel] = DiffusionModel,
 ) -> DiffusionModel:
     """Builds the diffusion model of a config, and checks it.
 
     Args:
       parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
         last step of sampling, "teacher" to distil.
+      kind: class of the model.
 
     Raises:
       UserError: parts of the config do not fit together.
     """
     if process.differentiates_network:
         network = _without_cudnn(network)
-    if process.loss.name in flow_map_losses.WITH_TEACHER and not config.get("teacher"):
+    if process.requires_teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     if conditions.guidance_scale and not config.get("teacher"):
         raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
@@ -345,7 +356,7 @@ def make_diffusion_model(
     if crop:
         _check_crop(crop, data_space.shape[0], network)
     has_data_size = isinstance(data_space, PixelSpace | EmbeddingSpace)
-    model = DiffusionModel(
+    model = kind(
         image_spec=spec,
         process=process,
         data_space=data_space,

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.diffusion import (
     couplings,
     denoiser,
+    distribution_matching,
     flow_map_losses,
     loss_metrics,
     loss_weighting,
@@ -23,10 +24,12 @@ from diffjax.diffusion import (
     next_times,
     noise_schedules,
     parameterizations,
+    time_grids,
     time_sampling,
     variance,
 )
 from diffjax.diffusion.denoiser import Denoiser, Network, Predict
+from diffjax.diffusion.distribution_matching import DistributionMatching
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
@@ -120,7 +123,7 @@ class Process:
         process = cls(
             schedule=schedule,
             parameterization=_look_up(config, "parameterization", parameterizations),
-            loss=_look_up(config, "loss", (losses, flow_map_losses)),
+            loss=_look_up(config, "loss", (losses, flow_map_losses, distribution_matching)),
             weighting=_look_up(config, "weighting", loss_weighting),
             times=make_times(config, schedule),
             variance=_look_up(config, "variance", variance),
@@ -147,7 +150,8 @@ class Process:
             raise UserError("diffusion.continuous=True: parameterization=mu requires discrete timesteps; use False")
         chosen = {name: getattr(self, name) for name in ("loss", "parameterization", "next_times", "metric")}
         for name, choice in chosen.items():
-            may_be_zero = name in ("next_times", "metric") or (name == "loss" and self.learns_flow_map)
+            is_few_step = self.learns_flow_map or self.matches_distributions
+            may_be_zero = name in ("next_times", "metric") or (name == "loss" and is_few_step)
             for option, value in choice.options.items():
                 exclusive = "" if may_be_zero else "low"
                 validate_number(f"diffusion.{name}={choice.name}, {option}", value, low=0, exclusive=exclusive)
@@ -194,6 +198,8 @@ class Process:
             raise UserError("diffusion.loss=vlb: is the bound only with time_sampling=uniform or importance; use one")
         if self.couples_noise:
             self._check_coupling()
+        if self.matches_distributions:
+            self._check_distribution_matching(times)
         if self.learns_flow_map:
             self._check_flow_map(times)
         elif self.next_times.name != "clean" or self.metric.name != "l2":
@@ -205,6 +211,8 @@ class Process:
     def _check_coupling(self) -> None:
         """Raises UserError for a loss that coupled noise does not have, or invalid options."""
         coupling, loss = self.coupling.name, self.loss.name
+        if self.matches_distributions:
+            raise UserError(f"diffusion.coupling={coupling}: has no effect on loss={loss}; set it to independent")
         if loss in ("vlb", "hybrid"):
             raise UserError(
                 f"diffusion.coupling={coupling}: has no variational bound, which loss={loss} requires; set "
@@ -221,6 +229,21 @@ class Process:
             jax.eval_shape(lambda: self.coupling.bind()(examples))
         except ValueError as error:
             raise UserError(f"diffusion.coupling={coupling}: {error}") from error
+
+    def _check_distribution_matching(self, times: str) -> None:
+        """Raises UserError for choices that do not fit distribution matching."""
+        if self.learns_variance:
+            raise UserError(
+                "diffusion.variance=learned_range: has no loss with loss=distribution_matching; use fixed_small"
+            )
+        if times == "importance":
+            raise UserError(
+                "diffusion.time_sampling=importance: is not supported for loss=distribution_matching; use another"
+            )
+        try:
+            time_grids.trailing(self.matching.generator_steps, self.schedule)
+        except ValueError as error:
+            raise UserError(f"diffusion.loss=distribution_matching: {error}") from error
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
@@ -259,6 +282,21 @@ class Process:
     def learns_flow_map(self) -> bool:
         """True if the loss is one of flow maps, for samples in few steps."""
         return self.loss.name in FLOW_MAP_LOSSES
+
+    @property
+    def matches_distributions(self) -> bool:
+        """True if the loss is distribution matching, of a generator with a teacher."""
+        return self.loss.name == "distribution_matching"
+
+    @property
+    def matching(self) -> DistributionMatching:
+        """The losses of distribution matching; only with `matches_distributions`."""
+        return self.loss.bind(schedule=self.schedule, weighting=self.weighting.bind())()
+
+    @property
+    def requires_teacher(self) -> bool:
+        """True if the loss has a target of a teacher only."""
+        return self.loss.name in flow_map_losses.WITH_TEACHER or self.matches_distributions
 
     @property
     def reads_interval(self) -> bool:

@@ -15,12 +15,15 @@ from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, validate_number
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage, abstract_value
+from diffjax.models.diffusion import distribution_matching
 from diffjax.models.diffusion.condition_kinds import ClipText
 from diffjax.models.diffusion.conditions import Conditions, make_conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, StandardizedSpace, latent_space, pixel_space
+from diffjax.models.diffusion.distribution_matching import DistributionMatchingModel
 from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
 from diffjax.models.diffusion.process import Process, have_same_noise
 from diffjax.models.networks import dtype_of, make, make_denoiser
+from diffjax.models.parameter_paths import flatten
 from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, Variables
@@ -117,7 +120,10 @@ def _build_image_model(
         )
     if teacher is not None:
         parts = {**parts, "teacher": (teacher.model, teacher.variables)}
-    model = make_diffusion_model(config, spec, process, space, conditions, network, parts)
+    kind = DistributionMatchingModel if process.matches_distributions else DiffusionModel
+    model = make_diffusion_model(config, spec, process, space, conditions, network, parts, kind)
+    if isinstance(model, DistributionMatchingModel):
+        distribution_matching.check(model)
     if teacher is not None:
         _check_teacher(model, teacher.model)
     return model
@@ -130,20 +136,26 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
     theirs, ours = teacher.noise_schedule, model.noise_schedule
     reflows = model.process.coupling.name == "reflow"
     has_same_coupling = reflows or model.process.coupling.name == teacher.process.coupling.name
-    for name, is_equal in (
+    is_same = [
         ("size and channels of x_t", model.data_space.shape == teacher.data_space.shape),
         ("conditions", _without_scale(model.conditions) == _without_scale(teacher.conditions)),
         ("noise schedule", theirs.timesteps == ours.timesteps and have_same_noise(theirs, ours)),
         ("coupling", has_same_coupling),
-    ):
+    ]
+    if model.process.matches_distributions:  # the fake score starts as the teacher
+        is_same += [
+            ("parameterization", _parameterization(model) == _parameterization(teacher)),
+            ("network", _has_weights(model, teacher)),
+        ]
+    for name, is_equal in is_same:
         if not is_equal:
             raise UserError(
                 f"teacher: has another {name} than the run; set the fields of the run to those of the teacher"
             )
-    if not (model.process.learns_flow_map or reflows):
+    if not (model.process.learns_flow_map or model.process.matches_distributions or reflows):
         raise UserError(
-            f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', a loss of flow maps, or "
-            "coupling=reflow"
+            f"diffusion.loss={model.process.loss.name}: has no teacher; set teacher='', a loss of flow maps or "
+            "distribution_matching, or coupling=reflow"
         )
     is_guided = model.teacher_guidance != 1.0 or model.conditions.guidance_scale is not None
     if is_guided and not teacher.conditions.supports_guidance:
@@ -151,6 +163,23 @@ def _check_teacher(model: DiffusionModel, teacher: Model) -> None:
             f"diffusion.teacher_guidance={model.teacher_guidance:g}, conditions.guidance_scale: require a teacher "
             "trained with dropped conditions, such as diffusion.label_dropout > 0; set it to 1, remove the other"
         )
+
+
+def _parameterization(model: DiffusionModel) -> tuple[Any, ...]:
+    """Returns what determines the inputs of a network and the meaning of its output."""
+    return *model.process.parameterization, model.process.time_scale
+
+
+def _has_weights(model: DiffusionModel, other: DiffusionModel) -> bool:
+    """Returns whether a model has all parameters of another, with the same shapes.
+
+    A scale of distilled guidance changes those of embeddings, which then start at random.
+    """
+    ours, theirs = (flatten(one.variable_shapes["params"]["model"]) for one in (model, other))
+    omitted = "embedding/" if model.conditions.guidance_scale else ()
+    return all(
+        name in ours and ours[name].shape == leaf.shape for name, leaf in theirs.items() if not name.startswith(omitted)
+    )
 
 
 def _without_scale(conditions: Conditions) -> Conditions:
@@ -168,7 +197,7 @@ def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | 
     if clip is None:
         raise UserError("clip='': system=unclip_prior requires a trained CLIP; set --config.clip=WORKDIR")
     process = Process.from_config(config.diffusion)
-    if process.reads_interval:
+    if process.reads_interval or process.matches_distributions:
         raise UserError(
             f"diffusion.loss={process.loss.name}: is not supported for system=unclip_prior; choose another loss"
         )

@@ -45,6 +45,8 @@ class AdversarialModel(GenerativeModel):
     discriminator: DiscriminatorLoss
     image_shape: tuple[int, int, int]
 
+    training_only = ("discriminator", "spectral")
+
     @abc.abstractmethod
     def init_generator(self, key: PRNGKey) -> Any:
         """Returns fresh parameters of the generator. Consumes `key`."""
