@@ -10,22 +10,10 @@ import jax
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax.diffusion import (
-    flow_map_losses,
-    loss_metrics,
-    loss_weighting,
-    losses,
-    next_times,
-    noise_schedules,
-    parameterizations,
-    samplers,
-    sampling,
-    time_grids,
-    time_sampling,
-    variance,
-)
+from diffjax.diffusion import flow_map_losses, losses, noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.errors import UserError
+from diffjax.models.diffusion.axes import AXES
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.registry import choices, options
 
@@ -91,19 +79,7 @@ def evaluations(name: str) -> tuple[str, str]:
 
 
 def main() -> str:
-    modules = (
-        flow_map_losses,
-        loss_metrics,
-        loss_weighting,
-        losses,
-        next_times,
-        noise_schedules,
-        parameterizations,
-        samplers,
-        time_sampling,
-        variance,
-    )
-    names = {module.__name__.split(".")[-1]: sorted(choices(module)) for module in modules}
+    names = {axis.name: sorted(choices(axis.module)) for axis in AXES}
     all_losses = choices(losses, flow_map_losses)
     loss_names = [*names["losses"], *names["flow_map_losses"]]
 

@@ -11,7 +11,7 @@ noised batch and its networks to a value per example [B]; the process passes `sc
 Reference: Boffi et al. 2025, "How to build a consistency model", for flow maps in general.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -241,10 +241,38 @@ def progressive(
     return weighting(now, networks.coefficients(now)) * metric(error)
 
 
-# Losses whose networks are given the interval of the step; losses that differentiate the network along the ODE.
-WITH_INTERVAL = ("shortcut", "mean_flow", "improved_mean_flow")
-WITH_DERIVATIVE = ("continuous_consistency", "mean_flow", "improved_mean_flow")
-WITH_TEACHER = ("progressive",)
+class Needs(NamedTuple):
+    """Requirements of a loss on the process.
+
+    Attributes:
+      interval: the network is given the interval of the step.
+      continuous: the schedule is differentiated by time, so it must be continuous.
+      derivative: the network is differentiated along the trajectory, in forward mode.
+      teacher: the loss is one of distillation only.
+      next_times: choices of next_times.py that fit; empty: all.
+      reason: problem that the loss has with the others, as the end of a sentence.
+    """
+
+    interval: bool = False
+    continuous: bool = False
+    derivative: bool = False
+    teacher: bool = False
+    next_times: tuple[str, ...] = ()
+    reason: str = ""
+
+
+_MEAN_FLOW = Needs(interval=True, continuous=True, derivative=True)
+NEEDS: Mapping[str, Needs] = {
+    "consistency": Needs(
+        next_times=("grid", "doubling", "shrinking", "skip", "clean"),
+        reason="learns nothing of pairs of equal times",
+    ),
+    "continuous_consistency": Needs(continuous=True, derivative=True, next_times=("clean",), reason="does not use it"),
+    "shortcut": Needs(interval=True),
+    "mean_flow": _MEAN_FLOW,
+    "improved_mean_flow": _MEAN_FLOW,
+    "progressive": Needs(teacher=True, next_times=("grid",), reason="requires the steps of the student, grid(steps=N)"),
+}
 
 
 def _average_velocity(

@@ -19,7 +19,7 @@ from diffjax.diffusion import (
     time_sampling,
 )
 from diffjax.diffusion.denoiser import Prediction, predictor
-from diffjax.diffusion.flow_map_losses import WITH_DERIVATIVE, WITH_INTERVAL, WITH_TEACHER, Networks
+from diffjax.diffusion.flow_map_losses import NEEDS, Networks
 from diffjax.diffusion.noise import for_examples
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.registry import choices
@@ -61,7 +61,7 @@ def batch_at(schedule, times=TIMES, next=NEXT, x0=X0, eps=EPS, step=0):
 
 
 def networks(name, parameterization, with_teacher=False):
-    make = functools.partial(predictor, parameterization=parameterization, with_interval=name in WITH_INTERVAL)
+    make = functools.partial(predictor, parameterization=parameterization, with_interval=NEEDS[name].interval)
     return Networks(make(smooth), make(average), parameterization, teacher if with_teacher else None)
 
 
@@ -218,7 +218,7 @@ def exact_predict(name, parameterization, schedule, shift):
         c = parameterization(now)
         if name == "progressive":
             next = schedule(now.t - 10.0)
-        elif name not in WITH_INTERVAL:
+        elif not NEEDS[name].interval:
             next = schedule(jnp.zeros_like(now.t))
         a, s, an, sn, skip, out = (for_examples(v, x) for v in (*now[1:], *next[1:], c.skip, c.out))
         end = an * MEAN + jnp.sqrt((an * STD) ** 2 + sn**2) / jnp.sqrt((a * STD) ** 2 + s**2) * (x - a * MEAN)
@@ -231,13 +231,14 @@ def exact_predict(name, parameterization, schedule, shift):
 
 
 @functools.cache
-def at_the_exact_map(name, *, distilled):
+def at_the_exact_map(name, *, distilled, **changes):
     """Returns losses and their derivatives by a shift of F, at shifts 0, 0.1 and -0.1; steps are short."""
     schedule, parameterization, options = OPTIONS[name]
-    loss = functools.partial(choices(flow_map_losses)[name], schedule=schedule, metric=loss_metrics.l2, **options)
+    options = {"schedule": schedule, "metric": loss_metrics.l2, **options, **changes}
+    loss = functools.partial(choices(flow_map_losses)[name], **options)
     times = np.array([800.0, 500.0, 300.0, 300.0])
     next = times - (10.0 if name == "progressive" else 2.0)
-    if name in WITH_INTERVAL:
+    if NEEDS[name].interval:
         next = np.array([500.0, 100.0, 0.0, 300.0])
     count = len(times)
     now = schedule(jnp.asarray(times, jnp.float32))
@@ -269,28 +270,17 @@ def test_the_loss_of_distillation_is_zero_at_the_exact_flow_map(name):
     assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - set(WITH_TEACHER) - {"continuous_consistency"}))
+@pytest.mark.parametrize("name", sorted(name for name in OPTIONS if not NEEDS[name].teacher))
 def test_the_mean_gradient_of_training_is_zero_at_the_exact_flow_map(name):
-    """Over x_0 given x_t, by quadrature; the loss itself is not zero. sCM's normalised tangent has another mean."""
-    _, slopes = at_the_exact_map(name, distilled=False)
+    """Over x_0 given x_t, by quadrature; the loss itself is not zero. sCM's bounded tangent has another mean."""
+    changes = {"bound": 0.0} if name == "continuous_consistency" else {}
+    _, slopes = at_the_exact_map(name, distilled=False, **changes)
     assert np.all(np.abs(slopes[0]) < 0.03 * slopes[1])
     assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
 
 
-def test_the_mean_gradient_of_continuous_consistency_without_its_bound_is_zero():
-    schedule, parameterization, options = OPTIONS["continuous_consistency"]
-    OPTIONS["continuous_consistency"] = schedule, parameterization, {**options, "bound": 0.0}
-    try:
-        at_the_exact_map.cache_clear()
-        _, slopes = at_the_exact_map("continuous_consistency", distilled=False)
-    finally:
-        OPTIONS["continuous_consistency"] = schedule, parameterization, options
-    assert np.all(np.abs(slopes[0]) < 0.03 * np.abs(slopes[1]))
-
-
 def test_every_loss_is_tested():
-    assert set(OPTIONS) == set(choices(flow_map_losses))
-    assert {*WITH_DERIVATIVE, *WITH_INTERVAL, *WITH_TEACHER} <= set(OPTIONS)
+    assert set(OPTIONS) == set(choices(flow_map_losses)) == set(NEEDS)
 
 
 # Trained on a mixture of Gaussians.
@@ -399,7 +389,7 @@ TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and 
 def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
     """By the distance of Kolmogorov and Smirnov; one step of DDIM has 0.47."""
     schedule, parameterization, times, choose, loss, distilled = TRAINED[name]
-    with_interval = loss.func.__name__ in WITH_INTERVAL
+    with_interval = NEEDS[loss.func.__name__].interval
 
     def predict_with(params):
         network = functools.partial(perceptron, params)

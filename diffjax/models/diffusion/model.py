@@ -12,7 +12,6 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from diffjax.diffusion import flow_map_losses
 from diffjax.diffusion.denoiser import Network
 from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.noise_schedules import Schedule
@@ -84,7 +83,7 @@ class DiffusionModel(GenerativeModel):
         condition_params = self.conditions.init(conditions_key)
         inputs: dict[str, Any] = self._example_inputs(condition_params, example_key)
         channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
-        if self.process.reads_interval:
+        if self.process.needs.interval:
             inputs = _with_interval(inputs, jnp.zeros((1,)))
         *sides, data_channels = self.data_space.shape
         x = jnp.zeros((1, *sides, data_channels + channels))
@@ -275,7 +274,7 @@ class DiffusionModel(GenerativeModel):
     ) -> Network:
         """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels.
 
-        It maps (x_t, time), with `process.reads_interval` (x_t, time, interval), to its output.
+        It maps (x_t, time), with `process.needs.interval` (x_t, time, interval), to its output.
         """
         params = variables["params"]["model"]
         inputs = self.conditions.network_inputs(params.get("conditions", {}), values, self._clip(variables))
@@ -312,9 +311,9 @@ def make_diffusion_model(
     Raises:
       UserError: parts of the config do not fit together.
     """
-    if process.differentiates_network:
+    if process.needs.derivative:
         network = _without_cudnn(network)
-    if process.loss.name in flow_map_losses.WITH_TEACHER and not config.get("teacher"):
+    if process.needs.teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     if conditions.guidance_scale and not config.get("teacher"):
         raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")

@@ -199,24 +199,17 @@ class Process:
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
-        loss = self.loss.name
+        loss, needs = self.loss.name, self.needs
         if self.learns_variance:
             raise UserError(f"diffusion.variance=learned_range: has no loss with loss={loss}; use fixed_small")
         if times == "importance":
             raise UserError(f"diffusion.time_sampling=importance: is not supported for loss={loss}; use another")
-        if self.differentiates_network and not self.schedule.continuous:
+        if needs.continuous and not self.schedule.continuous:
             raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
-        if loss == "continuous_consistency" and self.next_times.name != "clean":
-            raise UserError(f"diffusion.next_times={self.next_times.name}: has no effect on loss={loss}; use clean")
-        if loss == "progressive" and self.next_times.name != "grid":
+        if needs.next_times and self.next_times.name not in needs.next_times:
             raise UserError(
-                f"diffusion.next_times={self.next_times.name}: loss=progressive requires the steps of the student; use "
-                "grid(steps=4)"
-            )
-        if loss == "consistency" and self.next_times.name in ("second_sample", "dyadic"):
-            raise UserError(
-                f"diffusion.next_times={self.next_times.name}: has pairs of equal times, of which loss=consistency "
-                "learns nothing; use grid, doubling, shrinking or skip"
+                f"diffusion.next_times={self.next_times.name}: loss={loss} {needs.reason}; use "
+                f"{' or '.join(needs.next_times)}"
             )
         first = jnp.asarray(self.schedule.first)
         try:
@@ -231,14 +224,9 @@ class Process:
         return self.loss.name in FLOW_MAP_LOSSES
 
     @property
-    def reads_interval(self) -> bool:
-        """True if the network is given the interval of the step, besides the time."""
-        return self.loss.name in flow_map_losses.WITH_INTERVAL
-
-    @property
-    def differentiates_network(self) -> bool:
-        """True if the loss differentiates the network by its inputs in forward mode."""
-        return self.loss.name in flow_map_losses.WITH_DERIVATIVE
+    def needs(self) -> flow_map_losses.Needs:
+        """Requirements of the loss on the network, the schedule and the data; none for losses of denoising."""
+        return flow_map_losses.NEEDS.get(self.loss.name, flow_map_losses.Needs())
 
     @property
     def learns_variance(self) -> bool:
@@ -270,7 +258,7 @@ class Process:
 
     @property
     def _network_options(self) -> dict[str, bool]:
-        return {"learned_variance": self.learns_variance, "with_interval": self.reads_interval}
+        return {"learned_variance": self.learns_variance, "with_interval": self.needs.interval}
 
     def train_loss(
         self,
@@ -287,7 +275,7 @@ class Process:
 
         Args:
           network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] if the variance is learned; with
-            `reads_interval` (input, time, interval [B]).
+            `needs.interval` (input, time, interval [B]).
           x0: clean examples [B, ..., C].
           keys: one per example; consumed.
           memory: state of the distribution of timesteps; `times.init(schedule)` at first.
