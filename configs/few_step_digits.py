@@ -4,7 +4,7 @@
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
 Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`; `flow` is the model without a flow map, to compare with. configs/distilled_digits.py has
+`improved_mean_flow`, `imm`; `flow` is the model without a flow map, to compare with. configs/distilled_digits.py has
 distillation.
 
 Time: not measured.
@@ -53,6 +53,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "continuous_consistency": {**TRIG, "loss": CONTINUOUS},
     "shortcut": {**FLOW, "loss": "shortcut", "next_times": "dyadic(share=0.25)"},
     "mean_flow": {**MEAN_FLOW, "loss": "mean_flow", "next_times": "second_sample(share=0.25)"},
+    "imm": {**FLOW, "loss": "inductive_moment_matching(group=4)", "next_times": "uniform_below"},
     "improved_mean_flow": {**MEAN_FLOW, "loss": "improved_mean_flow", "next_times": "second_sample(share=0.5)"},
 }
 

@@ -45,6 +45,16 @@ def second_sample(
     return jnp.maximum(t, other), jnp.minimum(t, other)
 
 
+def uniform_below(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array) -> Pair:
+    """Goes to a timestep that is uniform between the first one and `t`.
+
+    Reference: IMM (Zhou et al. 2025), sec. 4.
+    """
+    del sample_time, step
+    next = schedule.first + (t - schedule.first) * jax.random.uniform(key)
+    return t, _on_grid(next, schedule)
+
+
 def dyadic(
     key: Key[Array, ""],
     t: Array,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import chex
 import jax
 from jax import Array
+from jax import numpy as jnp
 from jaxtyping import Float
 
 from diffjax.diffusion.next_times import Pair
@@ -48,6 +49,7 @@ class NoisedBatch(NamedTuple):
         state: State,
         next_times: Callable[..., Pair] | None = None,
         step: Array | int = 0,
+        group: int = 1,
     ) -> "NoisedBatch":
         """Samples a timestep and noise for each example, and noises it.
 
@@ -60,6 +62,7 @@ class NoisedBatch(NamedTuple):
           state: what `time_sampler` remembers; `time_sampler.init(schedule)` at first.
           next_times: a choice of next_times.py; None: one level per example.
           step: number of training steps so far.
+          group: number of consecutive examples that have the same timesteps; B is a multiple of it.
 
         Returns:
           The noised batch.
@@ -67,6 +70,10 @@ class NoisedBatch(NamedTuple):
         Reference: DDPM (Ho et al. 2020), algorithm 1.
         """
         chex.assert_equal_shape_prefix((time_keys, eps_keys, x0), 1)
+        if len(x0) % group:
+            raise ValueError(f"{len(x0)} examples are not whole groups of {group}")
+        if group > 1:
+            time_keys = time_keys[jnp.arange(len(x0)) // group * group]
         next_keys, next = time_keys, None
         if next_times is not None:
             time_keys, next_keys = split_each(time_keys)

@@ -75,7 +75,9 @@ def make_step(
         context = make_step_context(state.step, key, batch_size, examples)._replace(mean=mean, gather=gather)
         keys = example_keys(context, batch)
         variables = {**state.variables, "ema": state.ema, "frozen": frozen}
-        grads, metrics, collections = mean(_accumulate(losses_of_trained, variables, batch, keys, context, accumulate))
+        grads, metrics, collections = mean(
+            _accumulate(losses_of_trained, variables, batch, keys, context, accumulate, model.group_size)
+        )
 
         metrics = {**metrics, **{f"{prefix(group)}grad_norm": optax.global_norm(grads[group]) for group in optimizers}}
         if model.summarize:
@@ -163,13 +165,27 @@ def _freeze(losses: Mapping[str, LossFn], trained: Mapping[str, Any]) -> dict[st
 
 
 def _accumulate(
-    losses: Mapping[str, LossFn], variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext, parts: int
+    losses: Mapping[str, LossFn],
+    variables: Variables,
+    batch: Batch,
+    keys: PRNGKeys,
+    context: StepContext,
+    parts: int,
+    group: int,
 ) -> Gradients:
-    """Returns the means of gradients, metrics and mutable collections over parts of the batch."""
+    """Returns the means of gradients, metrics and mutable collections over parts of the batch.
+
+    Args:
+      parts: number of parts.
+      group: number of consecutive examples that stay together.
+    """
     if parts == 1:
         return _gradients(losses, variables, batch, keys, context)
-    # Part i has examples i, i + parts, ...: the examples of a batch that is split over devices stay where they are.
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
+    # Part i has groups i, i + parts, ...: the examples of a batch that is split over devices stay where they are.
+    split = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, parts, group, *x.shape[1:]), 1, 0).reshape(parts, -1, *x.shape[1:]),
+        (batch, keys),
+    )
 
     def gradients(part: tuple[Batch, PRNGKeys]) -> Gradients:
         batch, keys = part

@@ -120,6 +120,10 @@ class DiffusionModel(GenerativeModel):
     def fits_first_batch(self) -> bool:
         return self.teacher is not None
 
+    @property
+    def group_size(self) -> int:
+        return self.process.group
+
     def prepare(self, variables: Variables, batch: Batch) -> Variables:
         """Returns fresh variables with the weights of the teacher, where paths and shapes agree."""
         params, theirs = (flatten(v["params"]) for v in (variables, variables["frozen"]["teacher"]))

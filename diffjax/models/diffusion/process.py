@@ -31,7 +31,7 @@ from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, validate_integer, validate_number
-from diffjax.registry import Choice, choices, lookup, options
+from diffjax.registry import Choice, choices, lookup, option_defaults, options
 from diffjax.typing import PRNGKeys
 
 _MAX_TIMESTEPS = 1_000_000  # schedules are tables
@@ -211,6 +211,11 @@ class Process:
                 f"diffusion.next_times={self.next_times.name}: loss={loss} {needs.reason}; use "
                 f"{' or '.join(needs.next_times)}"
             )
+        if self.metric.name != "l2" and "metric" not in options(self.loss.function):
+            raise UserError(f"diffusion.metric={self.metric.name}: loss={loss} does not use it; use l2")
+        group = self.loss.options.get("group", 1)
+        if group < 1 or group != round(group):
+            raise UserError(f"diffusion.loss={loss}, group={group:g}: must be a whole number of examples, at least 1")
         first = jnp.asarray(self.schedule.first)
         try:
             choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
@@ -227,6 +232,11 @@ class Process:
     def needs(self) -> flow_map_losses.Needs:
         """Requirements of the loss on the network, the schedule and the data; none for losses of denoising."""
         return flow_map_losses.NEEDS.get(self.loss.name, flow_map_losses.Needs())
+
+    @property
+    def group(self) -> int:
+        """Number of consecutive examples that the loss compares with each other, at the same timesteps; 1: none."""
+        return int((option_defaults(self.loss.function) | self.loss.options).get("group", 1))
 
     @property
     def learns_variance(self) -> bool:
@@ -296,6 +306,7 @@ class Process:
             state=memory,
             next_times=self.next_times.bind() if self.learns_flow_map else None,
             step=step,
+            group=self.group,
         )
         compute = self.loss.bind(
             schedule=self.schedule,
