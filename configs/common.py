@@ -135,7 +135,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "diffusion.time_sampling": ("uniform", "training times: uniform | log_normal | logit_normal | importance"),
     "diffusion.parameterization": ("v", "network output: eps | x0 | v | flow | edm | trig_flow | mu"),
     "diffusion.loss": ("mse", "training loss: mse | vlb | hybrid; of flow maps: consistency | mean_flow | ..."),
-    "diffusion.weighting": ("simple", "weights of mse: simple | x0 | snr | truncated_snr | min_snr | p2 | edm"),
+    "diffusion.weighting": (
+        "simple",
+        "weights: simple | x0 | snr | truncated_snr | min_snr | p2 | edm | learned",
+    ),
     "diffusion.variance": ("fixed_small", "reverse variance: fixed_small | fixed_large | learned_range"),
     "diffusion.next_times": ("clean", "second times of flow maps: clean | second_sample | dyadic | grid | ..."),
     "diffusion.metric": ("l2", "distance of flow maps: l2 | pseudo_huber | adaptive"),

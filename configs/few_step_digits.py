@@ -50,7 +50,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "next_times": f"shrinking(q=2, every={STEPS // 8})",
         "metric": "pseudo_huber(c=0)",
     },
-    "continuous_consistency": {**TRIG, "loss": CONTINUOUS},
+    "continuous_consistency": {**TRIG, "loss": CONTINUOUS, "weighting": "learned"},
     "shortcut": {**FLOW, "loss": "shortcut", "next_times": "dyadic(share=0.25)"},
     "mean_flow": {**MEAN_FLOW, "loss": "mean_flow", "next_times": "second_sample(share=0.25)"},
     "imm": {**FLOW, "loss": "inductive_moment_matching(group=4)", "next_times": "uniform_below"},

@@ -110,9 +110,10 @@ def main() -> str:
             table(loss_names, names["time_sampling"], lambda loss, t: both_kinds(loss=loss, time_sampling=t)),
             "## Loss and weighting",
             "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights. Of the losses\n"
-            "of flow maps, those that compare estimates of x_0 have a weighting.",
+            "of flow maps, those that compare estimates of x_0 have a weighting;\n"
+            "`learned` applies to all but the bounds.",
             table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
-                  if "weighting" in options(all_losses[loss]) else "not used"),
+                  if w == "learned" or "weighting" in options(all_losses[loss]) else "not used"),
             "## Losses of flow maps, second times and metrics",
             table(names["flow_map_losses"], [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
                   both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),

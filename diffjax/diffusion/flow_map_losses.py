@@ -108,8 +108,8 @@ def continuous_consistency(
       warmup: training steps over which the parts of the tangent that may be unstable grow in; 0: from the start.
       bound: c of the normalised tangent g / (|g| + c), |g| the root mean square; 0: not normalised.
 
-    Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1,
-    without its adaptive weighting.
+    Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1;
+    its adaptive weighting is the weighting `learned`.
     """
     x, direction = batch.x, _direction(batch, networks, schedule)
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.diffusion import (
     denoiser,
     flow_map_losses,
+    learned_weighting,
     loss_metrics,
     loss_weighting,
     losses,
@@ -95,6 +96,7 @@ class Process:
       time_scale: factor of the network's time input.
       next_times: pairs of timesteps, for losses of flow maps.
       metric: distance, for losses of flow maps.
+      weight_params: parameters of a learned weighting; None: its initial ones.
     """
 
     schedule: Schedule
@@ -106,6 +108,7 @@ class Process:
     next_times: Choice
     metric: Choice
     time_scale: float = 1.0
+    weight_params: learned_weighting.Params | None = None
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Process":
@@ -157,10 +160,12 @@ class Process:
 
     def _check_weighting(self, config: ConfigDict) -> None:
         """Raises UserError for weights that are negative, or not finite or without bounds at some timesteps."""
-        is_weighted = "weighting" in options(self.loss.function)
-        if self.parameterization.name == "consistency" and self.weighting.name == "simple" and is_weighted:
+        name, is_weighted = self.weighting.name, "weighting" in options(self.loss.function)
+        if self.learns_weighting and self.loss.name in ("vlb", "hybrid"):
+            raise UserError(f"diffusion.weighting=learned: is not supported for loss={self.loss.name}; use simple")
+        if self.parameterization.name == "consistency" and name in ("simple", "learned") and is_weighted:
             raise UserError(
-                "diffusion.weighting=simple: has no bounds near sigma_min with parameterization=consistency, which "
+                f"diffusion.weighting={name}: has no bounds near sigma_min with parameterization=consistency, which "
                 "ignores the network there; set diffusion.weighting=edm"
             )
         noise = self.schedule(_some_times(self.schedule))
@@ -243,15 +248,22 @@ class Process:
         """True if the network has twice the output channels, the second half for the variance."""
         return self.variance.function is variance.learned_range
 
+    @property
+    def learns_weighting(self) -> bool:
+        """True if the loss has a learned weight per noise level."""
+        return self.weighting.function is loss_weighting.learned
+
     def init(self) -> dict[str, Any]:
-        """Returns fresh parameters of the process: those of a learned schedule, else {}."""
-        return {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+        """Returns fresh parameters of the process: those of a learned schedule and of a learned weighting."""
+        schedule = {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+        return schedule | ({"weighting": learned_weighting.init()} if self.learns_weighting else {})
 
     def bind(self, params: Mapping[str, Any]) -> "Process":
         """Returns the process with its parameters among `params`, if it has any."""
-        if not isinstance(self.schedule, Learned) or "schedule" not in params:
-            return self
-        return dataclasses.replace(self, schedule=self.schedule.bind(params["schedule"]))
+        schedule = self.schedule
+        if isinstance(schedule, Learned) and "schedule" in params:
+            schedule = schedule.bind(params["schedule"])
+        return dataclasses.replace(self, schedule=schedule, weight_params=params.get("weighting"))
 
     def coefficients(self, noise: Noise) -> parameterizations.Coefficients:
         """Returns the coefficients of the parameterization at a noise level."""
@@ -321,7 +333,10 @@ class Process:
             loss = compute(batch, networks)
         else:
             loss = compute(batch, predict(batch.x, batch.noise))
-        return batch.loss_factor * loss, self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
+        memory = self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
+        if self.learns_weighting:
+            loss = learned_weighting.weighted(self.weight_params or learned_weighting.init(), batch.noise, loss)
+        return batch.loss_factor * loss, memory
 
 
 def _check_levels(name: str, schedule: Schedule) -> None:
