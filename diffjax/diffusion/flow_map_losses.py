@@ -205,7 +205,8 @@ def improved_mean_flow(
 ) -> Float[Array, " B"]:
     """Equals `mean_flow`, with dF/dt along the direction of the network itself instead of that of the example.
 
-    The target then has the variance of denoising only. One more evaluation; without the paper's second output.
+    The target then has the variance of denoising only. One more evaluation gives that direction, F where next = now,
+    instead of the paper's auxiliary output of the network.
 
     Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
     """
