@@ -138,7 +138,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "mse",
         "training loss: mse | vlb | hybrid; of few steps: consistency | mean_flow | distribution_matching | ...",
     ),
-    "diffusion.weighting": ("simple", "weights of mse: simple | x0 | snr | truncated_snr | min_snr | p2 | edm"),
+    "diffusion.weighting": ("simple", "weights: simple | x0 | snr | truncated_snr | min_snr | p2 | edm | learned"),
     "diffusion.variance": ("fixed_small", "reverse variance: fixed_small | fixed_large | learned_range"),
     "diffusion.coupling": ("independent", "coupling of noise and data: independent | minibatch | reflow"),
     "diffusion.next_times": ("clean", "second times of flow maps: clean | second_sample | dyadic | grid | ..."),

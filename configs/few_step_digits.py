@@ -4,8 +4,8 @@
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
 Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`. Two are flows without a map, to compare with: `flow`, and `ot_flow`, whose noise and data are
-coupled by optimal transport in each batch. configs/distilled_digits.py has distillation.
+`improved_mean_flow`, `imm`. Two are flows without a map, to compare with: `flow`, and `ot_flow`, whose noise and data
+are coupled by optimal transport in each batch. configs/distilled_digits.py has distillation.
 
 Time: not measured.
 Score: not measured.
@@ -52,9 +52,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
         "next_times": f"shrinking(q=2, every={STEPS // 8})",
         "metric": "pseudo_huber(c=0)",
     },
-    "continuous_consistency": {**TRIG, "loss": CONTINUOUS},
+    "continuous_consistency": {**TRIG, "loss": CONTINUOUS, "weighting": "learned"},
     "shortcut": {**FLOW, "loss": "shortcut", "next_times": "dyadic(share=0.25)"},
     "mean_flow": {**MEAN_FLOW, "loss": "mean_flow", "next_times": "second_sample(share=0.25)"},
+    "imm": {**FLOW, "loss": "inductive_moment_matching(group=4)", "next_times": "uniform_below"},
     "improved_mean_flow": {**MEAN_FLOW, "loss": "improved_mean_flow", "next_times": "second_sample(share=0.5)"},
 }
 

@@ -11,23 +11,17 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.diffusion import (
-    couplings,
     distribution_matching,
     flow_map_losses,
-    loss_metrics,
-    loss_weighting,
     losses,
-    next_times,
     noise_schedules,
-    parameterizations,
     samplers,
     sampling,
     time_grids,
-    time_sampling,
-    variance,
 )
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.errors import UserError
+from diffjax.models.diffusion.axes import AXES
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.registry import choices, options
 
@@ -95,21 +89,7 @@ def evaluations(name: str) -> tuple[str, str]:
 
 
 def main() -> str:
-    modules = (
-        couplings,
-        distribution_matching,
-        flow_map_losses,
-        loss_metrics,
-        loss_weighting,
-        losses,
-        next_times,
-        noise_schedules,
-        parameterizations,
-        samplers,
-        time_sampling,
-        variance,
-    )
-    names = {module.__name__.split(".")[-1]: sorted(choices(module)) for module in modules}
+    names = {axis.name: sorted(choices(axis.module)) for axis in AXES}
     all_losses = choices(losses, flow_map_losses, distribution_matching)
     few_step_losses = [*names["flow_map_losses"], *names["distribution_matching"]]
     loss_names = [*names["losses"], *few_step_losses]
@@ -142,9 +122,9 @@ def main() -> str:
             "## Loss and weighting",
             "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights. Of the losses\n"
             "of flow maps, those that compare estimates of x_0 have a weighting. That of distribution matching is\n"
-            "for its fake score.",
+            "for its fake score. `learned` applies to all but the bounds and distribution matching.",
             table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
-                  if "weighting" in options(all_losses[loss]) else "not used"),
+                  if w == "learned" or "weighting" in options(all_losses[loss]) else "not used"),
             "## Losses for few steps, second times and metrics",
             table(few_step_losses, [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
                   both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),

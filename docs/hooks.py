@@ -34,27 +34,12 @@ from absl import flags as absl_flags  # noqa: E402
 from configs import common  # noqa: E402
 from diffjax import cli  # noqa: E402
 from diffjax.cli.flags import flag_groups  # noqa: E402
+from diffjax.models.diffusion.axes import AXES  # noqa: E402
+from diffjax.models.diffusion.process import INJECTED_ARGUMENTS  # noqa: E402
 from diffjax.registry import choices  # noqa: E402
 
 # Pages of files outside docs/.
 COPIES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-# Modules of diffjax.diffusion whose functions a config can name, with the flag or config field of each.
-AXES = {
-    "noise_schedules": ("Noise schedules", "diffusion.schedule"),
-    "parameterizations": ("Parameterizations", "diffusion.parameterization"),
-    "losses": ("Losses", "diffusion.loss"),
-    "flow_map_losses": ("Losses of flow maps", "diffusion.loss"),
-    "distribution_matching": ("Distribution matching", "diffusion.loss"),
-    "next_times": ("Second timesteps of flow maps", "diffusion.next_times"),
-    "loss_metrics": ("Distances of flow maps", "diffusion.metric"),
-    "couplings": ("Couplings of noise and data", "diffusion.coupling"),
-    "loss_weighting": ("Loss weightings", "diffusion.weighting"),
-    "time_sampling": ("Timestep sampling", "diffusion.time_sampling"),
-    "variance": ("Reverse variances", "diffusion.variance"),
-    "samplers": ("Samplers", "sampler.name, --sampler"),
-    "time_grids": ("Time grids", "sampler.grid, --grid"),
-    "clipping": ("Thresholds", "sampler.threshold, --threshold"),
-}
 # A link or image, whose text may contain an image; or code, where nothing is a link.
 _LINK = re.compile(
     r"(?P<image>!?)\[(?P<label>(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?P<target>[^)\s]+)\)|^```.*?^```|`[^`\n]+`",
@@ -81,10 +66,8 @@ PYTHON = {
         {
             name: [f"diffjax.diffusion.{name}"]
             for name in (
-                *("noise", "noise_schedules", "parameterizations", "denoiser", "guidance", "clipping", "samplers"),
-                *("sampling", "time_grids", "losses", "flow_map_losses", "next_times", "loss_metrics"),
-                *("couplings", "loss_weighting", "time_sampling", "variance", "likelihood", "straightness"),
-                "distribution_matching",
+                *("noise", "denoiser", "guidance", "sampling", "likelihood", "straightness"),
+                *(axis.name for axis in AXES),
             )
         },
     ),
@@ -181,16 +164,14 @@ def choices_of_diffusion() -> str:
         "[Diffusion](../diffusion.md) describes them, [Combinations](../combinations.md) lists what combines, and each "
         "name links to its function.",
     ]
-    for name, (title, fields) in AXES.items():
-        module = importlib.import_module(f"diffjax.diffusion.{name}")
-        lines += ["", f"## {title}", "", f"Set by {', '.join(map(_code, fields.split(', ')))}.", ""]
-        lines += _table(("choice", "options", "summary", "reference"), _choices(module))
+    for axis in AXES:
+        names = ", ".join(map(_code, filter(None, (axis.field, axis.flag))))
+        lines += ["", f"## {axis.title}", "", f"Set by {names}.", ""]
+        lines += _table(("choice", "options", "summary", "reference"), _choices(axis.module))
     return "\n".join(lines)
 
 
 def _choices(module: ModuleType) -> Iterator[tuple[str, ...]]:
-    from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
-
     for name, function in choices(module).items():
         parameters = inspect.signature(function).parameters.values()
         options = [

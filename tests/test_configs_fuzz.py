@@ -24,23 +24,10 @@ import pytest
 from hypothesis import strategies as st
 
 from diffjax import cli, registry
-from diffjax.diffusion import (
-    clipping,
-    couplings,
-    flow_map_losses,
-    loss_metrics,
-    loss_weighting,
-    losses,
-    next_times,
-    noise_schedules,
-    parameterizations,
-    samplers,
-    time_grids,
-    time_sampling,
-)
-from diffjax.diffusion import variance as variances
+from diffjax.diffusion import distribution_matching, flow_map_losses, losses
 from diffjax.latents import output_distributions
 from diffjax.models.diffusion import augmentation
+from diffjax.models.diffusion.axes import AXES as DIFFUSION_AXES
 from diffjax.runs.config_fields import documented_fields, documented_name
 from diffjax.runs.config_files import flatten, load_file
 from tests import tiny
@@ -51,20 +38,10 @@ MEMORY = 12 * 2**30  # limit of this process in bytes, so that huge configs fail
 
 pytestmark = pytest.mark.slow
 
-AXES = {  # fields that are a choice of a module
-    "schedule": noise_schedules,
-    "parameterization": parameterizations,
-    "loss": (losses, flow_map_losses),
-    "coupling": couplings,
-    "metric": loss_metrics,
-    "next_times": next_times,
-    "weighting": loss_weighting,
-    "time_sampling": time_sampling,
-    "variance": variances,
+AXES = {  # modules of choices, by the last name of their config field
+    **{axis.field.rpartition(".")[2]: axis.module for axis in DIFFUSION_AXES},
+    "loss": (losses, flow_map_losses, distribution_matching),
     "likelihood": output_distributions,
-    "name": samplers,
-    "grid": time_grids,
-    "threshold": clipping,
     "degradation": augmentation,
 }
 NUMBERS = ("0", "1", "-1", "0.5", "2", "1e-3", "1e30", "1e-30", "nan", "inf", "-inf")

@@ -13,6 +13,7 @@ from diffjax import evaluation, reproduce
 from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import ddim_step, log_snr
+from diffjax.models.diffusion.axes import AXES
 from diffjax.registry import choices
 from diffjax.reproduce import plan
 from diffjax.runs.config_fields import documented_fields
@@ -105,38 +106,9 @@ def test_every_metric_is_listed():
 
 
 def test_every_choice_is_listed():
-    from diffjax.diffusion import (
-        clipping,
-        couplings,
-        distribution_matching,
-        flow_map_losses,
-        loss_metrics,
-        loss_weighting,
-        losses,
-        next_times,
-        parameterizations,
-        time_sampling,
-        variance,
-    )
-
     text = (DOCS / "diffusion.md").read_text()
-    for module in (
-        noise_schedules,
-        parameterizations,
-        losses,
-        flow_map_losses,
-        distribution_matching,
-        loss_metrics,
-        next_times,
-        couplings,
-        loss_weighting,
-        time_sampling,
-        variance,
-        time_grids,
-        samplers,
-        clipping,
-    ):
-        for name in choices(module):
+    for axis in AXES:
+        for name in choices(axis.module):
             assert re.search(rf"`{name}[`(]", text), name
 
 

@@ -100,7 +100,7 @@ def _benchmark(arguments: Arguments, config: ConfigDict, opened: OpenedSets) -> 
     """Times training and sampling; prints and returns the results."""
     spec, model = image_spec(config), build_model(config, training=True)
     devices = Devices.create(**config.parallel)
-    devices.check_batch(config.train.batch_size, config.train.accumulate)
+    devices.check_batch(config.train.batch_size, config.train.accumulate, model.group_size)
     if "samples" in arguments.given_flags and not is_generative(model):
         note(f"--samples={arguments.samples}: has no effect, because system={config.system} does not sample")
     with memory_limit_as_user_error(memory_advice(config, devices)):

@@ -11,7 +11,7 @@ noised batch and its networks to a value per example [B]; the process passes `sc
 Reference: Boffi et al. 2025, "How to build a consistency model", for flow maps in general.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from jax import numpy as jnp
 from jaxtyping import Float
 
 from diffjax.diffusion.denoiser import Predict
-from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, for_examples
+from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, for_examples, log_snr
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.parameterizations import Coefficients
@@ -108,8 +108,8 @@ def continuous_consistency(
       warmup: training steps over which the parts of the tangent that may be unstable grow in; 0: from the start.
       bound: c of the normalised tangent g / (|g| + c), |g| the root mean square; 0: not normalised.
 
-    Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1,
-    without its adaptive weighting.
+    Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1;
+    its adaptive weighting is the weighting `learned`.
     """
     x, direction = batch.x, _direction(batch, networks, schedule)
 
@@ -205,7 +205,8 @@ def improved_mean_flow(
 ) -> Float[Array, " B"]:
     """Equals `mean_flow`, with dF/dt along the direction of the network itself instead of that of the example.
 
-    The target then has the variance of denoising only. One more evaluation; without the paper's second output.
+    The target then has the variance of denoising only. One more evaluation gives that direction, F where next = now,
+    instead of the paper's auxiliary output of the network.
 
     Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
     """
@@ -213,6 +214,60 @@ def improved_mean_flow(
     mean_direction = _direction_to(x, networks.trained(x, now, now).x0(x), now, schedule)
     direction = _direction(batch, networks, schedule)
     return _average_velocity(batch, networks, direction, lax.stop_gradient(mean_direction), schedule, metric)
+
+
+def inductive_moment_matching(
+    batch: NoisedBatch,
+    networks: Networks,
+    *,
+    schedule: Schedule,
+    group: int = 4,
+    k: float = 12.0,
+    eta_max: float = 160.0,
+    a: float = 1.0,
+    b: float = 5.0,
+) -> Float[Array, " B"]:
+    """Matches samples that are moved to the next level from two levels, by the squared maximum mean discrepancy (IMM).
+
+    The target is that of the same network without gradient, which starts from a level r between both, with the same
+    noise: eta = sigma / alpha is smaller by eta_max / 2^k, and not below the next level. The estimate of the
+    discrepancy is biased, a V-statistic. With groups of one example the loss is one of consistency.
+
+    Args:
+      batch: noised examples with their next level; `group` consecutive ones have the same levels.
+      networks: networks; an example's direction to level r is that of its own x_0, or of the teacher's.
+      schedule: noise level at a timestep in [0, T]; the weight is that of t / T.
+      group: number M of examples that are compared with each other.
+      k: halvings of eta_max to the decrement of eta.
+      eta_max: sigma / alpha above which r stays at the level of the largest eta.
+      a, b: of the weight sigmoid(b - log-SNR) alpha^a / (alpha^2 + sigma^2) (-d log-SNR / dt) / 2; a at least 1.
+
+    Returns:
+      For each example its row of the group's sums of kernels, so that the mean is that of the paper.
+
+    Reference: Zhou et al. 2025, "Inductive moment matching", eq. 13, 67 and app. C.6; the Laplace kernel of app. C.8,
+    whose scale is the inverse of the factor of F.
+    """
+    x, now, next = batch.x, batch.noise, _next(batch)
+    r = _lower_by_eta(now, next, schedule, eta_max / 2.0**k, eta_max)
+    x_r = _move(x, _clean_estimate(batch, networks), now, schedule(r))
+    # Networks are not evaluated below the first level, where they are not trained.
+    level = schedule(jnp.maximum(r, schedule.first))
+    target = _move(x_r, networks.trained(x_r, level, next).x0(x_r), level, next)
+    target = lax.stop_gradient(jnp.where(for_examples(r > next.t, x), target, x_r))
+    reached = _move(x, networks.trained(x, now, next).x0(x), now, next)
+    _, factor = _map_coefficients(now, next, networks.coefficients(now))
+    scale = 1.0 / jnp.maximum(jnp.abs(factor), 1e-6)
+
+    def rows(reached, target, scale):
+        inner, outer = _laplace(reached, reached, scale), _laplace(target, target, scale)
+        return jnp.mean(inner + outer - 2.0 * _laplace(reached, target, scale), axis=1)
+
+    in_groups = (jnp.reshape(v, (-1, int(group), *v.shape[1:])) for v in (reached, target, scale))
+    _, rates = jax.jvp(schedule, (now.t,), (jnp.ones_like(now.t),))
+    slope = 2.0 * (now.alpha**a * rates.sigma / now.sigma - now.alpha ** (a - 1.0) * rates.alpha)
+    weight = jax.nn.sigmoid(b - log_snr(now)) * schedule.timesteps * slope / (now.alpha**2 + now.sigma**2) / 2.0
+    return weight * jnp.ravel(jax.vmap(rows)(*in_groups))
 
 
 def progressive(
@@ -241,10 +296,55 @@ def progressive(
     return weighting(now, networks.coefficients(now)) * metric(error)
 
 
-# Losses whose networks are given the interval of the step; losses that differentiate the network along the ODE.
-WITH_INTERVAL = ("shortcut", "mean_flow", "improved_mean_flow")
-WITH_DERIVATIVE = ("continuous_consistency", "mean_flow", "improved_mean_flow")
-WITH_TEACHER = ("progressive",)
+class Needs(NamedTuple):
+    """Requirements of a loss on the process.
+
+    Attributes:
+      interval: the network is given the interval of the step.
+      continuous: the schedule is differentiated by time, so it must be continuous.
+      derivative: the network is differentiated along the trajectory, in forward mode.
+      teacher: the loss is one of distillation only.
+      next_times: choices of next_times.py that fit; empty: all.
+      reason: problem that the loss has with the others, as the end of a sentence.
+    """
+
+    interval: bool = False
+    continuous: bool = False
+    derivative: bool = False
+    teacher: bool = False
+    next_times: tuple[str, ...] = ()
+    reason: str = ""
+
+
+_UNEQUAL = ("grid", "doubling", "shrinking", "skip", "uniform_below", "clean")
+_MEAN_FLOW = Needs(interval=True, continuous=True, derivative=True)
+NEEDS: Mapping[str, Needs] = {
+    "consistency": Needs(next_times=_UNEQUAL, reason="learns nothing of pairs of equal times"),
+    "inductive_moment_matching": Needs(
+        interval=True, continuous=True, next_times=_UNEQUAL, reason="learns nothing of pairs of equal times"
+    ),
+    "continuous_consistency": Needs(continuous=True, derivative=True, next_times=("clean",), reason="does not use it"),
+    "shortcut": Needs(interval=True),
+    "mean_flow": _MEAN_FLOW,
+    "improved_mean_flow": _MEAN_FLOW,
+    "progressive": Needs(teacher=True, next_times=("grid",), reason="requires the steps of the student, grid(steps=N)"),
+}
+
+
+def _lower_by_eta(now: Noise, next: Noise, schedule: Schedule, decrement: float, eta_max: float) -> Array:
+    """Returns timesteps between two levels, with sigma / alpha smaller by `decrement` than now, or than `eta_max`."""
+    eta = jnp.minimum(now.sigma / jnp.maximum(now.alpha, 1e-6), eta_max) - decrement
+    first = schedule(schedule.first)
+    t = jnp.minimum(schedule.time_at(-2.0 * jnp.log(jnp.maximum(eta, 1e-6))), now.t)
+    return jnp.where(eta < first.sigma / first.alpha, next.t, jnp.maximum(t, next.t))
+
+
+def _laplace(x: Float[Array, "M ..."], y: Float[Array, "M ..."], scale: Float[Array, " M"]) -> Float[Array, "M M"]:
+    """Returns the kernels exp(-scale |x_i - y_j| / D) of all pairs of examples of D values."""
+    x, y = (jnp.reshape(v, (len(v), -1)) for v in (x, y))
+    square = jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
+    # Far below any distance that matters, so that the gradient at zero is zero.
+    return jnp.exp(-scale[:, None] * jnp.sqrt(jnp.maximum(square, 1e-16)) / x.shape[-1])
 
 
 def _average_velocity(

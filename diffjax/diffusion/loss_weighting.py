@@ -20,6 +20,16 @@ def simple(noise: Noise, coefficients: Coefficients) -> Array:
     return 1.0 / coefficients.out**2
 
 
+def learned(noise: Noise, coefficients: Coefficients) -> Array:
+    """Weights as `simple`, and by a learned factor per noise level: learned_weighting.py. Applies to all losses.
+
+    Losses without a weighting have the learned factor only.
+
+    Reference: EDM2 (Karras et al. 2024), eq. 21 and 22; sCM (Lu & Song 2025), algorithm 1.
+    """
+    return simple(noise, coefficients)
+
+
 def x0(noise: Noise, coefficients: Coefficients) -> Array:
     """Weights the error of x_0 by 1, whatever the network predicts."""
     del coefficients

@@ -45,6 +45,16 @@ def second_sample(
     return jnp.maximum(t, other), jnp.minimum(t, other)
 
 
+def uniform_below(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array) -> Pair:
+    """Goes to a timestep that is uniform between the first one and `t`.
+
+    Reference: IMM (Zhou et al. 2025), sec. 4.
+    """
+    del sample_time, step
+    next = schedule.first + (t - schedule.first) * jax.random.uniform(key)
+    return t, _on_grid(next, schedule)
+
+
 def dyadic(
     key: Key[Array, ""],
     t: Array,
@@ -70,7 +80,7 @@ def dyadic(
     exponent_key, place_key, share_key = jax.random.split(key, 3)
     count = 2.0 ** jax.random.randint(exponent_key, (), 0, max(1, int(steps).bit_length() - 1))
     place = jnp.floor(count * jax.random.uniform(place_key)) + 1.0
-    now, next = (_on_grid(schedule.timesteps * i / count, schedule) for i in (place, place - 1.0))
+    now, next = _step_down(place, count, 0.0, schedule)
     is_step = jax.random.bernoulli(share_key, float(share))
     return jnp.where(is_step, now, t), jnp.where(is_step, next, t)
 
@@ -98,11 +108,7 @@ def grid(
     del t, sample_time, step
     _check_steps("grid", steps)
     place = jax.random.randint(key, (), 1, int(steps) + 1).astype(jnp.float32)
-    if not rho:
-        now, next = (_on_grid(schedule.timesteps * i / steps, schedule) for i in (place, place - 1.0))
-        return now, next
-    now, next = (_karras_time(i, steps, rho, schedule) for i in (place, place - 1.0))
-    return now, next
+    return _step_down(place, steps, rho, schedule)
 
 
 def skip(
@@ -152,8 +158,7 @@ def doubling(
     low, high = _ends(schedule, rho)
     place = (jnp.exp(-log_snr(schedule(t)) / (2.0 * rho)) - low) / (high - low) * intervals
     place = jnp.clip(jnp.floor(place), 0.0, intervals - 1.0)
-    now, next = (_karras_time(i, intervals, rho, schedule) for i in (place + 1.0, place))
-    return now, next
+    return _step_down(place + 1.0, intervals, rho, schedule)
 
 
 def shrinking(
@@ -215,9 +220,18 @@ def _ends(schedule: Schedule, rho: float) -> tuple[Array, Array]:
     return jnp.exp(-log_snr(first) / (2.0 * rho)), jnp.exp(-log_snr(last) / (2.0 * rho))
 
 
-def _karras_time(place: Array, intervals: Array | float, rho: float, schedule: Schedule) -> Array:
-    """Returns the timestep of a level of Karras et al.'s grid, counted from the first level, 0, up to `intervals`."""
-    low, high = _ends(schedule, rho)
-    root = low + (high - low) * place / intervals
-    t = _on_grid(schedule.time_at(-2.0 * rho * jnp.log(root)), schedule)
-    return jnp.where(place > 0, t, schedule.first)  # exactly, for its boundary condition
+def _step_down(place: Array, intervals: Array | float, rho: float, schedule: Schedule) -> Pair:
+    """Returns the timesteps of levels `place` and `place - 1` of a grid of `intervals`, for `rho` see `grid`.
+
+    The grid of `rho` above 0 starts at the first level, the other one at the clean image.
+    """
+
+    def time_at(place: Array) -> Array:
+        if not rho:
+            return _on_grid(schedule.timesteps * place / intervals, schedule)
+        low, high = _ends(schedule, rho)
+        root = low + (high - low) * place / intervals
+        t = _on_grid(schedule.time_at(-2.0 * rho * jnp.log(root)), schedule)
+        return jnp.where(place > 0, t, schedule.first)  # exactly, for its boundary condition
+
+    return time_at(place), time_at(place - 1.0)

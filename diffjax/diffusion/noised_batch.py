@@ -6,6 +6,7 @@ from typing import NamedTuple
 import chex
 import jax
 from jax import Array
+from jax import numpy as jnp
 from jaxtyping import Float
 
 from diffjax.diffusion.couplings import Pairs
@@ -50,6 +51,7 @@ class NoisedBatch(NamedTuple):
         next_times: Callable[..., Pair] | None = None,
         step: Array | int = 0,
         couple: Callable[[Array, Array], Pairs] | None = None,
+        group: int = 1,
     ) -> "NoisedBatch":
         """Samples a timestep and noise for each example, and noises it.
 
@@ -63,6 +65,7 @@ class NoisedBatch(NamedTuple):
           next_times: a choice of next_times.py; None: one level per example.
           step: number of training steps so far.
           couple: (x_0, independent noise) -> coupled x_0 and noise, see couplings.py; None: they are independent.
+          group: number of consecutive examples that have the same timesteps; B is a multiple of it.
 
         Returns:
           The noised batch.
@@ -70,6 +73,10 @@ class NoisedBatch(NamedTuple):
         Reference: DDPM (Ho et al. 2020), algorithm 1.
         """
         chex.assert_equal_shape_prefix((time_keys, eps_keys, x0), 1)
+        if len(x0) % group:
+            raise ValueError(f"{len(x0)} examples are not whole groups of {group}")
+        if group > 1:
+            time_keys = time_keys[jnp.arange(len(x0)) // group * group]
         next_keys, next = time_keys, None
         if next_times is not None:
             time_keys, next_keys = split_each(time_keys)

@@ -296,18 +296,19 @@ def unipc() -> Sampler:
 def consistency(*, schedule: Schedule) -> Sampler:
     """Multistep sampling of a consistency model: each step estimates x_0, and noises it to the next level.
 
-    One step is one evaluation. The estimate is an image at the first level of the schedule, sigma_min, so the noise has
-    the variance between the two levels. The denoiser of another model returns the mean of images instead of an image:
-    its samples lack detail.
+    One step is one evaluation, for flow maps that of a step to the clean image. The estimate is an image at the first
+    level of the schedule, sigma_min, so the noise has the variance between the two levels. The denoiser of another
+    model returns the mean of images instead of an image: its samples lack detail.
 
     Args:
       schedule: noise level at a timestep.
 
-    Reference: Song et al. 2023, "Consistency models", algorithm 1.
+    Reference: Song et al. 2023, "Consistency models", algorithm 1; for flow maps IMM's restart sampling (Zhou et al.
+    2025).
     """
 
     def step(keys, denoiser, carry, x, now, next):
-        x0 = _x0(denoiser(x, now), now)
+        x0 = _x0(denoiser(x, now, schedule(0.0)), now)
         std = jnp.sqrt(transition_variance(next, schedule(schedule.first)))
         return next.alpha * x0 + _unless_clean(std, next) * normal_each(keys, x.shape[1:], x.dtype), carry
 

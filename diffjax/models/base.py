@@ -77,6 +77,11 @@ class Model(abc.ABC):
         """True if `prepare` must be called before the first step."""
         return False
 
+    @property
+    def group_size(self) -> int:
+        """Number of consecutive examples that a loss compares with each other, which batches do not split."""
+        return 1
+
     def prepare(self, variables: Variables, batch: Batch) -> Variables:
         """Returns fresh variables fitted to the first batch, such as a codebook initialised with its latents."""
         return variables

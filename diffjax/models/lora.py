@@ -57,6 +57,10 @@ class LoraModel(Model):
     def losses(self) -> Mapping[str, LossFn]:
         return {group: functools.partial(self._loss, loss) for group, loss in self.model.losses.items()}
 
+    @property
+    def group_size(self) -> int:
+        return self.model.group_size
+
     def _loss(self, loss: Callable, variables: Variables, *arguments: Any) -> Any:
         merge = functools.partial(self.merge, variables["frozen"]["base"])
         merged = {name: merge(variables[name]) for name in ("params", "ema") if name in variables}

@@ -73,14 +73,22 @@ class Devices:
     def num_devices(self) -> int:
         return self.mesh.size
 
-    def check_batch(self, batch_size: int, accumulate: int) -> None:
-        """Checks that all devices get equal shares of each part of the batch. Raises UserError if not."""
+    def check_batch(self, batch_size: int, accumulate: int, group: int = 1) -> None:
+        """Checks that all devices get equal shares of each part of the batch, of whole groups of examples.
+
+        Args:
+          group: number of examples that the loss compares with each other.
+
+        Raises:
+          UserError: the batch cannot be divided.
+        """
         validate_integer("train.batch_size", batch_size)
-        if accumulate < 1 or batch_size % (self.num_devices * accumulate):
+        if accumulate < 1 or batch_size % (self.num_devices * accumulate * group):
+            groups = f", in groups of {group} (diffusion.loss)" if group > 1 else ""
             raise UserError(
                 f"train.batch_size={batch_size}: cannot be divided over {self.num_devices} devices "
-                f"(parallel.num_devices) and train.accumulate={accumulate} parts; make it a multiple of "
-                f"{self.num_devices * max(accumulate, 1)}"
+                f"(parallel.num_devices) and train.accumulate={accumulate} parts{groups}; make it a multiple of "
+                f"{self.num_devices * max(accumulate, 1) * group}"
             )
 
     def check_state(self, shapes: Any) -> None:

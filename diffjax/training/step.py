@@ -82,7 +82,9 @@ def make_step(
         variables = {**state.variables, "ema": state.ema, "frozen": frozen}
         is_due = {group: state.health.updates % every == 0 for group, every in update_every.items()}
         compute = functools.partial(_gradients, losses_of_trained, is_due=is_due)
-        grads, metrics, collections = mean(_accumulate(compute, variables, batch, keys, context, accumulate))
+        grads, metrics, collections = mean(
+            _accumulate(compute, variables, batch, keys, context, accumulate, model.group_size)
+        )
 
         metrics = {**metrics, **{f"{prefix(group)}grad_norm": optax.global_norm(grads[group]) for group in optimizers}}
         if model.summarize:
@@ -184,12 +186,21 @@ def _accumulate(
     keys: PRNGKeys,
     context: StepContext,
     parts: int,
+    group: int,
 ) -> Gradients:
-    """Returns the means of gradients, metrics and mutable collections over parts of the batch."""
+    """Returns the means of gradients, metrics and mutable collections over parts of the batch.
+
+    Args:
+      parts: number of parts.
+      group: number of consecutive examples that stay together.
+    """
     if parts == 1:
         return compute(variables, batch, keys, context)
-    # Part i has examples i, i + parts, ...: the examples of a batch that is split over devices stay where they are.
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
+    # Part i has groups i, i + parts, ...: the examples of a batch that is split over devices stay where they are.
+    split = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, parts, group, *x.shape[1:]), 1, 0).reshape(parts, -1, *x.shape[1:]),
+        (batch, keys),
+    )
 
     def gradients(part: tuple[Batch, PRNGKeys]) -> Gradients:
         batch, keys = part

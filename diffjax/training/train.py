@@ -172,7 +172,7 @@ class _Preparation:
     @classmethod
     def create(cls, config: ConfigDict, model: Model, workdir: Workdir, opened: OpenedSets) -> "_Preparation":
         devices = Devices.create(**config.parallel)
-        devices.check_batch(config.train.batch_size, config.train.accumulate)
+        devices.check_batch(config.train.batch_size, config.train.accumulate, model.group_size)
         start = None if list_steps(workdir.checkpoints) else read_start(config, model)
         base = None
         if is_lora(config):

@@ -19,7 +19,7 @@ from diffjax.diffusion import (
     time_sampling,
 )
 from diffjax.diffusion.denoiser import Prediction, predictor
-from diffjax.diffusion.flow_map_losses import WITH_DERIVATIVE, WITH_INTERVAL, WITH_TEACHER, Networks
+from diffjax.diffusion.flow_map_losses import NEEDS, Networks
 from diffjax.diffusion.noise import for_examples
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.registry import choices
@@ -61,7 +61,7 @@ def batch_at(schedule, times=TIMES, next=NEXT, x0=X0, eps=EPS, step=0):
 
 
 def networks(name, parameterization, with_teacher=False):
-    make = functools.partial(predictor, parameterization=parameterization, with_interval=name in WITH_INTERVAL)
+    make = functools.partial(predictor, parameterization=parameterization, with_interval=NEEDS[name].interval)
     return Networks(make(smooth), make(average), parameterization, teacher if with_teacher else None)
 
 
@@ -192,6 +192,34 @@ def test_progressive_distillation_is_that_of_openais_code():
     np.testing.assert_allclose(found[rows], expected[rows], rtol=5e-3)
 
 
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_inductive_moment_matching_is_eq_67_of_zhou_et_al(with_teacher):
+    """On the schedule and network of OT-FM and Euler-FM: eta = t / (1 - t), c_out = t - s, network time t - 1 / T."""
+    m, t, s = 3, np.array([0.9, 0.6, 0.04]), np.array([0.5, 0.1, 0.02])
+    r = np.maximum(s, [7 / 8, 1 / 3, 0])  # eta decreases by 1, from 8 at most; the last one ends at s
+    weight = (1 - t) / ((1 - t) ** 2 + t**2) / (t * (1 - t)) / (1 + np.exp(2 * np.log((1 - t) / t) - 5))
+    x0, eps = (RNG.normal(size=(9, 3)).astype(np.float32) for _ in range(2))
+    every_t, every_r, every_s = columns(*(np.repeat(v, m) for v in (t, r, s)))
+
+    def f(x, start):
+        return x - (start - every_s) * smooth(x, start - 1 / T, start - every_s, np)
+
+    x = (1 - every_t) * x0 + every_t * eps
+    ode_x0 = clean(x, T * every_t, np) if with_teacher else x0
+    x_r = (1 - every_r) * ode_x0 + every_r * (x - (1 - every_t) * ode_x0) / every_t
+    ys, targets = (v.reshape(3, m, 3) for v in (f(x, every_t), f(x_r, every_r)))
+
+    def kernels(i, a, b):
+        return np.exp(-np.linalg.norm(a[i][:, None] - b[i][None], axis=-1) / (3 * (t[i] - s[i])))
+
+    rows = [kernels(i, ys, ys) + kernels(i, targets, targets) - 2 * kernels(i, ys, targets) for i in range(3)]
+    loss = functools.partial(flow_map_losses.inductive_moment_matching, schedule=FLOW, group=m, k=3.0, eta_max=8.0)
+    batch = batch_at(FLOW, np.repeat(T * t, m), np.repeat(T * s, m), x0, eps)
+    found = jax.jit(lambda batch: loss(batch, networks("inductive_moment_matching", LINEAR_TIME, with_teacher)))(batch)
+    expected = np.repeat(weight, m) * np.concatenate([row.mean(axis=1) for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
 # At exact flow maps.
 
 MEAN, STD = 0.3, 0.6
@@ -218,7 +246,7 @@ def exact_predict(name, parameterization, schedule, shift):
         c = parameterization(now)
         if name == "progressive":
             next = schedule(now.t - 10.0)
-        elif name not in WITH_INTERVAL:
+        elif not NEEDS[name].interval:
             next = schedule(jnp.zeros_like(now.t))
         a, s, an, sn, skip, out = (for_examples(v, x) for v in (*now[1:], *next[1:], c.skip, c.out))
         end = an * MEAN + jnp.sqrt((an * STD) ** 2 + sn**2) / jnp.sqrt((a * STD) ** 2 + s**2) * (x - a * MEAN)
@@ -231,13 +259,14 @@ def exact_predict(name, parameterization, schedule, shift):
 
 
 @functools.cache
-def at_the_exact_map(name, *, distilled):
+def at_the_exact_map(name, *, distilled, **changes):
     """Returns losses and their derivatives by a shift of F, at shifts 0, 0.1 and -0.1; steps are short."""
     schedule, parameterization, options = OPTIONS[name]
-    loss = functools.partial(choices(flow_map_losses)[name], schedule=schedule, metric=loss_metrics.l2, **options)
+    options = {"schedule": schedule, "metric": loss_metrics.l2, **options, **changes}
+    loss = functools.partial(choices(flow_map_losses)[name], **options)
     times = np.array([800.0, 500.0, 300.0, 300.0])
     next = times - (10.0 if name == "progressive" else 2.0)
-    if name in WITH_INTERVAL:
+    if NEEDS[name].interval:
         next = np.array([500.0, 100.0, 0.0, 300.0])
     count = len(times)
     now = schedule(jnp.asarray(times, jnp.float32))
@@ -269,28 +298,38 @@ def test_the_loss_of_distillation_is_zero_at_the_exact_flow_map(name):
     assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - set(WITH_TEACHER) - {"continuous_consistency"}))
+@pytest.mark.parametrize("name", sorted(name for name in OPTIONS if not NEEDS[name].teacher))
 def test_the_mean_gradient_of_training_is_zero_at_the_exact_flow_map(name):
-    """Over x_0 given x_t, by quadrature; the loss itself is not zero. sCM's normalised tangent has another mean."""
-    _, slopes = at_the_exact_map(name, distilled=False)
+    """Over x_0 given x_t, by quadrature; the loss itself is not zero. sCM's bounded tangent has another mean."""
+    changes = {"bound": 0.0} if name == "continuous_consistency" else {}
+    _, slopes = at_the_exact_map(name, distilled=False, **changes)
     assert np.all(np.abs(slopes[0]) < 0.03 * slopes[1])
     assert np.all(slopes[1] > 0) and np.all(slopes[2] < 0)
 
 
-def test_the_mean_gradient_of_continuous_consistency_without_its_bound_is_zero():
-    schedule, parameterization, options = OPTIONS["continuous_consistency"]
-    OPTIONS["continuous_consistency"] = schedule, parameterization, {**options, "bound": 0.0}
-    try:
-        at_the_exact_map.cache_clear()
-        _, slopes = at_the_exact_map("continuous_consistency", distilled=False)
-    finally:
-        OPTIONS["continuous_consistency"] = schedule, parameterization, options
-    assert np.all(np.abs(slopes[0]) < 0.03 * np.abs(slopes[1]))
+@pytest.mark.parametrize("k", [0.0, 2.0])  # r is the next level; r is between
+def test_the_mean_gradient_of_inductive_moment_matching_is_zero_at_the_exact_flow_map(k):
+    """From t = 0.8 to 0.3, over pairs of samples; a shift of F shifts the target less, as it is nearer."""
+    count, group = 5000, 4
+    x0, eps = (RNG.normal(size=(count * group, 1)).astype(np.float32) for _ in range(2))
+    batch = batch_at(FLOW, np.full(len(x0), 800.0), np.full(len(x0), 300.0), MEAN + STD * x0, eps)
+
+    def losses(shift):
+        predict = exact_predict("inductive_moment_matching", LINEAR_TIME, FLOW, shift)
+        functions = Networks(predict, predict, LINEAR_TIME)
+        found = flow_map_losses.inductive_moment_matching(
+            batch, functions, schedule=FLOW, group=group, k=k, eta_max=4.0
+        )
+        return found.reshape(count, group).mean(axis=1)
+
+    slopes = np.asarray(jax.lax.map(jax.jit(jax.jacfwd(losses)), jnp.array([0.0, 0.3, -0.3])))
+    means, errors = slopes.mean(axis=1), slopes.std(axis=1) / np.sqrt(count)
+    assert abs(means[0]) < 4 * errors[0]
+    assert means[1] > 8 * errors[1] and means[2] < -8 * errors[2]
 
 
 def test_every_loss_is_tested():
-    assert set(OPTIONS) == set(choices(flow_map_losses))
-    assert {*WITH_DERIVATIVE, *WITH_INTERVAL, *WITH_TEACHER} <= set(OPTIONS)
+    assert {*OPTIONS, "inductive_moment_matching"} == set(choices(flow_map_losses)) == set(NEEDS)
 
 
 # Trained on a mixture of Gaussians.
@@ -391,6 +430,14 @@ TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and 
         functools.partial(flow_map_losses.improved_mean_flow, metric=loss_metrics.l2),
         False,
     ),
+    "IMM": (
+        FLOW,
+        LINEAR_TIME,
+        time_sampling.uniform(),
+        next_times.uniform_below,
+        functools.partial(flow_map_losses.inductive_moment_matching, group=32, k=4.0, eta_max=8.0),
+        False,
+    ),
 }
 
 
@@ -399,7 +446,7 @@ TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and 
 def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
     """By the distance of Kolmogorov and Smirnov; one step of DDIM has 0.47."""
     schedule, parameterization, times, choose, loss, distilled = TRAINED[name]
-    with_interval = loss.func.__name__ in WITH_INTERVAL
+    with_interval, group = NEEDS[loss.func.__name__].interval, loss.keywords.get("group", 1)
 
     def predict_with(params):
         network = functools.partial(perceptron, params)
@@ -411,9 +458,8 @@ def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
         centres, widths = (jnp.asarray(v, jnp.float32)[kinds] for v in (CENTRES, WIDTHS))
         x0 = (centres + widths * jax.random.normal(data_key, (BATCH,)))[:, None]
         keys = (jax.random.split(k, BATCH) for k in (time_key, eps_key))
-        batch = NoisedBatch.sample(
-            *keys, x0, schedule=schedule, time_sampler=times, state={}, next_times=choose, step=step
-        )
+        options = {"schedule": schedule, "time_sampler": times, "next_times": choose, "step": step, "group": group}
+        batch = NoisedBatch.sample(*keys, x0, state={}, **options)
         teacher = mixture_mean if distilled else None
         functions = Networks(predict_with(params), predict_with(ema), parameterization, teacher)
         return loss(batch, functions, schedule=schedule).mean()

@@ -13,6 +13,7 @@ PAPERS = [
     ("simple", {}, "v", "v", lambda a, s: np.ones_like(s)),  # Salimans & Ho 2022, "SNR + 1"
     ("simple", {}, "flow", "flow", lambda a, s: np.ones_like(s)),  # Liu et al. 2022, eq. 1
     ("simple", {}, "edm", "x0", lambda a, s: ((s / a) ** 2 + 0.25) / (s / a * 0.5) ** 2),  # Karras et al. 2022
+    ("learned", {}, "edm", "x0", lambda a, s: ((s / a) ** 2 + 0.25) / (s / a * 0.5) ** 2),  # Karras et al. 2024
     ("x0", {}, "v", "x0", lambda a, s: np.ones_like(s)),
     ("snr", {}, "x0", "eps", lambda a, s: np.ones_like(s)),
     ("snr", {}, "x0", "x0", lambda a, s: a**2 / s**2),
@@ -78,5 +79,5 @@ def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
 @pytest.mark.parametrize("name", sorted(choices(loss_weighting)))
 def test_weights_without_signal_are_finite(name):
     noise = noise_schedules.linear(100).with_zero_terminal_snr()(100.0)
-    expected = {"simple": 1, "x0": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4}[name]
+    expected = {"simple": 1, "x0": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4, "learned": 1}[name]
     np.testing.assert_allclose(choices(loss_weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from scipy import stats
 
 from diffjax.diffusion import next_times, noise_schedules
 from diffjax.registry import choices
@@ -55,6 +56,12 @@ def test_a_second_sample_is_sorted_with_the_first():
     assert np.mean(next < now) == pytest.approx(0.3, abs=0.04)
     assert np.mean(now[next < now] > TIMES[next < now]) == pytest.approx(0.5, abs=0.08)
     np.testing.assert_array_equal(now[next == now], TIMES[next == now])
+
+
+def test_next_times_are_uniform_below():
+    now, next = pairs("uniform_below")
+    np.testing.assert_array_equal(now, TIMES)
+    assert stats.kstest((next - 1) / (now - 1), "uniform").pvalue > 0.01
 
 
 def test_dyadic_steps_lie_on_their_grid():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from diffjax.diffusion import noise_schedules, time_sampling
+from diffjax.diffusion import next_times, noise_schedules, time_sampling
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.random import fold_in_each, normal_each, split_each
 
@@ -26,6 +26,21 @@ def test_keys_are_split_and_folded_per_example():
         np.testing.assert_array_equal(data(folded_per_key[i]), data(jax.random.fold_in(key, 4 + i)))
         np.testing.assert_array_equal(noise[i], jax.random.normal(key, (2, 5)))
     assert normal_each(KEYS, (), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_groups_have_the_same_timesteps():
+    schedule = noise_schedules.cosine(20, continuous=True)
+    options = {"schedule": schedule, "time_sampler": time_sampling.uniform(), "state": {}, "group": 2}
+    keys = jax.random.split(jax.random.key(0), 4)
+    batch = NoisedBatch.sample(
+        keys, fold_in_each(keys, 1), jnp.zeros((4, 3)), next_times=next_times.uniform_below, **options
+    )
+    for times in (batch.noise.t, batch.next.t):
+        np.testing.assert_array_equal(times[::2], times[1::2])
+        assert times[0] != times[2]
+    assert len(np.unique(batch.eps)) == 12
+    with pytest.raises(ValueError, match="3 examples are not whole groups of 2"):
+        NoisedBatch.sample(KEYS, KEYS, jnp.zeros((3, 3)), **options)
 
 
 def test_examples_are_noised_at_the_timesteps_of_their_keys():

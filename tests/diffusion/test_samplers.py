@@ -416,7 +416,7 @@ def test_multistep_consistency_sampling_is_exact_for_the_exact_consistency_funct
     """
     schedule, evaluations = noise_schedules.edm(40, sigma_min=0.3), []
 
-    def function(x, noise):
+    def function(x, noise, next=None):
         evaluations.append(float(noise.t))
         return Denoised(MEAN + jnp.sqrt((STD**2 + 0.3**2) / (STD**2 + noise.sigma**2)) * (x - MEAN))
 

@@ -140,6 +140,14 @@ def test_losses_that_differentiate_networks_have_finite_gradients(loss, network)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients(variables["params"])))
 
 
+def test_groups_of_moment_matching_are_those_of_the_batch():
+    changes = {"diffusion__loss": "inductive_moment_matching(group=4)", "diffusion__next_times": "uniform_below"}
+    model = models.build(tiny.config(**FLOW | changes), SPEC)
+    assert model.group_size == 4
+    with pytest.raises(ValueError, match="6 examples are not whole groups of 4"):
+        model.process.train_loss(lambda x, t, interval: x, np.zeros((6, 8, 8, 1)), conditioned.keys(), {})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -154,14 +162,29 @@ def test_losses_that_differentiate_networks_have_finite_gradients(loss, network)
         ),
         ({"diffusion__variance": "learned_range"}, "variance=learned_range"),
         ({"diffusion__loss": "mse"}, "are for losses of flow maps"),
-        ({"diffusion__loss": "continuous_consistency"}, "has no effect on loss=continuous_consistency"),
+        ({"diffusion__loss": "continuous_consistency"}, "loss=continuous_consistency does not use it; use clean"),
         (
             {"diffusion__loss": "progressive", "diffusion__next_times": "clean", "teacher": "RUN"},
             "requires the steps of the student",
         ),
         ({"diffusion__loss": "progressive", "diffusion__next_times": "grid(steps=4)"}, "set --config.teacher=WORKDIR"),
         ({"diffusion__next_times": "grid(steps=0)"}, "whole number, at least 1, not 0"),
-        ({"diffusion__loss": "consistency", "diffusion__weighting": "x0"}, "has pairs of equal times"),
+        (
+            {"diffusion__loss": "consistency", "diffusion__weighting": "x0"},
+            "learns nothing of pairs of equal times; use grid or doubling",
+        ),
+        (
+            {"diffusion__loss": "inductive_moment_matching(group=2.5)", "diffusion__next_times": "uniform_below"},
+            "group=2.5: must be a whole number",
+        ),
+        (
+            {
+                "diffusion__loss": "inductive_moment_matching",
+                "diffusion__next_times": "uniform_below",
+                "diffusion__metric": "pseudo_huber",
+            },
+            "metric=pseudo_huber: loss=inductive_moment_matching does not use it",
+        ),
         ({"diffusion__metric": "huber"}, "did you mean 'pseudo_huber'"),
         ({"model": {**tiny.DIT, "attention": "cudnn"}}, "attention=cudnn"),
     ],

@@ -52,6 +52,21 @@ def test_the_loss_is_that_of_ddpm():
     assert len(np.unique(times)) > 40
 
 
+def test_a_learned_weighting_is_that_of_edm2():
+    """Eq. 21 of Karras et al. 2024: loss / e^u + u, with u = -log 2 at all levels."""
+    simple, learned = (process(diffusion__weighting=name) for name in ("simple", "learned"))
+    params = learned.init()
+    params["weighting"]["bias"] = jnp.log(2.0)
+
+    def loss(process, keys, params):
+        return losses(process, lambda x, t: 0.5 * x, jnp.zeros((8, 4, 4, 1)), keys, params)[0]
+
+    run = jax.jit(lambda keys: [loss(simple, keys, {}), loss(learned, keys, None), loss(learned, keys, params)])
+    expected, initial, doubled = run(keys(8))
+    np.testing.assert_allclose(initial, expected, rtol=1e-6)
+    np.testing.assert_allclose(doubled, 2 * expected - np.log(2), rtol=1e-5)
+
+
 def test_the_exact_network_has_loss_zero():
     """For x_0 = 0 every target is known from x_t alone, so the loss of the right network is zero."""
     axes = list(itertools.product(("eps", "x0", "v"), (False, True)))
@@ -193,6 +208,7 @@ def test_strength_sets_the_first_step_of_image_to_image():
         ({"rescale_timesteps": True, "parameterization": "edm"}, "rescale_timesteps=True: parameterization=edm gives"),
         ({"parameterization": "consistency"}, "weighting=simple: has no bounds near sigma_min"),
         ({"parameterization": "consistency(sigma_min=0)", "weighting": "edm"}, "consistency, sigma_min=0"),
+        ({"weighting": "learned", "loss": "vlb"}, "weighting=learned: is not supported for loss=vlb"),
         ({"time_sampling": "log_normal", "loss": "vlb"}, "only with time_sampling=uniform or importance"),
     ],
 )

@@ -27,6 +27,13 @@ LAYOUTS = {
     "pmap on 2, 2 parts": {"mode": "pmap", "num_devices": 2, "accumulate": 2},
 }
 DIFFUSION = {"model": conditioned.DIT | {"width": 16, "dropout": 0.2}, "data__augment": {"prob": 0.3}}
+IN_GROUPS = {
+    "diffusion__schedule": "rectified_flow",
+    "diffusion__continuous": True,
+    "diffusion__parameterization": "flow",
+    "diffusion__loss": "inductive_moment_matching(group=2)",
+    "diffusion__next_times": "uniform_below",
+}
 CODEBOOKS = {
     "codebook with restarts": {"codebook__decay": 0.5, "codebook__dead_code_threshold": 0.6},
     "discriminator": {
@@ -53,6 +60,7 @@ def two_groups():
 
 KINDS = {  # config, and the parts that it depends on
     "diffusion": lambda: (tiny.config(**DIFFUSION), {}),  # with dropout and augmentation
+    "groups of examples": lambda: (tiny.config(**DIFFUSION | IN_GROUPS), {}),
     "two groups": two_groups,
     "clip": lambda: (tiny.config("clip_shapes"), {}),
     "autoregressive": prior_with_codec,
@@ -94,6 +102,7 @@ def slow_except(default, cases):
 
 CASES = [
     *(("diffusion", layout) for layout in LAYOUTS),
+    *(("groups of examples", layout) for layout in ("jit on 8", "pmap on 2, 2 parts")),
     *(("codebook with restarts", layout) for layout in ("jit on 8", "pmap on 8", "pmap on 2, 2 parts")),
     ("discriminator", "pmap on 8"),
     *(("two groups", layout) for layout in ("fsdp 4 x 2", "pmap on 2, 2 parts")),
@@ -205,3 +214,5 @@ def test_invalid_layouts_raise():
     for size, accumulate in ((12, 1), (8, 2), (16, 0)):
         with pytest.raises(UserError, match="make it a multiple of"):
             Devices.create(num_devices=8).check_batch(size, accumulate)
+    with pytest.raises(UserError, match=r"in groups of 4 \(diffusion.loss\); make it a multiple of 64"):
+        Devices.create(num_devices=8).check_batch(32, 2, 4)

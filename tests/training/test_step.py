@@ -32,10 +32,21 @@ def still(variables, batch, keys, moment):
     return batch["x"] @ variables["params"]["model"]["w"], Aux({})
 
 
-def state_and_step(losses, params, **options):
+class PairModel(tiny.LossModel):
+    """A model whose loss compares two consecutive examples."""
+
+    group_size = 2
+
+
+def in_pairs(variables, batch, keys, moment):
+    output, aux = linear(variables, batch, keys, moment)
+    return output * jnp.ravel(jnp.reshape(output, (-1, 2))[:, ::-1]), aux
+
+
+def state_and_step(losses, params, kind=tiny.LossModel, **options):
     optimizers = {group: optax.sgd(RATE) for group in losses}
     variables = {"params": params, "statistics": {"mean": jnp.zeros(())}}
-    model = tiny.LossModel(init_function=lambda key: variables, loss_functions=losses)
+    model = kind(init_function=lambda key: variables, loss_functions=losses)
     defaults = {"key": jax.random.key(0), "ema_decay": 0.9, "examples": 64}
     step = make_step(model, optimizers, **(defaults | options))
     return initial_state(model, optimizers, jax.random.key(1)), jax.jit(step)
@@ -72,11 +83,14 @@ def test_the_ema_decay_warms_up():
     np.testing.assert_allclose(state.ema["model"]["w"], average, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
-def test_accumulation_equals_the_whole_batch(parts):
+@pytest.mark.parametrize(
+    ("parts", "loss", "kind"),
+    [(2, linear, tiny.LossModel), (4, in_pairs, PairModel), (8, linear, tiny.LossModel)],
+)
+def test_accumulation_equals_the_whole_batch(parts, loss, kind):
     results = []
     for accumulate in (1, parts):
-        state, step = state_and_step({"model": linear}, PARAMS, accumulate=accumulate)
+        state, step = state_and_step({"model": loss}, PARAMS, kind, accumulate=accumulate)
         for s in range(3):
             state, metrics = step(state, batch(seed=s))
         results.append((state, metrics))

@@ -95,7 +95,7 @@ class DiffusionModel(GenerativeModel):
         """Returns zeros of the shapes of the network's arguments: x_t, t and inputs by name."""
         inputs: dict[str, Any] = self._example_inputs(condition_params, key)
         channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
-        if self.process.reads_interval:
+        if self.process.needs.interval:
             inputs = _with_interval(inputs, jnp.zeros((1,)))
         *sides, data_channels = self.data_space.shape
         return jnp.zeros((1, *sides, data_channels + channels)), jnp.zeros((1,)), inputs
@@ -124,6 +124,10 @@ class DiffusionModel(GenerativeModel):
     @property
     def fits_first_batch(self) -> bool:
         return self.teacher is not None
+
+    @property
+    def group_size(self) -> int:
+        return self.process.group
 
     def prepare(self, variables: Variables, batch: Batch) -> Variables:
         """Returns fresh variables with the weights of the teacher, where paths and shapes agree."""
@@ -303,7 +307,7 @@ class DiffusionModel(GenerativeModel):
     ) -> Network:
         """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels.
 
-        It maps (x_t, time), with `process.reads_interval` (x_t, time, interval), to its output.
+        It maps (x_t, time), with `process.needs.interval` (x_t, time, interval), to its output.
         """
         params = variables["params"]["model"]
         inputs = self.conditions.network_inputs(params.get("conditions", {}), values, self._clip(variables))
@@ -342,9 +346,9 @@ def make_diffusion_model(
     Raises:
       UserError: parts of the config do not fit together.
     """
-    if process.differentiates_network:
+    if process.needs.derivative:
         network = _without_cudnn(network)
-    if process.requires_teacher and not config.get("teacher"):
+    if process.needs.teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     if conditions.guidance_scale and not config.get("teacher"):
         raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")

@@ -18,6 +18,7 @@ from diffjax.diffusion import (
     denoiser,
     distribution_matching,
     flow_map_losses,
+    learned_weighting,
     loss_metrics,
     loss_weighting,
     losses,
@@ -35,7 +36,7 @@ from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, validate_integer, validate_number
-from diffjax.registry import Choice, choices, lookup, options
+from diffjax.registry import Choice, choices, lookup, option_defaults, options
 from diffjax.typing import PRNGKeys
 
 _MAX_TIMESTEPS = 1_000_000  # schedules are tables
@@ -99,6 +100,7 @@ class Process:
       time_scale: factor of the network's time input.
       next_times: pairs of timesteps, for losses of flow maps.
       metric: distance, for losses of flow maps.
+      weight_params: parameters of a learned weighting; None: its initial ones.
     """
 
     schedule: Schedule
@@ -111,6 +113,7 @@ class Process:
     metric: Choice
     coupling: Choice
     time_scale: float = 1.0
+    weight_params: learned_weighting.Params | None = None
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Process":
@@ -164,10 +167,12 @@ class Process:
 
     def _check_weighting(self, config: ConfigDict) -> None:
         """Raises UserError for weights that are negative, or not finite or without bounds at some timesteps."""
-        is_weighted = "weighting" in options(self.loss.function)
-        if self.parameterization.name == "consistency" and self.weighting.name == "simple" and is_weighted:
+        name, is_weighted = self.weighting.name, "weighting" in options(self.loss.function)
+        if self.learns_weighting and self.loss.name in ("vlb", "hybrid", "distribution_matching"):
+            raise UserError(f"diffusion.weighting=learned: is not supported for loss={self.loss.name}; use simple")
+        if self.parameterization.name == "consistency" and name in ("simple", "learned") and is_weighted:
             raise UserError(
-                "diffusion.weighting=simple: has no bounds near sigma_min with parameterization=consistency, which "
+                f"diffusion.weighting={name}: has no bounds near sigma_min with parameterization=consistency, which "
                 "ignores the network there; set diffusion.weighting=edm"
             )
         noise = self.schedule(_some_times(self.schedule))
@@ -247,25 +252,23 @@ class Process:
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
-        loss = self.loss.name
+        loss, needs = self.loss.name, self.needs
         if self.learns_variance:
             raise UserError(f"diffusion.variance=learned_range: has no loss with loss={loss}; use fixed_small")
         if times == "importance":
             raise UserError(f"diffusion.time_sampling=importance: is not supported for loss={loss}; use another")
-        if self.differentiates_network and not self.schedule.continuous:
+        if needs.continuous and not self.schedule.continuous:
             raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
-        if loss == "continuous_consistency" and self.next_times.name != "clean":
-            raise UserError(f"diffusion.next_times={self.next_times.name}: has no effect on loss={loss}; use clean")
-        if loss == "progressive" and self.next_times.name != "grid":
+        if needs.next_times and self.next_times.name not in needs.next_times:
             raise UserError(
-                f"diffusion.next_times={self.next_times.name}: loss=progressive requires the steps of the student; use "
-                "grid(steps=4)"
+                f"diffusion.next_times={self.next_times.name}: loss={loss} {needs.reason}; use "
+                f"{' or '.join(needs.next_times)}"
             )
-        if loss == "consistency" and self.next_times.name in ("second_sample", "dyadic"):
-            raise UserError(
-                f"diffusion.next_times={self.next_times.name}: has pairs of equal times, of which loss=consistency "
-                "learns nothing; use grid, doubling, shrinking or skip"
-            )
+        if self.metric.name != "l2" and "metric" not in options(self.loss.function):
+            raise UserError(f"diffusion.metric={self.metric.name}: loss={loss} does not use it; use l2")
+        group = self.loss.options.get("group", 1)
+        if group < 1 or group != round(group):
+            raise UserError(f"diffusion.loss={loss}, group={group:g}: must be a whole number of examples, at least 1")
         first = jnp.asarray(self.schedule.first)
         try:
             choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
@@ -294,34 +297,38 @@ class Process:
         return self.loss.bind(schedule=self.schedule, weighting=self.weighting.bind())()
 
     @property
-    def requires_teacher(self) -> bool:
-        """True if the loss has a target of a teacher only."""
-        return self.loss.name in flow_map_losses.WITH_TEACHER or self.matches_distributions
+    def needs(self) -> flow_map_losses.Needs:
+        """Requirements of the loss on the network, the schedule and the data; none for losses of denoising."""
+        if self.matches_distributions:
+            return flow_map_losses.Needs(teacher=True)
+        return flow_map_losses.NEEDS.get(self.loss.name, flow_map_losses.Needs())
 
     @property
-    def reads_interval(self) -> bool:
-        """True if the network is given the interval of the step, besides the time."""
-        return self.loss.name in flow_map_losses.WITH_INTERVAL
-
-    @property
-    def differentiates_network(self) -> bool:
-        """True if the loss differentiates the network by its inputs in forward mode."""
-        return self.loss.name in flow_map_losses.WITH_DERIVATIVE
+    def group(self) -> int:
+        """Number of consecutive examples that the loss compares with each other, at the same timesteps; 1: none."""
+        return int((option_defaults(self.loss.function) | self.loss.options).get("group", 1))
 
     @property
     def learns_variance(self) -> bool:
         """True if the network has twice the output channels, the second half for the variance."""
         return self.variance.function is variance.learned_range
 
+    @property
+    def learns_weighting(self) -> bool:
+        """True if the loss has a learned weight per noise level."""
+        return self.weighting.function is loss_weighting.learned
+
     def init(self) -> dict[str, Any]:
-        """Returns fresh parameters of the process: those of a learned schedule, else {}."""
-        return {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+        """Returns fresh parameters of the process: those of a learned schedule and of a learned weighting."""
+        schedule = {"schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else {}
+        return schedule | ({"weighting": learned_weighting.init()} if self.learns_weighting else {})
 
     def bind(self, params: Mapping[str, Any]) -> "Process":
         """Returns the process with its parameters among `params`, if it has any."""
-        if not isinstance(self.schedule, Learned) or "schedule" not in params:
-            return self
-        return dataclasses.replace(self, schedule=self.schedule.bind(params["schedule"]))
+        schedule = self.schedule
+        if isinstance(schedule, Learned) and "schedule" in params:
+            schedule = schedule.bind(params["schedule"])
+        return dataclasses.replace(self, schedule=schedule, weight_params=params.get("weighting"))
 
     def coefficients(self, noise: Noise) -> parameterizations.Coefficients:
         """Returns the coefficients of the parameterization at a noise level."""
@@ -338,7 +345,7 @@ class Process:
 
     @property
     def _network_options(self) -> dict[str, bool]:
-        return {"learned_variance": self.learns_variance, "with_interval": self.reads_interval}
+        return {"learned_variance": self.learns_variance, "with_interval": self.needs.interval}
 
     def train_loss(
         self,
@@ -356,7 +363,7 @@ class Process:
 
         Args:
           network: (input [B, ...], time [B]) -> F [B, ...], or [B, ..., 2C] if the variance is learned; with
-            `reads_interval` (input, time, interval [B]).
+            `needs.interval` (input, time, interval [B]).
           x0: clean examples [B, ..., C].
           keys: one per example; consumed.
           memory: state of the distribution of timesteps; `times.init(schedule)` at first.
@@ -379,6 +386,7 @@ class Process:
             next_times=self.next_times.bind() if self.learns_flow_map else None,
             step=step,
             couple=couple,
+            group=self.group,
         )
         compute = self.loss.bind(
             schedule=self.schedule,
@@ -393,7 +401,10 @@ class Process:
             loss = compute(batch, networks)
         else:
             loss = compute(batch, predict(batch.x, batch.noise))
-        return batch.loss_factor * loss, self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
+        memory = self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
+        if self.learns_weighting:
+            loss = learned_weighting.weighted(self.weight_params or learned_weighting.init(), batch.noise, loss)
+        return batch.loss_factor * loss, memory
 
 
 def _check_levels(name: str, schedule: Schedule) -> None:

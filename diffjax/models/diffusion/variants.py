@@ -197,7 +197,7 @@ def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | 
     if clip is None:
         raise UserError("clip='': system=unclip_prior requires a trained CLIP; set --config.clip=WORKDIR")
     process = Process.from_config(config.diffusion)
-    if process.reads_interval or process.matches_distributions:
+    if process.needs.interval or process.matches_distributions:
         raise UserError(
             f"diffusion.loss={process.loss.name}: is not supported for system=unclip_prior; choose another loss"
         )

@@ -1,0 +1,60 @@
+"""Axes of choice of a diffusion model and its sampler: the modules whose public functions a config can name."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+from diffjax.diffusion import (
+    clipping,
+    couplings,
+    distribution_matching,
+    flow_map_losses,
+    loss_metrics,
+    loss_weighting,
+    losses,
+    next_times,
+    noise_schedules,
+    parameterizations,
+    samplers,
+    time_grids,
+    time_sampling,
+    variance,
+)
+
+
+class Axis(NamedTuple):
+    """An axis of choice.
+
+    Attributes:
+      module: its public functions are the choices.
+      title: name of the choices, for the documentation.
+      field: config field that names one.
+      flag: flag of the verbs that sample; empty: none.
+    """
+
+    module: ModuleType
+    title: str
+    field: str
+    flag: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the module."""
+        return self.module.__name__.rpartition(".")[2]
+
+
+AXES = (
+    Axis(noise_schedules, "Noise schedules", "diffusion.schedule"),
+    Axis(parameterizations, "Parameterizations", "diffusion.parameterization"),
+    Axis(losses, "Losses", "diffusion.loss"),
+    Axis(flow_map_losses, "Losses of flow maps", "diffusion.loss"),
+    Axis(distribution_matching, "Distribution matching", "diffusion.loss"),
+    Axis(next_times, "Second timesteps of flow maps", "diffusion.next_times"),
+    Axis(loss_metrics, "Distances of flow maps", "diffusion.metric"),
+    Axis(couplings, "Couplings of noise and data", "diffusion.coupling"),
+    Axis(loss_weighting, "Loss weightings", "diffusion.weighting"),
+    Axis(time_sampling, "Timestep sampling", "diffusion.time_sampling"),
+    Axis(variance, "Reverse variances", "diffusion.variance"),
+    Axis(samplers, "Samplers", "sampler.name", "--sampler"),
+    Axis(time_grids, "Time grids", "sampler.grid", "--grid"),
+    Axis(clipping, "Thresholds", "sampler.threshold", "--threshold"),
+)
