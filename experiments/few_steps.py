@@ -20,14 +20,17 @@ METHOD = {
     "shortcut": {"config": f"{FEW}:shortcut"},
     "MeanFlow": {"config": f"{FEW}:mean_flow"},
     "improved MeanFlow": {"config": f"{FEW}:improved_mean_flow"},
+    "IMM": {"config": f"{FEW}:imm"},
     "consistency distillation": {"config": f"{DISTILLED}:consistency"},
+    "DMD2": {"config": f"{DISTILLED}:distribution_matching"},
 }
 TRAINING_FREE, MAPS = list(METHOD)[:3], list(METHOD)[3:]
 COUNTS = (1, 2, 4, 8, 50)
 
 EXPERIMENT = Experiment(
     title="Few steps: flow maps, distillation and samplers",
-    source="Song & Dhariwal 2024, Geng et al. 2024, Lu & Song 2025, Frans et al. 2024, Geng et al. 2025 (no one table)",
+    source="Song & Dhariwal 2024, Geng et al. 2024, Lu & Song 2025, Frans et al. 2024, Geng et al. 2025, "
+    "Zhou et al. 2025, Yin et al. 2024 (no one table)",
     claim="Models trained for few steps make better samples in 1 to 4 steps than samplers of a flow.",
     axes=[Axis("method", METHOD), steps(*COUNTS)],
     column_axis="steps",
