@@ -19,7 +19,7 @@ from jax import numpy as jnp
 
 from diffjax import io
 from diffjax.errors import UserError, excerpt
-from diffjax.models.parameter_paths import flatten, path_of, unflatten
+from diffjax.models.parameter_paths import flatten, path_of
 from diffjax.published import safetensors_file
 from diffjax.typing import Variables
 
@@ -74,7 +74,8 @@ def load(path: Path, template: Variables, *, omitted: tuple[str, ...] = ()) -> V
     Raises:
       UserError: the file cannot be read, has another model, or does not match its checksum.
     """
-    expected = {name: leaf for name, leaf in flatten(template).items() if not name.startswith(omitted)}
+    template = _without(template, omitted)
+    expected = flatten(template)
     with _opened(path) as file:
         names = set(file.keys())
         if differing := sorted(name for name in names ^ expected.keys() if not name.startswith(omitted)):
@@ -90,7 +91,17 @@ def load(path: Path, template: Variables, *, omitted: tuple[str, ...] = ()) -> V
         print(f"{path} has no checksum, as older exports: its values are not verified; export again", file=sys.stderr)
     elif metadata["sha256"] != checksum(tensors, _step(path, metadata)):
         raise UserError(f"{path} is damaged: its contents do not have its checksum; export it again")
-    return unflatten({name: tensors[name].astype(leaf.dtype, copy=False) for name, leaf in expected.items()})
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: tensors[path_of(keys)].astype(leaf.dtype, copy=False), template
+    )
+
+
+def _without(tree: Any, omitted: tuple[str, ...], prefix: str = "") -> Any:
+    """Returns a tree without the subtrees whose paths start with one of `omitted`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    paths = {name: f"{prefix}{name}/" for name in tree}
+    return {name: _without(tree[name], omitted, path) for name, path in paths.items() if not path.startswith(omitted)}
 
 
 def half_precision(variables: Variables, dtype: str) -> Variables:
