@@ -38,6 +38,7 @@ def test_the_example_sampler_is_dpmpp_2m():
     assert np.abs(samples[0] - samples[2]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_every_example_of_the_python_page_runs(trained_runs, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     shutil.copy(trained_runs.config("pixel"), tmp_path / "configs" / "digits.py")
@@ -64,7 +65,7 @@ def script(name: str):
     return module
 
 
-@pytest.mark.parametrize("page", ["combinations", "experiments"])
+@pytest.mark.parametrize("page", [pytest.param("combinations", marks=pytest.mark.slow), "experiments"])
 def test_generated_pages_are_up_to_date(page):
     assert script(page).main() == (DOCS / f"{page}.md").read_text()
 
