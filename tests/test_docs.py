@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from PIL import Image
 
 from diffjax import evaluation, reproduce
 from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids
@@ -111,6 +112,11 @@ def test_every_choice_is_listed():
     for axis in AXES:
         for name in choices(axis.module):
             assert re.search(rf"`{name}[`(]", text), name
+
+
+def test_figures_do_not_have_the_command_and_folders_that_made_them():
+    with_command = [path for path in DOCS.rglob("*.png") if "diffjax" in Image.open(path).info]
+    assert not with_command, with_command
 
 
 def test_every_linked_file_exists():
