@@ -50,7 +50,7 @@ def installed(archives, tmp_path_factory):
 
 def test_the_wheel_has_the_package_alone_and_is_small(archives):
     wheel, _ = archives
-    assert wheel.stat().st_size < 10e6
+    assert wheel.stat().st_size < 15e6
     names = zipfile.ZipFile(wheel).namelist()
     files = {name for name in names if name.startswith("diffjax/")}
     assert all(name in files or ".dist-info/" in name for name in names)
