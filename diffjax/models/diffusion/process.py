@@ -235,16 +235,17 @@ class Process:
         except ValueError as error:
             raise UserError(f"diffusion.coupling={coupling}: {error}") from error
 
+    def _check_few_steps(self, times: str) -> None:
+        """Raises UserError for choices that no loss for samples in few steps supports."""
+        loss = self.loss.name
+        if self.learns_variance:
+            raise UserError(f"diffusion.variance=learned_range: has no loss with loss={loss}; use fixed_small")
+        if times == "importance":
+            raise UserError(f"diffusion.time_sampling=importance: is not supported for loss={loss}; use another")
+
     def _check_distribution_matching(self, times: str) -> None:
         """Raises UserError for choices that do not fit distribution matching."""
-        if self.learns_variance:
-            raise UserError(
-                "diffusion.variance=learned_range: has no loss with loss=distribution_matching; use fixed_small"
-            )
-        if times == "importance":
-            raise UserError(
-                "diffusion.time_sampling=importance: is not supported for loss=distribution_matching; use another"
-            )
+        self._check_few_steps(times)
         try:
             time_grids.trailing(self.matching.generator_steps, self.schedule)
         except ValueError as error:
@@ -252,11 +253,8 @@ class Process:
 
     def _check_flow_map(self, times: str) -> None:
         """Raises UserError for choices that do not fit a loss of flow maps."""
+        self._check_few_steps(times)
         loss, needs = self.loss.name, self.needs
-        if self.learns_variance:
-            raise UserError(f"diffusion.variance=learned_range: has no loss with loss={loss}; use fixed_small")
-        if times == "importance":
-            raise UserError(f"diffusion.time_sampling=importance: is not supported for loss={loss}; use another")
         if needs.continuous and not self.schedule.continuous:
             raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
         if needs.next_times and self.next_times.name not in needs.next_times:
