@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import common, digits
 
-STEPS = 4000
+STEPS = 2000
 SIGMA = 0.75  # standard deviation of these images
 FLOW = {"schedule": "rectified_flow", "parameterization": "flow(time_scale=0.001)"}
 LOGIT_FLOW = {**FLOW, "time_sampling": "logit_normal"}

@@ -71,6 +71,7 @@ EXPERIMENT = Experiment(
         "small": Scale(
             config=f"{FEW}:flow",
             duration="eight hours on two CPU cores",
+            fields={"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0},
             seeds=(0, 1, 2),
             num=1000,
         ),
