@@ -208,14 +208,18 @@ class CellEvaluator:
         conditions = prompts.default_prompts(self._trained, self._options.num, classes=self._model.classes)
         candidates = flatten(cell.config).get("rerank.best_of", 1)
         judge = self._judge if candidates > 1 else None
-        best = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates)
-        images = best.images
+        seeds = np.arange(self._options.num)
+        self._runner.compile(self._variables, seeds, conditions.conditions, settings)
+        start = time.perf_counter()
+        images = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates).images
+        times = {"seconds_per_image": Estimate((time.perf_counter() - start) / self._options.num, None)}
         depends: dict[str, Any] = {"sampler": cell.sampler.to_dict(), "warnings": []}
         if conditions.captions:
             depends["captions"] = conditions.captions[:SHOWN]  # of the samples that the report shows
+        estimates = times if any(m.metric in times for m in self._options.measures) else {}
         if not self._measure_samples:
-            return CellResult({}, depends, images)
-        estimates = self._measure_samples(images, conditions.conditions["label"], conditions.captions)
+            return CellResult(estimates, depends, images)
+        estimates |= self._measure_samples(images, conditions.conditions["label"], conditions.captions)
         depends |= {"samples": self._options.num, "reference": self._measure_samples.provenance}
         return CellResult(estimates, depends | {"warnings": list(self._measure_samples.warnings)}, images)
 
@@ -247,8 +251,10 @@ class CellEvaluator:
     def _data_result(self, cell: Cell, measure: Measure) -> Result:
         """Returns the result of a metric of data, computed once per metric and settings."""
         fields = dict(measure.settings)
-        if measure.metric == "reconstruction" and is_diffusion(self._trained.system):
+        if is_diffusion(self._trained.system) and measure.metric == "reconstruction":
             fields = {"steps": (cell.sampler.steps,), "grid": cell.sampler.grid, **fields}
+        elif is_diffusion(self._trained.system) and measure.value.startswith("ode"):
+            fields = {"ode_steps": cell.sampler.steps, **fields}
         settings = Settings(**fields)
         key = measure.metric, settings
         if key not in self._data_results:

@@ -66,12 +66,14 @@ class Measure:
 
     Attributes:
       metric: name in `diffjax.evaluation`; or "training": a value logged at the last step; or "rms_to_finest_grid":
-        root-mean-square difference, in grey levels, from the samples of the same seeds at the most steps.
+        root-mean-square difference, in grey levels, from the samples of the same seeds at the most steps; or
+        "seconds_per_image": time of sampling without compilation, of the machine that computes the cell.
       value: which value of the metric, such as "bound" of nll; "": the value named like the metric. A run that does not
         have this value has no entry.
       heading: heading in tables; "": the metric's own.
       better: "lower" | "higher" | "neither", for descriptive metrics; "": the metric's own.
-      settings: fields of evaluation.settings.Settings.
+      settings: fields of evaluation.settings.Settings. By default the metric `reconstruction` and the likelihood by the
+        ODE, such as nll.ode_hutchinson, have the sampler's number of steps.
     """
 
     metric: str
@@ -81,7 +83,7 @@ class Measure:
     settings: Fields = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        known = (*evaluation.NAMES, "training", "rms_to_finest_grid")
+        known = (*evaluation.NAMES, "training", "rms_to_finest_grid", "seconds_per_image")
         if self.metric not in known:
             raise unknown("metric", self.metric, known)
 

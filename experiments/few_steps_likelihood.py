@@ -1,0 +1,72 @@
+"""Likelihood in few steps: the ODE of flows and flow maps is not solved by as few steps as their samples need.
+
+    python launch.py reproduce --experiment=experiments/few_steps_likelihood.py --workdir=runs/experiments --scale=smoke
+    python launch.py reproduce --experiment=experiments/few_steps_likelihood.py --workdir=runs/experiments --scale=small
+
+Bits/dim by Heun's method on the probability-flow ODE, whose velocity is that of a flow map over an interval of length
+zero. The paper has Euler's method. Models are those of experiments/few_steps.py.
+"""
+
+import dataclasses
+
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke, steps
+
+FEW = "configs/few_step_digits.py"
+METHOD = {
+    "flow": {"config": f"{FEW}:flow"},
+    "shortcut": {"config": f"{FEW}:shortcut"},
+    "MeanFlow": {"config": f"{FEW}:mean_flow"},
+}
+SMALL = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
+BITS = Measure(
+    "nll", "ode_hutchinson", heading="bits/dim", better="neither", settings={"num": 360, "terms": 2, "exact_trace": 0}
+)
+PUBLISHED = {  # at 1, 2, 4 and 8 steps
+    "flow": (-111.19, -52.85, -24.01, -9.93),
+    "shortcut": (-124.15, -60.01, -28.03, -12.07),
+    "MeanFlow": (-97.59, -46.63, -21.26, -9.00),
+}
+
+EXPERIMENT = Experiment(
+    title="F2D2: likelihood in few steps",
+    source="Ai et al. 2026, table of CIFAR-10",
+    claim="Models that sample in few steps have no valid likelihood in as few steps: its ODE needs many.",
+    axes=[Axis("method", METHOD), steps(1, 2, 4, 8, 50, 200)],
+    column_axis="steps",
+    measures=[BITS, Measure("fd_pixels")],
+    papers=[
+        Paper(
+            "bits/dim, CIFAR-10, Euler; flow matching has 3.12 in 1,024 steps",
+            {(method, str(2**i)): bits for method, values in PUBLISHED.items() for i, bits in enumerate(values)},
+        )
+    ],
+    orderings=[
+        Ordering(
+            claim="The fewer the steps, the further bits/dim are below those of many steps",
+            order=[{"steps": count} for count in ("200", "8", "4", "2", "1")],
+        ),
+    ],
+    scales={
+        "smoke": smoke(
+            config=f"{FEW}:flow",
+            duration="minutes on two CPU cores; not measured",
+            train_steps=40,
+            axes={"method": ("flow", "MeanFlow"), "steps": ("1", "8", "200")},
+            measures=[dataclasses.replace(BITS, settings={**BITS.settings, "num": 20})],
+        ),
+        "small": Scale(
+            config=f"{FEW}:flow",
+            duration="minutes on two CPU cores after few_steps.py",
+            fields=SMALL,
+            seeds=(0, 1, 2),
+            num=1000,
+        ),
+        "paper": Scale(
+            config=f"{FEW}:flow",
+            duration="not measured; the paper trains on CIFAR-10 and ImageNet",
+            fields={"*train.steps": 20_000},
+            seeds=(0, 1, 2),
+            num=5000,
+        ),
+    },
+)
