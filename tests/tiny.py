@@ -23,6 +23,8 @@ from diffjax.typing import NO_TOKEN, Batch, LossFn, PRNGKey, StepContext, Variab
 
 M = TypeVar("M")
 ROOT = Path(__file__).parent.parent
+# Options of jax.jit for long computations: those of a test compile fast and run slowly (conftest.py).
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

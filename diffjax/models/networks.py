@@ -1,11 +1,13 @@
 """Builds Flax modules from sections of a config, and checks the sections."""
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from flax import linen as nn
 from jax import numpy as jnp
 from jax.typing import DTypeLike
@@ -16,7 +18,7 @@ from diffjax.models.base import Model
 from diffjax.nn.dit import DiT
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
-from diffjax.typing import ImageSpec, TextSpec
+from diffjax.typing import ImageSpec, PRNGKey, TextSpec
 
 _MAX_TOKENS, _MAX_VOCABULARY = 100_000, 10_000_000
 _MAX_RATIO = 1e6
@@ -25,8 +27,24 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def apply(module: nn.Module, params: Any, *inputs: Any, **options: Any) -> Any:
-    """Applies a module without mutable collections; returns its output alone, unlike the type of `Module.apply`."""
-    return module.apply({"params": params}, *inputs, **options)
+    """Applies a module without mutable collections; returns its output alone, unlike the type of `Module.apply`.
+
+    Equal modules with inputs of equal shapes are traced once. Options that are no arrays, such as flags, are static.
+    """
+    static = {name: value for name, value in options.items() if isinstance(value, bool | int | str)}
+    arrays = {name: value for name, value in options.items() if name not in static}
+    return _apply(module, tuple(static.items()), params, inputs, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _apply(module: nn.Module, static: Any, params: Any, inputs: Any, arrays: Any) -> Any:
+    return module.apply({"params": params}, *inputs, **dict(static), **arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def init(module: nn.Module, key: PRNGKey, *inputs: Any, **options: Any) -> Any:
+    """Returns fresh parameters of a module. Equal modules with inputs of equal shapes are traced once."""
+    return module.init(key, *inputs, **options)["params"]
 
 
 def make(

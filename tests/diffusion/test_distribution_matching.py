@@ -15,6 +15,7 @@ from diffjax.diffusion.distribution_matching import distribution_matching
 from diffjax.diffusion.noise import for_examples, initial_std
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.parameterizations import Coefficients
+from tests import tiny
 from tests.diffusion.test_flow_map_losses import (
     BATCH,
     CENTRES,
@@ -176,7 +177,7 @@ def test_one_step_of_a_trained_generator_has_the_distribution_of_the_data():
         )
         return (new_generator, move(optimizers[1], jax.grad(denoising_loss)(fake[0], key, x0), *fake)), None
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.OPTIMIZED)
     def trained(params):
         (params, _), _ = jax.lax.scan(pretrain, (params, optimizers[0].init(params)), jnp.arange(pretraining))
         state = tuple((params, optimizer.init(params)) for optimizer in (optimizers[2], optimizers[1]))

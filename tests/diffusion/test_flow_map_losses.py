@@ -23,6 +23,7 @@ from diffjax.diffusion.flow_map_losses import NEEDS, Networks
 from diffjax.diffusion.noise import for_examples
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.registry import choices
+from tests import tiny
 
 T = 1000
 FLOW = noise_schedules.rectified_flow(T, continuous=True)
@@ -475,7 +476,9 @@ def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
         return (params, optax.incremental_update(params, ema, 0.001), memory), None
 
     params = fresh_params(jax.random.key(0))
-    train = jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(TRAINING_STEPS))[0])
+    train = jax.jit(
+        lambda state: jax.lax.scan(update, state, jnp.arange(TRAINING_STEPS))[0], compiler_options=tiny.OPTIMIZED
+    )
     _, ema, _ = train((params, params, optimizer.init(params)))
     first, last = schedule(float(T)), schedule(0.0)
     x = np.hypot(first.alpha, first.sigma) * jax.random.normal(jax.random.key(2), (20_000, 1))

@@ -18,6 +18,7 @@ from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
+from diffjax.models import networks
 from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion.bound_model import BoundModel
@@ -83,7 +84,7 @@ class DiffusionModel(GenerativeModel):
         network_key, conditions_key, example_key = jax.random.split(key, 3)
         condition_params = self.conditions.init(conditions_key)
         x, t, inputs = self._example_arguments(condition_params, example_key)
-        params = self.network.init(network_key, x, t, **inputs)["params"]
+        params = networks.init(self.network, network_key, x, t, **inputs)
         params = {**params, **self.process.init()}
         if condition_params:
             params["conditions"] = condition_params
