@@ -1,5 +1,6 @@
 """Every file of experiments/: its grid fits its configs, at every scale."""
 
+import dataclasses
 import functools
 import json
 
@@ -30,7 +31,9 @@ def load(name):
 
 @functools.cache
 def groups(name, scale):
-    return plan.make_groups(load(name), load(name).scales[scale], {"data.dir": "anywhere"})
+    """Returns the job groups of a scale, of its first seed only, as others have the same grid."""
+    full = load(name).scales[scale]
+    return plan.make_groups(load(name), dataclasses.replace(full, seeds=full.seeds[:1]), {"data.dir": "anywhere"})
 
 
 def trainings(name, scale):
