@@ -55,8 +55,8 @@ EXPERIMENT = Experiment(
             where={"steps": ("1",)},
         ),
         Ordering(
-            claim="In 128 steps shortcut models are better than consistency training and distillation",
-            order=[{"method": "shortcut"}, {"method": "consistency training"}, {"method": "consistency distillation"}],
+            claim="In 128 steps shortcut models are better than consistency training",
+            order=[{"method": "shortcut"}, {"method": "consistency training"}],
             where={"steps": ("128",)},
         ),
         Ordering(
