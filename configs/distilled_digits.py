@@ -4,9 +4,10 @@
     python launch.py sample --workdir=runs/progressive --num=100
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
-(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `reflow` (a rectified flow
-of samples of a rectified flow), `distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the
-config, which are trained first. Methods without a teacher: configs/few_step_digits.py.
+(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `progressive_4` and
+`progressive_2` (its students of four and two steps), `reflow` (a rectified flow of samples of a rectified flow),
+`distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the config, which are trained first.
+Methods without a teacher: configs/few_step_digits.py.
 
 Time: not measured.
 Score: not measured.
@@ -20,15 +21,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.few_step_digits import CONSISTENCY, CONTINUOUS, LOGIT_FLOW, SIGMA, TRIG, make
+from configs.few_step_digits import CONSISTENCY, CONTINUOUS, COSINE, EDM, LOGIT_FLOW, TRIG, make
 
-EDM = {
-    **CONSISTENCY,
-    "parameterization": f"edm(sigma_data={SIGMA})",
-    "weighting": "simple",
-    "time_sampling": "log_normal",
-}
-COSINE = {"schedule": "cosine", "parameterization": "v", "weighting": "truncated_snr"}
+ROUNDS = {"progressive_4": 4, "progressive_2": 2, "progressive": 1}  # steps of the students, each from the one before
 VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher and student
     "consistency": (
         EDM,
@@ -43,23 +38,25 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher 
             "metric": "pseudo_huber(c=0.001)",
         },
     ),
-    "continuous": (TRIG, {**TRIG, "loss": CONTINUOUS, "time_sampling": "log_normal(mean=-0.8, std=1.6)"}),
-    "progressive": (COSINE, {**COSINE, "loss": "progressive"}),
+    "continuous": (
+        TRIG,
+        {**TRIG, "loss": CONTINUOUS, "weighting": "learned", "time_sampling": "log_normal(mean=-0.8, std=1.6)"},
+    ),
+    **dict.fromkeys(ROUNDS, (COSINE, {**COSINE, "loss": "progressive"})),
     "reflow": (LOGIT_FLOW, {**LOGIT_FLOW, "coupling": "reflow(steps=20)"}),
     "distribution_matching": (EDM, {**EDM, "loss": "distribution_matching", "time_sampling": "uniform"}),
 }
-ROUNDS = (4, 2, 1)  # steps of the students of progressive distillation
 SAMPLERS = {"reflow": "ddim", "distribution_matching": "lcm"}  # of others than consistency models
 
 
 def get_config(variant: str = "progressive") -> ConfigDict:
     teacher, student = common.choose(variant, VARIANTS)
     parts = {"teacher": make(teacher)}
-    if variant == "progressive":
-        for steps in ROUNDS:
+    if variant in ROUNDS:
+        for steps in (count for count in ROUNDS.values() if count >= ROUNDS[variant]):
             config = _student({**student, "next_times": f"grid(steps={steps})"}, [*parts][-1], "ddim", steps)
             parts[f"steps_{steps}"] = config
-        config = parts.pop(f"steps_{ROUNDS[-1]}")
+        config = parts.pop(f"steps_{ROUNDS[variant]}")
     else:
         config = _student(student, "teacher", SAMPLERS.get(variant, "consistency"), 1)
     if variant == "distribution_matching":

@@ -4,8 +4,9 @@
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
 Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`, `imm`. Two are flows without a map, to compare with: `flow`, and `ot_flow`, whose noise and data
-are coupled by optimal transport in each batch. configs/distilled_digits.py has distillation.
+`improved_mean_flow`, `imm`. Four have no map, to compare with and to distil: `flow`; `ot_flow`, whose noise and data
+are coupled by optimal transport in each batch; `edm`; and `diffusion`, with the cosine schedule and v.
+configs/distilled_digits.py has distillation.
 
 Time: not measured.
 Score: not measured.
@@ -29,6 +30,13 @@ CONSISTENCY = {
     "weighting": f"edm(sigma_data={SIGMA})",
     "time_sampling": "log_normal(mean=-1.1, std=2)",
 }
+EDM = {
+    **CONSISTENCY,
+    "parameterization": f"edm(sigma_data={SIGMA})",
+    "weighting": "simple",
+    "time_sampling": "log_normal",
+}
+COSINE = {"schedule": "cosine", "parameterization": "v", "weighting": "truncated_snr"}
 TRIG = {
     "schedule": f"trig_flow(sigma_data={SIGMA})",
     "parameterization": f"trig_flow(sigma_data={SIGMA})",
@@ -36,9 +44,14 @@ TRIG = {
 }
 MEAN_FLOW = {**FLOW, "time_sampling": "logit_normal(mean=-0.4)", "metric": "adaptive(p=1)"}
 CONTINUOUS = f"continuous_consistency(sigma_data={SIGMA}, warmup={STEPS // 4})"
-VARIANTS: dict[str, Mapping[str, Any]] = {
+WITHOUT_MAP = {
     "flow": LOGIT_FLOW,
     "ot_flow": {**LOGIT_FLOW, "coupling": "minibatch"},
+    "edm": EDM,
+    "diffusion": COSINE,
+}
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    **WITHOUT_MAP,
     "consistency": {
         **CONSISTENCY,
         "loss": "consistency(by_interval=True)",
@@ -62,9 +75,9 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 
 def get_config(variant: str = "mean_flow") -> ConfigDict:
     config = make(common.choose(variant, VARIANTS))
-    is_flow = variant in ("flow", "ot_flow")
-    sampler = "ddim" if is_flow else "consistency" if "consistency" in variant else "flow_map"
-    config.sampler.update(name=sampler, steps=50 if is_flow else 1)
+    has_map = variant not in WITHOUT_MAP
+    sampler = "consistency" if "consistency" in variant else "flow_map" if has_map else "ddim"
+    config.sampler.update(name=sampler, steps=1 if has_map else 50)
     return config
 
 

@@ -7,7 +7,7 @@ All flows have the same network, optimiser and number of training steps. The ref
 flow whose samples it is trained on, as in the paper.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales, steps
 
 FEW, DISTILLED = "configs/few_step_digits.py", "configs/distilled_digits.py"
 FLOWS = {
@@ -53,26 +53,5 @@ EXPERIMENT = Experiment(
             measure=STRAIGHTNESS.name,
         ),
     ],
-    scales={
-        "smoke": smoke(
-            config=f"{FEW}:flow",
-            duration="minutes on two CPU cores; not measured",
-            train_steps=40,
-            axes={"steps": ("1", "50")},
-            measures=[Measure("fd_pixels"), STRAIGHTNESS],
-        ),
-        "small": Scale(
-            config=f"{FEW}:flow",
-            duration="hours on two CPU cores; not measured",
-            seeds=(0, 1, 2),
-            num=1000,
-        ),
-        "paper": Scale(
-            config=f"{FEW}:flow",
-            duration="not measured; the paper trains on CIFAR-10",
-            fields={"*train.steps": 20_000},
-            seeds=(0, 1, 2),
-            num=5000,
-        ),
-    },
+    scales=few_step_scales(f"{FEW}:flow", {"steps": ("1", "50")}, [Measure("fd_pixels"), STRAIGHTNESS]),
 )

@@ -5,6 +5,7 @@ The file of an experiment defines `EXPERIMENT = Experiment(...)`. `launch.py rep
 
 from diffjax.reproduce.spec import (
     SMALL_NETWORKS,
+    SMALL_TRAINING,
     Axis,
     Experiment,
     Fields,
@@ -13,12 +14,14 @@ from diffjax.reproduce.spec import (
     Ordering,
     Paper,
     Scale,
+    few_step_scales,
     smoke,
     steps,
 )
 
 __all__ = [
     "SMALL_NETWORKS",
+    "SMALL_TRAINING",
     "Axis",
     "Experiment",
     "Fields",
@@ -27,6 +30,7 @@ __all__ = [
     "Ordering",
     "Paper",
     "Scale",
+    "few_step_scales",
     "smoke",
     "steps",
 ]

@@ -26,6 +26,7 @@ SMALL_NETWORKS: Fields = {  # makes every network of a pipeline small
     "*conditions.caption.width": 32,
     "*conditions.image_embedding.width": 32,
 }
+SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
 
 
 class Multiply(NamedTuple):
@@ -196,6 +197,45 @@ def smoke(
         measures=measures,
         classifier=classifier,
     )
+
+
+def few_step_scales(
+    config: str, smoke_axes: Mapping[str, Sequence[str]], smoke_measures: Sequence[Measure] = (Measure("fd_pixels"),)
+) -> dict[str, Scale]:
+    """Returns the scales of experiments on samples in few steps, which share trained models in one workdir.
+
+    The data are digits, at the scale "paper" Fashion-MNIST.
+
+    Args:
+      config: config file that the grid starts from.
+      smoke_axes: labels that run at the scale "smoke", by axis.
+      smoke_measures: measures of this scale.
+    """
+    small = Scale(
+        config=config,
+        duration="hours on two CPU cores; not measured",
+        fields=SMALL_TRAINING,
+        seeds=(0, 1, 2),
+        num=1000,
+    )
+    fashion_mnist = {"*data.name": "fashion_mnist", "*data.image_size": 14, "*model.attention_resolutions": (7,)}
+    return {
+        "smoke": smoke(
+            config,
+            duration="minutes on two CPU cores",
+            train_steps=40,
+            fields=SMALL_TRAINING,
+            axes=smoke_axes,
+            measures=smoke_measures,
+        ),
+        "small": small,
+        "paper": dataclasses.replace(
+            small,
+            duration="not measured; on Fashion-MNIST at 14x14, where the papers have CIFAR-10 and ImageNet",
+            fields={**SMALL_TRAINING, **fashion_mnist},
+            num=5000,
+        ),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Every file of experiments/: its grid fits its configs, at every scale."""
 
+import dataclasses
 import functools
 import json
 
@@ -7,6 +8,7 @@ import pytest
 
 from diffjax.reproduce import Axis, Multiply, plan, spec
 from diffjax.runs.config_files import flatten, load_file, with_fields
+from diffjax.runs.dependencies import standalone_part, training_hash
 from diffjax.runs.loading import build_model
 from tests import tiny
 
@@ -29,7 +31,9 @@ def load(name):
 
 @functools.cache
 def groups(name, scale):
-    return plan.make_groups(load(name), load(name).scales[scale], {"data.dir": "anywhere"})
+    """Returns the job groups of a scale, of its first seed only, as others have the same grid."""
+    full = load(name).scales[scale]
+    return plan.make_groups(load(name), dataclasses.replace(full, seeds=full.seeds[:1]), {"data.dir": "anywhere"})
 
 
 def trainings(name, scale):
@@ -129,6 +133,19 @@ def test_edm_settings_end_at_the_configs_of_edm(setting, variant):
     expected = flatten(expected)
     for name, value in flatten(last).items():
         assert value == (pytest.approx(expected[name], rel=1e-9) if isinstance(value, float) else expected[name]), name
+
+
+def test_teachers_and_rounds_of_distillation_are_shared_with_their_variants():
+    few, distilled = "configs/few_step_digits.py", "configs/distilled_digits.py"
+    for variant, part, same in [
+        ("consistency", "teacher", f"{few}:edm"),
+        ("reflow", "teacher", f"{few}:flow"),
+        ("progressive", "teacher", f"{few}:diffusion"),
+        ("progressive", "steps_4", f"{distilled}:progressive_4"),
+        ("progressive", "steps_2", f"{distilled}:progressive_2"),
+    ]:
+        config = standalone_part(load_file(f"{distilled}:{variant}"), part)
+        assert training_hash(config) == training_hash(load_file(same)), same
 
 
 def test_an_axis_changes_configs_by_file_by_function_and_by_factor(make):

@@ -1,0 +1,45 @@
+"""Progressive distillation (Salimans & Ho 2022), table 2 and figure 4: samples in four steps, two and one.
+
+    python launch.py reproduce --experiment=experiments/progressive_distillation.py --workdir=runs/experiments \
+                               --scale=smoke
+    python launch.py reproduce --experiment=experiments/progressive_distillation.py --workdir=runs/experiments \
+                               --scale=small
+
+Each number of steps has a student, whose teacher is the one of twice as many; the first teacher takes eight. DDIM
+samples the model that is distilled.
+"""
+
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales
+
+FEW, DISTILLED = "configs/few_step_digits.py", "configs/distilled_digits.py"
+STUDENTS = {"1": "progressive", "2": "progressive_2", "4": "progressive_4"}
+STEPS = {
+    count: {"DDIM": {"sampler.steps": int(count)}, "distilled": {"config": f"{DISTILLED}:{student}"}}
+    for count, student in STUDENTS.items()
+}
+
+EXPERIMENT = Experiment(
+    title="Progressive distillation, table 2",
+    source="Salimans & Ho 2022, table 2 and figure 4 (CIFAR-10)",
+    claim="A model whose steps are distilled in pairs samples well in four steps, where DDIM does not.",
+    axes=[Axis("method", {"DDIM": {}, "distilled": {}}), Axis("steps", STEPS, by="method")],
+    column_axis="steps",
+    measures=[Measure("fd_pixels"), Measure("kd_pixels")],
+    papers=[
+        Paper(
+            "FID, CIFAR-10",
+            {("distilled", "1"): 9.12, ("distilled", "2"): 4.51, ("distilled", "4"): 3.00},
+        )
+    ],
+    orderings=[
+        Ordering(
+            claim="Distilled models are better than DDIM in as many steps",
+            order=[{"method": "distilled"}, {"method": "DDIM"}],
+        ),
+        Ordering(
+            claim="Quality falls from four steps to two to one",
+            order=[{"steps": "4"}, {"steps": "2"}, {"steps": "1"}],
+        ),
+    ],
+    scales=few_step_scales(f"{FEW}:diffusion", {"steps": ("2", "4")}),
+)
