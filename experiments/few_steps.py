@@ -7,7 +7,7 @@ All methods have the same network, optimiser and number of training steps. A cla
 step of a flow gives means of classes, which a classifier recognises.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, few_step_scales, steps
 
 FEW, DISTILLED = "configs/few_step_digits.py", "configs/distilled_digits.py"
 METHOD = {
@@ -26,7 +26,6 @@ METHOD = {
 }
 TRAINING_FREE, MAPS = list(METHOD)[:3], list(METHOD)[3:]
 COUNTS = (1, 2, 4, 8, 50)
-SMALL = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
 
 EXPERIMENT = Experiment(
     title="Few steps: flow maps, distillation and samplers",
@@ -66,32 +65,5 @@ EXPERIMENT = Experiment(
             where={"steps": ("4",)},
         ),
     ],
-    scales={
-        "smoke": smoke(
-            config=f"{FEW}:flow",
-            duration="ten minutes on two CPU cores",
-            train_steps=40,
-            axes={"method": ("DDIM", "UniPC", "ECT", "MeanFlow"), "steps": ("1", "4")},
-            measures=[Measure("fd_pixels")],
-        ),
-        "small": Scale(
-            config=f"{FEW}:flow",
-            duration="eight hours on two CPU cores",
-            fields=SMALL,
-            seeds=(0, 1, 2),
-            num=1000,
-        ),
-        "paper": Scale(
-            config=f"{FEW}:flow",
-            duration="two days on two CPU cores; Fashion-MNIST at 14x14, for the CIFAR-10 and ImageNet of the papers",
-            fields={
-                **SMALL,
-                "*data.name": "fashion_mnist",
-                "*data.image_size": 14,
-                "*model.attention_resolutions": (7,),
-            },
-            seeds=(0, 1, 2),
-            num=5000,
-        ),
-    },
+    scales=few_step_scales(f"{FEW}:flow", {"method": ("DDIM", "UniPC", "ECT", "MeanFlow"), "steps": ("1", "4")}),
 )

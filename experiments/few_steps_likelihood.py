@@ -9,7 +9,7 @@ zero. The paper has Euler's method. Models are those of experiments/few_steps.py
 
 import dataclasses
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke, steps
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales, steps
 
 FEW = "configs/few_step_digits.py"
 METHOD = {
@@ -17,7 +17,6 @@ METHOD = {
     "shortcut": {"config": f"{FEW}:shortcut"},
     "MeanFlow": {"config": f"{FEW}:mean_flow"},
 }
-SMALL = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
 BITS = Measure(
     "nll", "ode_hutchinson", heading="bits/dim", better="neither", settings={"num": 360, "terms": 2, "exact_trace": 0}
 )
@@ -46,27 +45,9 @@ EXPERIMENT = Experiment(
             order=[{"steps": count} for count in ("200", "8", "4", "2", "1")],
         ),
     ],
-    scales={
-        "smoke": smoke(
-            config=f"{FEW}:flow",
-            duration="minutes on two CPU cores; not measured",
-            train_steps=40,
-            axes={"method": ("flow", "MeanFlow"), "steps": ("1", "8", "200")},
-            measures=[dataclasses.replace(BITS, settings={**BITS.settings, "num": 20})],
-        ),
-        "small": Scale(
-            config=f"{FEW}:flow",
-            duration="minutes on two CPU cores after few_steps.py",
-            fields=SMALL,
-            seeds=(0, 1, 2),
-            num=1000,
-        ),
-        "paper": Scale(
-            config=f"{FEW}:flow",
-            duration="not measured; the paper trains on CIFAR-10 and ImageNet",
-            fields={"*train.steps": 20_000},
-            seeds=(0, 1, 2),
-            num=5000,
-        ),
-    },
+    scales=few_step_scales(
+        f"{FEW}:flow",
+        {"method": ("flow", "MeanFlow"), "steps": ("1", "8", "200")},
+        [dataclasses.replace(BITS, settings={**BITS.settings, "num": 20})],
+    ),
 )

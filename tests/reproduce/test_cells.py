@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from diffjax.evaluation.settings import Result
 from diffjax.metrics.resampling import Estimate
 from diffjax.reproduce import Axis, Measure, Scale, cells, steps
 from diffjax.reproduce.cells import RunOptions, collect, run_group, select_estimate
@@ -19,6 +20,7 @@ from tests import tiny
 MEASURES = [
     Measure("fd_pixels"),
     Measure("rms_to_finest_grid"),
+    Measure("seconds_per_image"),
     Measure("reconstruction", "mse", settings={"num": 4}),
     Measure("training", "loss"),
 ]
@@ -85,6 +87,7 @@ def test_a_failed_training_is_recorded_and_a_lost_cell_is_evaluated_again_withou
     assert store.images(failed.key) is None
     assert lost.key == every[0].key
     recomputed = values(results)[lost.key]
+    assert recomputed.pop("seconds_per_image") > 0
     assert recomputed.items() <= values(before)[lost.key].items()
     assert (
         checkpoints.items()
@@ -96,6 +99,16 @@ def test_a_metric_that_the_run_does_not_support_is_recorded(make, finished):
     experiment = make({**ONE_TRAINING, "measures": [Measure("accuracy")]}, papers=())
     _, every, results = run(experiment, finished[0])
     assert all("--metrics=accuracy" in results[cell.key]["error"] for cell in every)
+
+
+def test_the_ode_of_the_likelihood_has_the_steps_of_the_sampler(make, finished, monkeypatch):
+    def evaluate(metric, trained, settings, examples):
+        return Result(title="", values={"ode_hutchinson": settings.ode_steps}, rows=[])
+
+    monkeypatch.setattr(cells.evaluation, "evaluate", evaluate)
+    measures = [Measure("nll", "ode_hutchinson", settings={"num": 4})]
+    _, every, results = run(make(ONE_TRAINING, measures=measures, papers=(), orderings=()), finished[0])
+    assert [values(results)[cell.key] for cell in every] == [{"nll.ode_hutchinson": steps} for steps in (2, 4)]
 
 
 def test_results_are_written_completely_or_not_at_all(tmp_path):
