@@ -100,8 +100,10 @@ def kernel_distance(
     if pairs <= min(subsets, 10) * 3 * size**2:
         parts = [_parts(a, b, cubic)]
     else:
-        chosen = ([x[rng.choice(len(x), size, replace=False)] for x in (a, b)] for _ in range(subsets))
-        parts = [_parts(*subset, cubic) for subset in chosen]
+        parts = []
+        for _ in range(subsets):
+            subset_a, subset_b = (x[rng.choice(len(x), size, replace=False)] for x in (a, b))
+            parts.append(_parts(subset_a, subset_b, cubic))
     values = np.array([each.value for each in parts])
     variance = discrepancy_variance(parts, len(a), len(b))
     if len(parts) > 1:
