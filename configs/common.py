@@ -293,6 +293,12 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "sampler.guidance_rescale": (0.0, "share of the unguided contrast that is restored; 0: off"),
     "sampler.guidance_low": (0.0, "lower end of the noise levels sigma / alpha that are guided, exclusive"),
     "sampler.guidance_high": (INF, "upper end of the noise levels sigma / alpha that are guided"),
+    "sampler.guidance_rule": (
+        "extrapolation",
+        "rule of classifier-free guidance: extrapolation | adaptive_projected(eta=0) | zero_star",
+    ),
+    "sampler.guidance_schedule": ("constant", "the scale over time: constant | linear | cosine | power_cosine"),
+    "sampler.guidance_channels": (0, "number of first channels that are guided; 0: all"),
     "sampler.classifier_scale": (1.0, "scale of classifier guidance, with --classifier"),
     "sampler.weak_scale": (1.0, "scale of autoguidance, with --weak"),
     "sampler.clip_scale": (0.0, "scale of CLIP guidance"),

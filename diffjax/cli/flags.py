@@ -42,6 +42,7 @@ _GROUPS = {
     ),
     "guidance": (
         *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
+        *("guidance_rule", "guidance_schedule", "guidance_channels"),
         *("classifier", "classifier_scale", "weak", "weak_scale", "clip_scale"),
     ),
     "editing": (

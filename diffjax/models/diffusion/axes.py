@@ -8,6 +8,8 @@ from diffjax.diffusion import (
     couplings,
     distribution_matching,
     flow_map_losses,
+    guidance_rules,
+    guidance_schedules,
     loss_metrics,
     loss_weighting,
     losses,
@@ -57,4 +59,6 @@ AXES = (
     Axis(samplers, "Samplers", "sampler.name", "--sampler"),
     Axis(time_grids, "Time grids", "sampler.grid", "--grid"),
     Axis(clipping, "Thresholds", "sampler.threshold", "--threshold"),
+    Axis(guidance_rules, "Rules of classifier-free guidance", "sampler.guidance_rule", "--guidance_rule"),
+    Axis(guidance_schedules, "Schedules of guidance", "sampler.guidance_schedule", "--guidance_schedule"),
 )

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.models.diffusion import guidance_settings
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import check_options, lookup, option_defaults, options
@@ -33,6 +34,7 @@ _DEFAULTS = {
     "number": None,  # of conditions.number
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
+    **guidance_settings.DEFAULTS,
 }
 SETTINGS = {"name", "steps", *_DEFAULTS}
 
@@ -44,6 +46,7 @@ def make_diffusion_settings(
     guided: bool,
     guidance_range: tuple[float, float] | None = None,
     pixels: bool = True,
+    channels: int | None = None,
     sees_mask: bool = False,
     numbers: tuple[float, float] | None = None,
     required_inputs: Collection[str] = (),
@@ -53,13 +56,14 @@ def make_diffusion_settings(
     """Makes the sampling settings of a diffusion model.
 
     Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler,
-    threshold and keep_known.
+    threshold, keep_known and those of guidance.
 
     Args:
       sampler_config: the config's `sampler` section.
       guided: whether the model supports classifier-free guidance.
       guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
       pixels: whether the model's data are pixels.
+      channels: number of channels of the model's data; None: they have none.
       sees_mask: whether the model is conditioned on the known region of inpainting.
       numbers: range of the number that the model is conditioned on; None: it is not.
       required_inputs: as of `GenerativeModel`.
@@ -91,6 +95,9 @@ def make_diffusion_settings(
             "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "
             "region; leave it at True"
         )
+    guidance = guidance_settings.read_choices(
+        settings, guided=guided, distilled=guidance_range is not None, channels=channels
+    )
     number = _number(settings["number"], numbers)
     times = _times(process, settings)
     steps = len(times) - 1
@@ -107,9 +114,11 @@ def make_diffusion_settings(
             ("sampler", sampler.name),
             ("threshold", settings["threshold"]),
             ("keep_known", bool(settings["keep_known"])),
+            *guidance.names.items(),
         ),
         times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
         sampler_options=_arrays(sampler_options),
+        guidance_options=guidance.options,
     )
 
 

@@ -209,6 +209,7 @@ class DiffusionModel(GenerativeModel):
             guided=self.conditions.supports_guidance,
             guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
             pixels=isinstance(self.data_space, PixelSpace),
+            channels=None if isinstance(self.data_space, EmbeddingSpace) else self.data_space.shape[-1],
             sees_mask="masked_image" in self.conditions.each,
             numbers=(number.low, number.high) if (number := self.conditions.number) else None,
             required_inputs=self.required_inputs,
