@@ -301,6 +301,11 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "sampler.guidance_channels": (0, "number of first channels that are guided; 0: all"),
     "sampler.classifier_scale": (1.0, "scale of classifier guidance, with --classifier"),
     "sampler.weak_scale": (1.0, "scale of autoguidance, with --weak"),
+    "sampler.perturbation": (
+        "none",
+        "for guidance by the perturbed network: none | identity_attention(0) | skip_blocks(2)",
+    ),
+    "sampler.perturbed_scale": (1.0, "scale of guidance by the perturbed network; 1: off"),
     "sampler.clip_scale": (0.0, "scale of CLIP guidance"),
     "sampler.augmentation": (0.0, "level of the conditioning augmentation, for upsamplers"),
     "sampler.strength": (1.0, "share of the diffusion process that an edited image is noised to"),

@@ -65,10 +65,26 @@ def guidance_fits(field: str, choice: str, column: str) -> str:
     settings = {"name": "ddim", "steps": 4, "guidance": 1.0 + guided, "threshold": _THRESHOLDS.get(column, "none")}
     settings[field] = choice
     try:
-        make_diffusion_settings(process, settings, guided=guided, guidance_range=scales, channels=3)
+        make_diffusion_settings(process, settings, guided=guided, guidance_range=scales, shape=(8, 8, 3))
         return "yes"
     except UserError:
         return "refused"
+
+
+def inverse_fits(measure: str, inverse: str) -> str:
+    """Returns the data that a measurement and a method support, in words."""
+    process = Process.from_config(ConfigDict(_DEFAULTS))
+
+    def is_valid(shape: tuple[int, ...], pixels: bool) -> bool:
+        try:
+            make_diffusion_settings(process, {"name": "ddim", "steps": 4}, guided=False, pixels=pixels, shape=shape,
+                                    measure=measure, inverse=inverse)  # fmt: skip
+            return True
+        except UserError:
+            return False
+
+    colour, one_channel, latents = is_valid((8, 8, 3), True), is_valid((8, 8, 1), True), is_valid((8, 8, 4), False)
+    return {(1, 1, 0): "pixels", (1, 0, 0): "pixels of 3 channels"}[colour, one_channel, latents]
 
 
 def table(rows: list[str], columns: list[str], cell) -> str:
@@ -158,6 +174,9 @@ def main() -> str:
                   ["threshold `none`", *_THRESHOLDS, "distilled guidance", "no classifier-free guidance"],
                   lambda choice, column: guidance_fits(
                       "guidance_rule" if choice in names["guidance_rules"] else "guidance_schedule", choice, column)),
+            "## Inverse problems",
+            "Measurements and methods. All methods combine with every sampler, guidance and threshold.",
+            table(names["measurements"], names["inverse_problems"], inverse_fits),
         ]
     ) + "\n"  # fmt: skip
 

@@ -12,6 +12,7 @@ from diffjax import cli, evaluation
 from diffjax.cli.flags import read_config
 from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samplers, time_grids
 from diffjax.inference.overrides import SETTINGS
+from diffjax.models.diffusion import perturbations
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
 from diffjax.parsing import entries
 from diffjax.registry import lookup
@@ -31,6 +32,7 @@ AXES = {
     "threshold": clipping,
     "guidance_rule": guidance_rules,
     "guidance_schedule": guidance_schedules,
+    "perturbation": perturbations,
 }
 PLACEHOLDER = "--experiment=experiments/NAME.py"
 

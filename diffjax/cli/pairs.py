@@ -26,6 +26,7 @@ _SETTINGS = (
     *("sampler", "grid", "steps", "eta", "threshold"),
     *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
     *("guidance_rule", "guidance_schedule", "guidance_channels"),
+    *("perturbation", "perturbed_scale"),
 )
 
 

@@ -105,6 +105,51 @@ def autoguidance(
     return denoise
 
 
+def perturbed(
+    denoiser: Denoiser,
+    perturbed: Denoiser,
+    scale: Scale,
+    *,
+    interval: tuple[Array | float, Array | float] = ALWAYS,
+) -> Denoiser:
+    """Guidance by a perturbation of the same network: x_0 + (scale - 1) (x_0 - perturbed), in `Denoised.shift`.
+
+    The shift is added by `with_shift`, after classifier-free guidance of the same denoiser, so that both add up.
+
+    Args:
+      denoiser: the model with its condition.
+      perturbed: the model with a perturbed network and the same condition; does not run at scale 1.
+      scale: 1: no guidance; the scale of the papers is scale - 1.
+      interval: (low, high) of sigma / alpha, as for `classifier_free`.
+
+    Returns:
+      The denoiser, whose x_0 is unchanged.
+
+    Reference: PAG (Ahn et al. 2024), section 4.
+    """
+
+    def shift(x0, x, noise, *next):
+        return (at_level(scale, noise) - 1.0) * (x0 - perturbed(x, noise, *next).x0)
+
+    def denoise(x, noise, *next) -> Denoised:
+        denoised = denoiser(x, noise, *next)
+        is_guided = _inside(noise, interval) & (at_level(scale, noise) != 1.0)
+        zero = lambda x0, *_: jnp.zeros_like(x0)  # noqa: E731
+        return denoised._replace(shift=lax.cond(is_guided, shift, zero, denoised.x0, x, noise, *next))
+
+    return denoise
+
+
+def with_shift(denoiser: Denoiser) -> Denoiser:
+    """Adds the shift of `perturbed` to x_0."""
+
+    def denoise(x, *levels) -> Denoised:
+        denoised = denoiser(x, *levels)
+        return denoised._replace(x0=denoised.x0 + denoised.shift, shift=None)
+
+    return denoise
+
+
 def classifier(
     denoiser: Denoiser,
     classify: Callable[[Float[Array, "B ..."], Noise], Float[Array, "B K"]],

@@ -1,4 +1,7 @@
-"""Guidance of whole steps of a sampler, as a denoiser has no state."""
+"""Guidance of whole steps of a sampler, for what a denoiser cannot do: carry a state, and move x.
+
+Both use the first evaluation of each step, which every sampler makes unconditionally.
+"""
 
 from collections.abc import Callable
 
@@ -13,8 +16,7 @@ from diffjax.diffusion.samplers import Sampler
 def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]], Denoiser]) -> Sampler:
     """Returns a sampler that carries the running average of guidance from step to step: momentum.
 
-    The first evaluation of each step, which every sampler makes unconditionally, returns the next average. The
-    denoiser that the loop passes to the step is not used.
+    The denoiser that the loop passes to the step is not used.
 
     Args:
       sampler: a choice of samplers.py.
@@ -38,3 +40,20 @@ def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]
         return x, (inner, averages[0])
 
     return Sampler(init, step)
+
+
+def with_displacement(sampler: Sampler) -> Sampler:
+    """Returns a sampler that adds the denoiser's `Denoised.displacement`, if there is one, to x after each step."""
+
+    def step(keys, denoiser, carry, x, now, next):
+        displacements = []
+
+        def denoise(*arguments) -> Denoised:
+            denoised = denoiser(*arguments)
+            displacements.append(denoised.displacement)
+            return denoised._replace(displacement=None)
+
+        x, carry = sampler.step(keys, denoise, carry, x, now, next)
+        return x if displacements[0] is None else x + displacements[0], carry
+
+    return Sampler(sampler.init, step)

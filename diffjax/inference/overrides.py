@@ -56,6 +56,13 @@ SETTINGS = {
     "guidance_channels": _Setting("guide only so many first channels; 0: all", _number("guidance_channels", int)),
     "classifier_scale": _Setting("scale of --classifier's gradient", _number("classifier_scale")),
     "weak_scale": _Setting("scale of the extrapolation from --weak, 1: unguided", _number("weak_scale")),
+    "perturbation": _Setting(
+        "perturbation of the network to move away from: identity_attention(BLOCK, ...) (PAG) | skip_blocks(BLOCK, ...)",
+        _text("perturbation"),
+    ),
+    "perturbed_scale": _Setting(
+        "scale of the extrapolation from --perturbation, 1: unguided", _number("perturbed_scale")
+    ),
     "eta": _Setting("noise of ddim and others: 0 deterministic, 1 ancestral, hat: DDPM's larger variance", _eta),
     "steps": _Setting("number of sampler steps", _number("steps", int)),
     "temperature": _Setting("scale of a prior's logits or a VAE's latents; below 1: likelier", _number("temperature")),
@@ -214,11 +221,17 @@ def _ineffective_diffusion_flags(
         yield "--weak: has no effect at weak_scale=1; set --weak_scale"
     interval = {"guidance_low", "guidance_high"} & flags.keys()
     is_unguided = scales["guidance"] == 1.0
-    of_weak = {"guidance_schedule", *interval} if has_weak and scales["weak_scale"] != 1.0 else set()
+    is_perturbed, has_scale = settings["perturbation"] != "none", scales["perturbed_scale"] != 1.0
+    if "perturbation" in flags and is_perturbed and not has_scale:
+        yield f"--perturbation={flags['perturbation']}{suffix}: has no effect at perturbed_scale=1; set it"
+    if "perturbed_scale" in flags and has_scale and not is_perturbed:
+        yield f"--perturbed_scale={flags['perturbed_scale']:g}{suffix}: has no effect at perturbation=none; set it"
+    is_extrapolated = (has_weak and scales["weak_scale"] != 1.0) or (is_perturbed and has_scale)
+    of_others = {"guidance_schedule", *interval} if is_extrapolated else set()
     if is_unguided:
-        for name in sorted(_NO_EFFECT_UNGUIDED & flags.keys() - of_weak):
+        for name in sorted(_NO_EFFECT_UNGUIDED & flags.keys() - of_others):
             value = flags[name] if isinstance(flags[name], str) else f"{flags[name]:g}"
             yield f"--{name}={value}{suffix}: has no effect at guidance=1"
-    if (of_weak or not is_unguided) and interval and scales["guidance_low"] >= scales["guidance_high"]:
+    if (of_others or not is_unguided) and interval and scales["guidance_low"] >= scales["guidance_high"]:
         low, high = scales["guidance_low"], scales["guidance_high"]
         yield f"--guidance_low={low:g}, --guidance_high={high:g}{suffix}: the interval is empty, so nothing is guided"

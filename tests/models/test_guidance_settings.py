@@ -1,5 +1,6 @@
 """Choices of guidance among the sampling settings, on a model of known functions."""
 
+import functools
 import re
 
 import jax
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from diffjax import models
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.errors import UserError
 from diffjax.models.diffusion.bound_model import BoundModel, Guides
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
+from diffjax.typing import ImageSpec
 from tests import tiny
 
 PROCESS = Process.from_config(tiny.config().diffusion)
@@ -19,9 +22,9 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 WAVES = (lambda x, noise: Denoised(jnp.sin(2 * x)), lambda x, noise: Denoised(jnp.cos(x)))
 
 
-def settings(guided=True, guidance_range=None, channels=2, **overrides):
+def settings(guided=True, guidance_range=None, shape=(4, 2), **overrides):
     sampler = {**tiny.config().sampler, "threshold": "none", "guidance": 3.0, **overrides}
-    options = {"guided": guided, "guidance_range": guidance_range, "channels": channels}
+    options = {"guided": guided, "guidance_range": guidance_range, "shape": shape}
     return make_diffusion_settings(PROCESS, sampler, **options)
 
 
@@ -66,6 +69,38 @@ def test_a_schedule_applies_to_autoguidance():
     np.testing.assert_allclose(clamped, sample(guidance=1.0, weak_scale=2.0), atol=1e-5)
 
 
+def test_a_perturbation_names_blocks_of_the_network():
+    model = models.build(tiny.config(), ImageSpec(8, 1, 10))
+    make = functools.partial(model.make_settings, tiny.config().sampler)
+    for text, message in {
+        "identity_attention": "must have numbers of blocks, from 0 to",
+        "skip_blocks(9)": "must have numbers of blocks, from 0 to",
+        "skip_blocks(0.5)": "must have numbers of blocks",
+        "skip": "did you mean 'skip_blocks'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            make(perturbation=text)
+    assert make(perturbation="skip_blocks(0, 2)")["perturbation"] == "skip_blocks(0, 2)"
+    assert model._perturbed("skip_blocks(0, 2)").network.skipped_blocks == (0, 2)
+    assert model._perturbed("identity_attention(1)").network.identity_attention == (1,)
+
+
+def test_perturbed_guidance_and_autoguidance_agree_without_classifier_free_guidance():
+    denoisers = WAVES[0], None, (4, 2)
+
+    @jax.jit
+    def sample(settings):
+        weak = lambda x, noise: Denoised(0.5 * x)  # noqa: E731
+        bound = BoundModel(PROCESS, *denoisers, perturbed=lambda text: weak)
+        guides = Guides(weak=weak) if settings["perturbation"] == "none" else Guides()
+        return bound.sample(KEYS, settings, {}, guides)
+
+    changes = {"guided": False, "guidance": 1.0}
+    perturbed = sample(settings(perturbation="skip_blocks(0)", perturbed_scale=2.0, **changes))
+    np.testing.assert_allclose(perturbed, sample(settings(weak_scale=2.0, **changes)), atol=1e-5)
+    assert differ(perturbed, sample(settings(**changes)))
+
+
 INVALID = {
     ("guidance_rule", "projected"): "unknown sampler.guidance_rule 'projected'",
     ("guidance_rule", "adaptive_projected(momentum=1)"): "momentum=1: must be a finite number from -1 and below 1",
@@ -98,4 +133,4 @@ def test_choices_that_make_no_sense_raise():
     with pytest.raises(UserError, match="not supported with conditions"):
         settings(guidance_range=(1, 4), guidance_schedule="linear")
     with pytest.raises(UserError, match="must be 0, as the data have no channels"):
-        settings(channels=None, guidance_channels=1)
+        settings(shape=(2,), guidance_channels=1)

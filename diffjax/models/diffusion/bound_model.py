@@ -9,7 +9,7 @@ from diffjax.diffusion import clipping, guidance, guided_steps, samplers, sampli
 from diffjax.diffusion.denoiser import Denoiser, with_clipping, with_last_step
 from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
-from diffjax.models.diffusion import guidance_settings
+from diffjax.models.diffusion import guidance_settings, inverse_settings
 from diffjax.models.diffusion.data_space import downsample_mask
 from diffjax.models.diffusion.process import Process
 from diffjax.models.observation import Observer
@@ -48,6 +48,7 @@ class BoundModel:
       shape: shape of one example of the data.
       encode: images to data.
       decode: data to images or embeddings.
+      perturbed: maps a choice of perturbations.py to the denoiser of the perturbed network; None: it is not supported.
       last_step: another model of the same data, for the last step of `sample`; None: this one.
     """
 
@@ -58,6 +59,7 @@ class BoundModel:
     encode: Callable[[Images], Array] = lambda images: images
     decode: Callable[[Array], Array] = lambda x: x
     last_step: "BoundModel | None" = None
+    perturbed: Callable[[str], Denoiser] | None = None
 
     def sample(
         self,
@@ -71,7 +73,8 @@ class BoundModel:
 
         Args:
           conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
-            it, the image whose region of mask 1 is known. "latent" is the initial x_T.
+            it, the image whose region of mask 1 is known. "measurement" is that of the settings' operator. "latent" is
+            the initial x_T.
           observer: receives the steps on the host.
 
         Returns:
@@ -96,6 +99,8 @@ class BoundModel:
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
         sampler = make_sampler(**settings.sampler_options)
+        if settings["measure"]:
+            sampler = guided_steps.with_displacement(sampler)
         if self.unconditional is not None and guidance_settings.has_memory(settings):
             sampler = guided_steps.with_memory(sampler, denoiser_with)
         is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
@@ -137,6 +142,11 @@ class BoundModel:
         """
         denoise, interval = self.denoiser, (settings["guidance_low"], settings["guidance_high"])
         last = float(self.process.schedule.timesteps)
+        is_perturbed = self.perturbed is not None and settings["perturbation"] != "none"
+        if self.perturbed is not None and is_perturbed:
+            perturbed_scale = guidance_settings.bind_scale(settings, "perturbed_scale", last)
+            perturbed = self.perturbed(settings["perturbation"])
+            denoise = guidance.perturbed(denoise, perturbed, perturbed_scale, interval=interval)
         if self.unconditional is not None:
             denoise = guidance.classifier_free(
                 denoise,
@@ -148,6 +158,8 @@ class BoundModel:
                 channels=settings["guidance_channels"],
                 average=average,
             )
+        if is_perturbed:
+            denoise = guidance.with_shift(denoise)
         if guides.weak is not None:
             weak_scale = guidance_settings.bind_scale(settings, "weak_scale", last)
             denoise = guidance.autoguidance(denoise, guides.weak, weak_scale, interval=interval)
@@ -157,6 +169,8 @@ class BoundModel:
             denoise = guidance.clip_similarity(
                 denoise, guides.embed_noised, guides.text_embeddings, settings["clip_scale"]
             )
+        if settings["measure"]:
+            denoise = inverse_settings.bind_method(settings)(denoise, conditions["measurement"])
         denoise = with_clipping(denoise, lookup("threshold", clipping, settings["threshold"]).bind())
         if "mask" in conditions and settings["keep_known"]:
             denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])
