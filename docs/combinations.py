@@ -22,6 +22,7 @@ from diffjax.diffusion import (
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.errors import UserError
 from diffjax.models.diffusion.axes import AXES
+from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.registry import choices, options
 
@@ -36,6 +37,8 @@ _DEFAULTS = {
     "time_sampling": "uniform",
     "variance": "fixed_small",
 }
+
+_THRESHOLDS = {"threshold `clip`": "clip", "threshold `dynamic`": "dynamic"}
 
 
 def fits(**changes) -> bool:
@@ -53,6 +56,35 @@ def fits(**changes) -> bool:
         return True
     except UserError:
         return False
+
+
+def guidance_fits(field: str, choice: str, column: str) -> str:
+    """Returns whether the sampling settings of a model support a choice of guidance."""
+    process = Process.from_config(ConfigDict(_DEFAULTS))
+    guided, scales = column != "no classifier-free guidance", (1, 4) if column == "distilled guidance" else None
+    settings = {"name": "ddim", "steps": 4, "guidance": 1.0 + guided, "threshold": _THRESHOLDS.get(column, "none")}
+    settings[field] = choice
+    try:
+        make_diffusion_settings(process, settings, guided=guided, guidance_range=scales, shape=(8, 8, 3))
+        return "yes"
+    except UserError:
+        return "refused"
+
+
+def inverse_fits(measure: str, inverse: str) -> str:
+    """Returns the data that a measurement and a method support, in words."""
+    process = Process.from_config(ConfigDict(_DEFAULTS))
+
+    def is_valid(shape: tuple[int, ...], pixels: bool) -> bool:
+        try:
+            make_diffusion_settings(process, {"name": "ddim", "steps": 4}, guided=False, pixels=pixels, shape=shape,
+                                    measure=measure, inverse=inverse)  # fmt: skip
+            return True
+        except UserError:
+            return False
+
+    colour, one_channel, latents = is_valid((8, 8, 3), True), is_valid((8, 8, 1), True), is_valid((8, 8, 4), False)
+    return {(1, 1, 0): "pixels", (1, 0, 0): "pixels of 3 channels"}[colour, one_channel, latents]
 
 
 def table(rows: list[str], columns: list[str], cell) -> str:
@@ -135,6 +167,16 @@ def main() -> str:
             "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` tests the\n"
             "orders of convergence, and combinations of three choices.",
             table(names["samplers"], ["evaluations in 4 steps", "adds noise", "options"], sampler_row),
+            "## Guidance",
+            "Rules and schedules of guidance. All combine with every sampler and with each other. A schedule is that\n"
+            "of autoguidance too, which needs no classifier-free guidance.",
+            table([*names["guidance_rules"], *names["guidance_schedules"]],
+                  ["threshold `none`", *_THRESHOLDS, "distilled guidance", "no classifier-free guidance"],
+                  lambda choice, column: guidance_fits(
+                      "guidance_rule" if choice in names["guidance_rules"] else "guidance_schedule", choice, column)),
+            "## Inverse problems",
+            "Measurements and methods. All methods combine with every sampler, guidance and threshold.",
+            table(names["measurements"], names["inverse_problems"], inverse_fits),
         ]
     ) + "\n"  # fmt: skip
 

@@ -10,8 +10,9 @@ import pytest
 
 from diffjax import cli, evaluation
 from diffjax.cli.flags import read_config
-from diffjax.diffusion import clipping, samplers, time_grids
+from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samplers, time_grids
 from diffjax.inference.overrides import SETTINGS
+from diffjax.models.diffusion import perturbations
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
 from diffjax.parsing import entries
 from diffjax.registry import lookup
@@ -25,7 +26,14 @@ RUN = collections.defaultdict(list)
 for command in COMMANDS:
     if command.argv and not command.reason:
         RUN[command.page].append(command)
-AXES = {"sampler": samplers, "grid": time_grids, "threshold": clipping}
+AXES = {
+    "sampler": samplers,
+    "grid": time_grids,
+    "threshold": clipping,
+    "guidance_rule": guidance_rules,
+    "guidance_schedule": guidance_schedules,
+    "perturbation": perturbations,
+}
 PLACEHOLDER = "--experiment=experiments/NAME.py"
 
 

@@ -42,10 +42,13 @@ _GROUPS = {
     ),
     "guidance": (
         *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
+        *("guidance_rule", "guidance_schedule", "guidance_channels"),
         *("classifier", "classifier_scale", "weak", "weak_scale", "clip_scale"),
+        *("perturbation", "perturbed_scale"),
     ),
     "editing": (
         *("image", "mask", "strength", "resample_steps", "interpolate", "invert"),
+        *("measure", "measure_noise", "inverse"),
         *("initial_image", "keep_fraction", "base_prompt", "components"),
     ),
     "output": ("out", "from", "csv", "recompute"),

@@ -26,6 +26,10 @@ Images as input, a file or SPLIT:INDEX of the run's data set, such as test:7:
   --image=FILE --strength=0.5       edits the image: adds noise for half of the process, then denoises (SDEdit)
   --image=FILE --mask=FILE          inpaints where the mask is white; a mask is a file, or left, right, top, bottom or
                                     center. --resample_steps=10 repeats each step, for more consistent results (RePaint)
+  --image=FILE --measure="blur(sigma=2)" --measure_noise=0.05 --inverse=pigdm
+                                    restores the image from a measurement: blur, downsample(factor=4), grey, mask (what
+                                    --mask leaves) or a .npy file of a matrix. The grid starts with the image and the
+                                    measurement
   --interpolate=8                   interpolates in 8 images from the latent of one seed to that of the next, per row
   --image=A,B --interpolate=8       interpolates between two images, encoded by DDIM; with unCLIP their embeddings too
   --image=FILE                      with unCLIP: variations of the image, decoded from its embedding. --invert starts
@@ -62,10 +66,12 @@ from diffjax.cli.flags import (
     required,
 )
 from diffjax.cli.settings import define_settings
+from diffjax.diffusion import inverse_problems, measurements
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
 from diffjax.inference.sample_flags import SampleFlags
 from diffjax.inference.sample_requests import RunSampler, Samples, check_files
+from diffjax.registry import choices
 from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import load
@@ -90,6 +96,9 @@ def define(flags: Flags) -> None:
         "image": "image file, or SPLIT:INDEX of the data set, to edit or inpaint; or two, A,B, to interpolate",
         "base_prompt": "caption of --image, for the text difference to --prompt",
         "components": "numbers of principal components of --image's embedding, separated by commas",
+        "measure": f"what is known of --image: {' | '.join(choices(measurements))}, with options as in blur(sigma=2); "
+        "or a .npy file of a matrix",
+        "inverse": f"method that restores the measurement: {' | '.join(choices(inverse_problems))} (default: pigdm)",
         "mask": "image file, white where --image is inpainted, or left | right | top | bottom | center",
     }.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
@@ -104,6 +113,9 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer("label", None, "class of every sample, from 0", 0, flag_values=flags)
     absl_flags.DEFINE_float(
         "keep_fraction", None, "fraction of --initial_image to keep, from the top (0.5)", flag_values=flags
+    )
+    absl_flags.DEFINE_float(
+        "measure_noise", None, "standard deviation of the measurement's noise, of pixels in [-1, 1]", flag_values=flags
     )
     absl_flags.DEFINE_float("strength", None, "fraction of the process that --image is noised for", flag_values=flags)
 
@@ -133,11 +145,14 @@ def run(arguments: Arguments) -> int:
     if to_folder:
         for i, image in enumerate(images):
             image_grids.save(out / f"{i:05d}.png", image, settings_of(i))
+        for name, image in request.shown.items():
+            image_grids.save(out / f"{name}.png", image)
     elif index is not None and index < len(images) and out.suffix != ".npz":
         image_grids.save(out, images[index], settings_of(index))
         written = f"sample {index} of {len(images)}"
     elif out.suffix != ".npz":
-        image_grids.save(out, image_grids.grid(images, samples.layout), settings_of(None))
+        tiles = np.stack([*request.shown.values(), *images])
+        image_grids.save(out, image_grids.grid(tiles, samples.layout), settings_of(None))
     else:
         _write_arrays(out, samples, has_labels=bool(sampler.model.classes))
     print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")

@@ -28,6 +28,9 @@ class Denoised(NamedTuple):
       variance_interpolation: of a network that learns its variance: see variance.learned_range.
       guidance_gradient: gradient by x_t of a log-probability that guidance raises: see guidance.py.
       unclipped: the estimate before clipping; None: it is not clipped.
+      shift: added to x0 after classifier-free guidance: see guidance.perturbed.
+      displacement: added to x after the step of a sampler: see guided_steps.py.
+      guidance_average: running average of a guidance rule with momentum: see guided_steps.py.
     """
 
     x0: Float[Array, "B ..."]
@@ -36,6 +39,9 @@ class Denoised(NamedTuple):
         None  # of a log-probability to be raised, by x_t: classifier guidance
     )
     unclipped: Float[Array, "B ..."] | None = None
+    shift: Float[Array, "B ..."] | None = None
+    displacement: Float[Array, "B ..."] | None = None
+    guidance_average: Float[Array, "B ..."] | None = None
 
 
 # (x [B, ...], now, next or nothing) -> x_0; all examples at one noise level: Noise of scalars

@@ -3,6 +3,8 @@
 `Denoised.guidance_gradient` carries guidance by a gradient (of a classifier or CLIP). The sampler applies it, after
 clipping of x_0, as in ADM's code (Dhariwal & Nichol 2021): `ancestral` shifts the mean by variance times gradient
 (algorithm 1), every other sampler shifts eps by -sigma times gradient (algorithm 2).
+
+A scale is a number, or a function of the noise level: see `scheduled`.
 """
 
 from collections.abc import Callable
@@ -14,20 +16,25 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 
 from diffjax.diffusion.denoiser import Denoised, Denoiser
+from diffjax.diffusion.guidance_rules import Estimates, Guided, extrapolation
 from diffjax.diffusion.noise import Noise
 
+Scale = Array | float | Callable[[Noise], Array]
 ALWAYS = (0.0, float("inf"))
 
 
 def classifier_free(
     conditional: Denoiser,
     unconditional: Denoiser,
-    scale: Array | float,
+    scale: Scale,
     *,
+    rule: Callable[[Estimates, Array | float], Guided] = extrapolation,
     rescale: Array | float = 0.0,
     interval: tuple[Array | float, Array | float] = ALWAYS,
+    channels: int = 0,
+    average: Float[Array, "B ..."] | None = None,
 ) -> Denoiser:
-    """Classifier-free guidance: x_0 = unconditional + scale (conditional - unconditional).
+    """Classifier-free guidance, by default x_0 = unconditional + scale (conditional - unconditional).
 
     Guidance of x_0 equals guidance of eps: they differ by a factor that depends on the noise level only.
 
@@ -35,25 +42,36 @@ def classifier_free(
       conditional: denoiser with the condition.
       unconditional: denoiser with the null condition; does not run at scale 1.
       scale: s of GLIDE and latent diffusion, 1 + w of Ho & Salimans; 1: no guidance, 0: unconditional.
+      rule: a choice of guidance_rules.py.
       rescale: phi in [0, 1], how much of the result gets the standard deviation of the conditional estimate, per
         example (Lin et al. 2024, eq. 15 and 16, who apply it to the network's output).
       interval: (low, high) of sigma / alpha; guides for low < sigma / alpha <= high only (Kynkaanniemi et al. 2024,
         eq. 6).
+      channels: number of first channels (last axis) to guide, as in DiT's code (3); 0: all.
+      average: running average of the rule, for one with momentum: see guided_steps.py; None: no memory.
 
     Returns:
-      The guided denoiser.
+      The guided denoiser, whose `Denoised.guidance_average` is the next average if `average` is given.
 
     Reference: Ho & Salimans 2022, eq. 6.
     """
 
-    def both(x, *levels):
-        with_condition, without = conditional(x, *levels), unconditional(x, *levels)
-        x0 = without.x0 + scale * (with_condition.x0 - without.x0)
+    def both(x, noise, *next):
+        with_condition, without = conditional(x, noise, *next), unconditional(x, noise, *next)
+        estimates = Estimates(x, noise, with_condition.x0, without.x0, average)
+        x0, new_average = rule(estimates, at_level(scale, noise))
         spread = _std(with_condition.x0) / jnp.maximum(_std(x0), 1e-8)
-        return with_condition._replace(x0=x0 * (rescale * spread + (1.0 - rescale)))
+        x0 = x0 * (rescale * spread + (1.0 - rescale))
+        if channels:
+            x0 = jnp.concatenate([x0[..., :channels], with_condition.x0[..., channels:]], axis=-1)
+        return with_condition._replace(x0=x0, guidance_average=None if average is None else new_average)
+
+    def unguided(x, *levels):
+        return conditional(x, *levels)._replace(guidance_average=average)
 
     def denoise(x, noise, *next) -> Denoised:
-        return lax.cond(_inside(noise, interval) & (scale != 1.0), both, conditional, x, noise, *next)
+        is_guided = _inside(noise, interval) & (at_level(scale, noise) != 1.0)
+        return lax.cond(is_guided, both, unguided, x, noise, *next)
 
     return denoise
 
@@ -61,7 +79,7 @@ def classifier_free(
 def autoguidance(
     denoiser: Denoiser,
     weak: Denoiser,
-    scale: Array | float,
+    scale: Scale,
     *,
     interval: tuple[Array | float, Array | float] = ALWAYS,
 ) -> Denoiser:
@@ -81,8 +99,53 @@ def autoguidance(
 
     def denoise(x, noise, *next):
         denoised, weaker = denoiser(x, noise, *next), weak(x, noise, *next)
-        active = jnp.where(_inside(noise, interval), scale, 1.0)
+        active = jnp.where(_inside(noise, interval), at_level(scale, noise), 1.0)
         return denoised._replace(x0=weaker.x0 + active * (denoised.x0 - weaker.x0))
+
+    return denoise
+
+
+def perturbed(
+    denoiser: Denoiser,
+    perturbed: Denoiser,
+    scale: Scale,
+    *,
+    interval: tuple[Array | float, Array | float] = ALWAYS,
+) -> Denoiser:
+    """Guidance by a perturbation of the same network: x_0 + (scale - 1) (x_0 - perturbed), in `Denoised.shift`.
+
+    The shift is added by `with_shift`, after classifier-free guidance of the same denoiser, so that both add up.
+
+    Args:
+      denoiser: the model with its condition.
+      perturbed: the model with a perturbed network and the same condition; does not run at scale 1.
+      scale: 1: no guidance; the scale of the papers is scale - 1.
+      interval: (low, high) of sigma / alpha, as for `classifier_free`.
+
+    Returns:
+      The denoiser, whose x_0 is unchanged.
+
+    Reference: PAG (Ahn et al. 2024), section 4.
+    """
+
+    def shift(x0, x, noise, *next):
+        return (at_level(scale, noise) - 1.0) * (x0 - perturbed(x, noise, *next).x0)
+
+    def denoise(x, noise, *next) -> Denoised:
+        denoised = denoiser(x, noise, *next)
+        is_guided = _inside(noise, interval) & (at_level(scale, noise) != 1.0)
+        zero = lambda x0, *_: jnp.zeros_like(x0)  # noqa: E731
+        return denoised._replace(shift=lax.cond(is_guided, shift, zero, denoised.x0, x, noise, *next))
+
+    return denoise
+
+
+def with_shift(denoiser: Denoiser) -> Denoiser:
+    """Adds the shift of `perturbed` to x_0."""
+
+    def denoise(x, *levels) -> Denoised:
+        denoised = denoiser(x, *levels)
+        return denoised._replace(x0=denoised.x0 + denoised.shift, shift=None)
 
     return denoise
 
@@ -166,6 +229,22 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "B ..."], mask: Float[Array,
         return denoised._replace(x0=fill(denoised.x0), unclipped=fill(denoised.unclipped), guidance_gradient=gradient)
 
     return denoise
+
+
+def scheduled(scale: Array | float, schedule: Callable[[Array], Array], last: float) -> Callable[[Noise], Array]:
+    """Returns the scale at a noise level: 1 + (scale - 1) schedule(progress).
+
+    Args:
+      scale: s; 1: no guidance.
+      schedule: a choice of guidance_schedules.py.
+      last: T, the last timestep; the progress at timestep t is 1 - t / T.
+    """
+    return lambda noise: 1.0 + (scale - 1.0) * schedule(1.0 - noise.t / last)
+
+
+def at_level(scale: Scale, noise: Noise) -> Array | float:
+    """Returns the value of a scale at a noise level."""
+    return scale(noise) if callable(scale) else scale
 
 
 def _inside(noise: Noise, interval: tuple[Array | float, Array | float]) -> Array:

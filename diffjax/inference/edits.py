@@ -3,6 +3,7 @@
 Each image becomes a condition of samples: their initial latents, the embedding that is decoded, or the image itself.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 
 from diffjax.data import image_files
 from diffjax.data.records import MissingSplit
 from diffjax.diffusion import sampling
+from diffjax.diffusion.measurements import Operator
 from diffjax.errors import UserError, note
 from diffjax.inference.image_grids import Layout
 from diffjax.inference.prompts import Prompts, check_label, encode_captions
 from diffjax.inference.sample_flags import SampleFlags
 from diffjax.models.base import ImageManipulation
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage, manipulates_images
-from diffjax.models.images import to_unit_range
+from diffjax.models.diffusion import inverse_settings
+from diffjax.models.images import to_grey_levels, to_unit_range
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.progress import announced_jit
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run
@@ -60,6 +64,9 @@ def check_files(flags: SampleFlags) -> None:
                 others = ", ".join(_REGIONS) if name == "mask" else "SPLIT:INDEX of the data set, such as test:7"
                 raise UserError(f"--{name}={part}: {problem}; name an image file, or {others}")
 
+    if flags.measure and is_matrix(flags.measure) and not Path(flags.measure).is_file():
+        raise UserError(f"--measure={flags.measure}: there is no such file; name a .npy file, or an operator")
+
 
 def is_file(name: str, value: str) -> bool:
     """Returns whether the value of --image, --initial_image or --mask names a file, not an image of the data set."""
@@ -80,8 +87,82 @@ def with_image(flags: SampleFlags, trained: Run, prompts: Prompts) -> Prompts:
     return prompts._replace(conditions={**prompts.conditions, **repeated})
 
 
+class Measured(NamedTuple):
+    """A measurement of --image.
+
+    Attributes:
+      settings: sampling settings, with the array of the operator.
+      prompts: conditions, with the measurement for each sample.
+      shown: the image and the measurement as images, by name.
+    """
+
+    settings: SamplingSettings
+    prompts: Prompts
+    shown: dict[str, UInt8[np.ndarray, "H W C"]]
+
+
+def is_matrix(measure: str) -> bool:
+    """Returns whether the value of --measure is a file of a matrix."""
+    return measure.endswith(".npy")
+
+
+def measure(flags: SampleFlags, trained: Run, settings: SamplingSettings, prompts: Prompts) -> Measured:
+    """Computes the measurement of --image, with noise of --seed.
+
+    Raises:
+      UserError: the image or the matrix cannot be read, or the matrix has another number of columns.
+    """
+    image, text = jnp.asarray(load_image(flags.image, trained)), settings["measure"]
+    array = None
+    if is_matrix(flags.measure):
+        array = jnp.asarray(_load_matrix(flags.measure, image.size))
+    elif flags.mask:
+        array = jnp.asarray(np.flatnonzero(load_mask(flags.mask, trained.spec) < 0.5), jnp.int32)
+        if not array.size:
+            raise UserError(f"--mask={flags.mask}: leaves no pixel that is known; use another one")
+    elif inverse_settings.needs_array(text):
+        needed = "--mask, the region that is not known" if text.startswith("mask") else "a file, --measure=FILE.npy"
+        raise UserError(f"--measure={text}: requires {needed}; add it")
+    operator = inverse_settings.bind_operator(text, array)
+    y = np.asarray(operator(image))
+    y = y + float(settings["measure_noise"]) * np.random.default_rng(flags.seed).normal(size=y.shape).astype(y.dtype)
+    repeated = np.repeat(y[None], prompts.size, axis=0)
+    shown = {"image": image, "measurement": _as_image(y, operator, image)}
+    return Measured(
+        settings.replace(arrays={} if array is None else {"operator": array}),
+        prompts._replace(conditions={**prompts.conditions, "measurement": repeated}),
+        {name: np.asarray(to_grey_levels(value[None]))[0] for name, value in shown.items()},
+    )
+
+
+def _as_image(y: np.ndarray, operator: Operator, image: Array) -> Array:
+    """Returns a measurement in the shape of the image: enlarged, or the image of least norm with that measurement."""
+    if y.ndim == 3:
+        factors = [there // here for there, here in zip(image.shape, y.shape, strict=True)]
+        return jnp.asarray(functools.reduce(lambda y, axis: y.repeat(factors[axis], axis), range(3), y))
+    transpose = jax.linear_transpose(operator, image)
+    solve = jax.scipy.sparse.linalg.cg
+    return transpose(solve(lambda v: operator(transpose(v)[0]), jnp.asarray(y), maxiter=1000)[0])[0]
+
+
+def _load_matrix(path: str, columns: int) -> np.ndarray:
+    """Returns the matrix [M, columns] of a file, float32. Raises UserError if it is not one."""
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--measure={path}: is not a .npy file that can be read ({error})") from error
+    if matrix.ndim != 2 or matrix.shape[1] != columns or matrix.dtype.kind not in "fiub" or not matrix.size:
+        raise UserError(
+            f"--measure={path}: has the shape {list(matrix.shape)} of {matrix.dtype}; it must be a matrix of numbers "
+            f"with {columns} columns, the values of an image"
+        )
+    return matrix.astype(np.float32)
+
+
 def description(flags: SampleFlags) -> str:
     """Returns what is done to --image or --initial_image, for the title of the samples; "" without an edit."""
+    if flags.measure:
+        return f"{_name(flags.image)}, its measurement by {_name(flags.measure)}, and restorations"
     if flags.initial_image:
         return f"completions of {_name(flags.initial_image)}"
     if flags.mask:

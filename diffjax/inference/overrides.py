@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from diffjax.diffusion import clipping, samplers, time_grids
+from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samplers, time_grids
 from diffjax.errors import UserError, note
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_pipeline
@@ -45,8 +45,24 @@ SETTINGS = {
     "guidance_rescale": _Setting("weight of rescaling to the unguided contrast, 0 to 1", _number("guidance_rescale")),
     "guidance_low": _Setting("guide only where sigma / alpha is above this", _number("guidance_low")),
     "guidance_high": _Setting("guide only where sigma / alpha is at most this", _number("guidance_high")),
+    "guidance_rule": _Setting(
+        f"rule of classifier-free guidance: {' | '.join(choices(guidance_rules))}, with options as in "
+        "adaptive_projected(eta=0)",
+        _text("guidance_rule"),
+    ),
+    "guidance_schedule": _Setting(
+        f"the scale over time: {' | '.join(choices(guidance_schedules))}", _text("guidance_schedule")
+    ),
+    "guidance_channels": _Setting("guide only so many first channels; 0: all", _number("guidance_channels", int)),
     "classifier_scale": _Setting("scale of --classifier's gradient", _number("classifier_scale")),
     "weak_scale": _Setting("scale of the extrapolation from --weak, 1: unguided", _number("weak_scale")),
+    "perturbation": _Setting(
+        "perturbation of the network to move away from: identity_attention(BLOCK, ...) (PAG) | skip_blocks(BLOCK, ...)",
+        _text("perturbation"),
+    ),
+    "perturbed_scale": _Setting(
+        "scale of the extrapolation from --perturbation, 1: unguided", _number("perturbed_scale")
+    ),
     "eta": _Setting("noise of ddim and others: 0 deterministic, 1 ancestral, hat: DDPM's larger variance", _eta),
     "steps": _Setting("number of sampler steps", _number("steps", int)),
     "temperature": _Setting("scale of a prior's logits or a VAE's latents; below 1: likelier", _number("temperature")),
@@ -59,6 +75,8 @@ SETTINGS = {
     "number": _Setting("number that the model is conditioned on; `sample` takes several", _number("number")),
     "truncation": _Setting("range of a GAN's latents; lower: more typical images", _number("truncation")),
 }
+
+_NO_EFFECT_UNGUIDED = {name for name in SETTINGS if name.startswith("guidance_")}
 
 
 def setting_grid(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -138,7 +156,8 @@ def setting_values(name: str, text: str) -> list[dict[str, Any]]:
     try:
         return [parse(part) for part in entries(name, text)]
     except ValueError as error:
-        kind = "whole numbers" if name in ("steps", "top_k", "candidates") else "numbers"
+        is_whole = name in ("steps", "top_k", "candidates", "guidance_channels")
+        kind = "whole numbers" if is_whole else "numbers"
         raise UserError(f"--{name}={text}: must be {kind} separated by commas") from error
 
 
@@ -202,11 +221,17 @@ def _ineffective_diffusion_flags(
         yield "--weak: has no effect at weak_scale=1; set --weak_scale"
     interval = {"guidance_low", "guidance_high"} & flags.keys()
     is_unguided = scales["guidance"] == 1.0
-    if is_unguided and "guidance_rescale" in flags:
-        yield f"--guidance_rescale={flags['guidance_rescale']:g}{suffix}: has no effect at guidance=1"
-    if is_unguided and not (has_weak and scales["weak_scale"] != 1.0):
-        for name in sorted(interval):
-            yield f"--{name}={flags[name]:g}{suffix}: has no effect at guidance=1"
-    elif interval and scales["guidance_low"] >= scales["guidance_high"]:
+    is_perturbed, has_scale = settings["perturbation"] != "none", scales["perturbed_scale"] != 1.0
+    if "perturbation" in flags and is_perturbed and not has_scale:
+        yield f"--perturbation={flags['perturbation']}{suffix}: has no effect at perturbed_scale=1; set it"
+    if "perturbed_scale" in flags and has_scale and not is_perturbed:
+        yield f"--perturbed_scale={flags['perturbed_scale']:g}{suffix}: has no effect at perturbation=none; set it"
+    is_extrapolated = (has_weak and scales["weak_scale"] != 1.0) or (is_perturbed and has_scale)
+    of_others = {"guidance_schedule", *interval} if is_extrapolated else set()
+    if is_unguided:
+        for name in sorted(_NO_EFFECT_UNGUIDED & flags.keys() - of_others):
+            value = flags[name] if isinstance(flags[name], str) else f"{flags[name]:g}"
+            yield f"--{name}={value}{suffix}: has no effect at guidance=1"
+    if (of_others or not is_unguided) and interval and scales["guidance_low"] >= scales["guidance_high"]:
         low, high = scales["guidance_low"], scales["guidance_high"]
         yield f"--guidance_low={low:g}, --guidance_high={high:g}{suffix}: the interval is empty, so nothing is guided"

@@ -31,6 +31,7 @@ GUIDANCE_FLAGS: Mapping[str, Requirement] = {
     "weak": DIFFUSION,
 }
 SAMPLE_FLAGS: Mapping[str, Requirement] = {
+    "measure": DIFFUSION,
     "image": DIFFUSION_OR_PIPELINE,
     "interpolate": DIFFUSION_OR_PIPELINE,
     "components": UNCLIP,

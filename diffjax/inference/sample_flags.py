@@ -18,11 +18,15 @@ _REQUIRED_FLAGS: Mapping[str, tuple[str, ...]] = {
     "base_prompt": ("image", "prompt", "interpolate"),
     "invert": ("image",),
     "clip": ("best_of",),
+    "measure": ("image",),
+    "measure_noise": ("measure",),
+    "inverse": ("measure",),
 }
 # Flags that each flag of `sample` excludes.
 _EXCLUDED_FLAGS: Mapping[str, tuple[str, ...]] = {
     "interpolate": ("best_of", "mask", "strength", "resample_steps"),
     "mask": ("strength", "components", "base_prompt", "invert"),
+    "measure": ("strength", "resample_steps", "interpolate", "initial_image", "components", "base_prompt", "invert"),
     "strength": ("resample_steps", "components", "base_prompt", "invert"),
 }
 # Flags excluded as well when samples are variations of --image.
@@ -61,7 +65,7 @@ def is_set(flags: SampleFlags, name: str) -> bool:
 
 def is_variation(flags: SampleFlags, trained: Run) -> bool:
     """Returns whether samples are variations of --image: conditioned on it instead of on a prompt."""
-    is_edit = flags.mask or flags.strength is not None
+    is_edit = flags.mask or flags.measure or flags.strength is not None
     return bool(flags.image) and not is_edit and capabilities.reconditions_on_image(trained.system)
 
 
@@ -80,8 +84,13 @@ def check_sample_flags(flags: SampleFlags, trained: Run) -> None:
         raise UserError("--interpolate: requires --image=A,B and an unCLIP pipeline, if the run is a pipeline")
     if is_variation(flags, trained):
         _check_variation(flags, trained)
+    elif flags.measure:
+        _check_measure(flags, trained)
     elif flags.image and not (flags.mask or flags.interpolate or flags.strength is not None):
-        raise UserError("--image: requires --strength (to edit it), --mask (to inpaint it) or --interpolate; add one")
+        raise UserError(
+            "--image: requires --strength (to edit it), --mask (to inpaint it), --measure (to restore it) or "
+            "--interpolate; add one"
+        )
 
 
 def _check_required_flags(flags: SampleFlags) -> None:
@@ -96,6 +105,14 @@ def _check_excluded_flags(flags: SampleFlags, table: Mapping[str, tuple[str, ...
         for other in excluded:
             if is_set(flags, name) and is_set(flags, other):
                 raise UserError(f"--{other}: is not supported with --{name}; remove one of them")
+
+
+def _check_measure(flags: SampleFlags, trained: Run) -> None:
+    """Raises UserError for a measurement that --mask does not fit, or of a stage that sees the image."""
+    if flags.mask and not flags.measure.startswith("mask"):
+        raise UserError(f"--mask: is not supported with --measure={flags.measure}; remove it, or pass --measure=mask")
+    if capabilities.is_upsampling_stage(trained.system):
+        raise UserError("--measure: is not supported for a stage that is conditioned on the image; remove it")
 
 
 def _check_variation(flags: SampleFlags, trained: Run) -> None:

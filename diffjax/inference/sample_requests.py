@@ -42,7 +42,7 @@ from diffjax.runs.loading import Run, with_codec
 from diffjax.runs.workdir import Workdir
 
 # Flags of files and folders.
-PATHS = ("workdir", "classifier", "weak", "clip", "codec", "prompts", "image", "initial_image", "mask")
+PATHS = ("workdir", "classifier", "weak", "clip", "codec", "prompts", "image", "initial_image", "mask", "measure")
 
 _DECODED_AT_ONCE = 16  # images per batch of `RunSampler.decode`
 
@@ -80,6 +80,7 @@ class Request:
       candidates: number of samples per prompt.
       keep: number of samples to keep per prompt.
       reranker: CLIP that ranks the samples; None: all are kept.
+      shown: images of the grid before the samples, by name: an image and its measurement.
     """
 
     flags: SampleFlags
@@ -91,6 +92,7 @@ class Request:
     candidates: int = 1
     keep: int = 1
     reranker: Reranker | None = None
+    shown: Mapping[str, UInt8[np.ndarray, "H W C"]] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -148,6 +150,11 @@ class RunSampler:
         if flags.interpolate:
             grid = edits.interpolate_latents(flags, self.trained, settings, prompts)
             return self._request(flags, settings, grid)
+        if flags.measure:
+            measured = edits.measure(flags, self.trained, settings, prompts)
+            grid = edits.SampleGrid(measured.prompts, None, Layout(title=edits.description(flags)))
+            ranked = {"candidates": candidates, "keep": keep, "reranker": reranker}
+            return self._request(flags, measured.settings, grid, shown=measured.shown, **ranked)
         prompts = edits.with_image(flags, self.trained, prompts)
         grid = edits.SampleGrid(prompts, None, self._layout(flags, prompts, keep))
         return self._request(flags, settings, grid, candidates=candidates, keep=keep, reranker=reranker)
@@ -296,7 +303,10 @@ def check_files(flags: SampleFlags) -> list[str]:
 
 def overrides(flags: SampleFlags) -> dict[str, Any]:
     """Returns the sampling settings that flags set."""
-    edit = {name: flags.values.get(name) for name in ("strength", "resample_steps", "keep_fraction")}
+    names = ("strength", "resample_steps", "keep_fraction", "measure", "measure_noise", "inverse")
+    edit = {name: flags.values.get(name) for name in names}
+    if flags.measure and edits.is_matrix(flags.measure):
+        edit["measure"] = "matrix"
     if flags.initial_image and flags.keep_fraction is None:
         edit["keep_fraction"] = 0.5
     settings = single_setting(take_numbers(flags.values)[0])

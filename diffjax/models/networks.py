@@ -23,6 +23,7 @@ from diffjax.typing import ImageSpec, PRNGKey, TextSpec
 _MAX_TOKENS, _MAX_VOCABULARY = 100_000, 10_000_000
 _MAX_RATIO = 1e6
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_PERTURBATION_FIELDS = ("identity_attention", "skipped_blocks")  # of guidance, not of configs
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -61,7 +62,8 @@ def make(
       UserError: an unknown field, or a size that is not positive.
     """
     fields = {field.name: field for field in dataclasses.fields(module)}
-    fields = {field: value for field, value in fields.items() if field not in ("parent", "name", *shared)}
+    others = ("parent", "name", *_PERTURBATION_FIELDS, *shared)
+    fields = {field: value for field, value in fields.items() if field not in others}
     for field in section:
         if field not in fields and field not in but:
             raise unknown(f"field of config.{name}", field, {*fields, *but})

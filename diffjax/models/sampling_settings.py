@@ -24,6 +24,9 @@ class SamplingSettings:
       choices: static settings, (name, value) each, such as the sampler's name.
       times: time grid [capacity + 1] of a diffusion model, zeros after its end; empty for other models.
       sampler_options: options of a diffusion model's sampler, such as eta.
+      guidance_options: options of the rule and the schedule of its guidance and of the method of an inverse problem, by
+        axis.
+      arrays: "operator", of a measurement by a mask or a matrix.
       stages: settings of a pipeline's stages, by name.
     """
 
@@ -31,6 +34,8 @@ class SamplingSettings:
     choices: tuple[tuple[str, Any], ...] = flax.struct.field(pytree_node=False, default=())
     times: Float[Array, " T"] = flax.struct.field(default_factory=lambda: jnp.zeros(0))
     sampler_options: Scalars = flax.struct.field(default_factory=dict)
+    guidance_options: dict[str, Scalars] = flax.struct.field(default_factory=dict)
+    arrays: dict[str, Array] = flax.struct.field(default_factory=dict)
     stages: dict[str, "SamplingSettings"] = flax.struct.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:

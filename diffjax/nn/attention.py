@@ -115,6 +115,7 @@ class AttentionBlock(nn.Module):
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
     min_channels: int = 0  # minimum channels per group of the norm (layers.num_groups)
+    identity_map: bool = False  # each position attends to itself alone: perturbed-attention guidance
 
     @nn.compact
     def __call__(
@@ -142,7 +143,8 @@ class AttentionBlock(nn.Module):
             if context_mask is not None:
                 mask = jnp.pad(context_mask, ((0, 0), (0, height * width)), constant_values=True)
                 mask = jnp.broadcast_to(mask[:, None, :], (batch, height * width, mask.shape[-1]))
-        h = Dense(channels, "zero", dtype=self.dtype, name="out")(attend(q, k, v, self.heads, self.attention, mask))
+        h = v[:, -height * width :] if self.identity_map else attend(q, k, v, self.heads, self.attention, mask)
+        h = Dense(channels, "zero", dtype=self.dtype, name="out")(h)
         return (x + h.reshape(x.shape)) * self.residual_scale
 
 
@@ -179,6 +181,7 @@ class CrossAttention(nn.Module):
     initializer: str
     attention: str
     dtype: DTypeLike
+    identity_map: bool = False  # each position attends to itself alone; the context is then `x`
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], context: Float[Array, "B S D"]) -> Float[Array, "B T C"]:
@@ -186,7 +189,7 @@ class CrossAttention(nn.Module):
         q = dense(bias=False, name="q")(x)
         k = dense(bias=False, name="k")(context)
         v = dense(bias=False, name="v")(context)
-        return dense(name="out")(attend(q, k, v, self.heads, self.attention))
+        return dense(name="out")(v if self.identity_map else attend(q, k, v, self.heads, self.attention))
 
 
 class TransformerBlock(nn.Module):
@@ -201,6 +204,7 @@ class TransformerBlock(nn.Module):
     initializer: str
     attention: str
     dtype: DTypeLike
+    identity_map: bool = False  # of the self-attention: see AttentionBlock
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], context: Float[Array, "B L D"] | None) -> Float[Array, "B T C"]:
@@ -210,7 +214,7 @@ class TransformerBlock(nn.Module):
         attention = partial(CrossAttention, self.heads, self.initializer, self.attention, self.dtype)
 
         h = norm(name="norm_self")(x)
-        x = x + attention(name="self")(h, h)
+        x = x + attention(self.identity_map, name="self")(h, h)
         h = norm(name="norm_cross")(x)
         x = x + attention(name="cross")(h, h if context is None else context)
         h = dense(8 * channels, name="mlp_in")(norm(name="norm_mlp")(x))
@@ -234,6 +238,7 @@ class SpatialTransformer(nn.Module):
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
     min_channels: int = 0  # minimum channels per group of the norm (layers.num_groups)
+    identity_map: bool = False  # of the self-attention: see AttentionBlock
 
     @nn.compact
     def __call__(
@@ -246,7 +251,7 @@ class SpatialTransformer(nn.Module):
         h = h.reshape(batch, height * width, channels)
         h = Dense(channels, self.initializer, dtype=self.dtype, name="in")(h)
         for i in range(self.depth):
-            block = TransformerBlock(self.heads, self.initializer, self.attention, self.dtype, name=f"block_{i}")
-            h = block(h, context)
+            options = self.heads, self.initializer, self.attention, self.dtype, self.identity_map
+            h = TransformerBlock(*options, name=f"block_{i}")(h, context)
         h = Dense(channels, "zero", dtype=self.dtype, name="out")(h)
         return x + h.reshape(x.shape)

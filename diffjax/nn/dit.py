@@ -4,6 +4,7 @@ With a context, its blocks have cross-attention, as in PixArt-alpha (Chen et al.
 that of DiT's code: Xavier uniform (the layers' "ddpm"), except label tables and time layers.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
+    identity_map: bool = False  # each token attends to itself alone: perturbed-attention guidance
 
     @nn.compact
     def __call__(
@@ -103,7 +105,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
 
         q, k, v = jnp.split(dense(3 * width, name="qkv")(adaln_modulate(x, shift, scale)), 3, axis=-1)
-        h = dense(width, name="out")(attend(q, k, v, self.heads, self.attention))
+        h = dense(width, name="out")(v if self.identity_map else attend(q, k, v, self.heads, self.attention))
         x = x + gate * drop(h, "attention")
 
         if context is not None:
@@ -135,6 +137,8 @@ class DiT(nn.Module):
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
+    identity_attention: Sequence[int] = ()  # blocks whose tokens attend to themselves alone
+    skipped_blocks: Sequence[int] = ()  # blocks that are left out; both count from the first one, 0
 
     @nn.compact
     def __call__(
@@ -187,7 +191,9 @@ class DiT(nn.Module):
         h = h.reshape(batch, height * width, self.width)
         block = partial(nn.remat(Block) if self.remat else Block, self.heads, self.mlp_ratio, self.dropout)
         for i in range(self.layers):
-            h = block(self.attention, self.dtype, name=f"block_{i}")(h, emb, context, dropout_keys)
+            if i not in self.skipped_blocks:
+                options = self.attention, self.dtype, i in self.identity_attention
+                h = block(*options, name=f"block_{i}")(h, emb, context, dropout_keys)
         if return_features:
             return h.reshape(batch, height, width, self.width).astype(jnp.float32)
 

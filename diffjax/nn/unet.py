@@ -4,6 +4,7 @@ The papers differ in a few details, which are fields with the values of DDPM as 
 the values that Improved DDPM, ADM, GLIDE, unCLIP and latent diffusion share.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -65,6 +66,8 @@ class UNet(nn.Module):
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
+    identity_attention: Sequence[int] = ()  # attention blocks whose positions attend to themselves alone
+    skipped_blocks: Sequence[int] = ()  # attention blocks that are left out; both count from the first one, 0
 
     @nn.compact
     def __call__(
@@ -135,13 +138,17 @@ class UNet(nn.Module):
             res = partial(wrap(ResBlock), width, resample, self.time_conditioning, self.dropout)
             return res(**scaled, name=name)(h, emb, dropout_keys)
 
+        attention_blocks = itertools.count()
+
         def attend(h, name):
-            heads = self._heads(h.shape[-1])
+            index, heads = next(attention_blocks), self._heads(h.shape[-1])
+            if index in self.skipped_blocks:
+                return h
+            options = {"attention": self.attention, "identity_map": index in self.identity_attention, "name": name}
             if self.transformer_depth:
                 transformer = partial(wrap(SpatialTransformer), self.transformer_depth, heads, **normed)
-                return transformer(attention=self.attention, name=name)(h, context)
-            attention_block = partial(wrap(AttentionBlock), heads, **scaled)
-            return attention_block(attention=self.attention, name=name)(h, context, context_mask)
+                return transformer(**options)(h, context)
+            return partial(wrap(AttentionBlock), heads, **scaled)(**options)(h, context, context_mask)
 
         def change(h, way, name):
             if self.resample == "residual":
@@ -186,6 +193,12 @@ class UNet(nn.Module):
                 h = change(h, "up", f"up_{level}_resample")
 
         return Conv(self.out_channels, initializer="zero", name="conv_out")(nn.silu(norm_out(h)))
+
+    def num_attention_blocks(self, side: int) -> int:
+        """Returns the number of attention blocks, for inputs of a height."""
+        blocks = (self.blocks,) * len(self.multipliers) if isinstance(self.blocks, int) else self.blocks
+        attended = [count for level, count in enumerate(blocks) if side >> level in self.attention_resolutions]
+        return sum(2 * count + 1 for count in attended) + self.middle_attention
 
     def _heads(self, channels: int) -> int:
         """Returns the number of attention heads for a number of channels."""

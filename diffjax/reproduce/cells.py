@@ -72,14 +72,14 @@ def run_group(store: Store, group: JobGroup, options: RunOptions) -> None:
       KeyboardInterrupt: stopped by a signal; finished cells and checkpoints are stored.
     """
     pending = list({cell.key: cell for cell in group.cells if store.result(cell.key) is None}.values())
-    classifiers = {cell.classifier for cell in pending}
-    required = classifiers | {cell.training for cell in pending}
+    guides = {key for cell in pending for key in (cell.classifier, cell.weak)}
+    required = guides | {cell.training for cell in pending}
     trainings = {key: config for key, config in group.trainings.items() if key in required}
-    errors = _train_all(store, {key: config for key, config in trainings.items() if key in classifiers})
-    errors |= _train_all(store, {key: config for key, config in trainings.items() if key not in classifiers})
-    for training, classifier in dict.fromkeys((cell.training, cell.classifier) for cell in pending):
-        cells = [cell for cell in pending if (cell.training, cell.classifier) == (training, classifier)]
-        error = errors.get(training) or errors.get(classifier)
+    errors = _train_all(store, {key: config for key, config in trainings.items() if key in guides})
+    errors |= _train_all(store, {key: config for key, config in trainings.items() if key not in guides})
+    for keys in dict.fromkeys((cell.training, cell.classifier, cell.weak) for cell in pending):
+        cells = [cell for cell in pending if (cell.training, cell.classifier, cell.weak) == keys]
+        error = next((errors[key] for key in keys if key in errors), None)
         if not error:
             error = _evaluate_all(store, cells, options)
         if error:
@@ -115,10 +115,11 @@ def train_with_parts(store: Store, config: ConfigDict) -> None:
 
 
 def _evaluate_all(store: Store, cells: Sequence[Cell], options: RunOptions) -> Exception | None:
-    """Evaluates and stores cells of one trained run and one classifier; returns an error that concerns them all."""
+    """Evaluates and stores cells of one trained run and its guiding models; returns an error that concerns them all."""
     try:
-        classifier = load(store.run(cells[0].classifier).path) if cells[0].classifier else None
-        evaluator = CellEvaluator(load(store.run(cells[0].training).path), classifier, options, cells)
+        keys = {"classifier": cells[0].classifier, "weak": cells[0].weak}
+        guides = {name: load(store.run(key).path) for name, key in keys.items() if key}
+        evaluator = CellEvaluator(load(store.run(cells[0].training).path), guides, options, cells)
     except Exception as error:
         return error
     for cell in cells:
@@ -148,11 +149,11 @@ def _save_error(store: Store, cell: Cell, error: Exception) -> None:
 class CellEvaluator:
     """Evaluates the cells of one trained run. Everything that they share is computed once."""
 
-    def __init__(self, trained: Run, classifier: Run | None, options: RunOptions, cells: Sequence[Cell]):
+    def __init__(self, trained: Run, guides: Mapping[str, Run], options: RunOptions, cells: Sequence[Cell]):
         """Opens the data and networks of the metrics.
 
         Args:
-          classifier: run that guides the samples; None: unguided.
+          guides: runs that guide the samples, "classifier" and "weak".
           cells: all cells that will be evaluated; they determine the size of the compiled sampler.
 
         Raises:
@@ -161,10 +162,10 @@ class CellEvaluator:
         self._trained, self._options = trained, options
         model: Any = trained.system
         self._model, self._variables = model, trained.variables
-        if classifier:
-            guide: Any = classifier.system
-            self._model = guided(model, classifier=guide)
-            self._variables = {"model": trained.variables, "classifier": classifier.variables}
+        if guides:
+            systems: dict[str, Any] = {name: guide.system for name, guide in guides.items()}
+            self._model = guided(model, **systems)
+            self._variables = {"model": trained.variables} | {name: guide.variables for name, guide in guides.items()}
         names = [measure.metric for measure in options.measures]
         for name in names:
             if name in evaluation.NAMES:
@@ -198,8 +199,7 @@ class CellEvaluator:
             depends |= {**result.provenance, "warnings": depends.get("warnings", []) + result.provenance["warnings"]}
             images = images if result.images is None else result.images
         depends["seed"] = int(cell.labels[SEED])
-        if cell.classifier:
-            depends["classifier"] = cell.classifier
+        depends |= {name: key for name in ("classifier", "weak") if (key := getattr(cell, name))}
         return CellResult(estimates, {**provenance.run_provenance(self._trained), **depends}, images)
 
     def _evaluate_samples(self, cell: Cell) -> CellResult:

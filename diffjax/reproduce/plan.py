@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     training: str  # key of the training
     key: str  # hash of everything that determines its values
     classifier: str = ""  # key of the classifier that guides its samples; "": none
+    weak: str = ""  # key of the weaker run that guides its samples; "": none
 
     @property
     def sampler(self) -> Any:
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
 class JobGroup(NamedTuple):
     """Cells that share one training."""
 
-    trainings: Mapping[str, ConfigDict]  # config by key, a guiding classifier first
+    trainings: Mapping[str, ConfigDict]  # config by key, those of guiding models first
     cells: Sequence[Cell]
 
 
@@ -72,19 +73,23 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
         changes = [axis.change(labels[axis.name], labels) for axis in experiment.axes]
         for seed in scale.seeds:
             config = _cell_config(load_config, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
-            training, classifier = training_hash(config), ""
+            training, classifier, weak = training_hash(config), "", ""
             if scale.classifier:
                 file, changed = scale.classifier
                 classifier_config = with_fields(load_config(file), {**changed, "seed": seed, **overrides})
                 classifier = training_hash(classifier_config)
                 trainings[classifier] = classifier_config
+            if scale.weak is not None:
+                weak_config = with_fields(config, _multiplied(config, scale.weak))
+                weak = training_hash(weak_config)
+                trainings[weak] = weak_config
             trainings[training] = config
-            key = io.short_hash(f"{training} {classifier} {_sampling_json(config)} {measured} {scale.num}")
-            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier)
+            key = io.short_hash(f"{training} {classifier}{weak} {_sampling_json(config)} {measured} {scale.num}")
+            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak)
             cells.setdefault(training, []).append(cell)
     groups = []
     for group in cells.values():
-        keys = {key for cell in group for key in (cell.classifier, cell.training)}
+        keys = {key for cell in group for key in (cell.classifier, cell.weak, cell.training)}
         groups.append(JobGroup({key: config for key, config in trainings.items() if key in keys}, group))
     return groups
 

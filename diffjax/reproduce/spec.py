@@ -158,6 +158,7 @@ class Scale:
       num: samples per cell.
       measures: replaces the experiment's measures; (): keeps them.
       classifier: config file and changed fields of a classifier that guides every cell.
+      weak: changed fields of a weaker version of each run, which guides its cells: autoguidance; None: no such version.
     """
 
     config: str
@@ -168,6 +169,7 @@ class Scale:
     num: int = 1000
     measures: Sequence[Measure] = ()
     classifier: tuple[str, Fields] | None = None
+    weak: Fields | None = None
 
 
 def smoke(
@@ -180,12 +182,13 @@ def smoke(
     axes: Mapping[str, Sequence[str]] | None = None,
     num: int = 100,
     classifier: tuple[str, Fields] | None = None,
+    weak: Fields | None = None,
 ) -> Scale:
     """Returns a scale that shows within minutes that an experiment runs: short trainings without previews, one seed.
 
     Args:
       train_steps: training steps of the run and of each of its parts.
-      config, duration, measures, fields, axes, num, classifier: as of `Scale`.
+      config, duration, measures, fields, axes, num, classifier, weak: as of `Scale`.
     """
     short = {"*train.steps": train_steps, "*train.num_preview_samples": 0, "*train.eval_every": 0}
     return Scale(
@@ -196,6 +199,7 @@ def smoke(
         num=num,
         measures=measures,
         classifier=classifier,
+        weak=weak,
     )
 
 

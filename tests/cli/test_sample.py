@@ -7,9 +7,14 @@ import pytest
 from PIL import Image
 
 import diffjax
+from diffjax.inference import edits
 from diffjax.inference.image_grids import GAP, read_images
+from diffjax.inference.prompts import Prompts
+from diffjax.inference.sample_flags import SampleFlags
+from diffjax.inference.sample_requests import overrides
+from diffjax.runs.loading import load
 from tests import tiny
-from tests.command_line import launch, refused, sample
+from tests.command_line import launch, parsed, refused, sample
 
 
 def images(workdir, folder, *flags):
@@ -55,6 +60,38 @@ def test_inpainting_keeps_the_known_region(workdir, tmp_path):
     known = source.__getitems__([7])[0]["image"][:, :4]
     np.testing.assert_array_equal(inpainted[:, :, :4], np.tile(known, (3, 1, 1, 1)))
     assert inpainted[:, :, 4:].std(axis=0).max() > 0
+
+
+def test_a_measurement_is_restored_and_shown(workdir, tmp_path):
+    """The grid starts with the image and its measurement. Restorations are closer to it than samples."""
+    path = tmp_path / "s.png"
+    flags = ["--image=test:7", "--measure=downsample(factor=2)", "--sampler=ancestral", "--steps=20", "--num=4"]
+    assert launch("sample", f"--workdir={workdir}", f"--out={path}", *flags) == 0
+    image, measurement, *restored = read_images(path).astype(int)
+    source = diffjax.data.open_dataset("digits", directory="", split="test", image_size=8, background="white")
+    np.testing.assert_array_equal(image, source.__getitems__([7])[0]["image"])
+    average = lambda x: x.reshape(4, 2, 4, 2, 1).mean((1, 3))  # noqa: E731
+    assert np.abs(measurement - average(image).repeat(2, 0).repeat(2, 1)).max() <= 0.5
+    distances = [np.abs(average(x) - average(image)).mean() for x in restored]
+    others = [np.abs(average(x) - average(image)).mean() for x in images(workdir, tmp_path, "--num=4", *flags[3:4])]
+    assert len(restored) == 4 and 2 * max(distances) < min(others), (distances, others)
+
+
+def test_a_mask_and_a_matrix_measure(workdir, tmp_path):
+    """The mask knows the left half, and the matrix the same values."""
+    matrix = np.eye(64)[np.arange(64) % 8 < 4]
+    np.save(tmp_path / "m.npy", matrix)
+    opened, measured = load(workdir), []
+    for flags in (["--measure=mask", "--mask=right"], [f"--measure={tmp_path}/m.npy"]):
+        arguments = parsed("sample", "--image=test:7", *flags)
+        flags = SampleFlags(arguments.as_dict(), arguments.given_flags)
+        settings = opened.system.make_settings(opened.config.sampler, measure=overrides(flags)["measure"])
+        prompts = Prompts({"label": np.zeros(2, np.int32)}, None)
+        measured.append(edits.measure(flags, opened, settings, prompts))
+    for one in measured:
+        image = edits.load_image("test:7", opened)
+        np.testing.assert_allclose(one.prompts.conditions["measurement"], np.tile(image[:, :4].ravel(), (2, 1)))
+        assert np.all(one.shown["measurement"][:, 4:] == 128) and one.settings.arrays["operator"].shape[0] == 32
 
 
 def test_strength_is_the_distance_from_the_image(workdir, tmp_path):

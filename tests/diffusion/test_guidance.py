@@ -287,6 +287,19 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
     np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "perturbed_scale"), [(3.0, 2.5), (1.0, 2.5), (3.0, 1.0)])
+def test_perturbed_guidance_adds_to_classifier_free_guidance(scale, perturbed_scale):
+    """PAG with CFG: u + s (c - u) + w (c - p), where w is perturbed_scale - 1."""
+    c, u, p = RNG.normal(size=(3, B, 2))
+    inside, outside = noise(*LEVELS[1]), noise(*LEVELS[2])
+    denoise = guidance.perturbed(constant(c), constant(p), perturbed_scale, interval=(0.0, 2.0))
+    denoise = guidance.with_shift(guidance.classifier_free(denoise, constant(u), scale))
+    expected = u + scale * (c - u)
+    np.testing.assert_allclose(denoise(jnp.asarray(X), outside).x0, expected, atol=1e-5)
+    expected += (perturbed_scale - 1) * (c - p)
+    np.testing.assert_allclose(denoise(jnp.asarray(X), inside).x0, expected, atol=1e-5)
+
+
 GRADIENT, SHARE = (np.float32(RNG.normal(size=(B, 2))) for _ in range(2))
 MASK = np.float32([[1.0, 0.0]])
 WRAPPERS = {  # wrapper of a denoiser with GRADIENT, and the expected gradient

@@ -3,7 +3,7 @@
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.reproduce import Axis, Measure, Ordering, Scale, plan, spec, steps
+from diffjax.reproduce import Axis, Measure, Multiply, Ordering, Scale, plan, spec, steps
 from diffjax.runs.config_files import load_file, with_fields
 from tests import tiny
 
@@ -70,6 +70,16 @@ def test_a_classifier_is_trained_once_per_seed(make, config):
     for group in found_groups:
         assert next(iter(group.trainings)) == group.cells[0].classifier
         assert set(group.trainings) == {group.cells[0].classifier, group.cells[0].training}
+
+
+def test_a_weaker_run_is_trained_once_per_run_that_it_guides(make):
+    found_groups = groups(make({"weak": {"train.steps": Multiply(0.5)}}))
+    plain = groups(make())
+    for group, unguided in zip(found_groups, plain, strict=True):
+        weak, run = group.trainings.values()
+        assert list(group.trainings) == [group.cells[0].weak, group.cells[0].training]
+        assert 2 * weak.train.steps == run.train.steps
+        assert all(cell.key != other.key for cell, other in zip(group.cells, unguided.cells, strict=True))
 
 
 @pytest.mark.parametrize(

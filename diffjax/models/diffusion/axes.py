@@ -8,9 +8,13 @@ from diffjax.diffusion import (
     couplings,
     distribution_matching,
     flow_map_losses,
+    guidance_rules,
+    guidance_schedules,
+    inverse_problems,
     loss_metrics,
     loss_weighting,
     losses,
+    measurements,
     next_times,
     noise_schedules,
     parameterizations,
@@ -19,6 +23,7 @@ from diffjax.diffusion import (
     time_sampling,
     variance,
 )
+from diffjax.models.diffusion import perturbations
 
 
 class Axis(NamedTuple):
@@ -27,7 +32,7 @@ class Axis(NamedTuple):
     Attributes:
       module: its public functions are the choices.
       title: name of the choices, for the documentation.
-      field: config field that names one.
+      field: config field that names one; empty: none.
       flag: flag of the verbs that sample; empty: none.
     """
 
@@ -57,4 +62,9 @@ AXES = (
     Axis(samplers, "Samplers", "sampler.name", "--sampler"),
     Axis(time_grids, "Time grids", "sampler.grid", "--grid"),
     Axis(clipping, "Thresholds", "sampler.threshold", "--threshold"),
+    Axis(guidance_rules, "Rules of classifier-free guidance", "sampler.guidance_rule", "--guidance_rule"),
+    Axis(guidance_schedules, "Schedules of guidance", "sampler.guidance_schedule", "--guidance_schedule"),
+    Axis(perturbations, "Perturbations of a network for guidance", "sampler.perturbation", "--perturbation"),
+    Axis(measurements, "Measurements of inverse problems", "", "--measure"),
+    Axis(inverse_problems, "Methods of inverse problems", "", "--inverse"),
 )

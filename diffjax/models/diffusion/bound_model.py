@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Float
 
-from diffjax.diffusion import clipping, guidance, samplers, sampling
+from diffjax.diffusion import clipping, guidance, guided_steps, samplers, sampling
 from diffjax.diffusion.denoiser import Denoiser, with_clipping, with_last_step
 from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
+from diffjax.models.diffusion import guidance_settings, inverse_settings
 from diffjax.models.diffusion.data_space import downsample_mask
 from diffjax.models.diffusion.process import Process
 from diffjax.models.observation import Observer
@@ -47,6 +48,7 @@ class BoundModel:
       shape: shape of one example of the data.
       encode: images to data.
       decode: data to images or embeddings.
+      perturbed: maps a choice of perturbations.py to the denoiser of the perturbed network; None: it is not supported.
       last_step: another model of the same data, for the last step of `sample`; None: this one.
     """
 
@@ -57,6 +59,7 @@ class BoundModel:
     encode: Callable[[Images], Array] = lambda images: images
     decode: Callable[[Array], Array] = lambda x: x
     last_step: "BoundModel | None" = None
+    perturbed: Callable[[str], Denoiser] | None = None
 
     def sample(
         self,
@@ -70,7 +73,8 @@ class BoundModel:
 
         Args:
           conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
-            it, the image whose region of mask 1 is known. "latent" is the initial x_T.
+            it, the image whose region of mask 1 is known. "measurement" is that of the settings' operator. "latent" is
+            the initial x_T.
           observer: receives the steps on the host.
 
         Returns:
@@ -82,14 +86,23 @@ class BoundModel:
             conditions = {**conditions, "image": self.encode(conditions["image"])}
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
-        denoise = self.guided_denoiser(settings, conditions, guides)
-        if self.last_step is not None:
-            last = self.last_step.guided_denoiser(settings, conditions, guides)
-            denoise = with_last_step(denoise, last, settings.times[steps - 1])
+
+        def denoiser_with(average: Array | None) -> Denoiser:
+            denoise = self.guided_denoiser(settings, conditions, guides, average)
+            if self.last_step is None:
+                return denoise
+            last = self.last_step.guided_denoiser(settings, conditions, guides, average)
+            return with_last_step(denoise, last, settings.times[steps - 1])
+
+        denoise = denoiser_with(None)
         make_sampler = lookup("sampler", samplers, settings["sampler"]).bind(
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
         sampler = make_sampler(**settings.sampler_options)
+        if settings["measure"]:
+            sampler = guided_steps.with_displacement(sampler)
+        if self.unconditional is not None and guidance_settings.has_memory(settings):
+            sampler = guided_steps.with_memory(sampler, denoiser_with)
         is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
         begin, observe = settings["begin"] if is_edit else 0, None
         if observer is not None:
@@ -116,23 +129,48 @@ class BoundModel:
         return sampling.encode(self.denoiser, x0, schedule(settings.times), settings["steps"], schedule(schedule.first))
 
     def guided_denoiser(
-        self, settings: SamplingSettings, conditions: Mapping[str, Array], guides: Guides = Guides()
+        self,
+        settings: SamplingSettings,
+        conditions: Mapping[str, Array],
+        guides: Guides = Guides(),
+        average: Array | None = None,
     ) -> Denoiser:
-        """Returns the denoiser with each guidance, then clipping and inpainting applied."""
+        """Returns the denoiser with each guidance, then clipping and inpainting applied.
+
+        Args:
+          average: running average of guidance with momentum: see guided_steps.py; None: no memory.
+        """
         denoise, interval = self.denoiser, (settings["guidance_low"], settings["guidance_high"])
+        last = float(self.process.schedule.timesteps)
+        is_perturbed = self.perturbed is not None and settings["perturbation"] != "none"
+        if self.perturbed is not None and is_perturbed:
+            perturbed_scale = guidance_settings.bind_scale(settings, "perturbed_scale", last)
+            perturbed = self.perturbed(settings["perturbation"])
+            denoise = guidance.perturbed(denoise, perturbed, perturbed_scale, interval=interval)
         if self.unconditional is not None:
-            rescale = settings["guidance_rescale"]
             denoise = guidance.classifier_free(
-                denoise, self.unconditional, settings["guidance"], rescale=rescale, interval=interval
+                denoise,
+                self.unconditional,
+                guidance_settings.bind_scale(settings, "guidance", last),
+                rule=guidance_settings.bind_rule(settings),
+                rescale=settings["guidance_rescale"],
+                interval=interval,
+                channels=settings["guidance_channels"],
+                average=average,
             )
+        if is_perturbed:
+            denoise = guidance.with_shift(denoise)
         if guides.weak is not None:
-            denoise = guidance.autoguidance(denoise, guides.weak, settings["weak_scale"], interval=interval)
+            weak_scale = guidance_settings.bind_scale(settings, "weak_scale", last)
+            denoise = guidance.autoguidance(denoise, guides.weak, weak_scale, interval=interval)
         if guides.classify is not None:
             denoise = guidance.classifier(denoise, guides.classify, conditions["label"], settings["classifier_scale"])
         if guides.embed_noised is not None and guides.text_embeddings is not None:
             denoise = guidance.clip_similarity(
                 denoise, guides.embed_noised, guides.text_embeddings, settings["clip_scale"]
             )
+        if settings["measure"]:
+            denoise = inverse_settings.bind_method(settings)(denoise, conditions["measurement"])
         denoise = with_clipping(denoise, lookup("threshold", clipping, settings["threshold"]).bind())
         if "mask" in conditions and settings["keep_known"]:
             denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.models.diffusion import guidance_settings, inverse_settings
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import check_options, lookup, option_defaults, options
@@ -22,6 +23,7 @@ _SCALES = {  # of guidance: traced inputs
     "guidance_high": float("inf"),  # ... and up to this
     "classifier_scale": 1.0,  # of classifier guidance; used with a classifier
     "weak_scale": 1.0,  # of autoguidance; used with a weaker model
+    "perturbed_scale": 1.0,  # of guidance by a perturbation of the network; 1: off
     "clip_scale": 0.0,  # of CLIP guidance; used with a CLIP of noised images
     "augmentation": 0.0,  # level [0, 1] of conditioning augmentation, for upsamplers
 }
@@ -31,10 +33,13 @@ _DEFAULTS = {
     "strength": 1.0,  # fraction (0, 1] of the process that image-to-image goes back
     "resample_steps": 1,  # times that each step is repeated for inpainting
     "number": None,  # of conditions.number
+    "perturbation": "none",  # of the network, for guidance
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
+    **guidance_settings.DEFAULTS,
 }
-SETTINGS = {"name", "steps", *_DEFAULTS}
+CONFIG_SETTINGS = {"name", "steps", *_DEFAULTS}
+SETTINGS = {*CONFIG_SETTINGS, *inverse_settings.DEFAULTS}
 
 
 def make_diffusion_settings(
@@ -44,6 +49,7 @@ def make_diffusion_settings(
     guided: bool,
     guidance_range: tuple[float, float] | None = None,
     pixels: bool = True,
+    shape: tuple[int, ...] = (),
     sees_mask: bool = False,
     numbers: tuple[float, float] | None = None,
     required_inputs: Collection[str] = (),
@@ -53,13 +59,14 @@ def make_diffusion_settings(
     """Makes the sampling settings of a diffusion model.
 
     Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler,
-    threshold and keep_known.
+    threshold, keep_known and those of guidance and of a measurement.
 
     Args:
       sampler_config: the config's `sampler` section.
       guided: whether the model supports classifier-free guidance.
       guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
       pixels: whether the model's data are pixels.
+      shape: shape of one example of the model's data; (): unknown.
       sees_mask: whether the model is conditioned on the known region of inpainting.
       numbers: range of the number that the model is conditioned on; None: it is not.
       required_inputs: as of `GenerativeModel`.
@@ -70,8 +77,9 @@ def make_diffusion_settings(
       UserError: an unknown setting, or one that is invalid or does not fit the model.
     """
     sampler_options = {name: value for name, value in overrides.items() if name not in SETTINGS}
-    settings = {**_DEFAULTS, **sampler_config, **{k: v for k, v in overrides.items() if k in SETTINGS}}
-    check_options("the config's sampler section", SETTINGS, settings)
+    check_options("the config's sampler section", CONFIG_SETTINGS, sampler_config)
+    settings = {**_DEFAULTS, **inverse_settings.DEFAULTS, **sampler_config}
+    settings |= {name: value for name, value in overrides.items() if name in SETTINGS}
     sampler = lookup("sampler", samplers, settings["name"], injected=INJECTED_ARGUMENTS)
     check_options(f"sampler {sampler.name!r}", options(sampler.function) - set(INJECTED_ARGUMENTS), sampler_options)
     # With the defaults, so that samples with and without an option share the compilation.
@@ -91,6 +99,13 @@ def make_diffusion_settings(
             "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "
             "region; leave it at True"
         )
+    guidance = guidance_settings.read_choices(
+        settings,
+        guided=guided,
+        distilled=guidance_range is not None,
+        channels=shape[-1] if len(shape) > 1 else None,
+    )
+    measure, measure_noise, method = inverse_settings.read_choices(settings, shape, pixels)
     number = _number(settings["number"], numbers)
     times = _times(process, settings)
     steps = len(times) - 1
@@ -100,16 +115,21 @@ def make_diffusion_settings(
         "begin": jnp.asarray(min(int(begin), steps - 1)),
         "resample_steps": jnp.asarray(int(settings["resample_steps"])),
         **_arrays({name: settings[name] for name in _SCALES} | number),
+        **measure_noise,
     }
     return SamplingSettings(
         scalars=scalars,
         choices=(
             ("sampler", sampler.name),
             ("threshold", settings["threshold"]),
+            ("perturbation", settings["perturbation"]),
             ("keep_known", bool(settings["keep_known"])),
+            *guidance.names.items(),
+            *measure.items(),
         ),
         times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
         sampler_options=_arrays(sampler_options),
+        guidance_options=guidance.options | {"inverse": method},
     )
 
 

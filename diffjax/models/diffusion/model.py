@@ -21,6 +21,7 @@ from diffjax.errors import UserError
 from diffjax.models import networks
 from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
 from diffjax.models.condition_inputs import ConditionInputs
+from diffjax.models.diffusion import perturbations
 from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.models.diffusion.condition_kinds import ClassLabel, ClassToken, GuidanceScale, Params, Values
 from diffjax.models.diffusion.conditions import Conditions
@@ -33,8 +34,10 @@ from diffjax.models.networks import apply, check_buildable
 from diffjax.models.observation import Observer
 from diffjax.models.parameter_paths import flatten, unflatten
 from diffjax.models.sampling_settings import SamplingSettings
+from diffjax.nn.dit import DiT
 from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
+from diffjax.registry import lookup
 from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
 _INTERVAL_WIDTH = 64  # values of the embedding of the interval of a flow map's step
@@ -204,18 +207,21 @@ class DiffusionModel(GenerativeModel):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        return make_diffusion_settings(
+        settings = make_diffusion_settings(
             self.process,
             sampler_config,
             guided=self.conditions.supports_guidance,
             guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
             pixels=isinstance(self.data_space, PixelSpace),
+            shape=self.data_space.shape,
             sees_mask="masked_image" in self.conditions.each,
             numbers=(number.low, number.high) if (number := self.conditions.number) else None,
             required_inputs=self.required_inputs,
             capacity=capacity,
             **overrides,
         )
+        self._perturbed(settings["perturbation"])  # checks it
+        return settings
 
     def sample(
         self,
@@ -262,7 +268,27 @@ class DiffusionModel(GenerativeModel):
             functools.partial(self.data_space.encode, variables),
             functools.partial(self.data_space.decode, variables),
             last_step,
+            lambda text: process.denoiser(self._perturbed(text)._bound_network(variables, values)),
         )
+
+    def _perturbed(self, text: str) -> "DiffusionModel":
+        """Returns the model with a perturbed network, for guidance.
+
+        Raises:
+          UserError: an unknown perturbation, or blocks that the network does not have.
+        """
+        perturbation = lookup("sampler.perturbation", perturbations, text)
+        side = self.data_space.shape[0]
+        if perturbation.name == "none":
+            return self
+        if not isinstance(self.network, UNet | DiT):
+            raise UserError(f"sampler.perturbation={text}: requires a UNet or a DiT; leave it at none")
+        count = self.network.layers if isinstance(self.network, DiT) else self.network.num_attention_blocks(side)
+        blocks = perturbation.values
+        if not blocks or any(block != int(block) or not 0 <= block < count for block in blocks):
+            have = f"from 0 to {count - 1}" if count else "but this network has none"
+            raise UserError(f"sampler.perturbation={text}: must have numbers of blocks, {have}")
+        return dataclasses.replace(self, network=self.network.clone(**perturbation.function(*blocks)))
 
     # The network and its inputs
 

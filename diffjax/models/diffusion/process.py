@@ -41,7 +41,7 @@ from diffjax.typing import PRNGKeys
 
 _MAX_TIMESTEPS = 1_000_000  # schedules are tables
 # Options that the process sets, not configs.
-INJECTED_ARGUMENTS = ("schedule", "steps", "variance", "weighting", "metric")
+INJECTED_ARGUMENTS = ("schedule", "steps", "times", "variance", "weighting", "metric")
 FLOW_MAP_LOSSES = frozenset(choices(flow_map_losses))
 
 

@@ -1,0 +1,59 @@
+"""Guidance of whole steps of a sampler, for what a denoiser cannot do: carry a state, and move x.
+
+Both use the first evaluation of each step, which every sampler makes unconditionally.
+"""
+
+from collections.abc import Callable
+
+from jax import Array
+from jax import numpy as jnp
+from jaxtyping import Float
+
+from diffjax.diffusion.denoiser import Denoised, Denoiser
+from diffjax.diffusion.samplers import Sampler
+
+
+def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]], Denoiser]) -> Sampler:
+    """Returns a sampler that carries the running average of guidance from step to step: momentum.
+
+    The denoiser that the loop passes to the step is not used.
+
+    Args:
+      sampler: a choice of samplers.py.
+      denoiser_with: maps the running average to the denoiser, whose `Denoised.guidance_average` is the next one.
+    """
+
+    def init(x):
+        return sampler.init(x), jnp.zeros_like(x)
+
+    def step(keys, denoiser, carry, x, now, next):
+        del denoiser
+        inner, average = carry
+        guided, averages = denoiser_with(average), []
+
+        def denoise(*arguments) -> Denoised:
+            denoised = guided(*arguments)
+            averages.append(denoised.guidance_average)
+            return denoised._replace(guidance_average=None)
+
+        x, inner = sampler.step(keys, denoise, inner, x, now, next)
+        return x, (inner, averages[0])
+
+    return Sampler(init, step)
+
+
+def with_displacement(sampler: Sampler) -> Sampler:
+    """Returns a sampler that adds the denoiser's `Denoised.displacement`, if there is one, to x after each step."""
+
+    def step(keys, denoiser, carry, x, now, next):
+        displacements = []
+
+        def denoise(*arguments) -> Denoised:
+            denoised = denoiser(*arguments)
+            displacements.append(denoised.displacement)
+            return denoised._replace(displacement=None)
+
+        x, carry = sampler.step(keys, denoise, carry, x, now, next)
+        return x if displacements[0] is None else x + displacements[0], carry
+
+    return Sampler(sampler.init, step)
