@@ -13,9 +13,9 @@ from diffjax.diffusion import clipping, samplers, time_grids
 from diffjax.errors import UserError, validate_integer, validate_number
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
-from diffjax.registry import check_options, lookup, option_defaults, options
+from diffjax.registry import Choice, check_options, lookup, option_defaults, options
 
-_SCALES = {  # of guidance: traced inputs
+_SCALES = {  # of guidance and noise: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance; 1: off
     "guidance_rescale": 0.0,  # weight [0, 1] of rescaling to the unguided contrast
     "guidance_low": 0.0,  # guidance applies above this sigma / alpha ...
@@ -24,6 +24,7 @@ _SCALES = {  # of guidance: traced inputs
     "weak_scale": 1.0,  # of autoguidance; used with a weaker model
     "clip_scale": 0.0,  # of CLIP guidance; used with a CLIP of noised images
     "augmentation": 0.0,  # level [0, 1] of conditioning augmentation, for upsamplers
+    "temperature": 1.0,  # factor of the noise that steps add
 }
 _DEFAULTS = {
     "grid": "trailing",
@@ -31,6 +32,7 @@ _DEFAULTS = {
     "strength": 1.0,  # fraction (0, 1] of the process that image-to-image goes back
     "resample_steps": 1,  # times that each step is repeated for inpainting
     "number": None,  # of conditions.number
+    "brownian": False,  # whether the noise of steps is that of one Brownian path per sample
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
 }
@@ -52,8 +54,8 @@ def make_diffusion_settings(
 ) -> SamplingSettings:
     """Makes the sampling settings of a diffusion model.
 
-    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler,
-    threshold and keep_known.
+    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance and noise. Choices:
+    sampler, threshold, brownian and keep_known.
 
     Args:
       sampler_config: the config's `sampler` section.
@@ -81,6 +83,7 @@ def make_diffusion_settings(
     for name, value in sampler_options.items():
         if not (value == math.inf and name == "high"):
             validate_number(f"sampler.name={sampler.name}, {name}", value, low=0)
+    _check_sampler(process, sampler, sampler_options)
     _check_threshold(settings["threshold"])
     _check_numbers(settings)
     if guidance_range:
@@ -106,11 +109,23 @@ def make_diffusion_settings(
         choices=(
             ("sampler", sampler.name),
             ("threshold", settings["threshold"]),
+            ("brownian", bool(settings["brownian"])),
             ("keep_known", bool(settings["keep_known"])),
         ),
         times=jnp.asarray(np.pad(times, (0, max(0, (capacity or 0) - steps))), jnp.float32),
         sampler_options=_arrays(sampler_options),
     )
+
+
+def _check_sampler(process: Process, sampler: Choice, sampler_options: Mapping[str, float]) -> None:
+    """Raises UserError for options out of the range of a sampler."""
+    make = Choice(sampler.name, sampler.function, (), {}).bind(
+        schedule=process.schedule, steps=1, variance=process.variance.bind()
+    )
+    try:
+        make(**sampler_options)
+    except ValueError as error:
+        raise UserError(f"sampler.name={sampler.name}, {error}") from error
 
 
 def _check_threshold(text: str) -> None:
@@ -129,6 +144,7 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
             validate_number(f"sampler.{name}", settings[name])
     validate_number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
     validate_number("sampler.augmentation", settings["augmentation"], low=0, high=1)
+    validate_number("sampler.temperature", settings["temperature"], low=0)
     validate_number("sampler.strength", settings["strength"], low=0, high=1, exclusive="low")
     for name in ("steps", "resample_steps"):
         validate_integer(f"sampler.{name}", settings[name])
