@@ -312,7 +312,11 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "sampler.resample_steps": (1, "repetitions of each step for inpainting (RePaint)"),
     "sampler.number": (0.5, "number of samples, for conditions.number"),
     "sampler.keep_known": (True, "inpainting replaces the known region; False: the network alone (Stable Diffusion)"),
-    "sampler.temperature": (1.0, "temperature of tokens, or standard deviation of latents"),
+    "sampler.temperature": (
+        1.0,
+        "temperature of tokens, standard deviation of latents, factor of the noise of steps",
+    ),
+    "sampler.brownian": (False, "noise of one Brownian path per sample, for any number of steps; False: independent"),
     "sampler.top_k": (0, "sample among the k most likely tokens; 0: all"),
     "sampler.top_p": (1.0, "sample among the most likely tokens of this total probability; 1: all"),
     "sampler.truncation": (INF, "values of z beyond this are sampled again, for less variety; inf: off"),

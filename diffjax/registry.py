@@ -37,9 +37,13 @@ class Choice(NamedTuple):
 
 
 def choices(*modules: ModuleType) -> dict[str, Callable]:
-    """Returns the public functions that modules define, by name."""
+    """Returns the public functions that modules define, by name; of a package, those that it imports from within."""
     functions = [(module, *member) for module in modules for member in inspect.getmembers(module, inspect.isfunction)]
-    return {name: f for module, name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
+    return {
+        name: function
+        for module, name, function in functions
+        if f"{function.__module__}.".startswith(f"{module.__name__}.") and not name.startswith("_")
+    }
 
 
 def lookup(kind: str, module: ModuleType | Sequence[ModuleType], text: str, *, injected: Iterable[str] = ()) -> Choice:

@@ -5,6 +5,9 @@ python docs/combinations.py > docs/combinations.md
 
 import functools
 import inspect
+import re
+import sys
+from pathlib import Path
 
 import jax
 from jax import numpy as jnp
@@ -25,6 +28,9 @@ from diffjax.models.diffusion.axes import AXES
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.registry import choices, options
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.diffusion.test_samplers import SAMPLERS
 
 _DEFAULTS = {
     "schedule": "cosine",
@@ -101,9 +107,9 @@ def both_kinds(**changes) -> str:
 
 @functools.cache
 def evaluations(name: str) -> tuple[str, str]:
-    """Returns the denoiser evaluations of a sampler in four steps, down to zero noise; and whether it adds noise."""
-    schedule = noise_schedules.scaled_linear(100)  # four steps are short enough for every method
-    arguments = {"schedule": schedule, "steps": 4, "churn": 0.1}
+    """Returns the denoiser evaluations of a sampler in ten steps, down to zero noise; and whether it adds noise."""
+    schedule = noise_schedules.scaled_linear(100)  # ten steps are short enough for every method
+    arguments = {"schedule": schedule, "steps": 10, "churn": 0.1}
     make = choices(samplers)[name]
     sampler = make(**{option: value for option, value in arguments.items() if option in options(make)})
     count = 0
@@ -113,10 +119,10 @@ def evaluations(name: str) -> tuple[str, str]:
         count += 1
         return Denoised(0.5 * x)
 
-    levels = schedule(time_grids.trailing(4, schedule))
+    levels = schedule(time_grids.trailing(10, schedule))
     with jax.disable_jit():
         keys = jax.random.split(jax.random.key(0), 2)
-        ends = sampling.run(keys, denoiser, sampler, levels, 4, jnp.ones((2,)))
+        ends = sampling.run(keys, denoiser, sampler, levels, 10, jnp.ones((2,)))
     return f"{count}", "no" if jnp.allclose(ends[0], ends[1]) else "yes"
 
 
@@ -128,6 +134,11 @@ def main() -> str:
 
     def sampler_row(name, column):
         function = choices(samplers)[name]
+        if column == "order":
+            return str(SAMPLERS[name][1]) if name in SAMPLERS else ""
+        if column == "reference":
+            match = re.search(r"References?: ((?:.+\n?)+)", inspect.getdoc(function) or "")
+            return " ".join(match[1].split()) if match else ""
         if column != "options":
             return evaluations(name)[column == "adds noise"]
         parameters = inspect.signature(function).parameters
@@ -164,9 +175,11 @@ def main() -> str:
             table(loss_names, names["couplings"], lambda loss, c: both_kinds(loss=loss, coupling=c)),
             "## Samplers",
             "Every sampler supports every schedule, parameterization, time grid, guidance and threshold (latents and\n"
-            "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` tests the\n"
-            "orders of convergence, and combinations of three choices.",
-            table(names["samplers"], ["evaluations in 4 steps", "adds noise", "options"], sampler_row),
+            "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` measures the\n"
+            "orders of convergence with the default options, of samples or, where noise is added, of their mean and\n"
+            "variance; samplers of models for few steps have none. It tests combinations of three choices too.",
+            table(names["samplers"], ["order", "evaluations in 10 steps", "adds noise", "options", "reference"],
+                  sampler_row),
             "## Guidance",
             "Rules and schedules of guidance. All combine with every sampler and with each other. A schedule is that\n"
             "of autoguidance too, which needs no classifier-free guidance.",

@@ -64,11 +64,12 @@ PYTHON = {
         "Pure functions on arrays: [Mathematics](../mathematics.md) derives them, and "
         "[Choices of diffusion](choices.md) lists those that a config can name.",
         {
-            name: [f"diffjax.diffusion.{name}"]
-            for name in (
-                *("noise", "denoiser", "guidance", "sampling", "likelihood", "straightness"),
-                *(axis.name for axis in AXES),
-            )
+            **{
+                name: [f"diffjax.diffusion.{name}"]
+                for name in ("noise", "denoiser", "guidance", "sampling", "likelihood", "straightness")
+            },
+            # modules of the choices: those of a package, for samplers
+            **{axis.name: sorted({f.__module__ for f in choices(axis.module).values()}) for axis in AXES},
         },
     ),
     "models": (
@@ -181,7 +182,7 @@ def _choices(module: ModuleType) -> Iterator[tuple[str, ...]]:
         ]
         doc = inspect.getdoc(function) or ""
         reference = re.search(r"^References?: ((?:.+\n?)+)", doc, re.MULTILINE)
-        link = f"[`{name}`](diffusion.md#{module.__name__}.{name})"
+        link = f"[`{name}`](diffusion.md#{function.__module__}.{name})"
         yield link, ", ".join(options), doc.splitlines()[0], " ".join(reference[1].split()) if reference else ""
 
 

@@ -37,8 +37,8 @@ _GROUPS = {
     "processes": ("coordinator", "processes", "process", "wait"),
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (
-        *("sampler", "grid", "steps", "eta", "threshold", "temperature", "top_k", "top_p"),
-        *("truncation", "prior", "candidates", "augmentation", "number"),
+        *("sampler", "grid", "steps", "eta", "threshold", "temperature", "brownian"),
+        *("top_k", "top_p", "truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (
         *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),

@@ -37,16 +37,17 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", 25),
     "UniPCMultistepScheduler": ("unipc", "linspace", 25),
     "UnCLIPScheduler": ("ancestral", "linspace", 25),
-    # without a sampler of ours: the nearest one
-    "LMSDiscreteScheduler": ("euler", "linspace", 50),
-    "KDPM2DiscreteScheduler": ("heun", "linspace", 25),
-    "KDPM2AncestralDiscreteScheduler": ("euler_ancestral", "linspace", 50),
+    "LMSDiscreteScheduler": ("lms", "linspace", 50),
+    "KDPM2DiscreteScheduler": ("dpm2", "linspace", 25),
+    "KDPM2AncestralDiscreteScheduler": ("dpm2_ancestral", "linspace", 25),
+    # without a sampler of ours: the nearest one; the last step of DEIS ends at the first level
     "DPMSolverSinglestepScheduler": ("dpmpp_2m", "linspace", 25),
-    "DEISMultistepScheduler": ("dpmpp_2m", "linspace", 25),
+    "DEISMultistepScheduler": ("deis(order=2,log_rho=True)", "linspace", 25),
 }
-_REPLACED = (
+_REPLACED = ("DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
+_OF_SIGMAS = (
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-    *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
 )
 _MULTISTEP = (
     "DPMSolverMultistepScheduler",
@@ -57,10 +58,7 @@ _MULTISTEP = (
 _EXACT_SPACINGS = {  # values of timestep_spacing with which our grid has their timesteps and targets
     "DDPMScheduler": ("leading", "linspace", "trailing"),
     **dict.fromkeys(("DDIMScheduler", "PNDMScheduler"), ("leading", "trailing")),
-    **dict.fromkeys(
-        ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-        ("leading", "trailing"),  # their linspace is not of whole timesteps
-    ),
+    **dict.fromkeys(_OF_SIGMAS, ("leading", "trailing")),  # their linspace is not of whole timesteps
     **dict.fromkeys(_MULTISTEP, ("trailing",)),
     "UnCLIPScheduler": ("linspace",),
 }

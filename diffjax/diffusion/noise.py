@@ -52,6 +52,16 @@ def initial_std(noise: Noise) -> Array:
     return jnp.sqrt(noise.alpha**2 + noise.sigma**2)
 
 
+def flow_time(noise: Noise) -> Array:
+    """Returns the time in [0, 1] at which a rectified flow has the same signal-to-noise ratio.
+
+    There x / (alpha + sigma) = (1 - time) x_0 + time eps.
+
+    Reference: Liu et al. 2023, "Flow straight and fast", eq. 1.
+    """
+    return noise.sigma / (noise.alpha + noise.sigma)
+
+
 def eps_from_x0(x: Array, x0: Array, noise: Noise) -> Array:
     """Computes the noise in x_t for the clean image `x0`; undefined at the clean level."""
     return (x - noise.alpha * x0) / noise.sigma

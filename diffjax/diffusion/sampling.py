@@ -9,9 +9,9 @@ from jax import numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, ddim_step, initial_std, perturb, transition_variance
-from diffjax.diffusion.random import Keys, fold_in_each, normal_each, split_each
-from diffjax.diffusion.samplers import Sampler
+from diffjax.diffusion.noise import Noise, ddim_step, flow_time, initial_std, perturb, transition_variance
+from diffjax.diffusion.random import Keys, brownian_increment, fold_in_each, normal_each, split_each
+from diffjax.diffusion.samplers import Sampler, StepNoise
 
 Examples = Float[Array, "B ..."]
 # Called at the start of step i with (i, x, noise level of x); returns whether to stop, after the step.
@@ -27,6 +27,8 @@ def sample(
     *,
     shape: tuple[int, ...],
     resample_steps: Int[Array, ""] | int = 1,
+    temperature: Float[Array, ""] | float = 1.0,
+    brownian: bool = False,
     observe: Observe | None = None,
 ) -> Examples:
     """Samples a batch from pure noise.
@@ -40,14 +42,15 @@ def sample(
       levels: noise levels of the grid, leaves [N + 1] with N >= steps.
       steps: number of steps; may be traced, so that grids padded to one length share one compilation.
       shape: of one example, for instance (H, W, C).
-      resample_steps, observe: see `run`.
+      resample_steps, temperature, brownian, observe: see `run`.
 
     Returns:
       Samples [B, *shape].
     """
     initial, keys = split_each(keys)
     x = initial_std(at(levels, 0)) * normal_each(initial, shape)
-    return run(keys, denoiser, sampler, levels, steps, x, resample_steps=resample_steps, observe=observe)
+    options = {"resample_steps": resample_steps, "temperature": temperature, "brownian": brownian}
+    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, **options)
 
 
 def run(
@@ -60,6 +63,8 @@ def run(
     *,
     begin: Int[Array, ""] | int = 0,
     resample_steps: Int[Array, ""] | int = 1,
+    temperature: Float[Array, ""] | float = 1.0,
+    brownian: bool = False,
     observe: Observe | None = None,
 ) -> Examples:
     """Moves `x` from levels[begin] down to levels[steps].
@@ -74,6 +79,10 @@ def run(
       begin: index of the first level; may be traced.
       resample_steps: how many times to take each step, noised back to its start in between: RePaint (Lugmayr et al.
         2022, algorithm 1), which harmonises an inpainted region with the known one.
+      temperature: factor of the noise that steps add: S_noise of k-diffusion; ADM (Dhariwal & Nichol 2021, app. G).
+      brownian: whether the noise of steps is that of one Brownian path per example, in the time of a rectified flow,
+        so that samples with different numbers of steps are close. Otherwise each step has its own noise. A repeated
+        step has the same noise again.
       observe: called at the start of each step; can end the loop early. None: the loop is not observed.
 
     Returns:
@@ -90,7 +99,8 @@ def run(
             y, _ = state
             step_key, up_key = split_each(fold_in_each(fold_in_each(keys, i), r))
             y = lax.cond(r > 0, lambda: _up(up_key, y, next, now), lambda: y)
-            return sampler.step(step_key, denoiser, carry, y, now, next)
+            noise = _step_noise(keys if brownian else step_key, y, temperature, brownian)
+            return sampler.step(noise, denoiser, carry, y, now, next)
 
         return lax.fori_loop(0, resample_steps, resample, (x, carry))
 
@@ -116,6 +126,8 @@ def edit(
     image: Examples,
     *,
     begin: Int[Array, ""] | int,
+    temperature: Float[Array, ""] | float = 1.0,
+    brownian: bool = False,
     observe: Observe | None = None,
 ) -> Examples:
     """Noises `image` to levels[begin], and samples from there.
@@ -128,7 +140,7 @@ def edit(
       steps: index of the last level; may be traced.
       image: [B, ...].
       begin: index of the first level; may be traced.
-      observe: see `run`.
+      temperature, brownian, observe: see `run`.
 
     Returns:
       Edited images [B, ...].
@@ -137,7 +149,8 @@ def edit(
     """
     initial, keys = split_each(keys)
     x = perturb(image, normal_each(initial, image.shape[1:]), at(levels, begin))
-    return run(keys, denoiser, sampler, levels, steps, x, begin=begin, observe=observe)
+    options = {"begin": begin, "temperature": temperature, "brownian": brownian}
+    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, **options)
 
 
 def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, first: Noise) -> Examples:
@@ -190,6 +203,22 @@ def slerp(a: Examples, b: Examples, weight: Float[Array, " B"]) -> Examples:
 def at(levels: Noise, i: Int[Array, ""] | int) -> Noise:
     """Returns level i of a trajectory."""
     return jax.tree.map(lambda leaf: leaf[i], levels)
+
+
+def _step_noise(keys: Keys, x: Examples, temperature: Array | float, brownian: bool) -> StepNoise:
+    """Returns the noise of a step on `x`; for the arguments see `run`. `keys` are the path's if `brownian`."""
+
+    def independent(start: Noise, end: Noise, part: int = 0) -> Examples:
+        del start, end
+        part_keys = fold_in_each(keys, part) if part else keys
+        return temperature * normal_each(part_keys, x.shape[1:], x.dtype)
+
+    def of_path(start: Noise, end: Noise, part: int = 0) -> Examples:
+        del part
+        times = flow_time(start), flow_time(end)
+        return temperature * brownian_increment(keys, *times, x.shape[1:], x.dtype)
+
+    return of_path if brownian else independent
 
 
 def _up(keys: Keys, x: Examples, now: Noise, up: Noise) -> Examples:

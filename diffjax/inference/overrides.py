@@ -33,6 +33,15 @@ def _eta(text: str) -> dict[str, Any]:
     return {"eta": 1.0, "sigma_hat": True} if text == "hat" else {"eta": number(text), "sigma_hat": False}
 
 
+def _boolean(name: str) -> Callable[[str], dict[str, Any]]:
+    def parse(text: str) -> dict[str, Any]:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"--{name}={text}: must be True or False")
+        return {name: text.lower() == "true"}
+
+    return parse
+
+
 def _guidance(text: str) -> dict[str, Any]:
     return {"guidance": 1.0 + number(text[1:]) if text.startswith("w") else number(text)}
 
@@ -65,7 +74,11 @@ SETTINGS = {
     ),
     "eta": _Setting("noise of ddim and others: 0 deterministic, 1 ancestral, hat: DDPM's larger variance", _eta),
     "steps": _Setting("number of sampler steps", _number("steps", int)),
-    "temperature": _Setting("scale of a prior's logits or a VAE's latents; below 1: likelier", _number("temperature")),
+    "temperature": _Setting(
+        "scale of a prior's logits, a VAE's latents, or the noise of a sampler's steps; below 1: likelier",
+        _number("temperature"),
+    ),
+    "brownian": _Setting("True: noise of one Brownian path per sample, for any number of steps", _boolean("brownian")),
     "top_k": _Setting("sample tokens from the k most likely, 0: from all", _number("top_k", int)),
     "top_p": _Setting("sample tokens from the most likely with this total probability", _number("top_p")),
     "prior": _Setting("unCLIP's prior: diffusion | ar | none (uses the caption's embedding)", _text("prior")),

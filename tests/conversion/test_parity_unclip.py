@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 from diffusers.pipelines.deprecated.unclip import pipeline_unclip, text_proj  # noqa: E402
 
 from diffjax import cli  # noqa: E402
-from diffjax.diffusion import samplers, sampling  # noqa: E402
+from diffjax.diffusion import sampling  # noqa: E402
 from diffjax.runs.loading import load  # noqa: E402
 from tests import clip_folder, parity  # noqa: E402
 
@@ -144,8 +144,7 @@ def same_noise(monkeypatch):
         value = torch.tensor(noise(sides)) if len(sides) == 1 else nchw(noise((*sides[1:], sides[0])))
         return value.expand(count, *value.shape)
 
-    for module in (samplers, sampling):
-        monkeypatch.setattr(module, "normal_each", ours)
+    monkeypatch.setattr(sampling, "normal_each", ours)
     for module in (sys.modules["diffusers.schedulers.scheduling_unclip"], pipeline_unclip):
         monkeypatch.setattr(module, "randn_tensor", theirs)
 

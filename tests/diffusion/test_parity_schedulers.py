@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers.guiders.guider_utils import rescale_noise_cfg  # noqa: E402
 from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler  # noqa: E402
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr  # noqa: E402
+from diffusers.schedulers.scheduling_utils import AysSchedules  # noqa: E402
 
 from diffjax.diffusion import (  # noqa: E402
     clipping,
@@ -54,6 +55,9 @@ class Case(NamedTuple):
     calls: tuple[int, ...] = (1,) * STEPS  # how often they ask the network, step by step
     options: dict = {}  # of their step
     tolerance: float = TOLERANCE
+    compared: int = (
+        STEPS  # number of steps; the last ones of theirs may have another end or order, or longer extrapolations
+    )
 
 
 def ddpm(sampler, threshold=clipping.none, **config):
@@ -83,11 +87,9 @@ def edm(sampler, scheduler, **config):
     return Case(sampler, scheduler, config, time_grids.karras, EDM, parameterizations.edm)
 
 
-def flow(shift, schedule):
-    scheduler = "FlowMatchEulerDiscreteScheduler"
-    return Case(
-        samplers.euler(), scheduler, {"shift": shift}, schedule=schedule, parameterization=parameterizations.flow
-    )
+def flow(shift, schedule, sampler=None, scheduler="FlowMatchEulerDiscreteScheduler", **fields):
+    fields |= {"schedule": schedule, "parameterization": parameterizations.flow}
+    return Case(sampler or samplers.euler(), scheduler, {"shift": shift}, **fields)
 
 
 V = {"prediction_type": "v_prediction"}
@@ -95,6 +97,8 @@ STRIDES = functools.partial(time_grids.leading, whole_strides=True)
 STABLE_DIFFUSION = functools.partial(time_grids.leading, offset=1, whole_strides=True, end=1)
 STABLE_DIFFUSION_CONFIG = {"steps_offset": 1, "set_alpha_to_one": False}  # scheduler_config.json of versions 1 and 2
 SDE = {"algorithm_type": "sde-dpmsolver++"}
+NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}  # their last step ends at time 1
+THIRD = {"solver_order": 3}  # they lower the order of the last two steps of fewer than 15
 HEUN = (2,) * (STEPS - 1) + (1,)
 PLMS, PNDM = (2,) + (1,) * (STEPS - 1), (4,) * 3 + (1,) * (STEPS - 3)
 AT_ONE = {"set_alpha_to_one": True}  # else their last step ends at time 1 and not at the image
@@ -166,15 +170,67 @@ CASES = {
     "2m": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler"),
     "2m cosine": solver(samplers.dpmpp_2m(), "DPMSolverMultistepScheduler", **COSINE_V),
     "2m sde": solver(samplers.dpmpp_2m_sde(), "DPMSolverMultistepScheduler", config=SDE),
+    "2m sde heun": solver(
+        samplers.dpmpp_2m_sde(heun=True),
+        "DPMSolverMultistepScheduler",
+        config={**SDE, "solver_type": "heun"},
+        compared=STEPS - 2,
+    ),
+    "3m": solver(
+        samplers.dpmpp_3m_sde(eta=0.0),
+        "DPMSolverMultistepScheduler",
+        config={**THIRD, "solver_type": "heun"},
+        compared=STEPS - 2,
+    ),
+    "dpm-solver 2m": solver(
+        samplers.dpm_solver_multistep(), "DPMSolverMultistepScheduler", config=NOISE, compared=STEPS - 1
+    ),
+    "dpm-solver 2m heun": solver(
+        samplers.dpm_solver_multistep(heun=True),
+        "DPMSolverMultistepScheduler",
+        config={**NOISE, "solver_type": "heun"},
+        compared=STEPS - 1,
+    ),
+    "dpm-solver 3m": solver(
+        samplers.dpm_solver_multistep(order=3),
+        "DPMSolverMultistepScheduler",
+        config={**NOISE, **THIRD},
+        compared=STEPS - 2,
+    ),
+    "dpm2": solver(samplers.dpm2(schedule=VP), "KDPM2DiscreteScheduler", calls=HEUN),
+    "dpm2 ancestral": solver(samplers.dpm2_ancestral(schedule=VP), "KDPM2AncestralDiscreteScheduler", calls=HEUN),
+    "lms": solver(samplers.lms(), "LMSDiscreteScheduler"),
+    "deis 2": solver(samplers.deis(schedule=VP, order=2, log_rho=True), "DEISMultistepScheduler", compared=STEPS - 1),
+    "deis 3": solver(
+        samplers.deis(schedule=VP, log_rho=True), "DEISMultistepScheduler", config=THIRD, compared=STEPS - 2
+    ),
+    "unipc 3": solver(samplers.unipc(order=3), "UniPCMultistepScheduler", config=THIRD, compared=STEPS - 3),
+    "unipc bh1": solver(samplers.unipc(bh1=True), "UniPCMultistepScheduler", config={"solver_type": "bh1"}),
+    "unipc 1": solver(samplers.unipc(order=1), "UniPCMultistepScheduler", config={"solver_order": 1}),
     "unipc": solver(samplers.unipc(), "UniPCMultistepScheduler"),
     "unipc cosine": solver(samplers.unipc(), "UniPCMultistepScheduler", **COSINE_V),
     "edm euler": edm(samplers.euler(), "EDMEulerScheduler"),
     "edm 2m": edm(samplers.dpmpp_2m(), "EDMDPMSolverMultistepScheduler"),
     "edm 2m sde": edm(samplers.dpmpp_2m_sde(), "EDMDPMSolverMultistepScheduler", **SDE),
     "flow": flow(1.0, noise_schedules.rectified_flow()),
+    "flow heun": flow(
+        1.0,
+        noise_schedules.rectified_flow(),
+        samplers.heun(velocity=True),
+        "FlowMatchHeunDiscreteScheduler",
+        grid=time_grids.linspace,
+        calls=HEUN,
+    ),
     "flow shifted": flow(3.0, noise_schedules.rectified_flow(shift=3.0)),
 }
-SCALED_X = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")  # keep x / alpha
+SCALED_X = (  # keep x / alpha
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
 
 
 def network(x, time, xp=np):
@@ -201,12 +257,9 @@ def lay(grid, schedule, steps=STEPS):
     return jax.tree.map(np.asarray, jax.jit(schedule)(grid(steps, schedule)))
 
 
-def ours(monkeypatch, sampler, denoiser, levels, x, noise):
+def ours(sampler, denoiser, levels, x, noise):
     """x after each step."""
-    monkeypatch.setattr(
-        samplers, "normal_each", lambda keys, shape, dtype: keys
-    )  # a step is handed its noise as its keys
-    step = jax.jit(lambda noise, carry, x, now, next: sampler.step(noise, denoiser, carry, x, now, next))
+    step = jax.jit(lambda noise, carry, x, now, next: sampler.step(lambda *_: noise, denoiser, carry, x, now, next))
     x, noise, found = np.float32(x), np.float32(noise), []
     carry = sampler.init(x)
     for i, eps in enumerate(noise):
@@ -228,7 +281,10 @@ def theirs(monkeypatch, case, levels, x, noise):
     feed(monkeypatch, scheduler, noise)
     if hasattr(scheduler, "alphas_cumprod"):  # theirs are float32, which leaves 1 - alpha-bar few digits at time 1
         scheduler.alphas_cumprod = torch.tensor(case.schedule.alphas[1:] ** 2)
-    if "FlowMatch" in case.scheduler:  # by default they shift the last time twice
+    if case.scheduler == "FlowMatchHeunDiscreteScheduler":
+        scheduler.set_timesteps(STEPS)
+        network_times = scheduler.timesteps.numpy() - 1
+    elif "FlowMatch" in case.scheduler:  # by default they shift the last time twice
         times = case.grid(STEPS, case.schedule)[:-1]
         scheduler.set_timesteps(sigmas=times / case.schedule.timesteps)
         network_times = times - 1  # ours count from zero, theirs from one and after the shift
@@ -265,7 +321,8 @@ def test_steps(name, monkeypatch):
     denoiser = with_clipping(from_network(net, case.parameterization, learned_variance=learned), case.threshold)
     x = x * np.hypot(levels.alpha[0], levels.sigma[0])
     expected = theirs(monkeypatch, case, levels, x, noise)
-    check(ours(monkeypatch, case.sampler, denoiser, levels, x, noise), expected, case.tolerance)
+    found = ours(case.sampler, denoiser, levels, x, noise)
+    check(found[: case.compared], expected[: case.compared], case.tolerance)
 
 
 # EDMEulerScheduler adds its churn after the network's evaluation, then takes an Euler step.
@@ -298,7 +355,7 @@ def test_churn(schedule, churn, monkeypatch):
             ahead = scheduler.step_correct(*args)
         y = ahead.prev_sample
         expected.append(y.numpy() * alphas[len(expected) + 1])
-    check(ours(monkeypatch, sampler, denoiser, levels, x * alphas[0], noise), expected)
+    check(ours(sampler, denoiser, levels, x * alphas[0], noise), expected)
 
 
 @pytest.mark.parametrize("grid", [time_grids.leading, time_grids.trailing])
@@ -341,7 +398,7 @@ def test_consistency_models(times, monkeypatch):
         output = network(scheduler.scale_model_input(y, t).numpy(), float(t))
         y = scheduler.step(torch.tensor(output), t, y).prev_sample
         expected.append(y.double().numpy())
-    check(ours(monkeypatch, samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
+    check(ours(samplers.consistency(schedule=schedule), denoiser, levels, x, noise), expected, 2e-5)
 
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 0.3, 1.0])
@@ -363,7 +420,7 @@ def test_latent_consistency_and_trajectory_consistency(gamma, monkeypatch):
     for t in scheduler.timesteps:
         y = scheduler.step(torch.tensor(network(y.numpy(), float(t))), t, y, **options).prev_sample
         expected.append(y.double().numpy())
-    check(ours(monkeypatch, sampler, denoiser, levels, x, noise), expected)
+    check(ours(sampler, denoiser, levels, x, noise), expected)
 
 
 @pytest.mark.parametrize("variance_type", ["fixed_small_log", "learned_range"])
@@ -391,7 +448,7 @@ def test_unclip(variance_type, monkeypatch):
     parameterize = parameterizations.eps if is_learned else parameterizations.x0
     clip = clipping.clip if is_learned else functools.partial(clipping.clip, limit=5.0)
     denoiser = with_clipping(from_network(net, parameterize, learned_variance=is_learned), clip)
-    check(ours(monkeypatch, sampler, denoiser, levels, x, noise), expected, 5e-5)
+    check(ours(sampler, denoiser, levels, x, noise), expected, 5e-5)
 
 
 TABLES = {"linear": (LINEAR_VP, LINEAR), "scaled linear": (VP, SCALED), "cosine": (COSINE_VP, COSINE)}
@@ -451,6 +508,30 @@ def test_grids_of_any_number_of_steps(name):
         assert difference.max() <= 1
         differing += difference.any()
     assert differing < 150
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "StableDiffusionXL"])
+def test_align_your_steps(name):
+    grid = {"StableDiffusion": time_grids.ays_sd15, "StableDiffusionXL": time_grids.ays_sdxl}[name]
+    """The timesteps of their table of levels; theirs of Stable Diffusion differ by one in one place."""
+    difference = np.abs(grid(STEPS, VP)[:-1] - 1 - AysSchedules[f"{name}Timesteps"])
+    assert difference.max() <= 1 and difference.sum() <= 1, difference
+
+
+@pytest.mark.parametrize(
+    "grid, options",
+    [
+        (time_grids.karras, {"use_karras_sigmas": True}),
+        (time_grids.log_snr, {"use_exponential_sigmas": True}),
+        (time_grids.linspace, {"timestep_spacing": "linspace"}),
+    ],
+)
+def test_fractional_times(grid, options):
+    scheduler = diffusers.EulerDiscreteScheduler(**SCALED, **options)
+    scheduler.alphas_cumprod = torch.tensor(VP.alphas[1:] ** 2)
+    scheduler.set_timesteps(STEPS)
+    times = grid(STEPS, VP, fractional=True)
+    np.testing.assert_allclose(times[:-1] - 1, scheduler.timesteps, atol=2e-3)
 
 
 @pytest.mark.parametrize("steps", [5, 10, 19])

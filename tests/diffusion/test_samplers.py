@@ -28,6 +28,7 @@ SAMPLERS = {
     "ddim hat": (lambda schedule, steps: samplers.ddim(eta=1.0, sigma_hat=True), 1),
     "euler": (lambda schedule, steps: samplers.euler(), 1),
     "euler_ancestral": (lambda schedule, steps: samplers.euler_ancestral(), 1),
+    "euler_maruyama": (lambda schedule, steps: samplers.euler_maruyama(constant=0.3, sbdm=0.2), 1),
     "heun": (lambda schedule, steps: samplers.heun(), 2),
     "edm": (lambda schedule, steps: samplers.edm(schedule=schedule, steps=steps, churn=2.0), 2),
     "plms": (lambda schedule, steps: samplers.plms(), 2),  # Liu et al. 2022, property 3.3
@@ -35,11 +36,36 @@ SAMPLERS = {
     "dpmpp_2m": (lambda schedule, steps: samplers.dpmpp_2m(), 2),
     "dpmpp_2m_sde": (lambda schedule, steps: samplers.dpmpp_2m_sde(), 2),
     "unipc": (lambda schedule, steps: samplers.unipc(), 3),  # its corrector adds one: Zhao et al. 2023, theorem 3.1
+    "unipc 1": (lambda schedule, steps: samplers.unipc(order=1, bh1=True), 2),
+    "unipc 3": (lambda schedule, steps: samplers.unipc(order=3), 4),
+    "heun velocity": (lambda schedule, steps: samplers.heun(velocity=True), 2),
+    "dpm_solver": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule), 2),
+    "dpm_solver 3": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule, order=3), 3),
+    "dpm_solver data 3": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule, order=3, data=True), 3),
+    "dpm2": (lambda schedule, steps: samplers.dpm2(schedule=schedule), 2),
+    "dpm2_ancestral": (lambda schedule, steps: samplers.dpm2_ancestral(schedule=schedule), 2),
+    "dpmpp_2s_ancestral": (lambda schedule, steps: samplers.dpmpp_2s_ancestral(schedule=schedule), 2),
+    "dpmpp_2s_ancestral 0": (lambda schedule, steps: samplers.dpmpp_2s_ancestral(schedule=schedule, eta=0.0), 2),
+    "dpmpp_sde": (lambda schedule, steps: samplers.dpmpp_sde(schedule=schedule), 2),
+    "dpmpp_2m_sde heun": (lambda schedule, steps: samplers.dpmpp_2m_sde(heun=True), 2),
+    "dpmpp_3m_sde": (lambda schedule, steps: samplers.dpmpp_3m_sde(), 2),
+    # Their first steps are of lower order, which limits the order of the whole.
+    "dpmpp_3m_sde 0": (lambda schedule, steps: samplers.dpmpp_3m_sde(eta=0.0), 2),
+    "ipndm": (lambda schedule, steps: samplers.ipndm(), 2),
+    "lms": (lambda schedule, steps: samplers.lms(), 2),
+    "deis": (lambda schedule, steps: samplers.deis(schedule=schedule), 2),
+    "deis log_rho": (lambda schedule, steps: samplers.deis(schedule=schedule, log_rho=True), 2),
+    "dpm_solver_multistep": (lambda schedule, steps: samplers.dpm_solver_multistep(), 2),
+    "dpm_solver_multistep 3": (lambda schedule, steps: samplers.dpm_solver_multistep(order=3), 2),
 }
-DETERMINISTIC = ["ddim", "flow_map", "euler", "heun", "plms", "pndm", "dpmpp_2m", "unipc"]
-STOCHASTIC = sorted(SAMPLERS.keys() - set(DETERMINISTIC))
+STOCHASTIC = [
+    *("ancestral", "ancestral, large", "ddim 0.5", "ddim 1", "ddim hat", "euler_ancestral", "euler_maruyama", "edm"),
+    *("dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde heun", "dpmpp_3m_sde"),
+]
+DETERMINISTIC = sorted(SAMPLERS.keys() - set(STOCHASTIC))
 OTHER_NAMES = {
     "flow_map",
+    "dpm2",
     "euler",
     "euler_ancestral",
     "ddim 1",
@@ -47,9 +73,20 @@ OTHER_NAMES = {
     "ancestral, large",
 }  # of other samplers in the table
 
+# Their programs of few steps are tested with -m slow: others have the same guards.
+VARIANTS = {
+    *("dpm2", "dpm2_ancestral", "dpm_solver 3", "dpm_solver data 3", "dpmpp_2s_ancestral 0", "dpm_solver_multistep 3"),
+    *("dpmpp_2m_sde heun", "dpmpp_3m_sde 0", "deis log_rho", "ipndm", "unipc 1", "unipc 3", "heun velocity"),
+}
+
 MEAN, STD = 0.7, 0.3  # of Gaussian data
 MEANS, STDS, WEIGHTS = np.array([-1.0, 0.7]), np.array([0.3, 0.4]), np.array([0.4, 0.6])  # of a mixture
 SAMPLES = 20_000
+
+
+def of_few_steps(names):
+    """Returns parameters of tests of few steps."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in sorted(names)]
 
 
 def test_the_table_is_complete():
@@ -120,6 +157,8 @@ def best_of_mixture(x, noise, xp=jnp):
 class Angle:
     """alpha = cos, sigma = sin of the angle t pi / 2: a schedule in float64."""
 
+    timesteps, first = 1, 1e-3
+
     def __call__(self, t):
         angle = jnp.asarray(t) * jnp.pi / 2
         return Noise(jnp.asarray(t), jnp.cos(angle), jnp.sin(angle))
@@ -169,13 +208,12 @@ def test_order_of_convergence_on_the_ode(name, float64):
         return np.abs(solve(levels, n) - exact).max()
 
     assert error(160) < 6e-3
-    assert measured_order(error) == pytest.approx(SAMPLERS[name][1], abs=0.2)
+    assert -0.2 < measured_order(error) - SAMPLERS[name][1] < 0.3
 
 
 @pytest.mark.parametrize("name", sorted(set(STOCHASTIC) - OTHER_NAMES))
-def test_order_of_convergence_in_mean_and_variance(name, float64, monkeypatch):
+def test_order_of_convergence_in_mean_and_variance(name, float64):
     """On a Gaussian every step is affine in x and the noises: one run on a basis of them gives both moments exactly."""
-    monkeypatch.setattr(samplers, "normal_each", lambda keys, shape, dtype: keys)
     size = max(STEP_COUNTS)
 
     @jax.jit
@@ -188,22 +226,22 @@ def test_order_of_convergence_in_mean_and_variance(name, float64, monkeypatch):
         start, end = (jax.tree.map(float, Angle()(t)) for t in (FROM, TO))
         mean = (by_x - offset) * start.alpha * MEAN + offset
         var = (by_x - offset) ** 2 * (start.alpha**2 * STD**2 + start.sigma**2)
-        var += np.sum((np.array(by_noise[:n]) - offset) ** 2)
+        var += np.sum((np.array(by_noise[: PARTS * n]) - offset) ** 2)
         return max(abs(mean - end.alpha * MEAN), abs(var - end.alpha**2 * STD**2 - end.sigma**2))
 
-    assert measured_order(error) == pytest.approx(SAMPLERS[name][1], abs=0.25)
+    assert -0.2 < measured_order(error) - SAMPLERS[name][1] < 0.5
+
+
+PARTS = 2  # noises of a step, at most
 
 
 def basis_run(sampler, denoiser, levels, n):
-    """Returns x after n steps [N + 2] from x = 0, from x = 1, and from x = 0 with the noise of one step each.
-
-    A step receives its noise as its keys: `normal_each` must be replaced by a function that returns them.
-    """
+    """Returns x after n steps [2 + 2 N] from x = 0, from x = 1, and from x = 0 with one of the noises each."""
     size = len(levels.t) - 1
-    x = jnp.zeros(size + 2, levels.alpha.dtype).at[1].set(1.0)
+    x = jnp.zeros(2 + PARTS * size, levels.alpha.dtype).at[1].set(1.0)
 
     def body(i, state):
-        noise = jnp.zeros_like(x).at[2 + i].set(1.0)
+        noise = lambda start, end, part=0: jnp.zeros_like(x).at[2 + PARTS * i + part].set(1.0)  # noqa: E731
         return sampler.step(noise, denoiser, state[1], state[0], sampling.at(levels, i), sampling.at(levels, i + 1))
 
     return lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
@@ -279,7 +317,7 @@ def few_steps():
     schedules["linear, zero terminal SNR"] = schedules["linear"].with_zero_terminal_snr()
     cells, times, names = [], [], list(schedules)
     for (name, schedule), (grid, make), n in itertools.product(schedules.items(), choices(time_grids).items(), FEW):
-        if grid != "times":
+        if grid != "times" and not grid.startswith("ays"):
             cells.append((name, grid, n))
             counts = (n,) if grid == "sections" else ()
             times.append(np.pad(make(n, schedule, *counts), (0, max(FEW) - n)))
@@ -308,8 +346,7 @@ def affine_program(name):
 def sample_moments(name, std=WIDTH):
     """Exact mean and standard deviation [cells] of the samples of each cell, from the marginal of the first level."""
     _, tables, levels, counts = few_steps()
-    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
-        patch.setattr(samplers, "normal_each", lambda keys, shape, dtype: keys)
+    with jax.enable_x64(True):
         x = np.asarray(affine_program(name)(*tables, levels, counts, std))
     alpha, sigma = levels.alpha[:, 0], levels.sigma[:, 0]
     offset, linear = x[:, 0], x[:, 1:] - x[:, :1]
@@ -318,7 +355,7 @@ def sample_moments(name, std=WIDTH):
     return mean, np.linalg.norm(linear, axis=1)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", of_few_steps(SAMPLERS))
 def test_data_of_one_point_are_exact_in_any_number_of_steps(name):
     mean, std = sample_moments(name, 0.0)
     np.testing.assert_allclose(mean, np.full(mean.shape, MEAN), atol=1e-6)
@@ -343,7 +380,10 @@ def exact_moments(name, levels, steps):
     return mean, np.sqrt(var)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, (_, order) in SAMPLERS.items() if order == 1))
+OF_POSTERIORS = sorted(name for name, (_, order) in SAMPLERS.items() if order == 1 and name != "euler_maruyama")
+
+
+@pytest.mark.parametrize("name", OF_POSTERIORS)
 def test_moments_of_first_order_samplers_at_few_steps(name):
     _, _, levels, counts = few_steps()
     moments = np.array([exact_moments(name, sampling.at(levels, i), n) for i, n in enumerate(counts)])
@@ -352,7 +392,7 @@ def test_moments_of_first_order_samplers_at_few_steps(name):
     np.testing.assert_allclose(std, moments[:, 1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, (_, order) in SAMPLERS.items() if order > 1))
+@pytest.mark.parametrize("name", of_few_steps(name for name, (_, order) in SAMPLERS.items() if order > 1))
 def test_few_steps_of_higher_order_do_not_overshoot(name):
     """On every grid and schedule, they are not much further from the data than the first order."""
     first_order = "ancestral" if name in STOCHASTIC and name != "edm" else "ddim"
@@ -360,10 +400,11 @@ def test_few_steps_of_higher_order_do_not_overshoot(name):
     stds = sample_moments(name)[1]
     error, reference = (np.abs(sample_moments(n)[1] / WIDTH - 1) for n in (name, first_order))
     worst = np.argmax(error - reference)
-    assert error[worst] < reference[worst] + 0.15, (cells[worst], stds[worst])
+    extrapolates_noise = name in ("dpmpp_3m_sde", "dpmpp_2m_sde heun")  # by more than half of its last change
+    assert error[worst] < reference[worst] + (0.25 if extrapolates_noise else 0.15), (cells[worst], stds[worst])
     assert stds.max() < 1.5 * WIDTH
     many = np.array([n == max(FEW) for *_, n in cells])
-    assert error[many].mean() < 0.6 * reference[many].mean()
+    assert error[many].mean() < (0.75 if extrapolates_noise else 0.6) * reference[many].mean()
 
 
 @pytest.mark.parametrize(
@@ -400,8 +441,8 @@ def test_the_direction_shrinks_with_eta():
 
     @jax.jit
     def step(eta):
-        keys = jax.random.split(jax.random.key(2), SAMPLES)
-        return samplers.ddim(eta=eta).step(keys, sampled, (), x, now, next)[0]
+        noise = lambda *levels: jax.random.normal(jax.random.key(2), (SAMPLES,))  # noqa: E731
+        return samplers.ddim(eta=eta).step(noise, sampled, (), x, now, next)[0]
 
     for eta in (0.0, 0.3, 1.0):
         expected = next.alpha**2 * STD**2 + next.sigma**2
@@ -458,14 +499,14 @@ def test_ancestral_sampling_uses_a_learned_variance():
 
     @jax.jit
     def step(share):
-        keys = jax.random.split(jax.random.key(3), 50)
+        noise = lambda *levels: jax.random.normal(jax.random.key(3), (50,))  # noqa: E731
 
         def denoiser(x, noise):
             return best(x, noise)._replace(variance_interpolation=jnp.full_like(x, share))
 
         functions = (variance.fixed_small, variance.fixed_large, variance.learned_range)
         steppers = [samplers.ancestral(variance=function) for function in functions]
-        return [sampler.step(keys, denoiser, sampler.init(x), x, now, next)[0] for sampler in steppers]
+        return [sampler.step(noise, denoiser, sampler.init(x), x, now, next)[0] for sampler in steppers]
 
     small, large, learned = step(0.0)
     np.testing.assert_allclose(learned, small, rtol=1e-4, atol=1e-5)

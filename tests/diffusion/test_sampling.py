@@ -10,6 +10,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import guidance, noise_schedules, samplers, sampling, time_grids
 from diffjax.diffusion.denoiser import Denoised
+from diffjax.diffusion.random import brownian_increment
 
 MEAN, COVARIANCE = np.array([0.3, -0.2]), np.array([[0.25, 0.18], [0.18, 0.16]])  # a correlation of 0.9
 COUNT = 4000
@@ -321,3 +322,46 @@ def test_resampling_noises_each_example_by_its_key():
     whole = run(keys)
     np.testing.assert_allclose(run(keys[::-1])[::-1], whole, rtol=1e-5, atol=1e-6)
     assert len(np.unique(np.asarray(whole))) == whole.size
+
+
+# Noise of one Brownian path.
+
+
+def test_brownian_increments_are_those_of_one_path():
+    """Standard normal, independent if disjoint, and adding up; in 20,000 paths."""
+    count = 20_000
+    keys = jax.random.split(jax.random.key(0), count)
+    times = np.array([1.0, 0.7, 0.6999, 0.25, 0.0])
+
+    @jax.jit
+    def increments(starts, ends):
+        return [brownian_increment(keys, start, end, ()) for start, end in zip(starts, ends, strict=True)]
+
+    parts = np.asarray(increments(times[:-1], times[1:]))
+    np.testing.assert_allclose(parts @ parts.T / count, np.eye(4), atol=5 / np.sqrt(count))
+    whole = np.asarray(increments(times[:1], times[-1:]))[0]
+    np.testing.assert_allclose(np.sqrt(-np.diff(times)) @ parts, whole, atol=2e-3)
+
+
+def test_brownian_noise_gives_nearly_the_same_samples_in_any_number_of_steps():
+    """Temperature scales the noise, so that at 0 both kinds give the same samples."""
+    schedule = SCHEDULES["cosine"]
+    keys = jax.random.split(jax.random.key(0), 500)
+
+    @functools.partial(jax.jit, static_argnames="brownian")
+    def run(levels, steps, brownian, temperature=1.0):
+        sampler = samplers.dpmpp_2m_sde()
+        options = {"temperature": temperature, "brownian": brownian}
+        return sampling.sample(keys, best, sampler, levels, steps, shape=(2,), **options)
+
+    def distance(*steps, brownian):
+        few, many = (np.asarray(run(lay(schedule, n), n, brownian)) for n in steps)
+        return np.sqrt(np.mean((few - many) ** 2))
+
+    spread = np.sqrt(np.trace(COVARIANCE))
+    assert distance(50, 200, brownian=False) > 0.5 * spread
+    assert distance(50, 200, brownian=True) < 0.15 * spread
+    assert distance(100, 200, brownian=True) < 0.7 * distance(50, 200, brownian=True)
+    np.testing.assert_allclose(np.cov(run(lay(schedule, 200), 200, True).T), COVARIANCE, atol=0.05)
+    cold = run(lay(schedule, 20), 20, False, 0.0)
+    np.testing.assert_allclose(cold, run(lay(schedule, 20), 20, True, 0.0), atol=1e-5)

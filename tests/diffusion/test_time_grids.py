@@ -20,11 +20,14 @@ GRIDS = {
     "quadratic": time_grids.quadratic,
     "log_snr": time_grids.log_snr,
     "karras": time_grids.karras,
+    "ays_sd15": time_grids.ays_sd15,
+    "ays_sdxl": time_grids.ays_sdxl,
+    "ays_svd": time_grids.ays_svd,
     "sections": time_grids.sections,
     "times": lambda n, schedule: time_grids.times(n, schedule, *np.linspace(schedule.timesteps, 1, n).astype(int)),
 }
-OF_LEVELS = ["karras", "log_snr"]
-OF_TIMES = sorted(set(GRIDS) - set(OF_LEVELS))
+OF_LEVELS, PUBLISHED = ["karras", "log_snr"], ["ays_sd15", "ays_sdxl", "ays_svd"]
+OF_TIMES = sorted(set(GRIDS) - {*OF_LEVELS, *PUBLISHED})
 SCHEDULES = choices(noise_schedules)
 LINEAR = noise_schedules.linear(1000)
 
@@ -35,7 +38,7 @@ def make_grid(name, timesteps, zero=False):
     return schedule.with_zero_terminal_snr() if zero else schedule
 
 
-def check(grid, n, schedule):
+def check(grid, n, schedule, fractional=False):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # of infinities
         times = grid(n, schedule)
@@ -45,7 +48,7 @@ def check(grid, n, schedule):
     assert times[-2] >= np.float32(schedule.first)
     assert times[0] <= schedule.timesteps
     assert (np.diff(times) < 0).all(), times
-    assert schedule.continuous or (times == np.round(times)).all()
+    assert schedule.continuous or fractional or (times == np.round(times)).all()
     if n == schedule.timesteps and not schedule.continuous:
         np.testing.assert_array_equal(times, np.arange(n, -1, -1))
     return times
@@ -105,8 +108,9 @@ def test_impossible_numbers_of_steps_raise(name):
             GRIDS[name](n, LINEAR)
     continuous = noise_schedules.linear(10, continuous=True)
     if name in OF_LEVELS:  # real times have room for any number
+        check(functools.partial(GRIDS[name], fractional=True), 1001, LINEAR, fractional=True)
         check(GRIDS[name], 50, continuous)
-    else:
+    elif name in OF_TIMES:
         with pytest.raises(ValueError, match="1 to 10 steps"):
             GRIDS[name](11, continuous)
 
@@ -141,6 +145,43 @@ def test_offsets_and_ends_outside_the_grid_raise():
     for end in (1, -1):
         with pytest.raises(ValueError, match=f"end={end}: must be at least 0 and below 1"):
             time_grids.leading(50, LINEAR, end=end)
+
+
+@pytest.mark.parametrize("name", ["trailing", "linspace", "log_snr", "karras", "ays_sd15"])
+@pytest.mark.parametrize("fractional", [False, True])
+def test_a_last_level_other_than_the_clean_image(name, fractional):
+    """Grids that reach the first level are spaced down to the end instead, evenly in their own measure."""
+    grid = functools.partial(GRIDS[name], fractional=fractional)
+    times, to_image = grid(10, LINEAR, end=20), grid(10, LINEAR)
+    assert len(times) == 11 and times[-1] == 20 and times[0] == 1000 and (np.diff(times) < 0).all()
+    assert (times == np.round(times)).all() != fractional or name in ("trailing", "linspace")
+    if name in ("trailing", "ays_sd15"):
+        np.testing.assert_array_equal(times[:-1], to_image[:-1])
+        return
+    levels = LINEAR(times)
+    log_sigma = np.log(np.asarray(levels.sigma, np.float64)) - np.log(np.asarray(levels.alpha, np.float64))
+    measure = {"linspace": times, "log_snr": log_sigma, "karras": np.exp(log_sigma / 7)}[name]
+    tolerance = 1e-3 if fractional else 0.1
+    np.testing.assert_allclose(np.diff(measure), np.full(10, (measure[-1] - measure[0]) / 10), rtol=tolerance)
+
+
+def test_the_polyexponential_grid():
+    """`get_sigmas_polyexponential` of k-diffusion."""
+    schedule, rho = noise_schedules.edm(1000, continuous=True), 2.0
+    ramp = np.linspace(1, 0, 12) ** rho
+    sigmas = np.exp(ramp * (np.log(80) - np.log(0.002)) + np.log(0.002))
+    times = time_grids.log_snr(12, schedule, rho=rho)
+    np.testing.assert_allclose(schedule(times[:-1]).sigma, sigmas, rtol=2e-4)
+
+
+def test_published_grids_interpolate_their_tables():
+    """At 10 steps they are the tables; at 20 every second level is of the table."""
+    schedule = noise_schedules.edm(1000, continuous=True, sigma_max=700.0)
+    table = [700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034]
+    ten, twenty = (schedule(time_grids.ays_svd(n, schedule)).sigma for n in (10, 20))
+    np.testing.assert_allclose(ten[:-1], table, rtol=1e-3)
+    np.testing.assert_allclose(twenty[:-1][::2], table, rtol=1e-3)
+    np.testing.assert_allclose(twenty[1:-2:2], np.sqrt(ten[:-2] * ten[1:-1]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 64, 75, 80, 128, 999])
@@ -236,6 +277,7 @@ def test_times_are_sorted_and_end_at_zero():
     np.testing.assert_array_equal(time_grids.times(0, LINEAR, 500, 1000, 1), [1000, 500, 1, 0])
     continuous = noise_schedules.linear(1000, continuous=True)
     np.testing.assert_array_equal(time_grids.times(9, continuous, 1.0, 2.5), [2.5, 1, 0])
+    np.testing.assert_array_equal(time_grids.times(9, LINEAR, 9.0, 2.5, end=1, fractional=True), [9, 2.5, 1])
     check(lambda n, schedule: time_grids.times(n, schedule, 7), 1, LINEAR)
 
 
@@ -327,3 +369,5 @@ def test_karras_requires_a_positive_rho():
     for rho in (0.0, -7.0):
         with pytest.raises(ValueError, match="requires rho > 0"):
             time_grids.karras(10, LINEAR, rho=rho)
+        with pytest.raises(ValueError, match="requires rho > 0"):
+            time_grids.log_snr(10, LINEAR, rho=rho)

@@ -151,9 +151,9 @@ def test_every_scale_of_the_settings_has_an_effect(digits):
         return bound.sample(keys, settings, conditions, guides)
 
     base = {"guidance": 2.0, "guidance_rescale": 0.3, "guidance_low": 0.1, "guidance_high": 9.0}
-    base |= {"classifier_scale": 1.0, "weak_scale": 1.5, "threshold": "none"}
+    base |= {"classifier_scale": 1.0, "weak_scale": 1.5, "threshold": "none", "eta": 1.0}
     reference = sample(model.make_settings(tiny.config().sampler, **base))
     changes = {"guidance": 3.0, "guidance_rescale": 0.6, "guidance_low": 2.0, "guidance_high": 0.5}
-    for name, value in (changes | {"classifier_scale": 4.0, "weak_scale": 2.5}).items():
+    for name, value in (changes | {"classifier_scale": 4.0, "weak_scale": 2.5, "temperature": 0.5}).items():
         changed = sample(model.make_settings(tiny.config().sampler, **{**base, name: value}))
         assert np.abs(changed - reference).max() > 1e-5, name

@@ -109,13 +109,14 @@ class BoundModel:
             decode = self.decode if len(self.shape) > 1 else None  # embeddings are not images
             observe = observer.of_loop(denoise, begin, steps, decode)
         loop = keys, denoise, sampler, levels, steps
+        noise = {name: settings[name] for name in ("temperature", "brownian")}
         if "latent" in conditions:
-            x = sampling.run(*loop, conditions["latent"], observe=observe)
+            x = sampling.run(*loop, conditions["latent"], observe=observe, **noise)
         elif is_edit:
-            x = sampling.edit(*loop, conditions["image"], begin=begin, observe=observe)
+            x = sampling.edit(*loop, conditions["image"], begin=begin, observe=observe, **noise)
         else:
             resample_steps = settings["resample_steps"]
-            x = sampling.sample(*loop, shape=self.shape, resample_steps=resample_steps, observe=observe)
+            x = sampling.sample(*loop, shape=self.shape, resample_steps=resample_steps, observe=observe, **noise)
         return self.decode(x)
 
     def initial_latents(self, keys: PRNGKeys, settings: SamplingSettings) -> Array:

@@ -14,9 +14,9 @@ from diffjax.errors import UserError, validate_integer, validate_number
 from diffjax.models.diffusion import guidance_settings, inverse_settings
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
-from diffjax.registry import check_options, lookup, option_defaults, options
+from diffjax.registry import Choice, check_options, lookup, option_defaults, options
 
-_SCALES = {  # of guidance: traced inputs
+_SCALES = {  # of guidance and noise: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance; 1: off
     "guidance_rescale": 0.0,  # weight [0, 1] of rescaling to the unguided contrast
     "guidance_low": 0.0,  # guidance applies above this sigma / alpha ...
@@ -26,6 +26,7 @@ _SCALES = {  # of guidance: traced inputs
     "perturbed_scale": 1.0,  # of guidance by a perturbation of the network; 1: off
     "clip_scale": 0.0,  # of CLIP guidance; used with a CLIP of noised images
     "augmentation": 0.0,  # level [0, 1] of conditioning augmentation, for upsamplers
+    "temperature": 1.0,  # factor of the noise that steps add
 }
 _DEFAULTS = {
     "grid": "trailing",
@@ -34,6 +35,7 @@ _DEFAULTS = {
     "resample_steps": 1,  # times that each step is repeated for inpainting
     "number": None,  # of conditions.number
     "perturbation": "none",  # of the network, for guidance
+    "brownian": False,  # whether the noise of steps is that of one Brownian path per sample
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     **_SCALES,
     **guidance_settings.DEFAULTS,
@@ -58,8 +60,8 @@ def make_diffusion_settings(
 ) -> SamplingSettings:
     """Makes the sampling settings of a diffusion model.
 
-    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance. Choices: sampler,
-    threshold, keep_known and those of guidance and of a measurement.
+    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance and noise. Choices:
+    sampler, threshold, brownian, keep_known and those of guidance and of a measurement.
 
     Args:
       sampler_config: the config's `sampler` section.
@@ -89,6 +91,7 @@ def make_diffusion_settings(
     for name, value in sampler_options.items():
         if not (value == math.inf and name == "high"):
             validate_number(f"sampler.name={sampler.name}, {name}", value, low=0)
+    _check_sampler(process, sampler, sampler_options)
     _check_threshold(settings["threshold"])
     _check_numbers(settings)
     if guidance_range:
@@ -123,6 +126,7 @@ def make_diffusion_settings(
             ("sampler", sampler.name),
             ("threshold", settings["threshold"]),
             ("perturbation", settings["perturbation"]),
+            ("brownian", bool(settings["brownian"])),
             ("keep_known", bool(settings["keep_known"])),
             *guidance.names.items(),
             *measure.items(),
@@ -131,6 +135,17 @@ def make_diffusion_settings(
         sampler_options=_arrays(sampler_options),
         guidance_options=guidance.options | {"inverse": method},
     )
+
+
+def _check_sampler(process: Process, sampler: Choice, sampler_options: Mapping[str, float]) -> None:
+    """Raises UserError for options out of the range of a sampler."""
+    make = Choice(sampler.name, sampler.function, (), {}).bind(
+        schedule=process.schedule, steps=1, variance=process.variance.bind()
+    )
+    try:
+        make(**sampler_options)
+    except ValueError as error:
+        raise UserError(f"sampler.name={sampler.name}, {error}") from error
 
 
 def _check_threshold(text: str) -> None:
@@ -149,6 +164,7 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
             validate_number(f"sampler.{name}", settings[name])
     validate_number("sampler.guidance_rescale", settings["guidance_rescale"], low=0, high=1)
     validate_number("sampler.augmentation", settings["augmentation"], low=0, high=1)
+    validate_number("sampler.temperature", settings["temperature"], low=0)
     validate_number("sampler.strength", settings["strength"], low=0, high=1, exclusive="low")
     for name in ("steps", "resample_steps"):
         validate_integer(f"sampler.{name}", settings[name])
