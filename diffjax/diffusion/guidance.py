@@ -145,6 +145,7 @@ def with_shift(denoiser: Denoiser) -> Denoiser:
 
     def denoise(x, *levels) -> Denoised:
         denoised = denoiser(x, *levels)
+        assert denoised.shift is not None, "the denoiser is that of `perturbed`"
         return denoised._replace(x0=denoised.x0 + denoised.shift, shift=None)
 
     return denoise

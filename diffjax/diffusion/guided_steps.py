@@ -19,14 +19,14 @@ def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]
     The denoiser that the loop passes to the step is not used.
 
     Args:
-      sampler: a choice of samplers.py.
+      sampler: a choice of samplers.
       denoiser_with: maps the running average to the denoiser, whose `Denoised.guidance_average` is the next one.
     """
 
     def init(x):
         return sampler.init(x), jnp.zeros_like(x)
 
-    def step(keys, denoiser, carry, x, now, next):
+    def step(noise, denoiser, carry, x, now, next):
         del denoiser
         inner, average = carry
         guided, averages = denoiser_with(average), []
@@ -36,7 +36,7 @@ def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]
             averages.append(denoised.guidance_average)
             return denoised._replace(guidance_average=None)
 
-        x, inner = sampler.step(keys, denoise, inner, x, now, next)
+        x, inner = sampler.step(noise, denoise, inner, x, now, next)
         return x, (inner, averages[0])
 
     return Sampler(init, step)
@@ -45,7 +45,7 @@ def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]
 def with_displacement(sampler: Sampler) -> Sampler:
     """Returns a sampler that adds the denoiser's `Denoised.displacement`, if there is one, to x after each step."""
 
-    def step(keys, denoiser, carry, x, now, next):
+    def step(noise, denoiser, carry, x, now, next):
         displacements = []
 
         def denoise(*arguments) -> Denoised:
@@ -53,7 +53,7 @@ def with_displacement(sampler: Sampler) -> Sampler:
             displacements.append(denoised.displacement)
             return denoised._replace(displacement=None)
 
-        x, carry = sampler.step(keys, denoise, carry, x, now, next)
+        x, carry = sampler.step(noise, denoise, carry, x, now, next)
         return x if displacements[0] is None else x + displacements[0], carry
 
     return Sampler(sampler.init, step)

@@ -38,7 +38,7 @@ def sample(
     Args:
       keys: [B], consumed.
       denoiser: the model.
-      sampler: a choice of samplers.py.
+      sampler: a choice of samplers.
       levels: noise levels of the grid, leaves [N + 1] with N >= steps.
       steps: number of steps; may be traced, so that grids padded to one length share one compilation.
       shape: of one example, for instance (H, W, C).
@@ -72,7 +72,7 @@ def run(
     Args:
       keys: [B], consumed.
       denoiser: the model.
-      sampler: a choice of samplers.py.
+      sampler: a choice of samplers.
       levels: noise levels of the grid, leaves [N + 1] with N >= steps.
       steps: index of the last level; may be traced.
       x: [B, ...] at levels[begin].
@@ -135,7 +135,7 @@ def edit(
     Args:
       keys: [B], consumed.
       denoiser: the model.
-      sampler: a choice of samplers.py.
+      sampler: a choice of samplers.
       levels: noise levels of the grid.
       steps: index of the last level; may be traced.
       image: [B, ...].

@@ -3,6 +3,7 @@
 Each image becomes a condition of samples: their initial latents, the embedding that is decoded, or the image itself.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -129,7 +130,7 @@ def measure(flags: SampleFlags, trained: Run, settings: SamplingSettings, prompt
     repeated = np.repeat(y[None], prompts.size, axis=0)
     shown = {"image": image, "measurement": _as_image(y, operator, image)}
     return Measured(
-        settings.replace(arrays={} if array is None else {"operator": array}),
+        dataclasses.replace(settings, arrays={} if array is None else {"operator": array}),
         prompts._replace(conditions={**prompts.conditions, "measurement": repeated}),
         {name: np.asarray(to_grey_levels(value[None]))[0] for name, value in shown.items()},
     )

@@ -1,5 +1,6 @@
 """Multi-step samplers: one evaluation per step, which earlier estimates extend to a higher order."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def lms(*, order: Array | int = 4) -> Sampler:
     def weights(levels, next, available):
         ratio, end = levels.sigma / levels.alpha, next.sigma / next.alpha
         used = (jnp.arange(4) < jnp.minimum(order, available)) & jnp.isfinite(ratio)
-        return _polynomial_weights(ratio, used, ratio[0] + (end - ratio[0]) * _NODES, _NODE_WEIGHTS)
+        return _polynomial_weights(ratio, used, ratio[0] + (end - ratio[0]) * _NODES, jnp.asarray(_NODE_WEIGHTS))
 
     return _on_eps(weights)
 
@@ -269,7 +270,7 @@ def _on_eps(weights: Callable, start: Callable | None = None, *, starting: int =
     """
 
     def init(x):
-        levels = jax.tree.map(lambda value: jnp.full(3, value, x.dtype), Noise(0.0, 1.0, 1.0))
+        levels = Noise(*(jnp.full(3, value, x.dtype) for value in (0.0, 1.0, 1.0)))
         return jnp.zeros((3, *x.shape), x.dtype), levels, jnp.zeros((), jnp.int32)  # last three, number of steps taken
 
     def step(noise, denoiser, carry, x, now, next):
@@ -288,7 +289,7 @@ def _on_eps(weights: Callable, start: Callable | None = None, *, starting: int =
             mixed = mix()
         else:
             starts = (taken < starting) & (next.sigma > 0) & short
-            mixed = lax.cond(starts, lambda: start(denoiser, x, eps, now, next), mix)
+            mixed = lax.cond(starts, functools.partial(start, denoiser, x, eps, now, next), mix)
         x0 = jnp.where(short, x0_from_eps(x, mixed, now), x0)
         return ddim_step(x, x0, now, next), (recent[:3], jax.tree.map(lambda leaf: leaf[:3], levels), taken + 1)
 

@@ -65,7 +65,7 @@ def read_choices(
     return GuidanceChoices(names, option_values)
 
 
-def _check_option(field: str, name: str, value: float) -> None:
+def _check_option(field: str, name: str, value: Any) -> None:
     """Raises UserError for an option out of its range."""
     if name == "zero_steps":
         validate_integer(field, value, low=0)
