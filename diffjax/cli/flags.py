@@ -323,7 +323,7 @@ def help_text(verb: str, doc: str, flags: Flags, positional: str = "") -> str:
             default = "" if flag.value in (None, "", False, []) else f" (default {_plain(flag.value)})"
             syntax = f"--{name}" if flag.boolean else f"--{name}=..."
             text = textwrap.wrap(" ".join(flag.help.split()) + default, 84)
-            lines += [f"  {syntax:22} {text[0]}"] + [" " * 25 + line for line in text[1:]]
+            lines += [f"  {syntax:23} {text[0]}"] + [" " * 26 + line for line in text[1:]]
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def test_the_help_groups_flags_by_purpose(capsys):
     assert [*groups][:5] == ["run:", "samples:", "sampling:", "guidance:", "editing:"]
     assert [*groups][-1] == "output:"
     texts = [re.match(r"  --\S+ +", line) for line in lines[first:]]
-    assert {text.end() for text in texts if text} == {25}
+    assert {text.end() for text in texts if text} == {26}
     assert groups["run:"][0] == "--workdir" and "--guidance" in groups["guidance:"] and "--mask" in groups["editing:"]
 
 

@@ -231,7 +231,7 @@ class TransformerPrior(TokenModel):
         tokens = jnp.concatenate([level.reshape(len(level), -1) for level in codes], axis=1)
         prefix, length = self.prefix.embed(params["condition"], values), self.prefix.length
         x = jnp.concatenate([prefix, self._embed(params, tokens[:, :-1])], axis=1)
-        h = apply(self.network, params["network"], x, self._mask, dropout_keys)
+        h = apply(self.network, params["network"], x, mask=self._mask, dropout_keys=dropout_keys)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         nats = {"codes": cross_entropy(self._logits(params, h[:, length - 1 :]), tokens)}
         if isinstance(self.prefix, CaptionPrefix):
