@@ -43,7 +43,7 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": smoke(
             config="configs/digits.py",
-            duration="two minutes on two CPU cores",
+            duration="minutes on two CPU cores; not measured",
             train_steps=40,
             fields={"sampler.steps": 10},
             axes={"guidance": ("none", "classifier-free 3", "auto 2", "auto 3")},

@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": smoke(
             config="configs/digits.py",
-            duration="two minutes on two CPU cores",
+            duration="minutes on two CPU cores; not measured",
             train_steps=40,
             fields={"sampler.steps": 10},
             axes={"scale": ("2",)},

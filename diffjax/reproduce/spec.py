@@ -226,7 +226,7 @@ def few_step_scales(
     return {
         "smoke": smoke(
             config,
-            duration="minutes on two CPU cores",
+            duration="minutes on two CPU cores; not measured",
             train_steps=40,
             fields=SMALL_TRAINING,
             axes=smoke_axes,
