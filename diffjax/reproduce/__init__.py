@@ -5,7 +5,6 @@ The file of an experiment defines `EXPERIMENT = Experiment(...)`. `launch.py rep
 
 from diffjax.reproduce.spec import (
     SMALL_NETWORKS,
-    SMALL_TRAINING,
     Axis,
     Experiment,
     Fields,
@@ -21,7 +20,6 @@ from diffjax.reproduce.spec import (
 
 __all__ = [
     "SMALL_NETWORKS",
-    "SMALL_TRAINING",
     "Axis",
     "Experiment",
     "Fields",

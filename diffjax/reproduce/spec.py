@@ -26,7 +26,7 @@ SMALL_NETWORKS: Fields = {  # makes every network of a pipeline small
     "*conditions.caption.width": 32,
     "*conditions.image_embedding.width": 32,
 }
-SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
+_SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
 
 
 class Multiply(NamedTuple):
@@ -218,7 +218,7 @@ def few_step_scales(
     small = Scale(
         config=config,
         duration="hours on two CPU cores; not measured",
-        fields=SMALL_TRAINING,
+        fields=_SMALL_TRAINING,
         seeds=(0, 1, 2),
         num=1000,
     )
@@ -228,7 +228,7 @@ def few_step_scales(
             config,
             duration="minutes on two CPU cores; not measured",
             train_steps=40,
-            fields=SMALL_TRAINING,
+            fields=_SMALL_TRAINING,
             axes=smoke_axes,
             measures=smoke_measures,
         ),
@@ -236,7 +236,7 @@ def few_step_scales(
         "paper": dataclasses.replace(
             small,
             duration="not measured; on Fashion-MNIST at 14x14, where the papers have CIFAR-10 and ImageNet",
-            fields={**SMALL_TRAINING, **fashion_mnist},
+            fields={**_SMALL_TRAINING, **fashion_mnist},
             num=5000,
         ),
     }

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, log_snr
 from diffjax.diffusion.noise_schedules import Schedule
@@ -29,8 +30,7 @@ _ADAMS_BASHFORTH = [  # weights of the newest value first, for orders one to fou
     [23 / 12, -16 / 12, 5 / 12, 0],
     [55 / 24, -59 / 24, 37 / 24, -9 / 24],
 ]
-_NODES, _NODE_WEIGHTS = (array / 2 for array in np.polynomial.legendre.leggauss(8))  # on [-1/2, 1/2]
-_NODES = _NODES + 0.5
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # on [-1, 1]
 # Bounds of the factors of the last changes of x_0 in an extrapolation. Even short steps have 1/2, 1/2 and 7/6.
 _MAX_MIDDLE, _MAX_MEAN, _MAX_THIRD = 1.0, 0.7, 1.6
 
@@ -104,7 +104,8 @@ def lms(*, order: Array | int = 4) -> Sampler:
     def weights(levels, next, available):
         ratio, end = levels.sigma / levels.alpha, next.sigma / next.alpha
         used = (jnp.arange(4) < jnp.minimum(order, available)) & jnp.isfinite(ratio)
-        return _polynomial_weights(ratio, used, ratio[0] + (end - ratio[0]) * _NODES, jnp.asarray(_NODE_WEIGHTS))
+        nodes, node_weights = _quadrature(ratio.dtype)
+        return _polynomial_weights(ratio, used, ratio[0] + (end - ratio[0]) * nodes, node_weights)
 
     return _on_eps(weights)
 
@@ -126,13 +127,14 @@ def deis(*, schedule: Schedule, order: Array | int = 3, log_rho: Array | bool = 
 
     def weights(levels, next, available):
         half_log_snr = log_snr(levels) / 2
-        gain = half_log_snr_gain(jax.tree.map(lambda leaf: leaf[0], levels), next)
-        nodes = half_log_snr[0] + gain * _NODES
+        gain = log_snr(next) / 2 - half_log_snr[0]
+        shares, node_weights = _quadrature(half_log_snr.dtype)
+        nodes = half_log_snr[0] + gain * shares
         in_log_rho = jnp.asarray(log_rho, bool)
         places = jnp.where(in_log_rho, half_log_snr, levels.t)
         nodes = jnp.where(in_log_rho, nodes, schedule.time_at(2 * nodes))
         used = (jnp.arange(4) < jnp.minimum(order, available)) & jnp.isfinite(half_log_snr)
-        weights = _polynomial_weights(places, used, nodes, jnp.exp(-gain * _NODES) * _NODE_WEIGHTS)
+        weights = _polynomial_weights(places, used, nodes, jnp.exp(-gain * shares) * node_weights)
         return jnp.where(jnp.isfinite(gain), weights, jnp.eye(4)[0])
 
     return _on_eps(weights)
@@ -154,7 +156,7 @@ def dpm_solver_multistep(*, order: Array | int = 2, heun: Array | bool = False) 
 
     def weights(levels, next, available):
         half_log_snr = log_snr(levels) / 2
-        gain = half_log_snr_gain(jax.tree.map(lambda leaf: leaf[0], levels), next)
+        gain = log_snr(next) / 2 - half_log_snr[0]
         gains = half_log_snr[:-1] - half_log_snr[1:]
         gains = jnp.where(jnp.arange(3) < jnp.minimum(order, available) - 1, gains, jnp.inf)
         return _extrapolated(jnp.eye(4)[:3], gain, gains[:2], -gain, heun)
@@ -298,6 +300,11 @@ def _on_eps(weights: Callable, start: Callable | None = None, *, starting: int =
 
 def _adams_bashforth(levels: Noise, next: Noise, available: Array) -> Array:
     return jnp.asarray(_ADAMS_BASHFORTH, levels.alpha.dtype)[available - 1]
+
+
+def _quadrature(dtype: DTypeLike) -> tuple[Array, Array]:
+    """Returns the nodes of Gauss and Legendre in [0, 1] and their weights, [8] each."""
+    return jnp.asarray((_NODES + 1) / 2, dtype), jnp.asarray(_NODE_WEIGHTS / 2, dtype)
 
 
 def _polynomial_weights(places: Array, used: Array, nodes: Array, node_weights: Array) -> Array:
