@@ -4,9 +4,10 @@
                             --config=configs/published/stable_diffusion.py:1 --workdir=runs/sd15
     python launch.py sample --workdir=runs/sd15 --prompt="a red fox in the snow" --num=4 --out=samples.png
 
-`1`: sd-v1-1.ckpt to sd-v1-4.ckpt, v1-5-pruned(-emaonly); `1_inpainting`: sd-v1-5-inpainting; `2`: v2-1_768-ema-pruned
-and 768-v-ema; `2_base`: v2-1_512-ema-pruned and 512-base-ema; `2_inpainting`: 512-inpainting-ema. Folders of diffusers
-need no --config.
+`1`: sd-v1-1.ckpt to sd-v1-4.ckpt, v1-5-pruned(-emaonly); `1_inpainting`: sd-v1-5-inpainting; `1_consistency`: a latent
+consistency model of version 1, such as LCM_Dreamshaper_v7, for samples in 1 to 8 steps; `2`: v2-1_768-ema-pruned and
+768-v-ema; `2_base`: v2-1_512-ema-pruned and 512-base-ema; `2_inpainting`: 512-inpainting-ema. Folders of diffusers need
+no --config.
 
 Time: not trained by us.
 Score: not measured.
@@ -22,6 +23,7 @@ from configs.published import autoencoder_kl, clip
 VARIANTS = {
     "1": {},
     "1_inpainting": {},
+    "1_consistency": {"sampler": {"name": "lcm", "steps": 4, "grid": "trailing(among=50)"}},
     "2": {"data": {"image_size": 768}, "diffusion": {"parameterization": "v"}},
     "2_base": {},
     "2_inpainting": {},
@@ -54,6 +56,9 @@ def get_config(variant: str = "1") -> ConfigDict:
         common.add(config, "conditions.masked_image", "sampler.keep_known")
         config.conditions.masked_image.resize = "nearest"
         config.sampler.keep_known = False  # the network sees the known region
+    if variant.endswith("consistency"):  # Luo et al. 2023: scales of guidance that are distilled in
+        common.add(config, "conditions.guidance_scale")
+        config.conditions.guidance_scale.update(low=1.0, high=14.0)
     config = common.vary(config, variant, VARIANTS)
     codec.data.image_size = config.data.image_size
     common.add_parts(config, codec=codec, clip=clip.get_config("sd2_text" if second else "sd1_text"))

@@ -149,7 +149,7 @@ def _read_dit(folder: Path, index: Json) -> ImportedRun:
 
 
 def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
-    """Returns the run of a StableDiffusionPipeline, for text-to-image or in-painting.
+    """Returns the run of a StableDiffusionPipeline, for text-to-image or in-painting, or a latent consistency model.
 
     Its safety checker is not imported.
     """
@@ -162,8 +162,8 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels not in (latents, 2 * latents + 1):
         raise refused(path, "in_channels", channels, f"must be {latents}, or {2 * latents + 1} for in-painting")
-    inpaints = channels != latents
-    variant = "1_inpainting" if inpaints else "1"
+    inpaints, consistency = channels != latents, bool(unet.get("time_cond_proj_dim"))
+    variant = "1_inpainting" if inpaints else "1_consistency" if consistency else "1"
     config = _base(f"configs/published/stable_diffusion.py:{variant}")
     _set_codec(config, codec, side)
     config.model = ConfigDict(unet_config.read(path, unet, side=side))
@@ -364,5 +364,6 @@ PIPELINES: dict[str, Callable[[Path, Json], ImportedRun]] = {
     "StableDiffusionPipeline": _read_stable_diffusion,
     "StableDiffusionImg2ImgPipeline": _read_stable_diffusion,
     "StableDiffusionInpaintPipeline": _read_stable_diffusion,
+    "LatentConsistencyModelPipeline": _read_stable_diffusion,
     "UnCLIPPipeline": _read_unclip,
 }

@@ -101,8 +101,12 @@ def _export_stable_diffusion(run: Run, codec: Run, out: Path) -> str:
     network, _ = _write_network(run, out, context=text.clip.width)
     scheduler = _write_scheduler(run, out)
     vae = _export_autoencoder(codec, out / "vae")
-    inpaints = "masked_image" in _diffusion_model(run).conditions.each
-    pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+    conditions = _diffusion_model(run).conditions
+    if conditions.guidance_scale:
+        pipeline = "LatentConsistencyModelPipeline"
+    else:
+        inpaints = "masked_image" in conditions.each
+        pipeline = "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
     _write_index(out, pipeline, unet=network, vae=vae, scheduler=scheduler)
     absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     _add_text_encoder(out, text, **absent)
@@ -266,7 +270,7 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
       context: width of the context, the states of CLIP's tokens; 0: none.
     """
     diffusion, config, path = _diffusion_model(run), run.config, run.workdir.config
-    written_conditions = ("clip_text", "masked_image") if context else ("label",)
+    written_conditions = ("clip_text", "masked_image", "guidance_scale") if context else ("label",)
     if others := [name for name in diffusion.conditions.each if name not in written_conditions]:
         raise refused(path, "conditions", others, "cannot be exported to diffusers")
     side, *_, channels = diffusion.data_space.shape
@@ -292,6 +296,7 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
             num_label_embeddings=rows,
             context=context,
             linear=linear,
+            guidance_scale=diffusion.conditions.guidance_scale is not None,
         )
         unet_config.check_writable(path, model, written, side=side)
         order = inpainting_order(channels) if inpaints else None

@@ -26,6 +26,7 @@ _DEFAULTS = {  # of the fields that are read, where classes agree
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
     "variance_type": "fixed_small",
+    "original_inference_steps": 50,
 }
 _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "DDPMScheduler": ("ancestral", "leading", 1000),
@@ -40,6 +41,7 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "LMSDiscreteScheduler": ("lms", "linspace", 50),
     "KDPM2DiscreteScheduler": ("dpm2", "linspace", 25),
     "KDPM2AncestralDiscreteScheduler": ("dpm2_ancestral", "linspace", 25),
+    "LCMScheduler": ("lcm", "trailing", 4),
     # without a sampler of ours: the nearest one; the last step of DEIS ends at the first level
     "DPMSolverSinglestepScheduler": ("dpmpp_2m", "linspace", 25),
     "DEISMultistepScheduler": ("deis(order=2,log_rho=True)", "linspace", 25),
@@ -56,7 +58,7 @@ _MULTISTEP = (
     "UniPCMultistepScheduler",
 )
 _EXACT_SPACINGS = {  # values of timestep_spacing with which our grid has their timesteps and targets
-    "DDPMScheduler": ("leading", "linspace", "trailing"),
+    **dict.fromkeys(("DDPMScheduler", "LCMScheduler"), ("leading", "linspace", "trailing")),  # the last ignores it
     **dict.fromkeys(("DDIMScheduler", "PNDMScheduler"), ("leading", "trailing")),
     **dict.fromkeys(_OF_SIGMAS, ("leading", "trailing")),  # their linspace is not of whole timesteps
     **dict.fromkeys(_MULTISTEP, ("trailing",)),
@@ -139,6 +141,8 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     grid, threshold = _grid(path, c, spacing, ends_clean=name not in ("DDIMScheduler", "PNDMScheduler")), "none"
     if grid == "linspace" and name in _MULTISTEP:
         grid = "trailing"  # their linspace is of n + 1 points, without the last: equal but for rounding
+    if name == "LCMScheduler":
+        grid = f"trailing(among={c['original_inference_steps']})"
     if c["thresholding"]:
         percentile = 100 * c["dynamic_thresholding_ratio"]
         threshold = f"dynamic(percentile={percentile:g},limit={c['sample_max_value']:g})"
@@ -190,7 +194,7 @@ def _grid(path: Path, c: Mapping[str, Any], spacing: str, *, ends_clean: bool) -
 
 
 def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
-    """Returns the config of a DDIMScheduler, or of a DDPMScheduler for an ancestral sampler.
+    """Returns the config of a DDIMScheduler, of a DDPMScheduler for an ancestral sampler, or of an LCMScheduler.
 
     Args:
       config: config of a diffusion model.
@@ -209,10 +213,11 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
     if d.parameterization not in predictions:
         raise refused(where, "diffusion.parameterization", d.parameterization, "must be eps, x0 or v for diffusers")
     ancestral = str(sampler.get("name", "ddim")).startswith("ancestral")
+    consistency = sampler.get("name") == "lcm"
     grid = lookup("sampler.grid", time_grids, str(sampler.get("grid", "leading")), injected=("schedule",))
     threshold = lookup("sampler.threshold", clipping, str(sampler.get("threshold", "clip")))
     fields: dict[str, Any] = {
-        "_class_name": "DDPMScheduler" if ancestral else "DDIMScheduler",
+        "_class_name": "LCMScheduler" if consistency else "DDPMScheduler" if ancestral else "DDIMScheduler",
         "num_train_timesteps": d.timesteps,
         "beta_schedule": names[schedule.name],
         "prediction_type": predictions[d.parameterization],
@@ -232,7 +237,10 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
         scale = 1000 / d.timesteps
         fields["beta_start"] = schedule.options.get("beta_min", low) * scale
         fields["beta_end"] = schedule.options.get("beta_max", high) * scale
-    if ancestral:
+    if consistency:
+        fields["original_inference_steps"] = int(grid.options.get("among", d.timesteps))
+        fields["timestep_spacing"] = "leading"  # the default, which it ignores
+    elif ancestral:
         fields["variance_type"] = d.variance
     else:
         fields["set_alpha_to_one"] = not grid.options.get("end", 0)

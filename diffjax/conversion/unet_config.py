@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.models.diffusion.condition_kinds import GuidanceScale
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
 from diffjax.published.folders import refused
@@ -65,6 +66,7 @@ _CONTEXT = {
     "conv_out_kernel": 3,
     "attention_type": "default",
     "class_embeddings_concat": False,
+    "time_cond_proj_dim": None,
     "addition_embed_type_num_heads": 64,
 }
 _IGNORED = (
@@ -129,6 +131,7 @@ def read(path: Path, config: Json, *, side: int) -> dict[str, Any]:
         num_label_embeddings=c["num_class_embeds"] or 0,
         context=c.get("cross_attention_dim") or 0 if conditional else 0,
         linear=bool(c.get("use_linear_projection", False)),
+        guidance_scale=bool(c.get("time_cond_proj_dim")),
     )
     check_expressed(path, c, _like(expressed, c), ignored=_IGNORED)
     return model
@@ -143,6 +146,7 @@ def write(
     num_label_embeddings: int = 0,
     context: int = 0,
     linear: bool = False,
+    guidance_scale: bool = False,
 ) -> dict[str, Any]:
     """Returns diffusers' config for a section `model`: of a UNet2DConditionModel with a `context`, else a UNet2DModel.
 
@@ -156,6 +160,7 @@ def write(
       num_label_embeddings: rows of the table of labels.
       context: width of the context; 0: none.
       linear: whether spatial transformers have linear projections instead of 1x1 convolutions.
+      guidance_scale: whether the scale of guidance is an input, as of latent consistency models.
     """
     levels, residual = len(model["multipliers"]), model.get("resample") == "residual"
     widths = [int(model["channels"] * factor) for factor in model["multipliers"]]
@@ -194,6 +199,7 @@ def write(
         config["cross_attention_dim"] = context
         config["transformer_layers_per_block"] = model["transformer_depth"]
         config["use_linear_projection"] = linear
+        config["time_cond_proj_dim"] = GuidanceScale.WIDTH if guidance_scale else None
     else:
         config["attention_head_dim"] = depth
         config["downsample_type"] = config["upsample_type"] = "resnet" if residual and any(attends) else "conv"

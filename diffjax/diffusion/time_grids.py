@@ -45,12 +45,25 @@ def leading(n: int, schedule: Schedule, *, offset: int = 0, whole_strides: bool 
     return _down_to(end, sources + 1 + offset)
 
 
-def trailing(n: int, schedule: Schedule, *, end: int = 0, fractional: bool = False) -> Grid:
+def trailing(n: int, schedule: Schedule, *, end: int = 0, fractional: bool = False, among: int = 0) -> Grid:
     """Spaces timesteps evenly from T down, so that the first step starts at pure noise. For `end` see `leading`.
 
-    Reference: Lin et al. 2024, table 2.
+    Args:
+      n: number of steps.
+      schedule: noise level at a timestep.
+      end: see `leading`.
+      fractional: see above.
+      among: chooses among the timesteps of a grid of so many steps, with whole strides: those that a latent
+        consistency model was trained at, 50 in published ones. 0: any timestep.
+
+    Reference: Lin et al. 2024, table 2; `among`: Luo et al. 2023, "Latent consistency models", section 4.3.
     """
-    sources = np.arange(1, _checked(n, schedule) + 1) * schedule.timesteps / n
+    places = np.arange(1, _checked(n, schedule) + 1)
+    if among:
+        if not n <= among <= schedule.timesteps:
+            raise ValueError(f"grid trailing(among={among:g}): must be from {n} (steps) to {schedule.timesteps}")
+        return _down_to(end, schedule.timesteps // among * np.ceil(places * among / n))
+    sources = places * schedule.timesteps / n
     return _down_to(end, sources if fractional else np.round(sources))
 
 

@@ -68,8 +68,11 @@ def kl():
     return model
 
 
-def stable_diffusion(linear, inpaints=False):
-    """Stable Diffusion 1 (convolutions as projections, padded with the end token) or 2 (v, padded with a token)."""
+def stable_diffusion(linear, inpaints=False, consistency=False):
+    """Stable Diffusion 1 (convolutions as projections, padded with the end token) or 2 (v, padded with a token).
+
+    `consistency`: a latent consistency model of version 1.
+    """
     with tempfile.TemporaryDirectory() as folder:
         size = clip_folder.write_vocabulary(pathlib.Path(folder))
         pad = {"pad_token": "!"} if linear else {}
@@ -86,16 +89,20 @@ def stable_diffusion(linear, inpaints=False):
         cross_attention_dim=16,
         attention_head_dim=(2, 4) if linear else 2,
         use_linear_projection=linear,
+        time_cond_proj_dim=256 if consistency else None,
     )
     options = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012, "clip_sample": False}
     prediction = "v_prediction" if linear else "epsilon"
     kind = diffusers.StableDiffusionInpaintPipeline if inpaints else diffusers.StableDiffusionPipeline
+    scheduler = ddim(**options, steps_offset=1, set_alpha_to_one=False, prediction_type=prediction)
+    if consistency:
+        kind, scheduler = diffusers.LatentConsistencyModelPipeline, diffusers.LCMScheduler(**options)
     return kind(
         vae=kl(),
         text_encoder=randomise(transformers.CLIPTextModel(text)),
         tokenizer=tokenizer,
         unet=randomise(network),
-        scheduler=ddim(**options, steps_offset=1, set_alpha_to_one=False, prediction_type=prediction),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -104,6 +111,7 @@ def stable_diffusion(linear, inpaints=False):
 
 PIPELINES = {
     "inpaint": lambda: stable_diffusion(False, inpaints=True),
+    "lcm": lambda: stable_diffusion(False, consistency=True),
     "sd1": lambda: stable_diffusion(False),
     "sd2": lambda: stable_diffusion(True),
     "ddpm": lambda: diffusers.DDIMPipeline(unet=unet(**DDPM, attention_head_dim=None), scheduler=ddim()),

@@ -139,7 +139,17 @@ def test_options_of_leading(n):
     assert time_grids.trailing(n, noise_schedules.linear(2000), end=1)[-1] == 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 50])
+def test_trailing_among_the_timesteps_of_training(n):
+    """The formula of diffusers' LCMScheduler, whose timesteps count from zero, in whole numbers."""
+    origin = np.arange(1, 51) * 20 - 1
+    chosen = [origin[::-1][i * 50 // n] for i in range(n)]
+    np.testing.assert_array_equal(time_grids.trailing(n, LINEAR, among=50), [*(t + 1 for t in chosen), 0])
+
+
 def test_offsets_and_ends_outside_the_grid_raise():
+    with pytest.raises(ValueError, match="among=50.*must be from 51"):
+        time_grids.trailing(51, LINEAR, among=50)
     with pytest.raises(ValueError, match="starts above 1000; lower offset or steps"):
         time_grids.leading(1000, LINEAR, offset=1)
     for end in (1, -1):

@@ -134,16 +134,19 @@ class Number(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceScale(Condition):
-    """Scale of the guidance that is distilled in a student, as an embedding.
+    """Scale s of the guidance that is distilled in a student, as an embedding.
 
-    Training samples it uniformly, for each example. In samples it is the sampling setting `guidance`.
+    Training samples it uniformly, for each example. In samples it is the sampling setting `guidance`. The network maps
+    the sinusoidal embedding of 1000 (s - 1), 256 values, and adds it to that of the time, as published latent
+    consistency models do. So a student has all weights of its teacher, and a few more.
 
-    Reference: Meng et al. 2023, "On distillation of guided diffusion models", section 3.1.
+    Reference: Meng et al. 2023, "On distillation of guided diffusion models", section 3.1; Luo et al. 2023, "Latent
+    consistency models", section 4.2.
     """
 
     low: float = 1.0
     high: float = 4.0
-    _WIDTH = 64
+    WIDTH = 256
 
     def encode(self, inputs: ConditionInputs) -> Values:
         sample = functools.partial(jax.random.uniform, minval=self.low, maxval=self.high)
@@ -151,8 +154,7 @@ class GuidanceScale(Condition):
         return jax.vmap(sample)(inputs.keys) if sampled is None else sampled
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
-        place = 1000.0 * (values - self.low) / (self.high - self.low)
-        return NetworkInputs(embedding=timestep_embedding(place, self._WIDTH, convention="adm"))
+        return NetworkInputs(augment_label=timestep_embedding(1000.0 * (values - 1.0), self.WIDTH, convention="ddpm"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,6 +152,8 @@ class DiffusionModel(GenerativeModel):
 
         Conditions that are computed from the image are computed from the augmented one.
         """
+        if self.conditions.guidance_scale and not self.teacher:
+            raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
@@ -377,8 +379,6 @@ def make_diffusion_model(
         network = _without_cudnn(network)
     if process.needs.teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
-    if conditions.guidance_scale and not config.get("teacher"):
-        raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
     if process.coupling.name == "minibatch":
         _check_minibatch(conditions)
     if process.coupling.name == "reflow" and not config.get("teacher"):

@@ -173,10 +173,10 @@ def _parameterization(model: DiffusionModel) -> tuple[Any, ...]:
 def _has_weights(model: DiffusionModel, other: DiffusionModel) -> bool:
     """Returns whether a model has all parameters of another, with the same shapes.
 
-    A scale of distilled guidance changes those of embeddings, which then start at random.
+    A scale of distilled guidance changes those of the layer `augment`, which then start at random.
     """
     ours, theirs = (flatten(one.variable_shapes["params"]["model"]) for one in (model, other))
-    omitted = "embedding/" if model.conditions.guidance_scale else ()
+    omitted = "augment/" if model.conditions.guidance_scale else ()
     return all(
         name in ours and ours[name].shape == leaf.shape for name, leaf in theirs.items() if not name.startswith(omitted)
     )

@@ -80,6 +80,7 @@ def diffusers(
     return {
         "time_0": "time_embedding.linear_1",
         "time_1": "time_embedding.linear_2",
+        "augment": "time_embedding.cond_proj",  # scale of guidance, of latent consistency models
         "label": "class_embedding",
         "embedding": "class_embedding",
         "conv_in": Module(("conv_in",), input_order=input_order),
