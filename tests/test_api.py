@@ -52,6 +52,7 @@ def test_the_package_lists_its_public_names():
         diffjax.lod  # noqa: B018
 
 
+@pytest.mark.slow
 def test_load_sets_xla_flags_before_it_imports_jax_and_imports_no_wandb():
     code = (
         "import os, sys, diffjax; assert 'jax' not in sys.modules; diffjax.load; print(os.environ['XLA_FLAGS'])\n"
@@ -136,6 +137,7 @@ def test_images_are_shown_in_rows():
     assert diffjax.image_grid(np.zeros((6, 8, 8, 1), np.uint8), columns=3).size == (3 * 66 + 2, 2 * 66 + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
@@ -160,6 +162,7 @@ def test_each_image_can_have_its_label(run):
     np.testing.assert_array_equal(one[1:], run.sample(1, labels=7, seed=1, sampler="ddim", steps=3, batch_size=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["a small red circle", ["a large blue square", "a small red circle"]])
 def test_images_of_prompts_equal_those_of_the_verb(trained_runs, tmp_path, prompts):
     workdir = trained_runs("dalle")
@@ -187,6 +190,7 @@ def test_an_exported_folder_and_a_checkpoint_can_be_loaded(run, workdir, tmp_pat
     assert diffjax.load(workdir, checkpoint=2).step == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1, 2.0])
 def test_sampling_with_the_denoiser_gives_the_samples_of_the_run(run, guidance):
     schedule = run.system.noise_schedule
@@ -200,6 +204,7 @@ def test_sampling_with_the_denoiser_gives_the_samples_of_the_run(run, guidance):
     assert difference.max() <= 1  # rounded from floats of two programs
 
 
+@pytest.mark.slow
 def test_the_denoiser_takes_a_timestep_or_a_noise_level(run):
     x, schedule = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), run.system.noise_schedule
     denoiser = run.denoiser(labels=[3, 7])
@@ -218,6 +223,7 @@ def test_the_denoiser_takes_a_timestep_or_a_noise_level(run):
     assert np.abs(raw).max() > 1 >= np.abs(run.denoiser(labels=[3, 7], threshold="clip")(100 * x, 10).x0).max()
 
 
+@pytest.mark.slow
 def test_jax_transforms_the_denoiser(run):
     """The gradient equals a finite difference, and a batch of noise levels equals one call each."""
     denoiser = run.denoiser(labels=3, guidance=2.0, threshold="none")
@@ -229,6 +235,7 @@ def test_jax_transforms_the_denoiser(run):
     np.testing.assert_allclose(each[1:2], jax.jit(denoiser)(x[1:2], 7).x0, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path, capsys):
     options = {"steps": [2, 4], "eta": 0, "num": 8, "metrics": ["fd_pixels"], "seed": 3, "batch_size": 8}
     flags = ["--steps=2,4", "--eta=0", "--num=8", "--metrics=fd_pixels", "--seed=3", "--batch_size=8"]
@@ -254,6 +261,7 @@ def test_a_sweep_equals_that_of_the_verb(run, workdir, tmp_path, capsys):
     assert [row["date"] for row in from_store.rows] == [entry["date"] for entry in entries(workdir)[::-1]]
 
 
+@pytest.mark.slow
 def test_metrics_equal_those_of_the_verb(run, workdir, capsys):
     options = {"num": 8, "steps": 3, "batch_size": 8}
     metrics = run.evaluate(["fd_pixels", "reconstruction"], **options, store=False)
@@ -328,6 +336,7 @@ def test_notes_name_arguments_and_commands_keep_their_flags(run, capsys, tmp_pat
         diffjax.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_invalid_arguments_of_a_denoiser_raise(run, trained_runs):
     with pytest.raises(UserError, match="unknown argument of a denoiser 'steps'"):
         run.denoiser(labels=3, steps=5)
@@ -417,6 +426,7 @@ def example():
     return run_example
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_network", [linen_network, nnx_network, equinox_network, haiku_network])
 def test_the_example_solves_the_ode_of_networks_of_any_library(example, make_network):
     """Guidance of two Gaussians of one width is a Gaussian: its ODE moves x / std along a line.

@@ -109,6 +109,7 @@ SKIPPED = [("latent_shapes", "f4"), ("ddpm_cifar10", "")]  # of which a variant,
 BUILT = [case for case in DEFAULTS if load(*case).to_dict() not in BUILT_AS_PARTS and case not in SKIPPED]
 
 
+@pytest.mark.slow
 def test_each_architecture_builds():
     for name, variant in BUILT:
         check_builds(name, variant)
@@ -187,6 +188,7 @@ def test_a_common_module_next_to_the_config_file_takes_precedence(tmp_path):
     assert load("digits").seed == 0
 
 
+@pytest.mark.slow
 def test_a_process_started_in_another_folder_loads_and_prints_a_config(tmp_path):
     command = [sys.executable, "-m", "diffjax", "train", f"--config={FOLDER / 'kl.py'}:shapes", "--print_config"]
     env = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "PYTHONSAFEPATH": "1"}

@@ -23,6 +23,7 @@ from tests import command_line, tiny
 DOCS = tiny.ROOT / "docs"
 
 
+@pytest.mark.slow
 def test_the_example_sampler_is_dpmpp_2m():
     scope = {"Sampler": samplers.Sampler, "jnp": jnp, "log_snr": log_snr, "ddim_step": ddim_step}
     source = re.search(r"```python\n(.*?)```", (DOCS / "diffusion.md").read_text(), re.DOTALL).group(1)

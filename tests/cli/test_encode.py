@@ -86,6 +86,7 @@ def run(config, store, tmp_path_factory):
     return command, workdir
 
 
+@pytest.mark.slow
 def test_losses_equal_those_of_encoding_in_the_step(config, run, tmp_path):
     assert launch("train", f"--config={config}", f"--workdir={tmp_path}/run") == 0
     expected, actual = steps(tmp_path / "run"), steps(run[1])
@@ -96,6 +97,7 @@ def test_losses_equal_those_of_encoding_in_the_step(config, run, tmp_path):
             assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_the_store_has_what_the_models_compute(store, parts, images):
     examples, expected = [], []
     for split, length in SPLITS.items():
@@ -166,6 +168,7 @@ def test_metrics_compare_with_the_images(run, tmp_path):
     assert result(copy, "fd_pixels")["reference"]["data"] == "folder"
 
 
+@pytest.mark.slow
 def test_benchmark_reads_stored_latents(config, store, capsys):
     flags = on_latents(config, store, "")[1:-1]
     assert launch("benchmark", *flags, "--steps=1", "--samples=0", "--data") == 0

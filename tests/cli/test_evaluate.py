@@ -44,6 +44,7 @@ def test_evaluate_reconstruction(workdir):
     assert len(read_images(workdir / "results" / "reconstruction.png")) == 3 * 6
 
 
+@pytest.mark.slow
 def test_evaluations_are_stored_once_and_written_as_csv(workdir, tmp_path, monkeypatch, capsys):
     flags = ["--metrics=reconstruction,fd_pixels", "--num=5", "--steps=2", "--seed=7", f"--csv={tmp_path}/a.csv"]
     append = io.append_json_line
@@ -106,6 +107,7 @@ def test_the_likelihood_requires_a_grid_that_ends_at_the_clean_image(workdir, ca
     assert "remove the option end" in refused(capsys, "evaluate", f"--workdir={workdir}", *flags)
 
 
+@pytest.mark.slow
 def test_evaluate_a_classifier(classifier, workdir, capsys):
     assert evaluate(classifier, "--metrics=accuracy", "--num=50") == 0
     rows = result(classifier, "accuracy")["details"]["rows"]
@@ -116,6 +118,7 @@ def test_evaluate_a_classifier(classifier, workdir, capsys):
         assert metric in refused(capsys, "evaluate", f"--workdir={path}", f"--metrics={metric}")
 
 
+@pytest.mark.slow
 def test_sample_a_gan(trained_runs, tmp_path):
     arrays = sample(trained_runs("gan"), tmp_path, "--num=4", "--label=2")
     assert arrays["images"].shape == (4, 8, 8, 1)

@@ -83,6 +83,7 @@ def test_the_help_groups_flags_by_purpose(capsys):
     assert groups["run:"][0] == "--workdir" and "--guidance" in groups["guidance:"] and "--mask" in groups["editing:"]
 
 
+@pytest.mark.slow
 def test_a_reader_may_close_the_help_early():
     command = f"{sys.executable} launch.py sample --help | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)

@@ -42,6 +42,7 @@ def trained(workdir):
     return diffjax.load(workdir)
 
 
+@pytest.mark.slow
 def test_memory_of_a_sweep(trained):
     """A copy of the variables per call would exceed the bound."""
     runner, conditions = SampleRunner(trained.system, batch_size=8), {"label": np.zeros(16, np.int32)}

@@ -70,6 +70,7 @@ def test_pairs_are_samples_with_their_noise(run, store, tmp_path):
     assert index["data"]["name"] == "digits" and index["sampling"]["guidance"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_trains_resumes_and_is_compared_with_images(config, store, tmp_path, capsys):
     command = on_pairs(config, store, tmp_path / "run")
     assert launch(*command, "--config.train.eval_every=2") == 0
@@ -83,6 +84,7 @@ def test_a_run_on_pairs_trains_resumes_and_is_compared_with_images(config, store
     assert result(tmp_path / "run", "straightness")["metrics"]["straightness.relative"]["value"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "options", "expected"),
     [
@@ -99,6 +101,7 @@ def test_samplers_with_noise_are_recognised(sampler, options, expected, run):
     assert is_deterministic(trained.system.process, settings) == expected
 
 
+@pytest.mark.slow
 def test_pairs_refuses(run, trained_runs, store, tmp_path, capsys):
     command = ["pairs", f"--workdir={run}", f"--out={tmp_path}/out", "--num=4"]
     assert "--sampler=ancestral: adds noise" in refused(capsys, *command, "--sampler=ancestral")

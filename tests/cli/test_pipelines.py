@@ -154,6 +154,7 @@ def test_flags_that_do_not_fit_a_pipeline(unclip, opened, tmp_path, capsys, monk
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_verbs_that_do_not_fit_a_pipeline_or_stage(unclip, trained_runs, tmp_path, capsys):
     out = f"--out={tmp_path}/a.png"
     error = refused(capsys, "sample", f"--workdir={unclip}", out, f"--prompt={RED}", "--checkpoint=2")
@@ -166,6 +167,7 @@ def test_verbs_that_do_not_fit_a_pipeline_or_stage(unclip, trained_runs, tmp_pat
     assert "a pipeline trains nothing itself" in error
 
 
+@pytest.mark.slow
 def test_missing_and_mismatched_stages_are_named(trained_runs, tmp_path, capsys):
     run = trained_runs.copy("unclip", tmp_path / "run")
     command = ["sample", f"--workdir={run}", f"--out={tmp_path}/a.png", f"--prompt={RED}"]

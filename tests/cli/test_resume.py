@@ -2,12 +2,15 @@
 
 import signal
 
+import pytest
+
 from diffjax.runs.workdir import Workdir
 from diffjax.training import train
 from tests import tiny
 from tests.command_line import launch, refused
 
 
+@pytest.mark.slow
 def test_an_interrupted_pipeline_resumes_from_its_folder_alone(tmp_path, monkeypatch):
     """The config, with the overrides of the first command, is stored before the first part is trained."""
     started = []

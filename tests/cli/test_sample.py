@@ -21,6 +21,7 @@ def images(workdir, folder, *flags):
     return sample(workdir, folder, *flags)["images"].astype(int)
 
 
+@pytest.mark.slow
 def test_a_grid_has_one_column_per_class(workdir, tmp_path):
     path = tmp_path / "new" / "s.png"
     assert launch("sample", f"--workdir={workdir}", f"--out={path}", "--num=20", "--batch_size=8") == 0
@@ -43,6 +44,7 @@ def test_samples_depend_on_their_seeds_only(workdir, tmp_path):
     assert np.abs(whole[12:] - later).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_classifier_guides(workdir, classifier, tmp_path):
     flags = ["--label=3", "--num=8", "--guidance=1"]
     unguided = images(workdir, tmp_path, *flags)
@@ -62,6 +64,7 @@ def test_inpainting_keeps_the_known_region(workdir, tmp_path):
     assert inpainted[:, :, 4:].std(axis=0).max() > 0
 
 
+@pytest.mark.slow
 def test_a_measurement_is_restored_and_shown(workdir, tmp_path):
     """The grid starts with the image and its measurement. Restorations are closer to it than samples."""
     path = tmp_path / "s.png"
@@ -94,6 +97,7 @@ def test_a_mask_and_a_matrix_measure(workdir, tmp_path):
         assert np.all(one.shown["measurement"][:, 4:] == 128) and one.settings.arrays["operator"].shape[0] == 32
 
 
+@pytest.mark.slow
 def test_strength_is_the_distance_from_the_image(workdir, tmp_path):
     Image.fromarray(np.tile(np.arange(0, 240, 30, dtype=np.uint8), (8, 1))).save(tmp_path / "i.png")
     flags = [f"--image={tmp_path}/i.png", "--num=4", "--steps=20"]
@@ -102,6 +106,7 @@ def test_strength_is_the_distance_from_the_image(workdir, tmp_path):
     assert np.abs(near - image).mean() < 25 < np.abs(far - image).mean()
 
 
+@pytest.mark.slow
 def test_interpolation_starts_and_ends_at_its_end_points(workdir, tmp_path):
     ends = images(workdir, tmp_path, "--num=3", "--label=1")
     rows = images(workdir, tmp_path, "--num=2", "--label=1", "--interpolate=5")
@@ -135,6 +140,7 @@ def test_guidance_models_must_fit_the_run(workdir, config, tmp_path, capsys):
     assert "diffusion.timesteps=9 must be that of the run, 20" in error
 
 
+@pytest.mark.slow
 def test_benchmark(config, tmp_path, capsys):
     flags = ["--steps=3", "--samples=8", "--data", f"--out={tmp_path}/b.json"]
     assert launch("benchmark", f"--config={config}", *flags) == 0

@@ -56,6 +56,7 @@ def test_latents_are_decoded_with_the_other_autoencoder(runs):
     assert np.std(decoded) > 0.1
 
 
+@pytest.mark.slow
 def test_pairs_of_latents_are_samples_before_they_are_decoded(runs, tmp_path):
     store, flags = tmp_path / "store", [f"--workdir={runs['latent']}", "--num=2", "--steps=2"]
     assert launch("pairs", *flags, f"--out={store}") == launch("sample", *flags, f"--out={tmp_path}/x.npz") == 0
@@ -70,6 +71,7 @@ def test_pairs_of_latents_are_samples_before_they_are_decoded(runs, tmp_path):
         latents.check_model(config, build_model(config, abstract=True))
 
 
+@pytest.mark.slow
 def test_sample(runs, tmp_path):
     flags = ["sample", f"--workdir={runs['latent']}", "--num=2", "--steps=2"]
     for name, more in (("own", []), ("tiny", [f"--codec={runs['taesd']}"])):

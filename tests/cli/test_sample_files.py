@@ -47,6 +47,7 @@ def test_an_image_is_sampled_again_from_its_settings(folder, tmp_path):
     assert second["flags"] == first["flags"] and second["index"] == first["index"]
 
 
+@pytest.mark.slow
 def test_a_grid_in_the_folder_of_the_run_is_sampled_again(workdir, tmp_path):
     before = set((workdir / "samples").glob("*"))
     assert launch("sample", f"--workdir={workdir}", *FLAGS) == 0

@@ -106,6 +106,7 @@ def test_sweep(workdir, tmp_path, capsys):
         assert row["commit"] == cell["git"]["commit"] and row["num"] == "16" and row["date"] == cell["date"]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_resumes_to_the_same_results(workdir, monkeypatch, sampled, capsys):
     flags = ["--steps=1,2,4", "--num=8", "--metrics=fd_pixels"]
     assert sweep(workdir, *flags) == 0
@@ -127,6 +128,7 @@ def test_a_stopped_sweep_resumes_to_the_same_results(workdir, monkeypatch, sampl
     assert (workdir / "results" / "sweep.png").read_bytes() == plot
 
 
+@pytest.mark.slow
 def test_only_cells_with_the_same_inputs_are_taken_from_the_store(workdir, monkeypatch, sampled, capsys):
     monkeypatch.setattr(plots, "sweep", lambda *_: None)
     flags = ["--num=8", "--metrics=fd_pixels"]
@@ -160,6 +162,7 @@ def test_only_cells_with_the_same_inputs_are_taken_from_the_store(workdir, monke
     assert sweep(workdir, *flags, "--steps=4") == 0 and sampled == [4, 4, 4] and first.exists()
 
 
+@pytest.mark.slow
 def test_sampling_time_excludes_compilation(workdir, monkeypatch):
     compile_sampler = SampleRunner.compile
 
@@ -174,6 +177,7 @@ def test_sampling_time_excludes_compilation(workdir, monkeypatch):
     assert max(first["seconds"], second["seconds"]) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_keeps_its_finished_cells(workdir, monkeypatch, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
@@ -185,6 +189,7 @@ def test_a_stopped_sweep_keeps_its_finished_cells(workdir, monkeypatch, capsys, 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_stop_a_sweep(workdir, monkeypatch, capsys):
     """Entries are written with the next cell; the file on disk is always whole."""
     write, calls, lengths = os.write, iter(range(100)), []

@@ -23,6 +23,7 @@ def dalle(run_copy):
     return run_copy("dalle")
 
 
+@pytest.mark.slow
 def test_images_of_a_prompt_depend_on_their_seeds_only(dalle, tmp_path):
     arrays = sample(dalle, tmp_path, f"--prompt={RED}", "--num=6", "--seed=3")
     assert arrays["images"].shape == (6, 8, 8, 3)
@@ -32,6 +33,7 @@ def test_images_of_a_prompt_depend_on_their_seeds_only(dalle, tmp_path):
     np.testing.assert_array_equal(later["images"], arrays["images"][4:])
 
 
+@pytest.mark.slow
 def test_each_prompt_of_a_file_has_a_row(dalle, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(f"{RED}\n\n  {BLUE}  \n")
@@ -42,6 +44,7 @@ def test_each_prompt_of_a_file_has_a_row(dalle, tmp_path):
     np.testing.assert_array_equal(read_images(tmp_path / "a.png"), sample(dalle, tmp_path, *flags)["images"])
 
 
+@pytest.mark.slow
 def test_best_of_keeps_the_images_nearest_to_the_caption(dalle, tmp_path):
     candidates = sample(dalle, tmp_path, f"--prompt={RED}", "--num=12")
     best = sample(dalle, tmp_path, f"--prompt={RED}", "--num=3", "--best_of=12", f"--clip={dalle}/clip")
@@ -52,6 +55,7 @@ def test_best_of_keeps_the_images_nearest_to_the_caption(dalle, tmp_path):
     np.testing.assert_array_equal(best["images"], candidates["images"][order])
 
 
+@pytest.mark.slow
 def test_completions_keep_the_top_of_the_image(dalle, tmp_path):
     """The top rows are nearly equal in all completions, and equal to the codec's reconstruction of the image."""
     flags = [f"--prompt={RED}", "--num=16"]
@@ -66,6 +70,7 @@ def test_completions_keep_the_top_of_the_image(dalle, tmp_path):
     assert completed[:, -2:].std(axis=0).mean() > 0.5 * free[:, -2:].std(axis=0).mean()
 
 
+@pytest.mark.slow
 def test_settings_of_token_sampling_change_the_images(dalle, tmp_path):
     """The guidance scale is large, because a model after few steps hardly depends on the caption."""
     default = sample(dalle, tmp_path, f"--prompt={RED}", "--num=4")["images"]
@@ -140,6 +145,7 @@ def test_samples_are_compared_with_their_captions(dalle, capsys, monkeypatch):
     assert "captions of test" in result(dalle, "caption_accuracy")["prompts"]
 
 
+@pytest.mark.slow
 def test_metrics_of_a_clip(dalle, capsys):
     clip = dalle / "clip"
     assert launch("evaluate", f"--workdir={clip}", "--metrics=retrieval,composition", "--num=40") == 0

@@ -49,6 +49,7 @@ NEXT_COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEXT_COMMANDS)
 def test_train_prints_commands_that_fit_the_model(name, trained_runs, run_copy, capsys):
     kind, _, part = name.partition("/")
@@ -83,6 +84,7 @@ def test_a_changed_config_is_refused_unless_allowed(trained_runs, config, tmp_pa
     assert Workdir(workdir).read_config().train.learning_rate == 0.5
 
 
+@pytest.mark.slow
 def test_a_diverging_run_keeps_its_last_good_checkpoint(config, tmp_path, capsys):
     flags = ["--config.train.learning_rate=1e30", "--config.train.clip_norm=0", "--config.train.checkpoint_every=1"]
     flags += ["--config.train.num_preview_samples=0"]

@@ -397,6 +397,7 @@ def test_a_sampler_that_is_not_the_scheduler_s_is_noted(name):
     assert "use_karras_sigmas=true: is not imported" in karras
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [name for name, spacings in CLASSES.items() if spacings])
 def test_the_timesteps_are_the_scheduler_s(name):

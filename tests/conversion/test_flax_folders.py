@@ -92,6 +92,7 @@ def test_shards_of_flax_are_one_network_and_a_missing_one_is_one_line(tmp_path, 
     assert "flax_model-00002-of-00003.msgpack" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_a_pipeline_of_flax_gives_the_run_of_the_pipeline_of_pytorch(tmp_path, name):

@@ -40,6 +40,7 @@ def write_run(path, config):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["compvis", "taesd"])
 def test_an_import_of_an_export_has_the_same_weights(tmp_path, naming):
     base, names = config(naming)
@@ -59,6 +60,7 @@ def test_an_import_of_an_export_has_the_same_weights(tmp_path, naming):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_naming_is_an_error(tmp_path, capsys):
     run = write_run(tmp_path / "run", tiny.config())
     error = refused(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/files", "--format=safetensors")

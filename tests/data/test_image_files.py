@@ -371,6 +371,7 @@ def files(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_changed_bytes_raise_or_give_pixels(tmp_path_factory, files, data):
@@ -413,6 +414,7 @@ def bomb(kind):
     return png([bytes(8)] * 8, width=8, before=profile)
 
 
+@pytest.mark.slow
 def test_decompression_bombs_raise_in_bounded_memory(tmp_path):
     kinds = ("declared", "tile", "text", "profile", "pixels")
     paths = [write(tmp_path / kind, bomb(kind)) for kind in kinds]

@@ -49,6 +49,7 @@ def test_the_run_knows_its_channels_and_classes(run):
     assert trained.spec == (8, 3, 2) and datasets.dataset_info(trained.config).class_names == NAMES
 
 
+@pytest.mark.slow
 def test_sampling_needs_no_data_and_editing_its_new_folder(run, images, tmp_path, capsys):
     copy = shutil.copytree(run[1], tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
@@ -81,6 +82,7 @@ def test_a_set_without_labels_is_refused_by_a_class_conditional_model(run, image
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_training_opens_a_set_once(run, tmp_path, monkeypatch):
     queries, opener = [], sources.OPENERS["folder"]
     monkeypatch.setitem(
@@ -90,6 +92,7 @@ def test_training_opens_a_set_once(run, tmp_path, monkeypatch):
     assert [query.split for query in queries] == ["train[:80%]"]
 
 
+@pytest.mark.slow
 def test_processes_read_the_same_data(run, tmp_path):
     """Training with worker processes ends with the same parameters."""
     assert launch(*run[0][:2], f"--workdir={tmp_path}/new", "--config.data.workers=1") == 0
@@ -119,6 +122,7 @@ def test_an_image_of_a_slice_is_edited(run, tmp_path, capsys):
     assert "--image=test:5: " in error and "has no split 'test'; choose from train, or a part" in error
 
 
+@pytest.mark.slow
 def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(images, tmp_path, capsys):
     folder = shutil.copytree(images / "ant", tmp_path / "images")
     captioned = {"conditions": {"caption": conditioned.CONDITIONS["caption"]}}
@@ -134,6 +138,7 @@ def test_a_model_conditioned_on_captions_trains_on_text_files_next_to_images(ima
     assert samples["images"].shape == (2, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_another_number_of_images_is_noted_when_the_run_is_resumed(run, images, tmp_path, capsys):
     copy, folder = shutil.copytree(run[1], tmp_path / "run"), shutil.copytree(images, tmp_path / "images")
     for i in range(5):
@@ -166,6 +171,7 @@ def number_run(tmp_path_factory):
     return config, folder / "run"
 
 
+@pytest.mark.slow
 def test_samples_of_a_run_with_numbers(number_run, tmp_path, capsys):
     _, run = number_run
     default = sample(run, tmp_path, "--num=4")
@@ -196,6 +202,7 @@ def test_a_png_of_several_numbers_is_sampled_again(number_run, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_numbers(number_run, capsys):
     flags = ("--num=4", "--number=0,2", "--metrics=fd_pixels", "--steps=2")
     assert launch("sweep", f"--workdir={number_run[1]}", *flags) == 0

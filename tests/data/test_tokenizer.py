@@ -207,6 +207,7 @@ def test_ids_of_any_text(both, text):
     assert mine.pieces(text) == reference(text)
 
 
+@pytest.mark.slow
 def test_words_with_every_character(small):
     """Each character precedes a letter and is between signs, so that its class (letter, numeral, sign) matters."""
     words = tokenizer.load(small).bpe.pre_tokenizer

@@ -45,6 +45,7 @@ def test_sources_are_sent_to_other_processes(tmp_path, index):
         assert one == other
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_threads(tmp_path):
     """Also from a later step, with random crops, and with a cache that holds only some examples."""
     write_all(tmp_path)
@@ -82,6 +83,7 @@ for i in range(int(sys.argv[2]), 200, 2):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_one_cache(tmp_path):
     """An example that a process has read is found by the others, and all of them keep no more than the bound."""
     cache = Cache(0.5 / 1024, 200)  # 512 KiB; each process reads 320 kB
@@ -95,6 +97,7 @@ def test_processes_share_one_cache(tmp_path):
         assert (example["image"] == i % 250).all() and (example["label"], example["caption"]) == (i, "é" * i)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error(tmp_path):
     write_all(tmp_path)
     source = open_set("folder", tmp_path)
@@ -123,6 +126,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path):
     own.write(tmp_path / "read.py", READ)
     parent = start(tmp_path / "read.py", stdout=subprocess.PIPE, text=True)
@@ -133,6 +137,7 @@ def test_workers_end_with_their_parent(tmp_path):
     parent.stdout.close()
 
 
+@pytest.mark.slow
 def test_an_unreadable_file_is_named(tmp_path):
     write_all(tmp_path)
     own.write(tmp_path / "x" / "3.png", b"")

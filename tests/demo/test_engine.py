@@ -41,6 +41,7 @@ def by_command(command, folder):
     return dict(np.load(folder / "command.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -62,6 +63,7 @@ def test_observed_samples_have_the_pixels_of_their_command(engine, digits, flags
     np.testing.assert_array_equal(steps[-1].images, result.images)  # the last step returns its x_0
 
 
+@pytest.mark.slow
 def test_observed_pipelines_have_the_pixels_of_their_command(engine, glide, tmp_path):
     steps = []
     flags = {"prompt": "a red circle", "num": 2, "steps": "base:3,upsampler:2", "guidance": "base:2"}
@@ -89,6 +91,7 @@ def test_other_numbers_compile_nothing(engine, digits):
         assert engine.sample(digits, flags | change).compilations == 0, change
 
 
+@pytest.mark.slow
 def test_a_png_of_one_image_gives_the_same_pixels(engine, digits, tmp_path):
     flags = DIGITS | {"sampler": "ddim", "steps": 3}
     result = engine.sample(digits, flags)
@@ -131,6 +134,7 @@ def test_a_trajectory_ends_in_the_image_and_follows_the_forward_process(engine, 
     assert (np.diff(distance) < 0).all()
 
 
+@pytest.mark.slow
 def test_a_plot_has_the_samples_of_its_cells(engine, digits, tmp_path):
     cells = []
     flags = {"num": 2, "label": 1, "sampler": "ddim"}

@@ -334,6 +334,7 @@ def test_wrappers_keep_gradient_and_interpolation(name):
 SAMPLERS = {"ancestral": samplers.ancestral(), "ddim": samplers.ddim(), "heun": samplers.heun()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_inpaint_samples_the_known_region_from_the_forward_process(name):
     """The region is N(alpha known, sigma^2) at each level, exactly if alpha_T = 0, and `known` at the end."""
@@ -419,6 +420,7 @@ def test_combined_guidance_equals_numpy_in_one_compilation():
     assert len({tuple(x.ravel().round(3)) for x in drawn}) == len(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [samplers.ancestral(), samplers.ddim(), samplers.dpmpp_2m()])
 def test_classifier_guidance_from_pure_noise_samples_the_class(sampler):
     """Starts at nearly no signal, where a small shift of eps moves x_0 without bounds."""

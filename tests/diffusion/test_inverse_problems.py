@@ -66,6 +66,7 @@ def errors(x, mean, covariance):
     return np.linalg.norm(x.mean(0) - mean), np.linalg.norm(np.cov(x.T) - covariance) / np.linalg.norm(covariance)
 
 
+@pytest.mark.slow
 def test_the_bias_on_a_mixture_falls_with_the_exactness_of_the_covariance():
     """The covariance of y given x_t is that of the denoiser for tmpd, of one Gaussian for pigdm, none for dps."""
     operator = measurements.matrix(array=jnp.asarray(A, jnp.float32))

@@ -84,6 +84,7 @@ def test_the_decoders_gradient_is_finite_everywhere(std):
         assert all(np.isfinite(value).all() for value in (bits, *gradients))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [20, 100, 1000, 3000, 10_000])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_the_decoders_gradient_in_the_tails(side, distance):
@@ -147,6 +148,7 @@ def step_terms():
     return jax.tree.map(lambda leaf: dict(zip(STEPS, leaf, strict=True)), all_variances(*levels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(VARIANCES))
 @pytest.mark.parametrize("step", ["preserving", "exploding", "no signal"])
 def test_a_step_term_is_the_kl_of_two_gaussians(step, name):
@@ -192,6 +194,7 @@ def test_the_ddpm_decoder_equals_the_published_code():
     assert 0.02 < difference.max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "learned_range"])
 def test_the_bound_with_ddpms_decoder_equals_its_code(name):
     """`_vb_terms_bpd` of DDPM, Improved DDPM and ADM over a whole chain, in float64 and their letters, t from zero."""
@@ -475,6 +478,7 @@ def test_hutchinsons_estimate_on_gaussians():
             np.testing.assert_allclose(estimates, np.repeat(exact[:, None], 256, axis=1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ode_gives_the_density_of_a_mixture():
     """A rectified flow: no signal at T, sigma_1 = 1e-3. Hutchinson's estimate is right on average over probes alone."""
     schedule = noise_schedules.rectified_flow(1000)

@@ -103,6 +103,7 @@ def mse(batch, prediction):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_mse_is_the_weighted_error_of_x0(name):
     alpha, sigma = (np.tile(table[1:], 6) for table in tables(SCHEDULES[name]))
@@ -280,6 +281,7 @@ def test_the_continuous_vlb_is_the_limit_of_the_discrete():
 # Finite values at both ends of every process.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, continuous, zero_terminal",
     tiny.thinned(sorted(choices(noise_schedules)), (False, True), (False, True)),

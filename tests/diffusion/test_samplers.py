@@ -95,6 +95,7 @@ def test_the_table_is_complete():
     assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | of_consistency_models == set(choices(samplers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("continuous", [False, True])
 def test_tcd_is_between_ddim_and_lcm(continuous):
     """In mean and variance, and without noise in each sample."""
@@ -117,6 +118,7 @@ def test_tcd_is_between_ddim_and_lcm(continuous):
     np.testing.assert_allclose(np.std(run(0.5) - mean), noise, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_flow_map_reaches_the_end_of_the_trajectory_in_any_number_of_steps():
     """On a Gaussian, whose flow map is affine; the denoiser is given the next level."""
     schedule = noise_schedules.cosine(100)
@@ -184,6 +186,7 @@ def float64():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(DETERMINISTIC) - OTHER_NAMES))
 def test_order_of_convergence_on_the_ode(name, float64):
     """On a mixture of Gaussians, against SciPy's solution of dx / d angle = alpha eps - sigma x_0."""
@@ -355,6 +358,7 @@ def sample_moments(name, std=WIDTH):
     return mean, np.linalg.norm(linear, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", of_few_steps(SAMPLERS))
 def test_data_of_one_point_are_exact_in_any_number_of_steps(name):
     mean, std = sample_moments(name, 0.0)
@@ -449,6 +453,7 @@ def test_the_direction_shrinks_with_eta():
         np.testing.assert_allclose(np.var(np.asarray(step(eta))), expected, rtol=5 * np.sqrt(2 / SAMPLES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [(40,), (40, 18), (40, 18, 5, 1)])
 def test_multistep_consistency_sampling_is_exact_for_the_exact_consistency_function(times):
     """On a Gaussian: the ODE moves each quantile of a level to that of the first level, which has noise of sigma_min.

@@ -327,6 +327,7 @@ def test_resampling_noises_each_example_by_its_key():
 # Noise of one Brownian path.
 
 
+@pytest.mark.slow
 def test_brownian_increments_are_those_of_one_path():
     """Standard normal, independent if disjoint, and adding up; in 20,000 paths."""
     count = 20_000
@@ -343,6 +344,7 @@ def test_brownian_increments_are_those_of_one_path():
     np.testing.assert_allclose(np.sqrt(-np.diff(times)) @ parts, whole, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_brownian_noise_gives_nearly_the_same_samples_in_any_number_of_steps():
     """Temperature scales the noise, so that at 0 both kinds give the same samples."""
     schedule = SCHEDULES["cosine"]

@@ -81,6 +81,7 @@ def test_any_number_of_timesteps_by_level(data, timesteps):
         check(GRIDS[data.draw(st.sampled_from(OF_LEVELS))], n, make_grid(name, timesteps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_LEVELS)
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_schedule_has_every_grid_of_levels(name, zero):
@@ -148,7 +149,7 @@ def test_trailing_among_the_timesteps_of_training(n):
 
 
 def test_offsets_and_ends_outside_the_grid_raise():
-    with pytest.raises(ValueError, match="among=50.*must be from 51"):
+    with pytest.raises(ValueError, match=r"among=50\): must be from 51"):
         time_grids.trailing(51, LINEAR, among=50)
     with pytest.raises(ValueError, match="starts above 1000; lower offset or steps"):
         time_grids.leading(1000, LINEAR, offset=1)

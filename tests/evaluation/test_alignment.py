@@ -93,6 +93,7 @@ def recoloured(caption, rng):
     return shapes.sentence(shapes.Description((first, second), tuple(shapes.RELATIONS)[rng.integers(4)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["other images", "right colours alone", "right objects"])
 def test_relation_accuracy_of_wrong_images_is_chance(kind):
     """Positions are independent of the caption, for any number of correct objects."""

@@ -212,6 +212,7 @@ def test_every_value_has_a_standard_error(trained, real):
         assert found.keys() == measure.columns.keys()
 
 
+@pytest.mark.slow
 def test_errors_of_nearest_neighbour_metrics_equal_the_spread_over_samples():
     """Repeats samples against one real set; errors from ten blocks are uncertain by a quarter."""
     rng = np.random.default_rng(0)

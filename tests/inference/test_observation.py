@@ -24,6 +24,7 @@ def runner(latent):
     return SampleRunner(latent[0], batch_size=4, devices=jax.local_devices()[:1])
 
 
+@pytest.mark.slow
 def test_latents_are_observed_as_images_and_the_samples_are_the_same(latent, runner):
     _, variables, settings = latent
     progress, steps = [], []

@@ -93,6 +93,7 @@ def expected():
     return jax.device_get((gradients, real, fake))
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_is_a_ratio_of_gradient_norms_at_the_last_layer():
     (reconstruction, adversarial), _, fake = expected()
     weight = np.linalg.norm(reconstruction) / (np.linalg.norm(adversarial) + 1e-4)
@@ -136,6 +137,7 @@ def test_before_its_start_step_the_discriminator_has_no_effect():
         np.testing.assert_allclose(value, later["discriminator"][1][1].metrics[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_every_parameter_of_a_group_and_no_other(kind):
     results = computed(kind)(START)

@@ -39,6 +39,7 @@ def noise(t, alpha, sigma):
     return Noise(*map(jnp.asarray, (t, alpha, sigma)))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_cross_entropy_of_the_logits(classifier):
     """With negligible noise, the loss follows from the logits of the images."""
     _, variables = classifier
@@ -79,6 +80,7 @@ def test_training_updates_the_distribution_of_timesteps():
     assert aux.variables["times"]["counts"].sum() > 0
 
 
+@pytest.mark.slow
 def test_guidance_shifts_eps_by_sigma_times_the_gradient(digits):
     """ADM, algorithm 2, in one DDIM step to x_0, which changes by scale sigma^2 / alpha times the gradient."""
     _, model, variables = digits

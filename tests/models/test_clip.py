@@ -232,6 +232,7 @@ def test_only_a_noised_clip_has_time_embeddings():
     assert (model.noise_schedule, model.output_size) == (None, 0) and noised()[0].output_size == 8
 
 
+@pytest.mark.slow
 def test_at_negligible_noise_the_loss_is_that_of_the_downsampled_images():
     changes = {"diffusion__timesteps": 1, "diffusion__schedule": "edm(sigma_max=1e-6)"}
     (model, variables), examples = noised(**changes), batch(LARGER)

@@ -518,6 +518,7 @@ def test_the_mask_of_published_models(ones):
     np.testing.assert_array_equal(channels[..., 1:], first if ones == "known" else 1 - first)
 
 
+@pytest.mark.slow
 def test_in_latents_a_masked_image_is_the_latent_of_nothing():
     """Samples without an image see what training shows where everything is masked."""
     config = conditioned.latent("masked_image", conditions__masked_image__full_mask_prob=1.0)
@@ -532,6 +533,7 @@ def test_in_latents_a_masked_image_is_the_latent_of_nothing():
     np.testing.assert_array_equal(found[..., :4], np.full((6, 4, 4, 4), 0.5))
 
 
+@pytest.mark.slow
 def test_the_network_alone_may_inpaint():
     """Without `keep_known` the samples are those of the network's estimates, conditioned on the known region."""
     sample, values = sampled("masked_image"), inpainting_conditions()

@@ -33,6 +33,7 @@ def loss(**changes):
     return jax.jit(lambda batch, keys: model.loss(variables, batch, keys, tiny.moment())[0])
 
 
+@pytest.mark.slow
 def test_minibatches_are_coupled_within_classes():
     batch, keys = {**tiny.batch(16), "label": np.arange(16) % 2}, jax.random.split(jax.random.key(0), 16)
     _, eps_keys = split_each(split_each(keys, 4)[2])

@@ -76,6 +76,7 @@ def test_latents_of_a_trained_autoencoder_have_unit_variance():
     np.testing.assert_allclose(same, decoded, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_thresholds_of_latents_and_embeddings_raise():
     threshold = "dynamic"
     message = f"sampler.threshold={threshold}: is the range of pixels"

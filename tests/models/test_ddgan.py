@@ -89,6 +89,7 @@ def test_a_deterministic_sampler_still_has_random_latents():
     np.testing.assert_array_equal(draw(keys, latent, model.make_settings(gan_config.sampler, name="ddim")), images)
 
 
+@pytest.mark.slow
 def test_every_timestep_has_its_own_latent():
     """A UNet that records its inputs in each step of a sampler."""
     calls = []

@@ -42,6 +42,7 @@ def test_labels_are_dropped_at_their_rate():
     np.testing.assert_array_equal(dropped[~is_null], np.asarray(labels)[~is_null])
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_guidance_but_not_on_the_batch(built):
     """Guidance 0 is unconditional and 1 is conditional; all settings share one compilation per batch size."""
     config, model, variables = built

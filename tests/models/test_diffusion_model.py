@@ -58,6 +58,7 @@ INITIAL = {
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("caption", "latent", "decoder")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unclip_prior", *SLOW])
 def test_guidance_extrapolates_from_the_null_to_the_conditional_model(name):
     """Scale 1 is conditional and 0 unconditional: two DDIM steps, in NumPy."""
@@ -127,6 +128,7 @@ def test_the_loss_of_a_prior_that_outputs_zero_is_the_norm_of_embeddings():
 ONE_STEP = {"diffusion__timesteps": 1, "sampler__steps": 1}
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_error_of_the_bound_denoiser():
     """The error is that of the conditional or of the unconditional denoiser, by the example's key; T = 1."""
     batch, half = tiny.batch(16), {"conditions__image_embedding__dropout": 0.5, "diffusion__schedule": "linear"}
@@ -233,6 +235,7 @@ def upsampler(last_step=None, **changes):
     return TrainedStage(model, variables)
 
 
+@pytest.mark.slow
 def test_the_last_step_is_that_of_another_model():
     """Two steps of DDIM by hand: x_s = alpha_s x_0 + sigma_s eps, which is x_0 at the end."""
     last = upsampler(diffusion__parameterization="x0")

@@ -56,6 +56,7 @@ def gradients(model, variables, keys):
     return jax.jit(lambda params: {group: one(group, params) for group in model.losses})(variables["params"])
 
 
+@pytest.mark.slow
 def test_groups_start_as_the_teacher_and_the_fake_score_has_the_discriminator():
     """At the start the scores are equal, so the generator's gradient is the discriminator's alone."""
     model, fresh = build("distribution_matching(gan_weight=0.5)")
@@ -75,6 +76,7 @@ def test_groups_start_as_the_teacher_and_the_fake_score_has_the_discriminator():
     assert np.abs(gradient["discriminator"]["logit"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_generator_of_several_steps_is_given_its_own_samples():
     """The last step of three is the third sample of the sampler lcm; only this evaluation has a gradient."""
     model, variables = build("distribution_matching(generator_steps=3, gan_weight=0)")

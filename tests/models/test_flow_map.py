@@ -54,6 +54,7 @@ def test_the_network_is_given_the_interval_of_the_step():
     assert "embedding" in variables["params"]["model"]
 
 
+@pytest.mark.slow
 def test_the_target_network_has_the_averaged_parameters():
     model, variables = build(diffusion__loss="shortcut(base_steps=8)", diffusion__next_times="dyadic(steps=8, share=1)")
     batch, keys = tiny.batch(), conditioned.keys()
@@ -75,6 +76,7 @@ def distilled(**changes):
     return build(stage, **process | options | changes), variables
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_its_teacher_and_learns_its_guided_steps():
     (model, variables), teacher = distilled(diffusion__continuous=False, diffusion__teacher_guidance=2.0)
     assert model.fits_first_batch
@@ -92,6 +94,7 @@ def test_a_student_starts_from_its_teacher_and_learns_its_guided_steps():
     assert np.isfinite(guided).all()
 
 
+@pytest.mark.slow
 def test_the_scale_of_distilled_guidance_is_an_input():
     """Each example has a scale of its own in training; samples have that of the setting `guidance`."""
     conditions = {"guidance_scale": {"low": 1.0, "high": 3.0}}

@@ -77,6 +77,7 @@ def computed(name):
     return jax.device_get((run(tiny.batch(), keys), run(jax.tree.map(lambda x: x[::-1], tiny.batch()), keys[::-1])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_losses_are_per_example(name):
     losses, of_reversed = computed(name)
@@ -101,6 +102,7 @@ def test_gradients_reach_a_group_and_the_discriminator_loss_no_other(name):
     assert losses["generator"][1].variables == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_sample_depends_on_its_key_and_label_alone(name):
     """Among other examples, and at another position in the batch."""

@@ -44,6 +44,7 @@ def differ(a, b):
     return np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_options_of_rules_and_schedules_are_traced():
     sample, traces = sampler_of()
     plain, unguided, stronger = sample(), sample(guidance=1.0), sample(guidance=5.0)
@@ -69,6 +70,7 @@ def test_a_schedule_applies_to_autoguidance():
     np.testing.assert_allclose(clamped, sample(guidance=1.0, weak_scale=2.0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_perturbation_names_blocks_of_the_network():
     model = models.build(tiny.config(), ImageSpec(8, 1, 10))
     make = functools.partial(model.make_settings, tiny.config().sampler)

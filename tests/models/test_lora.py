@@ -192,6 +192,7 @@ def test_a_lora_run_trains_and_stores_the_matrices_alone(lora_run, trained_runs)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained)) < sum(leaf.size for leaf in before.values()) / 10
 
 
+@pytest.mark.slow
 def test_exports_of_a_lora_give_its_samples(lora_run, tmp_path, capsys):
     assert launch("export", f"--workdir={lora_run}", f"--out={tmp_path / 'lora'}") == 0
     assert launch("export", f"--workdir={lora_run}", f"--out={tmp_path / 'merged'}", "--merge_lora") == 0

@@ -246,6 +246,7 @@ def compiled_loss(model):
     return jax.jit(lambda variables, batch, keys: model.losses["model"](variables, batch, keys, tiny.moment())[0])
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_network_without_augmentation():
     model, variables, plain, plain_variables = built()
     conditions = {"label": np.arange(6, dtype=np.int32)}
@@ -257,6 +258,7 @@ def test_samples_are_those_of_the_network_without_augmentation():
     assert np.abs(labelled - samples).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_transformed_images_with_their_labels():
     """The images are transformed beforehand; a network that ignores the labels has the same loss."""
     transforms = ("x_flip", "y_flip")
@@ -290,6 +292,7 @@ class CopyingNetwork(nn.Module):
         return jnp.where(masked == 1.0, x_t, image)
 
 
+@pytest.mark.slow
 def test_images_and_their_conditions_are_transformed_alike():
     """At negligible noise, a network that copies its inputs has no error."""
     clean = {"diffusion__parameterization": "x0", "diffusion__schedule": "edm(sigma_max=1e-6)"}

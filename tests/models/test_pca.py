@@ -270,6 +270,7 @@ def test_null_captions_and_padding_have_no_effect():
     np.testing.assert_array_equal(scored()(codes, other), scored()(codes, values))
 
 
+@pytest.mark.slow
 def test_samples_are_guided_unit_norm_embeddings():
     """Scale 1 equals no guidance, scale 0 the null caption; the reference samples codes with the same keys."""
     pca_config, model, variables, token_model = prior()

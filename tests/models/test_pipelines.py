@@ -58,6 +58,7 @@ def keys(count: int = 3):
     return jax.random.split(jax.random.key(1), count)
 
 
+@pytest.mark.slow
 def test_a_pipeline_equals_its_stages_in_sequence(unclip):
     """Each stage is sampled by itself, and its result is copied to the host before the next."""
     model, variables = unclip
@@ -87,6 +88,7 @@ def test_a_pipeline_equals_its_stages_in_sequence(unclip):
     np.testing.assert_allclose(images, large, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
     model, variables = pipeline("unclip", ("clip", "decoder"))
     settings = model.make_settings({}, prior="none")
@@ -102,6 +104,7 @@ def test_without_a_prior_the_embedding_of_the_caption_is_decoded():
     np.testing.assert_allclose(without, with_clip, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit_length", [True, False])
 def test_embeddings_of_any_norm_are_decoded_at_unit_length_or_as_they_are(unit_length):
     prior, rng = stage("prior"), np.random.default_rng(3)
@@ -130,6 +133,7 @@ def test_embeddings_of_any_norm_are_decoded_at_unit_length_or_as_they_are(unit_l
     np.testing.assert_allclose(whole, decoded, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_or_devices():
     """Eight devices, and five samples in batches of eight and of sixteen."""
     model, variables = pipeline("unclip", ("clip", "decoder"))
@@ -235,6 +239,7 @@ def test_a_missing_prior_raises():
         model.make_settings({}, prior="ar")
 
 
+@pytest.mark.slow
 def test_a_clip_of_noised_images_guides_the_base_model():
     model, variables = pipeline("glide", ("base", "noised_clip"))
     settings = [model.make_settings({}, clip_scale=scale) for scale in (0.0, 50.0)]

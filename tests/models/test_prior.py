@@ -113,6 +113,7 @@ def result(name):
     return computed(name)(variables["params"], model.frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PRIORS))
 def test_an_untrained_prior_has_uniform_probabilities(name):
     _, model, variables = built(name)
@@ -250,6 +251,7 @@ def sampler(name):
     return generate, sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_LABEL)
 def test_a_sample_depends_on_its_seed_and_label_alone(name):
     generate, sample = sampler(name)
@@ -314,6 +316,7 @@ class ReturnsCodes(Autoencoder):
         return self.autoencoder.codec(variables)._replace(from_codes=lambda codes: codes[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "guidance"), [("pixelcnn", 1.0), ("dalle", 3.0)])
 def test_an_image_is_completed_from_its_first_rows(name, guidance):
     config, model, variables = built(name)

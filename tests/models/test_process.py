@@ -33,6 +33,7 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_ddpm():
     """Algorithm 1 of Ho et al. 2020 in NumPy: a network that is off by a constant has its square as loss."""
     ddpm = process(diffusion__schedule="linear", diffusion__parameterization="eps", diffusion__timesteps=1000)
@@ -106,6 +107,7 @@ def test_a_learned_variance_doubles_the_channels_and_has_a_gradient():
     assert jax.jit(jax.grad(loss))(0.3) != 0
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_depends_on_its_parameters():
     learned = process(diffusion__schedule="learned", diffusion__loss="vlb")
 

@@ -74,6 +74,7 @@ def numpy_terms():
     return logistic_nll(X, output).sum(axis=(1, 2, 3)), kl.sum(axis=(1, 2))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_bound_in_nats_per_value():
     _, (loss, aux) = computed()
     nll, kl = numpy_terms()
@@ -100,6 +101,7 @@ def test_every_parameter_has_a_gradient(kind):
         assert np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.slow
 def test_the_importance_weighted_bound_tends_to_the_exact_likelihood():
     """The latent is one number, so that p(x) is an integral over a line."""
     _, model, variables = built(model__factor=8, model__latent_channels=1)

@@ -64,6 +64,7 @@ def leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", ["ema", "gradient"])
 def test_the_weight_applies_to_the_commitment_loss_only(learned):
     """Commitment and codebook loss have the same value, |z - e|^2."""
@@ -84,6 +85,7 @@ def books(model, variables, level="level_0"):
 THREE = {"base": "vqvae2", "model__coarser_factors": (2, 2), "codebook__update_rule": "gradient"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"codebook__update_rule": "ema"}, {"codebook__update_rule": "gradient"}, THREE])
 def test_gradients_reach_every_parameter(changes):
     gradient = graded(**changes)[0]
@@ -147,6 +149,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_codec_encodes_and_decodes(kind):
     changes, grids, vocabulary = KINDS[kind]
@@ -262,6 +265,7 @@ def test_a_collapsed_codebook_stays_collapsed_and_is_reported():
     assert model.warn({**history[-1], "codes_used": 0.3}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update_rule", ["ema", "gradient"])
 def test_a_collapsed_codebook_recovers_by_restarts(update_rule):
     options = {"codebook__dead_code_threshold": 0.1, "codebook__decay": 0.7, "codebook__update_rule": update_rule}

@@ -266,6 +266,7 @@ def test_remat_has_one_checkpoint_per_block(name):
     assert traced.count("remat") == (3 if name == "resnet" else 2)
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_loss_and_gradients_of_a_resnet():
     x = uniform(2, 8, 8, 3)
     variables = randomised(resnet(layers=(1, 1)), x)
@@ -295,6 +296,7 @@ def test_bfloat16(name):
         assert y.dtype == jnp.float32 and 0 < np.abs(y - z).max() < 0.05 * np.abs(z).max()
 
 
+@pytest.mark.slow
 def test_initialisation():
     """Standard deviations are those of OpenAI's code."""
     params = jax.jit(vit(width=64, patch=8, layers=1).init)(jax.random.key(0), np.zeros((1, 64, 64, 3)))["params"]
@@ -316,6 +318,7 @@ def test_initialisation():
         assert not np.any(block["norm_2"]) and np.all(block["norm_1"] == 1)
 
 
+@pytest.mark.slow
 def test_states_of_padding_are_those_of_the_padding_token():
     """The U-Net of Stable Diffusion attends to them; the embedding does not depend on them."""
     encoder = text(padding=7)
@@ -334,6 +337,7 @@ def test_padding_outside_of_the_vocabulary_raises():
         text(padding=20).init(jax.random.key(0), np.zeros((1, 5), int))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["image", "text"])
 def test_without_a_linear_map_the_embedding_is_a_state(name):
     encoder, inputs = {

@@ -47,6 +47,7 @@ def test_images_are_resized_as_by_pillow(shape):
         assert difference.max() <= 1 and (difference > 0).mean() < 2e-3
 
 
+@pytest.mark.slow
 def test_features_are_of_grey_and_rgb_images_of_any_size(tmp_path):
     found = dinov2.load(write(tmp_path))
     grey = np.random.default_rng(0).integers(0, 256, (2, 9, 12, 1), np.uint8)

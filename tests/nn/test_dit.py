@@ -139,6 +139,7 @@ def test_an_example_does_not_depend_on_the_others(dropout_keys):
     assert np.abs(both - apply(X, T, dropout_keys[::-1], EVERYTHING)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_loss_and_gradients(dropout_keys):
     params = randomised(DiT(3, **SHALLOW), context=CONTEXT)
 

@@ -106,6 +106,7 @@ def state():
     return random_state()
 
 
+@pytest.mark.slow
 def test_a_random_network_against_numpy(tmp_path, state):
     learned = [value.size for key, value in state.items() if "running" not in key]
     assert sum(learned) == 4_652_008

@@ -162,6 +162,7 @@ def test_images_of_another_type_are_reported():
             inception.features({}, images)
 
 
+@pytest.mark.slow
 def test_files_of_other_networks_are_reported(tmp_path, state):
     small = {key: value for key, value in state.items() if key.startswith(("Conv2d", "Mixed_5b"))}
     changes = {
@@ -188,6 +189,7 @@ def test_a_missing_file_is_reported_with_its_source(tmp_path):
 # --- against PyTorch ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_features_match_pytorch(tmp_path, state):
     torch = pytest.importorskip("torch")

@@ -31,6 +31,7 @@ def test_a_dit_without_its_last_block_is_that_of_fewer_layers():
     assert np.abs(skipped - full).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_unet_without_its_attention_blocks_is_one_without_attention():
     fields = {"channels": 4, "multipliers": (1, 2), "blocks": 1, "norm_groups": 2}
     whole = UNet(1, attention_resolutions=(4,), **fields)

@@ -135,6 +135,7 @@ def pick(keys, output, position, **options):
     return {"token": token, "output": output, "position": position[None]}, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["causal", "sparse", "layers"])
 def test_sampling_outputs_match_the_forward_pass(params, kind):
     model, length = small(layers=2 if kind == "layers" else 1), 6
@@ -233,6 +234,7 @@ def test_bfloat16(params):
     np.testing.assert_allclose(y, found, atol=0.03 * np.abs(found).max())
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_outputs_and_gradients(params):
     x, keys = normal(2, 6, WIDTH), jax.random.split(jax.random.key(0), 2)
     remat, plain = (small(layers=1, dropout=0.5, remat=remat) for remat in (True, False))

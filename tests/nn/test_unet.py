@@ -53,6 +53,7 @@ def test_initial_output_is_zero(pool, shape, last):
     assert set(layer) == {"kernel", "bias"} and not any(np.any(leaf) for leaf in layer.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -79,6 +80,7 @@ def test_a_zero_augment_label_is_no_label():
     assert np.abs(apply(params, AUGMENT) - none).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_loss_and_gradients(dropout_keys):
     options = {**TINY, "dropout": 0.3}
     params = parameters(UNet(3, **options))

@@ -109,6 +109,7 @@ FAST = ("improved ddpm cifar-10", "ldm-4 imagenet")  # the others repeat their l
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in FAST]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_number_of_parameters(name):
     expected, *network = NETWORKS[name]

@@ -100,6 +100,7 @@ def test_number_of_parameters(variant):
     assert sum(leaf.size for path, leaf in shapes.items() if path.startswith("params/")) == COUNTS[variant]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", NAMES)
 def test_tensors_have_the_names_and_shapes_of_the_published_code(variant):
     config, shapes = abstract(variant)

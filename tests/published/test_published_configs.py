@@ -28,6 +28,7 @@ def count(leaves):
     return sum(leaf.size for path, leaf in leaves.items() if path.startswith("params/"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "millions", "tensors"), DIT_SIZES)
 def test_dit(variant, millions, tensors):
     """The paper's numbers of parameters, table 4, which include the position embeddings; XL/2 has 675,129,632."""
@@ -167,6 +168,7 @@ SIZES = [  # numbers of parameters of the releases' networks
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), SIZES)
 def test_sizes(name, size):
     _, leaves = shapes(name)

@@ -195,6 +195,7 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @WRITERS
 def test_bombs_are_reported_in_bounded_memory_and_time(tmp_path, write):
     paths = [tmp_path / kind.replace(" ", "_") for kind in BOMBS]
@@ -332,6 +333,7 @@ def test_the_checksum_in_a_file_name_is_verified(tmp_path):
         Weights(damaged, "a network", source="it is at a place")
 
 
+@pytest.mark.slow
 @WRITERS
 def test_tensors_are_read_one_at_a_time(tmp_path, write):
     """Four storages of 32 MiB: opening reads none of them, and reading each needs the memory of a few."""

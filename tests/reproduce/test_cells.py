@@ -75,6 +75,7 @@ def test_finished_cells_are_not_computed_again(make, finished, monkeypatch):
     assert before == after
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_recorded_and_a_lost_cell_is_evaluated_again_without_training(make, finished):
     """The lost cell comes after the failed one, has the values of the first time, and its run has no new checkpoint."""
     root, store, every, before = finished

@@ -77,6 +77,7 @@ def test_headers_have_the_command_and_all_scales_exist():
         assert set(load(name).scales) == set(SCALES), name
 
 
+@pytest.mark.slow
 def test_every_scale_fits_its_configs():
     for name in FILES:
         for scale in SCALES:
@@ -92,6 +93,7 @@ def test_smoke_scales_are_small():
         assert {config.data.name for config in configs.values()} <= {"digits", "shapes"}, f"{name} needs no data"
 
 
+@pytest.mark.slow
 def test_smoke_scales_build():
     assert build("smoke", names=("ddim_table1", "gan_stability", "iddpm_table2", "vqvae2_levels"))
 

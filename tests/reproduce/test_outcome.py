@@ -148,6 +148,7 @@ def test_cells_that_failed_or_are_not_done_are_left_out(outcome):
     assert nothing.verdict(MORE_STEPS).word == "not measured"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_equal_settings_are_called_ordered_in_at_most_one_case_in_twenty(seeds):
     """Simulates trainings that differ by 1, samples by 0.5, of two settings that are the same."""

@@ -103,6 +103,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_stores_averages_from_which_another_is_reconstructed(run, tmp_path, capsys):
     """With a snapshot at every step the parameters of each step are known, and so is every average."""
     assert averages.list_snapshots(Workdir(run)) == [1, 2, 3, 4]

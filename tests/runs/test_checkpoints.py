@@ -147,6 +147,7 @@ def test_damaged_files_are_named_and_the_earlier_checkpoint_is_used(tmp_path, ca
                 checkpoints.restore(shapes(state()), step=3)
 
 
+@pytest.mark.slow
 def test_damage_of_every_file_is_found(tmp_path):
     whole = three(tmp_path)
     for file in files(whole / "3"):

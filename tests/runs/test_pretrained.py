@@ -70,11 +70,13 @@ def test_configs_of_released_models_name_no_folder_of_a_machine(name):
         assert not (isinstance(value, str) and value.startswith(("/", "~"))), field
 
 
+@pytest.mark.slow
 def test_the_error_without_a_data_set_names_the_flag(capsys):
     error = refused(capsys, "evaluate", "--workdir=pretrained:fashion_mnist", "--metrics=fd_pixels")
     assert "data.dir is not set: fashion_mnist is read from disk" in error and "--data_dir" in error
 
 
+@pytest.mark.slow
 def test_a_released_model_loads_and_computes_in_single_precision():
     run = diffjax.load("pretrained:digits")
     assert "path=pretrained:digits" in repr(run)

@@ -38,6 +38,7 @@ def test_held_out_losses_do_not_change_training(runs):
     assert without == with_losses
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_by_hand(runs):
     """Two batches of 16 test images, with the averaged parameters of the last step."""
     run = diffjax.load(runs["with"])
@@ -79,6 +80,7 @@ def test_layouts_have_the_same_held_out_losses(layout):
     np.testing.assert_allclose(evaluated("digits", **LAYOUTS[layout])["eval/loss"], expected["eval/loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_held_out_losses_of_a_gan_on_two_devices():
     """Both groups have one, with the discriminator's mean logits of real and generated images."""
     names = {"generator/loss", "discriminator/loss", "discriminator/real", "discriminator/fake"}

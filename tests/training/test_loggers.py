@@ -91,6 +91,7 @@ def test_tensorboard_events(tmp_path):
     assert (first.height, first.width, first.colorspace) == (6, 9, 3) and first == second
 
 
+@pytest.mark.slow
 def test_wandb_continues_its_run_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "digits")

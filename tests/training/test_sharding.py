@@ -189,6 +189,7 @@ def started(kind, mode="jit", num_devices=1, fsdp=1):
     return history, jax.device_get(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{"mode": "pmap", "num_devices": 4}, {"num_devices": 4, "fsdp": 2}])
 @pytest.mark.parametrize("kind", FIELDS)
 def test_layouts_have_the_same_starting_weights_updates_and_averages(kind, layout):

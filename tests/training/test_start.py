@@ -68,6 +68,7 @@ def initial(config):
     return jax.tree.map(np.array, state), start.apply(state)
 
 
+@pytest.mark.slow
 def test_the_first_state_has_the_weights_and_averages_of_the_run(trained_runs):
     run = trained_runs("pixel")
     fresh, state = initial(tiny.config(train__start=str(run), seed=1, **PIXEL))
@@ -113,6 +114,7 @@ def test_weights_that_do_not_fit_are_named(trained_runs):
         read_start(config, model)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_or_its_export_and_then_resumes_without_it(trained_runs, tmp_path, capsys):
     source = shutil.copytree(trained_runs("pixel"), tmp_path / "source")
     assert launch("export", f"--workdir={source}", f"--out={tmp_path / 'exported'}") == 0
