@@ -299,6 +299,8 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     ),
     "sampler.guidance_schedule": ("constant", "the scale over time: constant | linear | cosine | power_cosine"),
     "sampler.guidance_channels": (0, "number of first channels that are guided; 0: all"),
+    "sampler.first_condition": ("", "condition with a guidance scale of its own, sampler.first_scale; '': none"),
+    "sampler.first_scale": (1.0, "scale of sampler.first_condition alone; sampler.guidance is that of the others"),
     "sampler.classifier_scale": (1.0, "scale of classifier guidance, with --classifier"),
     "sampler.weak_scale": (1.0, "scale of autoguidance, with --weak"),
     "sampler.perturbation": (

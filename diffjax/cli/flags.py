@@ -42,7 +42,7 @@ _GROUPS = {
     ),
     "guidance": (
         *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
-        *("guidance_rule", "guidance_schedule", "guidance_channels"),
+        *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
         *("classifier", "classifier_scale", "weak", "weak_scale", "clip_scale"),
         *("perturbation", "perturbed_scale"),
     ),

@@ -25,7 +25,7 @@ from diffjax.runs.new_folder import new_folder
 _SETTINGS = (
     *("sampler", "grid", "steps", "eta", "threshold"),
     *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
-    *("guidance_rule", "guidance_schedule", "guidance_channels"),
+    *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
     *("perturbation", "perturbed_scale"),
 )
 

@@ -33,8 +33,13 @@ def classifier_free(
     interval: tuple[Array | float, Array | float] = ALWAYS,
     channels: int = 0,
     average: Float[Array, "B ..."] | None = None,
+    first: Denoiser | None = None,
+    first_scale: Array | float = 1.0,
 ) -> Denoiser:
     """Classifier-free guidance, by default x_0 = unconditional + scale (conditional - unconditional).
+
+    With `first` two conditions have scales of their own: x_0 = unconditional + first_scale (first - unconditional) +
+    scale (conditional - first).
 
     Guidance of x_0 equals guidance of eps: they differ by a factor that depends on the noise level only.
 
@@ -49,17 +54,21 @@ def classifier_free(
         eq. 6).
       channels: number of first channels (last axis) to guide, as in DiT's code (3); 0: all.
       average: running average of the rule, for one with momentum: see guided_steps.py; None: no memory.
+      first: denoiser with one of the conditions alone; None: all conditions have one scale.
+      first_scale: scale of that condition; 1: no guidance towards it.
 
     Returns:
       The guided denoiser, whose `Denoised.guidance_average` is the next average if `average` is given.
 
-    Reference: Ho & Salimans 2022, eq. 6.
+    Reference: Ho & Salimans 2022, eq. 6; with `first` InstructPix2Pix (Brooks et al. 2023), eq. 3.
     """
 
     def both(x, noise, *next):
         with_condition, without = conditional(x, noise, *next), unconditional(x, noise, *next)
-        estimates = Estimates(x, noise, with_condition.x0, without.x0, average)
+        base = without if first is None else first(x, noise, *next)
+        estimates = Estimates(x, noise, with_condition.x0, base.x0, average)
         x0, new_average = rule(estimates, at_level(scale, noise))
+        x0 = x0 if first is None else x0 + (first_scale - 1.0) * (base.x0 - without.x0)
         spread = _std(with_condition.x0) / jnp.maximum(_std(x0), 1e-8)
         x0 = x0 * (rescale * spread + (1.0 - rescale))
         if channels:
@@ -70,8 +79,8 @@ def classifier_free(
         return conditional(x, *levels)._replace(guidance_average=average)
 
     def denoise(x, noise, *next) -> Denoised:
-        is_guided = _inside(noise, interval) & (at_level(scale, noise) != 1.0)
-        return lax.cond(is_guided, both, unguided, x, noise, *next)
+        has_scale = (at_level(scale, noise) != 1.0) | (first is not None and first_scale != 1.0)
+        return lax.cond(_inside(noise, interval) & has_scale, both, unguided, x, noise, *next)
 
     return denoise
 

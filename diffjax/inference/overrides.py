@@ -51,6 +51,8 @@ SETTINGS = {
     "grid": _Setting(f"time grid: {' | '.join(choices(time_grids))}, with options as in karras(rho=5)", _text("grid")),
     "threshold": _Setting(f"clipping of each x_0 estimate: {' | '.join(choices(clipping))}", _text("threshold")),
     "guidance": _Setting("scale s of classifier-free guidance, 1: unguided; w0.5 means s = 1 + 0.5", _guidance),
+    "first_condition": _Setting("condition with a scale of its own, such as image_embedding", _text("first_condition")),
+    "first_scale": _Setting("scale of --first_condition, 1: unguided", _number("first_scale")),
     "guidance_rescale": _Setting("weight of rescaling to the unguided contrast, 0 to 1", _number("guidance_rescale")),
     "guidance_low": _Setting("guide only where sigma / alpha is above this", _number("guidance_low")),
     "guidance_high": _Setting("guide only where sigma / alpha is at most this", _number("guidance_high")),
@@ -239,6 +241,10 @@ def _ineffective_diffusion_flags(
         yield f"--perturbation={flags['perturbation']}{suffix}: has no effect at perturbed_scale=1; set it"
     if "perturbed_scale" in flags and has_scale and not is_perturbed:
         yield f"--perturbed_scale={flags['perturbed_scale']:g}{suffix}: has no effect at perturbation=none; set it"
+    has_first, first_scale = settings["first_condition"] != "", scales["first_scale"] != 1.0
+    if "first_scale" in flags and first_scale and not has_first:
+        yield f"--first_scale={flags['first_scale']:g}{suffix}: has no effect without a first_condition; set it"
+    is_unguided &= not (has_first and first_scale)
     is_extrapolated = (has_weak and scales["weak_scale"] != 1.0) or (is_perturbed and has_scale)
     of_others = {"guidance_schedule", *interval} if is_extrapolated else set()
     if is_unguided:

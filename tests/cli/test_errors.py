@@ -343,6 +343,7 @@ NOTES = {
     "--guidance=1 --guidance_schedule=linear": "--guidance_schedule=linear: has no effect at guidance=1",
     "--guidance=1 --weak=SELF --weak_scale=2 --guidance_schedule=linear": None,
     "--perturbation=skip_blocks(0)": "--perturbation=skip_blocks(0): has no effect at perturbed_scale=1",
+    "--first_scale=2": "--first_scale=2: has no effect without a first_condition",
     "--perturbed_scale=2": "--perturbed_scale=2: has no effect at perturbation=none",
     "--guidance=1 --perturbation=skip_blocks(0) --perturbed_scale=2 --guidance_low=0.5": None,
     "--guidance=2 --guidance_low=2 --guidance_high=1": "the interval is empty",

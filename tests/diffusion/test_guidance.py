@@ -285,6 +285,18 @@ def test_clip_similaritys_gradient_is_that_of_the_cosine():
     np.testing.assert_allclose(denoised.x0, exact(x, alpha, sigma)[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "first_scale"), [(2.0, 4.0), (1.0, 4.0), (2.0, 1.0), (1.0, 1.0)])
+def test_two_conditions_have_scales_of_their_own(scale, first_scale):
+    """u + s_1 (i - u) + s_2 (c - i), inside the interval of guidance."""
+    c, u, i = RNG.normal(size=(3, B, 2))
+    inside, outside = noise(*LEVELS[1]), noise(*LEVELS[2])
+    options = {"first": constant(i), "first_scale": first_scale, "interval": (0.0, 2.0)}
+    denoise = guidance.classifier_free(constant(c), constant(u), scale, **options)
+    np.testing.assert_allclose(denoise(jnp.asarray(X), outside).x0, c, atol=1e-5)
+    expected = u + first_scale * (i - u) + scale * (c - i)
+    np.testing.assert_allclose(denoise(jnp.asarray(X), inside).x0, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("scale", "perturbed_scale"), [(3.0, 2.5), (1.0, 2.5), (3.0, 1.0)])
 def test_perturbed_guidance_adds_to_classifier_free_guidance(scale, perturbed_scale):
     """PAG with CFG: u + s (c - u) + w (c - p), where w is perturbed_scale - 1."""

@@ -105,6 +105,24 @@ def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does
     np.testing.assert_array_equal(unconditional, other_unconditional)
 
 
+def test_a_condition_alone_is_the_model_with_the_others_dropped():
+    """The estimate depends on this condition only, and equals that of both where the other is null."""
+    _, model, variables = conditioned.built("label", "caption")
+    conditions = example_conditions()
+
+    @jax.jit
+    def denoise(conditions):
+        bound = model.bind(variables, conditions)
+        level = bound.process.schedule(10.0)
+        return bound.denoiser(X, level).x0, bound.alone("label")(X, level).x0
+
+    without_caption = {**conditions, "tokens": np.full_like(conditions["tokens"], NO_TOKEN)}
+    (both, alone), (expected, same) = denoise(conditions), denoise(without_caption)
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+    np.testing.assert_array_equal(alone, same)
+    assert (apart(both, alone) > 1e-3).all()
+
+
 @pytest.mark.parametrize("name", ["caption", "clip_text"])
 def test_conditions_are_encoded_once_and_one_holds_for_a_batch(name, monkeypatch):
     _, model, variables = conditioned.built(name)

@@ -22,7 +22,7 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 WAVES = (lambda x, noise: Denoised(jnp.sin(2 * x)), lambda x, noise: Denoised(jnp.cos(x)))
 
 
-def settings(guided=True, guidance_range=None, shape=(4, 2), **overrides):
+def settings(guided=("label", "caption"), guidance_range=None, shape=(4, 2), **overrides):
     sampler = {**tiny.config().sampler, "threshold": "none", "guidance": 3.0, **overrides}
     options = {"guided": guided, "guidance_range": guidance_range, "shape": shape}
     return make_diffusion_settings(PROCESS, sampler, **options)
@@ -112,6 +112,10 @@ INVALID = {
     ("guidance_schedule", "power_cosine(power=0)"): "power=0: must be a finite number above 0",
     ("guidance_schedule", "interval"): "unknown sampler.guidance_schedule 'interval'",
     ("guidance_channels", 3): "guidance_channels=3: must be at most 2, the channels of the data",
+    (
+        "first_condition",
+        "captions",
+    ): "must be one of two or more conditions with dropout > 0; this model has label, cap",
     ("guidance_channels", -1): "guidance_channels=-1: must be a whole number",
 }
 
@@ -128,11 +132,13 @@ def test_choices_that_make_no_sense_raise():
     settings(guidance_rule="zero_star(zero_steps=0)", threshold="clip")
     for changes in ({"guidance_rule": "zero_star"}, {"guidance_channels": 1}):
         with pytest.raises(UserError, match="requires a model that supports classifier-free guidance"):
-            settings(guided=False, guidance=1.0, **changes)
+            settings(guided=(), guidance=1.0, **changes)
         with pytest.raises(UserError, match="not supported with conditions"):
             settings(guidance_range=(1, 4), **changes)
-    settings(guided=False, guidance=1.0, guidance_schedule="linear")  # of autoguidance
+    settings(guided=(), guidance=1.0, guidance_schedule="linear")  # of autoguidance
     with pytest.raises(UserError, match="not supported with conditions"):
         settings(guidance_range=(1, 4), guidance_schedule="linear")
+    with pytest.raises(UserError, match="two or more conditions with dropout > 0; this model has label$"):
+        settings(guided=("label",), first_condition="label")
     with pytest.raises(UserError, match="must be 0, as the data have no channels"):
         settings(shape=(2,), guidance_channels=1)

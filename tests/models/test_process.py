@@ -151,7 +151,7 @@ def test_the_time_input_is_not_rescaled_by_default():
     assert Process.from_config(config).time_scale == 1.0
 
 
-def settings_of(noising, config=None, guided=True, **settings):
+def settings_of(noising, config=None, guided=("label",), **settings):
     return make_diffusion_settings(noising, config or tiny.config().sampler, guided=guided, **settings)
 
 
@@ -244,4 +244,4 @@ def test_invalid_choices_raise(changes, message):
 )
 def test_invalid_settings_raise(overrides, message):
     with pytest.raises(UserError, match=message):
-        settings_of(process(), tiny.config(sampler__guidance=1.0).sampler, guided=False, **overrides)
+        settings_of(process(), tiny.config(sampler__guidance=1.0).sampler, guided=(), **overrides)

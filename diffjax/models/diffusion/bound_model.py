@@ -49,6 +49,8 @@ class BoundModel:
       encode: images to data.
       decode: data to images or embeddings.
       perturbed: maps a choice of perturbations.py to the denoiser of the perturbed network; None: it is not supported.
+      alone: maps the name of a condition to the denoiser with this condition alone, for a scale of its own; None: it is
+        not supported.
       last_step: another model of the same data, for the last step of `sample`; None: this one.
     """
 
@@ -60,6 +62,7 @@ class BoundModel:
     decode: Callable[[Array], Array] = lambda x: x
     last_step: "BoundModel | None" = None
     perturbed: Callable[[str], Denoiser] | None = None
+    alone: Callable[[str], Denoiser] | None = None
 
     def sample(
         self,
@@ -149,6 +152,7 @@ class BoundModel:
             perturbed = self.perturbed(settings["perturbation"])
             denoise = guidance.perturbed(denoise, perturbed, perturbed_scale, interval=interval)
         if self.unconditional is not None:
+            has_first = self.alone is not None and settings["first_condition"] != ""
             denoise = guidance.classifier_free(
                 denoise,
                 self.unconditional,
@@ -158,6 +162,8 @@ class BoundModel:
                 interval=interval,
                 channels=settings["guidance_channels"],
                 average=average,
+                first=self.alone(settings["first_condition"]) if self.alone and has_first else None,
+                first_scale=settings["first_scale"],
             )
         if is_perturbed:
             denoise = guidance.with_shift(denoise)

@@ -62,7 +62,12 @@ class Conditions:
     @property
     def supports_guidance(self) -> bool:
         """True if any condition supports guidance."""
-        return any(condition.supports_guidance for condition in self.each.values())
+        return bool(self.guided)
+
+    @property
+    def guided(self) -> tuple[str, ...]:
+        """Names of the conditions that support guidance."""
+        return tuple(name for name, condition in self.each.items() if condition.supports_guidance)
 
     @property
     def required_inputs(self) -> dict[str, int]:

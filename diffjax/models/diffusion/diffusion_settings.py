@@ -18,6 +18,7 @@ from diffjax.registry import Choice, check_options, lookup, option_defaults, opt
 
 _SCALES = {  # of guidance and noise: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance; 1: off
+    "first_scale": 1.0,  # of first_condition alone; 1: off
     "guidance_rescale": 0.0,  # weight [0, 1] of rescaling to the unguided contrast
     "guidance_low": 0.0,  # guidance applies above this sigma / alpha ...
     "guidance_high": float("inf"),  # ... and up to this
@@ -48,7 +49,7 @@ def make_diffusion_settings(
     process: Process,
     sampler_config: Mapping[str, Any],
     *,
-    guided: bool,
+    guided: Collection[str],
     guidance_range: tuple[float, float] | None = None,
     pixels: bool = True,
     shape: tuple[int, ...] = (),
@@ -65,7 +66,7 @@ def make_diffusion_settings(
 
     Args:
       sampler_config: the config's `sampler` section.
-      guided: whether the model supports classifier-free guidance.
+      guided: names of the conditions that support classifier-free guidance.
       guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
       pixels: whether the model's data are pixels.
       shape: shape of one example of the model's data; (): unknown.
@@ -96,7 +97,7 @@ def make_diffusion_settings(
     _check_numbers(settings)
     if guidance_range:
         validate_number("sampler.guidance", settings["guidance"], *guidance_range)
-    _check_model(settings, guided or guidance_range is not None, pixels, required_inputs)
+    _check_model(settings, bool(guided) or guidance_range is not None, pixels, required_inputs)
     if not settings["keep_known"] and not sees_mask:
         raise UserError(
             "sampler.keep_known=False: requires a model with conditions.masked_image, as others do not see the known "

@@ -1,6 +1,6 @@
 """Choices of guidance among the sampling settings: its rule, its schedule, and the channels that it guides."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ DEFAULTS = {
     "guidance_rule": "extrapolation",
     "guidance_schedule": "constant",
     "guidance_channels": 0,  # number of first channels that are guided; 0: all
+    "first_condition": "",  # condition with a scale of its own, first_scale; "": all have one scale
 }
 
 
@@ -28,13 +29,13 @@ class GuidanceChoices(NamedTuple):
 
 
 def read_choices(
-    settings: Mapping[str, Any], *, guided: bool, distilled: bool, channels: int | None
+    settings: Mapping[str, Any], *, guided: Collection[str], distilled: bool, channels: int | None
 ) -> GuidanceChoices:
     """Reads the choices among the settings of a sampler.
 
     Args:
       settings: values by name; the names of DEFAULTS are read, and "threshold".
-      guided: whether the model supports classifier-free guidance.
+      guided: names of the conditions that support classifier-free guidance.
       distilled: whether the scale of guidance is an input of the network.
       channels: number of channels of the data; None: they have none.
 
@@ -50,7 +51,7 @@ def read_choices(
         for name, value in values.items():
             _check_option(f"sampler.{axis}={choice.name}, {name}", name, value)
         names[axis], option_values[axis] = choice.name, {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
-    _check_model(chosen, guided, distilled)
+    _check_model(chosen, bool(guided), distilled)
     if option_values["guidance_rule"].get("zero_steps", 0) > 0:
         threshold = lookup("sampler.threshold", clipping, settings["threshold"])
         if threshold.function is not clipping.none:
@@ -62,6 +63,13 @@ def read_choices(
     if names["guidance_channels"] > (channels or 0):
         limit = f"at most {channels}, the channels of the data" if channels else "0, as the data have no channels"
         raise UserError(f"sampler.guidance_channels={names['guidance_channels']}: must be {limit}")
+    names["first_condition"] = str(chosen["first_condition"])
+    if names["first_condition"] and (names["first_condition"] not in guided or len(guided) < 2):
+        has = f"this model has {', '.join(guided)}" if guided else "this model has none"
+        raise UserError(
+            f"sampler.first_condition={names['first_condition']}: must be one of two or more conditions with "
+            f"dropout > 0; {has}"
+        )
     return GuidanceChoices(names, option_values)
 
 

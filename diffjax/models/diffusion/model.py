@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from diffjax.diffusion.couplings import Examples, Pairs
-from diffjax.diffusion.denoiser import Network
+from diffjax.diffusion.denoiser import Denoiser, Network
 from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
@@ -212,7 +212,7 @@ class DiffusionModel(GenerativeModel):
         settings = make_diffusion_settings(
             self.process,
             sampler_config,
-            guided=self.conditions.supports_guidance,
+            guided=self.conditions.guided,
             guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
             pixels=isinstance(self.data_space, PixelSpace),
             shape=self.data_space.shape,
@@ -259,6 +259,11 @@ class DiffusionModel(GenerativeModel):
         if self.conditions.supports_guidance and not self.conditions.guidance_scale:
             null_values = self.conditions.drop_all(values, count)
             unconditional = process.denoiser(self._bound_network(variables, null_values))
+
+        def alone(name: str) -> Denoiser:
+            values_of_one = {**self.conditions.drop_all(values, count), name: values[name]}
+            return process.denoiser(self._bound_network(variables, values_of_one))
+
         last_step = None
         if self.last_step is not None:
             last_step = self.last_step.bind(variables["frozen"]["last_step"], conditions, keys, level)
@@ -271,6 +276,7 @@ class DiffusionModel(GenerativeModel):
             functools.partial(self.data_space.decode, variables),
             last_step,
             lambda text: process.denoiser(self._perturbed(text)._bound_network(variables, values)),
+            alone,
         )
 
     def _perturbed(self, text: str) -> "DiffusionModel":

@@ -95,7 +95,7 @@ class DDGAN(AdversarialModel):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        return make_diffusion_settings(self.process, sampler_config, guided=False, capacity=capacity, **overrides)
+        return make_diffusion_settings(self.process, sampler_config, guided=(), capacity=capacity, **overrides)
 
     def sample(
         self,
