@@ -138,7 +138,7 @@ def test_choices_that_make_no_sense_raise():
     settings(guided=(), guidance=1.0, guidance_schedule="linear")  # of autoguidance
     with pytest.raises(UserError, match="not supported with conditions"):
         settings(guidance_range=(1, 4), guidance_schedule="linear")
-    with pytest.raises(UserError, match="two or more conditions with dropout > 0; this model has label$"):
+    with pytest.raises(UserError, match=r"two or more conditions with dropout > 0; this model has label$"):
         settings(guided=("label",), first_condition="label")
     with pytest.raises(UserError, match="must be 0, as the data have no channels"):
         settings(shape=(2,), guidance_channels=1)
