@@ -39,6 +39,7 @@ SAMPLERS = {
     "unipc 1": (lambda schedule, steps: samplers.unipc(order=1, bh1=True), 2),
     "unipc 3": (lambda schedule, steps: samplers.unipc(order=3), 4),
     "heun velocity": (lambda schedule, steps: samplers.heun(velocity=True), 2),
+    "restart": (lambda schedule, steps: samplers.restart(schedule=schedule, repeats=0), 2),  # of the steps between
     "dpm_solver": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule), 2),
     "dpm_solver 3": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule, order=3), 3),
     "dpm_solver data 3": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule, order=3, data=True), 3),
@@ -76,7 +77,7 @@ OTHER_NAMES = {
 # Their programs of few steps are tested with -m slow: others have the same guards.
 VARIANTS = {
     *("dpm2", "dpm2_ancestral", "dpm_solver 3", "dpm_solver data 3", "dpmpp_2s_ancestral 0", "dpm_solver_multistep 3"),
-    *("dpmpp_2m_sde heun", "dpmpp_3m_sde 0", "deis log_rho", "ipndm", "unipc 1", "unipc 3", "heun velocity"),
+    *("restart", "dpmpp_2m_sde heun", "dpmpp_3m_sde 0", "deis log_rho", "ipndm", "unipc 1", "unipc 3", "heun velocity"),
 }
 
 MEAN, STD = 0.7, 0.3  # of Gaussian data
@@ -93,6 +94,31 @@ def test_the_table_is_complete():
     """All but the samplers of consistency models, which do not converge to an ODE of the denoiser."""
     of_consistency_models = {"consistency", "lcm", "tcd"}
     assert {name.replace(",", " ").split()[0] for name in SAMPLERS} | of_consistency_models == set(choices(samplers))
+
+
+@pytest.mark.parametrize("brownian", [False, True])
+def test_restart_contracts_an_error_of_the_start(brownian):
+    """Each repeat shrinks an error in the mean as the ODE does on the way back, and the deviation stays.
+
+    From sigma / alpha = R to r the ODE of a Gaussian of deviation s shrinks it by sqrt((r^2 + s^2) / (R^2 + s^2)).
+    """
+    schedule = noise_schedules.cosine(1000, continuous=True)
+    levels = schedule(jnp.asarray(time_grids.trailing(30, schedule), jnp.float32))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    x = 2.0 + jax.random.normal(jax.random.key(1), (4000,))
+
+    @jax.jit
+    def run(repeats):
+        sampler = samplers.restart(schedule=schedule, low=0.3, high=2.0, repeats=repeats)
+        return sampling.run(keys, best, sampler, levels, 30, x, brownian=brownian)
+
+    errors = [float(run(repeats).mean()) - MEAN for repeats in (0, 1, 3)]
+    ratios = np.asarray(levels.sigma / levels.alpha)
+    contraction = np.hypot(ratios[ratios <= 0.3].max(), STD) / np.hypot(2.0, STD)
+    np.testing.assert_allclose(errors[1], contraction * errors[0], atol=0.03)
+    assert errors[0] > 0.4 and abs(errors[2]) < 0.03
+    np.testing.assert_allclose(run(3).std(), STD, rtol=0.05)
+    np.testing.assert_allclose(run(0), sampling.run(keys, best, samplers.heun(), levels, 30, x), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -244,7 +270,7 @@ def basis_run(sampler, denoiser, levels, n):
     x = jnp.zeros(2 + PARTS * size, levels.alpha.dtype).at[1].set(1.0)
 
     def body(i, state):
-        noise = lambda start, end, part=0: jnp.zeros_like(x).at[2 + PARTS * i + part].set(1.0)  # noqa: E731
+        noise = lambda start, end, part=0, repeat=0: jnp.zeros_like(x).at[2 + PARTS * i + part].set(1.0)  # noqa: E731
         return sampler.step(noise, denoiser, state[1], state[0], sampling.at(levels, i), sampling.at(levels, i + 1))
 
     return lax.fori_loop(0, n, body, (x, sampler.init(x)))[0]
@@ -262,7 +288,7 @@ def mixture_program(name):
     @jax.jit
     def program(levels, steps, value):
         traces.append(1)
-        options = {"schedule": schedule} if name in ("edm", "pndm") else {}
+        options = {"schedule": schedule} if name in ("edm", "pndm", "restart") else {}
         options |= {"steps": steps} if name == "edm" else {}
         options |= {TRACED[name]: value} if name in TRACED else {}
         denoiser = lambda x, noise, next=None: Denoised(best_of_mixture(x, noise))  # noqa: E731
@@ -277,12 +303,15 @@ def mixture_program(name):
     return run, traces
 
 
+SLOW_VALUES = (("ddim", 0.5), ("dpmpp_2m_sde", 1.0), ("restart", 0.0))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("ancestral", 0.0), ("ddim", 0.0), ("edm", 2.0), ("heun", 0.0), ("plms", 0.0), ("pndm", 0.0)),
         *(("dpmpp_2m_sde", 0.0), ("unipc", 0.0)),
-        *(pytest.param(name, value, marks=pytest.mark.slow) for name, value in (("ddim", 0.5), ("dpmpp_2m_sde", 1.0))),
+        *(pytest.param(name, value, marks=pytest.mark.slow) for name, value in SLOW_VALUES),
     ],
 )
 def test_samples_have_the_distribution_of_a_mixture(name, value):

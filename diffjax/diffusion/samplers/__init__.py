@@ -29,6 +29,7 @@ from diffjax.diffusion.samplers.runge_kutta import (
     dpmpp_sde,
     edm,
     heun,
+    restart,
 )
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "lms",
     "plms",
     "pndm",
+    "restart",
     "tcd",
     "unipc",
 ]

@@ -10,8 +10,9 @@ from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, initial_std, log_snr, posterior_variance
 from diffjax.diffusion.noise_schedules import Schedule
 
-# (start, end, part=0) -> standard normal noise like x, of the interval between two levels. A step that has several
-# intervals numbers them by `part`; noises of different parts and of different steps are independent.
+# (start, end, part=0, repeat=0) -> standard normal noise like x, of the interval between two levels. A step that has
+# several intervals numbers them by `part`, and one that goes through an interval again by `repeat`; noises of different
+# parts, repeats and steps are independent.
 StepNoise = Callable[..., Array]
 
 
