@@ -15,6 +15,9 @@ config_changes.jsonl.
 metrics.jsonl has the metrics (docs/logging.md). --logger selects where they are shown besides: tensorboard (the folder
 events of the run), wandb (Weights & Biases), or none.
 
+--profile=10 writes a trace of ten steps into the folder profile of the run, for XProf, and prints the operations that
+took most of the time.
+
 To train one run with several processes, start each with --coordinator=HOST:PORT --processes=N --process=I; under Slurm
 and on TPU slices this is detected (docs/scaling.md).
 """
@@ -62,6 +65,9 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_boolean(
         "print_config", False, "print every config value with its documentation, and exit", flag_values=flags
     )
+    absl_flags.DEFINE_integer(
+        "profile", 0, "number of steps to profile; prints the slowest operations", lower_bound=0, flag_values=flags
+    )
     absl_flags.DEFINE_boolean("list", False, "list the packaged configs, and exit", flag_values=flags)
 
 
@@ -79,7 +85,11 @@ def run(arguments: Arguments) -> int:
             if multihost.is_main_process():
                 check_logger(arguments.logger)
             system, stopped = train(
-                config, workdir, allow_config_change=arguments.allow_config_change, logger=arguments.logger
+                config,
+                workdir,
+                allow_config_change=arguments.allow_config_change,
+                logger=arguments.logger,
+                profile=arguments.profile,
             )
         except KeyboardInterrupt:
             print("interrupted without saving; the same command resumes at the last checkpoint", flush=True)

@@ -38,6 +38,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.path / "last_checkpoint.json"  # step of the newest checkpoint that was written
         self.samples = pretrained.output_folder(self.path) / "samples"  # previews
+        self.profile = self.path / "profile"  # trace of `train --profile`
         self.results = pretrained.output_folder(self.path) / "results"
         self.tokenizer = self.path / "tokenizer.json"  # only if the model reads captions
         self.weights = self.path / "weights.safetensors"  # only in exported runs, which have no checkpoints

@@ -46,6 +46,7 @@ from diffjax.training.compiled_step import (
 from diffjax.training.held_out import has_losses, make_evaluate, open_held_out
 from diffjax.training.loggers import open_logger
 from diffjax.training.logging import MetricsLog, NullLog
+from diffjax.training.profiling import Profiler
 from diffjax.training.sharding import Devices
 from diffjax.training.start import StartWeights, read_start
 from diffjax.typing import Variables
@@ -60,6 +61,7 @@ def train(
     *,
     allow_config_change: bool = False,
     logger: str = "tensorboard",
+    profile: int = 0,
     parent: ConfigDict | None = None,
     opened: OpenedSets | None = None,
 ) -> tuple[Model | None, int | None]:
@@ -70,6 +72,7 @@ def train(
     Args:
       allow_config_change: resume even if fields changed that affect the numbers of a step (see `resume`).
       logger: name of the logger, of `loggers.LOGGERS`.
+      profile: number of steps to profile; 0: none.
       parent: config that this one is a part of.
       opened: data sets that need not be opened again, of the parent.
 
@@ -111,7 +114,7 @@ def train(
             part = Workdir(workdir.path / name)
             if resume.is_trained_elsewhere(part):
                 continue
-            options: Any = {"allow_config_change": allow_config_change, "logger": logger}
+            options: Any = {"allow_config_change": allow_config_change, "logger": logger, "profile": profile}
             options |= {"parent": config, "opened": opened}
             _, stopped = train(part_config(config, name), part, **options)
             if stopped:
@@ -120,7 +123,7 @@ def train(
         if prepared is None:
             _complete_pipeline(config, cast(Pipeline, system), workdir)
             return system, None
-        return system, _train(config, system, workdir, prepared, check_place, logger)
+        return system, _train(config, system, workdir, prepared, check_place, logger, profile)
 
 
 def check(config: ConfigDict) -> None:
@@ -214,12 +217,14 @@ def _train(
     prepared: _Preparation,
     check_place: Callable[[], None],
     logger: str,
+    profile: int,
 ) -> int | None:
     """Trains a model with parameters. Returns the signal that ended training early, or None.
 
     Args:
       check_place: raises UserError if the run's folder is no longer at its path.
       logger: name of the logger.
+      profile: number of steps to profile; 0: none.
     """
     devices = prepared.devices
     if system.text and list_steps(workdir.checkpoints) and not workdir.tokenizer.exists():
@@ -254,6 +259,9 @@ def _train(
         step, state = compile_step(
             config, trained, prepared.optimizers, devices, len(source), checkpoints if start else None
         )
+        if profile:
+            step = Profiler(step, profile, workdir.profile)
+            stack.callback(step.close)
         if not start:
             state = _initialise(trained, state, batches, prepared)
         frozen = devices.replicate(trained.frozen)
