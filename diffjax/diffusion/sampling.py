@@ -209,19 +209,19 @@ def at(levels: Noise, i: Int[Array, ""] | int) -> Noise:
 def _step_noise(keys: Keys, x: Examples, temperature: Array | float, brownian: bool) -> StepNoise:
     """Returns the noise of a step on `x`; for the arguments see `run`. `keys` are the path's if `brownian`."""
 
-    def again(repeat: Array | int) -> Keys:
+    def keys_of(repeat: Array | int) -> Keys:
         is_first = isinstance(repeat, int) and repeat == 0
         return keys if is_first else fold_in_each(keys, _REPEATS + repeat)
 
     def independent(start: Noise, end: Noise, part: int = 0, repeat: Array | int = 0) -> Examples:
         del start, end
-        part_keys = fold_in_each(again(repeat), part) if part else again(repeat)
+        part_keys = fold_in_each(keys_of(repeat), part) if part else keys_of(repeat)
         return temperature * normal_each(part_keys, x.shape[1:], x.dtype)
 
     def of_path(start: Noise, end: Noise, part: int = 0, repeat: Array | int = 0) -> Examples:
         del part
         times = flow_time(start), flow_time(end)
-        return temperature * brownian_increment(again(repeat), *times, x.shape[1:], x.dtype)
+        return temperature * brownian_increment(keys_of(repeat), *times, x.shape[1:], x.dtype)
 
     return of_path if brownian else independent
 

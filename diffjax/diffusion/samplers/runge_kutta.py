@@ -123,13 +123,13 @@ def restart(
             inside = _level_at_ratio(schedule, (start + i / count * (end - start)) ** 7)
             return jax.tree.map(lambda a, b: jnp.where(i == count, a, b), next, inside)
 
-        def again(i, x):
+        def return_once(i, x):
             x = top.alpha / next.alpha * x + jnp.sqrt(transition_variance(top, next)) * noise(top, next, repeat=i + 1)
             return lax.fori_loop(0, count, lambda j, x: _heun_step(denoiser, x, level(j), level(j + 1)), x)
 
         is_restart = (now.sigma > low * now.alpha) & (next.sigma <= low * next.alpha) & (next.sigma > 0)
         x = _heun_step(denoiser, x, now, next)
-        return lax.fori_loop(0, jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0), again, x), carry
+        return lax.fori_loop(0, jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0), return_once, x), carry
 
     return Sampler(no_history, step)
 
