@@ -76,7 +76,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Model
     "model.architecture": (
         "unet",
-        "network: unet | dit (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
+        "network: unet | dit | edm2 (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
     ),
     "model.channels": (32, "feature channels at the first level, that of full resolution"),
     "model.multipliers": ((1, 2), "channels of each level, in units of model.channels; each level halves the sides"),
@@ -100,6 +100,12 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.patch": (2, "patch side of a DiT, in pixels or latents"),
     "model.mlp_ratio": (4, "width of a transformer's MLP, in units of model.width"),
     "model.activation": ("gelu", "activation of a transformer's MLP: gelu | quick_gelu"),
+    "model.bandwidth": (1.0, "frequencies of the time's Fourier features (edm2); 0.001: times from 0 to 1000"),
+    "model.label_balance": (0.5, "share of the label in the embedding (edm2); the other is that of the time"),
+    "model.concat_balance": (0.5, "share of skip connections in concatenations (edm2)"),
+    "model.residual_balance": (0.3, "share of the residual branch in sums (edm2)"),
+    "model.attention_balance": (0.3, "share of attention in sums (edm2)"),
+    "model.max_activation": (256.0, "activations of blocks are clipped to this (edm2)"),
     "model.remat": (False, "recompute each block in the backward pass, to save memory"),
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders
@@ -341,6 +347,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
 GROUPS = {  # fields that are added together; every section is a group of its direct fields too
     "unet": "model.{channels multipliers blocks attention_resolutions dropout time_conditioning resample norm_groups "
     "norm_min_channels}",
+    "edm2": "model.{architecture channels multipliers blocks attention_resolutions head_channels dropout}",
     "process": "diffusion.{schedule zero_terminal_snr timesteps continuous}",
     "noising": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling}",
     "diffusion": "diffusion.{schedule zero_terminal_snr timesteps continuous rescale_timesteps time_sampling "

@@ -86,6 +86,10 @@ class Model(abc.ABC):
         """Returns fresh variables fitted to the first batch, such as a codebook initialised with its latents."""
         return variables
 
+    def constrain(self, params: Any) -> Any:
+        """Returns the updated parameters of a group with the constraints of the model, such as weights of unit norm."""
+        return params
+
     def summarize(self, collections: Mapping[str, Any]) -> Mapping[str, Scalar]:
         """Returns metrics that are not means over examples, from mutable collections averaged over devices."""
         return {}

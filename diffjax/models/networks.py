@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, unknown, validate_integer, validate_number
 from diffjax.models.base import Model
 from diffjax.nn.dit import DiT
+from diffjax.nn.edm2 import EDM2UNet
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, PRNGKey, TextSpec
@@ -117,8 +118,8 @@ def make_unet(config: ConfigDict, spec: ImageSpec, side: int | None = None, **sh
 
 def make_denoiser(
     config: ConfigDict, spec: ImageSpec, shape: tuple[int, ...], *, num_label_embeddings: int, learns_variance: bool
-) -> UNet | DiT:
-    """Builds the network that `config.model.architecture` names, "unet" or "dit".
+) -> UNet | DiT | EDM2UNet:
+    """Builds the network that `config.model.architecture` names, "unet", "dit" or "edm2".
 
     Args:
       shape: height, width and channels of x_t.
@@ -129,8 +130,8 @@ def make_denoiser(
       UserError: an unknown architecture, or fields that do not fit.
     """
     architecture = config.model.get("architecture", "unet")
-    if architecture not in ("unet", "dit"):
-        raise unknown("model.architecture", architecture, ("unet", "dit"))
+    if architecture not in ("unet", "dit", "edm2"):
+        raise unknown("model.architecture", architecture, ("unet", "dit", "edm2"))
     shared = {"out_channels": shape[-1] * (2 if learns_variance else 1), "num_label_embeddings": num_label_embeddings}
     if architecture == "dit":
         dit = make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
@@ -140,6 +141,8 @@ def make_denoiser(
                 f"(data.image_size={spec.size}); use a divisor"
             )
         return dit
+    if architecture == "edm2":
+        return make(EDM2UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
     return make_unet(config, spec, shape[0], pool=None, **shared)
 
 

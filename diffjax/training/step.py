@@ -39,7 +39,8 @@ def make_step(
 ) -> Step:
     """Returns the training step, a pure function of (state, batch, frozen variables).
 
-    The gradients of all groups are taken at the old parameters. The randomness of an example comes from (key, step,
+    The gradients of all groups are taken at the old parameters. `model.constrain` is applied
+    after the update. The randomness of an example comes from (key, step,
     its index in the global batch), so the result depends neither on the number of devices nor on `accumulate`.
 
     A step with non-finite gradients or metrics is skipped: it changes only the counts in `TrainState.health`. After
@@ -93,7 +94,7 @@ def make_step(
         params, optimizer = dict(state.variables["params"]), {}
         for group, opt in optimizers.items():
             updates, optimizer[group] = opt.update(grads[group], state.optimizer[group], params[group])
-            params[group] = optax.apply_updates(params[group], updates)
+            params[group] = model.constrain(optax.apply_updates(params[group], updates))
             if group in is_due:
                 old = state.variables["params"][group], state.optimizer[group]
                 params[group], optimizer[group] = _where(is_due[group], (params[group], optimizer[group]), old)

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax import numpy as jnp
 
+from diffjax.nn.edm2 import normalize_kernels
 from diffjax.runs.state import initial_state
 from diffjax.training.step import make_step
 from diffjax.typing import Aux
@@ -158,6 +159,32 @@ def test_examples_and_steps_have_different_randomness():
         np.testing.assert_allclose(metrics["loss"], seen[-1].mean() * w, rtol=1e-5)
         w = float(state.variables["params"]["model"]["w"][0])
     assert len(np.unique(seen)) == 24
+
+
+class NormalisedModel(tiny.LossModel):
+    """A model of magnitude-preserving layers."""
+
+    def constrain(self, params):
+        return normalize_kernels(params)
+
+
+def test_kernels_of_magnitude_preserving_layers_are_normalised_after_the_update():
+    """Each column has a root mean square of 1, and the direction of the updated kernel; other weights are free."""
+
+    def loss(variables, batch, keys, moment):
+        params = variables["params"]["model"]
+        return (batch["x"] @ params["layer"]["unit_kernel"]).sum(-1) + batch["x"] @ params["w"], Aux({})
+
+    kernel, w = np.array([[1.0, 2.0], [-1.0, 0.5], [1.0, -1.0]], np.float32), np.ones(3, np.float32)
+    params = {"model": {"layer": {"unit_kernel": kernel}, "w": w}}
+    state, step = state_and_step({"model": loss}, params, NormalisedModel)
+    data = batch()
+    new = step(state, data)[0].variables["params"]["model"]
+    mean = data["x"].mean(0)
+    updated = kernel - RATE * mean[:, None]
+    np.testing.assert_allclose(new["w"], w - RATE * mean, rtol=1e-5)
+    expected = updated / np.sqrt((updated**2).mean(0))
+    np.testing.assert_allclose(new["layer"]["unit_kernel"], expected, rtol=5e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -35,6 +35,7 @@ from diffjax.models.observation import Observer
 from diffjax.models.parameter_paths import flatten, unflatten
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.nn.dit import DiT
+from diffjax.nn.edm2 import normalize_kernels
 from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
 from diffjax.registry import lookup
@@ -144,6 +145,10 @@ class DiffusionModel(GenerativeModel):
     @property
     def losses(self) -> Mapping[str, LossFn]:
         return {"model": self.loss}
+
+    def constrain(self, params: Any) -> Any:
+        """Normalises the kernels of magnitude-preserving layers: forced weight normalisation of EDM2."""
+        return normalize_kernels(params)
 
     def loss(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, context: StepContext
