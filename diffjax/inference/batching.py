@@ -1,5 +1,6 @@
 """Functions of any number of examples, computed in batches of one size that are divided over devices."""
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,20 +53,26 @@ class DataParallelMap:
         self.batch_size = math.ceil(batch_size / mesh.size) * mesh.size
         self.replicated, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
-    def compile(self, function: Callable[[Any, Any], Any], name: str = "a program") -> "BatchedFunction":
+    def compile(
+        self, function: Callable[[Any, Any], Any], name: str = "a program", *, ahead: int | None = None
+    ) -> "BatchedFunction":
         """Returns `function(shared, batch)` as a function of any number of examples.
 
         Args:
           name: name of the function, such as "the sampler", for the message that it compiles.
+          ahead: number of batches that are started before the result of the first is copied to the host, so that the
+            device does not wait; 0 for a function that calls the host. None: 1, on a CPU 0.
         """
-        return BatchedFunction(function, self, name)
+        if ahead is None:
+            ahead = int(jax.default_backend() != "cpu")
+        return BatchedFunction(function, self, name, ahead)
 
 
 class BatchedFunction:
     """`function(shared, batch)` compiled once for the batch size of a `DataParallelMap`."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], plan: DataParallelMap, name: str):
-        self._compilation = Compilation(name)
+    def __init__(self, function: Callable[[Any, Any], Any], plan: DataParallelMap, name: str, ahead: int):
+        self._compilation, self._ahead = Compilation(name), ahead
 
         def traced(shared: Any, batch: Any) -> Any:
             self._compilation.start()
@@ -90,13 +97,20 @@ class BatchedFunction:
           UserError: a batch does not fit in memory.
         """
         shared, size = put(shared, self._plan.replicated), self._plan.batch_size
-        count, results = len(jax.tree.leaves(inputs)[0]), []
-        for start in range(0, count, size):
-            with memory_limit_as_user_error(memory_advice(size)):
+        count, results, started = len(jax.tree.leaves(inputs)[0]), [], collections.deque()
+
+        def finish() -> None:
+            results.append(jax.device_get(started.popleft()))
+            progress(min(size, count - size * (len(results) - 1)))
+
+        with memory_limit_as_user_error(memory_advice(size)):
+            for start in range(0, count, size):
                 with self._compilation:
-                    result = self._compiled(shared, self._batch(inputs, start))
-                results.append(jax.device_get(result))
-            progress(min(size, count - start))
+                    started.append(self._compiled(shared, self._batch(inputs, start)))
+                if len(started) > self._ahead:
+                    finish()
+            while started:
+                finish()
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
 
     def compile(self, shared: Any, inputs: Any) -> None:

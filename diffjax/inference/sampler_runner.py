@@ -63,7 +63,7 @@ class SampleRunner:
             Observer(self._start, self._receive),
             DataParallelMap(batch_size, jax.local_devices()[:1]),
         )
-        self._observed_sample = one_device.compile(functools.partial(sample, observed), "the sampler")
+        self._observed_sample = one_device.compile(functools.partial(sample, observed), "the sampler", ahead=0)
         self._reconstruct = batches.compile(reconstruct, "the autoencoder")
 
     def __call__(
