@@ -35,7 +35,7 @@ from diffjax.errors import (
 
 VERBS = (
     *("train", "sample", "sweep", "evaluate", "compare", "reproduce"),
-    *("benchmark", "encode", "pairs", "import", "export", "ema", "replay", "demo"),
+    *("benchmark", "encode", "pairs", "optimize_grid", "import", "export", "ema", "replay", "demo"),
 )
 _CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)  # errors of a pipe without a reader, and of a closed terminal
 _STOP_THEMSELVES = ("train", "reproduce")  # verbs that handle SIGTERM themselves, or in their processes

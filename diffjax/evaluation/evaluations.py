@@ -17,7 +17,7 @@ from diffjax.evaluation.samples import Measurer
 from diffjax.evaluation.settings import Examples, Settings
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, by_flag, setting_values, single_setting
+from diffjax.inference.overrides import SettingsFactory, all_settings, by_flag, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics.features import WeightPaths
 from diffjax.parsing import texts
@@ -188,7 +188,7 @@ def _sample_evaluation(
     sampling_settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     conditions, captions = prompts.default_prompts(trained, count, split=settings.split, classes=model.classes)
     measure = _measurer(names, trained, settings, references, references.real, model.classes)
-    sampler = {**trained.config.sampler.to_dict(), **overrides}
+    sampler = all_settings(trained.config.sampler.to_dict(), overrides, sampling_settings)
     guides = {name: str(flags[name]) for name in ("classifier", "weak") if flags.get(name)}
     length = {"ema_length": trained.ema_length} if trained.ema_length else {}
     steps = {"steps": sampling_settings.num_steps} if sampling_settings.num_steps else {}

@@ -20,7 +20,7 @@ from diffjax.evaluation.results_store import SAMPLING_FIELDS, Entry, ResultsStor
 from diffjax.evaluation.samples import Measurer
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
-from diffjax.inference.overrides import SettingsFactory, by_flag, setting_grid
+from diffjax.inference.overrides import SettingsFactory, all_settings, by_flag, setting_grid
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
 from diffjax.metrics.features import WeightPaths
@@ -193,7 +193,7 @@ class Sweep:
 
     def _sampler(self, cell: "_Cell") -> dict[str, Any]:
         """Returns all sampling settings of a cell."""
-        return {**self._trained.config.sampler.to_dict(), **cell.overrides}
+        return all_settings(self._trained.config.sampler.to_dict(), cell.overrides, cell.settings)
 
     def _to_sample(self, group: list[int]) -> list[int]:
         """Returns the cells of a group to sample: the missing ones, and first the reference of any."""

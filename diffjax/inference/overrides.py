@@ -8,6 +8,7 @@ from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samp
 from diffjax.errors import UserError, note
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_pipeline
+from diffjax.models.diffusion.diffusion_settings import OPTIMIZED
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.parsing import entries, number, texts
@@ -48,7 +49,11 @@ def _guidance(text: str) -> dict[str, Any]:
 
 SETTINGS = {
     "sampler": _Setting(f"{' | '.join(choices(samplers))}, with options as in edm(churn=40)", _text("name")),
-    "grid": _Setting(f"time grid: {' | '.join(choices(time_grids))}, with options as in karras(rho=5)", _text("grid")),
+    "grid": _Setting(
+        f"time grid: {' | '.join(choices(time_grids))}, with options as in karras(rho=5); optimized: that of launch.py "
+        "optimize_grid",
+        _text("grid"),
+    ),
     "threshold": _Setting(f"clipping of each x_0 estimate: {' | '.join(choices(clipping))}", _text("threshold")),
     "guidance": _Setting("scale s of classifier-free guidance, 1: unguided; w0.5 means s = 1 + 0.5", _guidance),
     "first_condition": _Setting("condition with a scale of its own, such as image_embedding", _text("first_condition")),
@@ -186,6 +191,14 @@ def by_flag(overrides: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flags[f"{stage}{colon}{'sampler' if setting == 'name' else setting}"] = value
     return flags
+
+
+def all_settings(
+    sampler_config: Mapping[str, Any], overrides: Mapping[str, Any], settings: SamplingSettings
+) -> dict[str, Any]:
+    """Returns the `sampler` section of a config with overrides, and the times of a grid that a search may change."""
+    merged = {**sampler_config, **overrides}
+    return merged | ({"times": settings.times.tolist()} if merged.get("grid") == OPTIMIZED else {})
 
 
 class SettingsFactory:

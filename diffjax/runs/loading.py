@@ -19,7 +19,7 @@ from diffjax.models.diffusion.data_space import LatentSpace, latent_space
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
-from diffjax.runs import averages, exported_weights, read_checkpoints
+from diffjax.runs import averages, exported_weights, optimized_grids, read_checkpoints
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.dependencies import TRAINING_ONLY, part_config, referenced_run
 from diffjax.runs.tokenizers import check_same_tokenizer, load_tokenizer
@@ -110,6 +110,8 @@ def load(
             f"{workdir.config}: no model can be built from it ({type(error).__name__}: {reason}); restore the file, or "
             "train the run again if an older version of diffjax wrote it"
         ) from error
+    if isinstance(system, DiffusionModel):
+        system = dataclasses.replace(system, optimized_grids=optimized_grids.read(workdir))
     lora = None
     if not system.losses:
         if step is not None:

@@ -40,6 +40,7 @@ class Workdir:
         self.samples = pretrained.output_folder(self.path) / "samples"  # previews
         self.profile = self.path / "profile"  # trace of `train --profile`
         self.results = pretrained.output_folder(self.path) / "results"
+        self.grids = pretrained.output_folder(self.path) / "grids.json"  # time grids of launch.py optimize_grid
         self.tokenizer = self.path / "tokenizer.json"  # only if the model reads captions
         self.weights = self.path / "weights.safetensors"  # only in exported runs, which have no checkpoints
         self.base = self.path / "base.safetensors"  # only in LoRA runs: weights of the run that they started from

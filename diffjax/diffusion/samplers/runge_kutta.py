@@ -94,8 +94,8 @@ def restart(
 ) -> Sampler:
     """Restart: Heun's method that goes back to more noise several times, which contracts errors of earlier steps.
 
-    At the first level of the grid that is at most `low`, noise is added up to `high`, and `inner_steps` steps of Heun
-    on EDM's grid return to that level. A grid whose last level with noise is above `low` has no restart.
+    At the first level of the grid that is at most `low`, or else at the last one with noise, noise is added up to
+    `high`, and `inner_steps` steps of Heun on EDM's grid return to that level.
 
     Args:
       schedule: noise level at a timestep.
@@ -115,21 +115,30 @@ def restart(
         raise ValueError(f"inner_steps={inner_steps:g}: must be a whole number from 1")
 
     def step(noise, denoiser, carry, x, now, next):
-        top = _level_at_ratio(schedule, high)
-        start, end = ((level.sigma / level.alpha) ** (1 / 7) for level in (top, next))
-        count = jnp.asarray(inner_steps, jnp.int32)
+        is_last = next.sigma == 0
+        floor = _where(is_last, now, next)
+        top, count = _level_at_ratio(schedule, high), jnp.asarray(inner_steps, jnp.int32)
+        start, end = ((level.sigma / level.alpha) ** (1 / 7) for level in (top, floor))
 
         def level(i):
             inside = _level_at_ratio(schedule, (start + i / count * (end - start)) ** 7)
-            return jax.tree.map(lambda a, b: jnp.where(i == count, a, b), next, inside)
+            return _where(i == count, floor, inside)
 
-        def return_once(i, x):
-            x = top.alpha / next.alpha * x + jnp.sqrt(transition_variance(top, next)) * noise(top, next, repeat=i + 1)
-            return lax.fori_loop(0, count, lambda j, x: _heun_step(denoiser, x, level(j), level(j + 1)), x)
+        is_restart = (now.sigma > low * now.alpha) & (is_last | (next.sigma <= low * next.alpha))
+        inner = jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0) * count
+        main = jnp.where(is_last, inner, 0)  # the step of the grid, before or after those of the restarts
 
-        is_restart = (now.sigma > low * now.alpha) & (next.sigma <= low * next.alpha) & (next.sigma > 0)
-        x = _heun_step(denoiser, x, now, next)
-        return lax.fori_loop(0, jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0), return_once, x), carry
+        def move(i, x):
+            repeat, j = jnp.divmod(jnp.where(is_last, i, i - 1), count)
+
+            def noised(x):
+                std = jnp.sqrt(transition_variance(top, floor))
+                return top.alpha / floor.alpha * x + std * noise(top, floor, repeat=repeat + 1)
+
+            x = lax.cond((i != main) & (j == 0), noised, lambda x: x, x)
+            return _heun_step(denoiser, x, _where(i == main, now, level(j)), _where(i == main, next, level(j + 1)))
+
+        return lax.fori_loop(0, inner + 1, move, x), carry
 
     return Sampler(no_history, step)
 
@@ -244,6 +253,10 @@ def _heun_step(denoiser: Denoiser, x: Array, now: Noise, next: Noise, velocity: 
         return ahead + jnp.where(velocity, by_time * (change - (next_x0 - x0)), by_eps)
 
     return lax.cond((next.sigma > 0) & (velocity | is_short(now, next)), correct, lambda ahead: ahead, ahead)
+
+
+def _where(condition: Array, a: Noise, b: Noise) -> Noise:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _level_at_ratio(schedule: Schedule, ratio: Array | float) -> Noise:

@@ -16,6 +16,9 @@ from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.registry import Choice, check_options, lookup, option_defaults, options
 
+OPTIMIZED = "optimized"  # grid of the run's own, from launch.py optimize_grid
+OptimizedGrids = tuple[tuple[str, int, tuple[float, ...]], ...]  # sampler, steps, times
+
 _SCALES = {  # of guidance and noise: traced inputs
     "guidance": 1.0,  # s = 1 + w of classifier-free guidance; 1: off
     "first_scale": 1.0,  # of first_condition alone; 1: off
@@ -56,6 +59,7 @@ def make_diffusion_settings(
     sees_mask: bool = False,
     numbers: tuple[float, float] | None = None,
     required_inputs: Collection[str] = (),
+    optimized_grids: OptimizedGrids = (),
     capacity: int | None = None,
     **overrides: Any,
 ) -> SamplingSettings:
@@ -73,6 +77,7 @@ def make_diffusion_settings(
       sees_mask: whether the model is conditioned on the known region of inpainting.
       numbers: range of the number that the model is conditioned on; None: it is not.
       required_inputs: as of `GenerativeModel`.
+      optimized_grids: grids of the choice "optimized".
       capacity: number of steps to pad the time grid to.
       overrides: settings, and options of the sampler.
 
@@ -111,6 +116,8 @@ def make_diffusion_settings(
     )
     measure, measure_noise, method = inverse_settings.read_choices(settings, shape, pixels)
     number = _number(settings["number"], numbers)
+    if settings["grid"] == OPTIMIZED:
+        settings["grid"] = _optimized_grid(optimized_grids, sampler.name, settings["steps"])
     times = _times(process, settings)
     steps = len(times) - 1
     begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
@@ -203,6 +210,19 @@ def _number(value: float | None, numbers: tuple[float, float] | None) -> dict[st
             f"--number={(low + high) / 2:g}, or set it in the config"
         )
     return {"number": validate_number("sampler.number", value, *numbers)}
+
+
+def _optimized_grid(grids: OptimizedGrids, sampler: str, steps: int) -> str:
+    """Returns the stored grid of a sampler and a number of steps as a choice. Raises UserError if it is missing."""
+    for name, count, times in grids:
+        if (name, count) == (sampler, steps):
+            return f"times({', '.join(map(repr, times[:-1]))})"
+    stored = ", ".join(f"{name} in {count} steps" for name, count, _ in grids)
+    only = f", only of {stored}" if stored else ""
+    raise UserError(
+        f"sampler.grid={OPTIMIZED}: there is no grid of {sampler} in {steps} steps{only}; search one with launch.py "
+        "optimize_grid"
+    )
 
 
 def _times(process: Process, settings: Mapping[str, Any]) -> np.ndarray:

@@ -26,7 +26,7 @@ from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.models.diffusion.condition_kinds import ClassLabel, ClassToken, GuidanceScale, Params, Values
 from diffjax.models.diffusion.conditions import Conditions
 from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
-from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
+from diffjax.models.diffusion.diffusion_settings import OptimizedGrids, make_diffusion_settings
 from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process
 from diffjax.models.images import to_unit_range
@@ -58,6 +58,7 @@ class DiffusionModel(GenerativeModel):
       contrastive: frozen CLIP of conditions; None: no condition uses one.
       crop: height and width of training crops of the data; 0: no crops.
       nonleaky_augmentation: augmentation of training images; None: off.
+      optimized_grids: time grids that were optimised for this model, the choice grid=optimized.
       last_step: another model of the same data for the last step of sampling, whose variables are
         variables["frozen"]["last_step"]; None: this one.
       teacher: model of the same data and conditions that training distils, whose variables are
@@ -73,6 +74,7 @@ class DiffusionModel(GenerativeModel):
     contrastive: ContrastiveModel | None = None
     crop: int = 0
     nonleaky_augmentation: NonLeakyAugmentation | None = None
+    optimized_grids: OptimizedGrids = ()
     last_step: "DiffusionModel | None" = None
     teacher: "DiffusionModel | None" = None
     teacher_guidance: float = 1.0
@@ -224,6 +226,7 @@ class DiffusionModel(GenerativeModel):
             sees_mask="masked_image" in self.conditions.each,
             numbers=(number.low, number.high) if (number := self.conditions.number) else None,
             required_inputs=self.required_inputs,
+            optimized_grids=self.optimized_grids,
             capacity=capacity,
             **overrides,
         )
