@@ -64,7 +64,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "ml_collections>=1.1",
         "numpy>=2.0",
-        "optax>=0.2.5,<0.3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
         "safetensors>=0.5",

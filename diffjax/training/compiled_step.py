@@ -16,7 +16,7 @@ from diffjax.models.parameter_paths import check_patterns, flatten, matches, pat
 from diffjax.progress import compiling
 from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.state import TrainState, initial_state
-from diffjax.training.optimizers import adam, learning_rate_schedule
+from diffjax.training.optimization import learning_rate_schedule, make_optimizer
 from diffjax.training.sharding import Devices
 from diffjax.training.step import Step, make_step
 from diffjax.typing import Batch, PRNGKey
@@ -50,10 +50,8 @@ def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
     trained, every = trained_parameters(config, model), update_every(config, model)
 
     def optimizer(group: str) -> optax.GradientTransformation:
-        c = _settings(config, group)
-        options = {name: c[name] for name in ("clip_norm", "weight_decay", "beta1", "beta2")}
         rate = _learning_rate(config, group)
-        transformation = adam(lambda count: rate(count * every[group]), **options)
+        transformation = make_optimizer(_settings(config, group), lambda count: rate(count * every[group]))
         return optax.masked(transformation, trained[group]) if trained else transformation
 
     return {group: optimizer(group) for group in model.losses}

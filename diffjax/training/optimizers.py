@@ -1,71 +1,222 @@
-"""Adam with warm-up, gradient clipping and decoupled weight decay."""
+"""Optimisers of optax. Each public function is a choice of `train.optimizer`.
+
+A choice takes the learning rate by number of updates, and `decay`, which adds the weight decay to a direction: the
+parameters change by `-rate * (direction + weight_decay * parameter)`. The fields `train.beta1` and `train.beta2` are
+passed to the choices that have these arguments.
+"""
+
+import functools
+from typing import Any
 
 import jax
 import optax
+from jax import numpy as jnp
 
-from diffjax.errors import unknown, validate_integer, validate_number
+from diffjax.errors import validate_integer, validate_number
 
-
-def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: a linear warm-up from zero to `peak`, then the named schedule.
-
-    Args:
-      name: "constant", or "cosine", which decays to zero at `total_steps`.
-
-    Raises:
-      UserError: an unknown name, or a number that is negative or not finite.
-    """
-    validate_number("train.learning_rate", peak, low=0)
-    validate_integer("train.warmup_steps", warmup_steps, low=0)
-    decay_steps = max(total_steps - warmup_steps, 1)
-    after = {"constant": optax.constant_schedule(peak), "cosine": optax.cosine_decay_schedule(peak, decay_steps)}
-    if name not in after:
-        raise unknown("train.learning_rate_schedule", name, after)
-    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
-    return optax.join_schedules([warmup, after[name]], [warmup_steps]) if warmup_steps else after[name]
+_FIELD = "train.optimizer"
 
 
-def adam(
-    learning_rate: optax.Schedule, *, clip_norm: float, weight_decay: float, beta1: float, beta2: float
+def adamw(
+    rate: optax.Schedule, decay: optax.GradientTransformation, *, beta1: float, beta2: float
 ) -> optax.GradientTransformation:
-    """Returns AdamW on clipped gradients.
+    """Returns Adam with decoupled weight decay.
 
-    Only matrices and kernels decay: leaves with two or more axes that are not named "scale" or "bias". Gains, biases,
-    single vectors and CLIP's logit scale do not decay; embedding tables of tokens and positions do, as in the
-    published code of CLIP and GPT-2.
+    Reference: Kingma & Ba 2015 (Adam), algorithm 1; Loshchilov & Hutter 2019 (AdamW), algorithm 2.
+    """
+    return optax.chain(optax.scale_by_adam(b1=beta1, b2=beta2), decay, optax.scale_by_learning_rate(rate))
+
+
+def lion(
+    rate: optax.Schedule, decay: optax.GradientTransformation, *, beta1: float, beta2: float
+) -> optax.GradientTransformation:
+    """Returns Lion, the sign of an interpolation of momentum and gradient, with one moment in its state.
+
+    Its updates are larger than Adam's, so it needs a smaller learning rate and a larger weight decay.
+
+    Reference: Chen et al. 2023 (Lion), algorithm 2.
+    """
+    return optax.chain(optax.scale_by_lion(b1=beta1, b2=beta2), decay, optax.scale_by_learning_rate(rate))
+
+
+def adan(
+    rate: optax.Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    gradient: float = 0.98,
+    difference: float = 0.92,
+    square: float = 0.99,
+) -> optax.GradientTransformation:
+    """Returns Adan, adaptive Nesterov momentum.
 
     Args:
-      clip_norm: largest global norm of the gradients; 0: no clipping.
-      weight_decay: decay per step, times the learning rate; 0: Adam.
+      gradient, difference, square: decays of the moments of the gradient, of its difference to the gradient before, and
+        of the square of their sum.
 
-    Raises:
-      UserError: a number is negative or not finite, or a beta is not below 1.
-
-    Reference: Radford et al. 2021, section 2.5: "all weights that are not gains or biases".
+    Reference: Xie et al. 2022 (Adan), algorithm 1.
     """
-    validate_number("train.clip_norm", clip_norm, low=0)
-    validate_number("train.weight_decay", weight_decay, low=0)
-    for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        validate_number(f"train.{name}", beta, low=0, high=1, exclusive="high")
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    adamw = optax.chain(
-        optax.scale_by_adam(b1=beta1, b2=beta2),
-        _decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+    for name, value in (("gradient", gradient), ("difference", difference), ("square", square)):
+        validate_number(f"{_FIELD}=adan: {name}", value, low=0, high=1, exclusive="high")
+    direction = optax.scale_by_adan(b1=gradient, b2=difference, b3=square)
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
+
+
+def adafactor(
+    rate: optax.Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    momentum: float = 0.0,
+    parameter_scale: bool = False,
+    min_size: int = 128,
+) -> optax.GradientTransformation:
+    """Returns Adafactor, whose second moment of a matrix is an outer product of a row and a column.
+
+    Args:
+      momentum: decay of the first moment; 0: none, which saves its memory.
+      parameter_scale: multiply the update by the root mean square of the parameter, as in the paper. The learning rate
+        is then relative, and arrays that are initially zero move slowly.
+      min_size: an array is factored if two of its axes have this size at least.
+
+    Reference: Shazeer & Stern 2018 (Adafactor), algorithms 4 and 5.
+    """
+    validate_number(f"{_FIELD}=adafactor: momentum", momentum, low=0, high=1, exclusive="high")
+    validate_integer(f"{_FIELD}=adafactor: min_size", min_size)
+    descent = optax.adafactor(
+        momentum=momentum or None,
+        multiply_by_parameter_scale=bool(parameter_scale),
+        min_dim_size_to_factor=int(min_size),
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(descent, optax.scale(-1.0), decay, optax.scale_by_learning_rate(rate))
 
 
-def _decayed_weights(weight_decay: float) -> optax.GradientTransformation:
-    """Returns optax.add_decayed_weights for the leaves that decay, without optax's mask, which changes the state."""
+def muon(
+    rate: optax.Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    beta1: float,
+    beta2: float,
+    momentum: float = 0.95,
+    steps: int = 5,
+    rms: float = 0.2,
+) -> optax.GradientTransformation:
+    """Returns Muon, the momentum orthogonalised by Newton-Schulz iterations, for kernels, and Adam for the rest.
 
-    def decays(path, leaf) -> bool:
-        return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias"))
+    A kernel of a convolution [height, width, in, out] is a matrix [height * width * in, out]. Tables of embeddings,
+    gains, biases and vectors are updated by Adam with Nesterov momentum, at the same learning rate.
 
-    def update(updates, params):
-        def add(path, update, param):
-            return update + weight_decay * param if decays(path, param) else update
+    Args:
+      momentum: decay of the momentum.
+      steps: Newton-Schulz iterations.
+      rms: root mean square of the direction, about that of Adam, so that the learning rate of Adam fits; 0: the
+        direction is orthogonal, times `sqrt(max(1, out / in))`.
 
-        return jax.tree_util.tree_map_with_path(add, updates, params)
+    Reference: Jordan et al. 2024 (Muon); Liu et al. 2025 (Muon is scalable), which matches `rms`.
+    """
+    validate_number(f"{_FIELD}=muon: momentum", momentum, low=0, high=1, exclusive="high")
+    validate_integer(f"{_FIELD}=muon: steps", steps)
+    validate_number(f"{_FIELD}=muon: rms", rms, low=0)
+    descent = optax.contrib.muon(
+        1.0,
+        ns_steps=int(steps),
+        beta=momentum,
+        adam_b1=beta1,
+        adam_b2=beta2,
+        consistent_rms=rms or None,
+        muon_weight_dimension_numbers=_matrices,
+    )
+    return optax.chain(descent, optax.scale(-1.0), decay, optax.scale_by_learning_rate(rate))
 
-    return optax.stateless(update)
+
+def sgd(
+    rate: optax.Schedule, decay: optax.GradientTransformation, *, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Returns stochastic gradient descent with momentum. The weight decay is decoupled (SGDW).
+
+    Args:
+      momentum: decay of the sum of gradients; 0: none.
+      nesterov: whether the momentum is Nesterov's.
+    """
+    validate_number(f"{_FIELD}=sgd: momentum", momentum, low=0, high=1, exclusive="high")
+    direction = optax.trace(momentum, nesterov=bool(nesterov)) if momentum else optax.identity()
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
+
+
+def prodigy(
+    rate: optax.Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    beta1: float,
+    beta2: float,
+    factor: float = 1.0,
+    initial: float = 1e-6,
+) -> optax.GradientTransformation:
+    """Returns Prodigy: Adam whose learning rate is an estimate of the distance to the solution, times `rate`.
+
+    `rate` is relative: the learning rate of the config should be 1.
+
+    Args:
+      factor: factor of the estimate.
+      initial: estimate before the first update.
+
+    Reference: Mishchenko & Defazio 2023 (Prodigy), algorithm 4.
+    """
+    for name, value in (("factor", factor), ("initial", initial)):
+        validate_number(f"{_FIELD}=prodigy: {name}", value, low=0, exclusive="low")
+    # A warm-up from zero divides by zero without the safeguard.
+    inner = optax.contrib.prodigy(
+        rate, betas=(beta1, beta2), estim_lr0=initial, estim_lr_coef=factor, safeguard_warmup=True
+    )
+
+    def update(gradients: Any, state: optax.contrib.ProdigyState, params: Any) -> tuple[Any, Any]:
+        state = state._replace(params0=_select(state.count == 0, params, state.params0))
+        updates, new_state = inner.update(gradients, state, params)
+        decays, _ = decay.update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
+        step_size = state.estim_lr * rate(state.count)
+        return jax.tree.map(lambda update, decay: update - step_size * decay, updates, decays), new_state
+
+    return optax.GradientTransformation(_copying(inner.init), update)
+
+
+def schedule_free(
+    rate: optax.Schedule, decay: optax.GradientTransformation, *, beta1: float, beta2: float
+) -> optax.GradientTransformation:
+    """Returns schedule-free AdamW, whose average of the weights replaces momentum and the decay of the learning rate.
+
+    The parameters are the points y at which gradients are taken; `averaged_params` returns the average x.
+
+    Args:
+      beta1: interpolation between the average and the base sequence z, above 0.
+
+    Reference: Defazio et al. 2024 (The Road Less Scheduled), algorithm 1.
+    """
+    validate_number("train.beta1", beta1, low=0, exclusive="low")
+    rms = optax.scale_by_rms(decay=beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+    base = optax.chain(rms, decay, optax.scale_by_learning_rate(rate))
+    inner = optax.contrib.schedule_free(base, rate, b1=beta1)
+
+    def update(gradients: Any, state: optax.contrib.ScheduleFreeState, params: Any) -> tuple[Any, Any]:
+        return inner.update(gradients, state._replace(z=_select(state.step_count == 1, params, state.z)), params)
+
+    return optax.GradientTransformation(_copying(inner.init), update)
+
+
+def _select(condition: jax.Array, params: Any, others: Any) -> Any:
+    """Returns `params` at the first update, since the weights may change after the state is created."""
+    return jax.tree.map(functools.partial(jnp.where, condition), params, others)
+
+
+def _copying(init: optax.TransformInitFn) -> optax.TransformInitFn:
+    """Returns `init` with a state that shares no buffer with the parameters, since training donates both."""
+    return lambda params: init(jax.tree.map(jnp.copy, params))
+
+
+def _matrices(params: Any) -> Any:
+    """Returns Muon's axes of kernels and of the matrices of LoRA, and None for other leaves."""
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        is_matrix = getattr(path[-1], "key", None) in ("kernel", "lora_A", "lora_B") if path else False
+        if not is_matrix or leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

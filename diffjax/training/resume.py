@@ -4,8 +4,8 @@ A config field is either mutable or a training field, which changes the numbers 
 (`config_files.training_fields` omits them) may differ when a run is resumed. Other changes are refused, unless the user
 allows them. Every change is recorded in config_changes.jsonl with its step.
 
-`train.steps` can be either. If the learning rate does not depend on it, as after a warm-up to a constant, it only sets
-the end of training. In a decaying schedule it changes the whole decay.
+`train.steps` can be either. If no learning rate so far depends on it, as in a warm-up, with a constant or in the stable
+phase of a schedule that decays at the end, it only sets the end of training. Otherwise it changes the whole decay.
 
 A run also computes with the weights of its parts. Once it has trained, its parts must not change or train further.
 """
@@ -92,7 +92,7 @@ def check_config(config: ConfigDict, workdir: Workdir) -> None:
         return
     stored, newest = workdir.read_config(), max(list_steps(workdir.checkpoints), default=0)
     if newest or "train" not in config:
-        fields, numbers = changes(stored, config)
+        fields, numbers = changes(stored, config, newest)
         if numbers := [name for name in numbers if "train" in config or not name.startswith("parts.")]:
             note = _rates_note(stored, config, newest, numbers)
             raise UserError(
@@ -110,15 +110,19 @@ def check_config(config: ConfigDict, workdir: Workdir) -> None:
             )
 
 
-def changes(old: ConfigDict, new: ConfigDict) -> tuple[Changes, list[str]]:
+def changes(old: ConfigDict, new: ConfigDict, step: int | None = None) -> tuple[Changes, list[str]]:
     """Returns the fields that differ, and the names of those that change the numbers of a step.
 
     Fields of parts are included if they change the weights of the part; `train.steps` does.
+
+    Args:
+      step: number of training steps so far, whose learning rates must be the same; None: those of all steps.
     """
     fields = changed_fields(old, new)
     all_training_fields = training_fields(old).keys() | training_fields(new).keys()
     numbers = [name for name in fields if name in all_training_fields]
-    if "train.steps" in fields and ("train" not in old or "train" not in new or not same_rates(new, old.train.steps)):
+    has_rates = "train" in old and "train" in new
+    if "train.steps" in fields and not (has_rates and same_rates(new, old.train.steps, step)):
         numbers.append("train.steps")
     for name in part_names(new):
         if name in old.get("parts", {}):
@@ -129,11 +133,15 @@ def changes(old: ConfigDict, new: ConfigDict) -> tuple[Changes, list[str]]:
     return fields, sorted(numbers)
 
 
-def same_rates(config: ConfigDict, total: int) -> bool:
-    """Returns whether the learning rates of a config are the same with `train.steps` = `total`."""
+def same_rates(config: ConfigDict, total: int, step: int | None = None) -> bool:
+    """Returns whether the learning rates of a config are the same with `train.steps` = `total`.
+
+    Args:
+      step: last step whose learning rate is compared, after the steps so far; None: the last of training.
+    """
     other = ConfigDict(config.to_dict())
     other.train.steps = total
-    steps = np.arange(max(config.train.steps, total))
+    steps = np.arange(max(config.train.steps, total) if step is None else step + 1)
     before, after = learning_rates(config), learning_rates(other)
     return all(np.array_equal(jax.vmap(before[group])(steps), jax.vmap(after[group])(steps)) for group in before)
 
@@ -141,7 +149,7 @@ def same_rates(config: ConfigDict, total: int) -> bool:
 def accept(config: ConfigDict, workdir: Workdir, step: int) -> None:
     """Stores the config that a run resumes with after `step`; records and prints its changes."""
     stored = workdir.read_config()
-    fields, numbers = changes(stored, config)
+    fields, numbers = changes(stored, config, step)
     if fields:
         workdir.add_config_change(step, fields, numbers)
         note = _rates_note(stored, config, step, numbers)

@@ -15,6 +15,7 @@ from diffjax.models.base import Model
 from diffjax.runs.power_functions import exponent, name_of, update_weight
 from diffjax.runs.state import TrainState
 from diffjax.training import nonfinite
+from diffjax.training.optimization import averaged_params
 from diffjax.typing import Batch, LossFn, PRNGKey, PRNGKeys, Scalar, StepContext, Variables
 
 Metrics = Mapping[str, Scalar]
@@ -57,7 +58,7 @@ def make_step(
       learning_rates: learning rate of each group by number of updates, which its optimiser applies; logged only.
       key: random key of the run.
       ema_decay: decay of the EMA; at step s it is min(ema_decay, (1 + s) / (10 + s)), so that the average forgets the
-        initial weights.
+        initial weights. The average of an optimiser that computes one itself takes the place of the EMA.
       ema_lengths: relative lengths of the power-function averages in the state.
       examples: number of examples per epoch.
       accumulate: number of equal parts of the batch, processed one after another.
@@ -99,7 +100,7 @@ def make_step(
                 old = state.variables["params"][group], state.optimizer[group]
                 params[group], optimizer[group] = _where(is_due[group], (params[group], optimizer[group]), old)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        ema = {**optax.incremental_update(params, state.ema, 1.0 - decay), **_own_averages(optimizer, params)}
         power_ema = {
             name: optax.incremental_update(params, state.power_ema[name], update_weight(gamma, state.step + 1))
             for name, gamma in exponents.items()
@@ -156,6 +157,12 @@ def _identity(tree: Any) -> Any:
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+
+def _own_averages(optimizer: Mapping[str, optax.OptState], params: Any) -> dict[str, Any]:
+    """Returns the averages of the groups whose optimiser computes one."""
+    averages = {group: averaged_params(state, params[group]) for group, state in optimizer.items()}
+    return {group: average for group, average in averages.items() if average is not None}
 
 
 def _replace_frozen(trained: Mapping[str, Any], average: Any, params: Any) -> Any:
