@@ -270,6 +270,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "cosine",
         "after warm-up: constant | cosine(end=0) | linear | inverse_sqrt(timescale=70000) | warmup_stable_decay",
     ),
+    "train.mup_base_width": (
+        0,
+        "width at which train.learning_rate was chosen: muP transfers it to that of the UNet or DiT; 0: off",
+    ),
     "train.warmup_steps": (100, "steps of linear warm-up from zero"),
     "train.clip_norm": (1.0, "maximum norm of the whole gradient; 0: no clipping"),
     "train.weight_decay": (0.0, "decoupled weight decay, times the learning rate; 0: none"),

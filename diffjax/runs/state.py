@@ -1,6 +1,6 @@
 """The training state. With the config's seed it determines how a run continues."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -63,9 +63,14 @@ def initial_state(
     key: PRNGKey,
     *,
     ema_lengths: Iterable[float] = (),
+    init: Callable[[PRNGKey], Variables] | None = None,
 ) -> TrainState:
-    """Returns the state before the first step. Consumes `key`."""
-    variables = model.init(key)
+    """Returns the state before the first step. Consumes `key`.
+
+    Args:
+      init: returns fresh variables; None: `model.init`.
+    """
+    variables = (init or model.init)(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffjax.cluster import multihost
 from diffjax.errors import UserError, validate_integer
+from diffjax.models import width_transfer
 from diffjax.models.base import Model
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of
 from diffjax.progress import compiling
@@ -48,10 +49,13 @@ def make_optimizers(config: ConfigDict, model: Model) -> Optimizers:
     Frozen parameters have no optimiser state.
     """
     trained, every = trained_parameters(config, model), update_every(config, model)
+    base = width_transfer.base_model(config, model)
+    factors = width_transfer.rate_factors(model, base) if base else {}
 
     def optimizer(group: str) -> optax.GradientTransformation:
         rate = _learning_rate(config, group)
-        transformation = make_optimizer(_settings(config, group), lambda count: rate(count * every[group]))
+        updates = lambda count: rate(count * every[group])  # noqa: E731
+        transformation = make_optimizer(_settings(config, group), updates, factors.get(group))
         return optax.masked(transformation, trained[group]) if trained else transformation
 
     return {group: optimizer(group) for group in model.losses}
@@ -127,8 +131,9 @@ def compile_step(
 
 
 def _initial_state(config: ConfigDict, model: Model, optimizers: Optimizers) -> Callable[[PRNGKey], TrainState]:
-    lengths = config.train.get("ema_lengths", ())
-    return functools.partial(initial_state, model, optimizers, ema_lengths=lengths)
+    lengths, base = config.train.get("ema_lengths", ()), width_transfer.base_model(config, model)
+    init = functools.partial(width_transfer.initial_variables, model, base) if base else None
+    return functools.partial(initial_state, model, optimizers, ema_lengths=lengths, init=init)
 
 
 def compile_init(init: Callable[[PRNGKey], TrainState], sharding: Any) -> Callable[[PRNGKey], TrainState]:

@@ -12,6 +12,7 @@ from diffjax.errors import UserError, validate_integer, validate_number
 from diffjax.training import learning_rates, optimizers
 
 Settings = Mapping[str, Any]  # fields of `train`
+_WITH_RATE_FACTORS = ("adamw", "adan", "lion", "schedule_free")  # whose updates have entries of one size
 
 
 def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -32,7 +33,9 @@ def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_s
     return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
 
 
-def make_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: Settings, rate: optax.Schedule, rate_factors: Any | None = None
+) -> optax.GradientTransformation:
     """Returns the optimiser of `settings` on clipped gradients.
 
     Only matrices and kernels decay: leaves with two or more axes that are not named "scale" or "bias". Gains, biases,
@@ -44,6 +47,8 @@ def make_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTr
         `clip_norm`, the largest global norm of the gradients (0: no clipping); `weight_decay` per step, times the
         learning rate (0: none); `beta1` and `beta2`.
       rate: learning rate by number of updates.
+      rate_factors: factor of the learning rate of each parameter, a tree with their structure. The weight decay is not
+        scaled by it. None: all are 1.
 
     Raises:
       UserError: an unknown name, a number that is not valid, or fields that do not fit the optimiser.
@@ -60,8 +65,13 @@ def make_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTr
     choice = registry.lookup("train.optimizer", optimizers, name, injected=betas)
     if choice.name == "schedule_free":
         _check_schedule_free(settings)
+    if rate_factors is not None and choice.name not in _WITH_RATE_FACTORS:
+        raise UserError(
+            f"train.optimizer={name}: does not support train.mup_base_width; choose from "
+            f"{', '.join(_WITH_RATE_FACTORS)}, or set the width to 0"
+        )
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, choice.bind(**betas)(rate, _decayed_weights(weight_decay)))
+    return optax.chain(clip, choice.bind(**betas)(rate, _decayed_weights(weight_decay, rate_factors)))
 
 
 def averaged_params(state: optax.OptState, params: Any) -> Any | None:
@@ -98,13 +108,24 @@ def _check_schedule_free(settings: Settings) -> None:
         )
 
 
-def _decayed_weights(weight_decay: float) -> optax.GradientTransformation:
-    """Returns optax.add_decayed_weights for the leaves that decay, without optax's mask, which changes the state."""
+def _decayed_weights(weight_decay: float, rate_factors: Any | None) -> optax.GradientTransformation:
+    """Returns optax.add_decayed_weights for the leaves that decay, without optax's mask, which changes the state.
+
+    The updates are scaled by `rate_factors` before, so that the decay does not depend on them.
+    """
 
     def decays(path, leaf) -> bool:
         return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias"))
 
     def update(updates, params):
+        if rate_factors is not None:
+            updates = jax.tree.map(
+                lambda update, factor: update if isinstance(update, optax.MaskedNode) else factor * update,
+                updates,
+                rate_factors,
+                is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+            )
+
         def add(path, update, param):
             return update + weight_decay * param if decays(path, param) else update
 
