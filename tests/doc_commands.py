@@ -307,6 +307,8 @@ class Runner:
                 text = str(min(int(text), 4 if name == "num" and argv[0] == "sample" else _CAPS[name]))
             elif name == "perturbation":
                 text = re.sub(r"\(.*\)", "(0)", text)  # tiny networks have few blocks
+            elif name == "coordinates":
+                text = "8,16"
             elif name == "communication":
                 text = "8"  # the virtual devices of the tests
             elif name.startswith("config.data.dir"):

@@ -1,8 +1,9 @@
-"""Benchmark a config's training step and sampler on this machine, or the communication of many devices.
+"""Benchmark a config's training step and sampler on this machine, or the communication of many devices; check muP.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
+  python launch.py benchmark --config=configs/digits.py:dit --coordinates=32,64,128 [--out=check.json]
 
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
 optimization; the fraction of the device's peak is printed if that is known. Times vary from run to run.
@@ -12,6 +13,10 @@ of a run. It prints the images per second, and the share of the time that a trai
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
+
+--coordinates trains the network at these widths for --steps steps (3), with and without muP, and prints how the
+activations of each layer grow with the width. The base width is train.mup_base_width, or else the smallest.
+--out=NAME.json also writes a plot to NAME.png.
 """
 
 import contextlib
@@ -28,6 +33,7 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.cli.communication import print_communication
+from diffjax.cli.coordinates import DEFAULT_STEPS, print_coordinates
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
 from diffjax.data import Batches
 from diffjax.data.pipeline import default_threads
@@ -67,6 +73,7 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer("samples", 100, "number of samples to time, 0: none", lower_bound=0, flag_values=flags)
     absl_flags.DEFINE_boolean("data", False, "also time reading the data set", flag_values=flags)
     absl_flags.DEFINE_list("communication", None, "numbers of devices to compile the step for", flag_values=flags)
+    absl_flags.DEFINE_list("coordinates", None, "widths for the coordinate check of muP", flag_values=flags)
     absl_flags.DEFINE_string("out", None, "JSON file to write the results to", flag_values=flags)
 
 
@@ -80,6 +87,9 @@ def run(arguments: Arguments) -> int:
     for name in ("steps", "samples", "data"):
         if arguments.communication and name in arguments.given_flags:
             raise UserError(f"--{name}: has no effect with --communication, which only compiles; remove one of them")
+    for name in ("samples", "data", "communication"):
+        if arguments.coordinates and name in arguments.given_flags:
+            raise UserError(f"--{name}: has no effect with --coordinates, which only trains; remove one of them")
     config = read_config(arguments)
     if "train" not in config:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
@@ -89,6 +99,12 @@ def run(arguments: Arguments) -> int:
     config = resolve(config, opened)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)
+    elif arguments.coordinates:
+        spec, model = image_spec(config), build_model(config, abstract=True)
+        steps = arguments.steps if "steps" in arguments.given_flags else DEFAULT_STEPS
+        plot = Path(arguments.out).with_suffix(".png") if arguments.out else None
+        batch = _random_batch(config, spec, model)
+        results = print_coordinates(config, spec, batch, arguments.coordinates, steps, plot)
     else:
         results = _benchmark(arguments, config, opened)
     if arguments.out:

@@ -48,7 +48,7 @@ class DistributionMatchingModel(DiffusionModel):
         params = variables["params"]["model"]
         fake_score = jax.tree.map(jnp.copy, params)
         if self.process.matching.gan_weight:
-            x, t, inputs = self._example_arguments(params.get("conditions", {}), example_key)
+            x, t, inputs = self.example_arguments(params.get("conditions", {}), example_key)
             shape = jax.eval_shape(lambda: apply(self.network, params, x, t, **inputs, return_features=True))
             features = jnp.zeros(shape.shape, shape.dtype)
             fake_score["discriminator"] = self.discriminator.init(discriminator_key, features)["params"]

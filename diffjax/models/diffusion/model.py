@@ -89,7 +89,7 @@ class DiffusionModel(GenerativeModel):
     def init(self, key: PRNGKey) -> Variables:
         network_key, conditions_key, example_key = jax.random.split(key, 3)
         condition_params = self.conditions.init(conditions_key)
-        x, t, inputs = self._example_arguments(condition_params, example_key)
+        x, t, inputs = self.example_arguments(condition_params, example_key)
         params = networks.init(self.network, network_key, x, t, **inputs)
         params = {**params, **self.process.init()}
         if condition_params:
@@ -98,7 +98,7 @@ class DiffusionModel(GenerativeModel):
         variables = {"params": {"model": params}, **self.data_space.init()}
         return variables | ({"times": memory} if memory else {})
 
-    def _example_arguments(self, condition_params: Params, key: PRNGKey) -> tuple[Array, Array, dict[str, Any]]:
+    def example_arguments(self, condition_params: Params, key: PRNGKey) -> tuple[Array, Array, dict[str, Any]]:
         """Returns zeros of the shapes of the network's arguments: x_t, t and inputs by name."""
         inputs: dict[str, Any] = self._example_inputs(condition_params, key)
         channels = inputs.pop("channels").shape[-1] if "channels" in inputs else 0
