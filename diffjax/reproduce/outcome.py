@@ -12,7 +12,7 @@ from diffjax.metrics import resampling
 from diffjax.metrics.resampling import Estimate
 from diffjax.reproduce import verdicts
 from diffjax.reproduce.plan import Cell
-from diffjax.reproduce.spec import SEED, Experiment, Labels, Measure, Ordering
+from diffjax.reproduce.spec import SEED, Experiment, Labels, Measure, Ordering, SameBest
 from diffjax.reproduce.verdicts import Difference, Verdict
 
 # Proportions of all samples: a sampling error that was not stored follows from the value and the number of samples.
@@ -147,6 +147,8 @@ class Outcome:
     def verdict(self, ordering: Ordering) -> Verdict:
         """Returns whether the ordering holds for its measure."""
         measure = next((m for m in self.measures if ordering.measure in ("", m.name)), None)
+        if isinstance(ordering, SameBest):
+            return self._same_best(ordering, measure) if measure else Verdict()
         order = [s for s in ordering.order if all(label in self.axes[axis] for axis, label in s.items())]
         left_out = tuple(in_words(s) for s in ordering.order if s not in order)
         if measure is None or len(order) < 2:
@@ -160,6 +162,28 @@ class Outcome:
             if None not in differences:
                 tested.append(differences)
         return verdicts.combine(tested, left_out)
+
+    def _same_best(self, claim: SameBest, measure: Measure) -> Verdict:
+        """Returns whether the best label of an axis is the same along another."""
+        free = [axis for axis in self.axes if axis not in (claim.axis, claim.along, SEED)]
+        along = [setting[claim.along] for setting in self.settings([claim.along], claim.where)]
+        tested = []
+        for setting in self.settings(free, claim.where):
+            at = [{**setting, claim.along: label} for label in along]
+            ranked = [self._ranked(measure, claim.axis, labels) for labels in at]
+            best = ranked[0][0] if ranked and ranked[0] else None
+            for labels, ranking in zip(at[1:], ranked[1:], strict=True):
+                rest = [label for label in ranking if label != best]
+                if best in ranking and rest:
+                    pair = ({**labels, claim.axis: label} for label in (best, rest[0]))
+                    tested.append([self._difference(measure, *pair)])
+        return verdicts.combine([differences for differences in tested if None not in differences])
+
+    def _ranked(self, measure: Measure, axis: str, labels: Labels) -> list[str]:
+        """Returns the labels of an axis that have a value, the best mean first."""
+        means = {label: self.entry(measure, {**labels, axis: label}).mean for label in self.axes[axis]}
+        sign = 1.0 if measure.direction == "lower" else -1.0
+        return sorted((label for label in means if np.isfinite(means[label])), key=lambda label: sign * means[label])
 
     def _difference(self, measure: Measure, better: Labels, worse: Labels) -> Difference | None:
         """Returns the difference of two entries over the seeds that have both values; None without such a seed."""

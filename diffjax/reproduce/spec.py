@@ -146,6 +146,23 @@ class Ordering:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SameBest(Ordering):
+    """A claim that the best label of an axis, such as the learning rate, is the same along another, such as the width.
+
+    The label with the best mean at the first label of `along` is compared with the best of the others at each further
+    one.
+
+    Attributes:
+      axis: axis whose best label is claimed to be the same.
+      along: axis along which it is.
+    """
+
+    order: Sequence[Labels] = ()
+    axis: str
+    along: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
     """A size at which an experiment runs.
 
@@ -280,6 +297,8 @@ class Experiment:
         for ordering in self.orderings:
             if ordering.measure and ordering.measure not in columns:
                 raise unknown("measure of an ordering", ordering.measure, columns)
+            if isinstance(ordering, SameBest):
+                self._check_labels({ordering.axis: (), ordering.along: ()}, "an ordering")
             for setting in ordering.order:
                 self._check_labels({axis: [label] for axis, label in setting.items()}, "an ordering")
             self._check_labels(ordering.where, "an ordering")

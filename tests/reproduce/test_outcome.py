@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
-from diffjax.reproduce import Axis, Measure, Ordering, Paper, figures, report, steps
+from diffjax.reproduce import Axis, Measure, Ordering, Paper, SameBest, figures, report, steps
 from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.plan import make_groups
 from diffjax.reproduce.store import Store
@@ -100,6 +100,29 @@ def test_one_image_of_200_more_is_undecided(outcome):
     assert "undecided in 2 of 2 settings; 1 seed, the error covers the samples only" in describe(
         computed.verdict(MORE_STEPS)
     )
+
+
+SAME_BEST = SameBest(claim="", axis="steps", along="rate")
+
+
+def test_the_best_label_is_the_same_along_another_axis(outcome):
+    best_is_4 = outcome(table(lambda rate, n, seed: 10.0 - n + (rate == "high") + 0.1 * seed), sampling=0.1)
+    verdict = best_is_4.verdict(SAME_BEST)
+    assert (verdict.word, verdict.settings, verdict.seeds) == ("holds", 1, 3)
+    assert verdict.weakest.value == pytest.approx(2.0)  # at the second rate, 4 steps against 2
+    higher = outcome(table(lambda rate, n, seed: n + 0.1 * seed), better="higher", sampling=0.1)
+    assert higher.verdict(SAME_BEST).word == "holds"
+
+
+def test_the_best_label_differs_along_another_axis(outcome):
+    opposite = outcome(table(lambda rate, n, seed: n if rate == "low" else -n), sampling=0.1)
+    assert opposite.verdict(SAME_BEST).word == "does not hold"
+    equal = outcome(table(lambda rate, n, seed: n if rate == "low" else 0.1 * seed * (-1) ** n), sampling=0.1)
+    assert equal.verdict(SAME_BEST).word == "undecided"
+    one_rate = SameBest(claim="", axis="steps", along="rate", where={"rate": ("low",)})
+    assert opposite.verdict(one_rate).word == "not measured"
+    pending = outcome({key: None if key[0] == "high" else 1.0 for key in table(lambda *_: 0.0)})
+    assert pending.verdict(SAME_BEST).word == "not measured"
 
 
 def test_settings_are_not_counted_as_seeds(outcome):

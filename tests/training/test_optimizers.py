@@ -289,7 +289,7 @@ def test_each_optimizer_has_the_same_updates_with_a_sharded_state():
 
 
 def test_the_average_of_schedule_free_is_the_mean_of_its_base_sequence():
-    """Defazio et al. 2024, equation 5, at a constant learning rate; from the weights at the first update."""
+    """Defazio et al. 2024, algorithm 1, at a constant learning rate; from the weights at the first update."""
     schedule_free = optimizer("schedule_free", clip_norm=0, weight_decay=0.0)
     state = schedule_free.init(jnp.zeros((2, 2)))
     params, sequence, update = jnp.full((2, 2), 3.0), [], jax.jit(schedule_free.update)
