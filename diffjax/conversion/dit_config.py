@@ -1,10 +1,13 @@
 """Configs of diffusers' DiTTransformer2DModel, and the section `model` of ours."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.errors import UserError
+from diffjax.nn.dit import DiT
 from diffjax.published.table import Table
 from diffjax.published.tables import dit
 
@@ -24,6 +27,7 @@ _DEFAULTS = {
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
 }
+_OPTIONS = ("activation", "bottleneck", "norm", "positions", "qk_norm", "registers", "value_residual")
 # The epsilon of half of the norms, 1e-5 or DiT's 1e-6: the difference is below rounding. The class has no group norm.
 _IGNORED = ("norm_eps", "norm_num_groups", "sample_size", "upcast_attention")
 
@@ -80,6 +84,24 @@ def write(
         "num_embeds_ada_norm": classes,
         "norm_eps": 1e-6,
     }
+
+
+def check_options(model: Mapping[str, Any], *, diffusers: bool) -> None:
+    """Checks that published files of DiT can have the options of a section `model`.
+
+    Args:
+      model: the section.
+      diffusers: whether the file is that of diffusers' class, whose MLP has one width.
+
+    Raises:
+      UserError: an option that changes what the network computes.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(DiT)}
+    for name in (*_OPTIONS, *["mlp_ratio"] * diffusers):
+        if (value := model.get(name, defaults[name])) != defaults[name]:
+            raise UserError(
+                f"model.{name}={value}: files of DiT do not have this option; only {defaults[name]} is supported"
+            )
 
 
 def table(model: Mapping[str, Any]) -> Table:

@@ -281,6 +281,7 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
             raise refused(
                 path, "diffusion.label_dropout", 0.0, "must be positive for diffusers, which has a null class"
             )
+        dit_config.check_options(model, diffusers=True)
         model = {"time_embedding": "ddpm", **model}
         written = dit_config.write(
             model, side=side, in_channels=channels, classes=rows - 1, learns_variance=learns_variance

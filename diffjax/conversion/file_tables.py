@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffjax.conversion import openai
+from diffjax.conversion import dit_config, openai
 from diffjax.errors import UserError
 from diffjax.published.lazy import LazyTensor
 from diffjax.published.table import Block, Table
@@ -80,6 +80,7 @@ def _codec_factor(config: ConfigDict) -> int:
 
 def _dit(config: ConfigDict) -> Table:
     model = config.model
+    dit_config.check_options(model, diffusers=False)
     grid = config.data.image_size // _codec_factor(config) // model.patch
     return {"params/model": Block("", dit.meta(patch=model.patch, grid=grid, width=model.width))}
 

@@ -45,6 +45,20 @@ def snr(noise: Noise, coefficients: Coefficients) -> Array:
     return _snr(noise)
 
 
+def flow(noise: Noise, coefficients: Coefficients, *, min_sigma: float = 0.0) -> Array:
+    """Weights the error of the velocity eps - x_0 by 1, whatever the network predicts.
+
+    Args:
+      noise: noise level.
+      coefficients: have no effect.
+      min_sigma: smaller sigmas have the weight of this one, which bounds it; 0.05 in JiT's code.
+
+    Reference: rectified flow (Liu et al. 2022), eq. 1; JiT (Li & He 2025), table 1.
+    """
+    del coefficients
+    return ((noise.alpha + noise.sigma) / jnp.maximum(noise.sigma, min_sigma)) ** 2
+
+
 def truncated_snr(noise: Noise, coefficients: Coefficients) -> Array:
     """Returns max(SNR, 1): the larger of the errors of x_0 and eps.
 

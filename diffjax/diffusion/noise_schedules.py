@@ -368,19 +368,22 @@ def edm(
     return _exploding(timesteps, lambda u: (low + u * (high - low)) ** rho, continuous)
 
 
-def rectified_flow(timesteps: int = 1000, *, continuous: bool = False, shift: float = 1.0) -> Schedule:
-    """alpha = 1 - u, sigma = u, with no signal at the end.
+def rectified_flow(
+    timesteps: int = 1000, *, continuous: bool = False, shift: float = 1.0, end: float = 1.0
+) -> Schedule:
+    """alpha = 1 - u, sigma = u, by default with no signal at the end.
 
     Args:
       timesteps: T.
       continuous: whether timesteps are real numbers.
       shift: s, moves u to s u / (1 + (s - 1) u): more noise at every timestep for s > 1 (Esser et al. 2024, eq. 23).
+      end: sigma at the end, by which every sigma is multiplied; below 1, predicted noise determines x_0 there too.
 
     Reference: rectified flow (Liu et al. 2022), eq. 1; Lipman et al. 2022.
     """
 
     def level(u):
-        u = shift * u / (1 + (shift - 1) * u)
+        u = end * shift * u / (1 + (shift - 1) * u)
         return 1.0 - u, u
 
     if continuous:

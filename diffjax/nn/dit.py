@@ -2,6 +2,10 @@
 
 With a context, its blocks have cross-attention, as in PixArt-alpha (Chen et al. 2023, section 2.3). Initialisation is
 that of DiT's code: Xavier uniform (the layers' "ddpm"), except label tables and time layers.
+
+Options of later transformers: RMS norms, rotary position embeddings, QK-norm, SwiGLU and a bottleneck of the patch
+embedding are those of JiT (Li & He 2025, "Back to basics: Let denoising generative models denoise"), registers those of
+Darcet et al. 2023, "Vision transformers need registers", value residuals those of Zhou et al. 2024.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dense, Dropout, LayerNorm, check_dropout, check_label, timestep_embedding
+from diffjax.nn.layers import Dense, Dropout, check_choice, check_dropout, check_label, timestep_embedding
+from diffjax.nn.transformer_layers import (
+    ACTIVATIONS,
+    ValueResidual,
+    grid_rotary_angles,
+    make_norm,
+    mlp_width,
+    normalize_heads,
+    rotate,
+)
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 FREQUENCIES = 256  # values of the timestep embedding, sines and cosines together
@@ -55,10 +68,10 @@ def grid_embedding(height: int, width: int, dim: int) -> Float[Array, "h w dim"]
 
 
 def adaln_modulate(
-    x: Float[Array, "B T W"], shift: Float[Array, "B 1 W"], scale: Float[Array, "B 1 W"]
+    x: Float[Array, "B T W"], shift: Float[Array, "B 1 W"], scale: Float[Array, "B 1 W"], norm: str = "layer"
 ) -> Float[Array, "B T W"]:
-    """Returns `norm(x) * (1 + scale) + shift` in float32, with a layer norm without parameters (DiT, section 3.2)."""
-    x = LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
+    """Returns `norm(x) * (1 + scale) + shift` in float32, with a norm without parameters (DiT, section 3.2)."""
+    x = make_norm(norm, 1e-6, jnp.float32, learned=False)(x)
     return x * (1 + scale.astype(jnp.float32)) + shift
 
 
@@ -78,6 +91,9 @@ class Block(nn.Module):
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
     identity_map: bool = False  # each token attends to itself alone: perturbed-attention guidance
+    norm: str = "layer"  # "layer" | "rms"
+    activation: str = "gelu_tanh"  # of ACTIVATIONS
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
 
     @nn.compact
     def __call__(
@@ -86,17 +102,28 @@ class Block(nn.Module):
         emb: Float[Array, "B W"],
         context: Float[Array, "B L D"] | None = None,
         dropout_keys: PRNGKeys | None = None,
-    ) -> Float[Array, "B T W"]:
-        """Returns features of the shape of `x`.
+        angles: Float[Array, "T P"] | None = None,
+        first_values: Float[Array, "B T W"] | None = None,
+    ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
+        """Computes the block's output.
 
         Args:
           x: tokens [B, T, W].
           emb: conditioning embedding [B, W], after SiLU.
           context: sequence [B, L, D] to attend to; None: no cross-attention.
           dropout_keys: one key per example; None: no dropout.
+          angles: angles of rotary position embeddings, one per pair of a head's channels; None: no rotation.
+          first_values: values of the first block's self-attention, for a value residual; None: none.
+
+        Returns:
+          Features of the shape of `x`, and the values of the self-attention.
         """
         width = x.shape[-1]
         dense = partial(Dense, dtype=self.dtype)
+        modulate = partial(adaln_modulate, norm=self.norm)
+
+        def head_norm(x, name):
+            return normalize_heads(x, self.heads, self.dtype, name) if self.qk_norm else x
 
         def drop(h, name):
             return Dropout(self.dropout, name=f"dropout_{name}")(h, dropout_keys)
@@ -104,19 +131,24 @@ class Block(nn.Module):
         modulation = dense(6 * width, "zero", name="modulation")(emb)[:, None, :]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
 
-        q, k, v = jnp.split(dense(3 * width, name="qkv")(adaln_modulate(x, shift, scale)), 3, axis=-1)
+        q, k, v = jnp.split(dense(3 * width, name="qkv")(modulate(x, shift, scale)), 3, axis=-1)
+        q, k = rotate(head_norm(q, "norm_q"), angles), rotate(head_norm(k, "norm_k"), angles)
+        if first_values is not None:
+            v = ValueResidual(name="value_residual")(v, first_values)
         h = dense(width, name="out")(v if self.identity_map else attend(q, k, v, self.heads, self.attention))
         x = x + gate * drop(h, "attention")
 
         if context is not None:
-            q = dense(width, name="context_q")(x)
-            k, v = jnp.split(dense(2 * width, name="context_kv")(context), 2, axis=-1)
-            h = dense(width, "zero", name="context_out")(attend(q, k, v, self.heads, self.attention))
+            q = head_norm(dense(width, name="context_q")(x), "context_norm_q")
+            k, context_v = jnp.split(dense(2 * width, name="context_kv")(context), 2, axis=-1)
+            k = head_norm(k, "context_norm_k")
+            h = dense(width, "zero", name="context_out")(attend(q, k, context_v, self.heads, self.attention))
             x = x + drop(h, "context")
 
-        h = dense(round(self.mlp_ratio * width), name="mlp_in")(adaln_modulate(x, mlp_shift, mlp_scale))
-        h = dense(width, name="mlp_out")(nn.gelu(h))
-        return x + mlp_gate * drop(h, "mlp")
+        hidden = mlp_width(width, self.mlp_ratio, self.activation)
+        h = dense(hidden, name="mlp_in")(modulate(x, mlp_shift, mlp_scale))
+        h = dense(width, name="mlp_out")(ACTIVATIONS[self.activation](h))
+        return x + mlp_gate * drop(h, "mlp"), v
 
 
 class DiT(nn.Module):
@@ -139,6 +171,13 @@ class DiT(nn.Module):
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     identity_attention: Sequence[int] = ()  # blocks whose tokens attend to themselves alone
     skipped_blocks: Sequence[int] = ()  # blocks that are left out; both count from the first one, 0
+    norm: str = "layer"  # "layer" | "rms": norms of the tokens
+    positions: str = "sincos"  # "sincos" (added to the patches) | "rope" (queries and keys are rotated) | "both"
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
+    activation: str = "gelu_tanh"  # of the MLP: "gelu_tanh" | "gelu" | "quick_gelu" | "swiglu", see `mlp_width`
+    registers: int = 0  # learned tokens before those of the patches, discarded after the last block
+    value_residual: bool = False  # mix the values of self-attention with those of the first block
+    bottleneck: int = 0  # channels that patches are mapped to before `width`; 0: mapped to `width` at once
 
     @nn.compact
     def __call__(
@@ -185,22 +224,50 @@ class DiT(nn.Module):
             emb = emb + Dense(self.width, name="embedding")(embedding.astype(jnp.float32))
         emb = nn.silu(emb)  # common to all modulations
 
-        h = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))
+        h = patchify(x, self.patch)
+        if self.bottleneck:
+            h = Dense(self.bottleneck, bias=False, dtype=self.dtype, name="bottleneck")(h)
+        h = Dense(self.width, dtype=self.dtype, name="patch")(h)
         batch, height, width, _ = h.shape
-        h = h + grid_embedding(height, width, self.width).astype(self.dtype)[None]
-        h = h.reshape(batch, height * width, self.width)
-        block = partial(nn.remat(Block) if self.remat else Block, self.heads, self.mlp_ratio, self.dropout)
+        if self.positions != "rope":
+            h = h + grid_embedding(height, width, self.width).astype(self.dtype)[None]
+        h, angles = self._add_registers(h.reshape(batch, height * width, self.width)), None
+        if self.positions != "sincos":
+            angles = grid_rotary_angles(height, width, self.width // self.heads)
+            angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
+        block = partial(
+            nn.remat(Block) if self.remat else Block,
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.attention,
+            self.dtype,
+            norm=self.norm,
+            activation=self.activation,
+            qk_norm=self.qk_norm,
+        )
+        first_values = None
         for i in range(self.layers):
             if i not in self.skipped_blocks:
-                options = self.attention, self.dtype, i in self.identity_attention
-                h = block(*options, name=f"block_{i}")(h, emb, context, dropout_keys)
+                apply = block(identity_map=i in self.identity_attention, name=f"block_{i}")
+                h, values = apply(h, emb, context, dropout_keys, angles, first_values)
+                if self.value_residual and first_values is None:
+                    first_values = values
+        h = h[:, self.registers :]
         if return_features:
             return h.reshape(batch, height, width, self.width).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
-        h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1))
+        h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1), self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         return unpatchify(h.reshape(batch, height, width, -1), self.patch)
+
+    def _add_registers(self, h: Float[Array, "B T W"]) -> Float[Array, "B R+T W"]:
+        """Returns the learned registers, followed by the tokens."""
+        if not self.registers:
+            return h
+        registers = self.param("registers", NORMAL, (self.registers, self.width), jnp.float32).astype(h.dtype)
+        return jnp.concatenate([jnp.broadcast_to(registers, (len(h), *registers.shape)), h], axis=1)
 
     def _check(self, x: Array, label: Array | None) -> None:
         """Raises ValueError for settings that would fail later or be ignored."""
@@ -211,5 +278,6 @@ class DiT(nn.Module):
             raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         if self.width % 4 or self.width < 8:
             raise ValueError(f"width={self.width}: must be a multiple of 4, at least 8, for the position embeddings")
+        check_choice("positions", self.positions, ("sincos", "rope", "both"))
         check_dropout(self.dropout)
         check_label(label, self.num_label_embeddings)

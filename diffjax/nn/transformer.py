@@ -18,25 +18,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from diffjax.nn.attention import attend
-from diffjax.nn.layers import Dropout, LayerNorm, check_choice, check_dropout
+from diffjax.nn.layers import Dropout, check_choice, check_dropout
+from diffjax.nn.transformer_layers import (
+    ACTIVATIONS,
+    ValueResidual,
+    make_norm,
+    mlp_width,
+    normalize_heads,
+    rotary_angles,
+    rotate,
+)
 from diffjax.typing import PRNGKeys
 
 # True: row may attend to column; "causal": to itself and previous positions; "all": to all positions
 Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | str
 Masks = Mask | Sequence[Mask]  # a sequence has one mask per layer
 Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values per layer
-
-
-def _swiglu(x: Float[Array, "... 2*F"]) -> Float[Array, "... F"]:
-    gate, value = jnp.split(x, 2, axis=-1)
-    return nn.silu(gate) * value
-
-
-ACTIVATIONS = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "swiglu": _swiglu,
-}
 
 
 class Block(nn.Module):
@@ -51,6 +48,8 @@ class Block(nn.Module):
     initializer: str
     epsilon: float
     dtype: DTypeLike
+    norm: str = "layer"
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -59,9 +58,11 @@ class Block(nn.Module):
         causal: bool,
         mask: Bool[Array, "T S"] | Bool[Array, "B T S"] | None,
         dropout_keys: PRNGKeys | None = None,
+        angles: Float[Array, "T P"] | None = None,
+        first_values: Float[Array, "B T W"] | None = None,
         cache: tuple[Float[Array, "B S W"], Float[Array, "B S W"]] | None = None,
         position: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B T W"], tuple[Float[Array, "B S W"], Float[Array, "B S W"]]]:
+    ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"], tuple[Float[Array, "B S W"], Float[Array, "B S W"]]]:
         """Computes the block's output.
 
         Args:
@@ -69,22 +70,31 @@ class Block(nn.Module):
           causal: whether positions do not attend to later ones.
           mask: True where a row may attend to a column; None: everywhere.
           dropout_keys: one key per example; None: no dropout.
+          angles: angles of rotary position embeddings, one per pair of a head's channels; None: no rotation.
+          first_values: values that the first block computes for `x`, for a value residual; None: none.
           cache: keys and values of S positions; those of `x` replace the ones from `position`, and `x` attends to all.
           position: index of the first input in the cache.
 
         Returns:
-          Outputs [B, T, W], and the keys and values that were attended to.
+          Outputs [B, T, W], the values of `x`, and the keys and values that were attended to.
         """
         width = x.shape[-1]
         into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
-        norm = partial(LayerNorm, self.epsilon, dtype=self.dtype)
+        norm = partial(make_norm, self.norm, self.epsilon, self.dtype)
+
+        def head_norm(x: Array, name: str) -> Array:
+            return normalize_heads(x, self.heads, self.dtype, name) if self.qk_norm else x
 
         def dense(features: int, std: float, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
 
         residual = partial(dense, width, into / math.sqrt(2 * self.layers))
 
-        q, k, v = jnp.split(dense(3 * width, into, "qkv")(norm(name="norm_attention")(x)), 3, axis=-1)
+        q, k, v = jnp.split(dense(3 * width, into, "qkv")(norm("norm_attention")(x)), 3, axis=-1)
+        q, k = rotate(head_norm(q, "norm_q"), angles), rotate(head_norm(k, "norm_k"), angles)
+        if first_values is not None:
+            v = ValueResidual(name="value_residual")(v, first_values)
+        values = v
         if cache is not None:
             k, v = (
                 lax.dynamic_update_slice(old, new, (0, position, 0)) for old, new in zip(cache, (k, v), strict=True)
@@ -92,26 +102,31 @@ class Block(nn.Module):
         h = residual("out")(attend(q, k, v, self.heads, self.attention, mask, causal=causal))
         x = x + Dropout(self.dropout, name="dropout_attention")(h, dropout_keys)
 
-        h = dense(round(self.mlp_ratio * width), inside, "mlp_in")(norm(name="norm_mlp")(x))
+        hidden = mlp_width(width, self.mlp_ratio, self.activation)
+        h = dense(hidden, inside, "mlp_in")(norm("norm_mlp")(x))
         h = residual("mlp_out")(ACTIVATIONS[self.activation](h))
-        return x + Dropout(self.dropout, name="dropout_mlp")(h, dropout_keys), (k, v)
+        return x + Dropout(self.dropout, name="dropout_mlp")(h, dropout_keys), values, (k, v)
 
 
 class Transformer(nn.Module):
-    """Transformer blocks followed by a layer norm."""
+    """Transformer blocks followed by a norm."""
 
     width: int
     layers: int
     heads: int
     mlp_ratio: float = 4  # hidden width of the MLP in units of `width`, rounded to an integer
-    # "gelu" (exact) | "quick_gelu" (CLIP's: x sigmoid(1.702 x)) | "swiglu" (silu(x) y, of the halves x, y of the MLP)
+    # "gelu" (exact) | "gelu_tanh" | "quick_gelu" (CLIP's: x sigmoid(1.702 x)) | "swiglu" (see `mlp_width`)
     activation: str = "gelu"
     dropout: float = 0.0  # rate, on the output of each residual branch
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     initializer: str = "gpt2"  # "gpt2" | "clip": standard deviations of GPT-2 or of CLIP's code
-    epsilon: float = 1e-5  # added to the variance in layer norms
+    epsilon: float = 1e-5  # added to the variance, or mean square, in norms
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
+    norm: str = "layer"  # "layer" | "rms"
+    rope: bool = False  # rotate queries and keys by their positions, besides any position embeddings of the inputs
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
+    value_residual: bool = False  # mix the values of each block with those of the first one
 
     def setup(self):
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
@@ -122,8 +137,8 @@ class Transformer(nn.Module):
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
         shape = (self.layers, self.heads, self.mlp_ratio)
         options = (self.activation, self.dropout, self.attention, self.initializer, self.epsilon, self.dtype)
-        self.block = [block(*shape, *options) for _ in range(self.layers)]
-        self.norm_out = LayerNorm(self.epsilon, dtype=jnp.float32)
+        self.block = [block(*shape, *options, self.norm, self.qk_norm) for _ in range(self.layers)]
+        self.norm_out = make_norm(self.norm, self.epsilon, jnp.float32)
 
     def __call__(
         self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None
@@ -137,18 +152,19 @@ class Transformer(nn.Module):
           dropout_keys: one key per example; None: no dropout.
 
         Returns:
-          Outputs of the final layer norm, float32 [B, T, W].
+          Outputs of the final norm, float32 [B, T, W].
 
         Raises:
           ValueError: an unknown option, `heads` does not divide `width`, inputs of another width, or another number of
             masks than layers.
         """
         x, masks = self._prepare(x, mask)
+        angles, first = self._angles(jnp.arange(x.shape[1])), None
         for block, layer_mask in zip(self.block, masks, strict=True):
-            if isinstance(layer_mask, str):
-                x, _ = block(x, layer_mask == "causal", None, dropout_keys)
-            else:
-                x, _ = block(x, False, layer_mask, dropout_keys)
+            causal = isinstance(layer_mask, str) and layer_mask == "causal"
+            array = None if isinstance(layer_mask, str) else layer_mask
+            x, values, _ = block(x, causal, array, dropout_keys, angles, first)
+            first = values if self.value_residual and first is None else first
         return self.norm_out(x)
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -177,6 +193,7 @@ class Transformer(nn.Module):
         rows, columns = position + jnp.arange(x.shape[1]), jnp.arange(length)
         causal = (columns[None, :] <= rows[:, None])[None]
         (x, masks), extended = self._prepare(x, mask), []
+        angles, first = self._angles(rows), None
         if any(isinstance(layer_mask, str) and layer_mask == "all" for layer_mask in masks):
             raise ValueError("mask='all': a cache does not allow attention to later positions; use 'causal'")
         for block, layer_mask, keys_and_values in zip(self.block, masks, cache, strict=True):
@@ -184,7 +201,8 @@ class Transformer(nn.Module):
             if not isinstance(layer_mask, str):
                 layer_mask = layer_mask.reshape(-1, *layer_mask.shape[-2:])
                 visible = causal & lax.dynamic_slice_in_dim(layer_mask, position, x.shape[1], 1)[:, :, :length]
-            x, keys_and_values = block(x, False, visible, None, keys_and_values, position)
+            x, values, keys_and_values = block(x, False, visible, None, angles, first, keys_and_values, position)
+            first = values if self.value_residual and first is None else first
             extended.append(keys_and_values)
         return self.norm_out(x), tuple(extended)
 
@@ -194,6 +212,10 @@ class Transformer(nn.Module):
         """Computes the features of one position, as `extend`."""
         y, cache = self.extend(x[:, None], cache, position, mask)
         return y[:, 0], cache
+
+    def _angles(self, positions: Int[Array, " T"]) -> Float[Array, "T P"] | None:
+        """Returns the angles of rotary position embeddings; None without them."""
+        return rotary_angles(positions, self.width // self.heads) if self.rope else None
 
     def _prepare(self, x: Array, mask: Masks) -> tuple[Array, tuple[Mask, ...]]:
         """Returns the input in the compute dtype, and one mask per layer."""

@@ -324,6 +324,16 @@ def test_dit():
     assert all(model[name] == published[name] for name in ("patch", "width", "layers", "heads", "architecture"))
 
 
+@pytest.mark.parametrize("options", [{"norm": "rms"}, {"positions": "both"}, {"activation": "gelu"}, {"registers": 2}])
+def test_options_that_files_of_dit_do_not_have_are_named(options):
+    for diffusers in (False, True):
+        with pytest.raises(UserError, match=f"model.{next(iter(options))}=.*: files of DiT do not have this option"):
+            dit_config.check_options({"patch": 2, **options}, diffusers=diffusers)
+    dit_config.check_options({"mlp_ratio": 2.0, "norm": "layer"}, diffusers=False)
+    with pytest.raises(UserError, match=r"model.mlp_ratio=2\.0: .* only 4 is supported"):
+        dit_config.check_options({"mlp_ratio": 2.0}, diffusers=True)
+
+
 PNDM = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,

@@ -17,6 +17,8 @@ PAPERS = [
     ("x0", {}, "v", "x0", lambda a, s: np.ones_like(s)),
     ("snr", {}, "x0", "eps", lambda a, s: np.ones_like(s)),
     ("snr", {}, "x0", "x0", lambda a, s: a**2 / s**2),
+    ("flow", {}, "x0", "flow", lambda a, s: np.ones_like(s)),  # Li & He 2025, table 1
+    ("flow", {"min_sigma": 0.3}, "eps", "flow", lambda a, s: (s / np.maximum(s, 0.3)) ** 2),  # the clamp of JiT's code
     ("truncated_snr", {}, "v", "x0", lambda a, s: np.where(a > s, (a / s) ** 2, 1.0)),  # Salimans & Ho 2022, sec. 4
     ("truncated_snr", {}, "v", "eps", lambda a, s: np.where(a > s, 1.0, (s / a) ** 2)),
     ("min_snr", {}, "eps", "eps", lambda a, s: np.minimum((a / s) ** 2, 5) / (a / s) ** 2),  # Hang et al. 2023
@@ -67,6 +69,28 @@ def test_weighted_losses_equal_the_papers(row, schedule):
     assert found.shape == TIMES.shape
 
 
+SPACES = {"x0": "x0", "eps": "snr", "flow": "flow"}  # weighting by the space of the loss
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("prediction", ["x0", "eps", "flow"])
+def test_losses_of_predictions_in_other_spaces(prediction, space):
+    """The nine losses of JiT (Li & He 2025), table 1, as |target - prediction|^2 in the space of the loss."""
+    noise = noise_schedules.rectified_flow(100, continuous=True, end=0.99)(np.array([1.0, 20.0, 60.0, 99.0, 100.0]))
+    sigma = np.asarray(noise.sigma, np.float64)
+    x0, eps, output = np.random.default_rng(0).normal(size=(3, len(sigma)))
+    x = (1 - sigma) * x0 + sigma * eps
+    x0_hat, eps_hat = {
+        "x0": lambda: (output, (x - (1 - sigma) * output) / sigma),
+        "eps": lambda: ((x - sigma * output) / (1 - sigma), output),
+        "flow": lambda: (x - sigma * output, x + (1 - sigma) * output),
+    }[prediction]()
+    difference = {"x0": x0 - x0_hat, "eps": eps - eps_hat, "flow": (eps - x0) - (eps_hat - x0_hat)}[space]
+    c = choices(parameterizations)[prediction](noise)
+    found = choices(loss_weighting)[SPACES[space]](noise, c) * (c.skip * x + c.out * output - x0) ** 2
+    np.testing.assert_allclose(found, difference**2, rtol=2e-3)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
     """Karras et al. 2022, eq. 8: for the parameterization edm lambda(sigma) c_out^2 = 1."""
@@ -79,5 +103,15 @@ def test_simple_weighting_is_the_error_of_the_networks_output(schedule):
 @pytest.mark.parametrize("name", sorted(choices(loss_weighting)))
 def test_weights_without_signal_are_finite(name):
     noise = noise_schedules.linear(100).with_zero_terminal_snr()(100.0)
-    expected = {"simple": 1, "x0": 1, "snr": 0, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 4, "learned": 1}[name]
+    expected = {
+        "simple": 1,
+        "x0": 1,
+        "flow": 1,
+        "snr": 0,
+        "truncated_snr": 1,
+        "min_snr": 0,
+        "p2": 0,
+        "edm": 4,
+        "learned": 1,
+    }[name]
     np.testing.assert_allclose(choices(loss_weighting)[name](noise, parameterizations.v(noise)), expected, rtol=1e-6)

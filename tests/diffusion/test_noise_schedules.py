@@ -18,7 +18,7 @@ OTHER = {  # options that are not the defaults
     "sigmoid": {"start": 0.0, "end": 3.0, "temperature": 0.7},
     "variance_exploding": {"sigma_min": 0.02, "sigma_max": 348.0},
     "edm": {"sigma_min": 0.01, "sigma_max": 50.0, "rho": 5.0},
-    "rectified_flow": {"shift": 3.0},
+    "rectified_flow": {"shift": 3.0, "end": 0.999},
     "trig_flow": {"sigma_data": 1.0},
     "learned": {"gamma_min": -10.0, "gamma_max": 7.0},
 }
@@ -120,12 +120,12 @@ class Edm:
 class RectifiedFlow:
     """x_t = (1 - t) x_0 + t eps; Esser et al. 2024, eq. 23."""
 
-    def discrete(T, shift=1.0):
-        return RectifiedFlow.continuous(np.arange(1, T + 1) / T, shift)
+    def discrete(T, **options):
+        return RectifiedFlow.continuous(np.arange(1, T + 1) / T, **options)
 
-    def continuous(u, shift=1.0):
+    def continuous(u, shift=1.0, end=1.0):
         u = shift * u / (1 + (shift - 1) * u)
-        return 1 - u, u
+        return 1 - end * u, end * u
 
 
 class TrigFlow:
@@ -287,7 +287,7 @@ def check_falling_snr(name, options, continuous):
     snr = log_snr_of(noise.alpha[1:], noise.sigma[1:])
     assert (np.diff(snr) < 0).all()
     assert np.isfinite(snr[:-1]).all()
-    assert np.isfinite(snr[-1]) != (name in ("rectified_flow", "trig_flow"))
+    assert np.isfinite(snr[-1]) != (name in ("rectified_flow", "trig_flow") and "end" not in options)
     if name in ("variance_exploding", "edm"):
         np.testing.assert_array_equal(noise.alpha, 1)
     elif name == "rectified_flow":

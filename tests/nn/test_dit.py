@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from diffjax.nn.dit import Block, DiT, grid_embedding, patchify, unpatchify
 from diffjax.nn.unet import UNet
@@ -72,7 +73,7 @@ def test_initial_output_is_zero():
 
 def test_initial_block_is_the_identity():
     x, emb = RNG.normal(size=(2, 5, 16)).astype(np.float32), np.ones((2, 16), np.float32)
-    y, _ = jax.jit(Block(2).init_with_output)(jax.random.key(0), x, emb, CONTEXT)
+    (y, _), _ = jax.jit(Block(2).init_with_output)(jax.random.key(0), x, emb, CONTEXT)
     np.testing.assert_array_equal(y, x)
 
 
@@ -160,6 +161,98 @@ def test_bfloat16_is_close_with_float32_parameters():
     assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
 
 
+MODERN = {
+    "norm": "rms",
+    "positions": "rope",
+    "qk_norm": True,
+    "activation": "swiglu",
+    "registers": 3,
+    "value_residual": True,
+    "bottleneck": 5,
+}
+ADDED = {  # parameters that each option adds, below the network or a block
+    "norm": set(),
+    "positions": set(),
+    "qk_norm": {"block_0/norm_q/scale", "block_0/norm_k/scale", "block_1/norm_q/scale", "block_1/norm_k/scale"},
+    "activation": set(),
+    "registers": {"registers"},
+    "value_residual": {"block_1/value_residual/weights"},
+    "bottleneck": {"bottleneck/kernel"},
+}
+
+
+def paths(net, **inputs):
+    return set(traverse_util.flatten_dict(shapes(net, **inputs), sep="/"))
+
+
+def test_parameters_of_a_network_without_options_are_those_of_dits_code():
+    layers = ["time_0", "time_1", "patch", "modulation_out", "out"]
+    layers += [f"block_{i}/{name}" for i in (0, 1) for name in ("modulation", "qkv", "out", "mlp_in", "mlp_out")]
+    assert paths(DiT(3, **SMALL)) == {f"{layer}/{name}" for layer in layers for name in ("kernel", "bias")}
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_options_add_parameters(name):
+    assert paths(DiT(3, **SMALL, **{name: MODERN[name]})) == paths(DiT(3, **SMALL)) | ADDED[name]
+
+
+JIT = {"registers": 32, "value_residual": False, "positions": "both"}
+JIT_SIZES = {"B": (768, 12, 12, 128), "L": (1024, 24, 16, 128)}  # width, layers, heads, bottleneck
+
+
+def jit_parameters(width, layers, bottleneck):
+    """Number of parameters of JiT's code with patches of 16 pixels, 1000 classes and 32 in-context tokens."""
+
+    def dense(inputs, outputs):
+        return (inputs + 1) * outputs
+
+    hidden, head = int(4 * width * 2 / 3), 64
+    embedders = 1001 * width + dense(256, width) + dense(width, width)
+    patches = 768 * bottleneck + dense(bottleneck, width)
+    attention = dense(width, 3 * width) + 2 * head + dense(width, width)
+    block = attention + dense(width, 2 * hidden) + dense(hidden, width) + dense(width, 6 * width)
+    return embedders + patches + 32 * width + layers * block + dense(width, 768) + dense(width, 2 * width)
+
+
+@pytest.mark.parametrize("name", ["B", pytest.param("L", marks=pytest.mark.slow)])
+def test_number_of_parameters_of_jit(name):
+    """JiT (Li & He 2025); its adaptive norms have scales, which the modulation has too. 131M and 459M."""
+    width, layers, heads, bottleneck = JIT_SIZES[name]
+    net = DiT(3, 16, width, layers, heads, num_label_embeddings=1001, **MODERN | JIT | {"bottleneck": bottleneck})
+    leaves = jax.tree.leaves(shapes(net, jnp.zeros((1, 32, 32, 3)), label=LABEL[:1]))
+    found = sum(leaf.size for leaf in leaves)
+    assert found == jit_parameters(width, layers, bottleneck)
+    assert round((found + (2 * layers + 1) * width) / 1e6) == {"B": 131, "L": 459}[name]
+
+
+def test_options_together():
+    """Finite gradients of every parameter, equal to derivatives in forward mode."""
+    net = DiT(3, **SMALL, **MODERN)
+    params = randomised(net)
+
+    def loss(params):
+        return jnp.mean(net.apply({"params": params}, X, T) ** 2)
+
+    gradients, (_, forward) = jax.jit(lambda p: (jax.grad(loss)(p), jax.jvp(loss, (p,), (p,))))(params)
+    silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
+    assert not silent and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    reverse = jax.tree.reduce(np.add, jax.tree.map(lambda g, p: np.vdot(g, p), gradients, params))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-3)
+
+
+def test_registers_have_no_order():
+    """Their positions are not rotated, so a permutation of the registers changes nothing; one of patches does."""
+    net = DiT(3, **SHALLOW, registers=3, positions="rope")
+    params = randomised(net)
+    apply = jax.jit(lambda params, x: net.apply({"params": params}, x, T))
+    plain = apply(params, X)
+    np.testing.assert_allclose(apply(changed(params, "registers", lambda p: p[::-1]), X), plain, atol=1e-5)
+    assert np.abs(apply(changed(params, "registers", lambda p: -p), X) - plain).max() > 1e-3
+    swapped = np.concatenate([X[:, 2:], X[:, :2]], axis=1)  # rows of patches
+    found = apply(params, swapped)
+    assert np.abs(np.concatenate([found[:, 2:], found[:, :2]], axis=1) - plain).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
@@ -168,6 +261,10 @@ def test_bfloat16_is_close_with_float32_parameters():
         ({"width": 6}, {}, "width=6: .* a multiple of 4"),
         ({"dropout": 1.0}, {}, "dropout=1.0"),
         ({"attention": "flash"}, {}, "choose from auto, xla, cudnn"),
+        ({"norm": "batch"}, {}, "norm='batch': choose from layer, rms"),
+        ({"positions": "learned"}, {}, "positions='learned': choose from sincos, rope, both"),
+        ({"activation": "relu"}, {}, "activation='relu': choose from gelu"),
+        ({"positions": "rope", "width": 12}, {}, "the 6 channels per head must be a multiple of 4"),
         ({"num_label_embeddings": 2}, {}, "num_label_embeddings=2"),
         ({}, {"label": LABEL}, "num_label_embeddings=0"),
     ],

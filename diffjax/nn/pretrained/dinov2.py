@@ -124,7 +124,7 @@ def load(path: str | Path) -> Published:
         width=width,
         layers=options["num_hidden_layers"],
         heads=options["num_attention_heads"],
-        mlp_ratio=inside / width,
+        mlp_ratio=inside / width * (3 / 4 if gated else 1),  # inverse of `mlp_width`
         activation="swiglu" if gated else "gelu",
         epsilon=options["layer_norm_eps"],
         position_offset=_POSITION_OFFSET,
