@@ -276,6 +276,8 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
     side, *_, channels = diffusion.data_space.shape
     rows, learns_variance = diffusion.conditions.num_label_embeddings, diffusion.process.learns_variance
     model = config.model.to_dict()
+    if model.get("architecture") == "mmdit":
+        raise refused(path, "model.architecture", "mmdit", "cannot be exported to diffusers; unet and dit can")
     if model.get("architecture", "unet") == "dit":
         if not diffusion.conditions.supports_guidance:
             raise refused(

@@ -18,6 +18,7 @@ from diffjax.models.base import Model
 from diffjax.nn.dit import DiT
 from diffjax.nn.edm2 import EDM2UNet
 from diffjax.nn.layers import level_widths, num_groups
+from diffjax.nn.mmdit import MMDiT
 from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, PRNGKey, TextSpec
 
@@ -119,7 +120,7 @@ def make_unet(config: ConfigDict, spec: ImageSpec, side: int | None = None, **sh
 def make_denoiser(
     config: ConfigDict, spec: ImageSpec, shape: tuple[int, ...], *, num_label_embeddings: int, learns_variance: bool
 ) -> UNet | DiT | EDM2UNet:
-    """Builds the network that `config.model.architecture` names, "unet", "dit" or "edm2".
+    """Builds the network that `config.model.architecture` names, "unet", "dit", "mmdit" or "edm2".
 
     Args:
       shape: height, width and channels of x_t.
@@ -130,20 +131,21 @@ def make_denoiser(
       UserError: an unknown architecture, or fields that do not fit.
     """
     architecture = config.model.get("architecture", "unet")
-    if architecture not in ("unet", "dit", "edm2"):
-        raise unknown("model.architecture", architecture, ("unet", "dit", "edm2"))
+    others = {"dit": DiT, "mmdit": MMDiT, "edm2": EDM2UNet}
+    if architecture not in ("unet", *others):
+        raise unknown("model.architecture", architecture, ("unet", *others))
     shared = {"out_channels": shape[-1] * (2 if learns_variance else 1), "num_label_embeddings": num_label_embeddings}
-    if architecture == "dit":
-        dit = make(DiT, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
-        if shape[0] % dit.patch:
-            raise UserError(
-                f"model.patch={dit.patch}: must divide the {shape[0]}x{shape[0]} of x_t "
-                f"(data.image_size={spec.size}); use a divisor"
-            )
-        return dit
-    if architecture == "edm2":
-        return make(EDM2UNet, config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
-    return make_unet(config, spec, shape[0], pool=None, **shared)
+    if architecture == "unet":
+        return make_unet(config, spec, shape[0], pool=None, **shared)
+    network = make(
+        others[architecture], config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared
+    )
+    if isinstance(network, DiT) and shape[0] % network.patch:
+        raise UserError(
+            f"model.patch={network.patch}: must divide the {shape[0]}x{shape[0]} of x_t "
+            f"(data.image_size={spec.size}); use a divisor"
+        )
+    return network
 
 
 def check_norms(

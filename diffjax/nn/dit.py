@@ -10,6 +10,7 @@ Darcet et al. 2023, "Vision transformers need registers", value residuals those 
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -235,24 +236,7 @@ class DiT(nn.Module):
         if self.positions != "sincos":
             angles = grid_rotary_angles(height, width, self.width // self.heads)
             angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
-        block = partial(
-            nn.remat(Block) if self.remat else Block,
-            self.heads,
-            self.mlp_ratio,
-            self.dropout,
-            self.attention,
-            self.dtype,
-            norm=self.norm,
-            activation=self.activation,
-            qk_norm=self.qk_norm,
-        )
-        first_values = None
-        for i in range(self.layers):
-            if i not in self.skipped_blocks:
-                apply = block(identity_map=i in self.identity_attention, name=f"block_{i}")
-                h, values = apply(h, emb, context, dropout_keys, angles, first_values)
-                if self.value_residual and first_values is None:
-                    first_values = values
+        h = self._apply_blocks(h, emb, context, dropout_keys, angles)
         h = h[:, self.registers :]
         if return_features:
             return h.reshape(batch, height, width, self.width).astype(jnp.float32)
@@ -261,6 +245,39 @@ class DiT(nn.Module):
         h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1), self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         return unpatchify(h.reshape(batch, height, width, -1), self.patch)
+
+    def _apply_blocks(
+        self,
+        h: Float[Array, "B T W"],
+        emb: Float[Array, "B W"],
+        context: Float[Array, "B L D"] | None,
+        dropout_keys: PRNGKeys | None,
+        angles: Float[Array, "T P"] | None,
+    ) -> Float[Array, "B T W"]:
+        """Returns the tokens after all blocks; for the arguments see `Block`."""
+        first_values = None
+        for i in range(self.layers):
+            if i not in self.skipped_blocks:
+                h, values = self._block(Block, i)(h, emb, context, dropout_keys, angles, first_values)
+                if self.value_residual and first_values is None:
+                    first_values = values
+        return h
+
+    def _block(self, kind: type[nn.Module], i: int, **fields: Any) -> Any:
+        """Returns block `i`, a Block or another kind with its fields."""
+        return (nn.remat(kind) if self.remat else kind)(
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.attention,
+            self.dtype,
+            identity_map=i in self.identity_attention,
+            norm=self.norm,
+            activation=self.activation,
+            qk_norm=self.qk_norm,
+            **fields,
+            name=f"block_{i}",
+        )
 
     def _add_registers(self, h: Float[Array, "B T W"]) -> Float[Array, "B R+T W"]:
         """Returns the learned registers, followed by the tokens."""
