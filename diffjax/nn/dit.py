@@ -8,7 +8,7 @@ embedding are those of JiT (Li & He 2025, "Back to basics: Let denoising generat
 Darcet et al. 2023, "Vision transformers need registers", value residuals those of Zhou et al. 2024.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -263,7 +263,7 @@ class DiT(nn.Module):
                     first_values = values
         return h
 
-    def _block(self, kind: type[nn.Module], i: int, **fields: Any) -> Any:
+    def _block(self, kind: Callable[..., Any], i: int, **fields: Any) -> Any:
         """Returns block `i`, a Block or another kind with its fields."""
         return (nn.remat(kind) if self.remat else kind)(
             self.heads,
