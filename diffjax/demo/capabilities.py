@@ -12,7 +12,6 @@ from diffjax.errors import UserError
 from diffjax.inference.overrides import SETTINGS
 from diffjax.inference.reranking import check_reranker
 from diffjax.inference.sample_requests import RunSampler
-from diffjax.models.autoregressive.prior import AutoregressivePrior
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import (
     is_diffusion,
@@ -24,6 +23,7 @@ from diffjax.models.capabilities import (
 from diffjax.models.diffusion.data_space import PixelSpace
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
+from diffjax.models.priors.autoregressive import AutoregressivePrior
 from diffjax.registry import choices, lookup
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.datasets import dataset_info

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from diffjax.errors import UserError, unknown
 from diffjax.models import clip
 from diffjax.models.autoencoders import dvae, vae, vqvae
-from diffjax.models.autoregressive import prior
 from diffjax.models.base import Model
 from diffjax.models.diffusion import classifier, variants
 from diffjax.models.gan import ddgan, gan
 from diffjax.models.pipelines import glide, pca, unclip
+from diffjax.models.priors import autoregressive
 from diffjax.typing import ImageSpec
 
 _BUILDERS: dict[str, Callable[..., Model]] = {
@@ -25,7 +25,7 @@ _BUILDERS: dict[str, Callable[..., Model]] = {
     "glide": glide.build,
     "latent": variants.build_latent,
     "pca": pca.build,
-    "prior": prior.build,
+    "prior": autoregressive.build,
     "unclip": unclip.build,
     "unclip_prior": variants.build_unclip_prior,
     "vae": vae.build,

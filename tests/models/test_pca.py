@@ -11,11 +11,11 @@ from scipy import stats
 from diffjax import models
 from diffjax.diffusion.random import fold_in_each
 from diffjax.errors import UserError
-from diffjax.models.autoregressive.prefix import ClipCaptionPrefix
-from diffjax.models.autoregressive.token_models import TransformerPrior
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.pipelines import pca
+from diffjax.models.priors.prefix import ClipCaptionPrefix
+from diffjax.models.priors.token_models import TransformerPrior
 from diffjax.typing import TextSpec
 from tests import conditioned, tiny
 from tests.conditioned import SPEC, TEXT, clip, keys

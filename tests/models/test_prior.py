@@ -12,11 +12,11 @@ import diffjax
 from diffjax import cli, models
 from diffjax.errors import UserError
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.models.autoregressive.prefix import CaptionPrefix, ClassPrefix, NullPrefix
-from diffjax.models.autoregressive.token_models import PixelCNNPrior, TransformerPrior
 from diffjax.models.base import Autoencoder
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
+from diffjax.models.priors.prefix import CaptionPrefix, ClassPrefix, NullPrefix
+from diffjax.models.priors.token_models import PixelCNNPrior, TransformerPrior
 from diffjax.runs.datasets import open_dataset
 from diffjax.typing import ImageSpec, TextSpec
 from tests import tiny

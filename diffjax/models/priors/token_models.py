@@ -5,12 +5,10 @@ A gated PixelCNN models codes of one scale; a causal transformer models the code
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jax import numpy as jnp
@@ -18,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError
-from diffjax.models.autoregressive.prefix import CaptionPrefix, Prefix, Values
 from diffjax.models.networks import apply, dtype_of, make
+from diffjax.models.priors.prefix import CaptionPrefix, Prefix, Values
+from diffjax.models.priors.token_sequence import TokenSequence
 from diffjax.nn import masks, pixelcnn, transformer
 from diffjax.nn.layers import Dense
 from diffjax.typing import Codec, Codes, PRNGKey, PRNGKeys
@@ -164,8 +163,8 @@ class TransformerPrior(TokenModel):
         return cls(network, prefix, codec.grids, codec.vocabulary, sparse, kernel)
 
     @property
-    def _lengths(self) -> tuple[int, ...]:
-        return tuple(math.prod(grid) for grid in self.grids)
+    def _sequence(self) -> TokenSequence:
+        return TokenSequence(self.grids, self.vocabulary, self.network.width)
 
     @property
     def _mask(self) -> str | tuple[Array, ...]:
@@ -181,19 +180,10 @@ class TransformerPrior(TokenModel):
 
     def init(self, key: PRNGKey) -> Params:
         keys, width = jax.random.split(key, 6), self.network.width
-
-        def table(key: PRNGKey, *shape: int) -> Array:
-            return 0.02 * jax.random.normal(key, (*shape, width))  # standard deviation of GPT-2
-
-        def position_tables(key: PRNGKey, grid: tuple[int, int, int]) -> Params:
-            axes = zip(("row", "column", "part"), grid, jax.random.split(key, 3), strict=True)
-            return {name: table(k, side) for name, side, k in axes}
-
-        x = jnp.zeros((1, self.prefix.length + sum(self._lengths) - 1, width))
+        x = jnp.zeros((1, self.prefix.length + self._sequence.length - 1, width))
         params = {
             "network": self.network.init(keys[0], x)["params"],
-            "embedding": table(keys[1], len(self.grids), self.vocabulary),
-            "place": list(map(position_tables, jax.random.split(keys[2], len(self.grids)), self.grids)),
+            **self._sequence.init(keys[1], keys[2]),
             "head": self._head.init(keys[3], x)["params"],
             "condition": self.prefix.init(keys[4], width, 0.02),
         }
@@ -205,32 +195,15 @@ class TransformerPrior(TokenModel):
     def _head(self) -> Dense:
         return Dense(self.vocabulary, "zero")
 
-    @property
-    def _levels(self) -> Int[np.ndarray, " N"]:
-        """Scale of each token."""
-        return np.repeat(np.arange(len(self.grids)), self._lengths)
-
-    def _position_embeddings(self, params: Params) -> Float[Array, "N W"]:
-        embeddings = [
-            p["row"][:, None, None] + p["column"][None, :, None] + p["part"][None, None, :] for p in params["place"]
-        ]
-        return jnp.concatenate([level.reshape(-1, level.shape[-1]) for level in embeddings])
-
-    def _embed(self, params: Params, tokens: Int[Array, "B K"]) -> Float[Array, "B K W"]:
-        """Returns the embeddings of the first K tokens."""
-        count = tokens.shape[1]
-        embeddings = params["embedding"][self._levels[:count][None, :], tokens]
-        return embeddings + self._position_embeddings(params)[None, :count]
-
     def _logits(self, params: Params, h: Float[Array, "B ... W"]) -> Float[Array, "B ... K"]:
         return apply(self._head, params["head"], h)
 
     def nll(
         self, params: Params, codes: Codes, values: Values, dropout_keys: PRNGKeys | None
     ) -> Mapping[str, Float[Array, "B _"]]:
-        tokens = jnp.concatenate([level.reshape(len(level), -1) for level in codes], axis=1)
+        tokens = self._sequence.flatten(codes)
         prefix, length = self.prefix.embed(params["condition"], values), self.prefix.length
-        x = jnp.concatenate([prefix, self._embed(params, tokens[:, :-1])], axis=1)
+        x = jnp.concatenate([prefix, self._sequence.embed(params, tokens[:, :-1])], axis=1)
         h = apply(self.network, params["network"], x, mask=self._mask, dropout_keys=dropout_keys)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         nats = {"codes": cross_entropy(self._logits(params, h[:, length - 1 :]), tokens)}
@@ -242,19 +215,18 @@ class TransformerPrior(TokenModel):
     def sample(
         self, params: Params, keys: PRNGKeys, values: Values, sample_token: SampleToken, known: Int[Array, "B K"]
     ) -> Codes:
-        levels, position_embeddings = jnp.asarray(self._levels), self._position_embeddings(params)
+        sequence = self._sequence
+        levels, position_embeddings = jnp.asarray(sequence.levels), sequence.embed_positions(params)
 
         def step(keys: PRNGKeys, h: Array, position: Array) -> tuple[Array, Array]:
             token, index = sample_token(keys, self._logits(params, h)), position - self.prefix.length
             return token, params["embedding"][levels[index], token] + position_embeddings[index][None, :]
 
         prefix = self.prefix.embed(params["condition"], values)
-        prefix = jnp.concatenate([prefix, self._embed(params, known)], axis=1)
-        count = sum(self._lengths) - known.shape[1]
+        prefix = jnp.concatenate([prefix, sequence.embed(params, known)], axis=1)
+        count = sequence.length - known.shape[1]
         new = transformer.generate(self.network, params["network"], step, keys, prefix, count, self._mask)
-        tokens = jnp.concatenate([known, new], axis=1)
-        parts = jnp.split(tokens, np.cumsum(self._lengths)[:-1], axis=1)
-        return tuple(part.reshape(-1, *grid) for part, grid in zip(parts, self.grids, strict=True))
+        return sequence.unflatten(jnp.concatenate([known, new], axis=1))
 
 
 _MASKS = ("masks", "last_mask", "mask_kernel")  # fields of config.model that are not the network's
