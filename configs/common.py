@@ -29,7 +29,10 @@ INF = float("inf")
 FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b" lists choices
     # Run
     "seed": (0, "seed of initial weights, data order and training noise; of a pipeline: of sampling"),
-    "system": ("ddpm", "model: ddpm, latent, classifier, vae, vqvae, dvae, prior, gan, ddgan, clip, pca, glide, ..."),
+    "system": (
+        "ddpm",
+        "model: ddpm, latent, classifier, vae, vqvae, dvae, prior, masked_prior, gan, clip, pca, ...",
+    ),
     "dtype": ("float32", "dtype of the computation: float32 | bfloat16; weights and losses are float32"),
     # Trained models that the run uses. "@x" is the part parts.x, or another part of the same pipeline; other values are
     # workdirs of trained runs, and '' is no model.
@@ -166,6 +169,12 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "diffusion.crop": (0, "side of random training crops, in pixels; 0: whole images"),
     "diffusion.embedding_scale": (1.0, "factor on unit-length embeddings; sqrt(dimensions): values of unit variance"),
     "diffusion.standardize_embeddings": (False, "per-dimension mean and deviation of a file instead of unit length"),
+    # Masked diffusion of tokens
+    "masking.schedule": ("linear", "masking schedule of training: linear | cosine | polynomial(power=2)"),
+    "masking.loss": (
+        "elbo",
+        "training loss: elbo (bound of the likelihood) | cross_entropy (MaskGIT)",
+    ),
     # Conditions
     "conditions.caption.width": (128, "channels of the caption transformer"),
     "conditions.caption.layers": (3, "blocks of the caption transformer"),
@@ -312,8 +321,12 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "train.lora.alpha": (8.0, "the updates are scaled by alpha / r"),
     "train.lora.targets": (("*",), "patterns of the paths of adapted kernels: 'qkv'; '*': all dense layers"),
     # Sampler: defaults of the verbs sample, sweep and evaluate, and settings of previews
-    "sampler.name": ("ddim", "sampler: ancestral | ddim(eta=0.5) | heun | dpmpp_2m | unipc | ..."),
-    "sampler.steps": (50, "sampling steps, from 1 to T"),
+    "sampler.name": (
+        "ddim",
+        "sampler: ancestral | ddim(eta=0.5) | heun | unipc | ...; of masked priors: confidence | ancestral_unmasking",
+    ),
+    "sampler.steps": (50, "sampling steps; of diffusion models from 1 to T"),
+    "sampler.schedule": ("cosine", "masking schedule of the steps: linear | cosine | polynomial(power=2)"),
     "sampler.grid": ("trailing", "time grid: leading | trailing | linspace | quadratic | karras | ..."),
     "sampler.threshold": ("clip", "range of predicted images: none | clip | dynamic; none for latents"),
     "sampler.guidance": (1.0, "scale s = 1 + w of classifier-free guidance; 1: no guidance"),
@@ -388,8 +401,10 @@ GROUPS = {  # fields that are added together; every section is a group of its di
     "annealed_kl": "loss.{kl_weight_start kl_weight kl_steps}",
     "pixelcnn_prior": "model.{architecture features layers kernel dropout condition condition_dropout}",
     "transformer_prior": "model.{architecture width layers heads dropout condition condition_dropout}",
+    "masked_transformer": "model.{width layers heads dropout condition condition_dropout}",
     "masks": "model.{masks last_mask mask_kernel}",
     "token_sampler": "sampler.{temperature top_k top_p guidance}",
+    "masked_sampler": "sampler.{name steps schedule temperature top_k top_p guidance}",
     "image_encoder": "image_encoder.{architecture patch width layers heads}",
     "text_encoder": "text_encoder.{width layers heads}",
     "generator": "model.{class_conditional latent channels multipliers norm_groups norm_min_channels}",

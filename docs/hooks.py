@@ -66,7 +66,7 @@ PYTHON = {
         {
             **{
                 name: [f"diffjax.diffusion.{name}"]
-                for name in ("noise", "denoiser", "guidance", "sampling", "likelihood", "straightness")
+                for name in ("noise", "denoiser", "guidance", "sampling", "likelihood", "straightness", "masked")
             },
             # modules of the choices: those of a package, for samplers
             **{axis.name: sorted({f.__module__ for f in choices(axis.module).values()}) for axis in AXES},

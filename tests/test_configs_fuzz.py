@@ -38,8 +38,9 @@ MEMORY = 12 * 2**30  # limit of this process in bytes, so that huge configs fail
 
 pytestmark = pytest.mark.slow
 
+AXIS_NAMES = {axis.field.rpartition(".")[2] for axis in DIFFUSION_AXES if axis.field}
 AXES = {  # modules of choices, by the last name of their config field
-    **{axis.field.rpartition(".")[2]: axis.module for axis in DIFFUSION_AXES},
+    **{name: tuple(a.module for a in DIFFUSION_AXES if a.field.endswith(f".{name}")) for name in AXIS_NAMES},
     "loss": (losses, flow_map_losses, distribution_matching),
     "likelihood": output_distributions,
     "degradation": augmentation,
@@ -121,6 +122,13 @@ def over_digits(base: str, codec: str, **changes):
     return lambda kind: written(kind, tiny.config(base, codec=trained(codec), **changes))
 
 
+def masked_prior(kind: str) -> Path:
+    config = tiny.config("masked_digits", codec=trained("vqvae"))
+    with config.unlocked():
+        del config.parts
+    return written(kind, config)
+
+
 def latent(kind: str) -> Path:
     shapes = dict(tiny.SHAPES)
     config = tiny.config("latent_shapes", **shapes, codec=trained("codec"), clip=trained("clip"))
@@ -185,6 +193,7 @@ MAKERS = {
     "collapse": plain("posterior_collapse", pixelcnn__features=8, pixelcnn__layers=2),
     "prior_pixelcnn": over_digits("prior_pixelcnn", "vqvae"),
     "prior_transformer": over_digits("prior_transformer", "vqvae2"),
+    "masked_prior": masked_prior,
     "gan": plain("gan"),
     "ddgan": plain("ddgan"),
     "glide": chained("glide", "base", "upsampler", "noised_clip"),
@@ -228,7 +237,7 @@ def values(field: str, value) -> st.SearchStrategy[str]:
         right = st.sampled_from((*NUMBERS, str(2 * value)))
     elif isinstance(value, tuple):
         right = st.sampled_from(TUPLES)
-    elif last in AXES and field.split(".")[0] in ("diffusion", "loss", "sampler", "conditions"):
+    elif last in AXES and field.split(".")[0] in ("diffusion", "masking", "loss", "sampler", "conditions"):
         right = st.one_of(named(AXES[last]), named(AXES[last]), st.sampled_from(TEXTS))
     else:
         right = st.sampled_from((*known, *known, *TEXTS))

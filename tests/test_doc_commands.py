@@ -10,7 +10,15 @@ import pytest
 
 from diffjax import cli, evaluation
 from diffjax.cli.flags import read_config
-from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samplers, time_grids
+from diffjax.diffusion import (
+    clipping,
+    guidance_rules,
+    guidance_schedules,
+    masking_schedules,
+    samplers,
+    time_grids,
+    unmasking,
+)
 from diffjax.inference.overrides import SETTINGS
 from diffjax.models.diffusion import perturbations
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
@@ -27,7 +35,8 @@ for command in COMMANDS:
     if command.argv and not command.reason:
         RUN[command.page].append(command)
 AXES = {
-    "sampler": samplers,
+    "sampler": (samplers, unmasking),
+    "schedule": masking_schedules,
     "grid": time_grids,
     "threshold": clipping,
     "guidance_rule": guidance_rules,

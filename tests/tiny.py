@@ -84,6 +84,7 @@ OVERRIDES_OF = {  # by config.system
     "vqvae": AUTOENCODERS,
     "dvae": AUTOENCODERS,
     "prior": PRIORS,
+    "masked_prior": PRIORS,
     "clip": {
         "model.dimensions": 12,
         "image_encoder.width": 16,

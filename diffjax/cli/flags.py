@@ -37,7 +37,7 @@ _GROUPS = {
     "processes": ("coordinator", "processes", "process", "wait"),
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (
-        *("sampler", "grid", "steps", "eta", "threshold", "temperature", "brownian"),
+        *("sampler", "grid", "schedule", "steps", "eta", "threshold", "temperature", "brownian"),
         *("top_k", "top_p", "truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (

@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 
-from diffjax.diffusion import clipping, samplers, time_grids
+from diffjax.diffusion import clipping, masking_schedules, samplers, time_grids, unmasking
 from diffjax.errors import UserError
 from diffjax.inference.overrides import SETTINGS
 from diffjax.inference.reranking import check_reranker
 from diffjax.inference.sample_requests import RunSampler
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import (
+    is_code_prior,
     is_diffusion,
+    is_masked_prior,
     is_pipeline,
     is_text_conditioned,
     is_upsampling_stage,
@@ -23,7 +25,6 @@ from diffjax.models.capabilities import (
 from diffjax.models.diffusion.data_space import PixelSpace
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
-from diffjax.models.priors.autoregressive import AutoregressivePrior
 from diffjax.registry import choices, lookup
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.datasets import dataset_info
@@ -183,6 +184,8 @@ def _choices(model: GenerativeModel) -> dict[str, list[str]]:
         grids = [name for name, kind in kinds.items() if all(p.kind is not p.VAR_POSITIONAL for p in kind)]
         thresholds = list(choices(clipping)) if in_pixels else ["none"]
         names |= {"sampler": list(choices(samplers)), "grid": grids, "threshold": thresholds}
+    if is_masked_prior(model):
+        names |= {"sampler": list(choices(unmasking)), "schedule": list(choices(masking_schedules))}
     if is_pipeline(model) and "prior" in model.option_defaults:
         names["prior"] = [prior for prior, stage in _PRIORS.items() if not stage or stage in model.stages]
     return names
@@ -198,7 +201,7 @@ def _edits(model: GenerativeModel) -> frozenset[str]:
         names |= {"interpolate_seeds", "interpolate_images"}
     if manipulates_images(model):
         names |= {"variations", "interpolate_images", "text_diff"}
-    if isinstance(model, AutoregressivePrior) and len(model.codec_spec.grids) == 1:
+    if is_code_prior(model) and len(model.codec_spec.grids) == 1:
         names.add("complete")
     return frozenset(names)
 

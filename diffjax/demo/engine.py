@@ -462,7 +462,7 @@ class _Previews(_Observation):
     def finish_batch(self, count: int) -> None:
         super().finish_batch(count)
         self._steps_done = 0
-        if self._on_step and not self._steps_per_batch:  # a model without steps
+        if self._on_step and not self._stages:  # a model whose steps are not observed
             no_images = np.zeros((0, 1, 1, 1), np.uint8)
             self._on_step(Step("", self._finished, self._total, no_images, self._finished / self._total))
 

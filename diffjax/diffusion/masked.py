@@ -185,7 +185,7 @@ def sample(
         logits, masked = predict(tokens), tokens == mask_token
         proposed = sample_tokens(token_keys, logits)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), proposed[..., None], axis=-1)[..., 0]
-        kept = jax.vmap(unmask, (0, 0, 0, 0, None))(order_keys, log_p, masked, total, step)
-        return jnp.where(masked & kept, proposed, tokens)
+        keeps = jax.vmap(unmask, (0, 0, 0, 0, None))(order_keys, log_p, masked, total, step)
+        return jnp.where(masked & keeps, proposed, tokens)
 
     return lax.fori_loop(0, steps, body, tokens)

@@ -114,6 +114,8 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
         "nll": "  reconstruction term",
         "kl": "  KL term",
         "importance_weighted": f"bits/dim, importance-weighted, {settings.draws} samples",
+        "codes_elbo": "bits/dim of the images, as codes, ELBO",
+        "bits_per_code_elbo": "bits per code, ELBO",
         "codes": "bits/dim of the images, as codes",
         "bits_per_code": "bits per code",
         "bits_per_token": "bits per token of the captions",

@@ -25,7 +25,7 @@ from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics import resampling
 from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
-from diffjax.models.capabilities import is_diffusion_or_pipeline
+from diffjax.models.capabilities import samples_in_steps
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run
 
@@ -79,9 +79,9 @@ class Sweep:
         """
         self.options, self._results, self._trained = options, results, next(iter(runs.values()))
         grid = setting_grid(flags)
-        if not is_diffusion_or_pipeline(self._trained.system):
+        if not samples_in_steps(self._trained.system):
             raise UserError(
-                f"--workdir={self._trained.workdir.name}: requires a diffusion model or a pipeline "
+                f"--workdir={self._trained.workdir.name}: requires a diffusion model, a pipeline or a masked prior "
                 f"(this run: system={self._trained.config.system})"
             )
         if options.metrics is not None and not flags.get("classifier"):  # a classifier can add classes

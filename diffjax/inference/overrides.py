@@ -4,7 +4,15 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from diffjax.diffusion import clipping, guidance_rules, guidance_schedules, samplers, time_grids
+from diffjax.diffusion import (
+    clipping,
+    guidance_rules,
+    guidance_schedules,
+    masking_schedules,
+    samplers,
+    time_grids,
+    unmasking,
+)
 from diffjax.errors import UserError, note
 from diffjax.models.base import GenerativeModel
 from diffjax.models.capabilities import is_pipeline
@@ -13,6 +21,8 @@ from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
 from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.parsing import entries, number, texts
 from diffjax.registry import choices, lookup, options
+
+_SAMPLERS = (samplers, unmasking)  # of diffusion models, and of masked priors
 
 
 class _Setting(NamedTuple):
@@ -48,11 +58,14 @@ def _guidance(text: str) -> dict[str, Any]:
 
 
 SETTINGS = {
-    "sampler": _Setting(f"{' | '.join(choices(samplers))}, with options as in edm(churn=40)", _text("name")),
+    "sampler": _Setting(f"{' | '.join(choices(*_SAMPLERS))}, with options as in edm(churn=40)", _text("name")),
     "grid": _Setting(
         f"time grid: {' | '.join(choices(time_grids))}, with options as in karras(rho=5); optimized: that of launch.py "
         "optimize_grid",
         _text("grid"),
+    ),
+    "schedule": _Setting(
+        f"masking schedule of the steps of a masked prior: {' | '.join(choices(masking_schedules))}", _text("schedule")
     ),
     "threshold": _Setting(f"clipping of each x_0 estimate: {' | '.join(choices(clipping))}", _text("threshold")),
     "guidance": _Setting("scale s of classifier-free guidance, 1: unguided; w0.5 means s = 1 + 0.5", _guidance),
@@ -125,7 +138,7 @@ def setting_grid(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sampler_options(name: str) -> set[str]:
-    sampler = lookup("sampler", samplers, name, injected=INJECTED_ARGUMENTS)
+    sampler = lookup("sampler", _SAMPLERS, name, injected=INJECTED_ARGUMENTS)
     return options(sampler.function) - set(INJECTED_ARGUMENTS)
 
 
@@ -157,7 +170,7 @@ def _check_set_once(overrides: Mapping[str, Any]) -> None:
         stage, colon, setting = name.rpartition(":")
         if setting != "name":
             continue
-        for option in lookup("sampler", samplers, value, injected=INJECTED_ARGUMENTS).options:
+        for option in lookup("sampler", _SAMPLERS, value, injected=INJECTED_ARGUMENTS).options:
             if f"{stage}{colon}{option}" in overrides:
                 raise UserError(f"--sampler={value}: {option} is also set by its own flag; set it in one place")
 

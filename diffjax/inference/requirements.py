@@ -18,6 +18,7 @@ class Requirement(NamedTuple):
 
 DIFFUSION = Requirement(capabilities.is_diffusion, "a diffusion model")
 DIFFUSION_OR_PIPELINE = Requirement(capabilities.is_diffusion_or_pipeline, "a diffusion model or a pipeline")
+IN_STEPS = Requirement(capabilities.samples_in_steps, "a diffusion model, a pipeline or a masked prior")
 TEXT = Requirement(capabilities.is_text_conditioned, "a text-conditioned model")
 UNCLIP = Requirement(capabilities.manipulates_images, "an unCLIP pipeline")
 NO_TEXT = Requirement(
@@ -26,13 +27,14 @@ NO_TEXT = Requirement(
 )
 
 GUIDANCE_FLAGS: Mapping[str, Requirement] = {
-    "sampler": DIFFUSION_OR_PIPELINE,
+    "sampler": IN_STEPS,
     "classifier": DIFFUSION,
     "weak": DIFFUSION,
 }
 SAMPLE_FLAGS: Mapping[str, Requirement] = {
     "measure": DIFFUSION,
     "image": DIFFUSION_OR_PIPELINE,
+    "initial_image": Requirement(capabilities.is_code_prior, "a prior over codes"),
     "interpolate": DIFFUSION_OR_PIPELINE,
     "components": UNCLIP,
     "base_prompt": UNCLIP,

@@ -71,10 +71,8 @@ def is_variation(flags: SampleFlags, trained: Run) -> bool:
 
 def check_sample_flags(flags: SampleFlags, trained: Run) -> None:
     """Raises UserError for flags of `sample` that the run does not support, or that exclude one another."""
-    model, system = trained.system, trained.config.system
+    model = trained.system
     check_capabilities(flags.values, trained, SAMPLE_FLAGS)
-    if flags.initial_image and system != "prior":
-        raise UserError(f"--initial_image: requires an autoregressive prior, system=prior (this run: system={system})")
     _check_required_flags(flags)
     _check_excluded_flags(flags, _EXCLUDED_FLAGS)
     if not flags.image:

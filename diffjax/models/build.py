@@ -12,7 +12,7 @@ from diffjax.models.base import Model
 from diffjax.models.diffusion import classifier, variants
 from diffjax.models.gan import ddgan, gan
 from diffjax.models.pipelines import glide, pca, unclip
-from diffjax.models.priors import autoregressive
+from diffjax.models.priors import autoregressive, masked
 from diffjax.typing import ImageSpec
 
 _BUILDERS: dict[str, Callable[..., Model]] = {
@@ -24,6 +24,7 @@ _BUILDERS: dict[str, Callable[..., Model]] = {
     "gan": gan.build,
     "glide": glide.build,
     "latent": variants.build_latent,
+    "masked_prior": masked.build,
     "pca": pca.build,
     "prior": autoregressive.build,
     "unclip": unclip.build,

@@ -13,6 +13,8 @@ from diffjax.models.base import (
 )
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.pipelines.pipeline import Pipeline
+from diffjax.models.priors.code_prior import CodePrior
+from diffjax.models.priors.masked import MaskedPrior
 
 
 def is_generative(model: Model) -> TypeGuard[GenerativeModel]:
@@ -41,6 +43,20 @@ def is_pipeline(model: Model) -> TypeGuard[Pipeline]:
 
 def is_diffusion_or_pipeline(model: Model) -> bool:
     return is_diffusion(model) or is_pipeline(model)
+
+
+def is_masked_prior(model: Model) -> TypeGuard[MaskedPrior]:
+    return isinstance(model, MaskedPrior)
+
+
+def samples_in_steps(model: Model) -> bool:
+    """Returns whether sampling has a number of steps and a sampler that can be chosen."""
+    return is_diffusion_or_pipeline(model) or is_masked_prior(model)
+
+
+def is_code_prior(model: Model) -> TypeGuard[CodePrior]:
+    """Returns whether the model samples codes of an autoencoder, of which some can be given."""
+    return isinstance(model, CodePrior)
 
 
 def is_upsampling_stage(model: Model) -> bool:

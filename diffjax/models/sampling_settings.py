@@ -23,10 +23,10 @@ class SamplingSettings:
       scalars: numbers by name, such as guidance or temperature.
       choices: static settings, (name, value) each, such as the sampler's name.
       times: time grid [capacity + 1] of a diffusion model, zeros after its end; empty for other models.
-      sampler_options: options of a diffusion model's sampler, such as eta.
+      sampler_options: options of the sampler of a diffusion model or a masked prior, such as eta.
       guidance_options: options of the rule and the schedule of its guidance and of the method of an inverse problem, by
         axis.
-      arrays: "operator", of a measurement by a mask or a matrix.
+      arrays: "operator", of a measurement by a mask or a matrix; "masked_fractions", of the steps of a masked prior.
       stages: settings of a pipeline's stages, by name.
     """
 

@@ -178,7 +178,7 @@ SAMPLE_CASES = {
     "--components=1": "--components: requires an unCLIP pipeline",
     "--prompt=x": "--prompt: requires a text-conditioned model (this run: system=ddpm)",
     "--best_of=4": "--best_of: requires a text-conditioned model",
-    "--initial_image=test:0": "--initial_image: requires an autoregressive prior",
+    "--initial_image=test:0": "--initial_image: requires a prior over codes",
     "--keep_fraction=0.5": "--keep_fraction: requires --initial_image",
 }
 

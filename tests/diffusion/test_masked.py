@@ -179,14 +179,14 @@ def test_confidence_unmasks_the_scheduled_numbers_of_the_most_probable_tokens(sc
     for i in range(steps):
         step = masked.UnmaskingStep(fractions[i], fractions[i + 1], jnp.asarray(1 - (i + 1) / steps))
         log_p = rng.normal(size=total)
-        kept = np.asarray(
+        keeps = np.asarray(
             unmasking.confidence(
                 jax.random.key(i), jnp.asarray(log_p), jnp.asarray(is_masked), total, step, choice_temperature=0.0
             )
         )
-        if (is_masked & ~kept).any() and (is_masked & kept).any():
-            assert log_p[is_masked & kept].min() > log_p[is_masked & ~kept].max()
-        is_masked &= ~kept
+        if (is_masked & ~keeps).any() and (is_masked & keeps).any():
+            assert log_p[is_masked & keeps].min() > log_p[is_masked & ~keeps].max()
+        is_masked &= ~keeps
         left.append(is_masked.sum())
     fraction = {"linear": lambda r: 1 - r, "cosine": lambda r: math.cos(math.pi / 2 * r)}[schedule.__name__]
     expected = [total]
@@ -201,10 +201,10 @@ def test_noise_on_the_confidence_ends_with_the_last_step():
     log_p, is_masked = jnp.arange(8.0), jnp.ones(8, bool)
     keys = jax.random.split(jax.random.key(0), 200)
 
-    def kept(remaining):
+    def keeps_of(remaining):
         step = masked.UnmaskingStep(jnp.asarray(1.0), jnp.asarray(0.5), jnp.asarray(remaining))
         return np.asarray(jax.vmap(lambda key: unmasking.confidence(key, log_p, is_masked, 8, step))(keys))
 
-    np.testing.assert_array_equal(kept(0.0), np.tile(np.arange(8) >= 4, (200, 1)))
-    first = kept(1.0).mean(axis=0)
-    assert (kept(1.0).sum(axis=1) == 4).all() and 0 < first[0] < first[-1] < 1
+    np.testing.assert_array_equal(keeps_of(0.0), np.tile(np.arange(8) >= 4, (200, 1)))
+    first = keeps_of(1.0).mean(axis=0)
+    assert (keeps_of(1.0).sum(axis=1) == 4).all() and 0 < first[0] < first[-1] < 1

@@ -45,10 +45,10 @@ CODEBOOKS = {
 }
 
 
-def prior_with_codec():
+def prior_with_codec(base):
     """Returns the config of a prior, and its part: an untrained autoencoder."""
     codec = models.build(tiny.config("vqvae"), SPEC)
-    return tiny.config("prior_transformer"), {"codec": (codec, {**tiny.randomised(codec.init), "frozen": {}})}
+    return tiny.config(base), {"codec": (codec, {**tiny.randomised(codec.init), "frozen": {}})}
 
 
 def two_groups():
@@ -63,7 +63,8 @@ KINDS = {  # config, and the parts that it depends on
     "groups of examples": lambda: (tiny.config(**DIFFUSION | IN_GROUPS), {}),
     "two groups": two_groups,
     "clip": lambda: (tiny.config("clip_shapes"), {}),
-    "autoregressive": prior_with_codec,
+    "autoregressive": lambda: prior_with_codec("prior_transformer"),
+    "masked": lambda: prior_with_codec("masked_digits"),
 } | {name: lambda changes=changes: (tiny.config("vqvae", **changes), {}) for name, changes in CODEBOOKS.items()}
 
 
@@ -108,6 +109,7 @@ CASES = [
     *(("two groups", layout) for layout in ("fsdp 4 x 2", "pmap on 2, 2 parts")),
     ("clip", "pmap on 8"),
     ("autoregressive", "fsdp 4 x 2"),
+    ("masked", "pmap on 2, 2 parts"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Axes of choice of a diffusion model and its sampler: the modules whose public functions a config can name."""
+"""Axes of choice of diffusion and its samplers: the modules whose public functions a config can name."""
 
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from diffjax.diffusion import (
     loss_metrics,
     loss_weighting,
     losses,
+    masking_schedules,
     measurements,
     next_times,
     noise_schedules,
@@ -21,6 +22,7 @@ from diffjax.diffusion import (
     samplers,
     time_grids,
     time_sampling,
+    unmasking,
     variance,
 )
 from diffjax.models.diffusion import perturbations
@@ -67,4 +69,6 @@ AXES = (
     Axis(perturbations, "Perturbations of a network for guidance", "sampler.perturbation", "--perturbation"),
     Axis(measurements, "Measurements of inverse problems", "", "--measure"),
     Axis(inverse_problems, "Methods of inverse problems", "", "--inverse"),
+    Axis(masking_schedules, "Masking schedules", "masking.schedule", "--schedule"),
+    Axis(unmasking, "Samplers of masked priors", "sampler.name", "--sampler"),
 )

@@ -78,8 +78,8 @@ class AutoregressivePrior(CodePrior):
     def make_settings(
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
-        scalars, choices = self._token_scalars("prior", TOKEN_SETTINGS, sampler_config, **overrides)
-        return SamplingSettings(scalars, choices=tuple(choices.items()))
+        scalars, others = self._token_scalars("prior", TOKEN_SETTINGS, sampler_config, **overrides)
+        return SamplingSettings(scalars, choices=tuple(others.items()))
 
     def sample(
         self,
