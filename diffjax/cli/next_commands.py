@@ -29,6 +29,10 @@ _NEXT_COMMANDS: tuple[tuple[Callable[[Model], bool], str], ...] = (
         "sweep {run} --steps=5,10,20,50,100 --eta=0,1",
     ),
     (
+        lambda model: capabilities.is_masked_prior(model) and not capabilities.outputs_embeddings(model),
+        "sweep {run} --sampler=confidence,ancestral_unmasking --steps=2,4,8,16",
+    ),
+    (
         lambda model: capabilities.is_autoencoder(model) and not capabilities.outputs_embeddings(model),
         "evaluate {run} --metrics=reconstruction",
     ),
