@@ -7,7 +7,8 @@
 Trains the autoencoder into runs/masked_digits/codec.
 
 Time: not measured.
-Score: not measured.
+Score: after 1000 of the 1500 steps the bound on held-out digits is 3.8 bits per token; uniform is 6
+(`eval/bits_per_code` of metrics.jsonl).
 Setting: Chang et al. 2022 (MaskGIT): 24 layers of 768, 16x16 tokens of 1,024 values of ImageNet 256x256; here smaller.
 """
 

@@ -42,8 +42,8 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": smoke(
             config="configs/masked_digits.py",
-            duration="two minutes on two CPU cores",
-            train_steps=20,
+            duration="not measured; planned for five minutes on two CPU cores",
+            train_steps=200,
             fields=SMALL_NETWORKS,
             axes={"steps": ("2", "8")},
             measures=[Measure("fd_pixels")],
