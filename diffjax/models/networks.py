@@ -137,9 +137,7 @@ def make_denoiser(
     shared = {"out_channels": shape[-1] * (2 if learns_variance else 1), "num_label_embeddings": num_label_embeddings}
     if architecture == "unet":
         return make_unet(config, spec, shape[0], pool=None, **shared)
-    network = make(
-        others[architecture], config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared
-    )
+    network = make(others[architecture], config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
     if isinstance(network, DiT) and shape[0] % network.patch:
         raise UserError(
             f"model.patch={network.patch}: must divide the {shape[0]}x{shape[0]} of x_t "
