@@ -1,6 +1,6 @@
 """Coordinate check of muP, for `benchmark --coordinates`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from diffjax.errors import UserError, validate_integer
 from diffjax.evaluation import panels
 from diffjax.parsing import number
 from diffjax.training import coordinate_check
-from diffjax.typing import Batch, ImageSpec
+from diffjax.typing import ImageSpec
 
 DEFAULT_STEPS = 3
 
 
 def print_coordinates(
-    config: ConfigDict, spec: ImageSpec, batch: Batch, widths: Sequence[str], steps: int, plot: Path | None
+    config: ConfigDict, spec: ImageSpec, batch: Mapping[str, Any], widths: Sequence[str], steps: int, plot: Path | None
 ) -> dict[str, Any]:
     """Trains a network of each width for some steps, with and without muP; prints and returns how activations grow.
 

@@ -238,7 +238,7 @@ def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:
         fields["beta_start"] = schedule.options.get("beta_min", low) * scale
         fields["beta_end"] = schedule.options.get("beta_max", high) * scale
     if consistency:
-        fields["original_inference_steps"] = int(grid.options.get("among", d.timesteps))
+        fields["original_inference_steps"] = int(grid.options.get("among") or d.timesteps)
         fields["timestep_spacing"] = "leading"  # the default, which it ignores
     elif ancestral:
         fields["variance_type"] = d.variance

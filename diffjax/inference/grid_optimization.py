@@ -105,7 +105,7 @@ class GridOptimizer:
         """Returns the root-mean-square difference from the reference, in grey levels."""
         settings = self._settings("trailing", len(times) - 1)
         padded = jnp.asarray(np.pad(times, (0, self._capacity + 1 - len(times))), jnp.float32)
-        images = self._samples[held_out](settings.replace(times=padded))
+        images = self._samples[held_out](dataclasses.replace(settings, times=padded))
         return float(127.5 * np.sqrt(np.mean((images - self._reference[held_out]) ** 2)))
 
     def check_steps(self, steps: int) -> None:

@@ -242,7 +242,8 @@ class DiT(nn.Module):
             return h.reshape(batch, height, width, self.width).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
-        h = adaln_modulate(h, *jnp.split(modulation, 2, axis=-1), self.norm)
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        h = adaln_modulate(h, shift, scale, self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         return unpatchify(h.reshape(batch, height, width, -1), self.patch)
 

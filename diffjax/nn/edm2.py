@@ -246,7 +246,7 @@ class EDM2UNet(nn.Module):
         levels, widths = len(self.multipliers), level_widths(self.channels, self.multipliers)
         self._check(x, label, context)
         emb = MPDense(max(widths), name="time")(FourierFeatures(widths[0], self.bandwidth, name="fourier")(t))
-        if self.num_label_embeddings:
+        if label is not None:
             emb = mp_sum(emb, MPEmbed(self.num_label_embeddings, max(widths), name="label")(label), self.label_balance)
         for name, values in (("embedding", embedding), ("augment", augment_label)):
             if values is not None:

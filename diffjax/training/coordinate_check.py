@@ -7,6 +7,7 @@ Reference: Yang et al. 2022, "Tensor Programs V", on coordinate checking.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from diffjax.models.parameter_paths import path_of
 from diffjax.runs.config_files import with_fields
 from diffjax.training.compiled_step import compile_step, make_optimizers
 from diffjax.training.sharding import Devices
-from diffjax.typing import Batch, ImageSpec, Variables
+from diffjax.typing import ImageSpec, Variables
 
 Sizes = Mapping[str, float]  # mean absolute value by name of an activation
 _PROBES = 16  # inputs of the network whose activations are measured
@@ -51,7 +52,7 @@ def config_of_width(config: ConfigDict, width: int, mup_base_width: int) -> Conf
     return with_fields(config, {**fields, **schedule, "train.mup_base_width": mup_base_width})
 
 
-def measure(config: ConfigDict, spec: ImageSpec, batch: Batch, steps: int) -> list[dict[str, float]]:
+def measure(config: ConfigDict, spec: ImageSpec, batch: Mapping[str, Any], steps: int) -> list[dict[str, float]]:
     """Trains on one batch.
 
     Returns:
@@ -80,9 +81,8 @@ def activation_sizes(model: DiffusionModel, variables: Variables) -> dict[str, j
     x = jax.random.normal(jax.random.key(0), (_PROBES, *x.shape[1:]))
     t = jnp.linspace(0, model.noise_schedule.timesteps - 1, _PROBES)
     network = model.network.clone(remat=False)
-    _, collections = network.apply(
-        {"params": params}, x, t, **inputs, capture_intermediates=True, mutable=["intermediates"]
-    )
+    options: dict[str, Any] = {**inputs, "capture_intermediates": True, "mutable": ["intermediates"]}
+    _, collections = network.apply({"params": params}, x, t, **options)
     outputs = jax.tree_util.tree_leaves_with_path(collections["intermediates"])
     return {
         path_of(keys[:-2]) or "output": jnp.abs(leaf).mean()  # without the method's name and the number of the call

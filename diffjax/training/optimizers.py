@@ -167,9 +167,9 @@ def prodigy(
         rate, betas=(beta1, beta2), estim_lr0=initial, estim_lr_coef=factor, safeguard_warmup=True
     )
 
-    def update(gradients: Any, state: optax.contrib.ProdigyState, params: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         state = state._replace(params0=_select(state.count == 0, params, state.params0))
-        updates, new_state = inner.update(gradients, state, params)
+        updates, new_state = inner.update(updates, state, params)
         decays, _ = decay.update(jax.tree.map(jnp.zeros_like, params), optax.EmptyState(), params)
         step_size = state.estim_lr * rate(state.count)
         return jax.tree.map(lambda update, decay: update - step_size * decay, updates, decays), new_state
@@ -194,13 +194,13 @@ def schedule_free(
     base = optax.chain(rms, decay, optax.scale_by_learning_rate(rate))
     inner = optax.contrib.schedule_free(base, rate, b1=beta1)
 
-    def update(gradients: Any, state: optax.contrib.ScheduleFreeState, params: Any) -> tuple[Any, Any]:
-        return inner.update(gradients, state._replace(z=_select(state.step_count == 1, params, state.z)), params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(updates, state._replace(z=_select(state.step_count == 1, params, state.z)), params)
 
     return optax.GradientTransformation(_copying(inner.init), update)
 
 
-def _select(condition: jax.Array, params: Any, others: Any) -> Any:
+def _select(condition: Any, params: Any, others: Any) -> Any:
     """Returns `params` at the first update, since the weights may change after the state is created."""
     return jax.tree.map(functools.partial(jnp.where, condition), params, others)
 

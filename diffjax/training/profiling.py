@@ -98,13 +98,13 @@ def read_operations(folder: Path, hlo: str) -> list[Operation]:
       hlo: text of the compiled program, with the places of its instructions; others keep the name of the instruction.
     """
     places = {match[1]: _place(match[2]) for match in map(_INSTRUCTION.match, hlo.splitlines()) if match}
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     for path in folder.glob("plugins/profile/*/*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in _lines(plane):
                 for instruction, duration in _self_times(line):
                     seconds[places.get(instruction, instruction)] += duration
-    return [Operation(*item) for item in seconds.most_common()]
+    return [Operation(*item) for item in sorted(seconds.items(), key=lambda item: -item[1])]
 
 
 def _lines(plane: Any) -> list[Any]:

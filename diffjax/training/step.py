@@ -100,7 +100,8 @@ def make_step(
                 old = state.variables["params"][group], state.optimizer[group]
                 params[group], optimizer[group] = _where(is_due[group], (params[group], optimizer[group]), old)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = {**optax.incremental_update(params, state.ema, 1.0 - decay), **_own_averages(optimizer, params)}
+        averages: Any = optax.incremental_update(params, state.ema, 1.0 - decay)
+        ema = {**averages, **_own_averages(optimizer, params)}
         power_ema = {
             name: optax.incremental_update(params, state.power_ema[name], update_weight(gamma, state.step + 1))
             for name, gamma in exponents.items()
