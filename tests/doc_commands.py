@@ -50,7 +50,7 @@ _PROGRAMS = re.compile(
     r"^(python3?|diffjax [a-z]+|pip|npm|tfds|pytest|srun|gcloud|git|wandb|tensorboard|jupyter|pre-commit|printf"
     r"|[A-Z_]+=\S+ .*)\b"
 )
-_LAUNCH = re.compile(r"(?:python launch\.py|(?<![\w.])diffjax) +([a-z]+)((?: +(?!&|\|)\S.*)?)$")
+_LAUNCH = re.compile(r"(?:python launch\.py|(?<![\w.])diffjax) +([a-z_]+)((?: +(?!&|\|)\S.*)?)$")
 
 
 class Command(NamedTuple):
@@ -283,6 +283,8 @@ class Runner:
             words = ["--source=source", *(word for word in words if not word.startswith("--source="))]
         if verb in ("train", "benchmark"):
             words = self._tiny(verb, words, "JAX_NUM_CPU_DEVICES" in command.text)
+        if verb == "optimize_grid" and "num" not in flags:
+            words += ["--num=4", "--reference_steps=10"]
         if verb in ("sample", "sweep", "evaluate") and "batch_size" not in flags:
             words.append("--batch_size=20")
         if verb in ("sweep", "evaluate") and "num" not in flags:

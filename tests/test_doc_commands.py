@@ -21,6 +21,7 @@ from diffjax.diffusion import (
 )
 from diffjax.inference.overrides import SETTINGS
 from diffjax.models.diffusion import perturbations
+from diffjax.models.diffusion.diffusion_settings import OPTIMIZED
 from diffjax.models.diffusion.process import INJECTED_ARGUMENTS
 from diffjax.parsing import entries
 from diffjax.registry import lookup
@@ -91,7 +92,7 @@ def check(argv: list[str]) -> None:
         for text in entries(name, getattr(arguments, name, None) or "") if name in arguments.given_flags else ():
             value = text.rpartition(":")[2] if "(" not in text else text
             SETTINGS[name].parse(value)
-            if name in AXES:
+            if name in AXES and (name, value) != ("grid", OPTIMIZED):
                 lookup(name, AXES[name], value, injected=INJECTED_ARGUMENTS)
 
 

@@ -78,7 +78,7 @@ BAD = {
     "min-snr": WRITE,
     "minsnr": "unknown axis 'minsnr': did you mean 'min_snr'?",
     "MIN_SNR": "unknown axis 'MIN_SNR'",
-    "zzz": "choose from edm, learned, min_snr, p2, simple, snr, truncated_snr",
+    "zzz": "choose from edm, flow, learned, min_snr, p2, simple, snr, truncated_snr",
     "min_snr(gama=3)": "axis 'min_snr' takes no 'gama'; it takes gamma",
     "p2(sigma=3)": "it takes gamma, k",
     "snr(gamma=3)": "axis 'snr' takes no 'gamma'; it takes no options",
@@ -135,6 +135,7 @@ def test_choices_are_public_functions_of_the_module():
         "min_snr",
         "p2",
         "edm",
+        "flow",
         "learned",
     }
     assert "log_snr_of" not in registry.choices(time_grids)  # imported

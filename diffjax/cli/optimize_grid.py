@@ -1,4 +1,4 @@
-"""Search the time grid of a run whose samples in few steps are closest to those of many steps.
+"""Search a time grid for a run: in few steps, closest to the samples of many steps.
 
   python launch.py optimize_grid --workdir=runs/digits --steps=5,8,10 [--sampler=unipc --guidance=1.5]
   python launch.py sample --workdir=runs/digits --sampler=unipc --grid=optimized --steps=8
