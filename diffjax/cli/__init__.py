@@ -196,7 +196,8 @@ def _output(program_name: str = "python launch.py") -> Iterator[None]:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:10} {_summary(name)}" for name in VERBS)
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}} {_summary(name)}" for name in VERBS)
     return f"""diffjax: scalable diffusion in JAX
 
 usage: python launch.py VERB --flag=value ...

@@ -1,4 +1,4 @@
-"""Benchmark a config's training step and sampler on this machine, or the communication of many devices; check muP.
+"""Benchmark the training step and sampler of a config, or the communication of many devices; check muP.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]

@@ -1,4 +1,4 @@
-"""Sweep sampling settings of a trained run: a table, a plot, and entries of the store results/results.jsonl.
+"""Sweep sampling settings of a trained run: a table, a plot, and entries of results/results.jsonl.
 
   python launch.py sweep --workdir=runs/digits --steps=5,10,20,50,100,250,1000 --eta=0,1 [--guidance=1,2] [--grid=...]
   python launch.py sweep --workdir=runs/digits --ema_length=0.05,0.1,0.15
