@@ -48,8 +48,10 @@ def _outcome(folder: Path) -> tuple[str, str]:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     words = [f"{ordering['claim']}: {ordering['verdict']}" for ordering in results["orderings"]]
     verdicts = "; ".join(words) or "no claimed order"
-    count = len(results["seeds"])
-    where = f"`{results['scale']}`, {count} seed{'s' * (count > 1)}"
+    planned = len(results["seeds"])
+    measured = {i for entry in results["entries"] for i, value in enumerate(entry["values"]) if value is not None}
+    count = len(measured) if any(entry["pending"] for entry in results["entries"]) else planned
+    where = f"`{results['scale']}`, {count}{f' of {planned}' * (count < planned)} seed{'s' * (planned > 1)}"
     return f"{where}: {verdicts}", f"[{results['scale']}](reports/{folder.name}/report.md)"
 
 

@@ -37,7 +37,8 @@ EXPERIMENT = Experiment(
     measures=[
         Measure("fd_pixels"),
         Measure("kd_pixels"),
-        Measure("precision_recall_pixels"),
+        Measure("precision_recall_pixels", "precision_pixels"),
+        Measure("precision_recall_pixels", "recall_pixels"),
         Measure("seconds_per_image"),
     ],
     orderings=[

@@ -138,7 +138,8 @@ def _about_curves(outcome: Outcome) -> str:
     words = [f"Panels: measures. Horizontal axis: {_escape(outcome.experiment.column_axis)}."]
     if outcome.row_axes:
         words.append(f"Curves: {_escape(', '.join(outcome.row_axes))}.")
-    words.append(f"Error bars: standard deviation over {seeds} seeds." if seeds > 1 else "One seed, so no error bars.")
+    over = f"{seeds} seeds" if outcome.done == outcome.total else "the seeds so far"
+    words.append(f"Error bars: standard deviation over {over}." if seeds > 1 else "One seed, so no error bars.")
     return " ".join(words)
 
 
