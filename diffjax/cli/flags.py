@@ -29,6 +29,10 @@ _SHARED_DATA = (
     *("number", "on_corrupt", "cache_gib", "workers"),
 )
 # Flags by purpose, in the order of the help text. The groups of sampling are those of verbs that sample.
+GUIDANCE_FLAGS = (  # of classifier-free guidance
+    *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
+    *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
+)
 _GROUPS = {
     "run": (
         *("workdir", "config", "checkpoint", "ema_length", "data_dir"),
@@ -41,8 +45,7 @@ _GROUPS = {
         *("top_k", "top_p", "truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (
-        *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
-        *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
+        *GUIDANCE_FLAGS,
         *("classifier", "classifier_scale", "weak", "weak_scale", "clip_scale"),
         *("perturbation", "perturbed_scale"),
     ),

@@ -12,7 +12,7 @@ and number of steps; --grid=optimized of other verbs reads them.
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from diffjax.cli.flags import Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.cli.flags import GUIDANCE_FLAGS, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.diffusion.grid_search import num_evaluations
 from diffjax.errors import UserError
 from diffjax.inference.grid_optimization import GridOptimizer
@@ -24,8 +24,7 @@ from diffjax.runs.loading import load
 # Settings of samplers of diffusion models, but for the grid and the steps.
 _SETTINGS = (
     *("sampler", "eta", "threshold", "number"),
-    *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
-    *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
+    *GUIDANCE_FLAGS,
     *("perturbation", "perturbed_scale"),
 )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from diffjax.cli.flags import MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.cli.flags import GUIDANCE_FLAGS, MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
 from diffjax.inference.noise_pairs import check_run, write_pairs
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
 from diffjax.runs.loading import load
@@ -24,8 +24,7 @@ from diffjax.runs.new_folder import new_folder
 # Settings of samplers of diffusion models.
 _SETTINGS = (
     *("sampler", "grid", "steps", "eta", "threshold"),
-    *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
-    *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
+    *GUIDANCE_FLAGS,
     *("perturbation", "perturbed_scale"),
 )
 

@@ -1,6 +1,7 @@
 """Time grids that are optimised for a run and a sampler: fewer steps for the same error."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,9 +102,8 @@ class GridOptimizer:
     def _settings(self, grid: str, steps: int) -> SamplingSettings:
         return self._make(self._capacity, **{**self._overrides, "grid": grid, "steps": steps})
 
-    def _error(self, times: np.ndarray, *, held_out: bool) -> float:
-        """Returns the root-mean-square difference from the reference, in grey levels."""
-        settings = self._settings("trailing", len(times) - 1)
+    def _error(self, settings: SamplingSettings, times: np.ndarray, *, held_out: bool) -> float:
+        """Returns the root-mean-square difference of samples on a grid from the reference, in grey levels."""
         padded = jnp.asarray(np.pad(times, (0, self._capacity + 1 - len(times))), jnp.float32)
         images = self._samples[held_out](dataclasses.replace(settings, times=padded))
         return float(127.5 * np.sqrt(np.mean((images - self._reference[held_out]) ** 2)))
@@ -115,13 +115,15 @@ class GridOptimizer:
 
     def optimize(self, steps: int, on_evaluation: Callable[[], object] = lambda: None) -> OptimizedGrid:
         """Searches a grid of a number of steps, from the best of GRIDS."""
-        grids = {name: np.asarray(self._settings(name, steps).times[: steps + 1], np.float64) for name in GRIDS}
-        start = min(grids, key=lambda name: self._error(grids[name], held_out=False))
+        settings = {name: self._settings(name, steps) for name in GRIDS}
+        grids = {name: np.asarray(each.times[: steps + 1], np.float64) for name, each in settings.items()}
+        error = functools.partial(self._error, settings[GRIDS[0]])
+        start = min(grids, key=lambda name: error(grids[name], held_out=False))
         times, _ = grid_search.coordinate_search(
-            lambda times: self._error(times, held_out=False),
+            functools.partial(error, held_out=False),
             grids[start],
             whole=not self._schedule.continuous,
             on_evaluation=on_evaluation,
         )
-        errors = {name: self._error(grid, held_out=True) for name, grid in grids.items()}
-        return OptimizedGrid(self.sampler, tuple(map(float, times)), self._error(times, held_out=True), errors)
+        errors = {name: error(grid, held_out=True) for name, grid in grids.items()}
+        return OptimizedGrid(self.sampler, tuple(map(float, times)), error(times, held_out=True), errors)

@@ -7,6 +7,7 @@ and the learning rate alone sets the relative change of the weights. There are n
 Reference: "Analyzing and improving the training dynamics of diffusion models", sections 2.3 to 2.6, appendix B.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -98,10 +99,7 @@ def _unit_kernel(module: nn.Module, shape: tuple[int, ...], gain: Array | float,
         return normalize(jax.random.normal(key, shape), axes)
 
     kernel = normalize(module.param(UNIT_KERNEL, init, shape), axes)
-    fan_in = 1
-    for size in shape[:-1]:
-        fan_in *= size
-    return (kernel * (gain / fan_in**0.5)).astype(dtype)
+    return (kernel * (gain / math.prod(shape[:-1]) ** 0.5)).astype(dtype)
 
 
 class MPDense(nn.Module):

@@ -75,7 +75,7 @@ def edm(
         churned = (low <= sigma) & (sigma <= high) & has_signal(now)
         gamma = jnp.where(churned, jnp.minimum(churn / steps, 2**0.5 - 1), 0.0)
         more = _noisier(schedule, now, gamma, beyond)
-        more = jax.tree.map(lambda a, b: jnp.where(gamma > 0, a, b), more, now)
+        more = _where(gamma > 0, more, now)
         added = noise * jnp.sqrt(transition_variance(more, now))
         added = jnp.where(gamma > 0, added, 0.0)
         x = jnp.where(gamma > 0, more.alpha / now.alpha, 1.0) * x + added * step_noise(now, next)
@@ -273,7 +273,7 @@ def _noisier(schedule: Schedule, now: Noise, gamma: Array, beyond: Array | bool)
     scale = jnp.where(last.alpha == 1, 1.0, jnp.hypot(last.alpha, last.sigma) / jnp.hypot(now.alpha, sigma))
     outside = Noise(last.t, scale * now.alpha, scale * sigma)
     is_outside = jnp.asarray(beyond, bool) & (sigma * last.alpha > last.sigma * now.alpha)
-    return jax.tree.map(lambda a, b: jnp.where(is_outside, a, b), outside, level)
+    return _where(is_outside, outside, level)
 
 
 def _single_step(

@@ -152,7 +152,7 @@ class BoundModel:
             perturbed = self.perturbed(settings["perturbation"])
             denoise = guidance.perturbed(denoise, perturbed, perturbed_scale, interval=interval)
         if self.unconditional is not None:
-            has_first = self.alone is not None and settings["first_condition"] != ""
+            first_condition = settings["first_condition"]
             denoise = guidance.classifier_free(
                 denoise,
                 self.unconditional,
@@ -162,7 +162,7 @@ class BoundModel:
                 interval=interval,
                 channels=settings["guidance_channels"],
                 average=average,
-                first=self.alone(settings["first_condition"]) if self.alone and has_first else None,
+                first=self.alone(first_condition) if self.alone and first_condition else None,
                 first_scale=settings["first_scale"],
             )
         if is_perturbed:
