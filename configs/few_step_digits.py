@@ -62,7 +62,8 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     },
     "easy_consistency": {
         **CONSISTENCY,
-        "loss": "consistency",
+        "loss": "consistency(by_interval=True)",
+        "weighting": "x0",
         "next_times": f"shrinking(q=2, every={STEPS // 8})",
         "metric": "pseudo_huber(c=0)",
     },
