@@ -376,6 +376,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "parallel.mode": ("jit", "distribution: jit (global arrays) | pmap (one SPMD program per device)"),
     "parallel.num_devices": (0, "devices of all processes; 0: all available"),
     "parallel.fsdp": (1, "devices that share one copy of the weights; only with jit"),
+    "parallel.tensor": (1, "devices that share each layer of transformers, and each example; only with jit"),
 }
 
 GROUPS = {  # fields that are added together; every section is a group of its direct fields too

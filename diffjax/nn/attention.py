@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from diffjax.nn.layers import Dense, GroupNorm, LayerNorm, check_choice
+from diffjax.nn.partitioning import partition
 
 
 def implementation(name: str, dtype: DTypeLike, head_dim: int) -> Literal["xla", "cudnn"]:
@@ -70,7 +71,7 @@ def attend(
     # With a mask, "auto" is XLA: cuDNN takes a mask as a bias and computes the gradient of that bias.
     name = "xla" if mask is not None and attention == "auto" else attention
     backend = implementation(name, q.dtype, q.shape[-1] // heads)
-    by_head = [x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v)]
+    by_head = [partition(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (q, k, v)]
     mask = mask if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
     y = jax.nn.dot_product_attention(*by_head, mask=mask, is_causal=causal, implementation=backend)
     return y.reshape(q.shape)

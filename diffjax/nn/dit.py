@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dense, Dropout, check_choice, check_dropout, check_label, timestep_embedding
+from diffjax.nn.partitioning import partition
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
@@ -259,6 +260,7 @@ class DiT(nn.Module):
         first_values = None
         for i in range(self.layers):
             if i not in self.skipped_blocks:
+                h = partition(h, "batch", "tokens", None)
                 h, values = self._block(Block, i)(h, emb, context, dropout_keys, angles, first_values)
                 if self.value_residual and first_values is None:
                     first_values = values

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from diffjax.nn.attention import attend
 from diffjax.nn.dit import Block, DiT, adaln_modulate
 from diffjax.nn.layers import Dense, Dropout
+from diffjax.nn.partitioning import partition
 from diffjax.nn.transformer_layers import ACTIVATIONS, ValueResidual, mlp_width, normalize_heads, rotate
 from diffjax.typing import PRNGKeys
 
@@ -114,6 +115,7 @@ class MMDiT(DiT):
         for i in range(self.layers):
             if i not in self.skipped_blocks:
                 block = self._block(JointBlock, i, last=i == self.layers - 1)
+                h, context = (partition(tokens, "batch", "tokens", None) for tokens in (h, context))
                 h, context, values = block(h, context, emb, dropout_keys, angles, first_values)
                 if self.value_residual and first_values is None:
                     first_values = values

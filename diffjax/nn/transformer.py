@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dropout, check_choice, check_dropout
+from diffjax.nn.partitioning import partition
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
@@ -163,6 +164,7 @@ class Transformer(nn.Module):
         for block, layer_mask in zip(self.block, masks, strict=True):
             causal = isinstance(layer_mask, str) and layer_mask == "causal"
             array = None if isinstance(layer_mask, str) else layer_mask
+            x = partition(x, "batch", "tokens", None)
             x, values, _ = block(x, causal, array, dropout_keys, angles, first)
             first = values if self.value_residual and first is None else first
         return self.norm_out(x)

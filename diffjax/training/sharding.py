@@ -1,10 +1,10 @@
-"""Placement of arrays on devices: a mesh with the axes `data` and `fsdp`, and two modes of running the step on it.
+"""Placement of arrays on devices: a mesh with the axes `data`, `fsdp` and `tensor`, and two modes of running the step.
 
 With several processes the mesh has the devices of all of them, and arrays are global.
 
 The mode "pmap" runs the step as one program per device, with explicit collectives. The mode "jit" runs it on global
-arrays, for which XLA inserts the collectives; it can also shard the parameters over the `fsdp` axis. Both modes give
-the same numbers.
+arrays, for which XLA inserts the collectives; it can also shard the parameters over the `fsdp` axis, and split the
+layers of transformers over the `tensor` axis. Both modes give the same numbers.
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ from diffjax.errors import UserError, machine_memory, unknown, validate_integer
 from diffjax.training.step import Step
 
 _BATCH = P(("data", "fsdp"))  # a batch is split over both axes
+# Layers of transformers by name, without the prefix "context_": those whose outputs are split over `tensor`, heads or
+# hidden units, and those that take them as inputs.
+_SPLIT_OUTPUTS, _SPLIT_INPUTS = ("q", "k", "v", "kv", "qkv", "mlp_in"), ("out", "mlp_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,14 @@ class Devices:
     mode: str  # "jit" | "pmap"
 
     @classmethod
-    def create(cls, *, mode: str = "jit", num_devices: int = 0, fsdp: int = 1) -> "Devices":
+    def create(cls, *, mode: str = "jit", num_devices: int = 0, fsdp: int = 1, tensor: int = 1) -> "Devices":
         """Selects devices, the same number of each process.
 
         Args:
           mode: "jit" or "pmap".
           num_devices: number of devices of all processes; 0: all devices.
           fsdp: number of devices that share one copy of the parameters.
+          tensor: number of devices that share the layers of a transformer, and each example.
 
         Raises:
           UserError: the layout is not possible on these devices.
@@ -55,23 +59,36 @@ class Devices:
             raise UserError(
                 f"parallel.num_devices={num_devices}: must be a multiple of the number of processes, {processes}"
             )
-        if fsdp < 1 or num_devices % fsdp:
-            raise UserError(f"parallel.fsdp={fsdp}: must divide the number of devices, {num_devices}")
-        if mode == "pmap" and fsdp > 1:
-            raise UserError(f"parallel.fsdp={fsdp}: requires parallel.mode='jit' when it is above 1")
+        for name, size, rest in (("fsdp", fsdp, num_devices), ("tensor", tensor, num_devices // max(fsdp, 1))):
+            if size < 1 or rest % size:
+                by_fsdp = f" divided by parallel.fsdp={fsdp}" if rest != num_devices else ""
+                raise UserError(
+                    f"parallel.{name}={size}: must divide the number of devices, {num_devices}{by_fsdp}"
+                )
+            if mode == "pmap" and size > 1:
+                raise UserError(f"parallel.{name}={size}: requires parallel.mode='jit' when it is above 1")
         local = {i: [device for device in available if device.process_index == i] for i in range(processes)}
+        if num_devices // processes % tensor:
+            raise UserError(
+                f"parallel.tensor={tensor}: must divide the devices of a process, {num_devices // processes}"
+            )
         if any(len(devices) < num_devices // processes for devices in local.values()):
             raise UserError(
                 f"parallel.num_devices={num_devices}: each process must have {num_devices // processes}; lower it"
             )
         # The devices of a process are neighbours, so its share of a batch is contiguous, and copies of the parameters
-        # stay within a process if `fsdp` permits.
+        # stay within a process if `fsdp` and `tensor` permit.
         chosen = [device for i in range(processes) for device in local[i][: num_devices // processes]]
-        return cls(Mesh(np.array(chosen).reshape(-1, fsdp), ("data", "fsdp")), mode)
+        return cls(Mesh(np.array(chosen).reshape(-1, fsdp, tensor), ("data", "fsdp", "tensor")), mode)
 
     @property
     def num_devices(self) -> int:
         return self.mesh.size
+
+    @property
+    def num_shares(self) -> int:
+        """Number of shares of a batch: devices, or groups of `tensor` devices."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def check_batch(self, batch_size: int, accumulate: int, group: int = 1) -> None:
         """Checks that all devices get equal shares of each part of the batch, of whole groups of examples.
@@ -83,12 +100,13 @@ class Devices:
           UserError: the batch cannot be divided.
         """
         validate_integer("train.batch_size", batch_size)
-        if accumulate < 1 or batch_size % (self.num_devices * accumulate * group):
+        if accumulate < 1 or batch_size % (self.num_shares * accumulate * group):
             groups = f", in groups of {group} (diffusion.loss)" if group > 1 else ""
+            by_tensor = f" / parallel.tensor={self.mesh.shape['tensor']}" if self.num_shares < self.num_devices else ""
             raise UserError(
-                f"train.batch_size={batch_size}: cannot be divided over {self.num_devices} devices "
+                f"train.batch_size={batch_size}: cannot be divided over {self.num_devices}{by_tensor} devices "
                 f"(parallel.num_devices) and train.accumulate={accumulate} parts{groups}; make it a multiple of "
-                f"{self.num_devices * max(accumulate, 1) * group}"
+                f"{self.num_shares * max(accumulate, 1) * group}"
             )
 
     def check_state(self, shapes: Any) -> None:
@@ -141,16 +159,23 @@ class Devices:
         return self.mesh if multihost.is_single_process() else self.mesh.local_mesh
 
     def state_sharding(self, shapes: Any) -> Any:
-        """Returns the sharding of each leaf: its largest divisible dimension over the `fsdp` axis, else replicated."""
-        return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), shapes)
+        """Returns the sharding of each leaf, replicated where no axis of the mesh splits it.
 
-    def _spec(self, shape: tuple[int, ...]) -> P:
-        parts = self.mesh.shape["fsdp"]
-        divisible = [i for i, size in enumerate(shape) if size % parts == 0]
-        if parts == 1 or not divisible:
-            return P()
-        largest = max(divisible, key=lambda i: shape[i])
-        return P(*(["fsdp" if i == largest else None for i in range(len(shape))]))
+        Heads and hidden units of transformers are split over `tensor`, and of the other dimensions the largest that is
+        divisible over `fsdp`.
+        """
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: NamedSharding(self.mesh, self._spec(keys, leaf.shape)), shapes
+        )
+
+    def _spec(self, keys: tuple[Any, ...], shape: tuple[int, ...]) -> P:
+        axes: list[str | None] = [None] * len(shape)
+        if (split := _tensor_dimension(keys, len(shape))) is not None and shape[split] % self.mesh.shape["tensor"] == 0:
+            axes[split] = "tensor"
+        divisible = [i for i, size in enumerate(shape) if size % self.mesh.shape["fsdp"] == 0 and not axes[i]]
+        if divisible:
+            axes[max(divisible, key=lambda i: shape[i])] = "fsdp"
+        return P(*(axis if axis and self.mesh.shape[axis] > 1 else None for axis in axes))
 
     def replicate(self, tree: Any) -> Any:
         """Copies host arrays, the same in every process, to every device."""
@@ -184,9 +209,14 @@ class Devices:
             step = spmd(make_step(axis_name="data"), devices=devices, donate_argnums=0)
             return step if multihost.is_single_process() else self._on_global_arrays(step)
         state, batch = self.state_sharding(state_shapes), NamedSharding(self.mesh, _BATCH)
-        replicated = NamedSharding(self.mesh, P())
+        replicated, one_step = NamedSharding(self.mesh, P()), make_step(axis_name=None)
+
+        def under_mesh(*arguments):  # networks split their activations: nn/partitioning.py
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return one_step(*arguments)
+
         step = jax.jit(
-            make_step(axis_name=None),
+            under_mesh if self.mesh.shape["tensor"] > 1 else one_step,
             donate_argnums=0,
             in_shardings=(state, batch, replicated),
             out_shardings=(state, replicated),
@@ -210,6 +240,15 @@ class Devices:
             )
 
         return run
+
+
+def _tensor_dimension(keys: tuple[Any, ...], dimensions: int) -> int | None:
+    """Returns the dimension of a parameter, or of its moments and averages, that is split over `tensor`; None: none."""
+    *_, layer, leaf = ["", "", *jax.tree_util.keystr(keys, simple=True, separator="/").split("/")]
+    layer = layer.removeprefix("context_")
+    if layer in _SPLIT_OUTPUTS and (leaf, dimensions) in (("kernel", 2), ("bias", 1)):
+        return dimensions - 1
+    return 0 if layer in _SPLIT_INPUTS and (leaf, dimensions) == ("kernel", 2) else None
 
 
 def _start_together(step: Any) -> Any:

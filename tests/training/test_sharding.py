@@ -24,6 +24,7 @@ LAYOUTS = {
     "jit on 8": {"mode": "jit", "num_devices": 8},
     "pmap on 8": {"mode": "pmap", "num_devices": 8},
     "fsdp 4 x 2": {"mode": "jit", "num_devices": 8, "fsdp": 2},
+    "tensor 2 x 2 x 2": {"mode": "jit", "num_devices": 8, "fsdp": 2, "tensor": 2},
     "pmap on 2, 2 parts": {"mode": "pmap", "num_devices": 2, "accumulate": 2},
 }
 DIFFUSION = {"model": conditioned.DIT | {"width": 16, "dropout": 0.2}, "data__augment": {"prob": 0.3}}
@@ -69,13 +70,13 @@ KINDS = {  # config, and the parts that it depends on
 
 
 @functools.cache
-def trained(kind, mode="jit", num_devices=1, fsdp=1, accumulate=1):
+def trained(kind, mode="jit", num_devices=1, fsdp=1, tensor=1, accumulate=1):
     """Returns the metrics of each step, and the variables after the last one."""
     config, parts = KINDS[kind]()
     config = config.copy_and_resolve_references().unlock()
     config.train.accumulate = accumulate
     model = models.build(config, SPEC, **parts)
-    devices = Devices.create(mode=mode, num_devices=num_devices, fsdp=fsdp)
+    devices = Devices.create(mode=mode, num_devices=num_devices, fsdp=fsdp, tensor=tensor)
     step, state = compile_step(config, model, make_optimizers(config, model), devices, examples=48)
     state = fit_to_first_batch(model, state, tiny.batch(16))
     frozen, history = devices.replicate(model.frozen), []
@@ -108,7 +109,7 @@ CASES = [
     ("discriminator", "pmap on 8"),
     *(("two groups", layout) for layout in ("fsdp 4 x 2", "pmap on 2, 2 parts")),
     ("clip", "pmap on 8"),
-    ("autoregressive", "fsdp 4 x 2"),
+    *(("autoregressive", layout) for layout in ("fsdp 4 x 2", "tensor 2 x 2 x 2")),
     ("masked", "pmap on 2, 2 parts"),
 ]
 
@@ -210,6 +211,8 @@ def test_invalid_layouts_raise():
         "this machine has 8": {"num_devices": 9},
         "must divide the number of devices, 8": {"num_devices": 8, "fsdp": 3},
         "parallel.mode='jit'": {"mode": "pmap", "fsdp": 2},
+        "the number of devices, 8 divided by parallel.fsdp=4": {"num_devices": 8, "fsdp": 4, "tensor": 4},
+        "parallel.tensor=2: requires parallel.mode='jit'": {"mode": "pmap", "tensor": 2},
     }
     for message, options in cases.items():
         with pytest.raises(UserError, match=message):
@@ -217,5 +220,8 @@ def test_invalid_layouts_raise():
     for size, accumulate in ((12, 1), (8, 2), (16, 0)):
         with pytest.raises(UserError, match="make it a multiple of"):
             Devices.create(num_devices=8).check_batch(size, accumulate)
+    Devices.create(num_devices=8, tensor=4).check_batch(2, 1)
+    with pytest.raises(UserError, match="over 8 / parallel.tensor=4 devices .* make it a multiple of 2"):
+        Devices.create(num_devices=8, tensor=4).check_batch(3, 1)
     with pytest.raises(UserError, match=r"in groups of 4 \(diffusion.loss\); make it a multiple of 64"):
         Devices.create(num_devices=8).check_batch(32, 2, 4)
