@@ -85,7 +85,7 @@ def test_sampling_skips_a_damaged_checkpoint_and_keeps_its_files(copy, tmp_path,
     "settings",
     [
         pytest.param("--config.parallel.num_devices=2", marks=pytest.mark.slow),
-        "--config.parallel.num_devices=4 --config.parallel.fsdp=2",
+        "--config.parallel.num_devices=8 --config.parallel.fsdp=2 --config.parallel.tensor=2",
     ],
 )
 def test_a_run_resumes_on_other_devices(config, run, settings, tmp_path):

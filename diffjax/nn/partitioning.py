@@ -14,7 +14,7 @@ _MESH_AXES = {"batch": ("data", "fsdp"), "tokens": ("tensor",), "heads": ("tenso
 
 
 def partition(x: Array, *axes: str | None) -> Array:
-    """Returns `x`, whose axes XLA is told to split over devices; outside such a mesh, `x` as it is.
+    """Returns `x` with named axes split over devices; outside such a mesh, `x` as it is.
 
     Args:
       x: activations.

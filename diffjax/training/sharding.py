@@ -23,9 +23,10 @@ from diffjax.errors import UserError, machine_memory, unknown, validate_integer
 from diffjax.training.step import Step
 
 _BATCH = P(("data", "fsdp"))  # a batch is split over both axes
-# Layers of transformers by name, without the prefix "context_": those whose outputs are split over `tensor`, heads or
-# hidden units, and those that take them as inputs.
-_SPLIT_OUTPUTS, _SPLIT_INPUTS = ("q", "k", "v", "kv", "qkv", "mlp_in"), ("out", "mlp_out")
+# Layers of transformers by name, without the prefix "context_": those whose outputs are split over `tensor`, such as
+# heads and hidden units, and those that take split inputs.
+_SPLIT_OUTPUTS = ("q", "k", "v", "kv", "qkv", "mlp_in", "modulation", "modulation_out")
+_SPLIT_INPUTS = ("out", "mlp_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Devices:
         for name, size, rest in (("fsdp", fsdp, num_devices), ("tensor", tensor, num_devices // max(fsdp, 1))):
             if size < 1 or rest % size:
                 by_fsdp = f" divided by parallel.fsdp={fsdp}" if rest != num_devices else ""
-                raise UserError(
-                    f"parallel.{name}={size}: must divide the number of devices, {num_devices}{by_fsdp}"
-                )
+                raise UserError(f"parallel.{name}={size}: must divide the number of devices, {num_devices}{by_fsdp}")
             if mode == "pmap" and size > 1:
                 raise UserError(f"parallel.{name}={size}: requires parallel.mode='jit' when it is above 1")
         local = {i: [device for device in available if device.process_index == i] for i in range(processes)}

@@ -87,6 +87,7 @@ def trained(kind, mode="jit", num_devices=1, fsdp=1, tensor=1, accumulate=1):
         leaves = jax.tree.leaves(state)
         sharded = [leaf for leaf in leaves if leaf.addressable_shards[0].data.size < leaf.size]
         assert sum(leaf.size for leaf in sharded) > 0.9 * sum(leaf.size for leaf in leaves)
+    assert (tensor > 1) == any("tensor" in (leaf.sharding.spec or ()) for leaf in jax.tree.leaves(state.variables))
     return history, jax.device_get(state.variables)
 
 
@@ -221,7 +222,7 @@ def test_invalid_layouts_raise():
         with pytest.raises(UserError, match="make it a multiple of"):
             Devices.create(num_devices=8).check_batch(size, accumulate)
     Devices.create(num_devices=8, tensor=4).check_batch(2, 1)
-    with pytest.raises(UserError, match="over 8 / parallel.tensor=4 devices .* make it a multiple of 2"):
+    with pytest.raises(UserError, match=r"over 8 / parallel.tensor=4 devices .* make it a multiple of 2"):
         Devices.create(num_devices=8, tensor=4).check_batch(3, 1)
     with pytest.raises(UserError, match=r"in groups of 4 \(diffusion.loss\); make it a multiple of 64"):
         Devices.create(num_devices=8).check_batch(32, 2, 4)
