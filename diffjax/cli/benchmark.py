@@ -3,6 +3,7 @@
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
+  python launch.py benchmark --config=configs/ddpm_cifar10.py --plan=256 [--machine=h100]
   python launch.py benchmark --config=configs/digits.py:dit --coordinates=32,64,128 [--out=check.json]
 
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
@@ -13,6 +14,9 @@ of a run. It prints the images per second, and the share of the time that a trai
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
+
+--plan compiles the step for layouts (parallel.fsdp, parallel.tensor) of this many simulated devices, estimates the time
+of each by the bandwidths of --machine, and names the fastest that fits in the memory.
 
 --coordinates trains the network at these widths for --steps steps (3), with and without muP, and prints how the
 activations of each layer grow with the width. The base width is train.mup_base_width, or else the smallest.
@@ -35,6 +39,7 @@ from diffjax import io
 from diffjax.cli.communication import print_communication
 from diffjax.cli.coordinates import DEFAULT_STEPS, print_coordinates
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
+from diffjax.cli.layout_plan import print_plan
 from diffjax.data import Batches
 from diffjax.data.pipeline import default_threads
 from diffjax.data.sources import OpenedSets
@@ -73,6 +78,8 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer("samples", 100, "number of samples to time, 0: none", lower_bound=0, flag_values=flags)
     absl_flags.DEFINE_boolean("data", False, "also time reading the data set", flag_values=flags)
     absl_flags.DEFINE_list("communication", None, "numbers of devices to compile the step for", flag_values=flags)
+    absl_flags.DEFINE_integer("plan", None, "number of devices whose layouts to compare", flag_values=flags)
+    absl_flags.DEFINE_string("machine", None, "hosts of --plan: a100, h100 (default) or h200", flag_values=flags)
     absl_flags.DEFINE_list("coordinates", None, "widths for the coordinate check of muP", flag_values=flags)
     absl_flags.DEFINE_string("out", None, "JSON file to write the results to", flag_values=flags)
 
@@ -84,9 +91,12 @@ def run(arguments: Arguments) -> int:
             raise UserError(f"--out={out}: the name must end in .json")
         check_writable("out", out)
         out.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("steps", "samples", "data"):
-        if arguments.communication and name in arguments.given_flags:
-            raise UserError(f"--{name}: has no effect with --communication, which only compiles; remove one of them")
+    for mode in ("communication", "plan"):
+        for name in ("steps", "samples", "data"):
+            if getattr(arguments, mode) and name in arguments.given_flags:
+                raise UserError(f"--{name}: has no effect with --{mode}, which only compiles; remove one of them")
+    if arguments.machine and not arguments.plan:
+        raise UserError(f"--machine={arguments.machine}: requires --plan, the number of devices; add it")
     for name in ("samples", "data", "communication"):
         if arguments.coordinates and name in arguments.given_flags:
             raise UserError(f"--{name}: has no effect with --coordinates, which only trains; remove one of them")
@@ -99,6 +109,8 @@ def run(arguments: Arguments) -> int:
     config = resolve(config, opened)
     if arguments.communication:
         results = print_communication(config, arguments.communication, _EXAMPLES)
+    elif arguments.plan:
+        results = print_plan(config, arguments.plan, arguments.machine or "h100", _EXAMPLES)
     elif arguments.coordinates:
         spec, model = image_spec(config), build_model(config, abstract=True)
         steps = arguments.steps if "steps" in arguments.given_flags else DEFAULT_STEPS

@@ -18,7 +18,6 @@ from diffjax.runs.latents import stored_arrays
 from diffjax.runs.loading import build_model
 from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
-from diffjax.typing import ImageSpec
 
 
 def print_communication(config: ConfigDict, counts: Sequence[str], examples: int) -> dict[str, Any]:
@@ -35,22 +34,24 @@ def print_communication(config: ConfigDict, counts: Sequence[str], examples: int
         device_counts = [validate_integer("communication", int(number(count, int))) for count in counts]
     except (ValueError, UserError) as error:
         raise UserError(f"--communication={','.join(counts)}: must be numbers of devices, such as 8,64,256") from error
-    with contextlib.suppress(RuntimeError):  # the devices exist already
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(device_counts))
-    spec, model = image_spec(config), build_model(config, abstract=True)
-    rows = [_row(config, spec, model, count, examples) for count in device_counts]
-    shapes = model.variable_shapes["params"]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    simulate_devices(max(device_counts))
+    model = build_model(config, abstract=True)
+    rows = [_row(config, model, count, examples) for count in device_counts]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.variable_shapes["params"]))
     _print_table(parameters, rows)
     return {"parameters": parameters, "rows": rows}
 
 
-def _row(config: ConfigDict, spec: ImageSpec, model: Model, count: int, examples: int) -> dict[str, int]:
-    """Returns the bytes of each kind of collective per step, and of each device's memory."""
-    devices = Devices.create(**{**config.parallel, "num_devices": count})
-    multiple = count * config.train.accumulate
-    size = math.ceil(config.train.batch_size / multiple) * multiple
+def simulate_devices(count: int) -> None:
+    """Makes jax have this many virtual CPU devices, unless it has devices already."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def lower(config: ConfigDict, model: Model, devices: Devices, batch_size: int, examples: int) -> jax.stages.Lowered:
+    """Lowers the training step of a config for a global batch of `batch_size` and devices that need not exist."""
+    spec, size = image_spec(config), batch_size
     stored = {name: ((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
     shapes = {
         **(stored or {"image": ((size, spec.size, spec.size, spec.channels), np.uint8)}),
@@ -58,8 +59,20 @@ def _row(config: ConfigDict, spec: ImageSpec, model: Model, count: int, examples
         "index": ((size,), np.int32),
     } | ({"tokens": ((size, model.text.length), np.int32)} if model.text else {})
     batch: Any = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}  # collectives are placed before
-    compiled: Any = lower_step(config, model, devices, devices.shaped(batch), examples).compile(options)
+    return lower_step(config, model, devices, devices.shaped(batch), examples)
+
+
+def compile_layout(lowered: jax.stages.Lowered) -> Any:
+    """Compiles a step without the optimisations of its computations, which do not change its collectives."""
+    return lowered.compile({"xla_backend_optimization_level": "0"})
+
+
+def _row(config: ConfigDict, model: Model, count: int, examples: int) -> dict[str, int]:
+    """Returns the bytes of each kind of collective per step, and of each device's memory."""
+    devices = Devices.create(**{**config.parallel, "num_devices": count})
+    multiple = devices.num_shares * config.train.accumulate
+    size = math.ceil(config.train.batch_size / multiple) * multiple
+    compiled = compile_layout(lower(config, model, devices, size, examples))
     memory = compiled.memory_analysis()
     return {"devices": count, "batch": size, **collectives.bytes_by_kind(compiled.as_text() or "")} | {
         "state and batch": memory.argument_size_in_bytes,

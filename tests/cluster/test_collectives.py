@@ -1,6 +1,7 @@
 """Bytes of the collectives in the HLO of programs."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from diffjax import cli, models
-from diffjax.cluster.collectives import bytes_by_kind
+from diffjax.cluster import cost_model
+from diffjax.cluster.collectives import Collective, bytes_by_kind, collectives
+from diffjax.cluster.cost_model import Machine
 from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
 from diffjax.typing import ImageSpec
@@ -75,6 +78,55 @@ ENTRY %main (p: bf16[8,4], q: f32[2]) -> bf16[32,4] {
 
 def test_asynchronous_collectives_and_tuples_in_hlo_of_accelerators():
     assert bytes_by_kind(HLO) == {"all-gather": 32 * 4 * 2, "all-reduce": 2 * 2 * 4}
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("replica_groups={{0,2},{1,3}}", (0, 2)),
+        ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", (0, 4)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+    ],
+)
+def test_groups_of_devices_in_hlo(groups, first):
+    line = f"  %g = f32[8]{{0}} all-gather(%q), {groups}, dimensions={{0}}, to_apply=%sum"
+    (found,) = collectives(f"ENTRY %main (q: f32[4]) -> f32[8] {{\n  %q = f32[4]{{0}} parameter(0)\n{line}\n}}\n")
+    assert found == Collective("all-gather", 32, first, 1)
+
+
+def test_estimated_times_of_rings_within_and_between_hosts():
+    machine = Machine(tflops=1, memory=1, link=100, network=10, devices=4)
+    gigabyte = 10**9
+    cases = {  # bytes of one link per GB of the array, over its bandwidth
+        Collective("all-reduce", gigabyte, (0, 1, 2, 3), 1): 2 * 3 / 4 / 100,
+        Collective("all-gather", gigabyte, (0, 4), 3): 3 * 1 / 2 / 10,
+        Collective("reduce-scatter", gigabyte, tuple(range(8)), 1): 7 / 8 / (4 * 10),  # four links between the hosts
+        Collective("all-to-all", gigabyte, (2, 3, 4, 5), 1): 3 / 4 / 10,
+        Collective("collective-permute", gigabyte, (3, 4), 1): 1 / 10,
+        Collective("all-reduce", gigabyte, (0,), 1): 0.0,
+    }
+    for collective, expected in cases.items():
+        assert cost_model.seconds(collective, machine) == pytest.approx(expected), collective
+
+
+@pytest.mark.slow
+def test_a_plan_names_the_fastest_layout_that_fits(tmp_path, capsys):
+    config = tiny.write(tmp_path / "config.py", "vae")
+    out = tmp_path / "plan.json"
+    assert cli.main(["launch.py", "benchmark", f"--config={config}", "--plan=8", f"--out={out}"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["fsdp"], row["tensor"]) for row in rows] == [(1, 1), (8, 1)]
+    assert rows[1]["state GB"] < rows[0]["state GB"]
+    assert all(row["between GB"] == 0 and row["step ms"] > row["exchange ms"] > 0 for row in rows)
+    best = min(rows, key=lambda row: row["step ms"])
+    assert f"fastest that fits: --config.parallel.fsdp={best['fsdp']} " in capsys.readouterr().out
+    errors = {"--machine=h100": "requires --plan", "--plan=8 --machine=b9": "h100", "--plan=7": "a multiple of 7"}
+    for flags, message in errors.items():
+        assert cli.main(["launch.py", "benchmark", f"--config={config}", *flags.split()]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Estimated time of the collectives of a program, by the bandwidth of the links they use.
+
+The model is that of ring algorithms, without latencies: among n devices, each sends 2 (n - 1) / n of the bytes of an
+all-reduce, and (n - 1) / n of those of an all-gather, a reduce-scatter or an all-to-all, at the bandwidth of the
+slowest link. Each device has its own link to other hosts, so several devices of a host in one ring share the bytes.
+
+Reference: Thakur et al. 2005, "Optimization of collective communication operations in MPICH"; the bandwidths of NCCL's
+tests count bytes in the same way.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from diffjax.cluster.collectives import Collective
+
+_SHARE = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0, "all-to-all": 1.0}
+_RINGS = ("all-reduce", "all-gather", "reduce-scatter")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Hosts of several devices, from the vendors' figures.
+
+    Attributes:
+      tflops: dense peak of a device in bfloat16, TFLOP/s.
+      memory: memory of a device, GB.
+      link: bandwidth between devices of a host, GB/s in each direction.
+      network: bandwidth of a device's link to other hosts, GB/s in each direction.
+      devices: devices of a host.
+    """
+
+    tflops: float
+    memory: float
+    link: float
+    network: float
+    devices: int = 8
+
+
+MACHINES: Mapping[str, Machine] = {  # hosts of eight GPUs with NVLink and one InfiniBand adapter per GPU
+    "a100": Machine(tflops=312, memory=80, link=300, network=25),
+    "h100": Machine(tflops=989, memory=80, link=450, network=50),
+    "h200": Machine(tflops=989, memory=141, link=450, network=50),
+}
+
+
+def crosses_hosts(collective: Collective, machine: Machine) -> bool:
+    """Returns whether devices of several hosts take part."""
+    return len({device // machine.devices for device in collective.group}) > 1
+
+
+def seconds(collective: Collective, machine: Machine) -> float:
+    """Returns the estimated seconds of all executions of a collective; 0 for one device."""
+    count = len(collective.group)
+    if collective.kind == "collective-permute":
+        share = 1.0
+    elif count > 1:
+        share = _SHARE[collective.kind] * (count - 1) / count
+    else:
+        return 0.0
+    bandwidth = machine.link
+    if crosses_hosts(collective, machine):
+        hosts = len({device // machine.devices for device in collective.group})
+        per_host = count // hosts if collective.kind in _RINGS else 1
+        bandwidth = min(machine.link, per_host * machine.network)
+    return collective.times * collective.size * share / (bandwidth * 1e9)
