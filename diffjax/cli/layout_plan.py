@@ -59,7 +59,7 @@ def print_plan(config: ConfigDict, num_devices: int, machine: str, examples: int
 def _layouts(model: Model, count: int, machine: Machine) -> list[Devices]:
     """Returns the layouts to compare, those with fewer exchanges first."""
     host = min(count, machine.devices)
-    sizes = [size for size in (1, 2, 4) if host % size == 0] if _has_split_layers(model) else [1]
+    sizes = [size for size in (1, 2, 4) if host % size == 0] if _is_transformer(model) else [1]
     return [
         Devices.create(num_devices=count, fsdp=fsdp, tensor=tensor)
         for tensor in sizes
@@ -67,10 +67,13 @@ def _layouts(model: Model, count: int, machine: Machine) -> list[Devices]:
     ]
 
 
-def _has_split_layers(model: Model) -> bool:
-    devices = Devices.create(num_devices=2, tensor=2)
-    shardings = jax.tree.leaves(devices.state_sharding(model.variable_shapes["params"]))
-    return any("tensor" in sharding.spec for sharding in shardings)
+def _is_transformer(model: Model) -> bool:
+    """Returns whether `tensor` splits at least half of the parameters."""
+    shapes = model.variable_shapes["params"]
+    shardings = jax.tree.leaves(Devices.create(num_devices=2, tensor=2).state_sharding(shapes))
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
+    split = [size for size, sharding in zip(sizes, shardings, strict=True) if "tensor" in sharding.spec]
+    return sum(split) >= sum(sizes) / 2
 
 
 def _row(config: ConfigDict, model: Model, devices: Devices, machine: Machine, examples: int) -> dict[str, Any]:
