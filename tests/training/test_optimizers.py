@@ -115,7 +115,9 @@ def test_the_state_has_the_structure_of_optax_adamw():
 
 OPTAX = {  # the same optimiser from optax, without a mask of the decay
     "adamw": optax.adamw(RATE, B1, B2, weight_decay=0.1),
+    "adamw(bfloat16_moment=True)": optax.adamw(RATE, B1, B2, weight_decay=0.1, mu_dtype=jnp.bfloat16),
     "lion": optax.lion(RATE, B1, B2, weight_decay=0.1),
+    "lion(bfloat16_moment=True)": optax.lion(RATE, B1, B2, weight_decay=0.1, mu_dtype=jnp.bfloat16),
     "adan": optax.adan(RATE, eps_root=0.0, weight_decay=0.1),
     "adafactor(momentum=0.9, min_size=4)": optax.adafactor(
         RATE, 4, multiply_by_parameter_scale=False, momentum=0.9, weight_decay_rate=None
@@ -209,7 +211,10 @@ WEIGHTS = {
     "first": {"kernel": RNG.normal(size=(8, 16)).astype(np.float32) / 4},
     "second": {"kernel": RNG.normal(size=(16, 4)).astype(np.float32) / 4, "bias": np.float32([0.1, -0.2, 0.3, 0])},
 }
-GROUPS = {name: name for name in choices(optimizers)} | {"adafactor": "adafactor(momentum=0.9, min_size=4)"}
+GROUPS = {name: name for name in choices(optimizers)} | {
+    "adafactor": "adafactor(momentum=0.9, min_size=4)",
+    "lion": "lion(bfloat16_moment=True)",
+}
 UPDATED_RARELY = ("schedule_free", "muon")
 
 
