@@ -1,8 +1,13 @@
 """Environment set before jax is imported: XLA flags and the compilation cache. The user's settings take precedence."""
 
+import contextlib
 import os
+import re
 import sys
+import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 from diffjax import io
 from diffjax.errors import UserError, note
@@ -11,6 +16,7 @@ from diffjax.errors import UserError, note
 # LIBRARY_FUSION_TYPE_DOT is faster still, but computes some products wrong (docs/performance.md). Others ignore it.
 _XLA_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
 def configure() -> None:
@@ -46,6 +52,34 @@ def _set_cache() -> None:
         note(f"compiled programs are not cached ({error}); set {_CACHE} or XDG_CACHE_HOME to a writable folder")
     else:
         os.environ[_CACHE] = str(cache)
+        if not getattr(warnings.showwarning, "replaces_entries", False):
+            _replace_damaged_entries(cache)
+
+
+def _replace_damaged_entries(cache: Path) -> None:
+    """Deletes programs that jax warns that it cannot read, such as one whose writing was interrupted.
+
+    jax compiles such a program, but does not overwrite the file, so that each run would compile it again.
+    """
+    show = warnings.showwarning
+
+    def show_or_replace(message: Warning | str, *arguments: Any, **options: Any) -> None:
+        if match := _UNREADABLE.search(str(message)):
+            for entry in cache.glob(f"{match[1]}-*-cache"):
+                if not _is_complete(entry):
+                    entry.unlink(missing_ok=True)
+        else:
+            show(message, *arguments, **options)
+
+    show_or_replace.replaces_entries = True
+    warnings.showwarning = show_or_replace
+
+
+def _is_complete(entry: Path) -> bool:
+    """Returns whether a file of zlib can be read to its end. Others, as jax writes with zstandard, count as damaged."""
+    with contextlib.suppress(OSError, zlib.error):
+        return bool(zlib.decompress(entry.read_bytes()))
+    return False
 
 
 def _check_xla_flags(flags: str) -> None:

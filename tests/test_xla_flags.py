@@ -1,5 +1,9 @@
 """Settings of launch.py before jax is imported, and settings of the user that it keeps."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +60,25 @@ def test_a_disabled_or_remote_cache_is_not_changed(value, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
     xla_flags.configure()
     assert xla_flags.os.environ["JAX_COMPILATION_CACHE_DIR"] == value
+
+
+@pytest.mark.slow
+def test_damaged_programs_in_the_cache_are_replaced(tmp_path):
+    code = "import jax, numpy as np; print(jax.jit(lambda x: x @ x + 1)(np.eye(3))[0, 0])"
+    script = f"from diffjax import xla_flags; xla_flags.configure(); {code}"
+    settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def run():
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+
+    assert run().stdout == "2.0\n"
+    (entry,) = tmp_path.glob("jit__lambda-*-cache")
+    (tmp_path / "jit__lambda-0-cache").write_bytes(entry.read_bytes())  # a whole program of this name stays
+    entry.write_bytes(entry.read_bytes()[:1000])
+    second = run()
+    assert second.stdout == "2.0\n" and "Error reading" not in second.stderr
+    assert entry.stat().st_size > 1000 and (tmp_path / "jit__lambda-0-cache").exists()
 
 
 def test_a_product_with_a_constant_matrix_is_correct():
