@@ -19,17 +19,18 @@ Books = Float[Array, "n K d"]
 #   "usage" [n, K]: shares summed over the steps of the epoch
 #   "sums" [n, K, d], with EMA updates: running mean of the sum of those latents, over the number of all latents
 #   "shift" [n, K, d], with gradient updates: what restarts added to the parameters
+#   "fixed" [n, K, d], with a learned linear map: entries before the map
 CodebookState = dict[str, Array]
 
 _MIN_COUNT = 1e-12  # an entry below it is not moved
 _NO_EXAMPLE = 2**32 - 1  # folded into a step's key; no example has this index
 
 
-def init(books: Books, *, ema: bool) -> CodebookState:
-    """Returns a state with the entries `books`, all used alike."""
+def init(books: Books, *, kind: str) -> CodebookState:
+    """Returns a state with the entries `books`, all used alike, of the kind "sums", "shift" or "fixed"."""
     count = jnp.full(books.shape[:2], 1.0 / books.shape[1])
-    vectors = {"sums": books * count[..., None]} if ema else {"shift": jnp.zeros_like(books)}
-    return {"counts": count, "usage": jnp.zeros_like(count), **vectors}
+    vectors = {"sums": books * count[..., None], "shift": jnp.zeros_like(books), "fixed": books}
+    return {"counts": count, "usage": jnp.zeros_like(count), kind: vectors[kind]}
 
 
 def means(state: CodebookState) -> Books:

@@ -1,4 +1,4 @@
-"""Quantisers of latents: learned codebooks and finite scalars.
+"""Quantisers of latents: learned codebooks, finite scalars and bits.
 
 Shapes: B batch, h and w positions, D channels of a latent, n codes per position, K values of a code.
 """
@@ -20,6 +20,8 @@ from diffjax.latents import codebook
 from diffjax.latents.codebook import Books, CodebookState
 from diffjax.typing import Latents, PRNGKey, StepContext
 
+_TEMPERATURE = 0.01  # of the distribution of codes in the penalty of bits
+
 Params = Mapping[str, Any]
 Code = Int[Array, "B h w n"]
 
@@ -28,7 +30,7 @@ class Quantized(NamedTuple):
     """Quantised latents of a batch.
 
     Attributes:
-      vectors: codebook entries, whose gradient passes straight through to the latents: VQ-VAE, sec. 3.2.
+      vectors: codebook entries, whose gradient passes to the latents, straight through (VQ-VAE, sec. 3.2) or rotated.
       codes: indices of the entries.
       commitment: |z - sg(e)|^2, mean over positions and channels; its gradient moves the encoder to the entries.
       codebook: |sg(z) - e|^2; its gradient moves the entries to the encoder. Zero where entries are not learned so.
@@ -75,6 +77,11 @@ class Quantizer(abc.ABC):
         del z
         return params, state
 
+    def penalty(self, z: Latents, context: StepContext) -> Float[Array, " B"]:
+        """Returns a term of the loss besides the commitment and codebook loss, for latents of the batch."""
+        del context
+        return jnp.zeros(z.shape[0])
+
     @abc.abstractmethod
     def learn(
         self, params: Params, state: CodebookState, quantized: Quantized, index: Int[Array, " B"], context: StepContext
@@ -101,8 +108,12 @@ class VectorQuantizer(Quantizer):
       split: with `depth` > 1, whether each codebook quantises a part of the channels (product quantisation), or the
         residual of the codebooks before it (Zeghidour et al. 2021, SoundStream, algorithm 1).
       shared: whether one codebook quantises every residual (RQ-VAE: Lee et al. 2022, sec. 3.1).
-      ema: whether entries follow the running mean of their latents (VQ-VAE, app. A.1), or the codebook loss.
+      update_rule: "ema": entries follow the running mean of their latents (VQ-VAE, app. A.1). "gradient": the codebook
+        loss moves those in use. "linear": it learns a linear map of fixed entries, so that all of them move (SimVQ:
+        Zhu et al. 2024, "Addressing representation collapse in vector quantized models with one linear layer").
       decay: of the running means.
+      rotate: whether the gradient of the vectors reaches the latents by the rotation and scaling from latent to vector
+        (Fifty et al. 2024, "Restructuring vector quantization with the rotation trick", sec. 4), or unchanged.
       cosine: whether latents and entries have length one (ViT-VQGAN: Yu et al. 2022, sec. 3.2).
       dead_code_threshold: an entry with less than this multiple of the mean usage restarts at a latent of the batch
         (Jukebox: Dhariwal et al. 2020, app. B); 0: never.
@@ -111,7 +122,8 @@ class VectorQuantizer(Quantizer):
 
     split: bool = False
     shared: bool = False
-    ema: bool = True
+    update_rule: str = "ema"
+    rotate: bool = False
     decay: float = 0.99
     cosine: bool = False
     dead_code_threshold: float = 0.0
@@ -120,11 +132,20 @@ class VectorQuantizer(Quantizer):
     def init(self, key):
         width = self.channels // self.depth if self.split else self.channels
         books = jax.random.normal(key, (1 if self.shared else self.depth, self.vocabulary, width))
-        state = codebook.init(books, ema=self.ema)
-        return ({} if self.ema else {"books": books}), state
+        return self._with_entries(books * width**-0.5 if self.update_rule == "linear" else books)
+
+    def _with_entries(self, books: Books) -> tuple[Params, CodebookState]:
+        """Returns the params and state of the entries `books`, all used alike."""
+        if self.update_rule == "linear":
+            maps = jnp.broadcast_to(jnp.eye(books.shape[-1]), (books.shape[0], *[books.shape[-1]] * 2))
+            return {"map": maps}, codebook.init(books, kind="fixed")
+        is_ema = self.update_rule == "ema"
+        return ({} if is_ema else {"books": books}), codebook.init(books, kind="sums" if is_ema else "shift")
 
     def _entries(self, params: Params, state: CodebookState) -> Books:
-        return codebook.means(state) if self.ema else params["books"] + state["shift"]
+        if self.update_rule == "linear":
+            return state["fixed"] @ params["map"]
+        return codebook.means(state) if self.update_rule == "ema" else params["books"] + state["shift"]
 
     def _books(self, params: Params, state: CodebookState) -> Books:
         """Returns a codebook for each depth."""
@@ -146,15 +167,15 @@ class VectorQuantizer(Quantizer):
             codes.append(code)
             inputs.append(lax.stop_gradient(target))
             commitment += _mean_square(target - lax.stop_gradient(vector)) / self.depth
-            if not self.ema:
+            if self.update_rule != "ema":
                 codebook_loss += _mean_square(lax.stop_gradient(target) - vector) / self.depth
             vectors.append(lax.stop_gradient(vector))
             if not self.split:
                 residual = residual - vectors[-1]
-        whole = self._joined(vectors)
-        z = jnp.concatenate(parts, axis=-1) if self.split else parts[0]
+        pairs = zip(parts, vectors, strict=True) if self.split else [(parts[0], self._joined(vectors))]
+        passed = [(_rotated if self.rotate else _straight_through)(*pair) for pair in pairs]
         return Quantized(
-            vectors=z + lax.stop_gradient(whole - z),
+            vectors=jnp.concatenate(passed, axis=-1),
             codes=jnp.stack(codes, axis=-1),
             commitment=commitment,
             codebook=codebook_loss,
@@ -186,8 +207,7 @@ class VectorQuantizer(Quantizer):
             books.append(codebook.from_data(rng, target, self.vocabulary, centres=self.initial == "kmeans"))
             if not self.split:
                 residual = residual - books[-1][np.asarray(codebook.nearest(residual, books[-1]))]
-        books = jnp.asarray(np.stack(books))
-        return ({} if self.ema else {"books": books}), codebook.init(books, ema=self.ema)
+        return self._with_entries(jnp.asarray(np.stack(books)))
 
     def learn(self, params, state, quantized, index, context):
         inputs, codes = quantized.inputs, quantized.codes
@@ -254,6 +274,77 @@ class FiniteScalars(Quantizer):
 
     def learn(self, params, state, quantized, index, context):
         return {"usage": codebook.usage(state, quantized.codes, context)}, {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits(Quantizer):
+    """The signs of the channels, without parameters: lookup-free quantisation (LFQ, Yu et al. 2024, MAGVIT-v2).
+
+    The vector of a code has 1 and -1. A penalty makes the bits of a latent certain and the codes of a batch diverse.
+
+    Attributes:
+      entropy_weight: weight of the penalty.
+    """
+
+    entropy_weight: float = 0.1
+
+    def init(self, key):
+        return {}, {"usage": jnp.zeros((1, self.vocabulary))}
+
+    @property
+    def _basis(self) -> np.ndarray:
+        return 2 ** np.arange(self.channels)
+
+    def quantize(self, params, state, z):
+        signs = jnp.where(z > 0, 1.0, -1.0)
+        codes = jnp.sum((z > 0) * self._basis[None, None, None], axis=-1, keepdims=True)
+        commitment = _mean_square(z - signs)
+        return Quantized(_straight_through(z, signs), codes, commitment, jnp.zeros(z.shape[0]), None)
+
+    def lookup(self, params, state, codes):
+        return 2.0 * (codes // self._basis[None, None, None] % 2) - 1.0
+
+    def penalty(self, z, context):
+        """Returns the weighted entropy of the codes of each latent, minus that of the mean over the batch, in nats.
+
+        The probability of a code is proportional to exp(-|z - c|^2 / 0.01), as in public code, so bits are independent.
+
+        Reference: MAGVIT-v2, eq. 5.
+        """
+        logits = 4.0 / _TEMPERATURE * z.reshape(z.shape[0], -1, self.channels)
+        ones, zeros = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+        entropy = -jnp.sum(ones * jax.nn.log_sigmoid(logits) + zeros * jax.nn.log_sigmoid(-logits), axis=-1)
+        codes = jnp.ones((*ones.shape[:2], 1))
+        for i in range(self.channels):
+            codes = jnp.concatenate([codes * zeros[..., i, None], codes * ones[..., i, None]], axis=-1)
+        mean = context.mean(codes.mean((0, 1)))
+        diversity = -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+        return self.entropy_weight * (entropy.mean(axis=1) - diversity)
+
+    def learn(self, params, state, quantized, index, context):
+        return {"usage": codebook.usage(state, quantized.codes, context)}, {}
+
+
+def _straight_through(z: Latents, vector: Latents) -> Latents:
+    """Returns `vector`, whose gradient is passed to `z` unchanged."""
+    return z + lax.stop_gradient(vector - z)
+
+
+def _rotated(z: Latents, vector: Latents) -> Latents:
+    """Returns `vector` as a rotation and scaling of `z`, both without gradient.
+
+    The rotation by the angle between both, in their plane, is a product of two reflections.
+
+    Reference: Fifty et al. 2024, sec. 4.2.
+    """
+    fixed, vector = lax.stop_gradient((z, vector))
+    start, end = codebook.unit_length(fixed), codebook.unit_length(vector)
+    middle = codebook.unit_length(start + end)
+    along = lambda direction: jnp.sum(z * direction, axis=-1, keepdims=True)  # noqa: E731
+    turned = z - 2.0 * along(middle) * middle + 2.0 * along(start) * end
+    norms = (jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)) for x in (vector, fixed))
+    turned = functools.reduce(operator.truediv, norms) * turned
+    return turned + lax.stop_gradient(vector - turned)  # the value, exactly
 
 
 def _mean_square(x: Latents) -> Float[Array, " B"]:

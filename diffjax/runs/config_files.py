@@ -47,6 +47,8 @@ _DEFAULTS = {
     "diffusion.teacher_guidance": 1.0,
     "teacher": "",
     "codebook.shared": False,
+    "codebook.estimator": "straight_through",
+    "codebook.entropy_weight": 0.1,
     "train.start": "",
     "train.start_fresh": (),
     "train.freeze": (),

@@ -40,7 +40,7 @@ def test_unit_length_keeps_zero():
 @pytest.mark.parametrize("ema", [True, False])
 def test_initial_statistics_give_the_initial_codebooks(ema):
     books = normal(2, 5, 3)
-    memory = codebook.init(jnp.asarray(books), ema=ema)
+    memory = codebook.init(jnp.asarray(books), kind="sums" if ema else "shift")
     np.testing.assert_allclose(memory["counts"], np.full((2, 5), 0.2), rtol=1e-6)
     assert not memory["usage"].any() and memory.keys() == {"counts", "usage", "sums" if ema else "shift"}
     if ema:
@@ -50,7 +50,7 @@ def test_initial_statistics_give_the_initial_codebooks(ema):
 
 
 def test_without_decay_entries_become_the_means_of_their_latents():
-    memory = codebook.init(jnp.asarray(normal(2, 4, 3)), ema=True)
+    memory = codebook.init(jnp.asarray(normal(2, 4, 3)), kind="sums")
     inputs, codes = normal(2, 6, 2, 3, seed=1), np.random.default_rng(0).integers(0, 4, (6, 2, 2))
     codes[0, 0] = codes[1, 0] = 0
     codes[2:, 0], codes[0, 1], codes[1, 1], codes[2, 1] = 1, 2, 3, 0
@@ -73,7 +73,7 @@ def test_usage_metrics_equal_numpy():
 
 
 def test_usage_restarts_with_each_epoch():
-    memory, codes = codebook.init(jnp.asarray(normal(2, 4, 3)), ema=True), np.zeros((2, 1, 2, 2), int)
+    memory, codes = codebook.init(jnp.asarray(normal(2, 4, 3)), kind="sums"), np.zeros((2, 1, 2, 2), int)
     codes[..., 1] = [[[1, 3]], [[3, 3]]]
     see = jax.jit(lambda memory, epoch: codebook.usage(memory, codes, tiny.moment()._replace(new_epoch=epoch)))
     share = [[1, 0, 0, 0], [0, 0.25, 0, 0.75]]
@@ -143,11 +143,12 @@ def test_few_latents_all_become_entries(centres, size):
 @pytest.mark.parametrize(
     "options",
     [
-        {"depth": 1, "ema": True},
-        {"depth": 2, "ema": False},
-        {"depth": 2, "ema": True, "split": True},
-        {"depth": 2, "ema": True, "shared": True},
-        {"depth": 1, "ema": False, "cosine": True},
+        {"depth": 1},
+        {"depth": 2, "update_rule": "gradient"},
+        {"depth": 2, "split": True},
+        {"depth": 2, "shared": True},
+        {"depth": 1, "update_rule": "gradient", "cosine": True},
+        {"depth": 1, "update_rule": "linear"},
     ],
 )
 def test_fit_reduces_the_quantisation_error(options):
@@ -172,7 +173,7 @@ def test_fit_reduces_the_quantisation_error(options):
 
 def test_fit_of_residual_codebooks_uses_the_residuals():
     z = normal(4, 4, 4, 3)
-    quantizer = VectorQuantizer(3, 6, depth=2, ema=False, initial="data")
+    quantizer = VectorQuantizer(3, 6, depth=2, update_rule="gradient", initial="data")
     books = np.asarray(quantizer.fit(*quantizer.init(jax.random.key(0)), z)[0]["books"], np.float64)
     pool = np.float64(z).reshape(-1, 3)
     for book in books:

@@ -10,7 +10,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from diffjax.latents import codebook
-from diffjax.latents.quantizers import FiniteScalars, VectorQuantizer
+from diffjax.latents.quantizers import Bits, FiniteScalars, VectorQuantizer
 from tests import tiny
 
 CHANNELS, SIZE, BATCH = 4, 6, 8
@@ -33,7 +33,8 @@ every_kind = pytest.mark.parametrize(
 
 
 def make(kind, ema, **options):
-    return VectorQuantizer(CHANNELS, SIZE, **{"depth": 1, "ema": ema, "decay": 0.8} | KINDS[kind] | options)
+    rule = {"update_rule": "ema" if ema else "gradient"}
+    return VectorQuantizer(CHANNELS, SIZE, **{"depth": 1, "decay": 0.8} | rule | KINDS[kind] | options)
 
 
 def state(quantizer, dead=()):
@@ -43,7 +44,8 @@ def state(quantizer, dead=()):
     counts = rng.uniform(0.2, 0.4, (quantizer.depth, SIZE))
     counts[:, list(dead)] = 1e-3
     books = rng.normal(size=(quantizer.depth, SIZE, CHANNELS // (quantizer.depth if quantizer.split else 1)))
-    followed = {"sums": books * counts[..., None]} if quantizer.ema else {"shift": books - params["books"]}
+    is_ema = quantizer.update_rule == "ema"
+    followed = {"sums": books * counts[..., None]} if is_ema else {"shift": books - params["books"]}
     return params, jax.tree.map(jnp.float32, {**memory, "counts": counts, **followed})
 
 
@@ -83,7 +85,7 @@ def unit(x):
 
 def numpy_books(quantizer, params, memory):
     memory = {name: np.float64(x) for name, x in memory.items()}
-    if quantizer.ema:
+    if quantizer.update_rule == "ema":
         books = memory["sums"] / memory["counts"][..., None]
     else:
         books = np.float64(params["books"]) + memory["shift"]
@@ -312,7 +314,8 @@ def step_of(quantizer, params, memory, z):
 def test_a_shared_codebook_learns_from_the_residuals_of_all_depths(ema):
     """RQ-VAE (Lee et al. 2022), section 3.1, in NumPy: one codebook, counts and sums over every depth."""
     depth, decay = 3, 0.8
-    quantizer = VectorQuantizer(CHANNELS, SIZE, depth, shared=True, ema=ema, decay=decay)
+    rule = "ema" if ema else "gradient"
+    quantizer = VectorQuantizer(CHANNELS, SIZE, depth, shared=True, update_rule=rule, decay=decay)
     params, memory = quantizer.init(jax.random.key(0))
     z = latents()
     book = np.asarray(memory["sums"] / memory["counts"][..., None] if ema else params["books"])[0].astype(np.float64)
@@ -347,3 +350,81 @@ def test_a_dead_code_of_a_shared_codebook_restarts_at_a_residual_of_any_depth():
     vector = learned["sums"][0, 2] / learned["counts"][0, 2]
     distance = np.abs(np.asarray(found.inputs).reshape(-1, CHANNELS) - np.asarray(vector)).max(axis=1)
     assert measured["restarts"] == 1 and distance.min() < 1e-5
+
+
+def test_the_rotation_trick_rotates_and_scales_gradients():
+    """Fifty et al. 2024, section 4: the Jacobian maps the latent to its entry, and is a rotation times a factor."""
+    quantizer = VectorQuantizer(CHANNELS, SIZE, 1, update_rule="gradient", rotate=True)
+    params, memory = quantizer.init(jax.random.key(0))
+    z = latents()[:2, :1, :1]
+    z[1] = 0  # without a direction
+
+    @jax.jit
+    def both(z):
+        found = quantizer.quantize(params, memory, z)
+        whole = jax.jacrev(lambda z: quantizer.quantize(params, memory, z).vectors)(z)
+        return found, whole
+
+    found, jacobian = both(z)
+    vectors = np.asarray(params["books"])[0][np.asarray(found.codes)[..., 0]]
+    np.testing.assert_allclose(found.vectors, vectors, rtol=1e-6)
+    assert np.isfinite(jacobian).all()
+    latent, vector, jacobian = z[0, 0, 0], vectors[0, 0, 0], np.asarray(jacobian)[0, 0, 0, :, 0, 0, 0]
+    factor = np.linalg.norm(vector) / np.linalg.norm(latent)
+    np.testing.assert_allclose(jacobian @ latent, vector, rtol=1e-5)
+    np.testing.assert_allclose(jacobian @ jacobian.T, factor**2 * np.eye(CHANNELS), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(jacobian / factor), 1, rtol=1e-4)
+    apart = np.linalg.svd(np.stack([latent, vector]))[2][2:]  # directions outside of their plane do not turn
+    np.testing.assert_allclose(jacobian @ apart.T, factor * apart.T, atol=1e-5)
+
+
+def test_a_linear_map_of_fixed_entries_moves_unused_ones():
+    """SimVQ (Zhu et al. 2024), equation 4, in NumPy."""
+    quantizer = VectorQuantizer(CHANNELS, SIZE, 1, update_rule="linear")
+    params, memory = quantizer.init(jax.random.key(0))
+    params = {"map": params["map"] + 0.3 * jax.random.normal(jax.random.key(1), params["map"].shape)}
+    z = latents() + 2
+    fixed, linear = np.float64(memory["fixed"][0]), np.float64(params["map"][0])
+    vectors, codes, _, _ = numpy_quantize(quantizer, (fixed @ linear)[None], z)
+
+    @jax.jit
+    def graded(params):
+        return jax.value_and_grad(lambda params: quantizer.quantize(params, memory, z).codebook.mean())(params)
+
+    found, looked_up, learned, _ = step_of(quantizer, params, memory, z)
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_allclose(looked_up, vectors, atol=1e-5)
+    loss, gradient = graded(params)
+    np.testing.assert_allclose(loss, ((z - vectors) ** 2).mean(), rtol=1e-5)
+    error = (vectors - z).reshape(-1, CHANNELS)
+    expected = 2 * fixed[codes.ravel()].T @ error / error.size
+    np.testing.assert_allclose(gradient["map"][0], expected, rtol=1e-4, atol=1e-6)
+    unused = sorted(set(range(SIZE)) - set(codes.ravel()))
+    assert unused and (np.abs(fixed[unused] @ expected) > 1e-4).all()
+    np.testing.assert_array_equal(learned["fixed"], memory["fixed"])
+
+
+def test_bits_are_signs_with_an_entropy_penalty():
+    """MAGVIT-v2, equation 5, with a softmax over all codes in NumPy; the batch on one device and on four."""
+    quantizer = Bits(3, 8, 1, entropy_weight=0.5)
+    z = np.random.default_rng(0).normal(size=(BATCH, 2, 1, 3)).astype(np.float32) / 100
+    found, looked_up, learned, _ = step_of(quantizer, *quantizer.init(jax.random.key(0)), z)
+    signs = np.sign(z)
+    np.testing.assert_array_equal(found.vectors, signs)
+    np.testing.assert_array_equal(looked_up, signs)
+    np.testing.assert_array_equal(found.codes[..., 0], (z > 0) @ [1, 2, 4])
+    np.testing.assert_allclose(found.commitment, ((z - signs) ** 2).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(learned["usage"].sum(), 1, rtol=1e-6)
+
+    codes = np.array(list(itertools.product((-1, 1), repeat=3)))
+    logits = -((np.float64(z)[..., None, :] - codes) ** 2).sum(-1) / 0.01
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    mean = p.mean((0, 1, 2))
+    expected = 0.5 * (-(p * np.log(p + 1e-300)).sum(-1).mean((1, 2)) + (mean * np.log(mean)).sum())
+    penalty = jax.jit(lambda z: quantizer.penalty(z, tiny.moment()))
+    np.testing.assert_allclose(penalty(z), expected, rtol=1e-4, atol=1e-6)
+
+    averaged = tiny.moment()._replace(mean=functools.partial(lax.pmean, axis_name="data"))
+    spmd = jax.pmap(lambda z: quantizer.penalty(z, averaged), axis_name="data", devices=jax.devices()[:4])
+    np.testing.assert_allclose(spmd(z.reshape(4, -1, *z.shape[1:])).ravel(), expected, rtol=1e-4, atol=1e-6)

@@ -139,6 +139,12 @@ KINDS = {
         ((4, 4, 2),),
         8,
     ),
+    "lfq": ({"codebook__kind": "lfq"}, ((4, 4, 1),), 16),
+    "linear, rotation": (
+        {"codebook__update_rule": "linear", "codebook__estimator": "rotation", "codebook__dead_code_threshold": 0.0},
+        ((4, 4, 1),),
+        8,
+    ),
     "fsq": ({"codebook__kind": "fsq", "codebook__levels": (4, 5, 3, 6)}, ((4, 4, 1),), 360),
     "residual on two levels": (
         {"base": "vqvae2", "codebook__kind": "residual", "codebook__depth": 2},
@@ -313,6 +319,10 @@ def test_the_ema_starts_at_the_prepared_parameters():
         ("vqvae", {"codebook__kind": "residuals"}, SPEC, "did you mean 'residual'"),
         ("vqvae", {"codebook__update_rule": "emma"}, SPEC, "did you mean 'ema'"),
         ("vqvae", {"codebook__init": "kmean"}, SPEC, "did you mean 'kmeans'"),
+        ("vqvae", {"codebook__update_rule": "linear"}, SPEC, "codebook.dead_code_threshold=0.03: must be 0"),
+        ("vqvae", {"codebook__estimator": "rotate"}, SPEC, "did you mean 'rotation'"),
+        ("vqvae", {"codebook__kind": "lfq", "codebook__estimator": "rotation"}, SPEC, "set it to straight_through"),
+        ("vqvae", {"codebook__kind": "lfq", "model__latent_channels": 15}, SPEC, "must be at most 14"),
         ("vqvae", {"codebook__size": 1}, SPEC, "codebook.size=1: must be a whole number from 2"),
         ("vqvae", {"codebook__decay": 1.0}, SPEC, "codebook.decay=1: must be a finite number from 0 and below 1"),
         ("vqvae", {"codebook__commitment": -1.0}, SPEC, "codebook.commitment=-1: must be a finite number from 0"),

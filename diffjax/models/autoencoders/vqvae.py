@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, unknown, validate_integer, validate_number
 from diffjax.latents import codebook, statistics
-from diffjax.latents.quantizers import FiniteScalars, Quantizer, VectorQuantizer
+from diffjax.latents.quantizers import Bits, FiniteScalars, Quantizer, VectorQuantizer
 from diffjax.models.autoencoders.encoder_decoder import Params
 from diffjax.models.autoencoders.multiscale import Encoded, MultiScaleEncoder
 from diffjax.models.autoencoders.objective import (
@@ -33,6 +33,8 @@ from diffjax.models.base import Autoencoder, LikelihoodModel
 from diffjax.models.images import to_unit_range
 from diffjax.typing import Batch, Codec, Codes, Images, ImageSpec, Latents, PRNGKey, PRNGKeys, StepContext, Variables
 
+_OPTIONS = {"shared": False, "estimator": "straight_through", "entropy_weight": 0.1}  # that old configs lack
+_MAX_BITS = 14
 _MIN_USAGE = 0.05  # fraction of the codebook; with less in use the codebook has collapsed
 
 
@@ -44,7 +46,7 @@ class VQVAE(ReconstructionModel):
       encoder: the networks and the quantiser of all scales.
       commitment: weight of the commitment loss.
       fits_codebook: whether codebooks are initialised with the latents of the first batch.
-      may_collapse: whether codes can stay unused: neither restarted nor finite scalars.
+      may_collapse: whether codes can stay unused and could be restarted.
     """
 
     encoder: MultiScaleEncoder
@@ -76,8 +78,9 @@ class VQVAE(ReconstructionModel):
         params, (encoder_keys, decoder_keys) = variables["params"]["model"], split_each(keys)
         encoded = self.encoder.encode(params, variables["codebook"], x, encoder_keys)
         latent_cost, memory, metrics = jnp.zeros(()), {}, {}
-        for name, quantized in zip(self.encoder.names, encoded.quantized, strict=True):
+        for name, z, quantized in zip(self.encoder.names, encoded.latents, encoded.quantized, strict=True):
             latent_cost += quantized.codebook + self.commitment * quantized.commitment
+            latent_cost += self.quantizer.penalty(z, context)
             entries = params["codebook"][name], variables["codebook"][name]
             memory[name], measured = self.quantizer.learn(*entries, quantized, batch["index"], context)
             measured = {"commitment": quantized.commitment, **measured}
@@ -203,7 +206,9 @@ def build(config: ConfigDict, spec: ImageSpec, **frozen: Params) -> VQVAE:
         encoder=encoder,
         commitment=section.commitment,
         fits_codebook=section.init != "normal",
-        may_collapse=not section.dead_code_threshold and section.kind != "fsq",
+        may_collapse=not section.dead_code_threshold
+        and section.kind not in ("fsq", "lfq")
+        and section.update_rule != "linear",
         frozen=frozen,
     )
     check_autoencoder(model)
@@ -218,24 +223,34 @@ def make_quantizer(config: ConfigDict) -> Quantizer:
     """
     section, channels = config.codebook, config.model.latent_channels
     choices = {
-        "kind": ("vq", "residual", "product", "fsq"),
-        "update_rule": ("ema", "gradient"),
+        "kind": ("vq", "residual", "product", "fsq", "lfq"),
+        "update_rule": ("ema", "gradient", "linear"),
         "init": ("normal", "data", "kmeans"),
+        "estimator": ("straight_through", "rotation"),
     }
+    section = ConfigDict({**_OPTIONS, **section})
     for name, known in choices.items():
         if section[name] not in known:
             raise unknown(f"codebook.{name}", section[name], known)
     validate_integer("model.latent_channels", channels)
+    if section.kind in ("fsq", "lfq") and section.estimator != "straight_through":
+        raise UserError(
+            f"codebook.estimator={section.estimator}: is not supported for codebook.kind={section.kind}; set it to "
+            "straight_through"
+        )
     if section.kind == "fsq":
         return _make_finite_scalars(section.levels, channels)
+    if section.kind == "lfq":
+        return _make_bits(section.entropy_weight, channels)
     _check_codebook(section, channels)
     return VectorQuantizer(
         channels,
         section.size,
         section.depth,
         split=section.kind == "product",
-        shared=section.get("shared", False),
-        ema=section.update_rule == "ema",
+        shared=section.shared,
+        update_rule=section.update_rule,
+        rotate=section.estimator == "rotation",
         decay=section.decay,
         cosine=section.cosine,
         dead_code_threshold=section.dead_code_threshold,
@@ -254,6 +269,16 @@ def _make_finite_scalars(levels: Sequence[int], channels: int) -> FiniteScalars:
     return FiniteScalars(channels, math.prod(levels), 1, levels=tuple(levels))
 
 
+def _make_bits(entropy_weight: float, channels: int) -> Bits:
+    validate_number("codebook.entropy_weight", entropy_weight, low=0)
+    if channels > _MAX_BITS:
+        raise UserError(
+            f"model.latent_channels={channels}: must be at most {_MAX_BITS} for codebook.kind=lfq, as its penalty "
+            "has all codes in memory; lower it"
+        )
+    return Bits(channels, 2**channels, 1, entropy_weight=entropy_weight)
+
+
 def _check_codebook(section: ConfigDict, channels: int) -> None:
     """Raises UserError for invalid fields of learned codebooks."""
     validate_integer("codebook.size", section.size, low=2)
@@ -270,7 +295,12 @@ def _check_codebook(section: ConfigDict, channels: int) -> None:
             f"codebook.depth={depth}: does not divide model.latent_channels={channels}; use a divisor for "
             "codebook.kind=product"
         )
-    if section.get("shared", False) and section.kind != "residual":
+    if section.update_rule == "linear" and section.dead_code_threshold:
+        raise UserError(
+            f"codebook.dead_code_threshold={section.dead_code_threshold:g}: must be 0 for codebook.update_rule=linear, "
+            "which moves unused entries too"
+        )
+    if section.shared and section.kind != "residual":
         raise UserError(
             f"codebook.shared=True: is only supported for codebook.kind=residual, not {section.kind}; set it to False"
         )
