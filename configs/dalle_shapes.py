@@ -8,7 +8,7 @@ Trains the autoencoder into runs/dalle_shapes/codec, CLIP into runs/dalle_shapes
 
 Time: 70 min on two cores of an AMD EPYC: CLIP 22; autoencoder 10 and transformer 37 next to other jobs.
 Score: of 500 samples for captions that are not in the training set 49 % show the whole caption, 91 % the right count,
-94 % the colours, 70 % the shapes, 71 % the sizes, 88 % the relation
+94 % the colours, 70 % the shapes, 71 % the sizes, at most 88 % the relation
 (`launch.py evaluate --metrics=caption_accuracy --num=500`); with CLIP reranking: docs/results.
 Setting: Ramesh et al. 2021: 64 layers of 62 heads of 64, 32x32 tokens of 8192, captions of 256 of 16,384 tokens, batch
 1024, 430,000 steps; row, column, row, row attention in turn and convolutional attention last; here smaller.

@@ -246,11 +246,10 @@ def check_caption(image: np.ndarray, caption: str) -> CaptionCheck:
 def check_and_identify(image: np.ndarray, caption: str) -> tuple[CaptionCheck, bool]:
     """Returns the result of `check_caption`, and whether the objects of a relation are identified.
 
-    The objects of a relation are identified if the image has two objects, and one of the two pairings has more of
-    colour, shape and size right than the other, irrespective of the relation. So colour alone can identify objects of
-    wrong shapes. Equal objects, in the caption or in the image, are not identified, nor are objects whose colours and
-    shapes support different pairings. For identified objects at random positions, the relation holds with probability
-    1 / len(RELATIONS).
+    The objects of a relation are identified if the image has two objects, and they have the colours, shapes and sizes
+    of the caption under exactly one of the two pairings, irrespective of the relation. So an image with a wrong object
+    has no identified objects, nor has one of a caption with two equal objects. For identified objects at random
+    positions, the relation holds with probability 1 / len(RELATIONS).
 
     Args:
       image: uint8 [S, S, 3], S at least 16, objects on white.
@@ -285,8 +284,7 @@ def check_and_identify(image: np.ndarray, caption: str) -> tuple[CaptionCheck, b
 
     pairings = [compare(order) for order in itertools.permutations(detected)]
     best = max(pairings, key=lambda pairing: (attributes(pairing), pairing.relation))
-    identified = relation is not None and [attributes(each) for each in pairings].count(attributes(best)) == 1
-    return best, identified
+    return best, relation is not None and [attributes(each) for each in pairings].count(3) == 1
 
 
 def _relation(first: Object, second: Object) -> str:

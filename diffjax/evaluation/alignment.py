@@ -43,11 +43,11 @@ def caption_accuracy(images: UInt8[np.ndarray, "N H W C"], captions: Sequence[st
     """Returns the proportions of images of `shapes` that agree with their caption: in all parts, and in each part.
 
     A caption that does not mention a part does not count for it. A part that no caption mentions is absent. The
-    relation counts over the images whose two objects are identified (see `shapes.check_and_identify`), whatever
-    their positions: its value by chance is RELATION_CHANCE. `caption_relation_share` is the proportion of
-    identified images among those of captions with a relation; if it is 0, `caption_relation` has no value. Colour,
-    shape and size are read under the pairing of objects and phrases that agrees in most of them. Errors are over
-    captions.
+    relation counts over the images whose two objects are identified as those of the caption (see
+    `shapes.check_and_identify`), whatever their positions: its value by chance is RELATION_CHANCE.
+    `caption_relation_share` is the proportion of identified images among those of captions with a relation; if it is
+    0, `caption_relation` has no value. Colour, shape and size are read under the pairing of objects and phrases that
+    agrees in most of them. Errors are over captions.
     """
     read = [shapes.check_and_identify(image, caption) for image, caption in zip(images, captions, strict=True)]
     checks, identified = np.array([check for check, _ in read]), np.array([known for _, known in read])

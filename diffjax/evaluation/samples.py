@@ -221,7 +221,8 @@ class Measurer:
 
         Returns:
           Mappings with "real", the value of real images ("value" and "standard_error"), and "chance", the value of
-          samples that ignore their class or caption. The real value of `cas` is that of a classifier of real images.
+          samples that ignore their class or caption: for captions, that of real images with each other's captions. The
+          real value of `cas` is that of a classifier of real images.
         """
         baselines: dict[str, dict[str, Any]] = {}
         for name in self._class_metrics:
@@ -230,8 +231,10 @@ class Measurer:
             source = open_dataset(self._trained.config, split)
             examples = source.__getitems__(range(min(len(source), count)))
             captions = [example["caption"] for example in examples]
-            real = self._text_values(np.stack([example["image"] for example in examples]), captions)
-            baselines |= {name: {"real": estimate._asdict()} for name, estimate in real.items()}
+            images = np.stack([example["image"] for example in examples])
+            others = self._text_values(images, captions[1:] + captions[:1])
+            for name, estimate in self._text_values(images, captions).items():
+                baselines[name] = {"real": estimate._asdict(), "chance": others[name].value}
             if "r_precision" in baselines:
                 baselines["r_precision"]["chance"] = 1 / min(len(set(captions)), alignment.CANDIDATES)
             if "caption_relation" in baselines:
