@@ -204,6 +204,7 @@ class Run(loading.Run):
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
         dinov2: str | os.PathLike | None = None,
+        features: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -222,6 +223,7 @@ class Run(loading.Run):
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
           dinov2: folder of a published DINOv2.
+          features: run of a classifier, for the metrics of its features.
           classifier, weak: runs that guide.
           store: append each cell to the run's results when it is finished, and do not compute stored cells again.
           recompute: compute cells that are stored too.
@@ -241,7 +243,7 @@ class Run(loading.Run):
             seed=_integer("seed", seed, 0),
             batch_size=_integer("batch_size", batch_size, 1),
             clip=_path(clip),
-            weights={"inception": _path(inception), "dinov2": _path(dinov2)},
+            weights={"inception": _path(inception), "dinov2": _path(dinov2), "classifier": _path(features)},
             reference=_path(reference),
             recompute=recompute,
         )
@@ -264,6 +266,7 @@ class Run(loading.Run):
         clip: str | os.PathLike | None = None,
         inception: str | os.PathLike | None = None,
         dinov2: str | os.PathLike | None = None,
+        features: str | os.PathLike | None = None,
         classifier: str | os.PathLike | None = None,
         weak: str | os.PathLike | None = None,
         store: bool = True,
@@ -282,6 +285,7 @@ class Run(loading.Run):
           clip: run or folder of a CLIP, for metrics that require one; None: the one trained with the run.
           inception: weights file of FID's InceptionV3.
           dinov2: folder of a published DINOv2.
+          features: run of a classifier, for the metrics of its features.
           classifier, weak: runs that guide.
           store: append the metrics to the run's results, and do not compute stored ones again.
           recompute: compute metrics that are stored too.
@@ -306,10 +310,8 @@ class Run(loading.Run):
                 "batch_size": _integer("batch_size", batch_size, 1),
             }
         )
-        names, references = (
-            _metric_names(metrics),
-            References(_path(reference), _path(clip), {"inception": _path(inception), "dinov2": _path(dinov2)}),
-        )
+        weights = {"inception": _path(inception), "dinov2": _path(dinov2), "classifier": _path(features)}
+        names, references = _metric_names(metrics), References(_path(reference), _path(clip), weights)
         evaluations.check_names(names, references)
         prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None

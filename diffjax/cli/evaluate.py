@@ -11,6 +11,7 @@ Metrics of samples, against the real images of --reference. The sampling setting
   fd_dinov2, kd_dinov2, precision_recall_dinov2    features of DINOv2; requires --dinov2; FD-DINOv2 with --num=50000
   fd_effnet_lite0, kd_..., precision_recall_...    features of EfficientNet-Lite0, without downloads; this is not FID
   fd_pixels, kd_pixels, precision_recall_pixels    pixels averaged to 8x8, for tiny images
+  fd_classifier, kd_..., precision_recall_...      features of the classifier of a run; requires --features
   classifier_accuracy, cas                 fraction of samples that a classifier of real images assigns to their class;
                                            and of real images, by a classifier of samples (support vector machines)
   clip_score, r_precision, cmmd            with --clip: 100 times the cosine of image and caption; fraction of images

@@ -25,6 +25,7 @@ def define_recompute(flags: Flags, things: str) -> None:
 def define_feature_networks(flags: Flags) -> None:
     absl_flags.DEFINE_string("inception", None, "weights file of FID's InceptionV3", flag_values=flags)
     absl_flags.DEFINE_string("dinov2", None, "folder of a published DINOv2, for FD-DINOv2", flag_values=flags)
+    absl_flags.DEFINE_string("features", None, "run of a classifier, for FD-classifier", flag_values=flags)
 
 
 def define_reference(flags: Flags) -> None:
@@ -34,7 +35,7 @@ def define_reference(flags: Flags) -> None:
 
 def weight_paths(arguments: Arguments) -> dict[str, str | None]:
     """Returns the paths of the flags of `define_feature_networks`, by network."""
-    return {name: getattr(arguments, name) for name in ("inception", "dinov2")}
+    return {"inception": arguments.inception, "dinov2": arguments.dinov2, "classifier": arguments.features}
 
 
 def define_clip(flags: Flags) -> None:

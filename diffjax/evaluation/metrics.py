@@ -1,7 +1,8 @@
 """Metrics that compare samples with real images, with their class or with their caption.
 
-The name of a metric contains its features: `fid` and `kid` use FID's Inception only. `fd_dinov2`, `fd_effnet_lite0`
-and `fd_pixels` are the same distance between other features, and their values are not comparable with FID.
+The name of a metric contains its features: `fid` and `kid` use FID's Inception only. `fd_dinov2`, `fd_effnet_lite0`,
+`fd_classifier` and `fd_pixels` are the same distance between other features, and their values are not comparable with
+FID.
 """
 
 from collections.abc import Callable, Mapping
@@ -154,6 +155,9 @@ COMPARISONS = {
     "fd_pixels": _frechet("fd_pixels", "FD-pixels", "pixels"),
     "kd_pixels": _kernel("kd_pixels", "KD-pixels", "pixels"),
     "precision_recall_pixels": _precision_recall("pixels"),
+    "fd_classifier": _frechet("fd_classifier", "FD-classifier", "classifier"),
+    "kd_classifier": _kernel("kd_classifier", "KD-classifier", "classifier"),
+    "precision_recall_classifier": _precision_recall("classifier"),
     "cmmd": _cmmd(),
 }
 CLASS_METRICS = {  # metrics of samples with labels

@@ -33,7 +33,7 @@ MAX_IMAGES = 100_000  # real images of a reference, the first ones: `shapes` has
 _CHUNK = 1000  # real images that are read at once
 _FINGERPRINT = 256  # images whose pixels are in the fingerprint
 _STATISTICS = {"pooled": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}  # arrays, values per feature
-_SIZED = ("clip", "pixels")  # networks whose features depend on the size of the images
+_SIZED = ("classifier", "clip", "pixels")  # networks whose features depend on the size of the images
 _PICKLES = (".pkl", ".pickle")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from diffjax.errors import UserError, unknown
-from diffjax.evaluation import alignment
+from diffjax.evaluation import alignment, classifier
 from diffjax.evaluation.metrics import (
     CLASS_METRICS,
     CLIP_METRICS,
@@ -72,6 +72,8 @@ def check(
             raise UserError(f"--metrics={name}: requires at least {needed} images, not {count}; raise --num")
     if _needs_clip(names):
         check_reranker(trained, clip)
+    if "classifier" in _networks(names):
+        classifier.check_features((weights or {}).get("classifier") or "", trained.spec)
     if set(names) & set(CLASS_METRICS):
         open_held_out_images(trained.config, _split(trained, real))  # raises if there are no held-out examples
     if compared or not is_file(real):
@@ -146,10 +148,7 @@ class Measurer:
         if self.real.shape and self.real.shape != self.real.sample_shape:
             self.warnings.append(f"{self.real.sizes}: distances include the difference in size")
         self.provenance: dict[str, Any] = self.real.provenance()
-        networks = {
-            name: self._judge.network() if name == "clip" and self._judge else features.load(name, weights)
-            for name in _networks(self._metrics)
-        }
+        networks = {name: self._load_network(name, weights) for name in _networks(self._metrics)}
         self._read_references(networks, batch_size)
         if self._judge and "clip" not in networks:
             self.provenance["judge"] = self._judge.provenance
@@ -159,6 +158,13 @@ class Measurer:
             self._held_out = _labelled(open_held_out_images(trained.config, split))
             self._classifier = PixelClassifier(_labelled(open_dataset(trained.config, split)), self._held_out)
             self.provenance["classifier_held_out_accuracy"] = self._classifier.held_out.value
+
+    def _load_network(self, name: str, weights: WeightPaths) -> features.Network:
+        if name == "clip" and self._judge:
+            return self._judge.network()
+        if name == "classifier":
+            return classifier.feature_network(weights[name] or "", self._trained.spec)
+        return features.load(name, weights)
 
     def _read_references(self, networks: Mapping[str, features.Network], batch_size: int) -> None:
         """Compiles the feature networks, and reads or computes the features of the real images."""

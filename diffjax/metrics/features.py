@@ -6,8 +6,10 @@
 | `effnet_lite0` | the 1280 of EfficientNet-Lite0 | from an installed package |
 | `dinov2` | the class token of DINOv2, 1024 of ViT-L/14 | from --dinov2=DIR |
 | `pixels` | pixels averaged to at most 8x8 | none |
+| `classifier` | those of a classifier that was trained by diffjax | from --features=RUN |
 
-Distances in the features of different networks are not comparable, so metric names include the network.
+Distances in the features of different networks are not comparable, so metric names include the network. The last one is
+opened by `evaluation.classifier.feature_network`.
 """
 
 import functools
@@ -25,7 +27,7 @@ from diffjax.metrics import pixels
 from diffjax.nn import perceptual
 from diffjax.nn.pretrained import dinov2, efficientnet, inception
 
-WeightPaths = Mapping[str, str | None]  # file or folder of the weights of "inception" and "dinov2"
+WeightPaths = Mapping[str, str | None]  # weights of "inception" (file), "dinov2" (folder) and "classifier" (run)
 Features = Mapping[str, Float[Array, "N D"]]  # "pooled"; of Inception also "spatial" and "logits"
 
 
@@ -58,6 +60,11 @@ def check(name: str, weights: WeightPaths) -> None:
             )
         if not Path(path).is_dir():
             raise UserError(f"--dinov2={path}: no such folder; download that of facebook/dinov2-large")
+    if name == "classifier" and not path:
+        raise UserError(
+            "features of a classifier require one: train it on the data set, as configs/classifier_digits.py does, and "
+            "pass --features=RUN; fd_pixels requires none"
+        )
     if name != "inception":
         return
     if not path:

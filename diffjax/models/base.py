@@ -181,6 +181,13 @@ class Classifier(Model):
     def classify(self, variables: Variables, x: Array, noise: Noise) -> Float[Array, "B K"]:
         """Returns logits of the classes for noised images `x` [B, ...] at noise levels `noise`."""
 
+    @abc.abstractmethod
+    def features(self, variables: Variables, images: Images) -> Float[Array, "B F"]:
+        """Returns the last features before the pooling of images in [-1, 1], averaged over positions.
+
+        The time is that of the lowest noise level, and no noise is added.
+        """
+
 
 class ContrastiveModel(Model):
     """A CLIP: embeds images and captions in one space.

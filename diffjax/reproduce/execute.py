@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diffjax import evaluation
 from diffjax.errors import UserError, quiet_libraries
+from diffjax.evaluation import classifier
 from diffjax.evaluation.metrics import COMPARISONS
 from diffjax.metrics import features
 from diffjax.metrics.features import WeightPaths
@@ -26,7 +27,7 @@ from diffjax.reproduce.outcome import Outcome
 from diffjax.reproduce.plan import JobGroup, get_measures, get_scale, make_groups
 from diffjax.reproduce.spec import Experiment, Scale
 from diffjax.reproduce.store import Store
-from diffjax.runs.datasets import open_dataset
+from diffjax.runs.datasets import image_spec, open_dataset
 
 _POLL = 1.0  # interval of progress updates, in seconds
 _KILLED = "the process was killed, probably out of memory: use a smaller train.batch_size or --batch_size"
@@ -80,7 +81,12 @@ def check(groups: Sequence[JobGroup], options: RunOptions) -> None:
     """Raises UserError for a missing data set or missing weights of a feature network, before any training."""
     names = (evaluation.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in options.measures)
     for network in {COMPARISONS[name].network for name in names if name in COMPARISONS}:
-        features.load(network, options.weights)
+        features.check(network, options.weights)
+        if network == "classifier":
+            for group in groups:
+                classifier.check_features(options.weights[network] or "", image_spec(group.cells[0].config))
+        elif network != "clip":  # trained by the run
+            features.load(network, options.weights)
     configs = {config.data.to_json(): config for group in groups for config in group.trainings.values()}
     for config in configs.values():
         open_dataset(config, config.data.split)

@@ -4,17 +4,20 @@ import io
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.evaluation import metrics, samples
+from diffjax.evaluation import classifier, metrics, samples
 from diffjax.evaluation.real_images import RealImages
 from diffjax.evaluation.samples import Measurer
 from diffjax.metrics import features, frechet, moments, pixels, reference
 from diffjax.metrics.resampling import Estimate
+from diffjax.runs import loading
 from diffjax.runs.datasets import open_dataset
 from diffjax.runs.workdir import Workdir
+from diffjax.typing import ImageSpec
 from tests import tiny
 
 
@@ -63,6 +66,38 @@ def test_real_images_are_like_real_images(trained):
     assert set(found) <= set(measure.columns)
     wrong = measure(images, (labels + 1) % 10)
     assert wrong["classifier_accuracy"].value < 0.01 and wrong["cas"].value < 0.05
+
+
+def test_features_of_a_classifier(trained, real, trained_runs):
+    """The distance is that of the mean over positions of the last feature map, at the lowest noise level."""
+    path, spec = trained_runs("classifier"), ImageSpec(8, 1, 10)
+    compared = types.SimpleNamespace(config=trained.config, system=trained.system, spec=spec)
+    sampled = real[0][::2] // 2, real[1][::2]
+    names = ["fd_classifier", "kd_classifier", "precision_recall_classifier"]
+    measure = Measurer(names, compared, weights={"classifier": str(path)})
+    found = measure(*sampled)
+    run = loading.load(path)
+    alpha = run.system.schedule(np.float32(1)).alpha
+
+    @jax.jit
+    def features_of(images):
+        x, t = alpha * (images / 127.5 - 1), np.zeros(len(images), np.float32)
+        params = {"params": run.variables["params"]["model"]}
+        return run.system.half_unet.apply(params, x.astype(np.float32), t, return_features=True).mean((1, 2))
+
+    expected = [moments.from_features(np.asarray(features_of(x), np.float64)) for x in (sampled[0], real[0])]
+    assert found["fd_classifier"].value == pytest.approx(frechet.frechet_distance(*expected), rel=1e-3)
+    assert set(found) == set(measure.columns) and found["kd_classifier"].standard_error > 0
+    assert measure.provenance["networks"]["classifier"]["weights"].startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("pixel", 8, "must be a run of a classifier"), ("classifier", 16, "was trained on images of 8x8x1")],
+)
+def test_other_runs_have_no_features(trained_runs, name, size, message):
+    with pytest.raises(UserError, match=f"^--features=.*: {message}"):
+        classifier.check_features(trained_runs(name), ImageSpec(size, 1, 10))
 
 
 def test_errors_and_extrapolation_of_fd(trained, real):
@@ -252,8 +287,9 @@ def test_a_limit_below_zero_is_not_resolved():
 
 def needing(**changes):
     """A run for `samples.check`, which must not load anything."""
-    system = types.SimpleNamespace(classes=10, text=None)
-    return types.SimpleNamespace(config=tiny.config(**changes.pop("config", {})), system=system, workdir=Workdir("."))
+    system, spec = types.SimpleNamespace(classes=10, text=None), ImageSpec(8, 1, 10)
+    config = tiny.config(**changes.pop("config", {}))
+    return types.SimpleNamespace(config=config, system=system, spec=spec, workdir=Workdir("."))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +313,8 @@ def needing(**changes):
         (["fd_pixels"], {"real": "tset"}, "tset"),
         (["fd_pixels", "fd_dinov2"], {}, "pass --dinov2=DIR"),
         (["fd_dinov2"], {"weights": {"dinov2": "nowhere"}}, "--dinov2=nowhere: no such folder"),
+        (["fd_classifier"], {}, "pass --features=RUN"),
+        (["fd_classifier"], {"weights": {"classifier": "nowhere"}}, "nowhere is not a run"),
     ],
 )
 def test_invalid_settings_raise_before_anything_is_loaded(names, changes, message, monkeypatch):

@@ -6,6 +6,7 @@ References:
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -24,7 +25,7 @@ from diffjax.models.diffusion.process import make_schedule, make_times, time_sca
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable, make_unet
 from diffjax.nn.unet import UNet
-from diffjax.typing import Aux, Batch, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
+from diffjax.typing import Aux, Batch, Images, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,20 +69,22 @@ class NoisedImageClassifier(Classifier):
             time_sampler=self.times,
             state=memory,
         )
-        logits = self._logits(variables, noised.x, noised.noise, dropout_keys)
+        logits = self._apply(variables, noised.x, noised.noise, dropout_keys=dropout_keys)
         value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         memory = self.times.update(memory, noised.noise.t, jax.lax.stop_gradient(value))
         is_correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
         return noised.loss_factor * value, Aux({"accuracy": is_correct}, {"times": memory} if memory else {})
 
     def classify(self, variables: Variables, x: Array, noise: Noise) -> Float[Array, "B K"]:
-        return self._logits(variables, x, noise)
+        return self._apply(variables, x, noise)
 
-    def _logits(
-        self, variables: Variables, x: Array, noise: Noise, dropout_keys: PRNGKeys | None = None
-    ) -> Float[Array, "B K"]:
+    def features(self, variables: Variables, images: Images) -> Float[Array, "B F"]:
+        noise = self.schedule(jnp.float32(self.schedule.first))
+        return self._apply(variables, noise.alpha * images, noise, return_features=True).mean((1, 2))
+
+    def _apply(self, variables: Variables, x: Array, noise: Noise, **options: Any) -> Float[Array, "B ..."]:
         t = jnp.broadcast_to(self.time_scale * (noise.t - 1.0), x.shape[:1])
-        return apply(self.half_unet, variables["params"]["model"], x, t, dropout_keys=dropout_keys)
+        return apply(self.half_unet, variables["params"]["model"], x, t, **options)
 
 
 def build(config: ConfigDict, spec: ImageSpec) -> NoisedImageClassifier:
