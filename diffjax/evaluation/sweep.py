@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, all_settings, by_flag, setting_grid
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.metrics import resampling
+from diffjax.metrics import similarity
 from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import samples_in_steps
@@ -138,7 +137,9 @@ class Sweep:
                     is_reference = reference is None
                     reference = images if reference is None else reference
                     if self.entries[i] is None:
-                        distance = Estimate(None, None) if is_reference else _rms_difference(images, reference)
+                        distance = (
+                            Estimate(None, None) if is_reference else similarity.rms_difference(images, reference)
+                        )
                         yield self._add(i, images, distance, times)
 
     def table(self) -> str:
@@ -350,19 +351,6 @@ def _supported_metrics(options: SweepOptions, trained: Run, classes: int) -> lis
 def _check_metrics(options: SweepOptions, names: Sequence[str], trained: Run, classes: int) -> None:
     real, weights, clip = options.reference, options.weights, options.clip
     samples.check(names, trained, options.num, real=real, classes=classes, weights=weights, clip=clip)
-
-
-def _rms_difference(images: np.ndarray, reference: np.ndarray) -> Estimate:
-    """Returns the root-mean-square difference to samples with the most steps, in grey levels.
-
-    Its standard error is that of the mean square over images, by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
-
-    Reference: Song et al. 2021 (DDIM), section 5.2.
-    """
-    squares = np.asarray(np.mean((images.astype(np.float32) - reference) ** 2, axis=(1, 2, 3), dtype=np.float64))
-    square, error = resampling.mean(squares)
-    root = math.sqrt(square or 0.0)
-    return Estimate(root, error / (2 * root) if root and error is not None else error)
 
 
 def _save_examples(images: UInt8[np.ndarray, "N H W C"], path: Path) -> None:

@@ -4,6 +4,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from skimage.metrics import structural_similarity
 
+from diffjax.metrics import resampling
+from diffjax.metrics.resampling import Estimate
+
 Images = UInt8[np.ndarray, "N H W C"]
 
 
@@ -38,3 +41,15 @@ DESCRIPTIONS = {
     "psnr": "PSNR (dB, higher is better)",
     "ssim": "SSIM (higher is better)",
 }
+
+
+def rms_difference(a: Images, b: Images) -> Estimate:
+    """Computes the root-mean-square difference of N pairs of images, in grey levels.
+
+    Its standard error is that of the mean square over images, by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
+
+    Reference: Song et al. 2021 (DDIM), section 5.2.
+    """
+    square, error = resampling.mean(np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3)))
+    root = float(np.sqrt(square or 0.0))
+    return Estimate(root, error / (2 * root) if root and error is not None else error)

@@ -19,6 +19,7 @@ from diffjax.evaluation.settings import Examples, Result, Settings
 from diffjax.inference import prompts
 from diffjax.inference.reranking import Reranker, best_of, load_reranker
 from diffjax.inference.sampler_runner import SampleRunner
+from diffjax.metrics import similarity
 from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion, is_generative
@@ -31,6 +32,9 @@ from diffjax.runs.config_files import flatten
 from diffjax.runs.dependencies import part_names, standalone_part, training_hash
 from diffjax.runs.loading import Run, build_model, load
 from diffjax.training.train import train
+
+# Distance of the first samples' seeds of two training seeds, so that their sampling errors are independent.
+_SEEDS_APART = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +81,19 @@ def run_group(store: Store, group: JobGroup, options: RunOptions) -> None:
     trainings = {key: config for key, config in group.trainings.items() if key in required}
     errors = _train_all(store, {key: config for key, config in trainings.items() if key in guides})
     errors |= _train_all(store, {key: config for key, config in trainings.items() if key not in guides})
-    for keys in dict.fromkeys((cell.training, cell.classifier, cell.weak) for cell in pending):
-        cells = [cell for cell in pending if (cell.training, cell.classifier, cell.weak) == keys]
+    for keys in dict.fromkeys(map(_weights_of, pending)):
+        cells = [cell for cell in pending if _weights_of(cell) == keys]
         error = next((errors[key] for key in keys if key in errors), None)
         if not error:
             error = _evaluate_all(store, cells, options)
         if error:
             for cell in cells:
                 _save_error(store, cell, error)
+
+
+def _weights_of(cell: Cell) -> tuple[str | float | None, ...]:
+    """Returns what determines the weights that a cell is sampled with."""
+    return cell.training, cell.classifier, cell.weak, cell.ema_length
 
 
 def _train_all(store: Store, trainings: Mapping[str, ConfigDict]) -> dict[str, Exception]:
@@ -119,7 +128,8 @@ def _evaluate_all(store: Store, cells: Sequence[Cell], options: RunOptions) -> E
     try:
         keys = {"classifier": cells[0].classifier, "weak": cells[0].weak}
         guides = {name: load(store.run(key).path) for name, key in keys.items() if key}
-        evaluator = CellEvaluator(load(store.run(cells[0].training).path), guides, options, cells)
+        trained = load(store.run(cells[0].training).path, ema_length=cells[0].ema_length)
+        evaluator = CellEvaluator(trained, guides, options, cells)
     except Exception as error:
         return error
     for cell in cells:
@@ -184,8 +194,8 @@ class CellEvaluator:
 
     def _measurer(self, names: Sequence[str], split: str | None = None) -> Measurer:
         weights, batch_size = self._options.weights, self._options.batch_size
-        classes = self._model.classes
-        return Measurer(names, self._trained, real=split, classes=classes, weights=weights, batch_size=batch_size)
+        options = {"classes": self._model.classes, "weights": weights, "batch_size": batch_size, "with_errors": True}
+        return Measurer(names, self._trained, real=split, **options)
 
     def evaluate(self, cell: Cell) -> CellResult:
         """Returns the result of a cell."""
@@ -208,10 +218,11 @@ class CellEvaluator:
         conditions = prompts.default_prompts(self._trained, self._options.num, classes=self._model.classes)
         candidates = flatten(cell.config).get("rerank.best_of", 1)
         judge = self._judge if candidates > 1 else None
-        seeds = np.arange(self._options.num)
-        self._runner.compile(self._variables, seeds, conditions.conditions, settings)
+        seed = _SEEDS_APART * int(cell.labels[SEED])
+        self._runner.compile(self._variables, seed + np.arange(self._options.num), conditions.conditions, settings)
         start = time.perf_counter()
-        images = best_of(self._runner, self._variables, conditions, settings, judge, candidates=candidates).images
+        options = {"candidates": candidates, "seed": seed}
+        images = best_of(self._runner, self._variables, conditions, settings, judge, **options).images
         times = {"seconds_per_image": Estimate((time.perf_counter() - start) / self._options.num, None)}
         depends: dict[str, Any] = {"sampler": cell.sampler.to_dict(), "warnings": []}
         if conditions.captions:
@@ -297,10 +308,10 @@ def collect(store: Store, cells: Sequence[Cell], measures: Sequence[Measure]) ->
     results = {cell.key: store.result(cell.key) for cell in cells}
     if not any(measure.metric == "rms_to_finest_grid" for measure in measures):
         return results
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         sampler = {name: value for name, value in cell.sampler.items() if name != "steps"}
-        groups.setdefault((cell.training, json.dumps(sampler, sort_keys=True)), []).append(cell)
+        groups.setdefault((_weights_of(cell), json.dumps(sampler, sort_keys=True)), []).append(cell)
     for group in groups.values():
         reference, *others = sorted(group, key=lambda cell: -cell.sampler.steps)
         reference_images = _measured_images(store, reference, results)
@@ -308,8 +319,8 @@ def collect(store: Store, cells: Sequence[Cell], measures: Sequence[Measure]) ->
             images = _measured_images(store, cell, results)
             result = results[cell.key]
             if result and images is not None and reference_images is not None:
-                rms = float(np.sqrt(np.mean((images.astype(np.float32) - reference_images) ** 2)))
-                result["estimates"]["rms_to_finest_grid"] = Estimate(rms, None)._asdict()
+                rms = similarity.rms_difference(images, reference_images)
+                result["estimates"]["rms_to_finest_grid"] = rms._asdict()
     return results
 
 

@@ -157,11 +157,16 @@ class Outcome:
         free = [axis for axis in self.axes if axis not in ordered and axis != SEED]
         tested = []
         for others in self.settings(free, ordering.where):
-            pairs = pairwise({**others, **setting} for setting in order)
-            differences = [self._difference(measure, better, worse) for better, worse in pairs]
-            if None not in differences:
+            compared = [{**others, **setting} for setting in order]
+            differences = [self._difference(measure, better, worse) for better, worse in pairwise(compared)]
+            if None not in differences or self._incomplete(measure, compared):
                 tested.append(differences)
         return verdicts.combine(tested, left_out)
+
+    def _incomplete(self, measure: Measure, settings: Sequence[Labels]) -> bool:
+        """Returns whether cells of the settings failed or are not done; others without a value never have one."""
+        entries = [self.entry(measure, labels) for labels in settings]
+        return any(entry.failed or entry.pending for entry in entries)
 
     def _same_best(self, claim: SameBest, measure: Measure) -> Verdict:
         """Returns whether the best label of an axis is the same along another."""
@@ -177,7 +182,9 @@ class Outcome:
                 if best in ranking and rest:
                     pair = ({**labels, claim.axis: label} for label in (best, rest[0]))
                     tested.append([self._difference(measure, *pair)])
-        return verdicts.combine([differences for differences in tested if None not in differences])
+                elif self._incomplete(measure, [{**labels, claim.axis: label} for label in self.axes[claim.axis]]):
+                    tested.append([None])
+        return verdicts.combine(tested)
 
     def _ranked(self, measure: Measure, axis: str, labels: Labels) -> list[str]:
         """Returns the labels of an axis that have a value, the best mean first."""

@@ -25,6 +25,7 @@ class Cell(NamedTuple):
     key: str  # hash of everything that determines its values
     classifier: str = ""  # key of the classifier that guides its samples; "": none
     weak: str = ""  # key of the weaker run that guides its samples; "": none
+    ema_length: float | None = None  # relative length of the average of the weights; None: that of train.ema_decay
 
     @property
     def sampler(self) -> Any:
@@ -72,7 +73,8 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
         labels = dict(zip(names, chosen, strict=True))
         changes = [axis.change(labels[axis.name], labels) for axis in experiment.axes]
         for seed in scale.seeds:
-            config = _cell_config(load_config, scale, changes, {"seed": seed, "parts.*.seed": seed, **overrides})
+            last = {"seed": seed, "parts.*.seed": seed, **overrides}
+            config, ema_length = _cell_config(load_config, scale, changes, last)
             training, classifier, weak = training_hash(config), "", ""
             if scale.classifier:
                 file, changed = scale.classifier
@@ -84,8 +86,9 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
                 weak = training_hash(weak_config)
                 trainings[weak] = weak_config
             trainings[training] = config
-            key = io.short_hash(f"{training} {classifier}{weak} {_sampling_json(config)} {measured} {scale.num}")
-            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak)
+            weights = f"{training} {classifier}{weak}" + (f" {ema_length}" if ema_length else "")
+            key = io.short_hash(f"{weights} {_sampling_json(config)} {measured} {scale.num}")
+            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak, ema_length)
             cells.setdefault(training, []).append(cell)
     groups = []
     for group in cells.values():
@@ -107,15 +110,16 @@ def _section(config: ConfigDict, name: str) -> Any:
 
 def _cell_config(
     load_config: Callable[[str], ConfigDict], scale: Scale, changes: Sequence[Change], last: Fields
-) -> ConfigDict:
-    """Returns the scale's config with the changes of each label, and then the fields `last`."""
-    file, fields = scale.config, dict(scale.fields)
+) -> tuple[ConfigDict, float | None]:
+    """Returns the scale's config with the changes of each label and then the fields `last`, and the EMA length."""
+    file, fields, ema_length = scale.config, dict(scale.fields), None
     for change in changes:
         config = with_fields(load_config(file), fields)
         changed = dict(change(config) if callable(change) else change)
         file = changed.pop("config", file).replace("{data}", config.data.name)
+        ema_length = changed.pop("ema_length", ema_length)
         fields |= _multiplied(config, changed)
-    return _with_stage_settings(with_fields(load_config(file), {**fields, **last}))
+    return _with_stage_settings(with_fields(load_config(file), {**fields, **last})), ema_length
 
 
 def _multiplied(config: ConfigDict, changed: Fields) -> dict[str, Any]:

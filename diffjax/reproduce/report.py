@@ -23,8 +23,8 @@ _IMAGES = ("curves.png", "samples.png")
 _TEST = (
     "A claim holds if the 95 % confidence interval of each difference between neighbours is above zero. It is reversed "
     "if that of one difference is below zero, and undecided otherwise. With several seeds the interval is Student's t "
-    "over the seeds; with one seed it covers the samples only, not another training. There is no correction for the "
-    "number of claims."
+    "over the seeds, at least as wide as that of the samples; with one seed it covers the samples only, not another "
+    "training. There is no correction for the number of claims."
 )
 _CSS = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
@@ -114,7 +114,7 @@ def _markdown(outcome: Outcome, scale_name: str, scale: Scale, command: str, ima
     lines += ["## Results", _comparability(outcome)]
     lines += [f"Warning: {_escape(text)}." for text in outcome.warnings]
     for measure in outcome.measures:
-        lines += [f"### {_escape(measure.title)}", *_measure_table(outcome, measure)]
+        lines += [f"### {_escape(measure.title)}", *_real_accuracy(outcome, measure), *_measure_table(outcome, measure)]
     if experiment.failure_threshold is not None:
         lines += _failures(outcome, experiment.failure_threshold)
     if "curves.png" in images:
@@ -198,6 +198,15 @@ def _measure_table(outcome: Outcome, measure: Measure) -> list[str]:
     headings += [f"paper: {column}".removesuffix(": ") for column in outcome.columns]
     lines = [[*line, *map(numbers.number, values)] for line, values in zip(ours, reported, strict=True)]
     return [f"The paper's setting: {paper.setting}.", _table(headings, lines)]
+
+
+def _real_accuracy(outcome: Outcome, measure: Measure) -> list[str]:
+    """Returns the accuracy on real images of the classifier of `classifier_accuracy`, if it is recorded."""
+    key, references = "classifier_held_out_accuracy", [each.get("reference", {}) for each in outcome.provenances]
+    accuracies = sorted({reference[key] for reference in references if key in reference})
+    if measure.name != "classifier_accuracy" or not accuracies:
+        return []
+    return [f"The classifier's accuracy on held-out real images: {', '.join(map(numbers.number, accuracies))}."]
 
 
 def _corner(outcome: Outcome) -> str:

@@ -42,7 +42,8 @@ class Axis:
     Attributes:
       name: heading in tables.
       values: changes to the config, by label. The field "config" names a file that replaces the scale's config;
-        "{data}" in it is replaced by the name of the data set.
+        "{data}" in it is replaced by the name of the data set. The field "ema_length" evaluates the average of the
+        weights of this relative length, of a run with `train.ema_lengths`; such cells share a trained model too.
       by: name of an earlier axis; then `values` maps each label to changes by label of that axis.
     """
 

@@ -4,6 +4,7 @@ Each pair of neighbours in a claimed order gives one difference of means, with a
 is made for the number of differences tested: of 40 true ties about one is called an order, in either direction.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,9 +40,10 @@ class Verdict(NamedTuple):
     """Result of the test of a claimed order.
 
     Attributes:
-      settings: number of combinations of the free axes' labels in which the order was tested.
+      settings: number of combinations of the free axes' labels for which the order is claimed.
       held: number of settings in which every difference of neighbours holds.
       reversed: number of settings in which at least one difference is reversed. The remaining settings are undecided.
+      missing: number of undecided settings without some difference, because of cells that failed or are not done.
       seeds: smallest number of seeds of a difference.
       weakest: smallest of all differences; None if nothing was tested.
       left_out: labels of the claimed order that were not run.
@@ -50,6 +52,7 @@ class Verdict(NamedTuple):
     settings: int = 0
     held: int = 0
     reversed: int = 0
+    missing: int = 0
     seeds: int = 0
     weakest: Difference | None = None
     left_out: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ class Verdict(NamedTuple):
     @property
     def word(self) -> str:
         """The verdict: "holds", "holds in part", "does not hold", "undecided" or "not measured"."""
-        if not self.settings:
+        if self.weakest is None:
             return "not measured"
         if self.held == self.settings:
             return "holds"
@@ -93,15 +96,19 @@ def difference(
     return Difference(mean, error, margin if np.isfinite(margin) else np.inf, count)
 
 
-def combine(settings: Sequence[Sequence[Difference]], left_out: Sequence[str] = ()) -> Verdict:
-    """Returns the verdict of an order from the differences of its neighbours in each setting."""
-    differences = [each for setting in settings for each in setting]
+def combine(settings: Sequence[Sequence[Difference | None]], left_out: Sequence[str] = ()) -> Verdict:
+    """Returns the verdict of an order from the differences of its neighbours in each setting; None: not measured."""
+    known = [[each for each in setting if each is not None] for setting in settings]
+    differences = list(itertools.chain.from_iterable(known))
     if not differences:
-        return Verdict(left_out=tuple(left_out))
+        return Verdict(settings=len(settings), missing=len(settings), left_out=tuple(left_out))
+    is_reversed = [any(each.reversed for each in setting) for setting in known]
+    is_whole = [None not in setting for setting in settings]
     return Verdict(
         settings=len(settings),
-        held=sum(all(each.holds for each in setting) for setting in settings),
-        reversed=sum(any(each.reversed for each in setting) for setting in settings),
+        held=sum(whole and all(each.holds for each in setting) for setting, whole in zip(known, is_whole, strict=True)),
+        reversed=sum(is_reversed),
+        missing=sum(not whole and not turned for whole, turned in zip(is_whole, is_reversed, strict=True)),
         seeds=min(each.seeds for each in differences),
         weakest=min(differences, key=lambda each: each.value),
         left_out=tuple(left_out),
@@ -111,10 +118,15 @@ def combine(settings: Sequence[Sequence[Difference]], left_out: Sequence[str] = 
 def describe(verdict: Verdict) -> str:
     """Returns the verdict in words, with its evidence."""
     weakest = verdict.weakest
-    if not verdict.settings or weakest is None:
+    if weakest is None:
         return verdict.word
-    undecided = verdict.settings - verdict.held - verdict.reversed
-    counts = {"holds": verdict.held, "reversed": verdict.reversed, "undecided": undecided}
+    undecided = verdict.settings - verdict.held - verdict.reversed - verdict.missing
+    counts = {
+        "holds": verdict.held,
+        "reversed": verdict.reversed,
+        "undecided": undecided,
+        "not measured": verdict.missing,
+    }
     details = [f"without {', '.join(verdict.left_out)}"] if verdict.left_out else []
     if verdict.settings > 1:
         words = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_cells_have_estimates_and_provenance(finished):
     assert set(results[few.key]["estimates"]) == names
     assert set(results[many.key]["estimates"]) == names - {"rms_to_finest_grid"}  # the reference itself
     assert min(values(results)[few.key].values()) > 0
+    assert all(results[cell.key]["estimates"]["fd_pixels"]["standard_error"] > 0 for cell in every)
     for cell in every:
         provenance = results[cell.key]["provenance"]
         assert provenance["samples"] == 12 and provenance["reference"]["split"] == "train"
@@ -110,6 +112,39 @@ def test_the_ode_of_the_likelihood_has_the_steps_of_the_sampler(make, finished, 
     measures = [Measure("nll", "ode_hutchinson", settings={"num": 4})]
     _, every, results = run(make(ONE_TRAINING, measures=measures, papers=(), orderings=()), finished[0])
     assert [values(results)[cell.key] for cell in every] == [{"nll.ode_hutchinson": steps} for steps in (2, 4)]
+
+
+def test_training_seeds_have_different_samples(finished, monkeypatch):
+    """So the sampling errors of their values are independent; the cells of one training seed share their noise."""
+    _, store, every, _ = finished
+    seeds = []
+
+    def best_of(*_, seed, **__):
+        seeds.append(seed)
+        return types.SimpleNamespace(images=np.zeros((12, 8, 8, 1), np.uint8))
+
+    monkeypatch.setattr(cells, "best_of", best_of)
+    monkeypatch.setattr(cells.SampleRunner, "compile", lambda *_: None)
+    options = RunOptions((Measure("fd_pixels"),), 12)
+    evaluator = cells.CellEvaluator(cells.load(store.run(every[0].training).path), {}, options, every)
+    for seed in ("0", "1", "2"):
+        evaluator.evaluate(every[0]._replace(labels={**every[0].labels, "seed": seed}))
+    assert seeds == sorted(seeds) and seeds[0] == 0 and min(np.diff(seeds)) >= 50_000
+
+
+def test_cells_are_evaluated_with_the_average_of_their_length(make, tmp_path, monkeypatch):
+    axes = [Axis("EMA length", {length: {"ema_length": float(length)} for length in ("0.05", "0.1")}), steps(2, 4)]
+    loaded = []
+
+    def load(path, ema_length):
+        loaded.append(ema_length)
+        raise ValueError(f"length {ema_length}")
+
+    monkeypatch.setattr(cells, "_train_all", lambda *_: {})
+    monkeypatch.setattr(cells, "load", load)
+    _, every, results = run(make(axes=axes, papers=(), orderings=()), tmp_path)
+    assert loaded == [0.05, 0.1]
+    assert [results[cell.key]["error"] for cell in every] == [f"ValueError: length {cell.ema_length}" for cell in every]
 
 
 def test_results_are_written_completely_or_not_at_all(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
+from scipy import stats
 
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
@@ -123,6 +124,51 @@ def test_the_best_label_differs_along_another_axis(outcome):
     assert opposite.verdict(one_rate).word == "not measured"
     pending = outcome({key: None if key[0] == "high" else 1.0 for key in table(lambda *_: 0.0)})
     assert pending.verdict(SAME_BEST).word == "not measured"
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_seeds_are_compared_by_students_paired_test(seeds):
+    rng, held = np.random.default_rng(0), 0
+    for gain in np.linspace(-3, 3, 13):
+        better, worse = gain + rng.normal(size=seeds), rng.normal(size=seeds)
+        expected = stats.ttest_rel(better, worse)
+        computed = difference(better, worse, [None] * seeds)
+        interval = computed.value - computed.margin, computed.value + computed.margin
+        assert interval == pytest.approx(expected.confidence_interval(0.95))
+        assert (computed.holds, computed.reversed) == tuple(
+            expected.pvalue < 0.05 and sign * expected.statistic > 0 for sign in (1, -1)
+        )
+        held += computed.holds
+    assert held or seeds == 2
+
+
+def test_the_samples_of_one_seed_have_a_normal_interval_which_no_other_interval_is_below():
+    computed = difference([1.0], [0.2], [(0.3, 0.4)])
+    low, high = stats.norm.interval(0.95, 0.8, 0.5)
+    assert (computed.value - computed.margin, computed.value + computed.margin) == pytest.approx((low, high))
+    close = difference([1.0, 1.01], [0.2, 0.2], [(0.3, 0.4)] * 2)  # agree by chance
+    assert close.margin == pytest.approx((high - low) / 2 / math.sqrt(2))
+    assert difference([1.0, 2.0], [0.2, 0.2], [None, (0.3, 0.4)]).margin == pytest.approx(
+        stats.t.ppf(0.975, 1) * 0.5  # a sampling error is not known
+    )
+
+
+def test_settings_that_failed_or_are_not_done_are_not_counted_as_held(outcome):
+    values = table(lambda rate, n, seed: float(-n), seeds=(0,))
+    for missing in ("step 3: loss = nan", None):
+        values["high", 4, 0] = missing
+        verdict = outcome(values, sampling=0.1).verdict(MORE_STEPS)
+        assert (verdict.word, verdict.settings, verdict.held, verdict.missing) == ("holds in part", 2, 1, 1)
+        assert "holds in 1, not measured in 1 of 2 settings" in describe(verdict)
+    without = outcome({key: 0.0 if key[0] == "low" else math.nan for key in values}, sampling=0.1)
+    assert (without.verdict(MORE_STEPS).settings, without.verdict(MORE_STEPS).missing) == (1, 0)  # never has a value
+
+
+def test_a_best_label_that_failed_elsewhere_is_not_the_best_there(outcome):
+    values = table(lambda rate, n, seed: 10.0 - n, seeds=(0,))
+    values["high", 4, 0] = "step 3: loss = nan"
+    verdict = outcome(values, sampling=0.1).verdict(SAME_BEST)
+    assert (verdict.word, verdict.settings, verdict.missing) == ("not measured", 1, 1)
 
 
 def test_settings_are_not_counted_as_seeds(outcome):
@@ -305,6 +351,16 @@ def test_columns_of_a_paper_without_values_for_these_cells_are_left_out(outcome,
     scale = computed.experiment.scales["smoke"]
     text = report.write(tmp_path / "r", computed, "smoke", scale, Store(tmp_path), "the command").read_text()
     assert "The paper (elsewhere) has no values for these cells." in text and "paper: " not in text
+
+
+def test_a_classifier_accuracy_has_that_of_real_images_beside_it(outcome, tmp_path):
+    computed = outcome(table(lambda *_: 1.0, seeds=(0,)))
+    computed.measures[0] = Measure("classifier_accuracy")
+    for result in computed._results.values():
+        result["provenance"]["reference"] = {"classifier_held_out_accuracy": 0.992}
+    scale = computed.experiment.scales["smoke"]
+    text = report.write(tmp_path / "r", computed, "smoke", scale, Store(tmp_path), "the command").read_text()
+    assert "is better)\n\nThe classifier's accuracy on held-out real images: 0.992.\n\n|" in text
 
 
 def test_values_that_are_not_comparable_are_reported(outcome, tmp_path):

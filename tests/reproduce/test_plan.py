@@ -163,3 +163,11 @@ def test_scales_are_looked_up(make):
     with pytest.raises(UserError, match="choose from smoke"):
         plan.get_scale(make(), "large")
     assert isinstance(plan.get_scale(make(), "smoke"), Scale)
+
+
+def test_lengths_of_the_average_share_a_training(make):
+    axes = [Axis("EMA length", {"run": {}, "0.05": {"ema_length": 0.05}, "0.1": {"ema_length": 0.1}})]
+    experiment = make(axes=axes, column_axis="", papers=(), orderings=())
+    (group,) = plan.make_groups(experiment, experiment.scales["smoke"], {})
+    assert [cell.ema_length for cell in group.cells] == [None, 0.05, 0.1]
+    assert len({cell.key for cell in group.cells}) == 3 and len(group.trainings) == 1
