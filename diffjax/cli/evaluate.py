@@ -33,6 +33,9 @@ reconstruction: mean squared error per value, for images in [0, 1]. Diffusion mo
 same number of steps (Song et al. 2021, table 2). For autoencoders also PSNR, SSIM, the usage of the codebook, and LPIPS
 with --lpips.
 
+progressive_coding, of diffusion models: rate and distortion of the estimate of the image while x_T, ..., x_0 are sent
+over --steps (default: all).
+
 straightness, of diffusion models: how far DDIM's trajectories in --steps (default 100) are from straight lines at
 constant speed, relative to the squared distance of their ends (Liu et al. 2023); without guidance.
 

@@ -147,6 +147,32 @@ def bound_terms(
     return lax.map(term, which)
 
 
+def distortions(
+    keys: Keys, denoiser: Denoiser, x0: Examples, levels: Noise, which: Int[Array, " K"]
+) -> Float[Array, "K B"]:
+    """Computes the mean squared error of the estimate of x_0 from one sample of x_t.
+
+    Args:
+      keys: [B]; level i folds i into them, as `bound_terms` does.
+      denoiser: the model.
+      x0: clean examples [B, ...].
+      levels: of the chain, leaves [N + 1].
+      which: indices of the levels.
+
+    Returns:
+      The errors [K, B], in squared units of x0.
+
+    Reference: Ho et al. 2020 (DDPM), eq. 15.
+    """
+
+    def error(i):
+        now = at(levels, i)
+        x = perturb(x0, normal_each(fold_in_each(keys, i), x0.shape[1:]), now)
+        return jnp.mean((denoiser(x, now).x0 - x0) ** 2, axis=tuple(range(1, x0.ndim)))
+
+    return lax.map(error, which)
+
+
 def ode_bits(
     keys: Keys, denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, *, exact: bool = False
 ) -> Float[Array, " B"]:

@@ -28,6 +28,7 @@ Evaluate = Callable[[Settings, Run, Examples], Result]
 # Functions that compute a metric of data, each with the capability of the model that it requires
 OF_DATA: dict[str, list[tuple[Callable[[Any], bool], Evaluate]]] = {
     "nll": [(is_diffusion, diffusion.nll), (has_likelihood, autoencoder.nll)],
+    "progressive_coding": [(is_diffusion, diffusion.progressive_coding)],
     "reconstruction": [(is_diffusion, diffusion.reconstruction), (is_autoencoder, autoencoder.reconstruction)],
     "straightness": [(is_diffusion, diffusion.straightness)],
     "accuracy": [(is_classifier, classifier.accuracy)],
@@ -104,7 +105,7 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
             if not Path(path).is_file():
                 raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
     model: Any = trained.system
-    if name in ("nll", "reconstruction", "straightness") and is_diffusion(model):
+    if name in ("nll", "progressive_coding", "reconstruction", "straightness") and is_diffusion(model):
         for steps in settings.steps or (trained.config.sampler.steps,):
             grid = settings.grid or trained.config.sampler.grid
             model.make_settings({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})

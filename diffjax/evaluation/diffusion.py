@@ -1,5 +1,6 @@
-"""Metrics of diffusion models: likelihood, reconstruction by DDIM, and straightness of trajectories."""
+"""Metrics of diffusion models: likelihood, progressive coding, reconstruction by DDIM, straightness of trajectories."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffjax.evaluation.settings import (
     text_with_error,
 )
 from diffjax.inference import image_grids
+from diffjax.metrics import resampling
 from diffjax.metrics.stratified_sampling import sample_terms
 from diffjax.models.images import to_grey_levels, to_unit_range
 from diffjax.models.sampling_settings import SamplingSettings
@@ -31,22 +33,16 @@ from diffjax.progress import announced_jit
 from diffjax.runs.loading import Run
 
 _TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
+_CODED_LEVELS = 20  # levels at which the distortion of progressive coding is measured
 _STRAIGHTNESS_STEPS = 100  # default number of DDIM's steps
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # default number of exact traces, for images of at most so many values
 
 
 def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
     """Returns bits/dim by the variational bound, term by term, and by the probability-flow ODE."""
-    if trained.config.system == "latent":
-        raise UserError("--metrics=nll: the likelihood of latents is not that of images; remove it for this run")
-    if settings.decoder not in likelihood.DECODERS:
-        raise unknown("decoder", settings.decoder, likelihood.DECODERS)
-    timesteps = trained.config.diffusion.timesteps
-    bound_settings = _ddim_settings(settings, trained, settings.steps[0] if settings.steps else timesteps, "trailing")
-    if bound_settings.times[bound_settings.num_steps] > 0:
-        raise UserError(f"--grid={settings.grid}: the likelihood is that of clean images; remove the option end")
+    bound_settings = _bound_settings("nll", settings, trained)
     bound = _bound(settings, trained, examples, bound_settings)
-    ode_steps = min(settings.ode_steps, timesteps)
+    ode_steps = min(settings.ode_steps, trained.config.diffusion.timesteps)
     columns = _bound_columns(bound, bound_settings.num_steps)
     if ode_steps:
         columns |= _ode_columns(settings, trained, examples, _ddim_settings(settings, trained, ode_steps, "log_snr"))
@@ -76,6 +72,63 @@ def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
         rows=[Row(labels[name], text_with_error(**estimate)) for name, estimate in estimates.items()],
         plots={"nll.png": lambda path: plots.bound_terms(path, by_time, title)},
     )
+
+
+def progressive_coding(settings: Settings, trained: Run, examples: Examples) -> Result:
+    """Returns rate and distortion of images that are sent step by step: DDPM (Ho et al. 2020), section 4.3.
+
+    The rate of x_t is the prior's term and the terms of the bound of the steps to it; the distortion is that of the
+    estimate of x_0 from x_t. The last term of the bound sends the rest.
+    """
+    sampling = _bound_settings("progressive_coding", settings, trained)
+    bound = _bound(dataclasses.replace(settings, terms=0), trained, examples, sampling)
+    steps, times = sampling.num_steps, np.asarray(sampling.times)
+    system: Any = trained.system
+    terms = bound["terms"][:, np.argsort(bound["which"][0])]  # of the steps from x_T on
+    rates = bound["prior"][:, None] + np.cumsum(terms, axis=-1) - terms
+    shown = np.unique(np.linspace(0, steps - 1, _CODED_LEVELS).round().astype(int))
+
+    @announced_jit("the distortion")
+    def distortions(variables, keys, conditions, x0, sampling):
+        model = system.bind(variables, conditions)
+        denoise, levels = with_clipping(model.denoiser, clipping.clip), model.process.schedule(sampling.times)
+        return likelihood.distortions(keys, denoise, model.encode(x0), levels, shown).T
+
+    def compute(keys, batch):
+        return distortions(trained.variables, keys, batch, to_unit_range(batch["image"]), sampling)
+
+    squares = map_batches(settings, "distortion", compute, examples)
+    entries = []
+    for i, errors in zip(shown, 127.5**2 * squares.T, strict=True):
+        rmse = resampling.square_root(resampling.mean(errors))
+        distortion = {"mean": rmse.value, "standard_error": rmse.standard_error}
+        entries.append({"t": float(times[i]), "rate": mean_and_error(rates[:, i]), "rmse": distortion})
+    rows = [
+        Row(f"t = {e['t']:g}", f"{text_with_error(**e['rate'])} bits/dim, RMSE {text_with_error(**e['rmse'])}")
+        for e in entries
+    ]
+    last = mean_and_error(terms[:, -1])
+    rows.append(Row("L_0, the rest", f"{text_with_error(**last)} bits/dim"))
+    title = f"rate and distortion of {len(examples.images)} images of {settings.split}"
+    return Result(
+        title=f"{title} in {steps} steps, checkpoint {trained.step} (RMSE in grey levels)",
+        values={"rows": entries, "rate": entries[-1]["rate"], "rmse": entries[-1]["rmse"], "decoder": last},
+        rows=rows,
+        plots={"progressive_coding.png": lambda path: plots.rate_distortion(path, entries, title)},
+    )
+
+
+def _bound_settings(metric: str, settings: Settings, trained: Run) -> SamplingSettings:
+    """Returns the times of the variational bound. Raises UserError for a run or settings without one."""
+    if trained.config.system == "latent":
+        raise UserError(f"--metrics={metric}: the likelihood of latents is not that of images; remove it for this run")
+    if settings.decoder not in likelihood.DECODERS:
+        raise unknown("decoder", settings.decoder, likelihood.DECODERS)
+    steps = settings.steps[0] if settings.steps else trained.config.diffusion.timesteps
+    sampling = _ddim_settings(settings, trained, steps, "trailing")
+    if sampling.times[sampling.num_steps] > 0:
+        raise UserError(f"--grid={settings.grid}: the likelihood is that of clean images; remove the option end")
+    return sampling
 
 
 def _bound(settings: Settings, trained: Run, examples: Examples, sampling: SamplingSettings) -> dict[str, Any]:

@@ -24,6 +24,14 @@ def bound_terms(path: Path, terms: Mapping[str, Sequence[float]], title: str) ->
     figure.savefig(path)
 
 
+def rate_distortion(path: Path, entries: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Writes a plot of distortion against rate: DDPM, fig. 5."""
+    rates, errors = ([entry[name]["mean"] for entry in entries] for name in ("rate", "rmse"))
+    axis = panels.HorizontalAxis("rate, bits/dim", rates)
+    figure = panels.plot([panels.Panel(f"{title} (RMSE, grey levels)", [panels.Curve("", rates, errors)])], axis)
+    figure.savefig(path)
+
+
 def sweep(
     path: Path,
     rows: Sequence[dict],

@@ -42,6 +42,13 @@ def mean(values: Float[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | Non
     return Estimate(float(values.mean()), float(np.sqrt(variance) / len(values)))
 
 
+def square_root(estimate: Estimate) -> Estimate:
+    """Returns the root of a non-negative estimate, with its error by the delta method: d sqrt(m) = dm / (2 sqrt(m))."""
+    square, error = estimate
+    root = float(np.sqrt(square or 0.0))
+    return Estimate(root, error / (2 * root) if root and error is not None else error)
+
+
 def proportion_with_error(success: Bool[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None) -> Estimate:
     """Computes the proportion of successes in N trials, and its standard error.
 

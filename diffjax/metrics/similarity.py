@@ -44,12 +44,8 @@ DESCRIPTIONS = {
 
 
 def rms_difference(a: Images, b: Images) -> Estimate:
-    """Computes the root-mean-square difference of N pairs of images, in grey levels.
-
-    Its standard error is that of the mean square over images, by the delta method: d sqrt(m) = dm / (2 sqrt(m)).
+    """Computes the root-mean-square difference of N pairs of images, in grey levels, with its error over the pairs.
 
     Reference: Song et al. 2021 (DDIM), section 5.2.
     """
-    square, error = resampling.mean(np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3)))
-    root = float(np.sqrt(square or 0.0))
-    return Estimate(root, error / (2 * root) if root and error is not None else error)
+    return resampling.square_root(resampling.mean(np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))))

@@ -100,6 +100,15 @@ def test_evaluate_likelihood(workdir, capsys):
     assert published["decoder_convention"] == "ddpm"
     assert published["decoder"] != exact["decoder"]
     assert published["kl"] == pytest.approx(exact["kl"])
+    assert evaluate(workdir, "--metrics=progressive_coding", "--num=12") == 0
+    coded = result(workdir, "progressive_coding")
+    assert coded["details"]["decoder"] == pytest.approx(exact["decoder"])
+    assert coded["details"]["rate"]["mean"] == pytest.approx(exact["prior"]["mean"] + exact["kl"]["mean"], rel=1e-5)
+    rows = coded["details"]["rows"]
+    assert [row["t"] for row in rows] == list(range(20, 0, -1)) and rows[-1]["rmse"] == coded["details"]["rmse"]
+    assert rows[0]["rate"]["mean"] == pytest.approx(exact["prior"]["mean"]) and rows[0]["rmse"]["standard_error"] > 0
+    assert coded["metrics"]["progressive_coding.rate"]["value"] == coded["details"]["rate"]["mean"]
+    assert (workdir / "results" / "progressive_coding.png").stat().st_size > 5_000
 
 
 def test_the_likelihood_requires_a_grid_that_ends_at_the_clean_image(workdir, capsys):

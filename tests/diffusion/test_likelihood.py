@@ -296,6 +296,16 @@ def exact_bound(levels, steps, large):
     return terms / np.log(2), stds / np.log(2), last, prior / np.log(2)
 
 
+def test_the_distortion_is_the_variance_of_the_image_given_its_noisy_version():
+    levels = lay(noise_schedules.cosine(1000), np.array([1000.0, 700.0, 300.0, 1.0, 0.0]))
+    which, x0 = jnp.arange(4), data((2000, 8))
+    keys = jax.random.split(jax.random.key(3), len(x0))
+    found = jax.jit(lambda: likelihood.distortions(keys, best, x0, levels, which))()
+    alpha, sigma = (values[:4] for values in float64(levels))
+    expected = (STD * sigma) ** 2 / ((STD * alpha) ** 2 + sigma**2)
+    np.testing.assert_allclose(found.mean(axis=1), expected, rtol=5 * np.sqrt(2 / x0.size))
+
+
 CHAINS = {
     "linear, whole": ("linear", 1000),
     "rectified_flow, 25": ("rectified_flow", 25),

@@ -86,3 +86,15 @@ def test_similarity_decreases_with_noise():
 
 def test_every_measure_is_explained():
     assert similarity.METRICS.keys() == similarity.DESCRIPTIONS.keys()
+
+
+def test_rms_difference_and_its_error():
+    """The error agrees with the spread over other pairs."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (4000, 4, 4, 1)).astype(np.uint8)
+    b = rng.integers(0, 256, (4000, 4, 4, 1)).astype(np.uint8)
+    value, error = similarity.rms_difference(a, b)
+    assert value == pytest.approx(np.sqrt(np.mean((a.astype(float) - b) ** 2)))
+    parts = [similarity.rms_difference(a[i::40], b[i::40]).value for i in range(40)]
+    assert error == pytest.approx(np.std(parts, ddof=1) / np.sqrt(40), rel=0.4)
+    assert similarity.rms_difference(a, a) == (0, 0)
