@@ -1,4 +1,4 @@
-"""Masked diffusion of the tokens of a VQ-VAE, and a causal transformer of the same size (`:causal`).
+"""Masked diffusion of the tokens of a VQ-VAE, and a causal transformer of the same size (`:causal`, `:causal_dvae`).
 
     python launch.py train --config=configs/masked_digits.py --workdir=runs/masked_digits
     python launch.py sweep --workdir=runs/masked_digits --sampler=confidence,ancestral_unmasking --steps=1,2,4,8,16
@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from configs import common, prior_transformer
 
-VARIANTS = {"masked": {}, "causal": {}}
+VARIANTS = {"masked": "vqvae.py", "causal": "vqvae.py", "causal_dvae": "dvae.py"}  # config of the autoencoder
 
 
 def get_config(variant: str = "masked") -> ConfigDict:
-    common.choose(variant, VARIANTS)
-    if variant == "causal":
+    codec = common.choose(variant, VARIANTS)
+    if variant != "masked":
         config = prior_transformer.get_config()
         config.codec = "@codec"
     else:
@@ -29,7 +29,7 @@ def get_config(variant: str = "masked") -> ConfigDict:
         config.model.update(width=64, layers=3, heads=4, dropout=0.1, condition="label")
         config.sampler.update(name="confidence", steps=8)
         config.train.update(batch_size=128, learning_rate=1e-3)
-    common.add_parts(config, codec="vqvae.py")
+    common.add_parts(config, codec=codec)
     config.model.condition_dropout = 0.1
     config.train.steps = 1500
     return config

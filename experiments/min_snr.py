@@ -1,0 +1,63 @@
+"""Min-SNR (Hang et al. 2023): weights of the noise levels, by the prediction of the network.
+
+    python launch.py reproduce --experiment=experiments/min_snr.py --workdir=runs/experiments --scale=smoke
+    python launch.py reproduce --experiment=experiments/min_snr.py --workdir=runs/experiments --scale=small
+
+Weights are of the error of x_0, whatever the network predicts: 1, the SNR (which weights the error of eps by 1),
+max(SNR, 1) and min(SNR, 5). Trainings are short, as the claim is about the speed of convergence.
+"""
+
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+
+WEIGHTING = {"1": "x0", "SNR": "snr", "max(SNR, 1)": "truncated_snr", "min(SNR, 5)": "min_snr(gamma=5)"}
+PREDICTION = ("eps", "x0", "v")
+MIN_SNR, *OTHERS = reversed(WEIGHTING)
+
+EXPERIMENT = Experiment(
+    title="Min-SNR: weights of the noise levels",
+    source="Hang et al. 2023, abstract (ImageNet 256x256)",
+    claim="Training converges faster with the weights min(SNR, gamma) than with earlier ones.",
+    axes=[
+        Axis("prediction", {name: {"diffusion.parameterization": name} for name in PREDICTION}),
+        Axis("weighting", {label: {"diffusion.weighting": name} for label, name in WEIGHTING.items()}),
+    ],
+    column_axis="weighting",
+    measures=[Measure("fd_pixels"), Measure("kd_pixels"), Measure("classifier_accuracy")],
+    orderings=[
+        Ordering(
+            claim=f"{MIN_SNR} is better than {other}, whatever the network predicts",
+            order=[{"weighting": MIN_SNR}, {"weighting": other}],
+        )
+        for other in OTHERS
+    ],
+    scales={
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="minutes on two CPU cores; not measured",
+            train_steps=40,
+            fields={"sampler.steps": 10, "sampler.guidance": 1.0},
+            axes={"prediction": ("v",)},
+            measures=[Measure("fd_pixels")],
+        ),
+        "small": Scale(
+            config="configs/digits.py",
+            duration="36 trainings of 1000 steps, estimated at two hours on two CPU cores",
+            fields={
+                "sampler.guidance": 1.0,
+                "model.channels": 16,
+                "train.steps": 1000,
+                "train.num_preview_samples": 0,
+                "train.eval_every": 0,
+            },
+            seeds=(0, 1, 2),
+            num=1000,
+        ),
+        "paper": Scale(
+            config="configs/ddpm_cifar10.py",
+            duration="12 trainings of 100,000 steps; CIFAR-10 in the place of ImageNet",
+            fields={"diffusion.schedule": "cosine", "train.steps": 100_000, "train.num_preview_samples": 0},
+            num=50_000,
+            measures=[Measure("fid")],
+        ),
+    },
+)

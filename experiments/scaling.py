@@ -1,0 +1,67 @@
+"""Held-out loss by the width of the network and the number of training steps: four widths of a UNet.
+
+    python launch.py reproduce --experiment=experiments/scaling.py --workdir=runs/experiments --scale=smoke
+    python launch.py reproduce --experiment=experiments/scaling.py --workdir=runs/experiments --scale=small
+
+Compute is about width^2 times steps, so a diagonal of the table has equal compute: twice the width, a quarter of the
+steps. Each cell is a training of its own, whose learning rate decays to 0 at its end. Improved DDPM has curves of FID
+and of the bound against compute; that equal compute favours the wider network is a question of this project.
+"""
+
+from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+
+WIDTHS, PAPER_WIDTHS = ("8", "16", "32", "64"), ("64", "96", "128", "192")
+STEPS, PAPER_STEPS = ("125", "500", "2000"), ("100000", "500000")
+
+
+EXPERIMENT = Experiment(
+    title="Scaling: loss by width and steps",
+    source="Nichol & Dhariwal 2021, abstract and section 6 (ImageNet 64x64, curves)",
+    claim="Sample quality and likelihood scale smoothly with model capacity and training compute.",
+    axes=[
+        Axis("width", {width: {"model.channels": int(width)} for width in (*WIDTHS, *PAPER_WIDTHS)}),
+        Axis("steps", {steps: {"train.steps": int(steps)} for steps in (*STEPS, *PAPER_STEPS)}),
+    ],
+    column_axis="steps",
+    measures=[Measure("training", "eval/loss", heading="held-out loss", better="lower"), Measure("fd_pixels")],
+    orderings=[
+        Ordering(claim="Wider is better, at each number of steps", order=[{"width": w} for w in reversed(WIDTHS)]),
+        Ordering(claim="More steps are better, at each width", order=[{"steps": s} for s in reversed(STEPS)]),
+        *(
+            Ordering(
+                claim=f"At equal compute wider is better: {', '.join(f'{w} at {s} steps' for w, s in order)}",
+                order=[{"width": width, "steps": steps} for width, steps in order],
+            )
+            for order in (tuple(zip(reversed(widths), STEPS, strict=True)) for widths in (WIDTHS[:-1], WIDTHS[1:]))
+        ),
+    ],
+    scales={
+        "smoke": smoke(
+            config="configs/digits.py",
+            duration="minutes on two CPU cores; not measured",
+            train_steps=40,
+            fields={"train.eval_every": 125, "train.warmup_steps": 5, "sampler.steps": 5},
+            axes={"width": ("8", "16"), "steps": ("125",)},
+        ),
+        "small": Scale(
+            config="configs/digits.py",
+            duration="36 trainings, estimated at two hours on two CPU cores",
+            fields={
+                "sampler.guidance": 1.0,
+                "train.batch_size": 64,
+                "train.eval_every": 125,
+                "train.num_preview_samples": 0,
+            },
+            axes={"width": WIDTHS, "steps": STEPS},
+            seeds=(0, 1, 2),
+            num=1000,
+        ),
+        "paper": Scale(
+            config="configs/ddpm_cifar10.py",
+            duration="eight trainings; CIFAR-10 in the place of ImageNet 64x64",
+            axes={"width": PAPER_WIDTHS, "steps": PAPER_STEPS},
+            num=50_000,
+            measures=[Measure("training", "eval/loss", better="lower"), Measure("fid")],
+        ),
+    },
+)
