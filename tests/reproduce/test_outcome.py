@@ -360,7 +360,7 @@ def test_a_classifier_accuracy_has_that_of_real_images_beside_it(outcome, tmp_pa
         result["provenance"]["reference"] = {"classifier_held_out_accuracy": 0.992}
     scale = computed.experiment.scales["smoke"]
     text = report.write(tmp_path / "r", computed, "smoke", scale, Store(tmp_path), "the command").read_text()
-    assert "is better)\n\nThe classifier's accuracy on held-out real images: 0.992.\n\n|" in text
+    assert "is better)\n\nThe classifier's accuracy on held-out real images: 0.992.\n" in text
 
 
 def test_values_that_are_not_comparable_are_reported(outcome, tmp_path):
