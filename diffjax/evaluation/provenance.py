@@ -32,6 +32,7 @@ _MAY_DIFFER = {
     "classifier",
     "config",
     "checkpoint",
+    "ema_length",
     "sampler",
     "seed",
     "date",
