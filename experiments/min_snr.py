@@ -4,7 +4,8 @@
     python launch.py reproduce --experiment=experiments/min_snr.py --workdir=runs/experiments --scale=small
 
 Weights are of the error of x_0, whatever the network predicts: 1, the SNR (which weights the error of eps by 1),
-max(SNR, 1) and min(SNR, 5). Trainings are short, as the claim is about the speed of convergence.
+max(SNR, 1) and min(SNR, 5). Trainings are short, as the claim is about the speed of convergence. The claims are tested
+in pixels and in the features of a classifier, to see whether an order depends on the features.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
@@ -12,6 +13,7 @@ from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
 WEIGHTING = {"1": "x0", "SNR": "snr", "max(SNR, 1)": "truncated_snr", "min(SNR, 5)": "min_snr(gamma=5)"}
 PREDICTION = ("eps", "x0", "v")
 MIN_SNR, *OTHERS = reversed(WEIGHTING)
+FEATURES = {"pixels": "fd_pixels", "features of a classifier": "fd_classifier"}
 
 EXPERIMENT = Experiment(
     title="Min-SNR: weights of the noise levels",
@@ -22,13 +24,15 @@ EXPERIMENT = Experiment(
         Axis("weighting", {label: {"diffusion.weighting": name} for label, name in WEIGHTING.items()}),
     ],
     column_axis="weighting",
-    measures=[Measure("fd_pixels"), Measure("kd_pixels"), Measure("classifier_accuracy")],
+    measures=[Measure("fd_pixels"), Measure("fd_classifier"), Measure("kd_pixels"), Measure("classifier_accuracy")],
     orderings=[
         Ordering(
-            claim=f"{MIN_SNR} is better than {other}, whatever the network predicts",
+            claim=f"{MIN_SNR} is better than {other}, whatever the network predicts, in {words}",
             order=[{"weighting": MIN_SNR}, {"weighting": other}],
+            measure=measure,
         )
         for other in OTHERS
+        for words, measure in FEATURES.items()
     ],
     scales={
         "smoke": smoke(
@@ -37,7 +41,8 @@ EXPERIMENT = Experiment(
             train_steps=40,
             fields={"sampler.steps": 10, "sampler.guidance": 1.0},
             axes={"prediction": ("v",)},
-            measures=[Measure("fd_pixels")],
+            measures=[Measure("fd_pixels"), Measure("fd_classifier")],
+            features=("configs/classifier_digits.py", {"train.steps": 40, "train.eval_every": 0}),
         ),
         "small": Scale(
             config="configs/digits.py",
@@ -51,6 +56,7 @@ EXPERIMENT = Experiment(
             },
             seeds=(0, 1, 2),
             num=1000,
+            features=("configs/classifier_digits.py", {"train.eval_every": 0}),
         ),
         "paper": Scale(
             config="configs/ddpm_cifar10.py",

@@ -76,7 +76,7 @@ def run_group(store: Store, group: JobGroup, options: RunOptions) -> None:
       KeyboardInterrupt: stopped by a signal; finished cells and checkpoints are stored.
     """
     pending = list({cell.key: cell for cell in group.cells if store.result(cell.key) is None}.values())
-    guides = {key for cell in pending for key in (cell.classifier, cell.weak)}
+    guides = {key for cell in pending for key in (cell.classifier, cell.weak, cell.features)}
     required = guides | {cell.training for cell in pending}
     trainings = {key: config for key, config in group.trainings.items() if key in required}
     errors = _train_all(store, {key: config for key, config in trainings.items() if key in guides})
@@ -92,8 +92,8 @@ def run_group(store: Store, group: JobGroup, options: RunOptions) -> None:
 
 
 def _weights_of(cell: Cell) -> tuple[str | float | None, ...]:
-    """Returns what determines the weights that a cell is sampled with."""
-    return cell.training, cell.classifier, cell.weak, cell.ema_length
+    """Returns what determines the weights that a cell is sampled and measured with."""
+    return cell.training, cell.classifier, cell.weak, cell.features, cell.ema_length
 
 
 def _train_all(store: Store, trainings: Mapping[str, ConfigDict]) -> dict[str, Exception]:
@@ -129,6 +129,9 @@ def _evaluate_all(store: Store, cells: Sequence[Cell], options: RunOptions) -> E
         keys = {"classifier": cells[0].classifier, "weak": cells[0].weak}
         guides = {name: load(store.run(key).path) for name, key in keys.items() if key}
         trained = load(store.run(cells[0].training).path, ema_length=cells[0].ema_length)
+        if key := cells[0].features:
+            weights = {**options.weights, "classifier": str(store.run(key).path)}
+            options = dataclasses.replace(options, weights=weights)
         evaluator = CellEvaluator(trained, guides, options, cells)
     except Exception as error:
         return error

@@ -80,12 +80,15 @@ def _open_log(root: str | os.PathLike, group: JobGroup) -> TextIO:
 def check(groups: Sequence[JobGroup], options: RunOptions) -> None:
     """Raises UserError for a missing data set or missing weights of a feature network, before any training."""
     names = (evaluation.OF_RECONSTRUCTIONS.get(m.metric, m.metric) for m in options.measures)
-    for network in {COMPARISONS[name].network for name in names if name in COMPARISONS}:
+    networks = {COMPARISONS[name].network for name in names if name in COMPARISONS} - {"clip"}  # trained with the run
+    if any(cell.features for group in groups for cell in group.cells):
+        networks -= {"classifier"}  # trained by the experiment
+    for network in networks:
         features.check(network, options.weights)
         if network == "classifier":
             for group in groups:
                 classifier.check_features(options.weights[network] or "", image_spec(group.cells[0].config))
-        elif network != "clip":  # trained by the run
+        else:
             features.load(network, options.weights)
     configs = {config.data.to_json(): config for group in groups for config in group.trainings.values()}
     for config in configs.values():

@@ -25,6 +25,7 @@ class Cell(NamedTuple):
     key: str  # hash of everything that determines its values
     classifier: str = ""  # key of the classifier that guides its samples; "": none
     weak: str = ""  # key of the weaker run that guides its samples; "": none
+    features: str = ""  # key of the classifier in whose features its samples are compared; "": that of --features
     ema_length: float | None = None  # relative length of the average of the weights; None: that of train.ema_decay
 
     @property
@@ -36,7 +37,7 @@ class Cell(NamedTuple):
 class JobGroup(NamedTuple):
     """Cells that share one training."""
 
-    trainings: Mapping[str, ConfigDict]  # config by key, those of guiding models first
+    trainings: Mapping[str, ConfigDict]  # config by key, those of guiding models and of features first
     cells: Sequence[Cell]
 
 
@@ -75,7 +76,7 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
         for seed in scale.seeds:
             last = {"seed": seed, "parts.*.seed": seed, **overrides}
             config, ema_length = _cell_config(load_config, scale, changes, last)
-            training, classifier, weak = training_hash(config), "", ""
+            training, classifier, weak, features = training_hash(config), "", "", ""
             if scale.classifier:
                 file, changed = scale.classifier
                 classifier_config = with_fields(load_config(file), {**changed, "seed": seed, **overrides})
@@ -85,14 +86,19 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
                 weak_config = with_fields(config, _multiplied(config, scale.weak))
                 weak = training_hash(weak_config)
                 trainings[weak] = weak_config
+            if scale.features:
+                file, changed = scale.features
+                features_config = with_fields(load_config(file), {**changed, **overrides})
+                features = training_hash(features_config)
+                trainings[features] = features_config
             trainings[training] = config
-            weights = f"{training} {classifier}{weak}" + (f" {ema_length}" if ema_length else "")
+            weights = f"{training} {classifier}{weak}" + "".join(f" {each}" for each in (features, ema_length) if each)
             key = io.short_hash(f"{weights} {_sampling_json(config)} {measured} {scale.num}")
-            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak, ema_length)
+            cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak, features, ema_length)
             cells.setdefault(training, []).append(cell)
     groups = []
     for group in cells.values():
-        keys = {key for cell in group for key in (cell.classifier, cell.weak, cell.training)}
+        keys = {key for cell in group for key in (cell.classifier, cell.weak, cell.features, cell.training)}
         groups.append(JobGroup({key: config for key, config in trainings.items() if key in keys}, group))
     return groups
 

@@ -177,6 +177,8 @@ class Scale:
       measures: replaces the experiment's measures; (): keeps them.
       classifier: config file and changed fields of a classifier that guides every cell.
       weak: changed fields of a weaker version of each run, which guides its cells: autoguidance; None: no such version.
+      features: config file and changed fields of a classifier, trained once for all seeds, in whose features metrics
+        such as fd_classifier compare samples; None: the one of --features.
     """
 
     config: str
@@ -188,6 +190,7 @@ class Scale:
     measures: Sequence[Measure] = ()
     classifier: tuple[str, Fields] | None = None
     weak: Fields | None = None
+    features: tuple[str, Fields] | None = None
 
 
 def smoke(
@@ -201,12 +204,13 @@ def smoke(
     num: int = 100,
     classifier: tuple[str, Fields] | None = None,
     weak: Fields | None = None,
+    features: tuple[str, Fields] | None = None,
 ) -> Scale:
     """Returns a scale that shows within minutes that an experiment runs: short trainings without previews, one seed.
 
     Args:
       train_steps: training steps of the run and of each of its parts.
-      config, duration, measures, fields, axes, num, classifier, weak: as of `Scale`.
+      config, duration, measures, fields, axes, num, classifier, weak, features: as of `Scale`.
     """
     short = {"*train.steps": train_steps, "*train.num_preview_samples": 0, "*train.eval_every": 0}
     return Scale(
@@ -218,6 +222,7 @@ def smoke(
         measures=measures,
         classifier=classifier,
         weak=weak,
+        features=features,
     )
 
 

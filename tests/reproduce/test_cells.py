@@ -147,6 +147,22 @@ def test_cells_are_evaluated_with_the_average_of_their_length(make, tmp_path, mo
     assert [results[cell.key]["error"] for cell in every] == [f"ValueError: length {cell.ema_length}" for cell in every]
 
 
+def test_samples_are_compared_in_the_features_of_the_classifier_of_the_scale(make, tmp_path, monkeypatch):
+    features = ("configs/classifier_digits.py", {"train.steps": 2})
+    experiment, weights, trained = make({**ONE_TRAINING, "features": features}, papers=(), orderings=()), [], []
+
+    def evaluator(run, guides, options, cells):
+        weights.append(options.weights)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cells, "_train_all", lambda _, trainings: trained.extend(trainings) or {})
+    monkeypatch.setattr(cells, "load", lambda *_, **__: None)
+    monkeypatch.setattr(cells, "CellEvaluator", evaluator)
+    store, every, _ = run(experiment, tmp_path)
+    assert weights == [{"classifier": str(store.run(every[0].features).path)}]
+    assert trained == [every[0].features, every[0].training]
+
+
 def test_results_are_written_completely_or_not_at_all(tmp_path):
     store = Store(tmp_path)
     assert store.result("a") is None and store.images("a") is None

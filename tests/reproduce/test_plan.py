@@ -171,3 +171,12 @@ def test_lengths_of_the_average_share_a_training(make):
     (group,) = plan.make_groups(experiment, experiment.scales["smoke"], {})
     assert [cell.ema_length for cell in group.cells] == [None, 0.05, 0.1]
     assert len({cell.key for cell in group.cells}) == 3 and len(group.trainings) == 1
+
+
+def test_one_classifier_has_the_features_of_all_seeds(make):
+    fields_of_scale = {"seeds": (0, 1), "features": ("configs/classifier_digits.py", {"train.steps": 2})}
+    found_groups = groups(make(fields_of_scale))
+    (key,) = {cell.features for group in found_groups for cell in group.cells}
+    assert all(next(iter(group.trainings)) == key and len(group.trainings) == 2 for group in found_groups)
+    assert found_groups[0].trainings[key].system == "classifier" and found_groups[0].trainings[key].seed == 0
+    assert found_groups[0].cells[0].key != groups(make({"seeds": (0, 1)}))[0].cells[0].key
