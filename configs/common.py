@@ -175,6 +175,12 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "elbo",
         "training loss: elbo (bound of the likelihood) | cross_entropy (MaskGIT)",
     ),
+    # Alignment of tokens with features of an image encoder (REPA); leave the section out for none
+    "alignment.clip": ("@clip", "CLIP whose image encoder sees the clean images; only training needs it"),
+    "alignment.block": (2, "number of blocks of the DiT before the aligned tokens"),
+    "alignment.weight": (0.5, "weight of the similarity in the loss"),
+    "alignment.width": (256, "channels of the hidden layers of the projection"),
+    "alignment.dimensions": (128, "channels of the encoder's patch tokens, or of a ResNet's last feature maps"),
     # Conditions
     "conditions.caption.width": (128, "channels of the caption transformer"),
     "conditions.caption.layers": (3, "blocks of the caption transformer"),

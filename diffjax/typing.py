@@ -99,3 +99,4 @@ class Clip(NamedTuple):
     )
     project_images: Callable[[Images], Embeddings] | None = None  # embed_images before it scales to unit length
     project_texts: Callable[[Tokens], Embeddings] | None = None  # embed_texts before it scales to unit length
+    image_features: Callable[[Images], Float[Array, "B h w D"]] | None = None  # tokens of patches, or feature maps

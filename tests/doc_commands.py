@@ -210,6 +210,8 @@ _FIELDS = {
     "mapping.width": 8,
     "pixelcnn.features": 8,
     "pixelcnn.layers": 2,
+    "alignment.width": 16,
+    "alignment.dimensions": 16,  # image_encoder.width
     "conditions.caption.width": 16,
     "conditions.caption.layers": 1,
     "conditions.caption.heads": 2,

@@ -33,6 +33,7 @@ from diffjax.runs.dependencies import referenced_run
 from diffjax.runs.loading import Run, load
 
 _VERSION = "0.30.0"  # of diffusers, whose fields are written; later versions read them
+_TRAINING_ONLY = ("alignment", "weighting")  # parameters that samples do not use
 
 
 def export_diffusers(run: Run, out: Path) -> str:
@@ -305,7 +306,8 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
         order = inpainting_order(channels) if inpaints else None
         names = unet_config.table(model, conditional=bool(context), linear=linear, input_order=order)
         folder = out / "unet"
-    _write_component(folder, written, {"params/model": Block("", names)}, {"params": run.variables["params"]})
+    params = {name: leaf for name, leaf in run.variables["params"]["model"].items() if name not in _TRAINING_ONLY}
+    _write_component(folder, written, {"params/model": Block("", names)}, {"params": {"model": params}})
     return written["_class_name"], rows
 
 

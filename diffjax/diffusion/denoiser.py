@@ -5,7 +5,7 @@ step reaches the end of the trajectory there, rather than its tangent; other den
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 from jax import Array, lax
@@ -15,8 +15,9 @@ from jaxtyping import Float
 from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.parameterizations import Coefficients
 
-# (input [B, ...], time [B]) -> F [B, ...]; that of a flow map accepts the interval [B] of the time input, too
-Network = Callable[..., Float[Array, "B ..."]]
+# (input [B, ...], time [B]) -> F [B, ...], or F and features; that of a flow map accepts the interval [B] of the time
+# input, too
+Network = Callable[..., Any]
 Parameterization = Callable[[Noise], Coefficients]
 
 
@@ -55,11 +56,13 @@ class Prediction(NamedTuple):
       output: F.
       coefficients: of the parameterization at the noise level of each example, leaves [B], or of all, scalars.
       variance_interpolation: for variance.learned_range, about in [0, 1]; None: fixed variance.
+      features: features that the network returns besides F; None: it returns F alone.
     """
 
     output: Float[Array, "B ..."]
     coefficients: Coefficients
     variance_interpolation: Float[Array, "B ..."] | None = None
+    features: Float[Array, "B ..."] | None = None
 
     def x0(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """Returns the estimate of x_0 from the noised examples `x`."""
@@ -93,10 +96,11 @@ def predictor(
         if with_interval:
             times.append(c.time - parameterization(now if next is None else next).time)
         output = network(for_examples(c.input, x) * x, *(jnp.broadcast_to(time, x.shape[:1]) for time in times))
-        if not learned_variance:
-            return Prediction(output, c)
-        output, interpolation = split_variance(output)
-        return Prediction(output, c, interpolation)
+        output, features = output if isinstance(output, tuple) else (output, None)
+        interpolation = None
+        if learned_variance:
+            output, interpolation = split_variance(output)
+        return Prediction(output, c, interpolation, features)
 
     return predict
 

@@ -52,4 +52,8 @@ def build(config: ConfigDict, spec: ImageSpec, **parts: Any) -> Model:
             f"data.augment.prob={prob}: is only supported for system=ddpm, diffusion on pixels; set it to 0 for "
             f"system={config.system}"
         )
+    if "alignment" in config and config.system not in ("ddpm", "latent"):
+        raise UserError(
+            f"alignment: is only supported for system=ddpm and latent, not {config.system}; remove the section"
+        )
     return _BUILDERS[config.system](config, spec, **parts)

@@ -165,19 +165,20 @@ class ClipModel(ContrastiveModel):
         return factor * value, Aux(metrics, jax.lax.stop_gradient(updated))
 
     def clip(self, variables: Variables) -> Clip:
-        def project_images(images: Images) -> Embeddings:
+        def encode(images: Images, **options: bool) -> Array:
             if self.resizes:
                 shape = (len(images), self.image_spec.size, self.image_spec.size, 3)
                 images = jax.image.resize(as_rgb(images, min_side=1), shape, "cubic", antialias=True).clip(-1, 1)
             if self.noising:  # the first timestep has the least noise, and is used for clean images
-                return self._project_images(variables, self.noising.downsample(images), jnp.ones(len(images)))[0]
-            return self._project_images(variables, images)[0]
+                images, t = self.noising.downsample(images), jnp.ones(len(images))
+                return self._project_images(variables, images, t, **options)[0]
+            return self._project_images(variables, images, **options)[0]
 
         def embed_noised(x: Images, noise: Noise) -> Embeddings:
             return self._embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
 
         return Clip(
-            embed_images=lambda images: unit_norm(project_images(images), 0.0),
+            embed_images=lambda images: unit_norm(encode(images), 0.0),
             embed_texts=lambda tokens: self._embed_texts(variables, tokens),
             text_states=lambda tokens: self._apply_text_encoder(variables, tokens)[0],
             scale=_scale(variables),
@@ -185,8 +186,9 @@ class ClipModel(ContrastiveModel):
             width=self.text_encoder.width if self.text_encoder else 0,
             text=self.text,
             embed_noised=embed_noised if self.noising else None,
-            project_images=project_images,
+            project_images=encode,
             project_texts=lambda tokens: self._apply_text_encoder(variables, tokens)[1],
+            image_features=lambda images: encode(images, return_features=True),
         )
 
     @property
@@ -225,12 +227,14 @@ class ClipModel(ContrastiveModel):
         t: Times | None = None,
         mean: Callable[[Any], Any] | None = None,
         batch_size: int | None = None,
-    ) -> tuple[Embeddings, Mapping[str, Any]]:
+        return_features: bool = False,
+    ) -> tuple[Array, Mapping[str, Any]]:
         """Returns embeddings, and statistics of batch norms, updated if `mean` is given (in training).
 
         Args:
           t: timesteps of noised images, from 1.
           mean, batch_size: average over devices and global batch size, in training.
+          return_features: return the tokens of patches, or feature maps [B, h, w, D], instead of embeddings.
         """
         others = ("params", "ema", "times", "frozen")
         statistics = {name: tree for name, tree in variables.items() if name not in others}
@@ -241,6 +245,7 @@ class ClipModel(ContrastiveModel):
             mean,
             batch_size,
             time,
+            return_features,
             mutable=list(statistics),
         )
 

@@ -54,8 +54,13 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
-    ) -> Embeddings:
+        self,
+        images: Images,
+        mean: Mean | None = None,
+        examples: int | None = None,
+        t: Times | None = None,
+        return_features: bool = False,
+    ) -> Embeddings | Float[Array, "B h w width"]:
         """Computes image embeddings.
 
         Args:
@@ -63,6 +68,7 @@ class VisionTransformer(nn.Module):
           mean: ignored; for encoders with batch norm.
           examples: ignored; for encoders with batch norm.
           t: timesteps [B] from 0, rounded to the nearest one. Required with `timesteps`, None without.
+          return_features: return the tokens of the patches after the final norm, float32 [B, h, w, width].
 
         Returns:
           Embeddings, float32 [B, dimensions], not normalised.
@@ -81,7 +87,9 @@ class VisionTransformer(nn.Module):
         normal, std = nn.initializers.normal, self.width**-0.5
         x = _normalised(images, self.pixel_mean, self.pixel_std)
         side, options = (self.patch, self.patch), {"use_bias": False, "kernel_init": _UNIFORM, "dtype": self.dtype}
-        x = nn.Conv(self.width, side, side, "VALID", **options, name="patch")(x).reshape(batch, -1, self.width)
+        x = nn.Conv(self.width, side, side, "VALID", **options, name="patch")(x)
+        shape = x.shape
+        x = x.reshape(batch, -1, self.width)
         if t is None:
             token = self.param("class", normal(std), (self.width,), jnp.float32)[None]
         else:
@@ -91,8 +99,8 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([token, x], axis=1)
         x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
-        x = transformer_from_fields(self)(x, "all")[:, 0]
-        return _projected(x, self.dimensions)
+        x = transformer_from_fields(self)(x, "all")
+        return x[:, 1:].reshape(shape) if return_features else _projected(x[:, 0], self.dimensions)
 
 
 class Bottleneck(nn.Module):
@@ -135,8 +143,13 @@ class ModifiedResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Images, mean: Mean | None = None, examples: int | None = None, t: Times | None = None
-    ) -> Embeddings:
+        self,
+        images: Images,
+        mean: Mean | None = None,
+        examples: int | None = None,
+        t: Times | None = None,
+        return_features: bool = False,
+    ) -> Embeddings | Float[Array, "B h w C"]:
         """Computes image embeddings.
 
         Args:
@@ -145,6 +158,7 @@ class ModifiedResNet(nn.Module):
             update the collection "batch_stats", which must be mutable. None: evaluation with these running averages.
           examples: batch size over all devices; None: B.
           t: must be None.
+          return_features: return the output of the last stage, [B, h, w, C].
 
         Returns:
           Embeddings, float32 [B, dimensions], not normalised.
@@ -175,7 +189,7 @@ class ModifiedResNet(nn.Module):
             for i in range(blocks):
                 halve = stage > 0 and i == 0
                 x = block(self.width * 2**stage, halve, norm, self.dtype, name=f"stage_{stage}_block_{i}")(x)
-        return AttentionPool(self.dimensions, self.heads, name="pool")(x)
+        return x if return_features else AttentionPool(self.dimensions, self.heads, name="pool")(x)
 
 
 class TextTransformer(nn.Module):

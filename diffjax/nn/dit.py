@@ -193,7 +193,8 @@ class DiT(nn.Module):
         augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
         return_features: bool = False,
-    ) -> Images:
+        tokens_after: int = 0,
+    ) -> Images | tuple[Images, Float[Array, "B h w W"]]:
         """Computes the network output. The parameters fit images of any size.
 
         Args:
@@ -206,9 +207,10 @@ class DiT(nn.Module):
             to the sinusoidal embedding of the time, as in EDM's networks.
           dropout_keys: one key per example; None: no dropout.
           return_features: return the output of the last block, float32 [B, h, w, width].
+          tokens_after: number of blocks whose output, of the same form, is returned too; 0: none.
 
         Returns:
-          float32 [B, H, W, out_channels], zero at initialisation.
+          float32 [B, H, W, out_channels], zero at initialisation; with `tokens_after` and the tokens of the patches.
 
         Raises:
           ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, or
@@ -237,16 +239,20 @@ class DiT(nn.Module):
         if self.positions != "sincos":
             angles = grid_rotary_angles(height, width, self.width // self.heads)
             angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
-        h = self._apply_blocks(h, emb, context, dropout_keys, angles)
-        h = h[:, self.registers :]
+        outputs = self._apply_blocks(h, emb, context, dropout_keys, angles)
+
+        def tokens(number: int) -> Float[Array, "B h w W"]:
+            return outputs[number - 1][:, self.registers :].reshape(batch, height, width, self.width)
+
         if return_features:
-            return h.reshape(batch, height, width, self.width).astype(jnp.float32)
+            return tokens(self.layers).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = adaln_modulate(h, shift, scale, self.norm)
+        h = adaln_modulate(outputs[-1][:, self.registers :], shift, scale, self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
-        return unpatchify(h.reshape(batch, height, width, -1), self.patch)
+        y = unpatchify(h.reshape(batch, height, width, -1), self.patch)
+        return (y, tokens(tokens_after).astype(jnp.float32)) if tokens_after else y
 
     def _apply_blocks(
         self,
@@ -255,16 +261,17 @@ class DiT(nn.Module):
         context: Float[Array, "B L D"] | None,
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
-    ) -> Float[Array, "B T W"]:
-        """Returns the tokens after all blocks; for the arguments see `Block`."""
-        first_values = None
+    ) -> list[Float[Array, "B T W"]]:
+        """Returns the tokens after each block; for the arguments see `Block`."""
+        first_values, outputs = None, []
         for i in range(self.layers):
             if i not in self.skipped_blocks:
                 h = partition(h, "batch", "tokens", None)
                 h, values = self._block(Block, i)(h, emb, context, dropout_keys, angles, first_values)
                 if self.value_residual and first_values is None:
                     first_values = values
-        return h
+            outputs.append(h)
+        return outputs
 
     def _block(self, kind: Callable[..., Any], i: int, **fields: Any) -> Any:
         """Returns block `i`, a Block or another kind with its fields."""

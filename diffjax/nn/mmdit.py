@@ -105,13 +105,13 @@ class MMDiT(DiT):
         context: Float[Array, "B L D"] | None,
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
-    ) -> Float[Array, "B T W"]:
+    ) -> list[Float[Array, "B T W"]]:
         if context is None:
             raise ValueError("architecture=mmdit: requires a context, such as conditions.caption; add one, or use dit")
         context = Dense(self.width, dtype=self.dtype, name="context")(context)
         if angles is not None:
             angles = jnp.pad(angles, ((0, context.shape[1]), (0, 0)))  # the context is not rotated
-        first_values = None
+        first_values, outputs = None, []
         for i in range(self.layers):
             if i not in self.skipped_blocks:
                 block = self._block(JointBlock, i, last=i == self.layers - 1)
@@ -119,4 +119,5 @@ class MMDiT(DiT):
                 h, context, values = block(h, context, emb, dropout_keys, angles, first_values)
                 if self.value_residual and first_values is None:
                     first_values = values
-        return h
+            outputs.append(h)
+        return outputs

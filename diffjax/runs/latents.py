@@ -60,6 +60,10 @@ def check_model(config: ConfigDict, model: Model) -> None:
         raise UserError(
             f"data.name={name}: conditions.{names[0]} is computed from images; remove it, or set the images' data set"
         )
+    if model.alignment:
+        raise UserError(
+            f"data.name={name}: has no images for the section alignment; remove it, or set the images' data set"
+        )
     index = read_index(directory, name)
     if name == "pairs":
         _check_pairs(config, model, index)

@@ -20,6 +20,7 @@ from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
 from diffjax.runs import averages, exported_weights, optimized_grids, read_checkpoints
+from diffjax.runs.config_files import flatten
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.dependencies import TRAINING_ONLY, part_config, referenced_run
 from diffjax.runs.tokenizers import check_same_tokenizer, load_tokenizer
@@ -198,15 +199,17 @@ def build_model(
       UserError: a run or part does not exist, or does not fit the config.
     """
     spec, parts, text_runs = image_spec(config), {}, {}
+    fields = flatten(config)
     for field, open_run in _OPENERS.items():
-        if not config.get(field) or (field in TRAINING_ONLY and not (training or abstract)):
+        if not fields.get(field) or (field in TRAINING_ONLY and not (training or abstract)):
             continue
+        name = field.partition(".")[0]
         if abstract and (owner := _config_with_part(config, field, parent, workdir)):
-            parts[field] = _untrained_part(owner, field, config[field], spec)
+            parts[name] = _untrained_part(owner, field, fields[field], spec)
         else:
             run = _trained_run(config, field, workdir)
-            parts[field] = open_run(run, spec)
-            if parts[field][0].text:
+            parts[name] = open_run(run, spec)
+            if parts[name][0].text and name != "alignment":  # it encodes no captions
                 text_runs[field] = run
     if not abstract:
         check_same_tokenizer(text_runs)
@@ -294,7 +297,8 @@ _STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsample
 _OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
     "codec": _open_codec,
     "clip": open_clip,
-    **dict.fromkeys((*_STAGES, *TRAINING_ONLY), _open_stage),
+    "alignment.clip": open_clip,
+    **dict.fromkeys((*_STAGES, "teacher"), _open_stage),
 }
 
 
@@ -302,7 +306,7 @@ def _config_with_part(
     config: ConfigDict, field: str, parent: ConfigDict | None, workdir: Path | None
 ) -> ConfigDict | None:
     """Returns the config, this one or its parent, that has the part of a field; None: the field names a run on disk."""
-    value = config[field]
+    value = flatten(config)[field]
     if not value.startswith("@"):
         return None
     for candidate in (config, parent):
@@ -325,10 +329,9 @@ def _untrained_part(owner: ConfigDict, field: str, value: str, spec: ImageSpec) 
 def _trained_run(config: ConfigDict, field: str, workdir: Path | None) -> Path:
     """Returns the folder of the run that a field refers to. Raises UserError if it is a part without a config."""
     run = referenced_run(config, field, workdir)
-    if config[field].startswith("@") and not Workdir(run).config.exists():
+    if (value := flatten(config)[field]).startswith("@") and not Workdir(run).config.exists():
         raise UserError(
-            f"{field}={config[field]}: {run} is not trained yet; continue with "
-            f"`python launch.py train --workdir={run.parent}`"
+            f"{field}={value}: {run} is not trained yet; continue with `python launch.py train --workdir={run.parent}`"
         )
     return run
 

@@ -58,9 +58,10 @@ def test_number_of_parameters(name):
     assert sum(leaf.size for leaf in leaves) + 16 * 16 * width == expected
 
 
-def test_has_the_signature_of_unet_without_a_mask_of_the_context():
+def test_has_the_signature_of_unet_but_for_a_mask_of_the_context_and_tokens_of_a_block():
     ours, theirs = (inspect.signature(net.__call__).parameters.values() for net in (DiT, UNet))
-    assert [str(p) for p in ours] == [str(p) for p in theirs if p.name != "context_mask"]
+    ours = [str(p) for p in ours if p.name != "tokens_after"]
+    assert ours == [str(p) for p in theirs if p.name != "context_mask"]
 
 
 def test_initial_output_is_zero():

@@ -134,7 +134,7 @@ class DistributionMatchingModel(DiffusionModel):
     ) -> tuple[Array, dict[str, Values], Array, tuple[PRNGKeys, ...]]:
         """Returns the clean data, the values of conditions, samples with the same conditions, and other keys."""
         condition_keys, sample_keys, *others = split_each(keys, 8)
-        x_0, values = self._examples(variables, batch, condition_keys)
+        x_0, values, _ = self._examples(variables, batch, condition_keys)
         return x_0, values, self.generate(variables, sample_keys, values, context), tuple(others)
 
     def _logits(

@@ -29,6 +29,7 @@ from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, Pixel
 from diffjax.models.diffusion.diffusion_settings import OptimizedGrids, make_diffusion_settings
 from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.representation_alignment import Alignment, make_alignment
 from diffjax.models.images import to_unit_range
 from diffjax.models.networks import apply, check_buildable
 from diffjax.models.observation import Observer
@@ -39,7 +40,7 @@ from diffjax.nn.edm2 import normalize_kernels
 from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
 from diffjax.registry import lookup
-from diffjax.typing import Aux, Batch, Clip, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
+from diffjax.typing import Aux, Batch, Clip, Images, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
 _INTERVAL_WIDTH = 64  # values of the embedding of the interval of a flow map's step
 _CONDITIONS_FOLD = 2**31 - 1  # folded into sample keys for the conditions; no step of a sampler has this number
@@ -64,6 +65,8 @@ class DiffusionModel(GenerativeModel):
       teacher: model of the same data and conditions that training distils, whose variables are
         variables["frozen"]["teacher"]; None: training from data.
       teacher_guidance: scale of classifier-free guidance of the teacher; 1: none.
+      alignment: alignment of the network's tokens with features of an image encoder, whose variables are
+        variables["frozen"]["alignment"]; None: none.
     """
 
     image_spec: ImageSpec
@@ -78,6 +81,7 @@ class DiffusionModel(GenerativeModel):
     last_step: "DiffusionModel | None" = None
     teacher: "DiffusionModel | None" = None
     teacher_guidance: float = 1.0
+    alignment: Alignment | None = None
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -94,6 +98,8 @@ class DiffusionModel(GenerativeModel):
         params = {**params, **self.process.init()}
         if condition_params:
             params["conditions"] = condition_params
+        if self.alignment:
+            params["alignment"] = self.alignment.init(jax.random.fold_in(key, 3), cast(DiT, self.network).width)
         memory = self.process.times.init(self.process.schedule)
         variables = {"params": {"model": params}, **self.data_space.init()}
         return variables | ({"times": memory} if memory else {})
@@ -164,12 +170,15 @@ class DiffusionModel(GenerativeModel):
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
-        x_0, values = self._examples(variables, batch, conditions_keys, *augment_keys)
+        x_0, values, images = self._examples(variables, batch, conditions_keys, *augment_keys)
         bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
         average = {**variables, "params": variables.get("ema", variables["params"])}
         teacher = self._bound_teacher(variables, values) if self.teacher else None
-        value, memory = self.process.bind(variables["params"]["model"]).train_loss(
-            bind_network(variables),
+        options, penalty = {}, None
+        if self.alignment and images is not None:
+            options, penalty = {"tokens_after": self.alignment.block}, self.alignment.bind(variables, images)
+        value, memory, metrics = self.process.bind(variables["params"]["model"]).train_loss(
+            bind_network(variables, **options),
             crop(x_0),
             noise_keys,
             variables.get("times", {}),
@@ -177,13 +186,15 @@ class DiffusionModel(GenerativeModel):
             teacher=teacher,
             step=context.step,
             couple=self._coupling(batch, crop, context.gather, teacher),
+            penalty=penalty,
         )
-        return value, Aux({}, {"times": memory} if memory else {})
+        return value, Aux(metrics, {"times": memory} if memory else {})
 
     def _examples(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, augment_keys: PRNGKeys | None = None
-    ) -> tuple[Array, dict[str, Values]]:
-        """Returns the clean data of a batch, and the values of its conditions, dropped at random."""
+    ) -> tuple[Array, dict[str, Values], Images | None]:
+        """Returns the clean data of a batch, the values of its conditions, dropped at random, and images, if any."""
+        original = None
         if stored := {"latent", "x0"} & batch.keys():  # computed before training
             conditions, x_0 = batch, batch[stored.pop()]
         else:
@@ -193,7 +204,7 @@ class DiffusionModel(GenerativeModel):
             conditions["original"] = original
             x_0 = lax.stop_gradient(self.data_space.encode(variables, original))
         values = self.conditions.encode(self._condition_inputs(variables, conditions, keys))
-        return x_0, self.conditions.drop_randomly(values, fold_in_each(keys, len(self.conditions.each)))
+        return x_0, self.conditions.drop_randomly(values, fold_in_each(keys, len(self.conditions.each))), original
 
     def _coupling(
         self,
@@ -383,7 +394,7 @@ def make_diffusion_model(
 
     Args:
       parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
-        last step of sampling, "teacher" to distil.
+        last step of sampling, "teacher" to distil, "alignment" for the alignment of tokens.
       kind: class of the model.
 
     Raises:
@@ -413,6 +424,7 @@ def make_diffusion_model(
         last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
         teacher=cast(DiffusionModel, parts["teacher"][0]) if "teacher" in parts else None,
         teacher_guidance=config.diffusion.get("teacher_guidance", 1.0),
+        alignment=make_alignment(config, spec, process, network, parts.get("alignment")),
         classes=conditions.classes,
         text=conditions.text,
         frozen={name: part[1] for name, part in parts.items()},

@@ -43,6 +43,7 @@ _MAX_TIMESTEPS = 1_000_000  # schedules are tables
 # Options that the process sets, not configs.
 INJECTED_ARGUMENTS = ("schedule", "steps", "times", "variance", "weighting", "metric")
 FLOW_MAP_LOSSES = frozenset(choices(flow_map_losses))
+Penalty = Callable[[Any], tuple[Array, dict[str, Array]]]
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
@@ -356,7 +357,8 @@ class Process:
         teacher: Callable[[Array, Noise], Array] | None = None,
         step: Array | int = 0,
         couple: Callable[[Array, Array], couplings.Pairs] | None = None,
-    ) -> tuple[Array, time_sampling.State]:
+        penalty: Penalty | None = None,
+    ) -> tuple[Array, time_sampling.State, dict[str, Array]]:
         """Returns the loss at a random timestep per example, as DDPM (Ho et al. 2020), algorithm 1; or of a flow map.
 
         Args:
@@ -369,9 +371,11 @@ class Process:
           teacher: (x, levels of the examples) -> x_0 of a trained model, for losses of flow maps; None: the data teach.
           step: number of training steps so far.
           couple: (x_0, independent noise) -> coupled x_0 and noise; None: they are independent.
+          penalty: (features that the network returns besides F) -> a term of the loss [B], and metrics; for losses of
+            denoising. None: none.
 
         Returns:
-          The loss [B] and the new memory.
+          The loss [B], the new memory, and with `penalty` metrics [B]: its own, and the loss of denoising "denoising".
         """
         time_keys, eps_keys = split_each(keys)
         batch = NoisedBatch.sample(
@@ -392,17 +396,22 @@ class Process:
             weighting=self.weighting.bind(),
             metric=self.metric.bind(),
         )
-        predict = self.predictor(network)
+        predict, features = self.predictor(network), None
         if self.learns_flow_map:
             average_predict = self.predictor(average or network)
             networks = flow_map_losses.Networks(predict, average_predict, self.coefficients, teacher)
             loss = compute(batch, networks)
         else:
-            loss = compute(batch, predict(batch.x, batch.noise))
+            prediction = predict(batch.x, batch.noise)
+            loss, features = compute(batch, prediction), prediction.features
         memory = self.times.update(memory, batch.noise.t, lax.stop_gradient(loss))
         if self.learns_weighting:
             loss = learned_weighting.weighted(self.weight_params or learned_weighting.init(), batch.noise, loss)
-        return batch.loss_factor * loss, memory
+        metrics = {}
+        if penalty is not None:
+            term, metrics = penalty(features)
+            loss, metrics = loss + term, {"denoising": loss, **metrics}
+        return batch.loss_factor * loss, memory, metrics
 
 
 def _check_levels(name: str, schedule: Schedule) -> None:

@@ -37,6 +37,7 @@ def build_ddpm(
     clip: TrainedClip | None = None,
     last_step: TrainedStage | None = None,
     teacher: TrainedStage | None = None,
+    alignment: TrainedClip | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on pixels.
 
@@ -47,6 +48,7 @@ def build_ddpm(
       clip: CLIP of the conditions.
       last_step: a diffusion model of the same data, for the last step of sampling.
       teacher: a diffusion model of the same data and conditions, which training distils.
+      alignment: CLIP of the section `alignment`.
 
     Raises:
       UserError: an unknown choice, or one that does not fit.
@@ -55,7 +57,7 @@ def build_ddpm(
     parts: dict[str, Any] = {"clip": clip} if clip else {}
     if last_step:
         parts["last_step"] = (last_step.model, last_step.variables)
-    model = _build_image_model(config, spec, space, parts, teacher)
+    model = _build_image_model(config, spec, space, parts, teacher, alignment)
     if last_step:
         _check_last_step(model, last_step.model)
     return model
@@ -81,6 +83,7 @@ def build_latent(
     codec: tuple[Autoencoder, Variables] | None = None,
     clip: TrainedClip | None = None,
     teacher: TrainedStage | None = None,
+    alignment: TrainedClip | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on the latents of a trained autoencoder, such as Stable Diffusion 1 and 2.
 
@@ -88,6 +91,7 @@ def build_latent(
       codec: the autoencoder.
       clip: CLIP of the conditions.
       teacher: a diffusion model of the same data and conditions, which training distils.
+      alignment: CLIP of the section `alignment`.
 
     Raises:
       UserError: a missing autoencoder, an unknown choice, or one that does not fit.
@@ -95,11 +99,16 @@ def build_latent(
     if codec is None:
         raise UserError("codec='': system=latent requires a trained autoencoder; set --config.codec=WORKDIR")
     parts = {"codec": codec} | ({"clip": clip} if clip else {})
-    return _build_image_model(config, spec, latent_space(codec[0], codec[1]), parts, teacher)
+    return _build_image_model(config, spec, latent_space(codec[0], codec[1]), parts, teacher, alignment)
 
 
 def _build_image_model(
-    config: ConfigDict, spec: ImageSpec, space: DataSpace, parts: Mapping[str, Any], teacher: TrainedStage | None
+    config: ConfigDict,
+    spec: ImageSpec,
+    space: DataSpace,
+    parts: Mapping[str, Any],
+    teacher: TrainedStage | None,
+    alignment: TrainedClip | None,
 ) -> DiffusionModel:
     """Builds a diffusion model with the network of `config.model`: a UNet or DiT."""
     process = Process.from_config(config.diffusion)
@@ -120,6 +129,8 @@ def _build_image_model(
         )
     if teacher is not None:
         parts = {**parts, "teacher": (teacher.model, teacher.variables)}
+    if alignment is not None:
+        parts = {**parts, "alignment": alignment}
     kind = DistributionMatchingModel if process.matches_distributions else DiffusionModel
     model = make_diffusion_model(config, spec, process, space, conditions, network, parts, kind)
     if isinstance(model, DistributionMatchingModel):
@@ -171,12 +182,12 @@ def _parameterization(model: DiffusionModel) -> tuple[Any, ...]:
 
 
 def _has_weights(model: DiffusionModel, other: DiffusionModel) -> bool:
-    """Returns whether a model has all parameters of another, with the same shapes.
+    """Returns whether a model has all parameters that another samples with, with the same shapes.
 
     A scale of distilled guidance changes those of the layer `augment`, which then start at random.
     """
     ours, theirs = (flatten(one.variable_shapes["params"]["model"]) for one in (model, other))
-    omitted = "augment/" if model.conditions.guidance_scale else ()
+    omitted = ("alignment/", "augment/") if model.conditions.guidance_scale else "alignment/"
     return all(
         name in ours and ours[name].shape == leaf.shape for name, leaf in theirs.items() if not name.startswith(omitted)
     )
