@@ -79,7 +79,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     # Model
     "model.architecture": (
         "unet",
-        "network: unet | dit | mmdit | edm2 (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
+        "network: unet | dit | mmdit | uvit | edm2 (diffusion), vqvae | ldm | dalle | taesd, pixelcnn | transformer",
     ),
     "model.channels": (32, "feature channels at the first level, that of full resolution"),
     "model.multipliers": ((1, 2), "channels of each level, in units of model.channels; each level halves the sides"),
@@ -109,13 +109,14 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.attention_balance": (0.3, "share of attention in sums (edm2)"),
     "model.max_activation": (256.0, "activations of blocks are clipped to this (edm2)"),
     "model.activation": ("gelu", "activation of a transformer's MLP: gelu | quick_gelu | gelu_tanh (DiT) | swiglu"),
-    "model.norm": ("layer", "norm of a DiT, MMDiT or of a prior's transformer: layer | rms"),
+    "model.norm": ("layer", "norm of a DiT, MMDiT, U-ViT or of a prior's transformer: layer | rms"),
     "model.positions": ("sincos", "positions of a DiT's patches: sincos (added) | rope (queries and keys) | both"),
     "model.rope": (False, "rotary positions in a prior's transformer, besides its learned position embeddings"),
     "model.qk_norm": (False, "RMS norm of queries and keys, per head, of a DiT or of a prior's transformer"),
     "model.value_residual": (False, "mix values of attention with those of the first block, in the same networks"),
     "model.registers": (0, "learned tokens of a DiT besides those of the patches; 0: none"),
     "model.bottleneck": (0, "channels of a DiT's patches before model.width; 0: no bottleneck"),
+    "model.output_conv": (True, "3x3 convolution of the output (uvit)"),
     "model.remat": (False, "recompute each block in the backward pass, to save memory"),
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders

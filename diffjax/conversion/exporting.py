@@ -277,9 +277,10 @@ def _write_network(run: Run, out: Path, *, context: int = 0) -> tuple[str, int]:
     side, *_, channels = diffusion.data_space.shape
     rows, learns_variance = diffusion.conditions.num_label_embeddings, diffusion.process.learns_variance
     model = config.model.to_dict()
-    if model.get("architecture") == "mmdit":
-        raise refused(path, "model.architecture", "mmdit", "cannot be exported to diffusers; unet and dit can")
-    if model.get("architecture", "unet") == "dit":
+    architecture = model.get("architecture", "unet")
+    if architecture not in ("unet", "dit"):
+        raise refused(path, "model.architecture", architecture, "cannot be exported to diffusers; unet and dit can")
+    if architecture == "dit":
         if not diffusion.conditions.supports_guidance:
             raise refused(
                 path, "diffusion.label_dropout", 0.0, "must be positive for diffusers, which has a null class"

@@ -20,6 +20,7 @@ from diffjax.nn.edm2 import EDM2UNet
 from diffjax.nn.layers import level_widths, num_groups
 from diffjax.nn.mmdit import MMDiT
 from diffjax.nn.unet import UNet
+from diffjax.nn.uvit import UViT
 from diffjax.typing import ImageSpec, PRNGKey, TextSpec
 
 _MAX_TOKENS, _MAX_VOCABULARY = 100_000, 10_000_000
@@ -119,8 +120,8 @@ def make_unet(config: ConfigDict, spec: ImageSpec, side: int | None = None, **sh
 
 def make_denoiser(
     config: ConfigDict, spec: ImageSpec, shape: tuple[int, ...], *, num_label_embeddings: int, learns_variance: bool
-) -> UNet | DiT | EDM2UNet:
-    """Builds the network that `config.model.architecture` names, "unet", "dit", "mmdit" or "edm2".
+) -> UNet | DiT | UViT | EDM2UNet:
+    """Builds the network that `config.model.architecture` names, "unet", "dit", "mmdit", "uvit" or "edm2".
 
     Args:
       shape: height, width and channels of x_t.
@@ -131,14 +132,14 @@ def make_denoiser(
       UserError: an unknown architecture, or fields that do not fit.
     """
     architecture = config.model.get("architecture", "unet")
-    others = {"dit": DiT, "mmdit": MMDiT, "edm2": EDM2UNet}
+    others = {"dit": DiT, "mmdit": MMDiT, "uvit": UViT, "edm2": EDM2UNet}
     if architecture not in ("unet", *others):
         raise unknown("model.architecture", architecture, ("unet", *others))
     shared = {"out_channels": shape[-1] * (2 if learns_variance else 1), "num_label_embeddings": num_label_embeddings}
     if architecture == "unet":
         return make_unet(config, spec, shape[0], pool=None, **shared)
     network = make(others[architecture], config.model, "model", but=("architecture",), dtype=dtype_of(config), **shared)
-    if isinstance(network, DiT) and shape[0] % network.patch:
+    if isinstance(network, DiT | UViT) and shape[0] % network.patch:
         raise UserError(
             f"model.patch={network.patch}: must divide the {shape[0]}x{shape[0]} of x_t "
             f"(data.image_size={spec.size}); use a divisor"

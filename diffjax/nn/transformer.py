@@ -38,7 +38,11 @@ Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys 
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention and an MLP as residual branches. Fields as in `Transformer`."""
+    """Pre-norm transformer block: self-attention and an MLP as residual branches. Fields as in `Transformer`.
+
+    The initializer "vit" is that of U-ViT's code: 0.02 for all layers. With `qkv_bias`, queries, keys and values have
+    biases.
+    """
 
     layers: int  # layers of the transformer, which scale the initialisation of residual branches
     heads: int
@@ -51,6 +55,7 @@ class Block(nn.Module):
     dtype: DTypeLike
     norm: str = "layer"
     qk_norm: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -80,18 +85,19 @@ class Block(nn.Module):
           Outputs [B, T, W], the values of `x`, and the keys and values that were attended to.
         """
         width = x.shape[-1]
-        into, inside = (0.02, 0.02) if self.initializer == "gpt2" else (width**-0.5, (2 * width) ** -0.5)
+        into, inside = (width**-0.5, (2 * width) ** -0.5) if self.initializer == "clip" else (0.02, 0.02)
         norm = partial(make_norm, self.norm, self.epsilon, self.dtype)
 
         def head_norm(x: Array, name: str) -> Array:
             return normalize_heads(x, self.heads, self.dtype, name) if self.qk_norm else x
 
-        def dense(features: int, std: float, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
+        def dense(features: int, std: float, name: str, bias: bool = True) -> nn.Dense:
+            return nn.Dense(features, bias, self.dtype, kernel_init=nn.initializers.normal(std), name=name)
 
-        residual = partial(dense, width, into / math.sqrt(2 * self.layers))
+        residual = partial(dense, width, into if self.initializer == "vit" else into / math.sqrt(2 * self.layers))
 
-        q, k, v = jnp.split(dense(3 * width, into, "qkv")(norm("norm_attention")(x)), 3, axis=-1)
+        qkv = dense(3 * width, into, "qkv", self.qkv_bias)(norm("norm_attention")(x))
+        q, k, v = jnp.split(qkv, 3, axis=-1)
         q, k = rotate(head_norm(q, "norm_q"), angles), rotate(head_norm(k, "norm_k"), angles)
         if first_values is not None:
             v = ValueResidual(name="value_residual")(v, first_values)

@@ -39,6 +39,7 @@ from diffjax.nn.dit import DiT
 from diffjax.nn.edm2 import normalize_kernels
 from diffjax.nn.layers import timestep_embedding
 from diffjax.nn.unet import UNet
+from diffjax.nn.uvit import UViT
 from diffjax.registry import lookup
 from diffjax.typing import Aux, Batch, Clip, Images, ImageSpec, LossFn, PRNGKey, PRNGKeys, StepContext, Variables
 
@@ -99,7 +100,7 @@ class DiffusionModel(GenerativeModel):
         if condition_params:
             params["conditions"] = condition_params
         if self.alignment:
-            params["alignment"] = self.alignment.init(jax.random.fold_in(key, 3), cast(DiT, self.network).width)
+            params["alignment"] = self.alignment.init(jax.random.fold_in(key, 3), cast(DiT | UViT, self.network).width)
         memory = self.process.times.init(self.process.schedule)
         variables = {"params": {"model": params}, **self.data_space.init()}
         return variables | ({"times": memory} if memory else {})

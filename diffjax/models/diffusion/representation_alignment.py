@@ -23,6 +23,7 @@ from diffjax.models.networks import apply, init
 from diffjax.nn.dit import DiT
 from diffjax.nn.layers import unit_norm
 from diffjax.nn.projection import Projection
+from diffjax.nn.uvit import UViT
 from diffjax.typing import Images, ImageSpec, PRNGKey, Variables
 
 _FIELDS = ("clip", "block", "weight", "width", "dimensions")
@@ -100,9 +101,10 @@ def make_alignment(
             raise unknown("field of config.alignment", field, _FIELDS)
     if not section.clip:
         raise UserError("alignment.clip='': must be a CLIP; set --config.alignment.clip=RUN, or remove the section")
-    if not isinstance(network, DiT):
+    if not isinstance(network, DiT | UViT):
         raise UserError(
-            "alignment: requires a network of tokens, model.architecture=dit or mmdit; set one, or remove the section"
+            "alignment: requires a network of tokens, model.architecture=dit, mmdit or uvit; set one, or remove the "
+            "section"
         )
     if process.learns_flow_map or process.matches_distributions:
         raise UserError(
