@@ -7,8 +7,8 @@
 
 Time: not measured.
 Score: not measured.
-Setting: Li & He 2025: JiT-B/16 on ImageNet 256x256 has width 768, 12 layers, 12 heads, bottleneck 128 and in-context
-class tokens, and is trained for 600 epochs with batches of 1024.
+Setting: Li & He 2025: JiT-B/16 on ImageNet 256x256 has width 768, 12 layers, 12 heads, bottleneck 128 and 32
+in-context class tokens from block 4 (model.class_tokens), and is trained for 600 epochs with batches of 1024.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ _DEFAULTS = {
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
 }
-_OPTIONS = ("activation", "bottleneck", "norm", "positions", "qk_norm", "registers", "value_residual")
+_OPTIONS = ("activation", "bottleneck", "norm", "positions", "qk_norm", "registers", "value_residual", "class_tokens")
 # The epsilon of half of the norms, 1e-5 or DiT's 1e-6: the difference is below rounding. The class has no group norm.
 _IGNORED = ("norm_eps", "norm_num_groups", "sample_size", "upcast_attention")
 

@@ -3,9 +3,10 @@
 With a context, its blocks have cross-attention, as in PixArt-alpha (Chen et al. 2023, section 2.3). Initialisation is
 that of DiT's code: Xavier uniform (the layers' "ddpm"), except label tables and time layers.
 
-Options of later transformers: RMS norms, rotary position embeddings, QK-norm, SwiGLU and a bottleneck of the patch
-embedding are those of JiT (Li & He 2025, "Back to basics: Let denoising generative models denoise"), registers those of
-Darcet et al. 2023, "Vision transformers need registers", value residuals those of Zhou et al. 2024.
+Options of later transformers: RMS norms, rotary position embeddings, QK-norm, SwiGLU, a bottleneck of the patch
+embedding and in-context class tokens are those of JiT (Li & He 2025, "Back to basics: Let denoising generative models
+denoise"), registers those of Darcet et al. 2023, "Vision transformers need registers", value residuals those of Zhou et
+al. 2024.
 """
 
 from collections.abc import Callable, Sequence
@@ -180,6 +181,8 @@ class DiT(nn.Module):
     registers: int = 0  # learned tokens before those of the patches, discarded after the last block
     value_residual: bool = False  # mix the values of self-attention with those of the first block
     bottleneck: int = 0  # channels that patches are mapped to before `width`; 0: mapped to `width` at once
+    class_tokens: int = 0  # copies of the label's embedding, each with a learned summand, as tokens; 0: none
+    class_tokens_from: int = 0  # first block that has these tokens, from 0
 
     @nn.compact
     def __call__(
@@ -213,8 +216,8 @@ class DiT(nn.Module):
           float32 [B, H, W, out_channels], zero at initialisation; with `tokens_after` and the tokens of the patches.
 
         Raises:
-          ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, or
-            `label` does not match `num_label_embeddings`.
+          ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, `label`
+            does not match `num_label_embeddings`, or class tokens without labels.
         """
         self._check(x, label)
         emb = timestep_embedding(t, FREQUENCIES, convention=self.time_embedding)
@@ -222,8 +225,10 @@ class DiT(nn.Module):
             emb = emb + Dense(FREQUENCIES, bias=False, name="augment")(augment_label.astype(jnp.float32))
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_0")(emb)
         emb = nn.Dense(self.width, kernel_init=NORMAL, name="time_1")(nn.silu(emb))
+        class_tokens = None
         if self.num_label_embeddings:
-            emb = emb + nn.Embed(self.num_label_embeddings, self.width, embedding_init=NORMAL, name="label")(label)
+            label_emb = nn.Embed(self.num_label_embeddings, self.width, embedding_init=NORMAL, name="label")(label)
+            emb, class_tokens = emb + label_emb, self._make_class_tokens(label_emb)
         if embedding is not None:
             emb = emb + Dense(self.width, name="embedding")(embedding.astype(jnp.float32))
         emb = nn.silu(emb)  # common to all modulations
@@ -239,17 +244,17 @@ class DiT(nn.Module):
         if self.positions != "sincos":
             angles = grid_rotary_angles(height, width, self.width // self.heads)
             angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
-        outputs = self._apply_blocks(h, emb, context, dropout_keys, angles)
+        outputs = self._apply_blocks(h, emb, context, dropout_keys, angles, class_tokens)
 
         def tokens(number: int) -> Float[Array, "B h w W"]:
-            return outputs[number - 1][:, self.registers :].reshape(batch, height, width, self.width)
+            return outputs[number - 1][:, -height * width :].reshape(batch, height, width, self.width)
 
         if return_features:
             return tokens(self.layers).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = adaln_modulate(outputs[-1][:, self.registers :], shift, scale, self.norm)
+        h = adaln_modulate(outputs[-1][:, -height * width :], shift, scale, self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         y = unpatchify(h.reshape(batch, height, width, -1), self.patch)
         return (y, tokens(tokens_after).astype(jnp.float32)) if tokens_after else y
@@ -261,10 +266,12 @@ class DiT(nn.Module):
         context: Float[Array, "B L D"] | None,
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
+        class_tokens: Float[Array, "B N W"] | None,
     ) -> list[Float[Array, "B T W"]]:
-        """Returns the tokens after each block; for the arguments see `Block`."""
+        """Returns the tokens after each block; for the arguments see `Block` and `_enter`."""
         first_values, outputs = None, []
         for i in range(self.layers):
+            h, angles = self._enter(class_tokens, i, h, angles)
             if i not in self.skipped_blocks:
                 h = partition(h, "batch", "tokens", None)
                 h, values = self._block(Block, i)(h, emb, context, dropout_keys, angles, first_values)
@@ -272,6 +279,27 @@ class DiT(nn.Module):
                     first_values = values
             outputs.append(h)
         return outputs
+
+    def _make_class_tokens(self, label_emb: Float[Array, "B W"]) -> Float[Array, "B N W"] | None:
+        """Returns copies of the label's embedding, each with a learned summand; None without `class_tokens`."""
+        if not self.class_tokens:
+            return None
+        places = self.param("class_tokens", NORMAL, (self.class_tokens, self.width), jnp.float32)
+        return (label_emb[:, None] + places[None]).astype(self.dtype)
+
+    def _enter(
+        self,
+        class_tokens: Float[Array, "B N W"] | None,
+        i: int,
+        h: Float[Array, "B T W"],
+        angles: Float[Array, "T P"] | None,
+    ) -> tuple[Float[Array, "B T W"], Float[Array, "T P"] | None]:
+        """Returns the inputs of block `i`, with class tokens from `class_tokens_from` on, which are not rotated."""
+        if class_tokens is None or i != self.class_tokens_from:
+            return h, angles
+        if angles is not None:
+            angles = jnp.pad(angles, ((self.class_tokens, 0), (0, 0)))
+        return jnp.concatenate([class_tokens, h], axis=1), angles
 
     def _block(self, kind: Callable[..., Any], i: int, **fields: Any) -> Any:
         """Returns block `i`, a Block or another kind with its fields."""
@@ -305,6 +333,17 @@ class DiT(nn.Module):
             raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         if self.width % 4 or self.width < 8:
             raise ValueError(f"width={self.width}: must be a multiple of 4, at least 8, for the position embeddings")
+        if self.class_tokens and not self.num_label_embeddings:
+            raise ValueError(f"class_tokens={self.class_tokens}: require a condition on the class label")
+        if not 0 <= self.class_tokens_from < self.layers:
+            raise ValueError(
+                f"class_tokens_from={self.class_tokens_from}: must be a block, from 0 to {self.layers - 1}"
+            )
+        if self.class_tokens and self.class_tokens_from and self.value_residual:
+            raise ValueError(
+                f"class_tokens_from={self.class_tokens_from}: must be 0 with value_residual, which mixes the values of "
+                "the same tokens"
+            )
         check_choice("positions", self.positions, ("sincos", "rope", "both"))
         check_dropout(self.dropout)
         check_label(label, self.num_label_embeddings)

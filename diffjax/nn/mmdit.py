@@ -105,6 +105,7 @@ class MMDiT(DiT):
         context: Float[Array, "B L D"] | None,
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
+        class_tokens: Float[Array, "B N W"] | None,
     ) -> list[Float[Array, "B T W"]]:
         if context is None:
             raise ValueError("architecture=mmdit: requires a context, such as conditions.caption; add one, or use dit")
@@ -113,6 +114,7 @@ class MMDiT(DiT):
             angles = jnp.pad(angles, ((0, context.shape[1]), (0, 0)))  # the context is not rotated
         first_values, outputs = None, []
         for i in range(self.layers):
+            h, angles = self._enter(class_tokens, i, h, angles)
             if i not in self.skipped_blocks:
                 block = self._block(JointBlock, i, last=i == self.layers - 1)
                 h, context = (partition(tokens, "batch", "tokens", None) for tokens in (h, context))

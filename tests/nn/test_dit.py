@@ -197,7 +197,7 @@ def test_options_add_parameters(name):
     assert paths(DiT(3, **SMALL, **{name: MODERN[name]})) == paths(DiT(3, **SMALL)) | ADDED[name]
 
 
-JIT = {"registers": 32, "value_residual": False, "positions": "both"}
+JIT = {"registers": 0, "class_tokens": 32, "class_tokens_from": 4, "value_residual": False, "positions": "both"}
 JIT_SIZES = {"B": (768, 12, 12, 128), "L": (1024, 24, 16, 128)}  # width, layers, heads, bottleneck
 
 
@@ -254,6 +254,21 @@ def test_registers_have_no_order():
     assert np.abs(np.concatenate([found[:, 2:], found[:, :2]], axis=1) - plain).max() > 1e-3
 
 
+def test_class_tokens_enter_as_registers_with_the_embedding_of_the_label():
+    """After a first block that is the identity, they equal registers from the first block on; otherwise not."""
+    fields = {**SMALL, "num_label_embeddings": 2, "positions": "rope"}
+    nets = DiT(3, **fields, class_tokens=3, class_tokens_from=1), DiT(3, **fields, registers=3)
+    label = np.array([1, 1], np.int32)
+    params = randomised(nets[0], label=label)
+    registers = params["class_tokens"] + params["label"]["embedding"][1:]
+    applied = [jax.jit(lambda p, net=net: net.apply({"params": p}, X, T, label=label)) for net in nets]
+    for is_identity in (True, False):
+        ours = changed(params, "'block_0'", jnp.zeros_like) if is_identity else params
+        theirs = {**ours, "registers": registers}
+        difference = np.abs(applied[0](ours) - applied[1](theirs)).max()
+        assert difference < 1e-5 if is_identity else difference > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
@@ -268,6 +283,13 @@ def test_registers_have_no_order():
         ({"positions": "rope", "width": 12}, {}, "the 6 channels per head must be a multiple of 4"),
         ({"num_label_embeddings": 2}, {}, "num_label_embeddings=2"),
         ({}, {"label": LABEL}, "num_label_embeddings=0"),
+        ({"class_tokens": 2}, {}, "class_tokens=2: require a condition on the class label"),
+        ({"class_tokens_from": 2}, {}, "class_tokens_from=2: must be a block, from 0 to 1"),
+        (
+            {"class_tokens": 2, "class_tokens_from": 1, "value_residual": True, "num_label_embeddings": 2},
+            {"label": LABEL},
+            "class_tokens_from=1: must be 0 with value_residual",
+        ),
     ],
 )
 def test_errors_name_the_option(options, inputs, message):
