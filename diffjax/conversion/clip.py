@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import io
-from diffjax.conversion.components import ImportedRun
+from diffjax.conversion.components import ImportedRun, check_transformer
 from diffjax.data import tokenizer as tokenizers
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError
@@ -103,10 +103,20 @@ def table(config: ConfigDict, tensors: Tensors | None = None) -> Table:
     Args:
       config: config of system=clip.
       tensors: tensors of the file to read; None: a file is written.
+
+    Raises:
+      UserError: an option that such files do not have.
     """
+    _check_encoders(config)
     if config.published.naming == "transformers":
         return tables.transformers(tensors or ())
     return tables.glide() if config.published.naming == "glide_clip" else tables.openai()
+
+
+def _check_encoders(config: ConfigDict) -> None:
+    """Raises UserError for options of the encoders that published files do not have."""
+    for name in ("image_encoder", "text_encoder"):
+        check_transformer(name, config.get(name, {}))
 
 
 def write_clip(
@@ -139,6 +149,7 @@ def write_clip(
         raise refused(path, "image_encoder.architecture", architecture, "transformers has vision transformers only")
     if "diffusion" in config:
         raise refused(path, "diffusion", config.diffusion.to_dict(), "transformers has no CLIP of noised images")
+    _check_encoders(config)
     out.mkdir(parents=True, exist_ok=True)
     written = clip_config.write(config.to_dict())
     if "image_encoder" in config:

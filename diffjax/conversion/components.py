@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import excerpt
+from diffjax.errors import UserError, excerpt
 from diffjax.published import folders
 from diffjax.published.folders import refused
 from diffjax.published.lazy import LazyTensor
@@ -29,6 +29,7 @@ _MAX_COUNTS = {  # a config above them is damaged or hostile, and would take hou
     **dict.fromkeys(("num_attention_heads", "patch_size"), 2**16),
     **dict.fromkeys(("num_class_embeds", "num_vq_embeddings", "num_train_timesteps", "num_embeds_ada_norm"), 2**24),
 }
+_TRANSFORMER_OPTIONS = {"norm": "layer", "rope": False, "qk_norm": False, "value_residual": False}
 _OPTIONAL = ("attention_head_dim", "cross_attention_dim", "variance_type")  # may be null
 _PER_LEVEL = (  # may be lists, as those whose default is one
     *("attention_head_dim", "block_out_channels", "cross_attention_dim", "layers_per_block"),
@@ -60,6 +61,17 @@ class ImportedRun:
     tokenizer: Tokenizer | None = None
     parts: Mapping[str, "ImportedRun"] = dataclasses.field(default_factory=dict)
     siblings: Sequence[Path] = ()
+
+
+def check_transformer(name: str, section: Mapping[str, Any]) -> None:
+    """Raises UserError for options of the transformer of a section `name` that published files do not have."""
+    for option, default in _TRANSFORMER_OPTIONS.items():
+        if (value := section.get(option, default)) != default:
+            raise UserError(
+                f"{name}.{option}={value}: published files do not have this option; only {default} is supported"
+            )
+    if section.get("activation") == "swiglu":
+        raise UserError(f"{name}.activation=swiglu: published files do not have this option; gelu is supported")
 
 
 def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax.conversion.components import ImportedRun
+from diffjax.conversion.components import ImportedRun, check_transformer
 from diffjax.errors import UserError
 from diffjax.published.folders import rename
 from diffjax.published.lazy import LazyTensor
@@ -82,6 +82,7 @@ def table(config: ConfigDict) -> Table:
     )
     conditions: dict[str, Any] = {}
     if "caption" in config.get("conditions", {}):
+        check_transformer("conditions.caption", config.conditions.caption)
         conditions["conditions/caption"] = Block("", unet.glide_caption(heads=config.conditions.caption.heads))
         conditions["embedding"] = "transformer_proj"
     if "number" in config.get("conditions", {}):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffjax.conversion.components import Json, check_expressed, with_defaults
+from diffjax.conversion.components import Json, check_expressed, check_transformer, with_defaults
 from diffjax.published.folders import refused
 from diffjax.published.table import Block, Table, Tensor
 from diffjax.published.tables import prior
@@ -57,7 +57,12 @@ def read(path: Path, config: Json, *, dimensions: int, length: int) -> dict[str,
 
 
 def write(model: Mapping[str, Any], *, dimensions: int, length: int) -> dict[str, Any]:
-    """Returns the config of a PriorTransformer: the inverse of `read`."""
+    """Returns the config of a PriorTransformer: the inverse of `read`.
+
+    Raises:
+      UserError: an option that it does not have.
+    """
+    check_transformer("model", model)
     return {
         "_class_name": "PriorTransformer",
         **_DEFAULTS,

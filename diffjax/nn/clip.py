@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 
 from diffjax.nn.attention import AttentionPool, position_embedding
 from diffjax.nn.batch_norm import BatchNorm
-from diffjax.nn.layers import LayerNorm, average_pool
+from diffjax.nn.layers import average_pool
 from diffjax.nn.transformer import transformer_from_fields
+from diffjax.nn.transformer_layers import make_norm
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
 Mean = Callable[[Any], Any]  # maps a tree of averages over the local examples to averages over all devices
@@ -44,13 +45,16 @@ class VisionTransformer(nn.Module):
     heads: int
     dimensions: int  # values of the output embedding; 0: the state of the class token, without a linear map
     mlp_ratio: float = 4
-    activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
+    activation: str = "quick_gelu"  # "quick_gelu" | "gelu" | "gelu_tanh" | "swiglu"
     pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
     pixel_std: Sequence[float] = (0.5,)  # their standard deviation; 0.5 and 0.5: normalised to [-1, 1]
     timesteps: int = 0  # number of timesteps of noised images; 0: clean images, no time conditioning
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
+    norm: str = "layer"  # "layer" | "rms"
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
+    value_residual: bool = False  # mix the values of each block with those of the first one
 
     @nn.compact
     def __call__(
@@ -98,7 +102,7 @@ class VisionTransformer(nn.Module):
         token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
-        x = LayerNorm(1e-5, dtype=self.dtype, name="norm_in")(x)
+        x = make_norm(self.norm, 1e-5, self.dtype, "norm_in")(x)
         x = transformer_from_fields(self)(x, "all")
         return x[:, 1:].reshape(shape) if return_features else _projected(x[:, 0], self.dimensions)
 
@@ -204,11 +208,15 @@ class TextTransformer(nn.Module):
     heads: int
     dimensions: int  # values of the output embedding; 0: the state of the last token, without a linear map
     mlp_ratio: float = 4
-    activation: str = "quick_gelu"  # "quick_gelu" | "gelu"
+    activation: str = "quick_gelu"  # "quick_gelu" | "gelu" | "gelu_tanh" | "swiglu"
     padding: int = 0  # token id at positions without a token; 0 in CLIP, the end token in Stable Diffusion 1
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
+    norm: str = "layer"  # "layer" | "rms"
+    rope: bool = False  # rotate queries and keys by their positions, besides the learned position embeddings
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
+    value_residual: bool = False  # mix the values of each block with those of the first one
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> tuple[Float[Array, "B L W"], Embeddings]:

@@ -27,11 +27,15 @@ class PriorTransformer(nn.Module):
     layers: int
     heads: int
     mlp_ratio: float = 4
-    activation: str = "gelu"  # "gelu" | "quick_gelu"
+    activation: str = "gelu"  # "gelu" | "quick_gelu" | "gelu_tanh" | "swiglu"
     dropout: float = 0.0  # rate, on the output of each residual branch
     remat: bool = False  # recompute each block in the backward pass, to save memory
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
+    norm: str = "layer"  # "layer" | "rms"
+    rope: bool = False  # rotate queries and keys by their positions, besides the learned position embeddings
+    qk_norm: bool = False  # RMS norm of queries and keys, per head
+    value_residual: bool = False  # mix the values of each block with those of the first one
 
     @nn.compact
     def __call__(

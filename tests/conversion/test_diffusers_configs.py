@@ -9,7 +9,10 @@ from ml_collections import ConfigDict
 
 from diffjax.conversion import (
     autoencoder_config,
+    clip,
     dit_config,
+    openai,
+    prior_config,
     scheduler_config,
     tiny_config,
     unclip_config,
@@ -332,6 +335,20 @@ def test_options_that_files_of_dit_do_not_have_are_named(options):
     dit_config.check_options({"mlp_ratio": 2.0, "norm": "layer"}, diffusers=False)
     with pytest.raises(UserError, match=r"model.mlp_ratio=2\.0: .* only 4 is supported"):
         dit_config.check_options({"mlp_ratio": 2.0}, diffusers=True)
+
+
+def test_options_of_transformers_that_published_files_do_not_have_are_named():
+    glide = ConfigDict(load_file("configs/published/glide.py").to_dict())
+    glide.conditions.caption.qk_norm = True
+    openai_clip = ConfigDict({"published": {"naming": "openai"}, "text_encoder": {"rope": True}})
+    prior = {"width": 8, "layers": 1, "heads": 2, "activation": "swiglu"}
+    for write, name in (
+        (lambda: openai.table(glide), "conditions.caption.qk_norm=True"),
+        (lambda: clip.table(openai_clip), "text_encoder.rope=True"),
+        (lambda: prior_config.write(prior, dimensions=4, length=4), "model.activation=swiglu"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: published files do not have this option"):
+            write()
 
 
 PNDM = {

@@ -1,5 +1,6 @@
 """The transformer: masks, PyTorch's with the same weights, and sampling against the forward pass."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -11,6 +12,9 @@ import pytest
 from scipy.special import erf
 
 from diffjax.latents import token_sampling
+from diffjax.nn.caption_encoder import CaptionEncoder
+from diffjax.nn.clip import TextTransformer, VisionTransformer
+from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.nn.transformer import Transformer, generate
 from tests import tiny
 
@@ -123,6 +127,25 @@ def test_options_match_numpy_and_cached_sampling_the_forward_pass():
         expected = numpy_transformer(params, x[n], np.tril(np.ones((6, 6), bool)), "swiglu", rope=True)
         np.testing.assert_allclose(found[n], expected, atol=2e-5)
     np.testing.assert_allclose(cached, found, atol=1e-5)
+
+
+def test_modules_with_a_transformer_have_its_options_off_by_default():
+    images, tokens = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 6), jnp.int32)
+    fields = {"width": 8, "layers": 2, "heads": 2}
+    modules = {
+        VisionTransformer(2, **fields, dimensions=4): (images,),
+        TextTransformer(10, **fields, dimensions=4): (tokens,),
+        CaptionEncoder(10, **fields): (tokens,),
+        PriorTransformer(**fields): (jnp.zeros((1, 4)), jnp.zeros(1)),
+    }
+    for module, inputs in modules.items():
+        options = {name: value for name, value in MODERN.items() if hasattr(module, name)}
+        assert MODERN.keys() - options.keys() == ({"rope"} if isinstance(module, VisionTransformer) else set())
+        defaults = {field.name: field.default for field in dataclasses.fields(Transformer)}
+        assert all(getattr(module, name) == defaults[name] for name in options if name != "activation")
+        params = jax.eval_shape(module.clone(**options).init, jax.random.key(0), *inputs)["params"]["transformer"]
+        assert {"norm_q", "norm_k", "value_residual"} < params["block_1"].keys()
+        assert params["norm_out"].keys() == {"scale"} and params["block_1"]["mlp_in"]["kernel"].shape == (8, 2 * 21)
 
 
 @pytest.mark.slow
