@@ -21,6 +21,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "inference": {"cluster", "data", "diffusion", "metrics", "models", "nn", "runs"} | SHARED,
     "training": {"cluster", "data", "inference", "models", "runs"} | SHARED,
     "evaluation": {"data", "diffusion", "inference", "metrics", "models", "nn", "runs"} | SHARED,
+    "benchmark": {"conversion", "latents", "models", "nn", "published", "runs", "training"} | SHARED,
     "reproduce": {"evaluation", "inference", "metrics", "models", "runs", "training"} | SHARED,
     "demo": {"data", "diffusion", "evaluation", "inference", "models", "runs"} | SHARED,
     "__version__": set(),

@@ -1,10 +1,11 @@
-"""Benchmark the training step and sampler of a config, or the communication of many devices; check muP.
+"""Benchmark the training step and sampler of a config, the communication of many devices, or PyTorch; check muP.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --plan=256 [--machine=h100]
   python launch.py benchmark --config=configs/digits.py:dit --coordinates=32,64,128 [--out=check.json]
+  python launch.py benchmark --against=torch --cases=ddpm_cifar10,dit_s2 [--scale=toy] [--out=torch.json]
 
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
 optimization; the fraction of the device's peak is printed if that is known. Times vary from run to run.
@@ -21,6 +22,11 @@ of each by the bandwidths of --machine, and names the fastest that fits in the m
 --coordinates trains the network at these widths for --steps steps (3), with and without muP, and prints how the
 activations of each layer grow with the width. The base width is train.mup_base_width, or else the smallest.
 --out=NAME.json also writes a plot to NAME.png.
+
+--against=torch times the same networks in diffjax and in PyTorch (modules of diffusers and transformers, eager), each in
+a process of its own, by turns; torch_compile compiles them with torch.compile. The ratio is the peer's time divided by
+ours, the median over --turns turns of --steps steps (3), with its range. Cases: ddpm_cifar10, adm64, dit_s2, dit_b2 and
+clip_vit_b32 (training steps), kl_f8, dalle_sampling, ddim_50 and sd15. Requires pip install 'diffjax[parity]'.
 """
 
 import contextlib
@@ -36,6 +42,9 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from diffjax import io
+from diffjax.benchmark.cases import SCALES
+from diffjax.benchmark.random_inputs import random_batch, random_tokens
+from diffjax.cli.against import print_comparison
 from diffjax.cli.communication import print_communication
 from diffjax.cli.coordinates import DEFAULT_STEPS, print_coordinates
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
@@ -70,6 +79,7 @@ _PEAK = {
 
 _EXAMPLES = 50_000  # size of the simulated data set
 _WARMUP = 2  # steps that are not timed
+_STEPS_PER_TURN = 3  # default of --steps with --against
 
 
 def define(flags: Flags) -> None:
@@ -81,6 +91,13 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_integer("plan", None, "number of devices whose layouts to compare", flag_values=flags)
     absl_flags.DEFINE_string("machine", None, "hosts of --plan: a100, h100 (default) or h200", flag_values=flags)
     absl_flags.DEFINE_list("coordinates", None, "widths for the coordinate check of muP", flag_values=flags)
+    absl_flags.DEFINE_list("against", None, "peers to compare with: torch, torch_compile", flag_values=flags)
+    absl_flags.DEFINE_list("cases", None, "cases of --against (default: all)", flag_values=flags)
+    absl_flags.DEFINE_enum("scale", "full", SCALES, "size of the cases: full | toy", flag_values=flags)
+    absl_flags.DEFINE_integer("turns", 5, "turns of each side of --against", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "batch_size", 0, "examples of each case; 0: those of the case", lower_bound=0, flag_values=flags
+    )
     absl_flags.DEFINE_string("out", None, "JSON file to write the results to", flag_values=flags)
 
 
@@ -91,6 +108,11 @@ def run(arguments: Arguments) -> int:
             raise UserError(f"--out={out}: the name must end in .json")
         check_writable("out", out)
         out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.against:
+        return _compare(arguments)
+    for name in ("cases", "scale", "turns", "batch_size"):
+        if name in arguments.given_flags:
+            raise UserError(f"--{name}: requires --against; add --against=torch, or remove it")
     for mode in ("communication", "plan"):
         for name in ("steps", "samples", "data"):
             if getattr(arguments, mode) and name in arguments.given_flags:
@@ -115,12 +137,28 @@ def run(arguments: Arguments) -> int:
         spec, model = image_spec(config), build_model(config, abstract=True)
         steps = arguments.steps if "steps" in arguments.given_flags else DEFAULT_STEPS
         plot = Path(arguments.out).with_suffix(".png") if arguments.out else None
-        batch = _random_batch(config, spec, model)
+        batch = random_batch(config, spec, model)
         results = print_coordinates(config, spec, batch, arguments.coordinates, steps, plot)
     else:
         results = _benchmark(arguments, config, opened)
     if arguments.out:
         io.write_json(arguments.out, {"config": config.to_dict(), **results, **provenance.environment()})
+    return 0
+
+
+def _compare(arguments: Arguments) -> int:
+    """Compares with the peers of --against. Returns the exit code 0."""
+    for name in ("config", "samples", "data", "communication", "plan", "machine", "coordinates"):
+        if name in arguments.given_flags:
+            raise UserError(f"--{name}: has no effect with --against, which has cases of its own; remove one of them")
+    if arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]}: has no effect with --against; choose --cases and --batch_size")
+    steps = arguments.steps if "steps" in arguments.given_flags else _STEPS_PER_TURN
+    results = print_comparison(
+        arguments.against, arguments.cases or (), arguments.scale, arguments.batch_size, arguments.turns, steps
+    )
+    if arguments.out:
+        io.write_json(arguments.out, {**results, **provenance.environment()})
     return 0
 
 
@@ -154,7 +192,7 @@ def _time_training(
     batch_size = config.train.batch_size
     step, state = compile_step(config, model, make_optimizers(config, model), devices, _EXAMPLES)
     frozen = devices.replicate(model.frozen)
-    batch = devices.put_batch(_random_batch(config, spec, model))
+    batch = devices.put_batch(random_batch(config, spec, model))
 
     start = time.perf_counter()
     lowered = step.lower(state, batch, frozen)
@@ -181,7 +219,7 @@ def _time_sampling(count: int, model: Any, spec: ImageSpec, config: ConfigDict, 
     runner, settings = SampleRunner(model, batch_size=count), model.make_settings(config.sampler)
     conditions: dict[str, np.ndarray] = {"label": np.arange(count, dtype=np.int32) % max(spec.classes, 1)}
     if is_text_conditioned(model):
-        conditions["tokens"] = _random_tokens(count, model)
+        conditions["tokens"] = random_tokens(count, model)
     if is_upsampling_stage(model):
         conditions["original"] = np.zeros((count, spec.size, spec.size, spec.channels), np.float32)
     runner(variables, range(count), conditions, settings)
@@ -205,25 +243,6 @@ def _time_data(config: ConfigDict, steps: int, opened: OpenedSets) -> float:
         for _ in range(steps):
             next(iterator)
         return (time.perf_counter() - start) / steps
-
-
-def _random_batch(config: ConfigDict, spec: ImageSpec, model: Model) -> dict[str, np.ndarray]:
-    size, rng = config.train.batch_size, np.random.default_rng(config.seed)
-    arrays = {name: rng.standard_normal((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
-    images = {} if arrays else {"image": rng.integers(0, 256, (size, spec.size, spec.size, spec.channels), np.uint8)}
-    batch = {
-        **arrays,
-        **images,
-        "label": np.arange(size, dtype=np.int32) % max(spec.classes, 1),
-        "index": np.arange(size, dtype=np.int32),
-    }
-    return batch | ({"tokens": _random_tokens(size, model)} if is_text_conditioned(model) else {})
-
-
-def _random_tokens(count: int, model: Model) -> np.ndarray:
-    """Returns captions of the maximum length."""
-    assert model.text is not None
-    return np.random.default_rng(0).integers(0, model.text.vocabulary, (count, model.text.length), np.int32)
 
 
 def _peak(dtype: str) -> float | None:

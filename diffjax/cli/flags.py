@@ -20,7 +20,7 @@ from diffjax.runs.config_files import flatten, load_file
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
 # Flags with lists of values, separated by commas; so are the sampling settings (settings.py).
-_LISTS = ("communication", "components", "image", "lpips", "metric", "metrics", "slurm")
+_LISTS = ("against", "cases", "communication", "components", "image", "lpips", "metric", "metrics", "slurm")
 # Fields that are tuples of text, also when they are empty.
 _TEXT_TUPLES = ("class_names", "masks", "freeze", "start_fresh", "targets")
 # Fields of `data` that select a data set and how it is read; sizes and flips differ between parts.

@@ -1,0 +1,1 @@
+"""Speed of training and sampling, also beside PyTorch, and the memory of a training step."""
