@@ -73,22 +73,23 @@ def peak_memory() -> int | None:
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
-def _network(peer: Peer) -> torch.nn.Module:
-    """Returns the network of a class of diffusers."""
+def make_network(peer: Peer) -> torch.nn.Module:
+    """Returns the network of a class of diffusers, on the default device."""
     fields = dict(peer["network"])
     model: Any = getattr(diffusers, fields["_class_name"]).from_config(fields)
     if fields["_class_name"] == "DiTTransformer2DModel":  # whose blocks have equal embeddings, which ours share
         for block in model.transformer_blocks:
             block.norm1.emb = model.transformer_blocks[0].norm1.emb
-    return model.to(DEVICE, memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)
+
+
+def count(model: torch.nn.Module) -> int:
+    """Returns the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _compiled(model: Any, compiled: bool) -> Any:
     return torch.compile(model) if compiled else model
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _autocast(peer: Peer) -> torch.autocast:
@@ -143,7 +144,7 @@ def _optimizer(peer: Peer, model: torch.nn.Module, loss: Callable[[], torch.Tens
 
 
 def _train_denoiser(peer: Peer, compiled: bool) -> tuple[Step, int]:
-    model = _network(peer).train()
+    model = make_network(peer).to(DEVICE).train()
     network, levels = _compiled(model, compiled), _bytes(peer)
     labels = _labels(peer) if peer["labels"] else None
     signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, peer["timesteps"], device=DEVICE), 0)
@@ -158,7 +159,7 @@ def _train_denoiser(peer: Peer, compiled: bool) -> tuple[Step, int]:
             found = _denoise(peer, network, x_t, t, labels)
         return functional.mse_loss(found.float(), eps)
 
-    return _optimizer(peer, model, loss), _count(model)
+    return _optimizer(peer, model, loss), count(model)
 
 
 def _train_clip(peer: Peer, compiled: bool) -> tuple[Step, int]:
@@ -175,11 +176,11 @@ def _train_clip(peer: Peer, compiled: bool) -> tuple[Step, int]:
         with _autocast(peer):
             return network(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
 
-    return _optimizer(peer, model, loss), _count(model)
+    return _optimizer(peer, model, loss), count(model)
 
 
 def _reconstruct(peer: Peer, compiled: bool) -> tuple[Step, int]:
-    model, images = _network(peer).eval(), _images(peer)
+    model, images = make_network(peer).to(DEVICE).eval(), _images(peer)
     encode, decode = _compiled(model.encode, compiled), _compiled(model.decode, compiled)
 
     @torch.no_grad()
@@ -187,11 +188,11 @@ def _reconstruct(peer: Peer, compiled: bool) -> tuple[Step, int]:
         with _autocast(peer):
             decode(encode(images).latent_dist.mode())
 
-    return step, _count(model)
+    return step, count(model)
 
 
 def _predict(peer: Peer, compiled: bool) -> tuple[Step, int]:
-    model = _network(peer).eval()
+    model = make_network(peer).to(DEVICE).eval()
     network, images = _compiled(model, compiled), _images(peer)
 
     @torch.no_grad()
@@ -199,12 +200,12 @@ def _predict(peer: Peer, compiled: bool) -> tuple[Step, int]:
         with _autocast(peer):
             _denoise(peer, network, images, 500)
 
-    return step, _count(model)
+    return step, count(model)
 
 
 def _sample(peer: Peer, compiled: bool) -> tuple[Step, int]:
     """DDIM with classifier-free guidance, both branches in one batch."""
-    model = _network(peer).eval()
+    model = make_network(peer).to(DEVICE).eval()
     network, images, labels = _compiled(model, compiled), _images(peer), _labels(peer)
     both = torch.cat([labels, torch.full_like(labels, peer["labels"] - 1)])
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=peer["timesteps"], beta_schedule="linear")
@@ -220,7 +221,7 @@ def _sample(peer: Peer, compiled: bool) -> tuple[Step, int]:
             guided = unconditional + peer["guidance"] * (conditional - unconditional)
             x = scheduler.step(guided, t, x).prev_sample
 
-    return step, _count(model)
+    return step, count(model)
 
 
 def _decode(peer: Peer, compiled: bool) -> tuple[Step, int]:
@@ -249,4 +250,4 @@ def _decode(peer: Peer, compiled: bool) -> tuple[Step, int]:
             logits, cache = output.logits[:, -1, text:].float(), output.past_key_values
             tokens = text + torch.multinomial(torch.softmax(logits, -1), 1)
 
-    return step, _count(model)
+    return step, count(model)
