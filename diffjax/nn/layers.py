@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from diffjax.typing import Labels, PRNGKeys, Times
+from diffjax.nn.space_sums import repeat_over_space, sum_over_space
+from diffjax.typing import Labels, PRNGKey, PRNGKeys, Times
 
 
 def check_choice(kind: str, name: str, choices: tuple[str, ...]) -> str:
@@ -76,9 +77,8 @@ class Dense(nn.Module):
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(
             self.dtype
         )  # as one matrix product: faster on a CPU
-        if self.bias:
-            y = y + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, :]
-        return y.reshape(*x.shape[:-1], self.features)
+        y = y.reshape(*x.shape[:-1], self.features)
+        return add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32)) if self.bias else y
 
 
 class Conv(nn.Module):
@@ -100,8 +100,16 @@ class Conv(nn.Module):
         y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=layout)
         if not self.bias:
             return y
-        bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
-        return y + bias[None, None, None, :]
+        return add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32))
+
+
+def add_bias(x: Float[Array, "*B C"], bias: Float[Array, " C"]) -> Float[Array, "*B C"]:
+    """Returns `x + bias` in the dtype of `x`."""
+    bias = bias.astype(x.dtype)
+    if x.ndim < 3:
+        return x + jnp.expand_dims(bias, range(x.ndim - 1))
+    per_example = jnp.broadcast_to(bias[None, :], (len(x), len(bias)))
+    return x + repeat_over_space(per_example, x.shape[1:-1])
 
 
 def unit_norm(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
@@ -173,20 +181,20 @@ class GroupNorm(nn.Module):
         groups = num_groups(channels, self.groups, self.min_channels)
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
-        space = tuple(range(1, x.ndim - 1))
+        space = x.shape[1:-1]
         x = x.astype(jnp.float32)
 
-        def over_group(means: Float[Array, "B C"]) -> Float[Array, "B C"]:
-            return jnp.repeat(means.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
+        def group_mean(x: Float[Array, "B *space C"]) -> Float[Array, "B C"]:
+            means = (sum_over_space(x) / math.prod(space)).reshape(batch, groups, -1).mean(-1)
+            return jnp.repeat(means, channels // groups, axis=1)
 
-        mean = over_group(x.mean(space))
-        x = x - jnp.expand_dims(mean, space)
-        variance = over_group((x * x).mean(space))
-        a, b = gain * jax.lax.rsqrt(variance + self.epsilon), bias
+        x = x - repeat_over_space(group_mean(x), space)
+        a = gain * jax.lax.rsqrt(group_mean(x * x) + self.epsilon)
+        b = jnp.broadcast_to(bias, a.shape)
         if scale is not None and shift is not None:
             scale = 1 + scale.astype(jnp.float32)
             a, b = a * scale, b * scale + shift
-        return (x * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
+        return (x * repeat_over_space(a, space) + repeat_over_space(b, space)).astype(self.dtype)
 
 
 # Flax's default is E[x^2] - E[x]^2, which cancels for inputs far from zero.
@@ -207,8 +215,19 @@ class Dropout(nn.Module):
             return x
         layer = zlib.crc32("/".join(self.path).encode())
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
-        mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        mask = jax.vmap(partial(keep_mask, shape=x.shape[1:], rate=self.rate))(keys)
         return jnp.where(mask, x / (1 - self.rate), 0)
+
+
+def keep_mask(key: PRNGKey, shape: Sequence[int], rate: float) -> Bool[Array, "..."]:
+    """Returns values of dropout to keep: independent, False with probability `rate`, rounded to 1/65536.
+
+    Each half of a random 32-bit word decides on one value, as random bits take most of the time of dropout on a CPU.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:size]
+    return halves.reshape(shape) >= round(rate * 2**16)
 
 
 def timestep_embedding(t: Times, dim: int, *, convention: str = "ddpm") -> Float[Array, "B dim"]:

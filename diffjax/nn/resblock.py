@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from diffjax.nn.layers import Conv, Dense, Dropout, GroupNorm, average_pool, upsample_nearest
+from diffjax.nn.space_sums import repeat_over_space
 from diffjax.typing import PRNGKeys
 
 
@@ -59,7 +60,7 @@ class ResBlock(nn.Module):
             scale, shift = jnp.split(dense(2 * self.features, name="time")(emb), 2, axis=-1)
             h = norm(name="norm_1")(h, scale, shift)
         else:
-            h = norm(name="norm_1")(h + dense(self.features, name="time")(emb)[:, None, None, :])
+            h = norm(name="norm_1")(h + repeat_over_space(dense(self.features, name="time")(emb), h.shape[1:3]))
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
         h = Conv(self.features, initializer="zero", dtype=self.dtype, name="conv_1")(h)
         if x.shape[-1] != self.features:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn import layers
+from diffjax.nn import layers, space_sums
 from tests.tiny import ROOT
 
 
@@ -153,6 +153,34 @@ def test_group_norm_gradients_match_the_definition():
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
 
 
+def test_derivatives_of_a_group_norm_with_folded_sums_match_float64():
+    """Of inputs far from zero: reverse mode, and reverse mode of forward mode, as in losses of flow maps."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(300, 1, (2, 16, 16, 8)).astype(np.float32)
+    v, weight = rng.normal(size=(2, *x.shape)).astype(np.float32)
+    gain, bias = rng.normal(size=(2, 8)).astype(np.float32)
+    assert space_sums._folds((16, 16), jnp.dtype(np.float32))
+
+    def definition(x, gain, bias):
+        grouped = x.reshape(2, 256, 2, 4)
+        y = (grouped - grouped.mean((1, 3), keepdims=True)) / jnp.sqrt(grouped.var((1, 3), keepdims=True) + 1e-6)
+        return y.reshape(x.shape) * gain[None, None, None, :] + bias[None, None, None, :]
+
+    def derivatives(norm, x, v, weight, gain, bias):
+        f = lambda x, gain, bias: (jax.nn.silu(norm(x, gain, bias)) * weight).sum()  # noqa: E731
+        tangent = lambda x, gain: jax.jvp(lambda x: f(x, gain, bias), (x,), (v,))[1]  # noqa: E731
+        return jax.grad(f, (0, 1, 2))(x, gain, bias), jax.value_and_grad(tangent, (0, 1))(x, gain)
+
+    ours = lambda x, gain, bias: layers.GroupNorm(2).apply({"params": {"scale": gain, "bias": bias}}, x)  # noqa: E731
+    arrays = (x, v, weight, gain, bias)
+    found = jax.jit(functools.partial(derivatives, ours))(*arrays)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(array, jnp.float64) for array in arrays]
+        expected = jax.jit(functools.partial(derivatives, definition))(*exact)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
+
+
 def test_group_norm_of_half_precision_has_float32_statistics():
     # 4096 values around 30: a sum in bfloat16 would stop growing at 256 times a value
     x = (30 + jax.random.normal(jax.random.key(0), (1, 32, 32, 4))).astype(jnp.bfloat16)
@@ -176,6 +204,18 @@ def test_dropout_keeps_the_mean_and_is_the_identity_without_keys():
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
     assert abs(y.mean() - 1) < 5 * np.sqrt(0.3 / 0.7 / y.size)
     np.testing.assert_array_equal(jax.jit(layers.Dropout(0.3).apply)({}, x, None), x)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_dropout_has_its_rate_and_values_that_are_independent(rate):
+    keep = np.asarray(jax.jit(layers.keep_mask, static_argnums=(1, 2))(jax.random.key(0), (4, 1023, 1025), rate))
+    std = np.sqrt(rate * (1 - rate))
+    assert abs(round(rate * 2**16) / 2**16 - rate) < 1e-4
+    assert abs(keep.mean() - (1 - rate)) < 5 * std / np.sqrt(keep.size)
+    deviations = keep.reshape(-1) - keep.mean()
+    for lag in (1, 1025, (keep.size + 1) // 2):  # the last: halves of a word
+        a, b = deviations[lag:], deviations[:-lag]
+        assert abs((a * b).mean()) < 5 * std**2 / np.sqrt(len(a))
 
 
 def test_dropout_layers_of_one_network_differ():
