@@ -86,3 +86,12 @@ def test_a_product_with_a_constant_matrix_is_correct():
     x = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     product = jax.jit(lambda x, number: x @ jnp.broadcast_to(number, (16, 16)))(x, np.float32(0.5))
     np.testing.assert_allclose(product, x @ np.full((16, 16), 0.5), atol=1e-5)
+
+
+def test_a_sum_of_squared_products_is_correct():
+    """With LIBRARY_FUSION_TYPE_REDUCE, a default of XLA, some rows are wrong (jaxlib 0.10.2, jax issue 39103)."""
+    rows = np.arange(32_769, dtype=np.float32)[:, None] * np.asarray([[1, 0, 0]], np.float32)
+    norms = jax.jit(lambda x, matrix: jax.vmap(lambda row: ((matrix @ row) ** 2).sum())(x))(
+        rows, np.eye(3, dtype=np.float32)
+    )
+    np.testing.assert_allclose(norms, rows[:, 0] ** 2)

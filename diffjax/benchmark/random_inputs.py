@@ -1,5 +1,8 @@
-"""Random batches of the shapes that a config's data has."""
+"""Random batches of the shapes that a config's data has, and these shapes."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,6 +24,17 @@ def random_batch(config: ConfigDict, spec: ImageSpec, model: Model) -> dict[str,
         "index": np.arange(size, dtype=np.int32),
     }
     return batch | ({"tokens": random_tokens(size, model)} if is_text_conditioned(model) else {})
+
+
+def batch_shapes(config: ConfigDict, spec: ImageSpec, model: Model, size: int) -> dict[str, Any]:
+    """Returns the shapes of a batch of `size` examples, jax.ShapeDtypeStruct by name."""
+    stored = {name: ((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
+    shapes = {
+        **(stored or {"image": ((size, spec.size, spec.size, spec.channels), np.uint8)}),
+        "label": ((size,), np.int32),
+        "index": ((size,), np.int32),
+    } | ({"tokens": ((size, model.text.length), np.int32)} if model.text else {})
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
 def random_tokens(count: int, model: Model) -> np.ndarray:

@@ -5,6 +5,7 @@
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --plan=256 [--machine=h100]
   python launch.py benchmark --config=configs/digits.py:dit --coordinates=32,64,128 [--out=check.json]
+  python launch.py benchmark --config=configs/ddpm_cifar10.py --find_batch [--memory=16] [--config.model.remat]
   python launch.py benchmark --against=torch --cases=ddpm_cifar10,dit_s2 [--scale=toy] [--out=torch.json]
 
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
@@ -12,6 +13,10 @@ optimization; the fraction of the device's peak is printed if that is known. Tim
 
 --data also reads --steps batches of the data set without training and without a cache, by the threads or data.workers
 of a run. It prints the images per second, and the share of the time that a training step would wait for them.
+
+--find_batch compiles the training step for several batch sizes, without running it, and prints the largest one whose
+state and intermediate values fit in the memory of a device, or in --memory GiB, within 2 %. Each of about five sizes
+is compiled as for training, which takes minutes for large networks.
 
 --communication compiles the training step for simulated devices, and prints the MB that they exchange per step and the
 memory of each.
@@ -43,6 +48,7 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.benchmark.cases import SCALES
+from diffjax.benchmark.largest_batch import largest_fitting, step_memory
 from diffjax.benchmark.random_inputs import random_batch, random_tokens
 from diffjax.cli.against import print_comparison
 from diffjax.cli.communication import print_communication
@@ -90,6 +96,10 @@ def define(flags: Flags) -> None:
     absl_flags.DEFINE_list("communication", None, "numbers of devices to compile the step for", flag_values=flags)
     absl_flags.DEFINE_integer("plan", None, "number of devices whose layouts to compare", flag_values=flags)
     absl_flags.DEFINE_string("machine", None, "hosts of --plan: a100, h100 (default) or h200", flag_values=flags)
+    absl_flags.DEFINE_boolean("find_batch", False, "find the largest batch that fits in memory", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "memory", None, "GiB of a device for --find_batch (default: an accelerator's)", lower_bound=0, flag_values=flags
+    )
     absl_flags.DEFINE_list("coordinates", None, "widths for the coordinate check of muP", flag_values=flags)
     absl_flags.DEFINE_list("against", None, "peers to compare with: torch, torch_compile", flag_values=flags)
     absl_flags.DEFINE_list("cases", None, "cases of --against (default: all)", flag_values=flags)
@@ -119,6 +129,11 @@ def run(arguments: Arguments) -> int:
                 raise UserError(f"--{name}: has no effect with --{mode}, which only compiles; remove one of them")
     if arguments.machine and not arguments.plan:
         raise UserError(f"--machine={arguments.machine}: requires --plan, the number of devices; add it")
+    for name in ("steps", "samples", "data", "communication", "plan", "coordinates"):
+        if arguments.find_batch and name in arguments.given_flags:
+            raise UserError(f"--{name}: has no effect with --find_batch, which only compiles; remove one of them")
+    if arguments.memory and not arguments.find_batch:
+        raise UserError(f"--memory={arguments.memory:g}: requires --find_batch; add it, or remove the flag")
     for name in ("samples", "data", "communication"):
         if arguments.coordinates and name in arguments.given_flags:
             raise UserError(f"--{name}: has no effect with --coordinates, which only trains; remove one of them")
@@ -133,6 +148,8 @@ def run(arguments: Arguments) -> int:
         results = print_communication(config, arguments.communication, _EXAMPLES)
     elif arguments.plan:
         results = print_plan(config, arguments.plan, arguments.machine or "h100", _EXAMPLES)
+    elif arguments.find_batch:
+        results = _find_batch(config, arguments.memory)
     elif arguments.coordinates:
         spec, model = image_spec(config), build_model(config, abstract=True)
         steps = arguments.steps if "steps" in arguments.given_flags else DEFAULT_STEPS
@@ -148,7 +165,17 @@ def run(arguments: Arguments) -> int:
 
 def _compare(arguments: Arguments) -> int:
     """Compares with the peers of --against. Returns the exit code 0."""
-    for name in ("config", "samples", "data", "communication", "plan", "machine", "coordinates"):
+    for name in (
+        "config",
+        "samples",
+        "data",
+        "communication",
+        "plan",
+        "machine",
+        "coordinates",
+        "find_batch",
+        "memory",
+    ):
         if name in arguments.given_flags:
             raise UserError(f"--{name}: has no effect with --against, which has cases of its own; remove one of them")
     if arguments.overrides:
@@ -183,6 +210,30 @@ def _benchmark(arguments: Arguments, config: ConfigDict, opened: OpenedSets) -> 
     for name, value in results.items():
         print(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,.4g}'}")
     return results
+
+
+def _find_batch(config: ConfigDict, gib: float | None) -> dict[str, Any]:
+    """Prints and returns the largest batch that fits in `gib` GiB per device; None: in the memory of a device."""
+    limit = gib * 2**30 if gib else (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if not limit:
+        raise UserError("--find_batch: a CPU has no memory of its own; add a limit in GiB, such as --memory=16")
+    spec, model = image_spec(config), build_model(config, abstract=True)
+    devices = Devices.create(**config.parallel)
+    unit = devices.num_shares * config.train.accumulate * model.group_size
+
+    def memory(batch_size: int) -> int:
+        size = step_memory(config, spec, model, devices, batch_size)
+        print(f"batch {batch_size:>9,}: {size / 2**30:8.3f} GiB per device", flush=True)
+        return size
+
+    batch, tried = largest_fitting(memory, int(limit), unit)
+    if not batch:
+        raise UserError(
+            f"--memory={limit / 2**30:g}: a batch of {unit} does not fit; set config.model.remat, a larger "
+            "config.parallel.fsdp, or a smaller network"
+        )
+    print(f"largest batch: {batch:,} ({tried[batch] / 2**30:.3f} of {limit / 2**30:g} GiB)")
+    return {"largest_batch": batch, "memory_gib": limit / 2**30, "bytes_by_batch": tried}
 
 
 def _time_training(

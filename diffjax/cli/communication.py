@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
+from diffjax.benchmark.random_inputs import batch_shapes
 from diffjax.cluster import collectives
 from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
 from diffjax.parsing import number
 from diffjax.runs.datasets import image_spec
-from diffjax.runs.latents import stored_arrays
 from diffjax.runs.loading import build_model
 from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
@@ -51,14 +50,7 @@ def simulate_devices(count: int) -> None:
 
 def lower(config: ConfigDict, model: Model, devices: Devices, batch_size: int, examples: int) -> jax.stages.Lowered:
     """Lowers the training step of a config for a global batch of `batch_size` and devices that need not exist."""
-    spec, size = image_spec(config), batch_size
-    stored = {name: ((size, *shape), np.float32) for name, shape in stored_arrays(config).items()}
-    shapes = {
-        **(stored or {"image": ((size, spec.size, spec.size, spec.channels), np.uint8)}),
-        "label": ((size,), np.int32),
-        "index": ((size,), np.int32),
-    } | ({"tokens": ((size, model.text.length), np.int32)} if model.text else {})
-    batch: Any = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    batch = batch_shapes(config, image_spec(config), model, batch_size)
     return lower_step(config, model, devices, devices.shaped(batch), examples)
 
 
