@@ -81,7 +81,7 @@ def _train(config: ConfigDict) -> Workload:
 def _reconstruct(config: ConfigDict) -> Workload:
     model = build_model(config)
     assert isinstance(model, Autoencoder)
-    variables = compile_init(model.init, None)(jax.random.key(0))
+    variables = _init(model.init)
 
     def reconstruct(variables: Any, images: Any) -> Any:
         codec = model.codec(variables)
@@ -98,14 +98,14 @@ def _predict(config: ConfigDict) -> Workload:
     inputs = _normal((size, *model.data_space.shape)), jnp.full((size,), 500.0)
     context = _normal((size, text.text.length, text.text_encoder.width))
     init = functools.partial(model.network.init, context=context)
-    variables = compile_init(lambda key: init(key, *inputs), None)(jax.random.key(0))
+    variables = _init(lambda key: init(key, *inputs))
     return _forward(functools.partial(model.network.apply, context=context), variables, *inputs)
 
 
 def _sample(config: ConfigDict) -> Workload:
     model, size = build_model(config), config.train.batch_size
     assert isinstance(model, DiffusionModel)
-    variables = compile_init(model.init, None)(jax.random.key(0))
+    variables = _init(model.init)
     settings, keys = model.make_settings(config.sampler), jax.random.split(jax.random.key(1), size)
     conditions = {"label": jnp.arange(size) % max(image_spec(config).classes, 1)}
     return _forward(model.sample, {**variables, "frozen": {}}, keys, conditions, settings)
@@ -116,7 +116,7 @@ def _decode(config: ConfigDict) -> Workload:
     network = Transformer(model.width, model.layers, model.heads, dtype=dtype_of(config))
     prefix = CaptionPrefix(TextSpec(config.text.length, config.text.vocabulary))
     prior = TransformerPrior(network, prefix, ((side, side, 1),), config.parts.codec.codebook.size)
-    params = compile_init(prior.init, None)(jax.random.key(0))
+    params = _init(prior.init)
     captions = jnp.zeros((size, config.text.length), jnp.int32)
     keys, known = jax.random.split(jax.random.key(1), size), jnp.zeros((size, 0), jnp.int32)
 
@@ -127,6 +127,11 @@ def _decode(config: ConfigDict) -> Workload:
 
     workload = _forward(sample, {"params": params}, jnp.float32(1.0), jnp.int32(0), jnp.float32(1.0))
     return workload._replace(units=side**2)
+
+
+def _init(init: Callable[[Any], Any]) -> Any:
+    """Returns initial variables, compiled as those of a run."""
+    return compile_init(init, None)(jax.random.key(0))
 
 
 def _forward(function: Callable[..., Any], variables: Any, *inputs: Any) -> Workload:

@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffusers
-import torch
-import transformers
+import diffusers as diffusers_library
+import torch as torch_library
+import transformers as transformers_library
 from torch.nn import functional
+
+torch: Any = torch_library  # whose annotations differ between versions
+diffusers: Any = diffusers_library
+transformers: Any = transformers_library
 
 Peer = Mapping[str, Any]  # of `cases.peer_of`
 Step = Callable[[], Any]
@@ -73,7 +77,7 @@ def peak_memory() -> int | None:
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
-def make_network(peer: Peer) -> torch.nn.Module:
+def make_network(peer: Peer) -> torch_library.nn.Module:
     """Returns the network of a class of diffusers, on the default device."""
     fields = dict(peer["network"])
     model: Any = getattr(diffusers, fields["_class_name"]).from_config(fields)
@@ -83,7 +87,7 @@ def make_network(peer: Peer) -> torch.nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def count(model: torch.nn.Module) -> int:
+def count(model: torch_library.nn.Module) -> int:
     """Returns the number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -92,27 +96,27 @@ def _compiled(model: Any, compiled: bool) -> Any:
     return torch.compile(model) if compiled else model
 
 
-def _autocast(peer: Peer) -> torch.autocast:
+def _autocast(peer: Peer) -> torch_library.autocast:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=peer["dtype"] == "bfloat16")
 
 
-def _randn(peer: Peer, *shape: int) -> torch.Tensor:
+def _randn(peer: Peer, *shape: int) -> torch_library.Tensor:
     return torch.randn(peer["batch_size"], *shape, device=DEVICE)
 
 
-def _images(peer: Peer) -> torch.Tensor:
+def _images(peer: Peer) -> torch_library.Tensor:
     """Returns random images, channels_last."""
     side, _, channels = peer["shape"]
     return _randn(peer, channels, side, side).to(memory_format=torch.channels_last)
 
 
-def _bytes(peer: Peer) -> torch.Tensor:
+def _bytes(peer: Peer) -> torch_library.Tensor:
     """Returns random grey levels, uint8, channels_last."""
     levels = torch.randint(0, 256, (peer["batch_size"], *peer["shape"]), dtype=torch.uint8, device=DEVICE)
     return levels.permute(0, 3, 1, 2)
 
 
-def _labels(peer: Peer) -> torch.Tensor:
+def _labels(peer: Peer) -> torch_library.Tensor:
     return torch.arange(peer["batch_size"], device=DEVICE) % (peer["labels"] - 1)
 
 
@@ -123,7 +127,7 @@ def _denoise(peer: Peer, network: Any, x: Any, t: Any, labels: Any = None) -> An
     return network(x, timestep=t, **conditions).sample
 
 
-def _optimizer(peer: Peer, model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+def _optimizer(peer: Peer, model: torch_library.nn.Module, loss: Callable[[], torch_library.Tensor]) -> Step:
     """Returns a training step: gradient, clipping, AdamW, and the average of the weights."""
     c, parameters = peer["optimizer"], list(model.parameters())
     average = [copy.deepcopy(p.detach()) for p in parameters]
@@ -149,7 +153,7 @@ def _train_denoiser(peer: Peer, compiled: bool) -> tuple[Step, int]:
     labels = _labels(peer) if peer["labels"] else None
     signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, peer["timesteps"], device=DEVICE), 0)
 
-    def loss() -> torch.Tensor:
+    def loss() -> torch_library.Tensor:
         x_0 = levels.float() / 127.5 - 1
         t = torch.randint(0, peer["timesteps"], (len(x_0),), device=DEVICE)
         eps = torch.randn_like(x_0)
@@ -171,7 +175,7 @@ def _train_clip(peer: Peer, compiled: bool) -> tuple[Step, int]:
     tokens = torch.randint(1, end, (peer["batch_size"], peer["length"]), device=DEVICE)
     tokens[:, -1] = end
 
-    def loss() -> torch.Tensor:
+    def loss() -> torch_library.Tensor:
         pixels = (levels.float() / 255 - mean) / std
         with _autocast(peer):
             return network(input_ids=tokens, pixel_values=pixels, return_loss=True).loss

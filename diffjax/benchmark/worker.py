@@ -47,6 +47,7 @@ def _serve(request: dict[str, Any], answers: TextIO) -> None:
 
 def _jax(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any], Callable[[], int | None]]:
     import jax
+    from jaxlib import version as jaxlib
 
     from diffjax.benchmark import jax_workloads
 
@@ -58,7 +59,7 @@ def _jax(request: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any], Ca
         "units": workload.units,
         "compile_seconds": workload.compile_seconds,
         "hardware": {"device": device.device_kind, "threads": len(os.sched_getaffinity(0))},
-        "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
     }
     return workload.run, description, lambda: (device.memory_stats() or {}).get("peak_bytes_in_use")
 
