@@ -1,1 +1,1 @@
-"""Speed of training and sampling, also beside PyTorch, and the memory of a training step."""
+"""Speed of training and sampling, compared with PyTorch, and the memory of a training step."""

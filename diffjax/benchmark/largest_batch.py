@@ -17,7 +17,7 @@ MAX_BATCH = 2**20
 
 
 def largest_fitting(memory: Callable[[int], int], limit: int, unit: int) -> tuple[int, dict[int, int]]:
-    """Returns the largest batch that fits, within 2 %, and the bytes of each batch that was tried.
+    """Returns the largest batch that fits, within 2 %, and the bytes of each batch whose memory was computed.
 
     Tries two batches, and then the one at which the line through the first and the last size meets the limit. If it is
     not between the known bounds, it tries 8 times the lower one, or their geometric mean.
@@ -30,17 +30,17 @@ def largest_fitting(memory: Callable[[int], int], limit: int, unit: int) -> tupl
     Returns:
       The batch, 0 if none fits, at most MAX_BATCH; and bytes by batch.
     """
-    tried: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     fits, too_large, batch = 0, MAX_BATCH + unit, unit
     while True:
-        tried[batch] = memory(batch)
-        fits, too_large = (batch, too_large) if tried[batch] <= limit else (fits, batch)
+        sizes[batch] = memory(batch)
+        fits, too_large = (batch, too_large) if sizes[batch] <= limit else (fits, batch)
         if too_large - fits <= max(unit, _PRECISION * fits):
-            return fits, tried
-        if len(tried) == 1:
+            return fits, sizes
+        if len(sizes) == 1:
             batch = 4 * unit
             continue
-        (first, low), *_, (second, high) = tried.items()
+        (first, low), *_, (second, high) = sizes.items()
         growth = (high - low) / (second - first)
         guess = second + (limit - high) / growth if growth > 0 else math.inf
         if not fits < guess < too_large:

@@ -160,8 +160,8 @@ def _train_denoiser(peer: Peer, compiled: bool) -> tuple[Step, int]:
         alpha = signal[t].sqrt()[:, None, None, None]
         x_t = alpha * x_0 + (1 - alpha**2).sqrt() * eps
         with _autocast(peer):
-            found = _denoise(peer, network, x_t, t, labels)
-        return functional.mse_loss(found.float(), eps)
+            output = _denoise(peer, network, x_t, t, labels)
+        return functional.mse_loss(output.float(), eps)
 
     return _optimizer(peer, model, loss), count(model)
 

@@ -15,7 +15,7 @@ from diffjax.runs.packaged import ROOT
 
 
 class Timing(NamedTuple):
-    """One side of a comparison.
+    """Timing of one side of a comparison.
 
     Attributes:
       seconds: median over all steps, per unit.

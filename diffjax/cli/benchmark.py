@@ -226,14 +226,14 @@ def _find_batch(config: ConfigDict, gib: float | None) -> dict[str, Any]:
         print(f"batch {batch_size:>9,}: {size / 2**30:8.3f} GiB per device", flush=True)
         return size
 
-    batch, tried = largest_fitting(memory, int(limit), unit)
+    batch, sizes = largest_fitting(memory, int(limit), unit)
     if not batch:
         raise UserError(
             f"--memory={limit / 2**30:g}: a batch of {unit} does not fit; set config.model.remat, a larger "
             "config.parallel.fsdp, or a smaller network"
         )
-    print(f"largest batch: {batch:,} ({tried[batch] / 2**30:.3f} of {limit / 2**30:g} GiB)")
-    return {"largest_batch": batch, "memory_gib": limit / 2**30, "bytes_by_batch": tried}
+    print(f"largest batch: {batch:,} ({sizes[batch] / 2**30:.3f} of {limit / 2**30:g} GiB)")
+    return {"largest_batch": batch, "memory_gib": limit / 2**30, "bytes_by_batch": sizes}
 
 
 def _time_training(

@@ -1,7 +1,8 @@
 """Sums over space, and broadcasts over space that have such sums as their transpose.
 
-XLA's reductions of other axes than the last are slow on a CPU. Large maps are therefore folded there: parts of a map are
-added elementwise until few pixels are left. On accelerators both functions are a plain sum and a plain broadcast.
+XLA's reductions of other axes than the last are slow on a CPU. Large maps are therefore folded there: parts of a map
+are added elementwise until few pixels are left. A barrier keeps XLA from fusing the computation of the map with these
+sums, which would be slow. On accelerators both functions are a plain sum and a plain broadcast.
 """
 
 import math
@@ -21,6 +22,8 @@ _FOLD, _SMALLEST = 4, 256  # parts of a fold; pixels of the smallest map that is
 def sum_over_space(x: Float[Array, "B *space C"]) -> Float[Array, "B C"]:
     """Returns the sum of each channel over space."""
     channels, folds = x.shape[-1], _folds(x.shape[1:-1], x.dtype)
+    if folds:
+        x = jax.lax.optimization_barrier(x)
     for _ in range(folds):
         first, *others = jnp.split(x.reshape(len(x), -1, channels), _FOLD, axis=1)
         x = sum(others, first)
@@ -50,12 +53,14 @@ def _repeat_over_space_jvp(
     dy = jnp.broadcast_to(dx[:, None], (len(dx), math.prod(space) // _FOLD**folds, dx.shape[-1]))
     for _ in range(folds):
         dy = jnp.concatenate([dy] * _FOLD, axis=1)
+    if folds:
+        dy = jax.lax.optimization_barrier(dy)
     y = repeat_over_space(x, space)
     return y, dy.reshape(y.shape)
 
 
 def _folds(space: Sequence[int], dtype: DTypeLike) -> int:
-    """Returns how often sums over a map are folded; 0 on accelerators, and of half precision, which XLA sums as float32."""
+    """Returns how often sums over a map are folded; 0 on accelerators, and in half precision, which XLA sums better."""
     size, folds = math.prod(space), 0
     if size < _SMALLEST or dtype != jnp.float32 or jax.default_backend() != "cpu":
         return 0
