@@ -1,7 +1,7 @@
 """Workloads of the comparison in PyTorch: modules of diffusers and transformers, eager or by torch.compile.
 
-Images are channels_last, AdamW is the fused one, attention is PyTorch's scaled_dot_product_attention, and bfloat16 is by
-autocast, so float32 products may use TF32 on a GPU, as XLA's do.
+Images are channels_last, AdamW is the fused one, attention is PyTorch's scaled_dot_product_attention, and bfloat16 is
+by autocast. Products of float32 may use TF32 on a GPU, as XLA's do.
 
 This file imports no other module of diffjax, so that its process has PyTorch alone.
 """

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffjax.errors import UserError, excerpt
-from diffjax.runs.packaged import ROOT
+
+_PARENT = str(Path(__file__).parents[2])  # folder of the package
 
 
 class Timing(NamedTuple):
@@ -71,8 +73,9 @@ class Worker:
     """A process that computes a workload, see `worker`. A context manager, which ends the process."""
 
     def __init__(self, request: Mapping[str, Any]):
-        self._name, self._log = f"{request['case']} of {request['side']}", tempfile.TemporaryFile("w+")
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._name = f"{request['case']} of {request['side']}"
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        path = os.pathsep.join([_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "diffjax.benchmark.worker"],

@@ -28,10 +28,10 @@ of each by the bandwidths of --machine, and names the fastest that fits in the m
 activations of each layer grow with the width. The base width is train.mup_base_width, or else the smallest.
 --out=NAME.json also writes a plot to NAME.png.
 
---against=torch times the same networks in diffjax and in PyTorch (modules of diffusers and transformers, eager), each in
-a process of its own, by turns; torch_compile compiles them with torch.compile. The ratio is the peer's time divided by
-ours, the median over --turns turns of --steps steps (3), with its range. Cases: ddpm_cifar10, adm64, dit_s2, dit_b2 and
-clip_vit_b32 (training steps), kl_f8, dalle_sampling, ddim_50 and sd15. Requires pip install 'diffjax[parity]'.
+--against=torch times the same networks in diffjax and in PyTorch (modules of diffusers and transformers, eager), each
+in a process of its own, by turns; torch_compile compiles them with torch.compile. The ratio is the peer's time divided
+by ours, the median over --turns turns of --steps steps (3), with its range. Cases: ddpm_cifar10, adm64, dit_s2, dit_b2
+and clip_vit_b32 (training steps), kl_f8, dalle_sampling, ddim_50 and sd15. Requires pip install 'diffjax[parity]'.
 """
 
 import contextlib
