@@ -154,7 +154,7 @@ def test_group_norm_gradients_match_the_definition():
 
 
 def test_derivatives_of_a_group_norm_with_folded_sums_match_float64():
-    """Of inputs far from zero: reverse mode, and reverse mode of forward mode, as in losses of flow maps."""
+    """Inputs are far from zero; reverse mode, and reverse mode of forward mode, as in losses of flow maps."""
     rng = np.random.default_rng(0)
     x = rng.normal(300, 1, (2, 16, 16, 8)).astype(np.float32)
     v, weight = rng.normal(size=(2, *x.shape)).astype(np.float32)
