@@ -83,6 +83,14 @@ def solver(sampler, scheduler, *, table=SCALED, grid=time_grids.trailing, calls=
     return Case(sampler, scheduler, config, grid, calls=calls, **fields)
 
 
+def sa(predictor=2, corrector=2, tau=1.0, compared=STEPS - 1):
+    """Their last step ends at time 1, and lowers the order as others of theirs do. Their tau is a function of time."""
+    orders = {"predictor_order": predictor, "corrector_order": corrector}
+    sampler = samplers.sa_solver(**orders, tau=tau)
+    config = {**orders, "tau_func": lambda t: tau if 200 <= t <= 800 else 0}
+    return solver(sampler, "SASolverScheduler", config=config, compared=compared)
+
+
 def edm(sampler, scheduler, **config):
     return Case(sampler, scheduler, config, time_grids.karras, EDM, parameterizations.edm)
 
@@ -209,6 +217,9 @@ CASES = {
     "unipc 1": solver(samplers.unipc(order=1), "UniPCMultistepScheduler", config={"solver_order": 1}),
     "unipc": solver(samplers.unipc(), "UniPCMultistepScheduler"),
     "unipc cosine": solver(samplers.unipc(), "UniPCMultistepScheduler", **COSINE_V),
+    "sa": sa(),
+    "sa 3, 4": sa(3, 4, compared=STEPS - 3),
+    "sa 4, 1": sa(4, 1, tau=1.5, compared=STEPS - 3),
     "edm euler": edm(samplers.euler(), "EDMEulerScheduler"),
     "edm 2m": edm(samplers.dpmpp_2m(), "EDMDPMSolverMultistepScheduler"),
     "edm 2m sde": edm(samplers.dpmpp_2m_sde(), "EDMDPMSolverMultistepScheduler", **SDE),

@@ -38,6 +38,8 @@ SAMPLERS = {
     "unipc": (lambda schedule, steps: samplers.unipc(), 3),  # its corrector adds one: Zhao et al. 2023, theorem 3.1
     "unipc 1": (lambda schedule, steps: samplers.unipc(order=1, bh1=True), 2),
     "unipc 3": (lambda schedule, steps: samplers.unipc(order=3), 4),
+    "sa_solver": (lambda schedule, steps: samplers.sa_solver(), 2),
+    "sa_solver 3": (lambda schedule, steps: samplers.sa_solver(predictor_order=3, corrector_order=4, tau=0.0), 4),
     "heun velocity": (lambda schedule, steps: samplers.heun(velocity=True), 2),
     "restart": (lambda schedule, steps: samplers.restart(schedule=schedule, repeats=0), 2),  # of the steps between
     "dpm_solver": (lambda schedule, steps: samplers.dpm_solver(schedule=schedule), 2),
@@ -62,6 +64,7 @@ SAMPLERS = {
 STOCHASTIC = [
     *("ancestral", "ancestral, large", "ddim 0.5", "ddim 1", "ddim hat", "euler_ancestral", "euler_maruyama", "edm"),
     *("dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde heun", "dpmpp_3m_sde"),
+    "sa_solver",
 ]
 DETERMINISTIC = sorted(SAMPLERS.keys() - set(STOCHASTIC))
 OTHER_NAMES = {
@@ -78,6 +81,7 @@ OTHER_NAMES = {
 VARIANTS = {
     *("dpm2", "dpm2_ancestral", "dpm_solver 3", "dpm_solver data 3", "dpmpp_2s_ancestral 0", "dpm_solver_multistep 3"),
     *("restart", "dpmpp_2m_sde heun", "dpmpp_3m_sde 0", "deis log_rho", "ipndm", "unipc 1", "unipc 3", "heun velocity"),
+    *("sa_solver", "sa_solver 3"),
 }
 
 MEAN, STD = 0.7, 0.3  # of Gaussian data
@@ -433,7 +437,7 @@ def test_few_steps_of_higher_order_do_not_overshoot(name):
     stds = sample_moments(name)[1]
     error, reference = (np.abs(sample_moments(n)[1] / WIDTH - 1) for n in (name, first_order))
     worst = np.argmax(error - reference)
-    extrapolates_noise = name in ("dpmpp_3m_sde", "dpmpp_2m_sde heun")  # by more than half of its last change
+    extrapolates_noise = name in ("dpmpp_3m_sde", "dpmpp_2m_sde heun", "sa_solver")  # by more than half its change
     assert error[worst] < reference[worst] + (0.25 if extrapolates_noise else 0.15), (cells[worst], stds[worst])
     assert stds.max() < 1.5 * WIDTH
     many = np.array([n == max(FEW) for *_, n in cells])

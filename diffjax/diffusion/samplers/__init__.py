@@ -19,6 +19,7 @@ from diffjax.diffusion.samplers.multistep import (
     lms,
     plms,
     pndm,
+    sa_solver,
     unipc,
 )
 from diffjax.diffusion.samplers.runge_kutta import (
@@ -60,6 +61,7 @@ __all__ = [
     "plms",
     "pndm",
     "restart",
+    "sa_solver",
     "tcd",
     "unipc",
 ]

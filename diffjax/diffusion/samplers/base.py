@@ -28,10 +28,10 @@ class Sampler(NamedTuple):
     step: Callable
 
 
-def check_order(order: Array | float, highest: int) -> None:
-    """Raises ValueError for an order that is not a whole number from 1 to `highest`; a traced one is not checked."""
-    if isinstance(order, int | float) and not (order == round(order) and 1 <= order <= highest):
-        raise ValueError(f"order={order:g}: must be a whole number from 1 to {highest}")
+def check_order(order: Array | float, highest: int, name: str = "order", lowest: int = 1) -> None:
+    """Raises ValueError for an order that is not a whole number in the range; a traced one is not checked."""
+    if isinstance(order, int | float) and not (order == round(order) and lowest <= order <= highest):
+        raise ValueError(f"{name}={order:g}: must be a whole number from {lowest} to {highest}")
 
 
 def no_history(x: Array) -> tuple:

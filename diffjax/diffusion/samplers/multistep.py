@@ -31,8 +31,9 @@ _ADAMS_BASHFORTH = [  # weights of the newest value first, for orders one to fou
     [55 / 24, -59 / 24, 37 / 24, -9 / 24],
 ]
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)  # on [-1, 1]
-# Bounds of the factors of the last changes of x_0 in an extrapolation. Even short steps have 1/2, 1/2 and 7/6.
-_MAX_MIDDLE, _MAX_MEAN, _MAX_THIRD = 1.0, 0.7, 1.6
+# Bounds of the factors of the last changes of x_0 in an extrapolation. Even short steps have 1/2, 1/2, 7/6 and 17/6.
+_MAX_MIDDLE, _MAX_MEAN, _MAX_THIRD, _MAX_FOURTH = 1.0, 0.7, 1.6, 3.6
+_MAX_POSITION = 0.85  # in a step, of the mean of two estimates by B(h) = h; longer steps have 1/2
 
 
 # Methods on eps.
@@ -212,52 +213,86 @@ def unipc(*, order: Array | int = 2, bh1: Array | bool = False) -> Sampler:
     """
 
     check_order(order, 3)
-    bh1 = jnp.asarray(bh1, bool)
+    return _predictor_corrector(order, order + 1, bh1)
 
-    class History(NamedTuple):
-        x: Array  # start of the last step, corrected
-        level: Noise  # of x
-        estimates: Array  # [3, ...] of x_0: at x, and one and two steps earlier
-        gains: Array  # [3] in half the log-SNR: of the last step and of the two before it; inf: no step yet
+
+def sa_solver(
+    *,
+    predictor_order: Array | int = 2,
+    corrector_order: Array | int = 2,
+    tau: Array | float = 1.0,
+    low: Array | float = 0.57,
+    high: Array | float = 5.2,
+) -> Sampler:
+    """SA-Solver, predicting data: stochastic Adams methods, whose corrector reuses the evaluation of the next step.
+
+    At tau = 0 it is the solver of the ODE, and `unipc(order=p, bh1=True)` with the orders p and p + 1. Its order of
+    convergence is the lower one of `corrector_order` and `predictor_order` + 1.
+
+    Args:
+      predictor_order: 1 to 4, number of estimates of x_0.
+      corrector_order: 1 to 4, number of estimates with that of the next step; 0: no corrector.
+      tau: noise of steps that start in the interval from `low` to `high`: 0 for the ODE, 1 for the reverse of the
+        forward process, or more. Other steps add none.
+      low: of sigma / alpha. The default is that of diffusers, timesteps 200 to 800, for Stable Diffusion's schedule.
+      high: of sigma / alpha.
+
+    Reference: Xue et al. 2023, "SA-Solver", algorithm 1; for second order with the weights of its code.
+    """
+
+    check_order(predictor_order, 4, "predictor_order")
+    check_order(corrector_order, 4, "corrector_order", lowest=0)
+
+    def eta_at(now):
+        inside = (low * now.alpha <= now.sigma) & (now.sigma <= high * now.alpha)
+        return jnp.where(inside, jnp.square(tau), 0.0)
+
+    return _predictor_corrector(predictor_order, corrector_order, True, eta_at)
+
+
+def _predictor_corrector(
+    predictor_order: Array | int,
+    corrector_order: Array | int,
+    bh1: Array | bool,
+    eta_at: Callable[[Noise], Array] | None = None,
+) -> Sampler:
+    """Returns the exponential integrator in the log-SNR whose steps are corrected by the estimate at their end.
+
+    Args:
+      predictor_order: 1 to 4, number of estimates.
+      corrector_order: 0 to 4, number of estimates with that at the end of the step.
+      bh1: see `_interpolated`.
+      eta_at: factor on the noise of the step from a level, as in `dpmpp_2m_sde`; None: no noise.
+    """
+
+    class Last(NamedTuple):  # the last step
+        rest: Array  # its end, less the part of the estimates
+        factor: Array  # of the estimates
+        rate: Array  # of the weights exp(rate half_log_snr) over the step
 
     def init(x):
-        level = Noise(*jnp.asarray([0.0, 1.0, 1.0], x.dtype))
-        return History(x, level, jnp.zeros((3, *x.shape), x.dtype), jnp.full(3, jnp.inf, x.dtype))
+        scalar = jnp.ones((), x.dtype)
+        return Last(x, scalar, scalar), jnp.zeros((3, *x.shape), x.dtype), jnp.full(3, -jnp.inf, x.dtype)
 
-    def correct(history: History, x, x0, now):
-        h, *last = history.gains
-        h = jnp.where(jnp.isfinite(h), h, 1.0)
-        start, *earlier = history.estimates
-        # places of the earlier estimates and of the new one, where the last step goes from 0 to 1
-        places = [-last[0] / h, -(last[0] + last[1]) / h, jnp.ones_like(h)]
-        slopes = [(earlier[0] - start) / places[0], (earlier[1] - start) / places[1], x0 - start]
-        moments = _moments(h)
-        change = 0.5 * jnp.where(bh1, h / -jnp.expm1(-h), 1.0) * slopes[2]
-        for number, chosen in ((2, [0, 2]), (3, [0, 1, 2])):
-            weights = _moment_weights([places[i] for i in chosen], moments)
-            better = sum(weight * slopes[i] for weight, i in zip(weights, chosen, strict=True))
-            change = jnp.where((order >= number) & jnp.isfinite(places[chosen[-2]]), better, change)
-        corrected = ddim_step(history.x, start + change, history.level, now)
-        return jnp.where(jnp.isfinite(history.gains[0]), corrected, x)
+    def step(noise, denoiser, carry, x, now, next):
+        last, history, places = carry
+        values = jnp.concatenate([estimate_x0(denoiser, x, now)[None], history])
+        places = jnp.append((log_snr(now) / 2).astype(x.dtype), places)  # of the estimates, in half the log-SNR
+        end = log_snr(next) / 2
 
-    def predict(values, gains, h):
-        ratio = jnp.where(jnp.isfinite(h), h / gains[0], 0.0)
-        factor = jnp.minimum(ratio / 2, _MAX_MIDDLE) * jnp.where(bh1 & jnp.isfinite(h), h / -jnp.expm1(-h), 1.0)
-        second = values[0] + jnp.where(order >= 2, factor, 0.0) * (values[0] - values[1])
-        both = gains[0] + gains[1]
-        weights = _moment_weights([-gains[0] / h, -both / h], _moments(h))
-        older = h / both * weights[1]
-        third = _third_order(values, [ratio * weights[0] + older, older], second, h)
-        return jnp.where((order >= 3) & jnp.isfinite(both), third, second)
+        corrected = _interpolated(values, places, places[1], places[0], last.rate, corrector_order, bh1)
+        has_corrector = jnp.isfinite(places[1]) & (jnp.asarray(corrector_order) > 0)
+        x = jnp.where(has_corrector, last.rest + last.factor * corrected, x)
 
-    def step(noise, denoiser, history, x, now, next):
-        del noise
-        x0, h = estimate_x0(denoiser, x, now), half_log_snr_gain(now, next)
-        x = correct(history, x, x0, now)
-        estimates = jnp.concatenate([x0[None], history.estimates[:2]])
-        new_history = History(x, now, estimates, jnp.concatenate([h[None], history.gains[:2]]))
-        new_history = jax.tree.map(lambda leaf: leaf.astype(x.dtype), new_history)
-        return ddim_step(x, predict(estimates, history.gains, h), now, next), new_history
+        decay = now.alpha * next.sigma / (now.sigma * next.alpha)  # e^-h
+        eta = 0.0 if eta_at is None else eta_at(now)
+        rest = next.sigma / now.sigma * decay**eta * x
+        if eta_at is not None:
+            std = next.sigma * jnp.sqrt(1 - decay ** (2 * eta))
+            rest = rest + unless_clean(std, next) * noise(now, next)
+        last = Last(rest, next.alpha * (1 - decay ** (1 + eta)), jnp.asarray(1 + eta))
+        x = rest + last.factor * _interpolated(values, places, places[0], end, last.rate, predictor_order, bh1)
+        return x, (jax.tree.map(lambda leaf: leaf.astype(x.dtype), last), values[:3], places[:3])
 
     return Sampler(init, step)
 
@@ -374,29 +409,35 @@ def _third_order(values: Array, factors: list[Array], second: Array, h: Array) -
     return jnp.where(jnp.isfinite(h) & (size <= _MAX_THIRD), third, second)
 
 
-def _moments(h: Array) -> list[Array]:
-    """Returns the first three moments of a position in [0, 1] with density proportional to exp(h position)."""
-    first = exponential_mean(h)
-    norm = -1 / jnp.expm1(-h)
-    second = norm - 2 * first / h
-    return [first, second, norm - 3 * second / h]
+def _interpolated(
+    values: Array, places: Array, start: Array, end: Array, rate: Array, order: Array | int, bh1: Array | bool
+) -> Array:
+    """Returns the mean over a step of the polynomial through the newest estimates of x_0.
 
+    Bounds the factors of the last changes, as `_extrapolated` does, and takes fewer estimates instead of large ones.
 
-def _moment_weights(places: list[Array], moments: list[Array]) -> list[Array]:
-    """Returns the weights of slopes at `places` in the mean of x_0 over a step, less x_0 at its start.
-
-    x_0 is the polynomial whose mean slopes from 0 to each place are given; `moments` are those of the position.
+    Args:
+      values: estimates [4, ...], newest first.
+      places: half the log-SNR of the estimates [4]; not finite: no estimate.
+      start: half the log-SNR at the start of the step, where the weights of the mean are exp(-rate h).
+      end: half the log-SNR at its end, where they are 1.
+      rate: of the weights.
+      order: number of estimates; 1 for steps from alpha = 0 and to sigma = 0.
+      bh1: whether B(h) of UniPC is h, but in long steps; it matters for two estimates.
     """
-    weights = []
-    for i, place in enumerate(places):
-        others = places[:i] + places[i + 1 :]
-        total = moments[len(others)]
-        if len(others) == 1:
-            total = total - others[0] * moments[0]
-        elif len(others) == 2:
-            total = total - (others[0] + others[1]) * moments[1] + others[0] * others[1] * moments[0]
-        gap = 1.0
-        for other in others:
-            gap = gap * (place - other)
-        weights.append(total / gap)
-    return weights
+    exponent = rate * (end - start)
+    places = (places - start) / (end - start)
+    known = jnp.isfinite(places) & jnp.isfinite(exponent)
+    shares, node_weights = _quadrature(places.dtype)
+    node_weights = jnp.exp(exponent * (shares - 1)) * node_weights
+
+    gap = places[0] - places[1]
+    of_bh1 = 0.5 * exponent / -jnp.expm1(-exponent)
+    position = jnp.where(jnp.asarray(bh1, bool) & (of_bh1 <= _MAX_POSITION), of_bh1, 0.5)
+    factor = (jnp.minimum(position, gap * _MAX_MIDDLE) - places[0]) / gap
+    weights = jnp.where(known[1] & (order >= 2), jnp.stack([1 + factor, -factor, 0.0, 0.0]), jnp.eye(4)[0])
+    for number, limit in ((3, _MAX_THIRD), (4, _MAX_FOURTH)):
+        more = _polynomial_weights(places, known & (jnp.arange(4) < number), shares, node_weights)
+        size = jnp.sum(jnp.abs(jnp.cumsum(more) - 1)[:3])  # of the factors of the last changes
+        weights = jnp.where(known[number - 1] & (order >= number) & (size <= limit), more, weights)
+    return jnp.tensordot(weights.astype(values.dtype), values, 1)
