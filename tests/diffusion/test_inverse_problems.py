@@ -124,3 +124,12 @@ def test_dps_moves_x_along_the_gradient_of_the_distance():
     distance, h = lambda x: np.linalg.norm(y - np.tanh(x) @ rows.T, axis=1), 1e-5
     gradient = np.stack([(distance(x + h * e) - distance(x - h * e)) / (2 * h) for e in np.eye(4)], axis=1)
     np.testing.assert_allclose(moved.reshape(5, 4), np.tanh(x) - 0.7 * gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_with_a_loop_is_displaced_by_its_first_evaluation():
+    """The trace is enough: the displacement of an evaluation within the loop of `restart` would leave it."""
+    sampler = guided_steps.with_displacement(samplers.restart(schedule=SCHEDULE))
+    levels, x = SCHEDULE(time_grids.trailing(3, SCHEDULE)), jnp.ones((2, 1))
+    denoiser = lambda x, noise, next=None: Denoised(0.5 * x, displacement=0.1 * x)  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert jax.eval_shape(lambda x: sampling.run(keys, denoiser, sampler, levels, 3, x), x).shape == x.shape

@@ -138,7 +138,8 @@ def restart(
             x = lax.cond((i != main) & (j == 0), noised, lambda x: x, x)
             return _heun_step(denoiser, x, _where(i == main, now, level(j)), _where(i == main, next, level(j + 1)))
 
-        return lax.fori_loop(0, inner + 1, move, x), carry
+        x = move(0, x)  # outside of the loop, as guided_steps.py uses the first evaluation of a step
+        return lax.fori_loop(1, inner + 1, move, x), carry
 
     return Sampler(no_history, step)
 
