@@ -30,6 +30,7 @@ from diffjax.models.diffusion.process import INJECTED_ARGUMENTS, Process
 from diffjax.registry import choices, options
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.diffusion.test_adaptive import ORDERS
 from tests.diffusion.test_samplers import SAMPLERS
 
 _DEFAULTS = {
@@ -112,6 +113,8 @@ def evaluations(name: str) -> tuple[str, str]:
     arguments = {"schedule": schedule, "steps": 10, "churn": 0.1}
     make = choices(samplers)[name]
     sampler = make(**{option: value for option, value in arguments.items() if option in options(make)})
+    if sampler.evaluations is not None:
+        return "adaptive", "no"
     count = 0
 
     def denoiser(x, noise, next=None):
@@ -135,7 +138,7 @@ def main() -> str:
     def sampler_row(name, column):
         function = choices(samplers)[name]
         if column == "order":
-            return str(SAMPLERS[name][1]) if name in SAMPLERS else ""
+            return str(SAMPLERS[name][1] if name in SAMPLERS else ORDERS.get(name, ""))
         if column == "reference":
             match = re.search(r"References?: ((?:.+\n?)+)", inspect.getdoc(function) or "")
             return " ".join(match[1].split()) if match else ""
@@ -177,7 +180,8 @@ def main() -> str:
             "Every sampler supports every schedule, parameterization, time grid, guidance and threshold (latents and\n"
             "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` measures the\n"
             "orders of convergence with the default options, of samples or, where noise is added, of their mean and\n"
-            "variance; samplers of models for few steps have none. It tests combinations of three choices too.",
+            "variance; samplers of models for few steps have none. It tests combinations of three choices too.\n"
+            "Adaptive samplers choose the number of evaluations by a tolerance (`tests/diffusion/test_adaptive.py`).",
             table(names["samplers"], ["order", "evaluations in 10 steps", "adds noise", "options", "reference"],
                   sampler_row),
             "## Guidance",

@@ -156,6 +156,11 @@ def run(arguments: Arguments) -> int:
     else:
         _write_arrays(out, samples, has_labels=bool(sampler.model.classes))
     print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
+    if samples.evaluations is not None:
+        counts = samples.evaluations
+        print(
+            f"{counts.min()} to {counts.max()} evaluations of the denoiser per sample, {counts.mean():.1f} on average"
+        )
     return 0
 
 

@@ -45,7 +45,8 @@ class Denoised(NamedTuple):
     guidance_average: Float[Array, "B ..."] | None = None
 
 
-# (x [B, ...], now, next or nothing) -> x_0; all examples at one noise level: Noise of scalars
+# (x [B, ...], now, next or nothing) -> x_0; all examples at one noise level, Noise of scalars, or each at its own, with
+# leaves [B, 1, ...] of as many axes as x
 Denoiser = Callable[..., Denoised]
 
 
@@ -95,7 +96,8 @@ def predictor(
         times = [c.time]
         if with_interval:
             times.append(c.time - parameterization(now if next is None else next).time)
-        output = network(for_examples(c.input, x) * x, *(jnp.broadcast_to(time, x.shape[:1]) for time in times))
+        times = [jnp.broadcast_to(jnp.ravel(time), x.shape[:1]) for time in times]
+        output = network(for_examples(c.input, x) * x, *times)
         output, features = output if isinstance(output, tuple) else (output, None)
         interpolation = None
         if learned_variance:
@@ -110,7 +112,7 @@ def from_network(network: Network, parameterization: Parameterization, **options
     predict = predictor(network, parameterization, **options)
 
     def denoise(x: Array, noise: Noise, next: Noise | None = None) -> Denoised:
-        chex.assert_rank(noise.alpha, 0)
+        chex.assert_rank(noise.alpha, {0, x.ndim})
         prediction = predict(x, noise, next)
         return Denoised(prediction.x0(x), prediction.variance_interpolation)
 
@@ -124,11 +126,11 @@ def split_variance(output: Float[Array, "B ... 2C"]) -> tuple[Float[Array, "B ..
 
 
 def with_last_step(denoiser: Denoiser, last: Denoiser, t: Float[Array, ""]) -> Denoiser:
-    """Denoises by `last` at timestep `t` and below, by `denoiser` above: experts of noise levels.
+    """Denoises by `last` if all examples are at timestep `t` or below, else by `denoiser`: experts of noise levels.
 
     Reference: Karlo (Kakao Brain 2022), whose upsampler has another network for its last step.
     """
-    return lambda x, noise, *next: lax.cond(noise.t <= t, last, denoiser, x, noise, *next)
+    return lambda x, noise, *next: lax.cond(jnp.all(noise.t <= t), last, denoiser, x, noise, *next)
 
 
 def with_clipping(denoiser: Denoiser, clipping: Callable[[Array], Array]) -> Denoiser:

@@ -63,6 +63,10 @@ def classifier_free(
     Reference: Ho & Salimans 2022, eq. 6; with `first` InstructPix2Pix (Brooks et al. 2023), eq. 3.
     """
 
+    def is_guided(noise) -> Array:
+        has_scale = (at_level(scale, noise) != 1.0) | (first is not None and first_scale != 1.0)
+        return _inside(noise, interval) & has_scale
+
     def both(x, noise, *next):
         with_condition, without = conditional(x, noise, *next), unconditional(x, noise, *next)
         base = without if first is None else first(x, noise, *next)
@@ -73,14 +77,14 @@ def classifier_free(
         x0 = x0 * (rescale * spread + (1.0 - rescale))
         if channels:
             x0 = jnp.concatenate([x0[..., :channels], with_condition.x0[..., channels:]], axis=-1)
+        x0 = jnp.where(is_guided(noise), x0, with_condition.x0)
         return with_condition._replace(x0=x0, guidance_average=None if average is None else new_average)
 
     def unguided(x, *levels):
         return conditional(x, *levels)._replace(guidance_average=average)
 
     def denoise(x, noise, *next) -> Denoised:
-        has_scale = (at_level(scale, noise) != 1.0) | (first is not None and first_scale != 1.0)
-        return lax.cond(_inside(noise, interval) & has_scale, both, unguided, x, noise, *next)
+        return lax.cond(jnp.any(is_guided(noise)), both, unguided, x, noise, *next)
 
     return denoise
 
@@ -137,14 +141,16 @@ def perturbed(
     Reference: PAG (Ahn et al. 2024), section 4.
     """
 
+    def is_guided(noise) -> Array:
+        return _inside(noise, interval) & (at_level(scale, noise) != 1.0)
+
     def shift(x0, x, noise, *next):
-        return (at_level(scale, noise) - 1.0) * (x0 - perturbed(x, noise, *next).x0)
+        return jnp.where(is_guided(noise), at_level(scale, noise) - 1.0, 0.0) * (x0 - perturbed(x, noise, *next).x0)
 
     def denoise(x, noise, *next) -> Denoised:
         denoised = denoiser(x, noise, *next)
-        is_guided = _inside(noise, interval) & (at_level(scale, noise) != 1.0)
         zero = lambda x0, *_: jnp.zeros_like(x0)  # noqa: E731
-        return denoised._replace(shift=lax.cond(is_guided, shift, zero, denoised.x0, x, noise, *next))
+        return denoised._replace(shift=lax.cond(jnp.any(is_guided(noise)), shift, zero, denoised.x0, x, noise, *next))
 
     return denoise
 

@@ -19,7 +19,7 @@ class Estimates(NamedTuple):
 
     Attributes:
       x: noised examples.
-      noise: their noise level, of scalars.
+      noise: their noise level, or levels, as for a denoiser.
       conditional: estimate of x_0 with the condition.
       unconditional: estimate with the null condition.
       average: running average of the steps before; None: no memory.

@@ -39,7 +39,8 @@ def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]
         x, inner = sampler.step(noise, denoise, inner, x, now, next)
         return x, (inner, averages[0])
 
-    return Sampler(init, step)
+    evaluations = sampler.evaluations
+    return Sampler(init, step, evaluations and (lambda carry: evaluations(carry[0])))
 
 
 def with_displacement(sampler: Sampler) -> Sampler:
@@ -56,4 +57,4 @@ def with_displacement(sampler: Sampler) -> Sampler:
         x, carry = sampler.step(noise, denoise, carry, x, now, next)
         return x if displacements[0] is None else x + displacements[0], carry
 
-    return Sampler(sampler.init, step)
+    return sampler._replace(step=step)

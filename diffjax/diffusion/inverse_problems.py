@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.measurements import Operator
-from diffjax.diffusion.noise import Noise
+from diffjax.diffusion.noise import Noise, for_examples
 
 _MIN_VARIANCE = 1e-6  # of a value of the measurement; smaller ones are not resolved in float32
 _CG_STEPS = 100  # at most
@@ -85,11 +85,11 @@ def pigdm(
         r2, noise_variance = variance * data_std**2 / (variance + signal), jnp.maximum(std**2, _MIN_VARIANCE)
         transpose = _transpose(operator, x0)
 
-        def solve_one(difference):
+        def solve_one(r2, difference):
             multiply = lambda v: r2 * operator(transpose(v)) + noise_variance * v  # noqa: E731
             return jax.scipy.sparse.linalg.cg(multiply, difference, maxiter=_CG_STEPS)[0]
 
-        return jax.vmap(solve_one)(difference)
+        return jax.vmap(solve_one)(jnp.broadcast_to(jnp.ravel(r2), len(difference)), difference)
 
     return _with_likelihood(denoiser, operator, y, solve)
 
@@ -115,7 +115,8 @@ def tmpd(denoiser: Denoiser, operator: Operator, y: Float[Array, "B ..."], std: 
     def solve(noise, x0, pull_back, difference):
         ones = jax.vmap(_transpose(operator, x0))(jnp.ones_like(difference))
         factor = jnp.where(noise.alpha > 0, noise.sigma**2 / noise.alpha, 0.0)
-        variance = jnp.maximum(factor * jax.vmap(operator)(pull_back(ones)), 0.0) + std**2
+        spread = jax.vmap(operator)(pull_back(ones))
+        variance = jnp.maximum(for_examples(factor, spread) * spread, 0.0) + std**2
         return difference / jnp.maximum(variance, _MIN_VARIANCE)
 
     return _with_likelihood(denoiser, operator, y, solve)

@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.noise import Noise, ddim_step, flow_time, initial_std, perturb, transition_variance
 from diffjax.diffusion.random import Keys, brownian_increment, fold_in_each, normal_each, split_each
-from diffjax.diffusion.samplers import Sampler, StepNoise
+from diffjax.diffusion.samplers import Evaluations, Sampler, StepNoise
 
 Examples = Float[Array, "B ..."]
 _REPEATS = 2**16  # folded into the keys of a step's repeats, apart from the numbers of its parts
 # Called at the start of step i with (i, x, noise level of x); returns whether to stop, after the step.
 Observe = Callable[[Int[Array, ""], Examples, Noise], Bool[Array, ""]]
+# Called while the loop is traced, with the evaluations of a sampler with adaptive step sizes; never for other samplers.
+Report = Callable[[Evaluations], None]
 
 
 def sample(
@@ -31,6 +33,7 @@ def sample(
     temperature: Float[Array, ""] | float = 1.0,
     brownian: bool = False,
     observe: Observe | None = None,
+    report: Report | None = None,
 ) -> Examples:
     """Samples a batch from pure noise.
 
@@ -43,7 +46,7 @@ def sample(
       levels: noise levels of the grid, leaves [N + 1] with N >= steps.
       steps: number of steps; may be traced, so that grids padded to one length share one compilation.
       shape: of one example, for instance (H, W, C).
-      resample_steps, temperature, brownian, observe: see `run`.
+      resample_steps, temperature, brownian, observe, report: see `run`.
 
     Returns:
       Samples [B, *shape].
@@ -51,7 +54,7 @@ def sample(
     initial, keys = split_each(keys)
     x = initial_std(at(levels, 0)) * normal_each(initial, shape)
     options = {"resample_steps": resample_steps, "temperature": temperature, "brownian": brownian}
-    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, **options)
+    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, report=report, **options)
 
 
 def run(
@@ -67,6 +70,7 @@ def run(
     temperature: Float[Array, ""] | float = 1.0,
     brownian: bool = False,
     observe: Observe | None = None,
+    report: Report | None = None,
 ) -> Examples:
     """Moves `x` from levels[begin] down to levels[steps].
 
@@ -85,6 +89,7 @@ def run(
         so that samples with different numbers of steps are close. Otherwise each step has its own noise. A repeated
         step has the same noise again.
       observe: called at the start of each step; can end the loop early. None: the loop is not observed.
+      report: called with the evaluations of a sampler with adaptive step sizes; of a repeated step the last counts.
 
     Returns:
       Samples at levels[steps].
@@ -107,15 +112,19 @@ def run(
 
     state = x, sampler.init(x)
     if observe is None:
-        return lax.fori_loop(begin, steps, body, state)[0]
+        x, carry = lax.fori_loop(begin, steps, body, state)
+    else:
 
-    def observed_body(loop):
-        i, state, _ = loop
-        stops = observe(i, state[0], at(levels, i))
-        return i + 1, body(i, state), stops
+        def observed_body(loop):
+            i, state, _ = loop
+            stops = observe(i, state[0], at(levels, i))
+            return i + 1, body(i, state), stops
 
-    loop = jnp.asarray(begin), state, jnp.array(False)
-    return lax.while_loop(lambda loop: (loop[0] < steps) & ~loop[2], observed_body, loop)[1][0]
+        loop = jnp.asarray(begin), state, jnp.array(False)
+        x, carry = lax.while_loop(lambda loop: (loop[0] < steps) & ~loop[2], observed_body, loop)[1]
+    if report is not None and sampler.evaluations is not None:
+        report(sampler.evaluations(carry))
+    return x
 
 
 def edit(
@@ -130,6 +139,7 @@ def edit(
     temperature: Float[Array, ""] | float = 1.0,
     brownian: bool = False,
     observe: Observe | None = None,
+    report: Report | None = None,
 ) -> Examples:
     """Noises `image` to levels[begin], and samples from there.
 
@@ -141,7 +151,7 @@ def edit(
       steps: index of the last level; may be traced.
       image: [B, ...].
       begin: index of the first level; may be traced.
-      temperature, brownian, observe: see `run`.
+      temperature, brownian, observe, report: see `run`.
 
     Returns:
       Edited images [B, ...].
@@ -151,7 +161,7 @@ def edit(
     initial, keys = split_each(keys)
     x = perturb(image, normal_each(initial, image.shape[1:]), at(levels, begin))
     options = {"begin": begin, "temperature": temperature, "brownian": brownian}
-    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, **options)
+    return run(keys, denoiser, sampler, levels, steps, x, observe=observe, report=report, **options)
 
 
 def encode(denoiser: Denoiser, x0: Examples, levels: Noise, steps: Int[Array, ""] | int, first: Noise) -> Examples:

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from diffjax.errors import MissingData, UserError, note
 from diffjax.evaluation import plots, provenance, results_store, samples, tables
-from diffjax.evaluation.metrics import result_entry
+from diffjax.evaluation.metrics import Column, result_entry
 from diffjax.evaluation.results_store import SAMPLING_FIELDS, Entry, ResultsStore, make_id
 from diffjax.evaluation.samples import Measurer
 from diffjax.inference import image_grids, prompts
 from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, all_settings, by_flag, setting_grid
 from diffjax.inference.sampler_runner import SampleRunner
-from diffjax.metrics import similarity
+from diffjax.metrics import resampling, similarity
 from diffjax.metrics.features import WeightPaths
 from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import samples_in_steps
@@ -29,7 +29,7 @@ from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run
 
 DEFAULT_METRICS = ("fd_pixels", "classifier_accuracy")
-_RMS = "rms_to_finest_grid"
+_RMS, _EVALUATIONS = "rms_to_finest_grid", "evaluations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,9 @@ class Sweep:
         self._measure = self._measurer(names, model.classes) if names else None
         self._runner = SampleRunner(model, batch_size=min(options.batch_size, options.num))
         self.settings = [cell.named_settings for cell in self._cells]
-        self.columns = self._measure.columns if self._measure else {}
+        self.columns = dict(self._measure.columns) if self._measure else {}
+        if any(cell.settings.is_adaptive for cell in self._cells):
+            self.columns[_EVALUATIONS] = Column("evaluations per sample", "lower")
         self.baselines = self._measure.baselines() if self._measure else {}
         self._groups = _groups(self._cells)
         self._ids = self._make_ids(names)
@@ -224,12 +226,14 @@ class Sweep:
         finest = self._cells[next(group[0] for group in self._groups if i in group)]
         values = dict(measure(images, self._prompts.conditions["label"], self._prompts.captions)) if measure else {}
         entries = {name: result_entry(name, values[name], self.baselines.get(name)) for name in values}
+        counts = self._runner.evaluations
+        counted = {} if counts is None else {_EVALUATIONS: resampling.mean(counts)._asdict()}
         file = f"cells/{self._ids[i]}.png"
         fields = {
             "settings": cell.named_settings,
             "num": self.options.num,
             "seed": self.options.seed,
-            "metrics": {**entries, _RMS: distance._asdict()},
+            "metrics": {**entries, _RMS: distance._asdict(), **counted},
             "not_finite": self._runner.not_finite,
             **times,
             "finest": finest.step_settings,

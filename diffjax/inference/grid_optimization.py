@@ -71,7 +71,7 @@ class GridOptimizer:
           batch_size: samples per batch; does not change them.
 
         Raises:
-          UserError: the run is no diffusion model, or the sampler adds noise.
+          UserError: the run is no diffusion model, or the sampler adds noise or is adaptive.
         """
         if not is_diffusion(model := trained.system):
             raise UserError(f"--workdir={trained.workdir.name}: must be a diffusion model, not {trained.config.system}")
@@ -97,6 +97,8 @@ class GridOptimizer:
         self.sampler = str(reference["sampler"])
         if not is_deterministic(model.process, reference):
             raise UserError(f"--sampler={self.sampler}: adds noise, so its error cannot be measured; use another")
+        if reference.is_adaptive:
+            raise UserError(f"--sampler={self.sampler}: chooses its step sizes; use one with the steps of the grid")
         self._reference = [sample(reference) for sample in self._samples]
 
     def _settings(self, grid: str, steps: int) -> SamplingSettings:

@@ -57,6 +57,7 @@ class Samples:
       prompts: conditions of the images; a prompt of a text-conditioned run holds for adjacent images.
       scores: CLIP similarity of each image and its prompt, with --best_of; else None.
       layout: rows and columns of the grid of the images.
+      evaluations: see `SampleRunner`; of all samples, with --best_of also of those that are not kept.
     """
 
     images: UInt8[np.ndarray, "N H W C"]
@@ -64,6 +65,7 @@ class Samples:
     prompts: Prompts
     scores: Float[np.ndarray, " N"] | None
     layout: Layout
+    evaluations: Int[np.ndarray, " M"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +189,10 @@ class RunSampler:
         options: dict[str, Any] = {"progress": progress, "listener": listener}
         if request.seeds is not None:
             images = runner(self.variables, request.seeds, prompts.conditions, request.settings, **options)
-            return Samples(images, request.seeds, prompts, None, request.layout)
+            return Samples(images, request.seeds, prompts, None, request.layout, runner.evaluations)
         options |= {"candidates": request.candidates, "keep": request.keep, "seed": request.flags.seed}
         best = best_of(runner, self.variables, prompts, request.settings, request.reranker, **options)
-        return Samples(best.images, best.seeds, prompts, best.scores, request.layout)
+        return Samples(best.images, best.seeds, prompts, best.scores, request.layout, runner.evaluations)
 
     def decode(self, stage: str, x: Float[np.ndarray, "N ..."]) -> UInt8[np.ndarray, "N H W C"]:
         """Returns images of data, such as the latents of an `ObservedStep`.

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Bool, Int, UInt8, UInt32
 
+from diffjax.diffusion.samplers import Evaluations
 from diffjax.errors import UserError, warn
 from diffjax.inference.batching import DataParallelMap
 from diffjax.models.images import to_grey_levels, to_unit_range
@@ -29,6 +30,14 @@ class Listener(NamedTuple):
     receive: Callable[[ObservedStep], None]
 
 
+class _Batch(NamedTuple):
+    """Samples of a batch, whether their values are finite, and their evaluations with adaptive step sizes."""
+
+    images: UInt8[jax.Array, "B H W C"]
+    finite: Bool[jax.Array, " B"]
+    evaluations: Evaluations | None
+
+
 class SampleRunner:
     """Samples a generative model, or reconstructs images with an autoencoder, in batches of one size.
 
@@ -39,30 +48,35 @@ class SampleRunner:
     Attributes:
       compilations: number of times that the sampling program was compiled.
       not_finite: number of samples of the last call with non-finite values.
+      evaluations: evaluations of the denoiser for each sample of the last call, with a sampler of adaptive step sizes;
+        None: the sampler has a fixed number.
     """
 
     def __init__(self, system: Any, *, batch_size: int, devices: Sequence[Any] | None = None):
         batches = DataParallelMap(batch_size, devices)
         self.compilations = self.not_finite = 0
+        self.evaluations: Int[np.ndarray, " N"] | None = None
         self._listener: Listener | None = None
         self._error: BaseException | None = None
 
-        def sample(observer: Observer | None, shared: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        def sample(make_observer: Callable[[], Observer], shared: Any, batch: Any) -> _Batch:
             self.compilations += 1  # runs when traced, once per compilation
             (variables, settings), (seeds, conditions) = shared, batch
+            observer = make_observer()
             images = system.sample(variables, jax.vmap(jax.random.key)(seeds), conditions, settings, observer)
-            return to_grey_levels(images), jnp.isfinite(images).reshape(len(images), -1).all(axis=1)
+            finite = jnp.isfinite(images).reshape(len(images), -1).all(axis=1)
+            return _Batch(to_grey_levels(images), finite, _total(observer.evaluations))
+
+        unobserved = functools.partial(Observer, None, self._receive)
 
         def reconstruct(variables: Variables, images: jax.Array) -> jax.Array:
             codec = system.codec(variables)
             return to_grey_levels(codec.decode(codec.encode(to_unit_range(images))))
 
-        self._sample = batches.compile(functools.partial(sample, None), "the sampler")
+        self._sample = batches.compile(functools.partial(sample, unobserved), "the sampler")
         # The observer calls the listener of the current call, so that all calls share the program.
-        observed, one_device = (
-            Observer(self._start, self._receive),
-            DataParallelMap(batch_size, jax.local_devices()[:1]),
-        )
+        observed = functools.partial(Observer, self._start, self._receive)
+        one_device = DataParallelMap(batch_size, jax.local_devices()[:1])
         self._observed_sample = one_device.compile(functools.partial(sample, observed), "the sampler", ahead=0)
         self._reconstruct = batches.compile(reconstruct, "the autoencoder")
 
@@ -76,7 +90,7 @@ class SampleRunner:
         progress: Callable[[int], Any] = lambda images: None,
         listener: Listener | None = None,
     ) -> UInt8[np.ndarray, "N H W C"]:
-        """Samples one image per seed. Prints a warning if samples have non-finite values.
+        """Samples one image per seed. Prints a warning if samples have non-finite values or exceed a tolerance.
 
         Args:
           variables: variables of the model.
@@ -96,10 +110,16 @@ class SampleRunner:
         """
         inputs, shared = (_validate_seeds(seeds), dict(conditions)), (variables, settings)
         if listener is None:
-            images, finite = self._sample(shared, inputs, progress)
+            images, finite, evaluations = self._sample(shared, inputs, progress)
         else:
-            images, finite = self._observe(shared, inputs, progress, listener)
+            images, finite, evaluations = self._observe(shared, inputs, progress, listener)
         self.not_finite = int(np.sum(~finite))
+        self.evaluations = evaluations and evaluations.count
+        if evaluations and (limited := int(np.sum(evaluations.is_limited))):
+            warn(
+                f"{limited} of {len(finite)} samples reached max_evaluations of the sampler, so that their errors may "
+                "exceed the tolerance: raise max_evaluations, or rtol and atol"
+            )
         if self.not_finite:
             warn(
                 f"{self.not_finite} of {len(finite)} samples are not finite: lower the guidance, use more steps or "
@@ -151,6 +171,14 @@ class SampleRunner:
     def reconstruct(self, variables: Variables, images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
         """Returns an autoencoder's reconstructions of images, uint8 in [0, 255]."""
         return self._reconstruct(variables, images)
+
+
+def _total(evaluations: Sequence[Evaluations]) -> Evaluations | None:
+    """Returns the evaluations of all loops of a sample; None: no step sizes are adaptive."""
+    if not evaluations:
+        return None
+    counts, limited = zip(*evaluations, strict=True)
+    return Evaluations(jnp.sum(jnp.stack(counts), axis=0), jnp.any(jnp.stack(limited), axis=0))
 
 
 def _validate_seeds(seeds: Sequence[int] | np.ndarray) -> UInt32[np.ndarray, " N"]:

@@ -175,7 +175,7 @@ class ClipModel(ContrastiveModel):
             return self._project_images(variables, images, **options)[0]
 
         def embed_noised(x: Images, noise: Noise) -> Embeddings:
-            return self._embed_images(variables, x, jnp.broadcast_to(noise.t, x.shape[:1]))[0]
+            return self._embed_images(variables, x, jnp.broadcast_to(jnp.ravel(noise.t), x.shape[:1]))[0]
 
         return Clip(
             embed_images=lambda images: unit_norm(encode(images), 0.0),

@@ -1,4 +1,4 @@
-"""Observation of sampling loops: steps of a compiled sampler, sent to the host while it runs.
+"""Observation of sampling loops: steps of a compiled sampler, sent to the host while it runs; evaluations at its end.
 
 The sampler calls the host at the start of each step. The host answers whether it wants the images of the step, which
 cost another evaluation of the denoiser, and whether to stop.
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.noise import Noise
+from diffjax.diffusion.samplers import Evaluations
 from diffjax.diffusion.sampling import Observe
 from diffjax.models.images import to_grey_levels
 from diffjax.typing import Images
@@ -73,14 +74,16 @@ class Observer:
     """Functions of the host that a compiled sampler calls. They must not raise exceptions.
 
     Attributes:
-      start: called at the start of each step.
+      start: called at the start of each step; None: steps are not observed.
       receive: called with the steps whose images `start` wants; returns whether to stop.
       stage: pipeline stage that is observed.
+      evaluations: those of each loop with adaptive step sizes, appended while it is traced.
     """
 
-    start: Callable[[Progress], Answer]
+    start: Callable[[Progress], Answer] | None
     receive: Callable[[ObservedStep], bool]
     stage: str = ""
+    evaluations: list[Evaluations] = dataclasses.field(default_factory=list)
 
     def of_stage(self, stage: str) -> "Observer":
         """Returns the observer of a pipeline stage."""
@@ -92,8 +95,8 @@ class Observer:
         begin: Int[Array, ""] | int,
         steps: Int[Array, ""] | int,
         decode: Callable[[Array], Images] | None,
-    ) -> Observe:
-        """Returns the function that a loop calls at the start of each step.
+    ) -> Observe | None:
+        """Returns the function that a loop calls at the start of each step; None: steps are not observed.
 
         Args:
           denoise: the denoiser of the loop, evaluated once more for the images.
@@ -102,8 +105,12 @@ class Observer:
           decode: data to images [-1, 1]; None: the data are embeddings, which are not sent.
         """
 
+        if self.start is None:
+            return None
+        call_start = self.start
+
         def start(index: np.ndarray, total: np.ndarray) -> np.ndarray:
-            return np.array(self.start(Progress(self.stage, int(index), int(total))), bool)
+            return np.array(call_start(Progress(self.stage, int(index), int(total))), bool)
 
         def receive(index, total, noise, *arrays) -> np.ndarray:
             progress, (t, alpha, sigma) = Progress(self.stage, int(index), int(total)), map(float, noise)

@@ -46,6 +46,12 @@ class SamplingSettings:
         """Number of sampler steps, of all stages together."""
         return int(self.scalars.get("steps", 0)) + sum(stage.num_steps for stage in self.stages.values())
 
+    @property
+    def is_adaptive(self) -> bool:
+        """True if the sampler of a stage has adaptive step sizes, so that its number of evaluations is not fixed."""
+        stages = [self, *self.stages.values()]
+        return any("max_evaluations" in stage.sampler_options for stage in stages)
+
 
 def make_scalars(
     system: str, defaults: Mapping[str, float], sampler_config: Mapping[str, Any], **overrides: Any

@@ -59,3 +59,26 @@ def test_an_exception_of_the_listener_ends_the_loop_and_is_raised(latent, runner
     compilations = runner.compilations
     runner(variables, range(4), CONDITIONS, settings, listener=Listener(lambda step: False, started.append))
     assert runner.compilations == compilations
+
+
+@pytest.mark.slow
+def test_evaluations_with_adaptive_step_sizes_are_counted_per_sample(latent, runner, capsys):
+    """Also with guidance that has a memory, whose sampler wraps the adaptive one."""
+    model, variables, plain = latent
+    config, conditions = conditioned.latent("label").sampler, {"label": np.arange(3, dtype=np.int32)}
+
+    def sample(**options):
+        rule = "adaptive_projected(momentum=-0.5)"
+        options |= {"name": "dpm_adaptive", "steps": 1, "guidance": 2.0, "guidance_rule": rule}
+        settings = model.make_settings(config, **options)
+        assert settings.is_adaptive and not plain.is_adaptive
+        return runner(variables, range(3), conditions, settings)
+
+    compilations = runner.compilations
+    sample(rtol=0.5)
+    loose = runner.evaluations
+    sample(rtol=0.01)
+    assert loose.shape == (3,) and (loose < runner.evaluations).all() and not capsys.readouterr().err
+    sample(rtol=0.01, max_evaluations=9)
+    assert (runner.evaluations <= 9).all() and runner.compilations == compilations + 1
+    assert "3 of 3 samples reached max_evaluations" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 The keyword arguments of a sampler are its options; numbers among them may be traced. The process passes `variance`,
 `schedule`, and `steps`, the number of steps of the grid. A step works on a batch [B, ...] at one noise level, with the
-noise of the interval. Coordinates are x / alpha and sigma / alpha, as in EDM (Karras et al. 2022), written so that
-alpha may be zero at the first level and sigma is zero at the last.
+noise of the interval; one with adaptive step sizes evaluates the denoiser at a level per example. Coordinates are
+x / alpha and sigma / alpha, as in EDM (Karras et al. 2022), written so that alpha may be zero at the first level and
+sigma is zero at the last.
 """
 
-from diffjax.diffusion.samplers.base import Sampler, StepNoise
+from diffjax.diffusion.samplers.adaptive import dpm_adaptive, rk45
+from diffjax.diffusion.samplers.base import Evaluations, Sampler, StepNoise
 from diffjax.diffusion.samplers.few_steps import consistency, flow_map, lcm, tcd
 from diffjax.diffusion.samplers.first_order import ancestral, ddim, euler, euler_ancestral, euler_maruyama
 from diffjax.diffusion.samplers.multistep import (
@@ -34,6 +36,7 @@ from diffjax.diffusion.samplers.runge_kutta import (
 )
 
 __all__ = [
+    "Evaluations",
     "Sampler",
     "StepNoise",
     "ancestral",
@@ -42,6 +45,7 @@ __all__ = [
     "deis",
     "dpm2",
     "dpm2_ancestral",
+    "dpm_adaptive",
     "dpm_solver",
     "dpm_solver_multistep",
     "dpmpp_2m",
@@ -61,6 +65,7 @@ __all__ = [
     "plms",
     "pndm",
     "restart",
+    "rk45",
     "sa_solver",
     "tcd",
     "unipc",

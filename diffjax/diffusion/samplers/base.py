@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jax import Array
 from jax import numpy as jnp
+from jaxtyping import Bool, Int
 
 from diffjax.diffusion.denoiser import Denoised, Denoiser
 from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, initial_std, log_snr, posterior_variance
@@ -16,16 +18,30 @@ from diffjax.diffusion.noise_schedules import Schedule
 StepNoise = Callable[..., Array]
 
 
+class Evaluations(NamedTuple):
+    """Evaluations of the denoiser by a sampler with adaptive step sizes, per example.
+
+    Attributes:
+      count: number of evaluations.
+      is_limited: whether a limit of that number ended the adaptation, so that the error may exceed the tolerance.
+    """
+
+    count: Int[Array, " B"]
+    is_limited: Bool[Array, " B"]
+
+
 class Sampler(NamedTuple):
     """A numerical method. Every grid ends at the clean level, where a step returns x_0 and adds no noise.
 
     Attributes:
       init: maps x to the initial carry: the history of a multi-step method, or ().
       step: maps (noise: StepNoise, denoiser, carry, x [B, ...], now: Noise, next: Noise) to (x, carry).
+      evaluations: maps the carry to the `Evaluations` so far; None: the step sizes are not adaptive.
     """
 
     init: Callable
     step: Callable
+    evaluations: Callable | None = None
 
 
 def check_order(order: Array | float, highest: int, name: str = "order", lowest: int = 1) -> None:
@@ -75,6 +91,16 @@ def half_log_snr_gain(now: Noise, next: Noise) -> Array:
 def level_between(schedule: Schedule, now: Noise, next: Noise, share: Array | float) -> Noise:
     """Returns the level of the process at `share` of the way from `now` to `next` in log-SNR."""
     return schedule(schedule.time_at((1 - share) * log_snr(now) + share * log_snr(next)))
+
+
+def level_at_ratio(schedule: Schedule, ratio: Array | float) -> Noise:
+    """Returns the level with this sigma / alpha, or the nearest one of the schedule."""
+    return schedule(schedule.time_at(-2 * jnp.log(ratio)))
+
+
+def choose_level(condition: Array, a: Noise, b: Noise) -> Noise:
+    """Returns `a` if the condition is true, else `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def lowered(now: Noise, next: Noise, eta: Array | float) -> tuple[Noise, Array]:
@@ -128,9 +154,11 @@ def is_short(now: Noise, next: Noise, middle: Noise | None = None) -> Array:
 def exponential_mean(z: Array) -> Array:
     """Returns the mean of a position in [0, 1] whose density is proportional to exp(z position).
 
-    1/2 at z = 0, where it may not be evaluated; tends to 1 for large z, and to 0 for large -z. It is the weight of the
-    slope of an estimate in exponential integrators.
+    1/2 at z = 0; tends to 1 for large z, and to 0 for large -z. It is the weight of the slope of an estimate in
+    exponential integrators.
 
     Reference: DPM-Solver (Lu et al. 2022).
     """
-    return -1 / jnp.expm1(-z) - 1 / z
+    is_small = jnp.abs(z) < 1e-3
+    safe = jnp.where(is_small, 1.0, z)
+    return jnp.where(is_small, 0.5 + z / 12, -1 / jnp.expm1(-safe) - 1 / safe)

@@ -1,6 +1,5 @@
 """Single-step samplers of higher order: several evaluations within a step, and no history."""
 
-import jax
 from jax import Array, lax
 from jax import numpy as jnp
 
@@ -10,11 +9,13 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.samplers.base import (
     Sampler,
     check_order,
+    choose_level,
     estimate_x0,
     exponential_mean,
     half_log_snr_gain,
     has_signal,
     is_short,
+    level_at_ratio,
     level_between,
     lowered,
     no_history,
@@ -75,7 +76,7 @@ def edm(
         churned = (low <= sigma) & (sigma <= high) & has_signal(now)
         gamma = jnp.where(churned, jnp.minimum(churn / steps, 2**0.5 - 1), 0.0)
         more = _noisier(schedule, now, gamma, beyond)
-        more = _where(gamma > 0, more, now)
+        more = choose_level(gamma > 0, more, now)
         added = noise * jnp.sqrt(transition_variance(more, now))
         added = jnp.where(gamma > 0, added, 0.0)
         x = jnp.where(gamma > 0, more.alpha / now.alpha, 1.0) * x + added * step_noise(now, next)
@@ -116,13 +117,13 @@ def restart(
 
     def step(noise, denoiser, carry, x, now, next):
         is_last = next.sigma == 0
-        floor = _where(is_last, now, next)
-        top, count = _level_at_ratio(schedule, high), jnp.asarray(inner_steps, jnp.int32)
+        floor = choose_level(is_last, now, next)
+        top, count = level_at_ratio(schedule, high), jnp.asarray(inner_steps, jnp.int32)
         start, end = ((level.sigma / level.alpha) ** (1 / 7) for level in (top, floor))
 
         def level(i):
-            inside = _level_at_ratio(schedule, (start + i / count * (end - start)) ** 7)
-            return _where(i == count, floor, inside)
+            inside = level_at_ratio(schedule, (start + i / count * (end - start)) ** 7)
+            return choose_level(i == count, floor, inside)
 
         is_restart = (now.sigma > low * now.alpha) & (is_last | (next.sigma <= low * next.alpha))
         inner = jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0) * count
@@ -136,7 +137,9 @@ def restart(
                 return top.alpha / floor.alpha * x + std * noise(top, floor, repeat=repeat + 1)
 
             x = lax.cond((i != main) & (j == 0), noised, lambda x: x, x)
-            return _heun_step(denoiser, x, _where(i == main, now, level(j)), _where(i == main, next, level(j + 1)))
+            return _heun_step(
+                denoiser, x, choose_level(i == main, now, level(j)), choose_level(i == main, next, level(j + 1))
+            )
 
         x = move(0, x)  # outside of the loop, as guided_steps.py uses the first evaluation of a step
         return lax.fori_loop(1, inner + 1, move, x), carry
@@ -256,15 +259,6 @@ def _heun_step(denoiser: Denoiser, x: Array, now: Noise, next: Noise, velocity: 
     return lax.cond((next.sigma > 0) & (velocity | is_short(now, next)), correct, lambda ahead: ahead, ahead)
 
 
-def _where(condition: Array, a: Noise, b: Noise) -> Noise:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-def _level_at_ratio(schedule: Schedule, ratio: Array | float) -> Noise:
-    """Returns the level with this sigma / alpha, or the nearest one of the schedule."""
-    return schedule(schedule.time_at(-2 * jnp.log(ratio)))
-
-
 def _noisier(schedule: Schedule, now: Noise, gamma: Array, beyond: Array | bool) -> Noise:
     """Returns the level with 1 + gamma times the sigma / alpha of `now`; for `beyond` see `edm`."""
     level = schedule(schedule.time_at(log_snr(now) - 2 * jnp.log1p(gamma)))
@@ -274,7 +268,7 @@ def _noisier(schedule: Schedule, now: Noise, gamma: Array, beyond: Array | bool)
     scale = jnp.where(last.alpha == 1, 1.0, jnp.hypot(last.alpha, last.sigma) / jnp.hypot(now.alpha, sigma))
     outside = Noise(last.t, scale * now.alpha, scale * sigma)
     is_outside = jnp.asarray(beyond, bool) & (sigma * last.alpha > last.sigma * now.alpha)
-    return _where(is_outside, outside, level)
+    return choose_level(is_outside, outside, level)
 
 
 def _single_step(

@@ -78,7 +78,7 @@ class BoundModel:
           conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
             it, the image whose region of mask 1 is known. "measurement" is that of the settings' operator. "latent" is
             the initial x_T.
-          observer: receives the steps on the host.
+          observer: receives the steps on the host, and the evaluations of a sampler with adaptive step sizes.
 
         Returns:
           Images [-1, 1], or embeddings [B, D].
@@ -107,19 +107,20 @@ class BoundModel:
         if self.unconditional is not None and guidance_settings.has_memory(settings):
             sampler = guided_steps.with_memory(sampler, denoiser_with)
         is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
-        begin, observe = settings["begin"] if is_edit else 0, None
+        begin, observing = settings["begin"] if is_edit else 0, {}
         if observer is not None:
             decode = self.decode if len(self.shape) > 1 else None  # embeddings are not images
-            observe = observer.of_loop(denoise, begin, steps, decode)
+            observing["observe"] = observer.of_loop(denoise, begin, steps, decode)
+            observing["report"] = observer.evaluations.append
         loop = keys, denoise, sampler, levels, steps
-        noise = {name: settings[name] for name in ("temperature", "brownian")}
+        options = {name: settings[name] for name in ("temperature", "brownian")} | observing
         if "latent" in conditions:
-            x = sampling.run(*loop, conditions["latent"], observe=observe, **noise)
+            x = sampling.run(*loop, conditions["latent"], **options)
         elif is_edit:
-            x = sampling.edit(*loop, conditions["image"], begin=begin, observe=observe, **noise)
+            x = sampling.edit(*loop, conditions["image"], begin=begin, **options)
         else:
             resample_steps = settings["resample_steps"]
-            x = sampling.sample(*loop, shape=self.shape, resample_steps=resample_steps, observe=observe, **noise)
+            x = sampling.sample(*loop, shape=self.shape, resample_steps=resample_steps, **options)
         return self.decode(x)
 
     def initial_latents(self, keys: PRNGKeys, settings: SamplingSettings) -> Array:

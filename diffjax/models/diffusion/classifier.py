@@ -83,7 +83,7 @@ class NoisedImageClassifier(Classifier):
         return self._apply(variables, noise.alpha * images, noise, return_features=True).mean((1, 2))
 
     def _apply(self, variables: Variables, x: Array, noise: Noise, **options: Any) -> Float[Array, "B ..."]:
-        t = jnp.broadcast_to(self.time_scale * (noise.t - 1.0), x.shape[:1])
+        t = jnp.broadcast_to(self.time_scale * (jnp.ravel(noise.t) - 1.0), x.shape[:1])
         return apply(self.half_unet, variables["params"]["model"], x, t, **options)
 
 

@@ -1,0 +1,294 @@
+"""Samplers with adaptive step sizes: a step of the grid is divided, so that an estimate of its error is in a tolerance.
+
+The estimate is the difference of two solutions, of neighbouring orders, from the same evaluations. Each example has
+step sizes of its own, so a sample does not depend on its batch. The denoiser is evaluated on the whole batch, at a
+noise level per example, until the last example has arrived.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array, lax
+from jax import numpy as jnp
+
+from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, flow_time, log_snr
+from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.samplers.base import (
+    Evaluations,
+    Sampler,
+    check_order,
+    choose_level,
+    estimate_x0,
+    exponential_mean,
+    has_signal,
+    level_at_ratio,
+    x0_from_eps,
+)
+
+_FIRST_SIZE = 0.05  # in the variable of integration: half the log-SNR, or the time of a rectified flow
+_SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 2.0  # of the next step size
+_MAX_RATIO = 1000.0  # sigma / alpha; steps from noisier levels to this one are of first order
+_STAGES = np.array(  # of Dormand & Prince; the last row is the solution of fifth order
+    [
+        [0, 0, 0, 0, 0, 0, 0],
+        [1 / 5, 0, 0, 0, 0, 0, 0],
+        [3 / 40, 9 / 40, 0, 0, 0, 0, 0],
+        [44 / 45, -56 / 15, 32 / 9, 0, 0, 0, 0],
+        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0, 0],
+        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0, 0],
+        [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0],
+    ]
+)
+_FOURTH_ORDER = np.array([5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40])
+
+
+def rk45(
+    *,
+    schedule: Schedule,
+    rtol: Array | float = 1e-4,
+    atol: Array | float = 1e-4,
+    max_evaluations: Array | int = 1000,
+) -> Sampler:
+    """Runge-Kutta method of fifth order by Dormand & Prince, with adaptive step sizes: six evaluations per step.
+
+    Integrates the velocity eps - x_0 over the time of the rectified flow, as `heun(velocity=True)` does. A step of the
+    grid is divided into steps whose estimated error in x is at most max(atol, rtol |x|), as a root mean square over
+    the example. One step of the grid, --steps=1, is enough. The step to the clean image ends with the estimate of x_0
+    at the first level of the schedule.
+
+    Args:
+      schedule: noise level at a timestep.
+      rtol: tolerance relative to |x|. It has to be above the rounding errors of the network, in bfloat16 for instance.
+      atol: tolerance of small values of x.
+      max_evaluations: per sample. A sample that reaches it goes to the end of each step by a DDIM step.
+
+    Raises:
+      ValueError: both tolerances are 0; traced ones are not checked.
+
+    Reference: Dormand & Prince 1980; Song et al. 2021b, sec. 4.3.
+    """
+    nodes = _STAGES.sum(1)
+    means = _STAGES / np.maximum(nodes, 1e-9)[:, None]
+
+    def value(x, x0, level):
+        return eps_from_x0(x, x0, level) - x0
+
+    def move(x, velocity, now, next):
+        y = x / (now.alpha + now.sigma) + (flow_time(next) - flow_time(now)) * velocity
+        return (next.alpha + next.sigma) * y
+
+    def level(place):
+        return schedule(schedule.time_at(2 * (jnp.log1p(place) - jnp.log(-place))))
+
+    method = _Method(
+        place=lambda level: -flow_time(level),
+        level=level,
+        value=value,
+        move=move,
+        nodes=nodes,
+        weights=lambda stage, size: jnp.asarray(means, size.dtype)[stage],
+        lower_weights=lambda size: jnp.asarray(_FOURTH_ORDER, size.dtype),
+        stages=6,
+        exponent=1 / 5,
+    )
+    return _adaptive(method, schedule, rtol, atol, max_evaluations)
+
+
+def dpm_adaptive(
+    *,
+    schedule: Schedule,
+    order: Array | int = 3,
+    rtol: Array | float = 0.05,
+    atol: Array | float = 0.0078,
+    max_evaluations: Array | int = 1000,
+) -> Sampler:
+    """DPM-Solver with adaptive step sizes: DPM-Solver-23, or -12, of `order` evaluations per step.
+
+    Step sizes are those of the log-SNR. For the tolerances, the limit and the end see `rk45`.
+
+    Args:
+      schedule: noise level at a timestep.
+      order: 2 or 3, the higher of the two orders.
+      rtol: tolerance relative to |x|.
+      atol: tolerance of small values of x; by default one of 256 grey levels.
+      max_evaluations: per sample.
+
+    Raises:
+      ValueError: an option is out of its range; traced ones are not checked.
+
+    Reference: DPM-Solver (Lu et al. 2022), its adaptive step size. Here |x| is the smaller one of both solutions, and
+    a step is at most twice as long as the one before, so that steps that overshoot are not accepted.
+    """
+    check_order(order, 3, lowest=2)
+
+    def value(x, x0, level):
+        return eps_from_x0(x, x0, level)
+
+    def move(x, eps, now, next):
+        return ddim_step(x, x0_from_eps(x, eps, now), now, next)
+
+    def weights(stage, size):
+        mean = exponential_mean(-stage / order * size) * stage / jnp.maximum(stage - 1, 1)
+        slope = jnp.where(stage == 1, 0.0, jnp.where(order == 2, 1.0, mean))
+        index = jnp.arange(4).reshape(4, *[1] * size.ndim)
+        return jnp.where(index == 0, 1 - slope, 0.0) + jnp.where((index == stage - 1) & (stage > 1), slope, 0.0)
+
+    method = _Method(
+        place=lambda level: log_snr(level) / 2,
+        level=lambda place: schedule(schedule.time_at(2 * place)),
+        value=value,
+        move=move,
+        nodes=jnp.arange(4) / order,
+        weights=weights,
+        lower_weights=lambda size: jnp.where(jnp.asarray(order) == 2, jnp.eye(4)[0], jnp.array([-0.5, 1.5, 0.0, 0.0])),
+        stages=jnp.asarray(order, jnp.int32),
+        exponent=1 / order,
+    )
+    return _adaptive(method, schedule, rtol, atol, max_evaluations)
+
+
+class _Method(NamedTuple):
+    """A Runge-Kutta method with a second solution, of lower order.
+
+    A stage moves x by a mean of the values of the stages before. The last stage is the end of the step, so that its
+    evaluation is the first of the next step.
+
+    Attributes:
+      place: maps a level to the variable of integration, which rises.
+      level: maps the variable to the level.
+      value: maps (x, x_0, level) to the value that is averaged.
+      move: maps (x, mean value, level, next level) to x at the next level.
+      nodes: place of each stage in the step [N], from 0 to 1.
+      weights: maps (stage, step size [B, 1, ...]) to the weights of the mean, [N] or [N, B, 1, ...].
+      lower_weights: maps the step size to those of the solution of lower order.
+      stages: number of stages after the first, of one evaluation each; at most N - 1.
+      exponent: 1 / the order of the estimated error in the step size.
+    """
+
+    place: Callable
+    level: Callable
+    value: Callable
+    move: Callable
+    nodes: Array | np.ndarray
+    weights: Callable
+    lower_weights: Callable
+    stages: Array | int
+    exponent: Array | float
+
+
+class _Carry(NamedTuple):
+    evaluations: Evaluations
+    size: Array  # next step size [B]
+
+
+class _State(NamedTuple):
+    """State of the examples within a step of the grid.
+
+    Attributes:
+      x: [B, ...].
+      x0: estimate at `x`.
+      place: variable of integration [B, 1, ...].
+      size: next step size [B, 1, ...].
+      count: number of evaluations [B, 1, ...].
+    """
+
+    x: Array
+    x0: Array
+    place: Array
+    size: Array
+    count: Array
+
+
+def _adaptive(
+    method: _Method, schedule: Schedule, rtol: Array | float, atol: Array | float, max_evaluations: Array | int
+) -> Sampler:
+    """Returns the sampler of a method."""
+    if isinstance(rtol, int | float) and isinstance(atol, int | float) and rtol == atol == 0:
+        raise ValueError("rtol=0, atol=0: one of them must be above 0")
+
+    def init(x):
+        evaluations = Evaluations(jnp.zeros(len(x), jnp.int32), jnp.zeros(len(x), bool))
+        return _Carry(evaluations, jnp.full(len(x), _FIRST_SIZE, x.dtype))
+
+    def step(noise, denoiser, carry, x, now, next):
+        del noise
+
+        def attempt(state):
+            size = jnp.minimum(state.size, end - state.place)
+            start = method.level(state.place)
+
+            def stage(i, results):
+                values, *_ = results
+                there = method.level(state.place + jnp.asarray(method.nodes, size.dtype)[i] * size)
+                point = method.move(state.x, _mean(method.weights(i, size), values), start, there)
+                x0 = estimate_x0(denoiser, point, there)
+                return values.at[i].set(method.value(point, x0, there)), point, x0
+
+            values = jnp.zeros((len(method.nodes), *x.shape), x.dtype)
+            values = values.at[0].set(method.value(state.x, state.x0, start))
+            values, higher, x0 = lax.fori_loop(1, method.stages + 1, stage, (values, state.x, state.x0))
+            reached = jnp.where(size < end - state.place, state.place + size, end)
+            lower = method.move(state.x, _mean(method.lower_weights(size), values), start, method.level(reached))
+
+            allowed = jnp.maximum(atol, rtol * jnp.minimum(jnp.abs(lower), jnp.abs(higher)))
+            squares = jnp.square((higher - lower) / allowed)
+            error = jnp.sqrt(jnp.mean(squares, axis=tuple(range(1, x.ndim)), keepdims=True))
+            factor = jnp.clip(_SAFETY * error**-method.exponent, _MIN_FACTOR, _MAX_FACTOR)
+            factor = jnp.where(jnp.isnan(factor), _MIN_FACTOR, factor)
+
+            runs = is_running(state)
+            is_accepted = runs & (error <= 1)
+            # a step that was cut short by the end of the grid's does not shorten the next one
+            next_size = jnp.where(
+                is_accepted & (size < state.size), jnp.maximum(state.size, factor * size), factor * size
+            )
+            return _State(
+                jnp.where(is_accepted, higher, state.x),
+                jnp.where(is_accepted, x0, state.x0),
+                jnp.where(is_accepted, reached, state.place),
+                jnp.where(runs, next_size, state.size),
+                state.count + jnp.where(runs, method.stages, 0),
+            )
+
+        def is_running(state):
+            return (state.place < end) & (state.count + method.stages <= max_evaluations)
+
+        column = (len(x), *[1] * (x.ndim - 1))
+        end = method.place(choose_level(next.sigma > 0, next, schedule(schedule.first))).astype(x.dtype)
+        x, x0, first, count = _first_estimate(denoiser, x, now, next, schedule)
+        state = _State(
+            x,
+            x0,
+            jnp.full(column, method.place(first), x.dtype),
+            carry.size.reshape(column),
+            carry.evaluations.count.reshape(column) + count,
+        )
+        state = lax.while_loop(lambda state: jnp.any(is_running(state)), attempt, state)
+        # to the clean image with the estimate at the end; for the whole rest if the limit is reached
+        x = ddim_step(state.x, state.x0, method.level(state.place), next)
+        is_limited = carry.evaluations.is_limited | (state.place < end).reshape(-1)
+        evaluations = Evaluations(state.count.reshape(-1), is_limited)
+        return x.astype(state.x.dtype), _Carry(evaluations, state.size.reshape(-1))
+
+    return Sampler(init, step, lambda carry: carry.evaluations)
+
+
+def _first_estimate(
+    denoiser: Callable, x: Array, now: Noise, next: Noise, schedule: Schedule
+) -> tuple[Array, Array, Noise, Array]:
+    """Returns x with its estimate of x_0 at a level with signal, that level, and the number of evaluations."""
+    x0 = estimate_x0(denoiser, x, now)
+    with_signal = choose_level(has_signal(next), level_at_ratio(schedule, _MAX_RATIO), next)
+
+    def skip():
+        moved = ddim_step(x, x0, now, with_signal)
+        return moved, estimate_x0(denoiser, moved, with_signal)
+
+    x, x0 = lax.cond(has_signal(now), lambda: (x, x0), skip)
+    return x, x0, choose_level(has_signal(now), now, with_signal), jnp.where(has_signal(now), 1, 2)
+
+
+def _mean(weights: Array, values: Array) -> Array:
+    """Returns the mean of `values` [N, B, ...] under weights [N] or [N, B, 1, ...]."""
+    return jnp.sum(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)) * values, axis=0)
