@@ -77,8 +77,9 @@ class Dense(nn.Module):
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(
             self.dtype
         )  # as one matrix product: faster on a CPU
-        y = y.reshape(*x.shape[:-1], self.features)
-        return add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32)) if self.bias else y
+        if self.bias:
+            y = y + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)[None, :]
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class Conv(nn.Module):
@@ -100,16 +101,8 @@ class Conv(nn.Module):
         y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=layout)
         if not self.bias:
             return y
-        return add_bias(y, self.param("bias", bias_init, (self.features,), jnp.float32))
-
-
-def add_bias(x: Float[Array, "*B C"], bias: Float[Array, " C"]) -> Float[Array, "*B C"]:
-    """Returns `x + bias` in the dtype of `x`."""
-    bias = bias.astype(x.dtype)
-    if x.ndim < 3:
-        return x + jnp.expand_dims(bias, range(x.ndim - 1))
-    per_example = jnp.broadcast_to(bias[None, :], (len(x), len(bias)))
-    return x + repeat_over_space(per_example, x.shape[1:-1])
+        bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        return y + repeat_over_space(jnp.broadcast_to(bias[None, :], (len(y), self.features)), y.shape[1:-1])
 
 
 def unit_norm(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
