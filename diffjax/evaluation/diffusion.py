@@ -92,7 +92,7 @@ def progressive_coding(settings: Settings, trained: Run, examples: Examples) -> 
     def distortions(variables, keys, conditions, x0, sampling):
         model = system.bind(variables, conditions)
         denoise, levels = with_clipping(model.denoiser, clipping.clip), model.process.schedule(sampling.times)
-        return likelihood.distortions(keys, denoise, model.encode(x0), levels, shown).T
+        return likelihood.distortions(keys, denoise, model.encode(x0), levels, jnp.asarray(shown)).T
 
     def compute(keys, batch):
         return distortions(trained.variables, keys, batch, to_unit_range(batch["image"]), sampling)

@@ -165,14 +165,14 @@ class ClipModel(ContrastiveModel):
         return factor * value, Aux(metrics, jax.lax.stop_gradient(updated))
 
     def clip(self, variables: Variables) -> Clip:
-        def encode(images: Images, **options: bool) -> Array:
+        def encode(images: Images, return_features: bool = False) -> Array:
             if self.resizes:
                 shape = (len(images), self.image_spec.size, self.image_spec.size, 3)
                 images = jax.image.resize(as_rgb(images, min_side=1), shape, "cubic", antialias=True).clip(-1, 1)
             if self.noising:  # the first timestep has the least noise, and is used for clean images
                 images, t = self.noising.downsample(images), jnp.ones(len(images))
-                return self._project_images(variables, images, t, **options)[0]
-            return self._project_images(variables, images, **options)[0]
+                return self._project_images(variables, images, t, return_features=return_features)[0]
+            return self._project_images(variables, images, return_features=return_features)[0]
 
         def embed_noised(x: Images, noise: Noise) -> Embeddings:
             return self._embed_images(variables, x, jnp.broadcast_to(jnp.ravel(noise.t), x.shape[:1]))[0]

@@ -117,6 +117,7 @@ class MMDiT(DiT):
             h, angles = self._enter(class_tokens, i, h, angles)
             if i not in self.skipped_blocks:
                 block = self._block(JointBlock, i, last=i == self.layers - 1)
+                assert context is not None  # only the last block has none
                 h, context = (partition(tokens, "batch", "tokens", None) for tokens in (h, context))
                 h, context, values = block(h, context, emb, dropout_keys, angles, first_values)
                 if self.value_residual and first_values is None:

@@ -374,6 +374,7 @@ def black_samples(monkeypatch, without_loading):
 
     def init(self, system, *, batch_size):
         sizes.append(batch_size)
+        self.evaluations = None
 
     def call(self, variables, seeds, conditions, settings, progress, listener):
         return np.zeros((len(seeds), 8, 8, 1), np.uint8)

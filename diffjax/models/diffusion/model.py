@@ -175,9 +175,11 @@ class DiffusionModel(GenerativeModel):
         bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
         average = {**variables, "params": variables.get("ema", variables["params"])}
         teacher = self._bound_teacher(variables, values) if self.teacher else None
-        options, penalty = {}, None
+        options: dict[str, Any] = {}
+        penalty = None
         if self.alignment and images is not None:
-            options, penalty = {"tokens_after": self.alignment.block}, self.alignment.bind(variables, images)
+            options["tokens_after"] = self.alignment.block
+            penalty = self.alignment.bind(variables, images)
         value, memory, metrics = self.process.bind(variables["params"]["model"]).train_loss(
             bind_network(variables, **options),
             crop(x_0),
