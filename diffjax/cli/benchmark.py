@@ -1,4 +1,4 @@
-"""Benchmark a config, also beside PyTorch; find batches and layouts of devices; check muP.
+"""Benchmark a config, or compare with PyTorch; find batches and layouts of devices; check muP.
 
   python launch.py benchmark --config=configs/digits.py [--steps=20] [--samples=100] [--config.train.batch_size=256 ...]
   python launch.py benchmark --config=configs/digits.py --data [--config.data.name=folder --config.data.dir=DIR ...]
