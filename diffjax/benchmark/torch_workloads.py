@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffusers as diffusers_library
-import torch as torch_library
-import transformers as transformers_library
-from torch.nn import functional
+# Packages of the extra parity, which other modules do not need.
+import diffusers as diffusers_library  # pyright: ignore[reportMissingImports]
+import torch as torch_library  # pyright: ignore[reportMissingImports]
+import transformers as transformers_library  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 torch: Any = torch_library  # whose annotations differ between versions
 diffusers: Any = diffusers_library
