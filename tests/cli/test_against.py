@@ -15,9 +15,9 @@ def test_flags_that_do_not_fit_are_refused(capsys, tmp_path, monkeypatch):
     assert "--config: has no effect with --against" in refused(capsys, *against, "--config=digits")
     assert "--config.seed=1: has no effect with --against" in refused(capsys, *against, "--config.seed=1")
     assert "--cases: requires --against" in refused(capsys, "benchmark", "--config=digits", "--cases=sd15")
-    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     error = refused(capsys, *against, "--cases=dit_s2")
-    assert error == "error: --against=torch: requires diffusers; pip install 'diffjax[parity]'\n"
+    assert error == "error: --against=torch: requires torch; pip install 'diffjax[parity]'\n"
 
 
 @pytest.mark.slow
