@@ -82,8 +82,9 @@ def _row(config: ConfigDict, model: Model, devices: Devices, machine: Machine, e
     flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
     compiled = compile_layout(lowered)
     memory, exchanges = compiled.memory_analysis(), collectives(compiled.as_text() or "")
-    between = [collective for collective in exchanges if cost_model.crosses_hosts(collective, machine)]
-    within = [collective for collective in exchanges if collective not in between]
+    size = {True: 0, False: 0}  # bytes, by whether they cross hosts
+    for collective in exchanges:
+        size[cost_model.crosses_hosts(collective, machine)] += collective.times * collective.size
     compute = flops / devices.num_devices / (machine.tflops * 1e12 * UTILIZATION)
     exchange = sum(cost_model.seconds(collective, machine) for collective in exchanges)
     return {
@@ -91,8 +92,8 @@ def _row(config: ConfigDict, model: Model, devices: Devices, machine: Machine, e
         "tensor": devices.mesh.shape["tensor"],
         "state GB": memory.argument_size_in_bytes / 1e9,
         "temporary GB": memory.temp_size_in_bytes / 1e9,
-        "within GB": sum(collective.times * collective.size for collective in within) / 1e9,
-        "between GB": sum(collective.times * collective.size for collective in between) / 1e9,
+        "within GB": size[False] / 1e9,
+        "between GB": size[True] / 1e9,
         "compute ms": compute * 1e3,
         "exchange ms": exchange * 1e3,
         "step ms": (compute + exchange) * 1e3,

@@ -45,7 +45,7 @@ MACHINES: Mapping[str, Machine] = {  # hosts of eight GPUs with NVLink and one I
 
 def crosses_hosts(collective: Collective, machine: Machine) -> bool:
     """Returns whether devices of several hosts take part."""
-    return len({device // machine.devices for device in collective.group}) > 1
+    return _hosts(collective, machine) > 1
 
 
 def seconds(collective: Collective, machine: Machine) -> float:
@@ -59,7 +59,10 @@ def seconds(collective: Collective, machine: Machine) -> float:
         return 0.0
     bandwidth = machine.link
     if crosses_hosts(collective, machine):
-        hosts = len({device // machine.devices for device in collective.group})
-        per_host = count // hosts if collective.kind in _RINGS else 1
+        per_host = count // _hosts(collective, machine) if collective.kind in _RINGS else 1
         bandwidth = min(machine.link, per_host * machine.network)
     return collective.times * collective.size * share / (bandwidth * 1e9)
+
+
+def _hosts(collective: Collective, machine: Machine) -> int:
+    return len({device // machine.devices for device in collective.group})

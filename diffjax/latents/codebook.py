@@ -41,9 +41,14 @@ def means(state: CodebookState) -> Books:
     return state["sums"] / state["counts"][..., None]
 
 
+def length(x: Float[Array, "... d"]) -> Float[Array, "... 1"]:
+    """Returns the lengths of vectors, at least 1e-6."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
+
+
 def unit_length(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """Scales vectors to length one."""
-    return x / jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
+    return x / length(x)
 
 
 def nearest(z: Float[Array, "... d"], book: Float[Array, "K d"]) -> Int[Array, "..."]:

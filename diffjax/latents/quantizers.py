@@ -223,8 +223,18 @@ class VectorQuantizer(Quantizer):
         return {**updated, "usage": codebook.usage(state, codes, context)}, {"restarts": dead.sum() * 1.0}
 
 
+class _FixedCodes(Quantizer):
+    """Codes without parameters, of which the state counts the usage."""
+
+    def init(self, key):
+        return {}, {"usage": jnp.zeros((1, self.vocabulary))}
+
+    def learn(self, params, state, quantized, index, context):
+        return {"usage": codebook.usage(state, quantized.codes, context)}, {}
+
+
 @dataclasses.dataclass(frozen=True)
-class FiniteScalars(Quantizer):
+class FiniteScalars(_FixedCodes):
     """Rounds every channel to one of a few levels, without parameters: FSQ (Mentzer et al. 2024).
 
     The vector of a code has the levels of its channels, scaled to [-1, 1].
@@ -234,9 +244,6 @@ class FiniteScalars(Quantizer):
     """
 
     levels: tuple[int, ...] = ()
-
-    def init(self, key):
-        return {}, {"usage": jnp.zeros((1, self.vocabulary))}
 
     @property
     def _half(self) -> np.ndarray:
@@ -272,12 +279,9 @@ class FiniteScalars(Quantizer):
         half = self._half[None, None, None]
         return (digits - half) / half
 
-    def learn(self, params, state, quantized, index, context):
-        return {"usage": codebook.usage(state, quantized.codes, context)}, {}
-
 
 @dataclasses.dataclass(frozen=True)
-class Bits(Quantizer):
+class Bits(_FixedCodes):
     """The signs of the channels, without parameters: lookup-free quantisation (LFQ, Yu et al. 2024, MAGVIT-v2).
 
     The vector of a code has 1 and -1. A penalty makes the bits of a latent certain and the codes of a batch diverse.
@@ -287,9 +291,6 @@ class Bits(Quantizer):
     """
 
     entropy_weight: float = 0.1
-
-    def init(self, key):
-        return {}, {"usage": jnp.zeros((1, self.vocabulary))}
 
     @property
     def _basis(self) -> np.ndarray:
@@ -321,9 +322,6 @@ class Bits(Quantizer):
         diversity = -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
         return self.entropy_weight * (entropy.mean(axis=1) - diversity)
 
-    def learn(self, params, state, quantized, index, context):
-        return {"usage": codebook.usage(state, quantized.codes, context)}, {}
-
 
 def _straight_through(z: Latents, vector: Latents) -> Latents:
     """Returns `vector`, whose gradient is passed to `z` unchanged."""
@@ -342,8 +340,7 @@ def _rotated(z: Latents, vector: Latents) -> Latents:
     middle = codebook.unit_length(start + end)
     along = lambda direction: jnp.sum(z * direction, axis=-1, keepdims=True)  # noqa: E731
     turned = z - 2.0 * along(middle) * middle + 2.0 * along(start) * end
-    norms = (jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12)) for x in (vector, fixed))
-    turned = functools.reduce(operator.truediv, norms) * turned
+    turned = codebook.length(vector) / codebook.length(fixed) * turned
     return turned + lax.stop_gradient(vector - turned)  # the value, exactly
 
 
