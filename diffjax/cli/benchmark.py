@@ -85,6 +85,15 @@ _PEAK = {
 
 _EXAMPLES = 50_000  # size of the simulated data set
 _WARMUP = 2  # steps that are not timed
+_TIMING = ("steps", "samples", "data")
+_MODES = ("communication", "plan", "coordinates")
+_WITHOUT_EFFECT = {  # flags that a mode does not use, and why
+    "against": (("config", *_TIMING[1:], *_MODES, "machine", "find_batch", "memory"), "has cases of its own"),
+    "communication": (_TIMING, "only compiles"),
+    "plan": (_TIMING, "only compiles"),
+    "find_batch": ((*_TIMING, *_MODES), "only compiles"),
+    "coordinates": (("samples", "data", "communication"), "only trains"),
+}
 _STEPS_PER_TURN = 3  # default of --steps with --against
 
 
@@ -118,25 +127,19 @@ def run(arguments: Arguments) -> int:
             raise UserError(f"--out={out}: the name must end in .json")
         check_writable("out", out)
         out.parent.mkdir(parents=True, exist_ok=True)
+    for mode, (names, reason) in _WITHOUT_EFFECT.items():
+        for name in names:
+            if getattr(arguments, mode) and name in arguments.given_flags:
+                raise UserError(f"--{name}: has no effect with --{mode}, which {reason}; remove one of them")
     if arguments.against:
         return _compare(arguments)
     for name in ("cases", "scale", "turns", "batch_size"):
         if name in arguments.given_flags:
             raise UserError(f"--{name}: requires --against; add --against=torch, or remove it")
-    for mode in ("communication", "plan"):
-        for name in ("steps", "samples", "data"):
-            if getattr(arguments, mode) and name in arguments.given_flags:
-                raise UserError(f"--{name}: has no effect with --{mode}, which only compiles; remove one of them")
     if arguments.machine and not arguments.plan:
         raise UserError(f"--machine={arguments.machine}: requires --plan, the number of devices; add it")
-    for name in ("steps", "samples", "data", "communication", "plan", "coordinates"):
-        if arguments.find_batch and name in arguments.given_flags:
-            raise UserError(f"--{name}: has no effect with --find_batch, which only compiles; remove one of them")
     if arguments.memory and not arguments.find_batch:
         raise UserError(f"--memory={arguments.memory:g}: requires --find_batch; add it, or remove the flag")
-    for name in ("samples", "data", "communication"):
-        if arguments.coordinates and name in arguments.given_flags:
-            raise UserError(f"--{name}: has no effect with --coordinates, which only trains; remove one of them")
     config = read_config(arguments)
     if "train" not in config:
         raise UserError(f"--config={arguments.config}: a pipeline trains nothing itself; benchmark one of its stages")
@@ -165,19 +168,6 @@ def run(arguments: Arguments) -> int:
 
 def _compare(arguments: Arguments) -> int:
     """Compares with the peers of --against. Returns the exit code 0."""
-    for name in (
-        "config",
-        "samples",
-        "data",
-        "communication",
-        "plan",
-        "machine",
-        "coordinates",
-        "find_batch",
-        "memory",
-    ):
-        if name in arguments.given_flags:
-            raise UserError(f"--{name}: has no effect with --against, which has cases of its own; remove one of them")
     if arguments.overrides:
         raise UserError(f"{arguments.overrides[0]}: has no effect with --against; choose --cases and --batch_size")
     steps = arguments.steps if "steps" in arguments.given_flags else _STEPS_PER_TURN
