@@ -7,7 +7,7 @@ One model has all cells. The two scales are not comparable: that of classifier-f
 that of the classifier's gradient is 0. cfg_scale.py and adm_table4.py are the tables of each paper.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 FREE, CLASSIFIER = ("1.5", "2", "4"), ("1", "3", "10")
 NONE = {"sampler.guidance": 1.0, "sampler.classifier_scale": 0.0}
@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
         "small": Scale(
             config="configs/digits.py",
             duration="three trainings of 2000 steps and three classifiers, estimated at an hour on two CPU cores",
-            fields={"model.channels": 16, "train.steps": 2000, "train.num_preview_samples": 0, "train.eval_every": 0},
+            fields={**SMALL_TRAINING, "train.steps": 2000},
             seeds=(0, 1, 2),
             num=1000,
             classifier=("configs/classifier_digits.py", {"train.eval_every": 0}),

@@ -8,7 +8,7 @@ L_0 is what the rest of a lossless code has. `launch.py evaluate --metrics=progr
 a plot.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Paper, Scale, smoke
 
 OBJECTIVE = {"L": {"diffusion.loss": "vlb"}, "L_simple": {"diffusion.loss": "mse"}}
 CODING = {"rate": 1.78, "decoder": 1.97, "rmse": 0.95}  # of the model with the best samples
@@ -66,10 +66,8 @@ EXPERIMENT = Experiment(
             fields={
                 **DDPM,
                 "sampler.steps": 100,
-                "model.channels": 16,
+                **SMALL_TRAINING,
                 "train.steps": 2000,
-                "train.num_preview_samples": 0,
-                "train.eval_every": 0,
             },
             seeds=(0, 1, 2),
             num=1000,

@@ -8,7 +8,7 @@ cells: each length is reconstructed from stored averages. In the paper the best 
 training time and the guidance, and is shorter with guidance (figures 5 and 6); the lengths compared are of this file.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 LENGTHS = ("0.02", "0.05", "0.075", "0.1", "0.15", "0.2", "0.25")
 GUIDANCE = ("1", "2")
@@ -50,11 +50,9 @@ EXPERIMENT = Experiment(
             config="configs/edm2_digits.py",
             duration="three trainings of 2000 steps, estimated at two hours on two CPU cores",
             fields={
-                "model.channels": 16,
+                **SMALL_TRAINING,
                 "train.steps": 2000,
                 "train.ema_every": 25,
-                "train.num_preview_samples": 0,
-                "train.eval_every": 0,
             },
             seeds=(0, 1, 2),
             num=1000,

@@ -7,7 +7,7 @@ The paper attributes the difficulty of optimising L_vlb to the noise of its grad
 sampling. iddpm_table2.py has L_vlb with it, and L_hybrid with uniform timesteps.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 LEARNED = {"diffusion.variance": "learned_range"}
 OBJECTIVE = {
@@ -72,10 +72,8 @@ EXPERIMENT = Experiment(
             fields={
                 **IDDPM,
                 "sampler.steps": 50,
-                "model.channels": 16,
+                **SMALL_TRAINING,
                 "train.steps": 2000,
-                "train.num_preview_samples": 0,
-                "train.eval_every": 0,
             },
             seeds=(0, 1, 2),
             num=1000,

@@ -8,7 +8,7 @@ max(SNR, 1) and min(SNR, 5). Trainings are short, as the claim is about the spee
 in pixels and in the features of a classifier, to see whether an order depends on the features.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 WEIGHTING = {"1": "x0", "SNR": "snr", "max(SNR, 1)": "truncated_snr", "min(SNR, 5)": "min_snr(gamma=5)"}
 PREDICTION = ("eps", "x0", "v")
@@ -49,10 +49,8 @@ EXPERIMENT = Experiment(
             duration="36 trainings of 1000 steps, estimated at two hours on two CPU cores",
             fields={
                 "sampler.guidance": 1.0,
-                "model.channels": 16,
+                **SMALL_TRAINING,
                 "train.steps": 1000,
-                "train.num_preview_samples": 0,
-                "train.eval_every": 0,
             },
             seeds=(0, 1, 2),
             num=1000,

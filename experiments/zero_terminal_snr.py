@@ -6,7 +6,7 @@
 The schedule is that of Stable Diffusion. Its last level keeps some signal, and so the mean brightness of an image.
 """
 
-from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
+from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 SCHEDULE = {"some signal": {}, "zero signal": {"diffusion.zero_terminal_snr": True}}
 FIXED = {"schedule": "zero signal", "grid": "trailing"}
@@ -50,10 +50,8 @@ EXPERIMENT = Experiment(
             fields={
                 **FIELDS,
                 "sampler.steps": 25,
-                "model.channels": 16,
+                **SMALL_TRAINING,
                 "train.steps": 2000,
-                "train.num_preview_samples": 0,
-                "train.eval_every": 0,
             },
             seeds=(0, 1, 2),
             num=1000,

@@ -5,6 +5,7 @@ The file of an experiment defines `EXPERIMENT = Experiment(...)`. `launch.py rep
 
 from diffjax.reproduce.spec import (
     SMALL_NETWORKS,
+    SMALL_TRAINING,
     Axis,
     Experiment,
     Fields,
@@ -21,6 +22,7 @@ from diffjax.reproduce.spec import (
 
 __all__ = [
     "SMALL_NETWORKS",
+    "SMALL_TRAINING",
     "Axis",
     "Experiment",
     "Fields",

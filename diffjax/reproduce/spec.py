@@ -26,7 +26,8 @@ SMALL_NETWORKS: Fields = {  # makes every network of a pipeline small
     "*conditions.caption.width": 32,
     "*conditions.image_embedding.width": 32,
 }
-_SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
+# Of trainings on digits that take minutes: a small network, without previews and held-out losses.
+SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
 
 
 class Multiply(NamedTuple):
@@ -241,7 +242,7 @@ def few_step_scales(
     small = Scale(
         config=config,
         duration="hours on two CPU cores; not measured",
-        fields=_SMALL_TRAINING,
+        fields=SMALL_TRAINING,
         seeds=(0, 1, 2),
         num=1000,
     )
@@ -251,7 +252,7 @@ def few_step_scales(
             config,
             duration="minutes on two CPU cores; not measured",
             train_steps=40,
-            fields=_SMALL_TRAINING,
+            fields=SMALL_TRAINING,
             axes=smoke_axes,
             measures=smoke_measures,
         ),
@@ -259,7 +260,7 @@ def few_step_scales(
         "paper": dataclasses.replace(
             small,
             duration="not measured; on Fashion-MNIST at 14x14, where the papers have CIFAR-10 and ImageNet",
-            fields={**_SMALL_TRAINING, **fashion_mnist},
+            fields={**SMALL_TRAINING, **fashion_mnist},
             num=5000,
         ),
     }
