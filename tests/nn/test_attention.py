@@ -1,5 +1,6 @@
 """Attention against an explicit NumPy softmax."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +128,28 @@ def test_softmax_of_half_precision_is_float32():
     found = attention.attend(q, k, v, 2, "xla")
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masks", [0, 1, 2])  # number of masks: none, one for all examples, one per example
+def test_attention_and_gradients_equal_those_of_jax(masks, causal):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v = (jax.random.normal(key, (2, length, 8)) for key, length in zip(keys, (4, 6, 6), strict=False))
+    mask = jax.random.bernoulli(keys[3], 0.5, (masks, 4, 6)) if masks else None
+    weights = jax.random.normal(keys[4], q.shape)
+
+    def library(q, k, v):
+        split = (x.reshape(2, -1, 2, 4) for x in (q, k, v))
+        heads_mask = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(*split, mask=heads_mask, is_causal=causal).reshape(q.shape)
+
+    def ours(q, k, v):
+        return attention.attend(q, k, v, 2, "xla", mask[0] if masks == 1 else mask, causal=causal)
+
+    def value_and_gradient(function):
+        return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(weights * function(*qkv)), (0, 1, 2)))(q, k, v)
+
+    chex.assert_trees_all_close(value_and_gradient(ours), value_and_gradient(library), atol=1e-5)
 
 
 def test_heads_must_divide_the_channels():
