@@ -378,6 +378,7 @@ def load(
     *,
     ema_length: float | None = None,
     data_dir: str | None = None,
+    weights_dtype: str = "float32",
 ) -> Run:
     """Opens a trained or exported run with its averaged parameters, also while it trains.
 
@@ -386,11 +387,14 @@ def load(
       checkpoint: training step of the checkpoint; None: the newest one.
       ema_length: relative length of the average, which is reconstructed; None: the average of train.ema_decay.
       data_dir: folder of the data set; None: `data.dir` of the run.
+      weights_dtype: type of the kernels, "float32" or "bfloat16", which needs half the memory. Layers compute in the
+        same types.
 
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
-    run = loading.load(workdir, checkpoint, ema_length=ema_length, data_dir=data_dir)
+    options = {"data_dir": data_dir, "weights_dtype": weights_dtype}
+    run = loading.load(workdir, checkpoint, ema_length=ema_length, **options)
     return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 

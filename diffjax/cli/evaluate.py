@@ -111,6 +111,7 @@ def run(arguments: Arguments) -> int:
         arguments.checkpoint,
         ema_length=arguments.ema_length,
         data_dir=arguments.data_dir,
+        weights_dtype=arguments.weights_dtype,
     )
     settings = evaluations.make_settings(arguments.as_dict())
     results = ResultsStore(trained.workdir.results)

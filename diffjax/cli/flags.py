@@ -108,6 +108,8 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
     absl_flags.DEFINE_string("data_dir", None, "folder of data sets (default: data.dir of the run)", flag_values=flags)
+    text = "float32 | bfloat16: type of the kernels in memory; bfloat16 needs half, and changes samples a little"
+    absl_flags.DEFINE_string("weights_dtype", "float32", text, flag_values=flags)
 
 
 def define_ema_length(flags: Flags, *, several: bool = False) -> None:

@@ -40,8 +40,13 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     path, out = required(arguments, "workdir"), Path(required(arguments, "out"))
-    step, data_dir = arguments.checkpoint, arguments.data_dir
-    trained = load(path, step, ema_length=arguments.ema_length, data_dir=data_dir)
+    trained = load(
+        path,
+        arguments.checkpoint,
+        ema_length=arguments.ema_length,
+        data_dir=arguments.data_dir,
+        weights_dtype=arguments.weights_dtype,
+    )
     model, overrides = check_run(trained), single_setting(arguments.as_dict())
     settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     with new_folder(out) as folder:

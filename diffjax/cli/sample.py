@@ -135,7 +135,13 @@ def run(arguments: Arguments) -> int:
     flags = SampleFlags(arguments.as_dict(), arguments.given_flags)
     captions = check_files(flags)
     _check_output(path, out / "00000.png" if to_folder else out)
-    trained = load(path, arguments.checkpoint, ema_length=arguments.ema_length, data_dir=arguments.data_dir)
+    trained = load(
+        path,
+        arguments.checkpoint,
+        ema_length=arguments.ema_length,
+        data_dir=arguments.data_dir,
+        weights_dtype=arguments.weights_dtype,
+    )
     sampler = RunSampler(trained, flags.values)
     request = sampler.prepare(flags, captions)
     with tqdm(total=request.total, unit="image") as bar:

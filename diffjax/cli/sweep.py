@@ -69,8 +69,8 @@ def run(arguments: Arguments) -> int:
     samples.check_names(names, weight_paths(arguments))
     lengths = parse_lengths("ema_length", arguments.ema_length) if arguments.ema_length else [None]
     path = required(arguments, "workdir")
-    step, data_dir = arguments.checkpoint, arguments.data_dir
-    runs = {length: load(path, step, ema_length=length, data_dir=data_dir) for length in lengths}
+    options = {"data_dir": arguments.data_dir, "weights_dtype": arguments.weights_dtype}
+    runs = {length: load(path, arguments.checkpoint, ema_length=length, **options) for length in lengths}
     results = ResultsStore(runs[lengths[0]].workdir.results)
     check_output(arguments, results)
     options = SweepOptions(

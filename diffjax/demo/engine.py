@@ -37,7 +37,8 @@ _CAPACITIES = (250, 1000)  # numbers of steps that time grids are padded to, so 
 _BYTES_PER_PIXEL = 12  # and step of a trajectory: two floats, and four grey levels
 _MAX_LOADED = 4  # runs with their guidance models that stay in memory
 _OF_ENGINE = ("workdir", "out", "from")  # flags that a request does not set
-_OF_MODELS = ("checkpoint", "ema_length", "data_dir", "codec", "classifier", "weak")  # flags that select what is loaded
+# flags that select what is loaded
+_OF_MODELS = ("checkpoint", "ema_length", "data_dir", "weights_dtype", "codec", "classifier", "weak")
 _PATIENCE = 0.1  # seconds between looks at `stop` while another request runs
 
 Parse = Callable[[Sequence[str]], Any]
@@ -377,8 +378,8 @@ class Engine:
         """Returns the sampler of a run with its guidance models; loads them unless they were used lately."""
         key = flags.workdir, *(flags.values.get(name) for name in _OF_MODELS)
         if key not in self._samplers:
-            data_dir = flags.values.get("data_dir")
-            trained = load(flags.workdir, flags.checkpoint, ema_length=flags.ema_length, data_dir=data_dir)
+            options = {"data_dir": flags.data_dir, "weights_dtype": flags.weights_dtype or "float32"}
+            trained = load(flags.workdir, flags.checkpoint, ema_length=flags.ema_length, **options)
             self._samplers[key] = RunSampler(trained, flags.values)
         self._samplers.move_to_end(key)
         while len(self._samplers) > _MAX_LOADED:

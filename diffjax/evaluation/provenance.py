@@ -71,6 +71,7 @@ def run_provenance(trained: Run) -> dict[str, Any]:
         "checkpoint": trained.step,
         "ema_decay": trained.config.get("train", {}).get("ema_decay"),  # None: a pipeline is not trained itself
         **({"ema_length": trained.ema_length} if trained.ema_length else {}),
+        **({"weights_dtype": trained.weights_dtype} if trained.weights_dtype != "float32" else {}),
         "data": _data_name(trained),
         **environment(),
     }

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffjax import models
 from diffjax.data.tokenizer import Tokenizer
-from diffjax.errors import UserError
+from diffjax.errors import UserError, unknown
 from diffjax.models import clip as clip_model
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage
 from diffjax.models.diffusion.data_space import LatentSpace, latent_space
@@ -29,6 +29,7 @@ from diffjax.typing import Clip, Codec, ImageSpec, Variables
 
 TrainedModel = tuple[Model, Variables] | TrainedStage
 T = TypeVar("T", bound=Model)
+WEIGHT_TYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Run:
       step: number of training steps that the variables had.
       lora: of a LoRA run, the LoRA and its parameters, which are merged in `variables`.
       ema_length: relative length of the average, if it was reconstructed.
+      weights_dtype: type of the kernels, one of WEIGHT_TYPES.
     """
 
     workdir: Workdir
@@ -50,6 +52,7 @@ class Run:
     step: int
     lora: tuple[LoraModel, Variables] | None = None
     ema_length: float | None = None
+    weights_dtype: str = "float32"
 
     @property
     def parameters(self) -> int:
@@ -84,6 +87,7 @@ def load(
     averaged: bool = True,
     ema_length: float | None = None,
     data_dir: str | None = None,
+    weights_dtype: str = "float32",
 ) -> Run:
     """Opens a run with its averaged parameters, also while it trains.
 
@@ -94,10 +98,14 @@ def load(
       ema_length: relative length of the average, which is reconstructed (averages.py); None: the average of
         train.ema_decay.
       data_dir: folder of the data set; None: `data.dir` of the run.
+      weights_dtype: type of the kernels, one of WEIGHT_TYPES. "bfloat16" needs half the memory; layers compute in the
+        same types.
 
     Raises:
-      UserError: there is no run or no such checkpoint, or a file of the run is damaged.
+      UserError: there is no run or no such checkpoint, a file of the run is damaged, or an unknown `weights_dtype`.
     """
+    if weights_dtype not in WEIGHT_TYPES:
+        raise unknown("weights_dtype", weights_dtype, WEIGHT_TYPES)
     workdir = Workdir(path)
     config = workdir.read_config()
     if data_dir is not None:
@@ -131,7 +139,22 @@ def load(
         if adapter:
             lora = adapter, variables["params"]
             variables = {**variables, "params": jax.jit(adapter.merge)(adapter.frozen["base"], variables["params"])}
-    return Run(workdir, config, spec, system, {**variables, "frozen": system.frozen}, step, lora, ema_length)
+    variables = _with_dtype({**variables, "frozen": system.frozen}, weights_dtype)
+    system = dataclasses.replace(system, frozen=variables["frozen"])
+    return Run(workdir, config, spec, system, variables, step, lora, ema_length, weights_dtype)
+
+
+def _with_dtype(variables: Variables, dtype: str) -> Variables:
+    """Returns variables with kernels, those of frozen models included, in a type.
+
+    Layers convert kernels to the type that they compute in, so that no computation changes its type. Other parameters
+    stay float32: biases, embeddings and codebooks take little memory.
+    """
+
+    def convert(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if getattr(path[-1], "key", None) == "kernel" else leaf
+
+    return variables if dtype == "float32" else jax.tree.map_with_path(convert, variables)
 
 
 def read_template(workdir: Workdir) -> tuple[Variables, tuple[float, ...]]:
