@@ -9,7 +9,15 @@ from jax import numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, ddim_step, flow_time, initial_std, perturb, transition_variance
+from diffjax.diffusion.noise import (
+    Noise,
+    ddim_step,
+    flow_time,
+    for_examples,
+    initial_std,
+    perturb,
+    transition_variance,
+)
 from diffjax.diffusion.random import Keys, brownian_increment, fold_in_each, normal_each, split_each
 from diffjax.diffusion.samplers import Evaluations, Sampler, StepNoise
 
@@ -136,12 +144,14 @@ def edit(
     image: Examples,
     *,
     begin: Int[Array, ""] | int,
+    other: Examples | None = None,
+    other_weight: Float[Array, " B"] | None = None,
     temperature: Float[Array, ""] | float = 1.0,
     brownian: bool = False,
     observe: Observe | None = None,
     report: Report | None = None,
 ) -> Examples:
-    """Noises `image` to levels[begin], and samples from there.
+    """Noises `image` to levels[begin], and samples from there; or from a mix with another noised image.
 
     Args:
       keys: [B], consumed.
@@ -151,15 +161,23 @@ def edit(
       steps: index of the last level; may be traced.
       image: [B, ...].
       begin: index of the first level; may be traced.
+      other: second images [B, ...], noised by noise of their own; None: `image` alone.
+      other_weight: lambda in (1 - lambda) x_t + lambda x_t', where x_t' are the noised second images. The mix has less
+        noise than levels[begin], except at 0 and 1.
       temperature, brownian, observe, report: see `run`.
 
     Returns:
       Edited images [B, ...].
 
-    Reference: SDEdit (Meng et al. 2022), algorithm 1.
+    Reference: SDEdit (Meng et al. 2022), algorithm 1; of two images DDPM (Ho et al. 2020), section 4.4.
     """
     initial, keys = split_each(keys)
-    x = perturb(image, normal_each(initial, image.shape[1:]), at(levels, begin))
+    level = at(levels, begin)
+    x = perturb(image, normal_each(initial, image.shape[1:]), level)
+    if other is not None and other_weight is not None:
+        other_x = perturb(other, normal_each(fold_in_each(initial, 1), other.shape[1:]), level)
+        weight = for_examples(other_weight, x)
+        x = (1.0 - weight) * x + weight * other_x
     options = {"begin": begin, "temperature": temperature, "brownian": brownian}
     return run(keys, denoiser, sampler, levels, steps, x, observe=observe, report=report, **options)
 

@@ -207,6 +207,29 @@ def test_edit_has_the_closed_form_moments(begin, sampler):
     check_moments(x, mean, cov)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_mix_of_two_noised_images_has_the_closed_form_moments(weight):
+    """The noises of both images are independent, so the mix has less noise than its level: DDPM's interpolation."""
+    levels, steps, begin, other = lay(SCHEDULES["cosine"], 20), 20, 10, np.array([-0.4, 0.2])
+    a, s = float(levels.alpha[begin]), float(levels.sigma[begin])
+    start = a * ((1 - weight) * IMAGE + weight * other)
+    variance = s**2 * ((1 - weight) ** 2 + weight**2)
+    mean, cov = exact_moments("ancestral", levels, steps, start, variance * np.eye(2), begin=begin)
+    images = (jnp.tile(jnp.asarray(image, jnp.float32), (COUNT, 1)) for image in (IMAGE, other))
+    check_moments(interpolate()(*images, jnp.full(COUNT, weight), levels, steps, begin), mean, cov)
+
+
+@functools.cache
+def interpolate():
+    @jax.jit
+    def run(image, other, weight, levels, steps, begin):
+        keys = jax.random.split(jax.random.key(2), len(image))
+        options = {"begin": begin, "other": other, "other_weight": weight}
+        return sampling.edit(keys, best, SAMPLERS["ancestral"], levels, steps, image, **options)
+
+    return run
+
+
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_later_edits_change_the_image_less(sampler):
     """From step 0 nothing of the image remains; from the last step nearly all of it."""

@@ -75,9 +75,9 @@ class BoundModel:
         """Samples one output per key.
 
         Args:
-          conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image; with
-            it, the image whose region of mask 1 is known. "measurement" is that of the settings' operator. "latent" is
-            the initial x_T.
+          conditions: arrays [B, ...] by name. Without a "mask", "image" [-1, 1] is the start of image-to-image, and
+            "other_image" with "other_weight" [B] one to interpolate with; with it, the image whose region of mask 1 is
+            known. "measurement" is that of the settings' operator. "latent" is the initial x_T.
           observer: receives the steps on the host, and the evaluations of a sampler with adaptive step sizes.
 
         Returns:
@@ -85,8 +85,9 @@ class BoundModel:
         """
         schedule, steps = self.process.schedule, settings["steps"]
         levels = schedule(settings.times)
-        if "image" in conditions:
-            conditions = {**conditions, "image": self.encode(conditions["image"])}
+        for name in ("image", "other_image"):
+            if name in conditions:
+                conditions = {**conditions, name: self.encode(conditions[name])}
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
 
@@ -117,6 +118,7 @@ class BoundModel:
         if "latent" in conditions:
             x = sampling.run(*loop, conditions["latent"], **options)
         elif is_edit:
+            options |= {"other": conditions.get("other_image"), "other_weight": conditions.get("other_weight")}
             x = sampling.edit(*loop, conditions["image"], begin=begin, **options)
         else:
             resample_steps = settings["resample_steps"]
