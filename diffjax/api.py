@@ -290,7 +290,8 @@ class Run(loading.Run):
           store: append the metrics to the run's results, and do not compute stored ones again.
           recompute: compute metrics that are stored too.
           settings: sampling settings by flag, one value each (steps: several for reconstruction); and decoder, terms,
-            ode_steps, exact_trace, samples, template and lpips of `launch.py evaluate`.
+            ode_steps, exact_trace, samples, template, lpips, masks, strength and resample_steps of `launch.py
+            evaluate`.
 
         Returns:
           The estimates with their standard errors, by name: "fd_pixels"; "nll.bound", "nll.kl" for nll.
@@ -569,7 +570,7 @@ def _option(name: str, value: Any) -> Any:
     low = evaluations.OPTIONS[name]
     if low is not None:
         return _integer(name, value, low, _MAX_COUNT)
-    return value if isinstance(value, str) else ",".join(map(os.fspath, value))
+    return str(value) if isinstance(value, str | int | float) else ",".join(map(str, value))
 
 
 def _print_warnings(entries: Sequence[Entry]) -> None:

@@ -4,6 +4,7 @@
   python launch.py evaluate --workdir=runs/cifar10 --metrics=fid,sfid,is,kid --inception=FILE --num=50000 --steps=50
   python launch.py evaluate --workdir=runs/digits --metrics=nll [--num=1000 --terms=100 --ode_steps=100]
   python launch.py evaluate --workdir=runs/digits --metrics=reconstruction --steps=10,20,50,100,200,500,1000
+  python launch.py evaluate --workdir=runs/digits --metrics=inpainting,interpolation [--masks=half --strength=0.5]
   python launch.py evaluate --workdir=runs/classifier --metrics=accuracy
 
 Metrics of samples, against the real images of --reference. The sampling settings are those of the config and the flags:
@@ -39,6 +40,15 @@ over --steps (default: all).
 straightness, of diffusion models: how far DDIM's trajectories in --steps (default 100) are from straight lines at
 constant speed, relative to the squared distance of their ends (Liu et al. 2023); without guidance.
 
+inpainting, of diffusion models: images of --split inpainted in random masks of the kind --masks, under their own labels
+or captions and with the sampling settings of the config and the flags. Mean absolute difference of neighbouring pixels
+across the border of the mask, in grey levels, and how much it exceeds that of the real images; mean squared error of
+the region; fd_pixels; for shapes the caption accuracy. --resample_steps=K takes each step K times (RePaint).
+
+interpolation, of diffusion models without captions: pairs of images of --split are noised to each t / T in --strength,
+mixed and sampled from there, as in DDPM (Ho et al. 2020, section 4.4). Error of the ends, which are reconstructions;
+diversity of the samples half way; their fd_pixels.
+
 retrieval, zero_shot, composition, for CLIPs: recall@1, 5 and 10 among --num images and captions of --split; accuracy of
 the most similar class name, in the sentence of --template; fraction of images of shapes nearer to their caption than to
 all captions with a wrong colour, shape, size, order of two objects, or binding (attributes of two objects exchanged).
@@ -71,6 +81,7 @@ from diffjax.cli.settings import define_settings, note_batch_size
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.results_store import ResultsStore, flat_row
+from diffjax.models.diffusion.inpainting_masks import KINDS
 from diffjax.parsing import texts
 from diffjax.runs.loading import load
 
@@ -90,12 +101,15 @@ def define(flags: Flags) -> None:
         ("decoder", "exact", "L_0 of a diffusion model's bound: exact | ddpm (as in DDPM's code)"),
         ("template", "a {}", "sentence with {} for the class name, for zero_shot"),
         ("lpips", None, "weights files of LPIPS, BACKBONE,LINEAR"),
+        ("masks", "rectangle", f"kind of the masks of inpainting: {' | '.join(KINDS)}"),
+        ("strength", None, "fractions t / T of interpolation (default: the config's, or 0.125,0.25,0.5,0.75,1)"),
     ):
         absl_flags.DEFINE_string(name, default, text, flag_values=flags)
     for name, default, low, text in (
         ("num", None, 2, "number of images, the first of the split (default 256), or of samples (default 1000)"),
         ("ode_steps", 100, 0, "number of steps of the ODE solver, 0: bound only"),
         ("samples", 64, 1, "number of samples of a VAE's importance-weighted bound"),
+        ("resample_steps", None, 1, "number of times that each step of inpainting is taken"),
         ("terms", 0, 0, "number of terms of the bound per batch, 0: all"),
         ("exact_trace", None, 0, "number of images with an exact trace (default: 8 if they have at most 256 values)"),
     ):

@@ -1,14 +1,14 @@
 """Evaluates trained runs: likelihood, reconstructions, samples, classifiers and CLIPs. Prints nothing."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffjax.errors import UserError, unknown
-from diffjax.evaluation import alignment, autoencoder, classifier, diffusion, metrics, provenance
+from diffjax.evaluation import alignment, autoencoder, classifier, diffusion, editing, metrics, provenance
 from diffjax.evaluation.settings import Examples, Result, Settings
 from diffjax.models.capabilities import (
     has_likelihood,
@@ -31,11 +31,14 @@ OF_DATA: dict[str, list[tuple[Callable[[Any], bool], Evaluate]]] = {
     "progressive_coding": [(is_diffusion, diffusion.progressive_coding)],
     "reconstruction": [(is_diffusion, diffusion.reconstruction), (is_autoencoder, autoencoder.reconstruction)],
     "straightness": [(is_diffusion, diffusion.straightness)],
+    "inpainting": [(is_diffusion, editing.inpainting)],
+    "interpolation": [(is_diffusion, editing.interpolation)],
     "accuracy": [(is_classifier, classifier.accuracy)],
     "retrieval": [(is_clip, alignment.retrieval)],
     "zero_shot": [(is_clip, alignment.zero_shot)],
     "composition": [(is_clip, alignment.composition)],
 }
+OF_EDITS = ("inpainting", "interpolation")  # those of OF_DATA that have the sampling settings of samples
 OF_RECONSTRUCTIONS = {f"recon_{name}": name for name in metrics.COMPARISONS if name != "is"}
 NAMES = (*OF_DATA, *OF_RECONSTRUCTIONS, *metrics.NAMES)
 _DEFAULT_EXAMPLES = 256
@@ -84,8 +87,12 @@ def check_name(name: str) -> None:
         raise unknown("metric", name, NAMES)
 
 
-def check(name: str, trained: Run, settings: Settings | None = None) -> None:
-    """Raises UserError for a metric that the run does not support, or that does not fit the settings."""
+def check(name: str, trained: Run, settings: Settings | None = None, guides: Collection[str] = ()) -> None:
+    """Raises UserError for a metric that the run does not support, or that does not fit the settings.
+
+    Args:
+      guides: flags of models that guide the samples.
+    """
     if name in OF_DATA:
         _function(name, trained)
     elif not (is_autoencoder if name in OF_RECONSTRUCTIONS else is_generative)(trained.system):
@@ -94,6 +101,10 @@ def check(name: str, trained: Run, settings: Settings | None = None) -> None:
         raise UserError(
             f"--metrics={name}: {trained.workdir.name} outputs embeddings; evaluate the full pipeline instead"
         )
+    if name in OF_EDITS:
+        for guide in guides:
+            raise UserError(f"--{guide}: is not supported with --metrics={name}; remove one of them")
+        editing.check(name, trained, settings)
     if name == "composition":
         alignment.check_shapes(name, trained)
     if settings is None:

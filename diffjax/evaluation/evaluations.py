@@ -20,14 +20,15 @@ from diffjax.inference.guidance_models import attach_guidance_models
 from diffjax.inference.overrides import SettingsFactory, all_settings, by_flag, setting_values, single_setting
 from diffjax.inference.sampler_runner import SampleRunner
 from diffjax.metrics.features import WeightPaths
-from diffjax.parsing import texts
+from diffjax.parsing import entries, number, texts
 from diffjax.runs.datasets import dataset_info, test_split
 from diffjax.runs.loading import Run
 
 DEFAULT_SAMPLES = 1000
 # Options of metrics of data, with the least value of those that are whole numbers.
 OPTIONS = {
-    **dict.fromkeys(("decoder", "template", "lpips")),
+    **dict.fromkeys(("decoder", "template", "lpips", "masks", "strength")),
+    "resample_steps": 1,
     "ode_steps": 0,
     "samples": 1,
     "terms": 0,
@@ -73,7 +74,7 @@ def make_settings(flags: Mapping[str, Any]) -> Settings:
     """Returns settings of metrics of data from values of flags by name; None or absent: not set.
 
     Raises:
-      UserError: --steps is not a list of whole numbers, or --lpips not two files.
+      UserError: --steps is not a list of whole numbers, --strength not one of numbers, or --lpips not two files.
     """
     names = ("seed", "batch_size", "split", "num", "grid", *OPTIONS)
     fields = {name: flags[name] for name in names if flags.get(name) is not None}
@@ -83,6 +84,13 @@ def make_settings(flags: Mapping[str, Any]) -> Settings:
         fields["lpips"] = tuple(texts(fields["lpips"]))
         if len(fields["lpips"]) != 2:
             raise UserError(f"--lpips={flags['lpips']}: must be two files, BACKBONE,LINEAR")
+    if "strength" in fields:
+        try:
+            fields["strength"] = tuple(number(part) for part in entries("strength", str(fields["strength"])))
+        except ValueError as error:
+            raise UserError(f"--strength={flags['strength']}: must be numbers separated by commas") from error
+    if "resample_steps" in fields:
+        fields["overrides"] = (("resample_steps", fields.pop("resample_steps")),)
     if flags.get("steps"):
         values = setting_values("steps", flags["steps"])
         fields["steps"] = tuple(value["steps"] for value in values if "steps" in value)  # others are of stages
@@ -105,8 +113,9 @@ def prepare(
     Raises:
       UserError: a metric or a setting that the run does not support.
     """
+    guides = [name for name in ("classifier", "weak") if flags.get(name)]
     for name in names:
-        evaluation.check(name, trained, settings)
+        evaluation.check(name, trained, _settings_of(name, settings, flags), guides)
     data_metrics = [name for name in names if name in evaluation.OF_DATA]
     reconstruction_metrics = [name for name in names if name in evaluation.OF_RECONSTRUCTIONS]
     sample_metrics = [name for name in names if name in metrics.NAMES]
@@ -123,10 +132,18 @@ def prepare(
     sampled = [_sample_evaluation(sample_metrics, trained, settings, flags, references)] if sample_metrics else []
     evaluations = []
     if examples:
-        evaluations += [_data_evaluation(name, trained, settings, examples) for name in data_metrics]
+        for name in data_metrics:
+            evaluations.append(_data_evaluation(name, trained, _settings_of(name, settings, flags), examples))
     if examples and reconstruction_metrics:
         evaluations.append(_reconstruction_evaluation(reconstruction_metrics, trained, settings, examples, references))
     return evaluations + sampled
+
+
+def _settings_of(name: str, settings: Settings, flags: Mapping[str, Any]) -> Settings:
+    """Returns the settings of a metric; those of edits have the sampling settings of the flags."""
+    if name not in evaluation.OF_EDITS:
+        return settings
+    return dataclasses.replace(settings, overrides=(*settings.overrides, *single_setting(flags).items()))
 
 
 def compute(
@@ -153,7 +170,8 @@ def _data_evaluation(name: str, trained: Run, settings: Settings, examples: Exam
     fields = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _NOT_SHOWN}
     defaults = dataclasses.asdict(Settings())
     shown = {field: value for field, value in fields.items() if field == "split" or value != defaults[field]}
-    shown = {field: _plain(value) for field, value in shown.items()}
+    shown = {field: _plain(value) for field, value in shown.items() if field != "overrides"}
+    shown |= by_flag(dict(settings.overrides))
     identity = make_id(
         metrics=[name],
         settings={**fields, "lpips": list(map(io.file_hash, settings.lpips)), "seed": settings.seed},
@@ -171,7 +189,7 @@ def _data_evaluation(name: str, trained: Run, settings: Settings, examples: Exam
             "metrics": dict(_estimates(name, result.values)),
             "details": dict(result.values),
             "text": result.text,
-            "warnings": [],
+            "warnings": list(result.warnings),
             "files": list(result.plots),
         }
         return results_store.make_entry("evaluate", trained, identity, values), result.plots

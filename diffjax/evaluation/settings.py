@@ -38,6 +38,9 @@ class Settings:
     template: str = "a {}"  # sentence of zero-shot classification; {} is the class name
     draws: int = 64  # samples of a VAE's importance-weighted bound
     lpips: tuple[str, ...] = ()  # files of the weights of LPIPS, backbone and linear layers; (): LPIPS is not computed
+    masks: str = "rectangle"  # kind of the masks of inpainting, a name in inpainting_masks.KINDS
+    strength: tuple[float, ...] = ()  # fractions t / T of interpolation; (): the config's strength, or several
+    overrides: tuple[tuple[str, Any], ...] = ()  # sampling settings of inpainting and interpolation, over the config's
 
     def count(self, default: int) -> int:
         """Returns `num`, or the default if it is None."""
@@ -71,6 +74,13 @@ class Row(NamedTuple):
     text: str
 
 
+class Shown(NamedTuple):
+    """Images that an experiment's report shows in the place of samples, and what they are."""
+
+    images: UInt8[np.ndarray, "N H W C"]
+    text: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Result of a metric of data.
@@ -80,6 +90,8 @@ class Result:
       values: numbers by name. A mean or a proportion is a mapping with "mean" and "standard_error".
       rows: the main values as text.
       plots: functions that write an image to a path, by file name.
+      shown: images for the report of an experiment; None: the metric has none.
+      warnings: reasons to distrust a value.
       provenance: everything else that the values depend on; `evaluation.evaluate` adds it.
     """
 
@@ -87,6 +99,8 @@ class Result:
     values: Mapping[str, Any]
     rows: Sequence[Row]
     plots: Mapping[str, Callable[[Path], None]] = dataclasses.field(default_factory=dict)
+    shown: Shown | None = None
+    warnings: Sequence[str] = ()
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -122,17 +136,18 @@ def mean_and_error(
     values: Float[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None
 ) -> dict[str, float | None]:
     """Returns the mean over images and its standard error, for a result file; `groups` as of `resampling.mean`."""
-    return _with_names(resampling.mean(values, groups))
+    return with_names(resampling.mean(values, groups))
 
 
 def share_and_error(
     correct: Bool[np.ndarray, " N"], groups: Shaped[np.ndarray, " N"] | None = None
 ) -> dict[str, float | None]:
     """Returns the proportion of correct images and its standard error, which is positive at 0 and 1 too."""
-    return _with_names(resampling.proportion_with_error(correct, groups))
+    return with_names(resampling.proportion_with_error(correct, groups))
 
 
-def _with_names(estimate: Estimate) -> dict[str, float | None]:
+def with_names(estimate: Estimate) -> dict[str, float | None]:
+    """Returns an estimate for a result file."""
     return {"mean": estimate.value, "standard_error": estimate.standard_error}
 
 

@@ -182,9 +182,12 @@ class CellEvaluator:
         names = [measure.metric for measure in options.measures]
         for name in names:
             if name in evaluation.NAMES:
-                evaluation.check(name, trained)
+                evaluation.check(name, trained, guides=guides)
         of_samples = [name for name in names if name in metrics.NAMES]
         of_reconstructions = [evaluation.OF_RECONSTRUCTIONS[n] for n in names if n in evaluation.OF_RECONSTRUCTIONS]
+        has_edits = not set(names).isdisjoint(evaluation.OF_EDITS)
+        measures_samples = bool(of_samples or {"rms_to_finest_grid", "seconds_per_image"} & {*names})
+        self._samples = is_generative(model) and (measures_samples or not has_edits)  # a report shows edits instead
         self._measure_samples = self._measurer(of_samples) if of_samples else None
         self._measure_reconstructions = self._measurer(of_reconstructions, "test") if of_reconstructions else None
         self._runner = SampleRunner(self._model, batch_size=min(options.batch_size, options.num))
@@ -192,7 +195,7 @@ class CellEvaluator:
         if is_generative(model):
             settings = (model.make_settings(cell.sampler) for cell in cells)
             self._capacity = max(int(getattr(each, "steps", 0)) for each in settings)
-        self._data_results: dict[tuple[str, Settings], Result] = {}
+        self._data_results: dict[tuple[str, Settings, str], Result] = {}
         self._examples_of = functools.cache(lambda split, num: self._read_examples(split, num))
 
     def _measurer(self, names: Sequence[str], split: str | None = None) -> Measurer:
@@ -202,7 +205,7 @@ class CellEvaluator:
 
     def evaluate(self, cell: Cell) -> CellResult:
         """Returns the result of a cell."""
-        results = [self._evaluate_samples(cell)] if is_generative(self._trained.system) else []
+        results = [self._evaluate_samples(cell)] if self._samples else []
         if self._measure_reconstructions:
             results.append(self._evaluate_reconstructions(self._measure_reconstructions))
         results.append(self._evaluate_data(cell))
@@ -248,10 +251,13 @@ class CellEvaluator:
 
     def _evaluate_data(self, cell: Cell) -> CellResult:
         """Evaluates metrics of data, and values that training logged."""
-        estimates = {}
+        estimates, warnings, shown = {}, {}, None
         for measure in self._options.measures:
             if measure.metric in evaluation.OF_DATA:
-                estimate = select_estimate(self._data_result(cell, measure).values, measure.value)
+                result = self._data_result(cell, measure)
+                estimate = select_estimate(result.values, measure.value)
+                warnings |= dict.fromkeys(result.warnings)
+                shown = shown or result.shown
             elif measure.metric == "training":
                 lines = self._trained.workdir.read_metrics()
                 estimate = select_estimate(lines[-1] if lines else {}, measure.value)
@@ -260,20 +266,27 @@ class CellEvaluator:
             if estimate is not None:
                 estimates[measure.name] = estimate
         settings = {m.name: dict(m.settings) for m in self._options.measures if m.settings}
-        return CellResult(estimates, {"warnings": []} | ({"settings": settings} if settings else {}))
+        depends: dict[str, Any] = {"warnings": list(warnings)} | ({"settings": settings} if settings else {})
+        if shown:
+            depends |= {"sampler": cell.sampler.to_dict(), "shown": shown.text}
+        return CellResult(estimates, depends, shown.images if shown else None)
 
     def _data_result(self, cell: Cell, measure: Measure) -> Result:
-        """Returns the result of a metric of data, computed once per metric and settings."""
+        """Returns the result of a metric of data, computed once per metric, settings and for edits the sampler."""
         fields = dict(measure.settings)
         if is_diffusion(self._trained.system) and measure.metric == "reconstruction":
             fields = {"steps": (cell.sampler.steps,), "grid": cell.sampler.grid, **fields}
         elif is_diffusion(self._trained.system) and measure.value.startswith("ode"):
             fields = {"ode_steps": cell.sampler.steps, **fields}
+        trained, sampler = self._trained, ""
+        if measure.metric in evaluation.OF_EDITS:
+            fields = {"seed": _SEEDS_APART * int(cell.labels[SEED]), **fields}
+            trained, sampler = with_sampler(trained, cell.sampler), cell.sampler.to_json()
         settings = Settings(**fields)
-        key = measure.metric, settings
+        key = measure.metric, settings, sampler
         if key not in self._data_results:
             examples = self._examples_of(settings.split, settings.num)
-            self._data_results[key] = evaluation.evaluate(measure.metric, self._trained, settings, examples)
+            self._data_results[key] = evaluation.evaluate(measure.metric, trained, settings, examples)
         return self._data_results[key]
 
     def _read_examples(self, split: str, num: int | None) -> Examples:
@@ -283,6 +296,13 @@ class CellEvaluator:
     def _judge(self) -> Reranker:
         """The CLIP that was trained with the run."""
         return load_reranker(self._trained, batch_size=self._options.batch_size)
+
+
+def with_sampler(trained: Run, sampler: ConfigDict) -> Run:
+    """Returns a run with another sampler section of its config."""
+    config = ConfigDict(trained.config.copy_and_resolve_references()).unlock()
+    config.sampler = sampler
+    return dataclasses.replace(trained, config=config.lock())
 
 
 def select_estimate(values: Any, path: str) -> Estimate | None:

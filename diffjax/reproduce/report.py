@@ -147,7 +147,9 @@ def _about_samples(outcome: Outcome) -> str:
     """Returns what the rows, columns and cells of samples.png are, and the captions of the samples."""
     row_axes, column_axis = ", ".join(outcome.row_axes), outcome.experiment.column_axis
     words = [f"{name}: {_escape(axis)}." for name, axis in (("Columns", column_axis), ("Rows", row_axes)) if axis]
-    if any("reconstructions" in provenance for provenance in outcome.provenances):
+    if text := _shared(outcome.provenances).get("shown"):
+        words.append(f"Each cell: {text}.")
+    elif any("reconstructions" in provenance for provenance in outcome.provenances):
         words.append(f"Each cell: {figures.SHOWN // 2} test images above their reconstructions.")
     else:
         words.append(f"Each cell: the first {figures.SHOWN} samples, from the same noise in all cells.")

@@ -116,6 +116,47 @@ def test_the_likelihood_requires_a_grid_that_ends_at_the_clean_image(workdir, ca
     assert "remove the option end" in refused(capsys, "evaluate", f"--workdir={workdir}", *flags)
 
 
+def test_evaluate_inpainting(workdir, capsys):
+    flags = ["--metrics=inpainting", "--num=8", "--masks=half", "--steps=3", "--resample_steps=2"]
+    assert evaluate(workdir, *flags) == 0
+    assert "difference across the border" in capsys.readouterr().out
+    entry = result(workdir, "inpainting")
+    assert entry["settings"] == {"split": "test", "masks": "half", "steps": 3, "resample_steps": 2}
+    values = {name: estimate["value"] for name, estimate in entry["metrics"].items()}
+    border, real = values["inpainting.border"], values["inpainting.border_real"]
+    assert values["inpainting.border_excess"] == pytest.approx(border - real) and real > 0
+    images = read_images(workdir / "results" / "inpainting.png").reshape(3, 8, 8, 8, 1)
+    differs = (images[0] != images[2]).reshape(8, -1)
+    assert 0 < differs.mean() <= 0.5 and values["inpainting.mse"] > 0
+
+
+@pytest.mark.slow
+def test_evaluate_interpolation(workdir):
+    assert evaluate(workdir, "--metrics=interpolation", "--num=40", "--sampler=ancestral", "--steps=20") == 0
+    entry = result(workdir, "interpolation")
+    assert entry["settings"] == {"split": "test", "sampler": "ancestral", "steps": 20}
+    rows = entry["details"]["rows"]
+    assert [row["t"] for row in rows] == [2, 5, 10, 15, 20]
+    for name in ("reconstruction", "diversity"):
+        assert 0 < rows[0][name]["mean"] < rows[2][name]["mean"] < rows[-1][name]["mean"]
+    assert len(read_images(workdir / "results" / "interpolation.png")) == 5 * 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--metrics=inpainting", "--masks=circle"], "unknown masks 'circle'"),
+        (["--metrics=inpainting", "--steps=2,3"], "--steps=2,3: must be one value"),
+        (["--metrics=inpainting", "--weak=RUN"], "--weak: is not supported with --metrics=inpainting"),
+        (["--metrics=interpolation", "--strength=0.5,2"], "sampler.strength=2: must be"),
+        (["--metrics=interpolation", "--strength=half"], "--strength=half: must be numbers"),
+        (["--metrics=interpolation", "--num=3"], "--num=3: --metrics=interpolation requires 2 pairs"),
+    ],
+)
+def test_invalid_edits_are_refused(workdir, capsys, flags, message):
+    assert message in refused(capsys, "evaluate", f"--workdir={workdir}", *flags)
+
+
 @pytest.mark.slow
 def test_evaluate_a_classifier(classifier, workdir, capsys):
     assert evaluate(classifier, "--metrics=accuracy", "--num=50") == 0

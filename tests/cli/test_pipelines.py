@@ -177,3 +177,8 @@ def test_missing_and_mismatched_stages_are_named(trained_runs, tmp_path, capsys)
     (run / "decoder" / "tokenizer.json").write_bytes(original)
     shutil.rmtree(run / "decoder")
     assert f"`python launch.py train --workdir={run}`" in refused(capsys, *command)
+
+
+def test_two_images_of_different_captions_are_not_interpolated(run_copy, capsys):
+    error = refused(capsys, "evaluate", f"--workdir={run_copy('glide') / 'base'}", "--metrics=interpolation")
+    assert "two images differ in conditions.caption" in error

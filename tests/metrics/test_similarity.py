@@ -98,3 +98,31 @@ def test_rms_difference_and_its_error():
     parts = [similarity.rms_difference(a[i::40], b[i::40]).value for i in range(40)]
     assert error == pytest.approx(np.std(parts, ddof=1) / np.sqrt(40), rel=0.4)
     assert similarity.rms_difference(a, a) == (0, 0)
+
+
+def test_differences_across_the_border_of_a_mask_equal_those_of_a_loop():
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (3, 5, 6, 2)).astype(np.uint8)
+    masks = (rng.random((3, 5, 6, 1)) < 0.4).astype(np.float32)
+    masks[2] = 1  # without a border
+    expected = []
+    for image, mask in zip(images.astype(float), masks[..., 0], strict=True):
+        pairs = [((i, j), (i, j + 1)) for i in range(5) for j in range(5)]
+        pairs += [((i, j), (i + 1, j)) for i in range(4) for j in range(6)]
+        across = [np.abs(image[a] - image[b]).mean() for a, b in pairs if mask[a] != mask[b]]
+        expected.append(np.mean(across) if across else 0.0)
+    np.testing.assert_allclose(similarity.border_difference(images, masks), expected)
+
+
+def test_the_masked_error_ignores_the_rest():
+    a, masks = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 1), np.float32)
+    masks[0, :, :2], masks[1, 1, 1] = 1, 1
+    b = np.where(masks > 0, 51, 200).astype(np.uint8) + a
+    np.testing.assert_allclose(similarity.masked_mse(a, b, masks), [1 / 25, 1 / 25])
+
+
+def test_diversity_is_the_mean_error_of_all_pairs():
+    images = np.random.default_rng(2).integers(0, 256, (3, 4, 5, 5, 2)).astype(np.uint8)
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    expected = np.mean([similarity.mse(images[:, i], images[:, j]) for i, j in pairs], axis=0)
+    np.testing.assert_allclose(similarity.diversity(images), expected)

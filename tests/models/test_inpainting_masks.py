@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffjax.models.diffusion import inpainting_masks
-from diffjax.models.diffusion.inpainting_masks import random_mask
+from diffjax.models.diffusion.inpainting_masks import KINDS, mask_of_kind, random_mask
 
 COUNT = 1000
 
@@ -52,12 +51,24 @@ def test_half_of_the_image_is_masked_on_average_at_every_position():
     assert everywhere.min() > 0.35 and everywhere.max() < 0.65
 
 
+@functools.cache
+def of_kind(name: str) -> np.ndarray:
+    """Returns masks [COUNT, 24, 24] of a kind."""
+    sample = jax.jit(jax.vmap(lambda key: mask_of_kind(key, 24, name)))
+    return np.asarray(sample(jax.random.split(jax.random.key(1), COUNT)))[..., 0]
+
+
+def test_masks_of_a_kind_are_of_this_kind():
+    for name in KINDS:
+        kinds = [kind(mask) for mask in of_kind(name)]
+        assert kinds.count(name) > 0.95 * COUNT, name  # a stroke may be a rectangle
+
+
 @pytest.mark.parametrize(
     ("kind", "least", "most", "mean"), [("rectangle", 0.06, 0.57, 0.25), ("strokes", 0.01, 0.6, 0.2)]
 )
 def test_sizes_of_each_kind_of_mask(kind, least, most, mean):
-    sample = jax.jit(jax.vmap(lambda key: getattr(inpainting_masks, f"_{kind}")(key, 24)))
-    masked = np.asarray(sample(jax.random.split(jax.random.key(1), COUNT)))
+    masked = of_kind(kind)
     areas = masked.mean(axis=(1, 2))
     assert areas.min() >= least and areas.max() <= most
     assert abs(areas.mean() - mean) < 0.03 and areas.std() > 0.05

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from diffjax.evaluation.settings import Result
+from diffjax.evaluation.settings import Result, Shown
 from diffjax.metrics.resampling import Estimate
 from diffjax.reproduce import Axis, Measure, Scale, cells, steps
 from diffjax.reproduce.cells import RunOptions, collect, run_group, select_estimate
@@ -112,6 +112,30 @@ def test_the_ode_of_the_likelihood_has_the_steps_of_the_sampler(make, finished, 
     measures = [Measure("nll", "ode_hutchinson", settings={"num": 4})]
     _, every, results = run(make(ONE_TRAINING, measures=measures, papers=(), orderings=()), finished[0])
     assert [values(results)[cell.key] for cell in every] == [{"nll.ode_hutchinson": steps} for steps in (2, 4)]
+
+
+def test_edits_have_the_sampler_of_their_cell_and_are_shown(make, finished, monkeypatch):
+    """Samples are not computed, as no measure needs them."""
+    calls = []
+
+    def evaluate(metric, trained, settings, examples):
+        calls.append((trained.config.sampler.strength, settings.seed))
+        shown = Shown(np.full((3, 8, 8, 1), len(calls), np.uint8), "edits")
+        return Result("", {"diversity": trained.config.sampler.strength}, [], shown=shown, warnings=["few"])
+
+    monkeypatch.setattr(cells.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(cells, "best_of", lambda *_, **__: pytest.fail("sampled"))
+    axes = [Axis("rate", {"low": {"train.learning_rate": 1e-3}})]
+    axes += [Axis("strength", {text: {"sampler.strength": float(text)} for text in ("0.25", "1")})]
+    measures = [Measure("interpolation", name, settings={"num": 4}) for name in ("diversity", "gone")]
+    experiment = make(axes=axes, measures=measures, column_axis="", papers=(), orderings=())
+    store, every, results = run(experiment, finished[0])
+    assert calls == [(0.25, 0), (1.0, 0)]  # once for both measures
+    assert [values(results)[cell.key] for cell in every] == [{"interpolation.diversity": s} for s in (0.25, 1.0)]
+    provenance = results[every[0].key]["provenance"]
+    assert provenance["shown"] == "edits" and provenance["warnings"] == ["few"]
+    assert provenance["sampler"]["strength"] == 0.25
+    np.testing.assert_array_equal(store.images(every[1].key), np.full((3, 8, 8, 1), 2))
 
 
 def test_training_seeds_have_different_samples(finished, monkeypatch):

@@ -23,10 +23,15 @@ def random_mask(key: PRNGKey, side: int, *, full_mask_prob: float = 0.25) -> Flo
       full_mask_prob: probability of a mask of the whole image.
     """
     all_key, kind_key, key = jax.random.split(key, 3)
-    kinds = [lambda key, kind=kind: kind(key, side) for kind in (_rectangle, _strokes, _half)]
+    kinds = [lambda key, kind=kind: kind(key, side) for kind in KINDS.values()]
     mask = lax.switch(jax.random.randint(kind_key, (), 0, len(kinds)), kinds, key)
     mask = mask | jax.random.bernoulli(all_key, full_mask_prob)
     return mask[..., None].astype(jnp.float32)
+
+
+def mask_of_kind(key: PRNGKey, side: int, kind: str) -> Float[Array, "side side 1"]:
+    """Returns a random mask of a kind of KINDS, 1 where the image is masked: see `random_mask`."""
+    return KINDS[kind](key, side)[..., None].astype(jnp.float32)
 
 
 def _rectangle(key: PRNGKey, side: int) -> Bool[Array, "side side"]:
@@ -67,6 +72,9 @@ def _half(key: PRNGKey, side: int) -> Bool[Array, "side side"]:
     half = jnp.where(is_second, _centres(side) >= 0.5, _centres(side) <= 0.5)
     half = jnp.broadcast_to(half[None, :], (side, side))
     return jnp.where(is_horizontal, half.T, half)
+
+
+KINDS = {"rectangle": _rectangle, "strokes": _strokes, "half": _half}
 
 
 def _reflected(position: Array) -> Array:
