@@ -197,7 +197,9 @@ class DiT(nn.Module):
         dropout_keys: PRNGKeys | None = None,
         return_features: bool = False,
         tokens_after: int = 0,
-    ) -> Images | tuple[Images, Float[Array, "B h w W"]]:
+        cache_branch: int | None = None,
+        deep: Float[Array, "B ..."] | None = None,
+    ) -> Images | tuple[Images, Array]:
         """Computes the network output. The parameters fit images of any size.
 
         Args:
@@ -211,9 +213,14 @@ class DiT(nn.Module):
           dropout_keys: one key per example; None: no dropout.
           return_features: return the output of the last block, float32 [B, h, w, width].
           tokens_after: number of blocks whose output, of the same form, is returned too; 0: none.
+          cache_branch: block, from 0, after which the sum of the residuals of the other blocks is returned too, or
+            replaced by `deep`: Delta-Cache of Delta-DiT (Chen et al. 2024). None: no caching.
+          deep: sum of the residuals of the blocks after `cache_branch`, [B, T, W] for the T tokens of the patches, from
+            another step. These blocks are not evaluated.
 
         Returns:
-          float32 [B, H, W, out_channels], zero at initialisation; with `tokens_after` and the tokens of the patches.
+          float32 [B, H, W, out_channels], zero at initialisation. With `tokens_after` also the tokens of the patches,
+          with `cache_branch` and without `deep` also the sum of the residuals.
 
         Raises:
           ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, `label`
@@ -244,20 +251,30 @@ class DiT(nn.Module):
         if self.positions != "sincos":
             angles = grid_rotary_angles(height, width, self.width // self.heads)
             angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
-        outputs = self._apply_blocks(h, emb, context, dropout_keys, angles, class_tokens)
+        num_blocks = self.layers if cache_branch is None or deep is None else cache_branch + 1
+        outputs = self._apply_blocks(h, emb, context, dropout_keys, angles, class_tokens, num_blocks)
+        outputs = [output[:, -height * width :] for output in outputs]  # without registers and class tokens
+        last = outputs[-1] if deep is None else outputs[-1] + deep
 
         def tokens(number: int) -> Float[Array, "B h w W"]:
-            return outputs[number - 1][:, -height * width :].reshape(batch, height, width, self.width)
+            return outputs[number - 1].reshape(batch, height, width, self.width)
 
         if return_features:
             return tokens(self.layers).astype(jnp.float32)
 
         modulation = Dense(2 * self.width, "zero", name="modulation_out")(emb)[:, None, :]
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = adaln_modulate(outputs[-1][:, -height * width :], shift, scale, self.norm)
+        h = adaln_modulate(last, shift, scale, self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         y = unpatchify(h.reshape(batch, height, width, -1), self.patch)
+        if cache_branch is not None and deep is None:
+            return y, last - outputs[cache_branch]
         return (y, tokens(tokens_after).astype(jnp.float32)) if tokens_after else y
+
+    @property
+    def num_cache_branches(self) -> int:
+        """Number of blocks that others follow."""
+        return self.layers - 1
 
     def _apply_blocks(
         self,
@@ -267,10 +284,11 @@ class DiT(nn.Module):
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
         class_tokens: Float[Array, "B N W"] | None,
+        num_blocks: int,
     ) -> list[Float[Array, "B T W"]]:
-        """Returns the tokens after each block; for the arguments see `Block` and `_enter`."""
+        """Returns the tokens after each of the first blocks; for the arguments see `Block` and `_enter`."""
         first_values, outputs = None, []
-        for i in range(self.layers):
+        for i in range(num_blocks):
             h, angles = self._enter(class_tokens, i, h, angles)
             if i not in self.skipped_blocks:
                 h = partition(h, "batch", "tokens", None)

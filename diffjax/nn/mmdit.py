@@ -106,6 +106,7 @@ class MMDiT(DiT):
         dropout_keys: PRNGKeys | None,
         angles: Float[Array, "T P"] | None,
         class_tokens: Float[Array, "B N W"] | None,
+        num_blocks: int,
     ) -> list[Float[Array, "B T W"]]:
         if context is None:
             raise ValueError("architecture=mmdit: requires a context, such as conditions.caption; add one, or use dit")
@@ -113,7 +114,7 @@ class MMDiT(DiT):
         if angles is not None:
             angles = jnp.pad(angles, ((0, context.shape[1]), (0, 0)))  # the context is not rotated
         first_values, outputs = None, []
-        for i in range(self.layers):
+        for i in range(num_blocks):
             h, angles = self._enter(class_tokens, i, h, angles)
             if i not in self.skipped_blocks:
                 block = self._block(JointBlock, i, last=i == self.layers - 1)

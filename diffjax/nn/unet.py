@@ -4,7 +4,6 @@ The papers differ in a few details, which are fields with the values of DDPM as 
 the values that Improved DDPM, ADM, GLIDE, unCLIP and latent diffusion share.
 """
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -82,7 +81,9 @@ class UNet(nn.Module):
         augment_label: Float[Array, "B A"] | None = None,
         dropout_keys: PRNGKeys | None = None,
         return_features: bool = False,
-    ) -> Images | Float[Array, "B O"]:
+        cache_branch: int | None = None,
+        deep: Float[Array, "B ..."] | None = None,
+    ) -> Images | Float[Array, "B O"] | tuple[Images, Float[Array, "B h w F"]]:
         """Computes the network output.
 
         Args:
@@ -97,18 +98,22 @@ class UNet(nn.Module):
             to the sinusoidal embedding of the time (EDM).
           dropout_keys: one key per example; None: no dropout.
           return_features: return the features of the middle, float32 [B, h, w, F], without the decoder.
+          cache_branch: skip connection, from 0, at which the decoder's features are returned too, or replaced by
+            `deep`: DeepCache. None: no caching.
+          deep: features of the decoder before skip connection `cache_branch`, from another step. The layers before
+            them are not evaluated.
 
         Returns:
-          float32 [B, H, W, out_channels], zero at initialisation; with `pool`, logits [B, out_channels] from the
-          encoder and the middle (ADM's classifier, section 4).
+          float32 [B, H, W, out_channels], zero at initialisation; with `cache_branch` and without `deep` the deep
+          features too; with `pool`, logits [B, out_channels] from the encoder and the middle (ADM's classifier, section
+          4).
 
         Raises:
           ValueError: an unknown option, sides that cannot be halved once per level after the first, an attention
             resolution that no feature map has, `label` does not match `num_label_embeddings`, or a mask with
             `transformer_depth`.
         """
-        levels = len(self.multipliers)
-        blocks = (self.blocks,) * levels if isinstance(self.blocks, int) else tuple(self.blocks)
+        levels, blocks = len(self.multipliers), self._blocks_per_level
         widths = level_widths(self.channels, self.multipliers)
         self._check(x, label, levels, blocks)
         if context_mask is not None and self.transformer_depth:
@@ -138,10 +143,10 @@ class UNet(nn.Module):
             res = partial(wrap(ResBlock), width, resample, self.time_conditioning, self.dropout)
             return res(**scaled, name=name)(h, emb, dropout_keys)
 
-        attention_blocks = itertools.count()
+        attention_names = self._attention_names(x.shape[1])
 
         def attend(h, name):
-            index, heads = next(attention_blocks), self._heads(h.shape[-1])
+            index, heads = attention_names.index(name), self._heads(h.shape[-1])
             if index in self.skipped_blocks:
                 return h
             options = {"attention": self.attention, "identity_map": index in self.identity_attention, "name": name}
@@ -160,20 +165,23 @@ class UNet(nn.Module):
 
         h = Conv(widths[0], **computed, name="conv_in")(x)
         skips = [h]
-        for level in range(levels):
-            for i in range(blocks[level]):
+        down = [(level, i) for level in range(levels) for i in range(blocks[level] + (level < levels - 1))]
+        for level, i in down if deep is None else down[:cache_branch]:
+            if i == blocks[level]:
+                h = change(h, "down", f"down_{level}_resample")
+            else:
                 h = block(h, widths[level], f"down_{level}_block_{i}")
                 if h.shape[1] in self.attention_resolutions:
                     h = attend(h, f"down_{level}_attention_{i}")
-                skips.append(h)
-            if level < levels - 1:
-                h = change(h, "down", f"down_{level}_resample")
-                skips.append(h)
+            skips.append(h)
 
-        h = block(h, widths[-1], "middle_block_0")
-        if self.middle_attention:
-            h = attend(h, "middle_attention")
-        h = block(h, widths[-1], "middle_block_1")
+        if deep is None:
+            h = block(h, widths[-1], "middle_block_0")
+            if self.middle_attention:
+                h = attend(h, "middle_attention")
+            h = block(h, widths[-1], "middle_block_1")
+        else:
+            h = deep
         if return_features:
             return h.astype(jnp.float32)
 
@@ -184,21 +192,40 @@ class UNet(nn.Module):
                 return AttentionPool(self.out_channels, self._heads(h.shape[-1]), self.initializer, name="pool")(h)
             return Dense(self.out_channels, "zero", name="dense_out")(h.mean((1, 2)))
 
-        for level in reversed(range(levels)):
-            for i in range(blocks[level] + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), widths[level], f"up_{level}_block_{i}")
-                if h.shape[1] in self.attention_resolutions:
-                    h = attend(h, f"up_{level}_attention_{i}")
-            if level > 0:
+        up = [(level, i) for level in reversed(range(levels)) for i in range(blocks[level] + 1)]  # one per skip
+        features = h
+        for level, i in up[-len(skips) :]:
+            if len(skips) - 1 == cache_branch:
+                features = h
+            h = block(jnp.concatenate([h, skips.pop()], axis=-1), widths[level], f"up_{level}_block_{i}")
+            if h.shape[1] in self.attention_resolutions:
+                h = attend(h, f"up_{level}_attention_{i}")
+            if i == blocks[level] and level > 0:
                 h = change(h, "up", f"up_{level}_resample")
 
-        return Conv(self.out_channels, initializer="zero", name="conv_out")(nn.silu(norm_out(h)))
+        y = Conv(self.out_channels, initializer="zero", name="conv_out")(nn.silu(norm_out(h)))
+        return y if cache_branch is None or deep is not None else (y, features)
 
     def num_attention_blocks(self, side: int) -> int:
         """Returns the number of attention blocks, for inputs of a height."""
-        blocks = (self.blocks,) * len(self.multipliers) if isinstance(self.blocks, int) else self.blocks
-        attended = [count for level, count in enumerate(blocks) if side >> level in self.attention_resolutions]
-        return sum(2 * count + 1 for count in attended) + self.middle_attention
+        return len(self._attention_names(side))
+
+    @property
+    def num_cache_branches(self) -> int:
+        """Number of skip connections."""
+        return sum(self._blocks_per_level) + len(self.multipliers)
+
+    @property
+    def _blocks_per_level(self) -> tuple[int, ...]:
+        return (self.blocks,) * len(self.multipliers) if isinstance(self.blocks, int) else tuple(self.blocks)
+
+    def _attention_names(self, side: int) -> list[str]:
+        """Returns the names of the attention blocks in the order of evaluation, for inputs of a height."""
+        blocks = self._blocks_per_level
+        attended = [level for level in range(len(blocks)) if side >> level in self.attention_resolutions]
+        down = [f"down_{level}_attention_{i}" for level in attended for i in range(blocks[level])]
+        up = [f"up_{level}_attention_{i}" for level in reversed(attended) for i in range(blocks[level] + 1)]
+        return [*down, *["middle_attention"] * self.middle_attention, *up]
 
     def _heads(self, channels: int) -> int:
         """Returns the number of attention heads for a number of channels."""
