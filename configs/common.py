@@ -388,6 +388,14 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "temperature of tokens, standard deviation of latents, factor of the noise of steps",
     ),
     "sampler.brownian": (False, "noise of one Brownian path per sample, for any number of steps; False: independent"),
+    "sampler.cache_interval": (
+        1,
+        "deep features of the network are computed in every N-th step alone (DeepCache); 1: in all",
+    ),
+    "sampler.cache_branch_id": (
+        0,
+        "skip connection of a UNet, or block of a DiT, before the deep features; 0: fastest",
+    ),
     "sampler.top_k": (0, "sample among the k most likely tokens; 0: all"),
     "sampler.top_p": (1.0, "sample among the most likely tokens of this total probability; 1: all"),
     "sampler.truncation": (INF, "values of z beyond this are sampled again, for less variety; inf: off"),

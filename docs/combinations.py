@@ -78,6 +78,16 @@ def guidance_fits(field: str, choice: str, column: str) -> str:
         return "refused"
 
 
+def caching_fits(sampler: str) -> str:
+    """Returns whether a sampler supports feature caching."""
+    process = Process.from_config(ConfigDict(_DEFAULTS))
+    try:
+        make_diffusion_settings(process, {"name": sampler, "steps": 4}, guided=(), cache_branches=1, cache_interval=2)
+        return "yes"
+    except UserError:
+        return "refused"
+
+
 def inverse_fits(measure: str, inverse: str) -> str:
     """Returns the data that a measurement and a method support, in words."""
     process = Process.from_config(ConfigDict(_DEFAULTS))
@@ -142,6 +152,8 @@ def main() -> str:
         if column == "reference":
             match = re.search(r"References?: ((?:.+\n?)+)", inspect.getdoc(function) or "")
             return " ".join(match[1].split()) if match else ""
+        if column == "feature caching":
+            return caching_fits(name)
         if column != "options":
             return evaluations(name)[column == "adds noise"]
         parameters = inspect.signature(function).parameters
@@ -182,7 +194,8 @@ def main() -> str:
             "orders of convergence with the default options, of samples or, where noise is added, of their mean and\n"
             "variance; samplers of models for few steps have none. It tests combinations of three choices too.\n"
             "Adaptive samplers choose the number of evaluations by a tolerance (`tests/diffusion/test_adaptive.py`).",
-            table(names["samplers"], ["order", "evaluations in 10 steps", "adds noise", "options", "reference"],
+            table(names["samplers"],
+                  ["order", "evaluations in 10 steps", "adds noise", "feature caching", "options", "reference"],
                   sampler_row),
             "## Guidance",
             "Rules and schedules of guidance. All combine with every sampler and with each other. A schedule is that\n"
@@ -192,7 +205,8 @@ def main() -> str:
                   lambda choice, column: guidance_fits(
                       "guidance_rule" if choice in names["guidance_rules"] else "guidance_schedule", choice, column)),
             "## Inverse problems",
-            "Measurements and methods. All methods combine with every sampler, guidance and threshold.",
+            "Measurements and methods. All methods combine with every sampler, guidance and threshold, and none with\n"
+            "feature caching.",
             table(names["measurements"], names["inverse_problems"], inverse_fits),
         ]
     ) + "\n"  # fmt: skip

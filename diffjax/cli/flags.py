@@ -42,6 +42,7 @@ _GROUPS = {
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
     "sampling": (
         *("sampler", "grid", "schedule", "steps", "eta", "threshold", "temperature", "brownian"),
+        *("cache_interval", "cache_branch_id"),
         *("top_k", "top_p", "truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (

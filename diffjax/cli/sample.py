@@ -162,6 +162,9 @@ def run(arguments: Arguments) -> int:
     else:
         _write_arrays(out, samples, has_labels=bool(sampler.model.classes))
     print(written + f" of step {trained.step}" * bool(trained.step) + f" in {out}")
+    steps, deep_steps = request.settings.num_steps, request.settings.num_deep_steps
+    if deep_steps < steps and not flags.image:  # edits may take some of the steps only
+        print(f"deep features of the network: computed in {deep_steps} of {steps} steps")
     if samples.evaluations is not None:
         counts = samples.evaluations
         print(

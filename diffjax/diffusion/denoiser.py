@@ -15,8 +15,8 @@ from jaxtyping import Float
 from diffjax.diffusion.noise import Noise, for_examples
 from diffjax.diffusion.parameterizations import Coefficients
 
-# (input [B, ...], time [B]) -> F [B, ...], or F and features; that of a flow map accepts the interval [B] of the time
-# input, too
+# (input [B, ...], time [B], **options) -> F [B, ...], or F and features; that of a flow map accepts the interval [B] of
+# the time input, too
 Network = Callable[..., Any]
 Parameterization = Callable[[Noise], Coefficients]
 
@@ -32,6 +32,7 @@ class Denoised(NamedTuple):
       shift: added to x0 after classifier-free guidance: see guidance.perturbed.
       displacement: added to x after the step of a sampler: see guided_steps.py.
       guidance_average: running average of a guidance rule with momentum: see guided_steps.py.
+      features: features that the network returns besides F; None: it returns F alone.
     """
 
     x0: Float[Array, "B ..."]
@@ -43,6 +44,7 @@ class Denoised(NamedTuple):
     shift: Float[Array, "B ..."] | None = None
     displacement: Float[Array, "B ..."] | None = None
     guidance_average: Float[Array, "B ..."] | None = None
+    features: Float[Array, "B ..."] | None = None
 
 
 # (x [B, ...], now, next or nothing) -> x_0; all examples at one noise level, Noise of scalars, or each at its own, with
@@ -91,13 +93,13 @@ def predictor(
     Reference: EDM (Karras et al. 2022), eq. 7; for the learned variance, Improved DDPM's code.
     """
 
-    def predict(x: Array, now: Noise, next: Noise | None = None) -> Prediction:
+    def predict(x: Array, now: Noise, next: Noise | None = None, **network_options: Any) -> Prediction:
         c = parameterization(now)
         times = [c.time]
         if with_interval:
             times.append(c.time - parameterization(now if next is None else next).time)
         times = [jnp.broadcast_to(jnp.ravel(time), x.shape[:1]) for time in times]
-        output = network(for_examples(c.input, x) * x, *times)
+        output = network(for_examples(c.input, x) * x, *times, **network_options)
         output, features = output if isinstance(output, tuple) else (output, None)
         interpolation = None
         if learned_variance:
@@ -108,13 +110,13 @@ def predictor(
 
 
 def from_network(network: Network, parameterization: Parameterization, **options: bool) -> Denoiser:
-    """Returns the denoiser of a network; for the arguments see `predictor`."""
+    """Returns the denoiser of a network, which passes options to it; for the arguments see `predictor`."""
     predict = predictor(network, parameterization, **options)
 
-    def denoise(x: Array, noise: Noise, next: Noise | None = None) -> Denoised:
+    def denoise(x: Array, noise: Noise, next: Noise | None = None, **network_options: Any) -> Denoised:
         chex.assert_rank(noise.alpha, {0, x.ndim})
-        prediction = predict(x, noise, next)
-        return Denoised(prediction.x0(x), prediction.variance_interpolation)
+        prediction = predict(x, noise, next, **network_options)
+        return Denoised(prediction.x0(x), prediction.variance_interpolation, features=prediction.features)
 
     return denoise
 

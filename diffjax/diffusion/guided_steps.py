@@ -3,31 +3,23 @@
 Both use the first evaluation of each step, which every sampler makes unconditionally.
 """
 
-from collections.abc import Callable
-
-from jax import Array
 from jax import numpy as jnp
-from jaxtyping import Float
 
-from diffjax.diffusion.denoiser import Denoised, Denoiser
+from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.samplers import Sampler
 
 
-def with_memory(sampler: Sampler, denoiser_with: Callable[[Float[Array, "B ..."]], Denoiser]) -> Sampler:
+def with_memory(sampler: Sampler) -> Sampler:
     """Returns a sampler that carries the running average of guidance from step to step: momentum.
 
-    The denoiser that the loop passes to the step is not used.
-
-    Args:
-      sampler: a choice of samplers.
-      denoiser_with: maps the running average to the denoiser, whose `Denoised.guidance_average` is the next one.
+    In the place of a denoiser its steps take a function from the running average to the denoiser, whose
+    `Denoised.guidance_average` is the next one.
     """
 
     def init(x):
         return sampler.init(x), jnp.zeros_like(x)
 
-    def step(noise, denoiser, carry, x, now, next):
-        del denoiser
+    def step(noise, denoiser_with, carry, x, now, next):
         inner, average = carry
         guided, averages = denoiser_with(average), []
 

@@ -93,7 +93,7 @@ class GridOptimizer:
             return lambda settings: np.asarray(compiled((variables, settings), inputs), np.float64)
 
         self._samples = half(False), half(True)  # of the search, and of its measurement
-        reference = self._settings("trailing", self._capacity)
+        reference = self._settings("trailing", self._capacity, cache_interval=1)
         self.sampler = str(reference["sampler"])
         if not is_deterministic(model.process, reference):
             raise UserError(f"--sampler={self.sampler}: adds noise, so its error cannot be measured; use another")
@@ -101,8 +101,8 @@ class GridOptimizer:
             raise UserError(f"--sampler={self.sampler}: chooses its step sizes; use one with the steps of the grid")
         self._reference = [sample(reference) for sample in self._samples]
 
-    def _settings(self, grid: str, steps: int) -> SamplingSettings:
-        return self._make(self._capacity, **{**self._overrides, "grid": grid, "steps": steps})
+    def _settings(self, grid: str, steps: int, **others: Any) -> SamplingSettings:
+        return self._make(self._capacity, **{**self._overrides, "grid": grid, "steps": steps, **others})
 
     def _error(self, settings: SamplingSettings, times: np.ndarray, *, held_out: bool) -> float:
         """Returns the root-mean-square difference of samples on a grid from the reference, in grey levels."""

@@ -142,8 +142,9 @@ def is_deterministic(process: Process, settings: SamplingSettings) -> bool:
     The data of this comparison are one value, N(0, 1), with their exact denoiser.
     """
 
-    def denoise(x, now, *next):
-        return Denoised(now.alpha / (now.alpha**2 + now.sigma**2) * x, jnp.zeros_like(x))
+    def denoise(x, now, *next, **caching):
+        zeros = jnp.zeros_like(x)
+        return Denoised(now.alpha / (now.alpha**2 + now.sigma**2) * x, zeros, features=zeros)
 
     bound = BoundModel(process, denoise, None, (1,))
 

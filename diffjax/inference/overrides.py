@@ -99,6 +99,14 @@ SETTINGS = {
         _number("temperature"),
     ),
     "brownian": _Setting("True: noise of one Brownian path per sample, for any number of steps", _boolean("brownian")),
+    "cache_interval": _Setting(
+        "compute the deep features of the network in every N-th step alone (DeepCache), 1: in all",
+        _number("cache_interval", int),
+    ),
+    "cache_branch_id": _Setting(
+        "skip connection of a UNet, or block of a DiT, before the deep features of --cache_interval; 0: fastest",
+        _number("cache_branch_id", int),
+    ),
     "top_k": _Setting("sample tokens from the k most likely, 0: from all", _number("top_k", int)),
     "top_p": _Setting("sample tokens from the most likely with this total probability", _number("top_p")),
     "prior": _Setting("unCLIP's prior: diffusion | ar | none (uses the caption's embedding)", _text("prior")),
@@ -109,6 +117,7 @@ SETTINGS = {
     "truncation": _Setting("range of a GAN's latents; lower: more typical images", _number("truncation")),
 }
 
+_WHOLE_NUMBERS = {"steps", "cache_interval", "cache_branch_id", "top_k", "candidates", "guidance_channels"}
 _NO_EFFECT_UNGUIDED = {name for name in SETTINGS if name.startswith("guidance_")}
 
 
@@ -189,8 +198,7 @@ def setting_values(name: str, text: str) -> list[dict[str, Any]]:
     try:
         return [parse(part) for part in entries(name, text)]
     except ValueError as error:
-        is_whole = name in ("steps", "top_k", "candidates", "guidance_channels")
-        kind = "whole numbers" if is_whole else "numbers"
+        kind = "whole numbers" if name in _WHOLE_NUMBERS else "numbers"
         raise UserError(f"--{name}={text}: must be {kind} separated by commas") from error
 
 
@@ -260,6 +268,8 @@ def _ineffective_diffusion_flags(
         yield f"--steps={flags['steps']}{suffix}: replaced by {settings.num_steps}, the number of steps of the grid"
     if has_weak and scales["weak_scale"] == 1.0:
         yield "--weak: has no effect at weak_scale=1; set --weak_scale"
+    if "cache_branch_id" in flags and settings["cache_branch_id"] is None:
+        yield f"--cache_branch_id={flags['cache_branch_id']}{suffix}: has no effect at cache_interval=1; set it"
     interval = {"guidance_low", "guidance_high"} & flags.keys()
     is_unguided = scales["guidance"] == 1.0
     is_perturbed, has_scale = settings["perturbation"] != "none", scales["perturbed_scale"] != 1.0

@@ -47,6 +47,12 @@ class SamplingSettings:
         return int(self.scalars.get("steps", 0)) + sum(stage.num_steps for stage in self.stages.values())
 
     @property
+    def num_deep_steps(self) -> int:
+        """Number of sampler steps, of all stages together, that compute the deep features of the network."""
+        steps = -(-int(self.scalars.get("steps", 0)) // int(self.scalars.get("cache_interval", 1)))
+        return steps + sum(stage.num_deep_steps for stage in self.stages.values())
+
+    @property
     def is_adaptive(self) -> bool:
         """True if the sampler of a stage has adaptive step sizes, so that its number of evaluations is not fixed."""
         stages = [self, *self.stages.values()]

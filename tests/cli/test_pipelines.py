@@ -60,6 +60,13 @@ def test_all_manipulations_of_unclip(unclip_all, tmp_path, case):
 
 
 @pytest.mark.slow
+def test_a_stage_caches_features(unclip_all, tmp_path, capsys):
+    flags = [f"--prompt={RED}", "--steps=decoder:2,upsampler:3", "--prior=none", "--cache_interval=upsampler:2"]
+    grid(unclip_all, tmp_path, "--num=4", *flags)
+    assert "deep features of the network: computed in 4 of 5 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_each_prompt_has_its_own_images(unclip, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{RED}\n{BLUE}\n")
     arrays = sample(unclip, tmp_path, f"--prompts={tmp_path}/prompts.txt", "--num=2", "--prior=none")

@@ -138,8 +138,8 @@ def test_momentum_adds_the_differences_of_earlier_steps():
             average = 0.3 * x + beta * average
             x0 = x0 + (SCALE - 1) * average
         x = next[0] * x0 + next[1] * (x - now[0] * x0) / now[1]
-    sampler = guided_steps.with_memory(samplers.ddim(), with_momentum(beta, interval=(0.4, np.inf)))
-    run = jax.jit(lambda x: sampling.run(keys, None, sampler, levels, 4, x))  # the loop's denoiser is not used
+    sampler, denoiser_with = guided_steps.with_memory(samplers.ddim()), with_momentum(beta, interval=(0.4, np.inf))
+    run = jax.jit(lambda x: sampling.run(keys, denoiser_with, sampler, levels, 4, x))
     np.testing.assert_allclose(flat(run(jnp.asarray(X))), x, rtol=1e-4, atol=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_every_sampler_has_its_first_evaluation_outside_of_branches(name):
     """Otherwise the memory of the step would leave a branch. The trace is enough."""
     make, levels = choices(samplers)[name], SCHEDULE(TIMES)
     sampler = make(**{option: value for option, value in ARGUMENTS.items() if option in options(make)})
-    sampler = guided_steps.with_memory(sampler, with_momentum(0.5))
+    sampler = guided_steps.with_memory(sampler)
     keys = jax.random.split(jax.random.key(0), B)
-    x = jax.eval_shape(lambda x: sampling.run(keys, None, sampler, levels, 4, x), jnp.asarray(X))
+    x = jax.eval_shape(lambda x: sampling.run(keys, with_momentum(0.5), sampler, levels, 4, x), jnp.asarray(X))
     assert x.shape == X.shape

@@ -1,12 +1,17 @@
 """A trained diffusion model, bound to its parameters and to conditions."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from jax import lax
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax.diffusion import clipping, guidance, guided_steps, samplers, sampling
+from diffjax.diffusion import clipping, feature_caching, guidance, guided_steps, samplers, sampling
 from diffjax.diffusion.denoiser import Denoiser, with_clipping, with_last_step
+from diffjax.diffusion.feature_caching import Features
 from diffjax.diffusion.noise import Noise, initial_std
 from diffjax.diffusion.random import normal_each, split_each
 from diffjax.models.diffusion import guidance_settings, inverse_settings
@@ -91,29 +96,37 @@ class BoundModel:
         if "mask" in conditions:
             conditions = {**conditions, "mask": downsample_mask(conditions["mask"][..., :1], self.shape[0])}
 
-        def denoiser_with(average: Array | None) -> Denoiser:
-            denoise = self.guided_denoiser(settings, conditions, guides, average)
+        def denoiser_with(features: Features, average: Array | None = None) -> Denoiser:
+            denoise = self.guided_denoiser(settings, conditions, guides, average, features)
             if self.last_step is None:
                 return denoise
             last = self.last_step.guided_denoiser(settings, conditions, guides, average)
             return with_last_step(denoise, last, settings.times[steps - 1])
 
-        denoise = denoiser_with(None)
+        def step_denoiser(features: Features) -> Any:
+            return functools.partial(denoiser_with, features) if has_memory else denoiser_with(features)
+
         make_sampler = lookup("sampler", samplers, settings["sampler"]).bind(
             schedule=schedule, steps=steps, variance=self.process.variance.bind()
         )
         sampler = make_sampler(**settings.sampler_options)
         if settings["measure"]:
             sampler = guided_steps.with_displacement(sampler)
-        if self.unconditional is not None and guidance_settings.has_memory(settings):
-            sampler = guided_steps.with_memory(sampler, denoiser_with)
+        has_memory = self.unconditional is not None and guidance_settings.has_memory(settings)
+        if has_memory:
+            sampler = guided_steps.with_memory(sampler)
+        caches = settings["cache_branch_id"] is not None
+        if caches:
+            compute = functools.partial(self._deep_features, settings)
+            sampler = feature_caching.with_cached_features(sampler, settings["cache_interval"], compute)
         is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
         begin, observing = settings["begin"] if is_edit else 0, {}
         if observer is not None:
             decode = self.decode if len(self.shape) > 1 else None  # embeddings are not images
-            observing["observe"] = observer.of_loop(denoise, begin, steps, decode)
+            observing["observe"] = observer.of_loop(denoiser_with({}), begin, steps, decode)
             observing["report"] = observer.evaluations.append
-        loop = keys, denoise, sampler, levels, steps
+        denoiser: Any = step_denoiser if caches else step_denoiser({})
+        loop = keys, denoiser, sampler, levels, steps
         options = {name: settings[name] for name in ("temperature", "brownian")} | observing
         if "latent" in conditions:
             x = sampling.run(*loop, conditions["latent"], **options)
@@ -141,34 +154,36 @@ class BoundModel:
         conditions: Mapping[str, Array],
         guides: Guides = Guides(),
         average: Array | None = None,
+        features: Features | None = None,
     ) -> Denoiser:
         """Returns the denoiser with each guidance, then clipping and inpainting applied.
 
         Args:
           average: running average of guidance with momentum: see guided_steps.py; None: no memory.
+          features: deep features of `_deep_features`, which the networks reuse; None or {}: they are computed.
         """
-        denoise, interval = self.denoiser, (settings["guidance_low"], settings["guidance_high"])
+        denoisers = self._denoisers(settings)
+        for name, deep in (features or {}).items():
+            denoisers[name] = functools.partial(denoisers[name], cache_branch=settings["cache_branch_id"], deep=deep)
+        denoise, interval = denoisers["conditional"], (settings["guidance_low"], settings["guidance_high"])
         last = float(self.process.schedule.timesteps)
-        is_perturbed = self.perturbed is not None and settings["perturbation"] != "none"
-        if self.perturbed is not None and is_perturbed:
+        if "perturbed" in denoisers:
             perturbed_scale = guidance_settings.bind_scale(settings, "perturbed_scale", last)
-            perturbed = self.perturbed(settings["perturbation"])
-            denoise = guidance.perturbed(denoise, perturbed, perturbed_scale, interval=interval)
-        if self.unconditional is not None:
-            first_condition = settings["first_condition"]
+            denoise = guidance.perturbed(denoise, denoisers["perturbed"], perturbed_scale, interval=interval)
+        if "unconditional" in denoisers:
             denoise = guidance.classifier_free(
                 denoise,
-                self.unconditional,
+                denoisers["unconditional"],
                 guidance_settings.bind_scale(settings, "guidance", last),
                 rule=guidance_settings.bind_rule(settings),
                 rescale=settings["guidance_rescale"],
                 interval=interval,
                 channels=settings["guidance_channels"],
                 average=average,
-                first=self.alone(first_condition) if self.alone and first_condition else None,
+                first=denoisers.get("first"),
                 first_scale=settings["first_scale"],
             )
-        if is_perturbed:
+        if "perturbed" in denoisers:
             denoise = guidance.with_shift(denoise)
         if guides.weak is not None:
             weak_scale = guidance_settings.bind_scale(settings, "weak_scale", last)
@@ -185,3 +200,30 @@ class BoundModel:
         if "mask" in conditions and settings["keep_known"]:
             denoise = guidance.inpaint(denoise, conditions["image"], conditions["mask"])
         return denoise
+
+    def _denoisers(self, settings: SamplingSettings) -> dict[str, Denoiser]:
+        """Returns the denoisers that classifier-free and perturbed guidance combine, by name."""
+        denoisers = {"conditional": self.denoiser}
+        if self.unconditional is not None:
+            denoisers["unconditional"] = self.unconditional
+            if self.alone is not None and settings["first_condition"]:
+                denoisers["first"] = self.alone(settings["first_condition"])
+        if self.perturbed is not None and settings["perturbation"] != "none":
+            denoisers["perturbed"] = self.perturbed(settings["perturbation"])
+        return denoisers
+
+    def _deep_features(self, settings: SamplingSettings, x: Array, level: Noise) -> Features:
+        """Returns the deep features of each network at noised examples; zeros for guidance that is off."""
+        denoisers = self._denoisers(settings)
+
+        def compute(name: str) -> Any:
+            return denoisers[name](x, level, cache_branch=settings["cache_branch_id"]).features
+
+        features = {"conditional": compute("conditional")}
+        is_guided = (settings["guidance"] != 1.0) | (settings["first_scale"] != 1.0)
+        is_used = {"unconditional": is_guided, "first": is_guided, "perturbed": settings["perturbed_scale"] != 1.0}
+        zeros = jnp.zeros_like(features["conditional"])
+        for name in is_used:
+            if name in denoisers:
+                features[name] = lax.cond(is_used[name], functools.partial(compute, name), lambda: zeros)
+        return features

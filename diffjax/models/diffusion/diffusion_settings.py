@@ -41,6 +41,8 @@ _DEFAULTS = {
     "perturbation": "none",  # of the network, for guidance
     "brownian": False,  # whether the noise of steps is that of one Brownian path per sample
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
+    "cache_interval": 1,  # steps between computations of the network's deep features; 1: no caching
+    "cache_branch_id": 0,  # skip connection of a UNet, or block of a DiT, before the deep features
     **_SCALES,
     **guidance_settings.DEFAULTS,
 }
@@ -54,6 +56,7 @@ def make_diffusion_settings(
     *,
     guided: Collection[str],
     guidance_range: tuple[float, float] | None = None,
+    cache_branches: int = 0,
     pixels: bool = True,
     shape: tuple[int, ...] = (),
     sees_mask: bool = False,
@@ -65,13 +68,15 @@ def make_diffusion_settings(
 ) -> SamplingSettings:
     """Makes the sampling settings of a diffusion model.
 
-    Scalars: steps, begin (first step of image-to-image), resample_steps, and scales of guidance and noise. Choices:
-    sampler, threshold, brownian, keep_known and those of guidance and of a measurement.
+    Scalars: steps, begin (first step of image-to-image), resample_steps, cache_interval, and scales of guidance and
+    noise. Choices: sampler, threshold, brownian, keep_known, cache_branch_id (None: no caching) and those of guidance
+    and of a measurement.
 
     Args:
       sampler_config: the config's `sampler` section.
       guided: names of the conditions that support classifier-free guidance.
       guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
+      cache_branches: number of values of cache_branch_id; 0: the network does not support feature caching.
       pixels: whether the model's data are pixels.
       shape: shape of one example of the model's data; (): unknown.
       sees_mask: whether the model is conditioned on the known region of inpainting.
@@ -115,6 +120,7 @@ def make_diffusion_settings(
         channels=shape[-1] if len(shape) > 1 else None,
     )
     measure, measure_noise, method = inverse_settings.read_choices(settings, shape, pixels)
+    branch = _cache_branch(settings, process, sampler_options, cache_branches)
     number = _number(settings["number"], numbers)
     if settings["grid"] == OPTIMIZED:
         settings["grid"] = _optimized_grid(optimized_grids, sampler.name, settings["steps"])
@@ -125,6 +131,7 @@ def make_diffusion_settings(
         "steps": jnp.asarray(steps),
         "begin": jnp.asarray(min(int(begin), steps - 1)),
         "resample_steps": jnp.asarray(int(settings["resample_steps"])),
+        "cache_interval": jnp.asarray(int(settings["cache_interval"])),
         **_arrays({name: settings[name] for name in _SCALES} | number),
         **measure_noise,
     }
@@ -136,6 +143,7 @@ def make_diffusion_settings(
             ("perturbation", settings["perturbation"]),
             ("brownian", bool(settings["brownian"])),
             ("keep_known", bool(settings["keep_known"])),
+            ("cache_branch_id", branch),
             *guidance.names.items(),
             *measure.items(),
         ),
@@ -174,8 +182,9 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     validate_number("sampler.augmentation", settings["augmentation"], low=0, high=1)
     validate_number("sampler.temperature", settings["temperature"], low=0)
     validate_number("sampler.strength", settings["strength"], low=0, high=1, exclusive="low")
-    for name in ("steps", "resample_steps"):
+    for name in ("steps", "resample_steps", "cache_interval"):
         validate_integer(f"sampler.{name}", settings[name])
+    validate_integer("sampler.cache_branch_id", settings["cache_branch_id"], low=0)
 
 
 def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, required_inputs: Collection[str]) -> None:
@@ -195,6 +204,29 @@ def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, requir
         raise UserError(
             f"sampler.augmentation={settings['augmentation']:g}: is only supported for upsamplers; leave it at 0"
         )
+
+
+def _cache_branch(
+    settings: Mapping[str, Any], process: Process, sampler_options: Collection[str], branches: int
+) -> int | None:
+    """Returns the branch of feature caching; None: no caching. Raises UserError where it is not supported."""
+    interval, branch = settings["cache_interval"], settings["cache_branch_id"]
+    if interval == 1:
+        return None
+    problem = ""
+    if not branches:
+        problem = "requires a UNet, or a DiT of two layers or more"
+    elif process.needs.interval:
+        problem = "is not supported for flow maps, which sample in few steps"
+    elif {"max_evaluations", "inner_steps"} & set(sampler_options):
+        problem = f"is not supported with sampler.name={settings['name']}, whose steps consist of further steps"
+    elif settings["measure"]:
+        problem = "is not supported with a measurement, whose gradient is that of the whole network"
+    if problem:
+        raise UserError(f"sampler.cache_interval={interval}: {problem}; leave it at 1")
+    if branch >= branches:
+        raise UserError(f"sampler.cache_branch_id={branch}: must be from 0 to {branches - 1} for this network")
+    return int(branch)
 
 
 def _number(value: float | None, numbers: tuple[float, float] | None) -> dict[str, float]:

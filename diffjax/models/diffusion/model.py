@@ -235,6 +235,7 @@ class DiffusionModel(GenerativeModel):
             sampler_config,
             guided=self.conditions.guided,
             guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
+            cache_branches=getattr(self.network, "num_cache_branches", 0),
             pixels=isinstance(self.data_space, PixelSpace),
             shape=self.data_space.shape,
             sees_mask="masked_image" in self.conditions.each,
@@ -364,21 +365,24 @@ class DiffusionModel(GenerativeModel):
     ) -> Network:
         """Returns the network bound to its parameters and the values of conditions; `crop` crops those with pixels.
 
-        It maps (x_t, time), with `process.needs.interval` (x_t, time, interval), to its output.
+        It maps (x_t, time), with `process.needs.interval` (x_t, time, interval), to its output. `options` and those of
+        the call are passed to the network.
         """
         params = variables["params"]["model"]
         inputs = self.conditions.network_inputs(params.get("conditions", {}), values, self._clip(variables))
         inputs = {name: value for name, value in inputs._asdict().items() if value is not None}
         channels = crop(inputs.pop("channels")) if "channels" in inputs else None
 
-        def network(x: Array, t: Float[Array, " B"], interval: Float[Array, " B"] | None = None) -> Array:
+        def network(
+            x: Array, t: Float[Array, " B"], interval: Float[Array, " B"] | None = None, **call_options: Any
+        ) -> Any:
             def for_batch(value: Array) -> Array:
                 return jnp.broadcast_to(value, (len(x), *value.shape[1:]))
 
             each = jax.tree.map(for_batch, inputs)
             each = each if interval is None else _with_interval(each, interval)
             x = x if channels is None else jnp.concatenate([x, for_batch(channels)], axis=-1)
-            return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys, **options)
+            return apply(self.network, params, x, t, **each, dropout_keys=dropout_keys, **options, **call_options)
 
         return network
 
