@@ -119,7 +119,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "model.class_tokens_from": (0, "first block that has them, from 0; 4 of 12 in JiT-B"),
     "model.bottleneck": (0, "channels of a DiT's patches before model.width; 0: no bottleneck"),
     "model.output_conv": (True, "3x3 convolution of the output (uvit)"),
-    "model.remat": (False, "recompute each block in the backward pass, to save memory"),
+    "model.remat": (
+        "none",
+        "values of blocks kept for gradients: none (all) | dots (outputs of linear layers and convolutions) | blocks",
+    ),
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders
     "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),
@@ -290,6 +293,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "image_encoder.norm": ("layer", "norms of the transformer: layer | rms"),
     "image_encoder.qk_norm": (False, "RMS norm of queries and keys, per head"),
     "image_encoder.value_residual": (False, "mix values of attention with those of the first block"),
+    "image_encoder.remat": ("none", "values of blocks kept for gradients: none | dots | blocks, as model.remat"),
     "image_encoder.pixel_mean": ((0.5,), "mean of pixels in [0, 1]: one value, or one per channel"),
     "image_encoder.pixel_std": ((0.5,), "their standard deviation; 0.5 and 0.5: normalised to [-1, 1]"),
     "text_encoder.width": (128, "channels of the transformer"),
@@ -301,6 +305,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "text_encoder.rope": (False, "rotary positions, besides the learned position embeddings"),
     "text_encoder.qk_norm": (False, "RMS norm of queries and keys, per head"),
     "text_encoder.value_residual": (False, "mix values of attention with those of the first block"),
+    "text_encoder.remat": ("none", "values of blocks kept for gradients: none | dots | blocks, as model.remat"),
     "text_encoder.padding": (0, "token id at positions without a token; Stable Diffusion 1: the end token, 49407"),
     # Train
     "train.start": ("", "run, or exported run, whose weights are the initial weights; '': random weights"),

@@ -1,6 +1,7 @@
 """Config files: documentation, completeness, builds, published size; bad files; stored configs; --print_config."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,15 @@ import pytest
 from diffjax import cli, models
 from diffjax.errors import UserError
 from diffjax.runs.config_fields import configs_package, documented_fields, documented_name
-from diffjax.runs.config_files import changed_fields, flatten, from_json, load_file, to_json
+from diffjax.runs.config_files import (
+    changed_fields,
+    flatten,
+    from_json,
+    load_file,
+    to_json,
+    training_fields,
+    with_fields,
+)
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import build_model
 from tests import tiny
@@ -354,3 +363,22 @@ def test_stored_configs_of_earlier_versions_are_read():
     assert from_json('{"sampler": {"guidance_high": Infinity}}').sampler.guidance_high == float("inf")
     new = from_json('{"data": {"on_corrupt": "raise", "dir": "x"}}')
     assert changed_fields(from_json('{"data": {"dir": ""}}'), new) == {"data.dir": ("", "x")}
+
+
+def test_a_field_that_was_a_boolean_keeps_its_digest_and_is_read_as_a_name(tmp_path):
+    for stored, name in ((False, "none"), (True, "blocks"), ("dots", "dots")):
+        old = from_json(json.dumps({"model": {"remat": stored}}))
+        (tmp_path / "config.json").write_text(to_json(old))
+        new = load_file(str(tmp_path / "config.json"))
+        assert (old.model.remat, new.model.remat) == (stored, name)
+        assert training_fields(old) == training_fields(new) == {"model.remat": stored}
+        assert changed_fields(old, new) == {}
+
+
+def test_optional_fields_of_networks_can_be_set_in_configs_that_lack_them():
+    config = with_fields(load_file("configs/clip_shapes.py"), {"text_encoder.remat": "dots"})
+    assert config.text_encoder.remat == "dots" and config.is_locked
+    with pytest.raises(UserError, match=r"unknown field of config\.model 'remat'"):
+        build_model(with_fields(config, {"model.remat": "dots"}), abstract=True)
+    with pytest.raises(UserError, match=r"unknown config field 'model\.remat'"):
+        with_fields(from_json('{"seed": 0}'), {"model.remat": "dots"})

@@ -5,7 +5,7 @@
   python launch.py benchmark --config=configs/ddpm_cifar10.py --communication=8,64,256 [--config.parallel.fsdp=8]
   python launch.py benchmark --config=configs/ddpm_cifar10.py --plan=256 [--machine=h100]
   python launch.py benchmark --config=configs/digits.py:dit --coordinates=32,64,128 [--out=check.json]
-  python launch.py benchmark --config=configs/ddpm_cifar10.py --find_batch [--memory=16] [--config.model.remat]
+  python launch.py benchmark --config=configs/ddpm_cifar10.py --find_batch [--memory=16] [--config.model.remat=blocks]
   python launch.py benchmark --against=torch --cases=ddpm_cifar10,dit_s2 [--scale=toy] [--out=torch.json]
 
 Uses random images, so a built-in data set is not required. GFLOP per step are counted in the program before
@@ -219,7 +219,7 @@ def _find_batch(config: ConfigDict, gib: float | None) -> dict[str, Any]:
     batch, sizes = largest_fitting(memory, int(limit), unit)
     if not batch:
         raise UserError(
-            f"--memory={limit / 2**30:g}: a batch of {unit} does not fit; set config.model.remat, a larger "
+            f"--memory={limit / 2**30:g}: a batch of {unit} does not fit; set config.model.remat=blocks, a larger "
             "config.parallel.fsdp, or a smaller network"
         )
     print(f"largest batch: {batch:,} ({sizes[batch] / 2**30:.3f} of {limit / 2**30:g} GiB)")

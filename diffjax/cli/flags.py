@@ -15,7 +15,8 @@ from ml_collections import ConfigDict, config_flags
 from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.parsing import entries, number
 from diffjax.runs import packaged
-from diffjax.runs.config_files import flatten, load_file
+from diffjax.runs.config_fields import documented_fields, documented_name
+from diffjax.runs.config_files import flatten, load_file, with_optional_fields
 
 Flags = absl_flags.FlagValues
 MAX_COUNT = 10_000_000  # upper bound of counts, such as the number of samples
@@ -253,19 +254,21 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
     config = stored if arguments.config is None else load_file(arguments.config)
     if config is None:
         raise UserError("--config is missing; add it, such as --config=configs/digits.py")
+    config = with_optional_fields(config, map(_field_name, arguments.overrides))
     known = flatten(config)
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
     seen = set()
     for override in arguments.overrides:
-        name, equals, text = override.lstrip("-").partition("=")
-        path = name.removeprefix("no").removeprefix("config.")
+        equals, text = override.partition("=")[1:]
+        path = _field_name(override)
         if path in sections:
             field = next(field for field in known if field.startswith(path))
             raise UserError(f"--config.{path} is a section; override one of its fields, such as --config.{field}")
         if path not in known:
             raise unknown("config field", path, known)
         if not equals and not isinstance(known[path], bool):
-            raise UserError(f"{override} has no value; write {override}=VALUE")
+            text = documented_fields().get(documented_name(path), (None, ""))[1]
+            raise UserError(f"{override} has no value; write {override}=VALUE" + (f": {text}" if text else ""))
         if path in seen:
             raise UserError(f"{override}: the field is set twice; set it once")
         seen.add(path)
@@ -302,6 +305,11 @@ def read_config(arguments: Arguments, stored: ConfigDict | None = None) -> Confi
             example = known[name] or (("label",) if kind is str else (1, 2))
             raise UserError(f"--config.{name}={value}: {name} must be {_type_name(example)}")
     return holder.config
+
+
+def _field_name(override: str) -> str:
+    """Returns the dotted name of the field that an override sets."""
+    return override.lstrip("-").partition("=")[0].removeprefix("no").removeprefix("config.")
 
 
 def _with_tuple(override: str, known: Mapping[str, Any]) -> str:

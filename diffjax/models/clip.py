@@ -265,8 +265,11 @@ def build(config: ConfigDict, spec: ImageSpec) -> ClipModel:
     if config.train.accumulate > 1:
         raise UserError(
             f"train.accumulate={config.train.accumulate}: must be 1 for system=clip, whose loss compares all pairs of "
-            "a batch; set model.remat to save memory"
+            "a batch; set image_encoder.remat and text_encoder.remat to save memory"
         )
+    for field in config.model:
+        if field not in ("dimensions", "resize_images"):
+            raise unknown("field of config.model", field, ("dimensions", "resize_images"))
     has_image, has_text = ("image_encoder" in config), ("text_encoder" in config)
     if not (has_image or has_text):
         raise UserError("image_encoder, text_encoder: a CLIP requires one of these sections at least; add both")

@@ -29,7 +29,7 @@ class CaptionEncoder(nn.Module):
     heads: int
     mlp_ratio: float = 4
     activation: str = "gelu"  # "gelu" | "quick_gelu" | "gelu_tanh" | "swiglu"
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
     norm: str = "layer"  # "layer" | "rms"

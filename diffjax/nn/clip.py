@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from diffjax.nn.attention import AttentionPool, position_embedding
 from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import average_pool
+from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import transformer_from_fields
 from diffjax.nn.transformer_layers import make_norm
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
@@ -49,7 +50,7 @@ class VisionTransformer(nn.Module):
     pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
     pixel_std: Sequence[float] = (0.5,)  # their standard deviation; 0.5 and 0.5: normalised to [-1, 1]
     timesteps: int = 0  # number of timesteps of noised images; 0: clean images, no time conditioning
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
     norm: str = "layer"  # "layer" | "rms"
@@ -142,7 +143,7 @@ class ModifiedResNet(nn.Module):
     width: int = 64  # channels of the first stage's 3x3 convolutions; doubled per stage
     pixel_mean: Sequence[float] = (0.5,)  # mean of pixels in [0, 1]: one value, or one per channel
     pixel_std: Sequence[float] = (0.5,)  # their standard deviation
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     dtype: DTypeLike = jnp.float32  # compute dtype of convolutions; norm statistics and attention are float32
 
     @nn.compact
@@ -188,7 +189,7 @@ class ModifiedResNet(nn.Module):
             x = conv(width, 3, stride=2 if i == 0 else 1, name=f"conv_{i}")(x)
             x = nn.relu(norm(name=f"norm_{i}")(x))
         x = average_pool(x)
-        block = nn.remat(Bottleneck) if self.remat else Bottleneck
+        block = rematerialize(Bottleneck, self.remat)
         for stage, blocks in enumerate(self.layers):
             for i in range(blocks):
                 halve = stage > 0 and i == 0
@@ -210,7 +211,7 @@ class TextTransformer(nn.Module):
     mlp_ratio: float = 4
     activation: str = "quick_gelu"  # "quick_gelu" | "gelu" | "gelu_tanh" | "swiglu"
     padding: int = 0  # token id at positions without a token; 0 in CLIP, the end token in Stable Diffusion 1
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
     norm: str = "layer"  # "layer" | "rms"

@@ -9,7 +9,7 @@ denoise"), registers those of Darcet et al. 2023, "Vision transformers need regi
 al. 2024.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dense, Dropout, check_choice, check_dropout, check_label, timestep_embedding
 from diffjax.nn.partitioning import partition
+from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
@@ -169,7 +170,7 @@ class DiT(nn.Module):
     num_label_embeddings: int = 0  # rows of the label embedding table; 0: unconditional on labels
     dropout: float = 0.0  # rate, on the output of each residual branch
     time_embedding: str = "adm"  # "ddpm" | "adm": see timestep_embedding
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     identity_attention: Sequence[int] = ()  # blocks whose tokens attend to themselves alone
@@ -319,9 +320,10 @@ class DiT(nn.Module):
             angles = jnp.pad(angles, ((self.class_tokens, 0), (0, 0)))
         return jnp.concatenate([class_tokens, h], axis=1), angles
 
-    def _block(self, kind: Callable[..., Any], i: int, **fields: Any) -> Any:
+    def _block(self, kind: type[nn.Module], i: int, **fields: Any) -> Any:
         """Returns block `i`, a Block or another kind with its fields."""
-        return (nn.remat(kind) if self.remat else kind)(
+        block: Any = rematerialize(kind, self.remat)
+        return block(
             self.heads,
             self.mlp_ratio,
             self.dropout,

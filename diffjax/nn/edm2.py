@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 
 from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dropout, average_pool, check_dropout, check_label, level_widths, upsample_nearest
+from diffjax.nn.remat import rematerialize
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 UNIT_KERNEL = "unit_kernel"  # name of the parameters that `normalize_kernels` normalises
@@ -204,7 +205,7 @@ class EDM2UNet(nn.Module):
     residual_balance: float = 0.3  # share of the residual branch
     attention_balance: float = 0.3  # share of attention
     max_activation: float = 256.0  # activations of blocks are clipped to this
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, magnitudes, softmax and output are float32
 
@@ -252,7 +253,7 @@ class EDM2UNet(nn.Module):
         emb = mp_silu(emb).astype(self.dtype)  # common to all blocks
 
         shared = (self.dropout, self.residual_balance, self.attention_balance, self.max_activation)
-        make = nn.remat(Block) if self.remat else Block
+        make = rematerialize(Block, self.remat)
 
         def block(h, width, name, is_encoder, resample=None, attends=False):
             heads = width // self.head_channels if attends else 0

@@ -29,7 +29,7 @@ class PriorTransformer(nn.Module):
     mlp_ratio: float = 4
     activation: str = "gelu"  # "gelu" | "quick_gelu" | "gelu_tanh" | "swiglu"
     dropout: float = 0.0  # rate, on the output of each residual branch
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     norm: str = "layer"  # "layer" | "rms"

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from diffjax.nn.attention import attend
 from diffjax.nn.layers import Dropout, check_choice, check_dropout
 from diffjax.nn.partitioning import partition
+from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
@@ -125,7 +126,7 @@ class Transformer(nn.Module):
     # "gelu" (exact) | "gelu_tanh" | "quick_gelu" (CLIP's: x sigmoid(1.702 x)) | "swiglu" (see `mlp_width`)
     activation: str = "gelu"
     dropout: float = 0.0  # rate, on the output of each residual branch
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     initializer: str = "gpt2"  # "gpt2" | "clip": standard deviations of GPT-2 or of CLIP's code
     epsilon: float = 1e-5  # added to the variance, or mean square, in norms
@@ -141,7 +142,7 @@ class Transformer(nn.Module):
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         check_dropout(self.dropout)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
+        block = rematerialize(Block, self.remat, static_argnums=(2,))  # 2 is `causal`
         shape = (self.layers, self.heads, self.mlp_ratio)
         options = (self.activation, self.dropout, self.attention, self.initializer, self.epsilon, self.dtype)
         self.block = [block(*shape, *options, self.norm, self.qk_norm) for _ in range(self.layers)]

@@ -28,6 +28,7 @@ from diffjax.nn.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from diffjax.nn.remat import rematerialize
 from diffjax.nn.resblock import ResBlock
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
@@ -62,7 +63,7 @@ class UNet(nn.Module):
     time_embedding: str = "ddpm"  # "ddpm" | "adm": see timestep_embedding
     downsample_padding: str = "asymmetric"  # "asymmetric" (DDPM) | "symmetric" (ADM)
     initializer: str = "ddpm"  # "ddpm" | "torch": see layers
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     identity_attention: Sequence[int] = ()  # attention blocks whose positions attend to themselves alone
@@ -134,7 +135,7 @@ class UNet(nn.Module):
             emb = emb + dense(emb.shape[-1], name="embedding")(embedding.astype(jnp.float32))
         emb = nn.silu(emb).astype(self.dtype)  # common to all blocks
 
-        wrap = nn.remat if self.remat else lambda module: module
+        wrap = partial(rematerialize, remat=self.remat)
         computed = {"initializer": self.initializer, "dtype": self.dtype}
         normed = {"groups": self.norm_groups, "min_channels": self.norm_min_channels, **computed}
         scaled = {"epsilon": self.norm_epsilon, "residual_scale": self.residual_scale, **normed}

@@ -16,6 +16,7 @@ from diffjax.nn.attention import position_embedding
 from diffjax.nn.dit import patchify, unpatchify
 from diffjax.nn.layers import Conv, Dense, check_dropout, check_label, timestep_embedding
 from diffjax.nn.partitioning import partition
+from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import Block
 from diffjax.nn.transformer_layers import make_norm
 from diffjax.typing import Images, Labels, PRNGKeys, Times
@@ -42,7 +43,7 @@ class UViT(nn.Module):
     num_label_embeddings: int = 0  # rows of the label embedding table; 0: unconditional on labels
     dropout: float = 0.0  # rate, on the output of each residual branch
     time_embedding: str = "adm"  # "ddpm" | "adm": see timestep_embedding
-    remat: bool = False  # recompute each block in the backward pass, to save memory
+    remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     norm: str = "layer"  # "layer" | "rms": norms of the tokens
@@ -109,7 +110,7 @@ class UViT(nn.Module):
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
         h = h + position_embedding(self, h.shape[1], self.width, STD).astype(self.dtype)[None]
 
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # 2 is `causal`
+        block = rematerialize(Block, self.remat, static_argnums=(2,))  # 2 is `causal`
         fields = (self.layers, self.heads, self.mlp_ratio, self.activation, self.dropout, self.attention)
         options = ("vit", EPSILON, self.dtype, self.norm, self.qk_norm)
         outputs, half = [], self.layers // 2

@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from diffjax import io
 from diffjax.errors import UserError, unknown
 from diffjax.runs import packaged
-from diffjax.runs.config_fields import configs_package
+from diffjax.runs.config_fields import configs_package, documented_name
 from diffjax.runs.packaged import CONFIGS
 
 # Fields that may change when a run is resumed, as they do not affect the numbers of a step: intervals, the limit of
@@ -65,6 +65,10 @@ _DEFAULTS = {
     "train.lora.alpha": 8.0,
     "train.lora.targets": ("*",),
 }  # fields that old configs lack
+# Fields of networks that change memory and time, not the results: configs that lack them can be overridden, too.
+_OPTIONAL = {"model.remat": "none", "image_encoder.remat": "none", "text_encoder.remat": "none"}
+# Values of fields that were true or false, as in stored configs. Digests have the former values.
+_FORMER_VALUES = {"model.remat": {"none": False, "blocks": True}}
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RESERVED = (
     "averages",
@@ -215,6 +219,11 @@ def _run_config(path: str, source: bytes) -> ConfigDict:
             del config.parts[name]
     if "parts" in config and not config.parts:
         del config.parts
+    for field, value in flatten(config).items():
+        names = {former: name for name, former in _FORMER_VALUES.get(documented_name(field), {}).items()}
+        if value in names:
+            with config.ignore_type():
+                _set(config, field, names[value])
     return config.lock()
 
 
@@ -347,6 +356,23 @@ def checked(config: ConfigDict) -> ConfigDict:
     return from_json(to_json(config)).lock()
 
 
+def with_optional_fields(config: ConfigDict, names: Iterable[str]) -> ConfigDict:
+    """Returns the config with defaults of those `names` that it lacks and that are optional fields of networks.
+
+    A network that does not have the field refuses it when it is built.
+    """
+    known = flatten(config)
+    sections = {name.rpartition(".")[0] for name in known}
+    added = {name: _OPTIONAL.get(documented_name(name)) for name in names if name not in known}
+    added = {name: value for name, value in added.items() if value is not None and name.rpartition(".")[0] in sections}
+    if not added:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    for name, value in added.items():
+        _set(config, name, value)
+    return config.lock()
+
+
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     """Returns a copy of the config with other values.
 
@@ -357,7 +383,7 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
       UserError: a field that the config does not have, or a value of another type. Fields of `sampler` may be new: the
         sampler's settings are checked when its settings are made.
     """
-    copy = config.copy_and_resolve_references().unlock()
+    copy = with_optional_fields(config, fields).copy_and_resolve_references().unlock()
     known = flatten(copy)
     for pattern, value in fields.items():
         for name in fnmatch.filter(known, pattern) if "*" in pattern else [pattern]:
@@ -398,16 +424,25 @@ def training_fields(config: ConfigDict) -> dict[str, Any]:
     """
     return {
         name: value
-        for name, value in flatten(from_json(to_json(config))).items()
+        for name, value in _comparable(config).items()
         if not name.startswith((*MUTABLE_FIELDS, "parts."))
         and name != "train.steps"
         and _DEFAULTS.get(name, ...) != value
     }
 
 
+def _comparable(config: ConfigDict) -> dict[str, Any]:
+    """Returns all fields by dotted name as they are read from config.json, with former values in place of new ones."""
+    flat = flatten(from_json(to_json(config)))
+    return {
+        name: former.get(value, value) if (former := _FORMER_VALUES.get(documented_name(name))) else value
+        for name, value in flat.items()
+    }
+
+
 def different_fields(*configs: ConfigDict) -> dict[str, tuple[Any, ...]]:
     """Returns the value of each config for every field that differs, by dotted name, of parts too; None: missing."""
-    flat = [{**_DEFAULTS, **flatten(from_json(to_json(config)))} for config in configs]
+    flat = [{**_DEFAULTS, **_comparable(config)} for config in configs]
     values = {name: tuple(one.get(name) for one in flat) for name in sorted(set().union(*flat))}
     return {name: of_field for name, of_field in values.items() if any(value != of_field[0] for value in of_field)}
 

@@ -80,7 +80,7 @@ def activation_sizes(model: DiffusionModel, variables: Variables) -> dict[str, j
     inputs = {name: jnp.broadcast_to(leaf, (_PROBES, *leaf.shape[1:])) for name, leaf in inputs.items()}
     x = jax.random.normal(jax.random.key(0), (_PROBES, *x.shape[1:]))
     t = jnp.linspace(0, model.noise_schedule.timesteps - 1, _PROBES)
-    network = model.network.clone(remat=False)
+    network = model.network.clone(remat="none")
     options: dict[str, Any] = {**inputs, "capture_intermediates": True, "mutable": ["intermediates"]}
     _, collections = network.apply({"params": params}, x, t, **options)
     outputs = jax.tree_util.tree_leaves_with_path(collections["intermediates"])

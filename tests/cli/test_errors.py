@@ -45,6 +45,11 @@ CASES = {
     "fraction for a whole number": ([*TRAIN, "--config.train.steps=2.5"], "train.steps must be a whole number"),
     "text for a rate": ([*TRAIN, "--config.train.learning_rate=x"], "train.learning_rate must be a number"),
     "no value": ([*TRAIN, "--config.train.steps"], "write --config.train.steps=VALUE"),
+    "no name of a policy": (
+        [*TRAIN, "--config.model.remat"],
+        "write --config.model.remat=VALUE: values of blocks kept for gradients: none (all) | dots",
+    ),
+    "unknown policy": ([*TRAIN, "--config.model.remat=true"], "remat='true': choose from none, blocks, dots"),
     "text for a tuple": ([*TRAIN, "--config.model.multipliers=ab"], "a tuple, such as (1, 2)"),
     "batch over devices": (
         [*TRAIN, "--config.train.batch_size=100"],

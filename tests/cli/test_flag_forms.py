@@ -61,6 +61,13 @@ def test_a_tuple_of_the_wrong_kind_is_refused():
         parsed("--config=configs/digits.py", "--config.train.freeze=a,,b")
 
 
+def test_optional_fields_of_networks_need_not_be_in_the_config():
+    _, config = parsed("--config=configs/dalle_emoji.py", "--config.model.remat=dots")
+    assert config.model.remat == "dots"
+    with pytest.raises(UserError, match=r"unknown config field 'train\.remat'"):
+        parsed("--config=configs/digits.py", "--config.train.remat=dots")
+
+
 def test_a_boolean_needs_no_value():
     arguments, config = parsed("--config", "configs/digits.py", "--invert", "--noconfig.data.flip")
     assert arguments.invert and not config.data.flip

@@ -262,7 +262,7 @@ def test_remat_has_one_checkpoint_per_block(name):
     encoder, x = ENCODERS[name]
     encoder = encoder if name == "resnet" else partial(encoder, layers=2)
     variables = jax.eval_shape(encoder().init, jax.random.key(0), x)
-    traced = str(jax.make_jaxpr(encoder(remat=True).apply)(variables, x))
+    traced = str(jax.make_jaxpr(encoder(remat="blocks").apply)(variables, x))
     assert traced.count("remat") == (3 if name == "resnet" else 2)
 
 
@@ -279,7 +279,7 @@ def test_remat_does_not_change_loss_and_gradients_of_a_resnet():
         jax.jit(jax.value_and_grad(partial(loss, module=resnet(layers=(1, 1), remat=remat)), has_aux=True))(
             variables["params"]
         )
-        for remat in (True, False)
+        for remat in ("blocks", "none")
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
 

@@ -1,9 +1,7 @@
 """DiT: size, initialisation, patches, conditions, precision. test_parity_dit compares it with a peer."""
 
 import inspect
-from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,18 +137,6 @@ def test_an_example_does_not_depend_on_the_others(dropout_keys):
     inputs = jax.tree.map(lambda leaf: leaf[second], (X, T, dropout_keys, EVERYTHING))
     np.testing.assert_allclose(apply(*inputs), both[second], atol=1e-5)
     assert np.abs(both - apply(X, T, dropout_keys[::-1], EVERYTHING)).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_remat_does_not_change_loss_and_gradients(dropout_keys):
-    params = randomised(DiT(3, **SHALLOW), context=CONTEXT)
-
-    def loss(params, remat):
-        net = DiT(3, **SHALLOW, dropout=0.3, remat=remat)
-        return jnp.mean(net.apply({"params": params}, X, T, context=CONTEXT, dropout_keys=dropout_keys) ** 2)
-
-    plain, remat = (jax.jit(jax.value_and_grad(partial(loss, remat=remat)))(params) for remat in (False, True))
-    chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_is_close_with_float32_parameters():

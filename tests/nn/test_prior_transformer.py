@@ -140,7 +140,7 @@ def test_an_example_does_not_depend_on_the_others(params):
 
 
 def test_remat_has_one_checkpoint_per_layer(params):
-    remat = small(dropout=0.5, remat=True)
+    remat = small(dropout=0.5, remat="blocks")
     inputs = {**INPUTS, "context_mask": MASK, "dropout_keys": KEYS}
     apply = partial(remat.apply, **inputs)
     traced = str(jax.make_jaxpr(apply)({"params": params}, X, T))

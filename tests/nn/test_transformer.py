@@ -207,7 +207,7 @@ def test_masks_of_layers(params):
 def test_named_masks_without_an_array_and_with_remat(params):
     x = normal(2, 6, WIDTH)
     for name, seen in (("causal", np.tril(np.ones((6, 6), bool))), ("all", np.ones((6, 6), bool))):
-        remat = jax.jit(small(remat=True).apply, static_argnums=2)({"params": params}, x, name)
+        remat = jax.jit(small(remat="blocks").apply, static_argnums=2)({"params": params}, x, name)
         expected = jax.jit(small().apply)({"params": params}, x, seen)
         np.testing.assert_allclose(remat, expected, atol=1e-5)
     assert "bool" not in str(jax.make_jaxpr(lambda x: small().apply({"params": params}, x, "all"))(x))
@@ -338,8 +338,8 @@ def test_bfloat16(params):
 @pytest.mark.slow
 def test_remat_does_not_change_outputs_and_gradients(params):
     x, keys = normal(2, 6, WIDTH), jax.random.split(jax.random.key(0), 2)
-    remat, plain = (small(layers=1, dropout=0.5, remat=remat) for remat in (True, False))
-    traced = str(jax.make_jaxpr(small(remat=True).apply)({"params": params}, x))
+    remat, plain = (small(layers=1, dropout=0.5, remat=remat) for remat in ("blocks", "none"))
+    traced = str(jax.make_jaxpr(small(remat="blocks").apply)({"params": params}, x))
     assert traced.count("remat") == 2  # one per layer
 
     def loss(params, model):

@@ -1,6 +1,5 @@
 """The U-Net's structure, gradients and precision; test_parity_unet compares its outputs with a peer's."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,17 +77,6 @@ def test_a_zero_augment_label_is_no_label():
     none = apply({name: leaf for name, leaf in params.items() if name != "augment"}, None)
     np.testing.assert_allclose(apply(params, jnp.zeros((2, 9))), none, atol=1e-5)
     assert np.abs(apply(params, AUGMENT) - none).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_remat_does_not_change_loss_and_gradients(dropout_keys):
-    options = {**TINY, "dropout": 0.3}
-    params = parameters(UNet(3, **options))
-    plain, remat = (
-        loss_and_gradients(UNet(3, **options, remat=remat), params, dropout_keys=dropout_keys)
-        for remat in (False, True)
-    )
-    chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_is_close_with_float32_parameters():

@@ -18,7 +18,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from diffjax.errors import UserError, validate_integer
+from diffjax.errors import UserError, unknown, validate_integer
 from diffjax.models.base import Autoencoder, ContrastiveModel, abstract_value
 from diffjax.models.images import to_unit_range
 from diffjax.nn.layers import unit_norm
@@ -134,6 +134,9 @@ def build(config: ConfigDict, spec: ImageSpec, clip: tuple[ContrastiveModel, Var
             f"train.accumulate={config.train.accumulate}: must be 1 for system=pca, whose components are those of the "
             "whole batch"
         )
+    for field in config.model:
+        if field not in ("components", "bins"):
+            raise unknown("field of config.model", field, ("components", "bins"))
     clip_spec = abstract_value(clip[0].clip, clip[1])
     return PCA(
         contrastive=clip[0],
