@@ -55,6 +55,7 @@ setuptools.setup(
         "chex>=0.1.90",
         "cloudpickle>=3.0",
         "flax>=0.12,<0.13",
+        "fsspec>=2024.6",
         "ftfy>=6.2,<7",
         "grain>=0.2.15",
         "importlib_resources>=6.4",  # imported by builders of tensorflow-datasets
@@ -83,6 +84,7 @@ setuptools.setup(
         "tfds": ["tensorflow>=2.20"],  # `tfds build`, which prepares a data set; reading one does not require it
         # import --source=hub:OWNER/NAME, data sets of Hugging Face, metadata.parquet
         "hf": ["datasets>=3", "huggingface_hub>=0.30", "pyarrow>=15"],
+        "remote": ["gcsfs>=2024.6,<2027", "s3fs>=2024.6,<2027"],  # runs and data at gs:// and s3://
         "demo": ["gradio>=6.31,<7"],  # the verb demo
         "browser": ["gradio>=6.31,<7", "playwright>=1.50"],  # tests of the demo in Chromium
         "wandb": ["wandb>=0.31"],  # train --logger=wandb

@@ -54,7 +54,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "data set: digits | fashion_mnist | cifar10 | emoji | shapes | folder | npz:FILE | tar:PATTERN | tfds:NAME | "
         "hf:NAME | latents (of launch.py encode) | pairs (of launch.py pairs)",
     ),
-    "data.dir": ("", "folder of images, prepared data sets, latents or pairs; digits and shapes need none"),
+    "data.dir": ("", "folder or URL of images, prepared data sets, latents or pairs; digits and shapes need none"),
     "data.split": ("train", "split, or a slice of one on disk, such as train[:1000] or train[90%:]"),
     "data.image_size": (8, "height and width, in pixels; images of another size are resized"),
     "data.channels": (0, "channels: 1 (grey) | 3 | 4 (with alpha); 0: as the data set has"),

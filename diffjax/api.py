@@ -38,7 +38,7 @@ from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion, is_text_conditioned, is_upsampling_stage
 from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.models.diffusion.model import with_settings
-from diffjax.runs import loading
+from diffjax.runs import loading, mirror
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import checked, load_file, with_fields
 from diffjax.runs.new_folder import new_folder
@@ -250,6 +250,8 @@ class Run(loading.Run):
         with _output(progress):
             sweep = Sweep({self.ema_length: self}, flags, options, self._results if store else None)
             entries = list(sweep.compute())
+        if store:
+            mirror.upload_results()
         _print_warnings(entries)
         return sweep.result()
 
@@ -317,6 +319,8 @@ class Run(loading.Run):
         prepared = evaluations.prepare(names, self, metric_settings, flags, references)
         results = self._results if store else None
         entries = [entry for entry, _ in evaluations.compute(prepared, results, recompute=recompute)]
+        if store:
+            mirror.upload_results()
         _print_warnings(entries)
         return {name: estimate for entry in entries for name, estimate in estimates(entry).items()}
 
@@ -384,7 +388,7 @@ def load(
     """Opens a trained or exported run with its averaged parameters, also while it trains.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or its URL.
       checkpoint: training step of the checkpoint; None: the newest one.
       ema_length: relative length of the average, which is reconstructed; None: the average of train.ema_decay.
       data_dir: folder of the data set; None: `data.dir` of the run.
@@ -394,6 +398,7 @@ def load(
     Raises:
       UserError: there is no run or no such checkpoint, or a file of the run is damaged.
     """
+    mirror.forget()
     options = {"data_dir": data_dir, "weights_dtype": weights_dtype}
     run = loading.load(workdir, checkpoint, ema_length=ema_length, **options)
     return Run(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
@@ -414,7 +419,7 @@ def train(
 
     Args:
       config: config file, such as "configs/digits.py", or its ConfigDict; None: that of the run, which resumes.
-      workdir: folder of the run.
+      workdir: folder of the run, or its URL.
       overrides: values of config fields by dotted name, such as {"train.steps": 500}.
       allow_config_change: resume even if the config changes the results of the run; the change is recorded.
       progress: print messages and a progress bar.
@@ -426,6 +431,7 @@ def train(
       UserError: the config or the folder is not valid, or too many steps were not finite.
       KeyboardInterrupt: a signal stopped the training.
     """
+    mirror.forget()
     folder = Workdir(workdir)
     if config is None:
         if not folder.config.exists() and not list_steps(folder.checkpoints):

@@ -43,6 +43,7 @@ NOT_RUN = {
     r" encode |--config\.data\.name=latents": "encodes a whole data set, minutes; tests/cli/test_encode.py",
     r" demo( |$)": "a server that does not end; tests/demo",
     r" replay ": "needs a run that a failed step has ended; tests/test_faults.py",
+    r"=(gs|s3)://": "needs a bucket; tests/runs/test_mirror.py",
     r"^(srun|gcloud)\b": "needs a cluster",
 }
 PUBLISHED = "needs published weights; tests/conversion imports tiny ones"

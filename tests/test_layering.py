@@ -6,7 +6,18 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "diffjax"
-SHARED = {"__version__", "compositing", "errors", "io", "numbers", "parsing", "progress", "registry", "typing"}
+SHARED = {
+    "__version__",
+    "compositing",
+    "errors",
+    "io",
+    "numbers",
+    "parsing",
+    "progress",
+    "registry",
+    "remote",
+    "typing",
+}
 MAY_IMPORT = {  # by package or root module, which may also import itself
     "diffusion": set(),
     "latents": {"typing"},
@@ -32,6 +43,7 @@ MAY_IMPORT = {  # by package or root module, which may also import itself
     "parsing": {"errors"},
     "progress": set(),
     "registry": {"errors"},
+    "remote": {"errors", "io"},
     "typing": set(),
     "xla_flags": {"errors", "io"},
     "api": {"conversion", "diffusion", "errors", "evaluation", "inference", "metrics", "models", "runs", "training"},

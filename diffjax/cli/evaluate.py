@@ -87,7 +87,7 @@ from diffjax.runs.loading import load
 
 
 def define(flags: Flags) -> None:
-    define_workdir(flags)
+    define_workdir(flags, url=True)
     define_sampling(flags)
     define_settings(flags)
     define_recompute(flags, "metrics")

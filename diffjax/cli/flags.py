@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,12 @@ GUIDANCE_FLAGS = (  # of classifier-free guidance
     *("guidance", "guidance_rescale", "guidance_low", "guidance_high"),
     *("guidance_rule", "guidance_schedule", "guidance_channels", "first_condition", "first_scale"),
 )
+# Flags that take a URL, with the verbs where they do (None: all); and texts, which may contain one.
+_URL_FLAGS = {
+    "workdir": ("train", "sample", "sweep", "evaluate"),
+    **dict.fromkeys(("data_dir", "clip", "codec", "classifier", "weak", "features")),
+    **dict.fromkeys(("prompt", "base_prompt", "template", "source")),
+}
 _GROUPS = {
     "run": (
         *("workdir", "config", "checkpoint", "ema_length", "data_dir"),
@@ -84,8 +91,10 @@ class Arguments:
         return getattr(self.values, name)
 
 
-def define_workdir(flags: Flags) -> None:
-    absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags)
+def define_workdir(flags: Flags, *, url: bool = False) -> None:
+    """Defines --workdir; with `url` its help states that it may be a URL."""
+    text = "folder of the run" + ", or its URL, such as gs://BUCKET/RUN (docs/reliability.md)" * url
+    absl_flags.DEFINE_string("workdir", None, text, flag_values=flags)
 
 
 def define_config(flags: Flags) -> None:
@@ -109,7 +118,9 @@ def define_sampling(flags: Flags, *, several_lengths: bool = False) -> None:
     absl_flags.DEFINE_integer(
         "checkpoint", None, "training step of the checkpoint (default: the last)", flag_values=flags
     )
-    absl_flags.DEFINE_string("data_dir", None, "folder of data sets (default: data.dir of the run)", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "data_dir", None, "folder or URL of data sets (default: data.dir of the run)", flag_values=flags
+    )
     text = "float32 | bfloat16: type of the kernels in memory; bfloat16 needs half, and changes samples a little"
     absl_flags.DEFINE_string("weights_dtype", "float32", text, flag_values=flags)
 
@@ -166,6 +177,7 @@ def parse(flags: Flags, argv: Sequence[str], *, positional: bool = False) -> Arg
         if name in parsed:
             raise UserError(f"--{name}={text}: the flag is set twice; set it once")
         parsed[name] = _validate(name, text, flags[name])
+        _check_local(argv[0], name, text)
     try:
         flags([argv[0], *(f"--{name}={text}" for name, text in parsed.items())])
     except absl_flags.Error as error:
@@ -199,6 +211,15 @@ def _validate(name: str, text: str, flag: absl_flags.Flag) -> str:
         expected = "a whole number" if kind is int else "a finite number"
         raise UserError(f"--{name}={text}: must be {expected}{limits}") from None
     return str(value)
+
+
+def _check_local(verb: str, name: str, text: str) -> None:
+    """Raises UserError for a URL where a flag names a folder or file of this machine."""
+    verbs = _URL_FLAGS.get(name, ())
+    if verbs is None or verb in verbs or not re.search(r"(?:^|,)[a-z][a-z0-9+.-]*://", text):
+        return
+    supported = f" for {verb} (URLs are supported for {', '.join(verbs)})" if verbs else ""
+    raise UserError(f"--{name}={text}: must be a local path{supported}; copy the files to or from the URL yourself")
 
 
 def check_writable(flag: str, path: Path) -> None:

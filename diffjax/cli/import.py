@@ -41,6 +41,6 @@ def run(arguments: Arguments) -> int:
     print(f"imported to {workdir}; try next:")
     trained = workdir if model.losses else workdir / "decoder"  # a pipeline itself is not trained
     fine_tuning = f"train --config={trained}/config.json --config.train.start={trained} --config.data.dir=IMAGES"
-    for line in (*next_commands(model, workdir), f"{fine_tuning} --workdir=NEW"):
+    for line in (*next_commands(model, str(workdir)), f"{fine_tuning} --workdir=NEW"):
         print(f"  python launch.py {line}")
     return 0

@@ -1,7 +1,7 @@
 """Commands to try with a run."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from diffjax.models import capabilities
 from diffjax.models.base import Model
@@ -50,7 +50,7 @@ def _samples_from_prompts(model: Model) -> bool:
     return capabilities.samples_images(model) and not capabilities.is_upsampling_stage(model)
 
 
-def next_commands(model: Model, workdir: Path) -> list[str]:
+def next_commands(model: Model, workdir: str) -> list[str]:
     """Returns commands to try with a trained model, without "python launch.py"."""
-    paths = {"run": f"--workdir={workdir}", "path": workdir, "parent": workdir.parent}
+    paths = {"run": f"--workdir={workdir}", "path": workdir, "parent": os.path.dirname(workdir)}
     return [command.format(**paths) for applies, command in _NEXT_COMMANDS if applies(model)]

@@ -81,7 +81,7 @@ _OUTPUTS = (*image_grids.FORMATS, ".npz")
 
 
 def define(flags: Flags) -> None:
-    define_workdir(flags)
+    define_workdir(flags, url=True)
     define_sampling(flags)
     define_settings(flags)
     for name, text in {

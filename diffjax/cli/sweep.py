@@ -51,7 +51,7 @@ from diffjax.runs.loading import load
 
 
 def define(flags: Flags) -> None:
-    define_workdir(flags)
+    define_workdir(flags, url=True)
     define_sampling(flags, several_lengths=True)
     absl_flags.DEFINE_integer("num", 500, "number of samples per cell", 2, MAX_COUNT, flag_values=flags)
     define_settings(flags)

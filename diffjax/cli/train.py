@@ -44,7 +44,7 @@ from diffjax.training.train import train
 
 def define(flags: Flags) -> None:
     define_config(flags)
-    define_workdir(flags)
+    define_workdir(flags, url=True)
     absl_flags.DEFINE_string(
         "logger", "tensorboard", "besides metrics.jsonl: tensorboard | wandb | none", flag_values=flags
     )
@@ -103,7 +103,7 @@ def run(arguments: Arguments) -> int:
     if not is_pipeline(system):
         _print_result(workdir, config)
     print("try next:")
-    for line in next_commands(system, workdir.path):
+    for line in next_commands(system, workdir.name):
         print(f"  python launch.py {line}")
     return 0
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from diffjax import io
+from diffjax import io, remote
 from diffjax.data.records import MissingSplit, Query, split_name, split_range
 from diffjax.errors import MissingData, UserError
 
@@ -79,7 +79,7 @@ def read_index(directory: str, kind: str) -> Index:
     command = _COMMANDS[kind]
     if not directory:
         raise MissingData(f"data.dir is not set: must be a folder of stored {kind}; {command}, then set it")
-    path = Path(directory).expanduser() / INDEX
+    path = Path(remote.local_data(directory)).expanduser() / INDEX
     try:
         content = io.read_json(path, f"{command} again, into a new folder")
     except (FileNotFoundError, NotADirectoryError):
@@ -268,7 +268,8 @@ def open_store(query: Query) -> StoredExamples:
       MissingData: there is no store.
       UserError: it has no such split, or is incomplete.
     """
-    examples = StoredExamples(query.directory, read_index(query.directory, query.name), query.split)
+    directory = remote.local_data(query.directory)
+    examples = StoredExamples(directory, read_index(directory, query.name), query.split)
     examples.check_sizes()
     return examples
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from diffjax import remote
 from diffjax.data import shapes
 from diffjax.data.archives import open_npz, open_tar
 from diffjax.data.cache import Cache, Example
@@ -196,7 +197,12 @@ def open_dataset(
 
 
 def _query(name: str, directory: str, split: str) -> Query:
-    return Query(name, name.partition(":")[2], directory or "", split)
+    """Returns the query for a split; a folder at a URL is replaced by its local copy."""
+    prefix, _, path = name.partition(":")
+    if name not in ("digits", "shapes"):
+        below = path if prefix == "tfds" else name if name in CLASSES else ""  # a folder of tensorflow-datasets
+        directory = remote.local_data(directory or "", below)
+    return Query(name, path, directory or "", split)
 
 
 def _open(query: Query, options: ImageOptions, opened: OpenedSets | None) -> Source | Records | StoredExamples:

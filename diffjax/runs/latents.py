@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax import remote
 from diffjax.cluster import multihost
 from diffjax.data.examples import DatasetInfo, Source
 from diffjax.data.latents_store import Index, open_store, read_index
@@ -164,5 +165,6 @@ def describe_images(data: ConfigDict, info: DatasetInfo) -> dict[str, Any]:
       info: their channels and classes.
     """
     is_path = data.dir or data.name.partition(":")[0] in ("folder", "npz", "tar")
-    directory = os.path.abspath(os.path.expanduser(data.dir)) if is_path else ""  # "": the set needs none
+    local = os.path.abspath(os.path.expanduser(data.dir)) if is_path else ""  # "": the set needs none
+    directory = remote.url_of(data.dir) or local
     return {name: data[name] for name in _IMAGE_FIELDS if name in data} | {"dir": directory} | info._asdict()

@@ -19,7 +19,7 @@ from diffjax.models.diffusion.data_space import LatentSpace, latent_space
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
 from diffjax.nn.pretrained import clip_checkpoint, efficientnet
-from diffjax.runs import averages, exported_weights, optimized_grids, read_checkpoints
+from diffjax.runs import averages, exported_weights, mirror, optimized_grids, read_checkpoints
 from diffjax.runs.config_files import flatten
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.dependencies import TRAINING_ONLY, part_config, referenced_run
@@ -107,6 +107,8 @@ def load(
     if weights_dtype not in WEIGHT_TYPES:
         raise unknown("weights_dtype", weights_dtype, WEIGHT_TYPES)
     workdir = Workdir(path)
+    if step is not None:
+        mirror.fetch_checkpoint(workdir.checkpoints / str(step))
     config = workdir.read_config()
     if data_dir is not None:
         config.data.dir = data_dir

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffjax import remote
 from diffjax.errors import UserError
 
 
@@ -17,6 +18,8 @@ def new_folder(out: Path, *, flag: str = "out") -> Iterator[Path]:
     Raises:
       UserError: `out` is not empty or cannot be created, or the disk is full.
     """
+    if url := remote.url_of(out):
+        raise UserError(f"--{flag}={url}: must be a local folder; choose one, and copy it to the URL afterwards")
     target = Path(os.path.realpath(out))  # fills an empty folder that `out` links to, and keeps the link
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax import io
 from diffjax.errors import UserError
-from diffjax.runs import exported_weights, pretrained, read_checkpoints
+from diffjax.runs import exported_weights, mirror, pretrained, read_checkpoints
 from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.config_files import from_json, to_json
 
@@ -23,12 +23,17 @@ from diffjax.runs.config_files import from_json, to_json
 class Workdir:
     """The paths in a run's folder.
 
-    A released model, `pretrained:NAME`, is read-only: its samples and results are in the current folder.
+    A released model, `pretrained:NAME`, is read-only: its samples and results are in the current folder. A run at a URL
+    has a local copy, which is downloaded when the process opens the run for the first time.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Sets the paths of a folder. Raises UserError for an unknown name of a released model."""
-        self.path = pretrained.resolve(path)
+        """Sets the paths of a folder.
+
+        Raises:
+          UserError: an unknown name of a released model, or a URL that cannot be read.
+        """
+        self.path = mirror.resolve(pretrained.resolve(path))
         self.config = self.path / "config.json"
         self.config_changes = self.path / "config_changes.jsonl"  # changes of the config when the run was resumed
         self.metrics = self.path / "metrics.jsonl"
@@ -55,8 +60,8 @@ class Workdir:
 
     @property
     def name(self) -> str:
-        """The folder of the run, or `pretrained:NAME`."""
-        return pretrained.name_of(self.path) or str(self.path)
+        """The folder of the run, its URL, or `pretrained:NAME`."""
+        return pretrained.name_of(self.path) or mirror.name_of(self.path) or str(self.path)
 
     def create(self) -> None:
         """Creates the folders.
@@ -91,8 +96,10 @@ class Workdir:
     def locked(self) -> Iterator[Callable[[], None]]:
         """Creates the folders, and locks them against training by other processes. The lock ends with the process.
 
+        A run at a URL is owned meanwhile, and uploaded: see `Mirror.training`.
+
         Yields:
-          A function that raises UserError if the folder is no longer at its path.
+          A function that raises UserError if the folder is no longer at its path, or another training owns the run.
 
         Raises:
           UserError: another process trains there, the lock is not a regular file, or the run is a released model.
@@ -117,13 +124,15 @@ class Workdir:
             except BlockingIOError:
                 holder = file.read(200).decode(errors="replace").split("\n")[0]
                 raise UserError(
-                    f"--workdir={self.path}: is being trained by {holder or 'another process'}; stop it, or choose "
+                    f"--workdir={self.name}: is being trained by {holder or 'another process'}; stop it, or choose "
                     "another --workdir"
                 ) from None
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())  # readers use the first line
-            identity = _identity(self.path)
+            identity, copy = _identity(self.path), mirror.mirror_of(self.path)
 
             def check_place() -> None:
+                if copy:
+                    copy.check_owner()
                 if _identity(self.path) != identity:
                     raise UserError(
                         f"--workdir={self.path}: the folder was moved or replaced during training, so training stops "
@@ -131,7 +140,8 @@ class Workdir:
                         f"checkpoint there (a save in progress may have left {self.checkpoints}: delete it)"
                     )
 
-            yield check_place
+            with copy.training() if copy else contextlib.nullcontext():
+                yield check_place
 
     def last_step(self) -> int | None:
         """Returns the step of the newest undamaged checkpoint, or of exported weights; None if there is neither."""
@@ -152,7 +162,7 @@ class Workdir:
                     "--workdir"
                 ) from error
             raise UserError(
-                f"{self.path} is not a run, as it has no config.json; train one with launch.py train"
+                f"{self.name} is not a run, as it has no config.json; train one with launch.py train"
             ) from error
         except OSError as error:
             raise UserError(f"{self.config}: cannot be read ({error.strerror}); choose the folder of a run") from error

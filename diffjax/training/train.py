@@ -29,6 +29,7 @@ from diffjax.runs.checkpoints import Checkpoints
 from diffjax.runs.datasets import open_training_examples, resolve
 from diffjax.runs.dependencies import part_config, part_names, referenced_run
 from diffjax.runs.loading import build_model, read_lora_base
+from diffjax.runs.mirror import mirror_of
 from diffjax.runs.power_functions import check_length, name_of
 from diffjax.runs.state import TrainState
 from diffjax.runs.tokenizers import load_tokenizer
@@ -84,6 +85,11 @@ def train(
     """
     if workdir.path.exists() and not workdir.path.is_dir():
         raise UserError(f"--workdir={workdir.path}: is not a folder; choose another path")
+    if mirror_of(workdir.path) and not multihost.is_single_process():
+        raise UserError(
+            f"--workdir={workdir.name}: is only supported with one process; choose a folder on a file system that all "
+            "hosts share"
+        )
     if workdir.weights.exists():
         raise UserError(f"--workdir={workdir.name}: is an exported run, which cannot be trained; choose another folder")
     check(config)
@@ -386,7 +392,7 @@ def _open_checkpoints(
 
 def _report_trained(config: ConfigDict, workdir: Workdir, step: int) -> None:
     """Prints that a run has all its steps, and stores changes of other fields of its config."""
-    print(f"{workdir.path} is trained to step {step}; raise --config.train.steps to continue")
+    print(f"{workdir.name} is trained to step {step}; raise --config.train.steps to continue")
     if multihost.is_main_process():
         changed = ConfigDict(config.to_dict())
         changed.train.steps = workdir.read_config().train.steps
