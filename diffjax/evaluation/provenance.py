@@ -30,6 +30,7 @@ _MAY_DIFFER = {
     "workdir",
     "system",
     "classifier",
+    "weak",
     "config",
     "checkpoint",
     "ema_length",
