@@ -77,13 +77,12 @@ from diffjax.cli.results import (
     weight_paths,
     write_table,
 )
-from diffjax.cli.settings import define_settings, note_batch_size
+from diffjax.cli.settings import define_settings, load_run, note_batch_size
 from diffjax.evaluation import evaluations, metrics
 from diffjax.evaluation.evaluations import References
 from diffjax.evaluation.results_store import ResultsStore, flat_row
 from diffjax.models.diffusion.inpainting_masks import KINDS
 from diffjax.parsing import texts
-from diffjax.runs.loading import load
 
 
 def define(flags: Flags) -> None:
@@ -120,13 +119,7 @@ def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
     references = References(arguments.reference, arguments.clip, weight_paths(arguments))
     evaluations.check_names(names, references)
-    trained = load(
-        required(arguments, "workdir"),
-        arguments.checkpoint,
-        ema_length=arguments.ema_length,
-        data_dir=arguments.data_dir,
-        weights_dtype=arguments.weights_dtype,
-    )
+    trained = load_run(required(arguments, "workdir"), arguments)
     settings = evaluations.make_settings(arguments.as_dict())
     results = ResultsStore(trained.workdir.results)
     check_output(arguments, results)

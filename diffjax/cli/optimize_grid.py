@@ -13,13 +13,13 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from diffjax.cli.flags import GUIDANCE_FLAGS, Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.cli.settings import load_run
 from diffjax.diffusion.grid_search import num_evaluations
 from diffjax.errors import UserError
 from diffjax.inference.grid_optimization import GridOptimizer
 from diffjax.inference.overrides import SETTINGS, single_setting
 from diffjax.parsing import texts
 from diffjax.runs import optimized_grids
-from diffjax.runs.loading import load
 
 # Settings of samplers of diffusion models, but for the grid and the steps.
 _SETTINGS = (
@@ -49,13 +49,7 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--steps={text}: must be whole numbers separated by commas") from error
     options = {"num": arguments.num, "seed": arguments.seed, "reference_steps": arguments.reference_steps}
     batch_size = arguments.batch_size
-    trained = load(
-        path,
-        arguments.checkpoint,
-        ema_length=arguments.ema_length,
-        data_dir=arguments.data_dir,
-        weights_dtype=arguments.weights_dtype,
-    )
+    trained = load_run(path, arguments)
     overrides = single_setting({name: getattr(arguments, name) for name in _SETTINGS})
     optimizer, grids = GridOptimizer(trained, overrides, batch_size=batch_size, **options), []
     for steps in counts:

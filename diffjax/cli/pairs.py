@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffjax.cli.flags import GUIDANCE_FLAGS, MAX_COUNT, Arguments, Flags, define_sampling, define_workdir, required
+from diffjax.cli.settings import load_run
 from diffjax.inference.noise_pairs import check_run, write_pairs
 from diffjax.inference.overrides import SETTINGS, SettingsFactory, single_setting
-from diffjax.runs.loading import load
 from diffjax.runs.new_folder import new_folder
 
 # Settings of samplers of diffusion models.
@@ -40,13 +40,7 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     path, out = required(arguments, "workdir"), Path(required(arguments, "out"))
-    trained = load(
-        path,
-        arguments.checkpoint,
-        ema_length=arguments.ema_length,
-        data_dir=arguments.data_dir,
-        weights_dtype=arguments.weights_dtype,
-    )
+    trained = load_run(path, arguments)
     model, overrides = check_run(trained), single_setting(arguments.as_dict())
     settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     with new_folder(out) as folder:

@@ -65,7 +65,7 @@ from diffjax.cli.flags import (
     parse,
     required,
 )
-from diffjax.cli.settings import define_settings
+from diffjax.cli.settings import define_settings, load_run
 from diffjax.diffusion import inverse_problems, measurements
 from diffjax.errors import UserError
 from diffjax.inference import image_grids
@@ -74,7 +74,6 @@ from diffjax.inference.sample_requests import RunSampler, Samples, check_files
 from diffjax.registry import choices
 from diffjax.runs.config_files import to_json
 from diffjax.runs.datasets import image_spec
-from diffjax.runs.loading import load
 from diffjax.runs.workdir import Workdir
 
 _OUTPUTS = (*image_grids.FORMATS, ".npz")
@@ -135,13 +134,7 @@ def run(arguments: Arguments) -> int:
     flags = SampleFlags(arguments.as_dict(), arguments.given_flags)
     captions = check_files(flags)
     _check_output(path, out / "00000.png" if to_folder else out)
-    trained = load(
-        path,
-        arguments.checkpoint,
-        ema_length=arguments.ema_length,
-        data_dir=arguments.data_dir,
-        weights_dtype=arguments.weights_dtype,
-    )
+    trained = load_run(path, arguments)
     sampler = RunSampler(trained, flags.values)
     request = sampler.prepare(flags, captions)
     with tqdm(total=request.total, unit="image") as bar:

@@ -1,4 +1,4 @@
-"""Flags of sampling settings, for the verbs that sample a run."""
+"""Flags of sampling settings, and the run that they sample, for the verbs that sample a run."""
 
 from absl import flags as absl_flags
 
@@ -7,6 +7,7 @@ from diffjax.errors import UserError
 from diffjax.inference.batching import limit_batch_size
 from diffjax.inference.overrides import SETTINGS
 from diffjax.parsing import entries, number
+from diffjax.runs.loading import Run, load
 from diffjax.runs.power_functions import check_length
 
 
@@ -19,6 +20,17 @@ def define_settings(flags: Flags) -> None:
         "weak": "run of a weaker model of the same data, to move away from (autoguidance)",
     }.items():
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+
+
+def load_run(workdir: str, arguments: Arguments) -> Run:
+    """Opens a run with the weights that the flags of `define_sampling` select. Raises UserError as `load` does."""
+    return load(
+        workdir,
+        arguments.checkpoint,
+        ema_length=arguments.ema_length,
+        data_dir=arguments.data_dir,
+        weights_dtype=arguments.weights_dtype,
+    )
 
 
 def note_batch_size(arguments: Arguments, total: int) -> None:
