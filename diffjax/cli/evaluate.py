@@ -119,7 +119,7 @@ def run(arguments: Arguments) -> int:
     names = texts(required(arguments, "metrics"))
     references = References(arguments.reference, arguments.clip, weight_paths(arguments))
     evaluations.check_names(names, references)
-    trained = load_run(required(arguments, "workdir"), arguments)
+    trained = load_run(required(arguments, "workdir"), arguments, arguments.ema_length)
     settings = evaluations.make_settings(arguments.as_dict())
     results = ResultsStore(trained.workdir.results)
     check_output(arguments, results)

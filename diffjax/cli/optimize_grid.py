@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
         raise UserError(f"--steps={text}: must be whole numbers separated by commas") from error
     options = {"num": arguments.num, "seed": arguments.seed, "reference_steps": arguments.reference_steps}
     batch_size = arguments.batch_size
-    trained = load_run(path, arguments)
+    trained = load_run(path, arguments, arguments.ema_length)
     overrides = single_setting({name: getattr(arguments, name) for name in _SETTINGS})
     optimizer, grids = GridOptimizer(trained, overrides, batch_size=batch_size, **options), []
     for steps in counts:

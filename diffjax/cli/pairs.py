@@ -40,7 +40,7 @@ def define(flags: Flags) -> None:
 
 def run(arguments: Arguments) -> int:
     path, out = required(arguments, "workdir"), Path(required(arguments, "out"))
-    trained = load_run(path, arguments)
+    trained = load_run(path, arguments, arguments.ema_length)
     model, overrides = check_run(trained), single_setting(arguments.as_dict())
     settings = SettingsFactory(model, trained.config.sampler)(**overrides)
     with new_folder(out) as folder:

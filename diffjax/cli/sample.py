@@ -134,7 +134,7 @@ def run(arguments: Arguments) -> int:
     flags = SampleFlags(arguments.as_dict(), arguments.given_flags)
     captions = check_files(flags)
     _check_output(path, out / "00000.png" if to_folder else out)
-    trained = load_run(path, arguments)
+    trained = load_run(path, arguments, arguments.ema_length)
     sampler = RunSampler(trained, flags.values)
     request = sampler.prepare(flags, captions)
     with tqdm(total=request.total, unit="image") as bar:

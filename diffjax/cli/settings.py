@@ -22,12 +22,15 @@ def define_settings(flags: Flags) -> None:
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
 
 
-def load_run(workdir: str, arguments: Arguments) -> Run:
-    """Opens a run with the weights that the flags of `define_sampling` select. Raises UserError as `load` does."""
+def load_run(workdir: str, arguments: Arguments, ema_length: float | None) -> Run:
+    """Opens a run with the weights that the flags of `define_sampling` select, averaged over `ema_length`.
+
+    `ema_length` is one value of --ema_length, of which a sweep has several. Raises UserError as `load` does.
+    """
     return load(
         workdir,
         arguments.checkpoint,
-        ema_length=arguments.ema_length,
+        ema_length=ema_length,
         data_dir=arguments.data_dir,
         weights_dtype=arguments.weights_dtype,
     )

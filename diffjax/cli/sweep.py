@@ -39,7 +39,7 @@ from diffjax.cli.results import (
     weight_paths,
     write_table,
 )
-from diffjax.cli.settings import define_settings, note_batch_size, parse_lengths
+from diffjax.cli.settings import define_settings, load_run, note_batch_size, parse_lengths
 from diffjax.evaluation import samples
 from diffjax.evaluation.metrics import NAMES
 from diffjax.evaluation.results_store import ResultsStore, flat_row
@@ -47,7 +47,6 @@ from diffjax.evaluation.sweep import DEFAULT_METRICS, Sweep, SweepOptions, table
 from diffjax.evaluation.tables import TableLines
 from diffjax.numbers import with_error
 from diffjax.parsing import texts
-from diffjax.runs.loading import load
 
 
 def define(flags: Flags) -> None:
@@ -69,8 +68,7 @@ def run(arguments: Arguments) -> int:
     samples.check_names(names, weight_paths(arguments))
     lengths = parse_lengths("ema_length", arguments.ema_length) if arguments.ema_length else [None]
     path = required(arguments, "workdir")
-    options = {"data_dir": arguments.data_dir, "weights_dtype": arguments.weights_dtype}
-    runs = {length: load(path, arguments.checkpoint, ema_length=length, **options) for length in lengths}
+    runs = {length: load_run(path, arguments, length) for length in lengths}
     results = ResultsStore(runs[lengths[0]].workdir.results)
     check_output(arguments, results)
     options = SweepOptions(

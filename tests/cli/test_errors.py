@@ -1,6 +1,5 @@
 """Bad input is reported in one line with the remedy and exit code 2, without a traceback."""
 
-import importlib
 import io
 import math
 import os
@@ -14,7 +13,7 @@ import pytest
 
 import diffjax
 from diffjax import cli, data, evaluation
-from diffjax.cli import evaluate, flags, sample, sweep
+from diffjax.cli import export, flags, settings
 from diffjax.errors import UserError, printable
 from diffjax.evaluation import samples
 from diffjax.inference import edits, overrides
@@ -138,10 +137,9 @@ def opened(workdir):
 @pytest.fixture
 def without_loading(opened, monkeypatch):
     """Returns the run loaded once, in the place of loading it for each command."""
-    for verb in (sample, sweep, evaluate):
-        monkeypatch.setattr(
-            verb, "load", lambda path, step=None, **_: opened if step is None else diffjax.load(path, step)
-        )
+    monkeypatch.setattr(
+        settings, "load", lambda path, step=None, **_: opened if step is None else diffjax.load(path, step)
+    )
 
 
 # Flags of `sample` that do not fit a class-conditional diffusion model of digits at 4 of 20 steps.
@@ -240,8 +238,7 @@ def test_unsupported_metrics_are_refused_before_anything_is_computed(
 
 
 def test_missing_weights_are_reported_before_the_run_is_loaded(workdir, monkeypatch, capsys):
-    for verb in (evaluate, sweep):
-        monkeypatch.setattr(verb, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(settings, "load", lambda *_, **__: pytest.fail("loaded"))
     for verb in ("evaluate", "sweep"):
         assert cli.main(["launch.py", verb, f"--workdir={workdir}", "--metrics=fid"]) == 2
         assert "download https://" in capsys.readouterr().err
@@ -455,7 +452,7 @@ FILE_CASES = {
 
 @pytest.mark.parametrize("flag_text", FILE_CASES)
 def test_bad_files_and_labels_are_refused_before_the_run_is_loaded(flag_text, workdir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(settings, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())
@@ -504,8 +501,7 @@ def test_a_signal_is_one_line(verb, stop, code, workdir, tmp_path, capsys, monke
         os.kill(os.getpid(), stop)
         time.sleep(60)
 
-    module = importlib.import_module(f"diffjax.cli.{verb}")
-    monkeypatch.setattr(module, "load", killed)
+    monkeypatch.setattr(export if verb == "export" else settings, "load", killed)
     argv = {
         "sample": [f"--out={tmp_path}/x.png"],
         "sweep": ["--steps=2"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax.cli import sample as sample_verb
+from diffjax.cli import settings
 from diffjax.data import shapes, tokenizer
 from diffjax.inference import image_grids
 from tests.command_line import entries, launch, refused, sample
@@ -155,7 +155,7 @@ def opened(unclip):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_do_not_fit_a_pipeline(unclip, opened, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(sample_verb, "load", lambda *_, **__: opened)  # loading takes a second
+    monkeypatch.setattr(settings, "load", lambda *_, **__: opened)  # loading takes a second
     flags, message = REFUSED[case]
     assert message in refused(capsys, "sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags)
     assert not (tmp_path / "a.png").exists()

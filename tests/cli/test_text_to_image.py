@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import diffjax
-from diffjax.cli import sample as sample_verb
+from diffjax.cli import settings
 from diffjax.data import shapes, tokenizer
 from diffjax.evaluation import real_images
 from diffjax.inference.image_grids import GAP, read_images
@@ -118,7 +118,7 @@ def opened(dalle):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_do_not_fit_a_text_conditioned_run(dalle, opened, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(sample_verb, "load", lambda *_, **__: opened)
+    monkeypatch.setattr(settings, "load", lambda *_, **__: opened)
     flags, message = REFUSED[case]
     (tmp_path / "latin.txt").write_bytes("ein grüner Kreis".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("\n \n")
