@@ -16,8 +16,9 @@ from diffjax.models.base import TrainedStage
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
 from diffjax.models.diffusion.guided import guided
-from diffjax.models.diffusion.model import make_diffusion_model, random_crop
+from diffjax.models.diffusion.model import random_crop
 from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.variants import make_diffusion_model
 from diffjax.nn.unet import UNet
 from diffjax.training.compiled_step import compile_step, make_optimizers
 from diffjax.training.sharding import Devices

@@ -18,9 +18,9 @@ from diffjax.errors import UserError
 from diffjax.models.diffusion import nonleaky_augmentation as augmentation
 from diffjax.models.diffusion.conditions import make_conditions
 from diffjax.models.diffusion.data_space import pixel_space
-from diffjax.models.diffusion.model import make_diffusion_model
 from diffjax.models.diffusion.nonleaky_augmentation import TRANSFORMS, NonLeakyAugmentation, Transform
 from diffjax.models.diffusion.process import Process
+from diffjax.models.diffusion.variants import make_diffusion_model
 from tests import conditioned, tiny
 from tests.conditioned import SPEC, keys
 

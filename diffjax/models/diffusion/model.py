@@ -10,7 +10,6 @@ from flax import linen as nn
 from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Denoiser, Network
@@ -19,19 +18,19 @@ from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
 from diffjax.models import networks
-from diffjax.models.base import ContrastiveModel, GenerativeModel, Model
+from diffjax.models.base import ContrastiveModel, GenerativeModel
 from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.diffusion import perturbations
 from diffjax.models.diffusion.bound_model import BoundModel
-from diffjax.models.diffusion.condition_kinds import ClassLabel, ClassToken, GuidanceScale, Params, Values
+from diffjax.models.diffusion.condition_kinds import Params, Values
 from diffjax.models.diffusion.conditions import Conditions
-from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, PixelSpace
+from diffjax.models.diffusion.data_space import DataSpace, PixelSpace
 from diffjax.models.diffusion.diffusion_settings import OptimizedGrids, make_diffusion_settings
 from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process
-from diffjax.models.diffusion.representation_alignment import Alignment, make_alignment
+from diffjax.models.diffusion.representation_alignment import Alignment
 from diffjax.models.images import to_unit_range
-from diffjax.models.networks import apply, check_buildable
+from diffjax.models.networks import apply
 from diffjax.models.observation import Observer
 from diffjax.models.parameter_paths import flatten, unflatten
 from diffjax.models.sampling_settings import SamplingSettings
@@ -387,64 +386,6 @@ class DiffusionModel(GenerativeModel):
         return network
 
 
-def make_diffusion_model(
-    config: ConfigDict,
-    spec: ImageSpec,
-    process: Process,
-    data_space: DataSpace,
-    conditions: Conditions,
-    network: nn.Module,
-    parts: Mapping[str, tuple[Model, Variables]],
-    kind: type[DiffusionModel] = DiffusionModel,
-) -> DiffusionModel:
-    """Builds the diffusion model of a config, and checks it.
-
-    Args:
-      parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
-        last step of sampling, "teacher" to distil, "alignment" for the alignment of tokens.
-      kind: class of the model.
-
-    Raises:
-      UserError: parts of the config do not fit together.
-    """
-    if process.needs.derivative:
-        network = _without_cudnn(network)
-    if process.needs.teacher and not config.get("teacher"):
-        raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
-    if process.coupling.name == "minibatch":
-        _check_minibatch(conditions)
-    if process.coupling.name == "reflow" and not config.get("teacher"):
-        raise UserError("teacher='': diffusion.coupling=reflow samples a run; set --config.teacher=WORKDIR")
-    crop = config.diffusion.get("crop", 0)
-    if crop:
-        _check_crop(crop, data_space.shape[0], network)
-    has_data_size = isinstance(data_space, PixelSpace | EmbeddingSpace)
-    model = kind(
-        image_spec=spec,
-        process=process,
-        data_space=data_space,
-        conditions=conditions,
-        network=network,
-        contrastive=cast(ContrastiveModel, parts["clip"][0]) if "clip" in parts else None,
-        crop=crop,
-        nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
-        last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
-        teacher=cast(DiffusionModel, parts["teacher"][0]) if "teacher" in parts else None,
-        teacher_guidance=config.diffusion.get("teacher_guidance", 1.0),
-        alignment=make_alignment(config, spec, process, network, parts.get("alignment")),
-        classes=conditions.classes,
-        text=conditions.text,
-        frozen={name: part[1] for name, part in parts.items()},
-        required_inputs=conditions.required_inputs,
-        reads_number=conditions.number is not None,
-        output_size=data_space.shape[0] if has_data_size else spec.size,
-        outputs_embeddings=isinstance(data_space, EmbeddingSpace),
-    )
-    model.make_settings(config.sampler)  # reports invalid settings before training
-    check_buildable(model)
-    return model
-
-
 def _with_interval(inputs: Mapping[str, Array], interval: Float[Array, " B"]) -> dict[str, Array]:
     """Returns inputs of the network with the interval of the step as an embedding, after that of conditions."""
     embedding = timestep_embedding(interval, _INTERVAL_WIDTH, convention="adm")
@@ -474,43 +415,3 @@ def random_crop(keys: PRNGKeys, size: int, x: Float[Array, "B H W C"]) -> Float[
         return lax.dynamic_slice(x, (top, left, 0), (size, size, x.shape[-1]))
 
     return jax.vmap(crop)(keys, x)
-
-
-def _without_cudnn(network: nn.Module) -> nn.Module:
-    """Returns the network with attention that can be differentiated in forward mode, which cuDNN's cannot.
-
-    Raises UserError if cuDNN is required.
-    """
-    attention = getattr(network, "attention", None)
-    if attention == "cudnn":
-        raise UserError(
-            "model.attention=cudnn: does not support the derivative that diffusion.loss requires; set it to xla"
-        )
-    return network if attention is None else network.clone(attention="xla")
-
-
-def _check_minibatch(conditions: Conditions) -> None:
-    """Raises UserError for conditions that coupled noise would depend on; samples have independent noise."""
-    kinds = (ClassLabel, ClassToken, GuidanceScale)
-    if others := [name for name, condition in conditions.each.items() if not isinstance(condition, kinds)]:
-        raise UserError(
-            "diffusion.coupling=minibatch: is only supported with class labels, as the noise would depend on "
-            f"conditions.{others[0]}; set it to independent"
-        )
-
-
-def _check_crop(crop: int, size: int, network: nn.Module) -> None:
-    """Raises UserError for crops of an invalid size, or for a network that does not support them."""
-    if not 0 < crop <= size:
-        raise UserError(f"diffusion.crop={crop}: must be at most {size}, the size of x_t; 0: no crops")
-    if not isinstance(network, UNet) or network.attention_resolutions or network.middle_attention:
-        raise UserError(
-            f"diffusion.crop={crop}: requires a network without attention, which can sample whole images (unCLIP, "
-            "section 2.3); set model.attention_resolutions=() and model.middle_attention=False"
-        )
-    halvings = len(network.multipliers) - 1
-    if crop % 2**halvings:
-        raise UserError(
-            f"diffusion.crop={crop}: must be a multiple of {2**halvings}, as model.multipliers halves it {halvings} "
-            "times; change it, or use fewer multipliers"
-        )

@@ -9,20 +9,30 @@ References:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from diffjax.errors import UserError, validate_number
 from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedStage, abstract_value
 from diffjax.models.diffusion import distribution_matching
-from diffjax.models.diffusion.condition_kinds import ClipText
+from diffjax.models.diffusion.condition_kinds import ClassLabel, ClassToken, ClipText, GuidanceScale
 from diffjax.models.diffusion.conditions import Conditions, make_conditions
-from diffjax.models.diffusion.data_space import DataSpace, EmbeddingSpace, StandardizedSpace, latent_space, pixel_space
+from diffjax.models.diffusion.data_space import (
+    DataSpace,
+    EmbeddingSpace,
+    PixelSpace,
+    StandardizedSpace,
+    latent_space,
+    pixel_space,
+)
 from diffjax.models.diffusion.distribution_matching import DistributionMatchingModel
-from diffjax.models.diffusion.model import DiffusionModel, make_diffusion_model
+from diffjax.models.diffusion.model import DiffusionModel
+from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process, have_same_noise
-from diffjax.models.networks import dtype_of, make, make_denoiser
+from diffjax.models.diffusion.representation_alignment import make_alignment
+from diffjax.models.networks import check_buildable, dtype_of, make, make_denoiser
 from diffjax.models.parameter_paths import flatten
 from diffjax.nn.prior_transformer import PriorTransformer
 from diffjax.nn.unet import UNet
@@ -228,3 +238,101 @@ def build_unclip_prior(config: ConfigDict, spec: ImageSpec, clip: TrainedClip | 
         )
     network = make(PriorTransformer, config.model, "model", dtype=dtype_of(config))
     return make_diffusion_model(config, spec, process, space, conditions, network, {"clip": clip})
+
+
+def make_diffusion_model(
+    config: ConfigDict,
+    spec: ImageSpec,
+    process: Process,
+    data_space: DataSpace,
+    conditions: Conditions,
+    network: nn.Module,
+    parts: Mapping[str, tuple[Model, Variables]],
+    kind: type[DiffusionModel] = DiffusionModel,
+) -> DiffusionModel:
+    """Builds the diffusion model of a config, and checks it.
+
+    Args:
+      parts: trained models: "clip" for conditions or the data space, "codec" for the data space, "last_step" for the
+        last step of sampling, "teacher" to distil, "alignment" for the alignment of tokens.
+      kind: class of the model.
+
+    Raises:
+      UserError: parts of the config do not fit together.
+    """
+    if process.needs.derivative:
+        network = _without_cudnn(network)
+    if process.needs.teacher and not config.get("teacher"):
+        raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
+    if process.coupling.name == "minibatch":
+        _check_minibatch(conditions)
+    if process.coupling.name == "reflow" and not config.get("teacher"):
+        raise UserError("teacher='': diffusion.coupling=reflow samples a run; set --config.teacher=WORKDIR")
+    crop = config.diffusion.get("crop", 0)
+    if crop:
+        _check_crop(crop, data_space.shape[0], network)
+    has_data_size = isinstance(data_space, PixelSpace | EmbeddingSpace)
+    model = kind(
+        image_spec=spec,
+        process=process,
+        data_space=data_space,
+        conditions=conditions,
+        network=network,
+        contrastive=cast(ContrastiveModel, parts["clip"][0]) if "clip" in parts else None,
+        crop=crop,
+        nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
+        last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
+        teacher=cast(DiffusionModel, parts["teacher"][0]) if "teacher" in parts else None,
+        teacher_guidance=config.diffusion.get("teacher_guidance", 1.0),
+        alignment=make_alignment(config, spec, process, network, parts.get("alignment")),
+        classes=conditions.classes,
+        text=conditions.text,
+        frozen={name: part[1] for name, part in parts.items()},
+        required_inputs=conditions.required_inputs,
+        reads_number=conditions.number is not None,
+        output_size=data_space.shape[0] if has_data_size else spec.size,
+        outputs_embeddings=isinstance(data_space, EmbeddingSpace),
+    )
+    model.make_settings(config.sampler)  # reports invalid settings before training
+    check_buildable(model)
+    return model
+
+
+def _without_cudnn(network: nn.Module) -> nn.Module:
+    """Returns the network with attention that can be differentiated in forward mode, which cuDNN's cannot.
+
+    Raises UserError if cuDNN is required.
+    """
+    attention = getattr(network, "attention", None)
+    if attention == "cudnn":
+        raise UserError(
+            "model.attention=cudnn: does not support the derivative that diffusion.loss requires; set it to xla"
+        )
+    return network if attention is None else network.clone(attention="xla")
+
+
+def _check_minibatch(conditions: Conditions) -> None:
+    """Raises UserError for conditions that coupled noise would depend on; samples have independent noise."""
+    kinds = (ClassLabel, ClassToken, GuidanceScale)
+    if others := [name for name, condition in conditions.each.items() if not isinstance(condition, kinds)]:
+        raise UserError(
+            "diffusion.coupling=minibatch: is only supported with class labels, as the noise would depend on "
+            f"conditions.{others[0]}; set it to independent"
+        )
+
+
+def _check_crop(crop: int, size: int, network: nn.Module) -> None:
+    """Raises UserError for crops of an invalid size, or for a network that does not support them."""
+    if not 0 < crop <= size:
+        raise UserError(f"diffusion.crop={crop}: must be at most {size}, the size of x_t; 0: no crops")
+    if not isinstance(network, UNet) or network.attention_resolutions or network.middle_attention:
+        raise UserError(
+            f"diffusion.crop={crop}: requires a network without attention, which can sample whole images (unCLIP, "
+            "section 2.3); set model.attention_resolutions=() and model.middle_attention=False"
+        )
+    halvings = len(network.multipliers) - 1
+    if crop % 2**halvings:
+        raise UserError(
+            f"diffusion.crop={crop}: must be a multiple of {2**halvings}, as model.multipliers halves it {halvings} "
+            "times; change it, or use fewer multipliers"
+        )
