@@ -7,16 +7,11 @@ Files are uploaded in an order that leaves a run that can be read and resumed, w
 at the URL counts once it has its manifest, which is written after its other files and deleted before them.
 """
 
-import collections
 import contextlib
-import dataclasses
-import itertools
 import os
 import platform
-import re
 import secrets
 import shutil
-import stat
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -26,40 +21,13 @@ from diffjax import io, remote
 from diffjax.cluster.signals import StopSignal
 from diffjax.errors import UserError, note
 from diffjax.remote import RemoteError, RemoteFolder
+from diffjax.runs import run_copy
 from diffjax.runs.checkpoint_files import MANIFEST, find_damage
+from diffjax.runs.run_copy import Record, RunCopy
 
-_CHECKPOINT = re.compile(r"((?:.+/)?checkpoints)/(0|[1-9]\d*)/(.+)")  # folder of checkpoints, step, file of it
-_SHARED = re.compile(r"(?:.+/)?(?:results/.+|samples/.+|grids\.json)")  # files that verbs other than `train` write
-_RESULTS = re.compile(r"(?:.+/)?results/results\.jsonl")
 _OWNER = ".owner.json"  # at the URL only: the training that began last
-_RECORD = "record.json"  # next to the copy: its `_Record`
-_LAST = "last_checkpoint.json"  # record of the newest checkpoint; step 0: no checkpoint yet
-_NUM_PHASES = 4  # of an upload
 _MAX_ATTEMPTS = 5  # of a download while another process changes the run
 _POLL_INTERVAL = 2.0  # seconds between looks for a new checkpoint
-
-_FileState = tuple[int, int]  # size in bytes, time of the last change in ns
-
-
-@dataclasses.dataclass
-class _Record:
-    """State of a copy after the last transfer, stored next to the copy.
-
-    Attributes:
-      owner: id of the training that owned the run.
-      files: by path, the state of the file in the copy, and its version at the URL (None: not known).
-    """
-
-    url: str
-    owner: str | None = None
-    files: dict[str, tuple[_FileState, str | None]] = dataclasses.field(default_factory=dict)
-
-    def changed(self, local: dict[str, _FileState]) -> set[str]:
-        """Returns the files of the copy, given by their states, that are new or were changed since the transfer."""
-        return {path for path, state in local.items() if path not in self.files or self.files[path][0] != state}
-
-    def version(self, path: str) -> str | None:
-        return self.files[path][1] if path in self.files else None
 
 
 class Mirror:
@@ -68,9 +36,8 @@ class Mirror:
     def __init__(self, url: str):
         """Opens the copy; transfers nothing. Raises UserError for a URL of an unknown kind."""
         self.url = url
-        self.folder = remote.copy_folder(url, "runs")
-        self._root = remote.copy_root(url, "runs")
-        self._record_file = self._root / _RECORD
+        self._copy = RunCopy(url)
+        self.folder = self._copy.folder
         self._remote = RemoteFolder(url)
         self.is_downloaded = False  # since this process opened the run
         self._owner: str | None = None  # id of the training in this process
@@ -105,7 +72,7 @@ class Mirror:
         """
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                with remote.locked(self._root):
+                with remote.locked(self._copy.root):
                     available = self._download(checkpoint, for_training, skip_damaged=attempt == _MAX_ATTEMPTS)
                 self.is_downloaded = True
                 return available
@@ -116,7 +83,7 @@ class Mirror:
 
     def upload_results(self) -> None:
         """Uploads results, samples and time grids of the copy. Raises RemoteError if that fails."""
-        with remote.locked(self._root):
+        with remote.locked(self._copy.root):
             self._upload(only_shared=True)
 
     @contextlib.contextmanager
@@ -170,9 +137,9 @@ class Mirror:
 
     def _upload_checkpoints(self, stop: threading.Event) -> None:
         """Uploads the run when there is a new checkpoint, until `stop`."""
-        uploaded = _checkpoints(self._scan()).keys()
+        uploaded = run_copy.complete_checkpoints(self._copy.scan()).keys()
         while not stop.wait(_POLL_INTERVAL):
-            checkpoints = _checkpoints(self._scan()).keys()
+            checkpoints = run_copy.complete_checkpoints(self._copy.scan()).keys()
             if checkpoints - uploaded:
                 try:
                     self._upload_run()
@@ -188,17 +155,17 @@ class Mirror:
         These are checkpoints without a manifest, and those that were to be deleted.
         """
         owner, process = secrets.token_hex(8), f"process {os.getpid()} on {platform.node()}"
-        with remote.locked(self._root):
+        with remote.locked(self._copy.root):
             self._remote.write(_OWNER, io.to_json({"id": owner, "process": process}).encode())
-            record, files = self._read_record(), self._remote.list()
+            record, files = self._copy.read_record(), self._remote.list()
             record.owner = owner
             lasting: set[str | None] = {None}
-            for folder, steps in _steps(_checkpoints(files)).items():
-                last, every = self._kept_checkpoints(folder)
+            for folder, steps in run_copy.steps_by_folder(run_copy.complete_checkpoints(files)).items():
+                last, every = self._copy.retention(folder)
                 newest = sorted(steps)[-last:]
                 lasting |= {f"{folder}/{step}" for step in steps if step in newest or (every and step % every == 0)}
-            self._delete({path for path in files if _checkpoint(path) not in lasting}, record)
-            self._write_record(record)
+            self._delete({path for path in files if run_copy.checkpoint_of(path) not in lasting}, record)
+            self._copy.write_record(record)
         self._owner = owner
 
     def _read_owner(self) -> dict[str, Any]:
@@ -211,7 +178,7 @@ class Mirror:
 
     def _upload_run(self) -> None:
         """Uploads what has changed. Raises UserError if another training owns the run, RemoteError if it fails."""
-        with remote.locked(self._root):
+        with remote.locked(self._copy.root):
             owner = self._read_owner()
             if owner.get("id") != self._owner:
                 process = owner.get("process", "another process")
@@ -221,29 +188,29 @@ class Mirror:
 
     def _download(self, checkpoint: str, for_training: bool, *, skip_damaged: bool) -> list[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        record, listing, local = self._read_record(), self._remote.list(), self._scan()
+        record, listing, local = self._copy.read_record(), self._remote.list(), self._copy.scan()
         owner = self._read_owner().get("id") if _OWNER in listing else None
-        versions = {path: version for path, (version, _) in listing.items() if not _is_hidden(path)}
+        versions = {path: version for path, (version, _) in listing.items() if not run_copy.is_hidden(path)}
         changed = record.changed(local)
-        preserved = {path for path in changed if owner == record.owner or _SHARED.fullmatch(path)}
+        preserved = {path for path in changed if owner == record.owner or run_copy.is_shared(path)}
         outdated = {path for path in versions if path in changed or record.version(path) != versions[path]}
         outdated |= versions.keys() - local.keys()
-        if replaced := sorted({name for name in map(_checkpoint, changed - preserved) if name}):
+        if replaced := sorted({name for name in map(run_copy.checkpoint_of, changed - preserved) if name}):
             names = ", ".join(replaced)
             note(f"{self.url}: another training has begun since, so {names} of the copy, not uploaded, is deleted")
 
         def download(path: str) -> None:
             if path not in preserved:
                 self._remote.download(path, self.folder / path)
-                record.files[path] = self._state(path), versions[path]
-            elif _RESULTS.fullmatch(path) and record.version(path) != versions[path]:
+                record.files[path] = self._copy.state(path), versions[path]
+            elif run_copy.has_results(path) and record.version(path) != versions[path]:
                 self._add_results(path)
 
         try:
-            remote.for_each(download, [path for path in outdated if not _checkpoint(path)])
-            available = _checkpoints(versions)
-            for folder, steps in _steps(available).items():
-                count = (self._kept_checkpoints(folder)[0] or 1) if for_training else 1
+            remote.for_each(download, [path for path in outdated if not run_copy.checkpoint_of(path)])
+            available = run_copy.complete_checkpoints(versions)
+            for folder, steps in run_copy.steps_by_folder(available).items():
+                count = (self._copy.retention(folder)[0] or 1) if for_training else 1
                 for step in sorted(steps, reverse=True):
                     name = f"{folder}/{step}"
                     if count <= 0 and name != checkpoint:
@@ -257,19 +224,19 @@ class Mirror:
                                 raise
                             note(f"{error}: the checkpoint is skipped")
                             continue
-                        record.files |= {path: (self._state(path), versions[path]) for path in files}
+                        record.files |= {path: (self._copy.state(path), versions[path]) for path in files}
                     count -= 1
             for path in local.keys() - versions.keys() - preserved:
-                self._delete_local(path)
+                self._copy.delete(path)
                 record.files.pop(path, None)
             record.owner = owner
         finally:
-            self._write_record(record)
+            self._copy.write_record(record)
         return sorted(available)
 
     def _download_checkpoint(self, checkpoint: str, names: Iterable[str]) -> None:
         """Downloads a checkpoint and checks it, before it gets its name in the copy."""
-        target, temporary = self.folder / checkpoint, self._root / "incoming"
+        target, temporary = self.folder / checkpoint, self._copy.root / "incoming"
         shutil.rmtree(temporary, ignore_errors=True)
         remote.for_each(lambda name: self._remote.download(f"{checkpoint}/{name}", temporary / name), names)
         if damage := find_damage(temporary):
@@ -280,45 +247,52 @@ class Mirror:
 
     def _upload(self, *, only_shared: bool = False) -> None:
         # Read before the checkpoints are listed, as training continues: at the URL its checkpoint must exist.
-        last = {path: (self._state(path), (self.folder / path).read_bytes()) for path in self._scan() if _is_last(path)}
-        record, local = self._read_record(), self._scan()
-        local = {path: state for path, state in local.items() if not _is_last(path)}
+        last = {
+            path: (self._copy.state(path), (self.folder / path).read_bytes())
+            for path in self._copy.scan()
+            if run_copy.is_last_record(path)
+        }
+        record, local = self._copy.read_record(), self._copy.scan()
+        local = {path: state for path, state in local.items() if not run_copy.is_last_record(path)}
         local |= {path: state for path, (state, _) in last.items()}
         if "config.json" in record.files and "config.json" not in local:
             raise RemoteError(f"{self.folder}: was deleted during the command, so it is not uploaded to {self.url}")
         changed, deleted = record.changed(local), record.files.keys() - local.keys()
         # A checkpoint that is being deleted from the copy is not uploaded, and deleted at the URL as a whole.
-        partial = {name for name in map(_checkpoint, deleted) if name}
-        partial |= {name for name in map(_checkpoint, changed) if name and self._lacks_files(name, local)}
-        changed = {path for path in changed if _checkpoint(path) not in partial}
-        deleted = {path for path in record.files if path in deleted or _checkpoint(path) in partial}
+        partial = {name for name in map(run_copy.checkpoint_of, deleted) if name}
+        touched = {name for name in map(run_copy.checkpoint_of, changed) if name}
+        partial |= {name for name in touched if self._copy.lacks_files(name, local)}
+        changed = {path for path in changed if run_copy.checkpoint_of(path) not in partial}
+        deleted = {path for path in record.files if path in deleted or run_copy.checkpoint_of(path) in partial}
         if only_shared:
-            changed, deleted = ({path for path in paths if _SHARED.fullmatch(path)} for paths in (changed, deleted))
+            changed, deleted = ({path for path in paths if run_copy.is_shared(path)} for paths in (changed, deleted))
         if not changed and not deleted:
             return
-        for path in filter(_RESULTS.fullmatch, changed):
-            if record.version(path) != self._remote.list().get(path, (None, 0))[0]:
-                self._add_results(path)
-                local[path] = self._state(path)
+        if results := list(filter(run_copy.has_results, changed)):
+            listing = self._remote.list()
+            for path in results:
+                if path in listing and record.version(path) != listing[path][0]:
+                    self._add_results(path)
+                    local[path] = self._copy.state(path)
 
         known = frozenset(partial)
 
         def upload(path: str) -> None:
-            if _checkpoint(path) in partial:
+            if run_copy.checkpoint_of(path) in partial:
                 return
             try:
                 self._remote.upload(self.folder / path, path)
                 record.files[path] = local[path], None
             except FileNotFoundError:  # deleted meanwhile
-                partial.add(_checkpoint(path) or path)
+                partial.add(run_copy.checkpoint_of(path) or path)
 
         try:
-            for path in filter(_is_last, changed - record.files.keys()):
+            for path in filter(run_copy.is_last_record, changed - record.files.keys()):
                 # Before the log, which without this record is that of a run whose checkpoints are missing.
                 self._remote.write(path, io.to_json({"step": 0}).encode())
-            for phase in range(_NUM_PHASES):
-                remote.for_each(upload, [path for path in changed if _phase(path) == phase])
-            for path in filter(_is_last, changed if partial == known else ()):
+            for phase in range(run_copy.NUM_PHASES):
+                remote.for_each(upload, [path for path in changed if run_copy.upload_phase(path) == phase])
+            for path in filter(run_copy.is_last_record, changed if partial == known else ()):
                 self._remote.write(path, last[path][1])
                 record.files[path] = local[path], None
             self._delete(deleted, record)
@@ -326,9 +300,9 @@ class Mirror:
                 if path in changed and path in record.files:
                     record.files[path] = record.files[path][0], version
         finally:
-            self._write_record(record)
+            self._copy.write_record(record)
 
-    def _delete(self, paths: Collection[str], record: _Record) -> None:
+    def _delete(self, paths: Collection[str], record: Record) -> None:
         """Deletes files at the URL, manifests first."""
 
         def delete(path: str) -> None:
@@ -338,66 +312,9 @@ class Mirror:
         for is_manifest in (True, False):
             remote.for_each(delete, [path for path in paths if path.endswith(f"/{MANIFEST}") == is_manifest])
 
-    def _lacks_files(self, checkpoint: str, local: Collection[str]) -> bool:
-        """Returns whether a checkpoint of the copy lacks its manifest, or files that this has."""
-        try:
-            manifest = io.from_json((self.folder / checkpoint / MANIFEST).read_bytes())
-            return any(f"{checkpoint}/{name}" not in local for name in manifest["sha256"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return True
-
     def _add_results(self, path: str) -> None:
         """Adds the lines of a file of results at the URL to that of the copy, before the lines that only this has."""
-        theirs = self._remote.read(path).splitlines() if path in self._remote.list() else []
-        ours = (self.folder / path).read_bytes().splitlines()
-        lines = [*theirs, *(line for line in ours if line not in {*theirs})]
-        with io.atomic_path(self.folder / path) as temporary:
-            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-
-    def _kept_checkpoints(self, folder: str) -> tuple[int, int]:
-        """Returns `train.keep_last` and `keep_every` of the run with a folder of checkpoints; 0, 0: it keeps all."""
-        try:
-            section = io.read_json((self.folder / folder).with_name("config.json"), "restore it")["train"]
-            return int(section["keep_last"]), int(section["keep_every"])
-        except (OSError, UserError, TypeError, KeyError, ValueError):
-            return 0, 0
-
-    def _scan(self) -> dict[str, _FileState]:
-        """Returns the state of each file of the copy, by path. Temporary files and symbolic links are omitted."""
-        states = {}
-        for folder, folders, names in os.walk(self.folder):
-            relative = Path(folder).relative_to(self.folder)
-            folders[:] = [name for name in folders if not _is_hidden((relative / name).as_posix())]
-            for path in [(relative / name).as_posix() for name in names]:
-                with contextlib.suppress(FileNotFoundError):
-                    if not _is_hidden(path) and stat.S_ISREG((self.folder / path).lstat().st_mode):
-                        states[path] = self._state(path)
-        return states
-
-    def _state(self, path: str) -> _FileState:
-        status = (self.folder / path).stat()
-        return status.st_size, status.st_mtime_ns
-
-    def _delete_local(self, path: str) -> None:
-        """Deletes a file of the copy, and the folders that this empties."""
-        (self.folder / path).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty
-            for folder in list(Path(path).parents)[:-1]:
-                (self.folder / folder).rmdir()
-
-    def _read_record(self) -> _Record:
-        advice = f"delete {self._root}"
-        try:
-            record = io.read_json(self._record_file, advice)
-            files = {path: ((size, time), version) for path, ((size, time), version) in record["files"].items()}
-            return _Record(self.url, record["owner"], files)
-        except FileNotFoundError:
-            return _Record(self.url)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{self._record_file} is damaged: {advice}") from error
-
-    def _write_record(self, record: _Record) -> None:
-        io.write_json(self._record_file, dataclasses.asdict(record))
+        self._copy.add_lines(path, self._remote.read(path).splitlines())
 
 
 class _DamagedError(Exception):
@@ -413,21 +330,13 @@ def resolve(path: Path) -> Path:
     Raises:
       UserError: the URL is of an unknown kind, or cannot be read.
     """
-    url = remote.url_of(path) or _url_of_copy(path)
+    url = remote.url_of(path) or run_copy.url_of_copy(path)
     if url is None:
         return path
     if url not in _opened:
         _opened[url] = Mirror(url)
     _opened[url].refresh()
     return _opened[url].folder if remote.url_of(path) else path
-
-
-def _url_of_copy(folder: Path) -> str | None:
-    """Returns the URL of a folder in a copy, as messages name it; None for other folders."""
-    with contextlib.suppress(OSError, UserError, ValueError, LookupError, TypeError):
-        copies = remote.copies("runs")
-        return io.read_json(copies / folder.relative_to(copies).parts[0] / _RECORD, "")["url"]
-    return None
 
 
 def mirror_of(folder: Path) -> Mirror | None:
@@ -449,7 +358,7 @@ def fetch_checkpoint(checkpoint: Path) -> None:
     name = checkpoint.relative_to(mirror.folder).as_posix()
     available = mirror.download(name)
     if name not in available:
-        steps = sorted(_steps(available).get(name.rpartition("/")[0], ()))
+        steps = sorted(run_copy.steps_by_folder(available).get(name.rpartition("/")[0], ()))
         choices = f"choose from {', '.join(map(str, steps))}" if steps else "train first"
         raise UserError(f"no checkpoint of step {checkpoint.name} in {name_of(checkpoint.parent)}; {choices}")
 
@@ -469,43 +378,3 @@ def forget() -> None:
     """Makes this process download runs again when it opens them next."""
     for mirror in _opened.values():
         mirror.is_downloaded = mirror.is_training
-
-
-def _checkpoint(path: str) -> str | None:
-    """Returns the checkpoint that has a file, such as "checkpoints/100"; None: the file is of no checkpoint."""
-    match = _CHECKPOINT.fullmatch(path)
-    return f"{match[1]}/{match[2]}" if match else None
-
-
-def _checkpoints(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the checkpoints that have a manifest, with the paths of their files in them."""
-    files = collections.defaultdict(list)
-    for match in filter(None, map(_CHECKPOINT.fullmatch, paths)):
-        files[f"{match[1]}/{match[2]}"].append(match[3])
-    return {name: names for name, names in files.items() if MANIFEST in names}
-
-
-def _steps(checkpoints: Iterable[str]) -> dict[str, list[int]]:
-    """Returns the steps of checkpoints by folder."""
-    steps = collections.defaultdict(list)
-    for folder, _, step in (checkpoint.rpartition("/") for checkpoint in checkpoints):
-        steps[folder].append(int(step))
-    return steps
-
-
-def _phase(path: str) -> int:
-    """Returns the phase of an upload for a file: each may rely on the files of those before. -1: after the others."""
-    if match := _CHECKPOINT.fullmatch(path):
-        return 3 if match[3] == MANIFEST else 2
-    return -1 if _is_last(path) else int(path.rpartition("/")[2] == "config.json")
-
-
-def _is_last(path: str) -> bool:
-    return path.rpartition("/")[2] == _LAST
-
-
-def _is_hidden(path: str) -> bool:
-    """Returns whether a file is not uploaded: hidden and temporary files, and what is set aside in `checkpoints`."""
-    parts = path.split("/")
-    is_aside = any(a == "checkpoints" and not b.isdigit() for a, b in itertools.pairwise(parts))
-    return is_aside or any(part.startswith(".") for part in parts)

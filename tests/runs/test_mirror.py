@@ -26,6 +26,7 @@ from diffjax.remote import RemoteError
 from diffjax.runs import mirror
 from diffjax.runs.checkpoint_files import find_damage, list_steps, write_manifest
 from diffjax.runs.config_files import load_file
+from diffjax.runs.run_copy import RunCopy
 from diffjax.runs.workdir import Workdir
 from diffjax.training.resume import check_complete
 from diffjax.training.train import train as train_config
@@ -248,7 +249,7 @@ def killed_after(count: int, monkeypatch, act) -> bool:
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror.Mirror, "_write_record", limited(mirror.Mirror._write_record, 0))
+        patch.setattr(RunCopy, "write_record", limited(RunCopy.write_record, 0))
         for name in WRITES:
             patch.setattr(MemoryFileSystem, name, limited(getattr(MemoryFileSystem, name), 1))
         try:
