@@ -190,8 +190,17 @@ class GroupNorm(nn.Module):
         return (x * repeat_over_space(a, space) + repeat_over_space(b, space)).astype(self.dtype)
 
 
-# Flax's default is E[x^2] - E[x]^2, which cancels for inputs far from zero.
-LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of the last axis, with float32 statistics.
+
+    On a CPU its input is behind a barrier, so that the gradient of a residual stream is computed once and stored.
+    Otherwise XLA's compiler for CPUs computes this sum over all later blocks again in each reduction of a norm.
+    """
+
+    use_fast_variance: bool = False  # Flax's default is E[x^2] - E[x]^2, which cancels for inputs far from zero
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        return super().__call__(jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x)
 
 
 class Dropout(nn.Module):

@@ -416,3 +416,16 @@ def test_parity_with_pytorch(kind):
         expected = theirs(torch.tensor(x), mask=torch.tensor(~seen)).numpy()
     found = jax.jit(lambda x: small().apply({"params": ours}, x, mask))(x)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_compiled_gradient_grows_linearly_with_the_layers():
+    """XLA does not compute the gradient of the residual stream again in each norm."""
+
+    def instructions(layers):
+        network, x = small(layers=layers), np.zeros((2, 3, WIDTH), np.float32)
+        params = jax.eval_shape(network.init, jax.random.key(0), x)
+        gradient = jax.jit(jax.grad(lambda params, x: (network.apply(params, x) ** 2).sum()))
+        return len(gradient.lower(params, x).compile().as_text().splitlines())
+
+    two, three, four = map(instructions, (2, 3, 4))
+    assert four - three == three - two
