@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.benchmark.cases import CASES, make_config, token_grid
-from diffjax.benchmark.random_inputs import random_batch
+from diffjax.benchmark.random_inputs import NUM_EXAMPLES, random_batch
 from diffjax.latents import token_sampling
 from diffjax.models.base import Autoencoder
 from diffjax.models.diffusion.model import DiffusionModel
@@ -28,8 +28,6 @@ from diffjax.runs.loading import build_model
 from diffjax.training.compiled_step import compile_init, compile_step, make_optimizers
 from diffjax.training.sharding import Devices
 from diffjax.typing import TextSpec
-
-_EXAMPLES = 50_000  # size of the simulated data set
 
 
 class Workload(NamedTuple):
@@ -65,7 +63,7 @@ def build(name: str, scale: str, dtype: str, batch_size: int) -> Workload:
 def _train(config: ConfigDict) -> Workload:
     spec, model = image_spec(config), build_model(config, training=True)
     devices = Devices.create(**config.parallel)
-    step, state = compile_step(config, model, make_optimizers(config, model), devices, _EXAMPLES)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, NUM_EXAMPLES)
     batch = devices.put_batch(random_batch(config, spec, model))
     compiled, seconds = _compile(step, state, batch, {})
     states = [state]  # the state before a step is donated to it

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.benchmark.random_inputs import batch_shapes
+from diffjax.benchmark.random_inputs import NUM_EXAMPLES, batch_shapes
 from diffjax.models.base import Model
 from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
@@ -52,7 +52,7 @@ def largest_fitting(memory: Callable[[int], int], limit: int, unit: int) -> tupl
 def step_memory(config: ConfigDict, spec: ImageSpec, model: Model, devices: Devices, batch_size: int) -> int:
     """Returns the bytes of one device for a compiled training step: state, batch, and intermediate values."""
     batch: Any = devices.shaped(batch_shapes(config, spec, model, batch_size))
-    lowered = lower_step(config, model, devices, batch, examples=50_000)
+    lowered = lower_step(config, model, devices, batch, NUM_EXAMPLES)
     memory: Any = lowered.compile().memory_analysis()
     inputs = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return inputs + memory.temp_size_in_bytes

@@ -49,12 +49,13 @@ from ml_collections import ConfigDict
 from diffjax import io
 from diffjax.benchmark.cases import SCALES
 from diffjax.benchmark.largest_batch import largest_fitting, step_memory
-from diffjax.benchmark.random_inputs import random_batch, random_tokens
+from diffjax.benchmark.random_inputs import NUM_EXAMPLES, random_batch, random_tokens
 from diffjax.cli.against import print_comparison
 from diffjax.cli.communication import print_communication
 from diffjax.cli.coordinates import DEFAULT_STEPS, print_coordinates
 from diffjax.cli.flags import Arguments, Flags, check_writable, define_config, read_config
 from diffjax.cli.layout_plan import print_plan
+from diffjax.cluster.cost_model import peak_tflops
 from diffjax.data import Batches
 from diffjax.data.pipeline import default_threads
 from diffjax.data.sources import OpenedSets
@@ -68,22 +69,10 @@ from diffjax.runs.datasets import image_spec, open_training_examples, resolve
 from diffjax.runs.latents import stored_arrays
 from diffjax.runs.loading import build_model
 from diffjax.runs.state import TrainState, ema_variables
-from diffjax.training.compiled_step import compile_step, make_optimizers, memory_advice
+from diffjax.training.compiled_step import compile_step, make_optimizers, memory_advice, step_flops
 from diffjax.training.sharding import Devices
 from diffjax.typing import ImageSpec, Variables
 
-# Dense peak of one device in TFLOP/s, from the vendors: bfloat16, float32 (TF32 on NVIDIA's tensor cores).
-_PEAK = {
-    "H200": (989.0, 494.0),
-    "H100": (989.0, 494.0),
-    "A100": (312.0, 156.0),
-    "TPU v4": (275.0, None),
-    "TPU v5 lite": (197.0, None),
-    "TPU v5p": (459.0, None),
-    "TPU v6 lite": (918.0, None),
-}
-
-_EXAMPLES = 50_000  # size of the simulated data set
 _WARMUP = 2  # steps that are not timed
 _TIMING = ("steps", "samples", "data")
 _MODES = ("communication", "plan", "coordinates")
@@ -148,9 +137,9 @@ def run(arguments: Arguments) -> int:
     opened: OpenedSets = {}
     config = resolve(config, opened)
     if arguments.communication:
-        results = print_communication(config, arguments.communication, _EXAMPLES)
+        results = print_communication(config, arguments.communication)
     elif arguments.plan:
-        results = print_plan(config, arguments.plan, arguments.machine or "h100", _EXAMPLES)
+        results = print_plan(config, arguments.plan, arguments.machine or "h100")
     elif arguments.find_batch:
         results = _find_batch(config, arguments.memory)
     elif arguments.coordinates:
@@ -231,7 +220,7 @@ def _time_training(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state after the timed steps, and the results by name."""
     batch_size = config.train.batch_size
-    step, state = compile_step(config, model, make_optimizers(config, model), devices, _EXAMPLES)
+    step, state = compile_step(config, model, make_optimizers(config, model), devices, NUM_EXAMPLES)
     frozen = devices.replicate(model.frozen)
     batch = devices.put_batch(random_batch(config, spec, model))
 
@@ -248,9 +237,9 @@ def _time_training(
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[_WARMUP:])
     results |= {"step_seconds": median, "images_per_second": batch_size / median}
-    if flops := (lowered.cost_analysis() or {}).get("flops"):
+    if flops := step_flops(config, lowered):
         results |= {"gflop_per_step": flops / 1e9, "gflop_per_second": flops / median / 1e9}
-        if peak := _peak(config.dtype):
+        if peak := peak_tflops(jax.local_devices()[0].device_kind, config.dtype):
             results["fraction_of_peak"] = flops / median / (peak * 1e12 * devices.num_devices)
     return state, results
 
@@ -284,15 +273,6 @@ def _time_data(config: ConfigDict, steps: int, opened: OpenedSets) -> float:
         for _ in range(steps):
             next(iterator)
         return (time.perf_counter() - start) / steps
-
-
-def _peak(dtype: str) -> float | None:
-    """Returns the device's peak in TFLOP/s; None if it is not known."""
-    kind = jax.local_devices()[0].device_kind
-    for name, (half, single) in _PEAK.items():
-        if name in kind:
-            return half if dtype == "bfloat16" else single
-    return None
 
 
 def _peak_memory() -> float:

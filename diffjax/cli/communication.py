@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffjax.benchmark.random_inputs import batch_shapes
+from diffjax.benchmark.random_inputs import NUM_EXAMPLES, batch_shapes
 from diffjax.cluster import collectives
 from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
@@ -19,12 +19,11 @@ from diffjax.training.compiled_step import lower_step
 from diffjax.training.sharding import Devices
 
 
-def print_communication(config: ConfigDict, counts: Sequence[str], examples: int) -> dict[str, Any]:
+def print_communication(config: ConfigDict, counts: Sequence[str]) -> dict[str, Any]:
     """Compiles the training step for each number of devices; prints and returns the bytes exchanged per step.
 
     Args:
       counts: numbers of devices, as text.
-      examples: size of the data set.
 
     Raises:
       UserError: an entry of `counts` is not a number of devices.
@@ -35,7 +34,7 @@ def print_communication(config: ConfigDict, counts: Sequence[str], examples: int
         raise UserError(f"--communication={','.join(counts)}: must be numbers of devices, such as 8,64,256") from error
     simulate_devices(max(device_counts))
     model = build_model(config, abstract=True)
-    rows = [_row(config, model, count, examples) for count in device_counts]
+    rows = [_row(config, model, count) for count in device_counts]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.variable_shapes["params"]))
     _print_table(parameters, rows)
     return {"parameters": parameters, "rows": rows}
@@ -48,10 +47,10 @@ def simulate_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def lower(config: ConfigDict, model: Model, devices: Devices, batch_size: int, examples: int) -> jax.stages.Lowered:
+def lower(config: ConfigDict, model: Model, devices: Devices, batch_size: int) -> jax.stages.Lowered:
     """Lowers the training step of a config for a global batch of `batch_size` and devices that need not exist."""
     batch = batch_shapes(config, image_spec(config), model, batch_size)
-    return lower_step(config, model, devices, devices.shaped(batch), examples)
+    return lower_step(config, model, devices, devices.shaped(batch), NUM_EXAMPLES)
 
 
 def compile_layout(lowered: jax.stages.Lowered) -> Any:
@@ -59,12 +58,12 @@ def compile_layout(lowered: jax.stages.Lowered) -> Any:
     return lowered.compile({"xla_backend_optimization_level": "0"})
 
 
-def _row(config: ConfigDict, model: Model, count: int, examples: int) -> dict[str, int]:
+def _row(config: ConfigDict, model: Model, count: int) -> dict[str, int]:
     """Returns the bytes of each kind of collective per step, and of each device's memory."""
     devices = Devices.create(**{**config.parallel, "num_devices": count})
-    multiple = devices.num_shares * config.train.accumulate
+    multiple = devices.num_shares * config.train.accumulate * model.group_size
     size = math.ceil(config.train.batch_size / multiple) * multiple
-    compiled = compile_layout(lower(config, model, devices, size, examples))
+    compiled = compile_layout(lower(config, model, devices, size))
     memory = compiled.memory_analysis()
     return {"devices": count, "batch": size, **collectives.bytes_by_kind(compiled.as_text() or "")} | {
         "state and batch": memory.argument_size_in_bytes,

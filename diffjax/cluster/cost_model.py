@@ -36,10 +36,30 @@ class Machine:
     devices: int = 8
 
 
+# Dense peak of a device in TFLOP/s, from the vendors: bfloat16, float32 (TF32 on NVIDIA's tensor cores; None: none).
+_PEAKS: Mapping[str, tuple[float, float | None]] = {
+    "H200": (989.0, 494.0),
+    "H100": (989.0, 494.0),
+    "A100": (312.0, 156.0),
+    "TPU v4": (275.0, None),
+    "TPU v5 lite": (197.0, None),
+    "TPU v5p": (459.0, None),
+    "TPU v6 lite": (918.0, None),
+}
+
+
+def peak_tflops(device: str, dtype: str) -> float | None:
+    """Returns the dense peak of a device, by the name that jax has for its kind, in TFLOP/s; None: not known."""
+    for name, (half, single) in _PEAKS.items():
+        if name in device:
+            return half if dtype == "bfloat16" else single
+    return None
+
+
 MACHINES: Mapping[str, Machine] = {  # hosts of eight GPUs with NVLink and one InfiniBand adapter per GPU
-    "a100": Machine(tflops=312, memory=80, link=300, network=25),
-    "h100": Machine(tflops=989, memory=80, link=450, network=50),
-    "h200": Machine(tflops=989, memory=141, link=450, network=50),
+    "a100": Machine(tflops=_PEAKS["A100"][0], memory=80, link=300, network=25),
+    "h100": Machine(tflops=_PEAKS["H100"][0], memory=80, link=450, network=50),
+    "h200": Machine(tflops=_PEAKS["H200"][0], memory=141, link=450, network=50),
 }
 
 

@@ -155,6 +155,14 @@ def lower_step(config: ConfigDict, model: Model, devices: Devices, batch: Batch,
     return _compile(config, model, optimizers, devices, examples, shapes).lower(shapes, batch, frozen)
 
 
+def step_flops(config: ConfigDict, lowered: jax.stages.Lowered) -> float:
+    """Returns the floating-point operations of a training step, as XLA counts them; 0: it does not.
+
+    XLA counts a loop's body once, and the parts of `train.accumulate` are a loop.
+    """
+    return config.train.accumulate * (lowered.cost_analysis() or {}).get("flops", 0.0)
+
+
 def init_and_step_keys(config: ConfigDict) -> tuple[PRNGKey, PRNGKey]:
     """Returns the random keys of the initial state and of the training steps."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))

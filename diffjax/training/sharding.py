@@ -241,6 +241,13 @@ class Devices:
         return run
 
 
+def tensor_share(shapes: Any) -> float:
+    """Returns the share of the parameters, given by their shapes, that the axis `tensor` splits."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    split = sum(leaf.size for keys, leaf in leaves if _tensor_dimension(keys, len(leaf.shape)) is not None)
+    return split / max(1, sum(leaf.size for _, leaf in leaves))
+
+
 def _tensor_dimension(keys: tuple[Any, ...], dimensions: int) -> int | None:
     """Returns the dimension of a parameter, or of its moments and averages, that is split over `tensor`; None: none."""
     *_, layer, leaf = ["", "", *jax.tree_util.keystr(keys, simple=True, separator="/").split("/")]

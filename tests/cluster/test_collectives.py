@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from diffjax import cli, models
+from diffjax.benchmark.random_inputs import batch_shapes
+from diffjax.cli.layout_plan import layouts
 from diffjax.cluster import cost_model
 from diffjax.cluster.collectives import Collective, bytes_by_kind, collectives
-from diffjax.cluster.cost_model import Machine
-from diffjax.training.compiled_step import lower_step
+from diffjax.cluster.cost_model import MACHINES, Machine
+from diffjax.training.compiled_step import lower_step, step_flops
 from diffjax.training.sharding import Devices
 from diffjax.typing import ImageSpec
 from tests import tiny
@@ -110,6 +112,27 @@ def test_estimated_times_of_rings_within_and_between_hosts():
     }
     for collective, expected in cases.items():
         assert cost_model.seconds(collective, machine) == pytest.approx(expected), collective
+
+
+@pytest.mark.parametrize("is_transformer", [False, True])
+def test_layouts_divide_any_number_of_devices(is_transformer):
+    for count in range(1, 65):
+        sizes = layouts(count, MACHINES["h100"], is_transformer=is_transformer)
+        assert (1, 1) in sizes and (count, 1) in sizes and len(sizes) == len(set(sizes))
+        assert all(count % (fsdp * tensor) == 0 for fsdp, tensor in sizes)
+        assert {tensor for _, tensor in sizes} == (
+            {size for size in (1, 2, 4) if count % size == 0} if is_transformer else {1}
+        )
+
+
+def test_operations_of_a_step_do_not_depend_on_the_parts_of_a_batch():
+    flops = []
+    for parts in (1, 2):
+        config = tiny.config("vae", train__accumulate=parts)
+        model, devices = models.build(config, ImageSpec(8, 1, 10)), Devices.create(num_devices=1)
+        shapes = batch_shapes(config, ImageSpec(8, 1, 10), model, 16)
+        flops.append(step_flops(config, lower_step(config, model, devices, shapes, 64)))
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)
 
 
 @pytest.mark.slow
