@@ -25,7 +25,7 @@ from diffjax.metrics.resampling import Estimate
 from diffjax.models.capabilities import is_diffusion, is_generative
 from diffjax.models.diffusion.guided import guided
 from diffjax.reproduce.figures import SHOWN
-from diffjax.reproduce.plan import Cell, JobGroup
+from diffjax.reproduce.plan import Cell, JobGroup, sampling_sections
 from diffjax.reproduce.spec import SEED, Measure
 from diffjax.reproduce.store import Store
 from diffjax.runs.config_files import flatten
@@ -33,7 +33,7 @@ from diffjax.runs.dependencies import part_names, standalone_part, training_hash
 from diffjax.runs.loading import Run, build_model, load
 from diffjax.training.train import train
 
-# Distance of the first samples' seeds of two training seeds, so that their sampling errors are independent.
+# Distance of the first seeds of samples and edits of two training seeds, so that their noise is independent.
 _SEEDS_APART = 1_000_000
 
 
@@ -333,8 +333,9 @@ def collect(store: Store, cells: Sequence[Cell], measures: Sequence[Measure]) ->
         return results
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
-        sampler = {name: value for name, value in cell.sampler.items() if name != "steps"}
-        groups.setdefault((_weights_of(cell), json.dumps(sampler, sort_keys=True)), []).append(cell)
+        sections = sampling_sections(cell.config)
+        del sections["sampler"]["steps"]
+        groups.setdefault((_weights_of(cell), json.dumps(sections, sort_keys=True)), []).append(cell)
     for group in groups.values():
         reference, *others = sorted(group, key=lambda cell: -cell.sampler.steps)
         reference_images = _measured_images(store, reference, results)

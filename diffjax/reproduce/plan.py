@@ -93,7 +93,8 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
                 trainings[features] = features_config
             trainings[training] = config
             weights = f"{training} {classifier}{weak}" + "".join(f" {each}" for each in (features, ema_length) if each)
-            key = io.short_hash(f"{weights} {_sampling_json(config)} {measured} {scale.num}")
+            sampling = " ".join(json.dumps(each, sort_keys=True) for each in sampling_sections(config).values())
+            key = io.short_hash(f"{weights} {sampling} {measured} {scale.num}")
             cell = Cell({**labels, SEED: str(seed)}, config, training, key, classifier, weak, features, ema_length)
             cells.setdefault(training, []).append(cell)
     groups = []
@@ -103,10 +104,9 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
     return groups
 
 
-def _sampling_json(config: ConfigDict) -> str:
-    """Returns the sections that change samples and not the training, as JSON."""
-    sections = [_section(config, name).to_dict() for name in ("sampler", "rerank")]
-    return " ".join(json.dumps(section, sort_keys=True) for section in sections)
+def sampling_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns the sections that change samples and not the training, by name; empty where the config has none."""
+    return {name: _section(config, name).to_dict() for name in ("sampler", "rerank")}
 
 
 def _section(config: ConfigDict, name: str) -> Any:

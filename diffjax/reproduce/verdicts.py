@@ -78,6 +78,7 @@ def difference(
     chance, so the interval is at least as wide as the one from the sampling errors within the seeds, with the normal
     quantile. With one seed only the sampling errors are available. Samples of two cells with the same noise are
     positively correlated, so adding their sampling errors in quadrature overestimates the error of their difference.
+    So are values of two models on the same images of the data set, which are also the same for each seed.
     Without sampling errors, differences that are equal for all seeds have no known uncertainty.
 
     Args:
