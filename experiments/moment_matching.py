@@ -30,8 +30,13 @@ EXPERIMENT = Experiment(
     papers=[Paper("FID, CIFAR-10, table 3", {("IMM", "2"): 2.53, ("x_0", "2"): 3.45, ("EDM", "2"): 2.10})],
     orderings=[
         Ordering(
-            claim="In two steps four particles are better than two, and these than one",
-            order=[{"setting": "IMM"}, {"setting": "M = 2"}, {"setting": "M = 1"}],
+            claim="In two steps four particles are better than two",
+            order=[{"setting": "IMM"}, {"setting": "M = 2"}],
+            where={"steps": ("2",)},
+        ),
+        Ordering(
+            claim="In two steps four particles are better than one",
+            order=[{"setting": "IMM"}, {"setting": "M = 1"}],
             where={"steps": ("2",)},
         ),
         Ordering(

@@ -7,8 +7,8 @@ Files of github.com/openai/guided-diffusion, by variant: `64`, `128`, `256`, `51
 are in adm_upsampler.py, the classifiers in adm_classifier.py.
 
 Time: 4,360,000 steps of 256 images at 128x128 (appendix I, table 11); not trained by us.
-Score: the paper's FID with classifier guidance: 2.07, 2.97, 4.59 and 7.72 on ImageNet 64, 128, 256 and 512; without it
-1.90 on LSUN bedrooms, 5.57 on cats and 2.57 on horses.
+Score: the paper's FID with classifier guidance: 2.97, 4.59 and 7.72 on ImageNet 128, 256 and 512; without it 2.07 on
+ImageNet 64, 1.90 on LSUN bedrooms, 5.57 on cats and 2.57 on horses.
 Setting: Dhariwal & Nichol 2021, appendix I, tables 11 and 12; flags of the repository's README.
 """
 

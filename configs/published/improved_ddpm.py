@@ -13,7 +13,7 @@ Files of github.com/openai/improved-diffusion, by variant:
   upsampler         upsample_cond_500K.pt
 
 Time: 250,000 to 2,400,000 steps (in the names of the files) of 128 to 2048 images; not trained by us.
-Score: the paper's: FID 2.90 and 3.75 bits/dim on CIFAR-10 with the hybrid loss, 2.94 bits/dim with the bound; FID 19.2
+Score: the paper's: FID 3.19 and 3.17 bits/dim on CIFAR-10 with the hybrid loss, 2.94 bits/dim with the bound; FID 19.2
 and 3.57 bits/dim, and 3.53 bits/dim with the bound, on ImageNet 64x64.
 Setting: flags of the repository's README.
 """

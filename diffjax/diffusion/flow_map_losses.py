@@ -205,8 +205,8 @@ def improved_mean_flow(
 ) -> Float[Array, " B"]:
     """Equals `mean_flow`, with dF/dt along the direction of the network itself instead of that of the example.
 
-    The target then has the variance of denoising only. One more evaluation gives that direction, F where next = now,
-    instead of the paper's auxiliary output of the network.
+    The target then has the variance of denoising only. One more evaluation gives that direction, F where next = now.
+    The released models have an auxiliary output of the network instead.
 
     Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
     """

@@ -212,7 +212,7 @@ def clip_similarity(
     Returns:
       The guided denoiser.
 
-    Reference: GLIDE (Nichol et al. 2021), eq. 8.
+    Reference: GLIDE (Nichol et al. 2021), sec. 2.4.
     """
     target = _unit(embedding)
     return _ascend(denoiser, lambda x, noise: jnp.sum(_unit(encode(x, noise)) * target, axis=-1), scale)

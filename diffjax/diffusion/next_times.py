@@ -183,7 +183,7 @@ def shrinking(
       every: training steps of a stage.
       k, b: adapt the interval to the noise level.
 
-    Reference: Geng et al. 2024, "Consistency models made easy" (ECT), sec. 3.2.
+    Reference: Geng et al. 2024, "Consistency models made easy" (ECT), its training schedule.
     """
     del key, sample_time
     now = schedule(t)

@@ -39,7 +39,7 @@ def for_examples(values: Float[Array, " B"] | Float[Array, ""], x: Float[Array, 
 def log_snr(noise: Noise) -> Array:
     """Computes log(alpha^2 / sigma^2), the log signal-to-noise ratio; inf at the clean level.
 
-    Reference: VDM (Kingma et al. 2021), eq. 3.
+    Reference: VDM (Kingma et al. 2021), eq. 2.
     """
     return 2.0 * (jnp.log(noise.alpha) - jnp.log(noise.sigma))
 

@@ -178,7 +178,7 @@ def sections(n: int, schedule: Schedule, *counts: int) -> Grid:
     Raises:
       ValueError: a section has fewer timesteps than steps.
 
-    Reference: `space_timesteps` of the code of ADM (Dhariwal & Nichol 2021, app. K, table 15).
+    Reference: `space_timesteps` of the code of ADM (Dhariwal & Nichol 2021, app. J, table 15).
     """
     counts = counts or (_checked(n, schedule),)
     if any(count < 1 or count != int(count) for count in counts):

@@ -4,7 +4,7 @@ With a section `diffusion` it is the noised CLIP of GLIDE, for CLIP guidance of 
 
 References:
   Radford et al. 2021, "Learning transferable visual models from natural language supervision".
-  Nichol et al. 2021, "GLIDE", section 3.4.
+  Nichol et al. 2021, "GLIDE", section 4.4.
 """
 
 import dataclasses

@@ -128,7 +128,7 @@ class AttentionBlock(nn.Module):
     With a `context`, its keys and values are concatenated before those of the positions.
 
     Reference: DDPM (Ho et al. 2020), appendix B; ADM (Dhariwal & Nichol 2021), section 3; with a context GLIDE (Nichol
-    et al. 2021), section 3.1, and unCLIP (Ramesh et al. 2022), section 2.1.
+    et al. 2021), section 4.1, and unCLIP (Ramesh et al. 2022), section 2.1.
     """
 
     heads: int = 1

@@ -20,7 +20,7 @@ class CaptionEncoder(nn.Module):
     initial states distinguish tokens and positions. With the standard deviations of CLIP, 0.02 and 0.01, the outputs of
     the first blocks dominate, and spatial relations are learned much later.
 
-    Reference: GLIDE (Nichol et al. 2021), section 3.1.
+    Reference: GLIDE (Nichol et al. 2021), section 4.1.
     """
 
     vocabulary: int  # number of token ids

@@ -4,7 +4,7 @@ The magnitude of a vector is its root mean square. Weights have magnitude 1 per 
 each training step, in the parameters too (`normalize_kernels`): so activations and weights do not grow during training,
 and the learning rate alone sets the relative change of the weights. There are no biases and no group norms.
 
-Reference: "Analyzing and improving the training dynamics of diffusion models", sections 2.3 to 2.6, appendix B.
+Reference: "Analyzing and improving the training dynamics of diffusion models", sections 2.2 to 2.5, appendix B.
 """
 
 import math

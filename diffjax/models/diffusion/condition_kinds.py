@@ -183,7 +183,7 @@ class ClassToken(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Caption(Condition):
-    """Caption, encoded by a transformer that is trained with the denoiser: GLIDE, section 3.1.
+    """Caption, encoded by a transformer that is trained with the denoiser: GLIDE, section 4.1.
 
     Its states are context, and the last one is an embedding too. The null caption has no tokens.
     """

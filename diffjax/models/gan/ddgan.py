@@ -82,7 +82,7 @@ class DDGAN(AdversarialModel):
     def real_and_fake(
         self, params: Any, batch: Batch, keys: PRNGKeys
     ) -> tuple[DiscriminatorInputs, DiscriminatorInputs]:
-        """Returns real and fake x_t-1 for the same x_t: section 4, equations 4 to 6."""
+        """Returns real and fake x_t-1 for the same x_t: section 3.2."""
         time_key, z_key, dropout_key, pair_key, posterior_key = split_each(keys, 5)
         label, schedule = self.label(batch), self.process.schedule
         timesteps = schedule.timesteps

@@ -1,7 +1,7 @@
 """Principal components of CLIP image embeddings, and codes of them.
 
 unCLIP's autoregressive prior samples codes of the components in order, largest first. An embedding projected on its
-first components shows what CLIP represents in them (section 3.3, figure 7). Training accumulates moments; it learns no
+first components shows what CLIP represents in them (section 4, figure 7). Training accumulates moments; it learns no
 parameter.
 
 References:
