@@ -7,10 +7,10 @@
 
 --experiment is a file, or the name of a packaged experiment, which --list lists.
 
---scale=smoke runs in minutes on two cores and checks that everything works; small takes about an hour on one GPU, or a
-night on a CPU; paper has the paper's settings and data. The same command resumes: it does not repeat finished training
-or evaluation, and experiments in one --workdir share their common runs. A cell that fails is recorded with its error,
-and the other cells continue; --retry computes failed cells again.
+--scale=smoke runs in minutes on two cores and checks that everything works; small takes ten minutes to a night on
+two cores (`duration` in the experiment's file); paper has the paper's settings and data. The same command resumes: it
+does not repeat finished training or evaluation, and experiments in one --workdir share their common runs. A cell that
+fails is recorded with its error, and the other cells continue; --retry computes failed cells again.
 
 Writes WORKDIR/EXPERIMENT_SCALE/results.json, report.md and report.html (one file with all images); logs are in
 WORKDIR/logs. --results=DIR/results.json only writes the report of finished results again, in DIR: after a change of
