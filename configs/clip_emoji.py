@@ -4,7 +4,7 @@
 
 `python -m diffjax.data.prepare emoji` prepares the data (see --help).
 
-Time: 22 min on two cores of an AMD EPYC shared with other jobs.
+Time: 22 min on two cores of an AMD EPYC.
 Score: recall@1 among the 765 test images, each with a caption that is not in the training set: 37.8 % from image to
 caption, 36.6 % from caption to image; chance is 0.1 % (`launch.py evaluate --metrics=retrieval --num=765`).
 Setting: Radford et al. 2021: ViT or ResNet, batch 32,768, AdamW with weight decay 0.2, 32 epochs of 400M pairs; here

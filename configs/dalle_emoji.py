@@ -5,7 +5,7 @@
 
 `python -m diffjax.data.prepare emoji` prepares the data (see --help).
 
-Time: an hour and a half on two cores of an AMD EPYC shared with other jobs: autoencoder 35 min, CLIP 22,
+Time: an hour and a half on two cores of an AMD EPYC: autoencoder 35 min, CLIP 22,
 transformer 37.
 Score: silhouettes and colours, no details: CLIP ranks the right caption of 100 first for 6 % of samples (10 % at
 guidance 2; chance 1 %). docs/results has samples. All three models would gain from more steps.

@@ -6,7 +6,7 @@
 
 Trains the autoencoder into runs/dalle_shapes/codec, CLIP into runs/dalle_shapes/clip, and then the transformer.
 
-Time: 70 min on two cores of an AMD EPYC: CLIP 22; autoencoder 10 and transformer 37 next to other jobs.
+Time: 70 min on two cores of an AMD EPYC: CLIP 22; autoencoder 10 and transformer 37.
 Score: of 500 samples for captions that are not in the training set 49 % show the whole caption, 91 % the right count,
 94 % the colours, 70 % the shapes, 71 % the sizes, at most 88 % the relation
 (`launch.py evaluate --metrics=caption_accuracy --num=500`); with CLIP reranking: docs/results.

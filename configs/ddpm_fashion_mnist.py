@@ -5,7 +5,7 @@
 
 The variant `ddpm_fashion_mnist.py:14` averages images to 14x14, for ablations on a CPU.
 
-Time: 35 min (8 min at 14x14) on two cores of an AMD EPYC shared with other jobs; a step takes 0.8 s without them.
+Time: 35 min (8 min at 14x14) on two cores of an AMD EPYC; a step takes 0.8 s on idle cores.
 Score: 88 % of 100 samples (DDIM, 50 steps) recognised as their class by a support vector machine that recognises 86 %
 of held-out real images; fd_pixels 0.18. `launch.py sweep --steps=50 --num=100` measures both.
 Setting: as configs/digits.py. No paper of the line reports Fashion-MNIST.

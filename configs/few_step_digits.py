@@ -8,7 +8,7 @@ Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency
 are coupled by optimal transport in each batch; `edm`; and `diffusion`, with the cosine schedule and v.
 configs/distilled_digits.py has distillation.
 
-Time: 5 to 15 min per variant with 16 channels, on one core of an AMD EPYC that other programs used.
+Time: 5 to 15 min per variant with 16 channels, on one core of an AMD EPYC.
 Score: docs/reports/few_steps_small, with 16 channels and one seed: fd_pixels in one step 0.09 (iCT), 0.07 (ECT), 0.10
 (sCM), 0.19 (shortcut), 0.14 (MeanFlow), 0.11 (improved MeanFlow), 0.08 (IMM); 50 steps of the flow 0.04, one step 1.19.
 Setting: the network of configs/digits.py, trained for more steps; the choices of each paper, with shorter curricula.

@@ -7,7 +7,7 @@
 Trains every part into a folder of the workdir: the first stage, which is conditioned on the caption, the upsampler, and
 a CLIP of noised images for CLIP guidance instead of classifier-free guidance (--guidance=1 --clip_scale=5).
 
-Time: 50 min on two cores of an AMD EPYC: noised CLIP 5; first stage 37 and upsampler 8 next to other jobs.
+Time: 50 min on two cores of an AMD EPYC: noised CLIP 5; first stage 37 and upsampler 8.
 Score: captions shown 70.4 +- 2.0 % (`launch.py evaluate --metrics=caption_accuracy --num=500`), relations at most 90 %;
 docs/results has more metrics, and the effect of time sampling.
 Setting: Nichol et al. 2021: see the configs of the parts.

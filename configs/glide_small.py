@@ -8,7 +8,7 @@ The first stage learns counts, colours and places at 8x8, where a step takes lit
 16x16 adds shapes, and the last one, without captions, edges at 32x32. The released
 model `pretrained:shapes_glide` is this pipeline (docs/pretrained.md).
 
-Time: not measured alone; parts of it were trained next to other jobs.
+Time: not measured.
 Score: that of `pretrained:shapes_glide`, whose upsampler was trained in two parts: see its card.
 Setting: Nichol et al. 2021: see configs/glide_base.py; the cascade of three stages is that of Ho et al. 2022 (cascaded
 diffusion), with its Gaussian conditioning augmentation.

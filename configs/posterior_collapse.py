@@ -7,7 +7,7 @@ trains both on Fashion-MNIST at 14x14, with three seeds each. One of them, on th
 
     python launch.py train --config=configs/posterior_collapse.py:vae --workdir=runs/collapse_vae
 
-Time: both on Fashion-MNIST take about 25 min per seed on two cores of an AMD EPYC shared with other jobs.
+Time: both on Fashion-MNIST take about 25 min per seed on two cores of an AMD EPYC.
 Score: after 800 steps of 64 images the VAE's KL is 1.4 bits per image. VQ-VAE uses all its codebook entries, with
 perplexity 20 of 64, and its decoder needs 3.58 bits/dim, the VAE's 3.92 (docs/results).
 Setting: the claim of van den Oord et al. 2017, sec. 1: a powerful decoder does not ignore discrete latents; here a

@@ -4,7 +4,7 @@
     python launch.py train --config=configs/prior_pixelcnn.py:fashion_mnist --config.codec=runs/vqvae_fashion \
                            --config.data.dir=DIR --workdir=runs/prior_pixelcnn_fashion
 
-Time: 62 s on two cores of an AMD EPYC shared with other jobs.
+Time: 62 s on two cores of an AMD EPYC.
 Score: 3.32 bits per token of configs/vqvae.py on the 360 test digits; uniform is 6 (`evaluate --metrics=nll`).
 Setting: van den Oord et al. 2017 over 32x32 tokens of ImageNet; here smaller.
 """

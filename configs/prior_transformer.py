@@ -4,7 +4,7 @@
     python launch.py train --config=configs/prior_transformer.py:fashion_mnist --config.codec=runs/vqvae2_fashion \
                            --config.data.dir=DIR --workdir=runs/prior_fashion
 
-Time: 101 s on two cores of an AMD EPYC shared with other jobs.
+Time: 101 s on two cores of an AMD EPYC.
 Score: 4.33 bits per token of configs/vqvae2.py on the 360 test digits; uniform is 6 (`evaluate --metrics=nll`).
 Setting: replaces the PixelSNAILs of Razavi et al. 2019; the network is GPT-2's, made small.
 """

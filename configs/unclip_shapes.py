@@ -7,7 +7,7 @@
 Trains every part into a folder of the workdir: CLIP, the principal components of its embeddings, both priors, the
 decoder, the upsampler.
 
-Time: 72 min on two cores of an AMD EPYC: CLIP 22, decoder 30, priors 4 and 8, upsampler 8 next to other jobs.
+Time: 72 min on two cores of an AMD EPYC: CLIP 22, decoder 30, priors 4 and 8, upsampler 8.
 Score: captions shown 19.8 +- 1.8 % with the diffusion prior (`launch.py evaluate --metrics=caption_accuracy
 --num=500`), relations at most 67 %; docs/results has the loss of each stage.
 Setting: Ramesh et al. 2022: see the configs of the parts.

@@ -7,7 +7,7 @@
 configs/glide_shapes.py with the changes below, or the variant `:emoji`; experiments/unclip_conditions.py compares it
 with unCLIP.
 
-Time: 82 min on two cores of an AMD EPYC: CLIP 22; decoder 52 and upsampler 8 next to other jobs.
+Time: 82 min on two cores of an AMD EPYC: CLIP 22; decoder 52 and upsampler 8.
 Score: captions shown 20.8 +- 1.8 % (experiments/unclip_conditions.py).
 Setting: Ramesh et al. 2022, section 5.1: a small decoder without details; here the decoder of unCLIP.
 """

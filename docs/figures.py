@@ -3,7 +3,7 @@
 python docs/figures.py [digits | fashion_mnist] [--data_dir=DIR]
 
 Writes docs/figures/NAME.png, the samples at the end of training, and for digits docs/figures/digits_sweep.png. The run
-stays in runs/figures/NAME: a second call does not train again. Times depend on this machine and on other jobs.
+stays in runs/figures/NAME: a second call does not train again. Times depend on the machine.
 """
 
 import argparse
