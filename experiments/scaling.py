@@ -5,7 +5,7 @@
 
 Compute is about width^2 times steps, so a diagonal of the table has equal compute: twice the width, a quarter of the
 steps. Each cell is a training of its own, whose learning rate decays to 0 at its end. Improved DDPM has curves of FID
-and of the bound against compute; that equal compute favours the wider network is a question of this project.
+and of the bound against compute; that equal compute favours the wider network is not a claim of the paper.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke

@@ -4,7 +4,7 @@
     python launch.py reproduce --experiment=experiments/token_codecs.py --workdir=runs/experiments --scale=small
 
 DALL-E (Ramesh et al. 2021) has a dVAE, and van den Oord et al. (2017) a VQ-VAE. Neither paper compares them, so the
-claims are questions of this project. Both have the same grid of tokens with the same number of values.
+claims are not those of a paper. Both have the same grid of tokens with the same number of values.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke

@@ -18,8 +18,8 @@ Metrics of samples, against the real images of --reference. The sampling setting
   clip_score, r_precision, cmmd            with --clip: 100 times the cosine of image and caption; fraction of images
                                            nearer to their caption than to 99 others; distance to the real images
   caption_accuracy                         fraction of images of shapes that show their caption, by shape detection
-precision_recall_* are precision, recall, density and coverage. Frechet distances decrease with --num, so their
-extrapolation to infinitely many samples is reported too. The prefix r (recon_fd_effnet_lite0, recon_fid) compares an
+precision_recall_* are precision, recall, density and coverage. Fréchet distances decrease with --num, so their
+extrapolation to infinitely many samples is reported too. The prefix recon_ (recon_fd_effnet_lite0) compares an
 autoencoder's reconstructions of --split with the originals.
 
 nll, in bits per dimension of --split. For diffusion models: the variational bound over --steps (default: all), with

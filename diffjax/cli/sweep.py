@@ -10,7 +10,7 @@ The same command resumes a sweep that was stopped: cells in the store with the s
 again.
 
 The columns are those of --metrics (see launch.py evaluate --help) with their standard errors. The default is
-fd_pixels, the Frechet distance to the training images on pixels averaged to at most 8x8 (this is not FID, and is
+fd_pixels, the Fréchet distance to the training images on pixels averaged to at most 8x8 (this is not FID, and is
 comparable only at the same --num), and classifier_accuracy: the fraction of samples that a support vector machine,
 trained on real images, assigns to their class. Compare that with its accuracy on held-out real images.
 

@@ -149,7 +149,7 @@ def _read_dit(folder: Path, index: Json) -> ImportedRun:
 
 
 def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
-    """Returns the run of a StableDiffusionPipeline, for text-to-image or in-painting, or a latent consistency model.
+    """Returns the run of a StableDiffusionPipeline, for text-to-image or inpainting, or a latent consistency model.
 
     Its safety checker is not imported.
     """
@@ -161,7 +161,7 @@ def _read_stable_diffusion(folder: Path, index: Json) -> ImportedRun:
     text = clip.read_clip(folder / "text_encoder", tokenizer=folder / "tokenizer")
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels not in (latents, 2 * latents + 1):
-        raise refused(path, "in_channels", channels, f"must be {latents}, or {2 * latents + 1} for in-painting")
+        raise refused(path, "in_channels", channels, f"must be {latents}, or {2 * latents + 1} for inpainting")
     inpaints, consistency = channels != latents, bool(unet.get("time_cond_proj_dim"))
     variant = "1_inpainting" if inpaints else "1_consistency" if consistency else "1"
     config = _base(f"configs/published/stable_diffusion.py:{variant}")
@@ -298,7 +298,7 @@ def _set_unclip_process(config: ConfigDict, scheduler: Path, *, learns_variance:
 
 
 def inpainting_order(latents: int) -> Order:
-    """Returns the input channels of in-painting networks: x_t, mask, masked latents; ours are x_t, latents, mask."""
+    """Returns the input channels of inpainting networks: x_t, mask, masked latents; ours are x_t, latents, mask."""
     return lambda count: np.array([*range(latents), *range(latents + 1, count), latents])
 
 

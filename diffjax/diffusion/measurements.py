@@ -17,7 +17,7 @@ _LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, as Pillow has
 
 
 def mask(*, array: Int[Array, " M"]) -> Operator:
-    """Returns the values [M] that are known: in-painting.
+    """Returns the values [M] that are known: inpainting.
 
     Args:
       array: their indices among the H W C values of an image.

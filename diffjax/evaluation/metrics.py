@@ -43,9 +43,9 @@ class Compared(NamedTuple):
 
     features: Mapping[str, np.ndarray]  # features of the samples, float32 [N, D] each
     reference: Reference
-    distance: Callable[[moments.Moments], float]  # Frechet distance to the reference's pooled features
+    distance: Callable[[moments.Moments], float]  # Fréchet distance to the reference's pooled features
     with_errors: bool  # compute standard errors by resampling: up to a minute on two cores for 2048 features
-    extrapolate: bool  # extrapolate Frechet distances to infinitely many samples: takes as long again
+    extrapolate: bool  # extrapolate Fréchet distances to infinitely many samples: takes as long again
     seed: int
 
 
@@ -75,7 +75,7 @@ def _frechet(name: str, heading: str, network: str) -> Metric:
 
 
 def _bootstrap_error(features: np.ndarray, distance: Callable[[moments.Moments], float], c: Compared) -> float | None:
-    """Returns the standard error of a Frechet distance; None without `with_errors`."""
+    """Returns the standard error of a Fréchet distance; None without `with_errors`."""
     if not c.with_errors:
         return None
     return resampling.bootstrap(

@@ -125,7 +125,7 @@ class Measurer:
           clip: run or folder of a CLIP; None: the one that was trained with the run.
           batch_size: images per call of a feature network.
           with_errors: compute standard errors that need resampling.
-          extrapolate: extrapolate Frechet distances to infinitely many samples too.
+          extrapolate: extrapolate Fréchet distances to infinitely many samples too.
           seed: seed of resampling, and of R-precision's candidates.
 
         Raises:
@@ -259,7 +259,7 @@ class Measurer:
         return values
 
     def _warn_if_singular(self, name: str, pooled: np.ndarray) -> None:
-        """Adds a warning if there are too few samples for a Frechet distance."""
+        """Adds a warning if there are too few samples for a Fréchet distance."""
         count, dimensions = pooled.shape
         text = (
             f"{name}: {count} samples of {dimensions} features. Their covariance is singular, and the distance has a "

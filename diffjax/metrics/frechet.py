@@ -1,4 +1,4 @@
-"""The Frechet distance between Gaussians fitted to two sets of features, and its limit for infinitely many features.
+"""The Fréchet distance between Gaussians fitted to two sets of features, and its limit for infinitely many features.
 
 The time goes to one `eigh` [D, D] per reference and one `eigvalsh` per distance to it: with D = 2048 on two cores about
 6 and 3 seconds. Memory is a few float64 matrices [D, D].
@@ -26,7 +26,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def distance_to(reference: Moments) -> Callable[[Moments], float]:
-    """Returns a function that computes the Frechet distance to `reference`, factoring its covariance once.
+    """Returns a function that computes the Fréchet distance to `reference`, factoring its covariance once.
 
     With C_b = R R^T, the trace of the root is the sum of the roots of the eigenvalues of R^T C_a R, a symmetric matrix.
     """

@@ -37,7 +37,7 @@ def from_features(features: Float[np.ndarray, "N D"]) -> Moments:
 
 
 def from_covariance(mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]) -> Moments:
-    """Returns moments with a given mean and covariance, of an unknown number of features, for Frechet distances."""
+    """Returns moments with a given mean and covariance, of an unknown number of features, for Fréchet distances."""
     return Moments(2, np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
 
 

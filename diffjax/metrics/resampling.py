@@ -106,7 +106,7 @@ def jackknife(
 def bootstrap(statistic: Callable[..., float], arrays: Sequence[np.ndarray], *, repeats: int, seed: int) -> float:
     """Computes the standard error of `statistic(*arrays)`: its standard deviation over resamples.
 
-    A resample repeats rows, so a statistic of distinct rows is biased on it (a Frechet distance upward, a distance to
+    A resample repeats rows, so a statistic of distinct rows is biased on it (a Fréchet distance upward, a distance to
     the nearest neighbour towards zero): only the spread of the resampled values is used.
 
     Args:

@@ -60,7 +60,7 @@ def dit():
 
 
 def kl():
-    """Latents have nearly no variance, since the pipeline for in-painting samples them."""
+    """Latents have nearly no variance, since the pipeline for inpainting samples them."""
     model = randomise(diffusers.AutoencoderKL(**CODEC))
     with torch.no_grad():
         model.quant_conv.weight[4:] = 0.0

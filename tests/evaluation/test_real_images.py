@@ -69,7 +69,7 @@ def measured(trained, path, names):
 
 
 def distance(mean, covariance, values):
-    """Computes the Frechet distance by SciPy's matrix root, as ADM's evaluator and pytorch-fid."""
+    """Computes the Fréchet distance by SciPy's matrix root, as ADM's evaluator and pytorch-fid."""
     sampled = np.cov(values, rowvar=False)
     root = scipy.linalg.sqrtm(sampled @ covariance).real
     return np.sum((values.mean(0) - mean) ** 2) + np.trace(sampled + covariance - 2 * root)

@@ -1,4 +1,4 @@
-"""The Frechet distance against closed forms and scipy's root of a matrix."""
+"""The Fréchet distance against closed forms and scipy's root of a matrix."""
 
 import numpy as np
 import pytest

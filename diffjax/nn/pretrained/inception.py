@@ -1,4 +1,4 @@
-"""InceptionV3 (Szegedy et al. 2015) of the Frechet inception distance (Heusel et al. 2017), a frozen feature network.
+"""InceptionV3 (Szegedy et al. 2015) of the Fréchet inception distance (Heusel et al. 2017), a frozen feature network.
 
 It is TensorFlow's graph `inception-2015-12-05` with 1008 outputs, converted to PyTorch by pytorch-fid. It differs from
 torchvision's InceptionV3 in its weights, in average pools that exclude padding, and in the last block's pool, a max
