@@ -125,6 +125,22 @@ def test_restart_contracts_an_error_of_the_start(brownian):
     np.testing.assert_allclose(run(0), sampling.run(keys, best, samplers.heun(), levels, 30, x), atol=1e-4)
 
 
+def test_restart_in_one_step_is_heun():
+    """No level of the grid is below t_max, whether the first one has signal or not."""
+    schedules = [getattr(noise_schedules, name)(20) for name in ("rectified_flow", "edm", "linear")]
+    tables = [jnp.stack([getattr(schedule, kind) for schedule in schedules]) for kind in ("alphas", "sigmas")]
+    keys, eps = jax.random.split(jax.random.key(0), 50), jax.random.normal(jax.random.key(1), (50,))
+
+    @jax.jit
+    @jax.vmap
+    def run(alphas, sigmas):
+        levels = Noise(jnp.array([20.0, 0.0]), alphas[jnp.array([20, 0])], sigmas[jnp.array([20, 0])])
+        restart, x = samplers.restart(schedule=discrete(alphas, sigmas)), levels.sigma[0] * eps
+        return [sampling.run(keys, best, sampler, levels, 1, x) for sampler in (restart, samplers.heun())]
+
+    np.testing.assert_allclose(*run(*tables), rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("continuous", [False, True])
 def test_tcd_is_between_ddim_and_lcm(continuous):

@@ -96,12 +96,13 @@ def restart(
     """Restart: Heun's method that goes back to more noise several times, which contracts errors of earlier steps.
 
     At the first level of the grid that is at most `low`, or else at the last one with noise, noise is added up to
-    `high`, and `inner_steps` steps of Heun on EDM's grid return to that level.
+    `high`, and `inner_steps` steps of Heun on EDM's grid return to that level. Equals `heun` if that level is not below
+    `high`, as on a grid of one step.
 
     Args:
       schedule: noise level at a timestep.
       low: t_min, of sigma / alpha.
-      high: t_max, of sigma / alpha, above `low`.
+      high: t_max, of sigma / alpha, above `low` and at most 1000, as little signal is left there.
       repeats: K, how many times; 0: `heun`.
       inner_steps: N_restart, at least 1.
 
@@ -110,8 +111,8 @@ def restart(
 
     Reference: Xu et al. 2023, "Restart sampling for improving generative processes", algorithm 1.
     """
-    if isinstance(low, int | float) and isinstance(high, int | float) and not 0 < low < high:
-        raise ValueError(f"low={low:g}, high={high:g}: must be 0 < low < high")
+    if isinstance(low, int | float) and isinstance(high, int | float) and not 0 < low < high <= 1000:
+        raise ValueError(f"low={low:g}, high={high:g}: must be 0 < low < high <= 1000")
     if isinstance(inner_steps, int | float) and not (inner_steps == round(inner_steps) and inner_steps >= 1):
         raise ValueError(f"inner_steps={inner_steps:g}: must be a whole number from 1")
 
@@ -126,6 +127,7 @@ def restart(
             return choose_level(i == count, floor, inside)
 
         is_restart = (now.sigma > low * now.alpha) & (is_last | (next.sigma <= low * next.alpha))
+        is_restart &= floor.sigma * top.alpha < top.sigma * floor.alpha
         inner = jnp.where(is_restart, jnp.asarray(repeats, jnp.int32), 0) * count
         main = jnp.where(is_last, inner, 0)  # the step of the grid, before or after those of the restarts
 
