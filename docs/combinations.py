@@ -36,7 +36,7 @@ from tests.diffusion.test_samplers import SAMPLERS
 _DEFAULTS = {
     "schedule": "cosine",
     "zero_terminal_snr": False,
-    "timesteps": 8,
+    "timesteps": 128,
     "continuous": False,
     "parameterization": "v",
     "loss": "mse",
@@ -56,8 +56,9 @@ def fits(**changes) -> bool:
         changes = {"weighting": "edm", **changes}
     if changes.get("coupling") == "reflow":
         changes = {**changes, "coupling": "reflow(steps=4)"}
-    if changes.get("loss") == "progressive":
-        changes = {"next_times": "grid", **changes}
+    next_times = {"progressive": "grid", "shortcut": "dyadic", "improved_mean_flow": "second_sample"}
+    if changes.get("loss") in next_times:
+        changes = {"next_times": next_times[changes["loss"]], **changes}
     try:
         Process.from_config(ConfigDict({**_DEFAULTS, **changes}))
         return True

@@ -6,7 +6,8 @@ x - (t - r) F, with the average velocity F, and to the clean image x0_hat itself
 
 Each loss follows the ODE from x_t by the x_0 of the example and the same noise, whose mean over examples is the ODE's
 direction, or by the x_0 of a teacher: then it distils the teacher. All targets are without gradient. A loss maps a
-noised batch and its networks to a value per example [B]; the process passes `schedule`, `weighting` and `metric`.
+noised batch and its networks to a value per example [B]; the process passes `schedule`, `weighting`, `metric` and the
+`steps` of next_times. Losses raise ValueError for invalid options.
 
 Reference: Boffi et al. 2025, "How to build a consistency model", for flow maps in general.
 """
@@ -63,7 +64,7 @@ def consistency(
       schedule: noise level at a timestep.
       weighting: a choice of loss_weighting.py.
       metric: a choice of loss_metrics.py.
-      by_interval: whether to divide by the interval of sigma / alpha, the weighting of iCT.
+      by_interval: whether to divide by the interval of sigma / alpha, the weighting of iCT; the loss is 0 without one.
       average_target: whether the target is that of the averaged parameters; otherwise that of the trained ones.
       heun: whether to follow a teacher by Heun's step, as the paper does; otherwise by a DDIM step.
 
@@ -81,7 +82,8 @@ def consistency(
     if not by_interval:
         return loss
     # 1 / (now.sigma / now.alpha - next.sigma / next.alpha); zero without signal
-    return loss * now.alpha * next.alpha / jnp.maximum(now.sigma * next.alpha - next.sigma * now.alpha, 1e-12)
+    factor = now.alpha * next.alpha / jnp.maximum(now.sigma * next.alpha - next.sigma * now.alpha, 1e-12)
+    return loss * jnp.where(next.t < now.t, factor, 0.0)
 
 
 def continuous_consistency(
@@ -104,13 +106,15 @@ def continuous_consistency(
       networks: networks.
       schedule: noise level at a timestep.
       metric: a choice of loss_metrics.py.
-      sigma_data: standard deviation of the data.
+      sigma_data: standard deviation of the data, above 0.
       warmup: training steps over which the parts of the tangent that may be unstable grow in; 0: from the start.
       bound: c of the normalised tangent g / (|g| + c), |g| the root mean square; 0: not normalised.
 
     Reference: Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models", algorithm 1;
     its adaptive weighting is the weighting `learned`.
     """
+    if sigma_data <= 0:
+        raise ValueError(f"sigma_data={sigma_data:g}: must be above 0")
     x, direction = batch.x, _direction(batch, networks, schedule)
 
     def coefficients(t):
@@ -138,7 +142,7 @@ def shortcut(
     *,
     schedule: Schedule,
     metric: Metric,
-    base_steps: int = 128,
+    steps: int,
     average_target: bool = True,
 ) -> Float[Array, " B"]:
     """Trains each step to equal two steps of half its length, and the ODE's direction where next = now.
@@ -148,7 +152,7 @@ def shortcut(
       networks: networks.
       schedule: noise level at a timestep.
       metric: a choice of loss_metrics.py; of the error of F.
-      base_steps: number of the shortest steps in T, which follow the ODE's direction; `steps` of `dyadic`.
+      steps: number of the shortest steps in T, which follow the ODE's direction; that of `dyadic`.
       average_target: whether the half steps are those of the averaged parameters.
 
     Reference: Frans et al. 2024, "One step diffusion via shortcut models", eq. 5 and algorithm 1.
@@ -156,7 +160,7 @@ def shortcut(
     x, now, next = batch.x, batch.noise, _next(batch)
     middle = schedule((now.t + next.t) / 2)
     predict = networks.average if average_target else networks.trained
-    is_shortest = now.t - middle.t <= schedule.timesteps / base_steps * 1.001
+    is_shortest = now.t - middle.t <= schedule.timesteps / steps * 1.001
 
     def half_step(x, start, end):
         target_level = jax.tree.map(lambda a, b: jnp.where(is_shortest, a, b), start, end)
@@ -239,7 +243,7 @@ def inductive_moment_matching(
       schedule: noise level at a timestep in [0, T]; the weight is that of t / T.
       group: number M of examples that are compared with each other.
       k: halvings of eta_max to the decrement of eta.
-      eta_max: sigma / alpha above which r stays at the level of the largest eta.
+      eta_max: sigma / alpha above which r stays at the level of the largest eta; above 0.
       a, b: of the weight sigmoid(b - log-SNR) alpha^a / (alpha^2 + sigma^2) (-d log-SNR / dt) / 2; a at least 1.
 
     Returns:
@@ -248,6 +252,10 @@ def inductive_moment_matching(
     Reference: Zhou et al. 2025, "Inductive moment matching", eq. 13, 67 and app. C.6; the Laplace kernel of app. C.8,
     whose scale is the inverse of the factor of F.
     """
+    if group < 1 or group % 1:
+        raise ValueError(f"group={group:g}: must be a whole number of examples, at least 1")
+    if eta_max <= 0 or a < 1:
+        raise ValueError(f"eta_max={eta_max:g}, a={a:g}: must be eta_max > 0, a >= 1")
     x, now, next = batch.x, batch.noise, _next(batch)
     r = _lower_by_eta(now, next, schedule, eta_max / 2.0**k, eta_max)
     x_r = _move(x, _clean_estimate(batch, networks), now, schedule(r))
@@ -301,11 +309,12 @@ class Needs(NamedTuple):
 
     Attributes:
       interval: the network is given the interval of the step.
-      continuous: the schedule is differentiated by time, so it must be continuous.
+      continuous: the schedule must be continuous, as it is differentiated by time or steps are halved.
       derivative: the network is differentiated along the trajectory, in forward mode.
       teacher: the loss is one of distillation only.
       next_times: choices of next_times.py that fit; empty: all.
       reason: problem that the loss has with the others, as the end of a sentence.
+      equal_pairs: some pairs must have equal times, which teach the direction of the ODE.
     """
 
     interval: bool = False
@@ -314,6 +323,7 @@ class Needs(NamedTuple):
     teacher: bool = False
     next_times: tuple[str, ...] = ()
     reason: str = ""
+    equal_pairs: bool = False
 
 
 _UNEQUAL = ("grid", "doubling", "shrinking", "skip", "uniform_below", "clean")
@@ -324,9 +334,13 @@ NEEDS: Mapping[str, Needs] = {
         interval=True, continuous=True, next_times=_UNEQUAL, reason="learns nothing of pairs of equal times"
     ),
     "continuous_consistency": Needs(continuous=True, derivative=True, next_times=("clean",), reason="does not use it"),
-    "shortcut": Needs(interval=True),
+    "shortcut": Needs(
+        interval=True, continuous=True, next_times=("dyadic",), reason="learns steps and their halves", equal_pairs=True
+    ),
     "mean_flow": _MEAN_FLOW,
-    "improved_mean_flow": _MEAN_FLOW,
+    "improved_mean_flow": _MEAN_FLOW._replace(
+        next_times=("second_sample", "dyadic"), reason="requires pairs of equal times", equal_pairs=True
+    ),
     "progressive": Needs(teacher=True, next_times=("grid",), reason="requires the steps of the student, grid(steps=N)"),
 }
 

@@ -43,8 +43,13 @@ def adaptive(error: Float[Array, "B ..."], *, p: float = 1.0, c: float = 0.01) -
         2 / |e|.
       c: bounds the weight of small errors, > 0.
 
+    Raises:
+      ValueError: `c` is not above 0.
+
     Reference: MeanFlow (Geng et al. 2025), eq. 22; c = 0.01 as in its code.
     """
+    if c <= 0:
+        raise ValueError(f"c={c:g}: must be above 0")
 
     def one(e):
         square = jnp.sum(e**2)

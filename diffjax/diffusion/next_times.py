@@ -2,7 +2,7 @@
 
 A choice maps (key, t, sample_time, schedule, step) to a pair (now, next) for one example, next <= now. `t` is the
 timestep that `diffusion.time_sampling` sampled, `sample_time(key)` samples another, and `step` is the number of
-training steps so far. A discrete schedule has pairs of integers.
+training steps so far. A discrete schedule has pairs of integers. Choices raise ValueError for invalid options.
 """
 
 import math
@@ -38,7 +38,7 @@ def second_sample(
     Reference: MeanFlow (Geng et al. 2025), sec. 4.3.
     """
     del schedule, step
-    _check_share("second_sample", share)
+    _check(0 <= share <= 1, f"share={share:g}: must be from 0 to 1")
     other_key, share_key = jax.random.split(key)
     other = sample_time(other_key)
     other = jnp.where(jax.random.bernoulli(share_key, float(share)), other, t)
@@ -46,13 +46,13 @@ def second_sample(
 
 
 def uniform_below(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array) -> Pair:
-    """Goes to a timestep that is uniform between the first one and `t`.
+    """Goes to a timestep that is uniform between the first one and `t`; from the first one to the clean image.
 
     Reference: IMM (Zhou et al. 2025), sec. 4.
     """
     del sample_time, step
     next = schedule.first + (t - schedule.first) * jax.random.uniform(key)
-    return t, _on_grid(next, schedule)
+    return t, _below(t, next, schedule)
 
 
 def dyadic(
@@ -69,16 +69,17 @@ def dyadic(
 
     Args:
       key, t, sample_time, schedule, step: see above.
-      steps: number of the shortest steps in T, a power of two: k is uniform in 0, ..., log2(steps) - 1.
+      steps: number of the shortest steps in T, a power of two from 2: k is uniform in 0, ..., log2(steps) - 1.
       share: fraction of pairs with next < now.
 
     Reference: shortcut models (Frans et al. 2024), algorithm 1.
     """
     del sample_time, step
-    _check_steps("dyadic", steps)
-    _check_share("dyadic", share)
+    _check_grid(steps, schedule)
+    _check(steps >= 2 and 2.0 ** round(math.log2(steps)) == steps, f"steps={steps:g}: must be a power of two from 2")
+    _check(0 <= share <= 1, f"share={share:g}: must be from 0 to 1")
     exponent_key, place_key, share_key = jax.random.split(key, 3)
-    count = 2.0 ** jax.random.randint(exponent_key, (), 0, max(1, int(steps).bit_length() - 1))
+    count = 2.0 ** jax.random.randint(exponent_key, (), 0, round(math.log2(steps)))
     place = jnp.floor(count * jax.random.uniform(place_key)) + 1.0
     now, next = _step_down(place, count, 0.0, schedule)
     is_step = jax.random.bernoulli(share_key, float(share))
@@ -100,13 +101,15 @@ def grid(
     Args:
       key, t, sample_time, schedule, step: see above.
       steps: number of steps of the grid.
-      rho: 0: evenly spaced timesteps from T, the grid `trailing` (progressive distillation); above 0: (sigma / alpha)
-        to the power 1 / rho is evenly spaced down to the first level (consistency distillation, rho = 7).
+      rho: 0: evenly spaced timesteps from T, the grid `trailing` (progressive distillation); from 1 to 100: (sigma /
+        alpha) to the power 1 / rho is evenly spaced down to the first level (consistency distillation, rho = 7).
 
     Reference: Salimans & Ho 2022, algorithm 2; Song et al. 2023, algorithm 2.
     """
     del t, sample_time, step
-    _check_steps("grid", steps)
+    _check_grid(steps, schedule)
+    if rho:
+        _check_rho(rho)
     place = jax.random.randint(key, (), 1, int(steps) + 1).astype(jnp.float32)
     return _step_down(place, steps, rho, schedule)
 
@@ -118,14 +121,13 @@ def skip(
 
     Args:
       key, t, sample_time, schedule, step: see above.
-      share: length of the step as a fraction of T: k / T, k = 20 of 1000 in latent consistency models.
+      share: length of the step as a fraction of T, above 0: k / T, k = 20 of 1000 in latent consistency models.
 
     Reference: Luo et al. 2023, "Latent consistency models", sec. 4.3.
     """
     del key, sample_time, step
-    _check_share("skip", share)
-    next = _on_grid(t - share * schedule.timesteps, schedule)
-    return t, jnp.where(next >= schedule.first, next, 0.0)
+    _check(0 < share <= 1, f"share={share:g}: must be above 0 and to 1")
+    return t, _below(t, t - share * schedule.timesteps, schedule)
 
 
 def doubling(
@@ -145,14 +147,17 @@ def doubling(
     Args:
       key, t, sample_time, schedule, step: see above.
       start: s_0, number of intervals at first.
-      end: s_1, number of intervals at last.
+      end: s_1, number of intervals at last, at least `start`.
       steps: K, number of training steps over which it grows.
-      rho: the levels of sigma / alpha to the power 1 / rho are evenly spaced.
+      rho: from 1 to 100; the levels of sigma / alpha to the power 1 / rho are evenly spaced.
 
     Reference: Song & Dhariwal 2024 (iCT), sec. 3.4 and 3.5.
     """
     del key, sample_time
-    _check_steps("doubling", start)
+    for name, value in (("start", start), ("end", end), ("steps", steps)):
+        _check_whole(name, value)
+    _check(end >= start, f"end={end:g}: must be at least start={start:g}")
+    _check_rho(rho)
     stages = math.floor(math.log2(end / start)) + 1
     intervals = jnp.minimum(start * 2.0 ** jnp.floor(step * stages / steps), end)
     low, high = _ends(schedule, rho)
@@ -179,37 +184,58 @@ def shrinking(
 
     Args:
       key, t, sample_time, schedule, step: see above.
-      q: factor by which intervals shrink from stage to stage.
+      q: factor by which intervals shrink from stage to stage, above 1.
       every: training steps of a stage.
       k, b: adapt the interval to the noise level.
 
     Reference: Geng et al. 2024, "Consistency models made easy" (ECT), its training schedule.
     """
     del key, sample_time
+    _check(q > 1, f"q={q:g}: must be above 1")
+    _check_whole("every", every)
     now = schedule(t)
-    sigma = now.sigma / now.alpha
+    sigma = now.sigma / jnp.maximum(now.alpha, 1e-6)
     ratio = 1.0 - (1.0 + k * jax.nn.sigmoid(-b * sigma)) / q ** (1.0 + jnp.floor(step / every))
     next = schedule.time_at(log_snr(now) - 2.0 * jnp.log(jnp.maximum(ratio, 1e-6)))
-    next = _on_grid(next, schedule)
     # Where the wanted level is below the first one, the image itself is the target.
     first = schedule(schedule.first)
     is_clean = ratio * sigma < first.sigma / first.alpha
-    return t, jnp.where(is_clean, 0.0, jnp.minimum(next, t))
+    return t, _below(t, jnp.where(is_clean, 0.0, jnp.minimum(next, t)), schedule)
 
 
-def _check_steps(name: str, steps: float) -> None:
-    if steps < 1 or steps != round(steps):
-        raise ValueError(f"{name}: the number of steps must be a whole number, at least 1, not {steps:g}")
+def _check(is_valid: bool, problem: str) -> None:
+    if not is_valid:
+        raise ValueError(problem)
 
 
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name}(share={share:g}): must be from 0 to 1")
+def _check_whole(name: str, value: float) -> None:
+    _check(value >= 1 and value == round(value), f"{name}={value:g}: must be a whole number, at least 1")
+
+
+def _check_grid(steps: float, schedule: Schedule) -> None:
+    """Raises ValueError for steps that are not whole, or end below the first level."""
+    _check_whole("steps", steps)
+    most = round(schedule.timesteps / schedule.first)
+    _check(steps <= most, f"steps={steps:g}: must be at most {most}, the levels of the schedule")
+
+
+def _check_rho(rho: float) -> None:
+    _check(1 <= rho <= 100, f"rho={rho:g}: must be from 1 to 100")
 
 
 def _on_grid(t: Array, schedule: Schedule) -> Array:
     """Rounds to the nearest level if the schedule is discrete."""
     return t if schedule.continuous else jnp.round(t)
+
+
+def _below(t: Array, next: Array, schedule: Schedule) -> Array:
+    """Returns the level nearest to `next` that is below level `t`; 0, the clean image, below the first level.
+
+    On a continuous schedule `next` may equal `t` by rounding.
+    """
+    if not schedule.continuous:
+        next = jnp.minimum(jnp.round(next), t - 1.0)
+    return jnp.where((next < schedule.first) | (t <= schedule.first), 0.0, next)
 
 
 def _ends(schedule: Schedule, rho: float) -> tuple[Array, Array]:
@@ -223,7 +249,8 @@ def _ends(schedule: Schedule, rho: float) -> tuple[Array, Array]:
 def _step_down(place: Array, intervals: Array | float, rho: float, schedule: Schedule) -> Pair:
     """Returns the timesteps of levels `place` and `place - 1` of a grid of `intervals`, for `rho` see `grid`.
 
-    The grid of `rho` above 0 starts at the first level, the other one at the clean image.
+    The grid of `rho` above 0 starts at the first level, the other one at the clean image. Levels of a fine grid that
+    round to the same integer are replaced by neighbouring ones.
     """
 
     def time_at(place: Array) -> Array:
@@ -234,4 +261,5 @@ def _step_down(place: Array, intervals: Array | float, rho: float, schedule: Sch
         t = _on_grid(schedule.time_at(-2.0 * rho * jnp.log(root)), schedule)
         return jnp.where(place > 0, t, schedule.first)  # exactly, for its boundary condition
 
-    return time_at(place), time_at(place - 1.0)
+    now = time_at(place)
+    return now, _below(now, time_at(place - 1.0), schedule)

@@ -148,7 +148,8 @@ def test_consistency_is_that_of_openais_code(kind):
     rows = NEXT > 0  # of a clean level the target is the image, which the code does not have
     np.testing.assert_allclose(found[rows], expected[rows], rtol=5e-3, atol=1e-4)
     by_interval = loss(weighting=loss_weighting.edm, by_interval=True, **options)
-    rows = rows & (NEXT < TIMES)
+    rows, equal = rows & (NEXT < TIMES), NEXT == TIMES
+    assert (found[equal] > 0).all() and (by_interval[equal] == 0).all()
     np.testing.assert_allclose(by_interval[rows], expected[rows] / (sigma - next)[rows, 0], rtol=5e-3, atol=1e-4)
 
 
@@ -174,7 +175,7 @@ def test_shortcut_is_eq_5_of_frans_et_al():
     interval = np.where(t > r, t - r, 1)
     target = np.where(t > r, (x - reached) / interval, EPS - X0)
     expected = mean_square(smooth(x, t - 1 / T, t - r, np) - target)
-    np.testing.assert_allclose(value("shortcut", FLOW, LINEAR_TIME, base_steps=16), expected, rtol=5e-3)
+    np.testing.assert_allclose(value("shortcut", FLOW, LINEAR_TIME, steps=16), expected, rtol=5e-3)
 
 
 def test_progressive_distillation_is_that_of_openais_code():
@@ -227,7 +228,7 @@ MEAN, STD = 0.3, 0.6
 OPTIONS = {  # schedule, parameterization and options of each loss
     "consistency": (COSINE, parameterizations.v, {"weighting": loss_weighting.x0}),
     "continuous_consistency": (TRIG, parameterizations.trig_flow, {"warmup": 0.0}),
-    "shortcut": (FLOW, LINEAR_TIME, {"base_steps": 10**6}),
+    "shortcut": (FLOW, LINEAR_TIME, {"steps": 10**6}),
     "mean_flow": (FLOW, LINEAR_TIME, {}),
     "improved_mean_flow": (TRIG, parameterizations.trig_flow, {}),
     "progressive": (COSINE, parameterizations.v, {"weighting": loss_weighting.x0}),
@@ -412,7 +413,7 @@ TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and 
         LINEAR_TIME,
         time_sampling.uniform(),
         functools.partial(next_times.dyadic, steps=64, share=0.6),
-        functools.partial(flow_map_losses.shortcut, metric=loss_metrics.l2, base_steps=64),
+        functools.partial(flow_map_losses.shortcut, metric=loss_metrics.l2, steps=64),
         False,
     ),
     "MeanFlow": (

@@ -14,6 +14,7 @@ from diffjax.registry import choices
 
 CONTINUOUS = noise_schedules.edm(1000, continuous=True)
 DISCRETE = noise_schedules.cosine(1000)
+FEW_LEVELS = noise_schedules.rectified_flow(20)
 COUNT = 2000
 TIMES = np.random.default_rng(0).uniform(1, 1000, COUNT).astype(np.float32)
 
@@ -49,6 +50,26 @@ def test_next_is_below_now(name):
             assert (next >= 0).all() and (next <= now).all() and (now <= 1000).all() and (now >= 1).all()
             if schedule is DISCRETE and name != "second_sample":  # whose second times are not rounded here
                 np.testing.assert_array_equal([now, next], np.round([now, next]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("clean", "uniform_below", "skip", "doubling", "shrinking")),
+        *(("skip", {"share": 0.001}), ("grid", {"steps": 20}), ("grid", {"steps": 20, "rho": 7.0})),
+    ],
+)
+def test_pairs_for_losses_of_steps_are_never_equal(name, options):
+    """On a schedule of few levels, to which many pairs round."""
+    for step in (0, 10**6):
+        now, next = pairs(name, FEW_LEVELS, np.arange(1, 21, dtype=np.float32), step, **options)
+        assert (next < now).all() and (next == np.round(next)).all()
+
+
+@pytest.mark.parametrize("name", ["uniform_below", "shrinking"])
+def test_below_the_first_level_is_the_clean_image(name):
+    now, next = pairs(name, times=np.full(4, CONTINUOUS.first, np.float32))
+    assert (now == CONTINUOUS.first).all() and (next == 0).all()
 
 
 def test_a_second_sample_is_sorted_with_the_first():
@@ -115,8 +136,25 @@ def test_a_skip_is_a_share_of_all_timesteps():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("dyadic", {"steps": 0}), ("grid", {"steps": 2.5}), ("doubling", {"start": 0})]
+    ("name", "options", "problem"),
+    [
+        ("dyadic", {"steps": 0}, "steps=0: must be a whole number, at least 1"),
+        ("dyadic", {"steps": 12}, "steps=12: must be a power of two"),
+        ("dyadic", {"steps": 1024}, "steps=1024: must be at most 1000"),
+        ("dyadic", {"share": 1.5}, "share=1.5: must be from 0 to 1"),
+        ("second_sample", {"share": -0.5}, "share=-0.5: must be from 0 to 1"),
+        ("grid", {"steps": 2.5}, "steps=2.5: must be a whole number"),
+        ("grid", {"steps": 1001}, "steps=1001: must be at most 1000"),
+        ("grid", {"rho": 0.01}, "rho=0.01: must be from 1 to 100"),
+        ("skip", {"share": 0}, "share=0: must be above 0"),
+        ("doubling", {"start": 0}, "start=0: must be a whole number"),
+        ("doubling", {"end": 5}, "end=5: must be at least start=10"),
+        ("doubling", {"steps": 0}, "steps=0: must be a whole number"),
+        ("doubling", {"rho": 0}, "rho=0: must be from 1 to 100"),
+        ("shrinking", {"every": 0}, "every=0: must be a whole number"),
+        ("shrinking", {"q": 1}, "q=1: must be above 1"),
+    ],
 )
-def test_invalid_numbers_of_steps_raise(name, options):
-    with pytest.raises(ValueError, match="whole number, at least 1"):
+def test_invalid_options_raise(name, options, problem):
+    with pytest.raises(ValueError, match=problem):
         pairs(name, **options)

@@ -56,7 +56,7 @@ def test_the_network_is_given_the_interval_of_the_step():
 
 @pytest.mark.slow
 def test_the_target_network_has_the_averaged_parameters():
-    model, variables = build(diffusion__loss="shortcut(base_steps=8)", diffusion__next_times="dyadic(steps=8, share=1)")
+    model, variables = build(diffusion__loss="shortcut", diffusion__next_times="dyadic(steps=8, share=0.9)")
     batch, keys = tiny.batch(), conditioned.keys()
     other = jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"])
     loss = jax.jit(lambda variables: model.loss(variables, batch, keys, tiny.moment(1))[0])
@@ -154,7 +154,7 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"diffusion__continuous": False}, "differentiates by time; set diffusion.continuous=True"),
+        ({"diffusion__continuous": False}, "requires a continuous schedule; set diffusion.continuous=True"),
         (
             {
                 "diffusion__loss": "shortcut",
@@ -171,7 +171,7 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
             "requires the steps of the student",
         ),
         ({"diffusion__loss": "progressive", "diffusion__next_times": "grid(steps=4)"}, "set --config.teacher=WORKDIR"),
-        ({"diffusion__next_times": "grid(steps=0)"}, "whole number, at least 1, not 0"),
+        ({"diffusion__next_times": "grid(steps=0)"}, "next_times=grid, steps=0: must be a whole number, at least 1"),
         (
             {"diffusion__loss": "consistency", "diffusion__weighting": "x0"},
             "learns nothing of pairs of equal times; use grid or doubling",
@@ -187,6 +187,25 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
                 "diffusion__metric": "pseudo_huber",
             },
             "metric=pseudo_huber: loss=inductive_moment_matching does not use it",
+        ),
+        (
+            {"diffusion__loss": "shortcut", "diffusion__next_times": "clean"},
+            "learns steps and their halves; use dyadic",
+        ),
+        ({"diffusion__loss": "shortcut(base_steps=8)", "diffusion__next_times": "dyadic"}, "no 'base_steps'"),
+        (
+            {"diffusion__loss": "shortcut", "diffusion__next_times": "dyadic(share=1)"},
+            "share=1: loss=shortcut requires pairs of equal times",
+        ),
+        ({"diffusion__loss": "improved_mean_flow", "diffusion__next_times": "clean"}, "requires pairs of equal times"),
+        ({"diffusion__metric": "adaptive(c=0)"}, "metric=adaptive, c=0: must be above 0"),
+        (
+            {"diffusion__loss": "inductive_moment_matching(a=0.5)", "diffusion__next_times": "uniform_below"},
+            "a=0.5: must be eta_max > 0, a >= 1",
+        ),
+        (
+            {"diffusion__loss": "continuous_consistency(sigma_data=0)", "diffusion__next_times": "clean"},
+            "sigma_data=0: must be above 0",
         ),
         ({"diffusion__metric": "huber"}, "did you mean 'pseudo_huber'"),
         ({"model": {**tiny.DIT, "attention": "cudnn"}}, "attention=cudnn"),

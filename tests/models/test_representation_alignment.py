@@ -105,7 +105,7 @@ def test_sampling_does_not_need_the_clip():
         ({}, {"model": tiny.config().model}, "alignment: requires a network of tokens"),
         (
             {},
-            {"diffusion__loss": "shortcut", "diffusion__next_times": "dyadic"},
+            {"diffusion__loss": "shortcut", "diffusion__next_times": "dyadic", "diffusion__continuous": True},
             "loss=shortcut: is not supported",
         ),
         ({}, {"diffusion__coupling": "reflow", "teacher": "RUN"}, "coupling=reflow: trains on samples of the teacher"),

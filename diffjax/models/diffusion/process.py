@@ -257,7 +257,7 @@ class Process:
         self._check_few_steps(times)
         loss, needs = self.loss.name, self.needs
         if needs.continuous and not self.schedule.continuous:
-            raise UserError(f"diffusion.loss={loss}: differentiates by time; set diffusion.continuous=True")
+            raise UserError(f"diffusion.loss={loss}: requires a continuous schedule; set diffusion.continuous=True")
         if needs.next_times and self.next_times.name not in needs.next_times:
             raise UserError(
                 f"diffusion.next_times={self.next_times.name}: loss={loss} {needs.reason}; use "
@@ -265,15 +265,23 @@ class Process:
             )
         if self.metric.name != "l2" and "metric" not in options(self.loss.function):
             raise UserError(f"diffusion.metric={self.metric.name}: loss={loss} does not use it; use l2")
-        group = self.loss.options.get("group", 1)
-        if group < 1 or group != round(group):
-            raise UserError(f"diffusion.loss={loss}, group={group:g}: must be a whole number of examples, at least 1")
+        if needs.equal_pairs and self.next_times.options.get("share") == 1:
+            raise UserError(
+                f"diffusion.next_times={self.next_times.name}, share=1: loss={loss} requires pairs of equal times; use "
+                "a smaller share"
+            )
         first = jnp.asarray(self.schedule.first)
-        try:
-            choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
-            jax.eval_shape(lambda key: choose(key, first, step=jnp.zeros(())), jax.random.key(0))
-        except (ValueError, ArithmeticError) as error:
-            raise UserError(f"diffusion.next_times={self.next_times.name}: {error}") from error
+        choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
+        _check_options("next_times", self.next_times, lambda: choose(jax.random.key(0), first, step=first))
+        _check_options("metric", self.metric, lambda: self.metric.bind()(jnp.zeros((1, 1))))
+
+        def compute_loss():
+            x, noise = jnp.zeros((self.group, 1)), self.schedule(jnp.full(self.group, first))
+            predict = self.predictor(lambda x, *times: x)
+            networks = flow_map_losses.Networks(predict, predict, self.coefficients, lambda x, now: x)
+            return self._bound_loss()(NoisedBatch(x, x, x, noise, noise.t, noise, 0), networks)
+
+        _check_options("loss", self.loss, compute_loss)
 
     @property
     def couples_noise(self) -> bool:
@@ -334,6 +342,17 @@ class Process:
         coefficients = self.parameterization.bind(schedule=self.schedule)(noise)
         return coefficients._replace(time=self.time_scale * coefficients.time)
 
+    def _bound_loss(self) -> Callable:
+        """Returns the loss, of a batch and predictions or networks."""
+        next_times = option_defaults(self.next_times.function) | self.next_times.options
+        return self.loss.bind(
+            schedule=self.schedule,
+            variance=self.variance.bind(),
+            weighting=self.weighting.bind(),
+            metric=self.metric.bind(),
+            steps=next_times.get("steps"),
+        )
+
     def denoiser(self, network: Network) -> Denoiser:
         """Returns the denoiser of a network trained with `train_loss`."""
         return denoiser.from_network(network, self.coefficients, **self._network_options)
@@ -390,12 +409,7 @@ class Process:
             couple=couple,
             group=self.group,
         )
-        compute = self.loss.bind(
-            schedule=self.schedule,
-            variance=self.variance.bind(),
-            weighting=self.weighting.bind(),
-            metric=self.metric.bind(),
-        )
+        compute = self._bound_loss()
         predict, features = self.predictor(network), None
         if self.learns_flow_map:
             average_predict = self.predictor(average or network)
@@ -425,6 +439,14 @@ def _check_levels(name: str, schedule: Schedule) -> None:
             f"diffusion.schedule={name}: its noise is not finite, not positive or does not increase with the timestep; "
             "use the options of docs/diffusion.md within their papers' ranges"
         )
+
+
+def _check_options(field: str, choice: Choice, compute: Callable[[], Any]) -> None:
+    """Raises UserError where `compute`, which calls a choice, raises ValueError for its options. Runs nothing."""
+    try:
+        jax.eval_shape(compute)
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"diffusion.{field}={choice.name}, {error}") from error
 
 
 def _is_traced(values: Iterable[Any]) -> bool:
