@@ -184,6 +184,8 @@ def test_strength_sets_the_first_step_of_image_to_image():
     assert settings_of(noising, steps=20, strength=1.0)["begin"] == 0
     assert settings_of(noising, steps=20, strength=0.5)["begin"] == 10
     assert settings_of(noising, steps=4, strength=0.01)["begin"] == 3  # at least one step is taken
+    hundred = process(diffusion__timesteps=100)
+    assert settings_of(hundred, steps=100, strength=0.29)["begin"] == 71  # 0.29 x 100 is below 29 by rounding
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def make_diffusion_settings(
         settings["grid"] = _optimized_grid(optimized_grids, sampler.name, settings["steps"])
     times = _times(process, settings)
     steps = len(times) - 1
-    begin = np.sum(times > settings["strength"] * process.schedule.timesteps)
+    begin = np.sum(times / process.schedule.timesteps > settings["strength"] + 1e-9)  # 1e-9: of rounding
     scalars = {
         "steps": jnp.asarray(steps),
         "begin": jnp.asarray(min(int(begin), steps - 1)),
