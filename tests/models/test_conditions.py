@@ -240,6 +240,12 @@ def conditions(*names, **changes):
     return make_conditions(config, SPEC, pixel_space(SPEC), abstract_value(model.clip, variables))
 
 
+def test_conditions_of_equal_configs_are_equal():
+    """A student must have the conditions of its teacher."""
+    assert conditions(*ALL) == conditions(*ALL)
+    assert conditions("low_res_image") != conditions("low_res_image", conditions__low_res_image__degradation="blur")
+
+
 @functools.cache
 def conditions_with_rates():
     rates = {f"conditions__{name}__dropout": rate for name, rate in RATES.items() if name != "label"}

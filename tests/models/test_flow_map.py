@@ -229,6 +229,43 @@ def test_teachers_that_do_not_fit_raise(changes, message):
         distilled(diffusion__continuous=False, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diffusion__teacher_guidance": float("nan"), "teacher": "RUN"}, "teacher_guidance=nan: must be a finite"),
+        ({"diffusion__teacher_guidance": float("inf"), "teacher": "RUN"}, "teacher_guidance=inf: must be a finite"),
+        ({"diffusion__teacher_guidance": -1.0, "teacher": "RUN"}, "teacher_guidance=-1: must be a finite"),
+        ({"diffusion__teacher_guidance": 2.0}, "teacher_guidance=2: requires a teacher"),
+        (
+            {
+                "diffusion__teacher_guidance": 2.0,
+                "teacher": "RUN",
+                "conditions": {"guidance_scale": {"low": 1.0, "high": 3.0}},
+            },
+            "teacher_guidance=2: has no effect with conditions.guidance_scale",
+        ),
+    ],
+)
+def test_guidance_of_a_teacher_that_has_no_effect_raises(changes, message):
+    with pytest.raises(UserError, match=message):
+        models.build(tiny.config(**FLOW | changes), SPEC)
+
+
+def test_a_teacher_has_the_crops_of_its_student():
+    """A condition with pixels is joined to the cropped x_t, and so is its null value, for guidance."""
+    unet = {**tiny.config().model, "attention_resolutions": (), "middle_attention": False, "multipliers": (1,)}
+    options = {"model": unet, "diffusion__crop": 4, "diffusion__loss": "consistency", "diffusion__weighting": "x0"}
+    model = models.build(conditioned.config("low_res_image", "label", **options), SPEC)
+    model = dataclasses.replace(model, teacher=model, teacher_guidance=2.0)
+    value = jax.eval_shape(
+        lambda variables: model.loss(
+            {**variables, "frozen": {"teacher": variables}}, tiny.batch(), conditioned.keys(), tiny.moment()
+        )[0],
+        model.variable_shapes,
+    )
+    assert value.shape == (6,)
+
+
 @pytest.mark.slow
 def test_rounds_of_progressive_distillation_are_parts_that_resume(tmp_path, capsys):
     """The whole config from the command line: a teacher, then students of four steps, two and one."""

@@ -28,6 +28,7 @@ from diffjax.models.images import downsample, unit_variance, upsample_bilinear
 from diffjax.models.networks import apply
 from diffjax.nn.caption_encoder import CaptionEncoder
 from diffjax.nn.layers import Dense, LayerNorm, timestep_embedding
+from diffjax.registry import Choice
 from diffjax.typing import NO_TOKEN, Clip, Embeddings, Images, Labels, PRNGKey, TextSpec, Tokens
 
 Params = dict[str, Any]
@@ -353,14 +354,14 @@ class LowResImage(Condition):
     Attributes:
       size: height and width of the image.
       data_size: height and width of x_t.
-      degrade: augmentation of one image, a function of augmentation.py.
+      degrade: augmentation of one image, a choice of augmentation.py.
       level: whether the network receives the level.
       enlarge: maps images [B, size, size, C] and a factor to images of factor times the sides.
     """
 
     size: int
     data_size: int
-    degrade: Callable[[PRNGKey, Array, Array], Array]
+    degrade: Choice
     level: bool = True
     enlarge: Callable[[Images, int], Images] = upsample_bilinear
 
@@ -376,7 +377,7 @@ class LowResImage(Condition):
         level = jax.vmap(jax.random.uniform)(level_keys)
         if inputs.augmentation_level is not None:
             level = jnp.full_like(level, inputs.augmentation_level)
-        return {"image": jax.vmap(self.degrade)(keys, image, level), "level": level}
+        return {"image": jax.vmap(self.degrade.bind())(keys, image, level), "level": level}
 
     def network_inputs(self, params: Params, values: Values, clip: Clip | None) -> NetworkInputs:
         image = self.enlarge(values["image"], self.data_size // self.size)

@@ -266,7 +266,7 @@ def _make_low_res_image(
     level: bool = True,
     interpolation: str = "bilinear",
 ) -> LowResImage:
-    degrade = lookup("conditions.low_res_image.degradation", augmentation, degradation).bind()
+    degrade = lookup("conditions.low_res_image.degradation", augmentation, degradation)
     size = space.shape[0]
     if factor < 2 or size % factor or spec.size % (size // factor):
         raise UserError(

@@ -173,7 +173,7 @@ class DiffusionModel(GenerativeModel):
         x_0, values, images = self._examples(variables, batch, conditions_keys, *augment_keys)
         bind_network = functools.partial(self._bound_network, values=values, dropout_keys=dropout_keys, crop=crop)
         average = {**variables, "params": variables.get("ema", variables["params"])}
-        teacher = self._bound_teacher(variables, values) if self.teacher else None
+        teacher = self._bound_teacher(variables, values, crop) if self.teacher else None
         options: dict[str, Any] = {}
         penalty = None
         if self.alignment and images is not None:
@@ -337,16 +337,21 @@ class DiffusionModel(GenerativeModel):
             conditions, keys, self._clip(variables), encode_image=encode_image, augmentation_level=level
         )
 
-    def _bound_teacher(self, variables: Variables, values: Mapping[str, Values]) -> Callable[[Array, Noise], Array]:
-        """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions."""
+    def _bound_teacher(
+        self, variables: Variables, values: Mapping[str, Values], crop: Callable[[Array], Array] = lambda x: x
+    ) -> Callable[[Array, Noise], Array]:
+        """Returns the teacher's x_0 at the noise levels of examples, guided towards the values of conditions.
+
+        `crop` is as of `_bound_network`.
+        """
         teacher = cast(DiffusionModel, self.teacher)
         frozen = variables["frozen"]["teacher"]
-        predict = teacher.process.predictor(teacher._bound_network(frozen, values))
+        predict = teacher.process.predictor(teacher._bound_network(frozen, values, crop=crop))
         if self.teacher_guidance == 1.0 and "guidance_scale" not in values:
             return lambda x, now: predict(x, now).x0(x)
         scale = jnp.asarray(values.get("guidance_scale", self.teacher_guidance))
         null_values = teacher.conditions.drop_all(values, len(jax.tree.leaves(values)[0]))
-        predict_null = teacher.process.predictor(teacher._bound_network(frozen, null_values))
+        predict_null = teacher.process.predictor(teacher._bound_network(frozen, null_values, crop=crop))
 
         def guided(x: Array, now: Noise) -> Array:
             without = predict_null(x, now).x0(x)

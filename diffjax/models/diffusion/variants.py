@@ -283,7 +283,7 @@ def make_diffusion_model(
         nonleaky_augmentation=NonLeakyAugmentation.from_config(config),
         last_step=cast(DiffusionModel, parts["last_step"][0]) if "last_step" in parts else None,
         teacher=cast(DiffusionModel, parts["teacher"][0]) if "teacher" in parts else None,
-        teacher_guidance=config.diffusion.get("teacher_guidance", 1.0),
+        teacher_guidance=_teacher_guidance(config, conditions),
         alignment=make_alignment(config, spec, process, network, parts.get("alignment")),
         classes=conditions.classes,
         text=conditions.text,
@@ -296,6 +296,23 @@ def make_diffusion_model(
     model.make_settings(config.sampler)  # reports invalid settings before training
     check_buildable(model)
     return model
+
+
+def _teacher_guidance(config: ConfigDict, conditions: Conditions) -> float:
+    """Returns the scale of the teacher's guidance. Raises UserError if it is invalid or has no effect."""
+    scale = validate_number("diffusion.teacher_guidance", config.diffusion.get("teacher_guidance", 1.0), low=0)
+    if scale == 1:
+        return scale
+    if not config.get("teacher"):
+        raise UserError(
+            f"diffusion.teacher_guidance={scale:g}: requires a teacher; set --config.teacher=WORKDIR, or leave it at 1"
+        )
+    if conditions.guidance_scale is not None:
+        raise UserError(
+            f"diffusion.teacher_guidance={scale:g}: has no effect with conditions.guidance_scale, which has a scale "
+            "per example; leave it at 1, or remove that section"
+        )
+    return scale
 
 
 def _without_cudnn(network: nn.Module) -> nn.Module:
