@@ -37,7 +37,7 @@ with --lpips.
 progressive_coding, of diffusion models: rate and distortion of the estimate of the image while x_T, ..., x_0 are sent
 over --steps (default: all).
 
-straightness, of diffusion models: how far DDIM's trajectories in --steps (default 100) are from straight lines at
+straightness, of diffusion models: how far DDIM's trajectories in --steps (default 100, or T) are from straight lines at
 constant speed, relative to the squared distance of their ends (Liu et al. 2023); without guidance.
 
 inpainting, of diffusion models: images of --split inpainted in random masks of the kind --masks, under their own labels

@@ -115,11 +115,8 @@ def check(name: str, trained: Run, settings: Settings | None = None, guides: Col
         for path in settings.lpips:
             if not Path(path).is_file():
                 raise UserError(f"--lpips={','.join(settings.lpips)}: no file {path}; name two files of weights")
-    model: Any = trained.system
-    if name in ("nll", "progressive_coding", "reconstruction", "straightness") and is_diffusion(model):
-        for steps in settings.steps or (trained.config.sampler.steps,):
-            grid = settings.grid or trained.config.sampler.grid
-            model.make_settings({"name": "ddim", "steps": steps, "grid": grid, "threshold": "none"})
+    if is_diffusion(trained.system):
+        diffusion.check(name, settings, trained)
 
 
 def _unsupported(name: str, trained: Run) -> UserError:

@@ -34,18 +34,32 @@ from diffjax.runs.loading import Run
 
 _TERMS_PER_CALL = 10  # terms of the bound in one call of the compiled program
 _CODED_LEVELS = 20  # levels at which the distortion of progressive coding is measured
-_STRAIGHTNESS_STEPS = 100  # default number of DDIM's steps
+_STRAIGHTNESS_STEPS = 100  # default number of DDIM's steps, at most T
+_RECONSTRUCTION_STEPS = (10, 20, 50, 100)  # default numbers of DDIM's steps, at most T
 _EXACT_IMAGES, _EXACT_VALUES = 8, 256  # default number of exact traces, for images of at most so many values
+
+
+def check(name: str, settings: Settings, trained: Run) -> None:
+    """Raises UserError if the run does not support the time grids of a metric."""
+    if name in ("nll", "progressive_coding"):
+        _bound_settings(name, settings, trained)
+    if name == "nll":
+        _ode_settings(settings, trained)
+    if name == "reconstruction":
+        _reconstruction_settings(settings, trained)
+    if name == "straightness":
+        _straightness_settings(settings, trained)
 
 
 def nll(settings: Settings, trained: Run, examples: Examples) -> Result:
     """Returns bits/dim by the variational bound, term by term, and by the probability-flow ODE."""
     bound_settings = _bound_settings("nll", settings, trained)
     bound = _bound(settings, trained, examples, bound_settings)
-    ode_steps = min(settings.ode_steps, trained.config.diffusion.timesteps)
+    ode_settings = _ode_settings(settings, trained)
+    ode_steps = ode_settings.num_steps if ode_settings else 0
     columns = _bound_columns(bound, bound_settings.num_steps)
-    if ode_steps:
-        columns |= _ode_columns(settings, trained, examples, _ddim_settings(settings, trained, ode_steps, "log_snr"))
+    if ode_settings:
+        columns |= _ode_columns(settings, trained, examples, ode_settings)
     by_time = _terms_by_time(bound, np.asarray(bound_settings.times))
     count, steps = len(examples.images), bound_settings.num_steps
     labels = {
@@ -124,7 +138,7 @@ def _bound_settings(metric: str, settings: Settings, trained: Run) -> SamplingSe
         raise UserError(f"--metrics={metric}: the likelihood of latents is not that of images; remove it for this run")
     if settings.decoder not in likelihood.DECODERS:
         raise unknown("decoder", settings.decoder, likelihood.DECODERS)
-    steps = settings.steps[0] if settings.steps else trained.config.diffusion.timesteps
+    steps = settings.steps[0] if settings.steps else _timesteps(trained)
     sampling = _ddim_settings(settings, trained, steps, "trailing")
     if sampling.times[sampling.num_steps] > 0:
         raise UserError(f"--grid={settings.grid}: the likelihood is that of clean images; remove the option end")
@@ -221,7 +235,6 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
     """Returns the error of encoding with DDIM and decoding in as many steps: DDIM (Song et al. 2021), table 2."""
     images, grid = examples.images, settings.grid or trained.config.sampler.grid
     system: Any = trained.system
-    counts = settings.steps or (10, 20, 50, 100)
 
     @announced_jit("DDIM encoding and decoding")
     def encode_and_decode(variables, keys, conditions, x0, sampling):
@@ -229,8 +242,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
         return latent, system.sample(variables, keys, {**conditions, "latent": latent}, sampling)
 
     entries, shown, labels = [], [images[:MAX_SHOWN]], ["images"]
-    for steps in counts:
-        sampling = _ddim_settings(settings, trained, steps, grid, max(counts))
+    for sampling in _reconstruction_settings(settings, trained):
 
         def compute(keys, batch, sampling=sampling):
             conditions = dict(batch)
@@ -238,7 +250,7 @@ def reconstruction(settings: Settings, trained: Run, examples: Examples) -> Resu
             latent, x = encode_and_decode(trained.variables, keys, conditions, x0, sampling)
             return jnp.mean(((x - x0) / 2) ** 2, axis=(1, 2, 3)), jnp.std(latent, axis=(1, 2, 3)), x
 
-        errors, stds, x = map_batches(settings, f"{steps} steps", compute, examples)
+        errors, stds, x = map_batches(settings, f"{sampling.num_steps} steps", compute, examples)
         entries.append({"steps": sampling.num_steps, "mse": mean_and_error(errors), "latent_std": float(np.mean(stds))})
         shown.append(np.asarray(to_grey_levels(x[:MAX_SHOWN])))
         labels.append(f"{sampling.num_steps} steps")
@@ -264,9 +276,7 @@ def straightness(settings: Settings, trained: Run, examples: Examples) -> Result
     Reference: Liu et al. 2023, "Flow straight and fast" (rectified flow), sec. 2.2.
     """
     model: Any = trained.system
-    sampling = _ddim_settings(
-        settings, trained, settings.steps[0] if settings.steps else _STRAIGHTNESS_STEPS, "trailing"
-    )
+    sampling = _straightness_settings(settings, trained)
 
     @announced_jit("the straightness")
     def compute(variables, keys, conditions, sampling):
@@ -290,6 +300,30 @@ def straightness(settings: Settings, trained: Run, examples: Examples) -> Result
             Row("per value", text_with_error(**absolute)),
         ],
     )
+
+
+def _ode_settings(settings: Settings, trained: Run) -> SamplingSettings | None:
+    """Returns the times of the likelihood's ODE; None: it is not computed."""
+    steps = min(settings.ode_steps, _timesteps(trained))
+    return _ddim_settings(settings, trained, steps, "log_snr") if steps else None
+
+
+def _reconstruction_settings(settings: Settings, trained: Run) -> list[SamplingSettings]:
+    """Returns the times of each number of steps, with one capacity so that they share a compilation."""
+    counts = settings.steps or sorted({min(steps, _timesteps(trained)) for steps in _RECONSTRUCTION_STEPS})
+    grid = trained.config.sampler.grid
+    return [_ddim_settings(settings, trained, steps, grid, max(counts)) for steps in counts]
+
+
+def _straightness_settings(settings: Settings, trained: Run) -> SamplingSettings:
+    """Returns the times of the trajectories."""
+    steps = settings.steps[0] if settings.steps else min(_STRAIGHTNESS_STEPS, _timesteps(trained))
+    return _ddim_settings(settings, trained, steps, "trailing")
+
+
+def _timesteps(trained: Run) -> int:
+    """Returns T, the largest number of steps of a grid."""
+    return trained.config.diffusion.timesteps
 
 
 def _ddim_settings(

@@ -1,13 +1,17 @@
 """`launch.py evaluate` on diffusion models, classifiers and GANs."""
 
 import csv
+import dataclasses
 import errno
 
 import numpy as np
 import pytest
 
-from diffjax import io
+from diffjax import evaluation, io
+from diffjax.errors import UserError
+from diffjax.evaluation.settings import Settings
 from diffjax.inference.image_grids import read_images
+from diffjax.runs.loading import load
 from tests.command_line import launch, refused, result, sample
 
 
@@ -42,6 +46,24 @@ def test_evaluate_reconstruction(workdir):
     assert [row["steps"] for row in rows] == [5, 20]
     assert rows[1]["mse"]["mean"] < rows[0]["mse"]["mean"]
     assert len(read_images(workdir / "results" / "reconstruction.png")) == 3 * 6
+
+
+@pytest.mark.slow
+def test_default_steps_are_at_most_those_of_the_process(workdir):
+    """The run has T = 20."""
+    assert evaluate(workdir, "--metrics=straightness,reconstruction", "--num=2") == 0
+    assert result(workdir, "straightness")["details"]["steps"] == 20
+    assert [row["steps"] for row in result(workdir, "reconstruction")["details"]["rows"]] == [10, 20]
+
+
+def test_the_grid_of_a_metric_is_checked_before_it_is_computed(workdir):
+    """With the steps of the metric: 20 by default, not the 4 of the config's sampler, which would fit."""
+    run, offset = load(workdir), Settings(grid="leading(offset=4)")
+    for name in ("nll", "progressive_coding", "reconstruction", "straightness"):
+        with pytest.raises(UserError, match="starts above 20"):
+            evaluation.check(name, run, offset)
+        evaluation.check(name, run, Settings())
+    evaluation.check("reconstruction", run, dataclasses.replace(offset, steps=(4,)))
 
 
 @pytest.mark.slow
