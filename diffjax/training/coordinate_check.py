@@ -73,13 +73,10 @@ def measure(config: ConfigDict, spec: ImageSpec, batch: Mapping[str, Any], steps
 def activation_sizes(model: DiffusionModel, variables: Variables) -> dict[str, jax.Array]:
     """Returns the mean absolute value of the output of each layer of the network.
 
-    The inputs are Gaussian, at times that cover the diffusion process.
+    The inputs are those of noised Gaussian data of unit variance, at noise levels that cover the diffusion process.
     """
     params = variables["params"]["model"]
-    x, _, inputs = model.example_arguments(params.get("conditions", {}), jax.random.key(0))
-    inputs = {name: jnp.broadcast_to(leaf, (_PROBES, *leaf.shape[1:])) for name, leaf in inputs.items()}
-    x = jax.random.normal(jax.random.key(0), (_PROBES, *x.shape[1:]))
-    t = jnp.linspace(0, model.noise_schedule.timesteps - 1, _PROBES)
+    x, t, inputs = model.noised_arguments(params, jax.random.key(0), _PROBES)
     network = model.network.clone(remat="none")
     options: dict[str, Any] = {**inputs, "capture_intermediates": True, "mutable": ["intermediates"]}
     _, collections = network.apply({"params": params}, x, t, **options)

@@ -1,14 +1,17 @@
 """Coordinate check: activations under muP do not depend on the width, and grow with it without muP."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax import cli
+from diffjax import cli, models
 from diffjax.errors import UserError
 from diffjax.training import coordinate_check
+from diffjax.typing import ImageSpec
 from tests import tiny
 
 DIT = {**tiny.DIT, "width": 16, "heads": 2}
@@ -30,6 +33,38 @@ def test_what_cannot_be_checked_is_an_error():
     config = coordinate_check.config_of_width(tiny.config(model=DIT), 64, 16)
     assert (config.model.width, config.model.heads, config.train.mup_base_width) == (64, 8, 16)
     assert coordinate_check.config_of_width(tiny.config(), 24, 8).model.channels == 24
+
+
+class Recorder:
+    """A network that records its inputs and has no layers."""
+
+    def clone(self, remat):
+        return self
+
+    def apply(self, variables, x, t, **options):
+        self.x, self.t = np.asarray(x), np.asarray(t)
+        return None, {"intermediates": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "times", "scales"),
+    [
+        ({"schedule": "linear", "rescale_timesteps": True}, (0, 950), (1, 1)),
+        (
+            {"schedule": "edm", "parameterization": "edm"},
+            (np.log(0.002) / 4, np.log(80) / 4),
+            [np.sqrt((1 + sigma**2) / (0.25 + sigma**2)) for sigma in (0.002, 80)],
+        ),
+    ],
+)
+def test_inputs_are_those_of_training(changes, times, scales):
+    """At both ends of the process: c_noise and c_in of EDM (Karras et al. 2022, table 1); t - 1, rescaled to 1000."""
+    fields = {f"diffusion__{name}": value for name, value in changes.items()}
+    network, model = Recorder(), models.build(tiny.config(model=DIT, **fields), ImageSpec(8, 1, 10))
+    coordinate_check.activation_sizes(dataclasses.replace(model, network=network), {"params": {"model": {}}})
+    np.testing.assert_allclose(network.t[[0, -1]], times, rtol=1e-4, atol=1e-4)
+    unscaled = np.asarray(jax.random.normal(jax.random.key(0), network.x.shape))
+    np.testing.assert_allclose((network.x / unscaled)[[0, -1]].mean((1, 2, 3)), scales, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Denoiser, Network
-from diffjax.diffusion.noise import Noise, for_examples
+from diffjax.diffusion.noise import Noise, for_examples, initial_std
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
 from diffjax.errors import UserError
@@ -112,6 +112,26 @@ class DiffusionModel(GenerativeModel):
             inputs = _with_interval(inputs, jnp.zeros((1,)))
         *sides, data_channels = self.data_space.shape
         return jnp.zeros((1, *sides, data_channels + channels)), jnp.zeros((1,)), inputs
+
+    def noised_arguments(self, params: Params, key: PRNGKey, count: int) -> tuple[Array, Array, dict[str, Any]]:
+        """Returns arguments of the network for Gaussian data of unit variance, at levels that cover the process.
+
+        Channels of conditions are Gaussian too, and the other inputs are zeros.
+
+        Args:
+          params: parameters of the network, the process and the conditions.
+          key: random key of the noised data.
+          count: number of levels, evenly spaced in time, and of examples.
+        """
+        x, _, inputs = self.example_arguments(params.get("conditions", {}), key)
+        inputs = {name: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])) for name, leaf in inputs.items()}
+        process = self.process.bind(params)
+        levels = process.schedule(jnp.linspace(process.schedule.first, process.schedule.timesteps, count))
+        c = process.coefficients(levels)
+        is_data = jnp.arange(x.shape[-1]) < self.data_space.shape[-1]
+        scale = jnp.where(is_data, for_examples(c.input * initial_std(levels), x), 1.0)
+        x = scale * jax.random.normal(key, (count, *x.shape[1:]))
+        return x, jnp.broadcast_to(c.time, count), inputs
 
     def _example_inputs(self, condition_params: Params, key: PRNGKey) -> dict[str, Array]:
         """Returns zeros of the shapes of the network's inputs; frozen models are not run."""
