@@ -37,9 +37,7 @@ class Denoised(NamedTuple):
 
     x0: Float[Array, "B ..."]
     variance_interpolation: Float[Array, "B ..."] | None = None
-    guidance_gradient: Float[Array, "B ..."] | None = (
-        None  # of a log-probability to be raised, by x_t: classifier guidance
-    )
+    guidance_gradient: Float[Array, "B ..."] | None = None
     unclipped: Float[Array, "B ..."] | None = None
     shift: Float[Array, "B ..."] | None = None
     displacement: Float[Array, "B ..."] | None = None

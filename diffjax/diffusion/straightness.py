@@ -6,7 +6,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0
+from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, flow_time
 from diffjax.diffusion.sampling import at
 
 
@@ -38,7 +38,7 @@ def straightness(
         x, total, mean, deviation = state
         now, next = at(levels, i), at(levels, i + 1)
         x0 = denoiser(x, now).x0
-        velocity, weight = eps_from_x0(x, x0, now) - x0, _time(now) - _time(next)
+        velocity, weight = eps_from_x0(x, x0, now) - x0, flow_time(now) - flow_time(next)
         total += weight
         change = velocity - mean
         new_mean = mean + weight / total * change
@@ -48,8 +48,3 @@ def straightness(
     start = x, jnp.zeros(()), jnp.zeros_like(x), jnp.zeros(len(x))
     _, total, mean, deviation = lax.fori_loop(0, steps, body, start)
     return deviation / total, sums(mean**2)
-
-
-def _time(noise: Noise) -> Array:
-    """Returns the time of a rectified flow with the signal-to-noise ratio of `noise`; 0: clean data, 1: noise."""
-    return noise.sigma / (noise.alpha + noise.sigma)

@@ -193,7 +193,7 @@ class GroupNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation of the last axis, with float32 statistics.
 
-    On a CPU its input is behind a barrier, so that the gradient of a residual stream is computed once and stored.
+    On a CPU its input passes a barrier, so that the gradient of a residual stream is computed once and stored.
     Otherwise XLA's compiler for CPUs computes this sum over all later blocks again in each reduction of a norm.
     """
 
