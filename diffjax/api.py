@@ -72,6 +72,7 @@ class Run(loading.Run):
         *,
         labels: int | Sequence[int] | None = None,
         prompts: str | Sequence[str] | None = None,
+        negative_prompt: str | None = None,
         seed: int = 0,
         batch_size: int = 100,
         best_of: int | None = None,
@@ -86,6 +87,7 @@ class Run(loading.Run):
           num: number of images, of each prompt for text-conditioned runs; None: 16, or one per label.
           labels: class of all images, or of each; None: the classes in turn.
           prompts: caption or captions, for text-conditioned runs.
+          negative_prompt: caption that classifier-free guidance moves away from; None: the null caption.
           seed: seed of the first sample; sample i has seed + i.
           batch_size: samples per batch; does not change the samples.
           best_of: number of samples per prompt, of which the `num` most similar to the prompt are kept.
@@ -104,6 +106,7 @@ class Run(loading.Run):
         numbers = _numbers(settings.get("number"))
         num = _count(len(numbers) if numbers and num is None and labels is None else num, labels)
         captions = _captions(prompts)
+        _captions(negative_prompt)  # checks it
         first = {"number": numbers[0]} if numbers else {}
         texts = _setting_texts({**settings, **first}, several=False, arguments=_SAMPLE_ARGUMENTS)
         if numbers:
@@ -111,6 +114,7 @@ class Run(loading.Run):
         flags = texts | {
             "label": labels,
             "prompts": prompts,
+            "negative_prompt": negative_prompt,
             "best_of": None if best_of is None else _integer("best_of", best_of, 1, _MAX_COUNT),
             "clip": _path(clip),
             "classifier": _path(classifier),
@@ -329,7 +333,9 @@ class Run(loading.Run):
         return ResultsStore(self.workdir.results)
 
 
-_SAMPLE_ARGUMENTS = ("num", "labels", "prompts", "seed", "batch_size", "best_of", "clip", "classifier", "weak")
+_SAMPLE_ARGUMENTS = (
+    *("num", "labels", "prompts", "negative_prompt", "seed", "batch_size", "best_of", "clip", "classifier", "weak"),
+)
 _DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold", "number")
 
 

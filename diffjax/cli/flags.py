@@ -39,7 +39,7 @@ GUIDANCE_FLAGS = (  # of classifier-free guidance
 _URL_FLAGS = {
     "workdir": ("train", "sample", "sweep", "evaluate"),
     **dict.fromkeys(("data_dir", "clip", "codec", "classifier", "weak", "features")),
-    **dict.fromkeys(("prompt", "base_prompt", "template", "source")),
+    **dict.fromkeys(("prompt", "negative_prompt", "base_prompt", "template", "source")),
 }
 _GROUPS = {
     "run": (
@@ -47,7 +47,7 @@ _GROUPS = {
         *("logger", "allow_config_change", "print_config"),
     ),
     "processes": ("coordinator", "processes", "process", "wait"),
-    "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "best_of", "clip"),
+    "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "negative_prompt", "best_of", "clip"),
     "sampling": (
         *("sampler", "grid", "schedule", "steps", "eta", "threshold", "temperature", "brownian"),
         *("cache_interval", "cache_branch_id"),

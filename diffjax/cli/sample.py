@@ -86,6 +86,7 @@ def define(flags: Flags) -> None:
     for name, text in {
         "prompt": "caption of the images",
         "prompts": "UTF-8 file of prompts, one per line",
+        "negative_prompt": "caption that classifier-free guidance moves away from, instead of no caption",
         "clip": "run or folder of the CLIP that --best_of ranks by",
         "codec": "run of another autoencoder of the same latents, such as a tiny one, to encode and decode with",
         "initial_image": "image file, or SPLIT:INDEX of the data set, to complete from its top rows",

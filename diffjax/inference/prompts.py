@@ -31,7 +31,8 @@ class Prompts(NamedTuple):
     """Conditions of N samples.
 
     Attributes:
-      conditions: arrays [N, ...] by name: "label" int32 [N]; "tokens" int32 [N, L] for text-conditioned models;
+      conditions: arrays [N, ...] by name: "label" int32 [N]; "tokens" int32 [N, L] for text-conditioned models, and
+        "negative_tokens" of the negative prompt;
         "number" float32 [N], in the place of the setting of this name; "original" [N, H, W, C] in [-1, 1] for pipeline
         stages conditioned on an image; and what edits add.
       captions: text of "tokens"; None for models without text.
@@ -91,7 +92,12 @@ def prompts_from_examples(system: Model, examples: Sequence[Example], tokenizer:
 
 
 def sample_prompts(
-    trained: Run, classes: int, num: int, captions: Sequence[str] = (), label: int | Sequence[int] | None = None
+    trained: Run,
+    classes: int,
+    num: int,
+    captions: Sequence[str] = (),
+    label: int | Sequence[int] | None = None,
+    negative_prompt: str | None = None,
 ) -> tuple[Prompts, int]:
     """Returns conditions of samples, and the number of images per condition: `num` per caption, or one per label.
 
@@ -100,6 +106,7 @@ def sample_prompts(
       num: number of images per caption for text-conditioned runs, or of all images.
       captions: at least one for text-conditioned runs.
       label: class of all images, or of each of the `num`; None: the classes in turn.
+      negative_prompt: caption that guidance moves away from, for text-conditioned runs; None: the null caption.
 
     Raises:
       UserError: a text-conditioned run without captions, or a label that the run does not have.
@@ -108,7 +115,11 @@ def sample_prompts(
         if not captions:
             raise UserError("this run is text-conditioned: pass --prompt=TEXT or --prompts=FILE")
         labels = np.arange(len(captions), dtype=np.int32) % max(classes, 1)
-        return Prompts({"label": labels, "tokens": encode_captions(trained, captions)}, list(captions)), num
+        conditions = {"label": labels, "tokens": encode_captions(trained, captions)}
+        if negative_prompt is not None:
+            negative = encode_captions(trained, [negative_prompt])
+            conditions["negative_tokens"] = negative.repeat(len(captions), axis=0)
+        return Prompts(conditions, list(captions)), num
     if label is None:
         return Prompts({"label": np.arange(num, dtype=np.int32) % max(classes, 1)}, None), 1
     for one in np.unique(label):

@@ -20,6 +20,9 @@ DIFFUSION = Requirement(capabilities.is_diffusion, "a diffusion model")
 DIFFUSION_OR_PIPELINE = Requirement(capabilities.is_diffusion_or_pipeline, "a diffusion model or a pipeline")
 IN_STEPS = Requirement(capabilities.samples_in_steps, "a diffusion model, a pipeline or a masked prior")
 TEXT = Requirement(capabilities.is_text_conditioned, "a text-conditioned model")
+NEGATIVE_TEXT = Requirement(
+    capabilities.takes_negative_prompts, "a diffusion model or pipeline with classifier-free guidance by captions"
+)
 UNCLIP = Requirement(capabilities.manipulates_images, "an unCLIP pipeline")
 NO_TEXT = Requirement(
     lambda model: not capabilities.is_text_conditioned(model) or capabilities.is_upsampling_stage(model),
@@ -41,6 +44,7 @@ SAMPLE_FLAGS: Mapping[str, Requirement] = {
     "invert": UNCLIP,
     "prompt": TEXT,
     "prompts": TEXT,
+    "negative_prompt": NEGATIVE_TEXT,
     "best_of": TEXT,
     "clip": TEXT,
     "label": NO_TEXT,

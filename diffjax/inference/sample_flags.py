@@ -31,7 +31,7 @@ _EXCLUDED_FLAGS: Mapping[str, tuple[str, ...]] = {
 }
 # Flags excluded as well when samples are variations of --image.
 _EXCLUDED_FROM_VARIATIONS: Mapping[str, tuple[str, ...]] = {
-    "image": ("best_of", "prompts", "clip"),
+    "image": ("best_of", "prompts", "negative_prompt", "clip"),
     "components": ("base_prompt", "interpolate", "invert", "prompt"),
     "base_prompt": ("invert", "resample_steps"),
     "interpolate": ("invert", "resample_steps"),

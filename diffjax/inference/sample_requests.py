@@ -144,7 +144,10 @@ class RunSampler:
         settings = SettingsFactory(self.model, self.trained.config.sampler)(capacity, **overrides(flags))
         if is_variation(flags, self.trained):
             return self._request(flags, settings, edits.variations(flags, self.trained, settings))
-        prompts, keep = sample_prompts(self.trained, self.model.classes, flags.num, captions, flags.label)
+        _check_negative_prompt(flags, settings)
+        prompts, keep = sample_prompts(
+            self.trained, self.model.classes, flags.num, captions, flags.label, flags.negative_prompt
+        )
         prompts = with_numbers(self.trained, prompts, _numbers(flags))
         candidates, reranker = prepare_reranking(
             self.trained, captions, keep, flags.best_of, clip=flags.clip, batch_size=flags.batch_size
@@ -295,12 +298,19 @@ def check_files(flags: SampleFlags) -> list[str]:
     edits.check_files(flags)
     if flags.prompt and flags.prompts:
         raise UserError("--prompts: is not supported with --prompt; pass one of --prompt=TEXT and --prompts=FILE")
-    for name in ("prompt", "base_prompt"):
+    for name in ("prompt", "negative_prompt", "base_prompt"):
         if flags.values.get(name):
             check_text(f"--{name}", flags.values[name])
     if flags.prompt:
         return [flags.prompt]
     return read_file(flags.prompts) if flags.prompts else []
+
+
+def _check_negative_prompt(flags: SampleFlags, settings: SamplingSettings) -> None:
+    """Raises UserError for a negative prompt without guidance."""
+    stages = settings.stages.values() or [settings]
+    if flags.negative_prompt and all(float(stage.scalars.get("guidance", 1)) == 1 for stage in stages):
+        raise UserError("--negative_prompt: has no effect without guidance; add --guidance=3")
 
 
 def overrides(flags: SampleFlags) -> dict[str, Any]:

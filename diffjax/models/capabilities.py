@@ -85,6 +85,12 @@ def is_text_conditioned(model: Model) -> bool:
     return model.text is not None
 
 
+def takes_negative_prompts(model: Model) -> bool:
+    """Returns whether classifier-free guidance of the model, or of a stage, can move away from a caption."""
+    models = [stage.model for stage in model.stages.values()] if is_pipeline(model) else [model]
+    return any(is_diffusion(one) and bool(one.conditions.guided_text) for one in models)
+
+
 def manipulates_images(model: Model) -> TypeGuard[ImageManipulation]:
     """Returns whether the model manipulates images through their CLIP embeddings, as an unCLIP does."""
     return isinstance(model, ImageManipulation)

@@ -104,6 +104,17 @@ def test_a_stage_samples_variations_of_an_image(unclip_all, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_negative_prompt_changes_guided_samples(unclip, tmp_path):
+    """With the prompt itself as the negative prompt, guidance follows the embedding of the image alone."""
+    flags = (f"--prompt={RED}", "--num=2", "--guidance=decoder:4")
+    none, same, other = (
+        sample(unclip, tmp_path, *flags, *(f"--negative_prompt={text}" for text in texts))["images"]
+        for texts in ((), (RED,), ("two large blue squares",))
+    )
+    assert (none != other).any() and (same != other).any()
+
+
+@pytest.mark.slow
 def test_a_finished_pipeline_is_not_trained_again(unclip, trained_runs, capsys):
     assert launch("train", f"--config={trained_runs.config('unclip')}", f"--workdir={unclip}") == 0
     assert capsys.readouterr().out.count("is trained to step 2") == 3
@@ -128,6 +139,11 @@ REFUSED = {
     "interpolation of seeds": (["--interpolate=4", f"--prompt={RED}"], "--interpolate: requires --image=A,B"),
     "one image of two": (["--interpolate=4", "--image=test:0"], "requires two images, --image=A,B, not 1"),
     "label": ([f"--prompt={RED}", "--label=1"], "--label: requires a model that is not text-conditioned"),
+    "negative prompt without guidance": (
+        [f"--prompt={RED}", "--negative_prompt=blue", "--guidance=1"],
+        "--negative_prompt: has no effect without guidance",
+    ),
+    "negative prompt of variations": (["--image=test:0", "--negative_prompt=blue"], "--negative_prompt: is not"),
     "best of variations": (["--image=test:0", "--best_of=4"], "--best_of: is not supported with --image"),
     "prior of variations": (["--image=test:0", "--prior=none"], "--prior: is not supported with --image"),
     "label of variations": (["--image=test:0", "--label=1"], "--label: requires"),

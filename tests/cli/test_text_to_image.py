@@ -99,6 +99,10 @@ REFUSED = {
     "control character": (["--prompt=a\x1b[31mred"], r"has the control character '\x1b'"),
     "CLIP without best_of": ([f"--prompt={RED}", "--clip=DALLE/clip"], "--clip: requires --best_of"),
     "classifier": ([f"--prompt={RED}", "--classifier=DALLE"], "--classifier: requires a diffusion model"),
+    "negative prompt": (
+        [f"--prompt={RED}", "--negative_prompt=blue"],
+        "--negative_prompt: requires a diffusion model or",
+    ),
     "sampler": ([f"--prompt={RED}", "--sampler=ddim"], "--sampler: requires a diffusion model, a pipeline or"),
     "fewer than kept": ([f"--prompt={RED}", "--num=4", "--best_of=2"], "--best_of=2: must be at least --num=4"),
     "no run": ([f"--prompt={RED}", "--num=1", "--best_of=2", "--clip=TMP"], "is not a run"),

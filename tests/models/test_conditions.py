@@ -105,6 +105,15 @@ def test_the_conditional_model_depends_on_a_condition_and_the_unconditional_does
     np.testing.assert_array_equal(unconditional, other_unconditional)
 
 
+@pytest.mark.parametrize("name", ["caption", "clip_text"])
+def test_a_negative_prompt_takes_the_place_of_the_null_caption(name):
+    conditions = example_conditions()
+    negative = others(conditions["tokens"])
+    conditional, unconditional = run(name)({**conditions, "negative_tokens": negative})
+    np.testing.assert_allclose(conditional, run(name)(conditions)[0], atol=1e-5)
+    np.testing.assert_allclose(unconditional, run(name)({**conditions, "tokens": negative})[0], atol=1e-5)
+
+
 def test_a_condition_alone_is_the_model_with_the_others_dropped():
     """The estimate depends on this condition only, and equals that of both where the other is null."""
     _, model, variables = conditioned.built("label", "caption")

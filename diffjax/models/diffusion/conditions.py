@@ -70,6 +70,13 @@ class Conditions:
         return tuple(name for name, condition in self.each.items() if condition.supports_guidance)
 
     @property
+    def guided_text(self) -> tuple[str, ...]:
+        """Names of the conditions on captions that support guidance, whose null values a negative prompt replaces."""
+        if self.guidance_scale:  # distilled: no unconditional estimate
+            return ()
+        return tuple(name for name in self.guided if isinstance(self.each[name], Caption | ClipText))
+
+    @property
     def required_inputs(self) -> dict[str, int]:
         """Required inputs besides labels and captions, with their sizes: see `GenerativeModel`."""
         sizes = {}

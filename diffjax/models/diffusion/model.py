@@ -290,6 +290,7 @@ class DiffusionModel(GenerativeModel):
 
         Args:
           conditions: arrays [B, ...] by name, as of `sample`. Those of one example hold for all of a batch.
+            "negative_tokens" are captions that guidance moves away from, instead of null captions.
           keys: keys of the conditions, for augmentation and random masks; None: fixed ones.
           level: level [0, 1] of conditioning augmentation.
         """
@@ -300,6 +301,10 @@ class DiffusionModel(GenerativeModel):
         unconditional = None
         if self.conditions.supports_guidance and not self.conditions.guidance_scale:
             null_values = self.conditions.drop_all(values, count)
+            if "negative_tokens" in conditions:
+                negative = {**conditions, "tokens": conditions["negative_tokens"]}
+                others = self.conditions.encode(self._condition_inputs(variables, negative, keys, level))
+                null_values |= {name: others[name] for name in self.conditions.guided_text}
             unconditional = process.denoiser(self._bound_network(variables, null_values))
 
         def alone(name: str) -> Denoiser:

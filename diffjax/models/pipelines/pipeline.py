@@ -18,6 +18,7 @@ from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import Images, LossFn, PRNGKey, PRNGKeys, TextSpec, Variables
 
 UPSAMPLERS = ("upsampler", "upsampler_2")
+CAPTIONS = ("tokens", "negative_tokens")  # conditions with captions
 # Folded into sample keys for the stages before the upsamplers, which fold their number in.
 FIRST_STAGE_FOLD = 2**16
 
@@ -114,7 +115,7 @@ class Pipeline(GenerativeModel):
 
         For inpainting they receive the known region too, but no image to start from.
         """
-        conditions = select(conditions, "tokens", *(("image", "mask") if "mask" in conditions else ()))
+        conditions = select(conditions, *CAPTIONS, *(("image", "mask") if "mask" in conditions else ()))
         for i, stage in enumerate(name for name in UPSAMPLERS if name in self.stages):
             stage_conditions = {**conditions, "low_res_image": image.clip(-1.0, 1.0)}
             image = self.sample_stage(stage, variables, fold_in_each(keys, i), stage_conditions, settings, observer)

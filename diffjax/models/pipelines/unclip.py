@@ -19,6 +19,7 @@ from diffjax.models.diffusion.data_space import StandardizedSpace
 from diffjax.models.observation import Observer
 from diffjax.models.pipelines import pca as components
 from diffjax.models.pipelines.pipeline import (
+    CAPTIONS,
     FIRST_STAGE_FOLD,
     Pipeline,
     frozen_variables,
@@ -84,7 +85,7 @@ class Unclip(Pipeline, ImageManipulation):
     ) -> Images:
         """Samples images. With "image_embedding" or "original" in `conditions` the prior is not used."""
         prior_keys, decoder_keys = split_each(fold_in_each(keys, FIRST_STAGE_FOLD))
-        decoder_conditions = select(conditions, "tokens", "latent", "image", "mask")
+        decoder_conditions = select(conditions, *CAPTIONS, "latent", "image", "mask")
         decoder_conditions["image_embedding"] = self._image_embedding(
             variables, prior_keys, conditions, settings, observer
         )
@@ -108,7 +109,7 @@ class Unclip(Pipeline, ImageManipulation):
         stage = _PRIORS[settings["prior"]]
         if stage is None:
             return text_embeddings
-        prior_conditions = select(conditions, "tokens")
+        prior_conditions = select(conditions, *CAPTIONS)
         candidates = jnp.stack(
             [
                 self.sample_stage(stage, variables, fold_in_each(keys, k), prior_conditions, settings, observer)
