@@ -134,6 +134,12 @@ def write(config: ConfigDict, *, scaling_factor: float = 1.0) -> dict[str, Any]:
     return fields
 
 
+def check_scaling_factor(path: Path, factor: Any) -> None:
+    """Raises UserError for a factor of latents that is not from 1e-6 to 1e6, so that float32 has its inverse square."""
+    if not isinstance(factor, int | float) or not 1e-6 <= factor <= 1e6:
+        raise refused(path, "scaling_factor", factor, "must be a number from 1e-6 to 1e6")
+
+
 def table(config: ConfigDict, naming: Mapping[str, Any], scaling_factor: float) -> Table:
     """Returns the table of an autoencoder's variables.
 

@@ -138,5 +138,6 @@ def _unet_table(config: ConfigDict) -> Table:
 
 
 def _first_stage(path: Path, config: ConfigDict, tensors: Tensors, scale: float) -> ImportedRun:
+    autoencoder_config.check_scaling_factor(path, scale)
     names = autoencoder_config.table(config, autoencoder.compvis(), scale)
     return ImportedRun(path, config, names, tensors, ignored=_FIRST_STAGE_IGNORED)

@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -69,20 +68,15 @@ def read_autoencoder(folder: Path, config: Json, *, scaling_factor: float | None
     """
     ours = autoencoder_config.read(folder / "config.json", config)
     factor = config.get("scaling_factor", 0.18215) if scaling_factor is None else scaling_factor
-    _check_scaling_factor(folder, factor)
+    autoencoder_config.check_scaling_factor(folder / "config.json", factor)
     table = autoencoder_config.diffusers_table(ours, factor)
     return ImportedRun(folder, ours, table, open_component(folder))
 
 
 def _read_tiny(folder: Path, config: Json) -> ImportedRun:
     ours, factor = tiny_config.read(folder / "config.json", config), config.get("scaling_factor", 1.0)
-    _check_scaling_factor(folder, factor)
+    autoencoder_config.check_scaling_factor(folder / "config.json", factor)
     return ImportedRun(folder, ours, tiny_config.table(ours, factor), open_component(folder))
-
-
-def _check_scaling_factor(folder: Path, factor: Any) -> None:
-    if not isinstance(factor, int | float) or not factor > 0:
-        raise refused(folder / "config.json", "scaling_factor", factor, "must be positive")
 
 
 def _read_pixels(folder: Path, index: Json) -> ImportedRun:

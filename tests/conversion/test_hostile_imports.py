@@ -267,6 +267,14 @@ def codec(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("factor", [0, -1.0, 1e-30, 1e30, "0.5"])
+def test_factors_of_latents_without_an_inverse_square_are_refused(codec, tmp_path, factor):
+    source = shutil.copytree(codec, tmp_path / "source")
+    folders.write_json(source / "config.json", {**folders.CODEC, "scaling_factor": factor})
+    with pytest.raises(UserError, match="scaling_factor="):
+        importing.import_run(str(source), tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 @given(data=st.data())
