@@ -50,7 +50,12 @@ EXPERIMENT = Experiment(
                 claim=f"Predicting {name} is better in patches of 2 pixels than in patches of 14",
                 order=[{"prediction": name, "patch": "2"}, {"prediction": name, "patch": "14"}],
             )
-            for name in ("eps", "flow")
+            for name in PREDICTION  # x0 is the control: fewer patches are also less computation
+        ),
+        Ordering(
+            claim="In patches of 2 pixels predicting x_0 is better than predicting flow (in the paper about equal)",
+            order=[{"prediction": "x0"}, {"prediction": "flow"}],
+            where={"patch": ("2",)},
         ),
     ],
     scales={

@@ -53,6 +53,7 @@ EXPERIMENT = Experiment(
             config=CONFIG,
             duration="hours on two CPU cores; not measured",
             fields={"train.num_preview_samples": 0, "train.eval_every": 0, "train.keep_last": 1},
+            seeds=(0, 1, 2),
             num=500,
         ),
         "paper": Scale(

@@ -153,11 +153,11 @@ class Outcome:
         left_out = tuple(in_words(s) for s in ordering.order if s not in order)
         if measure is None or len(order) < 2:
             return Verdict(left_out=left_out)
-        ordered = {axis for setting in ordering.order for axis in setting}
+        ordered = {ordering.best_of, *(axis for setting in ordering.order for axis in setting)}
         free = [axis for axis in self.axes if axis not in ordered and axis != SEED]
         tested = []
         for others in self.settings(free, ordering.where):
-            compared = [{**others, **setting} for setting in order]
+            compared = [self._at_best(measure, ordering.best_of, {**others, **setting}) for setting in order]
             differences = [self._difference(measure, better, worse) for better, worse in pairwise(compared)]
             if None not in differences or self._incomplete(measure, compared):
                 tested.append(differences)
@@ -185,6 +185,13 @@ class Outcome:
                 elif self._incomplete(measure, [{**labels, claim.axis: label} for label in self.axes[claim.axis]]):
                     tested.append([None])
         return verdicts.combine(tested)
+
+    def _at_best(self, measure: Measure, axis: str, labels: Labels) -> Labels:
+        """Returns the labels with the best label of an axis: of those with a value, otherwise the first."""
+        if not axis:
+            return labels
+        ranking = self._ranked(measure, axis, labels)
+        return {**labels, axis: (ranking or self.axes[axis])[0]}
 
     def _ranked(self, measure: Measure, axis: str, labels: Labels) -> list[str]:
         """Returns the labels of an axis that have a value, the best mean first."""

@@ -139,12 +139,14 @@ class Ordering:
       order: labels of axes, the best setting first.
       where: labels of other axes for which the order is claimed; all labels of an axis that is absent.
       measure: name of the measure; "": the first one that is measured.
+      best_of: axis, such as the learning rate, of which each setting has its best label; "": no such axis.
     """
 
     claim: str
     order: Sequence[Labels]
     where: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     measure: str = ""
+    best_of: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -308,6 +310,7 @@ class Experiment:
                 self._check_labels({ordering.axis: (), ordering.along: ()}, "an ordering")
             for setting in ordering.order:
                 self._check_labels({axis: [label] for axis, label in setting.items()}, "an ordering")
+            self._check_labels({ordering.best_of: ()} if ordering.best_of else {}, "an ordering")
             self._check_labels(ordering.where, "an ordering")
         for name, scale in self.scales.items():
             self._check_labels(scale.axes, f"the scale {name}")

@@ -103,6 +103,19 @@ def test_one_image_of_200_more_is_undecided(outcome):
     )
 
 
+def test_settings_are_compared_at_the_best_label_of_an_axis(outcome):
+    values = {("low", 2): 1.0, ("low", 4): 9.0, ("high", 2): 5.0, ("high", 4): 2.0}
+    best = Ordering(claim="", order=[{"rate": "low"}, {"rate": "high"}], best_of="steps")
+    verdict = outcome(table(lambda rate, n, seed: values[rate, n] + 0.1 * seed), sampling=0.1).verdict(best)
+    assert (verdict.word, verdict.settings, verdict.weakest.value) == ("holds", 1, pytest.approx(1.0))  # 1 against 2
+    higher = outcome(table(lambda rate, n, seed: values[rate, n]), better="higher", sampling=0.1).verdict(best)
+    assert (higher.word, higher.weakest.value) == ("holds", pytest.approx(4.0))  # 9 against 5
+    failed = table(lambda rate, n, seed: values[rate, n]) | {("low", 2, seed): "loss = nan" for seed in (0, 1, 2)}
+    assert outcome(failed, sampling=0.1).verdict(best).word == "does not hold"  # 9 against 2
+    with pytest.raises(UserError, match="rates"):
+        outcome(failed, orderings=[Ordering(claim="", order=[], best_of="rates")])
+
+
 SAME_BEST = SameBest(claim="", axis="steps", along="rate")
 
 
