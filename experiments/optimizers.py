@@ -12,14 +12,14 @@ from diffjax.reproduce import Axis, Experiment, Fields, Measure, Ordering, Scale
 
 RATE = "learning rate"
 RATES = {  # the middle ones
-    "adamw": 2e-3,
-    "lion": 4e-4,
-    "adan": 2e-3,
-    "adafactor(min_size=16)": 2e-3,
-    "muon": 4e-3,
+    "adamw": 8e-3,
+    "lion": 1.6e-3,
+    "adan": 8e-3,
+    "adafactor(min_size=16)": 8e-3,
+    "muon": 1.6e-2,
     "prodigy": 1.0,
-    "schedule_free": 4e-3,
-    "sgd": 0.1,
+    "schedule_free": 1.6e-2,
+    "sgd": 0.4,
 }
 
 
