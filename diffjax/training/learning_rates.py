@@ -5,6 +5,7 @@ and `warmup`, the numbers of updates after the warm-up and within it.
 """
 
 import math
+from fractions import Fraction
 
 import optax
 from jax import numpy as jnp
@@ -52,12 +53,14 @@ def warmup_stable_decay(
     Before the decay, a run may be resumed with another number of steps.
 
     Args:
-      decay: share of all training steps in which the learning rate decays.
+      decay: share of all training steps in which the learning rate decays, rounded up to whole steps; at most those
+        after the warm-up.
 
     Reference: Hu et al. 2024 (MiniCPM); Hägele et al. 2024, "constant learning rate and cooldowns".
     """
     validate_number(f"{_FIELD}=warmup_stable_decay: decay", decay, low=0, high=1, exclusive="low")
-    decay_steps = min(math.ceil(decay * (warmup + steps)), steps)
+    share = Fraction(str(decay))  # in floating point, 0.07 * 100 is above 7
+    decay_steps = min(math.ceil(share * (warmup + steps)), steps)
     line = optax.linear_schedule(peak, _share("warmup_stable_decay: end", end) * peak, decay_steps)
     return optax.join_schedules([optax.constant_schedule(peak), line], [steps - decay_steps])
 

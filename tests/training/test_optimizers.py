@@ -66,6 +66,17 @@ def test_a_schedule_without_warm_up():
     np.testing.assert_allclose(line(jnp.arange(11)), 1 - np.arange(11) / 10, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("decay", "warmup", "decay_steps"),
+    [(0.07, 0, 7), (0.55, 0, 55), (0.071, 0, 8), (1e-6, 0, 1), (0.5, 20, 50), (0.9, 20, 80), (1, 20, 80)],
+)
+def test_the_steps_of_the_decay_are_its_share_of_all_steps(decay, warmup, decay_steps):
+    """The share is rounded up to whole steps of 100, and the line does not begin within the warm-up."""
+    rate = schedule(f"warmup_stable_decay(decay={decay})", warmup=warmup, total=100)
+    steps = np.arange(warmup, 101)
+    np.testing.assert_allclose(rate(steps), np.minimum((100 - steps) / decay_steps, 1), atol=1e-6)
+
+
 def test_bad_schedules_and_optimizers():
     for name, message in {
         "cosin": "did you mean 'cosine'",
