@@ -115,7 +115,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_caption(name):
 
 
 def test_a_condition_alone_is_the_model_with_the_others_dropped():
-    """The estimate depends on this condition only, and equals that of both where the other is null."""
+    """The estimate depends on this condition only, and equals that of both where the other is null or negative."""
     _, model, variables = conditioned.built("label", "caption")
     conditions = example_conditions()
 
@@ -130,6 +130,9 @@ def test_a_condition_alone_is_the_model_with_the_others_dropped():
     np.testing.assert_allclose(alone, expected, atol=1e-5)
     np.testing.assert_array_equal(alone, same)
     assert (apart(both, alone) > 1e-3).all()
+    negative = others(conditions["tokens"])
+    _, alone = denoise({**conditions, "negative_tokens": negative})
+    np.testing.assert_allclose(alone, denoise({**conditions, "tokens": negative})[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["caption", "clip_text"])

@@ -298,18 +298,17 @@ class DiffusionModel(GenerativeModel):
         keys = jax.random.split(jax.random.key(0), count) if keys is None else keys
         values = self.conditions.encode(self._condition_inputs(variables, conditions, keys, level))
         process = self.process.bind(variables["params"]["model"])
+        null_values = self.conditions.drop_all(values, count)
+        if "negative_tokens" in conditions and self.conditions.guided_text:
+            negative = {**conditions, "tokens": conditions["negative_tokens"]}
+            others = self.conditions.encode(self._condition_inputs(variables, negative, keys, level))
+            null_values |= {name: others[name] for name in self.conditions.guided_text}
         unconditional = None
         if self.conditions.supports_guidance and not self.conditions.guidance_scale:
-            null_values = self.conditions.drop_all(values, count)
-            if "negative_tokens" in conditions:
-                negative = {**conditions, "tokens": conditions["negative_tokens"]}
-                others = self.conditions.encode(self._condition_inputs(variables, negative, keys, level))
-                null_values |= {name: others[name] for name in self.conditions.guided_text}
             unconditional = process.denoiser(self._bound_network(variables, null_values))
 
         def alone(name: str) -> Denoiser:
-            values_of_one = {**self.conditions.drop_all(values, count), name: values[name]}
-            return process.denoiser(self._bound_network(variables, values_of_one))
+            return process.denoiser(self._bound_network(variables, {**null_values, name: values[name]}))
 
         last_step = None
         if self.last_step is not None:
