@@ -271,22 +271,19 @@ def _ineffective_diffusion_flags(
     if "cache_branch_id" in flags and settings["cache_branch_id"] is None:
         yield f"--cache_branch_id={flags['cache_branch_id']}{suffix}: has no effect at cache_interval=1; set it"
     interval = {"guidance_low", "guidance_high"} & flags.keys()
-    is_unguided = scales["guidance"] == 1.0
     is_perturbed, has_scale = settings["perturbation"] != "none", scales["perturbed_scale"] != 1.0
     if "perturbation" in flags and is_perturbed and not has_scale:
         yield f"--perturbation={flags['perturbation']}{suffix}: has no effect at perturbed_scale=1; set it"
     if "perturbed_scale" in flags and has_scale and not is_perturbed:
         yield f"--perturbed_scale={flags['perturbed_scale']:g}{suffix}: has no effect at perturbation=none; set it"
-    has_first, first_scale = settings["first_condition"] != "", scales["first_scale"] != 1.0
-    if "first_scale" in flags and first_scale and not has_first:
+    if "first_scale" in flags and scales["first_scale"] != 1.0 and not settings["first_condition"]:
         yield f"--first_scale={flags['first_scale']:g}{suffix}: has no effect without a first_condition; set it"
-    is_unguided &= not (has_first and first_scale)
     is_extrapolated = (has_weak and scales["weak_scale"] != 1.0) or (is_perturbed and has_scale)
     of_others = {"guidance_schedule", *interval} if is_extrapolated else set()
-    if is_unguided:
+    if not settings.is_guided:
         for name in sorted(_NO_EFFECT_UNGUIDED & flags.keys() - of_others):
             value = flags[name] if isinstance(flags[name], str) else f"{flags[name]:g}"
             yield f"--{name}={value}{suffix}: has no effect at guidance=1"
-    if (of_others or not is_unguided) and interval and scales["guidance_low"] >= scales["guidance_high"]:
+    if (of_others or settings.is_guided) and interval and scales["guidance_low"] >= scales["guidance_high"]:
         low, high = scales["guidance_low"], scales["guidance_high"]
         yield f"--guidance_low={low:g}, --guidance_high={high:g}{suffix}: the interval is empty, so nothing is guided"

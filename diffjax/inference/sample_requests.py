@@ -30,7 +30,8 @@ from diffjax.inference.requirements import check_samples_images
 from diffjax.inference.reranking import Reranker, best_of, prepare_reranking
 from diffjax.inference.sample_flags import SampleFlags, check_sample_flags, is_variation
 from diffjax.inference.sampler_runner import Listener, SampleRunner
-from diffjax.models.capabilities import is_pipeline, is_text_conditioned
+from diffjax.models.base import Model
+from diffjax.models.capabilities import is_pipeline, is_text_conditioned, takes_negative_prompts
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.images import to_grey_levels
 from diffjax.models.sampling_settings import SamplingSettings
@@ -144,7 +145,7 @@ class RunSampler:
         settings = SettingsFactory(self.model, self.trained.config.sampler)(capacity, **overrides(flags))
         if is_variation(flags, self.trained):
             return self._request(flags, settings, edits.variations(flags, self.trained, settings))
-        _check_negative_prompt(flags, settings)
+        _note_negative_prompt(self.trained.system, flags, settings)
         prompts, keep = sample_prompts(
             self.trained, self.model.classes, flags.num, captions, flags.label, flags.negative_prompt
         )
@@ -306,11 +307,12 @@ def check_files(flags: SampleFlags) -> list[str]:
     return read_file(flags.prompts) if flags.prompts else []
 
 
-def _check_negative_prompt(flags: SampleFlags, settings: SamplingSettings) -> None:
-    """Raises UserError for a negative prompt without guidance."""
-    stages = settings.stages.values() or [settings]
-    if flags.negative_prompt and all(float(stage.scalars.get("guidance", 1)) == 1 for stage in stages):
-        raise UserError("--negative_prompt: has no effect without guidance; add --guidance=3")
+def _note_negative_prompt(model: Model, flags: SampleFlags, settings: SamplingSettings) -> None:
+    """Prints a note if there is a negative prompt, and no stage that takes it is guided."""
+    models = {name: stage.model for name, stage in model.stages.items()} if is_pipeline(model) else {"": model}
+    guided = [name for name, stage in (settings.stages or {"": settings}).items() if stage.is_guided]
+    if flags.negative_prompt and not any(takes_negative_prompts(models[name]) for name in guided):
+        note("--negative_prompt: has no effect at guidance=1; set --guidance")
 
 
 def overrides(flags: SampleFlags) -> dict[str, Any]:

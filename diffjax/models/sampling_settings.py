@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.struct
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from diffjax.errors import validate_integer, validate_number
 from diffjax.registry import check_options
@@ -51,6 +51,12 @@ class SamplingSettings:
         """Number of sampler steps, of all stages together, that compute the deep features of the network."""
         steps = -(-int(self.scalars.get("steps", 0)) // int(self.scalars.get("cache_interval", 1)))
         return steps + sum(stage.num_deep_steps for stage in self.stages.values())
+
+    @property
+    def is_guided(self) -> Bool[Array, ""]:
+        """True if classifier-free guidance of a single model is on: one of its scales is not 1."""
+        names = ("guidance", "first_scale") if dict(self.choices).get("first_condition") else ("guidance",)
+        return jnp.any(jnp.array([self.scalars.get(name, 1.0) != 1.0 for name in names]))
 
     @property
     def is_adaptive(self) -> bool:

@@ -7,8 +7,11 @@ import pytest
 
 import diffjax
 from diffjax.cli import settings
+from diffjax.cli.sample import parse_flags
 from diffjax.data import shapes, tokenizer
 from diffjax.inference import image_grids
+from diffjax.inference.sample_flags import SampleFlags
+from diffjax.inference.sample_requests import RunSampler
 from tests.command_line import entries, launch, refused, sample
 
 RED, BLUE = "a small red circle", "a large blue square"
@@ -139,10 +142,6 @@ REFUSED = {
     "interpolation of seeds": (["--interpolate=4", f"--prompt={RED}"], "--interpolate: requires --image=A,B"),
     "one image of two": (["--interpolate=4", "--image=test:0"], "requires two images, --image=A,B, not 1"),
     "label": ([f"--prompt={RED}", "--label=1"], "--label: requires a model that is not text-conditioned"),
-    "negative prompt without guidance": (
-        [f"--prompt={RED}", "--negative_prompt=blue", "--guidance=1"],
-        "--negative_prompt: has no effect without guidance",
-    ),
     "negative prompt of variations": (["--image=test:0", "--negative_prompt=blue"], "--negative_prompt: is not"),
     "best of variations": (["--image=test:0", "--best_of=4"], "--best_of: is not supported with --image"),
     "prior of variations": (["--image=test:0", "--prior=none"], "--prior: is not supported with --image"),
@@ -175,6 +174,25 @@ def test_flags_that_do_not_fit_a_pipeline(unclip, opened, tmp_path, capsys, monk
     flags, message = REFUSED[case]
     assert message in refused(capsys, "sample", f"--workdir={unclip}", f"--out={tmp_path}/a.png", *flags)
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_noted"),
+    [
+        (["--guidance=prior:1,decoder:1"], True),
+        (["--guidance=prior:2,decoder:1"], False),
+        (["--guidance=prior:1,decoder:2"], False),
+        (["--guidance=decoder:1", "--prior=none"], True),
+        (["--guidance=1", "--first_condition=image_embedding", "--first_scale=2"], False),
+    ],
+)
+def test_a_negative_prompt_without_guidance_is_noted(unclip, opened, capsys, flags, is_noted):
+    parsed = parse_flags([f"--workdir={unclip}", f"--prompt={RED}", "--negative_prompt=blue", *flags])
+    flags = SampleFlags(parsed.as_dict(), parsed.given_flags)
+    capsys.readouterr()
+    RunSampler(opened, flags.values).prepare(flags, [RED])
+    note = "note: --negative_prompt: has no effect at guidance=1; set --guidance\n"
+    assert capsys.readouterr().err == note * is_noted
 
 
 @pytest.mark.slow

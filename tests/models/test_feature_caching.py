@@ -114,6 +114,7 @@ def test_deep_features_are_evaluated_once_per_interval(name, rule):
     for guidance, interval in itertools.product((1.0, 2.0), (2, 3)):
         counts.clear()
         changes = {"name": name, "guidance_rule": rule, "guidance": guidance, "cache_interval": interval}
+        changes["first_scale"] = 3.0  # has no effect without a first_condition
         jax.block_until_ready(sample(settings(steps=7, **changes)))
         jax.effects_barrier()
         kinds = ("conditional",) if guidance == 1 else ("conditional", "null")

@@ -14,6 +14,7 @@ from diffjax.errors import UserError
 from diffjax.models.diffusion.bound_model import BoundModel, Guides
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
+from diffjax.models.sampling_settings import SamplingSettings
 from diffjax.typing import ImageSpec
 from tests import tiny
 
@@ -38,6 +39,22 @@ def sampler_of(**guides):
         return BoundModel(PROCESS, *WAVES, (4, 2)).sample(KEYS, settings, {}, Guides(**guides))
 
     return lambda **changes: np.asarray(sample(settings(**changes))), traces
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"guidance": 1.0}, False),
+        ({"guidance": 0.0}, True),
+        ({"guidance": 1.0, "first_scale": 2.0}, False),  # without a first_condition
+        ({"guidance": 1.0, "first_scale": 2.0, "first_condition": "label"}, True),
+        ({"guidance": 2.0, "first_scale": 1.0, "first_condition": "label"}, True),
+        ({"guidance": 1.0, "first_scale": 1.0, "first_condition": "label"}, False),
+    ],
+)
+def test_settings_are_guided_by_a_scale_other_than_1(changes, expected):
+    assert bool(settings(**changes).is_guided) == expected
+    assert not SamplingSettings().is_guided  # of models without guidance
 
 
 def differ(a, b):

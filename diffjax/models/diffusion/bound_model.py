@@ -220,8 +220,8 @@ class BoundModel:
             return denoisers[name](x, level, cache_branch=settings["cache_branch_id"]).features
 
         features = {"conditional": compute("conditional")}
-        is_guided = (settings["guidance"] != 1.0) | (settings["first_scale"] != 1.0)
-        is_used = {"unconditional": is_guided, "first": is_guided, "perturbed": settings["perturbed_scale"] != 1.0}
+        is_guided, is_perturbed = settings.is_guided, settings["perturbed_scale"] != 1.0
+        is_used = {"unconditional": is_guided, "first": is_guided, "perturbed": is_perturbed}
         zeros = jnp.zeros_like(features["conditional"])
         for name in is_used:
             if name in denoisers:
