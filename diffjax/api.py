@@ -106,7 +106,8 @@ class Run(loading.Run):
         numbers = _numbers(settings.get("number"))
         num = _count(len(numbers) if numbers and num is None and labels is None else num, labels)
         captions = _captions(prompts)
-        _captions(negative_prompt)  # checks it
+        if negative_prompt is not None:
+            _check_caption("negative_prompt", negative_prompt)
         first = {"number": numbers[0]} if numbers else {}
         texts = _setting_texts({**settings, **first}, several=False, arguments=_SAMPLE_ARGUMENTS)
         if numbers:
@@ -596,12 +597,17 @@ def _captions(prompts: str | Sequence[str] | None) -> list[str]:
         return []
     captions = [prompts] if isinstance(prompts, str) else list(prompts)
     for caption in captions:
-        if not isinstance(caption, str) or not caption.strip():
-            raise UserError(f"--prompt={caption}: must be a text that is not blank; pass a caption")
-        check_text("--prompt", caption)
+        _check_caption("prompt", caption)
     if not captions:
         raise UserError("--prompts: there are no prompts; pass at least one")
     return captions
+
+
+def _check_caption(flag: str, caption: Any) -> None:
+    """Raises UserError if a caption is not one text, is blank, or has control characters."""
+    if not isinstance(caption, str) or not caption.strip():
+        raise UserError(f"--{flag}={caption}: must be one text that is not blank; pass a caption")
+    check_text(f"--{flag}", caption)
 
 
 def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Sequence[str] = ()) -> dict[str, str]:
