@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import logging
 import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Run(loading.Run):
         if negative_prompt is not None:
             _check_caption("negative_prompt", negative_prompt)
         first = {"number": numbers[0]} if numbers else {}
-        texts = _setting_texts({**settings, **first}, several=False, arguments=_SAMPLE_ARGUMENTS)
+        texts = _setting_texts({**settings, **first}, self.sample)
         if numbers:
             texts["number"] = ",".join(map(repr, numbers))
         flags = texts | {
@@ -166,7 +167,7 @@ class Run(loading.Run):
         if model.classes and not captions and labels is None:
             raise UserError("labels is missing: the run is conditioned on labels; pass labels=...")
         num = _count(1 if _each(labels) is None else None, labels)
-        overrides = single_setting(_setting_texts(settings, several=False))
+        overrides = single_setting(_setting_texts(settings, self.denoiser))
         sampling_settings = SettingsFactory(model, self.config.sampler)(**overrides)
         conditions = sample_prompts(self, model.classes, num, captions, labels)[0].conditions
         arrays = {name: jnp.asarray(values) for name, values in conditions.items()}
@@ -241,7 +242,8 @@ class Run(loading.Run):
         Raises:
           UserError: an argument that the run does not support.
         """
-        flags = _setting_texts(settings, several=True) | {"classifier": _path(classifier), "weak": _path(weak)}
+        flags = _setting_texts(settings, self.sweep, several=True)
+        flags |= {"classifier": _path(classifier), "weak": _path(weak)}
         options = SweepOptions(
             metrics=None if metrics is None else _metric_names(metrics),
             num=_integer("num", num, 2, _MAX_COUNT),
@@ -307,7 +309,7 @@ class Run(loading.Run):
           UserError: an argument that the run does not support.
         """
         options = {name: settings.pop(name) for name in evaluations.OPTIONS if name in settings}
-        flags = _setting_texts(settings, several=True)
+        flags = _setting_texts(settings, self.evaluate, several=True)
         flags |= {"classifier": _path(classifier), "weak": _path(weak), "split": split}
         metric_settings = evaluations.make_settings(
             flags
@@ -334,9 +336,6 @@ class Run(loading.Run):
         return ResultsStore(self.workdir.results)
 
 
-_SAMPLE_ARGUMENTS = (
-    *("num", "labels", "prompts", "negative_prompt", "seed", "batch_size", "best_of", "clip", "classifier", "weak"),
-)
 _DENOISER_SETTINGS = ("guidance", "guidance_rescale", "guidance_low", "guidance_high", "threshold", "number")
 
 
@@ -610,12 +609,14 @@ def _check_caption(flag: str, caption: Any) -> None:
     check_text(f"--{flag}", caption)
 
 
-def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Sequence[str] = ()) -> dict[str, str]:
+def _setting_texts(
+    settings: Mapping[str, Any], function: Callable[..., Any], *, several: bool = False
+) -> dict[str, str]:
     """Returns sampling settings as the texts of their flags; those of value None are left out.
 
     Args:
+      function: the function that they are arguments of, for the error of an unknown one.
       several: whether a list is several values.
-      arguments: other arguments of the function, for the error of an unknown one.
 
     Raises:
       UserError: an unknown setting, or an empty value.
@@ -623,6 +624,8 @@ def _setting_texts(settings: Mapping[str, Any], *, several: bool, arguments: Seq
     texts = {}
     for name, value in settings.items():
         if name not in SETTINGS:
+            parameters = inspect.signature(function).parameters.values()
+            arguments = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
             raise unknown("argument", name, [*arguments, *SETTINGS])
         if value is None:
             continue

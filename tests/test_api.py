@@ -285,6 +285,7 @@ def test_metrics_equal_those_of_the_verb(run, workdir, capsys):
         ("sweep", {"metrics": "fd_pixel"}, "did you mean 'fd_pixels'?"),
         ("sweep", {"num": 1}, "must be a whole number from 2"),
         ("sweep", {"guidence": [1, 2]}, "did you mean 'guidance'?"),
+        ("sweep", {"metric": "fd_pixels"}, "unknown argument 'metric': did you mean 'metrics'?"),
         ("evaluate", {"metrics": []}, "there are no metrics"),
         ("evaluate", {"metrics": "fid"}, "inception"),
         ("evaluate", {"metrics": "fd_dinov2", "dinov2": "gone"}, "dinov2=gone: no such folder"),
