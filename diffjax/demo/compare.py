@@ -1,12 +1,13 @@
 """The tab Compare: two runs or two checkpoints, sampled from the same seeds, side by side."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from diffjax.demo import html
 from diffjax.demo.engine import Result
+from diffjax.demo.form import Form
 from diffjax.demo.generate import Generate
 from diffjax.demo.output import add_images, failure, starting, summary
 from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, Progress, run_job
@@ -57,12 +58,8 @@ class Compare:
         try:
             sides = (values[0], values[1]), (values[2], values[3])
             all_flags = [generate.flags(name, values[4:], needs_prompt=i == 0) for i, (name, _) in enumerate(sides)]
-            shared = shared_condition(all_flags[0])
-            all_flags = [flags | shared for flags in all_flags]
-            if not generate.forms[values[2]].capabilities.text:
-                all_flags[1].pop("prompt", None)
-            if not generate.forms[values[2]].capabilities.classes:
-                all_flags[1].pop("label", None)
+            forms = [generate.forms[name] for name, _ in sides]
+            all_flags[1] = with_condition(all_flags[1], all_flags[0], forms)
             results: list[Result] = []
             for (name, checkpoint), flags in zip(sides, all_flags, strict=True):
                 flags.pop("best_of", None)
@@ -92,9 +89,17 @@ class Compare:
             yield failure(error), gr.skip(), gr.skip()
 
 
-def shared_condition(flags: Mapping[str, str]) -> dict[str, str]:
-    """Returns the condition, number and seed of the first run, with which the second is sampled too."""
-    return {name: flags[name] for name in _CONDITION if name in flags}
+def with_condition(flags: Mapping[str, str], first: Mapping[str, str], forms: Sequence[Form]) -> dict[str, str]:
+    """Returns flags of the second run with the condition, number and seed of the first, where both have the control.
+
+    Args:
+      flags: flags of the second run.
+      first: flags of the first run.
+      forms: forms of both runs.
+    """
+    shared = set(_CONDITION).intersection(*(form.field_names for form in forms))
+    others = {name: text for name, text in flags.items() if name not in shared}
+    return others | {name: text for name, text in first.items() if name in shared}
 
 
 def _running(state: Progress, finished: int) -> str:

@@ -80,6 +80,11 @@ class Form:
         return [part.component for part in (*self._fields, *self.settings)]
 
     @property
+    def field_names(self) -> set[str]:
+        """Names of the controls that are not sampling settings."""
+        return {field.name for field in self._fields}
+
+    @property
     def seed(self) -> gr.components.Component:
         return next(field.component for field in self._fields if field.name == "seed")
 
@@ -131,7 +136,7 @@ class Form:
 
     def unknown_flags(self, flags: Mapping[str, str]) -> list[str]:
         """Returns the names of flags without a control in this form."""
-        known = {field.name for field in self._fields} | {setting.flag for setting in self.settings}
+        known = self.field_names | {setting.flag for setting in self.settings}
         return sorted(flags.keys() - known - {"workdir", "batch_size", "checkpoint", "out"})
 
     @property

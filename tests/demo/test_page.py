@@ -17,6 +17,7 @@ from PIL import Image
 gr = pytest.importorskip("gradio")
 
 from diffjax.demo import app, html, output  # noqa: E402
+from diffjax.demo.compare import with_condition  # noqa: E402
 from diffjax.demo.edit import edit_flags  # noqa: E402
 from diffjax.demo.explore import frames, read_axes, suggested_values  # noqa: E402
 from diffjax.demo.form import Form  # noqa: E402
@@ -112,6 +113,16 @@ def test_a_prompt_is_required():
     with pytest.raises(UserError, match="prompt: is empty"):
         form.flags(values_of(form, Prompt="  "))
     assert "prompt" not in form.flags(values_of(form), needs_prompt=False)
+
+
+def test_a_second_run_takes_over_the_condition_of_the_first():
+    prior = form_of(PIPELINE)
+    first = {"num": "4", "seed": "1", "prompt": "red", "steps": "decoder:5"}
+    second = {"num": "16", "seed": "0", "prompt": "green", "steps": "decoder:9"}
+    assert with_condition(second, first, (prior, prior)) == first | {"steps": "decoder:9"}
+    digits = form_of(DIFFUSION)
+    assert with_condition({"label": "3"}, first, (prior, digits)) == {"num": "4", "seed": "1", "label": "3"}
+    assert with_condition({"label": "3"}, {"seed": "1"}, (digits, digits)) == {"seed": "1"}  # all classes
 
 
 def test_a_random_seed_is_in_the_flags():
