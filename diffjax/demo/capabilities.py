@@ -21,6 +21,7 @@ from diffjax.models.capabilities import (
     is_text_conditioned,
     is_upsampling_stage,
     manipulates_images,
+    takes_negative_prompts,
 )
 from diffjax.models.diffusion.data_space import PixelSpace
 from diffjax.models.diffusion.model import DiffusionModel
@@ -56,6 +57,7 @@ class Capabilities:
       classes: number of classes; 0: none.
       class_names: names of the classes; () if the data set does not name them.
       text: whether the run is text-conditioned (flag "prompt").
+      negative_prompt: whether guidance can move away from a caption (flag "negative_prompt").
       image_size: height and width of the images, pixels.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
       settings: the run's default by flag, for the sampling settings that it supports, such as "steps".
@@ -78,6 +80,7 @@ class Capabilities:
     classes: int
     class_names: Sequence[str]
     text: bool
+    negative_prompt: bool
     image_size: int
     channels: int
     settings: Mapping[str, Any]
@@ -117,6 +120,7 @@ def capabilities_of(name: str, sampler: RunSampler) -> Capabilities:
         classes=0 if is_text_conditioned(model) else model.classes,
         class_names=dataset_info(trained.config).class_names,
         text=is_text_conditioned(model),
+        negative_prompt=takes_negative_prompts(model),
         image_size=model.output_size,
         channels=trained.spec.channels,
         settings=settings,

@@ -13,7 +13,8 @@ from diffjax.demo.output import add_images, failure, starting, summary
 from diffjax.demo.widgets import AT_ONCE, DEVICE, Page, Progress, run_job
 
 _LAST = "last"
-_CONDITION = ("num", "seed", "prompt", "label")  # flags of the first run that the second takes over
+# Flags of the first run that the second takes over.
+_CONDITION = ("num", "seed", "prompt", "negative_prompt", "label")
 
 
 class Compare:

@@ -105,8 +105,9 @@ class Form:
         num = _whole("images", named["num"], 1, MAX_IMAGES)
         seed = random_seed() if named["random"] else _whole("seed", named["seed"], 0, MAX_SEED)
         flags = {"num": str(num), "seed": str(seed)}
-        if (named.get("prompt") or "").strip():
-            flags["prompt"] = " ".join(named["prompt"].split())
+        for name in ("prompt", "negative_prompt"):
+            if (named.get(name) or "").strip():
+                flags[name] = " ".join(named[name].split())
         if named.get("label", ALL_CLASSES) != ALL_CLASSES:
             flags["label"] = str(named["label"])
         if named.get("best_of"):
@@ -152,6 +153,9 @@ class Form:
             self._add(
                 "prompt", "", gr.Textbox, label="Prompt", lines=2, placeholder="a small red circle", max_length=1000
             )
+            if capabilities.negative_prompt:
+                hint = "a caption that guidance moves away from"
+                self._add("negative_prompt", "", gr.Textbox, label="Negative prompt", placeholder=hint, max_length=1000)
         elif capabilities.classes:
             names = capabilities.class_names or [f"class {i}" for i in range(capabilities.classes)]
             choices = [(ALL_CLASSES, ALL_CLASSES), *((str(name), str(i)) for i, name in enumerate(names))]

@@ -354,6 +354,8 @@ def test_every_kind_of_run_has_its_controls(browser, trained_runs):
                 choose(page, "Run", name)
             is_text = kind in ("dalle", "unclip_all", "glide")
             expect(page.get_by_label("Prompt", exact=True).locator("visible=true")).to_have_count(int(is_text))
+            negative = page.get_by_label("Negative prompt", exact=True).locator("visible=true")
+            expect(negative).to_have_count(int(is_text and kind != "dalle"))
             for part in ("Explore", "Edit", "Generate"):
                 tab(page, part)
             fill(page, "Images", 2)

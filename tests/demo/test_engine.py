@@ -67,8 +67,11 @@ def test_observed_samples_have_the_pixels_of_their_command(engine, digits, flags
 def test_observed_pipelines_have_the_pixels_of_their_command(engine, glide, tmp_path):
     steps = []
     flags = {"prompt": "a red circle", "num": 2, "steps": "base:3,upsampler:2", "guidance": "base:2"}
+    flags["negative_prompt"] = "blue squares"
     result = engine.sample(glide, flags, on_step=steps.append)
     np.testing.assert_array_equal(result.images, by_command(result.command, tmp_path)["images"])
+    result.save(tmp_path / "one.png", 0)
+    assert engine.restore(tmp_path / "one.png")[1]["negative_prompt"] == "blue squares"
     assert [(step.stage, step.index, step.total) for step in steps] == [
         *(("base", i, 3) for i in (1, 2, 3)),
         *(("upsampler", i, 2) for i in (1, 2)),
@@ -226,5 +229,6 @@ def test_capabilities(engine, digits, glide):
     np.testing.assert_array_equal(result.images, engine.sample(digits, DIGITS).images)  # they are the defaults
     pipeline = engine.capabilities(glide)
     assert list(pipeline.stages) == ["base", "upsampler"] and pipeline.text and pipeline.image_size == 16
+    assert pipeline.negative_prompt and not run.negative_prompt
     assert pipeline.num_parameters > 0 and pipeline.edits == {"image_to_image", "inpaint"}
     assert "clip_scale" in pipeline.stages["base"] and "augmentation" in pipeline.stages["upsampler"]

@@ -70,7 +70,8 @@ def test_flags_come_back_as_the_values_of_controls(capabilities):
     if capabilities is DIFFUSION:
         changes = {"Class": "3", "Steps": 20, "Eta": 0.5, "Sampler": "edm(churn=40)", "Seed": 7}
     else:
-        changes = {"Prompt": "a red circle", "Steps of prior": 10, "Guidance of decoder": 2.5, "Candidates": 4}
+        changes = {"Prompt": "a red circle", "Negative prompt": "blue"}
+        changes |= {"Steps of prior": 10, "Guidance of decoder": 2.5, "Candidates": 4}
     values = values_of(form, **changes)
     assert form.values(form.flags(values)) == values
 
@@ -115,11 +116,24 @@ def test_a_prompt_is_required():
     assert "prompt" not in form.flags(values_of(form), needs_prompt=False)
 
 
+def test_a_negative_prompt_is_a_flag_of_runs_that_take_one():
+    form = form_of(PIPELINE)
+    flags = form.flags(values_of(form, **{"Prompt": "a red circle", "Negative prompt": " blue\nsquares "}))
+    assert flags["negative_prompt"] == "blue squares"
+    assert "negative_prompt" not in form.flags(values_of(form, Prompt="a red circle"))
+    for capabilities in (DIFFUSION, dataclasses.replace(PIPELINE, negative_prompt=False)):
+        assert form_of(capabilities).unknown_flags(flags | {"prompt": "blue"}).count("negative_prompt") == 1
+
+
 def test_a_second_run_takes_over_the_condition_of_the_first():
-    prior = form_of(PIPELINE)
-    first = {"num": "4", "seed": "1", "prompt": "red", "steps": "decoder:5"}
+    prior, other = form_of(PIPELINE), form_of(dataclasses.replace(PIPELINE, negative_prompt=False))
+    first = {"num": "4", "seed": "1", "prompt": "red", "negative_prompt": "blue", "steps": "decoder:5"}
     second = {"num": "16", "seed": "0", "prompt": "green", "steps": "decoder:9"}
-    assert with_condition(second, first, (prior, prior)) == first | {"steps": "decoder:9"}
+    shared = {"num": "4", "seed": "1", "prompt": "red"}
+    taken = with_condition(second, first, (prior, prior))
+    assert taken == {**shared, "negative_prompt": "blue", "steps": "decoder:9"}
+    assert with_condition(second, first, (prior, other)) == {**shared, "steps": "decoder:9"}
+    assert with_condition(first, second, (prior, prior)) == {**second, "steps": "decoder:5"}  # no negative prompt
     digits = form_of(DIFFUSION)
     assert with_condition({"label": "3"}, first, (prior, digits)) == {"num": "4", "seed": "1", "label": "3"}
     assert with_condition({"label": "3"}, {"seed": "1"}, (digits, digits)) == {"seed": "1"}  # all classes
