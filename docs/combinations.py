@@ -152,7 +152,7 @@ def main() -> str:
             return str(SAMPLERS[name][1] if name in SAMPLERS else ORDERS.get(name, ""))
         if column == "reference":
             match = re.search(r"References?: ((?:.+\n?)+)", inspect.getdoc(function) or "")
-            return " ".join(match[1].split()) if match else ""
+            return " ".join(match[1].split()).replace("|", "\\|") if match else ""
         if column == "feature caching":
             return caching_fits(name)
         if column != "options":
@@ -192,8 +192,10 @@ def main() -> str:
             "## Samplers",
             "Every sampler supports every schedule, parameterization, time grid, guidance and threshold (latents and\n"
             "embeddings have no range, so their threshold is `none`). `tests/diffusion/test_samplers.py` measures the\n"
-            "orders of convergence with the default options, of samples or, where noise is added, of their mean and\n"
-            "variance; samplers of models for few steps have none. It tests combinations of three choices too.\n"
+            "orders of convergence, of samples or, where noise is added, of their mean and variance; samplers of\n"
+            "models for few steps have none. Options are the default ones, but for `edm(churn=2)`,\n"
+            "`euler_maruyama(constant=0.3, sbdm=0.2)` and `restart(repeats=0)`, whose order is that of the steps\n"
+            "between restarts. Combinations of three choices are tested there too.\n"
             "Adaptive samplers choose the number of evaluations by a tolerance (`tests/diffusion/test_adaptive.py`).",
             table(names["samplers"],
                   ["order", "evaluations in 10 steps", "adds noise", "feature caching", "options", "reference"],
