@@ -181,6 +181,25 @@ SAMPLERS = {
 }
 
 
+def denoiser(x, noise, next=None):
+    return Denoised(denoise(x, noise.sigma, jnp))
+
+
+def run(sampler, levels, x, count):
+    """Yields x after each of the first `count` steps of ours, in float32, with the noise of `NOISE`."""
+
+    @jax.jit
+    def step(parts, carry, x, now, next):
+        noise = lambda start, end, part=0, repeat=0: parts[part + repeat]  # noqa: E731
+        return sampler.step(noise, denoiser, carry, x, now, next)
+
+    x = jnp.float32(x)
+    carry = sampler.init(x)
+    for i in range(count):
+        x, carry = step(np.float32(NOISE[:, i]), carry, x, sampling.at(levels, i), sampling.at(levels, i + 1))
+        yield x
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_equal_the_published_ones(name):
     """Relative to the noise of the level, in float32; down to sigma = 0.02, from where extrapolations are bounded."""
@@ -188,18 +207,9 @@ def test_steps_equal_the_published_ones(name):
     levels = jax.tree.map(np.asarray, SCHEDULE(jnp.asarray(time_grids.karras(STEPS, SCHEDULE))))
     sigmas = np.float64(levels.sigma)
     count = int((sigmas > 0.02).sum())
-    denoiser = lambda x, noise, next=None: Denoised(denoise(x, noise.sigma, jnp))  # noqa: E731
-
-    @jax.jit
-    def step(parts, carry, x, now, next):
-        return sampler.step(lambda start, end, part=0: parts[part], denoiser, carry, x, now, next)
-
     x = sigmas[0] * RNG.normal(size=SHAPE)
     expected = reference(x, list(itertools.pairwise(sigmas))[:count])
-    ours = jnp.float32(x)
-    carry = sampler.init(ours)
-    for i, theirs in enumerate(expected):
-        ours, carry = step(np.float32(NOISE[:, i]), carry, ours, sampling.at(levels, i), sampling.at(levels, i + 1))
+    for i, (ours, theirs) in enumerate(zip(run(sampler, levels, x, count), expected, strict=True)):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), err_msg=f"step {i}")
 
 
