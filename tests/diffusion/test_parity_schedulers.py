@@ -30,6 +30,7 @@ from diffjax.diffusion import (  # noqa: E402
     variance,
 )
 from diffjax.diffusion.denoiser import Denoised, from_network, with_clipping  # noqa: E402
+from diffjax.diffusion.noise import Noise  # noqa: E402
 from diffjax.diffusion.noise_schedules import Schedule  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -184,6 +185,7 @@ CASES = {
         config={**SDE, "solver_type": "heun"},
         compared=STEPS - 2,
     ),
+    # Not with noise: in version 0.42.1 the term of the second difference, D2, is not that of k-diffusion's formula.
     "3m": solver(
         samplers.dpmpp_3m_sde(eta=0.0),
         "DPMSolverMultistepScheduler",
@@ -214,6 +216,15 @@ CASES = {
     ),
     "unipc 3": solver(samplers.unipc(order=3), "UniPCMultistepScheduler", config=THIRD, compared=STEPS - 3),
     "unipc bh1": solver(samplers.unipc(bh1=True), "UniPCMultistepScheduler", config={"solver_type": "bh1"}),
+    "unipc 3 bh1": solver(
+        samplers.unipc(order=3, bh1=True),
+        "UniPCMultistepScheduler",
+        config={**THIRD, "solver_type": "bh1"},
+        compared=STEPS - 3,
+    ),
+    "unipc 1 bh1": solver(
+        samplers.unipc(order=1, bh1=True), "UniPCMultistepScheduler", config={"solver_order": 1, "solver_type": "bh1"}
+    ),
     "unipc 1": solver(samplers.unipc(order=1), "UniPCMultistepScheduler", config={"solver_order": 1}),
     "unipc": solver(samplers.unipc(), "UniPCMultistepScheduler"),
     "unipc cosine": solver(samplers.unipc(), "UniPCMultistepScheduler", **COSINE_V),
@@ -334,6 +345,45 @@ def test_steps(name, monkeypatch):
     expected = theirs(monkeypatch, case, levels, x, noise)
     found = ours(case.sampler, denoiser, levels, x, noise)
     check(found[: case.compared], expected[: case.compared], case.tolerance)
+
+
+@pytest.mark.parametrize("algorithm, data", [("dpmsolver++", True), ("dpmsolver", False)])
+def test_single_steps(algorithm, data):
+    """Two steps of theirs on evenly spaced log-SNRs are one of ours. Their network is given times that are cut off."""
+    config = {"use_exponential_sigmas": True, "lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    scheduler = diffusers.DPMSolverSinglestepScheduler(**SCALED, **config, algorithm_type=algorithm)
+    scheduler.alphas_cumprod = torch.tensor(VP.alphas[1:] ** 2)
+    scheduler.set_timesteps(2 * STEPS)
+    sigmas, (x, noise) = scheduler.sigmas.numpy(), draws()
+    times = np.asarray(VP.time_at(-2 * np.log(sigmas)))
+    y, expected = torch.tensor(x), []
+    for t, time in zip(scheduler.timesteps, times[:-1], strict=True):
+        y = scheduler.step(torch.tensor(network(y.numpy(), time - 1)), t, y).prev_sample
+        expected.append(y.double().numpy())
+    denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.eps)
+    levels = jax.tree.map(np.asarray, VP(jnp.asarray(times[::2])))
+    found = ours(samplers.dpm_solver(schedule=VP, data=data), denoiser, levels, x, noise)
+    check(found[:-1], expected[1:-2:2])  # their last step has no length
+
+
+def test_ipndm():
+    """From the second level, as there is no signal at the first. Their network predicts v."""
+    steps = 2 * STEPS
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(1)
+    x, noise = draws(steps - 1)
+    y, expected = torch.tensor(x), []
+    for t in scheduler.timesteps[1:]:
+        y = scheduler.step(torch.tensor(network(y.numpy(), 1000 * float(t))), t, y).prev_sample
+        expected.append(y.numpy())
+    times = np.append(scheduler.timesteps[1:], 0.0)
+    levels = Noise(*(np.float32(leaf) for leaf in (times, scheduler.alphas[1:], scheduler.betas[1:])))
+
+    def denoiser(x, noise):
+        return Denoised(noise.alpha * x - noise.sigma * network(x, 1000 * noise.t, jnp))
+
+    check(ours(samplers.ipndm(), denoiser, levels, x, noise), expected)
 
 
 # EDMEulerScheduler adds its churn after the network's evaluation, then takes an Euler step.
@@ -523,8 +573,8 @@ def test_grids_of_any_number_of_steps(name):
 
 @pytest.mark.parametrize("name", ["StableDiffusion", "StableDiffusionXL"])
 def test_align_your_steps(name):
-    grid = {"StableDiffusion": time_grids.ays_sd15, "StableDiffusionXL": time_grids.ays_sdxl}[name]
     """The timesteps of their table of levels; theirs of Stable Diffusion differ by one in one place."""
+    grid = {"StableDiffusion": time_grids.ays_sd15, "StableDiffusionXL": time_grids.ays_sdxl}[name]
     difference = np.abs(grid(STEPS, VP)[:-1] - 1 - AysSchedules[f"{name}Timesteps"])
     assert difference.max() <= 1 and difference.sum() <= 1, difference
 
