@@ -17,7 +17,7 @@ from diffjax.diffusion.parameterizations import v
 from diffjax.diffusion.samplers import adaptive
 from tests.diffusion.test_samplers import FROM, TO, Angle, best_of_mixture
 
-ORDERS = {"rk45": 5, "dpm_adaptive": 3}
+ORDERS = {"rk45": 5, "dpm_adaptive": 3}  # of the default options
 X = np.linspace(-2, 2, 8).reshape(4, 2)
 
 
@@ -41,6 +41,8 @@ def program(name):
 
 def solve(name, x=X, steps=1, end=TO, **options):
     options = {"atol": options["rtol"] / 5, "max_evaluations": 10_000, **options}
+    if name == "dpm_adaptive":
+        options = {"order": 3, "k_diffusion": False, **options}  # traced, for one compilation
     with jax.enable_x64(True):
         levels = Angle()(jnp.pad(jnp.linspace(FROM, end, steps + 1), (0, 40 - steps), constant_values=end))
         return jax.tree.map(np.asarray, program(name)(x, levels, steps, options))
@@ -77,13 +79,15 @@ def test_the_error_follows_the_tolerance(name):
     assert counts[0] <= counts[1] < counts[2]
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_order_of_convergence_without_a_tolerance(name):
+@pytest.mark.parametrize(
+    "name, stages, order, options",
+    [("rk45", 6, 5, {}), ("dpm_adaptive", 3, 3, {}), ("dpm_adaptive", 2, 2, {"order": 2})],
+)
+def test_order_of_convergence_without_a_tolerance(name, stages, order, options):
     """Every step of the grid, but for the first ones, is then one step of the method."""
-    results = [solve(name, steps=steps, rtol=1e9) for steps in (20, 40)]
+    results = [solve(name, steps=steps, rtol=1e9, **options) for steps in (20, 40)]
     errors = [np.abs(x - exact()).max() for x, _ in results]
-    assert -0.5 < np.log2(errors[0] / errors[1]) - ORDERS[name] < 1.2
-    stages = {"rk45": 6, "dpm_adaptive": 3}[name]
+    assert -0.5 < np.log2(errors[0] / errors[1]) - order < 1.2
     at_least = 40 * (1 + stages)
     assert (results[1][1].count >= at_least).all() and (results[1][1].count <= at_least + 2 * stages).all()
 
@@ -107,37 +111,96 @@ def test_the_limit_of_evaluations_ends_with_a_ddim_step(name):
     np.testing.assert_allclose(x, ddim, rtol=1e-5)
 
 
-def test_dpm_adaptive_is_the_algorithm_of_its_paper():
-    """In NumPy, for one example: Lu et al. 2022, DPM-Solver-23 with its step sizes in half the log-SNR."""
-    rtol, atol = 0.05, 0.0078
+def level_of(ratio):
+    angle = np.arctan(ratio)
+    return Noise(0.0, np.cos(angle), np.sin(angle))
+
+
+def eps_at(x, noise):
+    return (x - noise.alpha * best_of_mixture(x, noise, np)) / noise.sigma
+
+
+def dpm_solver_12_and_23(order):
+    """Returns the step of Lu et al. 2022 in half the log-SNR: (x, place, h) -> solutions of lower and higher order."""
 
     def level(half_log_snr):
-        angle = np.arctan(np.exp(-half_log_snr))
-        return Noise(0.0, np.cos(angle), np.sin(angle))
+        return level_of(np.exp(-half_log_snr))
 
-    def eps_at(x, half_log_snr):
-        noise = level(half_log_snr)
-        return (x - noise.alpha * best_of_mixture(x, noise, np)) / noise.sigma
+    def step(x, place, h):
+        now, next = level(place), level(place + h)
+        eps = eps_at(x, now)
 
-    start, end = (-np.log(np.tan(t * np.pi / 2)) for t in (FROM, TO))
-    x, place, h, count = X[0], start, 0.05, 1
-    while place < end:
-        h = min(h, end - place)
-        now, next, eps = level(place), level(place + h), eps_at(x, place)
+        def move(to, h):
+            return to.alpha / now.alpha * x - to.sigma * np.expm1(h) * eps
+
+        first_order = move(next, h)
+        if order == 2:
+            middle = level(place + h / 2)
+            return first_order, first_order - next.sigma * np.expm1(h) * (eps_at(move(middle, h / 2), middle) - eps)
         thirds = [level(place + h / 3), level(place + 2 * h / 3)]
-        u1 = thirds[0].alpha / now.alpha * x - thirds[0].sigma * np.expm1(h / 3) * eps
-        d1 = eps_at(u1, place + h / 3) - eps
-        second = thirds[1].sigma * 2 * (np.expm1(2 * h / 3) / (2 * h / 3) - 1) * d1
-        u2 = thirds[1].alpha / now.alpha * x - thirds[1].sigma * np.expm1(2 * h / 3) * eps - second
-        d2 = eps_at(u2, place + 2 * h / 3) - eps
-        first_order = next.alpha / now.alpha * x - next.sigma * np.expm1(h) * eps
+        d1 = eps_at(move(thirds[0], h / 3), thirds[0]) - eps
+        u2 = move(thirds[1], 2 * h / 3) - thirds[1].sigma * 2 * (np.expm1(2 * h / 3) / (2 * h / 3) - 1) * d1
+        d2 = eps_at(u2, thirds[1]) - eps
         lower = first_order - next.sigma * 1.5 * np.expm1(h) * d1
-        higher = first_order - next.sigma * 1.5 * (np.expm1(h) / h - 1) * d2
-        error = np.sqrt(np.mean(((higher - lower) / np.maximum(atol, rtol * np.minimum(abs(lower), abs(higher)))) ** 2))
-        if error <= 1:
-            x, place = higher, end if place + h >= end else place + h
-        h, count = h * np.clip(0.9 * error ** (-1 / 3), 0.2, 2), count + 3
-    found, evaluations = solve("dpm_adaptive", rtol=rtol, atol=atol)
+        return lower, first_order - next.sigma * 1.5 * (np.expm1(h) / h - 1) * d2
+
+    return step
+
+
+def dormand_prince(x, place, h):
+    """The step in minus the time u of the rectified flow, where x / (alpha + sigma) has the slope eps - x_0."""
+
+    def scale(place):
+        noise = level_of(-place / (1 + place))
+        return noise, noise.alpha + noise.sigma
+
+    def slope(y, place):
+        noise, size = scale(place)
+        x0 = best_of_mixture(size * y, noise, np)
+        return x0 - (size * y - noise.alpha * x0) / noise.sigma  # by -u
+
+    y, slopes = x / scale(place)[1], []
+    for weights, node in zip([*RK45.A, RK45.B], [*RK45.C, 1.0], strict=True):
+        inside = y + h * sum(w * d for w, d in zip(weights, slopes, strict=False))
+        slopes.append(slope(inside, place + node * h))
+    higher = inside
+    lower = higher + h * sum(w * d for w, d in zip(RK45.E, slopes, strict=True))
+    return scale(place + h)[1] * lower, scale(place + h)[1] * higher
+
+
+HALF_LOG_SNRS = tuple(-np.log(np.tan(t * np.pi / 2)) for t in (FROM, TO))
+FLOW_TIMES = tuple(np.tan(t * np.pi / 2) / (1 + np.tan(t * np.pi / 2)) for t in (FROM, TO))
+STEPS = {  # ends, step, order of the estimated error, number of evaluations, options
+    "rk45": (tuple(-u for u in FLOW_TIMES), dormand_prince, 5, 6, {}),
+    "dpm_adaptive 2": (HALF_LOG_SNRS, dpm_solver_12_and_23(2), 2, 2, {"order": 2}),
+    "dpm_adaptive 3": (HALF_LOG_SNRS, dpm_solver_12_and_23(3), 3, 3, {"order": 3}),
+    "dpm_adaptive 2 of k-diffusion": (HALF_LOG_SNRS, dpm_solver_12_and_23(2), 2, 2, {"order": 2, "k_diffusion": True}),
+    "dpm_adaptive 3 of k-diffusion": (HALF_LOG_SNRS, dpm_solver_12_and_23(3), 3, 3, {"order": 3, "k_diffusion": True}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_equal_numpy(name):
+    """For one example, with our tolerance and step sizes, or those of k-diffusion."""
+    (place, end), step, order, stages, options = STEPS[name]
+    rtol, atol = (1e-6, 1e-7) if name == "rk45" else (0.05, 0.0078)
+    x, previous, size, count, rejected = X[0], X[0], 0.05, 1, 0
+    while place < end:
+        h = min(size, end - place)
+        lower, higher = step(x, place, h)
+        scale = np.minimum(abs(lower), abs(higher))
+        if "k_diffusion" in options:
+            scale = np.maximum(abs(lower), abs(previous))
+        error = np.sqrt(np.mean(((higher - lower) / np.maximum(atol, rtol * scale)) ** 2))
+        factor, is_accepted = np.clip(0.9 * error ** (-1 / order), 0.2, 2), error <= 1
+        if "k_diffusion" in options:  # whose next size is not that of a step cut short
+            h, factor = size, 1 + np.arctan((error + 1e-8) ** (-1 / order) - 1)
+            is_accepted = factor >= 0.81
+        if is_accepted:
+            x, previous, place = higher, lower, min(place + size, end)
+        size, count, rejected = h * factor, count + stages, rejected + (not is_accepted)
+    assert rejected > 0
+    found, evaluations = solve(name.split()[0], rtol=rtol, atol=atol, **options)
     np.testing.assert_allclose(found[0], x, rtol=1e-6)
     assert evaluations.count[0] == count
 

@@ -1,5 +1,6 @@
 """Samplers take the steps of k-diffusion (0.1.1.post1), from the same denoiser and noise."""
 
+import functools
 import importlib.util
 import itertools
 import sys
@@ -14,7 +15,7 @@ from jax import numpy as jnp
 
 from diffjax.diffusion import samplers, time_grids
 from diffjax.diffusion.noise import Noise, flow_time
-from tests.diffusion.test_published_samplers import NOISE, SCHEDULE, SHAPE, STEPS, denoise, run
+from tests.diffusion.test_published_samplers import NOISE, SCHEDULE, SHAPE, STEPS, denoise, denoiser, run
 
 torch = pytest.importorskip("torch")
 SPEC = importlib.util.find_spec("k_diffusion")
@@ -113,3 +114,33 @@ def test_steps_of_dpm_solver(order):
         x, _ = getattr(solver, f"dpm_solver_{order}_step")(x, start, end)
         expected.append(x.numpy())
     check(samplers.dpm_solver(schedule=SCHEDULE, order=order), expected)
+
+
+class Exponential:
+    """alpha = 1 and sigma = e^t: a schedule in float64."""
+
+    timesteps, first = np.log(80.0), np.log(0.002)
+
+    def __call__(self, t):
+        return Noise(jnp.asarray(t), jnp.ones_like(t), jnp.exp(t))
+
+    def time_at(self, log_snr):
+        return -log_snr / 2
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_adaptive_steps(order):
+    """Theirs have one step size per batch, so each example is a batch; the first estimate is not in their count."""
+    options = {"order": order, "rtol": 0.01, "atol": 0.001}  # with which steps are rejected
+    with jax.enable_x64(True):
+        schedule, x = Exponential(), jnp.asarray(X)
+        sampler = samplers.dpm_adaptive(schedule=schedule, **options, k_diffusion=True)
+        step = jax.jit(functools.partial(sampler.step, None, denoiser))
+        found, carry = step(sampler.init(x), x, schedule(schedule.timesteps), schedule(schedule.first))
+    for i, x in enumerate(torch.tensor(X)):
+        expected, info = k_diffusion.sample_dpm_adaptive(
+            model, x[None], np.float64(0.002), np.float64(80.0), return_info=True, disable=True, **options
+        )
+        assert info["n_reject"] > 0
+        np.testing.assert_allclose(found[i], expected[0], rtol=1e-5)
+        assert sampler.evaluations(carry).count[i] == 1 + info["nfe"]

@@ -28,6 +28,7 @@ from diffjax.diffusion.samplers.base import (
 
 _FIRST_SIZE = 0.05  # in the variable of integration: half the log-SNR, or the time of a rectified flow
 _SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 2.0  # of the next step size
+_ACCEPTED_FACTOR, _MIN_ERROR = 0.81, 1e-8  # of k-diffusion: the former is `accept_safety`
 _MAX_RATIO = 1000.0  # sigma / alpha; steps from noisier levels to this one are of first order
 _STAGES = np.array(  # of Dormand & Prince; the last row is the solution of fifth order
     [
@@ -102,6 +103,7 @@ def dpm_adaptive(
     rtol: Array | float = 0.05,
     atol: Array | float = 0.0078,
     max_evaluations: Array | int = 1000,
+    k_diffusion: Array | bool = False,
 ) -> Sampler:
     """DPM-Solver with adaptive step sizes: DPM-Solver-23, or -12, of `order` evaluations per step.
 
@@ -113,12 +115,16 @@ def dpm_adaptive(
       rtol: tolerance relative to |x|.
       atol: tolerance of small values of x; by default one of 256 grey levels.
       max_evaluations: per sample.
+      k_diffusion: whether steps are accepted and sized as in k-diffusion's `sample_dpm_adaptive`, with its default
+        coefficients. |x| is then the larger one of the solution of lower order and that of the step before, as in the
+        paper, and errors up to 1.5 times the tolerance are accepted at order 2, up to 1.9 times at order 3.
 
     Raises:
       ValueError: an option is out of its range; traced ones are not checked.
 
-    Reference: DPM-Solver (Lu et al. 2022), its adaptive step size. Here |x| is the smaller one of both solutions, and
-    a step is at most twice as long as the one before, so that steps that overshoot are not accepted.
+    Reference: DPM-Solver (Lu et al. 2022), its adaptive step size; Crowson's k-diffusion. By default |x| is the smaller
+    one of both solutions, and a step is at most twice as long as the one before, so that steps that overshoot are not
+    accepted.
     """
     check_order(order, 3, lowest=2)
 
@@ -145,7 +151,7 @@ def dpm_adaptive(
         stages=jnp.asarray(order, jnp.int32),
         exponent=1 / order,
     )
-    return _adaptive(method, schedule, rtol, atol, max_evaluations)
+    return _adaptive(method, schedule, rtol, atol, max_evaluations, k_diffusion)
 
 
 class _Method(NamedTuple):
@@ -188,6 +194,7 @@ class _State(NamedTuple):
     Attributes:
       x: [B, ...].
       x0: estimate at `x`.
+      lower: solution of lower order of the step before; at first `x`.
       place: variable of integration [B, 1, ...].
       size: next step size [B, 1, ...].
       count: number of evaluations [B, 1, ...].
@@ -195,15 +202,22 @@ class _State(NamedTuple):
 
     x: Array
     x0: Array
+    lower: Array
     place: Array
     size: Array
     count: Array
 
 
 def _adaptive(
-    method: _Method, schedule: Schedule, rtol: Array | float, atol: Array | float, max_evaluations: Array | int
+    method: _Method,
+    schedule: Schedule,
+    rtol: Array | float,
+    atol: Array | float,
+    max_evaluations: Array | int,
+    k_diffusion: Array | bool = False,
 ) -> Sampler:
-    """Returns the sampler of a method."""
+    """Returns the sampler of a method; for `k_diffusion` see `dpm_adaptive`."""
+    k_diffusion = jnp.asarray(k_diffusion, bool)
     if isinstance(rtol, int | float) and isinstance(atol, int | float) and rtol == atol == 0:
         raise ValueError("rtol=0, atol=0: one of them must be above 0")
 
@@ -231,21 +245,27 @@ def _adaptive(
             reached = jnp.where(size < end - state.place, state.place + size, end)
             lower = method.move(state.x, _mean(method.lower_weights(size), values), start, method.level(reached))
 
-            allowed = jnp.maximum(atol, rtol * jnp.minimum(jnp.abs(lower), jnp.abs(higher)))
+            smaller = jnp.minimum(jnp.abs(lower), jnp.abs(higher))
+            larger = jnp.maximum(jnp.abs(lower), jnp.abs(state.lower))
+            allowed = jnp.maximum(atol, rtol * jnp.where(k_diffusion, larger, smaller))
             squares = jnp.square((higher - lower) / allowed)
             error = jnp.sqrt(jnp.mean(squares, axis=tuple(range(1, x.ndim)), keepdims=True))
             factor = jnp.clip(_SAFETY * error**-method.exponent, _MIN_FACTOR, _MAX_FACTOR)
+            limited = 1 + jnp.arctan((error + _MIN_ERROR) ** -method.exponent - 1)
+            factor = jnp.where(k_diffusion, limited, factor)
             factor = jnp.where(jnp.isnan(factor), _MIN_FACTOR, factor)
 
             runs = is_running(state)
-            is_accepted = runs & (error <= 1)
+            is_accepted = runs & jnp.where(k_diffusion, factor >= _ACCEPTED_FACTOR, error <= 1)
             # a step that was cut short by the end of the grid's does not shorten the next one
             next_size = jnp.where(
                 is_accepted & (size < state.size), jnp.maximum(state.size, factor * size), factor * size
             )
+            next_size = jnp.where(k_diffusion, factor * state.size, next_size)
             return _State(
                 jnp.where(is_accepted, higher, state.x),
                 jnp.where(is_accepted, x0, state.x0),
+                jnp.where(is_accepted, lower, state.lower),
                 jnp.where(is_accepted, reached, state.place),
                 jnp.where(runs, next_size, state.size),
                 state.count + jnp.where(runs, method.stages, 0),
@@ -260,6 +280,7 @@ def _adaptive(
         state = _State(
             x,
             x0,
+            x,
             jnp.full(column, method.place(first), x.dtype),
             carry.size.reshape(column),
             carry.evaluations.count.reshape(column) + count,
