@@ -15,7 +15,7 @@ from diffjax.diffusion.noise import Noise, flow_time
 SCHEDULE = noise_schedules.edm(1000, continuous=True)
 STEPS, SHAPE = 40, (3, 2)
 RNG = np.random.default_rng(0)
-NOISE = RNG.normal(size=(2, STEPS, *SHAPE))  # one for each part of a step
+NOISE = RNG.normal(size=(3, STEPS, *SHAPE))  # one for each part, or repeat, of a step
 
 
 def denoise(x, sigma, xp=np):
@@ -156,6 +156,26 @@ def deis(x, sigmas):
         yield x
 
 
+def heun_step(x, sigma, to):
+    d = slope(x, sigma)
+    return x + (to - sigma) * (d + slope(x + (to - sigma) * d, to)) / 2
+
+
+def restart(x, sigmas):
+    """Xu et al. 2023 and their code, which restarts at the level nearest to t_min; N_restart is a number of levels."""
+    t_min, t_max, repeats, n_restart = RESTART["low"], RESTART["high"], RESTART["repeats"], RESTART["inner_steps"] + 1
+    nearest = min((to for _, to in sigmas), key=lambda to: abs(to - t_min))
+    for i, (sigma, to) in enumerate(sigmas):
+        x = heun_step(x, sigma, to)
+        if to == nearest:
+            inner = np.linspace(t_max ** (1 / 7), to ** (1 / 7), n_restart) ** 7
+            for repeat in range(repeats):
+                x = x + np.sqrt(t_max**2 - to**2) * NOISE[1 + repeat, i]
+                for now, next in itertools.pairwise(inner):
+                    x = heun_step(x, now, next)
+        yield x
+
+
 def euler_maruyama(x, sigmas):
     """SiT's code on the linear path, where x / (1 + sigma) is at t = 1 / (1 + sigma); diffusion coefficient `sigma`."""
     x = x / (1 + sigmas[0][0])
@@ -168,8 +188,10 @@ def euler_maruyama(x, sigmas):
         yield x * (1 + to)
 
 
+RESTART = {"low": 0.1, "high": 2.0, "repeats": 2, "inner_steps": 9}
 SAMPLERS = {
     "euler_maruyama": (samplers.euler_maruyama(), euler_maruyama),
+    "restart": (samplers.restart(schedule=SCHEDULE, **RESTART), restart),
     "dpm_solver 3": (samplers.dpm_solver(schedule=SCHEDULE, order=3), dpm_solver_3),
     "dpm_solver data 3": (samplers.dpm_solver(schedule=SCHEDULE, order=3, data=True), dpmpp_3s),
     "dpm2_ancestral": (samplers.dpm2_ancestral(schedule=SCHEDULE), dpm_2_ancestral),

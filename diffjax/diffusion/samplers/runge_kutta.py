@@ -96,20 +96,20 @@ def restart(
     """Restart: Heun's method that goes back to more noise several times, which contracts errors of earlier steps.
 
     At the first level of the grid that is at most `low`, or else at the last one with noise, noise is added up to
-    `high`, and `inner_steps` steps of Heun on EDM's grid return to that level. Equals `heun` if that level is not below
-    `high`, as on a grid of one step.
+    `high`, and `inner_steps` steps of Heun on EDM's grid return to that level. The authors' code restarts at the level
+    that is nearest to t_min, on either side. Equals `heun` if that level is not below `high`, as on a grid of one step.
 
     Args:
       schedule: noise level at a timestep.
       low: t_min, of sigma / alpha.
       high: t_max, of sigma / alpha, above `low` and at most 1000, as little signal is left there.
       repeats: K, how many times; 0: `heun`.
-      inner_steps: N_restart, at least 1.
+      inner_steps: at least 1. N_restart of the authors' code is the number of levels, inner_steps + 1.
 
     Raises:
       ValueError: an option is out of its range; traced ones are not checked.
 
-    Reference: Xu et al. 2023, "Restart sampling for improving generative processes", algorithm 1.
+    Reference: Xu et al. 2023, "Restart sampling for improving generative processes", algorithm 1, and its code.
     """
     if isinstance(low, int | float) and isinstance(high, int | float) and not 0 < low < high <= 1000:
         raise ValueError(f"low={low:g}, high={high:g}: must be 0 < low < high <= 1000")
