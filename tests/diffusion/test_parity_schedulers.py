@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -388,12 +389,14 @@ def test_ipndm():
 
 # EDMEulerScheduler adds its churn after the network's evaluation, then takes an Euler step.
 @pytest.mark.parametrize("schedule", [EDM, VP], ids=["edm", "vp"])
-@pytest.mark.parametrize("churn", [3.0, 80.0])
-def test_churn(schedule, churn, monkeypatch):
-    low, high, noise_scale = 0.05, 10.0, 1.007
+@pytest.mark.parametrize("churn, high", [(3.0, 10.0), (80.0, 10.0), (80.0, math.inf)])
+def test_churn(schedule, churn, high, monkeypatch):
+    """Without an upper bound of theirs the first steps start beyond the last level."""
+    low, noise_scale = 0.05, 1.007
     steps = 18  # EDM's own for CIFAR-10; in 10 steps some are too long for the correction, with noise added
     (x, noise), levels = draws(steps), lay(time_grids.karras, schedule, steps)
-    sampler = samplers.edm(schedule=schedule, steps=steps, churn=churn, noise=noise_scale, low=low, high=high)
+    options = {"churn": churn, "noise": noise_scale, "low": low, "high": high, "beyond": high == math.inf}
+    sampler = samplers.edm(schedule=schedule, steps=steps, **options)
     denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.edm)
 
     scheduler = KarrasVeScheduler(s_churn=churn, s_noise=noise_scale, s_min=low, s_max=high)

@@ -161,6 +161,15 @@ def heun_step(x, sigma, to):
     return x + (to - sigma) * (d + slope(x + (to - sigma) * d, to)) / 2
 
 
+def edm(x, sigmas):
+    """Karras et al. 2022, algorithm 2; the first steps start above sigma_max."""
+    for i, (sigma, to) in enumerate(sigmas):
+        gamma = min(CHURN["churn"] / STEPS, np.sqrt(2) - 1) if sigma >= CHURN["low"] else 0.0
+        hat = (1 + gamma) * sigma
+        x = heun_step(x + np.sqrt(hat**2 - sigma**2) * CHURN["noise"] * NOISE[0, i], hat, to)
+        yield x
+
+
 def restart(x, sigmas):
     """Xu et al. 2023 and their code, which restarts at the level nearest to t_min; N_restart is a number of levels."""
     t_min, t_max, repeats, n_restart = RESTART["low"], RESTART["high"], RESTART["repeats"], RESTART["inner_steps"] + 1
@@ -188,9 +197,11 @@ def euler_maruyama(x, sigmas):
         yield x * (1 + to)
 
 
+CHURN = {"churn": 20.0, "noise": 1.003, "low": 0.05}
 RESTART = {"low": 0.1, "high": 2.0, "repeats": 2, "inner_steps": 9}
 SAMPLERS = {
     "euler_maruyama": (samplers.euler_maruyama(), euler_maruyama),
+    "edm beyond sigma_max": (samplers.edm(schedule=SCHEDULE, steps=STEPS, beyond=True, **CHURN), edm),
     "restart": (samplers.restart(schedule=SCHEDULE, **RESTART), restart),
     "dpm_solver 3": (samplers.dpm_solver(schedule=SCHEDULE, order=3), dpm_solver_3),
     "dpm_solver data 3": (samplers.dpm_solver(schedule=SCHEDULE, order=3, data=True), dpmpp_3s),

@@ -14,6 +14,7 @@ from scipy.integrate import solve_ivp
 from diffjax.diffusion import noise_schedules, samplers, sampling, time_grids, variance
 from diffjax.diffusion.denoiser import Denoised
 from diffjax.diffusion.noise import Noise, posterior_mean, posterior_variance
+from diffjax.diffusion.samplers import runge_kutta
 from diffjax.registry import choices
 from tests.diffusion.closed_forms import discrete
 
@@ -139,6 +140,20 @@ def test_restart_in_one_step_is_heun():
         return [sampling.run(keys, best, sampler, levels, 1, x) for sampler in (restart, samplers.heun())]
 
     np.testing.assert_allclose(*run(*tables), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "edm"])
+def test_churn_beyond_the_last_level_keeps_the_kind_of_process(name):
+    """alpha^2 + sigma^2 = 1, or alpha = 1 where noise explodes; at levels of the process `beyond` changes nothing."""
+    schedule = getattr(noise_schedules, name)(1000)
+    last, inside = schedule(1000.0), schedule(500.0)
+    more = runge_kutta._noisier(schedule, last, 0.4, True)
+    np.testing.assert_allclose(more.sigma / more.alpha, 1.4 * last.sigma / last.alpha, rtol=1e-6)
+    np.testing.assert_allclose(more.alpha if name == "edm" else np.hypot(more.alpha, more.sigma), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(runge_kutta._noisier(schedule, last, 0.4, False), last, rtol=1e-5)
+    found = [runge_kutta._noisier(schedule, inside, 0.01, beyond) for beyond in (False, True)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0].sigma / found[0].alpha, 1.01 * inside.sigma / inside.alpha, rtol=1e-5)
 
 
 @pytest.mark.slow
