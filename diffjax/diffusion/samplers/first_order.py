@@ -112,18 +112,28 @@ def euler_ancestral(*, eta: Array | float = 1.0) -> Sampler:
     return ddim(eta=eta)
 
 
-def euler_maruyama(*, constant: Array | float = 0.0, sigma: Array | float = 1.0, sbdm: Array | float = 0.0) -> Sampler:
+def euler_maruyama(
+    *,
+    constant: Array | float = 0.0,
+    sigma: Array | float = 1.0,
+    sbdm: Array | float = 0.0,
+    decreasing: Array | float = 0.0,
+    increasing_decreasing: Array | float = 0.0,
+) -> Sampler:
     """Euler-Maruyama steps of SiT's SDE, whose diffusion coefficient w is a choice: w = 0 is Euler's method.
 
-    In the coordinates of a rectified flow with time u in [0, 1], w / 2 = constant + sigma u + sbdm u / (1 - u). The
-    marginals do not depend on w in the limit of many steps. The last step returns x_0.
+    In the coordinates of a rectified flow with time u in [0, 1], which is 1 - t in SiT's code, w / 2 = constant +
+    sigma u + sbdm u / (1 - u) + decreasing (1 - cos(pi u))^2 / 4 + increasing_decreasing sin^2(pi u). The marginals do
+    not depend on w in the limit of many steps. The last step returns x_0.
 
     Args:
       constant: >= 0, factor of SiT's `constant`.
       sigma: >= 0, factor of SiT's `sigma`, the same as its `linear`.
       sbdm: >= 0, factor of SiT's `SBDM`, the coefficient of the reverse of the forward process.
+      decreasing: >= 0, factor of SiT's `decreasing` with norm 1.
+      increasing_decreasing: >= 0, factor of SiT's `increasing-decreasing`.
 
-    Reference: SiT (Ma et al. 2024), eq. 4, and its code.
+    Reference: SiT (Ma et al. 2024), eq. 4, and its code, where the factors are a `norm`.
     """
 
     def step(noise, denoiser, carry, x, now, next):
@@ -131,7 +141,10 @@ def euler_maruyama(*, constant: Array | float = 0.0, sigma: Array | float = 1.0,
         time, scale = flow_time(now), next.alpha + next.sigma
         length = time - flow_time(next)
         of_process = jnp.where(has_signal(now), time / (1 - time), 0.0)
-        half = jnp.where(next.sigma > 0, constant + sigma * time + sbdm * of_process, 0.0)  # w / 2
+        half = constant + sigma * time + sbdm * of_process  # w / 2
+        half += decreasing * (1 - jnp.cos(jnp.pi * time)) ** 2 / 4
+        half += increasing_decreasing * jnp.sin(jnp.pi * time) ** 2
+        half = jnp.where(next.sigma > 0, half, 0.0)
         score = -eps_from_x0(x, x0, now) / time
         change = half * length * score + jnp.sqrt(2 * half * length) * noise(now, next)
         return ddim_step(x, x0, now, next) + scale * change, carry
