@@ -76,7 +76,9 @@ def pigdm(
     Returns:
       The denoiser.
 
-    Reference: Song et al. 2023, section 3; the gradient is not multiplied by r_t^2, as the samplers here do that.
+    Reference: Song et al. 2023, section 3, for the gradient g of log p(y | x_t). Here it is that of a classifier: the
+    estimate of x_0 moves by sigma^2 / alpha g, and eps with it. The authors' code (NVlabs/RED-diff) takes DDIM's step
+    with the unguided estimates instead, and adds alpha_next alpha r_t^2 g for measurements without noise.
     """
 
     def solve(noise, x0, pull_back, difference):

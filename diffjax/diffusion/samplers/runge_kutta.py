@@ -217,8 +217,9 @@ def dpmpp_2s_ancestral(*, schedule: Schedule, eta: Array | float = 1.0) -> Sampl
 def dpmpp_sde(*, schedule: Schedule, eta: Array | float = 1.0) -> Sampler:
     """Stochastic DPM-Solver++: DDIM steps with noise to the midpoint in log-SNR, and with its x_0 over the whole step.
 
-    Two evaluations per step, and one in the last. Both noises are of one Brownian path, so the order is 2 in
-    distribution.
+    Two evaluations per step, and one in the last. The noises to the midpoint and of the whole step are of one Brownian
+    path over the time sigma / (alpha + sigma) of a rectified flow, so the order is 2 in distribution. Those of
+    k-diffusion are of a path over sigma / alpha.
 
     Args:
       schedule: noise level at a timestep.
