@@ -42,11 +42,20 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "KDPM2DiscreteScheduler": ("dpm2", "linspace", 25),
     "KDPM2AncestralDiscreteScheduler": ("dpm2_ancestral", "linspace", 25),
     "LCMScheduler": ("lcm", "trailing", 4),
-    # without a sampler of ours: the nearest one; the last step of DEIS ends at the first level
-    "DPMSolverSinglestepScheduler": ("dpmpp_2m", "linspace", 25),
+    "DPMSolverSinglestepScheduler": ("dpm_solver(data=True)", "linspace", 13),
     "DEISMultistepScheduler": ("deis(order=2,log_rho=True)", "linspace", 25),
 }
-_REPLACED = ("DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
+_SOLVERS = {  # of DPMSolverMultistepScheduler, by algorithm_type, solver_order and solver_type
+    ("dpmsolver++", 2, "midpoint"): "dpmpp_2m",
+    ("dpmsolver++", 2, "heun"): "dpmpp_2m_sde(eta=0,heun=True)",
+    ("dpmsolver++", 3, "heun"): "dpmpp_3m_sde(eta=0)",
+    ("sde-dpmsolver++", 2, "midpoint"): "dpmpp_2m_sde",
+    ("sde-dpmsolver++", 2, "heun"): "dpmpp_2m_sde(heun=True)",
+    ("dpmsolver", 2, "midpoint"): "dpm_solver_multistep",
+    ("dpmsolver", 2, "heun"): "dpm_solver_multistep(heun=True)",
+    ("dpmsolver", 3, "midpoint"): "dpm_solver_multistep(order=3)",
+    ("dpmsolver", 3, "heun"): "dpm_solver_multistep(order=3,heun=True)",
+}
 _OF_SIGMAS = (
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
@@ -64,16 +73,13 @@ _EXACT_SPACINGS = {  # values of timestep_spacing with which our grid has their 
     **dict.fromkeys(_MULTISTEP, ("trailing",)),
     "UnCLIPScheduler": ("linspace",),
 }
+_SIGMAS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log_snr", "use_lu_lambdas": "log_snr"}  # grids
+_EXACT_SIGMAS = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")  # others round timesteps
 _OPTIONS: dict[str, tuple[Any, ...]] = {  # of samplers, which a sampler of ours does not read: the values that it has
-    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), (False,)),
-    **dict.fromkeys(("use_flow_sigmas", "euler_at_final"), (False,)),
+    **dict.fromkeys(("use_beta_sigmas", "use_flow_sigmas", "euler_at_final"), (False,)),
     **dict.fromkeys(("predict_x0", "lower_order_final"), (True,)),
     "interpolation_type": ("linear",),
-    "final_sigmas_type": ("zero",),
     "timestep_type": ("discrete",),
-    "solver_order": (2,),
-    "solver_type": ("midpoint", "bh2", "logrho"),  # the last: of DEIS
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),
     "disable_corrector": ([],),
 }
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -108,7 +114,7 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     if name == "UnCLIPScheduler":
         defaults["beta_schedule"] = "squaredcos_cap_v2"
     defaults["set_alpha_to_one"] = name == "DDIMScheduler"
-    c = with_defaults(path, config, defaults)
+    c = {**with_defaults(path, config, defaults), "_class_name": name}
     for field, known in (
         ("beta_schedule", _SCHEDULES),
         ("prediction_type", _PREDICTIONS),
@@ -121,14 +127,8 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
         raise refused(path, "variance_type", c["variance_type"], f"the network has {channels}")
     if c["trained_betas"] is not None:
         raise refused(path, "trained_betas", "...", "is not supported; only schedules by name are")
-    sampler, spacing, steps = _SAMPLERS[name]
-    if name == "PNDMScheduler" and c.get("skip_prk_steps", False):
-        sampler = "plms"
-    if name == "DPMSolverMultistepScheduler" and c.get("algorithm_type") == "sde-dpmsolver++":
-        sampler = "dpmpp_2m_sde"
-    clips = bool(c["clip_sample"] or c["thresholding"])
-    if name == "DDIMScheduler" and clips:
-        sampler = "ddim(unclipped_eps=True)"  # as pipelines call it, without use_clipped_model_output
+    _, spacing, steps = _SAMPLERS[name]
+    sampler = _sampler(c)[0]
     diffusion = {
         "schedule": _schedule(c),
         "timesteps": c["num_train_timesteps"],
@@ -138,9 +138,7 @@ def read(path: Path, config: Json, *, learns_variance: bool = False) -> tuple[di
     }
     if diffusion["variance"] == "learned_range":
         diffusion["loss"] = "hybrid"
-    grid, threshold = _grid(path, c, spacing, ends_clean=name not in ("DDIMScheduler", "PNDMScheduler")), "none"
-    if grid == "linspace" and name in _MULTISTEP:
-        grid = "trailing"  # their linspace is of n + 1 points, without the last: equal but for rounding
+    grid, threshold = _grid(path, c, spacing), "none"
     if name == "LCMScheduler":
         grid = f"trailing(among={c['original_inference_steps']})"
     if c["thresholding"]:
@@ -161,12 +159,20 @@ def differences(path: Path, config: Json) -> list[str]:
       config: fields of the file, which `read` accepts.
     """
     name = config["_class_name"]
-    sampler, spacing, _ = _SAMPLERS[name]
-    spacing = config.get("timestep_spacing") or spacing
+    sampler, replaced = _sampler(config)
     lines = []
-    if name in _REPLACED:
-        lines.append(f"_class_name={shown(name)}: is replaced by {sampler}, the nearest sampler")
-    elif spacing not in _EXACT_SPACINGS[name]:
+    if replaced:
+        lines.append(f"{replaced}={shown(config.get(replaced))}: is replaced by {sampler}, the nearest sampler")
+    elif _ends_in_other_steps(config):
+        lines.append(f"_class_name={shown(name)}: {sampler} bounds extrapolations, which matters in the last steps")
+    spacing = config.get("timestep_spacing") or _SAMPLERS[name][1]
+    exact = _EXACT_SPACINGS[name] + (("linspace",) if name in _MULTISTEP and _ends_noisy(config) else ())
+    if levels := _spaced_sigmas(config):
+        if name not in _EXACT_SIGMAS:
+            lines.append(f"{levels}=true: the timesteps of {name} are approximated")
+    elif spacing == "leading" and _ends_noisy(config) and not config.get("steps_offset"):
+        lines.append(f"steps_offset=0: the last step of {name} ends at the first level, and is replaced by one to x_0")
+    elif spacing not in exact and replaced != "_class_name":
         lines.append(f"timestep_spacing={shown(spacing)}: the timesteps of {name} are approximated")
     for field, values in _OPTIONS.items():
         if config.get(field) is not None and config[field] not in values:
@@ -174,23 +180,80 @@ def differences(path: Path, config: Json) -> list[str]:
     return [f"{path}: {line}; --sampler and --grid choose others" for line in lines]
 
 
-def _grid(path: Path, c: Mapping[str, Any], spacing: str, *, ends_clean: bool) -> str:
-    """Returns sampler.grid.
+def _sampler(c: Json) -> tuple[str, str | None]:
+    """Returns sampler.name for a scheduler, and the field for which it is only the nearest sampler, if any."""
+    name, algorithm, kind = c["_class_name"], c.get("algorithm_type"), c.get("solver_type")
+    nearest, order = _SAMPLERS[name][0], c.get("solver_order") or 2
+    if name == "PNDMScheduler" and c.get("skip_prk_steps", False):
+        return "plms", None
+    if name == "DDIMScheduler" and (c.get("clip_sample", True) or c.get("thresholding", False)):
+        return "ddim(unclipped_eps=True)", None  # as pipelines call it, without use_clipped_model_output
+    if name in _MULTISTEP and not (isinstance(order, int) and 1 <= order <= 3):
+        return nearest, "solver_order"
+    if name == "DPMSolverMultistepScheduler":  # which replaces names of other solvers by its own
+        algorithm = algorithm if algorithm in ("dpmsolver", "sde-dpmsolver++") else "dpmsolver++"
+        kind = "heun" if kind == "heun" else "midpoint"
+        sampler = _SOLVERS.get((algorithm, order, kind))
+        return sampler or _SOLVERS[algorithm, 2, kind], None if sampler else "solver_order"
+    if name == "UniPCMultistepScheduler":
+        options = [f"order={order}"] * (order != 2) + ["bh1=True"] * (kind == "bh1")
+        sampler = nearest + (f"({','.join(options)})" if options else "")
+        return sampler, "solver_order" if order == 3 else None  # the order of their last steps is lower
+    if name == "DEISMultistepScheduler":
+        return f"deis(order={order},log_rho=True)", None
+    if name == "DPMSolverSinglestepScheduler":  # their steps are stages of ours
+        noise = ",eta=1" if algorithm == "sde-dpmsolver++" else ""
+        return f"dpm_solver(order={order},data={algorithm != 'dpmsolver'}{noise})", "_class_name"
+    return nearest, None
 
-    Args:
-      spacing: timestep_spacing of the scheduler's class.
-      ends_clean: whether the class always ends at the clean image.
-    """
-    spacing = c.get("timestep_spacing") or spacing
+
+def _ends_in_other_steps(c: Json) -> bool:
+    """Returns whether the last steps of a scheduler are longer extrapolations than those of the sampler."""
+    name, order = c["_class_name"], c.get("solver_order") or 2
+    if name not in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") or order == 1:
+        return False
+    return _ends_noisy(c) or (name == "DPMSolverMultistepScheduler" and c.get("solver_type") == "heun")
+
+
+def _spaced_sigmas(c: Json) -> str | None:
+    """Returns the field of a scheduler that spaces its levels in sigma, if it is set and the class has it."""
+    if c["_class_name"] not in (*_OF_SIGMAS, *_MULTISTEP) or c["_class_name"] == "EulerAncestralDiscreteScheduler":
+        return None
+    return next((field for field in _SIGMAS if c.get(field)), None)
+
+
+def _ends_noisy(c: Json) -> bool:
+    """Returns whether the last step of a scheduler ends at the first level instead of the clean image."""
+    name = c["_class_name"]
+    if name in ("DDIMScheduler", "PNDMScheduler"):
+        return not c.get("set_alpha_to_one", name == "DDIMScheduler")
+    return name == "DEISMultistepScheduler" or (name in _MULTISTEP and c.get("final_sigmas_type") == "sigma_min")
+
+
+def _grid(path: Path, c: Json, spacing: str) -> str:
+    """Returns sampler.grid; `spacing` is the timestep_spacing of the scheduler's class."""
+    name, spacing = c["_class_name"], c.get("timestep_spacing") or spacing
     if spacing not in ("leading", "linspace", "trailing"):
         raise refused(path, "timestep_spacing", spacing, "must be leading, linspace or trailing")
-    options = {}
-    if spacing == "leading":
-        options = {"offset": c["steps_offset"]} if c["steps_offset"] else {}
+    ends_noisy = _ends_noisy(c)
+    options: dict[str, Any] = {}
+    if levels := _spaced_sigmas(c):
+        grid = _SIGMAS[levels]
+        if name in _EXACT_SIGMAS:
+            options["fractional"] = True
+    elif spacing == "leading":
+        grid = spacing
+        if c["steps_offset"]:
+            options["offset"] = c["steps_offset"]
         options["whole_strides"] = True
-    if not ends_clean and not c["set_alpha_to_one"] and spacing != "linspace":
+    elif spacing == "linspace" and name in _MULTISTEP and not ends_noisy:
+        grid = "trailing"  # their linspace is of n + 1 points, without the last: equal but for rounding
+    else:
+        grid = spacing
+    starts_above = grid != "leading" or c["steps_offset"] > 0  # the last step, above the first level
+    if ends_noisy and starts_above and (grid != "linspace" or name in _MULTISTEP):
         options["end"] = 1
-    return spacing + (f"({','.join(f'{name}={value}' for name, value in options.items())})" if options else "")
+    return grid + (f"({','.join(f'{option}={value}' for option, value in options.items())})" if options else "")
 
 
 def write(config: ConfigDict, *, path: Path) -> dict[str, Any]:

@@ -389,6 +389,36 @@ SCHEDULERS = [
         {"schedule": "cosine", "parameterization": "x0", "variance": "fixed_small"},
         {"name": "ancestral", "grid": "linspace", "threshold": "clip(limit=10)", "steps": 25},
     ),
+    (
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        {},
+        {"name": "dpm_solver_multistep", "grid": "linspace(end=1)", "steps": 25},
+    ),
+    (
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "use_karras_sigmas": True},
+        {},
+        {"name": "dpmpp_2m", "grid": "karras"},
+    ),
+    (
+        {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 3, "use_exponential_sigmas": True},
+        {},
+        {"name": "dpm_solver(order=3,data=True)", "grid": "log_snr"},
+    ),
+    (
+        {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "solver_type": "bh1"},
+        {},
+        {"name": "unipc(order=3,bh1=True)", "grid": "trailing"},
+    ),
+    (
+        {"_class_name": "DEISMultistepScheduler", "solver_order": 3, "timestep_spacing": "trailing"},
+        {},
+        {"name": "deis(order=3,log_rho=True)", "grid": "trailing(end=1)"},
+    ),
+    (
+        {"_class_name": "HeunDiscreteScheduler", "use_exponential_sigmas": True},
+        {},
+        {"name": "heun", "grid": "log_snr(fractional=True)"},
+    ),
 ]
 
 
@@ -409,19 +439,51 @@ CLASSES = {  # that pipelines of Stable Diffusion accept, and in which timestep_
         for name in ("Euler", "EulerAncestral", "Heun", "LMS", "KDPM2", "KDPM2Ancestral")
     },
     **{f"{name}MultistepScheduler": ("trailing",) for name in ("DPMSolver", "UniPC")},
-    **{f"{name}Scheduler": () for name in ("DEISMultistep", "DPMSolverSinglestep")},
+    "DEISMultistepScheduler": ("linspace", "trailing"),  # its last step ends at the first level
+    "DPMSolverSinglestepScheduler": (),
 }
+SIGMAS = {  # how the grid of use_karras_sigmas is that of the class
+    **dict.fromkeys((f"{name}DiscreteScheduler" for name in ("Euler", "Heun", "LMS")), "exact"),
+    **dict.fromkeys((f"{name}DiscreteScheduler" for name in ("KDPM2", "KDPM2Ancestral")), "approximated"),
+    **dict.fromkeys((f"{name}MultistepScheduler" for name in ("DPMSolver", "UniPC", "DEIS")), "approximated"),
+    "DPMSolverSinglestepScheduler": "approximated",
+}  # other classes have no such field
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_sampler_that_is_not_the_scheduler_s_is_noted(name):
     for spacing in SPACINGS:
-        config = {"_class_name": name, "timestep_spacing": spacing}
+        config = {"_class_name": name, "timestep_spacing": spacing, "steps_offset": 1}
         lines = scheduler_config.differences(PATH, config)
         assert (lines == []) == (spacing in CLASSES[name]), spacing
         assert all(line.startswith(f"{PATH}: ") and "\n" not in line for line in lines)
-    karras = scheduler_config.differences(PATH, {"_class_name": name, "use_karras_sigmas": True})[-1]
-    assert "use_karras_sigmas=true: is not imported" in karras
+    config = {"_class_name": name, "use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    lines, grid = scheduler_config.differences(PATH, config), scheduler_config.read(PATH, config)[1]["grid"]
+    assert grid.startswith("karras") == (name in SIGMAS)
+    approximated = f"{PATH}: use_karras_sigmas=true: the timesteps of {name} are approximated"
+    assert any(line.startswith(approximated) for line in lines) == (SIGMAS.get(name) == "approximated")
+
+
+@pytest.mark.parametrize(
+    ("config", "sampler"),
+    [
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_2m"),  # its second step is another
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": [3], "solver_type": "heun"}, "dpmpp_2m"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "unipc(order=3)"),  # lower in their last steps
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 7}, "unipc"),
+    ],
+)
+def test_a_solver_that_is_not_the_scheduler_s_is_noted(config, sampler):
+    assert scheduler_config.read(PATH, config)[1]["name"] == sampler
+    line, *_ = scheduler_config.differences(PATH, config)
+    assert re.search(rf": solver_order=.*: is replaced by {re.escape(sampler)}, the nearest sampler", line)
+
+
+def test_a_last_step_without_length_is_one_to_the_image():
+    """PNDM's, by default, starts and ends at the first level."""
+    config = {"_class_name": "PNDMScheduler"}
+    assert scheduler_config.read(PATH, config)[1]["grid"] == "leading(whole_strides=True)"
+    assert "steps_offset=0: the last step" in scheduler_config.differences(PATH, config)[0]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeSchedul
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr  # noqa: E402
 from diffusers.schedulers.scheduling_utils import AysSchedules  # noqa: E402
 
+from diffjax.conversion import scheduler_config  # noqa: E402
 from diffjax.diffusion import (  # noqa: E402
     clipping,
     guidance,
@@ -33,6 +35,7 @@ from diffjax.diffusion import (  # noqa: E402
 from diffjax.diffusion.denoiser import Denoised, from_network, with_clipping  # noqa: E402
 from diffjax.diffusion.noise import Noise  # noqa: E402
 from diffjax.diffusion.noise_schedules import Schedule  # noqa: E402
+from diffjax.registry import lookup  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -300,21 +303,21 @@ def feed(monkeypatch, scheduler, noise):
 
 
 def theirs(monkeypatch, case, levels, x, noise):
-    scheduler = getattr(diffusers, case.scheduler)(**case.config)
+    scheduler, steps = getattr(diffusers, case.scheduler)(**case.config), len(noise)
     feed(monkeypatch, scheduler, noise)
     if hasattr(scheduler, "alphas_cumprod"):  # theirs are float32, which leaves 1 - alpha-bar few digits at time 1
         scheduler.alphas_cumprod = torch.tensor(case.schedule.alphas[1:] ** 2)
     if case.scheduler == "FlowMatchHeunDiscreteScheduler":
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(steps)
         network_times = scheduler.timesteps.numpy() - 1
     elif "FlowMatch" in case.scheduler:  # by default they shift the last time twice
-        times = case.grid(STEPS, case.schedule)[:-1]
+        times = case.grid(steps, case.schedule)[:-1]
         scheduler.set_timesteps(sigmas=times / case.schedule.timesteps)
         network_times = times - 1  # ours count from zero, theirs from one and after the shift
     else:
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(steps)
         network_times = scheduler.timesteps
-    alphas = np.asarray(levels.alpha, np.float64) if case.scheduler in SCALED_X else np.ones(STEPS + 1)
+    alphas = np.asarray(levels.alpha, np.float64) if case.scheduler in SCALED_X else np.ones(steps + 1)
     x, seen = torch.tensor(x / alphas[0]), []
     for t, time in zip(scheduler.timesteps, network_times, strict=True):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -346,6 +349,53 @@ def test_steps(name, monkeypatch):
     expected = theirs(monkeypatch, case, levels, x, noise)
     found = ours(case.sampler, denoiser, levels, x, noise)
     check(found[: case.compared], expected[: case.compared], case.tolerance)
+
+
+NEAR = {"final_sigmas_type": "sigma_min"}
+IMPORTED = [  # by class
+    *(
+        ("DPMSolverMultistepScheduler", {"solver_type": kind, "timestep_spacing": "trailing", **config})
+        for kind in ("midpoint", "heun")
+        for config in ({}, NEAR, SDE, {**SDE, **NEAR}, NOISE, {**NOISE, **THIRD})
+    ),
+    *(
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun", "timestep_spacing": "trailing", **THIRD, **config})
+        for config in ({}, NEAR)
+    ),
+    *(
+        (
+            "UniPCMultistepScheduler",
+            {"solver_type": kind, "solver_order": order, "timestep_spacing": "trailing", **config},
+        )
+        for kind in ("bh1", "bh2")
+        for order in (1, 2)
+        for config in ({}, NEAR)
+    ),
+    *(("DEISMultistepScheduler", {"solver_order": order}) for order in (1, 2, 3)),
+    *(
+        (f"{name}DiscreteScheduler", {field: True})
+        for name in ("Euler", "Heun", "LMS")
+        for field in ("use_karras_sigmas", "use_exponential_sigmas")
+    ),
+]
+
+
+@pytest.mark.parametrize("name, config", IMPORTED)
+def test_imported_schedulers(name, config, monkeypatch):
+    config = {**SCALED, **config}
+    read = {"_class_name": name, **config}
+    lines = scheduler_config.differences(Path(), read)
+    assert all("bounds extrapolations, which matters in the last steps" in line for line in lines)
+    section = scheduler_config.read(Path(), read)[1]
+    grid = lookup("sampler.grid", time_grids, section["grid"], injected=("schedule",)).bind()
+    sampler = lookup("sampler.name", samplers, section["name"], injected=("schedule",)).bind(schedule=VP)()
+    steps, (x, noise) = section["steps"], draws(section["steps"])
+    calls = (2,) * (steps - 1) + (1,) if name == "HeunDiscreteScheduler" else (1,) * steps
+    case, levels = Case(sampler, name, config, grid, calls=calls), lay(grid, VP, steps)
+    denoiser = from_network(lambda x, time: network(x, time[0], jnp), parameterizations.eps)
+    expected = theirs(monkeypatch, case, levels, x, noise)
+    count = steps - 5 if lines else steps
+    check(ours(sampler, denoiser, levels, x, noise)[:count], expected[:count])
 
 
 @pytest.mark.parametrize("algorithm, data", [("dpmsolver++", True), ("dpmsolver", False)])
