@@ -77,7 +77,7 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             config="configs/digits.py:dit",
-            duration="72 trainings of 1000 steps, less than three hours on two CPU cores; not measured",
+            duration="72 trainings of 1000 steps: 43 minutes on one core of an Intel Xeon with AVX-512",
             fields={"train.batch_size": 64, "train.eval_every": 1000, "train.num_preview_samples": 0},
             seeds=(0, 1, 2),
             num=1000,
