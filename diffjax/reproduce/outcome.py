@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class Entry:
     def error(self) -> float:
         """Standard deviation over the seeds; for one seed its sampling error; NaN if that is not known."""
         if len(self.known) > 1:
-            return float(np.std(self.known, ddof=1))
+            return statistics.stdev(self.known)  # exactly 0 if they are equal
         errors = [estimate.standard_error for estimate in self.estimates if estimate.standard_error is not None]
         return errors[0] if len(self.known) == len(errors) == 1 else float("nan")
 

@@ -57,6 +57,11 @@ def test_entries_are_means_and_deviations_over_seeds(outcome):
     assert entry.mean == 5 and entry.error == pytest.approx(1)
 
 
+def test_equal_values_have_no_deviation(outcome):
+    computed = outcome(table(lambda *_: 0.1))
+    assert computed.entry(computed.measures[0], {"rate": "low", "steps": "4"}).error == 0  # of floats it is 1.7e-17
+
+
 def test_the_error_of_one_seed_is_of_its_samples(outcome):
     labels = {"rate": "low", "steps": "4"}
     known = outcome(table(lambda *_: 1.0, seeds=(0,)), sampling=0.2)
