@@ -29,7 +29,7 @@ _MAX_COUNTS = {  # a config above them is damaged or hostile, and would take hou
     **dict.fromkeys(("num_attention_heads", "patch_size"), 2**16),
     **dict.fromkeys(("num_class_embeds", "num_vq_embeddings", "num_train_timesteps", "num_embeds_ada_norm"), 2**24),
 }
-_TRANSFORMER_OPTIONS = {"norm": "layer", "rope": False, "qk_norm": False, "value_residual": False}
+_TRANSFORMER_OPTIONS = {"norm": "layer", "rope": False, "qk_norm": False, "value_residual": False, "registers": 0}
 _OPTIONAL = ("attention_head_dim", "cross_attention_dim", "variance_type")  # may be null
 _PER_LEVEL = (  # may be lists, as those whose default is one
     *("attention_head_dim", "block_out_channels", "cross_attention_dim", "layers_per_block"),

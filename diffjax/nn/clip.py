@@ -22,7 +22,7 @@ from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import average_pool
 from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import transformer_from_fields
-from diffjax.nn.transformer_layers import make_norm
+from diffjax.nn.transformer_layers import grid_positions, make_norm
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
 Mean = Callable[[Any], Any]  # maps a tree of averages over the local examples to averages over all devices
@@ -35,7 +35,8 @@ class VisionTransformer(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021) with an additional layer norm before the first block.
 
     The embedding is a linear map of the class token's output. With `timesteps`, there is one class token per timestep,
-    as in the code of GLIDE's noised CLIP (Nichol et al. 2021).
+    as in the code of GLIDE's noised CLIP (Nichol et al. 2021). Registers have no position embeddings, as in the code of
+    DINOv2 with registers (Darcet et al. 2024).
 
     Reference: CLIP (Radford et al. 2021), section 2.4.
     """
@@ -55,7 +56,9 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32  # compute dtype of the transformer; parameters are float32
     norm: str = "layer"  # "layer" | "rms"
     qk_norm: bool = False  # RMS norm of queries and keys, per head
+    rope: str | bool = False  # rotate queries and keys: False | True (by the index of tokens) | "grid" (of patches)
     value_residual: bool = False  # mix the values of each block with those of the first one
+    registers: int = 0  # learned tokens between those of the class and the patches, discarded after the last block
 
     @nn.compact
     def __call__(
@@ -103,9 +106,15 @@ class VisionTransformer(nn.Module):
         token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
+        if self.registers:
+            registers = self.param("registers", normal(std), (self.registers, self.width), jnp.float32)
+            registers = jnp.broadcast_to(registers.astype(self.dtype), (batch, self.registers, self.width))
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = make_norm(self.norm, 1e-5, self.dtype, "norm_in")(x)
-        x = transformer_from_fields(self)(x, "all")
-        return x[:, 1:].reshape(shape) if return_features else _projected(x[:, 0], self.dimensions)
+        before = 1 + self.registers
+        positions = grid_positions(height // self.patch, width // self.patch, before)
+        x = transformer_from_fields(self)(x, "all", positions=positions)
+        return x[:, before:].reshape(shape) if return_features else _projected(x[:, 0], self.dimensions)
 
 
 class Bottleneck(nn.Module):

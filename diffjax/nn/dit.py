@@ -26,10 +26,11 @@ from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
-    grid_rotary_angles,
+    grid_positions,
     make_norm,
     mlp_width,
     normalize_heads,
+    rotary_angles,
     rotate,
 )
 from diffjax.typing import Images, Labels, PRNGKeys, Times
@@ -250,8 +251,7 @@ class DiT(nn.Module):
             h = h + grid_embedding(height, width, self.width).astype(self.dtype)[None]
         h, angles = self._add_registers(h.reshape(batch, height * width, self.width)), None
         if self.positions != "sincos":
-            angles = grid_rotary_angles(height, width, self.width // self.heads)
-            angles = jnp.pad(angles, ((self.registers, 0), (0, 0)))  # registers are not rotated
+            angles = rotary_angles(grid_positions(height, width, self.registers), self.width // self.heads)
         num_blocks = self.layers if cache_branch is None or deep is None else cache_branch + 1
         outputs = self._apply_blocks(h, emb, context, dropout_keys, angles, class_tokens, num_blocks)
         outputs = [output[:, -height * width :] for output in outputs]  # without registers and class tokens

@@ -35,6 +35,7 @@ from diffjax.typing import PRNGKeys
 # True: row may attend to column; "causal": to itself and previous positions; "all": to all positions
 Mask = Bool[Array, "T T"] | Bool[Array, "B T T"] | str
 Masks = Mask | Sequence[Mask]  # a sequence has one mask per layer
+Positions = Float[Array, "T 2"]  # row and column of each token
 Cache = tuple[tuple[Float[Array, "B S W"], Float[Array, "B S W"]], ...]  # keys and values per layer
 
 
@@ -132,7 +133,9 @@ class Transformer(nn.Module):
     epsilon: float = 1e-5  # added to the variance, or mean square, in norms
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     norm: str = "layer"  # "layer" | "rms"
-    rope: bool = False  # rotate queries and keys by their positions, besides any position embeddings of the inputs
+    # rotate queries and keys, besides any position embeddings of the inputs: False | True (by the index of their token)
+    # | "grid" (by `positions`)
+    rope: str | bool = False
     qk_norm: bool = False  # RMS norm of queries and keys, per head
     value_residual: bool = False  # mix the values of each block with those of the first one
 
@@ -141,6 +144,7 @@ class Transformer(nn.Module):
         check_choice("initializer", self.initializer, ("gpt2", "clip"))
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads}: must divide width={self.width}")
+        check_choice("rope", str(self.rope), ("False", "True", "grid"))
         check_dropout(self.dropout)
         block = rematerialize(Block, self.remat, static_argnums=(2,))  # 2 is `causal`
         shape = (self.layers, self.heads, self.mlp_ratio)
@@ -149,7 +153,11 @@ class Transformer(nn.Module):
         self.norm_out = make_norm(self.norm, self.epsilon, jnp.float32)
 
     def __call__(
-        self, x: Float[Array, "B T W"], mask: Masks = "causal", dropout_keys: PRNGKeys | None = None
+        self,
+        x: Float[Array, "B T W"],
+        mask: Masks = "causal",
+        dropout_keys: PRNGKeys | None = None,
+        positions: Positions | None = None,
     ) -> Float[Array, "B T W"]:
         """Computes features of embedded inputs.
 
@@ -158,16 +166,17 @@ class Transformer(nn.Module):
           mask: True where a position (row) may attend to a position (column), at least one per row; "causal": to itself
             and previous positions; "all": to all positions. A sequence has one mask per layer.
           dropout_keys: one key per example; None: no dropout.
+          positions: row and column of T tokens at least, for `rope` "grid"; ignored otherwise.
 
         Returns:
           Outputs of the final norm, float32 [B, T, W].
 
         Raises:
-          ValueError: an unknown option, `heads` does not divide `width`, inputs of another width, or another number of
-            masks than layers.
+          ValueError: an unknown option, `heads` does not divide `width`, inputs of another width, another number of
+            masks than layers, or `rope` "grid" without `positions`.
         """
         x, masks = self._prepare(x, mask)
-        angles, first = self._angles(jnp.arange(x.shape[1])), None
+        angles, first = self._angles(positions, 0, x.shape[1]), None
         for block, layer_mask in zip(self.block, masks, strict=True):
             causal = isinstance(layer_mask, str) and layer_mask == "causal"
             array = None if isinstance(layer_mask, str) else layer_mask
@@ -182,7 +191,12 @@ class Transformer(nn.Module):
         return ((zeros, zeros),) * self.layers
 
     def extend(
-        self, x: Float[Array, "B N W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
+        self,
+        x: Float[Array, "B N W"],
+        cache: Cache,
+        position: Int[Array, ""] | int,
+        mask: Masks = "causal",
+        positions: Positions | None = None,
     ) -> tuple[Float[Array, "B N W"], Cache]:
         """Computes features of the inputs from `position` on, given a cache of all previous positions.
 
@@ -191,18 +205,19 @@ class Transformer(nn.Module):
           cache: keys and values of the previous positions.
           position: index of the first input.
           mask: mask of the whole sequence, without attention to later positions.
+          positions: those of the whole sequence, see `__call__`.
 
         Returns:
           The features that `__call__` computes for these inputs, float32 [B, N, W], and the extended cache.
 
         Raises:
-          ValueError: `mask` is "all".
+          ValueError: `mask` is "all", or as `__call__`.
         """
         length = cache[0][0].shape[1]
         rows, columns = position + jnp.arange(x.shape[1]), jnp.arange(length)
         causal = (columns[None, :] <= rows[:, None])[None]
         (x, masks), extended = self._prepare(x, mask), []
-        angles, first = self._angles(rows), None
+        angles, first = self._angles(positions, position, x.shape[1]), None
         if any(isinstance(layer_mask, str) and layer_mask == "all" for layer_mask in masks):
             raise ValueError("mask='all': a cache does not allow attention to later positions; use 'causal'")
         for block, layer_mask, keys_and_values in zip(self.block, masks, cache, strict=True):
@@ -216,15 +231,30 @@ class Transformer(nn.Module):
         return self.norm_out(x), tuple(extended)
 
     def step(
-        self, x: Float[Array, "B W"], cache: Cache, position: Int[Array, ""] | int, mask: Masks = "causal"
+        self,
+        x: Float[Array, "B W"],
+        cache: Cache,
+        position: Int[Array, ""] | int,
+        mask: Masks = "causal",
+        positions: Positions | None = None,
     ) -> tuple[Float[Array, "B W"], Cache]:
         """Computes the features of one position, as `extend`."""
-        y, cache = self.extend(x[:, None], cache, position, mask)
+        y, cache = self.extend(x[:, None], cache, position, mask, positions)
         return y[:, 0], cache
 
-    def _angles(self, positions: Int[Array, " T"]) -> Float[Array, "T P"] | None:
-        """Returns the angles of rotary position embeddings; None without them."""
-        return rotary_angles(positions, self.width // self.heads) if self.rope else None
+    def _angles(
+        self, positions: Positions | None, start: Int[Array, ""] | int, count: int
+    ) -> Float[Array, "count P"] | None:
+        """Returns the angles of rotary position embeddings of `count` tokens from `start` on; None without them."""
+        if not self.rope:
+            return None
+        if self.rope != "grid":
+            places = (start + jnp.arange(count))[:, None]
+        elif positions is None:
+            raise ValueError("rope='grid': requires tokens of images; use True, for the index of each token")
+        else:
+            places = lax.dynamic_slice_in_dim(positions, start, count)
+        return rotary_angles(places, self.width // self.heads)
 
     def _prepare(self, x: Array, mask: Masks) -> tuple[Array, tuple[Mask, ...]]:
         """Returns the input in the compute dtype, and one mask per layer."""
@@ -257,6 +287,7 @@ def generate(
     prefix: Float[Array, "B P W"],
     length: int,
     mask: Masks = "causal",
+    positions: Positions | None = None,
 ) -> Any:
     """Samples `length` tokens after a prefix, with cached keys and values.
 
@@ -269,6 +300,7 @@ def generate(
       prefix: embedded inputs [B, P, W] at positions 0 to P - 1, at least one.
       length: number of tokens to sample.
       mask: see `Transformer.__call__`, for at least P + length - 1 positions: the last token is not an input.
+      positions: see `Transformer.__call__`, of as many tokens.
 
     Returns:
       The values from `pick`, [B, length, ...].
@@ -276,10 +308,10 @@ def generate(
     batch, known, _ = prefix.shape
     cache = model.init_cache(batch, known + length - 1)
     if known > 1:
-        _, cache = model.apply({"params": params}, prefix[:, :-1], cache, 0, mask, method="extend")
+        _, cache = model.apply({"params": params}, prefix[:, :-1], cache, 0, mask, positions, method="extend")
 
     def place(carry, position):
-        y, cache = model.apply({"params": params}, *carry, position - 1, mask, method="step")
+        y, cache = model.apply({"params": params}, *carry, position - 1, mask, positions, method="step")
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
         value, x = pick(folded, y, position)
         return (x.astype(prefix.dtype), cache), value

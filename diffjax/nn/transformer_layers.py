@@ -78,41 +78,34 @@ def normalize_heads(x: Float[Array, "B T C"], heads: int, dtype: DTypeLike, name
     return nn.RMSNorm(1e-6, dtype=dtype, name=name)(x.reshape(*x.shape[:-1], heads, -1)).reshape(x.shape)
 
 
-def rotary_angles(positions: Float[Array, " T"], channels: int) -> Float[Array, "T channels/2"]:
+def rotary_angles(positions: Float[Array, "T A"], channels: int) -> Float[Array, "T channels/2"]:
     """Returns the angles of rotary position embeddings, float32: positions times powers of 1 / 10000.
 
+    With two axes, the first half of the channels is rotated by the row, the second by the column: the convention of the
+    code of EVA-02 (Fang et al. 2023) and JiT (Li & He 2025).
+
     Args:
-      positions: positions of the tokens, in tokens.
-      channels: channels that are rotated, an even number; two have one angle.
+      positions: positions of the tokens [T, A] on A axes, in tokens: 1 in a sequence, 2 in a grid.
+      channels: channels that are rotated, a multiple of 2 A; two have one angle.
 
     Raises:
-      ValueError: an odd number of channels.
+      ValueError: the number of channels is not a multiple of 2 A.
 
     Reference: RoFormer (Su et al. 2021), equation 15.
     """
-    if channels % 2:
-        raise ValueError(f"rotary position embeddings: the {channels} channels per head must be an even number")
-    frequencies = ROTARY_BASE ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
-    return positions.astype(jnp.float32)[:, None] * frequencies[None, :]
-
-
-def grid_rotary_angles(height: int, width: int, channels: int) -> Float[Array, "height*width channels/2"]:
-    """Returns the angles of the positions of a grid, row by row, float32.
-
-    The first half of the channels is rotated by the row, the second by the column, each as `rotary_angles`: the
-    convention of the code of EVA-02 (Fang et al. 2023) and JiT (Li & He 2025).
-
-    Raises:
-      ValueError: the number of channels is not a multiple of 4.
-    """
-    if channels % 4:
+    axes = positions.shape[1]
+    if channels % (2 * axes):
         raise ValueError(
-            f"rotary position embeddings of a grid: the {channels} channels per head must be a multiple of 4"
+            f"rotary position embeddings: the {channels} channels per head must be a multiple of {2 * axes}"
         )
-    rows, columns = (rotary_angles(jnp.arange(length), channels // 2) for length in (height, width))
-    shape = (height, width, channels // 4)
-    by_axis = jnp.broadcast_to(rows[:, None, :], shape), jnp.broadcast_to(columns[None, :, :], shape)
-    return jnp.concatenate(by_axis, axis=-1).reshape(height * width, channels // 2)
+    frequencies = ROTARY_BASE ** (-jnp.arange(0, channels // axes, 2, dtype=jnp.float32) / (channels // axes))
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+    return angles.reshape(len(positions), channels // 2)
+
+
+def grid_positions(height: int, width: int, before: int = 0) -> Float[Array, "before+height*width 2"]:
+    """Returns row and column of the positions of a grid, row by row, after `before` tokens without a position, at 0."""
+    return jnp.pad(jnp.indices((height, width), jnp.float32).reshape(2, -1).T, ((before, 0), (0, 0)))
 
 
 def rotate(x: Float[Array, "B T C"], angles: Float[Array, "T D/2"] | None) -> Float[Array, "B T C"]:

@@ -14,11 +14,11 @@ from jaxtyping import Float
 
 from diffjax.nn.attention import position_embedding
 from diffjax.nn.dit import patchify, unpatchify
-from diffjax.nn.layers import Conv, Dense, check_dropout, check_label, timestep_embedding
+from diffjax.nn.layers import Conv, Dense, check_choice, check_dropout, check_label, timestep_embedding
 from diffjax.nn.partitioning import partition
 from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import Block
-from diffjax.nn.transformer_layers import make_norm
+from diffjax.nn.transformer_layers import grid_positions, make_norm, rotary_angles
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 EPSILON = 1e-5  # of norms
@@ -49,6 +49,9 @@ class UViT(nn.Module):
     norm: str = "layer"  # "layer" | "rms": norms of the tokens
     qk_norm: bool = False  # RMS norm of queries and keys, per head
     activation: str = "gelu"  # of the MLP: "gelu_tanh" | "gelu" | "quick_gelu" | "swiglu", see `mlp_width`
+    value_residual: bool = False  # mix the values of each block with those of the first one
+    rope: str | bool = False  # False | "grid": rotate queries and keys of patches by their row and column
+    registers: int = 0  # learned tokens before all others, discarded after the last block
     output_conv: bool = True  # 3x3 convolution of the output; U-ViT-H has none
 
     @nn.compact
@@ -109,16 +112,26 @@ class UViT(nn.Module):
         tokens.append(patches.reshape(batch, height * width, self.width))
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
         h = h + position_embedding(self, h.shape[1], self.width, STD).astype(self.dtype)[None]
+        if self.registers:  # without position embeddings, as those of the vision transformer
+            registers = self.param("registers", normal, (self.registers, self.width), jnp.float32)
+            registers = jnp.broadcast_to(registers.astype(self.dtype), (batch, self.registers, self.width))
+            h = jnp.concatenate([registers, h], axis=1)
+        angles = None
+        if self.rope:
+            positions = grid_positions(height, width, h.shape[1] - height * width)
+            angles = rotary_angles(positions, self.width // self.heads)
 
         block = rematerialize(Block, self.remat, static_argnums=(2,))  # 2 is `causal`
         fields = (self.layers, self.heads, self.mlp_ratio, self.activation, self.dropout, self.attention)
         options = ("vit", EPSILON, self.dtype, self.norm, self.qk_norm)
-        outputs, half = [], self.layers // 2
+        outputs, half, first_values = [], self.layers // 2, None
         for i in range(self.layers):
             if i > half:
                 h = dense(name=f"skip_{i}")(jnp.concatenate([h, outputs[self.layers - 1 - i]], axis=-1))
             h = partition(h, "batch", "tokens", None)
-            h, *_ = block(*fields, *options, qkv_bias=False, name=f"block_{i}")(h, False, None, dropout_keys)
+            apply = block(*fields, *options, qkv_bias=False, name=f"block_{i}")
+            h, values, _ = apply(h, False, None, dropout_keys, angles, first_values)
+            first_values = values if self.value_residual and first_values is None else first_values
             outputs.append(h)
 
         def patches_after(number: int) -> Float[Array, "B h w W"]:
@@ -144,5 +157,6 @@ class UViT(nn.Module):
             raise ValueError(f"heads={self.heads}: must divide width={self.width}")
         if self.width % 2:
             raise ValueError(f"width={self.width}: must be even, for the embedding of the time")
+        check_choice("rope", str(self.rope), ("False", "grid"))
         check_dropout(self.dropout)
         check_label(label, self.num_label_embeddings)

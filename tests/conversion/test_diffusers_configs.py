@@ -341,10 +341,12 @@ def test_options_of_transformers_that_published_files_do_not_have_are_named():
     glide = ConfigDict(load_file("configs/published/glide.py").to_dict())
     glide.conditions.caption.qk_norm = True
     openai_clip = ConfigDict({"published": {"naming": "openai"}, "text_encoder": {"rope": True}})
+    vit = ConfigDict({"published": {"naming": "openai"}, "image_encoder": {"registers": 4}})
     prior = {"width": 8, "layers": 1, "heads": 2, "activation": "swiglu"}
     for write, name in (
         (lambda: openai.table(glide), "conditions.caption.qk_norm=True"),
         (lambda: clip.table(openai_clip), "text_encoder.rope=True"),
+        (lambda: clip.table(vit), "image_encoder.registers=4"),
         (lambda: prior_config.write(prior, dimensions=4, length=4), "model.activation=swiglu"),
     ):
         with pytest.raises(UserError, match=f"{name}: published files do not have this option"):

@@ -22,7 +22,10 @@ DROPOUT = {"model__condition_dropout": 0.2}
 UNWEIGHTED = {"masking__loss": "cross_entropy", "masking__schedule": "cosine"}
 PRIORS = {  # codec, changes
     "label": ("vqvae", DROPOUT),
-    "caption, two scales": ("vqvae2", DROPOUT | UNWEIGHTED | {"text": TEXT, "model__condition": "text"}),
+    "caption, two scales": (
+        "vqvae2",
+        DROPOUT | UNWEIGHTED | {"text": TEXT, "model__condition": "text", "model__rope": "grid"},
+    ),
 }
 
 

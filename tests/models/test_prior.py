@@ -17,6 +17,7 @@ from diffjax.models.condition_inputs import ConditionInputs
 from diffjax.models.images import to_unit_range
 from diffjax.models.priors.prefix import CaptionPrefix, ClassPrefix, NullPrefix
 from diffjax.models.priors.token_models import PixelCNNPrior, TransformerPrior
+from diffjax.models.priors.token_sequence import TokenSequence
 from diffjax.runs.datasets import open_dataset
 from diffjax.typing import ImageSpec, TextSpec
 from tests import tiny
@@ -38,11 +39,12 @@ def codec_of(base, **changes):
 TEXT = {"tokenizer": "", "vocabulary": 300, "length": 6}
 READS = {"text": TEXT, "model__condition": "text", "model__condition_dropout": 0.2, "loss": {"text_weight": 1 / 8}}
 SPARSE = {"model__layers": 3, "model__masks": ("row", "column"), "model__last_mask": "convolution"}
+GRID = {"model__rope": "grid"}
 # codec, model, config file, changes, prefix; DALL-E has its own masks
 PRIORS = {
     "pixelcnn": ("vqvae", PixelCNNPrior, "prior_pixelcnn", {"model__condition_dropout": 0.2}, ClassPrefix(10)),
     "transformer": ("vqvae2", TransformerPrior, "prior_transformer", {}, ClassPrefix(10)),
-    "dalle": ("vqvae", TransformerPrior, "prior_transformer", READS | SPARSE, CaptionPrefix(TextSpec(6, 300))),
+    "dalle": ("vqvae", TransformerPrior, "prior_transformer", READS | SPARSE | GRID, CaptionPrefix(TextSpec(6, 300))),
 }
 BY_LABEL = ["pixelcnn", "transformer"]
 
@@ -77,6 +79,13 @@ def values_of(name):
 def others_than(values):
     """Values of the same shape that differ everywhere."""
     return np.where(values > 1, values - 1, values) if values.ndim > 1 else (values + 1) % 10
+
+
+def test_grid_positions_follow_the_text_and_are_those_of_the_finest_scale():
+    found = TokenSequence(((1, 2, 1), (2, 4, 2)), 8, 16).grid_positions(3)
+    fine = [[3 + row, 3 + column] for row in range(2) for column in range(4)]
+    coarse = [[3.5, 3.5], [3.5, 5.5]]  # the centres of two squares of four
+    np.testing.assert_array_equal(found, [[0, 0], [1, 1], [2, 2], *coarse, *np.repeat(fine, 2, axis=0)])
 
 
 def flat(codes):
@@ -389,6 +398,7 @@ def test_an_unconditional_prior_has_the_null_prefix(name):
             "loss.text_weight=1: must be a finite number from 0 and below 1",
         ),
         ("transformer", "vqvae2", {"model__masks": ("row",)}, "leave them ()"),
+        ("transformer", "vqvae", {"model__rope": "rows"}, "rope='rows': choose from False, True, grid"),
         ("transformer", "vqvae", {"model__masks": ("rows",)}, "choose from full, row"),
         ("transformer", "vqvae", {"model__masks": ("row",), "model__mask_kernel": 4}, "odd"),
         ("pixelcnn", None, {}, "--config.codec=WORKDIR"),

@@ -57,26 +57,33 @@ def randomised(module, *inputs):
 # --- images ---
 
 
-def test_vit_sequence_is_class_token_and_patches_in_raster_order():
+@pytest.mark.parametrize("options", [{}, {"registers": 2, "rope": "grid"}])
+def test_vit_sequence_is_class_token_registers_and_patches_in_raster_order(options):
     x = uniform(2, 8, 12, 3)
-    variables = randomised(vit(), x)
+    variables = randomised(vit(**options), x)
     params = variables["params"]
 
     rows = x.astype(np.float64).reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 48)
     tokens = rows @ params["patch"]["kernel"].reshape(48, 8)
     tokens = np.concatenate([np.tile(params["class"], (2, 1, 1)), tokens], axis=1) + params["place"]
+    count = options.get("registers", 0)
+    if count:  # without position embeddings
+        tokens = np.concatenate([tokens[:, :1], np.tile(params["registers"], (2, 1, 1)), tokens[:, 1:]], axis=1)
     tokens -= tokens.mean(axis=-1, keepdims=True)
     tokens /= np.sqrt(tokens.var(axis=-1, keepdims=True) + 1e-5)
     tokens = tokens * params["norm_in"]["scale"] + params["norm_in"]["bias"]
-    transformer = Transformer(8, 1, 2, activation="quick_gelu")
+    transformer = Transformer(8, 1, 2, activation="quick_gelu", rope=options.get("rope", False))
+    positions = np.array([[0, 0]] * (1 + count) + [[row, column] for row in range(2) for column in range(3)])
 
     @jax.jit
     def run(variables, tokens):
-        h = transformer.apply({"params": variables["params"]["transformer"]}, tokens, "all")
-        return vit().apply(variables, x), h
+        h = transformer.apply({"params": variables["params"]["transformer"]}, tokens, "all", positions=positions)
+        encoder = vit(**options)
+        return encoder.apply(variables, x), encoder.apply(variables, x, return_features=True), h
 
-    found, h = run(variables, tokens.astype(np.float32))
+    found, features, h = run(variables, tokens.astype(np.float32))
     np.testing.assert_allclose(found, h[:, 0] @ params["out"]["kernel"], atol=1e-5)
+    np.testing.assert_allclose(features.reshape(2, 6, 8), h[:, 1 + count :], atol=1e-5)
 
 
 def test_vit_with_timesteps_has_one_class_token_per_timestep():

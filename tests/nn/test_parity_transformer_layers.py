@@ -13,11 +13,13 @@ from diffusers.models.embeddings import apply_rotary_emb, get_2d_rotary_pos_embe
 from diffusers.models.normalization import RMSNorm  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as dinov2  # noqa: E402
 from transformers.models.qwen3 import modeling_qwen3 as qwen3  # noqa: E402
 
+from diffjax.nn.clip import VisionTransformer  # noqa: E402
 from diffjax.nn.dit import Block  # noqa: E402
 from diffjax.nn.transformer import Transformer  # noqa: E402
-from diffjax.nn.transformer_layers import grid_rotary_angles  # noqa: E402
+from diffjax.nn.transformer_layers import grid_positions, rotary_angles  # noqa: E402
 from tests import parity  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -62,7 +64,8 @@ def test_block_of_a_dit():
     params = {name: dense(getattr(model, name)) for name in ("qkv", "out", "mlp_in", "mlp_out", "modulation")}
     params |= {name: {"scale": getattr(model, name).weight.detach().numpy()} for name in ("norm_q", "norm_k")}
     block = Block(HEADS, norm="rms", activation="swiglu", qk_norm=True)
-    apply = jax.jit(lambda x, emb: block.apply({"params": params}, x, emb, angles=grid_rotary_angles(*GRID, HEAD))[0])
+    angles = rotary_angles(grid_positions(*GRID), HEAD)
+    apply = jax.jit(lambda x, emb: block.apply({"params": params}, x, emb, angles=angles)[0])
     with torch.no_grad():
         parity.assert_close(apply(x, emb), model(torch.tensor(x), torch.tensor(emb)).numpy())
 
@@ -112,3 +115,26 @@ def test_transformer_of_qwen3():
         expected = model(inputs_embeds=torch.tensor(x)).last_hidden_state.numpy()
     found = jax.jit(ours.apply)({"params": jax.tree.map(jnp.asarray, params)}, x)
     parity.assert_close(found, expected)
+
+
+def test_tokens_of_a_vision_transformer_with_registers():
+    """The inputs of the first block are those of DINOv2 with registers, after CLIP's norm."""
+    config = dinov2.Dinov2WithRegistersConfig(hidden_size=WIDTH, patch_size=4, image_size=12, num_register_tokens=3)
+    model = parity.randomise(dinov2.Dinov2WithRegistersEmbeddings(config))
+    images = RNG.normal(size=(2, 12, 12, 3)).astype(np.float32)
+    convolution = model.patch_embeddings.projection
+    with torch.no_grad():
+        convolution.bias.zero_()  # CLIP has none
+        expected = F.layer_norm(model(torch.tensor(images).permute(0, 3, 1, 2)), (WIDTH,), eps=1e-5).numpy()
+    network = VisionTransformer(4, WIDTH, 1, HEADS, 0, registers=3)
+    params = {
+        "patch": {"kernel": convolution.weight.detach().numpy().transpose(2, 3, 1, 0)},
+        "class": model.cls_token.detach().numpy()[0, 0],
+        "registers": model.register_tokens.detach().numpy()[0],
+        "place": model.position_embeddings.detach().numpy()[0],
+        "norm_in": {"scale": np.ones(WIDTH), "bias": np.zeros(WIDTH)},
+    }
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    params["transformer"] = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes["transformer"])
+    _, captured = jax.jit(lambda x: network.apply({"params": params}, x, capture_intermediates=True))(images)
+    parity.assert_close(captured["intermediates"]["norm_in"]["__call__"][0], expected)

@@ -42,8 +42,12 @@ def sparse_mask(length, seed=5):
     return np.tril(np.random.default_rng(seed).random((length, length)) < 0.5) | np.eye(length, dtype=bool)
 
 
-def numpy_transformer(params, x, mask, activation="gelu", rope=False):
-    """Returns the outputs for one sequence, with two heads, float64. The other options follow from the parameters."""
+def numpy_transformer(params, x, mask, activation="gelu", positions=None):
+    """Returns the outputs for one sequence, with two heads, float64. The other options follow from the parameters.
+
+    Each axis of `positions` rotates its share of the channels.
+    """
+    positions = np.zeros((len(x), 1)) if positions is None else positions
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
 
     def dense(p, y):
@@ -57,8 +61,9 @@ def numpy_transformer(params, x, mask, activation="gelu", rope=False):
     def prepared(y, p, name):
         y = norm(p[name], y, 1e-6) if name in p else y
         pairs = y[..., ::2] + 1j * y[..., 1::2]
-        frequencies = 10_000.0 ** -(np.arange(pairs.shape[-1]) / pairs.shape[-1])
-        pairs = pairs * np.exp(1j * rope * np.arange(len(y))[:, None] * frequencies)
+        count = pairs.shape[-1] // positions.shape[1]
+        frequencies = 10_000.0 ** -(np.arange(count) / count)
+        pairs = pairs * np.exp(1j * np.concatenate([np.outer(axis, frequencies) for axis in positions.T], -1))
         return np.stack([pairs.real, pairs.imag], -1).reshape(y.shape)
 
     x, first = x.astype(np.float64), None
@@ -107,26 +112,39 @@ def test_forward_pass_matches_numpy(params, kind, activation):
 MODERN = {"norm": "rms", "rope": True, "qk_norm": True, "value_residual": True, "activation": "swiglu"}
 
 
-def test_options_match_numpy_and_cached_sampling_the_forward_pass():
-    model, x = small(**MODERN), normal(2, 6, WIDTH)
-    params = tiny.randomised(lambda key: model.init(key, x))["params"]
+POSITIONS = np.array([[0, 0], [1, 1], [2, 2], [2, 3], [3, 2], [3, 3], [4, 2], [4, 3]], np.float32)  # two, and a grid
+
+
+@pytest.mark.parametrize("rope", [True, "grid"])
+def test_options_match_numpy_and_cached_sampling_the_forward_pass(rope):
+    model, x = small(**MODERN | {"rope": rope}), normal(2, 6, WIDTH)
+    params = tiny.randomised(lambda key: model.init(key, x, positions=jnp.asarray(POSITIONS)))["params"]
     assert params["block_1"].keys() - params["block_0"].keys() == {"value_residual"}
 
     @jax.jit
     def outputs(x):
         def extend(x, cache, position, method="extend"):
-            return model.apply({"params": params}, x, cache, position, method=method)
+            return model.apply({"params": params}, x, cache, position, positions=jnp.asarray(POSITIONS), method=method)
 
         first, cache = extend(x[:, :3], model.init_cache(2, 8), 0)
         second, cache = extend(x[:, 3:5], cache, 3)
         last, _ = extend(x[:, 5], cache, 5, method="step")
-        return model.apply({"params": params}, x), jnp.concatenate([first, second, last[:, None]], axis=1)
+        whole = [model.apply({"params": params}, x, positions=POSITIONS + shift) for shift in (0, np.array([3, 5]))]
+        return *whole, jnp.concatenate([first, second, last[:, None]], axis=1)
 
-    found, cached = outputs(x)
+    found, shifted, cached = outputs(x)
+    positions = POSITIONS[:6] if rope == "grid" else np.arange(6)[:, None]
     for n in range(2):
-        expected = numpy_transformer(params, x[n], np.tril(np.ones((6, 6), bool)), "swiglu", rope=True)
+        expected = numpy_transformer(params, x[n], np.tril(np.ones((6, 6), bool)), "swiglu", positions)
         np.testing.assert_allclose(found[n], expected, atol=2e-5)
     np.testing.assert_allclose(cached, found, atol=1e-5)
+    np.testing.assert_allclose(shifted, found, atol=1e-5)  # only relative positions have an effect
+    assert np.abs(numpy_transformer(params, x[0], np.tril(np.ones((6, 6), bool)), "swiglu") - found[0]).max() > 1e-2
+
+
+def test_positions_of_a_grid_are_required():
+    with pytest.raises(ValueError, match="rope='grid': requires tokens of images; use True"):
+        jax.eval_shape(small(rope="grid").init, jax.random.key(0), np.zeros((1, 2, WIDTH)))
 
 
 def test_modules_with_a_transformer_have_its_options_off_by_default():
@@ -140,7 +158,7 @@ def test_modules_with_a_transformer_have_its_options_off_by_default():
     }
     for module, inputs in modules.items():
         options = {name: value for name, value in MODERN.items() if hasattr(module, name)}
-        assert MODERN.keys() - options.keys() == ({"rope"} if isinstance(module, VisionTransformer) else set())
+        assert options.keys() == MODERN.keys()
         defaults = {field.name: field.default for field in dataclasses.fields(Transformer)}
         assert all(getattr(module, name) == defaults[name] for name in options if name != "activation")
         params = jax.eval_shape(module.clone(**options).init, jax.random.key(0), *inputs)["params"]["transformer"]
@@ -371,12 +389,13 @@ def test_dropout_of_each_branch_depends_on_the_key_of_the_example(params):
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"attention": "flash"}, "attention='flash'"),
         ({"norm": "batch"}, "norm='batch': choose from layer, rms"),
-        ({"rope": True, "width": 6}, "the 3 channels per head must be an even number"),
+        ({"rope": True, "width": 6}, "the 3 channels per head must be a multiple of 2"),
+        ({"rope": "rows"}, "rope='rows': choose from False, True, grid"),
     ],
 )
 def test_invalid_options_are_reported(options, message):
     with pytest.raises(ValueError, match=message):
-        width = 6 if "rope" in options else WIDTH
+        width = 6 if options.get("rope") is True else WIDTH
         jax.eval_shape(small(**options).init, jax.random.key(0), np.zeros((1, 2, width)))
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from diffjax.nn.transformer_layers import (
-    grid_rotary_angles,
+    grid_positions,
     make_norm,
     mlp_width,
     normalize_heads,
@@ -27,15 +27,15 @@ def complex_rotation(x, angles):
 def test_rotation_of_a_sequence():
     x, positions = RNG.normal(size=(5, 3, 8)), np.array([0, 1, 4, 7, 100])
     angles = positions[:, None] / 10_000 ** (np.arange(4) / 4)
-    found = rotate(jnp.asarray(x.reshape(1, 5, 24), jnp.float32), rotary_angles(jnp.asarray(positions), 8))
+    found = rotate(jnp.asarray(x.reshape(1, 5, 24), jnp.float32), rotary_angles(jnp.asarray(positions[:, None]), 8))
     np.testing.assert_allclose(found.reshape(5, 3, 8), complex_rotation(x, angles), atol=1e-5)
     assert rotate(jnp.ones((1, 5, 24), jnp.bfloat16), jnp.zeros((5, 4))).dtype == jnp.bfloat16
 
 
 def test_rotation_of_a_grid():
-    """Half of the channels of each head is rotated by the row, half by the column."""
-    angles = grid_rotary_angles(2, 3, 8)
-    rows, columns = np.repeat([0, 1], 3), np.tile([0, 1, 2], 2)
+    """Half of the channels of each head is rotated by the row, half by the column; tokens before the grid are not."""
+    angles = rotary_angles(grid_positions(2, 3, before=1), 8)
+    rows, columns = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 0, 1, 2])
     frequencies = np.array([1, 1 / 100])
     expected = np.concatenate([np.outer(rows, frequencies), np.outer(columns, frequencies)], axis=1)
     np.testing.assert_allclose(angles, expected, rtol=1e-6)
@@ -44,7 +44,7 @@ def test_rotation_of_a_grid():
 def test_logits_depend_on_relative_positions_alone():
     """Equal queries and equal keys at all positions of a grid."""
     q, k = (jnp.broadcast_to(jnp.asarray(RNG.normal(size=16), jnp.float32), (1, 16, 16)) for _ in range(2))
-    angles = grid_rotary_angles(4, 4, 16)
+    angles = rotary_angles(grid_positions(4, 4), 16)
     logits = np.asarray(rotate(q, angles)[0] @ rotate(k, angles)[0].T).reshape(4, 4, 4, 4)
     by_offset = {}
     for place in np.ndindex(logits.shape):
@@ -53,10 +53,10 @@ def test_logits_depend_on_relative_positions_alone():
     assert np.std([values[0] for values in by_offset.values()]) > 0.1
 
 
-@pytest.mark.parametrize("channels,angles", [(7, rotary_angles), (6, lambda p, c: grid_rotary_angles(2, 2, c))])
-def test_channels_that_cannot_be_paired(channels, angles):
-    with pytest.raises(ValueError, match=f"the {channels} channels per head must be"):
-        angles(jnp.arange(3), channels)
+@pytest.mark.parametrize(("channels", "axes"), [(7, 1), (6, 2)])
+def test_channels_that_cannot_be_paired(channels, axes):
+    with pytest.raises(ValueError, match=f"the {channels} channels per head must be a multiple of {2 * axes}"):
+        rotary_angles(jnp.zeros((3, axes)), channels)
 
 
 def test_rms_norms_have_float32_statistics():

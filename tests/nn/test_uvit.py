@@ -55,29 +55,46 @@ def norm(p, x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
 
-def block(p, x, heads):
+def rotate(x):
+    """Rotates queries or keys [B, T, 2, 4] of the last six tokens, two rows of three: a pair by each axis."""
+    rows, columns = (np.pad(axis, (x.shape[1] - 6, 0)) for axis in ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]))
+    pairs = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * np.stack([rows, columns], -1))[None, :, None]
+    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
+
+
+def block(p, x, heads, first=None, rope=False):
+    """Returns the output of a block, and its values."""
     batch, length, width = x.shape
     split = dense(p["qkv"], norm(p["norm_attention"], x)).reshape(batch, length, 3, heads, -1)
     q, k, v = np.moveaxis(split, 2, 0)
+    q, k = (rotate(q), rotate(k)) if rope else (q, k)
+    if first is not None:
+        v = p["value_residual"]["weights"][0] * first + p["value_residual"]["weights"][1] * v
     logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(width / heads)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     attended = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v).reshape(x.shape)
     x = x + dense(p["out"], attended)
     h = dense(p["mlp_in"], norm(p["norm_mlp"], x))
-    return x + dense(p["mlp_out"], h * (1 + erf(h / np.sqrt(2))) / 2)
+    return x + dense(p["mlp_out"], h * (1 + erf(h / np.sqrt(2))) / 2), v
 
 
-def by_numpy(p, x, t, label, embedding, context, augment_label):
-    """Returns the output of SMALL with all inputs, and the tokens of the patches after two blocks."""
+def by_numpy(p, x, t, label, embedding, context, augment_label, modern=False):
+    """Returns the output of SMALL with all inputs, and the tokens of the patches after two blocks.
+
+    `modern` adds registers, value residuals and rotary positions.
+    """
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), p)
     angles = t[:, None] * 10_000.0 ** -(np.arange(4) / 4)
     time = np.concatenate([np.cos(angles), np.sin(angles)], 1) + dense(p["augment"], augment_label)
     patches = x.reshape(2, 2, 2, 3, 2, 3).swapaxes(2, 3).reshape(2, 6, 12)  # two rows of three patches
     tokens = [np.stack([p["label"]["embedding"][label], dense(p["embedding"], embedding), time], axis=1)]
     tokens += [dense(p["context"], context), dense(p["patch"], patches)]
-    first = block(p["block_0"], np.concatenate(tokens, axis=1) + p["place"], 2)
-    middle = block(p["block_1"], first, 2)
-    last = block(p["block_2"], dense(p["skip_2"], np.concatenate([middle, first], axis=2)), 2)
+    h = np.concatenate(tokens, axis=1) + p["place"]
+    h = np.concatenate([np.tile(p["registers"], (2, 1, 1)), h], axis=1) if modern else h
+    first, values = block(p["block_0"], h, 2, None, modern)
+    values = values if modern else None
+    middle, _ = block(p["block_1"], first, 2, values, modern)
+    last, _ = block(p["block_2"], dense(p["skip_2"], np.concatenate([middle, first], axis=2)), 2, values, modern)
     y = dense(p["out"], norm(p["norm_out"], last[:, -6:]))
     y = np.pad(y.reshape(2, 2, 3, 2, 2, 3).swapaxes(2, 3).reshape(2, 4, 6, 3), [(0, 0), (1, 1), (1, 1), (0, 0)])
     conv = p["conv_out"]
@@ -87,8 +104,10 @@ def by_numpy(p, x, t, label, embedding, context, augment_label):
     )
 
 
-def test_output_is_that_of_numpy_and_every_parameter_gets_a_gradient():
-    net = UViT(3, **SMALL, num_label_embeddings=2)
+@pytest.mark.parametrize("modern", [False, True])
+def test_output_is_that_of_numpy_and_every_parameter_gets_a_gradient(modern):
+    options = {"registers": 2, "value_residual": True, "rope": "grid"} if modern else {}
+    net = UViT(3, **SMALL, **options, num_label_embeddings=2)
     params = tiny.randomised(lambda key: net.init(key, X, T, **INPUTS))["params"]
 
     @jax.jit
@@ -100,7 +119,7 @@ def test_output_is_that_of_numpy_and_every_parameter_gets_a_gradient():
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, found = compute(params)
-    for ours, theirs in zip(found, by_numpy(params, X, T, **INPUTS), strict=True):
+    for ours, theirs in zip(found, by_numpy(params, X, T, **INPUTS, modern=modern), strict=True):
         assert np.abs(theirs).max() > 0.1
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree.leaves_with_path(gradients) if not np.abs(g).max() > 1e-9]
@@ -116,6 +135,7 @@ def test_output_is_that_of_numpy_and_every_parameter_gets_a_gradient():
         ({"dropout": 1.0}, {}, "dropout=1.0"),
         ({"norm": "batch"}, {}, "norm='batch': choose from layer, rms"),
         ({"activation": "relu"}, {}, "activation='relu': choose from gelu"),
+        ({"rope": True}, {}, "rope='True': choose from False, grid"),
         ({}, {"label": INPUTS["label"]}, "num_label_embeddings=0"),
     ],
 )

@@ -72,11 +72,15 @@ class MaskedTransformer:
         keys, width = jax.random.split(key, 5), self.network.width
         x = jnp.zeros((1, self.prefix.length + self.sequence.length, width))
         return {
-            "network": self.network.init(keys[0], x, "all")["params"],
+            "network": self.network.init(keys[0], x, "all", positions=self._positions)["params"],
             **self.sequence.init(keys[1], keys[2]),
             "head": self._head.init(keys[3], x)["params"],
             "condition": self.prefix.init(keys[4], width, 0.02),
         }
+
+    @property
+    def _positions(self) -> Float[Array, "T 2"]:
+        return self.sequence.grid_positions(self.prefix.length)
 
     @property
     def _head(self) -> Dense:
@@ -88,7 +92,8 @@ class MaskedTransformer:
         """Returns the logits of every token, from those that are not masked and the values of the prefix."""
         prefix = self.prefix.embed(params["condition"], values)
         x = jnp.concatenate([prefix, self.sequence.embed(params, tokens)], axis=1)
-        h = apply(self.network, params["network"], x, mask="all", dropout_keys=dropout_keys)
+        options = {"mask": "all", "dropout_keys": dropout_keys, "positions": self._positions}
+        h = apply(self.network, params["network"], x, **options)
         return apply(self._head, params["head"], h[:, self.prefix.length :])
 
 

@@ -178,11 +178,15 @@ class TransformerPrior(TokenModel):
         }
         return tuple(jnp.asarray(by_name[name][:-1, :-1]) for name in self.masks)
 
+    @property
+    def _positions(self) -> Float[Array, "T 2"]:
+        return self._sequence.grid_positions(self.prefix.length)
+
     def init(self, key: PRNGKey) -> Params:
         keys, width = jax.random.split(key, 6), self.network.width
         x = jnp.zeros((1, self.prefix.length + self._sequence.length - 1, width))
         params = {
-            "network": self.network.init(keys[0], x)["params"],
+            "network": self.network.init(keys[0], x, positions=self._positions)["params"],
             **self._sequence.init(keys[1], keys[2]),
             "head": self._head.init(keys[3], x)["params"],
             "condition": self.prefix.init(keys[4], width, 0.02),
@@ -204,7 +208,8 @@ class TransformerPrior(TokenModel):
         tokens = self._sequence.flatten(codes)
         prefix, length = self.prefix.embed(params["condition"], values), self.prefix.length
         x = jnp.concatenate([prefix, self._sequence.embed(params, tokens[:, :-1])], axis=1)
-        h = apply(self.network, params["network"], x, mask=self._mask, dropout_keys=dropout_keys)
+        options = {"mask": self._mask, "dropout_keys": dropout_keys, "positions": self._positions}
+        h = apply(self.network, params["network"], x, **options)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         nats = {"codes": cross_entropy(self._logits(params, h[:, length - 1 :]), tokens)}
         if isinstance(self.prefix, CaptionPrefix):
@@ -225,7 +230,8 @@ class TransformerPrior(TokenModel):
         prefix = self.prefix.embed(params["condition"], values)
         prefix = jnp.concatenate([prefix, sequence.embed(params, known)], axis=1)
         count = sequence.length - known.shape[1]
-        new = transformer.generate(self.network, params["network"], step, keys, prefix, count, self._mask)
+        attention = (self._mask, self._positions)
+        new = transformer.generate(self.network, params["network"], step, keys, prefix, count, *attention)
         return sequence.unflatten(jnp.concatenate([known, new], axis=1))
 
 

@@ -64,6 +64,22 @@ class TokenSequence:
         ]
         return jnp.concatenate([level.reshape(-1, level.shape[-1]) for level in embeddings])
 
+    def grid_positions(self, before: int) -> Float[Array, "before+N 2"]:
+        """Returns row and column of `before` tokens of a text and of all N tokens, for rotary position embeddings.
+
+        Text tokens have their index as both, and those of images follow, as in Qwen2-VL (Wang et al. 2024). Rows and
+        columns of a coarse scale are those of the centres of its codes in the finest scale.
+        """
+
+        def centres(grid: tuple[int, int, int]) -> Float[np.ndarray, "h*w*n 2"]:
+            height, width, parts = grid
+            scale = np.array(self.grids[-1][:2]) / (height, width)
+            rows_and_columns = np.indices((height, width)).reshape(2, -1).T
+            return np.repeat((rows_and_columns + 0.5) * scale - 0.5, parts, axis=0)
+
+        text = np.repeat(np.arange(before)[:, None], 2, axis=1)
+        return jnp.asarray(np.concatenate([text, *(before + centres(grid) for grid in self.grids)]), jnp.float32)
+
     def embed(self, params: Params, tokens: Int[Array, "B K"]) -> Float[Array, "B K W"]:
         """Returns the embeddings of the first K tokens, with those of their positions."""
         count = tokens.shape[1]
