@@ -183,17 +183,18 @@ def test_options_add_parameters(name):
     assert paths(DiT(3, **SMALL, **{name: MODERN[name]})) == paths(DiT(3, **SMALL)) | ADDED[name]
 
 
-JIT = {"registers": 0, "class_tokens": 32, "class_tokens_from": 4, "value_residual": False, "positions": "both"}
-JIT_SIZES = {"B": (768, 12, 12, 128), "L": (1024, 24, 16, 128)}  # width, layers, heads, bottleneck
+JIT = {"registers": 0, "class_tokens": 32, "value_residual": False, "positions": "both"}
+# width, layers, heads, bottleneck, first block with class tokens, millions of parameters
+JIT_SIZES = {"B": (768, 12, 12, 128, 4, 131), "L": (1024, 24, 16, 128, 8, 459), "H": (1280, 32, 16, 256, 10, 953)}
 
 
-def jit_parameters(width, layers, bottleneck):
+def jit_parameters(width, layers, heads, bottleneck):
     """Number of parameters of JiT's code with patches of 16 pixels, 1000 classes and 32 in-context tokens."""
 
     def dense(inputs, outputs):
         return (inputs + 1) * outputs
 
-    hidden, head = int(4 * width * 2 / 3), 64
+    hidden, head = int(4 * width * 2 / 3), width // heads
     embedders = 1001 * width + dense(256, width) + dense(width, width)
     patches = 768 * bottleneck + dense(bottleneck, width)
     attention = dense(width, 3 * width) + 2 * head + dense(width, width)
@@ -201,15 +202,83 @@ def jit_parameters(width, layers, bottleneck):
     return embedders + patches + 32 * width + layers * block + dense(width, 768) + dense(width, 2 * width)
 
 
-@pytest.mark.parametrize("name", ["B", pytest.param("L", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["B", *(pytest.param(name, marks=pytest.mark.slow) for name in ("L", "H"))])
 def test_number_of_parameters_of_jit(name):
-    """JiT (Li & He 2025); its adaptive norms have scales, which the modulation has too. 131M and 459M."""
-    width, layers, heads, bottleneck = JIT_SIZES[name]
-    net = DiT(3, 16, width, layers, heads, num_label_embeddings=1001, **MODERN | JIT | {"bottleneck": bottleneck})
+    """JiT (Li & He 2025); its adaptive norms have scales, which the modulation has too."""
+    width, layers, heads, bottleneck, first, millions = JIT_SIZES[name]
+    options = MODERN | JIT | {"bottleneck": bottleneck, "class_tokens_from": first}
+    net = DiT(3, 16, width, layers, heads, num_label_embeddings=1001, **options)
     leaves = jax.tree.leaves(shapes(net, jnp.zeros((1, 32, 32, 3)), label=LABEL[:1]))
     found = sum(leaf.size for leaf in leaves)
-    assert found == jit_parameters(width, layers, bottleneck)
-    assert round((found + (2 * layers + 1) * width) / 1e6) == {"B": 131, "L": 459}[name]
+    assert found == jit_parameters(width, layers, heads, bottleneck)
+    assert round((found + (2 * layers + 1) * width) / 1e6) == millions
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def rms(x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def numpy_block(p, x, emb, angles, first):
+    """Returns the output of a block with two heads, and its values."""
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = np.split(dense(p["modulation"], emb)[:, None], 6, axis=-1)
+    q, k, v = np.split(dense(p["qkv"], rms(x) * (1 + scale) + shift), 3, axis=-1)
+    if first is not None:
+        weights = p["value_residual"]["weights"]
+        v = weights[0] * first + weights[1] * v
+
+    def heads(y):
+        return y.reshape(*y.shape[:2], 2, -1)
+
+    def rotated(y, scale):
+        y = rms(heads(y)) * scale
+        pairs = (y[..., ::2] + 1j * y[..., 1::2]) * np.exp(1j * angles)[None, :, None]
+        return np.stack([pairs.real, pairs.imag], axis=-1).reshape(y.shape)
+
+    q, k = rotated(q, p["norm_q"]["scale"]), rotated(k, p["norm_k"]["scale"])
+    weights = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1]))
+    attended = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), heads(v)).reshape(x.shape)
+    x = x + gate * dense(p["out"], attended)
+    gates, hidden = np.split(dense(p["mlp_in"], rms(x) * (1 + mlp_scale) + mlp_shift), 2, axis=-1)
+    return x + mlp_gate * dense(p["mlp_out"], silu(gates) * hidden), v
+
+
+def test_output_with_all_options_is_that_of_numpy():
+    options = MODERN | {"positions": "both", "class_tokens": 2, "num_label_embeddings": 2}
+    net = DiT(3, **SMALL, **options)
+    params = randomised(net, label=LABEL)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    rows, columns = np.repeat([0, 1], 3), np.tile([0, 1, 2], 2)
+
+    times = T[:, None] * 10_000.0 ** -(np.arange(128) / 128)
+    label = p["label"]["embedding"][LABEL]
+    emb = dense(p["time_0"], np.concatenate([np.cos(times), np.sin(times)], axis=1))
+    emb = silu(dense(p["time_1"], silu(emb)) + label)
+
+    patches = X.reshape(2, 2, 2, 3, 2, 3).swapaxes(2, 3).reshape(2, 6, 12)
+    waves = [
+        wave(np.outer(axis, 10_000.0 ** -(np.arange(4) / 4))) for axis in (columns, rows) for wave in (np.sin, np.cos)
+    ]
+    patches = dense(p["patch"], patches @ p["bottleneck"]["kernel"]) + np.concatenate(waves, axis=1)
+    registers = np.tile(p["registers"], (2, 1, 1))
+    h = np.concatenate([label[:, None] + p["class_tokens"], registers, patches], axis=1)
+    angles = np.concatenate([np.outer(axis, [1, 1 / 100]) for axis in (rows, columns)], axis=1)
+    angles = np.pad(angles, ((5, 0), (0, 0)))
+    h, first = numpy_block(p["block_0"], h, emb, angles, None)
+    h, _ = numpy_block(p["block_1"], h, emb, angles, first)
+
+    shift, scale = np.split(dense(p["modulation_out"], emb)[:, None], 2, axis=-1)
+    y = dense(p["out"], rms(h[:, 5:]) * (1 + scale) + shift)
+    expected = y.reshape(2, 2, 3, 2, 2, 3).swapaxes(2, 3).reshape(X.shape)
+    found = jax.jit(lambda x: net.apply({"params": params}, x, T, label=LABEL))(X)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_options_together():

@@ -47,6 +47,28 @@ def test_a_config_without_a_context_is_an_error():
         _ = models.build(tiny.config("digits", **fields), ImageSpec(8, 1, 10)).variable_shapes
 
 
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(("heads", "qk_norm"), [(24, False), (38, True)])
+def test_number_of_parameters_of_the_blocks_of_stable_diffusion_3(heads, qk_norm):
+    """The blocks of SD3 medium and of SD3.5 large, in diffusers without weights. There are as many layers as heads."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    width = 64 * heads
+    shape = {"num_layers": heads, "num_attention_heads": heads, "attention_head_dim": 64}
+    with torch.device("meta"):
+        theirs = diffusers.SD3Transformer2DModel(
+            **shape, caption_projection_dim=width, qk_norm="rms_norm" if qk_norm else None
+        )
+    net = MMDiT(16, 2, width, heads, heads, qk_norm=qk_norm)
+    shapes = jax.eval_shape(
+        net.init, jax.random.key(0), np.zeros((1, 4, 4, 16)), T[:1], context=np.zeros((1, 2, width))
+    )
+    blocks = [block for name, block in shapes["params"].items() if name.startswith("block_")]
+    found = sum(leaf.size for leaf in jax.tree.leaves(blocks))
+    assert len(blocks) == heads and found == sum(p.numel() for p in theirs.transformer_blocks.parameters())
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("last", [False, True])
 def test_block_of_diffusers(last):
