@@ -191,7 +191,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "training loss: elbo (bound of the likelihood) | cross_entropy (MaskGIT)",
     ),
     # Alignment of tokens with features of an image encoder (REPA); leave the section out for none
-    "alignment.clip": ("@clip", "CLIP whose image encoder sees the clean images; only training needs it"),
+    "alignment.clip": (
+        "@clip",
+        "image encoder of the clean images, which only training needs: a CLIP, or a folder of a published DINOv2",
+    ),
     "alignment.block": (2, "number of blocks of the DiT, MMDiT or U-ViT before the aligned tokens"),
     "alignment.weight": (0.5, "weight of the similarity in the loss"),
     "alignment.width": (256, "channels of the hidden layers of the projection"),

@@ -18,7 +18,8 @@ from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedSta
 from diffjax.models.diffusion.data_space import LatentSpace, latent_space
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
-from diffjax.nn.pretrained import clip_checkpoint, efficientnet
+from diffjax.nn.pretrained import clip_checkpoint, dinov2, efficientnet
+from diffjax.published.folders import read_json
 from diffjax.runs import averages, exported_weights, mirror, optimized_grids, read_checkpoints
 from diffjax.runs.config_files import flatten
 from diffjax.runs.datasets import image_spec
@@ -234,7 +235,7 @@ def build_model(
         else:
             run = _trained_run(config, field, workdir)
             parts[name] = open_run(run, spec)
-            if parts[name][0].text and name != "alignment":  # it encodes no captions
+            if name != "alignment" and parts[name][0].text:  # the image encoder of an alignment reads no captions
                 text_runs[field] = run
     if not abstract:
         check_same_tokenizer(text_runs)
@@ -294,6 +295,13 @@ def open_clip(path: str | os.PathLike, spec: ImageSpec) -> TrainedModel:
     return model, run.variables
 
 
+def _open_image_encoder(path: Path, spec: ImageSpec) -> TrainedModel | dinov2.Published:
+    """Opens a folder of a published DINOv2, or a CLIP."""
+    if clip_checkpoint.is_published(path) and read_json(path / "config.json")["model_type"] == "dinov2":
+        return dinov2.load(path)
+    return open_clip(path, spec)
+
+
 def open_codec(path: str | os.PathLike, spec: ImageSpec) -> tuple[Run, Autoencoder]:
     """Opens the run of an autoencoder for images of `spec`. Raises UserError for other runs and images."""
     return _open(f"codec={path}", Autoencoder, path, spec)
@@ -319,10 +327,10 @@ def _open_stage(path: Path, spec: ImageSpec) -> TrainedStage:
 
 
 _STAGES = ("base", "prior", "ar_prior", "pca", "decoder", "upsampler", "upsampler_2", "last_step", "noised_clip")
-_OPENERS: dict[str, Callable[[Path, ImageSpec], TrainedModel]] = {  # by config field
+_OPENERS: dict[str, Callable[[Path, ImageSpec], Any]] = {  # by config field
     "codec": _open_codec,
     "clip": open_clip,
-    "alignment.clip": open_clip,
+    "alignment.clip": _open_image_encoder,
     **dict.fromkeys((*_STAGES, "teacher"), _open_stage),
 }
 

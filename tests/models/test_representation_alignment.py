@@ -5,12 +5,15 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.diffusion.representation_alignment import similarity
 from diffjax.models.images import to_unit_range
-from tests import conditioned, tiny
+from diffjax.nn.pretrained import dinov2
+from diffjax.runs.loading import build_model
+from tests import conditioned, published_dinov2, tiny
 from tests.conditioned import SPEC
 
 SECTION = {"clip": "RUN", "block": 1, "weight": 0.3, "width": 12, "dimensions": 16}
@@ -83,6 +86,36 @@ def test_the_features_of_a_resnet_are_its_last_feature_maps():
         models.build(config(), SPEC, alignment=encoder)
 
 
+def test_the_encoder_may_be_a_published_dinov2(tmp_path):
+    """Its targets are the tokens of patches of images that are normalised as those of ImageNet."""
+    folder = published_dinov2.write(tmp_path)
+    model = build_model(config({"clip": str(folder)}), training=True)
+    network, params = model.alignment.encoder, model.frozen["alignment"]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    grey = np.random.default_rng(0).uniform(-1, 1, (2, 224, 224, 1)).astype(np.float32)
+    pixels = ((grey.repeat(3, axis=-1) + 1) / 2 - mean) / std
+    small, tokens = grey[:, :8, :8], np.random.default_rng(1).normal(size=(2, 4, 4, 8)).astype(np.float32)
+    larger = jax.image.resize(small, grey.shape, "cubic")
+
+    @jax.jit
+    def compute(projection):
+        variables = {"params": {"model": {"alignment": projection}}, "frozen": {"alignment": params}}
+        states = network.apply({"params": params}, pixels)
+        features = [dinov2.patch_tokens(network, params, images) for images in (grey, small, larger)]
+        return states, features, model.alignment.bind(variables, small)(tokens)[1]["similarity"]
+
+    shapes = model.variable_shapes["params"]["model"]["alignment"]
+    projection = tiny.randomised(lambda key: {"params": jax.tree.map(lambda p: jnp.zeros(p.shape), shapes)})["params"]
+    states, (features, of_small, of_larger), found = compute(projection)
+    np.testing.assert_allclose(features, states[:, 1:].reshape(2, 4, 4, 16), atol=1e-4)
+    np.testing.assert_allclose(of_small, of_larger, atol=1e-4)
+    ours, theirs = projected(projection, tokens), np.asarray(of_small, np.float64)
+    cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    np.testing.assert_allclose(found, cosine.mean((1, 2)), rtol=1e-4)
+    with pytest.raises(UserError, match=r"alignment.dimensions=12: must be 16, the channels"):
+        build_model(config({"clip": str(folder), "dimensions": 12}), training=True)
+
+
 def test_sampling_does_not_need_the_clip():
     model, aligned = (models.build(config(), SPEC, **parts) for parts in ({}, {"alignment": clip()}))
     assert model.variable_shapes == aligned.variable_shapes and not model.frozen
@@ -95,7 +128,7 @@ def test_sampling_does_not_need_the_clip():
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ({"clip": ""}, {}, "alignment.clip='': must be a CLIP"),
+        ({"clip": ""}, {}, "alignment.clip='': must be a CLIP or a DINOv2"),
         ({"block": 3}, {}, "alignment.block=3: must be .* 2"),
         ({"block": 0}, {}, "alignment.block=0"),
         ({"weight": 0.0}, {}, "alignment.weight=0"),

@@ -5,6 +5,7 @@ think".
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,28 +23,30 @@ from diffjax.models.lora import is_lora
 from diffjax.models.networks import apply, init
 from diffjax.nn.dit import DiT
 from diffjax.nn.layers import unit_norm
+from diffjax.nn.pretrained import dinov2
 from diffjax.nn.projection import Projection
 from diffjax.nn.uvit import UViT
 from diffjax.typing import Images, ImageSpec, PRNGKey, Variables
 
+Encoder = ContrastiveModel | dinov2.DINOv2
 _FIELDS = ("clip", "block", "weight", "width", "dimensions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Alignment of the tokens after a block with the features of a CLIP's image encoder.
+    """Alignment of the tokens after a block with the features of an image encoder, a CLIP's or a DINOv2.
 
     Attributes:
       block: number of blocks before the aligned tokens.
       weight: weight of the similarity in the loss.
       projection: map from tokens to features, which is trained with the network and not used in sampling.
-      encoder: CLIP, whose variables are variables["frozen"]["alignment"]; None: it is not loaded, in sampling.
+      encoder: encoder, whose variables are variables["frozen"]["alignment"]; None: it is not loaded, in sampling.
     """
 
     block: int
     weight: float
     projection: Projection
-    encoder: ContrastiveModel | None = None
+    encoder: Encoder | None = None
 
     def init(self, key: PRNGKey, width: int) -> Any:
         """Returns fresh parameters of the projection of tokens of `width` channels."""
@@ -52,9 +55,7 @@ class Alignment:
     def bind(self, variables: Variables, images: Images) -> Penalty:
         """Returns the function from the tokens [B, h, w, W] of noised `images` to the term of the loss, and metrics."""
         assert self.encoder is not None
-        clip = self.encoder.clip(variables["frozen"]["alignment"])
-        assert clip.image_features is not None
-        features = lax.stop_gradient(clip.image_features(images))
+        features = lax.stop_gradient(_features(self.encoder, variables["frozen"]["alignment"], images))
         params = variables["params"]["model"]["alignment"]
 
         def penalty(tokens: Float[Array, "B h w W"]) -> tuple[Float[Array, " B"], dict[str, Array]]:
@@ -88,10 +89,10 @@ def make_alignment(
     Args:
       process: process of the model.
       network: the network whose tokens are aligned.
-      trained: the CLIP and its variables, or their shapes, first; None: it is not loaded, in sampling.
+      trained: the encoder and its variables, or their shapes, first; None: it is not loaded, in sampling.
 
     Raises:
-      UserError: an invalid field, or one that does not fit the loss, the network or the CLIP.
+      UserError: an invalid field, or one that does not fit the loss, the network or the encoder.
     """
     if "alignment" not in config:
         return None
@@ -100,7 +101,9 @@ def make_alignment(
         if field not in _FIELDS:
             raise unknown("field of config.alignment", field, _FIELDS)
     if not section.clip:
-        raise UserError("alignment.clip='': must be a CLIP; set --config.alignment.clip=RUN, or remove the section")
+        raise UserError(
+            "alignment.clip='': must be a CLIP or a DINOv2; set --config.alignment.clip=RUN, or remove the section"
+        )
     if not isinstance(network, DiT | UViT):
         raise UserError(
             "alignment: requires a network of tokens, model.architecture=dit, mmdit or uvit; set one, or remove the "
@@ -137,13 +140,16 @@ def make_alignment(
     )
 
 
-def _feature_shape(encoder: ContrastiveModel, variables: Variables, spec: ImageSpec) -> tuple[int, ...]:
+def _features(encoder: Encoder, variables: Variables, images: Images) -> Float[Array, "B y x D"]:
+    """Returns the features of images in [-1, 1]."""
+    if isinstance(encoder, dinov2.DINOv2):
+        return dinov2.patch_tokens(encoder, variables, images)
+    clip = encoder.clip(variables)
+    assert clip.image_features is not None
+    return clip.image_features(images)
+
+
+def _feature_shape(encoder: Encoder, variables: Variables, spec: ImageSpec) -> tuple[int, ...]:
     """Returns the shape of the features of one image."""
-
-    def features(variables: Variables, images: Images) -> Array:
-        clip = encoder.clip(variables)
-        assert clip.image_features is not None
-        return clip.image_features(images)
-
     images = jax.ShapeDtypeStruct((1, spec.size, spec.size, spec.channels), jnp.float32)
-    return jax.eval_shape(features, variables, images).shape[1:]
+    return jax.eval_shape(functools.partial(_features, encoder), variables, images).shape[1:]

@@ -31,7 +31,7 @@ from diffjax.models.diffusion.distribution_matching import DistributionMatchingM
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.diffusion.nonleaky_augmentation import NonLeakyAugmentation
 from diffjax.models.diffusion.process import Process, have_same_noise
-from diffjax.models.diffusion.representation_alignment import make_alignment
+from diffjax.models.diffusion.representation_alignment import Encoder, make_alignment
 from diffjax.models.networks import check_buildable, dtype_of, make, make_denoiser
 from diffjax.models.parameter_paths import flatten
 from diffjax.nn.prior_transformer import PriorTransformer
@@ -39,6 +39,7 @@ from diffjax.nn.unet import UNet
 from diffjax.typing import ImageSpec, Variables
 
 TrainedClip = tuple[ContrastiveModel, Variables]
+TrainedEncoder = tuple[Encoder, Variables]
 
 
 def build_ddpm(
@@ -47,7 +48,7 @@ def build_ddpm(
     clip: TrainedClip | None = None,
     last_step: TrainedStage | None = None,
     teacher: TrainedStage | None = None,
-    alignment: TrainedClip | None = None,
+    alignment: TrainedEncoder | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on pixels.
 
@@ -58,7 +59,7 @@ def build_ddpm(
       clip: CLIP of the conditions.
       last_step: a diffusion model of the same data, for the last step of sampling.
       teacher: a diffusion model of the same data and conditions, which training distils.
-      alignment: CLIP of the section `alignment`.
+      alignment: image encoder of the section `alignment`.
 
     Raises:
       UserError: an unknown choice, or one that does not fit.
@@ -93,7 +94,7 @@ def build_latent(
     codec: tuple[Autoencoder, Variables] | None = None,
     clip: TrainedClip | None = None,
     teacher: TrainedStage | None = None,
-    alignment: TrainedClip | None = None,
+    alignment: TrainedEncoder | None = None,
 ) -> DiffusionModel:
     """Builds a diffusion model on the latents of a trained autoencoder, such as Stable Diffusion 1 and 2.
 
@@ -101,7 +102,7 @@ def build_latent(
       codec: the autoencoder.
       clip: CLIP of the conditions.
       teacher: a diffusion model of the same data and conditions, which training distils.
-      alignment: CLIP of the section `alignment`.
+      alignment: image encoder of the section `alignment`.
 
     Raises:
       UserError: a missing autoencoder, an unknown choice, or one that does not fit.
@@ -118,7 +119,7 @@ def _build_image_model(
     space: DataSpace,
     parts: Mapping[str, Any],
     teacher: TrainedStage | None,
-    alignment: TrainedClip | None,
+    alignment: TrainedEncoder | None,
 ) -> DiffusionModel:
     """Builds a diffusion model with the network of `config.model`: a UNet or DiT."""
     process = Process.from_config(config.diffusion)

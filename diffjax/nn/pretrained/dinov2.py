@@ -17,9 +17,11 @@ from jaxtyping import Float, UInt8
 
 from diffjax import io
 from diffjax.errors import UserError
+from diffjax.nn.perceptual import as_rgb
 from diffjax.nn.transformer import transformer_from_fields
 from diffjax.published.folders import find_weights, read_json, shown
 from diffjax.published.tensors import Weights
+from diffjax.typing import Images
 
 SIDE = 224  # sides of the images of published distances
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet's mean of pixels in [0, 1]
@@ -159,11 +161,31 @@ def features(network: DINOv2, params: Params, images: UInt8[Array, "B H W c"]) -
     if images.dtype != jnp.uint8 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images: must be uint8 with 1 or 3 channels, not {images.dtype}{images.shape}")
     pixels = resize(images) / 255
-    pixels = pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
-    mean, std = (np.asarray(values, np.float32)[None, None, None, :] for values in (_MEAN, _STD))
-    pixels = (pixels - mean) / std
+    pixels = _normalised(pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels)
     with jax.default_matmul_precision("highest"):  # float32 on every device, as in published results
         return jnp.asarray(network.apply({"params": params}, pixels))[:, 0]
+
+
+def patch_tokens(network: DINOv2, params: Params, images: Images) -> Float[Array, "B h w width"]:
+    """Computes the tokens of patches after the final layer norm, float32: the targets of REPA.
+
+    Args:
+      network, params: from `load`.
+      images: [B, H, W, c] in [-1, 1] of any size, with 1, 3 or 4 channels; resized to 224x224 here.
+
+    Reference: Yu et al. 2024, section 4.1, and their code.
+    """
+    pixels = _normalised((as_rgb(images, min_side=1) + 1) / 2)
+    pixels = jax.image.resize(pixels, (len(images), SIDE, SIDE, 3), "cubic")
+    states = jnp.asarray(network.apply({"params": params}, pixels))
+    side = SIDE // network.patch
+    return states[:, 1:].reshape(len(images), side, side, network.width)
+
+
+def _normalised(pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+    """Returns RGB pixels in [0, 1] normalised by the mean and standard deviation of ImageNet."""
+    mean, std = (np.asarray(values, np.float32)[None, None, None, :] for values in (_MEAN, _STD))
+    return (pixels - mean) / std
 
 
 def resize(images: UInt8[Array, "B H W c"]) -> Float[Array, "B 224 224 c"]:
