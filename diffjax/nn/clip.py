@@ -22,7 +22,7 @@ from diffjax.nn.batch_norm import BatchNorm
 from diffjax.nn.layers import average_pool
 from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import transformer_from_fields
-from diffjax.nn.transformer_layers import grid_positions, make_norm
+from diffjax.nn.transformer_layers import add_registers, grid_positions, make_norm
 from diffjax.typing import NO_TOKEN, Embeddings, Images, Scalar, Times, Tokens
 
 Mean = Callable[[Any], Any]  # maps a tree of averages over the local examples to averages over all devices
@@ -106,10 +106,7 @@ class VisionTransformer(nn.Module):
         token = jnp.broadcast_to(token.astype(self.dtype)[:, None], (batch, 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         x = x + position_embedding(self, x.shape[1], self.width, std).astype(self.dtype)[None]
-        if self.registers:
-            registers = self.param("registers", normal(std), (self.registers, self.width), jnp.float32)
-            registers = jnp.broadcast_to(registers.astype(self.dtype), (batch, self.registers, self.width))
-            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+        x = add_registers(self, x, self.registers, std, before=1)
         x = make_norm(self.norm, 1e-5, self.dtype, "norm_in")(x)
         before = 1 + self.registers
         positions = grid_positions(height // self.patch, width // self.patch, before)

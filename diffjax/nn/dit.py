@@ -26,6 +26,7 @@ from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer_layers import (
     ACTIVATIONS,
     ValueResidual,
+    add_registers,
     grid_positions,
     make_norm,
     mlp_width,
@@ -36,7 +37,8 @@ from diffjax.nn.transformer_layers import (
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 FREQUENCIES = 256  # values of the timestep embedding, sines and cosines together
-NORMAL = nn.initializers.normal(0.02)
+STD = 0.02  # of initial weights
+NORMAL = nn.initializers.normal(STD)
 
 
 def patchify(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B h w patch*patch*C"]:
@@ -249,7 +251,7 @@ class DiT(nn.Module):
         batch, height, width, _ = h.shape
         if self.positions != "rope":
             h = h + grid_embedding(height, width, self.width).astype(self.dtype)[None]
-        h, angles = self._add_registers(h.reshape(batch, height * width, self.width)), None
+        h, angles = add_registers(self, h.reshape(batch, height * width, self.width), self.registers, STD), None
         if self.positions != "sincos":
             angles = rotary_angles(grid_positions(height, width, self.registers), self.width // self.heads)
         num_blocks = self.layers if cache_branch is None or deep is None else cache_branch + 1
@@ -336,13 +338,6 @@ class DiT(nn.Module):
             **fields,
             name=f"block_{i}",
         )
-
-    def _add_registers(self, h: Float[Array, "B T W"]) -> Float[Array, "B R+T W"]:
-        """Returns the learned registers, followed by the tokens."""
-        if not self.registers:
-            return h
-        registers = self.param("registers", NORMAL, (self.registers, self.width), jnp.float32).astype(h.dtype)
-        return jnp.concatenate([jnp.broadcast_to(registers, (len(h), *registers.shape)), h], axis=1)
 
     def _check(self, x: Array, label: Array | None) -> None:
         """Raises ValueError for settings that would fail later or be ignored."""

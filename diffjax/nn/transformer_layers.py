@@ -1,4 +1,4 @@
-"""Layers that transformer blocks share: norms, MLP activations, QK-norm, rotary position embeddings, value residuals.
+"""Layers that transformers share: norms, MLP activations, QK-norm, rotary positions, value residuals, registers.
 
 References:
   Su et al. 2021, "RoFormer: Enhanced transformer with rotary position embedding".
@@ -6,6 +6,7 @@ References:
   Shazeer 2020, "GLU variants improve transformer".
   Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters".
   Zhou et al. 2024, "Value residual learning".
+  Darcet et al. 2024, "Vision transformers need registers".
 """
 
 from functools import partial
@@ -137,3 +138,22 @@ class ValueResidual(nn.Module):
         """Returns the mixed values; `first` are the values of the first block."""
         weights = self.param("weights", nn.initializers.constant(0.5), (2,), jnp.float32).astype(v.dtype)
         return weights[0] * first + weights[1] * v
+
+
+def add_registers(
+    module: nn.Module, x: Float[Array, "B T W"], count: int, std: float, before: int = 0
+) -> Float[Array, "B T+count W"]:
+    """Returns tokens with learned registers among them: the parameter "registers" of a module, if there are any.
+
+    Args:
+      module: module that has the parameter.
+      x: tokens.
+      count: number of registers; 0: the tokens are returned.
+      std: standard deviation at initialisation.
+      before: number of tokens before the registers.
+    """
+    if not count:
+        return x
+    registers = module.param("registers", nn.initializers.normal(std), (count, x.shape[-1]), jnp.float32)
+    registers = jnp.broadcast_to(registers.astype(x.dtype), (len(x), *registers.shape))
+    return jnp.concatenate([x[:, :before], registers, x[:, before:]], axis=1)

@@ -18,7 +18,7 @@ from diffjax.nn.layers import Conv, Dense, check_choice, check_dropout, check_la
 from diffjax.nn.partitioning import partition
 from diffjax.nn.remat import rematerialize
 from diffjax.nn.transformer import Block
-from diffjax.nn.transformer_layers import grid_positions, make_norm, rotary_angles
+from diffjax.nn.transformer_layers import add_registers, grid_positions, make_norm, rotary_angles
 from diffjax.typing import Images, Labels, PRNGKeys, Times
 
 EPSILON = 1e-5  # of norms
@@ -112,10 +112,7 @@ class UViT(nn.Module):
         tokens.append(patches.reshape(batch, height * width, self.width))
         h = jnp.concatenate([token.astype(self.dtype) for token in tokens], axis=1)
         h = h + position_embedding(self, h.shape[1], self.width, STD).astype(self.dtype)[None]
-        if self.registers:  # without position embeddings, as those of the vision transformer
-            registers = self.param("registers", normal, (self.registers, self.width), jnp.float32)
-            registers = jnp.broadcast_to(registers.astype(self.dtype), (batch, self.registers, self.width))
-            h = jnp.concatenate([registers, h], axis=1)
+        h = add_registers(self, h, self.registers, STD)  # without position embeddings, as in the vision transformer
         angles = None
         if self.rope:
             positions = grid_positions(height, width, h.shape[1] - height * width)
