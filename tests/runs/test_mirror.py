@@ -1,5 +1,6 @@
 """Runs and data at URLs, on fsspec's file system in memory and on a local server of S3."""
 
+import collections
 import json
 import os
 import re
@@ -260,13 +261,13 @@ def killed_after(count: int, monkeypatch, act) -> bool:
 
 
 def failing(monkeypatch, fails):
-    """Makes each write to the file system in memory raise if `fails()`."""
+    """Makes each write to the file system in memory raise if `fails()` of its arguments."""
 
     def limited(write):
-        def act(*arguments, **options):
-            if fails():
+        def act(files, *arguments, **options):
+            if fails(*arguments):
                 raise ConnectionError("the network is down")
-            return write(*arguments, **options)
+            return write(files, *arguments, **options)
 
         return act
 
@@ -274,25 +275,25 @@ def failing(monkeypatch, fails):
         monkeypatch.setattr(MemoryFileSystem, name, limited(getattr(MemoryFileSystem, name)))
 
 
-def test_every_second_write_fails(machine, monkeypatch, capsys):
-    writes, lock = [], threading.Lock()
+def test_every_second_write_of_a_file_fails(machine, monkeypatch, capsys):
+    writes, lock = collections.Counter(), threading.Lock()
 
-    def fails() -> bool:
+    def fails(*paths) -> bool:
         with lock:
-            writes.append(None)
-            return len(writes) % 2 == 0
+            writes[paths] += 1
+            return writes[paths] % 2 == 1
 
     failing(monkeypatch, fails)
     train(1, 2)
     machine("second")
     assert check_run({1, 2}) == 2
-    assert len(writes) > 20 and not capsys.readouterr().err
+    assert writes.total() > 20 and not capsys.readouterr().err
 
 
 def test_training_continues_without_network(machine, monkeypatch, capsys):
     """A failed upload is a note; the next checkpoint is uploaded; at the end it is an error, and can be repeated."""
     down = threading.Event()
-    failing(monkeypatch, down.is_set)
+    failing(monkeypatch, lambda *_: down.is_set())
     folder = Workdir(URL).path
     with mirror.mirror_of(folder).training():
         down.set()
