@@ -39,7 +39,7 @@ def define(flags: Flags) -> None:
     define_feature_networks(flags)
     for name, default, text in (
         ("experiment", None, "experiment file, or name of a packaged experiment, such as ddim_table1"),
-        ("scale", "smoke", "smoke | small | paper"),
+        ("scale", "smoke", "smoke | small | paper, or another scale of the experiment"),
         ("data_dir", None, "folder of prepared data sets (data.dir of the configs)"),
         ("results", None, "results.json to write the report of again; replaces --workdir"),
         ("executor", "local", "local: one after another on this machine; slurm: one job per training run"),
