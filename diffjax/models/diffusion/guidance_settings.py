@@ -88,15 +88,15 @@ def _check_model(chosen: Mapping[str, Any], guided: bool, distilled: bool) -> No
     for name, value in chosen.items():
         if value == DEFAULTS[name] or (name == "guidance_schedule" and not distilled):  # also of autoguidance
             continue
+        advice = "leave it empty" if DEFAULTS[name] == "" else f"leave it at {DEFAULTS[name]}"
         if distilled:
             raise UserError(
                 f"sampler.{name}={value}: is not supported with conditions.guidance_scale, as guidance is distilled in "
-                f"the network; leave it at {DEFAULTS[name]}"
+                f"the network; {advice}"
             )
         if not guided:
             raise UserError(
-                f"sampler.{name}={value}: requires a model that supports classifier-free guidance; leave it at "
-                f"{DEFAULTS[name]}"
+                f"sampler.{name}={value}: requires a model that supports classifier-free guidance; {advice}"
             )
 
 
