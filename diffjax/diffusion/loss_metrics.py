@@ -34,6 +34,23 @@ def pseudo_huber(error: Float[Array, "B ..."], *, c: float = 0.00054) -> Float[A
     return jax.vmap(one)(error)
 
 
+def elementwise_pseudo_huber(error: Float[Array, "B ..."], *, c: float = 0.001) -> Float[Array, " B"]:
+    """Returns the mean of sqrt(e^2 + c^2) - c over the values of an example.
+
+    Args:
+      error: errors.
+      c: scale of an error, above 0.
+
+    Raises:
+      ValueError: `c` is not above 0.
+
+    Reference: the training script of latent consistency models in diffusers, whose `huber_c` is c.
+    """
+    if c <= 0:
+        raise ValueError(f"c={c:g}: must be above 0")
+    return jax.vmap(lambda e: jnp.mean(jnp.sqrt(e**2 + c**2) - c))(error)
+
+
 def adaptive(error: Float[Array, "B ..."], *, p: float = 1.0, c: float = 0.01) -> Float[Array, " B"]:
     """Returns |e|^2 / (|e|^2 + c)^p, where no gradient passes through the denominator.
 

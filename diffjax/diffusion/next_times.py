@@ -29,20 +29,20 @@ def clean(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Sche
 def second_sample(
     key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array, *, share: float = 0.25
 ) -> Pair:
-    """Samples two timesteps for a share of the examples; for the others next = now.
+    """Samples two timesteps, of which `now` is the larger; next is the other one for a share of the examples, or now.
 
     Args:
       key, t, sample_time, schedule, step: see above.
       share: fraction of pairs with next < now.
 
-    Reference: MeanFlow (Geng et al. 2025), sec. 4.3.
+    Reference: MeanFlow (Geng et al. 2025), sec. 4.3; pairs of equal times as in its code.
     """
     del schedule, step
     _check(0 <= share <= 1, f"share={share:g}: must be from 0 to 1")
     other_key, share_key = jax.random.split(key)
     other = sample_time(other_key)
-    other = jnp.where(jax.random.bernoulli(share_key, float(share)), other, t)
-    return jnp.maximum(t, other), jnp.minimum(t, other)
+    now, next = jnp.maximum(t, other), jnp.minimum(t, other)
+    return now, jnp.where(jax.random.bernoulli(share_key, float(share)), next, now)
 
 
 def uniform_below(key: Key[Array, ""], t: Array, sample_time: SampleTime, schedule: Schedule, step: Array) -> Pair:
@@ -154,16 +154,41 @@ def doubling(
     Reference: Song & Dhariwal 2024 (iCT), sec. 3.4 and 3.5.
     """
     del key, sample_time
-    for name, value in (("start", start), ("end", end), ("steps", steps)):
-        _check_whole(name, value)
-    _check(end >= start, f"end={end:g}: must be at least start={start:g}")
-    _check_rho(rho)
+    _check_growth(start, end, steps)
     stages = math.floor(math.log2(end / start)) + 1
     intervals = jnp.minimum(start * 2.0 ** jnp.floor(step * stages / steps), end)
-    low, high = _ends(schedule, rho)
-    place = (jnp.exp(-log_snr(schedule(t)) / (2.0 * rho)) - low) / (high - low) * intervals
-    place = jnp.clip(jnp.floor(place), 0.0, intervals - 1.0)
-    return _step_down(place + 1.0, intervals, rho, schedule)
+    return _step_at(t, intervals, rho, schedule)
+
+
+def square_root(
+    key: Key[Array, ""],
+    t: Array,
+    sample_time: SampleTime,
+    schedule: Schedule,
+    step: Array,
+    *,
+    start: int = 2,
+    end: int = 150,
+    steps: int = 800_000,
+    rho: float = 7.0,
+) -> Pair:
+    """Moves `t` to a grid of consistency training, whose number of levels grows as the root of the training steps.
+
+    Args:
+      key, t, sample_time, schedule, step: see above.
+      start: s_0, number of levels at first, from 2.
+      end: s_1, number of intervals at last, at least `start`.
+      steps: K, number of training steps over which it grows.
+      rho: from 1 to 100; the levels of sigma / alpha to the power 1 / rho are evenly spaced.
+
+    Reference: Song et al. 2023, "Consistency models", appendix C.
+    """
+    del key, sample_time
+    _check_growth(start, end, steps)
+    _check(start >= 2, f"start={start:g}: must be at least 2")
+    progress = jnp.minimum(step / steps, 1.0)
+    intervals = jnp.ceil(jnp.sqrt(progress * ((end + 1) ** 2 - start**2) + start**2) - 1.0)
+    return _step_at(t, jnp.minimum(intervals, end), rho, schedule)
 
 
 def shrinking(
@@ -219,6 +244,12 @@ def _check_grid(steps: float, schedule: Schedule) -> None:
     _check(steps <= most, f"steps={steps:g}: must be at most {most}, the levels of the schedule")
 
 
+def _check_growth(start: float, end: float, steps: float) -> None:
+    for name, value in (("start", start), ("end", end), ("steps", steps)):
+        _check_whole(name, value)
+    _check(end >= start, f"end={end:g}: must be at least start={start:g}")
+
+
 def _check_rho(rho: float) -> None:
     _check(1 <= rho <= 100, f"rho={rho:g}: must be from 1 to 100")
 
@@ -244,6 +275,15 @@ def _ends(schedule: Schedule, rho: float) -> tuple[Array, Array]:
     end = schedule(float(schedule.timesteps))
     last = jax.tree.map(lambda a, b: jnp.where(end.alpha > 0, a, b), end, last)
     return jnp.exp(-log_snr(first) / (2.0 * rho)), jnp.exp(-log_snr(last) / (2.0 * rho))
+
+
+def _step_at(t: Array, intervals: Array, rho: float, schedule: Schedule) -> Pair:
+    """Returns the step of a grid of `intervals` in which `t` lies, for `rho` see `grid`."""
+    _check_rho(rho)
+    low, high = _ends(schedule, rho)
+    place = (jnp.exp(-log_snr(schedule(t)) / (2.0 * rho)) - low) / (high - low) * intervals
+    place = jnp.clip(jnp.floor(place), 0.0, intervals - 1.0)
+    return _step_down(place + 1.0, intervals, rho, schedule)
 
 
 def _step_down(place: Array, intervals: Array | float, rho: float, schedule: Schedule) -> Pair:

@@ -13,6 +13,11 @@ SQUARE = (ERROR.astype(np.float64) ** 2).sum((1, 2))
 CASES = {
     "l2": ({}, SQUARE / 6, lambda s: np.full_like(s, 2 / 6)),
     "pseudo_huber": ({"c": 0.3}, np.sqrt(SQUARE + 6 * 0.09) - 0.3 * 6**0.5, lambda s: 1 / np.sqrt(s + 6 * 0.09)),
+    "elementwise_pseudo_huber": (
+        {"c": 0.3},
+        np.mean(np.sqrt(ERROR.astype(np.float64) ** 2 + 0.09) - 0.3, (1, 2)),
+        lambda s: 1 / np.sqrt(ERROR.astype(np.float64) ** 2 + 0.09) / 6,
+    ),
     "adaptive": ({"p": 0.5, "c": 0.1}, SQUARE / np.sqrt(SQUARE + 0.1), lambda s: 2 / np.sqrt(s + 0.1)),
 }
 
@@ -23,7 +28,7 @@ def test_values_and_gradients(name):
     function = choices(loss_metrics)[name]
     np.testing.assert_allclose(function(ERROR, **options), expected, rtol=1e-5)
     gradient = jax.grad(lambda e: function(e, **options).sum())(jnp.asarray(ERROR))
-    np.testing.assert_allclose(gradient, factor(SQUARE)[:, None, None] * ERROR, rtol=1e-4)
+    np.testing.assert_allclose(gradient, factor(SQUARE.reshape(4, 1, 1)) * ERROR, rtol=1e-4)
 
 
 def test_the_norm_has_a_finite_gradient_at_zero():

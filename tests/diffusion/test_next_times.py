@@ -45,7 +45,7 @@ def sigmas(times):
 def test_next_is_below_now(name):
     for schedule in (CONTINUOUS, DISCRETE):
         times = np.round(TIMES) if schedule is DISCRETE else TIMES
-        for step in (0, 10**5, 10**7) if name in ("doubling", "shrinking") else (0,):
+        for step in (0, 10**5, 10**7) if name in ("doubling", "square_root", "shrinking") else (0,):
             now, next = pairs(name, schedule, times, step)
             assert (next >= 0).all() and (next <= now).all() and (now <= 1000).all() and (now >= 1).all()
             if schedule is DISCRETE and name != "second_sample":  # whose second times are not rounded here
@@ -55,7 +55,7 @@ def test_next_is_below_now(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in ("clean", "uniform_below", "skip", "doubling", "shrinking")),
+        *((name, {}) for name in ("clean", "uniform_below", "skip", "doubling", "square_root", "shrinking")),
         *(("skip", {"share": 0.001}), ("grid", {"steps": 20}), ("grid", {"steps": 20, "rho": 7.0})),
     ],
 )
@@ -73,10 +73,12 @@ def test_below_the_first_level_is_the_clean_image(name):
 
 
 def test_a_second_sample_is_sorted_with_the_first():
+    """`now` is the larger of two samples in all pairs, also in those of equal times."""
     now, next = pairs("second_sample", share=0.3)
     assert np.mean(next < now) == pytest.approx(0.3, abs=0.04)
-    assert np.mean(now[next < now] > TIMES[next < now]) == pytest.approx(0.5, abs=0.08)
-    np.testing.assert_array_equal(now[next == now], TIMES[next == now])
+    assert (now >= TIMES).all() and np.isin(TIMES[next < now], [now[next < now], next[next < now]]).all()
+    for rows in (next == now, next < now):
+        assert stats.kstest((now[rows] - 1) / 999, lambda x: x**2).pvalue > 0.01
 
 
 def test_next_times_are_uniform_below():
@@ -118,6 +120,16 @@ def test_doubling_is_the_curriculum_of_ict(step, intervals):
     np.testing.assert_allclose(place, np.clip(np.ceil(wanted), 1, intervals), atol=1.01)
 
 
+@pytest.mark.parametrize("step", [0, 1, 10, 57, 399, 400, 10**4])
+def test_square_root_is_the_curriculum_of_consistency_training(step):
+    """N(k) = ceil(sqrt(k / K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1: appendix C."""
+    levels = math.ceil(math.sqrt(min(step / 400, 1) * (151**2 - 2**2) + 2**2) - 1) + 1
+    now, next = (sigmas(t) ** (1 / 7) for t in pairs("square_root", step=step, steps=400))
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    np.testing.assert_allclose(now - next, (high - low) / (levels - 1), rtol=0.03, atol=1e-5)
+    assert len(np.unique(np.round((now - low) / (high - low) * (levels - 1)))) == levels - 1
+
+
 @pytest.mark.parametrize("step", [0, 25_000, 120_000])
 def test_shrinking_is_the_mapping_of_ect(step):
     """`t_to_r_sigmoid` of locuslab/ect."""
@@ -151,6 +163,7 @@ def test_a_skip_is_a_share_of_all_timesteps():
         ("doubling", {"end": 5}, "end=5: must be at least start=10"),
         ("doubling", {"steps": 0}, "steps=0: must be a whole number"),
         ("doubling", {"rho": 0}, "rho=0: must be from 1 to 100"),
+        ("square_root", {"start": 1}, "start=1: must be at least 2"),
         ("shrinking", {"every": 0}, "every=0: must be a whole number"),
         ("shrinking", {"q": 1}, "q=1: must be above 1"),
     ],
