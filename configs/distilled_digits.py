@@ -4,8 +4,8 @@
     python launch.py sample --workdir=runs/progressive --num=100
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
-(sCM), `progressive` (progressive distillation in three rounds, to four steps, two and one), `progressive_4` and
-`progressive_2` (its students of four and two steps), `reflow` (a rectified flow of samples of a rectified flow),
+(sCM), `progressive` (progressive distillation in four rounds, to eight steps, four, two and one), `progressive_8`,
+`progressive_4` and `progressive_2` (its students of more steps), `reflow` (a rectified flow of samples of a rectified flow),
 `distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the config, which are trained first.
 Methods without a teacher: configs/few_step_digits.py.
 
@@ -24,11 +24,17 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.few_step_digits import CONSISTENCY, CONTINUOUS, COSINE, EDM, LOGIT_FLOW, TRIG, make
 
-ROUNDS = {"progressive_4": 4, "progressive_2": 2, "progressive": 1}  # steps of the students, each from the one before
+# Steps of the students of progressive distillation, each from the one before.
+ROUNDS = {"progressive_8": 8, "progressive_4": 4, "progressive_2": 2, "progressive": 1}
 VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher and student
     "consistency": (
         EDM,
-        {**CONSISTENCY, "loss": "consistency(heun=True, average_target=True)", "next_times": "grid(steps=18, rho=7)"},
+        {
+            **CONSISTENCY,
+            "loss": "consistency(heun=True)",
+            "next_times": "grid(steps=18, rho=7)",
+            "time_sampling": "uniform",  # of the steps of the grid
+        },
     ),
     "latent_consistency": (
         EDM,
@@ -36,7 +42,8 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {  # teacher 
             **CONSISTENCY,
             "loss": "consistency(average_target=True)",
             "next_times": "skip(share=0.02)",
-            "metric": "pseudo_huber(c=0.001)",
+            "metric": "elementwise_pseudo_huber",
+            "time_sampling": "uniform",
         },
     ),
     "continuous": (
@@ -66,6 +73,7 @@ def get_config(variant: str = "progressive") -> ConfigDict:
         config.train.fake_score.learning_rate = 1e-4
     if variant == "latent_consistency":
         common.add(config, "conditions.guidance_scale")
+        config.train.ema_decay = 0.95
         config.sampler.guidance = 1.5
     common.add_parts(config, **parts)
     return config

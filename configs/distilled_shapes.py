@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     common.add(config, "flow_map", "teacher", "conditions.guidance_scale")
     config.teacher = "@teacher"
     config.diffusion.update(loss="consistency(average_target=True)", next_times="skip(share=0.02)")
-    config.diffusion.update(metric="pseudo_huber(c=0.001)", time_sampling="uniform")
+    config.diffusion.update(metric="elementwise_pseudo_huber", weighting="x0", time_sampling="uniform")
     config.conditions.guidance_scale.update(low=1.0, high=4.0)
-    config.train.update(steps=2000, learning_rate=2e-4, ema_decay=0.995)
+    config.train.update(steps=1000, learning_rate=2e-4, ema_decay=0.95)
     config.sampler.update(name="lcm", steps=4)
     common.add_parts(config, codec=codec, teacher=teacher)
     return config

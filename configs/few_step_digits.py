@@ -28,7 +28,7 @@ LOGIT_FLOW = {**FLOW, "time_sampling": "logit_normal"}
 CONSISTENCY = {
     "schedule": "edm",
     "parameterization": f"consistency(sigma_data={SIGMA})",
-    "weighting": f"edm(sigma_data={SIGMA})",
+    "weighting": "x0",
     "time_sampling": "log_normal(mean=-1.1, std=2)",
 }
 EDM = {
@@ -56,14 +56,12 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "consistency": {
         **CONSISTENCY,
         "loss": "consistency(by_interval=True)",
-        "weighting": "x0",
         "next_times": f"doubling(start=10, end=160, steps={STEPS})",
         "metric": "pseudo_huber",
     },
     "easy_consistency": {
         **CONSISTENCY,
         "loss": "consistency(by_interval=True)",
-        "weighting": "x0",
         "next_times": f"shrinking(q=2, every={STEPS // 8})",
         "metric": "pseudo_huber(c=0)",
     },

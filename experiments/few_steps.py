@@ -3,8 +3,8 @@
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=smoke
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=small
 
-All methods have the same network, optimiser and number of training steps. The generator of DMD2 is trained for one step
-only. A classifier's accuracy is not measured: one step of a flow gives means of classes, which a classifier recognises.
+All methods have the same network, optimiser and number of training steps; the cost of a training step differs, and
+distillation needs its teacher, "EDM, DDIM", besides. The generator of DMD2 is trained for one step only. A classifier's accuracy is not measured: one step of a flow gives means of classes, which a classifier recognises.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, few_step_scales, steps
@@ -14,6 +14,7 @@ METHOD = {
     "DDIM": {"config": f"{FEW}:flow", "sampler.name": "ddim"},
     "DPM-Solver++": {"config": f"{FEW}:flow", "sampler.name": "dpmpp_2m"},
     "UniPC": {"config": f"{FEW}:flow", "sampler.name": "unipc"},
+    "EDM, DDIM": {"config": f"{FEW}:edm", "sampler.name": "ddim"},
     "iCT": {"config": f"{FEW}:consistency"},
     "ECT": {"config": f"{FEW}:easy_consistency"},
     "sCM": {"config": f"{FEW}:continuous_consistency"},
@@ -24,7 +25,7 @@ METHOD = {
     "consistency distillation": {"config": f"{DISTILLED}:consistency"},
     "DMD2": {"config": f"{DISTILLED}:distribution_matching"},
 }
-MAPS = list(METHOD)[3:]  # the others are samplers of a flow
+MAPS = list(METHOD)[4:]  # the others are samplers of a flow and of EDM
 COUNTS = (1, 2, 4, 8, 50)
 
 EXPERIMENT = Experiment(
@@ -49,6 +50,14 @@ EXPERIMENT = Experiment(
                 where={"steps": ("1", "2")},
             )
             for name in MAPS
+        ),
+        *(
+            Ordering(
+                claim=f"In four steps {name} is better than UniPC",
+                order=[{"method": name}, {"method": "UniPC"}],
+                where={"steps": ("4",)},
+            )
+            for name in MAPS[:-1]  # without DMD2
         ),
         Ordering(
             claim="In one and two steps MeanFlow is better than shortcut models",

@@ -3,8 +3,8 @@
     python launch.py reproduce --experiment=experiments/improved_consistency.py --workdir=runs/experiments --scale=smoke
     python launch.py reproduce --experiment=experiments/improved_consistency.py --workdir=runs/experiments --scale=small
 
-Each row undoes one technique of iCT, and "CT" several: noise levels, metric, weights and target are those of the first
-paper. All but one have the same growing number of intervals.
+Each row undoes one technique of iCT, and "CT" all: noise levels, metric, weights, target and number of intervals are
+those of the first paper. The published model of ECT starts from EDM's weights; here it is trained from scratch.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales, steps
@@ -21,6 +21,7 @@ METHOD = {
     "CT": {
         **ICT,
         "diffusion.loss": "consistency(average_target=True)",
+        "diffusion.next_times": "square_root(start=2, end=150, steps=2000)",
         "diffusion.metric": "l2",
         "diffusion.time_sampling": "uniform",
     },
