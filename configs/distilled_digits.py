@@ -5,9 +5,9 @@
 
 Variants: `consistency` (consistency distillation), `latent_consistency` (guidance distilled in), `continuous`
 (sCM), `progressive` (progressive distillation in four rounds, to eight steps, four, two and one), `progressive_8`,
-`progressive_4` and `progressive_2` (its students of more steps), `reflow` (a rectified flow of samples of a rectified flow),
-`distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the config, which are trained first.
-Methods without a teacher: configs/few_step_digits.py.
+`progressive_4` and `progressive_2` (its students of more steps), `reflow` (a rectified flow of samples of a rectified
+flow), `distribution_matching` (DMD2, one step). The teacher and all rounds are parts of the config, which are trained
+first. Methods without a teacher: configs/few_step_digits.py.
 
 Time: not measured.
 Score: docs/reports/few_steps_small, with 16 channels and one seed: fd_pixels 0.06 in one step and 0.05 in four

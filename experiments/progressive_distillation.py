@@ -5,8 +5,8 @@
     python launch.py reproduce --experiment=experiments/progressive_distillation.py --workdir=runs/experiments \
                                --scale=small
 
-Each number of steps has a student, whose teacher is the one of twice as many; the first teacher takes 16, in the paper 8192. DDIM
-samples the model that is distilled.
+Each number of steps has a student, whose teacher is the one of twice as many; the first teacher takes 16 (8192 in the
+paper). DDIM samples the model that is distilled.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales
