@@ -21,6 +21,10 @@ CIFAR10 = {
     "1": (41.07, 18.36, 8.01, 5.78, 4.73),
     "hat": (367.43, 133.37, 32.72, 9.99, 3.17),
 }
+NOISE_CLAIMS = {
+    "no noise is better than eta 1": ("0", "1"),
+    "eta 1 is better than the larger variance": ("1", "hat"),
+}
 COUNTS = (10, 20, 50, 100, 1000)
 
 EXPERIMENT = Experiment(
@@ -37,10 +41,15 @@ EXPERIMENT = Experiment(
         )
     ],
     orderings=(
-        Ordering(
-            claim="In 10 to 50 steps less noise is better: eta 0, then 0.5, then 1, then the larger variance",
-            order=[{"eta": eta} for eta in ("0", "0.5", "1", "hat")],
-            where={"steps": ("10", "20", "50")},
+        *(
+            Ordering(
+                claim=f"In 10 to 50 steps {claim}{where}",
+                order=[{"eta": eta} for eta in order],
+                where={"steps": ("10", "20", "50")},
+                measure=measure,
+            )
+            for measure, where in (("", ""), ("fd_pixels", ", in pixels"))
+            for claim, order in NOISE_CLAIMS.items()
         ),
         Ordering(
             claim="The larger variance improves with steps: from 10 to 20 to 50 to 100",

@@ -11,6 +11,7 @@ has all t. `launch.py evaluate --metrics=interpolation` has them in one table an
 from diffjax.reproduce import SMALL_TRAINING, Axis, Experiment, Measure, Ordering, Scale, smoke
 
 STRENGTHS = ("0.125", "0.25", "0.5", "0.75", "1")
+HALF = STRENGTHS[:3]
 FIELDS = {
     "diffusion.schedule": "linear",
     "diffusion.parameterization": "eps",
@@ -42,6 +43,16 @@ EXPERIMENT = Experiment(
             claim="The reconstruction error grows with t",
             order=[{"t / T": strength} for strength in STRENGTHS],
             measure="interpolation.reconstruction",
+        ),
+        Ordering(
+            claim="The reconstruction error grows with t up to T / 2",
+            order=[{"t / T": strength} for strength in HALF],
+            measure="interpolation.reconstruction",
+        ),
+        Ordering(
+            claim="The diversity grows with t up to T / 2",
+            order=[{"t / T": strength} for strength in reversed(HALF)],
+            measure="interpolation.diversity",
         ),
         Ordering(
             claim="The diversity grows with t",

@@ -44,6 +44,7 @@ EXPERIMENT = Experiment(
         Ordering(
             claim="The fewer the steps, the further bits/dim are below those of many steps",
             order=[{"steps": count} for count in ("200", "8", "4", "2")],
+            direction="higher",
         ),
     ],
     scales=few_step_scales(

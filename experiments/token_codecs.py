@@ -27,7 +27,12 @@ EXPERIMENT = Experiment(
     measures=[Measure("fd_pixels"), Measure("kd_pixels"), Measure("classifier_accuracy"), *BITS],
     orderings=[
         Ordering(claim="Samples are better with the VQ-VAE", order=VQ_FIRST),
-        Ordering(claim="The dVAE's tokens have fewer bits", order=DVAE_FIRST, measure="nll.bits_per_code"),
+        Ordering(
+            claim="The dVAE's tokens have fewer bits",
+            order=DVAE_FIRST,
+            measure="nll.bits_per_code",
+            direction="lower",
+        ),
     ],
     scales={
         "smoke": smoke(

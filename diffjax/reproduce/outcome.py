@@ -158,8 +158,8 @@ class Outcome:
         free = [axis for axis in self.axes if axis not in ordered and axis != SEED]
         tested = []
         for others in self.settings(free, ordering.where):
-            compared = [self._at_best(measure, ordering.best_of, {**others, **setting}) for setting in order]
-            differences = [self._difference(measure, better, worse) for better, worse in pairwise(compared)]
+            compared = [self._at_best(measure, ordering, {**others, **setting}) for setting in order]
+            differences = [self._difference(measure, ordering, *pair) for pair in pairwise(compared)]
             if None not in differences or self._incomplete(measure, compared):
                 tested.append(differences)
         return verdicts.combine(tested, left_out)
@@ -176,33 +176,33 @@ class Outcome:
         tested = []
         for setting in self.settings(free, claim.where):
             at = [{**setting, claim.along: label} for label in along]
-            ranked = [self._ranked(measure, claim.axis, labels) for labels in at]
+            ranked = [self._ranked(measure, claim, claim.axis, labels) for labels in at]
             best = ranked[0][0] if ranked and ranked[0] else None
             for labels, ranking in zip(at[1:], ranked[1:], strict=True):
                 rest = [label for label in ranking if label != best]
                 if best in ranking and rest:
                     pair = ({**labels, claim.axis: label} for label in (best, rest[0]))
-                    tested.append([self._difference(measure, *pair)])
+                    tested.append([self._difference(measure, claim, *pair)])
                 elif self._incomplete(measure, [{**labels, claim.axis: label} for label in self.axes[claim.axis]]):
                     tested.append([None])
         return verdicts.combine(tested)
 
-    def _at_best(self, measure: Measure, axis: str, labels: Labels) -> Labels:
-        """Returns the labels with the best label of an axis: of those with a value, otherwise the first."""
-        if not axis:
+    def _at_best(self, measure: Measure, ordering: Ordering, labels: Labels) -> Labels:
+        """Returns the labels with the best label of `best_of`: of those with a value, otherwise the first."""
+        if not (axis := ordering.best_of):
             return labels
-        ranking = self._ranked(measure, axis, labels)
+        ranking = self._ranked(measure, ordering, axis, labels)
         return {**labels, axis: (ranking or self.axes[axis])[0]}
 
-    def _ranked(self, measure: Measure, axis: str, labels: Labels) -> list[str]:
+    def _ranked(self, measure: Measure, ordering: Ordering, axis: str, labels: Labels) -> list[str]:
         """Returns the labels of an axis that have a value, the best mean first."""
         means = {label: self.entry(measure, {**labels, axis: label}).mean for label in self.axes[axis]}
-        sign = 1.0 if measure.direction == "lower" else -1.0
+        sign = -_sign(measure, ordering)
         return sorted((label for label in means if np.isfinite(means[label])), key=lambda label: sign * means[label])
 
-    def _difference(self, measure: Measure, better: Labels, worse: Labels) -> Difference | None:
+    def _difference(self, measure: Measure, ordering: Ordering, better: Labels, worse: Labels) -> Difference | None:
         """Returns the difference of two entries over the seeds that have both values; None without such a seed."""
-        sign = -1.0 if measure.direction == "lower" else 1.0
+        sign = _sign(measure, ordering)
         entries = self.entry(measure, better), self.entry(measure, worse)
         left, right, errors = [], [], []
         for a, b in zip(*(entry.estimates for entry in entries), strict=True):
@@ -219,6 +219,11 @@ class Outcome:
         sign = 1.0 if measure.direction == "lower" else -1.0
         shares = [float(sign * value > sign * threshold) for value in entry.known] + [1.0] * entry.failed
         return Entry(tuple(Estimate(share, None) for share in shares), pending=entry.pending)
+
+
+def _sign(measure: Measure, ordering: Ordering) -> float:
+    """Returns 1 if the first setting of an ordering has the higher value, otherwise -1."""
+    return -1.0 if (ordering.direction or measure.direction) == "lower" else 1.0
 
 
 def in_words(labels: Labels) -> str:

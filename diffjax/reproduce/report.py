@@ -23,8 +23,9 @@ _IMAGES = ("curves.png", "samples.png")
 _TEST = (
     "A claim holds if the 95 % confidence interval of each difference between neighbours is above zero. It is reversed "
     "if that of one difference is below zero, and undecided otherwise. With several seeds the interval is Student's t "
-    "over the seeds, at least as wide as that of the samples; with one seed it covers the samples only, not another "
-    "training. There is no correction for the number of claims."
+    "over the seeds, and at least as wide as that of the samples if their errors are known; with one seed it covers "
+    "the samples only, not another training. The smallest difference is given with half the width of its interval. "
+    "There is no correction for the number of claims."
 )
 _CSS = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"

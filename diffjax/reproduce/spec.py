@@ -139,6 +139,8 @@ class Ordering:
       order: labels of axes, the best setting first.
       where: labels of other axes for which the order is claimed; all labels of an axis that is absent.
       measure: name of the measure; "": the first one that is measured.
+      direction: "lower" or "higher", the direction of the first setting; "": the one that is better, which the measure
+        must have.
       best_of: axis, such as the learning rate, of which each setting has its best label; "": no such axis.
     """
 
@@ -146,6 +148,7 @@ class Ordering:
     order: Sequence[Labels]
     where: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     measure: str = ""
+    direction: str = ""
     best_of: str = ""
 
 
@@ -297,7 +300,7 @@ class Experiment:
 
     def __post_init__(self):
         axes = {axis.name: axis for axis in self.axes}
-        columns = {m.name for s in (self, *self.scales.values()) for m in s.measures}
+        columns = {m.name: m for s in (*self.scales.values(), self) for m in s.measures}
         if self.column_axis and self.column_axis not in axes:
             raise unknown("column axis", self.column_axis, axes)
         for axis in self.axes:
@@ -306,6 +309,12 @@ class Experiment:
         for ordering in self.orderings:
             if ordering.measure and ordering.measure not in columns:
                 raise unknown("measure of an ordering", ordering.measure, columns)
+            measure = columns[ordering.measure] if ordering.measure else self.measures[0]
+            if not ordering.direction and measure.direction == "neither":
+                raise UserError(
+                    f"ordering {ordering.claim!r}: neither direction of {measure.name} is better; set `direction` to "
+                    "lower or higher"
+                )
             if isinstance(ordering, SameBest):
                 self._check_labels({ordering.axis: (), ordering.along: ()}, "an ordering")
             for setting in ordering.order:

@@ -132,10 +132,10 @@ def describe(verdict: Verdict) -> str:
     if verdict.settings > 1:
         words = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
         details.append(f"{words} of {verdict.settings} settings")
-    known = np.isfinite(weakest.error)
+    known = np.isfinite(weakest.margin)
     if verdict.seeds == 1:
-        details.append("1 seed, " + ("the error covers the samples only" if known else "no error is known"))
+        details.append("1 seed, " + ("the interval covers the samples only" if known else "no error is known"))
     else:
         details.append(f"{verdict.seeds} seeds")
-    details.append(f"smallest difference {with_error(weakest.value, weakest.error if known else None)}")
+    details.append(f"smallest difference {with_error(weakest.value, weakest.margin if known else None)}")
     return f"**{verdict.word}** ({'; '.join(details)})"

@@ -103,7 +103,7 @@ def test_one_image_of_200_more_is_undecided(outcome):
     error = math.sqrt(0.24 * 0.76 / 200)
     computed = outcome(values, better="higher", sampling=error)
     assert computed.verdict(MORE_STEPS).word == "undecided"
-    assert "undecided in 2 of 2 settings; 1 seed, the error covers the samples only" in describe(
+    assert "undecided in 2 of 2 settings; 1 seed, the interval covers the samples only" in describe(
         computed.verdict(MORE_STEPS)
     )
 
@@ -119,6 +119,15 @@ def test_settings_are_compared_at_the_best_label_of_an_axis(outcome):
     assert outcome(failed, sampling=0.1).verdict(best).word == "does not hold"  # 9 against 2
     with pytest.raises(UserError, match="rates"):
         outcome(failed, orderings=[Ordering(claim="", order=[], best_of="rates")])
+
+
+def test_an_order_of_a_descriptive_measure_names_its_direction(outcome):
+    values = table(lambda rate, n, seed: n + 0.1 * seed)
+    for direction, word in (("lower", "does not hold"), ("higher", "holds")):
+        ordering = Ordering(claim="", order=MORE_STEPS.order, direction=direction)
+        assert outcome(values, better="neither", sampling=0.1, orderings=[ordering]).verdict(ordering).word == word
+    with pytest.raises(UserError, match="neither direction of fd_pixels is better; set `direction` to lower or higher"):
+        outcome(values, better="neither", orderings=[MORE_STEPS])
 
 
 SAME_BEST = SameBest(claim="", axis="steps", along="rate")
@@ -274,7 +283,7 @@ def test_a_report_is_complete_and_self_contained(outcome, tmp_path):
     text = path.read_text()
     assert "| low | 9.0 ± 1.4 (1 failed) | 7.0 ± 1.0 | 3.50 | – |" in text  # ours, then the paper's
     assert "The paper's setting: elsewhere." in text
-    assert "| more is better | **holds** (holds in 2 of 2 settings; 2 seeds; smallest difference 2.00 ± 0.10)" in text
+    assert "| more is better | **holds** (holds in 2 of 2 settings; 2 seeds; smallest difference 2.0 ± 0.2)" in text
     assert "loss = nan \\| inf" in text
     assert "| low | 2 of 3 | 0 of 3 |" in text
     assert "    the command" in text and "Warning: few samples." in text
