@@ -161,14 +161,18 @@ def with_numbers(trained: Run, prompts: Prompts, numbers: Sequence[float]) -> Pr
 def default_prompts(trained: Run, count: int, *, split: str = "test", classes: int | None = None) -> Prompts:
     """Returns conditions of a run's samples: classes in turn, and captions of `split` for text-conditioned models.
 
-    Stages that are conditioned on an image use the first examples of `split`.
+    Stages that are conditioned on an image use the first examples of `split`; with captions, the first example of each
+    caption, so that all text-conditioned models have the same captions.
 
     Args:
       classes: number of classes; None: that of the model.
     """
     if is_upsampling_stage(trained.system):
         source = open_prompts(trained.config, split)
-        examples = source.__getitems__(range(min(count, len(source))))
+        indices = range(min(count, len(source)))
+        if is_text_conditioned(trained.system):
+            indices = [*_first_of_captions(source, count).values()]
+        examples = source.__getitems__(indices)
         examples = [examples[i % len(examples)] for i in range(count)]
         return prompts_from_examples(trained.system, examples, trained.tokenizer)
     captions = []
@@ -179,13 +183,19 @@ def default_prompts(trained: Run, count: int, *, split: str = "test", classes: i
 
 def unique_captions(source: Source, count: int) -> list[str]:
     """Returns the first `count` distinct captions of a source, or all if there are fewer."""
-    captions: dict[str, None] = {}
+    return list(_first_of_captions(source, count))
+
+
+def _first_of_captions(source: Source, count: int) -> dict[str, int]:
+    """Returns the index of the first example of each of the first `count` distinct captions of a source."""
+    first: dict[str, int] = {}
     for start in range(0, len(source), count):
-        for caption in source.captions(range(start, min(start + count, len(source)))):
-            captions.setdefault(caption)
-            if len(captions) == count:
-                return list(captions)
-    return list(captions)
+        indices = range(start, min(start + count, len(source)))
+        for i, caption in zip(indices, source.captions(indices), strict=True):
+            first.setdefault(caption, i)
+            if len(first) == count:
+                return first
+    return first
 
 
 def read_file(path: str | Path) -> list[str]:

@@ -1,7 +1,9 @@
-"""Files of prompts, and notes about truncated prompts."""
+"""Files of prompts, notes about truncated prompts, and the captions of evaluations."""
 
+import numpy as np
 import pytest
 
+import diffjax
 from diffjax.data import tokenizer
 from diffjax.errors import UserError
 from diffjax.inference import prompts
@@ -59,3 +61,12 @@ def test_truncated_prompts_are_noted(capsys):
     assert [line.partition(",")[0] for line in lines[:5]] == [f"note: prompt {i}" for i in range(2, 7)]
     assert lines[5:] == ["note: 2 more prompts are cut to the 4 tokens that the model reads"]
     assert max(map(len, lines)) < 200
+
+
+def test_a_stage_has_the_captions_of_its_pipeline(trained_runs):
+    """Scores of the stages and of the whole are of the same captions; many test scenes share a short caption."""
+    pipeline = diffjax.load(trained_runs("unclip"))
+    stage = diffjax.load(trained_runs("unclip") / "decoder")
+    expected, found = (prompts.default_prompts(run, 300) for run in (pipeline, stage))
+    assert found.captions == expected.captions and len({*expected.captions}) == 300
+    np.testing.assert_array_equal(found.conditions["tokens"], expected.conditions["tokens"])
