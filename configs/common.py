@@ -223,7 +223,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "conditions.image_embedding.width": (128, "channels of these tokens, equal to those of the caption"),
     "conditions.image_embedding.unit_length": (True, "embedding of unit length, or as CLIP's last layer outputs it"),
     "conditions.image_embedding.dropout": (0.1, "share of embeddings dropped, for classifier-free guidance"),
-    "conditions.guidance_scale.low": (1.0, "smallest scale of guidance that is distilled in; sampler.guidance sets it"),
+    "conditions.guidance_scale.low": (1.0, "smallest scale of guidance in the network; sampler.guidance sets it"),
     "conditions.guidance_scale.high": (4.0, "largest scale"),
     "conditions.number.low": (0.0, "smallest number that the model is conditioned on"),
     "conditions.number.high": (1.0, "largest number"),

@@ -18,15 +18,30 @@ from typing import NamedTuple
 import jax
 from jax import Array, lax
 from jax import numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffjax.diffusion.denoiser import Predict
+from diffjax.diffusion.guidance import in_interval
 from diffjax.diffusion.noise import Noise, ddim_step, eps_from_x0, for_examples, log_snr
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.parameterizations import Coefficients
 
 Metric = Callable[[Float[Array, "B ..."]], Float[Array, " B"]]
+
+
+class Guidance(NamedTuple):
+    """Guidance of a flow map by its own network.
+
+    Attributes:
+      unconditional: the trained network under the null conditions.
+      has_condition: which examples have a condition; the others, whose conditions are dropped, are not guided.
+      scale: scale of each example, at least 1, which the network is given; None: the option `guidance` of the loss.
+    """
+
+    unconditional: Predict
+    has_condition: Bool[Array, " B"]
+    scale: Float[Array, " B"] | None = None
 
 
 class Networks(NamedTuple):
@@ -37,12 +52,14 @@ class Networks(NamedTuple):
       average: the same, with their moving average.
       coefficients: coefficients of the parameterization at a noise level.
       teacher: (x, now) -> x_0 of a trained model that is distilled; None: the data teach.
+      guidance: classifier-free guidance of the loss, without a teacher; None: none.
     """
 
     trained: Predict
     average: Predict
     coefficients: Callable[[Noise], Coefficients]
     teacher: Callable[[Float[Array, "B ..."], Noise], Float[Array, "B ..."]] | None = None
+    guidance: Guidance | None = None
 
 
 def consistency(
@@ -182,21 +199,40 @@ def mean_flow(
     *,
     schedule: Schedule,
     metric: Metric,
+    guidance: float = 1.0,
+    mix: float = 0.0,
+    guidance_low: float = 0.0,
+    guidance_high: float = float("inf"),
 ) -> Float[Array, " B"]:
     """Trains the F for which the end of the step stays where it is as its start moves along the ODE: dX/dt = 0.
 
     For a rectified flow, F = v - (t - r) dF/dt (MeanFlow); for other parameterizations and paths the same condition on
     X = a x + b F. Requires a continuous schedule.
 
+    With guidance the ODE is the guided one: v is omega v + kappa v_c + (1 - omega - kappa) v_null, with the directions
+    of the network itself, where next = now, under the conditions of the example and the null conditions.
+
     Args:
       batch: noised examples with their next level: next_times `second_sample`.
       networks: networks.
       schedule: noise level at a timestep.
       metric: a choice of loss_metrics.py; of the error of F.
+      guidance: scale of classifier-free guidance that the flow map learns, omega / (1 - kappa), at least 1; 1: none.
+        `networks.guidance.scale` replaces it.
+      mix: kappa in [0, 1), the weight of the network's own guided direction.
+      guidance_low, guidance_high: guidance applies for low < sigma / alpha <= high only.
 
-    Reference: Geng et al. 2025, "Mean flows for one-step generative modeling", eq. 10 and 11.
+    Reference: Geng et al. 2025, "Mean flows for one-step generative modeling", eq. 10 and 11; guidance: section 4.2,
+    the mixing scale kappa: the appendix on improved guidance.
     """
-    direction = _direction(batch, networks, schedule)
+    scale = _guidance_scale(batch, networks, guidance, (guidance_low, guidance_high))
+    if not 0 <= mix < 1:
+        raise ValueError(f"mix={mix:g}: must be at least 0 and below 1")
+    x, now, x0 = batch.x, batch.noise, _clean_estimate(batch, networks)
+    if scale is not None:
+        conditional = networks.trained(x, now, now).x0(x) if mix else x0
+        x0 = _guided(batch, networks, x0, conditional, scale, mix)
+    direction = _direction_to(x, x0, now, schedule)
     return _average_velocity(batch, networks, direction, direction, schedule, metric)
 
 
@@ -206,17 +242,25 @@ def improved_mean_flow(
     *,
     schedule: Schedule,
     metric: Metric,
+    guidance: float = 1.0,
+    guidance_low: float = 0.0,
+    guidance_high: float = float("inf"),
 ) -> Float[Array, " B"]:
     """Equals `mean_flow`, with dF/dt along the direction of the network itself instead of that of the example.
 
     The target then has the variance of denoising only. One more evaluation gives that direction, F where next = now.
-    The released models have an auxiliary output of the network instead.
+    The released models have an auxiliary output of the network instead. Options of guidance are those of `mean_flow`,
+    with kappa = 1 - 1 / guidance, so that omega = 1: v + (1 - 1 / guidance) (v_c - v_null).
 
-    Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1.
+    Reference: Geng et al. 2025b, "Improved mean flows", algorithm 1; guidance: the released code.
     """
-    x, now = batch.x, batch.noise
-    mean_direction = _direction_to(x, networks.trained(x, now, now).x0(x), now, schedule)
-    direction = _direction(batch, networks, schedule)
+    x, now, x0 = batch.x, batch.noise, _clean_estimate(batch, networks)
+    conditional = networks.trained(x, now, now).x0(x)
+    mean_direction = _direction_to(x, conditional, now, schedule)
+    scale = _guidance_scale(batch, networks, guidance, (guidance_low, guidance_high))
+    if scale is not None:
+        x0 = _guided(batch, networks, x0, conditional, scale, 1.0 - 1.0 / scale)
+    direction = _direction_to(x, x0, now, schedule)
     return _average_velocity(batch, networks, direction, lax.stop_gradient(mean_direction), schedule, metric)
 
 
@@ -327,6 +371,7 @@ class Needs(NamedTuple):
 
 
 _UNEQUAL = ("grid", "doubling", "shrinking", "skip", "uniform_below", "clean")
+WITH_EQUAL_PAIRS = ("second_sample", "dyadic")  # choices of next_times.py
 _MEAN_FLOW = Needs(interval=True, continuous=True, derivative=True)
 NEEDS: Mapping[str, Needs] = {
     "consistency": Needs(next_times=_UNEQUAL, reason="learns nothing of pairs of equal times"),
@@ -339,7 +384,7 @@ NEEDS: Mapping[str, Needs] = {
     ),
     "mean_flow": _MEAN_FLOW,
     "improved_mean_flow": _MEAN_FLOW._replace(
-        next_times=("second_sample", "dyadic"), reason="requires pairs of equal times", equal_pairs=True
+        next_times=WITH_EQUAL_PAIRS, reason="requires pairs of equal times", equal_pairs=True
     ),
     "progressive": Needs(teacher=True, next_times=("grid",), reason="requires the steps of the student, grid(steps=N)"),
 }
@@ -359,6 +404,34 @@ def _laplace(x: Float[Array, "M ..."], y: Float[Array, "M ..."], scale: Float[Ar
     square = jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
     # Far below any distance that matters, so that the gradient at zero is zero.
     return jnp.exp(-scale[:, None] * jnp.sqrt(jnp.maximum(square, 1e-16)) / x.shape[-1])
+
+
+def _guidance_scale(
+    batch: NoisedBatch, networks: Networks, option: float, interval: tuple[float, float]
+) -> Float[Array, " B"] | None:
+    """Returns the scale of each example, 1 where it is not guided; None: there is no guidance."""
+    if option < 1:
+        raise ValueError(f"guidance={option:g}: must be at least 1")
+    if not interval[0] < interval[1]:
+        raise ValueError(f"guidance_low={interval[0]:g}, guidance_high={interval[1]:g}: must be low < high")
+    if networks.guidance is None:
+        return None
+    scale = option if networks.guidance.scale is None else networks.guidance.scale
+    return jnp.where(networks.guidance.has_condition & in_interval(batch.noise, interval), scale, 1.0)
+
+
+def _guided(
+    batch: NoisedBatch, networks: Networks, x0: Array, conditional: Array, scale: Array, mix: Array | float
+) -> Array:
+    """Returns the x_0 of the guided direction: omega x0 + mix conditional + (1 - omega - mix) null.
+
+    omega = (1 - mix) scale; `x0` where the scale is 1. Directions are affine in x_0, so they have the same weights.
+    """
+    assert networks.guidance is not None
+    null = networks.guidance.unconditional(batch.x, batch.noise, batch.noise).x0(batch.x)
+    omega, mix = (for_examples(jnp.asarray(weight), x0) for weight in ((1.0 - mix) * scale, mix))
+    guided = omega * x0 + mix * conditional + (1.0 - omega - mix) * null
+    return jnp.where(for_examples(scale == 1.0, x0), x0, guided)
 
 
 def _average_velocity(

@@ -65,7 +65,7 @@ def classifier_free(
 
     def is_guided(noise) -> Array:
         has_scale = (at_level(scale, noise) != 1.0) | (first is not None and first_scale != 1.0)
-        return _inside(noise, interval) & has_scale
+        return in_interval(noise, interval) & has_scale
 
     def both(x, noise, *next):
         with_condition, without = conditional(x, noise, *next), unconditional(x, noise, *next)
@@ -112,7 +112,7 @@ def autoguidance(
 
     def denoise(x, noise, *next):
         denoised, weaker = denoiser(x, noise, *next), weak(x, noise, *next)
-        active = jnp.where(_inside(noise, interval), at_level(scale, noise), 1.0)
+        active = jnp.where(in_interval(noise, interval), at_level(scale, noise), 1.0)
         return denoised._replace(x0=weaker.x0 + active * (denoised.x0 - weaker.x0))
 
     return denoise
@@ -142,7 +142,7 @@ def perturbed(
     """
 
     def is_guided(noise) -> Array:
-        return _inside(noise, interval) & (at_level(scale, noise) != 1.0)
+        return in_interval(noise, interval) & (at_level(scale, noise) != 1.0)
 
     def shift(x0, x, noise, *next):
         return jnp.where(is_guided(noise), at_level(scale, noise) - 1.0, 0.0) * (x0 - perturbed(x, noise, *next).x0)
@@ -263,7 +263,8 @@ def at_level(scale: Scale, noise: Noise) -> Array | float:
     return scale(noise) if callable(scale) else scale
 
 
-def _inside(noise: Noise, interval: tuple[Array | float, Array | float]) -> Array:
+def in_interval(noise: Noise, interval: tuple[Array | float, Array | float]) -> Array:
+    """Returns whether low < sigma / alpha <= high, for the interval (low, high)."""
     low, high = interval
     above = noise.sigma > low * noise.alpha  # multiplied out, as alpha may be zero
     return above & ((noise.sigma <= high * noise.alpha) | jnp.isposinf(high))

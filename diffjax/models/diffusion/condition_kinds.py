@@ -135,7 +135,7 @@ class Number(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceScale(Condition):
-    """Scale s of the guidance that is distilled in a student, as an embedding.
+    """Scale s of the guidance that is distilled in a student, or that a mean flow learns, as an embedding.
 
     Training samples it uniformly, for each example. In samples it is the sampling setting `guidance`. The network maps
     the sinusoidal embedding of 1000 (s - 1), 256 values, and adds it to that of the time, as published latent

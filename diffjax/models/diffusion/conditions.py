@@ -95,7 +95,7 @@ class Conditions:
 
     @property
     def guidance_scale(self) -> GuidanceScale | None:
-        """The condition on the scale of distilled guidance, if the model has it."""
+        """The condition on the scale of guidance that the network has learned, if the model has it."""
         scale = self.each.get("guidance_scale")
         return scale if isinstance(scale, GuidanceScale) else None
 
@@ -136,6 +136,13 @@ class Conditions:
     def drop_all(self, values: Mapping[str, Values], count: int) -> dict[str, Values]:
         """Drops each condition that supports guidance, for all `count` examples."""
         return self._drop(values, dict.fromkeys(self.each, jnp.ones(count, bool)))
+
+    def are_dropped(self, values: Mapping[str, Values], count: int) -> Mask:
+        """Returns for which of `count` examples all conditions that support guidance have their null values."""
+        null = self.drop_all(values, count)
+        pairs = zip(*(jax.tree.leaves({name: v[name] for name in self.guided}) for v in (values, null)), strict=True)
+        equal = [jnp.all(jnp.reshape(a == b, (count, -1)), axis=1) for a, b in pairs]
+        return jnp.all(jnp.stack(equal), axis=0)
 
     def _drop(self, values: Mapping[str, Values], masks: Mapping[str, Mask]) -> dict[str, Values]:
         dropped = {

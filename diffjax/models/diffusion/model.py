@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Denoiser, Network
+from diffjax.diffusion.flow_map_losses import Guidance
 from diffjax.diffusion.noise import Noise, for_examples, initial_std
 from diffjax.diffusion.noise_schedules import Schedule
 from diffjax.diffusion.random import fold_in_each, split_each
@@ -185,8 +186,11 @@ class DiffusionModel(GenerativeModel):
 
         Conditions that are computed from the image are computed from the augmented one.
         """
-        if self.conditions.guidance_scale and not self.teacher:
-            raise UserError("teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher")
+        if self.conditions.guidance_scale and not self.teacher and self.process.guidance is None:
+            raise UserError(
+                "teacher='': conditions.guidance_scale is the scale of a teacher's guidance; set a teacher, or "
+                "diffusion.loss=improved_mean_flow"
+            )
         augment = self.nonleaky_augmentation
         conditions_keys, dropout_keys, noise_keys, crop_keys, *augment_keys = split_each(keys, 5 if augment else 4)
         crop = functools.partial(random_crop, crop_keys, self.crop) if self.crop else lambda x: x
@@ -206,11 +210,22 @@ class DiffusionModel(GenerativeModel):
             variables.get("times", {}),
             average=bind_network(average) if self.process.learns_flow_map else None,
             teacher=teacher,
+            guidance=self._guidance(bind_network, variables, values),
             step=context.step,
             couple=self._coupling(batch, crop, context.gather, teacher),
             penalty=penalty,
         )
         return value, Aux(metrics, {"times": memory} if memory else {})
+
+    def _guidance(
+        self, bind_network: Callable[..., Network], variables: Variables, values: Mapping[str, Values]
+    ) -> Guidance | None:
+        """Returns the guidance of a flow map by its own network; None: the loss has none, or a teacher has it."""
+        if self.teacher or not (self.conditions.guidance_scale or (self.process.guidance or 1.0) != 1.0):
+            return None
+        count = len(jax.tree.leaves(values)[0])
+        predict = self.process.predictor(bind_network(variables, values=self.conditions.drop_all(values, count)))
+        return Guidance(predict, ~self.conditions.are_dropped(values, count), values.get("guidance_scale"))
 
     def _examples(
         self, variables: Variables, batch: Batch, keys: PRNGKeys, augment_keys: PRNGKeys | None = None

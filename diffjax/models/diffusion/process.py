@@ -265,7 +265,7 @@ class Process:
             )
         if self.metric.name != "l2" and "metric" not in options(self.loss.function):
             raise UserError(f"diffusion.metric={self.metric.name}: loss={loss} does not use it; use l2")
-        if needs.equal_pairs and self.next_times.options.get("share") == 1:
+        if needs.equal_pairs and not self.has_equal_pairs:
             raise UserError(
                 f"diffusion.next_times={self.next_times.name}, share=1: loss={loss} requires pairs of equal times; use "
                 "a smaller share"
@@ -314,6 +314,17 @@ class Process:
     def group(self) -> int:
         """Number of consecutive examples that the loss compares with each other, at the same timesteps; 1: none."""
         return int((option_defaults(self.loss.function) | self.loss.options).get("group", 1))
+
+    @property
+    def guidance(self) -> float | None:
+        """Scale of the guidance of a flow map by its own network; 1: none; None: the loss does not support it."""
+        return (option_defaults(self.loss.function) | self.loss.options).get("guidance")
+
+    @property
+    def has_equal_pairs(self) -> bool:
+        """True if some pairs of times are equal, which teach the direction of the ODE."""
+        chosen = self.next_times
+        return chosen.name in flow_map_losses.WITH_EQUAL_PAIRS and chosen.options.get("share") != 1
 
     @property
     def learns_variance(self) -> bool:
@@ -374,6 +385,7 @@ class Process:
         *,
         average: Network | None = None,
         teacher: Callable[[Array, Noise], Array] | None = None,
+        guidance: flow_map_losses.Guidance | None = None,
         step: Array | int = 0,
         couple: Callable[[Array, Array], couplings.Pairs] | None = None,
         penalty: Penalty | None = None,
@@ -388,6 +400,7 @@ class Process:
           memory: state of the distribution of timesteps; `times.init(schedule)` at first.
           average: the network with averaged parameters, for losses of flow maps; None: `network`.
           teacher: (x, levels of the examples) -> x_0 of a trained model, for losses of flow maps; None: the data teach.
+          guidance: guidance of a flow map by its own network; None: none.
           step: number of training steps so far.
           couple: (x_0, independent noise) -> coupled x_0 and noise; None: they are independent.
           penalty: (features that the network returns besides F) -> a term of the loss [B], and metrics; for losses of
@@ -413,7 +426,7 @@ class Process:
         predict, features = self.predictor(network), None
         if self.learns_flow_map:
             average_predict = self.predictor(average or network)
-            networks = flow_map_losses.Networks(predict, average_predict, self.coefficients, teacher)
+            networks = flow_map_losses.Networks(predict, average_predict, self.coefficients, teacher, guidance)
             loss = compute(batch, networks)
         else:
             prediction = predict(batch.x, batch.noise)

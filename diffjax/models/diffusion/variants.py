@@ -265,6 +265,7 @@ def make_diffusion_model(
         network = _without_cudnn(network)
     if process.needs.teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
+    _check_own_guidance(config, process, conditions)
     if process.coupling.name == "minibatch":
         _check_minibatch(conditions)
     if process.coupling.name == "reflow" and not config.get("teacher"):
@@ -314,6 +315,38 @@ def _teacher_guidance(config: ConfigDict, conditions: Conditions) -> float:
             "per example; leave it at 1, or remove that section"
         )
     return scale
+
+
+def _check_own_guidance(config: ConfigDict, process: Process, conditions: Conditions) -> None:
+    """Raises UserError for guidance of a flow map by its own network that does not fit the run."""
+    if process.guidance is None:
+        return
+    loss, scale = process.loss, conditions.guidance_scale
+    field = f"diffusion.loss={loss.name}, guidance={process.guidance:g}"
+    is_fixed, has_teacher = process.guidance != 1, bool(config.get("teacher"))
+    if is_fixed and has_teacher:
+        raise UserError(f"{field}: is not supported with a teacher; set guidance=1, and diffusion.teacher_guidance")
+    if is_fixed and scale is not None:
+        raise UserError(
+            f"{field}: has no effect with conditions.guidance_scale, which has a scale per example; set guidance=1, or "
+            "remove that section"
+        )
+    if has_teacher or not (is_fixed or scale is not None):
+        for name in loss.options.keys() - {"guidance"}:
+            raise UserError(f"diffusion.loss={loss.name}, {name}: has no effect at guidance=1; remove it")
+        return
+    if not conditions.supports_guidance:
+        raise UserError(f"{field}: guidance requires dropped conditions; set diffusion.label_dropout=0.1")
+    if not process.has_equal_pairs:
+        raise UserError(
+            f"diffusion.next_times={process.next_times.name}: guidance of loss={loss.name} requires pairs of "
+            "equal times; use second_sample with a share below 1"
+        )
+    if scale is not None and scale.low < 1:
+        raise UserError(
+            f"conditions.guidance_scale.low={scale.low:g}: must be at least 1 for loss={loss.name} without a teacher; "
+            "set it to 1"
+        )
 
 
 def _without_cudnn(network: nn.Module) -> nn.Module:
