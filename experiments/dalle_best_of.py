@@ -42,6 +42,7 @@ EXPERIMENT = Experiment(
         "small": Scale(
             config="configs/dalle_shapes.py",
             duration="an hour and a half on two CPU cores, training included",
+            fields={"sampler.guidance": 1.0},
             num=200,
         ),
         "paper": Scale(

@@ -53,7 +53,10 @@ EXPERIMENT = Experiment(
             measures=[Measure("caption_accuracy"), Measure("fd_pixels")],
         ),
         "small": Scale(
-            config="configs/dalle_shapes.py", duration="an hour on two CPU cores, training included", num=500
+            config="configs/dalle_shapes.py",
+            duration="an hour on two CPU cores, training included",
+            fields={"sampler.guidance": 1.0},
+            num=500,
         ),
         "paper": Scale(config="configs/dalle_emoji.py", duration="a day on one GPU; our data set", num=1000),
     },

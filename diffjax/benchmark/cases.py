@@ -92,10 +92,15 @@ CASES: dict[str, Case] = {
         "dalle_shapes",
         {
             **{"model.width": 512, "model.layers": 12, "model.heads": 8, "text.vocabulary": 16384, "text.length": 64},
-            **{"parts.codec.codebook.size": 8192, "data.image_size": 64, "train.batch_size": 8},
+            **{
+                "parts.codec.codebook.size": 8192,
+                "data.image_size": 64,
+                "train.batch_size": 8,
+                "sampler.guidance": 1.0,
+            },
         },
         {
-            **{"model.width": 64, "model.layers": 2, "model.heads": 4, "text.length": 8},
+            **{"model.width": 64, "model.layers": 2, "model.heads": 4, "text.length": 8, "sampler.guidance": 1.0},
             **{"text.vocabulary": 512, "parts.codec.codebook.size": 64, "data.image_size": 32, "train.batch_size": 2},
         },
         per="token",

@@ -33,6 +33,12 @@ def apply_filters(
     Reference: Holtzman et al. 2020, sec. 3.1.
     """
     logits = logits.astype(jnp.float32) / temperature
+    is_unfiltered = jnp.less_equal(top_k, 0) & jnp.greater_equal(top_p, 1.0)  # then nothing is sorted
+    return lax.cond(is_unfiltered, lambda x: x, lambda x: _filtered(x, top_k, top_p), logits)
+
+
+def _filtered(logits: Float[Array, "... K"], top_k: Count, top_p: Number) -> Float[Array, "... K"]:
+    """Sets the logits of tokens that top-k or top-p exclude to -inf."""
     rank = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     order = jnp.argsort(-logits, axis=-1, stable=True)
     descending = jnp.take_along_axis(logits, order, -1)
