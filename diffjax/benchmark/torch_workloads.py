@@ -7,6 +7,7 @@ This file imports no other module of diffjax, so that its process has PyTorch al
 """
 
 import copy
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,7 +38,9 @@ def build(peer: Peer, *, compiled: bool) -> tuple[Step, int, int, float | None]:
     Returns:
       The function, the number of parameters, the units per step, and the seconds of compilation, None if eager.
     """
-    torch.set_float32_matmul_precision("high")
+    # "high" is TF32 on GPUs, as jax's default; on some CPUs it is float16.
+    torch.set_float32_matmul_precision("high" if DEVICE == "cuda" else "highest")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as XLA, whatever OMP_NUM_THREADS is
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     builders = {

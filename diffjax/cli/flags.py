@@ -37,7 +37,7 @@ GUIDANCE_FLAGS = (  # of classifier-free guidance
 )
 # Flags that take a URL, with the verbs where they do (None: all); and texts, which may contain one.
 _URL_FLAGS = {
-    "workdir": ("train", "sample", "sweep", "evaluate"),
+    "workdir": ("train", "sample", "sweep", "evaluate", "optimize_grid"),
     **dict.fromkeys(("data_dir", "clip", "codec", "classifier", "weak", "features")),
     **dict.fromkeys(("prompt", "negative_prompt", "base_prompt", "template", "source")),
 }

@@ -9,6 +9,8 @@ as root-mean-square differences in grey levels. The grids are stored in the file
 and number of steps; --grid=optimized of other verbs reads them.
 """
 
+import shlex
+
 from absl import flags as absl_flags
 from tqdm import tqdm
 
@@ -68,6 +70,7 @@ def run(arguments: Arguments) -> int:
     ]
     optimized_grids.write(trained.workdir, entries)
     print(f"stored in {trained.workdir.grids}; try next:")
-    sampler = f" --sampler={arguments.sampler}" if arguments.sampler else ""
-    print(f"  python launch.py sample --workdir={path}{sampler} --grid=optimized --steps={counts[-1]}")
+    chosen = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
+    flags = "".join(f" {shlex.quote(f'--{name}={value}')}" for name, value in chosen.items())
+    print(f"  python launch.py sample --workdir={path}{flags} --grid=optimized --steps={counts[-1]}")
     return 0

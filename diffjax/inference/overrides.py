@@ -219,7 +219,9 @@ def all_settings(
 ) -> dict[str, Any]:
     """Returns the `sampler` section of a config with overrides, and the times of a grid that a search may change."""
     merged = {**sampler_config, **overrides}
-    return merged | ({"times": settings.times.tolist()} if merged.get("grid") == OPTIMIZED else {})
+    if merged.get("grid") != OPTIMIZED:
+        return merged
+    return merged | {"times": settings.times[: settings.num_steps + 1].tolist()}  # without the padding
 
 
 class SettingsFactory:

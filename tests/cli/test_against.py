@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from diffjax.benchmark.cases import CASES
 from tests.command_line import launch, refused
 
 
@@ -35,6 +36,19 @@ def test_full_networks_have_as_many_parameters_as_their_peers():
         with torch.device("meta"):
             network = workloads.make_network(peer_of(name, config))
         assert sum(leaf.size for leaf in ours.values()) == workloads.count(network) == expected, name
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_every_case_has_both_sides(tmp_path):
+    pytest.importorskip("diffusers")
+    flags = ["--scale=toy", "--turns=1", "--steps=1", f"--out={tmp_path}/torch.json"]
+    assert launch("benchmark", "--against=torch", *flags) == 0
+    rows = json.loads((tmp_path / "torch.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {*CASES}
+    for row in rows:
+        assert row["diffjax_seconds"] > 0 and row["peer_seconds"] > 0
+        assert abs(row["diffjax_parameters"] / row["peer_parameters"] - 1) <= CASES[row["case"]].tolerance, row["case"]
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def test_a_grid_is_searched_stored_and_used(workdir, tmp_path, capsys):
     three, four = json.loads((workdir / "grids.json").read_text())
     assert (three["steps"], four["steps"], three["sampler"]) == (3, 4, "dpmpp_2m")
     assert f"dpmpp_2m, 3 steps: {three['error']:.2f} grey levels; trailing {three['errors']['trailing']:.2f}" in output
+    assert "sample --workdir" in output and "--sampler=dpmpp_2m --guidance=1 --grid=optimized --steps=4" in output
     assert load(workdir).system.optimized_grids[0] == ("dpmpp_2m", 3, tuple(three["times"]))
     times = f"times({', '.join(map(str, three['times'][:-1]))})"
     shared = ("--sampler=dpmpp_2m", "--guidance=1", "--steps=3", "--num=4")
