@@ -127,6 +127,10 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
         "none",
         "values of blocks kept for gradients: none (all) | dots (outputs of linear layers and convolutions) | blocks",
     ),
+    "model.scan_blocks": (
+        False,
+        "compile one block of a DiT, and loop over all: a network of many layers compiles sooner",
+    ),
     "model.attention": ("auto", "attention implementation: auto | xla | cudnn"),
     # Networks of autoencoders
     "model.residual_channels": (16, "channels inside the residual blocks of the VQ-VAE network"),

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -174,6 +175,7 @@ class DiT(nn.Module):
     dropout: float = 0.0  # rate, on the output of each residual branch
     time_embedding: str = "adm"  # "ddpm" | "adm": see timestep_embedding
     remat: str | bool = "none"  # "none" | "dots" | "blocks": values kept for the backward pass, see `rematerialize`
+    scan_blocks: bool = False  # compile one block and loop over all
     attention: str = "auto"  # "auto" | "xla" | "cudnn"
     dtype: DTypeLike = jnp.float32  # compute dtype; parameters, norm statistics, softmax and output are float32
     identity_attention: Sequence[int] = ()  # blocks whose tokens attend to themselves alone
@@ -228,7 +230,7 @@ class DiT(nn.Module):
 
         Raises:
           ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, `label`
-            does not match `num_label_embeddings`, or class tokens without labels.
+            does not match `num_label_embeddings`, class tokens without labels, or `scan_blocks` with unequal blocks.
         """
         self._check(x, label)
         emb = timestep_embedding(t, FREQUENCIES, convention=self.time_embedding)
@@ -290,6 +292,10 @@ class DiT(nn.Module):
         num_blocks: int,
     ) -> list[Float[Array, "B T W"]]:
         """Returns the tokens after each of the first blocks; for the arguments see `Block` and `_enter`."""
+        has_equal_blocks = not self.skipped_blocks and not self.identity_attention
+        if self.scan_blocks and has_equal_blocks and not self.is_initializing():
+            h, angles = self._enter(class_tokens, 0, h, angles)
+            return self._scan(h, emb, context, dropout_keys, angles, num_blocks)
         first_values, outputs = None, []
         for i in range(num_blocks):
             h, angles = self._enter(class_tokens, i, h, angles)
@@ -300,6 +306,30 @@ class DiT(nn.Module):
                     first_values = values
             outputs.append(h)
         return outputs
+
+    def _scan(
+        self,
+        h: Float[Array, "B T W"],
+        emb: Float[Array, "B W"],
+        context: Float[Array, "B L D"] | None,
+        dropout_keys: PRNGKeys | None,
+        angles: Float[Array, "T P"] | None,
+        num_blocks: int,
+    ) -> list[Float[Array, "B T W"]]:
+        """Returns what `_apply_blocks` does, by a scan over stacked parameters. Dropout has other masks."""
+        params = self.variables["params"]
+        blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"block_{i}"] for i in range(num_blocks)))
+        block = self._block(Block, 0, parent=None)
+
+        def apply(h, inputs):
+            values, i = inputs
+            # All blocks have the path of the first, which the masks of dropout depend on.
+            keys = None if dropout_keys is None else jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
+            h, _ = block.apply({"params": values}, partition(h, "batch", "tokens", None), emb, context, keys, angles)
+            return h, h
+
+        last, outputs = lax.scan(apply, h, (blocks, jnp.arange(num_blocks)))
+        return [*(outputs[i] for i in range(num_blocks - 1)), last]
 
     def _make_class_tokens(self, label_emb: Float[Array, "B W"]) -> Float[Array, "B N W"] | None:
         """Returns copies of the label's embedding, each with a learned summand; None without `class_tokens`."""
@@ -359,6 +389,8 @@ class DiT(nn.Module):
                 f"class_tokens_from={self.class_tokens_from}: must be 0 with value_residual, which mixes the values of "
                 "the same tokens"
             )
+        if self.scan_blocks and (self.value_residual or self.class_tokens_from):
+            raise ValueError("scan_blocks=True: requires equal blocks, so value_residual=False and class_tokens_from=0")
         check_choice("positions", self.positions, ("sincos", "rope", "both"))
         check_dropout(self.dropout)
         check_label(label, self.num_label_embeddings)

@@ -108,6 +108,8 @@ class MMDiT(DiT):
         class_tokens: Float[Array, "B N W"] | None,
         num_blocks: int,
     ) -> list[Float[Array, "B T W"]]:
+        if self.scan_blocks:
+            raise ValueError("scan_blocks=True: is only supported for architecture=dit; set it to False")
         if context is None:
             raise ValueError("architecture=mmdit: requires a context, such as conditions.caption; add one, or use dit")
         context = Dense(self.width, dtype=self.dtype, name="context")(context)

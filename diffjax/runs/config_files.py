@@ -66,7 +66,12 @@ _DEFAULTS = {
     "train.lora.targets": ("*",),
 }  # fields that old configs lack
 # Fields of networks that change memory and time, not the results: configs that lack them can be overridden, too.
-_OPTIONAL = {"model.remat": "none", "image_encoder.remat": "none", "text_encoder.remat": "none"}
+_OPTIONAL = {
+    "model.remat": "none",
+    "model.scan_blocks": False,
+    "image_encoder.remat": "none",
+    "text_encoder.remat": "none",
+}
 # Values of fields that were true or false, as in stored configs. Digests have the former values.
 _FORMER_VALUES = {"model.remat": {"none": False, "blocks": True}}
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

@@ -1,7 +1,9 @@
 """DiT: size, initialisation, patches, conditions, precision. test_parity_dit compares it with a peer."""
 
+import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -324,9 +326,44 @@ def test_class_tokens_enter_as_registers_with_the_embedding_of_the_label():
         assert difference < 1e-5 if is_identity else difference > 1e-3
 
 
+def test_a_scan_over_blocks_equals_the_loop():
+    fields = {**SMALL, "num_label_embeddings": 2, "positions": "both", "qk_norm": True, "registers": 2}
+    fields |= {"class_tokens": 2, "remat": "blocks"}
+    inputs = {"label": LABEL, "context": CONTEXT}
+    loop, scan = (DiT(3, **fields, scan_blocks=scan_blocks) for scan_blocks in (False, True))
+    params = randomised(scan, **inputs)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes(loop, **inputs))
+
+    def apply(net, **options):
+        return net.apply({"params": params}, X, T, **inputs, **options)
+
+    def loss(params, net):
+        return jnp.mean(net.apply({"params": params}, X, T, **inputs) ** 2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(net):
+        value, deep = apply(net, cache_branch=0)
+        outputs = value, deep, apply(net, tokens_after=1), apply(net, cache_branch=0, deep=deep)
+        return outputs, jax.grad(loss)(params, net), jax.jvp(lambda p: loss(p, net), (params,), (params,))
+
+    chex.assert_trees_all_close(everything(scan), everything(loop), rtol=1e-4, atol=1e-5)
+    assert "scan[" in str(jax.make_jaxpr(functools.partial(apply, scan))())
+
+
+def test_blocks_of_a_scan_have_masks_of_their_own(dropout_keys):
+    """The same block before or after one that is the identity differs in its masks of dropout alone."""
+    net = DiT(3, **SMALL, dropout=0.5, scan_blocks=True)
+    params, apply = randomised(net), jax.jit(lambda p, keys: net.apply({"params": p}, X, T, dropout_keys=keys))
+    identity = jax.tree.map(jnp.zeros_like, params["block_0"])
+    first, last = {**params, "block_1": identity}, {**params, "block_0": identity, "block_1": params["block_0"]}
+    np.testing.assert_allclose(apply(first, None), apply(last, None), atol=1e-5)
+    assert np.abs(apply(first, dropout_keys) - apply(last, dropout_keys)).max() > 1e-2
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
+        ({"scan_blocks": True, "value_residual": True}, {}, "scan_blocks=True: requires equal blocks"),
         ({"patch": 4}, {}, "patch=4: must divide the sides of images of 4x6"),
         ({"heads": 3}, {}, "heads=3: must divide"),
         ({"width": 6}, {}, "width=6: .* a multiple of 4"),
