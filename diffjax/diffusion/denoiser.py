@@ -19,6 +19,7 @@ from diffjax.diffusion.parameterizations import Coefficients
 # the time input, too
 Network = Callable[..., Any]
 Parameterization = Callable[[Noise], Coefficients]
+Interval = Callable[[Noise, Noise], Float[Array, "..."]]
 
 
 class Denoised(NamedTuple):
@@ -76,7 +77,11 @@ Predict = Callable[..., Prediction]
 
 
 def predictor(
-    network: Network, parameterization: Parameterization, *, learned_variance: bool = False, with_interval: bool = False
+    network: Network,
+    parameterization: Parameterization,
+    *,
+    learned_variance: bool = False,
+    interval: Interval | None = None,
 ) -> Predict:
     """Returns the function that prepares the inputs of a network and splits its output.
 
@@ -85,8 +90,8 @@ def predictor(
       parameterization: a choice of parameterizations.py, which defines the meaning of F.
       learned_variance: whether the network returns twice the channels (last axis), the second half for the
         interpolation of the variance, from -1 (small) to 1 (large).
-      with_interval: whether the network is given the interval of the step, the difference of the time inputs of both
-        levels. Without a next level it is 0, for which F is that of the probability-flow ODE.
+      interval: (now, next) -> the network's input for the interval of a step, such as `time_difference`; None: it has
+        none. Without a next level it is that of (now, now), for which F is that of the probability-flow ODE.
 
     Reference: EDM (Karras et al. 2022), eq. 7; for the learned variance, Improved DDPM's code.
     """
@@ -94,8 +99,8 @@ def predictor(
     def predict(x: Array, now: Noise, next: Noise | None = None, **network_options: Any) -> Prediction:
         c = parameterization(now)
         times = [c.time]
-        if with_interval:
-            times.append(c.time - parameterization(now if next is None else next).time)
+        if interval is not None:
+            times.append(interval(now, now if next is None else next))
         times = [jnp.broadcast_to(jnp.ravel(time), x.shape[:1]) for time in times]
         output = network(for_examples(c.input, x) * x, *times, **network_options)
         output, features = output if isinstance(output, tuple) else (output, None)
@@ -107,7 +112,12 @@ def predictor(
     return predict
 
 
-def from_network(network: Network, parameterization: Parameterization, **options: bool) -> Denoiser:
+def time_difference(parameterization: Parameterization) -> Interval:
+    """Returns the interval of a step as the difference of the time inputs of both levels."""
+    return lambda now, next: parameterization(now).time - parameterization(next).time
+
+
+def from_network(network: Network, parameterization: Parameterization, **options: Any) -> Denoiser:
     """Returns the denoiser of a network, which passes options to it; for the arguments see `predictor`."""
     predict = predictor(network, parameterization, **options)
 

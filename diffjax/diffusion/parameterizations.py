@@ -11,7 +11,7 @@ from jax import Array
 from jax import numpy as jnp
 
 from diffjax.diffusion.noise import Noise, log_snr, posterior_weights
-from diffjax.diffusion.noise_schedules import Schedule
+from diffjax.diffusion.noise_schedules import FIRST, Schedule
 
 
 class Coefficients(NamedTuple):
@@ -68,7 +68,9 @@ def flow(noise: Noise, *, time_scale: float = 1.0) -> Coefficients:
     return c._replace(time=time_scale * c.time)
 
 
-def edm(noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0) -> Coefficients:
+def edm(
+    noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0, schedule: Schedule | None = None
+) -> Coefficients:
     """EDM's preconditioning: input and target of F have unit variance at every noise level.
 
     At alpha = 1 the coefficients are the paper's; elsewhere they are those of x_t / alpha at sigma / alpha.
@@ -78,6 +80,7 @@ def edm(noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0) -> Co
       sigma_data: standard deviation of the data.
       time_scale: the time input is time_scale log(sigma / alpha) / 4; 1000 for the networks of OpenAI's code of
         consistency models.
+      schedule: bounds the time input where no signal is left, if it is continuous.
 
     Reference: EDM (Karras et al. 2022), table 1.
     """
@@ -86,12 +89,17 @@ def edm(noise: Noise, *, sigma_data: float = 0.5, time_scale: float = 1.0) -> Co
         noise.alpha * sigma_data**2 / scale**2,
         noise.sigma * sigma_data / scale,
         1.0 / scale,
-        time_scale * _quarter_log_sigma(noise),
+        time_scale * _quarter_log_sigma(noise, schedule),
     )
 
 
 def consistency(
-    noise: Noise, *, sigma_data: float = 0.5, sigma_min: float = 0.002, time_scale: float = 1.0
+    noise: Noise,
+    *,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+    time_scale: float = 1.0,
+    schedule: Schedule | None = None,
 ) -> Coefficients:
     """Preconditioning of a consistency model: EDM's, with x0_hat = x_t / alpha at `sigma_min` whatever the network.
 
@@ -101,7 +109,7 @@ def consistency(
       noise: noise level.
       sigma_data: standard deviation of the data.
       sigma_min: sigma / alpha of the boundary condition.
-      time_scale: see `edm`.
+      time_scale, schedule: see `edm`.
 
     Reference: Song et al. 2023, "Consistency models", app. C.
     """
@@ -112,7 +120,7 @@ def consistency(
         noise.alpha * sigma_data**2 / (above**2 + (noise.alpha * sigma_data) ** 2),
         above * sigma_data / scale,
         1.0 / scale,
-        time_scale * _quarter_log_sigma(noise),
+        time_scale * _quarter_log_sigma(noise, schedule),
     )
 
 
@@ -145,8 +153,16 @@ def mu(noise: Noise, *, schedule: Schedule) -> Coefficients:
     return _plain(-x_weight / x0_weight, 1.0 / x0_weight, noise)
 
 
-def _quarter_log_sigma(noise: Noise) -> Array:
-    """Returns log(sigma / alpha) / 4, the time input of EDM's networks, within [-10, 10] where alpha or sigma is 0."""
+def _quarter_log_sigma(noise: Noise, schedule: Schedule | None) -> Array:
+    """Returns log(sigma / alpha) / 4, the time input of EDM's networks, within [-10, 10] where alpha or sigma is 0.
+
+    On a continuous schedule without signal at T, where sampling starts, it is constant from (1 - FIRST) T on: larger
+    values are hardly trained.
+    """
+    if schedule is not None and schedule.continuous:
+        last, end = (schedule(fraction * schedule.timesteps) for fraction in (1.0 - FIRST, 1.0))
+        is_later = (end.alpha == 0) & (noise.alpha * last.sigma < last.alpha * noise.sigma)
+        noise = Noise(noise.t, *(jnp.where(is_later, *levels) for levels in zip(last[1:], noise[1:], strict=True)))
     return jnp.clip(-log_snr(noise) / 8.0, -10.0, 10.0)
 
 

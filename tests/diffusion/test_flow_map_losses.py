@@ -18,7 +18,7 @@ from diffjax.diffusion import (
     parameterizations,
     time_sampling,
 )
-from diffjax.diffusion.denoiser import Prediction, predictor
+from diffjax.diffusion.denoiser import Prediction, predictor, time_difference
 from diffjax.diffusion.flow_map_losses import NEEDS, Networks
 from diffjax.diffusion.noise import for_examples
 from diffjax.diffusion.noised_batch import NoisedBatch
@@ -62,7 +62,8 @@ def batch_at(schedule, times=TIMES, next=NEXT, x0=X0, eps=EPS, step=0):
 
 
 def networks(name, parameterization, with_teacher=False):
-    make = functools.partial(predictor, parameterization=parameterization, with_interval=NEEDS[name].interval)
+    interval = time_difference(parameterization) if NEEDS[name].interval else None
+    make = functools.partial(predictor, parameterization=parameterization, interval=interval)
     return Networks(make(smooth), make(average), parameterization, teacher if with_teacher else None)
 
 
@@ -448,11 +449,12 @@ TRAINED = {  # schedule, parameterization, time sampling, next times, loss, and 
 def test_one_step_of_a_trained_map_has_the_distribution_of_the_data(name):
     """By the distance of Kolmogorov and Smirnov; one step of DDIM has 0.47."""
     schedule, parameterization, times, choose, loss, distilled = TRAINED[name]
-    with_interval, group = NEEDS[loss.func.__name__].interval, loss.keywords.get("group", 1)
+    group = loss.keywords.get("group", 1)
+    interval = time_difference(parameterization) if NEEDS[loss.func.__name__].interval else None
 
     def predict_with(params):
         network = functools.partial(perceptron, params)
-        return predictor(network, parameterization, with_interval=with_interval)
+        return predictor(network, parameterization, interval=interval)
 
     def mean_loss(params, ema, key, step):
         kind_key, data_key, time_key, eps_key = jax.random.split(key, 4)

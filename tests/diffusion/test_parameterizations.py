@@ -213,6 +213,19 @@ def test_only_eps_is_undefined_without_signal(name, zero):
         assert found[0] == 0
 
 
+@pytest.mark.parametrize("name", ["rectified_flow", "edm"])
+def test_the_time_of_edm_stops_before_the_signal_does(name):
+    """On a schedule without signal at T its value there is that of 0.999 T; elsewhere it is log(sigma / alpha) / 4."""
+    schedule = choices(noise_schedules)[name](1000, continuous=True)
+    noise = schedule(np.array([1.0, 500.0, 999.0, 999.9, 1000.0]))
+    alpha, sigma = (np.asarray(leaf, np.float64) for leaf in noise[1:])
+    level = sigma / alpha if name == "edm" else np.array([1 / 999, 1, 999, 999, 999])
+    times = parameterizations.edm(noise, schedule=schedule).time, parameterizations.consistency(noise).time
+    np.testing.assert_allclose(times[0], np.log(level) / 4, rtol=1e-4, atol=1e-6)
+    same = slice(2) if name == "rectified_flow" else slice(5)
+    np.testing.assert_array_equal(times[0][same], times[1][same])  # to the bit, without the schedule
+
+
 def test_coefficients_at_the_clean_level_are_finite():
     """x0_hat = x at the clean image, for all that speak of it."""
     clean = noise_schedules.cosine(50)(0.0)

@@ -10,8 +10,10 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax import cli, io, models
+from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.errors import UserError
 from diffjax.models.base import TrainedStage
+from diffjax.models.diffusion.process import Process
 from diffjax.runs.loading import load
 from tests import conditioned, tiny
 from tests.conditioned import SPEC
@@ -52,6 +54,28 @@ def test_the_network_is_given_the_interval_of_the_step():
     np.testing.assert_array_equal(tangent, itself)
     assert np.abs(step - tangent).max() > 1e-3
     assert "embedding" in variables["params"]["model"]
+
+
+@pytest.mark.parametrize(
+    "parameterization", ["edm", "consistency(time_scale=1000)", "trig_flow", "flow(time_scale=0.05)"]
+)
+def test_samples_in_one_step_start_with_inputs_that_training_has(parameterization):
+    """The time and the interval of the step from T, without signal, to the clean image."""
+    changes = {"diffusion__parameterization": parameterization, "diffusion__weighting": "edm"}
+    process = Process.from_config(tiny.config(**FLOW | changes).diffusion)
+
+    @jax.jit
+    def inputs(key):
+        keys = jax.random.split(key, 4096)
+        options = {"time_sampler": process.times, "state": {}, "next_times": process.next_times.bind()}
+        batch = NoisedBatch.sample(keys, keys, jnp.zeros((4096, 1)), schedule=process.schedule, **options)
+        pairs = (batch.noise, batch.next), (process.schedule(20.0), process.schedule(0.0))
+        return [(process.coefficients(now).time, process.interval(now, next)) for now, next in pairs]
+
+    (times, intervals), (time, interval) = inputs(jax.random.key(0))
+    assert times.min() <= time <= times.max() * 1.05
+    assert 0.9 * interval <= intervals.max() <= interval
+    assert (intervals >= 0).all()
 
 
 @pytest.mark.slow

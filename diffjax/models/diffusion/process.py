@@ -373,8 +373,18 @@ class Process:
         return denoiser.predictor(network, self.coefficients, **self._network_options)
 
     @property
-    def _network_options(self) -> dict[str, bool]:
-        return {"learned_variance": self.learns_variance, "with_interval": self.needs.interval}
+    def _network_options(self) -> dict[str, Any]:
+        return {"learned_variance": self.learns_variance, "interval": self.interval if self.needs.interval else None}
+
+    def interval(self, now: Noise, next: Noise) -> Array:
+        """Returns the network's input for the interval of a step: the difference of the time inputs of both levels.
+
+        With edm and consistency, whose time has no bounds, it is that of the timesteps, in T and times `time_scale`.
+        """
+        if self.parameterization.name not in ("edm", "consistency"):
+            return denoiser.time_difference(self.coefficients)(now, next)
+        scale = self.parameterization.options.get("time_scale", 1.0)
+        return scale * (now.t - next.t) / self.schedule.timesteps
 
     def train_loss(
         self,
