@@ -86,6 +86,10 @@ class Model(abc.ABC):
         """Returns fresh variables fitted to the first batch, such as a codebook initialised with its latents."""
         return variables
 
+    def complete(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns weights of another model by path, with zeros for inputs of the network that only this model has."""
+        return weights
+
     def constrain(self, params: Any) -> Any:
         """Returns the updated parameters of a group with the constraints of the model, such as weights of unit norm."""
         return params

@@ -11,6 +11,7 @@ from diffjax.cluster import multihost
 from diffjax.data.tokenizer import Tokenizer
 from diffjax.errors import UserError, validate_names
 from diffjax.models.base import Model
+from diffjax.models.lora import is_lora
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
 from diffjax.runs.loading import load
 from diffjax.runs.state import TrainState
@@ -77,6 +78,8 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
         raise UserError(f"train.start={path}: is a pipeline, without weights of its own; name one of its parts")
     wanted = flatten(model.variable_shapes)
     theirs, ema = (flatten({**run.variables, "frozen": {}}) for run in (last, averaged))
+    if not is_lora(config):  # zeros might not be among the adapted weights
+        theirs, ema = model.complete(theirs), model.complete(ema)
     check_patterns("train.start_fresh", fresh, map(_short, wanted))
     taken = {name for name in wanted if not matches(_short(name), fresh)}
     if not taken:

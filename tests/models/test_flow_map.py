@@ -118,6 +118,34 @@ def test_a_student_starts_from_its_teacher_and_learns_its_guided_steps():
     assert np.isfinite(guided).all()
 
 
+@pytest.mark.parametrize("network", ["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet", "edm2"))])
+@pytest.mark.parametrize("conditions", [(), ("number",)], ids=["no vector", "number"])
+def test_a_student_with_an_interval_starts_as_its_teacher(network, conditions):
+    """At any interval, also of a teacher with a vector condition, whose weights are the first rows of the kernel."""
+    if network == "edm2" and not conditions:
+        pytest.skip("magnitude-preserving sums change with an input")
+    edm2 = {"architecture": "edm2", "channels": 8, "multipliers": (1, 1), "blocks": 1, "head_channels": 4}
+    networks = {"dit": tiny.DIT, "unet": dict(tiny.config().model), "edm2": edm2 | {"attention_resolutions": (4,)}}
+    changes = FLOW | {"model": networks[network]} | ({"sampler__number": 1.0} if conditions else {})
+    denoising = changes | {"diffusion__loss": "mse", "diffusion__next_times": "clean"}
+    teacher, weights = conditioned.with_random_params(models.build(conditioned.config(*conditions, **denoising), SPEC))
+    config = conditioned.config(*conditions, **changes, teacher="RUN")
+    student, fresh = conditioned.with_random_params(models.build(config, SPEC, teacher=TrainedStage(teacher, weights)))
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+
+    @jax.jit
+    def estimates(variables, weights):
+        values = {"number": jnp.arange(3.0)}
+        ours, theirs = student.bind(variables, values), teacher.bind(weights, values)
+        now, next = (ours.process.schedule(t) for t in (15.0, 4.0))
+        return theirs.denoiser(x, now).x0, [ours.denoiser(x, *levels).x0 for levels in ((now,), (now, next))]
+
+    expected, (tangent, step) = estimates(student.prepare(fresh, {}), weights)
+    np.testing.assert_allclose(tangent, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(step, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(estimates(fresh, weights)[1][0] - expected).max() > 1e-2
+
+
 @pytest.mark.slow
 def test_the_scale_of_distilled_guidance_is_an_input():
     """Each example has a scale of its own in training; samples have that of the setting `guidance`."""

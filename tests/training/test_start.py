@@ -245,6 +245,28 @@ def test_a_start_without_captions_has_no_tokenizer(monkeypatch):
     assert read_start(config, model).tokenizer is None
 
 
+def test_a_flow_map_starts_from_a_denoiser(tmp_path):
+    """The interval of a step, which only the flow map has, starts without effect."""
+    flow = {"schedule": "rectified_flow", "continuous": True, "parameterization": "flow(time_scale=0.001)"}
+    changes = PIXEL | {f"diffusion__{name}": value for name, value in flow.items()}
+    run = Workdir(tmp_path / "run")
+    run.create()
+    run.write_config(tiny.config(**changes))
+    exported_weights.save(run.weights, tiny.randomised(build_model(run.read_config(), run.path).init), 0)
+    changes |= {"diffusion__loss": "mean_flow", "diffusion__next_times": "second_sample", "train__start": str(run.path)}
+    config = tiny.config(**changes)
+    start = read_start(config, build_model(config))
+    for weights, prefix in ((start.variables, "params/"), (start.ema, "")):
+        for name, leaf in flatten(load(run.path).variables["params"]).items():
+            np.testing.assert_array_equal(weights[prefix + name], leaf)
+        assert weights[f"{prefix}model/embedding/kernel"].shape == (64, 8)
+        assert not np.any(weights[f"{prefix}model/embedding/kernel"])
+    with config.unlocked():
+        config.train.lora = {"rank": 1}
+    with pytest.raises(UserError, match=r"model/embedding/kernel \(missing\)"):
+        read_start(config, build_model(config))
+
+
 def test_fresh_weights_require_a_start(tmp_path):
     config = tiny.config(train__start_fresh=("label",), **PIXEL)
     with pytest.raises(UserError, match=r"train.start_fresh=.*requires train.start"):

@@ -165,11 +165,25 @@ class DiffusionModel(GenerativeModel):
 
     def prepare(self, variables: Variables, batch: Batch) -> Variables:
         """Returns fresh variables with the weights of the teacher, where paths and shapes agree."""
-        params, theirs = (flatten(v["params"]) for v in (variables, variables["frozen"]["teacher"]))
+        params, theirs = (flatten({"params": v["params"]}) for v in (variables, variables["frozen"]["teacher"]))
+        theirs = self.complete(theirs)
         for path, leaf in params.items():
             if path in theirs and theirs[path].shape == leaf.shape:
                 params[path] = theirs[path]
-        return {**variables, "params": unflatten(params)}
+        return {**variables, **unflatten(params)}
+
+    def complete(self, weights: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns weights of another model by path, with zeros for the interval of a step if only this model has it."""
+        if not self.process.needs.interval:
+            return weights
+        added = {}
+        for name, leaf in self.variable_shapes["params"]["model"]["embedding"].items():
+            path = f"params/model/embedding/{name}"
+            if path not in weights and isinstance(self.network, UNet | DiT):  # others change without the layer
+                added[path] = jnp.zeros(leaf.shape, leaf.dtype)
+            elif path in weights and leaf.shape[0] - weights[path].shape[0] == _INTERVAL_WIDTH:
+                added[path] = jnp.pad(weights[path], ((0, _INTERVAL_WIDTH), (0, 0)))  # conditions are first
+        return {**weights, **added}
 
     @property
     def losses(self) -> Mapping[str, LossFn]:
