@@ -74,6 +74,8 @@ def fits(**changes) -> bool:
     next_times = {"progressive": "grid", "shortcut": "dyadic", "improved_mean_flow": "second_sample"}
     if changes.get("loss") in next_times:
         changes = {"next_times": next_times[changes["loss"]], **changes}
+    if changes.get("next_times") == "grid":  # steps that can be halved
+        changes = {**changes, "next_times": "grid(steps=16)"}
     try:
         Process.from_config(ConfigDict({**_DEFAULTS, **changes}))
         return True

@@ -223,6 +223,22 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
             "requires the steps of the student",
         ),
         ({"diffusion__loss": "progressive", "diffusion__next_times": "grid(steps=4)"}, "set --config.teacher=WORKDIR"),
+        (
+            {
+                "diffusion__loss": "progressive",
+                "diffusion__next_times": "grid(steps=4)",
+                "diffusion__continuous": False,
+            },
+            "timesteps=20: loss=progressive halves the 4 steps of next_times=grid, so it must be a multiple of 8",
+        ),
+        (
+            {
+                "diffusion__loss": "progressive",
+                "diffusion__next_times": "grid(steps=5, rho=7)",
+                "diffusion__continuous": False,
+            },
+            "next_times=grid, rho=7: loss=progressive halves the steps",
+        ),
         ({"diffusion__next_times": "grid(steps=0)"}, "next_times=grid, steps=0: must be a whole number, at least 1"),
         (
             {"diffusion__loss": "consistency", "diffusion__weighting": "x0"},

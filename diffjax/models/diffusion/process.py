@@ -274,6 +274,8 @@ class Process:
         choose = functools.partial(self.next_times.bind(), schedule=self.schedule, sample_time=lambda key: first)
         _check_options("next_times", self.next_times, lambda: choose(jax.random.key(0), first, step=first))
         _check_options("metric", self.metric, lambda: self.metric.bind()(jnp.zeros((1, 1))))
+        if loss == "progressive" and not self.schedule.continuous:
+            self._check_halves()
 
         def compute_loss():
             x, noise = jnp.zeros((self.group, 1)), self.schedule(jnp.full(self.group, first))
@@ -282,6 +284,22 @@ class Process:
             return self._bound_loss()(NoisedBatch(x, x, x, noise, noise.t, noise, 0), networks)
 
         _check_options("loss", self.loss, compute_loss)
+
+    def _check_halves(self) -> None:
+        """Raises UserError for steps of progressive distillation whose middle is no level of a discrete schedule."""
+        grid = option_defaults(self.next_times.function) | self.next_times.options
+        if grid["rho"]:
+            raise UserError(
+                f"diffusion.next_times=grid, rho={grid['rho']:g}: loss=progressive halves the steps in time, which are "
+                "whole timesteps for rho=0 only; set it to 0, or diffusion.continuous=True"
+            )
+        count = 2 * int(grid["steps"])
+        if self.schedule.timesteps % count:
+            raise UserError(
+                f"diffusion.timesteps={self.schedule.timesteps}: loss=progressive halves the {count // 2} steps of "
+                f"next_times=grid, so it must be a multiple of {count}; change one of them, or set "
+                "diffusion.continuous=True"
+            )
 
     @property
     def couples_noise(self) -> bool:
