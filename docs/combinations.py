@@ -20,9 +20,6 @@ from ml_collections import ConfigDict
 from diffjax import models
 from diffjax.conversion.exporting import export_diffusers
 from diffjax.diffusion import (
-    distribution_matching,
-    flow_map_losses,
-    losses,
     masking_schedules,
     noise_schedules,
     samplers,
@@ -67,7 +64,7 @@ def fits(**changes) -> bool:
     """Returns whether a `diffusion` section with these choices is valid."""
     if changes.get("schedule") == "learned":
         changes = {"loss": "vlb", **changes}
-    if changes.get("parameterization") == "consistency":
+    elif changes.get("parameterization") == "consistency":
         changes = {"weighting": "edm", **changes}
     if changes.get("coupling") == "reflow":
         changes = {**changes, "coupling": "reflow(steps=4)"}
@@ -286,7 +283,6 @@ def evaluations(name: str) -> tuple[str, str]:
 
 def main() -> str:
     names = {axis.name: sorted(choices(axis.module)) for axis in AXES}
-    all_losses = choices(losses, flow_map_losses, distribution_matching)
     few_step_losses = [*names["flow_map_losses"], *names["distribution_matching"]]
     loss_names = [*names["losses"], *few_step_losses]
 
@@ -331,9 +327,9 @@ def main() -> str:
             "## Loss and weighting",
             "A weighting applies to the squared error of `mse` and `hybrid`; `vlb` has fixed weights. Of the losses\n"
             "of flow maps, those that compare estimates of x_0 have a weighting. That of distribution matching is\n"
-            "for its fake score. `learned` applies to all but the bounds and distribution matching.",
-            table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)
-                  if w == "learned" or "weighting" in options(all_losses[loss]) else "not used"),
+            "for its fake score. `learned` applies to all but the bounds and distribution matching. Losses with\n"
+            "fixed weights have `simple`, the default.",
+            table(loss_names, names["loss_weighting"], lambda loss, w: both_kinds(loss=loss, weighting=w)),
             "## Losses for few steps, second times and metrics",
             table(few_step_losses, [*names["next_times"], *names["loss_metrics"]], lambda loss, choice:
                   both_kinds(loss=loss, **{"next_times" if choice in names["next_times"] else "metric": choice})),

@@ -275,6 +275,30 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
             {"diffusion__loss": "continuous_consistency(sigma_data=0)", "diffusion__next_times": "clean"},
             "sigma_data=0: must be above 0",
         ),
+        (
+            {"diffusion__weighting": "x0"},
+            "weighting=x0: has no effect on loss=mean_flow, .* set it to simple or learned",
+        ),
+        (
+            {
+                "diffusion__loss": "consistency(heun=True)",
+                "diffusion__next_times": "grid",
+                "diffusion__weighting": "x0",
+            },
+            "heun=True.*has no effect without a teacher",
+        ),
+        (
+            {"diffusion__schedule": "trig_flow(sigma_data=0.7)", "diffusion__parameterization": "trig_flow"},
+            "schedule=trig_flow, sigma_data=0.7: must be that of diffusion.parameterization=trig_flow, 0.5; set both",
+        ),
+        (
+            {
+                "diffusion__parameterization": "edm(sigma_data=0.7)",
+                "diffusion__loss": "continuous_consistency",
+                "diffusion__next_times": "clean",
+            },
+            "loss=continuous_consistency, sigma_data=0.5: must be that of diffusion.parameterization=edm, 0.7",
+        ),
         ({"diffusion__metric": "huber"}, "did you mean 'pseudo_huber'"),
         ({"model": {**tiny.DIT, "attention": "cudnn"}}, "attention=cudnn"),
     ],

@@ -213,6 +213,7 @@ def test_strength_sets_the_first_step_of_image_to_image():
         ({"parameterization": "consistency"}, "weighting=simple: has no bounds near sigma_min"),
         ({"parameterization": "consistency(sigma_min=0)", "weighting": "edm"}, "consistency, sigma_min=0"),
         ({"weighting": "learned", "loss": "vlb"}, "weighting=learned: is not supported for loss=vlb"),
+        ({"weighting": "snr", "loss": "vlb"}, "weighting=snr: has no effect on loss=vlb, .*; set it to simple$"),
         ({"time_sampling": "log_normal", "loss": "vlb"}, "only with time_sampling=uniform or importance"),
     ],
 )

@@ -137,6 +137,7 @@ class Process:
             time_scale=time_scale(config, schedule),
         )
         process._check_parameterization()
+        process._check_sigma_data(config)
         process._check_weighting(config)
         process._check_loss(config)
         return process
@@ -166,9 +167,35 @@ class Process:
                 "is left (alpha = 0); choose v, x0, flow, edm or consistency, or a schedule that keeps some signal"
             )
 
+    def _check_sigma_data(self, config: ConfigDict) -> None:
+        """Raises UserError for choices of sCM that disagree on the standard deviation of the data."""
+        named = {"parameterization": self.parameterization, "loss": self.loss}
+        if isinstance(config.schedule, str):
+            named["schedule"] = _look_up(config, "schedule", noise_schedules, injected=("continuous",))
+        if not {choice.name for choice in named.values()} & {"trig_flow", "continuous_consistency"}:
+            return
+        values = {
+            f"diffusion.{field}={choice.name}": (option_defaults(choice.function) | choice.options)["sigma_data"]
+            for field, choice in named.items()
+            if "sigma_data" in options(choice.function)
+        }
+        (first, value), *others = values.items()
+        for name, other in others:
+            if other != value:
+                raise UserError(
+                    f"{name}, sigma_data={other:g}: must be that of {first}, {value:g}; set both to the standard "
+                    "deviation of the data"
+                )
+
     def _check_weighting(self, config: ConfigDict) -> None:
-        """Raises UserError for weights that are negative, or not finite or without bounds at some timesteps."""
+        """Raises UserError for weights without effect, or negative, not finite or without bounds at some timesteps."""
         name, is_weighted = self.weighting.name, "weighting" in options(self.loss.function)
+        if name not in ("simple", "learned") and not is_weighted:
+            learned = " or learned" if self.learns_flow_map else ""
+            raise UserError(
+                f"diffusion.weighting={config.weighting}: has no effect on loss={self.loss.name}, which has fixed "
+                f"weights; set it to simple{learned}"
+            )
         if self.learns_weighting and self.loss.name in ("vlb", "hybrid", "distribution_matching"):
             raise UserError(f"diffusion.weighting=learned: is not supported for loss={self.loss.name}; use simple")
         if self.parameterization.name == "consistency" and name in ("simple", "learned") and is_weighted:

@@ -266,6 +266,11 @@ def make_diffusion_model(
     if process.needs.teacher and not config.get("teacher"):
         raise UserError(f"teacher='': diffusion.loss={process.loss.name} distils a run; set --config.teacher=WORKDIR")
     _check_own_guidance(config, process, conditions)
+    if process.loss.options.get("heun") and not config.get("teacher"):
+        raise UserError(
+            f"diffusion.loss={config.diffusion.loss}: has no effect without a teacher, which heun=True follows; set "
+            "--config.teacher=WORKDIR, or remove heun"
+        )
     if process.coupling.name == "minibatch":
         _check_minibatch(conditions)
     if process.coupling.name == "reflow" and not config.get("teacher"):
