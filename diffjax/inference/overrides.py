@@ -225,7 +225,7 @@ def all_settings(
 
 
 class SettingsFactory:
-    """Makes sampling settings of a run; prints one note per flag that has no effect or is replaced."""
+    """Makes sampling settings of a run; prints one note per flag that has no effect or is replaced, and the model's."""
 
     def __init__(self, model: GenerativeModel, sampler_config: Mapping[str, Any]):
         """`sampler_config` is the `sampler` section of the run's config."""
@@ -235,7 +235,8 @@ class SettingsFactory:
     def __call__(self, capacity: int | None = None, **overrides: Any) -> SamplingSettings:
         """Returns settings with `overrides`, padded to `capacity` steps."""
         settings = self._model.make_settings(self._sampler_config, capacity=capacity, **overrides)
-        for message in _ineffective_flags(self._model, settings, overrides, has_weak=self._has_weak):
+        ineffective = _ineffective_flags(self._model, settings, overrides, has_weak=self._has_weak)
+        for message in (*ineffective, *self._model.notes(settings)):
             if message not in self._printed:
                 self._printed.add(message)
                 note(message)

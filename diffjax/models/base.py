@@ -7,7 +7,7 @@ that they can be compiled, differentiated and mapped. What a model can do is its
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -132,6 +132,10 @@ class GenerativeModel(Model):
         Raises:
           UserError: an unknown setting, or one that does not fit the model.
         """
+
+    def notes(self, settings: SamplingSettings) -> Iterable[str]:
+        """Returns lines about settings that samples are possible with, but that the model was not trained for."""
+        return ()
 
     @abc.abstractmethod
     def sample(

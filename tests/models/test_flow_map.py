@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from diffjax import cli, io, models
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.errors import UserError
+from diffjax.inference.overrides import SettingsFactory
 from diffjax.models.base import TrainedStage
+from diffjax.models.diffusion.guided import guided
 from diffjax.models.diffusion.process import Process
 from diffjax.runs.loading import load
 from tests import conditioned, tiny
@@ -356,6 +358,39 @@ def test_a_teacher_has_the_crops_of_its_student():
         model.variable_shapes,
     )
     assert value.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("loss", "overrides", "expected"),
+    [
+        ("progressive", {"steps": 4}, None),
+        ("progressive", {"steps": 2}, "sampler.steps=2: this run was distilled for 4 steps"),
+        ("progressive", {"steps": 4, "grid": "times(20, 9, 5, 2)"}, "sampler.grid: this run was distilled for 4 steps"),
+        ("distribution_matching(generator_steps=2)", {"steps": 2}, None),
+        ("distribution_matching(generator_steps=2)", {"steps": 1}, None),  # one of its levels
+        (
+            "distribution_matching(generator_steps=1)",
+            {"steps": 4},
+            "sampler.steps=4: this run was distilled for 1 step ",
+        ),
+        ("mean_flow", {"steps": 7}, None),
+    ],
+)
+def test_a_student_that_samples_with_other_steps_is_noted_once(loss, overrides, expected, capsys):
+    next_times = {"progressive": "grid(steps=4)", "mean_flow": "second_sample"}.get(loss, "clean")
+    model = undistilled(loss, next_times)
+    make_settings = SettingsFactory(guided(model), tiny.config().sampler)
+    for _ in range(2):
+        make_settings(guidance=1.0, **overrides)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (expected is not None)
+    assert all(line.startswith(f"note: {expected}") for line in lines)
+
+
+@functools.cache
+def undistilled(loss, next_times):
+    config = tiny.config(**FLOW | {"diffusion__loss": loss, "diffusion__next_times": next_times, "teacher": "RUN"})
+    return models.build(config, SPEC)
 
 
 @pytest.mark.slow

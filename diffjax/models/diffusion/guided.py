@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Array
@@ -44,6 +44,9 @@ class GuidedModel(GenerativeModel):
         self, sampler_config: Mapping[str, Any], capacity: int | None = None, **overrides: Any
     ) -> SamplingSettings:
         return self.model.make_settings(sampler_config, capacity, **overrides)
+
+    def notes(self, settings: SamplingSettings) -> Iterable[str]:
+        return self.model.notes(settings)
 
     def bind(self, variables: Variables, *args: Any, **kwargs: Any):
         """Returns the model without guidance by other models, bound to its variables."""

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from diffjax.diffusion import time_grids
 from diffjax.diffusion.couplings import Examples, Pairs
 from diffjax.diffusion.denoiser import Denoiser, Network
 from diffjax.diffusion.flow_map_losses import Guidance
@@ -295,6 +297,21 @@ class DiffusionModel(GenerativeModel):
         )
         self._perturbed(settings["perturbation"])  # checks it
         return settings
+
+    def notes(self, settings: SamplingSettings) -> Iterable[str]:
+        process, steps = self.process, settings.num_steps
+        if (count := process.distilled_steps) is None:
+            return
+        times, trained = settings.times[:steps], time_grids.trailing(count, process.schedule)[:-1]
+        is_trained = np.isclose(times[:, None], trained[None])
+        if is_trained.any(1).all() and (steps == count or process.matches_distributions):
+            return
+        name = f"sampler.steps={steps}" if steps != count else "sampler.grid"
+        field = "loss=distribution_matching(generator_" if process.matches_distributions else "next_times=grid("
+        yield (
+            f"{name}: this run was distilled for {count} step{'s' * (count > 1)} of the grid trailing "
+            f"(diffusion.{field}steps={count}))"
+        )
 
     def sample(
         self,

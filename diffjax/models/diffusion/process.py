@@ -344,6 +344,14 @@ class Process:
         return self.loss.name == "distribution_matching"
 
     @property
+    def distilled_steps(self) -> int | None:
+        """Number of steps, of the grid `trailing`, that samples were distilled for; None: they have no fixed number."""
+        if self.matches_distributions:
+            return self.matching.generator_steps
+        grid = option_defaults(self.next_times.function) | self.next_times.options
+        return int(grid["steps"]) if self.loss.name == "progressive" and not grid["rho"] else None
+
+    @property
     def matching(self) -> DistributionMatching:
         """The losses of distribution matching; only with `matches_distributions`."""
         return self.loss.bind(schedule=self.schedule, weighting=self.weighting.bind())()

@@ -5,7 +5,7 @@ config. Overrides are named `stage:setting`; without a stage they are of the mai
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from jaxtyping import Array
@@ -65,6 +65,10 @@ class Pipeline(GenerativeModel):
             if self.is_used(name, options)
         }
         return SamplingSettings(choices=tuple(sorted(options.items())), stages=stages)
+
+    def notes(self, settings: SamplingSettings) -> Iterable[str]:
+        for name, stage_settings in settings.stages.items():
+            yield from (f"{name}: {line}" for line in self.stages[name].model.notes(stage_settings))
 
     def read_settings(
         self, sampler_config: Mapping[str, Any], overrides: Mapping[str, Any]
