@@ -370,7 +370,7 @@ class Needs(NamedTuple):
     equal_pairs: bool = False
 
 
-_UNEQUAL = ("grid", "doubling", "shrinking", "skip", "uniform_below", "clean")
+_UNEQUAL = ("grid", "square_root", "doubling", "shrinking", "skip", "uniform_below", "clean")
 WITH_EQUAL_PAIRS = ("second_sample", "dyadic")  # choices of next_times.py
 _MEAN_FLOW = Needs(interval=True, continuous=True, derivative=True)
 NEEDS: Mapping[str, Needs] = {

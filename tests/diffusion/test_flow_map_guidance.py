@@ -18,7 +18,7 @@ from diffjax.diffusion import (
     parameterizations,
     time_sampling,
 )
-from diffjax.diffusion.denoiser import Prediction, predictor
+from diffjax.diffusion.denoiser import Prediction, predictor, time_difference
 from diffjax.diffusion.flow_map_losses import Guidance, Networks
 from diffjax.diffusion.noise import for_examples
 from diffjax.diffusion.noised_batch import NoisedBatch
@@ -71,7 +71,7 @@ def linear_predict(params):
     def bind(labels, scales):
         network_scales = jnp.zeros(5) if scales is None else scales
         network = lambda x, t, interval: linear(params, labels, network_scales, x, t, interval, jnp)  # noqa: E731
-        return predictor(network, LINEAR_TIME, with_interval=True)
+        return predictor(network, LINEAR_TIME, interval=time_difference(LINEAR_TIME))
 
     return bind
 
@@ -249,7 +249,9 @@ def test_one_step_of_a_trained_map_goes_to_the_end_of_the_guided_ode(name):
     options = {"guidance": 2.0, "mix": 0.5} if name == "mean_flow" else {}
 
     def predict_with(params, labels, scales):
-        return predictor(functools.partial(perceptron, params, labels, scales), LINEAR_TIME, with_interval=True)
+        return predictor(
+            functools.partial(perceptron, params, labels, scales), LINEAR_TIME, interval=time_difference(LINEAR_TIME)
+        )
 
     def mean_loss(params, key):
         label_key, drop_key, data_key, time_key, eps_key, scale_key = jax.random.split(key, 6)
