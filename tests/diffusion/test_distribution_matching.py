@@ -16,18 +16,7 @@ from diffjax.diffusion.noise import for_examples, initial_std
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.parameterizations import Coefficients
 from tests import tiny
-from tests.diffusion.test_flow_map_losses import (
-    BATCH,
-    CENTRES,
-    SHARES,
-    SMALL_EDM,
-    SPREAD,
-    WIDTHS,
-    T,
-    fresh_params,
-    mixture_mean,
-    perceptron,
-)
+from tests.diffusion.test_flow_map_losses import BATCH, MIXTURE, SMALL_EDM, SPREAD, T, fresh_params, perceptron
 
 SCHEDULES = {"edm": noise_schedules.edm(T, continuous=True), "cosine": noise_schedules.cosine(T)}
 DATA, GENERATOR = (0.4, 0.5), (-0.1, 0.8)  # mean and standard deviation
@@ -147,7 +136,7 @@ def test_one_step_of_a_trained_generator_has_the_distribution_of_the_data():
         x0 = sample(params, sample_key, BATCH)
         predict = predict_with(fake)
         return losses.matching_loss(
-            jax.random.split(key, BATCH), x0, mixture_mean, lambda x, now: predict(x, now).x0(x)
+            jax.random.split(key, BATCH), x0, MIXTURE.mean, lambda x, now: predict(x, now).x0(x)
         ).mean()
 
     pretraining, training, every = 1500, 6000, 5
@@ -161,8 +150,8 @@ def test_one_step_of_a_trained_generator_has_the_distribution_of_the_data():
 
     def pretrain(state, step):
         kind_key, data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(1), step), 3)
-        kinds = jax.random.bernoulli(kind_key, SHARES[1], (BATCH,)).astype(int)
-        centres, widths = (jnp.asarray(v, jnp.float32)[kinds] for v in (CENTRES, WIDTHS))
+        kinds = jax.random.bernoulli(kind_key, MIXTURE.shares[1], (BATCH,)).astype(int)
+        centres, widths = (jnp.asarray(v, jnp.float32)[kinds] for v in MIXTURE[:2])
         x0 = (centres + widths * jax.random.normal(data_key, (BATCH,)))[:, None]
         return move(optimizers[0], jax.grad(denoising_loss)(state[0], key, x0), *state), None
 
@@ -188,7 +177,7 @@ def test_one_step_of_a_trained_generator_has_the_distribution_of_the_data():
         return stats.kstest(samples, cumulative).statistic
 
     def cumulative(x):
-        return sum(s * stats.norm.cdf(x, c, w) for s, c, w in zip(SHARES, CENTRES, WIDTHS, strict=True))
+        return sum(share * stats.norm.cdf(x, c, w) for c, w, share in zip(*MIXTURE, strict=True))
 
     before, after = map(distance, trained(fresh_params(jax.random.key(0))))
     assert after < 0.1 < 0.3 < before

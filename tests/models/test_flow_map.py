@@ -63,8 +63,7 @@ def test_the_network_is_given_the_interval_of_the_step():
 )
 def test_samples_in_one_step_start_with_inputs_that_training_has(parameterization):
     """The time and the interval of the step from T, without signal, to the clean image."""
-    changes = {"diffusion__parameterization": parameterization, "diffusion__weighting": "edm"}
-    process = Process.from_config(tiny.config(**FLOW | changes).diffusion)
+    process = Process.from_config(tiny.config(**FLOW | {"diffusion__parameterization": parameterization}).diffusion)
 
     @jax.jit
     def inputs(key):
