@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax import numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax import cli, models
@@ -80,6 +80,80 @@ ENTRY %main (p: bf16[8,4], q: f32[2]) -> bf16[32,4] {
 
 def test_asynchronous_collectives_and_tuples_in_hlo_of_accelerators():
     assert bytes_by_kind(HLO) == {"all-gather": 32 * 4 * 2, "all-reduce": 2 * 2 * 4}
+
+
+BOTH = 2 * (64 * 32 + 32 * 16)  # bytes of two matrices in bfloat16
+GAIN = 4 * 16  # bytes of a vector in float32
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "expected"),
+    [
+        (1, {("all-reduce", tuple(range(8))): BOTH + GAIN}),
+        (
+            4,
+            {
+                ("all-gather", (0, 1, 2, 3)): BOTH,
+                ("reduce-scatter", (0, 1, 2, 3)): BOTH,
+                ("all-reduce", (0, 4)): BOTH / 4,
+                ("all-reduce", tuple(range(8))): GAIN,
+            },
+        ),
+    ],
+)
+def test_half_precision_and_scattered_sums_of_a_program_for_cpus(fsdp, expected):
+    """Two layers in bfloat16 and a gain in float32, with float32 parameters; the layers' are sharded."""
+    mesh = Mesh(np.array(jax.devices()).reshape(-1, fsdp), ("data", "fsdp"))
+    placed = [NamedSharding(mesh, spec) for spec in (P("fsdp"), P(None, "fsdp"), P())]
+
+    def loss(params, x):
+        v, w, gain = params
+        h = jnp.tanh(x @ v.astype(jnp.bfloat16)) @ w.astype(jnp.bfloat16)
+        return ((h.astype(jnp.float32) * gain[None]) ** 2).sum()
+
+    step = jax.jit(
+        lambda params, x: jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params, x)),
+        in_shardings=(placed, NamedSharding(mesh, P(("data", "fsdp")))),
+        out_shardings=placed,
+    )
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 32), (32, 16), (16,))]
+    compiled = step.lower(params, jax.ShapeDtypeStruct((16, 64), jnp.bfloat16)).compile()
+    sizes = {}
+    for kind, size, group, times in collectives(compiled.as_text() or ""):
+        sizes[kind, group] = sizes.get((kind, group), 0) + size * times
+    assert sizes == expected
+
+
+SUMS = """HloModule m, num_partitions=4
+
+%part (a: f32[8], i: s32[]) -> f32[2] {
+  %a = f32[8]{0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %slice = f32[2]{0} dynamic-slice(%a, %i), dynamic_slice_sizes={2}
+}
+
+ENTRY %main (p: f32[8], n: s32[]) -> (f32[2], f32[2], f32[8]) {
+  %p = f32[8]{0} parameter(0)
+  %n = s32[] parameter(1)
+  %sums = (f32[8]{0}, f32[8]{0}) all-reduce(%p, %p), replica_groups={}, to_apply=%sum
+  %first = f32[8]{0} get-tuple-element(%sums), index=0
+  %second = f32[8]{0} get-tuple-element(%sums), index=1
+  %fusion = f32[2]{0} fusion(%first, %n), kind=kLoop, calls=%part
+  %other = f32[2]{0} dynamic-slice(%second, %n), dynamic_slice_sizes={2}
+  ROOT %all = (f32[2]{0}, f32[2]{0}, f32[8]{0}) tuple(%fusion, %other, %second)
+}
+"""
+
+
+def test_a_sum_is_scattered_only_if_no_device_uses_all_of_it():
+    """The whole of the second sum is a result; the group of all devices is not listed."""
+    everyone = (0, 1, 2, 3)
+    assert collectives(SUMS) == [
+        Collective("reduce-scatter", 32, everyone, 1),
+        Collective("all-reduce", 32, everyone, 1),
+    ]
+    halves = SUMS.replace("num_partitions=4", "num_partitions=2")  # each of two devices takes a quarter
+    assert collectives(halves) == [Collective("all-reduce", 64, (0, 1), 1)]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +236,7 @@ def test_a_step_communicates_little_more_than_its_gradients(fsdp):
     shapes = system.variable_shapes["params"]
     gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     sizes = bytes_by_kind(compiled.as_text())
-    assert sizes["all-reduce"] == pytest.approx(gradients, rel=0.1)
+    assert sizes["all-reduce" if fsdp == 1 else "reduce-scatter"] == pytest.approx(gradients, rel=0.1)
     if fsdp == 1:
         assert sizes.keys() == {"all-reduce"}
     else:
