@@ -12,6 +12,7 @@ from diffjax.benchmark.random_inputs import NUM_EXAMPLES, batch_shapes
 from diffjax.cluster import collectives
 from diffjax.errors import UserError, validate_integer
 from diffjax.models.base import Model
+from diffjax.nn.target import simulated_accelerator
 from diffjax.parsing import number
 from diffjax.runs.datasets import image_spec
 from diffjax.runs.loading import build_model
@@ -48,9 +49,10 @@ def simulate_devices(count: int) -> None:
 
 
 def lower(config: ConfigDict, model: Model, devices: Devices, batch_size: int) -> jax.stages.Lowered:
-    """Lowers the training step of a config for a global batch of `batch_size` and devices that need not exist."""
+    """Lowers the training step of a config, as for accelerators, for a global batch and devices that need not exist."""
     batch = batch_shapes(config, image_spec(config), model, batch_size)
-    return lower_step(config, model, devices, devices.shaped(batch), NUM_EXAMPLES)
+    with simulated_accelerator():
+        return lower_step(config, model, devices, devices.shaped(batch), NUM_EXAMPLES)
 
 
 def compile_layout(lowered: jax.stages.Lowered) -> Any:

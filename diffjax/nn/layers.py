@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from diffjax.nn.space_sums import repeat_over_space, sum_over_space
+from diffjax.nn.target import is_cpu
 from diffjax.typing import Labels, PRNGKey, PRNGKeys, Times
 
 
@@ -200,7 +201,7 @@ class LayerNorm(nn.LayerNorm):
     use_fast_variance: bool = False  # Flax's default is E[x^2] - E[x]^2, which cancels for inputs far from zero
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        return super().__call__(jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x)
+        return super().__call__(jax.lax.optimization_barrier(x) if is_cpu() else x)
 
 
 class Dropout(nn.Module):

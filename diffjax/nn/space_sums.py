@@ -15,6 +15,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from diffjax.nn.target import is_cpu
+
 _FOLD, _SMALLEST = 4, 256  # parts of a fold; pixels of the smallest map that is folded
 
 
@@ -62,7 +64,7 @@ def _repeat_over_space_jvp(
 def _folds(space: Sequence[int], dtype: DTypeLike) -> int:
     """Returns how often sums over a map are folded; 0 on accelerators, and in half precision, which XLA sums better."""
     size, folds = math.prod(space), 0
-    if size < _SMALLEST or dtype != jnp.float32 or jax.default_backend() != "cpu":
+    if size < _SMALLEST or dtype != jnp.float32 or not is_cpu():
         return 0
     while size % _FOLD == 0 and size >= _FOLD**2:
         size, folds = size // _FOLD, folds + 1

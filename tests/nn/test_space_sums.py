@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.nn import layers
 from diffjax.nn.space_sums import _folds, repeat_over_space, sum_over_space
+from diffjax.nn.target import simulated_accelerator
 
 
 @pytest.mark.parametrize(("space", "folds"), [((28, 28), 2), ((256,), 3), ((15, 15), 0), ((17, 17), 0), ((2, 2), 0)])
@@ -25,3 +27,15 @@ def test_sums_and_broadcasts_equal_plain_ones(space, folds):
     run = jax.jit(lambda: (results(sum_over_space, repeat_over_space), results(lambda x: x.sum(axes), plain)))
     for found, expected in zip(*map(jax.tree.leaves, run()), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_programs_for_accelerators_have_neither_folds_nor_barriers():
+    def program(x):
+        y = layers.LayerNorm().apply({"params": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}, x)
+        return sum_over_space(y)
+
+    x = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+    gradient = lambda: str(jax.make_jaxpr(jax.grad(lambda x: program(x).sum()))(x))  # noqa: E731
+    with simulated_accelerator():
+        plain = gradient()
+    assert "optimization_barrier" in gradient() and "optimization_barrier" not in plain and "split" not in plain
