@@ -11,6 +11,8 @@ tests count bytes in the same way.
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
 from diffjax.cluster.collectives import Collective
 
 _SHARE = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0, "all-to-all": 1.0}
@@ -61,6 +63,16 @@ MACHINES: Mapping[str, Machine] = {  # hosts of eight GPUs with NVLink and one I
     "h100": Machine(tflops=_PEAKS["H100"][0], memory=80, link=450, network=50),
     "h200": Machine(tflops=_PEAKS["H200"][0], memory=141, link=450, network=50),
 }
+
+
+def mesh_axes(collective: Collective, mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Returns the axes of a mesh along which the devices of a collective differ; none for one device.
+
+    Args:
+      mesh: sizes of the axes by name; the last axis has neighbouring devices.
+    """
+    places = np.unravel_index(collective.group, tuple(mesh.values()))
+    return tuple(name for name, along in zip(mesh, places, strict=True) if np.ptp(along) > 0)
 
 
 def crosses_hosts(collective: Collective, machine: Machine) -> bool:

@@ -197,6 +197,26 @@ def test_layouts_divide_any_number_of_devices(is_transformer):
         assert {tensor for _, tensor in sizes} == (
             {size for size in (1, 2, 4) if count % size == 0} if is_transformer else {1}
         )
+    sizes = layouts(256, MACHINES["h100"], is_transformer=is_transformer)
+    assert {fsdp for fsdp, tensor in sizes if tensor == 1} == {1, 8, 64, 256}
+    assert {fsdp for fsdp, tensor in sizes if tensor == 4} == ({1, 2, 16, 64} if is_transformer else set())
+
+
+@pytest.mark.parametrize(
+    ("group", "axes"),
+    [
+        ((0, 1, 2, 3), ("tensor",)),
+        ((1, 5), ("fsdp",)),
+        ((3, 11), ("data",)),
+        ((0, 4, 8, 12), ("data", "fsdp")),
+        (tuple(range(16)), ("data", "fsdp", "tensor")),
+        ((7,), ()),
+    ],
+)
+def test_axes_of_a_mesh_along_which_devices_exchange(group, axes):
+    """Devices of a mesh of 2 x 2 x 4 are numbered along the last axis first."""
+    collective = Collective("all-reduce", 8, group, 1)
+    assert cost_model.mesh_axes(collective, {"data": 2, "fsdp": 2, "tensor": 4}) == axes
 
 
 def test_operations_of_a_step_do_not_depend_on_the_parts_of_a_batch():
@@ -217,7 +237,10 @@ def test_a_plan_names_the_fastest_layout_that_fits(tmp_path, capsys):
     rows = json.loads(out.read_text())["rows"]
     assert [(row["fsdp"], row["tensor"]) for row in rows] == [(1, 1), (8, 1)]
     assert rows[1]["state GB"] < rows[0]["state GB"]
-    assert all(row["between GB"] == 0 and row["step ms"] > row["exchange ms"] > 0 for row in rows)
+    assert all(row["between hosts GB"] == 0 and row["step ms"] > row["exchange ms"] > 0 for row in rows)
+    assert [name for name in rows[0] if name.startswith(("data", "fsdp "))] == ["data GB", "fsdp GB"]
+    assert rows[0]["fsdp GB"] == rows[1]["data GB"] == 0
+    assert all(row["data GB"] + row["fsdp GB"] == pytest.approx(row["within a host GB"]) for row in rows)
     best = min(rows, key=lambda row: row["step ms"])
     assert f"fastest that fits: --config.parallel.fsdp={best['fsdp']} " in capsys.readouterr().out
     errors = {"--machine=h100": "requires --plan", "--plan=8 --machine=b9": "h100", "--plan=7": "a multiple of 7"}
