@@ -22,7 +22,7 @@ is compiled as for training, which takes minutes for large networks.
 memory of each.
 
 --plan compiles the step for layouts (parallel.fsdp, parallel.tensor) of this many simulated devices, estimates the time
-of each by the bandwidths of --machine, and names the fastest that fits in the memory.
+of each by the bandwidths of --machine, and names the fastest that fits in 75 % of the memory, as jax allocates.
 
 --coordinates trains the network at these widths for --steps steps (3), with and without muP, and prints how the
 activations of each layer grow with the width. The base width is train.mup_base_width, or else the smallest.
