@@ -18,7 +18,6 @@ from diffjax import models
 from diffjax.errors import UserError
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.parameter_paths import path_of
-from diffjax.nn.dit import DiT
 from diffjax.runs.config_files import with_fields
 from diffjax.training.compiled_step import compile_step, make_optimizers
 from diffjax.training.sharding import Devices
@@ -78,7 +77,7 @@ def activation_sizes(model: DiffusionModel, variables: Variables) -> dict[str, j
     """
     params = variables["params"]["model"]
     x, t, inputs = model.noised_arguments(params, jax.random.key(0), _PROBES)
-    changes = {"scan_blocks": False} if isinstance(model.network, DiT) else {}  # activations of each block
+    changes = {"scan_blocks": False} if hasattr(model.network, "scan_blocks") else {}  # activations of each block
     network = model.network.clone(remat="none", **changes)
     options: dict[str, Any] = {**inputs, "capture_intermediates": True, "mutable": ["intermediates"]}
     _, collections = network.apply({"params": params}, x, t, **options)

@@ -243,7 +243,7 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
         ({"diffusion__next_times": "grid(steps=0)"}, "next_times=grid, steps=0: must be a whole number, at least 1"),
         (
             {"diffusion__loss": "consistency", "diffusion__weighting": "x0"},
-            "learns nothing of pairs of equal times; use grid or doubling",
+            "learns nothing of pairs of equal times; use grid or square_root or doubling",
         ),
         (
             {"diffusion__loss": "inductive_moment_matching(group=2.5)", "diffusion__next_times": "uniform_below"},
@@ -300,7 +300,7 @@ def test_groups_of_moment_matching_are_those_of_the_batch():
             },
             "loss=continuous_consistency, sigma_data=0.5: must be that of diffusion.parameterization=edm, 0.7",
         ),
-        ({"diffusion__metric": "huber"}, "did you mean 'pseudo_huber'"),
+        ({"diffusion__metric": "huber"}, "did you mean .* or 'pseudo_huber'"),
         ({"model": {**tiny.DIT, "attention": "cudnn"}}, "attention=cudnn"),
     ],
 )
