@@ -83,7 +83,7 @@ def _row(config: ConfigDict, model: Model, devices: Devices, machine: Machine) -
     lowered = lower(config, model, devices, config.train.batch_size)
     compiled = compile_layout(lowered)
     memory, exchanges = compiled.memory_analysis(), collectives(compiled.as_text() or "")
-    gigabytes: collections.Counter[str] = collections.Counter()
+    gigabytes: dict[str, float] = collections.defaultdict(float)
     for collective in exchanges:
         if axes := cost_model.mesh_axes(collective, devices.mesh.shape):
             where = "between hosts GB" if cost_model.crosses_hosts(collective, machine) else "within a host GB"

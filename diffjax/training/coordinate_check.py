@@ -77,8 +77,10 @@ def activation_sizes(model: DiffusionModel, variables: Variables) -> dict[str, j
     """
     params = variables["params"]["model"]
     x, t, inputs = model.noised_arguments(params, jax.random.key(0), _PROBES)
-    changes = {"scan_blocks": False} if hasattr(model.network, "scan_blocks") else {}  # activations of each block
-    network = model.network.clone(remat="none", **changes)
+    changes: dict[str, Any] = {"remat": "none"}
+    if hasattr(model.network, "scan_blocks"):
+        changes["scan_blocks"] = False  # activations of each block
+    network = model.network.clone(**changes)
     options: dict[str, Any] = {**inputs, "capture_intermediates": True, "mutable": ["intermediates"]}
     _, collections = network.apply({"params": params}, x, t, **options)
     outputs = jax.tree_util.tree_leaves_with_path(collections["intermediates"])
