@@ -10,8 +10,9 @@ and to distil: `flow`; `ot_flow`, whose noise and data are coupled by optimal tr
 `diffusion`, with the cosine schedule and v. configs/distilled_digits.py has distillation.
 
 Time: 5 to 15 min per variant with 16 channels, on one core of an AMD EPYC.
-Score: docs/reports/few_steps_small, with 16 channels and one seed: fd_pixels in one step 0.09 (iCT), 0.07 (ECT), 0.10
-(sCM), 0.19 (shortcut), 0.14 (MeanFlow), 0.11 (improved MeanFlow), 0.08 (IMM); 50 steps of the flow 0.04, one step 1.19.
+Score: docs/reports/few_steps_small, with 16 channels and three seeds: fd_pixels in one step 0.094 (iCT), 0.083 (ECT),
+0.107 (sCM), 0.200 (shortcut), 0.093 (IMM); 50 steps of the flow 0.046, one step 1.24. The report's values of MeanFlow,
+0.147, and improved MeanFlow, 0.122, are of other pairs of equal times.
 Setting: the network of configs/digits.py, trained for more steps; the choices of each paper, with shorter curricula.
 """
 
