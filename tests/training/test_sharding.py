@@ -149,15 +149,19 @@ def test_layouts_have_the_same_metrics(kind, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean flow", "groups of examples", "distribution matching"])
 def test_losses_of_few_steps_on_two_devices_in_two_parts_and_in_bfloat16(kind):
-    """In bfloat16 the first losses are compared, as later ones depend on what rounding did to the parameters."""
+    """In bfloat16 the first losses are compared, as later ones depend on what rounding did to the parameters.
+
+    The very first may be equal: the output of a new network is zero.
+    """
     history, variables = trained(kind)
     same, same_variables = trained(kind, **LAYOUTS["pmap on 2, 2 parts"])
     check_same_metrics(same, history)
     chex.assert_trees_all_close(same_variables["params"], variables["params"], atol=1e-4)  # of steps of 1e-3
     half, _ = trained(kind, dtype="bfloat16")
     for name in (name for name in history[0] if name.endswith("loss")):
-        assert half[0][name] != history[0][name]
-        np.testing.assert_allclose(half[0][name], history[0][name], rtol=0.05, err_msg=name)
+        expected, found = ([metrics[name] for metrics in each[:3]] for each in (history, half))
+        assert found != expected
+        np.testing.assert_allclose(found, expected, rtol=0.05, err_msg=name)
 
 
 @pytest.mark.slow
