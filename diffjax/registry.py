@@ -29,6 +29,11 @@ class Choice(NamedTuple):
     values: tuple[float, ...]
     options: dict[str, float]
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Options, and the defaults of those that are not given."""
+        return option_defaults(self.function) | self.options
+
     def bind(self, **injected: Any) -> Callable:
         """Returns the function with its options, and with those of `injected` that are among its arguments."""
         accepted = options(self.function)

@@ -12,7 +12,7 @@ from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.measurements import Operator
 from diffjax.errors import UserError, validate_number
 from diffjax.models.sampling_settings import SamplingSettings, Scalars
-from diffjax.registry import choices, lookup, option_defaults, options
+from diffjax.registry import choices, lookup, options
 
 DEFAULTS = {  # of overrides; configs do not have these settings
     "measure": "",  # operator of the measurement; "": no measurement
@@ -55,7 +55,7 @@ def read_choices(
         except ValueError as error:
             raise UserError(f"--measure={text}: {error}") from error
     inverse = lookup("--inverse", inverse_problems, settings["inverse"])
-    method_options = {**option_defaults(inverse.function), **inverse.options}
+    method_options = inverse.all_options
     for name, value in method_options.items():
         exclusive = "low" if name == "data_std" else ""
         validate_number(f"--inverse={inverse.name}, {name}", value, low=0, exclusive=exclusive)

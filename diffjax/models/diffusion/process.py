@@ -36,7 +36,7 @@ from diffjax.diffusion.noise_schedules import Learned, Schedule
 from diffjax.diffusion.noised_batch import NoisedBatch
 from diffjax.diffusion.random import split_each
 from diffjax.errors import UserError, validate_integer, validate_number
-from diffjax.registry import Choice, choices, lookup, option_defaults, options
+from diffjax.registry import Choice, choices, lookup, options
 from diffjax.typing import PRNGKeys
 
 _MAX_TIMESTEPS = 1_000_000  # schedules are tables
@@ -175,7 +175,7 @@ class Process:
         if not {choice.name for choice in named.values()} & {"trig_flow", "continuous_consistency"}:
             return
         values = {
-            f"diffusion.{field}={choice.name}": (option_defaults(choice.function) | choice.options)["sigma_data"]
+            f"diffusion.{field}={choice.name}": choice.all_options["sigma_data"]
             for field, choice in named.items()
             if "sigma_data" in options(choice.function)
         }
@@ -314,7 +314,7 @@ class Process:
 
     def _check_halves(self) -> None:
         """Raises UserError for steps of progressive distillation whose middle is no level of a discrete schedule."""
-        grid = option_defaults(self.next_times.function) | self.next_times.options
+        grid = self.next_times.all_options
         if grid["rho"]:
             raise UserError(
                 f"diffusion.next_times=grid, rho={grid['rho']:g}: loss=progressive halves the steps in time, which are "
@@ -348,7 +348,7 @@ class Process:
         """Number of steps, of the grid `trailing`, that samples were distilled for; None: they have no fixed number."""
         if self.matches_distributions:
             return self.matching.generator_steps
-        grid = option_defaults(self.next_times.function) | self.next_times.options
+        grid = self.next_times.all_options
         return int(grid["steps"]) if self.loss.name == "progressive" and not grid["rho"] else None
 
     @property
@@ -366,12 +366,12 @@ class Process:
     @property
     def group(self) -> int:
         """Number of consecutive examples that the loss compares with each other, at the same timesteps; 1: none."""
-        return int((option_defaults(self.loss.function) | self.loss.options).get("group", 1))
+        return int(self.loss.all_options.get("group", 1))
 
     @property
     def guidance(self) -> float | None:
         """Scale of the guidance of a flow map by its own network; 1: none; None: the loss does not support it."""
-        return (option_defaults(self.loss.function) | self.loss.options).get("guidance")
+        return self.loss.all_options.get("guidance")
 
     @property
     def has_equal_pairs(self) -> bool:
@@ -408,7 +408,7 @@ class Process:
 
     def _bound_loss(self) -> Callable:
         """Returns the loss, of a batch and predictions or networks."""
-        next_times = option_defaults(self.next_times.function) | self.next_times.options
+        next_times = self.next_times.all_options
         return self.loss.bind(
             schedule=self.schedule,
             variance=self.variance.bind(),
