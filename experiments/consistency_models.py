@@ -14,6 +14,7 @@ FEW, DISTILLED = "configs/few_step_digits.py", "configs/distilled_digits.py"
 CD = {"config": f"{DISTILLED}:consistency"}
 METHOD = {
     "CD": CD,  # N = 18, Heun
+    "CD, uniform": {**CD, "diffusion.weighting": "x0"},  # the paper's weights
     "CD, N = 9": {**CD, "diffusion.next_times": "grid(steps=9, rho=7)"},
     "CD, Euler": {**CD, "diffusion.loss": "consistency"},
     "CT": {
