@@ -9,10 +9,10 @@ Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency
 and to distil: `flow`; `ot_flow`, whose noise and data are coupled by optimal transport in each batch; `edm`; and
 `diffusion`, with the cosine schedule and v. configs/distilled_digits.py has distillation.
 
-Time: 5 to 15 min per variant with 16 channels, on one core of an AMD EPYC.
-Score: docs/reports/few_steps_small, with 16 channels and three seeds: fd_pixels in one step 0.094 (iCT), 0.083 (ECT),
-0.107 (sCM), 0.200 (shortcut), 0.093 (IMM); 50 steps of the flow 0.046, one step 1.24. The report's values of MeanFlow,
-0.147, and improved MeanFlow, 0.122, are of other pairs of equal times.
+Time: two to four minutes per variant with 16 channels and batches of 32, on one core of an Intel Xeon.
+Score: docs/reports/few_steps_small, so and with three seeds: fd_pixels in one step 0.132 (iCT), 0.128 (ECT), 0.169
+(sCM), 0.242 (shortcut), 0.216 (MeanFlow), 0.203 (improved MeanFlow), 0.141 (IMM), and in four steps 0.071 (IMM);
+50 steps of the flow 0.064, one step 1.15.
 Setting: the network of configs/digits.py, trained for more steps; the choices of each paper, with shorter curricula.
 """
 

@@ -70,10 +70,13 @@ EXPERIMENT = Experiment(
             order=[{"method": "improved MeanFlow"}, {"method": "MeanFlow"}],
             where={"steps": ("1",)},
         ),
-        Ordering(
-            claim="In four steps UniPC and DPM-Solver++ are better than DDIM",
-            order=[{"method": "UniPC"}, {"method": "DPM-Solver++"}, {"method": "DDIM"}],
-            where={"steps": ("4",)},
+        *(
+            Ordering(
+                claim=f"In four steps {name} is better than {other}",
+                order=[{"method": name}, {"method": other}],
+                where={"steps": ("4",)},
+            )
+            for name, other in (("DPM-Solver++", "DDIM"), ("UniPC", "DPM-Solver++"))
         ),
     ],
     scales=few_step_scales(f"{FEW}:flow", {"method": ("DDIM", "UniPC", "ECT", "MeanFlow"), "steps": ("1", "4")}),
