@@ -329,7 +329,7 @@ FIELDS: dict[str, tuple[Any, str]] = {  # name: (default, documentation); "a | b
     "text_encoder.remat": ("none", "values of blocks kept for gradients: none | dots | blocks, as model.remat"),
     "text_encoder.padding": (0, "token id at positions without a token; Stable Diffusion 1: the end token, 49407"),
     # Train
-    "train.start": ("", "run, or exported run, whose weights are the initial weights; '': random weights"),
+    "train.start": ("", "run, exported run or part, @base, whose weights are the initial weights; '': random"),
     "train.start_fresh": ((), "patterns of parameter paths that are initialised at random nevertheless: 'label'"),
     "train.freeze": ((), "patterns of parameter paths that are not trained: 'down_*'"),
     "train.steps": (1000, "optimiser updates"),

@@ -14,7 +14,7 @@ from diffjax import io
 from diffjax.errors import UserError
 from diffjax.runs.config_files import flatten, training_fields
 
-TRAINING_ONLY = ("teacher", "alignment.clip")  # fields that name runs which samples do not need
+TRAINING_ONLY = ("teacher", "alignment.clip", "train.start")  # fields that name runs which samples do not need
 
 
 def part_names(config: ConfigDict, *, for_sampling: bool = False) -> list[str]:

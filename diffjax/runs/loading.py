@@ -230,7 +230,7 @@ def build_model(
         if not fields.get(field) or (field in TRAINING_ONLY and not (training or abstract)):
             continue
         name = field.partition(".")[0]
-        if abstract and (owner := _config_with_part(config, field, parent, workdir)):
+        if abstract and (owner := config_with_part(config, field, parent, workdir)):
             parts[name] = _untrained_part(owner, field, fields[field], spec)
         else:
             run = _trained_run(config, field, workdir)
@@ -335,7 +335,7 @@ _OPENERS: dict[str, Callable[[Path, ImageSpec], Any]] = {  # by config field
 }
 
 
-def _config_with_part(
+def config_with_part(
     config: ConfigDict, field: str, parent: ConfigDict | None, workdir: Path | None
 ) -> ConfigDict | None:
     """Returns the config, this one or its parent, that has the part of a field; None: the field names a run on disk."""

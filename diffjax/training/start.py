@@ -13,8 +13,11 @@ from diffjax.errors import UserError, validate_names
 from diffjax.models.base import Model
 from diffjax.models.lora import is_lora
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
-from diffjax.runs.loading import load
+from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.dependencies import part_config, referenced_run
+from diffjax.runs.loading import build_model, config_with_part, load
 from diffjax.runs.state import TrainState
+from diffjax.runs.workdir import Workdir
 
 _MAX_NAMES = 8
 
@@ -50,11 +53,19 @@ class StartWeights(NamedTuple):
         return state.replace(variables=_replace(state.variables, self.variables), ema=_replace(state.ema, self.ema))
 
 
-def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
+def read_start(
+    config: ConfigDict, model: Model, workdir: Workdir | None = None, parent: ConfigDict | None = None
+) -> StartWeights | None:
     """Reads the weights that a run starts from.
 
+    Args:
+      config: config of the run.
+      model: its model.
+      workdir: its folder; None: it has none, so `train.start` must not name a part.
+      parent: config that this one is a part of.
+
     Returns:
-      The weights; None if `train.start` names no run.
+      The weights; None if `train.start` names no run, or a part that is not trained yet, whose shapes are checked.
 
     Raises:
       UserError: the run cannot be read, or a weight of the model is missing there or has another shape, and
@@ -66,37 +77,48 @@ def read_start(config: ConfigDict, model: Model) -> StartWeights | None:
         if fresh:
             raise UserError(f"train.start_fresh={fresh}: requires train.start; set it to the folder of a run")
         return None
-    if path.startswith("@"):
-        raise UserError(f"train.start={path}: must be the folder of a trained run, not a part; train it first")
+    folder = workdir and workdir.path
+    owner = config_with_part(config, "train.start", parent, folder)
+    run = Workdir(referenced_run(config, "train.start", folder))
+    if owner is not None and not list_steps(run.checkpoints) and not run.weights.exists():
+        theirs = flatten(build_model(part_config(owner, path[1:]), parent=owner, abstract=True).variable_shapes)
+        _taken(config, model, theirs if is_lora(config) else jax.eval_shape(model.complete, theirs))
+        return None
     try:
-        averaged = load(path)
-        last = load(path, averaged.step, averaged=False)
+        averaged = load(run.path)
+        last = load(run.path, averaged.step, averaged=False)
         tokenizer = averaged.tokenizer if model.text else None
     except UserError as error:
         raise UserError(f"train.start={path}: {error}") from error
     if not averaged.system.losses:
         raise UserError(f"train.start={path}: is a pipeline, without weights of its own; name one of its parts")
-    wanted = flatten(model.variable_shapes)
     theirs, ema = (flatten({**run.variables, "frozen": {}}) for run in (last, averaged))
     if not is_lora(config):  # zeros might not be among the adapted weights
         theirs, ema = model.complete(theirs), model.complete(ema)
-    check_patterns("train.start_fresh", fresh, map(_short, wanted))
-    taken = {name for name in wanted if not matches(_short(name), fresh)}
-    if not taken:
-        raise UserError(
-            f"train.start_fresh={fresh}: matches all weights, so none are of train.start; unset one of them"
-        )
-    _check_shapes(path, {name: wanted[name] for name in taken}, theirs)
-    unused = theirs.keys() - taken
+    taken = _taken(config, model, theirs)
+    num_fresh, unused = len(flatten(model.variable_shapes)) - len(taken), len(theirs.keys() - taken)
     return StartWeights(
         variables={name: theirs[name] for name in taken},
         ema={_short(name): ema[name] for name in taken if name.startswith("params/")},
         tokenizer=tokenizer,
         summary=_consistency_note(config)
         + f"starts from {path}, step {averaged.step}: {len(taken)} arrays taken"
-        + (f", {len(wanted) - len(taken)} fresh" if len(wanted) > len(taken) else "")
-        + (f", {len(unused)} of the run unused" if unused else ""),
+        + (f", {num_fresh} fresh" if num_fresh else "")
+        + (f", {unused} of the run unused" if unused else ""),
     )
+
+
+def _taken(config: ConfigDict, model: Model, theirs: Mapping[str, Any]) -> set[str]:
+    """Returns the paths of the weights that a run takes. Raises UserError if some are missing or of other shapes."""
+    wanted, fresh = flatten(model.variable_shapes), config.train.start_fresh
+    check_patterns("train.start_fresh", fresh, map(_short, wanted))
+    taken = {name for name in wanted if not matches(_short(name), fresh)}
+    if not taken:
+        raise UserError(
+            f"train.start_fresh={fresh}: matches all weights, so none are of train.start; unset one of them"
+        )
+    _check_shapes(config.train.start, {name: wanted[name] for name in taken}, theirs)
+    return taken
 
 
 def _consistency_note(config: ConfigDict) -> str:

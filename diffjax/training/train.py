@@ -102,7 +102,7 @@ def train(
     names = part_names(config)
     resume.check(config, workdir, allow_config_change=allow_config_change)
     system = None if names else build_model(config, workdir.path, training=True)
-    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir, opened)
+    prepared = None if is_pipeline(planned) else _Preparation.create(config, planned, workdir, parent, opened)
     if is_pipeline(planned) and not all(resume.is_trained_elsewhere(Workdir(workdir.path / name)) for name in names):
         check_examples(config, planned, open_training_examples(config, opened))
     _check_starts_of_parts(config, workdir)
@@ -126,6 +126,8 @@ def train(
             if stopped:
                 return None, stopped
         system = system or build_model(config, workdir.path, training=True)
+        if prepared and config.train.get("start", "").startswith("@"):  # the weights of a part are there now
+            prepared = _Preparation.create(config, planned, workdir, parent, opened)
         if prepared is None:
             _complete_pipeline(config, cast(Pipeline, system), workdir)
             return system, None
@@ -179,10 +181,12 @@ class _Preparation:
     lora_base: Variables | None  # parameters that LoRA adapts; None: no LoRA
 
     @classmethod
-    def create(cls, config: ConfigDict, model: Model, workdir: Workdir, opened: OpenedSets) -> "_Preparation":
+    def create(
+        cls, config: ConfigDict, model: Model, workdir: Workdir, parent: ConfigDict | None, opened: OpenedSets
+    ) -> "_Preparation":
         devices = Devices.create(**config.parallel)
         devices.check_batch(config.train.batch_size, config.train.accumulate, model.group_size)
-        start = None if list_steps(workdir.checkpoints) else read_start(config, model)
+        start = None if list_steps(workdir.checkpoints) else read_start(config, model, workdir, parent)
         base = None
         if is_lora(config):
             base = _lora_base(config, model, workdir, start)
@@ -197,7 +201,10 @@ def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartW
     """Returns the parameters that LoRA adapts, from the run that a new run starts from or from the run itself."""
     if list_steps(workdir.checkpoints):
         return read_lora_base(workdir, model)
-    adapt(config, model, model.variable_shapes["params"])  # reports errors of the config first
+    shapes = model.variable_shapes["params"]
+    adapt(config, model, shapes)  # reports errors of the config first
+    if not start and config.train.start:
+        return shapes  # of a part that is not trained yet
     if not start:
         rank = config.train.lora.rank
         raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")
@@ -210,7 +217,7 @@ def _check_starts_of_parts(config: ConfigDict, workdir: Workdir) -> None:
         part, folder = part_config(config, name), Workdir(workdir.path / name)
         if part.get("train", {}).get("start") and not list_steps(folder.checkpoints) and not folder.weights.exists():
             try:
-                read_start(part, build_model(part, folder.path, parent=config, abstract=True))
+                read_start(part, build_model(part, folder.path, parent=config, abstract=True), folder, config)
             except UserError as error:
                 raise UserError(f"parts.{name}.{error}") from error
         _check_starts_of_parts(part, folder)

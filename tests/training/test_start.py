@@ -131,6 +131,45 @@ def test_a_run_starts_from_a_run_or_its_export_and_then_resumes_without_it(train
     assert list_steps(tmp_path / "run" / "checkpoints")[-1] == 3
 
 
+def with_base(base=PIXEL, **changes):
+    """Returns the changes to the tiny config of a run that starts from its part `base`."""
+    steps = {"train__steps": 2, "train__batch_size": 8}
+    part = tiny.config(**base | steps).to_dict()
+    return {"train__start": "@base", "parts": {"base": part}} | PIXEL | steps | changes
+
+
+def test_a_start_from_a_part_is_checked_before_the_part_is_trained_and_then_read(tmp_path):
+    config, run = tiny.config(**with_base()), Workdir(tmp_path / "run")
+    model = build_model(config, run.path, abstract=True)
+    assert read_start(config, model, run) is None
+    other = tiny.config(**with_base(base=PIXEL | {"model": {**tiny.DIT, "width": 16}}))
+    with pytest.raises(UserError, match=r"train.start=@base: does not fit the model: .* instead of"):
+        read_start(other, model, run)
+
+    base = Workdir(run.path / "base")
+    base.create()
+    base.write_config(config.parts.base)
+    params = tiny.randomised(build_model(config.parts.base, base.path).init)
+    exported_weights.save(base.weights, params, 0)
+    start = read_start(config, model, run)
+    for name, leaf in flatten(load(base.path).variables["params"]).items():
+        np.testing.assert_array_equal(start.variables[f"params/{name}"], leaf)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 1])
+def test_one_command_trains_a_part_and_then_a_run_that_starts_from_it(lora, tmp_path, capsys):
+    file = tiny.write(
+        tmp_path / "config.py", **with_base(train__lora={"rank": lora, "alpha": 8.0, "targets": ("mlp_in",)})
+    )
+    run = tmp_path / "run"
+    assert launch("train", f"--config={file}", f"--workdir={run}") == 0
+    printed = capsys.readouterr().out
+    assert printed.index("part 1 of 1: base") < printed.index("starts from @base, step 2")
+    assert launch("export", f"--workdir={run}", f"--out={tmp_path / 'exported'}") == 0
+    assert not (tmp_path / "exported" / "base").exists()  # samples do not need it
+
+
 def each(pattern, change):
     """Returns a function that changes the files of a run that match a pattern."""
 
@@ -199,7 +238,7 @@ def test_a_damaged_start_is_refused(damage, trained_runs, exported, config_file,
 REFUSED = {
     "no folder": ("--config.train.start=/nowhere", "train.start=/nowhere: /nowhere is not a run"),
     "a file": (f"--config.train.start={__file__}", f"{__file__}: is a file"),
-    "a part": ("--config.train.start=@codec", "train.start=@codec: must be the folder"),
+    "a part of another config": ("--config.train.start=@base", "train.start=@base: the config has no part base"),
     "fresh without start": ("--config.train.start_fresh=label", "train.start_fresh=('label',): requires train.start"),
     "fresh nothing": (
         "START --config.train.start_fresh=lable",
