@@ -3,11 +3,12 @@
     python launch.py train  --config=configs/few_step_digits.py:mean_flow --workdir=runs/mean_flow
     python launch.py sample --workdir=runs/mean_flow --steps=1 --num=100
 
-Variants: `consistency` (iCT), `easy_consistency` (ECT), `continuous_consistency` (sCM), `shortcut`, `mean_flow`,
-`improved_mean_flow`, `imm`, and with guidance learned in training, so that samples need one evaluation per step,
-`guided_mean_flow` (scale 2) and `guided_improved_mean_flow` (any scale from 1 to 4). Four have no map, to compare with
-and to distil: `flow`; `ot_flow`, whose noise and data are coupled by optimal transport in each batch; `edm`; and
-`diffusion`, with the cosine schedule and v. configs/distilled_digits.py has distillation.
+Variants: `consistency` (iCT); `easy_consistency` (ECT) and `continuous_consistency` (sCM), which start from a part, a
+diffusion model; `shortcut`, `mean_flow`, `improved_mean_flow`, `imm`; and with guidance learned in training, so that
+samples need one evaluation per step, `guided_mean_flow` (scale 2) and `guided_improved_mean_flow` (any scale from 1 to
+4). Four have no map, to compare with and to distil: `flow`; `ot_flow`, whose noise and data are coupled by optimal
+transport in each batch; `edm`; and `diffusion`, with the cosine schedule and v. configs/distilled_digits.py has
+distillation.
 
 Time: two to four minutes per variant with 16 channels and batches of 32, on one core of an Intel Xeon.
 Score: docs/reports/few_steps_small, so and with three seeds: fd_pixels in one step 0.132 (iCT), 0.128 (ECT), 0.169
@@ -48,12 +49,7 @@ TRIG = {
 MEAN_FLOW = {**FLOW, "time_sampling": "logit_normal(mean=-0.4)", "metric": "adaptive(p=1)"}
 IMPROVED_MEAN_FLOW = {**MEAN_FLOW, "loss": "improved_mean_flow", "next_times": "second_sample(share=0.5)"}
 CONTINUOUS = f"continuous_consistency(sigma_data={SIGMA}, warmup={STEPS // 4})"
-WITHOUT_MAP = {
-    "flow": LOGIT_FLOW,
-    "ot_flow": {**LOGIT_FLOW, "coupling": "minibatch"},
-    "edm": EDM,
-    "diffusion": COSINE,
-}
+WITHOUT_MAP = {"flow": LOGIT_FLOW, "ot_flow": {**LOGIT_FLOW, "coupling": "minibatch"}, "edm": EDM, "diffusion": COSINE}
 VARIANTS: dict[str, Mapping[str, Any]] = {
     **WITHOUT_MAP,
     "consistency": {
@@ -76,10 +72,15 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "guided_mean_flow": {**MEAN_FLOW, "loss": "mean_flow(guidance=2, mix=0.5)", "next_times": "second_sample"},
     "guided_improved_mean_flow": IMPROVED_MEAN_FLOW,  # and a condition, below
 }
+# Diffusion models that consistency models start from.
+BASES: dict[str, Mapping[str, Any]] = {"easy_consistency": EDM, "continuous_consistency": TRIG}
 
 
 def get_config(variant: str = "mean_flow") -> ConfigDict:
     config = make(common.choose(variant, VARIANTS))
+    if variant in BASES:
+        common.add_parts(config, base=make(BASES[variant]))
+        config.train.start = "@base"
     has_map = variant not in WITHOUT_MAP
     sampler = "consistency" if "consistency" in variant else "flow_map" if has_map else "ddim"
     config.sampler.update(name=sampler, steps=1 if has_map else 50)

@@ -3,9 +3,10 @@
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=smoke
     python launch.py reproduce --experiment=experiments/few_steps.py --workdir=runs/experiments --scale=small
 
-All methods have the same network, optimiser and number of training steps; the cost of a training step differs, and
-distillation needs its teacher, "EDM, DDIM", besides. The generator of DMD2 is trained for one step only. A classifier's
-accuracy is not measured: one step of a flow gives means of classes, which a classifier recognises.
+All methods have the same network, optimiser and number of training steps; the cost of a training step differs.
+Distillation and ECT start from "EDM, DDIM", and sCM from a diffusion model with TrigFlow, which are trained besides.
+The generator of DMD2 is trained for one step only. A classifier's accuracy is not measured: one step of a flow gives
+means of classes, which a classifier recognises.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, few_step_scales, steps

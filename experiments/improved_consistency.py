@@ -4,7 +4,7 @@
     python launch.py reproduce --experiment=experiments/improved_consistency.py --workdir=runs/experiments --scale=small
 
 Each row undoes one technique of iCT, and "CT" all: noise levels, metric, weights, target and number of intervals are
-those of the first paper. The published model of ECT starts from EDM's weights; here it is trained from scratch.
+those of the first paper. ECT starts from the weights of EDM, iCT from random ones.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales, steps
