@@ -72,15 +72,15 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "guided_mean_flow": {**MEAN_FLOW, "loss": "mean_flow(guidance=2, mix=0.5)", "next_times": "second_sample"},
     "guided_improved_mean_flow": IMPROVED_MEAN_FLOW,  # and a condition, below
 }
-# Diffusion models that consistency models start from.
-BASES: dict[str, Mapping[str, Any]] = {"easy_consistency": EDM, "continuous_consistency": TRIG}
+BASES = {"easy_consistency": EDM, "continuous_consistency": TRIG}  # diffusion models that these start from
 
 
 def get_config(variant: str = "mean_flow") -> ConfigDict:
     config = make(common.choose(variant, VARIANTS))
     if variant in BASES:
         common.add_parts(config, base=make(BASES[variant]))
-        config.train.start = "@base"
+        fresh = ("weighting",) if config.diffusion.weighting == "learned" else ()
+        config.train.update(start="@base", start_fresh=fresh)
     has_map = variant not in WITHOUT_MAP
     sampler = "consistency" if "consistency" in variant else "flow_map" if has_map else "ddim"
     config.sampler.update(name=sampler, steps=1 if has_map else 50)

@@ -12,6 +12,7 @@ from diffjax.errors import UserError
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, unflatten
 from diffjax.runs import exported_weights
 from diffjax.runs.checkpoint_files import list_steps
+from diffjax.runs.config_files import load_file
 from diffjax.runs.loading import build_model, load
 from diffjax.runs.workdir import Workdir
 from diffjax.training.compiled_step import compile_step, make_optimizers
@@ -154,6 +155,13 @@ def test_a_start_from_a_part_is_checked_before_the_part_is_trained_and_then_read
     start = read_start(config, model, run)
     for name, leaf in flatten(load(base.path).variables["params"]).items():
         np.testing.assert_array_equal(start.variables[f"params/{name}"], leaf)
+
+
+@pytest.mark.parametrize("variant", ["easy_consistency", "continuous_consistency"])
+def test_consistency_models_fit_the_diffusion_model_that_they_start_from(variant, tmp_path):
+    config = load_file(f"{tiny.ROOT / 'configs/few_step_digits.py'}:{variant}")
+    run = Workdir(tmp_path / "run")
+    assert read_start(config, build_model(config, run.path, abstract=True), run) is None
 
 
 @pytest.mark.slow
