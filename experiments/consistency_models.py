@@ -4,7 +4,7 @@
     python launch.py reproduce --experiment=experiments/consistency_models.py --workdir=runs/experiments --scale=small
 
 The paper has LPIPS as the metric; here it is l2. Its consistency training averages the target's weights over more steps
-as the number of intervals grows; here the decay is constant. Progressive distillation has a teacher of its own, with
+as the number of intervals grows; here the decay is constant, 0.95. Progressive distillation has a teacher of its own, with
 the cosine schedule, and a student for each number of steps.
 """
 
@@ -21,6 +21,7 @@ METHOD = {
         "config": f"{FEW}:consistency",
         "diffusion.loss": "consistency(average_target=True)",
         "diffusion.next_times": "square_root(start=2, end=150, steps=2000)",
+        "train.ema_decay": 0.95,
         "diffusion.metric": "l2",
         "diffusion.time_sampling": "uniform",
     },

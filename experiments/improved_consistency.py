@@ -14,7 +14,11 @@ ICT = {"config": f"{FEW}:consistency"}
 METHOD = {
     "iCT": ICT,
     "equal weights": {**ICT, "diffusion.loss": "consistency"},
-    "EMA target": {**ICT, "diffusion.loss": "consistency(by_interval=True, average_target=True)"},
+    "EMA target": {
+        **ICT,
+        "diffusion.loss": "consistency(by_interval=True, average_target=True)",
+        "train.ema_decay": 0.95,
+    },
     "l2": {**ICT, "diffusion.metric": "l2"},
     "constant N": {**ICT, "diffusion.next_times": "doubling(start=160, end=160)"},
     "uniform levels": {**ICT, "diffusion.time_sampling": "uniform"},
@@ -22,6 +26,7 @@ METHOD = {
         **ICT,
         "diffusion.loss": "consistency(average_target=True)",
         "diffusion.next_times": "square_root(start=2, end=150, steps=2000)",
+        "train.ema_decay": 0.95,
         "diffusion.metric": "l2",
         "diffusion.time_sampling": "uniform",
     },
