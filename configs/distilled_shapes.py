@@ -7,8 +7,9 @@
 A latent consistency model: guidance of the teacher is distilled in, with its scale as an input. The autoencoder and
 the teacher are parts of the config, which are trained first.
 
-Time: not measured.
-Score: not measured.
+Time: 15 min for the distillation on one core of an Intel Xeon; the teacher: configs/latent_shapes.py.
+Score: captions shown in 1, 2 and 4 steps 8.2 +- 1.2, 16.0 +- 1.6 and 16.4 +- 1.7 %, of a teacher that shows 22.8 +- 1.9
+% in 50 steps; docs/results/text_to_image.md.
 Setting: Luo et al. 2023: Stable Diffusion 2.1, k = 20 of T = 1000, guidance scales 2 to 14, 100,000 steps at batch 72
 for 512x512 pixels (section 5.1).
 """

@@ -9,8 +9,9 @@ of a VQ-VAE before quantisation, `:f2` and `:f8` those of other Gaussian autoenc
 the captions, as in Stable Diffusion.
 
 Time: 47 min on two cores of an AMD EPYC, 14 of them the autoencoder's.
-Score: captions shown 64.6 +- 2.1 % (`launch.py evaluate --metrics=caption_accuracy --num=500`); with uniform times and
-former initial weights of the text transformer 36.6 +- 2.2 %, and with `:clip` 33.8 +- 2.1 %, which was not retrained.
+Score: captions shown 64.6 +- 2.1 % (`launch.py evaluate --metrics=caption_accuracy --num=500`), in a later training
+22.8 +- 1.9 % (docs/results/text_to_image.md); with uniform times and former initial weights of the text transformer
+36.6 +- 2.2 %, and with `:clip` 33.8 +- 2.1 %, which was not retrained.
 Setting: Rombach et al. 2022: f = 8, 32x32 latents, 320 channels, multipliers 1, 2, 4, 4, a text transformer of 32
 layers of 1280, later a frozen CLIP of 768 (Stable Diffusion: conditions.clip_text); here smaller.
 """

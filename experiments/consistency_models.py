@@ -4,8 +4,8 @@
     python launch.py reproduce --experiment=experiments/consistency_models.py --workdir=runs/experiments --scale=small
 
 The paper has LPIPS as the metric; here it is l2. Its consistency training averages the target's weights over more steps
-as the number of intervals grows; here the decay is constant, 0.95. Progressive distillation has a teacher of its own, with
-the cosine schedule, and a student for each number of steps.
+as the number of intervals grows; here the decay is constant, 0.95. Progressive distillation has a teacher of its own,
+with the cosine schedule, and a student for each number of steps.
 """
 
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Paper, few_step_scales

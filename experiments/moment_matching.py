@@ -45,8 +45,13 @@ EXPERIMENT = Experiment(
             where={"steps": ("2",)},
         ),
         Ordering(
-            claim="In two steps EDM's parameterization is better than the flow's, and this than predicting x_0",
-            order=[{"setting": "EDM"}, {"setting": "IMM"}, {"setting": "x_0"}],
+            claim="In two steps EDM's parameterization is better than the flow's",
+            order=[{"setting": "EDM"}, {"setting": "IMM"}],
+            where={"steps": ("2",)},
+        ),
+        Ordering(
+            claim="In two steps the flow's parameterization is better than predicting x_0",
+            order=[{"setting": "IMM"}, {"setting": "x_0"}],
             where={"steps": ("2",)},
         ),
         Ordering(
