@@ -11,7 +11,7 @@ transport in each batch; `edm`; and `diffusion`, with the cosine schedule and v.
 distillation.
 
 Time: two to four minutes per variant with 16 channels and batches of 32, on one core of an Intel Xeon.
-Score: docs/reports/few_steps_small, so and with three seeds: fd_pixels in one step 0.132 (iCT), 0.128 (ECT), 0.169
+Score: docs/reports/few_steps_small, so and with three seeds: fd_pixels in one step 0.132 (iCT), 0.097 (ECT), 0.107
 (sCM), 0.242 (shortcut), 0.216 (MeanFlow), 0.203 (improved MeanFlow), 0.141 (IMM), and in four steps 0.071 (IMM);
 50 steps of the flow 0.064, one step 1.15.
 Setting: the network of configs/digits.py, trained for more steps; the choices of each paper, with shorter curricula.
