@@ -143,6 +143,11 @@ class Workdir:
             with copy.training() if copy else contextlib.nullcontext():
                 yield check_place
 
+    @property
+    def has_weights(self) -> bool:
+        """True if the run has a checkpoint, which may be damaged, or exported weights."""
+        return bool(list_steps(self.checkpoints)) or self.weights.exists()
+
     def last_step(self) -> int | None:
         """Returns the step of the newest undamaged checkpoint, or of exported weights; None if there is neither."""
         if self.weights.exists():
@@ -156,7 +161,7 @@ class Workdir:
         except NotADirectoryError as error:
             raise UserError(f"{self.path}: is a file; name the folder of a run") from error
         except FileNotFoundError as error:
-            if list_steps(self.checkpoints) or self.weights.exists():
+            if self.has_weights:
                 raise UserError(
                     f"{self.config}: is missing, and the run has trained weights; put a copy back, or choose another "
                     "--workdir"

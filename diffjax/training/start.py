@@ -13,7 +13,6 @@ from diffjax.errors import UserError, validate_names
 from diffjax.models.base import Model
 from diffjax.models.lora import is_lora
 from diffjax.models.parameter_paths import check_patterns, flatten, matches, path_of, unflatten
-from diffjax.runs.checkpoint_files import list_steps
 from diffjax.runs.dependencies import part_config, referenced_run
 from diffjax.runs.loading import build_model, config_with_part, load
 from diffjax.runs.state import TrainState
@@ -79,22 +78,22 @@ def read_start(
         return None
     folder = workdir and workdir.path
     owner = config_with_part(config, "train.start", parent, folder)
-    run = Workdir(referenced_run(config, "train.start", folder))
-    if owner is not None and not list_steps(run.checkpoints) and not run.weights.exists():
-        theirs = flatten(build_model(part_config(owner, path[1:]), parent=owner, abstract=True).variable_shapes)
-        _taken(config, model, theirs if is_lora(config) else jax.eval_shape(model.complete, theirs))
+    source = Workdir(referenced_run(config, "train.start", folder))
+    # With LoRA weights are not completed by zeros, which might not be among the adapted weights.
+    complete = (lambda weights: weights) if is_lora(config) else model.complete
+    if owner is not None and not source.has_weights:
+        untrained = build_model(part_config(owner, path[1:]), parent=owner, abstract=True)
+        _taken(config, model, jax.eval_shape(complete, flatten(untrained.variable_shapes)))
         return None
     try:
-        averaged = load(run.path)
-        last = load(run.path, averaged.step, averaged=False)
+        averaged = load(source.path)
+        last = load(source.path, averaged.step, averaged=False)
         tokenizer = averaged.tokenizer if model.text else None
     except UserError as error:
         raise UserError(f"train.start={path}: {error}") from error
     if not averaged.system.losses:
         raise UserError(f"train.start={path}: is a pipeline, without weights of its own; name one of its parts")
-    theirs, ema = (flatten({**run.variables, "frozen": {}}) for run in (last, averaged))
-    if not is_lora(config):  # zeros might not be among the adapted weights
-        theirs, ema = model.complete(theirs), model.complete(ema)
+    theirs, ema = (complete(flatten({**run.variables, "frozen": {}})) for run in (last, averaged))
     taken = _taken(config, model, theirs)
     num_fresh, unused = len(flatten(model.variable_shapes)) - len(taken), len(theirs.keys() - taken)
     return StartWeights(
@@ -110,7 +109,7 @@ def read_start(
 
 def _taken(config: ConfigDict, model: Model, theirs: Mapping[str, Any]) -> set[str]:
     """Returns the paths of the weights that a run takes. Raises UserError if some are missing or of other shapes."""
-    wanted, fresh = flatten(model.variable_shapes), config.train.start_fresh
+    wanted, fresh = flatten(model.variable_shapes), config.train.get("start_fresh", ())
     check_patterns("train.start_fresh", fresh, map(_short, wanted))
     taken = {name for name in wanted if not matches(_short(name), fresh)}
     if not taken:

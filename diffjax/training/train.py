@@ -126,7 +126,7 @@ def train(
             if stopped:
                 return None, stopped
         system = system or build_model(config, workdir.path, training=True)
-        if prepared and config.train.get("start", "").startswith("@"):  # the weights of a part are there now
+        if prepared and config.train.get("start") in {f"@{name}" for name in names}:  # which has weights now
             prepared = _Preparation.create(config, planned, workdir, parent, opened)
         if prepared is None:
             _complete_pipeline(config, cast(Pipeline, system), workdir)
@@ -203,19 +203,19 @@ def _lora_base(config: ConfigDict, model: Model, workdir: Workdir, start: StartW
         return read_lora_base(workdir, model)
     shapes = model.variable_shapes["params"]
     adapt(config, model, shapes)  # reports errors of the config first
-    if not start and config.train.start:
+    if start:
+        return start.averaged_params
+    if config.train.get("start"):
         return shapes  # of a part that is not trained yet
-    if not start:
-        rank = config.train.lora.rank
-        raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")
-    return start.averaged_params
+    rank = config.train.lora.rank
+    raise UserError(f"train.lora.rank={rank}: requires train.start, the run whose weights are adapted; set it")
 
 
 def _check_starts_of_parts(config: ConfigDict, workdir: Workdir) -> None:
     """Raises UserError if the initial weights of a part that is not trained yet do not fit."""
     for name in part_names(config):
         part, folder = part_config(config, name), Workdir(workdir.path / name)
-        if part.get("train", {}).get("start") and not list_steps(folder.checkpoints) and not folder.weights.exists():
+        if part.get("train", {}).get("start") and not folder.has_weights:
             try:
                 read_start(part, build_model(part, folder.path, parent=config, abstract=True), folder, config)
             except UserError as error:
