@@ -46,8 +46,13 @@ EXPERIMENT = Experiment(
             order=[{"method": "sCD"}, {"method": "equal weights"}],
         ),
         Ordering(
-            claim="In one step continuous time is better than 64 intervals, and these than 16",
-            order=[{"method": "sCD"}, {"method": "N = 64"}, {"method": "N = 16"}],
+            claim="In one step continuous time is better than 64 intervals",
+            order=[{"method": "sCD"}, {"method": "N = 64"}],
+            where={"steps": ("1",)},
+        ),
+        Ordering(
+            claim="In one step 64 intervals are better than 16",
+            order=[{"method": "N = 64"}, {"method": "N = 16"}],
             where={"steps": ("1",)},
         ),
         Ordering(

@@ -41,10 +41,13 @@ EXPERIMENT = Experiment(
         )
     ],
     orderings=[
-        Ordering(
-            claim="The fewer the steps, the further bits/dim are below those of many steps",
-            order=[{"steps": count} for count in ("200", "8", "4", "2")],
-            direction="higher",
+        *(
+            Ordering(
+                claim=f"Bits/dim in {fewer} steps are below those in {more}",
+                order=[{"steps": more}, {"steps": fewer}],
+                direction="higher",
+            )
+            for fewer, more in (("2", "4"), ("4", "8"), ("8", "200"))
         ),
     ],
     scales=few_step_scales(
