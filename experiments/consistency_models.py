@@ -17,14 +17,7 @@ METHOD = {
     "CD, uniform": {**CD, "diffusion.weighting": "x0"},  # the paper's weights
     "CD, N = 9": {**CD, "diffusion.next_times": "grid(steps=9, rho=7)"},
     "CD, Euler": {**CD, "diffusion.loss": "consistency"},
-    "CT": {
-        "config": f"{FEW}:consistency",
-        "diffusion.loss": "consistency(average_target=True)",
-        "diffusion.next_times": "square_root(start=2, end=150, steps=2000)",
-        "train.ema_decay": 0.95,
-        "diffusion.metric": "l2",
-        "diffusion.time_sampling": "uniform",
-    },
+    "CT": {"config": f"{FEW}:original_consistency"},
     "PD": {},
 }
 STUDENTS = {"1": "progressive", "2": "progressive_2"}

@@ -22,14 +22,7 @@ METHOD = {
     "l2": {**ICT, "diffusion.metric": "l2"},
     "constant N": {**ICT, "diffusion.next_times": "doubling(start=160, end=160)"},
     "uniform levels": {**ICT, "diffusion.time_sampling": "uniform"},
-    "CT": {
-        **ICT,
-        "diffusion.loss": "consistency(average_target=True)",
-        "diffusion.next_times": "square_root(start=2, end=150, steps=2000)",
-        "train.ema_decay": 0.95,
-        "diffusion.metric": "l2",
-        "diffusion.time_sampling": "uniform",
-    },
+    "CT": {"config": f"{FEW}:original_consistency"},
     "ECT": {"config": f"{FEW}:easy_consistency"},
     "CD": {"config": f"{DISTILLED}:consistency"},
 }
