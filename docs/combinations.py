@@ -162,6 +162,8 @@ def check_network(architecture: str, column: str) -> None:
                 model.make_settings(config.sampler, perturbation=name)
         elif column == "feature caching":
             model.make_settings(config.sampler, cache_interval=2)
+        elif column == "first-block cache":
+            model.make_settings(config.sampler, cache_threshold=0.05)
         elif column == "muP":
             base_model(network_config(architecture, needs_caption, train__mup_base_width=8), model)
         else:
@@ -312,8 +314,9 @@ def main() -> str:
             "Each entry is a config that is built. Numbers are those of the errors below the table, where X is the\n"
             "choice. Perturbations are those of guidance, export is that to diffusers. Block options are `qk_norm`,\n"
             "`value_residual` and `registers`. Networks treat every context as they treat captions.",
-            checked_table([*_NETWORKS], ["label alone", "caption", "perturbation", "feature caching", "alignment",
-                                         "muP", "export", "block options"], check_network),
+            checked_table([*_NETWORKS], ["label alone", "caption", "perturbation", "feature caching",
+                                         "first-block cache", "alignment", "muP", "export", "block options"],
+                          check_network),
             "## Schedule and parameterization",
             table(names["noise_schedules"], names["parameterizations"],
                   lambda s, p: both_kinds(schedule=s, parameterization=p)),

@@ -50,7 +50,7 @@ _GROUPS = {
     "samples": ("num", "seed", "batch_size", "label", "prompt", "prompts", "negative_prompt", "best_of", "clip"),
     "sampling": (
         *("sampler", "grid", "schedule", "steps", "eta", "threshold", "temperature", "brownian"),
-        *("cache_interval", "cache_branch_id"),
+        *("cache_interval", "cache_threshold", "cache_branch_id"),
         *("top_k", "top_p", "truncation", "prior", "candidates", "augmentation", "number"),
     ),
     "guidance": (

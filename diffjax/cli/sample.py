@@ -161,9 +161,11 @@ def run(arguments: Arguments) -> int:
         print(f"deep features of the network: computed in {deep_steps} of {steps} steps")
     if samples.evaluations is not None:
         counts = samples.evaluations
-        print(
-            f"{counts.min()} to {counts.max()} evaluations of the denoiser per sample, {counts.mean():.1f} on average"
-        )
+        counted = f"{counts.min()} to {counts.max()}", f"per sample, {counts.mean():.1f} on average"
+        if request.settings.caches_by_change:
+            print(f"deep features of the network: computed in {counted[0]} of {steps} steps {counted[1]}")
+        else:
+            print(f"{counted[0]} evaluations of the denoiser {counted[1]}")
     return 0
 
 

@@ -165,7 +165,7 @@ def _defaults(model: Any, section: Mapping[str, Any]) -> dict[str, Any]:
         values["eta"] = "hat"
     others = {"eta"} & sampler.options.keys() if values["sampler"] == section["name"] else set()
     others |= {"classifier_scale", "weak_scale", "clip_scale"}  # of models that guide
-    others |= {"temperature", "brownian", "cache_interval", "cache_branch_id"}  # flags only
+    others |= {"temperature", "brownian", "cache_interval", "cache_threshold", "cache_branch_id"}  # flags only
     if not model.conditions.supports_guidance:
         others |= {name for name in SETTINGS if name.startswith("guidance")}
     if "low_res_image" not in model.required_inputs:

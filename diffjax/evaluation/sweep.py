@@ -29,7 +29,9 @@ from diffjax.runs.datasets import open_dataset
 from diffjax.runs.loading import Run
 
 DEFAULT_METRICS = ("fd_pixels", "classifier_accuracy")
-_RMS, _EVALUATIONS = "rms_to_finest_grid", "evaluations"
+_RMS = "rms_to_finest_grid"
+# Counts per sample of samplers: evaluations of one with adaptive step sizes, steps with deep features of a cache.
+_EVALUATIONS, _DEEP_STEPS = "evaluations", "deep_steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Sweep:
         self.columns = dict(self._measure.columns) if self._measure else {}
         if any(cell.settings.is_adaptive for cell in self._cells):
             self.columns[_EVALUATIONS] = Column("evaluations per sample", "lower")
+        if any(cell.settings.caches_by_change for cell in self._cells):
+            self.columns[_DEEP_STEPS] = Column("steps with deep features", "lower")
         self.baselines = self._measure.baselines() if self._measure else {}
         self._groups = _groups(self._cells)
         self._ids = self._make_ids(names)
@@ -227,7 +231,8 @@ class Sweep:
         values = dict(measure(images, self._prompts.conditions["label"], self._prompts.captions)) if measure else {}
         entries = {name: result_entry(name, values[name], self.baselines.get(name)) for name in values}
         counts = self._runner.evaluations
-        counted = {} if counts is None else {_EVALUATIONS: resampling.mean(counts)._asdict()}
+        counted = _DEEP_STEPS if cell.settings.caches_by_change else _EVALUATIONS
+        counted = {} if counts is None else {counted: resampling.mean(counts)._asdict()}
         file = f"cells/{self._ids[i]}.png"
         fields = {
             "settings": cell.named_settings,

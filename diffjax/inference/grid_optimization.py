@@ -93,7 +93,7 @@ class GridOptimizer:
             return lambda settings: np.asarray(compiled((variables, settings), inputs), np.float64)
 
         self._samples = half(False), half(True)  # of the search, and of its measurement
-        reference = self._settings("trailing", self._capacity, cache_interval=1)
+        reference = self._settings("trailing", self._capacity, cache_interval=1, cache_threshold=0.0)
         self.sampler = str(reference["sampler"])
         if not is_deterministic(model.process, reference):
             raise UserError(f"--sampler={self.sampler}: adds noise, so its error cannot be measured; use another")

@@ -103,8 +103,13 @@ SETTINGS = {
         "compute the deep features of the network in every N-th step alone (DeepCache), 1: in all",
         _number("cache_interval", int),
     ),
+    "cache_threshold": _Setting(
+        "compute them where a DiT's shallow features have changed by this factor, as 0.05 (first-block cache), 0: in "
+        "all steps",
+        _number("cache_threshold"),
+    ),
     "cache_branch_id": _Setting(
-        "skip connection of a UNet, or block of a DiT, before the deep features of --cache_interval; 0: fastest",
+        "skip connection of a UNet, or block of a DiT, before the deep features; 0: fastest",
         _number("cache_branch_id", int),
     ),
     "top_k": _Setting("sample tokens from the k most likely, 0: from all", _number("top_k", int)),

@@ -49,7 +49,7 @@ class SampleRunner:
       compilations: number of times that the sampling program was compiled.
       not_finite: number of samples of the last call with non-finite values.
       evaluations: evaluations of the denoiser for each sample of the last call, with a sampler of adaptive step sizes;
-        None: the sampler has a fixed number.
+        with `cache_threshold` steps that compute deep features; None: the number is fixed.
     """
 
     def __init__(self, system: Any, *, batch_size: int, devices: Sequence[Any] | None = None):

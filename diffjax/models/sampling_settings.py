@@ -64,6 +64,12 @@ class SamplingSettings:
         stages = [self, *self.stages.values()]
         return any("max_evaluations" in stage.sampler_options for stage in stages)
 
+    @property
+    def caches_by_change(self) -> bool:
+        """True if a stage computes deep features where shallow ones have changed, in a number of steps not fixed."""
+        stages = [self, *self.stages.values()]
+        return any(dict(stage.choices).get("cache_by_change") for stage in stages)
+
 
 def make_scalars(
     system: str, defaults: Mapping[str, float], sampler_config: Mapping[str, Any], **overrides: Any

@@ -222,11 +222,11 @@ class DiT(nn.Module):
           cache_branch: block, from 0, after which the sum of the residuals of the other blocks is returned too, or
             replaced by `deep`: Delta-Cache of Delta-DiT (Chen et al. 2024). None: no caching.
           deep: sum of the residuals of the blocks after `cache_branch`, [B, T, W] for the T tokens of the patches, from
-            another step. These blocks are not evaluated.
+            another step, or a scalar. These blocks are not evaluated.
 
         Returns:
           float32 [B, H, W, out_channels], zero at initialisation. With `tokens_after` also the tokens of the patches,
-          with `cache_branch` and without `deep` also the sum of the residuals.
+          with `cache_branch` also the sum of the residuals after this block, or with `deep` of those up to it.
 
         Raises:
           ValueError: an unknown option, `patch` does not divide the sides, 4 or `heads` do not divide `width`, `label`
@@ -256,6 +256,7 @@ class DiT(nn.Module):
         h, angles = add_registers(self, h.reshape(batch, height * width, self.width), self.registers, STD), None
         if self.positions != "sincos":
             angles = rotary_angles(grid_positions(height, width, self.registers), self.width // self.heads)
+        first = h[:, -height * width :]
         num_blocks = self.layers if cache_branch is None or deep is None else cache_branch + 1
         outputs = self._apply_blocks(h, emb, context, dropout_keys, angles, class_tokens, num_blocks)
         outputs = [output[:, -height * width :] for output in outputs]  # without registers and class tokens
@@ -272,8 +273,8 @@ class DiT(nn.Module):
         h = adaln_modulate(last, shift, scale, self.norm)
         h = Dense(self.patch**2 * self.out_channels, "zero", name="out")(h)
         y = unpatchify(h.reshape(batch, height, width, -1), self.patch)
-        if cache_branch is not None and deep is None:
-            return y, last - outputs[cache_branch]
+        if cache_branch is not None:
+            return y, last - outputs[cache_branch] if deep is None else outputs[cache_branch] - first
         return (y, tokens(tokens_after).astype(jnp.float32)) if tokens_after else y
 
     @property

@@ -16,6 +16,7 @@ from diffjax.errors import UserError
 from diffjax.models.diffusion.bound_model import BoundModel
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
+from diffjax.models.observation import Observer
 from diffjax.typing import ImageSpec
 from tests import tiny
 
@@ -32,8 +33,12 @@ def built():
     return config, model, tiny.randomised(model.init)
 
 
-def by_hand(steps, interval, guidance):
-    """Returns samples of DDIM in NumPy, for a network of v; both its parts are called by turns."""
+def by_hand(is_due, *, guidance, steps=5):
+    """Returns samples of DDIM in NumPy, for a network of v, and the steps of each that compute deep features.
+
+    Both parts of the network are called by turns. `is_due` maps the step and the old and new shallow features to the
+    examples that compute deep ones.
+    """
     _, model, variables = built()
     params = {"params": variables["params"]["model"]}
 
@@ -45,19 +50,20 @@ def by_hand(steps, interval, guidance):
     def shallow(x, t, label, deep):
         return model.network.apply(params, x, t, label=label, cache_branch=0, deep=deep)
 
-    x, deep = X, {}
+    x, old, counts = X, np.zeros((2, 2, 3, 4, 8)), np.zeros(3, int)  # deep and shallow, of both networks
     times = model.make_settings(built()[0].sampler, steps=steps).times
     for i, (now, then) in enumerate(itertools.pairwise(map(PROCESS.schedule, times))):
-        estimates = []
-        for name, label in (("conditional", LABEL), ("null", NULL)):
-            t = jnp.full(3, now.t - 1)
-            if i % interval == 0:
-                deep[name] = parts(x, t, label)[1]
-            v = np.asarray(shallow(x, t, label, deep[name]))
-            estimates.append(now.alpha * x - now.sigma * v)
-        x0 = np.clip(estimates[1] + guidance * (estimates[0] - estimates[1]), -1, 1)
+        t = jnp.full(3, now.t - 1)
+        deep = np.stack([parts(x, t, label)[1] for label in (LABEL, NULL)])
+        new = np.stack([shallow(x, t, label, 0.0)[1] for label in (LABEL, NULL)])
+        due = np.broadcast_to(i == 0 or is_due(i, old[1], new), 3)
+        counts += due
+        old = np.where(due[:, None, None], np.stack([deep, new]), old)
+        v = [np.asarray(shallow(x, t, *inputs)[0]) for inputs in zip((LABEL, NULL), old[0], strict=True)]
+        conditional, unconditional = (now.alpha * x - now.sigma * value for value in v)
+        x0 = np.clip(unconditional + guidance * (conditional - unconditional), -1, 1)
         x = np.asarray(then.alpha * x0 + then.sigma * (x - now.alpha * x0) / now.sigma)
-    return x
+    return x, counts
 
 
 def test_samples_reuse_deep_features_for_an_interval():
@@ -73,16 +79,43 @@ def test_samples_reuse_deep_features_for_an_interval():
     samples = {interval: sample(make(cache_interval=interval)) for interval in (2, 3, 4)}
     assert len(traces) == 1
     for interval, result in samples.items():
-        np.testing.assert_allclose(result, by_hand(5, interval, 2.0), atol=1e-4)
+        expected, _ = by_hand(lambda i, *_, interval=interval: i % interval == 0, guidance=2.0)
+        np.testing.assert_allclose(result, expected, atol=1e-4)
     assert np.abs(samples[2] - samples[3]).max() > 1e-3
     assert [make(cache_interval=interval).num_deep_steps for interval in (1, 2, 3, 4)] == [5, 3, 2, 2]
     off, default = make(cache_interval=1), make()
     assert jax.tree.structure(off) == jax.tree.structure(default) != jax.tree.structure(make(cache_interval=2))
 
 
+def test_deep_features_are_computed_where_shallow_ones_of_the_example_have_changed():
+    config, model, variables = built()
+    counts = []
+
+    @jax.jit
+    def sample(settings):
+        observer = Observer(None, lambda *_: None)
+        images = model.sample(variables, KEYS, {"label": LABEL, "latent": X}, settings, observer)
+        return images, observer.evaluations[0].count
+
+    for guidance, threshold in ((2.0, 1.0), (2.0, 1e-6), (1.0, 1.0)):
+
+        def is_due(i, old, new, threshold=threshold, networks=1 + (guidance != 1)):
+            change, size = (np.abs(values)[:networks].mean(axis=(2, 3)) for values in (new - old, old))
+            return (change > threshold * size).any(axis=0)
+
+        settings = model.make_settings(config.sampler, steps=5, guidance=guidance, cache_threshold=threshold)
+        (images, count), (expected, number) = sample(settings), by_hand(is_due, guidance=guidance)
+        np.testing.assert_allclose(images, expected, atol=1e-4)
+        np.testing.assert_array_equal(count, number)
+        counts.append(number)
+    assert len({*counts[0].tolist()}) > 1 < len({*counts[2].tolist()}), "examples decide alike"
+    assert (counts[1] == 5).all()
+
+
 def settings(cache_branches=1, process=PROCESS, **overrides):
     sampler = {**tiny.config().sampler, "threshold": "none"}
     fields = {"guided": ("label",), "cache_branches": cache_branches, "shape": (8, 8, 1)}
+    fields["has_shallow_features"] = cache_branches > 1
     return make_diffusion_settings(process, sampler, **fields, **overrides)
 
 
@@ -131,6 +164,9 @@ REFUSED = {
     "cache_branch_id=-1: must be": {"cache_branch_id": -1},
     "cache_branch_id=1: must be from 0 to 0": {"cache_branch_id": 1},
     "cache_interval=2: requires a UNet, or a DiT of two layers or more; leave it at 1": {"cache_branches": 0},
+    "cache_threshold=-1: must be": {"cache_interval": 1, "cache_threshold": -1},
+    "cache_threshold=0.1: requires a DiT or MMDiT": {"cache_interval": 1, "cache_threshold": 0.1},
+    "cache_threshold=0.1: cannot be combined with cache_interval=2": {"cache_branches": 2, "cache_threshold": 0.1},
     "is not supported with sampler.name=rk45": {"name": "rk45"},
     "is not supported with sampler.name=restart": {"name": "restart"},
     "is not supported with a measurement": {"measure": "blur"},

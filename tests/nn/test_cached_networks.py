@@ -50,28 +50,52 @@ def output_with(deep, layers, network, *args, **inputs):
         return network.apply(*args, **inputs)
 
 
+def residual_of_first_blocks(branch, network, *args, **inputs):
+    """Returns the change of the tokens of the patches by the blocks up to `branch`, in the whole network."""
+    tokens = {}
+
+    def intercept(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            tokens[context.module.name] = args[0], output[0]
+        return output
+
+    with nn.intercept_methods(intercept):
+        network.apply(*args, **inputs)
+    return (tokens[f"block_{branch}"][1] - tokens["block_0"][0])[:, -16:]
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dit" else pytest.mark.slow) for n in NETWORKS])
 def test_deep_features_replace_those_of_the_whole_network(name):
     network, inputs, branches = NETWORKS[name]
     assert network.num_cache_branches == len(branches)
     variables = tiny.randomised(lambda key: network.init(key, X, T, **inputs))
 
+    def with_deep(*args, **options):
+        output = network.apply(*args, **options)
+        return output if isinstance(network, DiT) else (output, None)
+
     @jax.jit
     def apply_all():
         whole, other = (network.apply(variables, *at, **inputs) for at in ((X, T), (OTHER, OTHER_T)))
-        results = []
+        results, residuals = [], []
         for branch, layers in enumerate(branches):
             y, deep = network.apply(variables, X, T, cache_branch=branch, **inputs)
-            same, reused = (
-                network.apply(variables, *at, cache_branch=branch, deep=deep, **inputs)
-                for at in ((X, T), (OTHER, OTHER_T))
+            (same, _), (reused, shallow) = (
+                with_deep(variables, *at, cache_branch=branch, deep=deep, **inputs) for at in ((X, T), (OTHER, OTHER_T))
             )
-            results.append((y, same, reused, output_with(deep, layers, network, variables, OTHER, OTHER_T, **inputs)))
-        return whole, other, results
+            replaced = output_with(deep, layers, network, variables, OTHER, OTHER_T, **inputs)
+            results.append((y, same, reused, replaced))
+            if shallow is not None:
+                residual = residual_of_first_blocks(branch, network, variables, OTHER, OTHER_T, **inputs)
+                residuals.append((shallow, residual))
+        return whole, other, results, residuals
 
-    whole, other, results = apply_all()
+    whole, other, results, residuals = apply_all()
     for y, same, reused, replaced in results:
         np.testing.assert_allclose(y, whole, atol=1e-5)
         np.testing.assert_allclose(same, whole, atol=1e-5)
         np.testing.assert_allclose(reused, replaced, atol=1e-5)
         assert np.abs(reused - other).max() > 1e-2 < np.abs(reused - whole).max()
+    for shallow, residual in residuals:
+        np.testing.assert_allclose(shallow, residual, atol=1e-5)

@@ -22,7 +22,7 @@ class Evaluations(NamedTuple):
     """Evaluations of the denoiser by a sampler with adaptive step sizes, per example.
 
     Attributes:
-      count: number of evaluations.
+      count: number of evaluations; with features that are computed by their change, of steps that compute them.
       is_limited: whether a limit of that number ended the adaptation, so that the error may exceed the tolerance.
     """
 
@@ -36,7 +36,7 @@ class Sampler(NamedTuple):
     Attributes:
       init: maps x to the initial carry: the history of a multi-step method, or ().
       step: maps (noise: StepNoise, denoiser, carry, x [B, ...], now: Noise, next: Noise) to (x, carry).
-      evaluations: maps the carry to the `Evaluations` so far; None: the step sizes are not adaptive.
+      evaluations: maps the carry to the `Evaluations` so far; None: their number is that of the steps.
     """
 
     init: Callable

@@ -117,8 +117,12 @@ class BoundModel:
             sampler = guided_steps.with_memory(sampler)
         caches = settings["cache_branch_id"] is not None
         if caches:
-            compute = functools.partial(self._deep_features, settings)
-            sampler = feature_caching.with_cached_features(sampler, settings["cache_interval"], compute)
+            compute = functools.partial(self._features, settings)
+            if settings["cache_by_change"]:
+                probe = functools.partial(self._features, settings, deep=0.0)
+                sampler = feature_caching.with_features_by_change(sampler, settings["cache_threshold"], probe, compute)
+            else:
+                sampler = feature_caching.with_cached_features(sampler, settings["cache_interval"], compute)
         is_edit = "image" in conditions and not {"latent", "mask"} & conditions.keys()
         begin, observing = settings["begin"] if is_edit else 0, {}
         if observer is not None:
@@ -160,7 +164,7 @@ class BoundModel:
 
         Args:
           average: running average of guidance with momentum: see guided_steps.py; None: no memory.
-          features: deep features of `_deep_features`, which the networks reuse; None or {}: they are computed.
+          features: deep features of `_features`, which the networks reuse; None or {}: they are computed.
         """
         denoisers = self._denoisers(settings)
         for name, deep in (features or {}).items():
@@ -212,12 +216,15 @@ class BoundModel:
             denoisers["perturbed"] = self.perturbed(settings["perturbation"])
         return denoisers
 
-    def _deep_features(self, settings: SamplingSettings, x: Array, level: Noise) -> Features:
-        """Returns the deep features of each network at noised examples; zeros for guidance that is off."""
+    def _features(self, settings: SamplingSettings, x: Array, level: Noise, deep: float | None = None) -> Features:
+        """Returns the deep features of each network at noised examples, with `deep` the shallow ones.
+
+        They are zeros for guidance that is off.
+        """
         denoisers = self._denoisers(settings)
 
         def compute(name: str) -> Any:
-            return denoisers[name](x, level, cache_branch=settings["cache_branch_id"]).features
+            return denoisers[name](x, level, cache_branch=settings["cache_branch_id"], deep=deep).features
 
         features = {"conditional": compute("conditional")}
         is_guided, is_perturbed = settings.is_guided, settings["perturbed_scale"] != 1.0

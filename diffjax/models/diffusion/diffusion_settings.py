@@ -42,6 +42,7 @@ _DEFAULTS = {
     "brownian": False,  # whether the noise of steps is that of one Brownian path per sample
     "keep_known": True,  # whether inpainting replaces the known region of each estimate
     "cache_interval": 1,  # steps between computations of the network's deep features; 1: no caching
+    "cache_threshold": 0.0,  # relative change of a DiT's shallow features that has deep ones computed; 0: no caching
     "cache_branch_id": 0,  # skip connection of a UNet, or block of a DiT, before the deep features
     **_SCALES,
     **guidance_settings.DEFAULTS,
@@ -57,6 +58,7 @@ def make_diffusion_settings(
     guided: Collection[str],
     guidance_range: tuple[float, float] | None = None,
     cache_branches: int = 0,
+    has_shallow_features: bool = False,
     pixels: bool = True,
     shape: tuple[int, ...] = (),
     sees_mask: bool = False,
@@ -68,15 +70,16 @@ def make_diffusion_settings(
 ) -> SamplingSettings:
     """Makes the sampling settings of a diffusion model.
 
-    Scalars: steps, begin (first step of image-to-image), resample_steps, cache_interval, and scales of guidance and
-    noise. Choices: sampler, threshold, brownian, keep_known, cache_branch_id (None: no caching) and those of guidance
-    and of a measurement.
+    Scalars: steps, begin (first step of image-to-image), resample_steps, cache_interval, cache_threshold, and scales of
+    guidance and noise. Choices: sampler, threshold, brownian, keep_known, cache_branch_id (None: no caching),
+    cache_by_change and those of guidance and of a measurement.
 
     Args:
       sampler_config: the config's `sampler` section.
       guided: names of the conditions that support classifier-free guidance.
       guidance_range: range of the scale of guidance that is distilled in the model; None: it is not.
       cache_branches: number of values of cache_branch_id; 0: the network does not support feature caching.
+      has_shallow_features: whether it supports cache_threshold.
       pixels: whether the model's data are pixels.
       shape: shape of one example of the model's data; (): unknown.
       sees_mask: whether the model is conditioned on the known region of inpainting.
@@ -120,7 +123,7 @@ def make_diffusion_settings(
         channels=shape[-1] if len(shape) > 1 else None,
     )
     measure, measure_noise, method = inverse_settings.read_choices(settings, shape, pixels)
-    branch = _cache_branch(settings, process, sampler_options, cache_branches)
+    branch = _cache_branch(settings, process, sampler_options, cache_branches, has_shallow_features)
     number = _number(settings["number"], numbers)
     if settings["grid"] == OPTIMIZED:
         settings["grid"] = _optimized_grid(optimized_grids, sampler.name, settings["steps"])
@@ -132,6 +135,7 @@ def make_diffusion_settings(
         "begin": jnp.asarray(min(int(begin), steps - 1)),
         "resample_steps": jnp.asarray(int(settings["resample_steps"])),
         "cache_interval": jnp.asarray(int(settings["cache_interval"])),
+        "cache_threshold": jnp.asarray(float(settings["cache_threshold"])),
         **_arrays({name: settings[name] for name in _SCALES} | number),
         **measure_noise,
     }
@@ -144,6 +148,7 @@ def make_diffusion_settings(
             ("brownian", bool(settings["brownian"])),
             ("keep_known", bool(settings["keep_known"])),
             ("cache_branch_id", branch),
+            ("cache_by_change", settings["cache_threshold"] > 0),
             *guidance.names.items(),
             *measure.items(),
         ),
@@ -184,6 +189,7 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     validate_number("sampler.strength", settings["strength"], low=0, high=1, exclusive="low")
     for name in ("steps", "resample_steps", "cache_interval"):
         validate_integer(f"sampler.{name}", settings[name])
+    validate_number("sampler.cache_threshold", settings["cache_threshold"], low=0)
     validate_integer("sampler.cache_branch_id", settings["cache_branch_id"], low=0)
 
 
@@ -207,14 +213,22 @@ def _check_model(settings: Mapping[str, Any], guided: bool, pixels: bool, requir
 
 
 def _cache_branch(
-    settings: Mapping[str, Any], process: Process, sampler_options: Collection[str], branches: int
+    settings: Mapping[str, Any],
+    process: Process,
+    sampler_options: Collection[str],
+    branches: int,
+    has_shallow_features: bool,
 ) -> int | None:
     """Returns the branch of feature caching; None: no caching. Raises UserError where it is not supported."""
-    interval, branch = settings["cache_interval"], settings["cache_branch_id"]
-    if interval == 1:
+    interval, threshold, branch = (settings[f"cache_{name}"] for name in ("interval", "threshold", "branch_id"))
+    if interval == 1 and not threshold:
         return None
-    problem = ""
-    if not branches:
+    problem, field = "", "cache_threshold" if threshold else "cache_interval"
+    if threshold and interval != 1:
+        problem = f"cannot be combined with cache_interval={interval}, another rule for the same steps"
+    elif threshold and not (branches and has_shallow_features):
+        problem = "requires a DiT or MMDiT of two layers or more"
+    elif not branches:
         problem = "requires a UNet, or a DiT of two layers or more"
     elif process.needs.interval:
         problem = "is not supported for flow maps, which sample in few steps"
@@ -223,7 +237,7 @@ def _cache_branch(
     elif settings["measure"]:
         problem = "is not supported with a measurement, whose gradient is that of the whole network"
     if problem:
-        raise UserError(f"sampler.cache_interval={interval}: {problem}; leave it at 1")
+        raise UserError(f"sampler.{field}={settings[field]:g}: {problem}; leave it at {_DEFAULTS[field]:g}")
     if branch >= branches:
         raise UserError(f"sampler.cache_branch_id={branch}: must be from 0 to {branches - 1} for this network")
     return int(branch)

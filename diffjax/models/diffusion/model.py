@@ -286,6 +286,7 @@ class DiffusionModel(GenerativeModel):
             guided=self.conditions.guided,
             guidance_range=(scale.low, scale.high) if (scale := self.conditions.guidance_scale) else None,
             cache_branches=getattr(self.network, "num_cache_branches", 0),
+            has_shallow_features=isinstance(self.network, DiT),
             pixels=isinstance(self.data_space, PixelSpace),
             shape=self.data_space.shape,
             sees_mask="masked_image" in self.conditions.each,
