@@ -277,7 +277,8 @@ def _ineffective_diffusion_flags(
     if has_weak and scales["weak_scale"] == 1.0:
         yield "--weak: has no effect at weak_scale=1; set --weak_scale"
     if "cache_branch_id" in flags and settings["cache_branch_id"] is None:
-        yield f"--cache_branch_id={flags['cache_branch_id']}{suffix}: has no effect at cache_interval=1; set it"
+        branch = flags["cache_branch_id"]
+        yield f"--cache_branch_id={branch}{suffix}: has no effect; set --cache_interval or --cache_threshold"
     interval = {"guidance_low", "guidance_high"} & flags.keys()
     is_perturbed, has_scale = settings["perturbation"] != "none", scales["perturbed_scale"] != 1.0
     if "perturbation" in flags and is_perturbed and not has_scale:
