@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
         "small": Scale(
             config="configs/digits.py",
             duration="ten CPU minutes on two cores of an Intel Xeon; it varies",
-            fields={**FIELDS, **SMALL_TRAINING, "train.steps": 1000, "sampler.steps": 40},
+            fields={**FIELDS, **SMALL_TRAINING, "*train.batch_size": 128, "train.steps": 1000, "sampler.steps": 40},
             seeds=(0, 1, 2),
             num=360,
         ),

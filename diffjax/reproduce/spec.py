@@ -26,8 +26,13 @@ SMALL_NETWORKS: Fields = {  # makes every network of a pipeline small
     "*conditions.caption.width": 32,
     "*conditions.image_embedding.width": 32,
 }
-# Of trainings on digits that take minutes: a small network, without previews and held-out losses.
-SMALL_TRAINING: Fields = {"*model.channels": 16, "*train.num_preview_samples": 0, "*train.eval_every": 0}
+# Of trainings on digits that take minutes: a small network and batch, without previews and held-out losses.
+SMALL_TRAINING: Fields = {
+    "*model.channels": 16,
+    "*train.batch_size": 32,
+    "*train.num_preview_samples": 0,
+    "*train.eval_every": 0,
+}
 
 
 class Multiply(NamedTuple):
@@ -247,7 +252,7 @@ def few_step_scales(
     small = Scale(
         config=config,
         duration="two to four minutes per training run on one core of an Intel Xeon",
-        fields={**SMALL_TRAINING, "*train.batch_size": 32},
+        fields=SMALL_TRAINING,
         seeds=(0, 1, 2),
         num=1000,
     )
