@@ -36,7 +36,11 @@ _BROWNIAN_DEPTH = 20  # times are rounded to multiples of 2^-20
 
 
 def brownian_increment(
-    keys: Keys, start: Float[Array, ""], end: Float[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = float
+    keys: Keys,
+    start: Float[Array, ""] | Float[Array, " B"],
+    end: Float[Array, ""] | Float[Array, " B"],
+    shape: tuple[int, ...],
+    dtype: DTypeLike = float,
 ) -> Float[Array, "B ..."]:
     """Returns (W(start) - W(end)) / sqrt(start - end), standard normal, of one Brownian path per key.
 
@@ -45,8 +49,8 @@ def brownian_increment(
 
     Args:
       keys: [B]; the path's, not consumed.
-      start: later time, in [0, 1].
-      end: earlier time. Closer to `start` than 2^-20, the increment is 0.
+      start: later time, in [0, 1], or one per example [B].
+      end: earlier time, of the same shape. Closer to `start` than 2^-20, the increment is 0.
       shape: of one example.
       dtype: of the result.
 
@@ -56,16 +60,19 @@ def brownian_increment(
     cells = 2**_BROWNIAN_DEPTH
     indices = jnp.round(jnp.stack([start, end]) * cells).astype(jnp.int32)
 
+    def for_examples(values):
+        return jnp.reshape(values, (-1, *[1] * len(shape)))
+
     def refine(level, paths):
         width = _BROWNIAN_DEPTH - level  # log2 of the cells of an interval at this level
         place = (indices % (1 << width)) / (1 << width)
         height = (1 - jnp.abs(2 * place - 1)) * jnp.exp2(-level / 2 - 1)  # of the bridge's deviation
         level_keys = fold_in_each(keys, level + 1)
         noise = [normal_each(fold_in_each(level_keys, index >> width), shape, dtype) for index in indices]
-        return paths + jnp.stack([h * n for h, n in zip(height, noise, strict=True)])
+        return paths + jnp.stack([for_examples(h) * n for h, n in zip(height, noise, strict=True)])
 
     whole = normal_each(fold_in_each(keys, 0), shape, dtype)
-    paths = jnp.stack([index / cells * whole for index in indices])
+    paths = jnp.stack([for_examples(index / cells) * whole for index in indices])
     later, earlier = lax.fori_loop(0, _BROWNIAN_DEPTH, refine, paths)
     gap = (indices[0] - indices[1]) / cells
-    return ((later - earlier) * jnp.where(gap > 0, lax.rsqrt(gap), 0.0)).astype(dtype)
+    return ((later - earlier) * for_examples(jnp.where(gap > 0, lax.rsqrt(gap), 0.0))).astype(dtype)

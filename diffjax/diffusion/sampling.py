@@ -241,15 +241,16 @@ def _step_noise(keys: Keys, x: Examples, temperature: Array | float, brownian: b
         is_first = isinstance(repeat, int) and repeat == 0
         return keys if is_first else fold_in_each(keys, _REPEATS + repeat)
 
-    def independent(start: Noise, end: Noise, part: int = 0, repeat: Array | int = 0) -> Examples:
+    def independent(start: Noise, end: Noise, part: Array | int = 0, repeat: Array | int = 0) -> Examples:
         del start, end
-        part_keys = fold_in_each(keys_of(repeat), part) if part else keys_of(repeat)
+        is_first = isinstance(part, int) and part == 0
+        part_keys = keys_of(repeat) if is_first else fold_in_each(keys_of(repeat), part)
         return temperature * normal_each(part_keys, x.shape[1:], x.dtype)
 
-    def of_path(start: Noise, end: Noise, part: int = 0, repeat: Array | int = 0) -> Examples:
+    def of_path(start: Noise, end: Noise, part: Array | int = 0, repeat: Array | int = 0) -> Examples:
         del part
-        times = flow_time(start), flow_time(end)
-        return temperature * brownian_increment(keys_of(repeat), *times, x.shape[1:], x.dtype)
+        late, early = (jnp.squeeze(flow_time(level)) for level in (start, end))
+        return temperature * brownian_increment(keys_of(repeat), late, early, x.shape[1:], x.dtype)
 
     return of_path if brownian else independent
 

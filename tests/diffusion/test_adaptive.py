@@ -15,7 +15,7 @@ from diffjax.diffusion.inverse_problems import pigdm, tmpd
 from diffjax.diffusion.noise import Noise
 from diffjax.diffusion.parameterizations import v
 from diffjax.diffusion.samplers import adaptive
-from tests.diffusion.test_samplers import FROM, TO, Angle, best_of_mixture
+from tests.diffusion.test_samplers import FROM, MEAN, STD, TO, Angle, best, best_of_mixture
 
 ORDERS = {"rk45": 5, "dpm_adaptive": 3}  # of the default options
 X = np.linspace(-2, 2, 8).reshape(4, 2)
@@ -42,7 +42,8 @@ def program(name):
 def solve(name, x=X, steps=1, end=TO, **options):
     options = {"atol": options["rtol"] / 5, "max_evaluations": 10_000, **options}
     if name == "dpm_adaptive":
-        options = {"order": 3, "k_diffusion": False, **options}  # traced, for one compilation
+        traced = {"order": 3, "pcoeff": 0.0, "icoeff": 1.0, "dcoeff": 0.0, "eta": 0.0, "k_diffusion": False}
+        options = {**traced, **options}  # for one compilation
     with jax.enable_x64(True):
         levels = Angle()(jnp.pad(jnp.linspace(FROM, end, steps + 1), (0, 40 - steps), constant_values=end))
         return jax.tree.map(np.asarray, program(name)(x, levels, steps, options))
@@ -92,11 +93,11 @@ def test_order_of_convergence_without_a_tolerance(name, stages, order, options):
     assert (results[1][1].count >= at_least).all() and (results[1][1].count <= at_least + 2 * stages).all()
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_an_example_does_not_depend_on_its_batch(name):
-    x, evaluations = solve(name, rtol=1e-4)
+@pytest.mark.parametrize("name, options", [("rk45", {}), ("dpm_adaptive", {}), ("dpm_adaptive", {"eta": 1.0})])
+def test_an_example_does_not_depend_on_its_batch(name, options):
+    x, evaluations = solve(name, rtol=1e-4, **options)
     others = np.concatenate([X[:1], np.zeros((3, 2))])
-    alone, evaluations_alone = solve(name, others, rtol=1e-4)
+    alone, evaluations_alone = solve(name, others, rtol=1e-4, **options)
     np.testing.assert_array_equal(alone[0], x[0])
     assert evaluations_alone.count[0] == evaluations.count[0]
 
@@ -109,6 +110,29 @@ def test_the_limit_of_evaluations_ends_with_a_ddim_step(name):
     x0 = best_of_mixture(X, start, np)
     ddim = end.alpha * x0 + end.sigma * (X - start.alpha * x0) / start.sigma
     np.testing.assert_allclose(x, ddim, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_noise_keeps_the_marginals_on_a_gaussian():
+    """With independent noise, and with that of one path, whose samples converge with the tolerance."""
+    schedule, count = Angle(), 2000
+
+    @functools.partial(jax.jit, static_argnames="brownian")
+    def run(rtol, brownian):
+        sampler = samplers.dpm_adaptive(schedule=schedule, eta=1.0, rtol=rtol, atol=rtol / 5)
+        keys, start = jax.random.split(jax.random.key(0), count), schedule(FROM)
+        x = start.alpha * MEAN + jnp.hypot(start.alpha * STD, start.sigma) * jax.random.normal(keys[0], (count,))
+        return sampling.run(keys, best, sampler, schedule(jnp.array([FROM, TO])), 1, x, brownian=brownian)
+
+    end = schedule(TO)
+    std = np.hypot(end.alpha * STD, end.sigma)
+    distances = []  # between samples of two tolerances
+    for brownian in (False, True):
+        coarse, fine = run(0.02, brownian), run(0.002, brownian)
+        np.testing.assert_allclose(fine.mean(), end.alpha * MEAN, atol=0.1 * std)
+        np.testing.assert_allclose(fine.std(), std, rtol=0.06)
+        distances.append(np.sqrt(np.mean((coarse - fine) ** 2)))
+    assert distances[0] > 0.5 * std and distances[1] < 0.2 * std
 
 
 def level_of(ratio):
@@ -170,10 +194,12 @@ def dormand_prince(x, place, h):
 
 HALF_LOG_SNRS = tuple(-np.log(np.tan(t * np.pi / 2)) for t in (FROM, TO))
 FLOW_TIMES = tuple(np.tan(t * np.pi / 2) / (1 + np.tan(t * np.pi / 2)) for t in (FROM, TO))
+PID = {"pcoeff": 0.2, "icoeff": 1.0, "dcoeff": 0.1}
 STEPS = {  # ends, step, order of the estimated error, number of evaluations, options
     "rk45": (tuple(-u for u in FLOW_TIMES), dormand_prince, 5, 6, {}),
     "dpm_adaptive 2": (HALF_LOG_SNRS, dpm_solver_12_and_23(2), 2, 2, {"order": 2}),
     "dpm_adaptive 3": (HALF_LOG_SNRS, dpm_solver_12_and_23(3), 3, 3, {"order": 3}),
+    "dpm_adaptive 3 PID": (HALF_LOG_SNRS, dpm_solver_12_and_23(3), 3, 3, PID),
     "dpm_adaptive 2 of k-diffusion": (HALF_LOG_SNRS, dpm_solver_12_and_23(2), 2, 2, {"order": 2, "k_diffusion": True}),
     "dpm_adaptive 3 of k-diffusion": (HALF_LOG_SNRS, dpm_solver_12_and_23(3), 3, 3, {"order": 3, "k_diffusion": True}),
 }
@@ -185,6 +211,8 @@ def test_steps_equal_numpy(name):
     (place, end), step, order, stages, options = STEPS[name]
     rtol, atol = (1e-6, 1e-7) if name == "rk45" else (0.05, 0.0078)
     x, previous, size, count, rejected = X[0], X[0], 0.05, 1, 0
+    p, i, d = PID.values() if "pcoeff" in options else (0, 1, 0)
+    errors = []  # of this attempt, and of the last two accepted steps
     while place < end:
         h = min(size, end - place)
         lower, higher = step(x, place, h)
@@ -192,12 +220,15 @@ def test_steps_equal_numpy(name):
         if "k_diffusion" in options:
             scale = np.maximum(abs(lower), abs(previous))
         error = np.sqrt(np.mean(((higher - lower) / np.maximum(atol, rtol * scale)) ** 2))
-        factor, is_accepted = np.clip(0.9 * error ** (-1 / order), 0.2, 2), error <= 1
+        errors = [error, *(errors or [error, error, error])[1:]]
+        powers = np.array([p + i + d, -p - 2 * d, d]) / order
+        factor, is_accepted = np.clip(0.9 * np.prod(np.array(errors) ** -powers), 0.2, 2), error <= 1
         if "k_diffusion" in options:  # whose next size is not that of a step cut short
             h, factor = size, 1 + np.arctan((error + 1e-8) ** (-1 / order) - 1)
             is_accepted = factor >= 0.81
         if is_accepted:
             x, previous, place = higher, lower, min(place + size, end)
+            errors = [error, error, errors[1]]
         size, count, rejected = h * factor, count + stages, rejected + (not is_accepted)
     assert rejected > 0
     found, evaluations = solve(name.split()[0], rtol=rtol, atol=atol, **options)

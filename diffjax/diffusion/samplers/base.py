@@ -14,7 +14,7 @@ from diffjax.diffusion.noise_schedules import Schedule
 
 # (start, end, part=0, repeat=0) -> standard normal noise like x, of the interval between two levels. A step that has
 # several intervals numbers them by `part`, and one that goes through an interval again by `repeat`; noises of different
-# parts, repeats and steps are independent.
+# parts, repeats and steps are independent. Levels [B, 1, ...] and parts [B] are those of each example.
 StepNoise = Callable[..., Array]
 
 
