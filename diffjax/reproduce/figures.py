@@ -57,7 +57,8 @@ def samples(path: Path, outcome: Outcome, store: Store) -> bool:
     """
     seed, lines = outcome.axes[SEED][0], {}
     for line in outcome.lines():
-        images = [store.images(outcome.cell({**labels, SEED: seed}).key) for labels in line.columns]
+        cells = [outcome.cell({**labels, SEED: seed}) for labels in line.columns]
+        images = [store.images(cell.key) if cell else None for cell in cells]
         if any(each is not None for each in images):
             lines[line.name] = images
     if not lines:

@@ -125,14 +125,14 @@ class Outcome:
         for row in self.settings(self.row_axes):
             yield Line(", ".join(row.values()), [{**row, **({axis: label} if axis else {})} for label in self.columns])
 
-    def cell(self, labels: Labels) -> Cell:
-        """Returns the cell of the labels of all axes, the seed included."""
-        return self._by_labels[tuple(labels[axis] for axis in self.axes)]
+    def cell(self, labels: Labels) -> Cell | None:
+        """Returns the cell of the labels of all axes, the seed included; None if the experiment does not have it."""
+        return self._by_labels.get(tuple(labels[axis] for axis in self.axes))
 
     def entry(self, measure: Measure, labels: Labels) -> Entry:
-        """Returns the entry of a measure over the seeds."""
+        """Returns the entry of a measure over the seeds; a cell that the experiment does not have has no value."""
         cells = [self.cell({**labels, SEED: seed}) for seed in self.axes[SEED]]
-        results = [self._results[cell.key] for cell in cells]
+        results = [self._results[cell.key] if cell else {} for cell in cells]
         return Entry(
             estimates=tuple(_estimate(measure, result or {}) for result in results),
             failed=sum("error" in (result or {}) for result in results),
@@ -140,10 +140,12 @@ class Outcome:
         )
 
     def settings(self, axes: Sequence[str], where: Mapping[str, Sequence[str]] = {}) -> Iterator[Labels]:
-        """Yields every combination of the labels of `axes`, restricted to the labels in `where`."""
+        """Yields every combination of the labels of `axes` that has cells, restricted to the labels in `where`."""
         choices = [[label for label in self.axes[axis] if label in where.get(axis, self.axes[axis])] for axis in axes]
+        with_cells = {tuple(cell.labels[axis] for axis in axes) for cell in self._cells}
         for labels in itertools.product(*choices):
-            yield dict(zip(axes, labels, strict=True))
+            if labels in with_cells:
+                yield dict(zip(axes, labels, strict=True))
 
     def verdict(self, ordering: Ordering) -> Verdict:
         """Returns whether the ordering holds for its measure."""

@@ -73,6 +73,9 @@ def make_groups(experiment: Experiment, scale: Scale, overrides: Fields) -> list
     for chosen in itertools.product(*choices):
         labels = dict(zip(names, chosen, strict=True))
         changes = [axis.change(labels[axis.name], labels) for axis in experiment.axes]
+        changes = [change for change in changes if change is not None]
+        if len(changes) < len(experiment.axes):
+            continue
         for seed in scale.seeds:
             last = {"seed": seed, "parts.*.seed": seed, **overrides}
             config, ema_length = _cell_config(load_config, scale, changes, last)

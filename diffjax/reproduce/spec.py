@@ -50,17 +50,18 @@ class Axis:
       values: changes to the config, by label. The field "config" names a file that replaces the scale's config;
         "{data}" in it is replaced by the name of the data set. The field "ema_length" evaluates the average of the
         weights of this relative length, of a run with `train.ema_lengths`; such cells share a trained model too.
-      by: name of an earlier axis; then `values` maps each label to changes by label of that axis.
+      by: name of an earlier axis; then `values` maps each label to changes by label of that axis. Labels of that axis
+        without a change have no cells.
     """
 
     name: str
     values: Mapping[str, Any]  # of Change, or of Mapping[str, Change]
     by: str = ""
 
-    def change(self, label: str, labels: Labels) -> Change:
-        """Returns the change of a label; `labels` are those of the earlier axes."""
+    def change(self, label: str, labels: Labels) -> Change | None:
+        """Returns the change of a label, None if it has no cell; `labels` are those of the earlier axes."""
         change = self.values[label]
-        return change[labels[self.by]] if self.by else change
+        return change.get(labels[self.by]) if self.by else change
 
 
 def steps(*counts: int) -> Axis:
@@ -311,6 +312,8 @@ class Experiment:
         for axis in self.axes:
             if axis.by and axis.by not in axes:
                 raise unknown(f"axis in `by` of {axis.name}", axis.by, axes)
+            if axis.by:
+                self._check_labels({axis.by: [by for changes in axis.values.values() for by in changes]}, axis.name)
         for ordering in self.orderings:
             if ordering.measure and ordering.measure not in columns:
                 raise unknown("measure of an ordering", ordering.measure, columns)

@@ -371,6 +371,26 @@ def test_samples_of_cells_that_are_missing_leave_a_gap(outcome, tmp_path):
     assert white.sum() == 3 * 64 * 64
 
 
+def test_combinations_without_cells_are_no_settings_and_leave_a_gap(make, tmp_path):
+    """The rate "middle" has no cells, and "high" none in 2 steps."""
+    rates = {"low": {count: {"train.learning_rate": 1e-3} for count in ("2", "4")}, "middle": {}}
+    rates["high"] = {"4": {"train.learning_rate": 2e-3}}
+    experiment = make(axes=[steps(2, 4), Axis("rate", rates, by="steps")], papers=[])
+    cells = [cell for unit in make_groups(experiment, experiment.scales["smoke"], {}) for cell in unit.cells]
+    values = {cell.key: {"value": -cell.config.sampler.steps, "standard_error": 0.1} for cell in cells}
+    results = {key: {"estimates": {"fd_pixels": value}} for key, value in values.items()}
+    computed = Outcome(experiment, experiment.measures, cells, results)
+    assert computed.total == computed.done == 3
+    assert {line.name for line in computed.lines()} == {"low", "high"}
+    verdict = computed.verdict(MORE_STEPS)
+    assert (verdict.word, verdict.settings, verdict.held) == ("holds", 1, 1)
+    assert computed.entry(computed.measures[0], {"steps": "2", "rate": "high"}).known == []
+    store = Store(tmp_path)
+    for cell in cells:
+        store.save(cell.key, results[cell.key], np.zeros((3, 4, 4, 1), np.uint8))
+    assert figures.samples(tmp_path / "samples.png", computed, store)
+
+
 def test_columns_of_a_paper_without_values_for_these_cells_are_left_out(outcome, tmp_path):
     computed = outcome(
         table(lambda *_: 1.0), labels={"steps": ("2",)}, papers=[Paper("elsewhere", {("low", "4"): 3.5})]

@@ -63,6 +63,16 @@ def test_a_scale_may_have_some_labels_of_an_axis(make):
     assert [cell.labels["steps"] for group in found_groups for cell in group.cells] == ["4", "4"]
 
 
+def test_combinations_without_a_change_have_no_cells(make):
+    axes = [
+        steps(2, 4),
+        Axis("sampler", {"ddim": {"2": {}, "4": {}}, "heun": {"4": {"sampler.name": "heun"}}}, "steps"),
+    ]
+    [group] = groups(make(axes=axes, papers=[]))
+    found = [(cell.labels["steps"], cell.config.sampler.name) for cell in group.cells]
+    assert found == [("2", "ddim"), ("4", "ddim"), ("4", "heun")]
+
+
 def test_a_classifier_is_trained_once_per_seed(make, config):
     fields_of_scale = {"seeds": (0, 1), "classifier": ("configs/classifier_digits.py", {"train.steps": 2})}
     found_groups = groups(make(fields_of_scale))
@@ -108,6 +118,7 @@ def test_fields_that_do_not_fit_are_refused(make, changes, message):
         {"orderings": [Ordering(claim="x", order=[{"steps": "4"}], where={"rat": ("low",)})]},
         {"orderings": [Ordering(claim="x", order=[{"steps": "4"}], measure="fid")]},
         {"axes": [steps(8)]},
+        {"axes": [steps(2), Axis("sampler", {"ddim": {"3": {}}}, by="steps")]},
     ],
 )
 def test_names_that_do_not_exist_are_refused(make, changes):
