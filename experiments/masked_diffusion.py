@@ -33,10 +33,13 @@ EXPERIMENT = Experiment(
             order=[{"sampler": "confidence"}, {"sampler": "causal"}],
             where={"steps": ("8",)},
         ),
-        Ordering(
-            claim="Ancestral unmasking improves with the steps, which keep fewer tokens at the same time",
-            order=[{"steps": count} for count in ("16", "4", "2", "1")],
-            where={"sampler": ("ancestral",)},
+        *(
+            Ordering(
+                claim=f"Ancestral unmasking is better in {more} steps than in {fewer}",
+                order=[{"steps": more}, {"steps": fewer}],
+                where={"sampler": ("ancestral",)},
+            )
+            for more, fewer in (("16", "4"), ("4", "2"), ("2", "1"))
         ),
     ],
     scales={

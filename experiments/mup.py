@@ -6,6 +6,8 @@ Each width is trained with each learning rate, under the standard parametrizatio
 smallest. There they are equal, and are trained once. Heads have 16 channels (72 in the paper).
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from diffjax.reproduce import Axis, Experiment, Fields, Measure, Ordering, SameBest, Scale, smoke
@@ -61,10 +63,13 @@ EXPERIMENT = Experiment(
             order=[{"parametrization": "muP"}, {"parametrization": "standard"}],
             where={"width": ("128", "576"), RATE: ("0.016", "2^-10")},
         ),
-        Ordering(
-            claim="Under muP wider is better, at any learning rate",
-            order=[{"width": str(width)} for width in reversed(WIDTHS)],
-            where=MUP,
+        *(
+            Ordering(
+                claim=f"Under muP width {wider} is better than {narrower}, at any learning rate",
+                order=[{"width": str(wider)}, {"width": str(narrower)}],
+                where=MUP,
+            )
+            for narrower, wider in itertools.pairwise(WIDTHS)
         ),
     ],
     scales={

@@ -8,6 +8,8 @@ steps. Each cell is a training of its own, whose learning rate decays to 0 at it
 and of the bound against compute; that equal compute favours the wider network is not a claim of the paper.
 """
 
+import itertools
+
 from diffjax.reproduce import Axis, Experiment, Measure, Ordering, Scale, smoke
 
 WIDTHS, PAPER_WIDTHS = ("8", "16", "32", "64"), ("64", "96", "128", "192")
@@ -25,14 +27,26 @@ EXPERIMENT = Experiment(
     column_axis="steps",
     measures=[Measure("training", "eval/loss", heading="held-out loss", better="lower"), Measure("fd_pixels")],
     orderings=[
-        Ordering(claim="Wider is better, at each number of steps", order=[{"width": w} for w in reversed(WIDTHS)]),
-        Ordering(claim="More steps are better, at each width", order=[{"steps": s} for s in reversed(STEPS)]),
         *(
             Ordering(
-                claim=f"At equal compute wider is better: {', '.join(f'{w} at {s} steps' for w, s in order)}",
-                order=[{"width": width, "steps": steps} for width, steps in order],
+                claim=f"Width {wide} is better than {narrow}, at each number of steps",
+                order=[{"width": wide}, {"width": narrow}],
             )
-            for order in (tuple(zip(reversed(widths), STEPS, strict=True)) for widths in (WIDTHS[:-1], WIDTHS[1:]))
+            for narrow, wide in itertools.pairwise(WIDTHS)
+        ),
+        *(
+            Ordering(
+                claim=f"{more} steps are better than {fewer}, at each width", order=[{"steps": more}, {"steps": fewer}]
+            )
+            for fewer, more in itertools.pairwise(STEPS)
+        ),
+        *(
+            Ordering(
+                claim=f"At equal compute width {wide} at {fewer} steps is better than {narrow} at {more}",
+                order=[{"width": wide, "steps": fewer}, {"width": narrow, "steps": more}],
+            )
+            for fewer, more in itertools.pairwise(STEPS)
+            for narrow, wide in itertools.pairwise(WIDTHS)
         ),
     ],
     scales={
