@@ -54,12 +54,12 @@ def noise_sampler(sigma, to):
     return torch.tensor(NOISE[0, index(sigma)])
 
 
-def noise_in_two_parts(sigma, to):
-    """The noise of a step of `dpmpp_sde`, or of its first half: of our Brownian path, as theirs is over sigma."""
+def noise_in_two_parts(sigma, to, r=0.5):
+    """The noise of a step of `dpmpp_sde`, or of its first part: of our Brownian path, as theirs is over sigma."""
     i = index(sigma)
     first, rest = torch.tensor(NOISE[:2, i])
     start, middle, end = (
-        flow_time(Noise(0.0, 1.0, level)) for level in (sigma, (sigma * SIGMAS[i + 1]).sqrt(), SIGMAS[i + 1])
+        flow_time(Noise(0.0, 1.0, level)) for level in (sigma, sigma ** (1 - r) * SIGMAS[i + 1] ** r, SIGMAS[i + 1])
     )
     share = (start - middle) / (start - end)
     return first if to > 1.001 * SIGMAS[i + 1] else share.sqrt() * first + (1 - share).sqrt() * rest
@@ -92,6 +92,11 @@ CASES = {  # ours, their function and its options
     "dpmpp_2s_ancestral": (samplers.dpmpp_2s_ancestral(schedule=SCHEDULE), "dpmpp_2s_ancestral", FED),
     "dpmpp_sde": (samplers.dpmpp_sde(schedule=SCHEDULE), "dpmpp_sde", FED_TWICE),
     "dpmpp_sde 0.5": (samplers.dpmpp_sde(schedule=SCHEDULE, eta=0.5), "dpmpp_sde", {"eta": 0.5, **FED_TWICE}),
+    "dpmpp_sde r": (
+        samplers.dpmpp_sde(schedule=SCHEDULE, r=0.3),
+        "dpmpp_sde",
+        {"r": 0.3, "noise_sampler": functools.partial(noise_in_two_parts, r=0.3)},
+    ),
     "dpmpp_2m": (samplers.dpmpp_2m(), "dpmpp_2m", {}),
     "dpmpp_2m_sde": (samplers.dpmpp_2m_sde(), "dpmpp_2m_sde", FED),
     "dpmpp_2m_sde heun": (samplers.dpmpp_2m_sde(heun=True), "dpmpp_2m_sde", {"solver_type": "heun", **FED}),
@@ -105,6 +110,17 @@ def test_steps(name):
     sampler, function, options = CASES[name]
     count = STEPS - 2 if "3m" in name else STEPS  # ours bounds extrapolations, here in the step before the last
     check(sampler, theirs(getattr(k_diffusion, f"sample_{function}"), **options)[:count])
+
+
+@pytest.mark.parametrize("order, function", [(1, "euler"), (2, "heun")])
+def test_steps_with_churn(order, function):
+    options = {"churn": 20.0, "low": 0.05, "high": 50.0, "noise": 1.007}
+    sampler = samplers.edm(schedule=SCHEDULE, steps=STEPS, order=order, beyond=True, **options)
+    churn = dict(zip(("s_churn", "s_tmin", "s_tmax", "s_noise"), options.values(), strict=True))
+    with mock.patch.object(torch, "randn_like", side_effect=map(torch.tensor, NOISE[0])):
+        *_, expected = theirs(getattr(k_diffusion, f"sample_{function}"), **churn)
+    *_, found = run(sampler, LEVELS, X, STEPS)  # x of their earlier steps has the churn of the next one
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

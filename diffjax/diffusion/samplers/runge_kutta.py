@@ -52,8 +52,9 @@ def edm(
     low: Array | float = 0.0,
     high: Array | float = float("inf"),
     beyond: Array | bool = False,
+    order: Array | int = 2,
 ) -> Sampler:
-    """EDM's stochastic sampler: adds noise, then takes Heun's step. Equals `heun` at churn 0.
+    """EDM's stochastic sampler: adds noise, then takes Heun's step. Equals `heun` at churn 0, or `euler` at order 1.
 
     The added noise moves x to a noisier level of the process. Takes Euler's step if the step is too long for the
     correction: see `base.is_short`.
@@ -67,9 +68,11 @@ def edm(
       high: S_tmax, of sigma / alpha.
       beyond: whether noise is added beyond the last level too, as in the paper, where the network is given noise
         levels above those of training. Otherwise such levels are replaced by the last one.
+      order: 2, or 1 for Euler's step, of one evaluation, as in k-diffusion's `sample_euler`.
 
     Reference: EDM (Karras et al. 2022), algorithm 2.
     """
+    check_order(order, 2)
 
     def step(step_noise, denoiser, carry, x, now, next):
         sigma = now.sigma / now.alpha
@@ -80,7 +83,7 @@ def edm(
         added = noise * jnp.sqrt(transition_variance(more, now))
         added = jnp.where(gamma > 0, added, 0.0)
         x = jnp.where(gamma > 0, more.alpha / now.alpha, 1.0) * x + added * step_noise(now, next)
-        return _heun_step(denoiser, x, more, next), carry
+        return _heun_step(denoiser, x, more, next, order=order), carry
 
     return Sampler(no_history, step)
 
@@ -214,30 +217,38 @@ def dpmpp_2s_ancestral(*, schedule: Schedule, eta: Array | float = 1.0) -> Sampl
     return dpm_solver(schedule=schedule, data=True, eta=eta)
 
 
-def dpmpp_sde(*, schedule: Schedule, eta: Array | float = 1.0) -> Sampler:
-    """Stochastic DPM-Solver++: DDIM steps with noise to the midpoint in log-SNR, and with its x_0 over the whole step.
+def dpmpp_sde(*, schedule: Schedule, eta: Array | float = 1.0, r: Array | float = 0.5) -> Sampler:
+    """Stochastic DPM-Solver++: DDIM steps with noise to a middle level, and with x_0 of both over the whole step.
 
-    Two evaluations per step, and one in the last. The noises to the midpoint and of the whole step are of one Brownian
+    Two evaluations per step, and one in the last. The noises to the middle and of the whole step are of one Brownian
     path over the time sigma / (alpha + sigma) of a rectified flow, so the order is 2 in distribution. Those of
     k-diffusion are of a path over sigma / alpha.
 
     Args:
       schedule: noise level at a timestep.
       eta: noise as in `ddim`; 0: DPM-Solver++(2S).
+      r: share of the step in log-SNR up to the middle level, above 0 and at most 1. The x_0 of the step is that of the
+        middle at 1/2, and otherwise x_0 + (middle x_0 - x_0) / (2 r).
 
-    Reference: Crowson's k-diffusion; DPM-Solver++ (Lu et al. 2022b).
+    Raises:
+      ValueError: `r` is out of its range; a traced one is not checked.
+
+    Reference: Crowson's k-diffusion; DPM-Solver++ (Lu et al. 2022b), algorithm 1.
     """
+    if isinstance(r, int | float) and not 0 < r <= 1:
+        raise ValueError(f"r={r:g}: must be above 0 and at most 1")
 
     def step(noise, denoiser, carry, x, now, next):
         x0 = estimate_x0(denoiser, x, now)
-        middle = level_between(schedule, now, next, 0.5)
+        middle = level_between(schedule, now, next, r)
         share = (flow_time(now) - flow_time(middle)) / (flow_time(now) - flow_time(next))
 
         def correct():
             down, std = lowered(now, middle, eta)
             first = noise(now, middle)
             ahead = estimate_x0(denoiser, ddim_step(x, x0, now, down) + std * first, middle)
-            return ahead, jnp.sqrt(share) * first + jnp.sqrt(1 - share) * noise(middle, next, 1)
+            mixed = (1 - 1 / (2 * r)) * x0 + ahead / (2 * r)
+            return mixed, jnp.sqrt(share) * first + jnp.sqrt(1 - share) * noise(middle, next, 1)
 
         is_long = (next.sigma == 0) | ~has_signal(now)
         x0, whole = lax.cond(is_long, lambda: (x0, noise(now, next)), correct)
@@ -247,7 +258,15 @@ def dpmpp_sde(*, schedule: Schedule, eta: Array | float = 1.0) -> Sampler:
     return Sampler(no_history, step)
 
 
-def _heun_step(denoiser: Denoiser, x: Array, now: Noise, next: Noise, velocity: Array | bool = False) -> Array:
+def _heun_step(
+    denoiser: Denoiser,
+    x: Array,
+    now: Noise,
+    next: Noise,
+    velocity: Array | bool = False,
+    order: Array | int = 2,
+) -> Array:
+    """Takes a step of Heun's method, or of Euler's at order 1; for `velocity` see `heun`."""
     velocity = jnp.asarray(velocity, bool)
     x0 = estimate_x0(denoiser, x, now)
     ahead = ddim_step(x, x0, now, next)
@@ -259,7 +278,8 @@ def _heun_step(denoiser: Denoiser, x: Array, now: Noise, next: Noise, velocity: 
         by_time = (next.alpha + next.sigma) * (flow_time(next) - flow_time(now)) / 2
         return ahead + jnp.where(velocity, by_time * (change - (next_x0 - x0)), by_eps)
 
-    return lax.cond((next.sigma > 0) & (velocity | is_short(now, next)), correct, lambda ahead: ahead, ahead)
+    is_corrected = (jnp.asarray(order) > 1) & (next.sigma > 0) & (velocity | is_short(now, next))
+    return lax.cond(is_corrected, correct, lambda ahead: ahead, ahead)
 
 
 def _noisier(schedule: Schedule, now: Noise, gamma: Array, beyond: Array | bool) -> Noise:
