@@ -46,6 +46,11 @@ _SAMPLERS = {  # by class of the scheduler: sampler, time grid, number of steps
     "DEISMultistepScheduler": ("deis(order=2,log_rho=True)", "linspace", 25),
 }
 _SOLVERS = {  # of DPMSolverMultistepScheduler, by algorithm_type, solver_order and solver_type
+    **{
+        (algorithm, 1, kind): "ddim(eta=1)" if algorithm == "sde-dpmsolver++" else "ddim"
+        for algorithm in ("dpmsolver++", "sde-dpmsolver++", "dpmsolver")
+        for kind in ("midpoint", "heun")
+    },
     ("dpmsolver++", 2, "midpoint"): "dpmpp_2m",
     ("dpmsolver++", 2, "heun"): "dpmpp_2m_sde(eta=0,heun=True)",
     ("dpmsolver++", 3, "heun"): "dpmpp_3m_sde(eta=0)",
@@ -175,6 +180,8 @@ def differences(path: Path, config: Json) -> list[str]:
     elif spacing not in exact and replaced != "_class_name":
         lines.append(f"timestep_spacing={shown(spacing)}: the timesteps of {name} are approximated")
     for field, values in _OPTIONS.items():
+        if field in ("euler_at_final", "lower_order_final") and _ends_in_first_order(config):
+            continue
         if config.get(field) is not None and config[field] not in values:
             lines.append(f"{field}={shown(config[field])}: is not imported")
     return [f"{path}: {line}; --sampler and --grid choose others" for line in lines]
@@ -213,6 +220,12 @@ def _ends_in_other_steps(c: Json) -> bool:
     if name not in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") or order == 1:
         return False
     return _ends_noisy(c) or (name == "DPMSolverMultistepScheduler" and c.get("solver_type") == "heun")
+
+
+def _ends_in_first_order(c: Json) -> bool:
+    """Returns whether the order of the last steps of a scheduler is the same for all options that lower it."""
+    order = c.get("solver_order") or 2
+    return c["_class_name"] == "DPMSolverMultistepScheduler" and (order == 1 or (order == 2 and not _ends_noisy(c)))
 
 
 def _spaced_sigmas(c: Json) -> str | None:

@@ -481,6 +481,15 @@ def test_a_solver_that_is_not_the_scheduler_s_is_noted(config, sampler):
     assert re.search(rf": solver_order=.*: is replaced by {re.escape(sampler)}, the nearest sampler", line)
 
 
+@pytest.mark.parametrize("field, value", [("euler_at_final", True), ("lower_order_final", False)])
+def test_options_of_the_last_step_are_noted_where_they_matter(field, value):
+    """A last step to the image is of first order anyway."""
+    config = {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", field: value}
+    assert scheduler_config.differences(PATH, config) == []
+    lines = scheduler_config.differences(PATH, {**config, "final_sigmas_type": "sigma_min"})
+    assert any(f"{field}=" in line and "is not imported" in line for line in lines)
+
+
 def test_a_last_step_without_length_is_one_to_the_image():
     """PNDM's, by default, starts and ends at the first level."""
     config = {"_class_name": "PNDMScheduler"}

@@ -363,6 +363,14 @@ IMPORTED = [  # by class
         for config in ({}, NEAR)
     ),
     *(
+        ("DPMSolverMultistepScheduler", {"solver_order": 1, "timestep_spacing": "trailing", **config})
+        for config in ({}, {**NEAR, "lower_order_final": False}, SDE, NOISE)
+    ),
+    (
+        "DPMSolverMultistepScheduler",
+        {"timestep_spacing": "trailing", "euler_at_final": True, "lower_order_final": False},
+    ),
+    *(
         (
             "UniPCMultistepScheduler",
             {"solver_type": kind, "solver_order": order, "timestep_spacing": "trailing", **config},
