@@ -8,6 +8,7 @@ import pytest
 from jax import numpy as jnp
 
 from diffjax.errors import UserError
+from diffjax.inference.overrides import SETTINGS
 from diffjax.models.diffusion.diffusion_settings import make_diffusion_settings
 from diffjax.models.diffusion.process import Process
 from tests import tiny
@@ -234,6 +235,7 @@ def test_invalid_choices_raise(changes, message):
         ({"grid": "times(21)"}, "from 1 to 20"),
         ({"threshold": "clipp"}, "did you mean 'clip'"),
         ({"name": "ancestral", "eta": 1.0}, "sampler 'ancestral' takes no 'eta'"),
+        ({"name": "euler_ancestral", "eta": 1.0, "sigma_hat": True}, "takes no 'sigma_hat'"),  # --eta=hat
         ({"name": "edm(schedule=1)"}, "takes no 'schedule'"),
         ({"name": "unipc(order=4)"}, "sampler.name=unipc, order=4: must be a whole number from 1 to 3"),
         ({"name": "dpm_solver(order=1.5)"}, "order=1.5: must be a whole number"),
@@ -248,3 +250,10 @@ def test_invalid_choices_raise(changes, message):
 def test_invalid_settings_raise(overrides, message):
     with pytest.raises(UserError, match=message):
         settings_of(process(), tiny.config(sampler__guidance=1.0).sampler, guided=(), **overrides)
+
+
+@pytest.mark.parametrize("name", ["ddim(sigma_hat=True)", "euler_ancestral", "dpmpp_2m_sde", "dpm_adaptive"])
+def test_the_noise_of_any_sampler_is_set_by_its_flag(name):
+    overrides = {"name": name, **SETTINGS["eta"].parse("0.5")}
+    settings = settings_of(process(), tiny.config(sampler__guidance=1.0).sampler, guided=(), **overrides)
+    assert settings.sampler_options["eta"] == 0.5 and not settings.sampler_options.get("sigma_hat")

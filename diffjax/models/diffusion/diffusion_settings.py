@@ -97,7 +97,10 @@ def make_diffusion_settings(
     settings = {**_DEFAULTS, **inverse_settings.DEFAULTS, **sampler_config}
     settings |= {name: value for name, value in overrides.items() if name in SETTINGS}
     sampler = lookup("sampler", samplers, settings["name"], injected=INJECTED_ARGUMENTS)
-    check_options(f"sampler {sampler.name!r}", options(sampler.function) - set(INJECTED_ARGUMENTS), sampler_options)
+    accepted = options(sampler.function) - set(INJECTED_ARGUMENTS)
+    if "sigma_hat" not in accepted and not sampler_options.get("sigma_hat"):
+        sampler_options.pop("sigma_hat", None)  # --eta=NUMBER disables it, and only ddim has it
+    check_options(f"sampler {sampler.name!r}", accepted, sampler_options)
     # With the defaults, so that samples with and without an option share the compilation.
     defaults = option_defaults(sampler.function)
     defaults = {name: value for name, value in defaults.items() if name not in INJECTED_ARGUMENTS}
