@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             config="configs/ddpm_fashion_mnist.py:14",
-            duration="half an hour on two CPU cores, less after ddim_table1 in the same workdir",
+            duration="estimated at 21 minutes on one CPU core, less after ddim_table1 in the same workdir",
             fields={"sampler.name": "ancestral", "sampler.steps": 50},
             axes={"steps": ("uniform", "the same shares of 50", "reversed")},
             seeds=(0, 1, 2),

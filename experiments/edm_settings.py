@@ -72,6 +72,13 @@ VP = {  # DDPM++, and the sampler of all settings
     "sampler.grid": "karras(rho=7)",
     "sampler.threshold": "none",
 }
+DIGITS = {
+    "data.name": "digits",
+    "data.image_size": 8,
+    "data.flip": False,
+    "model.multipliers": (1, 2, 2),
+    "model.attention_resolutions": (4,),
+}
 
 EXPERIMENT = Experiment(
     title="EDM, table 2: training",
@@ -99,11 +106,8 @@ EXPERIMENT = Experiment(
             train_steps=160,
             fields={
                 **VP,
-                "data.name": "digits",
-                "data.image_size": 8,
+                **DIGITS,
                 "model.channels": 16,
-                "model.multipliers": (1, 2, 2),
-                "model.attention_resolutions": (4,),
                 "train.learning_rate": 1e-3,
                 "train.warmup_steps": 10,
             },
@@ -116,10 +120,7 @@ EXPERIMENT = Experiment(
             fields={
                 **VP,
                 **SMALL_TRAINING,
-                "data.name": "digits",
-                "data.image_size": 8,
-                "model.multipliers": (1, 2, 2),
-                "model.attention_resolutions": (4,),
+                **DIGITS,
                 "train.steps": 4000,
             },
             seeds=(0, 1, 2),
