@@ -51,8 +51,8 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             config="configs/digits.py",
-            duration="24 trainings of 1000 steps, estimated at half an hour on one core of an Intel Xeon",
-            fields={**SMALL_TRAINING, "train.steps": 1000},
+            duration="24 trainings of 2000 steps, estimated at an hour on one core of an Intel Xeon",
+            fields={**SMALL_TRAINING, "train.steps": 2000},
             seeds=(0, 1, 2),
             measures=[Measure("fd_pixels"), Measure("classifier_accuracy")],
         ),
