@@ -6,6 +6,8 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from diffjax.diffusion.noise import for_examples
+
 Keys = Key[Array, "B"]
 
 
@@ -60,19 +62,16 @@ def brownian_increment(
     cells = 2**_BROWNIAN_DEPTH
     indices = jnp.round(jnp.stack([start, end]) * cells).astype(jnp.int32)
 
-    def for_examples(values):
-        return jnp.reshape(values, (-1, *[1] * len(shape)))
-
     def refine(level, paths):
         width = _BROWNIAN_DEPTH - level  # log2 of the cells of an interval at this level
         place = (indices % (1 << width)) / (1 << width)
         height = (1 - jnp.abs(2 * place - 1)) * jnp.exp2(-level / 2 - 1)  # of the bridge's deviation
         level_keys = fold_in_each(keys, level + 1)
         noise = [normal_each(fold_in_each(level_keys, index >> width), shape, dtype) for index in indices]
-        return paths + jnp.stack([for_examples(h) * n for h, n in zip(height, noise, strict=True)])
+        return paths + jnp.stack([for_examples(h, n) * n for h, n in zip(height, noise, strict=True)])
 
     whole = normal_each(fold_in_each(keys, 0), shape, dtype)
-    paths = jnp.stack([for_examples(index / cells) * whole for index in indices])
+    paths = jnp.stack([for_examples(index / cells, whole) * whole for index in indices])
     later, earlier = lax.fori_loop(0, _BROWNIAN_DEPTH, refine, paths)
     gap = (indices[0] - indices[1]) / cells
-    return ((later - earlier) * for_examples(jnp.where(gap > 0, lax.rsqrt(gap), 0.0))).astype(dtype)
+    return ((later - earlier) * for_examples(jnp.where(gap > 0, lax.rsqrt(gap), 0.0), whole)).astype(dtype)
