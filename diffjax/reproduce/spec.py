@@ -273,7 +273,12 @@ def few_step_scales(
             measures=smoke_measures,
         ),
         "small": small,
-        "fashion_mnist": dataclasses.replace(small, fields={**SMALL_TRAINING, **fashion_mnist}, num=2000),
+        "fashion_mnist": dataclasses.replace(
+            small,
+            duration="four to eight minutes per training run on one core of an Intel Xeon, DMD2 20",
+            fields={**SMALL_TRAINING, **fashion_mnist},
+            num=2000,
+        ),
     }
 
 
