@@ -115,7 +115,7 @@ def _decayed_weights(weight_decay: float, rate_factors: Any | None) -> optax.Gra
     """
 
     def decays(path, leaf) -> bool:
-        return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias"))
+        return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias", "unit_kernel"))
 
     def update(updates, params):
         if rate_factors is not None:

@@ -12,7 +12,7 @@ import jax
 import optax
 from jax import numpy as jnp
 
-from diffjax.errors import validate_integer, validate_number
+from diffjax.errors import UserError, validate_integer, validate_number
 
 _FIELD = "train.optimizer"
 
@@ -205,6 +205,9 @@ def schedule_free(
     Args:
       beta1: interpolation between the average and the base sequence z, above 0.
 
+    Raises:
+      UserError: at the creation of the state, for an EDM2 network: z would not keep the fixed norm of its kernels.
+
     Reference: Defazio et al. 2024 (The Road Less Scheduled), algorithm 1.
     """
     validate_number("train.beta1", beta1, low=0, exclusive="low")
@@ -215,7 +218,14 @@ def schedule_free(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return inner.update(updates, state._replace(z=_select(state.step_count == 1, params, state.z)), params)
 
-    return optax.GradientTransformation(_copying(inner.init), update)
+    def init(params: Any) -> Any:
+        if any(_name(path) == "unit_kernel" for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+            raise UserError(
+                f"{_FIELD}=schedule_free: does not keep the norm of an EDM2 network's kernels; choose another optimizer"
+            )
+        return _copying(inner.init)(params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _select(condition: Any, params: Any, others: Any) -> Any:
@@ -228,12 +238,16 @@ def _copying(init: optax.TransformInitFn) -> optax.TransformInitFn:
     return lambda params: init(jax.tree.map(jnp.copy, params))
 
 
+def _name(path: Any) -> str | None:
+    """Returns the name of a parameter from its path, None in a tree of one leaf."""
+    return getattr(path[-1], "key", None) if path else None
+
+
 def _matrices(params: Any) -> Any:
     """Returns Muon's axes of kernels and of the matrices of LoRA, and None for other leaves."""
 
     def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        is_matrix = getattr(path[-1], "key", None) in ("kernel", "lora_A", "lora_B") if path else False
-        if not is_matrix or leaf.ndim < 2:
+        if _name(path) not in ("kernel", "unit_kernel", "lora_A", "lora_B") or leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

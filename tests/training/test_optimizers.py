@@ -196,6 +196,22 @@ def test_muon_orthogonalises_kernels_only():
     np.testing.assert_allclose(np.abs(update["embedding"]), np.abs(update["embedding"]).max(), rtol=1e-4)
 
 
+def test_kernels_of_fixed_norm():
+    """EDM2's kernels: Muon updates them as other kernels, they do not decay, and averages of them are refused."""
+    gradients = dict.fromkeys(("kernel", "unit_kernel"), jnp.asarray(RNG.normal(size=(3, 4))))
+
+    def update(decay):
+        muon = optimizer("muon", clip_norm=0, weight_decay=decay)
+        return muon.update(gradients, muon.init(gradients), gradients)[0]
+
+    plain, decayed = jax.jit(lambda: (update(0.0), update(0.1)))()
+    np.testing.assert_allclose(plain["unit_kernel"], plain["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(decayed["unit_kernel"], plain["unit_kernel"], rtol=1e-5)
+    assert not np.allclose(decayed["kernel"], plain["kernel"])
+    with pytest.raises(UserError, match="does not keep the norm of an EDM2"):
+        optimizer("schedule_free").init(gradients)
+
+
 def test_prodigy_finds_the_scale_of_a_quadratic():
     """At the same relative learning rate of 1, for distances of four orders of magnitude."""
     prodigy = optimizer("prodigy", rate=1.0, clip_norm=0, weight_decay=0.0)
