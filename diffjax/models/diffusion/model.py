@@ -376,7 +376,7 @@ class DiffusionModel(GenerativeModel):
         """Returns the model with a perturbed network, for guidance.
 
         Raises:
-          UserError: an unknown perturbation, or blocks that the network does not have.
+          UserError: an unknown perturbation, or blocks that the network does not have or cannot be without.
         """
         perturbation = lookup("sampler.perturbation", perturbations, text)
         side = self.data_space.shape[0]
@@ -389,7 +389,12 @@ class DiffusionModel(GenerativeModel):
         if not blocks or any(block != int(block) or not 0 <= block < count for block in blocks):
             have = f"from 0 to {count - 1}" if count else "but this network has none"
             raise UserError(f"sampler.perturbation={text}: must have numbers of blocks, {have}")
-        return dataclasses.replace(self, network=self.network.clone(**perturbation.function(*blocks)))
+        network = self.network.clone(**perturbation.function(*blocks))
+        if isinstance(network, DiT) and network.value_residual and 0 in network.skipped_blocks:
+            raise UserError(
+                f"sampler.perturbation={text}: later blocks use values of block 0 (model.value_residual); skip others"
+            )
+        return dataclasses.replace(self, network=network)
 
     # The network and its inputs
 
