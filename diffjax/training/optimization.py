@@ -38,9 +38,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimiser of `settings` on clipped gradients.
 
-    Only matrices and kernels decay: leaves with two or more axes that are not named "scale" or "bias". Gains, biases,
-    single vectors and CLIP's logit scale do not decay; embedding tables of tokens and positions do, as in the
-    published code of CLIP and GPT-2.
+    Only matrices and kernels decay: leaves with two or more axes that are not named "scale", "bias" or "unit_kernel"
+    (EDM2's, of fixed norm). Gains, biases, single vectors and CLIP's logit scale do not decay; embedding tables of
+    tokens and positions do, as in the published code of CLIP and GPT-2.
 
     Args:
       settings: the fields `optimizer`, a choice of `optimizers` with its options, such as "muon(momentum=0.9)";
