@@ -21,6 +21,11 @@ def path_of(keys: Any) -> str:
     return "/".join(str(entry.key) for entry in keys)
 
 
+def name_of(keys: Sequence[Any]) -> str | None:
+    """Returns the last name in the path of a leaf from its keys in `jax.tree_util`, None in a tree of one leaf."""
+    return getattr(keys[-1], "key", None) if keys else None
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of nested dictionaries by path."""
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}

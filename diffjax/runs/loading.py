@@ -18,6 +18,7 @@ from diffjax.models.base import Autoencoder, ContrastiveModel, Model, TrainedSta
 from diffjax.models.diffusion.data_space import LatentSpace, latent_space
 from diffjax.models.diffusion.model import DiffusionModel
 from diffjax.models.lora import LoraModel, adapt, is_lora
+from diffjax.models.parameter_paths import name_of
 from diffjax.nn.pretrained import clip_checkpoint, dinov2, efficientnet
 from diffjax.published.folders import read_json
 from diffjax.runs import averages, exported_weights, mirror, optimized_grids, read_checkpoints
@@ -155,7 +156,7 @@ def _with_dtype(variables: Variables, dtype: str) -> Variables:
     """
 
     def convert(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if getattr(path[-1], "key", None) == "kernel" else leaf
+        return leaf.astype(dtype) if name_of(path) == "kernel" else leaf
 
     return variables if dtype == "float32" else jax.tree.map_with_path(convert, variables)
 

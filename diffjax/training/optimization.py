@@ -9,6 +9,7 @@ from optax.contrib import ScheduleFreeState
 
 from diffjax import registry
 from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.models.parameter_paths import name_of
 from diffjax.training import learning_rates, optimizers
 
 Settings = Mapping[str, Any]  # fields of `train`
@@ -115,7 +116,7 @@ def _decayed_weights(weight_decay: float, rate_factors: Any | None) -> optax.Gra
     """
 
     def decays(path, leaf) -> bool:
-        return leaf.ndim >= 2 and not (path and getattr(path[-1], "key", None) in ("scale", "bias", "unit_kernel"))
+        return leaf.ndim >= 2 and name_of(path) not in ("scale", "bias", "unit_kernel")
 
     def update(updates, params):
         if rate_factors is not None:

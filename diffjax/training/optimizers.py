@@ -13,6 +13,7 @@ import optax
 from jax import numpy as jnp
 
 from diffjax.errors import UserError, validate_integer, validate_number
+from diffjax.models.parameter_paths import name_of
 
 _FIELD = "train.optimizer"
 
@@ -219,7 +220,7 @@ def schedule_free(
         return inner.update(updates, state._replace(z=_select(state.step_count == 1, params, state.z)), params)
 
     def init(params: Any) -> Any:
-        if any(_name(path) == "unit_kernel" for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+        if any(name_of(path) == "unit_kernel" for path, _ in jax.tree_util.tree_leaves_with_path(params)):
             raise UserError(
                 f"{_FIELD}=schedule_free: does not keep the norm of an EDM2 network's kernels; choose another optimizer"
             )
@@ -238,16 +239,11 @@ def _copying(init: optax.TransformInitFn) -> optax.TransformInitFn:
     return lambda params: init(jax.tree.map(jnp.copy, params))
 
 
-def _name(path: Any) -> str | None:
-    """Returns the name of a parameter from its path, None in a tree of one leaf."""
-    return getattr(path[-1], "key", None) if path else None
-
-
 def _matrices(params: Any) -> Any:
     """Returns Muon's axes of kernels and of the matrices of LoRA, and None for other leaves."""
 
     def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        if _name(path) not in ("kernel", "unit_kernel", "lora_A", "lora_B") or leaf.ndim < 2:
+        if name_of(path) not in ("kernel", "unit_kernel", "lora_A", "lora_B") or leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

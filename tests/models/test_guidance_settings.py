@@ -102,6 +102,9 @@ def test_a_perturbation_names_blocks_of_the_network():
     assert make(perturbation="skip_blocks(0, 2)")["perturbation"] == "skip_blocks(0, 2)"
     assert model._perturbed("skip_blocks(0, 2)").network.skipped_blocks == (0, 2)
     assert model._perturbed("identity_attention(1)").network.identity_attention == (1,)
+
+
+def test_a_block_whose_values_are_used_later_cannot_be_skipped():
     residual = models.build(tiny.config(model={**tiny.DIT, "layers": 2, "value_residual": True}), ImageSpec(8, 1, 10))
     with pytest.raises(UserError, match=r"skip_blocks\(0\): later blocks use values of block 0"):
         residual.make_settings(tiny.config().sampler, perturbation="skip_blocks(0)")
